@@ -1,0 +1,247 @@
+"""Every key the runner itself reads: its type, its default, its rule. The defaults are here and nowhere else.
+
+A component (a `_target_` with its own arguments) has no schema here: the callable's own signature is its schema.
+This module is plain Python (no torch, no OmegaConf); `runner.config.check` interprets it.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, NewType
+
+# A mapping with a `_target_` (a dotted path) and the arguments of that callable; `slot` in the metadata says what fits.
+Component = NewType("Component", dict[str, Any])
+# `5ep` (epochs, fractions allowed) or `500st` (optimizer steps).
+Duration = NewType("Duration", str)
+# A regular expression, matched with `re.fullmatch`.
+Pattern = NewType("Pattern", str)
+
+
+def key(default: Any = dataclasses.MISSING, **rules: Any) -> Any:
+    """A schema field with its rules.
+
+    Rules: `at_least`, `at_most`, `above`, `below` (numbers, inclusive or strict); `slot` (what a component must be);
+    `regex` (what a string must fullmatch); `unbuilt` (a key of the contract whose feature does not exist yet: any value
+    but the default is refused by name); `alias` (the key's name in YAML where it is a Python keyword); `rest` (the field
+    that takes every key the class does not name). A mutable default is copied for each instance.
+    """
+    if isinstance(default, dict | list):
+        value = default
+        return field(default_factory=lambda: value.copy(), metadata=rules)
+    if dataclasses.is_dataclass(default) and isinstance(default, type):
+        return field(default_factory=default, metadata=rules)
+    return field(default=default, metadata=rules)
+
+
+NOT_YET = "is part of the contract but not built yet"
+
+
+@dataclass
+class Sample:
+    """One raw sample's member: a tensor or array (`shape`, `dtype`) or a PIL image (`mode`, `size` = [width, height])."""
+
+    shape: list[int] | None = None
+    dtype: str | None = None
+    mode: str | None = None
+    size: list[int] | None = None
+
+
+@dataclass
+class Dataset:
+    train: Component | None = key(None, slot="dataset")
+    val: Component | None = key(None, slot="dataset")
+    test: Component | None = key(None, slot="dataset")
+    source: Component | None = key(None, slot="dataset")  # one dataset to be split by the fractions below
+    val_fraction: float = key(0.0, at_least=0, below=1)
+    test_fraction: float = key(0.0, at_least=0, below=1)
+    split_seed: int = key(0, at_least=0)  # of its own, so that a sweep over `seed` never changes the test set
+    stratify: bool = False  # keep the class proportions of `source` in each split
+    folds: int | None = key(None, at_least=2, unbuilt=NOT_YET)
+    fold: int | None = key(None, at_least=0, unbuilt=NOT_YET)
+    # The input (the target is then a class index), or every member by position or by name.
+    sample: Sample | list[Sample] | dict[str, Sample] | None = None
+    limit: int | None = key(None, at_least=1)  # at most so many samples of each split, for debugging
+
+
+@dataclass
+class Transform:
+    on: Literal["input", "target", "sample"] = "input"
+    train: dict[str, Component | None] = key({}, slot="transform")  # by name, in order; null removes one
+    eval: dict[str, Component | None] = key({}, slot="transform")
+    batch: dict[str, Component | None] = key({}, slot="transform", unbuilt=NOT_YET)
+
+
+@dataclass
+class EvalLoader:
+    """What validation and test do otherwise than training; null means the same."""
+
+    batch_size: int | None = key(256, at_least=1)
+    num_workers: int | None = key(None, at_least=0)
+
+
+@dataclass
+class Loader:
+    batch_size: int = key(64, at_least=1)  # per process
+    num_workers: int = key(0, at_least=0)
+    in_memory: bool | Literal["auto"] = "auto"
+    in_memory_limit: float = key(4.0, above=0)  # GiB; `auto` goes through the DataLoader beyond it
+    shuffle: bool = True
+    drop_last: bool = False
+    pin_memory: bool = False
+    sampler: Component | None = key(None, slot="sampler")
+    batch_sampler: Component | None = key(None, slot="sampler")
+    collate_fn: Component | None = key(None, slot="function")
+    worker_init_fn: Component | None = key(None, slot="function")
+    multiprocessing_context: Literal["fork", "spawn", "forkserver"] | None = None
+    prefetch_factor: int | None = key(None, at_least=1)
+    persistent_workers: bool = False
+    timeout: float = key(60, at_least=0)  # seconds to wait for a worker's batch; 0 waits for ever
+    bad_samples: Literal["error", "skip"] = key("error", unbuilt=NOT_YET)
+    eval: EvalLoader = key(EvalLoader)
+
+
+@dataclass
+class InitRule:
+    """What happens to the tensors of the modules that `module` (a type, subclasses count) and `name` (a pattern) choose.
+
+    Every further key names a parameter or buffer of the module: a number fills it, a component is called with it.
+    """
+
+    module: str | None = None
+    name: Pattern | None = None
+    optional: bool = False
+    tensors: dict[str, float | int | Component | None] = key({}, rest=True, slot="init")
+
+
+@dataclass
+class Init:
+    rules: dict[str, InitRule | None] = key({})  # ordered, first match wins for each tensor
+    apply: Component | None = key(None, slot="module_function")  # a whole `fn(module)` handed to `model.apply`
+
+
+@dataclass
+class Rename:
+    from_: str = key(alias="from")
+    to: str = key()
+
+
+@dataclass
+class Expect:
+    loaded: float | int | None = key(None, at_least=0)
+    missing: list[Pattern] = key([])
+
+
+@dataclass
+class Pretrained:
+    strategy: Literal["none", "full", "filtered", "layers", "partial"] = key("none", unbuilt=NOT_YET)
+    path: str | None = None
+    key: str | None = None
+    strip_prefix: str | None = None
+    add_prefix: str | None = None
+    rename: list[Rename] = key([])
+    include: list[Pattern] = key([".*"])
+    exclude: list[Pattern] = key([])
+    layers: list[str] | dict[str, str] = key([])
+    shape_mismatch: Literal["error", "skip", "slice", "sum", "repeat", "interpolate"] = "error"
+    sha256: str | None = key(None, regex="[0-9a-f]{64}")
+    expect: Expect = key(Expect)
+    optional: bool = False
+
+
+@dataclass
+class Freeze:
+    params: list[Pattern] = key([], unbuilt=NOT_YET)
+    norm_stats: bool = key(False, unbuilt=NOT_YET)
+    until: Duration | None = key(None, unbuilt=NOT_YET)
+
+
+@dataclass
+class ParamGroup:
+    """Parameters whose names match, with settings of the optimizer of their own (`settings`: every further key)."""
+
+    match: Pattern | list[Pattern]
+    lr_mult: float | None = key(None, at_least=0)
+    optional: bool = False
+    settings: dict[str, Any] = key({}, rest=True)
+
+
+@dataclass
+class Scheduler:
+    """The runner's own keys of a scheduler; the rest goes to `_target_`. Without `_target_` the rate stays as it is."""
+
+    _target_: str | None = None
+    interval: Literal["step", "epoch"] = "step"
+    warmup: Duration | None = None  # linear, from nearly 0 to the schedule's first rate
+    monitor: str | None = None  # a metric's name, for ReduceLROnPlateau
+    arguments: dict[str, Any] = key({}, rest=True)  # those of `_target_`
+
+
+@dataclass
+class Device:
+    type: str = key("auto", regex=r"auto|cpu|mps|cuda(:\d+)?")
+    threads: int = key(1, at_least=1)  # CPU threads of this process; their number changes weights bitwise
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = key("fp32", unbuilt=NOT_YET)
+    compile: bool | str = key(False, unbuilt=NOT_YET)
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    deterministic: Literal["strict", "warn", "off"] = "warn"
+    parallel: Literal["none", "data_parallel", "ddp", "fsdp"] = key("none", unbuilt=NOT_YET)
+
+
+@dataclass
+class Train:
+    duration: Duration = Duration("10ep")
+    accumulate: int = key(1, at_least=1, unbuilt=NOT_YET)  # micro-batches an optimizer step
+    clip_norm: float | None = key(None, above=0, unbuilt=NOT_YET)
+    clip_value: float | None = key(None, above=0, unbuilt=NOT_YET)
+    ema: float | None = key(None, above=0, below=1, unbuilt=NOT_YET)
+    evaluate_every: Duration | None = Duration("1ep")  # null: at the end only
+    checkpoint_every: Duration | None = Duration("1ep")  # null: at the end only
+    keep: int = key(3, at_least=1)  # newest checkpoints to keep, besides the best
+    early_stop: int | None = key(None, at_least=1, unbuilt=NOT_YET)
+    objective: str | None = None  # a metric, `<split>/<name>`; null: val/loss where there is a val split, else train/loss
+    mode: Literal["min", "max"] | None = None  # null: min for a loss, max otherwise
+    max_time: str | None = key(None, unbuilt=NOT_YET)
+    check_finite: Literal["loss", "off", "every_step"] = key("loss")
+    on_fault: Literal["stop", "skip", "rollback"] = key("stop", unbuilt=NOT_YET)
+
+
+@dataclass
+class Log:
+    every: Duration = Duration("50st")
+    tensorboard: bool = True
+    progress: bool = True
+    model_table: bool = True
+
+
+@dataclass
+class Sweep:
+    id: str = key("auto", unbuilt=NOT_YET)
+    seeds: int | None = key(None, at_least=1, unbuilt=NOT_YET)
+    points: str | None = key(None, unbuilt=NOT_YET)
+    slots: int | Literal["auto"] = key("auto", unbuilt=NOT_YET)
+    timeout: float | None = key(None, above=0, unbuilt=NOT_YET)
+    retry: Literal["machine", "all", "none"] = key("machine", unbuilt=NOT_YET)
+    rerun: Literal["none", "changed"] = key("none", unbuilt=NOT_YET)
+
+
+@dataclass
+class Config:
+    model: Component = key(slot="model")
+    optimizer: Component = key(slot="optimizer")
+    loss: Component = key(slot="loss")
+    name: str = key("run", regex=r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
+    seed: int = key(0, at_least=0)
+    run: str | None = None  # an existing run directory: continue it
+    dataset: Dataset = key(Dataset)
+    transform: Transform = key(Transform)
+    loader: Loader = key(Loader)
+    step: Component = key({"_target_": "runner.step.supervised"}, slot="step")
+    init: Init = key(Init)
+    pretrained: Pretrained = key(Pretrained)
+    freeze: Freeze = key(Freeze)
+    param_groups: dict[str, ParamGroup | None] = key({}, unbuilt=NOT_YET)
+    scheduler: Scheduler = key(Scheduler, slot="scheduler")
+    metrics: dict[str, Component | None] = key({}, slot="metric")
+    device: Device = key(Device)
+    train: Train = key(Train)
+    log: Log = key(Log)
+    sweep: Sweep = key(Sweep)
