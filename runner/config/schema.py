@@ -16,13 +16,13 @@ Duration = NewType("Duration", str)
 Pattern = NewType("Pattern", str)
 
 
-def key(default: Any = dataclasses.MISSING, **rules: Any) -> Any:
+def rule(default: Any = dataclasses.MISSING, **rules: Any) -> Any:
     """A schema field with its rules.
 
     Rules: `at_least`, `at_most`, `above`, `below` (numbers, inclusive or strict); `slot` (what a component must be);
     `regex` (what a string must fullmatch); `unbuilt` (a key of the contract whose feature does not exist yet: any value
-    but the default is refused by name); `alias` (the key's name in YAML where it is a Python keyword); `rest` (the field
-    that takes every key the class does not name). A mutable default is copied for each instance.
+    but the default is refused by name); `alias` (the key's name in YAML where it is a Python keyword); `may_be_zero` (a
+    duration may be 0); `rest` (the field that takes every key the class does not name). A mutable default is copied for each instance.
     """
     if isinstance(default, dict | list):
         value = default
@@ -47,56 +47,56 @@ class Sample:
 
 @dataclass
 class Dataset:
-    train: Component | None = key(None, slot="dataset")
-    val: Component | None = key(None, slot="dataset")
-    test: Component | None = key(None, slot="dataset")
-    source: Component | None = key(None, slot="dataset")  # one dataset to be split by the fractions below
-    val_fraction: float = key(0.0, at_least=0, below=1)
-    test_fraction: float = key(0.0, at_least=0, below=1)
-    split_seed: int = key(0, at_least=0)  # of its own, so that a sweep over `seed` never changes the test set
+    train: Component | None = rule(None, slot="dataset")
+    val: Component | None = rule(None, slot="dataset")
+    test: Component | None = rule(None, slot="dataset")
+    source: Component | None = rule(None, slot="dataset")  # one dataset to be split by the fractions below
+    val_fraction: float = rule(0.0, at_least=0, below=1)
+    test_fraction: float = rule(0.0, at_least=0, below=1)
+    split_seed: int = rule(0, at_least=0)  # of its own, so that a sweep over `seed` never changes the test set
     stratify: bool = False  # keep the class proportions of `source` in each split
-    folds: int | None = key(None, at_least=2, unbuilt=NOT_YET)
-    fold: int | None = key(None, at_least=0, unbuilt=NOT_YET)
+    folds: int | None = rule(None, at_least=2, unbuilt=NOT_YET)
+    fold: int | None = rule(None, at_least=0, unbuilt=NOT_YET)
     # The input (the target is then a class index), or every member by position or by name.
     sample: Sample | list[Sample] | dict[str, Sample] | None = None
-    limit: int | None = key(None, at_least=1)  # at most so many samples of each split, for debugging
+    limit: int | None = rule(None, at_least=1)  # at most so many samples of each split, for debugging
 
 
 @dataclass
 class Transform:
     on: Literal["input", "target", "sample"] = "input"
-    train: dict[str, Component | None] = key({}, slot="transform")  # by name, in order; null removes one
-    eval: dict[str, Component | None] = key({}, slot="transform")
-    batch: dict[str, Component | None] = key({}, slot="transform", unbuilt=NOT_YET)
+    train: dict[str, Component | None] = rule({}, slot="transform")  # by name, in order; null removes one
+    eval: dict[str, Component | None] = rule({}, slot="transform")
+    batch: dict[str, Component | None] = rule({}, slot="transform", unbuilt=NOT_YET)
 
 
 @dataclass
 class EvalLoader:
     """What validation and test do otherwise than training; null means the same."""
 
-    batch_size: int | None = key(256, at_least=1)
-    num_workers: int | None = key(None, at_least=0)
+    batch_size: int | None = rule(256, at_least=1)
+    num_workers: int | None = rule(None, at_least=0)
 
 
 @dataclass
 class Loader:
-    batch_size: int = key(64, at_least=1)  # per process
-    num_workers: int = key(0, at_least=0)
+    batch_size: int = rule(64, at_least=1)  # per process
+    num_workers: int = rule(0, at_least=0)
     in_memory: bool | Literal["auto"] = "auto"
-    in_memory_limit: float = key(4.0, above=0)  # GiB; `auto` goes through the DataLoader beyond it
+    in_memory_limit: float = rule(4.0, above=0)  # GiB; `auto` goes through the DataLoader beyond it
     shuffle: bool = True
     drop_last: bool = False
     pin_memory: bool = False
-    sampler: Component | None = key(None, slot="sampler")
-    batch_sampler: Component | None = key(None, slot="sampler")
-    collate_fn: Component | None = key(None, slot="function")
-    worker_init_fn: Component | None = key(None, slot="function")
+    sampler: Component | None = rule(None, slot="sampler")
+    batch_sampler: Component | None = rule(None, slot="sampler")
+    collate_fn: Component | None = rule(None, slot="function")
+    worker_init_fn: Component | None = rule(None, slot="function")
     multiprocessing_context: Literal["fork", "spawn", "forkserver"] | None = None
-    prefetch_factor: int | None = key(None, at_least=1)
+    prefetch_factor: int | None = rule(None, at_least=1)
     persistent_workers: bool = False
-    timeout: float = key(60, at_least=0)  # seconds to wait for a worker's batch; 0 waits for ever
-    bad_samples: Literal["error", "skip"] = key("error", unbuilt=NOT_YET)
-    eval: EvalLoader = key(EvalLoader)
+    timeout: float = rule(60, at_least=0)  # seconds to wait for a worker's batch; 0 waits for ever
+    bad_samples: Literal["error", "skip"] = rule("error", unbuilt=NOT_YET)
+    eval: EvalLoader = rule(EvalLoader)
 
 
 @dataclass
@@ -106,52 +106,53 @@ class InitRule:
     Every further key names a parameter or buffer of the module: a number fills it, a component is called with it.
     """
 
-    module: str | None = None
+    module: str | list[str] | None = None
     name: Pattern | None = None
+    last: bool = False  # of the chosen modules that share a parent, only the last one (the norm that ends a block)
     optional: bool = False
-    tensors: dict[str, float | int | Component | None] = key({}, rest=True, slot="init")
+    tensors: dict[str, float | int | Component | None] = rule({}, rest=True, slot="init")
 
 
 @dataclass
 class Init:
-    rules: dict[str, InitRule | None] = key({})  # ordered, first match wins for each tensor
-    apply: Component | None = key(None, slot="module_function")  # a whole `fn(module)` handed to `model.apply`
+    rules: dict[str, InitRule | None] = rule({})  # ordered, first match wins for each tensor
+    apply: Component | None = rule(None, slot="module_function")  # a whole `fn(module)` handed to `model.apply`
 
 
 @dataclass
 class Rename:
-    from_: str = key(alias="from")
-    to: str = key()
+    from_: str = rule(alias="from")
+    to: str = rule()
 
 
 @dataclass
 class Expect:
-    loaded: float | int | None = key(None, at_least=0)
-    missing: list[Pattern] = key([])
+    loaded: float | int | None = rule(None, at_least=0)
+    missing: list[Pattern] = rule([])
 
 
 @dataclass
 class Pretrained:
-    strategy: Literal["none", "full", "filtered", "layers", "partial"] = key("none", unbuilt=NOT_YET)
+    strategy: Literal["none", "full", "filtered", "layers", "partial"] = rule("none", unbuilt=NOT_YET)
     path: str | None = None
     key: str | None = None
     strip_prefix: str | None = None
     add_prefix: str | None = None
-    rename: list[Rename] = key([])
-    include: list[Pattern] = key([".*"])
-    exclude: list[Pattern] = key([])
-    layers: list[str] | dict[str, str] = key([])
+    rename: list[Rename] = rule([])
+    include: list[Pattern] = rule([".*"])
+    exclude: list[Pattern] = rule([])
+    layers: list[str] | dict[str, str] = rule([])
     shape_mismatch: Literal["error", "skip", "slice", "sum", "repeat", "interpolate"] = "error"
-    sha256: str | None = key(None, regex="[0-9a-f]{64}")
-    expect: Expect = key(Expect)
+    sha256: str | None = rule(None, regex="[0-9a-f]{64}")
+    expect: Expect = rule(Expect)
     optional: bool = False
 
 
 @dataclass
 class Freeze:
-    params: list[Pattern] = key([], unbuilt=NOT_YET)
-    norm_stats: bool = key(False, unbuilt=NOT_YET)
-    until: Duration | None = key(None, unbuilt=NOT_YET)
+    params: list[Pattern] = rule([], unbuilt=NOT_YET)
+    norm_stats: bool = rule(False, unbuilt=NOT_YET)
+    until: Duration | None = rule(None, unbuilt=NOT_YET)
 
 
 @dataclass
@@ -159,9 +160,9 @@ class ParamGroup:
     """Parameters whose names match, with settings of the optimizer of their own (`settings`: every further key)."""
 
     match: Pattern | list[Pattern]
-    lr_mult: float | None = key(None, at_least=0)
+    lr_mult: float | None = rule(None, at_least=0)
     optional: bool = False
-    settings: dict[str, Any] = key({}, rest=True)
+    settings: dict[str, Any] = rule({}, rest=True)
 
 
 @dataclass
@@ -172,36 +173,36 @@ class Scheduler:
     interval: Literal["step", "epoch"] = "step"
     warmup: Duration | None = None  # linear, from nearly 0 to the schedule's first rate
     monitor: str | None = None  # a metric's name, for ReduceLROnPlateau
-    arguments: dict[str, Any] = key({}, rest=True)  # those of `_target_`
+    arguments: dict[str, Any] = rule({}, rest=True)  # those of `_target_`
 
 
 @dataclass
 class Device:
-    type: str = key("auto", regex=r"auto|cpu|mps|cuda(:\d+)?")
-    threads: int = key(1, at_least=1)  # CPU threads of this process; their number changes weights bitwise
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = key("fp32", unbuilt=NOT_YET)
-    compile: bool | str = key(False, unbuilt=NOT_YET)
+    type: str = rule("auto", regex=r"auto|cpu|mps|cuda(:\d+)?")
+    threads: int = rule(1, at_least=1)  # CPU threads of this process; their number changes weights bitwise
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = rule("fp32", unbuilt=NOT_YET)
+    compile: bool | str = rule(False, unbuilt=NOT_YET)
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
     deterministic: Literal["strict", "warn", "off"] = "warn"
-    parallel: Literal["none", "data_parallel", "ddp", "fsdp"] = key("none", unbuilt=NOT_YET)
+    parallel: Literal["none", "data_parallel", "ddp", "fsdp"] = rule("none", unbuilt=NOT_YET)
 
 
 @dataclass
 class Train:
-    duration: Duration = Duration("10ep")
-    accumulate: int = key(1, at_least=1, unbuilt=NOT_YET)  # micro-batches an optimizer step
-    clip_norm: float | None = key(None, above=0, unbuilt=NOT_YET)
-    clip_value: float | None = key(None, above=0, unbuilt=NOT_YET)
-    ema: float | None = key(None, above=0, below=1, unbuilt=NOT_YET)
+    duration: Duration = rule(Duration("10ep"), may_be_zero=True)
+    accumulate: int = rule(1, at_least=1, unbuilt=NOT_YET)  # micro-batches an optimizer step
+    clip_norm: float | None = rule(None, above=0, unbuilt=NOT_YET)
+    clip_value: float | None = rule(None, above=0, unbuilt=NOT_YET)
+    ema: float | None = rule(None, above=0, below=1, unbuilt=NOT_YET)
     evaluate_every: Duration | None = Duration("1ep")  # null: at the end only
     checkpoint_every: Duration | None = Duration("1ep")  # null: at the end only
-    keep: int = key(3, at_least=1)  # newest checkpoints to keep, besides the best
-    early_stop: int | None = key(None, at_least=1, unbuilt=NOT_YET)
+    keep: int = rule(3, at_least=1)  # newest checkpoints to keep, besides the best
+    early_stop: int | None = rule(None, at_least=1, unbuilt=NOT_YET)
     objective: str | None = None  # a metric, `<split>/<name>`; null: val/loss where there is a val split, else train/loss
     mode: Literal["min", "max"] | None = None  # null: min for a loss, max otherwise
-    max_time: str | None = key(None, unbuilt=NOT_YET)
-    check_finite: Literal["loss", "off", "every_step"] = key("loss")
-    on_fault: Literal["stop", "skip", "rollback"] = key("stop", unbuilt=NOT_YET)
+    max_time: str | None = rule(None, unbuilt=NOT_YET)
+    check_finite: Literal["loss", "off", "every_step"] = rule("loss")
+    on_fault: Literal["stop", "skip", "rollback"] = rule("stop", unbuilt=NOT_YET)
 
 
 @dataclass
@@ -214,34 +215,34 @@ class Log:
 
 @dataclass
 class Sweep:
-    id: str = key("auto", unbuilt=NOT_YET)
-    seeds: int | None = key(None, at_least=1, unbuilt=NOT_YET)
-    points: str | None = key(None, unbuilt=NOT_YET)
-    slots: int | Literal["auto"] = key("auto", unbuilt=NOT_YET)
-    timeout: float | None = key(None, above=0, unbuilt=NOT_YET)
-    retry: Literal["machine", "all", "none"] = key("machine", unbuilt=NOT_YET)
-    rerun: Literal["none", "changed"] = key("none", unbuilt=NOT_YET)
+    id: str = rule("auto", unbuilt=NOT_YET)
+    seeds: int | None = rule(None, at_least=1, unbuilt=NOT_YET)
+    points: str | None = rule(None, unbuilt=NOT_YET)
+    slots: int | Literal["auto"] = rule("auto", unbuilt=NOT_YET)
+    timeout: float | None = rule(None, above=0, unbuilt=NOT_YET)
+    retry: Literal["machine", "all", "none"] = rule("machine", unbuilt=NOT_YET)
+    rerun: Literal["none", "changed"] = rule("none", unbuilt=NOT_YET)
 
 
 @dataclass
 class Config:
-    model: Component = key(slot="model")
-    optimizer: Component = key(slot="optimizer")
-    loss: Component = key(slot="loss")
-    name: str = key("run", regex=r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
-    seed: int = key(0, at_least=0)
+    model: Component = rule(slot="model")
+    optimizer: Component = rule(slot="optimizer")
+    loss: Component = rule(slot="loss")
+    name: str = rule("run", regex=r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
+    seed: int = rule(0, at_least=0)
     run: str | None = None  # an existing run directory: continue it
-    dataset: Dataset = key(Dataset)
-    transform: Transform = key(Transform)
-    loader: Loader = key(Loader)
-    step: Component = key({"_target_": "runner.step.supervised"}, slot="step")
-    init: Init = key(Init)
-    pretrained: Pretrained = key(Pretrained)
-    freeze: Freeze = key(Freeze)
-    param_groups: dict[str, ParamGroup | None] = key({}, unbuilt=NOT_YET)
-    scheduler: Scheduler = key(Scheduler, slot="scheduler")
-    metrics: dict[str, Component | None] = key({}, slot="metric")
-    device: Device = key(Device)
-    train: Train = key(Train)
-    log: Log = key(Log)
-    sweep: Sweep = key(Sweep)
+    dataset: Dataset = rule(Dataset)
+    transform: Transform = rule(Transform)
+    loader: Loader = rule(Loader)
+    step: Component = rule({"_target_": "runner.step.supervised"}, slot="step")
+    init: Init = rule(Init)
+    pretrained: Pretrained = rule(Pretrained)
+    freeze: Freeze = rule(Freeze)
+    param_groups: dict[str, ParamGroup | None] = rule({}, unbuilt=NOT_YET)
+    scheduler: Scheduler = rule(Scheduler, slot="scheduler")
+    metrics: dict[str, Component | None] = rule({}, slot="metric")
+    device: Device = rule(Device)
+    train: Train = rule(Train)
+    log: Log = rule(Log)
+    sweep: Sweep = rule(Sweep)

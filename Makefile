@@ -1,0 +1,53 @@
+# One command each: `make run`, `make check`, `make test`. Each sets up .venv first, where it is not up to date.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed.stamp
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run check format test test-all bench lock
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: $(STAMP)  ## .venv as requirements.lock says (another Python: make setup PYTHON=python3.13)
+
+# --clear: what the lock file no longer names goes too, and a half-made .venv is made anew. The stamp comes last.
+$(STAMP): requirements.lock
+	@$(PYTHON) 2>/dev/null -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "Python 3.11, 3.12 or 3.13 is needed, and '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo not there)." >&2; \
+	  echo "Name one that is: make setup PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-input --require-hashes -r requirements.lock
+	@touch $@
+
+run: setup  ## train the default experiment (others: make run ARGS="experiment=digits_mlp seed=1")
+	$(BIN)/python -m runner $(ARGS)
+
+check: setup  ## lint, format, types, layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict runner models datasets
+	$(BIN)/lint-imports --no-logo
+
+format: setup  ## mend what ruff can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+test: setup  ## the tests of every day (one file: make test ARGS=tests/test_fit.py)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: setup  ## every test, with a seed of its own (again with the same one: make test-all SEED=123)
+	@seed=$${SEED:-$$(date +%s)}; echo "SEED=$$seed"; \
+	TEST_SEED=$$seed $(BIN)/python -m pytest -m "" $(ARGS)
+
+bench: setup  ## the table of speed and start-up against other tools (minutes)
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+# No index is written into the file: pip asks the one that its user has configured. Versions that stand stay as they
+# are; a newer one: make lock ARGS="--upgrade-package ruff". What is held back stands in pyproject.toml, [tool.uv].
+lock:  ## make requirements.lock from pyproject.toml (needs uv)
+	@command -v uv >/dev/null || { echo "uv is needed for this: https://docs.astral.sh/uv" >&2; exit 1; }
+	uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --generate-hashes \
+	  --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements.lock $(ARGS)
+	@! grep -n '://' requirements.lock

@@ -1,0 +1,56 @@
+"""`python -m runner`: a verb, Hydra's own questions, a sweep, or a run."""
+
+import importlib
+import sys
+import time
+from collections.abc import Sequence
+
+BEGAN = time.perf_counter()
+
+VERBS = {  # name → module; what a verb imports is paid by that verb only
+    "check": "runner.verbs.check",
+    "why": "runner.verbs.why",
+    "resume": "runner.verbs.resume",
+    "evaluate": "runner.verbs.evaluate",
+    "show": "runner.verbs.show",
+}
+PLANNED = ("explain", "audit", "report", "promote", "convert", "replay", "diff", "blame", "ls", "predict", "export")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line asks; the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if sys.path[0] == "":  # `python -m` started elsewhere than at a file: user code lies in the working directory
+        sys.path[0] = __import__("os").getcwd()
+    verb = argv[0] if argv else ""
+    from runner.errors import ConfigError, Mistake  # noqa: PLC0415
+
+    try:
+        if verb in VERBS:
+            status: int = importlib.import_module(VERBS[verb]).main(argv[1:])
+            return status
+        if verb and verb[0].isalpha() and "=" not in verb:
+            raise ConfigError([unknown_verb(verb)])
+        from runner.verbs import train  # noqa: PLC0415
+
+        return train.main(argv, began=BEGAN)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def unknown_verb(verb: str) -> "Mistake":  # noqa: F821
+    """What to say about a first argument that is no verb."""
+    import difflib  # noqa: PLC0415
+
+    from runner.errors import Mistake  # noqa: PLC0415
+
+    if verb in PLANNED:
+        return Mistake(verb, "is planned but not built yet", where=f"argument `{verb}`")
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    remedy = f"did you mean `{near[0]}`?" if near else f"the verbs are {', '.join(VERBS)}; an override is `key=value`"
+    return Mistake(verb, "is no verb", where=f"argument `{verb}`", remedy=remedy, suggestion=near[0] if near else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""Checkpoints: written whole or not at all, hashed, verified when loaded; the newest few and the best are kept."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from runner import files
+from runner.errors import RunError
+
+MANIFEST = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One committed checkpoint, as `manifest.json` has it."""
+
+    file: str  # its name in the folder
+    step: int
+    metric: float | None  # the objective's value, where it was known
+    sha256: str
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run.
+
+    The `keep` newest stay, and the best by its metric (`mode` says which way). A checkpoint counts from the moment that
+    it stands in the manifest; `last.pt` and `best.pt` are for people, loading goes by the manifest. `warn` is told, in
+    one sentence, of each damaged or uncommitted file met. Making the object touches nothing on the disk.
+
+    Raises:
+        RunError: there is a manifest, and it is damaged.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 3,
+        mode: Literal["min", "max"] = "min",
+        warn: Callable[[str], None] = warnings.warn,
+    ) -> None:
+        self.folder, self.keep, self.mode, self._warn = folder, keep, mode, warn
+        committed = _read_manifest(folder)
+        self._entries = committed or []
+        self._clean = committed is not None  # without a manifest, what lies there may be all that somebody has
+
+    def entries(self) -> list[Entry]:
+        """All committed checkpoints, oldest first."""
+        return list(self._entries)
+
+    def newest(self) -> Entry | None:
+        """The checkpoint with the greatest step."""
+        return self._entries[-1] if self._entries else None
+
+    def best(self) -> Entry | None:
+        """The checkpoint with the best finite metric, the earliest of equals."""
+        return self._best(self._entries)
+
+    def save(self, state: dict[str, Any], step: int, metric: float | None) -> Path:
+        """Write `state` as `step_<step>.pt`, enter it in the manifest, set the links, drop what is too many.
+
+        Whatever instant the machine stops at, the manifest names whole files only. Entries after `step` belong to a
+        future that was abandoned (a resume from an older checkpoint), and go.
+
+        Raises:
+            RunError: `state` holds something that is not plain (see `plain`); nothing was written.
+            OSError: the disk is full, the folder not writable; the earlier checkpoints are as they were.
+        """
+        self.folder.mkdir(exist_ok=True)
+        state = plain(state)
+        file = self._free_name(step)
+        sha256 = files.write_atomic(self.folder / file, lambda out: torch.save(state, out))
+        entries = [e for e in self._entries if e.step < step] + [Entry(file, step, metric, sha256)]
+        best = self._best(entries)
+        self._entries = [e for e in entries if e in entries[-self.keep :] or e == best]
+        _write_manifest(self.folder, self._entries)
+        files.replace_link(self.folder / "last.pt", file)
+        if best:
+            files.replace_link(self.folder / "best.pt", best.file)
+        files.sync_folder(self.folder)
+        self._drop_unlisted()
+        return self.folder / file
+
+    def load(self, which: str | Path = "last", map_location: Any = "cpu") -> dict[str, Any]:
+        """The state of the `last` or the `best` checkpoint or of a file, its SHA-256 verified.
+
+        Where the last is damaged, the newest whole one is taken, and `warn` is told. A file of another folder is
+        verified by the manifest beside it; without one it is read unverified, and `warn` is told.
+
+        Raises:
+            RunError: there is none, or none is whole.
+        """
+        if which == "last":
+            return self._load_newest_whole(map_location)
+        if which == "best":
+            if not (best := self.best()):
+                raise RunError(f"{self.folder} has no best checkpoint: none was saved with a finite metric")
+            return _tensors(self.folder / best.file, map_location, best.sha256)
+        path = Path(which).resolve()
+        committed = _read_manifest(path.parent)
+        if committed is None:
+            self._warn(f"{path} is read unverified: there is no {MANIFEST} beside it")
+            return _tensors(path, map_location, None)
+        for entry in committed:
+            if entry.file == path.name:
+                return _tensors(path, map_location, entry.sha256)
+        known = ", ".join(entry.file for entry in committed) or "nothing"
+        raise RunError(f"{path} was never committed: {path.parent / MANIFEST} names {known}")
+
+    def _load_newest_whole(self, map_location: Any) -> dict[str, Any]:
+        listed = {entry.file for entry in self._entries}
+        newest = self._entries[-1].step if self._entries else -1
+        for path in sorted(self.folder.glob("step_*.pt")):
+            if path.name not in listed and _step_of(path) > newest:
+                self._warn(f"{path} was never committed (its save was cut short): it is passed over")
+        for entry in reversed(self._entries):
+            try:
+                return _tensors(self.folder / entry.file, map_location, entry.sha256)
+            except RunError as error:
+                self._warn(f"checkpoint of step {entry.step} is passed over: {error}")
+        raise RunError(f"{self.folder} holds no {'whole' if listed else 'committed'} checkpoint")
+
+    def _best(self, entries: list[Entry]) -> Entry | None:
+        sign = 1 if self.mode == "min" else -1
+        finite = [(sign * e.metric, e.step, e) for e in entries if e.metric is not None and math.isfinite(e.metric)]
+        return min(finite)[2] if finite else None  # steps differ, so entries are never compared
+
+    def _free_name(self, step: int) -> str:
+        # A step saved again gets a new name: replacing its file would leave the manifest wrong for an instant.
+        taken, name, again = {entry.file for entry in self._entries}, f"step_{step:08d}.pt", 0
+        while name in taken:
+            again += 1
+            name = f"step_{step:08d}-{again}.pt"
+        return name
+
+    def _drop_unlisted(self) -> None:
+        if not self._clean:
+            return
+        listed = {entry.file for entry in self._entries}
+        for path in self.folder.iterdir():
+            if (path.name.startswith("step_") and path.name not in listed) or path.match(".*.tmp"):
+                files.remove(path)
+
+
+def plain(state: Any) -> Any:
+    """A copy of `state` that `torch.load(weights_only=True)` opens, and whose bytes depend on its values alone.
+
+    Dictionaries, lists, tuples, strings, numbers, None and tensors (moved to the CPU, detached; one that stands in
+    several places stays one; a view is cut out of what it looks into). On the CPU tensors are not copied.
+
+    Raises:
+        RunError: something else is in it; names its key.
+    """
+    return _Plain().copy(state, "")
+
+
+class _Plain:
+    def __init__(self) -> None:
+        self.strings: dict[str, str] = {}  # pickle writes a repeated string once only if it is the same object
+        self.tensors: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    def copy(self, value: Any, key: str) -> Any:
+        kind = type(value)
+        if value is None or kind in (bool, int, float):
+            return value
+        if kind is str:
+            return self.strings.setdefault(value, value)
+        if kind in (list, tuple):
+            return kind(self.copy(member, f"{key}[{place}]") for place, member in enumerate(value))
+        if kind is dict:
+            return self.items(value, key)
+        if kind is OrderedDict:
+            return self.ordered(value, key)
+        if kind in (torch.Tensor, torch.nn.Parameter) and value.device.type != "meta":
+            return self.tensor(value)
+        name = "a meta tensor" if isinstance(value, torch.Tensor) else f"{kind.__module__}.{kind.__qualname__}"
+        raise RunError(
+            f"a checkpoint cannot hold `{key.lstrip('.')}` ({name}): only tensors, numbers, strings, None and plain "
+            "dicts, lists and tuples of them can be loaded without running code"
+        )
+
+    def items(self, value: dict[Any, Any], key: str) -> dict[Any, Any]:
+        return {self.copy(name, f"{key}.{name}"): self.copy(member, f"{key}.{name}") for name, member in value.items()}
+
+    def ordered(self, value: OrderedDict[Any, Any], key: str) -> OrderedDict[Any, Any]:
+        copy = OrderedDict(self.items(value, key))
+        if hasattr(value, "_metadata"):  # a state_dict's versions, which load_state_dict reads
+            copy._metadata = self.copy(value._metadata, f"{key}._metadata")  # type: ignore[attr-defined]  # noqa: SLF001
+        return copy
+
+    def tensor(self, value: torch.Tensor) -> torch.Tensor:
+        if value.layout is not torch.strided:
+            return value.detach().cpu()
+        where = (value.untyped_storage()._cdata, value.storage_offset())  # noqa: SLF001  the storage's identity
+        same = (*where, value.shape, value.stride(), value.dtype)
+        if same not in self.tensors:
+            copy = value.detach().cpu()
+            partial = copy.untyped_storage().nbytes() != copy.numel() * copy.element_size()
+            self.tensors[same] = copy.clone() if partial else copy
+        return self.tensors[same]
+
+
+def _tensors(path: Path, map_location: Any, sha256: str | None) -> dict[str, Any]:
+    state = files.load_tensors(path, map_location, sha256)
+    if not isinstance(state, dict):
+        raise RunError(f"{path} is not a checkpoint: it holds a {type(state).__name__}, not a dict")
+    return state
+
+
+def _step_of(path: Path) -> int:
+    number = re.match(r"step_(\d+)", path.name)
+    return int(number[1]) if number else -1
+
+
+def _digest(rows: list[dict[str, Any]]) -> str:
+    return hashlib.sha256(files.to_json(rows).encode()).hexdigest()
+
+
+def _write_manifest(folder: Path, entries: list[Entry]) -> None:
+    rows = [dataclasses.asdict(entry) for entry in entries]
+    files.write_json(folder / MANIFEST, {"entries": rows, "sha256": _digest(rows)})
+
+
+def _entry(file: str, step: int, metric: float | str | None, sha256: str) -> Entry:
+    return Entry(file, step, None if metric is None else float(metric), sha256)
+
+
+def _read_manifest(folder: Path) -> list[Entry] | None:
+    """The committed checkpoints, oldest first; None without a manifest.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+        rows = manifest["entries"]
+        if _digest(rows) != manifest["sha256"]:
+            raise ValueError("its content does not have the SHA-256 that it states")
+        return [_entry(**row) for row in rows]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged, so that no checkpoint beside it can be verified: {error}") from error

@@ -1,0 +1,255 @@
+"""Who set a key: every file and argument in order, and the line of each."""
+
+import ast
+import dataclasses
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import yaml
+
+from runner.config import document, schema
+from runner.config.document import Document
+from runner.errors import ABSENT, Mistake
+
+if TYPE_CHECKING:
+    from hydra.core.default_element import ResultDefault
+    from hydra.core.override_parser.types import Override
+
+Path_ = tuple[str | int, ...]
+REFERENCE = re.compile(r"\$\{(\.*[\w.\-\[\]]+)\}")
+
+
+class Files(Protocol):
+    """What blame needs of the repository."""
+
+    read: dict[Path, Document]
+
+    def file(self, config_path: str) -> Path | None:
+        """The file of an option."""
+
+
+def argument(text: str) -> str:
+    """An argument of the command line, as a place."""
+    return f"argument `{text}`"
+
+
+def place(path: Path, line: int, cwd: Path) -> str:
+    """`file:line`, relative where the file is below the working directory."""
+    shown_path = path.relative_to(cwd) if path.is_relative_to(cwd) else path
+    return f"{shown_path}:{line}"
+
+
+def shown(mistake: Mistake, cwd: Path) -> Mistake:
+    """The same mistake with its absolute paths below the working directory made relative."""
+    prefix = str(cwd).rstrip(os.sep) + os.sep
+    return dataclasses.replace(
+        mistake, key=mistake.key.removeprefix(prefix), where=mistake.where.replace(prefix, ""), rule=mistake.rule.replace(prefix, "")
+    )
+
+
+def dotted(path: Path_) -> str:
+    """The key of a path."""
+    return ".".join(map(str, path))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One layer's word on a key: the raw value, where, and where its group's option was chosen."""
+
+    value: object
+    where: str
+    chosen: str = ""
+
+
+@dataclass(frozen=True)
+class _File:
+    loaded: Document
+    package: Path_
+    chosen: str
+    cwd: Path
+
+    def setting(self, path: Path_) -> Setting | None:
+        below, node_path = path[: len(self.package)], path[len(self.package) :]
+        if below != self.package[: len(below)] or (len(path) < len(self.package) and not self.loaded.data):
+            return None
+        if node_path and node_path[0] == "defaults" and not self.package:
+            return None
+        found = document.find(self.loaded.root, node_path)
+        if found is None:
+            return None
+        line, node = found
+        if not node_path and isinstance(node, yaml.MappingNode) and node.value:
+            line = node.value[0][0].start_mark.line + 1
+        value: Any = self.loaded.data
+        for part in node_path:
+            value = value[part]
+        return Setting(value, place(self.loaded.path, line, self.cwd), self.chosen)
+
+
+@dataclass(frozen=True)
+class _Argument:
+    text: str
+    path: Path_
+    value: object
+    removes: bool = False
+
+    def setting(self, path: Path_) -> Setting | None:
+        if path[: len(self.path)] != self.path:
+            return None
+        value = self.value
+        for part in path[len(self.path) :]:
+            if not isinstance(value, dict | list) or (isinstance(value, list) and not isinstance(part, int)):
+                return None
+            if isinstance(value, dict) and part not in value:
+                return None
+            value = value[part]  # type: ignore[index]  a dict's key or a list's index, as just seen
+        return Setting(ABSENT if self.removes else value, argument(self.text))
+
+
+class Layers:
+    """All files and arguments of a composition, in the order in which they are merged: the last one that sets a key wins."""
+
+    def __init__(self, layers: Sequence[_File | _Argument], primary: str) -> None:
+        self._layers = layers
+        self._primary = primary
+
+    @classmethod
+    def of(cls, files: Files, defaults: "Sequence[ResultDefault]", overrides: "Sequence[Override]", cwd: Path) -> "Layers":
+        """From Hydra's defaults list and overrides."""
+        layers: list[_File | _Argument] = []
+        primary = ""
+        for default in defaults:
+            path = files.file(default.config_path or "")
+            if path is None or path not in files.read:
+                continue
+            package = tuple(part for part in (default.package or "").split(".") if part)
+            chosen = "" if default.primary else _chooser(files, defaults, overrides, default, cwd)
+            if default.primary:
+                primary = place(path, 1, cwd)
+            layers.append(_File(files.read[path], package, chosen, cwd))
+        for override in overrides:
+            if override.key_or_group.partition("@")[0] in _groups(defaults) and not isinstance(override.value(), dict):
+                continue
+            value = override.input_line.partition("=")[2] if override.is_sweep_override() else override.value()  # type: ignore[union-attr]
+            key = as_path(override.key_or_group)
+            layers.append(_Argument(override.input_line or "", key, value, override.is_delete()))
+        return cls(layers, primary)
+
+    def settings(self, path: Path_) -> list[Setting]:
+        """Every layer that sets the key, in order; the winner last."""
+        found = [layer.setting(path) for layer in self._layers]
+        return [setting for setting in found if setting is not None]
+
+    def parts(self, path: Path_) -> list[tuple[Path_, Setting]]:
+        """Arguments that set something below the key."""
+        return [
+            (layer.path, setting)
+            for layer in self._layers
+            if isinstance(layer, _Argument) and len(layer.path) > len(path) and layer.path[: len(path)] == path
+            if (setting := layer.setting(layer.path))
+        ]
+
+    def blame(self, path: Path_, *, follow: bool = True) -> str:
+        """Where a key got its value: the winner's line, the line that chose its group, the lines it points to."""
+        settings = self.settings(path)
+        if not settings:
+            return self.blame(path[:-1], follow=follow) if len(path) > 1 else schema_line(path) or self._primary
+        setting = settings[-1]
+        more = [f"chosen by {setting.chosen}"] if setting.chosen else []
+        if follow and isinstance(setting.value, str):
+            for reference in REFERENCE.findall(setting.value):
+                target = _target(reference, path)
+                if target != path:
+                    more.append(f"`${{{reference}}}` is set by {self.origin(target)}")
+        return setting.where + (f" ({'; '.join(more)})" if more else "")
+
+    def origin(self, path: Path_) -> str:
+        """The first place of `blame` alone."""
+        settings = self.settings(path)
+        return settings[-1].where if settings else schema_line(path) or self._primary
+
+
+def _target(reference: str, path: Path_) -> Path_:
+    dots = len(reference) - len(reference.lstrip("."))
+    parts = as_path(reference.lstrip("."))
+    return (*path[: len(path) - dots], *parts) if dots else parts
+
+
+def as_path(key: str) -> Path_:
+    """The path of a key, `a.b[0]` or `a.b.0`."""
+    return tuple(_parts(key))
+
+
+def _parts(key: str) -> Iterator[str | int]:
+    for part in re.split(r"[.\[\]]+", key):
+        if part:
+            yield int(part) if part.isdigit() else part
+
+
+def _groups(defaults: "Sequence[ResultDefault]") -> set[str]:
+    return {(default.override_key or "").partition("@")[0] for default in defaults} - {""}
+
+
+def _chooser(
+    files: Files, defaults: "Sequence[ResultDefault]", overrides: "Sequence[Override]", default: "ResultDefault", cwd: Path
+) -> str:
+    """The argument or the line of a defaults list that chose this option."""
+    group, option = (default.override_key or "").partition("@")[0], (default.config_path or "").rpartition("/")[2]
+    for override in reversed(overrides):
+        if override.key_or_group == group and not override.is_delete():
+            return argument(override.input_line or "")
+    parents = [files.file(d.config_path or "") for d in defaults]
+    best = ""
+    for path in dict.fromkeys(p for p in parents if p is not None):
+        loaded = files.read.get(path)
+        for index, entry in enumerate(loaded.data.get("defaults") or [] if loaded else []):
+            names = entry.items() if isinstance(entry, dict) else [(str(entry).rpartition("/")[0], str(entry).rpartition("/")[2])]
+            for name, chosen in names:
+                words = str(name).split()
+                if not words or words[-1].partition("@")[0].lstrip("/") != group:
+                    continue
+                if str(chosen) == option or (isinstance(chosen, list) and option in chosen) or not best:
+                    found = document.find(loaded.root if loaded else None, ("defaults", index))
+                    if str(chosen) == option or "override" in words or not best:
+                        best = place(path, found[0] if found else 1, cwd)
+    return best
+
+
+@cache
+def _schema_lines() -> dict[tuple[str, str], int]:
+    """(class, field) -> line in schema.py."""
+    tree = ast.parse(Path(schema.__file__).read_text(encoding="utf-8"))
+    return {
+        (owner.name, statement.target.id): statement.lineno
+        for owner in tree.body
+        if isinstance(owner, ast.ClassDef)
+        for statement in owner.body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    }
+
+
+def schema_line(path: Path_) -> str:
+    """`schema.py:line` of the key's default; empty where the schema does not name the key."""
+    field = schema_field(path)
+    return f"schema.py:{_schema_lines()[field]}" if field else ""
+
+
+def schema_field(path: Path_) -> tuple[str, str] | None:
+    """The class and field of the schema that a key is, or its nearest parent that is one."""
+    owner: type | None = schema.Config
+    found = None
+    for part in path:
+        if owner is None:
+            break
+        fields = {f.metadata.get("alias", f.name): f for f in dataclasses.fields(owner)}
+        if part not in fields:
+            break
+        found = (owner.__name__, fields[str(part)].name)
+        kind = fields[str(part)].type
+        owner = kind if isinstance(kind, type) and dataclasses.is_dataclass(kind) else None
+    return found

@@ -1,0 +1,517 @@
+"""Hydra's composition, driven by us: every override arrives, every mistake is collected, every file is remembered.
+
+Hydra stops at the first mistake. Here a failing override or file is noted, left out or replaced by its nearest option, and
+the rest is composed again, so that one report can name everything.
+"""
+
+import copy
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository, IConfigRepository
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.hydra import Hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.default_element import GroupDefault, InputDefault, ResultDefault
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException, MissingConfigException
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from runner.config import document
+from runner.config.blame import Layers, argument, as_path, shown
+from runner.config.document import Document
+from runner.config.names import did_you_mean, nearest, other_name
+from runner.errors import ConfigError, Mistake
+
+CONFIG_NAME = "config"  # of the primary config
+_HYDRA_FROM_FILES = {"hydra.sweeper.params"}  # all that one of our files beside the primary config may set
+
+
+def our_conf() -> Path:
+    """The shipped config groups: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def search_path(cwd: Path) -> ConfigSearchPath:
+    """Where groups are found: Hydra's own, `conf/` of the working directory, ours."""
+    Plugins.instance()  # registers Hydra's sources
+    path = ConfigSearchPathImpl()
+    path.append("hydra", "pkg://hydra.conf")
+    theirs, ours = (cwd / "conf").resolve(), our_conf()
+    if theirs.is_dir() and theirs != ours:
+        path.append("project", f"file://{theirs}")
+    path.append("main", f"file://{ours}")
+    path.append("schema", "structured://")
+    return path
+
+
+@dataclass
+class Composed:
+    """One run's configuration before it is checked.
+
+    Attributes:
+        unresolved: as written, interpolations in place, without Hydra's own node.
+        hydra: Hydra's own node.
+        choices: the option of each group.
+        overrides: the arguments that arrived.
+        layers: who set what.
+        mistakes: what kept Hydra from composing.
+        unknown: keys of groups whose option is not known: what is missing there is no further mistake.
+    """
+
+    unresolved: DictConfig
+    hydra: DictConfig
+    choices: dict[str, str | None]
+    overrides: list[str]
+    layers: Layers
+    mistakes: list[Mistake] = field(default_factory=list)
+    unknown: set[str] = field(default_factory=set)
+
+    @property
+    def unresolved_yaml(self) -> str:
+        """The config as written, interpolations in place."""
+        return OmegaConf.to_yaml(self.unresolved)
+
+    def blame(self, mistakes: Iterable[Mistake]) -> list[Mistake]:
+        """The same mistakes, each with the place that made it where it has none yet."""
+        return [m if m.where else replace(m, where=self.layers.blame(as_path(m.key))) for m in mistakes]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Plain data with interpolations resolved; one that cannot be is left as it is written."""
+        return self._resolution[0]
+
+    @property
+    def unresolvable(self) -> list[Mistake]:
+        """One mistake for each interpolation that leads nowhere."""
+        return self._resolution[1]
+
+    @cached_property
+    def _resolution(self) -> tuple[dict[str, Any], list[Mistake]]:
+        return resolve(self.unresolved, self.layers)
+
+
+def compose(overrides: Sequence[str], cwd: Path | None = None) -> Composed:
+    """Compose one run from `conf/` and the arguments; what is wrong is in `mistakes`, never raised."""
+    return Loader(cwd or Path.cwd()).collect(list(overrides), RunMode.RUN)
+
+
+def compose_sweep(overrides: Sequence[str], cwd: Path | None = None) -> Composed:
+    """The same for a sweep: arguments with several values are left aside."""
+    return Loader(cwd or Path.cwd()).collect(list(overrides), RunMode.MULTIRUN)
+
+
+def hydra_with_search_path(cwd: Path | None = None) -> Hydra:
+    """Hydra itself, for `--cfg`, `--info`, `--help`, completion and sweeps, on the runner's search path and loader.
+
+    Its loader raises `ConfigError` where composition finds mistakes. The caller clears `GlobalHydra` when done.
+    """
+    GlobalHydra.instance().clear()
+    loader = Loader(cwd or Path.cwd())
+    hydra = Hydra(task_name="runner", config_loader=loader)
+    GlobalHydra.instance().initialize(hydra)
+    return hydra
+
+
+class _Source(FileConfigSource):
+    """Hydra's file source, but with lines and a node limit, and an unreadable file is noted, not raised."""
+
+    read: dict[Path, Document]
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = Path(self.path) / self._normalize_file_name(config_path)
+        loaded = document.load(path)
+        self.read[path] = loaded
+        try:
+            header = ConfigSource._get_header_dict(loaded.text[:512])  # noqa: SLF001  Hydra's own reading of `@package`
+        except ValueError as error:
+            header = {"package": None}
+            loaded.mistake = loaded.mistake or Mistake(
+                f"{path}", f"has a header that Hydra cannot read: {error}", where=f"{path}:1"
+            )
+        return ConfigResult(self.provider, f"file://{self.path}", OmegaConf.create(loaded.data), header)
+
+
+class _Repository(ConfigRepository):
+    """Hydra's repository on our sources; it checks each file's defaults list as the file is read."""
+
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        self.read: dict[Path, Document] = {}
+        self.mistakes: list[Mistake] = []
+        self.instead: dict[str, str | None] = {}  # an unknown option -> the nearest one
+        super().__init__(config_search_path)
+
+    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
+        super().initialize_sources(config_search_path)
+        for index, source in enumerate(self.sources):
+            if source.scheme() == "file":  # not isinstance: Hydra's scan for plugins executes their modules again
+                self.sources[index] = _Source(source.provider, f"file://{source.path}")
+                self.sources[index].read = self.read  # type: ignore[attr-defined]
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> "_Repository":
+        twin = copy.copy(self)  # Hydra copies it for each composition; what was read is shared
+        twin.sources = list(self.sources)
+        return twin
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        if config_path in self.instead:
+            other = self.instead[config_path]
+            if other is None:
+                return ConfigResult(provider="none", path="", config=OmegaConf.create(), header={"package": None})
+            config_path = other
+        try:
+            result = super().load_config(config_path)
+        except (ValueError, AssertionError) as error:  # a malformed defaults list
+            path = self.file(config_path)
+            if path is None or (loaded := self.read.get(path)) is None:
+                raise
+            found = document.find(loaded.root, ("defaults",))
+            where = f"{path}:{found[0] if found else 1}"
+            loaded.mistake = loaded.mistake or Mistake("defaults", f"cannot be read: {error}", where=where)
+            return ConfigResult(provider="none", path="", config=OmegaConf.create(), header={"package": None})
+        if result is not None and isinstance(self._find(config_path), _Source):
+            result.defaults_list = [d for d in result.defaults_list or [] if self._known(config_path, d)]
+        return result
+
+    def _find(self, config_path: str) -> ConfigSource | None:
+        for source in self.sources:
+            if source.is_config(config_path):
+                return source
+        return None
+
+    def file(self, config_path: str) -> Path | None:
+        """The file that an option is read from; None for Hydra's own."""
+        path = self.instead.get(config_path) or config_path
+        source = self._find(path)
+        return Path(source.path) / source._normalize_file_name(path) if isinstance(source, _Source) else None  # noqa: SLF001
+
+    def _known(self, config_path: str, default: InputDefault) -> bool:
+        if not isinstance(default, GroupDefault) or default.group is None:
+            return True
+        folder = config_path.rpartition("/")[0]
+        absolute = default.group.startswith("/")
+        group = default.group.lstrip("/") if absolute or not folder else f"{folder}/{default.group}"
+        path = self.file(config_path)
+        where = f"{path}:{defaults_line(self.read[path], default.group) if path else 1}"
+        if group.split("/")[0] == "hydra" and config_path != CONFIG_NAME:
+            self._note(Mistake(group, "may be chosen on the command line only", default.value, where))
+            return False
+        if default.optional or self.group_exists(group) or self.group_exists(default.group.lstrip("/")):
+            return True
+        right = nearest(group, self.all_groups())
+        self._note(Mistake(group, "is no config group", where=where, remedy=did_you_mean(right), suggestion=right))
+        return False
+
+    def _note(self, mistake: Mistake) -> None:
+        if mistake not in self.mistakes:
+            self.mistakes.append(mistake)
+
+    def all_groups(self, parent: str = "") -> list[str]:
+        """Every group of the files, nested ones included."""
+        groups: list[str] = []
+        for source in self.sources:
+            if isinstance(source, _Source):
+                base = Path(source.path)
+                groups += [str(p.relative_to(base)) for p in (base / parent).rglob("*") if p.is_dir()]
+        return sorted({group for group in groups if not group.startswith("hydra")})
+
+
+def defaults_line(loaded: Document, group: str, value: object = None) -> int:
+    """The line of a group's entry in a file's defaults list (1 where there is none)."""
+    entries = loaded.data.get("defaults", [])
+    for index, entry in enumerate(entries if isinstance(entries, list) else []):
+        if isinstance(entry, dict):
+            for name, option in entry.items():
+                if str(name).split()[-1].split("@")[0].lstrip("/") == group.lstrip("/") and value in (None, option):
+                    found = document.find(loaded.root, ("defaults", index))
+                    return found[0] if found else 1
+    return 1
+
+
+class Loader(ConfigLoaderImpl):
+    """Hydra's loader on our repository. As Hydra uses it, mistakes raise `ConfigError`; `collect` gives them back."""
+
+    repository: _Repository
+
+    def __init__(self, cwd: Path) -> None:
+        self.cwd = cwd
+        self.config_search_path = search_path(cwd)
+        self.repository = _Repository(self.config_search_path)
+        self._parser = OverridesParser.create()
+        self._mistakes: list[Mistake] = []
+        self._defaults: list[ResultDefault] = []
+        self._parsed: list[Override] = []
+        self._left_out: set[str] = set()
+        self._unknown: set[str] = set()
+        self._mode = RunMode.RUN
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """What Hydra calls. Raises ConfigError."""
+        if config_name is None:  # `--hydra-help` composes Hydra's own node alone
+            return super().load_configuration(None, overrides, run_mode, from_shell, validate_sweep_overrides)
+        config = self._compose(overrides, run_mode)
+        if self._mistakes:
+            raise ConfigError(self._mistakes)
+        return config
+
+    def collect(self, overrides: list[str], run_mode: RunMode) -> Composed:
+        """Compose; nothing is raised."""
+        config = self._compose(overrides, run_mode)
+        hydra = config.pop("hydra")
+        choices = {str(group): option for group, option in hydra.runtime.choices.items()}
+        layers = Layers.of(self.repository, self._defaults, self._parsed, self.cwd)
+        return Composed(config, hydra, choices, overrides, layers, self._mistakes, self._unknown)
+
+    def _compose(self, overrides: list[str], run_mode: RunMode) -> DictConfig:
+        self._mode = run_mode
+        self._mistakes, self._left_out, self._unknown = [], set(), set()
+        self.repository.mistakes, self.repository.instead = [], {}
+        self.repository.read.clear()
+        while True:
+            try:
+                config = super().load_configuration(CONFIG_NAME, overrides, run_mode, validate_sweep_overrides=False)
+                break
+            except MissingConfigException as error:
+                self._replace_option(error)
+            except (HydraException, OmegaConfBaseException, ValueError, IndexError, TypeError, AssertionError) as error:
+                self._leave_out(overrides, error)
+        read = [loaded.mistake for loaded in self.repository.read.values() if loaded.mistake]
+        self._mistakes = [shown(m, self.cwd) for m in (*self._mistakes, *read, *self.repository.mistakes)]
+        OmegaConf.set_struct(config, False)
+        return config
+
+    def _parse_overrides_and_create_caching_repo(
+        self, config_name: str | None, overrides: list[str]
+    ) -> tuple[list[Override], CachingConfigRepository]:
+        """Every override that can be read, with plain values forced in: our own check judges every key."""
+        _, repository = super()._parse_overrides_and_create_caching_repo(config_name, [])
+        parsed = []
+        for text in overrides:
+            override = self._parse(text) if text not in self._left_out else None
+            if override is not None:
+                parsed.append(self._forced(override, repository))
+        self._parsed = parsed
+        searched = [o for o in parsed if o.get_key_element() == "hydra.searchpath"]
+        if searched:
+            self._process_config_searchpath(config_name, searched, repository)
+        return parsed, repository
+
+    def _parse(self, text: str) -> Override | None:
+        key, equals, value = text.partition("=")
+        key = key.lstrip("+~")
+        problem, remedy = "", ""
+        try:
+            override = self._parser.parse_overrides([text])[0]
+        except HydraException as error:
+            first = str(error).splitlines()[0]
+            problem = "cannot be read as `key=value`" + (f": {first}" if equals else "")
+            remedy = f"quote it: '{key}=\"{value}\"'" if equals and value else ""
+        else:
+            override.config_loader = self
+            if self._mode == RunMode.MULTIRUN or not override.is_sweep_override():
+                return override
+            problem = "has several values, which only a sweep takes"
+            remedy = f"sweep over them: `-m {text}`; a list is `{key}=[{value}]`, a text with commas `{key}='\"{value}\"'`"
+        self._left_out.add(text)
+        self._mistakes.append(Mistake(key or text, problem, where=argument(text), remedy=remedy))
+        return None
+
+    @staticmethod
+    def _forced(override: Override, repository: IConfigRepository) -> Override:
+        key, value = override.key_or_group, override._value  # noqa: SLF001  Hydra has no other way in
+        if override.is_hydra_override() or override.is_delete():
+            return override
+        if not repository.group_exists(key) or isinstance(value, dict):
+            if override.package is None:
+                override.type = OverrideType.FORCE_ADD
+        elif value is None:
+            override.type = OverrideType.DEL  # `experiment=null`, which Hydra writes `~experiment`
+        elif isinstance(value, bool | int | float):
+            override._value = (override.input_line or "").partition("=")[2]  # noqa: SLF001  an option named `18`
+        return override
+
+    def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+        self._defaults = [default for default in defaults if self._may_configure_hydra(default, repo)]
+        return super()._compose_config_from_defaults_list(self._defaults, repo)
+
+    def _may_configure_hydra(self, default: ResultDefault, repo: IConfigRepository) -> bool:
+        """Take what a file of the user's says about Hydra out of it (a callback is code); only the command line may."""
+        path = self.repository.file(default.config_path or "")
+        loaded = repo.load_config(default.config_path or "")
+        if path is None or loaded is None or not isinstance(loaded.config, DictConfig):
+            return True
+        package = default.package or ""
+        inside = loaded.config
+        remedy = "give it on the command line"
+        if package.split(".")[0] == "hydra":
+            self.repository._note(  # noqa: SLF001
+                Mistake(package, "may be set by the runner's own files and the command line only", where=f"{path}:1", remedy=remedy)
+            )
+            return False
+        if package == "" and "hydra" in inside and not (default.primary and path.is_relative_to(our_conf())):
+            ours = path.is_relative_to(our_conf())
+            for key, _ in _leaves(inside._get_node("hydra"), "hydra"):  # noqa: SLF001
+                if ours and any(f"{key}.".startswith(f"{allowed}.") for allowed in _HYDRA_FROM_FILES):
+                    continue
+                found = document.find(self.repository.read[path].root, tuple(key.split(".")))
+                where = f"{path}:{found[0] if found else 1}"
+                rule = "may be set by the runner's own files and the command line only"
+                self.repository._note(Mistake(key, rule, where=where, remedy=remedy))  # noqa: SLF001
+                inside.pop("hydra", None)
+        return True
+
+    def _replace_option(self, error: MissingConfigException) -> None:
+        """Go on with the nearest option in the place of one that does not exist, or with nothing."""
+        missing = str(error.missing_cfg_file)
+        group, _, option = missing.rpartition("/")
+        options = self.repository.get_group_options(group) if group else []
+        right = nearest(option, options)
+        where = self._who_chose(group, option)
+        remedy = did_you_mean(right and f"{group}={right}")
+        other = other_name(f"{group}={option}")
+        if not right and other:
+            remedy = did_you_mean(other)
+        choices = f" (there are {', '.join(options)})" if options and len(options) <= 20 else ""  # noqa: PLR2004
+        rule = f"has no option `{option}`{choices}"
+        self._mistakes.append(Mistake(group or missing, rule, where=where, remedy=remedy, suggestion=right or other))
+        self.repository.instead[missing] = f"{group}/{right}" if right else None
+        if not right:
+            self._unknown.add(group.replace("/", "."))
+
+    def _who_chose(self, group: str, option: str) -> str:
+        for override in reversed(self._parsed):
+            if override.key_or_group == group and str(override.value()) == option:
+                return argument(override.input_line or "")
+        for path, loaded in reversed(self.repository.read.items()):
+            line = defaults_line(loaded, group, option)
+            if line > 1 or (line == 1 and _chooses(loaded, group, option)):
+                return f"{path}:{line}"
+        return ""
+
+    def _leave_out(self, overrides: Sequence[str], error: Exception) -> None:
+        """Note the override that Hydra cannot apply, and go on without it; raise where it is none."""
+        text = "\n".join(str(e) for e in (error, error.__cause__) if e)
+        lines = {override.input_line or "": override for override in self._parsed}
+        culprit = next((line for line in sorted(lines, key=len, reverse=True) if line and line in text), None)
+        quoted = re.search(r"'([^']+)'", text)
+        if culprit is None and quoted:
+            culprit = next((line for line, o in lines.items() if o.get_key_element().lstrip("+~") == quoted[1]), None)
+        if culprit is None and not text.startswith("In '"):
+            culprit = next((line for line in lines if self._composes_without(overrides, line)), None)
+        if culprit is not None:
+            self._left_out.add(culprit)
+            key = lines[culprit].key_or_group
+            self._mistakes.append(Mistake(key, _first(text), where=argument(culprit), remedy=_instead(lines[culprit], text)))
+            return
+        file = re.match(r"In '([^']+)'", text)
+        path = self.repository.file(file[1]) if file else None
+        if path is None or path in {Path(m.key) for m in self._mistakes}:
+            raise ConfigError([*self._mistakes, Mistake("config", f"cannot be composed: {_first(text)}")]) from None
+        loaded = self.repository.read[path]
+        right = nearest(quoted[1], []) if quoted else ""
+        entry = re.search(r"Could not override '([^'@]+)", text)
+        line = defaults_line(loaded, entry[1]) if entry else 1
+        key = entry[1] if entry else (file[1] if file else "")
+        self._mistakes.append(Mistake(key, _first(text.partition(": ")[2]), where=f"{path}:{line}", suggestion=right))
+        self.repository.instead[file[1] if file else ""] = None
+
+    def _composes_without(self, overrides: Sequence[str], line: str) -> bool:
+        try:
+            super().load_configuration(CONFIG_NAME, [o for o in overrides if o != line], self._mode, validate_sweep_overrides=False)
+        except Exception:  # noqa: BLE001  any failure: another override is to blame too
+            return False
+        return True
+
+
+def _chooses(loaded: Document, group: str, option: str) -> bool:
+    entries = loaded.data.get("defaults", [])
+    return any(
+        isinstance(entry, dict) and str(name).split()[-1].lstrip("/") == group and value == option
+        for entry in (entries if isinstance(entries, list) else [])
+        for name, value in (entry.items() if isinstance(entry, dict) else ())
+    )
+
+
+def _first(text: str) -> str:
+    line = text.strip().splitlines()[0].rstrip(". ") if text.strip() else "cannot be applied"
+    return f"cannot be applied: {line[0].lower()}{line[1:]}"
+
+
+def _instead(override: Override, text: str) -> str:
+    if override.is_add() and "Multiple values" in text:
+        return did_you_mean(f"{override.get_key_element().lstrip('+')}={override.value()}")
+    if "No match in the defaults list" in text:
+        return did_you_mean(f"+{override.get_key_element()}={override.value()}")
+    return ""
+
+
+def _leaves(node: Any, key: str) -> Iterable[tuple[str, Any]]:
+    if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing() and len(node):  # noqa: SLF001
+        for name in node:
+            yield from _leaves(node._get_node(name), f"{key}.{name}")  # noqa: SLF001
+    else:
+        yield key, node
+
+
+def resolve(config: DictConfig, layers: Layers) -> tuple[dict[str, Any], list[Mistake]]:
+    """Plain data with every interpolation followed, and a mistake for each that cannot be."""
+    mistakes: list[Mistake] = []
+
+    def walk(value: Any, path: tuple[str | int, ...]) -> Any:
+        if isinstance(value, dict):
+            return {name: walk(inner, (*path, name)) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [walk(inner, (*path, index)) for index, inner in enumerate(value)]
+        if not isinstance(value, str) or "${" not in value:
+            return value
+        try:
+            node: Any = config
+            for part in path[:-1]:
+                node = node._get_node(part)  # noqa: SLF001  keys may hold dots, which `select` would split
+            found = node[path[-1]]
+        except (OmegaConfBaseException, RecursionError, ValueError, AttributeError) as error:
+            key = ".".join(map(str, path))
+            problem = "it leads back to itself" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+            names = [".".join(map(str, known)) for known in _paths(plain)]
+            wanted = re.search(r"\$\{([\w.]+)\}", value)
+            right = nearest(wanted[1], names) if wanted and wanted[1] not in names else ""
+            suggestion = value.replace(wanted[1], right) if wanted and right else ""
+            rule = f"has an interpolation that cannot be followed ({problem})"
+            remedy = did_you_mean(suggestion)
+            mistakes.append(Mistake(key, rule, value, layers.blame(path, follow=False), remedy, suggestion))
+            return value
+        return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+
+    plain = OmegaConf.to_container(config, resolve=False)
+    resolved = walk(plain, ())
+    assert isinstance(resolved, dict)
+    return resolved, mistakes
+
+
+def _paths(value: Any, path: tuple[str | int, ...] = ()) -> Iterable[tuple[str | int, ...]]:
+    if path:
+        yield path
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _paths(inner, (*path, name))

@@ -1,0 +1,153 @@
+"""A YAML file with the line of every node, read as OmegaConf reads it, within a limit of size."""
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf._utils import get_yaml_loader
+
+from runner.errors import Mistake
+
+MAX_NODES = 20_000  # aliases counted as often as they are used: 212 bytes of nested aliases make 10^9 nodes
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 100
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  libyaml reads 5 times faster
+    """OmegaConf's reading of scalars (`1e-3` is a number, a date is a string); `on` and `off` are names as keys."""
+
+    yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: dict[str, yaml.Node] = {}
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:bool" and key.value.lower() in {"on", "off", "yes", "no", "y", "n"}:
+                key.tag = "tag:yaml.org,2002:str"
+            if key.tag == "tag:yaml.org,2002:str":
+                if key.value in seen:
+                    message = f"`{key.value}` is already set in line {seen[key.value].start_mark.line + 1}"
+                    raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
+                seen[key.value] = key
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+@dataclass
+class Document:
+    """One file: its plain data (`{}` where it cannot be read), its nodes with their lines, what is wrong with it."""
+
+    path: Path
+    text: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
+    root: yaml.Node | None = None
+    mistake: Mistake | None = None
+
+
+def load(path: Path) -> Document:
+    """Read a file; what is wrong with it is in `mistake`, never raised."""
+    stat = path.stat()
+    return _load(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=1024)
+def _load(path: Path, _changed: int, size: int) -> Document:
+    document = Document(path)
+    try:
+        if size > MAX_BYTES:
+            message = f"is larger than {MAX_BYTES:,} bytes"
+            raise _Refused(message)
+        document.text = path.read_text(encoding="utf-8")
+        _measure_depth(document.text)
+        loader = _Loader(document.text)
+        try:
+            root = loader.get_single_node()
+            if _weight(root, {}, set()) > MAX_NODES:
+                message = f"has more than {MAX_NODES:,} nodes with its aliases written out"
+                raise _Refused(message)
+            data = {} if root is None else loader.construct_document(root)
+        finally:
+            loader.dispose()
+        if not isinstance(data, dict | None):
+            message = "must be a mapping of keys to values"
+            raise _Refused(message)
+        document.data, document.root = data or {}, root
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        context = f" {error.context}" if getattr(error, "context", None) else ""
+        line = mark.line + 1 if mark else 1
+        document.mistake = Mistake(str(path), f"cannot be read as YAML: {problem}{context}", where=f"{path}:{line}")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        document.mistake = Mistake(str(path), "must be UTF-8 text", where=f"{path}:{line}")
+    except _Refused as error:
+        document.mistake = Mistake(str(path), str(error), where=f"{path}:1")
+    return document
+
+
+class _Refused(ValueError):
+    pass
+
+
+def _measure_depth(text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, _Loader) if text.count("[") + text.count("{") + text.count("- ") > MAX_DEPTH else ():
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            message = f"is nested deeper than {MAX_DEPTH}"
+            raise _Refused(message)
+
+
+def _children(node: yaml.Node | None) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        for pair in node.value:
+            yield from pair
+    elif isinstance(node, yaml.SequenceNode):
+        yield from node.value
+
+
+def _weight(node: yaml.Node | None, known: dict[int, int], above: set[int]) -> int:
+    if id(node) in above:
+        message = "contains an alias of a node that it is inside of"
+        raise _Refused(message)
+    if id(node) not in known:
+        inside = above | {id(node)}
+        known[id(node)] = 1 + sum(_weight(child, known, inside) for child in _children(node))
+    return known[id(node)]
+
+
+def find(node: yaml.Node | None, path: tuple[str | int, ...]) -> tuple[int, yaml.Node] | None:
+    """The 1-based line where `path` is set below `node`, and its value; None where it is not set.
+
+    The line of a mapping's entry is that of its key, of a list's element that of the element.
+    """
+    if node is None:
+        return None
+    line = node.start_mark.line + 1
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            entry = _entry(node, str(part))
+            if entry is None:
+                return None
+            line, node = entry[0].start_mark.line + 1, entry[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            return None
+    return line, node
+
+
+def _entry(node: yaml.MappingNode, name: str) -> tuple[yaml.Node, yaml.Node] | None:
+    for key, value in reversed(node.value):
+        if key.value == name and key.tag != "tag:yaml.org,2002:merge":
+            return key, value
+    for key, value in node.value:
+        if key.tag == "tag:yaml.org,2002:merge":
+            for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if isinstance(merged, yaml.MappingNode) and (entry := _entry(merged, name)):
+                    return entry
+    return None

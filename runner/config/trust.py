@@ -1,0 +1,218 @@
+"""Names in a config are looked at before they are imported: importing executes.
+
+Trusted are torch, torchvision, torchmetrics, the runner's own packages and user code: a file under the working directory
+or below a directory named on the command line (`--trust DIR`). Everything else needs `--trust 'timm.*'`.
+"""
+
+import ast
+import fnmatch
+import importlib
+import importlib.machinery
+import importlib.util
+import inspect
+import os
+import re
+import sys
+import traceback
+import types
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from runner.config.names import did_you_mean, nearest
+
+LIBRARIES = ("torch", "torchvision", "torchmetrics")
+OURS = ("runner", "models", "datasets")
+_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+
+
+class TargetError(ValueError):
+    """A name that may not or cannot be resolved: `rule` in words, `suggestion` the nearest name in full."""
+
+    def __init__(self, rule: str, suggestion: str = "", remedy: str = "", where: str = "") -> None:
+        self.rule, self.suggestion, self.where = rule, suggestion, where
+        self.remedy = remedy or did_you_mean(suggestion)
+        super().__init__(f"{rule}. {self.remedy}" if self.remedy else rule)
+
+
+def user_directories(trust: Sequence[str] = ()) -> list[Path]:
+    """Where user code lives: the working directory and the directories named on the command line."""
+    named = [Path(word).resolve() for word in trust if os.sep in word or word in (os.curdir, os.pardir)]
+    return [Path.cwd(), *(path for path in named if path.is_dir())]
+
+
+def look(path: str, trust: Sequence[str] = ()) -> None:
+    """Raise TargetError for a name that may not be imported, without importing anything."""
+    if not _NAME.fullmatch(path):
+        message = f"`{path}` is no dotted path (`package.module.Name`)"
+        raise TargetError(message)
+    if any(fnmatch.fnmatchcase(path, pattern) for pattern in trust):
+        return
+    first = path.partition(".")[0]
+    private = next((part for part in path.split(".") if part.startswith("_")), None)
+    if first in LIBRARIES or (first in OURS and not _is_user_code(first, trust)):
+        if private is not None and (first in LIBRARIES or private.startswith("__")):
+            message = f"`{path}` leads through `{private}`, which is private"
+            raise TargetError(message, remedy=f"if you trust it: --trust '{path}'")
+        _exists(path, first)
+        return
+    if private is not None and private.startswith("__"):
+        message = f"`{path}` leads through `{private}`, which is private"
+        raise TargetError(message)
+    if _is_user_code(first, trust):
+        return
+    known = nearest(first, [*LIBRARIES, *OURS, *_user_packages(trust)])
+    suggestion = f"{known}{path[len(first) :]}" if known else ""
+    if suggestion:
+        message = f"`{first}` is neither a trusted package nor code under the working directory"
+        raise TargetError(message, suggestion)
+    found = _spec(first)
+    if found is None:
+        message = f"there is no module `{first}` (neither installed nor under the working directory)"
+        raise TargetError(message)
+    message = f"`{first}` is neither one of {', '.join((*LIBRARIES, *OURS))} nor code under the working directory"
+    raise TargetError(message, remedy=f"if you trust it: --trust '{first}.*'")
+
+
+def _exists(path: str, first: str) -> None:
+    if _spec(first) is None:
+        extra = "; it comes with the extra `metrics`" if first == "torchmetrics" else ""
+        message = f"there is no module `{first}`: it is not installed{extra}"
+        raise TargetError(message)
+
+
+def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(name)
+    except (ImportError, ValueError, AttributeError):
+        return None
+
+
+def _is_user_code(first: str, trust: Sequence[str]) -> bool:
+    """Whether importing `first` would take it from a directory of the user's (and not from one of the runner's)."""
+    directories = user_directories(trust)
+    if any(_ours(directory) for directory in directories) and first in OURS:
+        return False
+    found = importlib.machinery.PathFinder.find_spec(first, [str(directory) for directory in directories])
+    if found is None or (found.origin is None and not found.submodule_search_locations):
+        return False
+    if first in sys.builtin_module_names or first in getattr(sys, "stdlib_module_names", ()) or first == "outputs":
+        return False
+    return True
+
+
+def _ours(directory: Path) -> bool:
+    return directory.resolve() == Path(__file__).resolve().parents[2]
+
+
+def _user_packages(trust: Sequence[str]) -> list[str]:
+    names = []
+    for directory in user_directories(trust):
+        for entry in directory.iterdir():
+            if entry.suffix == ".py" or (entry.is_dir() and any(entry.glob("*.py"))):
+                names.append(entry.stem)
+    return sorted({name for name in names if name.isidentifier()})
+
+
+def locate(path: str, trust: Sequence[str] = ()) -> Any:
+    """The object that a dotted path names. Looks at the name before it imports anything.
+
+    Raises:
+        TargetError: the name is not trusted; no such module; no such attribute (with the nearest one); an error inside the
+            user's own file while it is imported (with its line).
+    """
+    look(path, trust)
+    _make_importable(path, trust)
+    parts = path.split(".")
+    found: Any = _import(parts[0], path)
+    for count, part in enumerate(parts[1:], 2):
+        name = ".".join(parts[:count])
+        inner = inspect.getattr_static(found, part, None) if isinstance(found, types.ModuleType) else None
+        if inner is None and isinstance(found, types.ModuleType) and _is_submodule(found, name):
+            found = _import(name, path)
+        else:
+            found = _attribute(found, part, name, path)
+        if isinstance(found, types.ModuleType) and found.__name__.partition(".")[0] != parts[0] and not _patterned(path, trust):
+            message = f"`{path}` leads out of `{parts[0]}` into the module `{found.__name__}`"
+            raise TargetError(message)
+    if isinstance(found, types.ModuleType):
+        message = f"`{path}` is a module"
+        raise TargetError(message, _nearest_inside(found, parts[-1], path + "."))
+    return found
+
+
+def _patterned(path: str, trust: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in trust)
+
+
+def _make_importable(path: str, trust: Sequence[str]) -> None:
+    first = path.partition(".")[0]
+    if _is_user_code(first, trust):
+        for directory in user_directories(trust):
+            if str(directory) not in sys.path and (directory != Path.cwd() or "" not in sys.path):
+                sys.path.insert(0, str(directory))
+
+
+def _is_submodule(package: types.ModuleType, name: str) -> bool:
+    return hasattr(package, "__path__") and _spec(name) is not None
+
+
+def _import(name: str, path: str) -> types.ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            message = f"there is no module `{error.name}`"
+            raise TargetError(message) from error
+        raise _broken(name, error) from error
+    except SystemExit as error:
+        message = f"`{name}` ends the process when it is imported"
+        raise TargetError(message) from error
+
+
+def _broken(name: str, error: BaseException) -> TargetError:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    if isinstance(error, SyntaxError) and error.filename:
+        place, problem = f"{error.filename}:{error.lineno}", f"SyntaxError: {error.msg}"
+    else:
+        inside = [frame for frame in frames if not frame.filename.startswith("<") and frame.filename != __file__]
+        place = f"{inside[-1].filename}:{inside[-1].lineno}" if inside else ""
+        problem = f"{type(error).__name__}: {error}"
+    return TargetError(f"`{name}` cannot be imported: {problem}", where=place)
+
+
+def _attribute(owner: Any, part: str, name: str, path: str) -> Any:
+    try:
+        return getattr(owner, part)
+    except AttributeError:
+        pass
+    except Exception as error:
+        raise _broken(name, error) from error
+    before = name.rpartition(".")[0]
+    after = path[len(name) :]
+    right = OLD_NAMES.get(name) or _nearest_inside(owner, part, before + ".")
+    kind = "module" if isinstance(owner, types.ModuleType) else "class"
+    hidden = _hides_ours(owner)
+    message = f"the {kind} `{before}` has no `{part}`{hidden}"
+    raise TargetError(message, right + after if right else "")
+
+
+def _hides_ours(owner: Any) -> str:
+    """Where a project's own `models` or `datasets` hides ours, say which folder won."""
+    first = getattr(owner, "__name__", "").partition(".")[0]
+    folder = next(iter(getattr(sys.modules.get(first), "__path__", [])), "")
+    if first in OURS and folder and not _ours(Path(folder).parent):
+        return f" (`{first}` is {folder} here, which hides the runner's own)"
+    return ""
+
+
+def _nearest_inside(owner: Any, part: str, prefix: str) -> str:
+    names = [name for name in dir(owner) if not name.startswith("_")]
+    if isinstance(owner, types.ModuleType) and hasattr(owner, "__path__"):
+        names += [entry.stem for folder in owner.__path__ for entry in Path(folder).glob("[!_]*")]
+    right = nearest(part, names)
+    return prefix + right if right else ""
+
+
+OLD_NAMES: dict[str, str] = {}

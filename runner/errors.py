@@ -1,0 +1,93 @@
+"""What goes wrong, by whom it is answered: the user's request (exit 2), the run (exit 1), a wish to stop (75, 130)."""
+
+import signal
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any, Final
+
+
+class _Absent(Enum):
+    ABSENT = "absent"
+
+
+ABSENT: Final = _Absent.ABSENT  # a mistake about something that has no value
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One line of the report.
+
+    Attributes:
+        key: the full key, `train.duration`.
+        rule: what must hold, in words: `must be at least 1`.
+        value: what it is; `ABSENT` where there is nothing.
+        where: `conf/experiment/mine.yaml:7`, ``argument `train.epocs=3` `` or `schema.py:120`; more after a comma or in brackets.
+        remedy: what to do: ``did you mean `train.duration`?`` or the lines to paste.
+        suggestion: the nearest right name or value alone, for programs; empty where there is none.
+    """
+
+    key: str
+    rule: str
+    value: object = ABSENT
+    where: str = ""
+    remedy: str = ""
+    suggestion: str = ""
+
+    def __str__(self) -> str:
+        value = "" if self.value is ABSENT else f", but is {_short(self.value)}"
+        where = f": {self.where}" if self.where else ""
+        remedy = f"\n   {self.remedy}" if self.remedy else ""
+        return f"{self.key} {self.rule}{value}{where}{remedy}".replace("\n", "\n   ").replace("      ", "   ")
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for `--json`; a missing value is left out."""
+        plain = asdict(self)
+        if self.value is ABSENT:
+            del plain["value"]
+        elif not isinstance(self.value, str | int | float | bool | list | dict | None):
+            plain["value"] = str(self.value)
+        return plain
+
+
+def _short(value: object, limit: int = 120) -> str:
+    text = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, bool | None) else None
+    text = text or repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def numbered(mistakes: list[Mistake], start: int = 1) -> str:
+    """The lines of a report, without its count."""
+    return "\n".join(f"{number}. {mistake}" for number, mistake in enumerate(mistakes, start))
+
+
+def count_line(count: int) -> str:
+    """The last line of a report."""
+    return f"{count} mistake{'s' * (count != 1)}."
+
+
+class ConfigError(ValueError):
+    """The request or the configuration is wrong; nothing was created. Exit status 2.
+
+    `str()` is the numbered report with one count at its end.
+    """
+
+    def __init__(self, mistakes: list[Mistake]) -> None:
+        self.mistakes = mistakes
+        super().__init__(f"{numbered(mistakes)}\n{count_line(len(mistakes))}")
+
+
+class RunError(RuntimeError):
+    """What only a download, the data or a device could show, in one paragraph. Exit status 1."""
+
+
+class Stopped(Exception):  # noqa: N818  asked for, no error
+    """The run was asked to stop and has saved. Exit status 130 after Ctrl-C, else 75."""
+
+    def __init__(self, signum: int) -> None:
+        self.signal = signal.Signals(signum)
+        super().__init__(f"stopped by {self.signal.name}")
+
+    @property
+    def exit_status(self) -> int:
+        """130 for SIGINT, 75 (EX_TEMPFAIL: start it again) for the others."""
+        return 130 if self.signal is signal.SIGINT else 75

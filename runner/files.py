@@ -1,0 +1,313 @@
+"""Files: the one writer of what must survive a crash, the one reader of `.pt` files, run directories and their lock."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import socket
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+from runner.errors import ConfigError, Mistake, RunError
+
+
+class _Hashing(io.BufferedWriter):
+    """A file that hashes what goes through it. It cannot seek: the hash is of the bytes in their order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "xb"))
+        self.digest = hashlib.sha256()
+        self.failure: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        self.digest.update(data)
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
+
+    def seekable(self) -> bool:
+        return False
+
+    def seek(self, *_: Any) -> int:
+        raise io.UnsupportedOperation("seek")
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> str:
+    """Make or replace `path` by what `write` writes: whole and on the disk when this returns, untouched if it raises.
+
+    The file object cannot seek. Returns the SHA-256 of the bytes, in hexadecimal, taken while they were written.
+
+    Raises:
+        OSError: the disk is full, the folder not writable; or whatever else `write` raises.
+    """
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
+    file = _Hashing(temporary)
+    try:
+        with file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        remove(temporary)
+        if file.failure and error is not file.failure:  # a full disk reaches us as torch's "unexpected pos 30 vs 0"
+            raise file.failure from error
+        raise
+    sync_folder(path.parent)
+    return file.digest.hexdigest()
+
+
+def write_text(path: Path, text: str) -> str:
+    """Make or replace a UTF-8 text file; see `write_atomic`."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(text.encode())
+
+    return write_atomic(path, write)
+
+
+def write_json(path: Path, value: Any) -> str:
+    """Make or replace a JSON file; NaN and infinities become the strings "NaN", "Infinity", "-Infinity"."""
+    return write_text(path, to_json(value, indent=2) + "\n")
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Strict JSON of plain data; NaN and infinities as strings, which `float()` reads back.
+
+    Raises:
+        TypeError: something in it is not plain.
+    """
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # rare, so the copy is made only then
+        return json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {name: _without_nan(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(member) for member in value]
+    return value
+
+
+def replace_link(path: Path, target: str) -> None:
+    """Make or replace the symbolic link `path`, relative to its folder, in one step. The folder is not synced."""
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
+    try:
+        temporary.symlink_to(target)
+        temporary.replace(path)
+    except BaseException:
+        remove(temporary)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Delete a file if it can be deleted: only for what nothing refers to any more."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's entries (names made, renamed, removed) to the disk."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems sync names by themselves
+            raise
+    finally:
+        os.close(handle)
+
+
+class Lines:
+    """A JSON lines file: one object an event, in the order of their `step`, one line a step, flushed per event.
+
+    An event with the step of the last line is merged into that line. What is opened is cut at the first line that is
+    torn or belongs to a step after `until`: what a resume at step `until` will log again.
+    """
+
+    def __init__(self, path: Path, until: float = math.inf) -> None:
+        self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
+        self.truncate_after(until)
+
+    def truncate_after(self, step: float) -> None:
+        """Drop every event with a step greater than `step`, and a torn end; `last` is what is left at the end, or {}."""
+        self.last: dict[str, Any] = {}
+        self._start_of_last = self._end = 0
+        self._file.seek(0)
+        for line in self._file:
+            event = _parse_event(line)
+            if event is None or event["step"] > step:
+                break
+            self.last, self._start_of_last, self._end = event, self._end, self._end + len(line)
+        self._cut()
+
+    def append(self, event: dict[str, Any]) -> None:
+        """Write `event` (with an integer `step`, not below the last one's) and hand it to the operating system."""
+        again = bool(self.last) and event["step"] == self.last["step"]
+        assert again or not self.last or event["step"] > self.last["step"], "events come in the order of their steps"
+        if again:
+            event = self.last | event
+            self._file.seek(self._start_of_last)
+        else:
+            self._start_of_last = self._end
+        line = to_json(event).encode() + b"\n"
+        self._file.write(line)
+        self._file.flush()
+        self.last, self._end = event, self._start_of_last + len(line)
+        if again:
+            self._cut()
+
+    def _cut(self) -> None:
+        self._file.seek(self._end)
+        self._file.truncate()
+
+    def sync(self) -> None:
+        """Bring everything to the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _parse_event(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    whole = line.endswith(b"\n") and isinstance(event, dict) and isinstance(event.get("step"), int)
+    return event if whole else None
+
+
+def make_run_dir(root: Path, name: str) -> Path:
+    """Make and return the new folder `<root>/<name>/<date>_<time>_<id>`, which no other process gets."""
+    parent = root / name
+    parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        now = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
+        folder = parent / f"{now}_{os.urandom(3).hex()}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+
+
+_HELD: set[int] = set()
+
+
+def _close_in_child() -> None:
+    # A forked loader worker shares the open file, and would hold the lock for seconds after its parent was killed.
+    for handle in _HELD:
+        with contextlib.suppress(OSError):
+            os.close(handle)
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+class Lock:
+    """A run directory for this process alone, until `release` or the process's end, however it ends.
+
+    Raises:
+        ConfigError: another process (or another Lock of this one) holds it.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._handle = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._handle, 200, 0).decode(errors="replace").strip() or "another process"
+            os.close(self._handle)
+            raise ConfigError([_in_progress(run_dir, holder)]) from None
+        except BaseException:
+            os.close(self._handle)
+            raise
+        _HELD.add(self._handle)
+        os.truncate(self._handle, 0)
+        os.pwrite(self._handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)  # for the message
+
+    def release(self) -> None:
+        """Let others have it; again is harmless, and so it is in a forked child, which never held it."""
+        if self._handle in _HELD:
+            _HELD.remove(self._handle)
+            os.close(self._handle)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def _in_progress(run_dir: Path, holder: str) -> Mistake:
+    remedy = f"{holder} is at work on it: wait for it, or stop it"
+    return Mistake("run", "must not be in progress", str(run_dir), remedy=remedy)
+
+
+def load_tensors(path: Path, map_location: Any = "cpu", sha256: str | None = None) -> Any:
+    """Read a `.pt` or `.pth` file of tensors and plain containers: the one place that does, never unpickling more.
+
+    With `sha256` (hexadecimal) the content is verified first: `torch.load` does not check the archive's CRCs.
+
+    Raises:
+        RunError: the file cannot be read or is not such a file; says why.
+    """
+    import torch  # slow to import, and much here does without
+
+    try:
+        with path.open("rb") as file:
+            if sha256 is not None and (actual := hashlib.file_digest(file, "sha256").hexdigest()) != sha256:
+                raise RunError(f"{path} is damaged: its SHA-256 is {actual}, but {sha256} was recorded")
+            file.seek(0)
+            return torch.load(file, map_location=map_location, weights_only=True)
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
+    except RunError:
+        raise
+    except Exception as error:  # torch raises whatever its unpickler and archive reader meet
+        raise RunError(f"{path} {_what_is_wrong(path, error)}") from error
+
+
+def _what_is_wrong(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        return "is empty"
+    if re.match(rb"\s*<(!doctype|html|\?xml)", head, re.IGNORECASE):
+        return "is a web page, not a file of tensors: the download gave an error page"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
+    if refused := _refused_names(path):
+        return (
+            f"holds pickled objects ({', '.join(refused)}), and loading them would run code: only tensors, numbers, "
+            f"strings and plain containers are read; if you trust it: `python -m runner convert {path} --trust`"
+        )
+    if head.startswith(b"PK"):
+        return f"is cut short or damaged: {_first_sentence(error)}"
+    return f"is not a file that torch.save wrote, or it is damaged: {_first_sentence(error)}"
+
+
+def _refused_names(path: Path) -> list[str]:
+    import torch
+
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # noqa: BLE001  the file is broken in some other way, which the caller describes
+        return []
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).split("\n", 1)[0].split(". ", 1)[0][:200] or type(error).__name__

@@ -1,0 +1,218 @@
+"""The loop: batch, step, backward, optimizer; and, where it is due, log, evaluate, save.
+
+Nothing here waits for the device but a log line, an evaluation and a save.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runner import device as devices
+from runner import rng
+from runner.errors import RunError
+from runner.schedule import Duration, next_due
+from runner.state import Losses, Run, state
+
+
+def fit(run: Run) -> None:
+    """Train from where `run.progress` stands to the end, or until a signal asks to stop."""
+    progress, model, loss, step, optimizer = run.progress, run.model, run.loss, run.step, run.optimizer
+    losses, train_metrics, stop = run.losses, list(run.metrics["train"].values()), run.stop
+    if progress.step == 0:
+        rng.seed_all(rng.key(run.seed, "train"))
+    model.train()
+    run.clock.start()
+    run.started_at = progress.step
+    run.logged = (progress.step, time.perf_counter())
+    due = pause(run) if progress.evaluation_pending else _next_pause(run)
+    while progress.step < run.total_steps and stop.signal is None:
+        begun_at = progress.step
+        for batch in run.splits["train"].batches(progress.epoch, progress.batch):
+            outcome = step(batch, model, loss)
+            outcome["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            run.schedule.step()
+            losses.add(outcome)
+            for metric in train_metrics:
+                metric.update(outcome["output"].detach(), outcome["target"])
+            progress.step += 1
+            progress.batch += 1
+            if progress.batch == run.steps_per_epoch:
+                end_epoch(run)
+            if progress.step >= due or stop.signal is not None:
+                due = pause(run)
+                if progress.step >= run.total_steps or stop.signal is not None:
+                    break
+        else:  # the end of the data; of unknown length where the epoch has not ended yet
+            if progress.batch:
+                end_epoch(run)
+        if progress.step == begun_at:
+            message = "an epoch of the train split has no batch (fewer samples than loader.batch_size with drop_last?)"
+            raise RunError(message)
+    run.clock.pause()
+
+
+def end_epoch(run: Run) -> None:
+    """Turn to the next epoch."""
+    run.progress.epoch += 1
+    run.progress.batch = 0
+    run.schedule.epoch()
+    if run.clock.first_epoch is None:
+        devices.synchronize(run.device)
+        run.clock.pause()
+        run.clock.first_epoch = (run.progress.step, run.clock.training)
+        run.clock.start()
+
+
+def _next_pause(run: Run) -> int:
+    rhythms = (run.log_every, run.evaluate_every, run.checkpoint_every)
+    due = [next_due(every, run.progress.step, run.steps_per_epoch) for every in rhythms]
+    return min([run.total_steps, *[step for step in due if step is not None]])
+
+
+def _is_due(run: Run, every: Duration | None) -> bool:
+    return next_due(every, run.progress.step - 1, run.steps_per_epoch) == run.progress.step
+
+
+def pause(run: Run) -> int:
+    """Log, evaluate, save, whichever is due after this step; the step at which to pause next."""
+    progress, at_end = run.progress, run.progress.step >= run.total_steps
+    if run.losses.sizes and (at_end or _is_due(run, run.log_every)):
+        log_line(run)
+    improved = False
+    if progress.evaluation_pending or at_end or _is_due(run, run.evaluate_every):
+        improved = evaluate_and_compare(run)
+    stopping = run.stop.signal is not None
+    rhythm = run.checkpoint_every is not None and (improved or _is_due(run, run.checkpoint_every))
+    if at_end or stopping or rhythm:
+        save(run)
+    return _next_pause(run)
+
+
+def log_line(run: Run) -> None:
+    """Read the losses since the last line (the one wait for the device), check them, write them.
+
+    Raises:
+        RunError: a loss is not finite.
+    """
+    progress = run.progress
+    check_losses(run)
+    logged = {"train/loss": run.losses.mean()}
+    for name, metric in run.metrics["train"].items():
+        logged |= flat(f"train/{name}", metric.compute())
+        metric.reset()
+    run.losses.clear()
+    progress.last |= logged
+    now = time.perf_counter()
+    speed = (progress.step - run.logged[0]) / (now - run.logged[1])
+    run.logged = (progress.step, now)
+    rates = {f"lr/{group.get('name', i)}": float(group["lr"]) for i, group in enumerate(run.optimizer.param_groups)}
+    if len(rates) == 1:
+        rates = {"lr": rates.popitem()[1]}
+    run.log.scalars(progress.step, progress.epoch, logged | rates, steps_per_second=speed)
+
+
+def check_losses(run: Run) -> None:
+    """Raise RunError with the step of the first loss that is not finite (unless `train.check_finite` is off)."""
+    if run.check_finite == "off":
+        return
+    values = run.losses.read()
+    for offset, value in enumerate(values, start=1):
+        if not math.isfinite(value):
+            step = run.progress.step - len(values) + offset
+            message = (
+                f"the loss became {value} at step {step}. Often the learning rate is too high; "
+                "look at train/loss before that step in metrics.jsonl. (train.check_finite=off goes on all the same.)"
+            )
+            raise RunError(message)
+
+
+def evaluate_and_compare(run: Run) -> bool:
+    """Evaluate `val`; whether the objective is the best so far."""
+    progress = run.progress
+    progress.evaluation_pending = False
+    run.clock.pause()
+    begun = time.perf_counter()
+    if "val" in run.splits and progress.evaluated_at != progress.step:
+        values = evaluate(run, "val")
+        if values is None:
+            progress.evaluation_pending = True
+        else:
+            progress.last |= values
+            progress.evaluated_at = progress.step
+            run.log.evaluated(progress.step, progress.epoch, values)
+            run.schedule.evaluated(progress.last)
+        devices.synchronize(run.device)
+    run.clock.evaluating += time.perf_counter() - begun
+    run.clock.start()
+    if progress.evaluation_pending:
+        return False
+    value = progress.last.get(run.objective, math.nan)
+    best = progress.best
+    better = best is None or (value < best["objective"] if run.mode == "min" else value > best["objective"])
+    if math.isfinite(value) and better:
+        progress.best = {"step": progress.step, "objective": value, "metrics": dict(progress.last)}
+        return True
+    return False
+
+
+def evaluate(run: Run, name: str) -> dict[str, float] | None:
+    """The loss and the metrics of a split, in eval mode, as `<split>/<name>`; None where a signal cut it short.
+
+    The same every time for the same weights, and without effect on training: it draws from a stream of its own.
+    """
+    losses, metrics = Losses(), run.metrics["eval"]
+    for metric in metrics.values():
+        metric.reset()
+    run.model.eval()
+    with torch.no_grad(), rng.stream(rng.key(run.seed, "evaluate", name)):
+        for batch in run.splits[name].batches(0):
+            outcome = run.step(batch, run.model, run.loss)
+            losses.add(outcome)
+            for metric in metrics.values():
+                metric.update(outcome["output"], outcome["target"])
+            if run.stop.signal is not None:
+                break
+    run.model.train()
+    if run.stop.signal is not None:
+        return None
+    values = {f"{name}/loss": losses.mean()}
+    for metric_name, metric in metrics.items():
+        values |= flat(f"{name}/{metric_name}", metric.compute())
+    return values
+
+
+def flat(name: str, value: Any) -> dict[str, float]:
+    """A metric's value by name; one that is a mapping or a vector has a name for each of its members.
+
+    Raises:
+        RunError: it is no number.
+    """
+    if isinstance(value, Mapping):
+        return {f"{name}/{member}": number for member, part in value.items() for number in flat("", part).values()}
+    if isinstance(value, Tensor) and value.numel() != 1 or isinstance(value, list | tuple):
+        members: Iterable[Any] = value.flatten().tolist() if isinstance(value, Tensor) else value
+        return {f"{name}/{i}": float(member) for i, member in enumerate(members)}
+    try:
+        return {name: float(value)}
+    except (TypeError, ValueError) as error:
+        message = f"metric {name} gave {type(value).__name__}, which is no number"
+        raise RunError(message) from error
+
+
+def save(run: Run) -> None:
+    """Commit a checkpoint of this instant, unless a loss not logged yet is not finite."""
+    run.clock.pause()
+    begun = time.perf_counter()
+    check_losses(run)
+    run.log.sync()  # what the checkpoint says was logged must be on the disk before it
+    best = run.progress.best
+    metric = best["objective"] if best is not None and best["step"] == run.progress.step else None
+    run.checkpoints.save(state(run), run.progress.step, metric)
+    run.clock.saving += time.perf_counter() - begun
+    run.clock.start()

@@ -1,0 +1,285 @@
+"""What a run says while it trains: `metrics.jsonl`, TensorBoard events, `log.txt` and the console."""
+
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from runner.files import Lines
+
+PLAIN_SECONDS = 5.0  # between two progress lines where the console is a file
+REFRESH_SECONDS = 0.5  # between two drawings of the progress bar, 5 to 10 ms each
+SYNC_SECONDS = 30.0  # after so long TensorBoard sees what was logged
+
+
+class Log:
+    """The log of one run; it draws no random number, so nothing here changes a model.
+
+    Each step has one line in `metrics.jsonl` (training and evaluation at the same step share it) and one event a tag in
+    TensorBoard, also when a run is resumed at `start_step`: what was logged after that step is dropped.
+    `stream` is the console (standard output unless given); `progress` is drawn there as a bar on a terminal, as lines
+    elsewhere.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        tensorboard: bool,
+        progress: bool,
+        total_steps: int,
+        start_step: int = 0,
+        stream: TextIO | None = None,
+    ) -> None:
+        stream = stream or sys.stdout
+        self._text = (run_dir / "log.txt").open("a", buffering=1, encoding="utf-8")
+        self._lines = Lines(run_dir / "metrics.jsonl", until=start_step)
+        last = self._lines.last
+        self._events: _Events = _TensorBoard(run_dir / "tb", start_step, last) if tensorboard else _NoEvents()
+        self._console: _Console = _Quiet(stream)
+        if progress:
+            bar = _is_terminal(stream)
+            self._console = _Bar(stream, start_step, total_steps) if bar else _Plain(stream, total_steps)
+
+    def say(self, what: object) -> None:
+        """Print `what` and write it to `log.txt`; on a terminal rich draws it in its own way (`__rich__`)."""
+        self._console.say(what)
+        self.note(str(what))
+
+    def note(self, text: str) -> None:
+        """Write `text` to `log.txt` only."""
+        now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        self._text.write(f"{now}  {text}\n")
+
+    def exception(self, error: BaseException) -> None:
+        """Write the traceback of `error` to `log.txt` only: the console gets a paragraph from whoever caught it."""
+        self.note("".join(traceback.format_exception(error)).rstrip())
+
+    def scalars(
+        self, step: int, epoch: float, values: Mapping[str, float], *, steps_per_second: float | None = None
+    ) -> None:
+        """Log `values` of training (`<split>/<name>`) at optimizer step `step`; takes 20 µs, the bar drawn aside."""
+        self._record(step, epoch, values)
+        self._console.progress(step, epoch, values, steps_per_second)
+
+    def evaluated(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        """Log the `values` of an evaluation of the weights of optimizer step `step`."""
+        self._record(step, epoch, values)
+        line = f"step {step}  epoch {epoch:.4g}  {_words(values)}"
+        self._console.evaluated(line, values)
+        self.note(line)
+
+    def sync(self) -> None:
+        """Bring all that was logged to the disk: before a checkpoint is committed, so that a resume finds no gap."""
+        self._lines.sync()
+        self._events.sync()
+
+    def close(self) -> None:
+        """End the progress and close the files; again is harmless."""
+        self._console.close()
+        self._events.close()
+        self._lines.close()
+        self._text.close()
+
+    def _record(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        self._lines.append({"step": step, "epoch": epoch, **values})
+        self._events.scalars(step, values)
+
+
+def final_report(metrics: Mapping[str, Any], run_dir: Path, say: Callable[[str], None] = print) -> None:
+    """Say the final metrics, one a line, and the run directory."""
+    width = max(map(len, metrics), default=0)
+    say("\n".join([*(f"{name:<{width}}  {float(value):.6g}" for name, value in metrics.items()), str(run_dir)]))
+
+
+def _words(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+# ---- TensorBoard
+
+
+class _Events(Protocol):
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+    def sync(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class _NoEvents:
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _TensorBoard:
+    """One event file, written through tensorboardX's record writer in this thread.
+
+    Its SummaryWriter would cost 130 µs an event of three values where this costs 12 (a queue, two threads, a pipe), and
+    its `flush` leaves what is still in the queue: a gap after a kill.
+    """
+
+    def __init__(self, folder: Path, start_step: int, last: Mapping[str, Any]) -> None:
+        from tensorboardX import RecordWriter  # 14 ms that only those pay who want it
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        folder.mkdir(exist_ok=True)
+        earlier = sorted(folder.glob("events.out.tfevents.*"))
+        # The name decides the order of reading: a file started in the same second must be another, and come later.
+        second = max([int(time.time()), *(int(path.name.split(".")[3]) + 1 for path in earlier)])
+        name = f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = RecordWriter(str(folder / name))
+        self._Event, self._Summary = Event, Summary
+        self._held: dict[str, float] = {}
+        self._held_step = start_step
+        self._synced = time.monotonic()
+        self._write(file_version="brain.Event:2")
+        if earlier:
+            self._write(step=start_step, session_log=SessionLog(status=SessionLog.START))
+            # That purges `start_step` too, since an evaluation may be done again: what stays is written anew.
+            if last.get("step") == start_step:
+                self._held = {name: float(value) for name, value in last.items() if name not in ("step", "epoch")}
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        if self._held:
+            held, self._held = self._held, {}
+            if step == self._held_step:
+                values = {**held, **values}
+            else:
+                self.scalars(self._held_step, held)
+        value = [self._Summary.Value(tag=name, simple_value=number) for name, number in values.items()]
+        self._write(step=step, summary=self._Summary(value=value))
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            self.sync()
+
+    def sync(self) -> None:
+        self._writer.flush()
+        self._synced = time.monotonic()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            if self._held:
+                self.scalars(self._held_step, {})
+            self.sync()
+            self._writer.close()
+            self._writer = None
+
+    def _write(self, **fields: Any) -> None:
+        self._writer.write(self._Event(wall_time=time.time(), **fields).SerializeToString())
+
+
+# ---- the console
+
+
+class _Console(Protocol):
+    def say(self, what: object) -> None: ...
+    def progress(self, step: int, epoch: float, values: Mapping[str, float], rate: float | None) -> None: ...
+    def evaluated(self, line: str, values: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+class _Quiet:
+    """Says what it is told to, and no progress."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def say(self, what: object) -> None:
+        if hasattr(what, "__rich__") and _is_terminal(self._stream):
+            from rich.console import Console  # 27 ms that only a terminal pays
+
+            Console(file=self._stream).print(what)
+        else:
+            print(what, file=self._stream, flush=True)
+
+    def progress(self, step: int, epoch: float, values: Mapping[str, float], rate: float | None) -> None:
+        pass
+
+    def evaluated(self, line: str, values: Mapping[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Plain(_Quiet):
+    """Lines: at most one every PLAIN_SECONDS, each evaluation, and the last one at the end."""
+
+    def __init__(self, stream: TextIO, total_steps: int) -> None:
+        super().__init__(stream)
+        self._total = total_steps
+        self._due = time.monotonic() + PLAIN_SECONDS
+        self._unsaid = ""
+
+    def progress(self, step: int, epoch: float, values: Mapping[str, float], rate: float | None) -> None:
+        pace = _pace(self._total - step, rate)
+        self._unsaid = f"step {step}/{self._total}  epoch {epoch:.4g}  {_words(values)}  {pace}"
+        if time.monotonic() >= self._due:
+            self._flush()
+
+    def evaluated(self, line: str, values: Mapping[str, float]) -> None:
+        self.say(line)
+
+    def close(self) -> None:
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._unsaid:
+            self.say(self._unsaid.rstrip())
+            self._unsaid = ""
+            self._due = time.monotonic() + PLAIN_SECONDS
+
+
+class _Bar:
+    """rich's progress bar, without its thread: drawn from here, at most every REFRESH_SECONDS."""
+
+    def __init__(self, stream: TextIO, start_step: int, total_steps: int) -> None:
+        from rich.console import Console  # 27 ms that only a terminal pays
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
+        self._bar = Progress(*columns, console=Console(file=stream), auto_refresh=False)
+        self._task = self._bar.add_task("", total=total_steps, completed=start_step)
+        self._total = total_steps
+        self._values: dict[str, float] = {}
+        self._due = 0.0
+        self._bar.start()
+
+    def say(self, what: object) -> None:
+        self._bar.console.print(what, markup=False, highlight=False, soft_wrap=isinstance(what, str))
+
+    def progress(self, step: int, epoch: float, values: Mapping[str, float], rate: float | None) -> None:
+        self._values.update(values)
+        words = f"epoch {epoch:.4g}  {_words(self._values)}  {_pace(self._total - step, rate)}"
+        self._bar.update(self._task, completed=step, description=words)
+        if time.monotonic() >= self._due:
+            self._bar.refresh()
+            self._due = time.monotonic() + REFRESH_SECONDS
+
+    def evaluated(self, line: str, values: Mapping[str, float]) -> None:
+        self._values.update(values)  # drawn with the next step: a line of its own would cost a drawing each
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def _pace(steps: int, rate: float | None) -> str:
+    if not rate:
+        return ""
+    minutes, seconds = divmod(round(steps / rate), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{rate:.4g} steps/s  {hours}:{minutes:02d}:{seconds:02d} left"

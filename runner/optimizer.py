@@ -1,0 +1,92 @@
+"""The learning-rate schedule of a run: any `torch.optim.lr_scheduler`, per step or per epoch, with a warmup before it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class Constant:
+    """No schedule: the rates stay as the optimizer has them."""
+
+    def step(self) -> None:
+        """Nothing to do after a step."""
+
+    def epoch(self) -> None:
+        """Nothing to do after an epoch."""
+
+    def evaluated(self, metrics: dict[str, float]) -> None:
+        """Nothing to do after an evaluation."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to save."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+
+class Schedule(Constant):
+    """A scheduler of torch, stepped after each optimizer step or each epoch, or by a metric after each evaluation.
+
+    During `warmup` steps the rates rise linearly, step t (from 0) having (t + 1) / warmup of the scheduler's first rates;
+    the scheduler starts when they are reached.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        make: Callable[[Optimizer], Any] | None,
+        *,
+        interval: str = "step",
+        warmup: int = 0,
+        monitor: str | None = None,
+    ) -> None:
+        self.optimizer, self.interval, self.warmup, self.monitor = optimizer, interval, warmup, monitor
+        self.scheduler = None if make is None else make(optimizer)
+        self.taken = 0  # optimizer steps
+        self.targets = [float(group["lr"]) for group in optimizer.param_groups]
+        self._warm()
+
+    def _warm(self) -> None:
+        if self.taken < self.warmup:
+            for group, target in zip(self.optimizer.param_groups, self.targets, strict=True):
+                group["lr"] = target * (self.taken + 1) / self.warmup
+
+    def step(self) -> None:
+        """After an optimizer step."""
+        self.taken += 1
+        if self.taken <= self.warmup:
+            self._warm()
+        elif self.interval == "step" and self.scheduler is not None and self.monitor is None:
+            self.scheduler.step()
+
+    def epoch(self) -> None:
+        """After an epoch; one that ends within the warmup does not count."""
+        if self.interval == "epoch" and self.taken > self.warmup and self.scheduler is not None and self.monitor is None:
+            self.scheduler.step()
+
+    def evaluated(self, metrics: dict[str, float]) -> None:
+        """After an evaluation, for a scheduler that follows a metric."""
+        if self.monitor is not None and self.scheduler is not None and self.taken >= self.warmup:
+            self.scheduler.step(metrics[self.monitor])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scheduler's state and the steps taken."""
+        inner = {} if self.scheduler is None else _plain(self.scheduler.state_dict())
+        return {"taken": self.taken, "targets": self.targets, "scheduler": inner}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave (the rates themselves are in the optimizer's state)."""
+        self.taken, self.targets = state["taken"], state["targets"]
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+
+
+def _plain(value: Any) -> Any:
+    """A scheduler's state without what its arguments say anyway and no checkpoint can hold (functions, a Counter)."""
+    if type(value) is dict:
+        kept = (bool, int, float, str, type(None), list, tuple, dict, Tensor)
+        return {name: _plain(member) for name, member in value.items() if type(member) in kept}
+    return [_plain(member) for member in value] if type(value) in (list, tuple) else value

@@ -1,0 +1,250 @@
+"""Parameter groups by ordered name patterns, each with settings of the optimizer of its own."""
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from runner.errors import ConfigError, Mistake
+
+DEFAULT = "default"  # the group of the rest
+Named = tuple[str, nn.Parameter]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters whose names match, and what the optimizer does differently for them."""
+
+    label: str  # its key below `param_groups`
+    match: Sequence[str]  # patterns, `re.fullmatch`
+    settings: Mapping[str, Any] = field(default_factory=dict)  # any of the optimizer's arguments but `params`
+    lr_mult: float | None = None  # times the optimizer's rate
+    layer_decay: float | None = None  # one group a layer, the rate this much lower with each layer away from the output
+    max_dims: int | None = None  # only tensors of at most so many dimensions: 1 is biases and the scales of norms
+    optional: bool = False  # whether it may have no parameter
+
+
+def build_groups(
+    model: nn.Module,
+    groups: Sequence[Group],
+    optimizer: Callable[..., Optimizer],
+    settings: Mapping[str, Any],
+    thawing: Container[str] = (),
+) -> list[dict[str, Any]]:
+    """Sort the trainable parameters into groups: the first that matches takes a parameter, the rest is `default`.
+
+    Args:
+        model: on any device, the meta device included. A tied parameter is matched by each of its names, and taken once.
+        groups: in order.
+        optimizer: the class (or function) that the groups are for; its signature says which settings there are.
+        settings: its arguments for all groups, without `params`.
+        thawing: names of frozen parameters that will train later (`freeze.Frozen.params`); they belong to their groups
+            from the start, and no optimizer touches a parameter without a gradient.
+
+    Returns:
+        What the optimizer takes as `params`: `{"params": [(name, parameter), …], "name": label, **settings}`, in the order
+        of `groups`, `default` last; no group is empty. The names make the optimizer's state_dict hold `param_names`.
+
+    Raises:
+        ConfigError: a pattern without match, a group without trainable parameter, a setting that the optimizer does not
+            have, nothing to train.
+    """
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    parameters = [(n, p, names[id(p)]) for n, p in model.named_parameters()]
+    trains = {name for name, parameter, _ in parameters if parameter.requires_grad or name in thawing}
+    mistakes: list[Mistake] = []
+    if not trains:
+        mistakes.append(Mistake("freeze.params", "must leave a parameter to train, but everything is frozen"))
+    depth = depths(model) if any(group.layer_decay is not None for group in groups) else {}
+    taken: dict[str, str] = {}
+    built: list[dict[str, Any]] = []
+    for group in groups:
+        if group.label == DEFAULT:
+            mistakes.append(Mistake("param_groups.default", "is the name of the group of the rest: choose another"))
+        problems = _wrong_settings(group, optimizer, settings)
+        members, unmatched = _members(group, parameters, taken, trains)
+        mistakes += problems + unmatched
+        taken |= dict.fromkeys((name for name, _ in members), group.label)
+        if members and not problems:
+            built += _split(group, members, depth, _rate(optimizer, settings))
+    rest = [(name, parameter) for name, parameter, _ in parameters if name in trains and name not in taken]
+    if rest:
+        built.append({"params": rest, "name": DEFAULT})
+    if mistakes:
+        raise ConfigError(mistakes)
+    return built
+
+
+def depths(model: nn.Module) -> dict[str, int]:
+    """The layer of each parameter, counted from the input (0) in the order in which the model registers its modules.
+
+    A layer is a member of a list-like container (Sequential, ModuleList, ModuleDict; containers within containers are
+    entered), or a module that holds none: `conv1`, `layer1.0`, `layer1.1`, …, `fc` in torchvision's ResNets. A layer of
+    one-dimensional parameters only (a norm), and a bare parameter, count with the layer before them. As in BEiT (Bao,
+    Dong, Wei 2021), made for any model.
+    """
+    layer: dict[str, int] = {}
+    count = -1
+
+    def place(prefix: str, module: nn.Module, *, whole: bool) -> None:
+        nonlocal count
+        own = [(name, p) for name, p in module.named_parameters(prefix, recurse=whole) if name not in layer]
+        if whole and any(p.dim() > 1 for _, p in own):
+            count += 1
+        layer.update((name, max(count, 0)) for name, _ in own)
+
+    def walk(prefix: str, module: nn.Module, *, listed: bool) -> None:
+        if not _is_list(module) and (listed or not any(_is_list(inner) for inner in module.modules())):
+            place(prefix, module, whole=True)
+            return
+        place(prefix, module, whole=False)
+        for name, child in module.named_children():
+            walk(f"{prefix}.{name}".lstrip("."), child, listed=_is_list(module))
+
+    if _is_list(model) or any(model.children()):
+        place("", model, whole=False)
+        for name, child in model.named_children():
+            walk(name, child, listed=_is_list(model))
+    else:
+        place("", model, whole=True)
+    return layer
+
+
+def _is_list(module: nn.Module) -> bool:
+    # A subclass of Sequential is a block of its own (torchvision's Conv2dNormActivation); one of the others is a list.
+    return type(module) is nn.Sequential or isinstance(module, nn.ModuleList | nn.ModuleDict)
+
+
+def compare_groups(saved: Sequence[Mapping[str, Any]], live: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a checkpoint's optimizer groups that are not those of the live optimizer; torch itself goes by position.
+
+    Args:
+        saved: `state_dict()["param_groups"]` of the checkpoint.
+        live: the same of the live optimizer.
+
+    Raises:
+        ConfigError: groups were added, removed or reordered, or parameters moved; each by name.
+    """
+    old, new = _where(saved), _where(live)
+    mistakes = []
+    for name in dict.fromkeys([*old, *new]):
+        before, now = old.get(name), new.get(name)
+        if before != now:
+            change = f"was in {_called(before)} when the checkpoint was taken, and is in {_called(now)} now"
+            mistakes.append(Mistake("param_groups", f"must be those of the checkpoint: `{name}` {change}"))
+    old_order, new_order = ([group.get("name", i) for i, group in enumerate(groups)] for groups in (saved, live))
+    if not mistakes and old_order != new_order:
+        mistakes.append(Mistake("param_groups", f"must be in the checkpoint's order, {old_order}", new_order))
+    elif not mistakes:
+        mistakes = [
+            Mistake("param_groups", f"must have `{group.get('name', i)}`'s parameters in the checkpoint's order")
+            for i, (group, other) in enumerate(zip(live, saved, strict=True))
+            if group.get("param_names") != other.get("param_names")
+        ]
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+def _where(groups: Sequence[Mapping[str, Any]]) -> dict[str, object]:
+    return {name: group.get("name", i) for i, group in enumerate(groups) for name in group.get("param_names", [])}
+
+
+def _called(group: object) -> str:
+    return "no group" if group is None else f"group `{group}`"
+
+
+def _members(
+    group: Group, parameters: Sequence[tuple[str, nn.Parameter, list[str]]], taken: Mapping[str, str], trains: Container[str]
+) -> tuple[list[Named], list[Mistake]]:
+    key = f"param_groups.{group.label}"
+    mistakes: list[Mistake] = []
+    matched: dict[str, nn.Parameter] = {}
+    for pattern in group.match:
+        try:
+            hits = {n: p for n, p, names in parameters if any(re.fullmatch(pattern, name) for name in names)}
+        except re.error as error:
+            mistakes.append(Mistake(f"{key}.match", f"must be a regular expression ({error})", pattern))
+            continue
+        if not hits and not group.optional:
+            mistakes.append(_no_match(f"{key}.match", pattern, [name for _, _, names in parameters for name in names]))
+        matched |= hits
+    fitting = {name: p for name, p in matched.items() if group.max_dims is None or p.dim() <= group.max_dims}
+    members = [(n, p) for n, p, _ in parameters if n in fitting and n in trains and n not in taken]
+    if not members and not mistakes and not group.optional:
+        reason = f"all {len(fitting)} that it matches are frozen"
+        if not fitting:
+            reason = f"none that it matches has at most {group.max_dims} dimensions"
+        elif earlier := dict.fromkeys(f"`{taken[name]}`" for name in fitting if name in taken):
+            reason = f"{', '.join(earlier)} comes first for all that it matches"
+        mistakes.append(Mistake(key, f"must have a trainable parameter, but {reason}", remedy="change it, or `optional: true`"))
+    return members, mistakes
+
+
+def _split(group: Group, members: list[Named], depth: Mapping[str, int], rate: Any) -> list[dict[str, Any]]:
+    """The optimizer's groups of one of ours: one, or one a layer."""
+    mult = 1.0 if group.lr_mult is None else group.lr_mult
+    base = group.settings.get("lr", rate)
+    if group.layer_decay is None:
+        rates = {} if group.lr_mult is None else {"lr": base * mult}
+        return [{"params": members, "name": group.label, **group.settings, **rates}]
+    top = max(depth.values())
+    layers: dict[int, list[Named]] = {}
+    for name, parameter in members:
+        layers.setdefault(depth[name], []).append((name, parameter))
+    return [
+        {
+            "params": layers[layer],
+            "name": f"{group.label}_{layer}",
+            **group.settings,
+            "lr": base * mult * group.layer_decay ** (top - layer),
+        }
+        for layer in sorted(layers)
+    ]
+
+
+def _signature(optimizer: Callable[..., Optimizer]) -> dict[str, inspect.Parameter]:
+    return {name: p for name, p in inspect.signature(optimizer).parameters.items() if name not in {"self", "params"}}
+
+
+def _rate(optimizer: Callable[..., Optimizer], settings: Mapping[str, Any]) -> Any:
+    """The rate of all groups: as set, or else the optimizer's own default; None where it has none."""
+    if "lr" in settings:
+        return settings["lr"]
+    parameter = _signature(optimizer).get("lr")
+    return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
+
+
+def _wrong_settings(group: Group, optimizer: Callable[..., Optimizer], settings: Mapping[str, Any]) -> list[Mistake]:
+    key, title = f"param_groups.{group.label}", getattr(optimizer, "__name__", str(optimizer))
+    known = _signature(optimizer)
+    mistakes = []
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
+        for name in group.settings.keys() - known.keys():
+            near = next(iter(difflib.get_close_matches(name, [*known, "lr_mult", "layer_decay", "max_dims"], n=1)), "")
+            remedy = f"did you mean `{near}`?" if near else f"it has {', '.join(known)}"
+            mistakes.append(Mistake(f"{key}.{name}", f"must be a setting of {title}", remedy=remedy, suggestion=near))
+    scales = [name for name in ("lr_mult", "layer_decay") if getattr(group, name) is not None]
+    base = group.settings.get("lr", _rate(optimizer, settings))
+    if scales and base is None:
+        mistakes.append(Mistake(f"{key}.{scales[0]}", f"needs a learning rate, but {title} has none"))
+    if group.lr_mult is not None and "lr" in group.settings:
+        mistakes.append(Mistake(f"{key}.lr_mult", "must not stand beside `lr`: one of them says the rate", group.lr_mult))
+    return mistakes
+
+
+def _no_match(key: str, pattern: str, names: list[str]) -> Mistake:
+    text = re.sub(r"\\(.)", r"\1", pattern)
+    stem = text.rstrip(".*")
+    if any(name.startswith(f"{stem}.") for name in names):
+        near = f"{re.escape(stem)}\\..*"
+    else:
+        near = next(iter(difflib.get_close_matches(text, names, n=1, cutoff=0.5)), "")
+    remedy = f"did you mean `{near}`?" if near else f"names are {', '.join(names[:8])}"
+    return Mistake(key, "must match a parameter", pattern, remedy=remedy, suggestion=near)

@@ -1,0 +1,201 @@
+"""Where a run's numbers came from: code, versions, machine, command. Plain data for `provenance.json`."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+GIT_SECONDS = 5.0  # a huge repository on a slow disk must not hold up the start
+DIFF_BYTES = 1 << 20
+UNTRACKED_FILES = 200
+
+
+def collect(root: Path, *, command: Sequence[str], seed: int, data: Any = None, plan: Any = None) -> dict[str, Any]:
+    """All that can be known at the start of a run, as plain data; takes about 10 ms.
+
+    Recorded as given: the `command` line, the `seed`, the fingerprint of the `data`, the `plan` of making batches.
+    `root` is the working directory: its repository and its modules count. Threads are those that torch is set to.
+    Nothing that is missing (git, /proc, a GPU) is an error.
+    """
+    with _Git(root) as git:  # it works while we do the rest
+        record = {
+            "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "command": list(command),
+            "directory": str(root),
+            "seed": seed,
+            "threads": _threads(),
+            "data": data,
+            "plan": plan,
+            "modules": modules(root),
+            "versions": _versions(),
+            "platform": _platform(),
+            "hardware": _hardware(),
+        }
+        return {**record, "git": git.answer()}
+
+
+# ---- code
+
+
+def modules(root: Path) -> dict[str, Any]:
+    """SHA-256 of the source of each imported module of the project, by module name, and one `total` over them.
+
+    The project is what lies under `root` or beside the package `runner`, without what is installed (site-packages, the
+    standard library); of an installed runner its own packages count.
+    """
+    home = Path(__file__).parent.parent
+    folders = {str(spelling) + os.sep for folder in (root, home) for spelling in (folder.absolute(), folder.resolve())}
+    hashes = {}
+    for name, module in list(sys.modules.items()):
+        path = getattr(module, "__file__", None) or ""
+        if path.startswith(tuple(folders)) and (_is_ours(name) or not _is_installed(path)):
+            with contextlib.suppress(OSError):
+                spec = getattr(module, "__spec__", None)  # `__main__` is `runner.__main__` under `python -m`
+                hashes[spec.name if spec else name] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    files = dict(sorted(hashes.items()))
+    total = hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in files.items()).encode()).hexdigest()
+    return {"total": total, "files": files}
+
+
+def _is_ours(name: str) -> bool:
+    return name.partition(".")[0] in ("runner", "models", "datasets")
+
+
+def _is_installed(path: str) -> bool:
+    return "site-packages" in path or "dist-packages" in path or path.startswith(sysconfig.get_path("stdlib") + os.sep)
+
+
+class _Git:
+    """The state of the repository that `root` lies in; asked in processes of their own while something else is done."""
+
+    def __init__(self, root: Path) -> None:
+        self._processes = [
+            _start_git(root, "status", "--porcelain=v2", "--branch", "-z"),
+            _start_git(root, "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color", "--binary"),
+        ]
+        self._clock = threading.Timer(GIT_SECONDS, self._kill)
+        self._clock.daemon = True
+
+    def __enter__(self) -> Self:
+        self._clock.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._clock.cancel()
+        self._kill()
+        for process in filter(None, self._processes):
+            process.communicate()
+
+    def _kill(self) -> None:
+        for process in filter(None, self._processes):
+            process.kill()
+
+    def answer(self) -> dict[str, Any] | None:
+        """Commit, branch, dirty or not, untracked files, diff (cut at DIFF_BYTES); None without a repository."""
+        status, failed = _read(self._processes[0])
+        if failed:
+            return None
+        fields = status.split("\0")
+        header = dict(field[2:].split(" ", 1) for field in fields if field.startswith("# branch."))
+        untracked = [field[2:] for field in fields if field.startswith("? ")]
+        diff, _ = _read(self._processes[1])
+        return {
+            "commit": header.get("branch.oid"),
+            "branch": header.get("branch.head"),
+            "dirty": any(not field.startswith("# ") for field in fields if field),
+            "untracked": untracked[:UNTRACKED_FILES],
+            "diff": diff[:DIFF_BYTES],
+            "diff_complete": len(diff) <= DIFF_BYTES,
+        }
+
+
+def _start_git(root: Path, *arguments: str) -> "subprocess.Popen[bytes] | None":
+    # Nothing of the repository's own configuration is run, and its index is not written.
+    command = ["git", "-c", "core.fsmonitor=false", "-c", "core.quotePath=false", "-C", str(root), *arguments]
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    nothing = subprocess.DEVNULL
+    try:
+        return subprocess.Popen(  # noqa: S603  the arguments are ours
+            command, stdin=nothing, stdout=subprocess.PIPE, stderr=nothing, env=environment
+        )
+    except OSError:  # no git
+        return None
+
+
+def _read(process: "subprocess.Popen[bytes] | None") -> tuple[str, bool]:
+    if process is None or process.stdout is None:
+        return "", True
+    text = process.stdout.read(DIFF_BYTES + 1)
+    if len(text) > DIFF_BYTES:
+        process.kill()
+        return text.decode(errors="replace"), False
+    return text.decode(errors="replace"), process.wait() != 0
+
+
+# ---- versions and machine
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"python": sys.version.split()[0]}
+    for name in ("runner", "torch", "torchvision", "numpy", "hydra", "omegaconf", "tensorboardX"):
+        module = sys.modules.get(name)
+        if module is not None:
+            versions[name] = getattr(module, "__version__", None)
+    if torch := sys.modules.get("torch"):
+        versions["cuda"] = torch.version.cuda
+    if "tensorboardX" not in versions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions["tensorboardX"] = importlib.metadata.version("tensorboardX")
+    return versions
+
+
+def _threads() -> int | None:
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch else None
+
+
+def _platform() -> dict[str, str]:
+    system = os.uname()
+    kernel = {"system": system.sysname, "release": system.release, "machine": system.machine}
+    return {**kernel, "host": socket.gethostname()}
+
+
+def _hardware() -> dict[str, Any]:
+    return {
+        "cpu": _first_line("/proc/cpuinfo", "model name"),
+        "cores": os.cpu_count(),
+        "cores_available": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": _gpus(),
+        "gpu_driver": _first_line("/proc/driver/nvidia/version", "NVRM version"),
+    }
+
+
+def _gpus() -> list[dict[str, Any]]:
+    """Names and capabilities as CUDA has them where the run uses it: asking would delay a run on the CPU."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        devices = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
+        return [{"name": d.name, "capability": f"{d.major}.{d.minor}", "memory_bytes": d.total_memory} for d in devices]
+    cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    return [{"name": _first_line(str(card), "Model")} for card in cards]
+
+
+def _first_line(path: str, key: str) -> str | None:
+    """What stands behind `key` in the first 4 KiB of a file of /proc: all of /proc/cpuinfo takes long on many cores."""
+    try:
+        with Path(path).open("rb", buffering=0) as file:
+            text = file.read(4096).decode(errors="replace")
+    except OSError:
+        return None
+    found = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith(key)]
+    return found[0] if found else None

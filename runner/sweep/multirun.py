@@ -1,0 +1,66 @@
+"""`python -m runner -m …`: every job of a Hydra sweep is checked, then trained in a directory of its own."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from runner.config.check import check, check_sweep
+from runner.config.compose import compose, compose_sweep, hydra_with_search_path
+from runner.errors import ConfigError, RunError
+from runner.files import make_run_dir
+from runner.verbs.train import train
+
+
+def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) -> int:
+    """Run the sweep; 0 where every job is done, 1 where one failed, 75 or 130 where it was stopped.
+
+    Raises:
+        ConfigError: some job is wrong; none was started.
+    """
+    check_sweep(list(overrides), trust)
+    folder = make_run_dir(Path("outputs"), compose_sweep(list(overrides)).config["name"])
+    rows: list[tuple[str, str, Any]] = []
+
+    def job(_: DictConfig) -> float | None:
+        hydra = HydraConfig.get()
+        own = list(hydra.overrides.task)
+        composed = compose(own)
+        place = folder / str(hydra.job.num)
+        print(f"\n[{hydra.job.num}] {' '.join(own)}")
+        try:
+            outcome = train(check(composed, trust), composed, argv, trust, lambda _: _made(place))
+        except ConfigError as error:
+            rows.append((place.name, "wrong", str(error)))
+            raise
+        rows.append((place.name, outcome.result["status"], outcome.result["objective"]))
+        if outcome.result["status"] == "interrupted":
+            sys.exit(outcome.status)  # passes through Hydra, which would go on with the next job after an exception
+        if outcome.result["status"] == "failed":
+            raise RunError(outcome.result["error"])
+        objective: float | None = outcome.result["objective"]
+        return objective
+
+    status = 0
+    try:
+        hydra = hydra_with_search_path()
+        hydra.multirun("config", job, [*overrides, f"hydra.sweep.dir={folder}", "hydra.mode=MULTIRUN"])
+    except (RunError, ConfigError):
+        status = 1  # said already, and recorded in the job's result
+    except SystemExit as stopped:
+        status = int(stopped.code or 0)
+    finally:
+        GlobalHydra.instance().clear()
+    print(f"\n{folder}")
+    for name, how, objective in rows:
+        print(f"  {name:>3}  {how:<11} {objective if objective is not None else ''}")
+    return status
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder

@@ -1,0 +1,37 @@
+"""Hydra's own questions, answered by Hydra: `--cfg`, `--info`, `--help`, `--hydra-help`, `--version`, shell completion."""
+
+from collections.abc import Sequence
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+
+from runner.config.compose import hydra_with_search_path
+
+FLAGS = frozenset(
+    {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"},
+)
+
+
+def answer(argv: Sequence[str]) -> int:
+    """Print what Hydra says; the exit status.
+
+    Raises:
+        ConfigError: the composition has mistakes.
+    """
+    parser = get_args_parser()
+    asked = parser.parse_args(list(argv))
+    hydra = hydra_with_search_path()
+    try:
+        if asked.help:
+            hydra.app_help(config_name="config", args_parser=parser, args=asked)
+        elif asked.hydra_help:
+            hydra.hydra_help(config_name="config", args_parser=parser, args=asked)
+        elif asked.cfg:
+            hydra.show_cfg("config", asked.overrides, cfg_type=asked.cfg, package=asked.package, resolve=asked.resolve)
+        elif asked.info:
+            hydra.show_info(asked.info, config_name="config", overrides=asked.overrides)
+        elif asked.shell_completion:
+            hydra.shell_completion(config_name="config", overrides=asked.overrides)
+    finally:
+        GlobalHydra.instance().clear()
+    return 0

@@ -1,0 +1,172 @@
+"""Speed and start-up against other ways to do the same, as one table of ratios.
+
+usage: python -m tests.benchmarks [--repeats N] [--shared PATH] [--rows speed|startup|cfg ...]
+Every measurement is a process of its own, in a terminal of its own (so that the progress bar is on, as it is for a
+user). In each round all take their turn: a busy machine slows them alike, and each round gives one ratio.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pty
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+EPOCHS = 40  # of the default experiment, and so of its peers
+
+
+@dataclasses.dataclass
+class Row:
+    """One comparison: `ours` and `peer` each measure one number in `unit`; `more` says which way is better."""
+
+    group: str
+    name: str
+    unit: str
+    ours: Callable[[Path], float]
+    peer: Callable[[Path], float]
+    target: float
+    more: bool
+
+
+def command(arguments: list[str], folder: Path) -> str:
+    """What the process wrote to its terminal. Raises RuntimeError, with the end of that, where it fails."""
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
+    written: list[bytes] = []
+    reader = threading.Thread(target=_drain, args=(ours, written))
+    reader.start()
+    streams = {"stdin": subprocess.DEVNULL, "stdout": theirs, "stderr": theirs}
+    status = subprocess.call([sys.executable, *arguments], cwd=folder, env=environment, **streams)
+    os.close(theirs)
+    reader.join()
+    os.close(ours)
+    text = b"".join(written).decode(errors="replace")
+    if status:
+        raise RuntimeError(f"{' '.join(arguments)} ended with status {status}:\n{text[-2000:]}")
+    return text
+
+
+def _drain(terminal: int, written: list[bytes]) -> None:
+    while True:
+        try:
+            data = os.read(terminal, 65536)
+        except OSError:  # how Linux says that the other end was closed
+            return
+        if not data:
+            return
+        written.append(data)
+
+
+def our_speed(folder: Path) -> float:
+    """Steps per second of the default experiment, everything on that is on by default."""
+    command(["-m", "runner", "device.type=cpu", "device.threads=1", f"train.duration={EPOCHS}ep"], folder)
+    (result,) = folder.glob("outputs/*/*/result.json")
+    return float(json.loads(result.read_text())["steps_per_second"])
+
+
+def peer_speed(script: Path, name: str) -> Callable[[Path], float]:
+    """Steps per second of a peer's loop, by a script that prints them as a JSON line."""
+    arguments = [str(script), name, "--epochs", str(EPOCHS), "--batch", "64", "--threads", "1"]
+
+    def measure(folder: Path) -> float:
+        lines = command(arguments, folder).splitlines()
+        return float(json.loads(next(line for line in lines if line.startswith("{")))["steps_per_s"])
+
+    return measure
+
+
+def first_step(*arguments: str) -> Callable[[Path], float]:
+    """Seconds from the command to the end of its first optimizer step."""
+
+    def measure(folder: Path) -> float:
+        file = folder / "first_step"
+        start = time.monotonic()
+        command([str(HERE / "first_step.py"), str(file), *arguments], folder)
+        return float(file.read_text()) - start
+
+    return measure
+
+
+def whole(*arguments: str) -> Callable[[Path], float]:
+    """Seconds that the whole command takes."""
+
+    def measure(folder: Path) -> float:
+        start = time.monotonic()
+        command(list(arguments), folder)
+        return time.monotonic() - start
+
+    return measure
+
+
+def rows(peers: Path) -> list[Row]:
+    """The comparisons, with their targets."""
+    startup = first_step("-m", "runner", "device.type=cpu")
+    cfg = whole("-m", "runner", "--cfg", "job")
+    bare_hydra = whole(str(HERE / "bare_hydra.py"), str(ROOT / "conf"), "--cfg", "job")
+    return [
+        *(
+            Row("speed", f"training, against {name}", "steps/s", our_speed, peer_speed(peers, name), target, more=True)
+            for name, target in {"tensorloop": 1.0, "loop": 1.15, "lightning": 1.45}.items()
+        ),
+        Row("startup", "first step", "s", startup, first_step(str(HERE / "bare_step.py")), 1.25, more=False),
+        Row("cfg", "--cfg job", "s", cfg, bare_hydra, 1.5, more=False),
+    ]
+
+
+def measured(table: list[Row], repeats: int) -> dict[Callable[[Path], float], list[float] | str]:
+    """For each thing to measure one number a round, or why there is none; rows that share one share its numbers."""
+    numbers: dict[Callable[[Path], float], list[float] | str] = {}
+    for group in dict.fromkeys(row.group for row in table):
+        things = dict.fromkeys(thing for row in table if row.group == group for thing in (row.ours, row.peer))
+        for _ in range(repeats):
+            for thing in things:
+                so_far = numbers.setdefault(thing, [])
+                if isinstance(so_far, str):
+                    continue
+                with tempfile.TemporaryDirectory() as folder:
+                    try:
+                        so_far.append(thing(Path(folder)))
+                    except (RuntimeError, OSError, ValueError, KeyError, StopIteration) as error:
+                        numbers[thing] = str(error) or repr(error)
+    return numbers
+
+
+def line(row: Row, ours: list[float] | str, peer: list[float] | str) -> str:
+    """The row of the table: medians, the median of the rounds' ratios and their range, the target."""
+    target = f"{'>=' if row.more else '<='} {row.target:.2f}"
+    if isinstance(ours, str) or isinstance(peer, str):
+        return f"{row.name:<31} not measured: {(ours if isinstance(ours, str) else peer).strip()}"
+    ratios = [a / b for a, b in zip(ours, peer, strict=True)]
+    ratio = statistics.median(ratios)
+    met = ratio >= row.target if row.more else ratio <= row.target
+    a, b = (f"{statistics.median(numbers):.{0 if row.more else 2}f} {row.unit}" for numbers in (ours, peer))
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    return f"{row.name:<31} {a:>13} {b:>13} {ratio:>7.2f} {spread:>14} {target:>9}  {'met' if met else 'not met'}"
+
+
+def main() -> None:
+    """Measures, then prints the table; the exit status says nothing about the ratios."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds, each with one ratio (5)")
+    parser.add_argument("--rows", nargs="+", choices=["speed", "startup", "cfg"], default=["speed", "startup", "cfg"])
+    parser.add_argument("--shared", type=Path, metavar="PATH", help="run PATH/bench/peers.py instead of ours")
+    args = parser.parse_args()
+    peers = args.shared.resolve() / "bench" / "peers.py" if args.shared else HERE / "peers.py"
+    table = [row for row in rows(peers) if row.group in args.rows]
+    numbers = measured(table, args.repeats)
+    print(f"{'':<31} {'ours':>13} {'peer':>13} {'ratio':>7} {'range':>14} {'target':>9}")
+    for row in table:
+        print(line(row, numbers[row.ours], numbers[row.peer]))
+
+
+if __name__ == "__main__":
+    main()
