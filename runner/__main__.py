@@ -12,9 +12,8 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "why": "runner.verbs.why",
     "resume": "runner.verbs.resume",
     "evaluate": "runner.verbs.evaluate",
-    "show": "runner.verbs.show",
 }
-PLANNED = ("explain", "audit", "report", "promote", "convert", "replay", "diff", "blame", "ls", "predict", "export")
+PLANNED = ("show", "explain", "audit", "report", "promote", "convert", "replay", "diff", "blame", "ls", "predict", "export")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

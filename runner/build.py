@@ -50,7 +50,22 @@ def component(node: Mapping[str, Any], key: str, *supplied: Any, trust: Trust = 
         return target(*supplied, *positional, **arguments)
     except Exception as error:
         message = f"{key}: {node['_target_']} refused: {type(error).__name__}: {error}"
-        raise RunError(message) from error
+        raise RunError(message + _fetch_by_hand(target, arguments, error)) from error
+
+
+def _fetch_by_hand(target: Any, arguments: Mapping[str, Any], error: Exception) -> str:
+    """What to do where a dataset of torchvision could not be downloaded: which file to bring, and where to."""
+    offline = isinstance(error, OSError) or "download" in str(error).lower() or "not found" in str(error).lower()
+    root, archive = arguments.get("root"), getattr(target, "filename", None)
+    if not offline or root is None:
+        return ""
+    if archive is None:
+        return f". Where this machine cannot download, bring the files from another into `{root}/`"
+    checksum = f" (MD5 {target.tgz_md5})" if hasattr(target, "tgz_md5") else ""
+    return (
+        f". Where this machine cannot download, fetch {getattr(target, 'url', archive)} on another and put "
+        f"{archive}{checksum} into `{root}/`: it is unpacked from there, and nothing is downloaded"
+    )
 
 
 def argument(value: Any, key: str, annotation: Any, trust: Trust = ()) -> Any:
@@ -180,7 +195,7 @@ def make_splits(config: Config, device: torch.device, trust: Trust = ()) -> dict
             source = component(chosen.source, "dataset.source", trust=trust)
             fractions = {"val": chosen.val_fraction, "test": chosen.test_fraction}
             try:
-                labels = data.labels_of(source, _place(config, "target") or 0) if chosen.stratify else None
+                labels = data.labels_of(source, _place(config, "target")) if chosen.stratify else None
                 indices = data.split_indices(
                     len(source), {name: part for name, part in fractions.items() if part}, chosen.split_seed, labels
                 )

@@ -74,7 +74,9 @@ class Checkpoints:
             RunError: `state` holds something that is not plain (see `plain`); nothing was written.
             OSError: the disk is full, the folder not writable; the earlier checkpoints are as they were.
         """
-        self.folder.mkdir(exist_ok=True)
+        if not self.folder.exists():
+            self.folder.mkdir()
+            files.sync_folder(self.folder.parent)
         state = plain(state)
         file = self._free_name(step)
         sha256 = files.write_atomic(self.folder / file, lambda out: torch.save(state, out))

@@ -143,7 +143,7 @@ class Lines:
         self.truncate_after(until)
 
     def truncate_after(self, step: float) -> None:
-        """Drop every event with a step greater than `step`, and a torn end; `last` is what is left at the end, or {}."""
+        """Drop every event with a step greater than `step`, and a torn end; `last` is what is left at the end."""
         self.last: dict[str, Any] = {}
         self._start_of_last = self._end = 0
         self._file.seek(0)
@@ -200,6 +200,7 @@ def make_run_dir(root: Path, name: str) -> Path:
         folder = parent / f"{now}_{os.urandom(3).hex()}"
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
+            sync_folder(parent)
             return folder
 
 
@@ -275,7 +276,7 @@ def load_tensors(path: Path, map_location: Any = "cpu", sha256: str | None = Non
             return torch.load(file, map_location=map_location, weights_only=True)
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
-    except RunError:
+    except (RunError, MemoryError):
         raise
     except Exception as error:  # torch raises whatever its unpickler and archive reader meet
         raise RunError(f"{path} {_what_is_wrong(path, error)}") from error

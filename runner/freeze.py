@@ -1,6 +1,5 @@
 """Freezing: which parameters do not train, normalisation layers that keep their statistics, and thawing them later."""
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from runner.errors import ConfigError, Mistake
+from runner.patterns import compiled, no_match
 
 
 @dataclass
@@ -47,25 +47,30 @@ def freeze(model: nn.Module, patterns: Sequence[str], *, norm_stats: bool = Fals
     chosen: dict[str, nn.Parameter] = {}
     for index, pattern in enumerate(patterns):
         key = f"freeze.params[{index}]"
-        try:
-            matched = {canonical[id(p)]: p for name, p in named.items() if re.fullmatch(pattern, name)}
-        except re.error as error:
-            mistakes.append(Mistake(key, f"must be a regular expression ({error})", pattern))
+        expression = compiled(key, pattern, mistakes)
+        if expression is None:
             continue
+        matched = {canonical[id(p)]: p for name, p in named.items() if expression.fullmatch(name)}
         if not matched:
-            mistakes.append(_no_match(key, pattern, model))
+            mistakes.append(no_match(key, pattern, list(named), "a parameter"))
         elif not matched.keys() - chosen.keys():
-            mistakes.append(Mistake(key, "must freeze something that earlier patterns do not", pattern, remedy="leave it out"))
+            mistakes.append(
+                Mistake(key, "must freeze something that earlier patterns do not", pattern, remedy="leave it out")
+            )
         chosen |= matched
     norms = {} if mistakes or not norm_stats else _frozen_norms(model, patterns, {id(p) for p in chosen.values()})
     if norm_stats and not norms and not mistakes:
         rule = "finds no frozen normalisation layer with running statistics"
-        mistakes.append(Mistake("freeze.norm_stats", rule, value=True, remedy="leave it out, or name such layers in `freeze.params`"))
+        mistakes.append(
+            Mistake(
+                "freeze.norm_stats", rule, value=True, remedy="leave it out, or name such layers in `freeze.params`"
+            )
+        )
     if mistakes:
         raise ConfigError(mistakes)
     frozen = Frozen({name: p for name, p in chosen.items() if p.requires_grad}, norms)
     for parameter in frozen.params.values():
-        parameter.requires_grad_(requires_grad=False)
+        parameter.requires_grad_(False)
         parameter.grad = None
     for norm in norms.values():
         norm.eval()
@@ -97,15 +102,3 @@ def _frozen_norms(model: nn.Module, patterns: Sequence[str], frozen: set[int]) -
         if all(id(p) in frozen for p in own) if own else any(re.fullmatch(p, statistics) for p in patterns):
             found[name] = module
     return found
-
-
-def _no_match(key: str, pattern: str, model: nn.Module) -> Mistake:
-    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    text = re.sub(r"\\(.)", r"\1", pattern)
-    below = [name for name in names if name.startswith(f"{text.rstrip('.*')}.")]
-    if below:
-        suggestion = f"{re.escape(text.rstrip('.*'))}\\..*"
-        return Mistake(key, "must match a parameter's whole name", pattern, remedy=f"did you mean `{suggestion}`?", suggestion=suggestion)
-    near = next(iter(difflib.get_close_matches(text, names, n=1, cutoff=0.5)), "")
-    remedy = f"did you mean `{near}`?" if near else f"names are {', '.join(names[:8])}"
-    return Mistake(key, "must match a parameter", pattern, remedy=remedy, suggestion=near)

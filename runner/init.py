@@ -1,6 +1,5 @@
 """Initialisation: ordered rules that say what happens to which tensors, or a whole function for `model.apply`."""
 
-import difflib
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from runner import rng
 from runner.errors import ConfigError, Mistake, RunError
+from runner.patterns import compiled, nearest, no_match
 
 Value = float | Callable[[Tensor], object]  # a number fills; a function changes its tensor in place
 
@@ -74,7 +74,7 @@ def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield name, tensor
 
 
-def spell(value: Value) -> str:
+def spell(value: object) -> str:
     """A value as a reader would write it: `0.01`, `kaiming_normal_(mode='fan_out')`."""
     if isinstance(value, functools.partial):
         arguments = [repr(argument) for argument in value.args]
@@ -151,9 +151,10 @@ def apply_function(model: nn.Module, function: Callable[[nn.Module], object], se
 
 
 def _same(before: Tensor, after: Tensor) -> bool:
-    return before.shape == after.shape and torch.equal(before.isnan(), after.isnan()) and (
-        torch.equal(before.nan_to_num(), after.nan_to_num()) if before.is_floating_point() else torch.equal(before, after)
-    )
+    if before.shape != after.shape:
+        return False
+    inexact = before.is_floating_point() or before.is_complex()  # NaN, as memory may hold it, is the same as NaN
+    return torch.allclose(before, after, 0, 0, equal_nan=True) if inexact else torch.equal(before, after)
 
 
 def _fill(row: Row, tensor: Tensor, seed: int) -> None:
@@ -182,13 +183,13 @@ def _match(known: _Model, rule: Rule) -> list[Mistake]:
     key = f"init.rules.{rule.label}"
     if not rule.tensors:
         return [Mistake(key, "must say what happens to a tensor", remedy="for example `weight: 0`")]
-    try:
-        modules = _choose(known, rule)
-    except re.error as error:
-        return [Mistake(f"{key}.name", f"must be a regular expression ({error})", rule.name)]
+    mistakes: list[Mistake] = []
+    expression = None if rule.name is None else compiled(f"{key}.name", rule.name, mistakes)
+    if mistakes:
+        return mistakes
+    modules = _choose(known, rule, expression)
     if not modules:
         return [] if rule.optional else [_no_module(known, rule, key)]
-    mistakes = []
     for local, value in rule.tensors.items():
         entry = f"{key}.{local}"
         slots = [known.slots[id(tensor)] for module in modules for name, tensor in own_tensors(module) if name == local]
@@ -200,22 +201,24 @@ def _match(known: _Model, rule: Rule) -> list[Mistake]:
         elif slots and not rule.optional:
             first = ", ".join(dict.fromkeys(f"`{slot.row.rule}`" for slot in slots if slot.row))
             remedy = f"move `{rule.label}` before {first}, or leave it out"
-            mistakes.append(Mistake(entry, f"must have an effect, but {first} comes first for every tensor", remedy=remedy))
+            mistakes.append(
+                Mistake(entry, f"must have an effect, but {first} comes first for every tensor", remedy=remedy)
+            )
         elif not rule.optional:
             mistakes.append(_no_tensor(modules, entry, local, known))
     return mistakes
 
 
-def _choose(known: _Model, rule: Rule) -> list[nn.Module]:
+def _choose(known: _Model, rule: Rule, expression: re.Pattern[str] | None) -> list[nn.Module]:
     chosen: dict[nn.Module, str] = {}
     for module, names in known.names.items():
         if rule.module is None or isinstance(module, rule.module):
-            fitting = [name for name in names if rule.name is None or re.fullmatch(rule.name, name)]
+            fitting = [name for name in names if expression is None or expression.fullmatch(name)]
             if fitting:
                 chosen[module] = fitting[0]
     if rule.last:
-        by_parent = {name.rpartition(".")[0]: module for module, name in chosen.items()}  # a later one replaces an earlier
-        return list(by_parent.values())
+        # In the model's order, so that a later module of a parent replaces an earlier one.
+        return list({name.rpartition(".")[0]: module for module, name in chosen.items()}.values())
     return list(chosen)
 
 
@@ -228,14 +231,12 @@ def _no_module(known: _Model, rule: Rule, key: str) -> Mistake:
         rule_text = f"must match a module, but the model has no {wanted}"
         return Mistake(f"{key}.module", rule_text, remedy=f"the model has {', '.join(present)}; or `optional: true`")
     names = [name for module in of_type for name in known.names[module] if name]
-    near = nearest(rule.name, names)
     tensors = [slot.name for slot in known.slots.values() if re.fullmatch(rule.name, slot.name)]
     if tensors:
         owner, _, local = tensors[0].rpartition(".")
         remedy = f"`{tensors[0]}` is a tensor: write `name: {re.escape(owner)!r}` and `{local}: …`"
-    else:
-        remedy = f"did you mean `{near}`?" if near else f"names are {', '.join(names[:8])}; or `optional: true`"
-    return Mistake(f"{key}.name", "must match the name of a module", rule.name, remedy=remedy, suggestion=near)
+        return Mistake(f"{key}.name", "must match the name of a module", rule.name, remedy=remedy)
+    return no_match(f"{key}.name", rule.name, names, "the name of a module")
 
 
 def _no_tensor(modules: Sequence[nn.Module], entry: str, local: str, known: _Model) -> Mistake:
@@ -243,18 +244,22 @@ def _no_tensor(modules: Sequence[nn.Module], entry: str, local: str, known: _Mod
     absent = any(local in module._parameters or local in module._buffers for module in modules)  # noqa: SLF001
     if absent:
         remedy = f"built without it (as with `{local}=False`); take it out, or `optional: true`"
-        return Mistake(entry, f"must name a tensor, but it is None in every {kinds} that the rule matches", remedy=remedy)
+        return Mistake(
+            entry, f"must name a tensor, but it is None in every {kinds} that the rule matches", remedy=remedy
+        )
     names = sorted({name for module in modules for name, _ in own_tensors(module)})
     near = nearest(local, names)
     if not names:
         remedy = f"`{known.names[modules[0]][0]}` holds no tensor of its own, its children do"
     else:
         remedy = f"did you mean `{near}`?" if near else f"they have {', '.join(names)}; or `optional: true`"
-    return Mistake(entry, f"must name a tensor of the modules that the rule matches ({kinds})", remedy=remedy, suggestion=near)
+    return Mistake(
+        entry, f"must name a tensor of the modules that the rule matches ({kinds})", remedy=remedy, suggestion=near
+    )
 
 
 def _refused(entry: str, value: Value, slots: Sequence[_Slot]) -> list[Mistake]:
-    """What is wrong with a value for these tensors, as far as shapes and dtypes can tell: one mistake, its first tensor."""
+    """What is wrong with a value for these tensors, as far as shapes and dtypes tell: one mistake, on the first."""
     problems = [(slot, problem) for slot in slots if (problem := _problem(value, slot.tensor))]
     if not problems:
         return []
@@ -281,9 +286,3 @@ def _problem(value: Value, tensor: Tensor) -> str:
     except Exception:  # noqa: BLE001  not every function runs on the meta device; the live tensor will show it
         return ""
     return ""
-
-
-def nearest(pattern: str, names: Sequence[str]) -> str:
-    """The name closest to a pattern read as plain text; empty where none is close."""
-    text = re.sub(r"\\(.)", r"\1", pattern)
-    return next(iter(difflib.get_close_matches(text, list(names), n=1)), "")

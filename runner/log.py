@@ -151,25 +151,30 @@ class _TensorBoard:
                 self._held = {name: float(value) for name, value in last.items() if name not in ("step", "epoch")}
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        if self._held:
-            held, self._held = self._held, {}
-            if step == self._held_step:
-                values = {**held, **values}
-            else:
-                self.scalars(self._held_step, held)
-        value = [self._Summary.Value(tag=name, simple_value=number) for name, number in values.items()]
-        self._write(step=step, summary=self._Summary(value=value))
+        if step == self._held_step:
+            values = {**self._held, **values}
+            self._held = {}
+        self._write_held()
+        self._write_scalars(step, values)
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
 
+    def _write_held(self) -> None:
+        if self._held:
+            self._write_scalars(self._held_step, self._held)
+            self._held = {}
+
+    def _write_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        value = [self._Summary.Value(tag=name, simple_value=number) for name, number in values.items()]
+        self._write(step=step, summary=self._Summary(value=value))
+
     def sync(self) -> None:
+        self._write_held()
         self._writer.flush()
         self._synced = time.monotonic()
 
     def close(self) -> None:
         if self._writer is not None:
-            if self._held:
-                self.scalars(self._held_step, {})
             self.sync()
             self._writer.close()
             self._writer = None
@@ -250,11 +255,14 @@ class _Bar:
     def __init__(self, stream: TextIO, start_step: int, total_steps: int) -> None:
         from rich.console import Console  # 27 ms that only a terminal pays
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.table import Column
 
-        columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
-        self._bar = Progress(*columns, console=Console(file=stream), auto_refresh=False)
+        rest = TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True))
+        columns = (BarColumn(20), MofNCompleteColumn(), rest)
+        self._bar = Progress(*columns, console=Console(file=stream), auto_refresh=False, expand=True)
         self._task = self._bar.add_task("", total=total_steps, completed=start_step)
         self._total = total_steps
+        self._step, self._where = start_step, ""
         self._values: dict[str, float] = {}
         self._due = 0.0
         self._bar.start()
@@ -263,18 +271,24 @@ class _Bar:
         self._bar.console.print(what, markup=False, highlight=False, soft_wrap=isinstance(what, str))
 
     def progress(self, step: int, epoch: float, values: Mapping[str, float], rate: float | None) -> None:
+        self._step = step
+        self._where = f"{_pace(self._total - step, rate)}  epoch {epoch:.4g}".lstrip()
         self._values.update(values)
-        words = f"epoch {epoch:.4g}  {_words(self._values)}  {_pace(self._total - step, rate)}"
-        self._bar.update(self._task, completed=step, description=words)
         if time.monotonic() >= self._due:
+            self._update()
             self._bar.refresh()
             self._due = time.monotonic() + REFRESH_SECONDS
 
     def evaluated(self, line: str, values: Mapping[str, float]) -> None:
-        self._values.update(values)  # drawn with the next step: a line of its own would cost a drawing each
+        self._values.update(values)  # seen when it is drawn next; a line of its own would cost a drawing each
 
     def close(self) -> None:
-        self._bar.stop()
+        self._update()
+        self._bar.stop()  # draws it a last time
+
+    def _update(self) -> None:
+        words = f"{self._where}  {_words(self._values)}"  # on a narrow terminal the end is cut off
+        self._bar.update(self._task, completed=self._step, description=words)
 
 
 def _pace(steps: int, rate: float | None) -> str:

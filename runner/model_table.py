@@ -68,7 +68,7 @@ class ModelTable:
         return table
 
     def _footnote(self) -> list[str]:
-        return [f"no output shapes and MACs: {self.problem}"] if self.problem else []
+        return [f"no MACs, the forward stopped: {self.problem}"] if self.problem else []
 
 
 def _align(cell: str, width: int, column: int) -> str:

@@ -1,8 +1,6 @@
 """Parameter groups by ordered name patterns, each with settings of the optimizer of its own."""
 
-import difflib
 import inspect
-import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from runner.errors import ConfigError, Mistake
+from runner.patterns import compiled, nearest, no_match
 
 DEFAULT = "default"  # the group of the rest
 Named = tuple[str, nn.Parameter]
@@ -39,7 +38,7 @@ def build_groups(
     """Sort the trainable parameters into groups: the first that matches takes a parameter, the rest is `default`.
 
     Args:
-        model: on any device, the meta device included. A tied parameter is matched by each of its names, and taken once.
+        model: on any device, the meta device included. A tied parameter answers to each of its names, and is taken once.
         groups: in order.
         optimizer: the class (or function) that the groups are for; its signature says which settings there are.
         settings: its arguments for all groups, without `params`.
@@ -47,8 +46,8 @@ def build_groups(
             from the start, and no optimizer touches a parameter without a gradient.
 
     Returns:
-        What the optimizer takes as `params`: `{"params": [(name, parameter), …], "name": label, **settings}`, in the order
-        of `groups`, `default` last; no group is empty. The names make the optimizer's state_dict hold `param_names`.
+        What the optimizer takes as `params`: `{"params": [(name, parameter), …], "name": label, **settings}`, in the
+        order of `groups`, `default` last; none is empty. Of the names, the optimizer's state_dict keeps `param_names`.
 
     Raises:
         ConfigError: a pattern without match, a group without trainable parameter, a setting that the optimizer does not
@@ -161,19 +160,22 @@ def _called(group: object) -> str:
 
 
 def _members(
-    group: Group, parameters: Sequence[tuple[str, nn.Parameter, list[str]]], taken: Mapping[str, str], trains: Container[str]
+    group: Group,
+    parameters: Sequence[tuple[str, nn.Parameter, list[str]]],
+    taken: Mapping[str, str],
+    trains: Container[str],
 ) -> tuple[list[Named], list[Mistake]]:
     key = f"param_groups.{group.label}"
     mistakes: list[Mistake] = []
     matched: dict[str, nn.Parameter] = {}
     for pattern in group.match:
-        try:
-            hits = {n: p for n, p, names in parameters if any(re.fullmatch(pattern, name) for name in names)}
-        except re.error as error:
-            mistakes.append(Mistake(f"{key}.match", f"must be a regular expression ({error})", pattern))
+        expression = compiled(f"{key}.match", pattern, mistakes)
+        if expression is None:
             continue
+        hits = {n: p for n, p, names in parameters if any(map(expression.fullmatch, names))}
         if not hits and not group.optional:
-            mistakes.append(_no_match(f"{key}.match", pattern, [name for _, _, names in parameters for name in names]))
+            known = [name for _, _, names in parameters for name in names]
+            mistakes.append(no_match(f"{key}.match", pattern, known, "a parameter"))
         matched |= hits
     fitting = {name: p for name, p in matched.items() if group.max_dims is None or p.dim() <= group.max_dims}
     members = [(n, p) for n, p, _ in parameters if n in fitting and n in trains and n not in taken]
@@ -183,7 +185,9 @@ def _members(
             reason = f"none that it matches has at most {group.max_dims} dimensions"
         elif earlier := dict.fromkeys(f"`{taken[name]}`" for name in fitting if name in taken):
             reason = f"{', '.join(earlier)} comes first for all that it matches"
-        mistakes.append(Mistake(key, f"must have a trainable parameter, but {reason}", remedy="change it, or `optional: true`"))
+        mistakes.append(
+            Mistake(key, f"must have a trainable parameter, but {reason}", remedy="change it, or `optional: true`")
+        )
     return members, mistakes
 
 
@@ -227,7 +231,7 @@ def _wrong_settings(group: Group, optimizer: Callable[..., Optimizer], settings:
     mistakes = []
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
         for name in group.settings.keys() - known.keys():
-            near = next(iter(difflib.get_close_matches(name, [*known, "lr_mult", "layer_decay", "max_dims"], n=1)), "")
+            near = nearest(name, [*known, "lr_mult", "layer_decay", "max_dims"])
             remedy = f"did you mean `{near}`?" if near else f"it has {', '.join(known)}"
             mistakes.append(Mistake(f"{key}.{name}", f"must be a setting of {title}", remedy=remedy, suggestion=near))
     scales = [name for name in ("lr_mult", "layer_decay") if getattr(group, name) is not None]
@@ -235,16 +239,7 @@ def _wrong_settings(group: Group, optimizer: Callable[..., Optimizer], settings:
     if scales and base is None:
         mistakes.append(Mistake(f"{key}.{scales[0]}", f"needs a learning rate, but {title} has none"))
     if group.lr_mult is not None and "lr" in group.settings:
-        mistakes.append(Mistake(f"{key}.lr_mult", "must not stand beside `lr`: one of them says the rate", group.lr_mult))
+        mistakes.append(
+            Mistake(f"{key}.lr_mult", "must not stand beside `lr`: one of them says the rate", group.lr_mult)
+        )
     return mistakes
-
-
-def _no_match(key: str, pattern: str, names: list[str]) -> Mistake:
-    text = re.sub(r"\\(.)", r"\1", pattern)
-    stem = text.rstrip(".*")
-    if any(name.startswith(f"{stem}.") for name in names):
-        near = f"{re.escape(stem)}\\..*"
-    else:
-        near = next(iter(difflib.get_close_matches(text, names, n=1, cutoff=0.5)), "")
-    remedy = f"did you mean `{near}`?" if near else f"names are {', '.join(names[:8])}"
-    return Mistake(key, "must match a parameter", pattern, remedy=remedy, suggestion=near)

@@ -23,7 +23,7 @@ def nearest(text: str, names: Iterable[str]) -> str:
 
 
 def no_match(key: str, pattern: str, names: Sequence[str], what: str) -> Mistake:
-    """The mistake of a pattern that fullmatches none of the dotted names: did it forget what is below, or is it misspelt?
+    """The mistake of a pattern that fullmatches no name: misspelt, or the name of a module for all that is below it.
 
     Args:
         key: of the pattern.

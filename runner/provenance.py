@@ -53,14 +53,15 @@ def modules(root: Path) -> dict[str, Any]:
     standard library); of an installed runner its own packages count.
     """
     home = Path(__file__).parent.parent
-    folders = {str(spelling) + os.sep for folder in (root, home) for spelling in (folder.absolute(), folder.resolve())}
+    folders = {f"{spelling}".rstrip("/") + "/" for f in (root, home) for spelling in (f.absolute(), f.resolve())}
     hashes = {}
-    for name, module in list(sys.modules.items()):
+    for key, module in list(sys.modules.items()):
+        spec = getattr(module, "__spec__", None)
+        name = spec.name if spec else key  # `__main__` is `runner.__main__` under `python -m`
         path = getattr(module, "__file__", None) or ""
         if path.startswith(tuple(folders)) and (_is_ours(name) or not _is_installed(path)):
             with contextlib.suppress(OSError):
-                spec = getattr(module, "__spec__", None)  # `__main__` is `runner.__main__` under `python -m`
-                hashes[spec.name if spec else name] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+                hashes[name] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     files = dict(sorted(hashes.items()))
     total = hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in files.items()).encode()).hexdigest()
     return {"total": total, "files": files}
@@ -71,7 +72,8 @@ def _is_ours(name: str) -> bool:
 
 
 def _is_installed(path: str) -> bool:
-    return "site-packages" in path or "dist-packages" in path or path.startswith(sysconfig.get_path("stdlib") + os.sep)
+    standard_library = sysconfig.get_path("stdlib") + "/"
+    return "/site-packages/" in path or "/dist-packages/" in path or path.startswith(standard_library)
 
 
 class _Git:
@@ -80,7 +82,7 @@ class _Git:
     def __init__(self, root: Path) -> None:
         self._processes = [
             _start_git(root, "status", "--porcelain=v2", "--branch", "-z"),
-            _start_git(root, "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color", "--binary"),
+            _start_git(root, "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color"),
         ]
         self._clock = threading.Timer(GIT_SECONDS, self._kill)
         self._clock.daemon = True
@@ -107,14 +109,14 @@ class _Git:
         fields = status.split("\0")
         header = dict(field[2:].split(" ", 1) for field in fields if field.startswith("# branch."))
         untracked = [field[2:] for field in fields if field.startswith("? ")]
-        diff, _ = _read(self._processes[1])
+        diff, diff_failed = _read(self._processes[1])
         return {
             "commit": header.get("branch.oid"),
             "branch": header.get("branch.head"),
             "dirty": any(not field.startswith("# ") for field in fields if field),
             "untracked": untracked[:UNTRACKED_FILES],
             "diff": diff[:DIFF_BYTES],
-            "diff_complete": len(diff) <= DIFF_BYTES,
+            "diff_complete": not diff_failed and len(diff) <= DIFF_BYTES,
         }
 
 

@@ -91,9 +91,11 @@ def _candidates(names: Sequence[str], shapes: Sequence[Shape], target: Mapping[s
     return [rule for rule, _ in votes.most_common(TRIED)]
 
 
-def _likeness(source: str, target: str) -> tuple[int, bool, int]:
+def _likeness(source: str, target: str) -> tuple[int, int, int]:
+    """How well the ends agree, then the numbers, then the beginnings."""
     first, second = source.split("."), target.split(".")
-    return _common(first[::-1], second[::-1]), re.findall(r"\d+", source) == re.findall(r"\d+", target), _common(first, second)
+    numbers = zip(re.findall(r"\d+", source), re.findall(r"\d+", target), strict=False)
+    return _common(first[::-1], second[::-1]), sum(one == other for one, other in numbers), _common(first, second)
 
 
 def _common(first: Sequence[str], second: Sequence[str]) -> int:
@@ -133,19 +135,19 @@ def _literal(text: str) -> str:
 
 
 def _numbered(start: str, before: str, end: str, after: str) -> Iterator[Rule]:
-    """The rule for every number in place of these, where each number of the result stands in the original."""
-    numbers = re.findall(r"\d+", before)
-    wanted = re.findall(r"\d+", after)
-    if not numbers or any(number not in numbers for number in wanted):
+    """The rule for any number in place of each that both have, in the same order; all others stay as they are."""
+    old, new = re.split(r"(\d+)", before), re.split(r"(\d+)", after)  # numbers at the odd places
+    places: dict[int, int] = {}  # place in `new` → place in `old`
+    reached = 1
+    for place in range(1, len(new), 2):
+        found = next((other for other in range(reached, len(old), 2) if old[other] == new[place]), None)
+        if found is not None:
+            places[place], reached = found, found + 2
+    if not places:
         return
-    pattern = r"(\d+)".join(re.escape(part) for part in re.split(r"\d+", before))
-    left = list(enumerate(numbers, start=1))
-    replacement = ""
-    for part in re.split(r"(\d+)", after):
-        if part.isdigit():
-            place = next((i for i, number in left if number == part), numbers.index(part) + 1)
-            left = [(i, number) for i, number in left if i != place]
-            replacement += rf"\g<{place}>"
-        else:
-            replacement += _literal(part)
+    groups = {other: number for number, other in enumerate(sorted(places.values()), start=1)}
+    pattern = "".join(r"(\d+)" if place in groups else re.escape(part) for place, part in enumerate(old))
+    replacement = "".join(
+        rf"\g<{groups[places[place]]}>" if place in places else _literal(part) for place, part in enumerate(new)
+    )
     yield f"{start}{pattern}{end}", re.sub(r"\\g<(\d+)>(?!\d)", r"\\\1", replacement)

@@ -6,6 +6,7 @@ import platform
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,39 @@ def _processor() -> str:
     except OSError:  # macOS
         return platform.processor()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended: its exit status and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def folder(self) -> Path:
+        """The run directory, which a run prints last."""
+        return Path(self.out.strip().splitlines()[-1])
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """Its `result.json`."""
+        result: dict[str, Any] = json.loads((self.folder / "result.json").read_text())
+        return result
+
+
+@pytest.fixture
+def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """`runner("train.duration=2st")`: `python -m runner train.duration=2st` in an empty folder, in this process."""
+    from runner.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv: str) -> Ran:
+        capsys.readouterr()
+        status = main(list(argv))
+        said = capsys.readouterr()
+        return Ran(status, said.out, said.err)
+
+    return run
