@@ -16,7 +16,7 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
 PLANNED = ("show", "explain", "audit", "report", "promote", "convert", "replay", "diff", "blame", "ls", "predict", "export")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
     """Do what the command line asks; the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if sys.path[0] == "":  # `python -m` started elsewhere than at a file: user code lies in the working directory
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError([unknown_verb(verb)])
         from runner.verbs import train  # noqa: PLC0415
 
-        return train.main(argv, began=BEGAN)
+        return train.main(argv, began)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -52,4 +52,4 @@ def unknown_verb(verb: str) -> "Mistake":  # noqa: F821
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(began=BEGAN))

@@ -50,7 +50,8 @@ class Checkpoints:
         self.folder, self.keep, self.mode, self._warn = folder, keep, mode, warn
         committed = _read_manifest(folder)
         self._entries = committed or []
-        self._clean = committed is not None  # without a manifest, what lies there may be all that somebody has
+        # Without a manifest, what lies there may be all that somebody has: it is never deleted.
+        self._foreign = set() if committed is not None else {path.name for path in folder.glob("step_*.pt")}
 
     def entries(self) -> list[Entry]:
         """All committed checkpoints, oldest first."""
@@ -74,19 +75,22 @@ class Checkpoints:
             RunError: `state` holds something that is not plain (see `plain`); nothing was written.
             OSError: the disk is full, the folder not writable; the earlier checkpoints are as they were.
         """
+        state = plain(state)
         if not self.folder.exists():
             self.folder.mkdir()
             files.sync_folder(self.folder.parent)
-        state = plain(state)
         file = self._free_name(step)
         sha256 = files.write_atomic(self.folder / file, lambda out: torch.save(state, out))
         entries = [e for e in self._entries if e.step < step] + [Entry(file, step, metric, sha256)]
         best = self._best(entries)
-        self._entries = [e for e in entries if e in entries[-self.keep :] or e == best]
-        _write_manifest(self.folder, self._entries)
+        entries = [e for e in entries if e in entries[-self.keep :] or e == best]
+        _write_manifest(self.folder, entries)
+        self._entries = entries
         files.replace_link(self.folder / "last.pt", file)
         if best:
             files.replace_link(self.folder / "best.pt", best.file)
+        else:
+            files.remove(self.folder / "best.pt")  # that of an abandoned future
         files.sync_folder(self.folder)
         self._drop_unlisted()
         return self.folder / file
@@ -137,18 +141,16 @@ class Checkpoints:
 
     def _free_name(self, step: int) -> str:
         # A step saved again gets a new name: replacing its file would leave the manifest wrong for an instant.
-        taken, name, again = {entry.file for entry in self._entries}, f"step_{step:08d}.pt", 0
+        taken, name, again = {entry.file for entry in self._entries} | self._foreign, f"step_{step:08d}.pt", 0
         while name in taken:
             again += 1
             name = f"step_{step:08d}-{again}.pt"
         return name
 
     def _drop_unlisted(self) -> None:
-        if not self._clean:
-            return
-        listed = {entry.file for entry in self._entries}
+        keep = {entry.file for entry in self._entries} | self._foreign
         for path in self.folder.iterdir():
-            if (path.name.startswith("step_") and path.name not in listed) or path.match(".*.tmp"):
+            if (path.name.startswith("step_") and path.name not in keep) or path.match(".*.tmp"):
                 files.remove(path)
 
 

@@ -34,7 +34,7 @@ class Mistake:
     suggestion: str = ""
 
     def __str__(self) -> str:
-        value = "" if self.value is ABSENT else f", but is {_short(self.value)}"
+        value = "" if self.value is ABSENT else f", but is {as_text(self.value)}"
         where = f": {self.where}" if self.where else ""
         remedy = f"\n   {self.remedy}" if self.remedy else ""
         return f"{self.key} {self.rule}{value}{where}{remedy}".replace("\n", "\n   ").replace("      ", "   ")
@@ -49,7 +49,8 @@ class Mistake:
         return plain
 
 
-def _short(value: object, limit: int = 120) -> str:
+def as_text(value: object, limit: int = 120) -> str:
+    """A value as YAML would say it, cut to `limit` characters."""
     text = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, bool | None) else None
     text = text or repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -274,11 +274,11 @@ def load_tensors(path: Path, map_location: Any = "cpu", sha256: str | None = Non
                 raise RunError(f"{path} is damaged: its SHA-256 is {actual}, but {sha256} was recorded")
             file.seek(0)
             return torch.load(file, map_location=map_location, weights_only=True)
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
     except (RunError, MemoryError):
         raise
     except Exception as error:  # torch raises whatever its unpickler and archive reader meet
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that one is a seek before a torn file's start
+            raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
         raise RunError(f"{path} {_what_is_wrong(path, error)}") from error
 
 
@@ -291,7 +291,7 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
         return "is a web page, not a file of tensors: the download gave an error page"
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
-    if refused := _refused_names(path):
+    if refused := _refused_names(path, error):
         return (
             f"holds pickled objects ({', '.join(refused)}), and loading them would run code: only tensors, numbers, "
             f"strings and plain containers are read; if you trust it: `python -m runner convert {path} --trust`"
@@ -301,13 +301,13 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
     return f"is not a file that torch.save wrote, or it is damaged: {_first_sentence(error)}"
 
 
-def _refused_names(path: Path) -> list[str]:
+def _refused_names(path: Path, error: Exception) -> list[str]:
     import torch
 
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # noqa: BLE001  the file is broken in some other way, which the caller describes
-        return []
+    except Exception:  # noqa: BLE001  no archive: an old file, of which only the first is named, or a broken one
+        return re.findall(r"GLOBAL (\S+)", str(error))[:1]
 
 
 def _first_sentence(error: Exception) -> str:

@@ -258,7 +258,7 @@ class _Bar:
         from rich.table import Column
 
         rest = TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True))
-        columns = (BarColumn(20), MofNCompleteColumn(), rest)
+        columns = (BarColumn(10), MofNCompleteColumn(), rest)
         self._bar = Progress(*columns, console=Console(file=stream), auto_refresh=False, expand=True)
         self._task = self._bar.add_task("", total=total_steps, completed=start_step)
         self._total = total_steps
@@ -272,8 +272,8 @@ class _Bar:
 
     def progress(self, step: int, epoch: float, values: Mapping[str, float], rate: float | None) -> None:
         self._step = step
-        self._where = f"{_pace(self._total - step, rate)}  epoch {epoch:.4g}".lstrip()
-        self._values.update(values)
+        self._where = f"epoch {epoch:.4g}  {_pace(self._total - step, rate)}"
+        self._values.update({name[6:]: value for name, value in values.items() if name.startswith("train/")})
         if time.monotonic() >= self._due:
             self._update()
             self._bar.refresh()
@@ -287,7 +287,7 @@ class _Bar:
         self._bar.stop()  # draws it a last time
 
     def _update(self) -> None:
-        words = f"{self._where}  {_words(self._values)}"  # on a narrow terminal the end is cut off
+        words = f"{self._where}  {_words(self._values)}"  # cut off where the terminal ends
         self._bar.update(self._task, completed=self._step, description=words)
 
 

@@ -17,6 +17,7 @@ from typing import Any, Self
 GIT_SECONDS = 5.0  # a huge repository on a slow disk must not hold up the start
 DIFF_BYTES = 1 << 20
 UNTRACKED_FILES = 200
+STANDARD_LIBRARY = sysconfig.get_path("stdlib") + "/"
 
 
 def collect(root: Path, *, command: Sequence[str], seed: int, data: Any = None, plan: Any = None) -> dict[str, Any]:
@@ -72,8 +73,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _is_installed(path: str) -> bool:
-    standard_library = sysconfig.get_path("stdlib") + "/"
-    return "/site-packages/" in path or "/dist-packages/" in path or path.startswith(standard_library)
+    return "/site-packages/" in path or "/dist-packages/" in path or path.startswith(STANDARD_LIBRARY)
 
 
 class _Git:

@@ -98,6 +98,13 @@ class _Argument:
     value: object
     removes: bool = False
 
+    @classmethod
+    def of(cls, override: "Override") -> "_Argument":
+        """From Hydra's override."""
+        text = override.input_line or ""
+        value = text.partition("=")[2] if override.is_sweep_override() else override.value()
+        return cls(text, as_path(override.key_or_group), value, override.is_delete())
+
     def setting(self, path: Path_) -> Setting | None:
         if path[: len(self.path)] != self.path:
             return None
@@ -114,9 +121,10 @@ class _Argument:
 class Layers:
     """All files and arguments of a composition, in the order in which they are merged: the last one that sets a key wins."""
 
-    def __init__(self, layers: Sequence[_File | _Argument], primary: str) -> None:
+    def __init__(self, layers: Sequence[_File | _Argument], primary: str, cwd: Path) -> None:
         self._layers = layers
         self._primary = primary
+        self.cwd = cwd
 
     @classmethod
     def of(cls, files: Files, defaults: "Sequence[ResultDefault]", overrides: "Sequence[Override]", cwd: Path) -> "Layers":
@@ -135,10 +143,12 @@ class Layers:
         for override in overrides:
             if override.key_or_group.partition("@")[0] in _groups(defaults) and not isinstance(override.value(), dict):
                 continue
-            value = override.input_line.partition("=")[2] if override.is_sweep_override() else override.value()  # type: ignore[union-attr]
-            key = as_path(override.key_or_group)
-            layers.append(_Argument(override.input_line or "", key, value, override.is_delete()))
-        return cls(layers, primary)
+            layers.append(_Argument.of(override))
+        return cls(layers, primary, cwd)
+
+    def with_arguments(self, overrides: "Sequence[Override]") -> "Layers":
+        """The same layers with further arguments over them."""
+        return Layers([*self._layers, *map(_Argument.of, overrides)], self._primary, self.cwd)
 
     def settings(self, path: Path_) -> list[Setting]:
         """Every layer that sets the key, in order; the winner last."""
@@ -163,10 +173,25 @@ class Layers:
         more = [f"chosen by {setting.chosen}"] if setting.chosen else []
         if follow and isinstance(setting.value, str):
             for reference in REFERENCE.findall(setting.value):
-                target = _target(reference, path)
-                if target != path:
-                    more.append(f"`${{{reference}}}` is set by {self.origin(target)}")
+                pointed = target(reference, path)
+                if pointed != path:
+                    more.append(f"`${{{reference}}}` is set by {self.origin(pointed)}")
         return setting.where + (f" ({'; '.join(more)})" if more else "")
+
+    def chooser(self, group: str) -> str:
+        """Who chose the option of a group."""
+        files = (layer for layer in self._layers if isinstance(layer, _File))
+        return next((file.chosen for file in files if file.loaded.path.parent.name == group), self._primary)
+
+    def paths(self, config: dict[str, Any]) -> Iterator[Path_]:
+        """Every key of a composed config."""
+        stack: list[tuple[Path_, Any]] = [((), config)]
+        while stack:
+            path, value = stack.pop()
+            if path:
+                yield path
+            if isinstance(value, dict):
+                stack += [((*path, name), inner) for name, inner in value.items()]
 
     def origin(self, path: Path_) -> str:
         """The first place of `blame` alone."""
@@ -174,7 +199,8 @@ class Layers:
         return settings[-1].where if settings else schema_line(path) or self._primary
 
 
-def _target(reference: str, path: Path_) -> Path_:
+def target(reference: str, path: Path_) -> Path_:
+    """The key that `${reference}` at `path` points to."""
     dots = len(reference) - len(reference.lstrip("."))
     parts = as_path(reference.lstrip("."))
     return (*path[: len(path) - dots], *parts) if dots else parts
@@ -253,3 +279,31 @@ def schema_field(path: Path_) -> tuple[str, str] | None:
         kind = fields[str(part)].type
         owner = kind if isinstance(kind, type) and dataclasses.is_dataclass(kind) else None
     return found
+
+
+def is_required(path: Path_) -> bool:
+    """Whether the schema has no default for this key of the root."""
+    required = {f.name for f in dataclasses.fields(schema.Config) if f.default is f.default_factory is dataclasses.MISSING}
+    return len(path) == 1 and path[0] in required
+
+
+def is_schema_key(path: Path_) -> bool:
+    """Whether the schema itself names this key."""
+    return dotted(path) in schema_keys()
+
+
+@cache
+def schema_keys() -> frozenset[str]:
+    """Every key that the schema names."""
+    found: set[str] = set()
+
+    def walk(owner: type, prefix: str) -> None:
+        for item in dataclasses.fields(owner):
+            if not item.metadata.get("rest"):
+                name = prefix + item.metadata.get("alias", item.name)
+                found.add(name)
+                if isinstance(item.type, type) and dataclasses.is_dataclass(item.type):
+                    walk(item.type, f"{name}.")
+
+    walk(schema.Config, "")
+    return frozenset(found)

@@ -1,48 +1,187 @@
 """Everything that can be known to be wrong with a configuration, all at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from runner.config.compose import Composed, compose_sweep
-from runner.config.interpret import plain, read
-from runner.config.schema import Config
-from runner.errors import ConfigError
+from runner.config import effects, schema, sweep
+from runner.config.blame import shown
+from runner.config.compose import Composed
+from runner.config.interpret import Reading, dotted, plain, read
+from runner.config.trust import TargetError, locate, look
+from runner.errors import ConfigError, Mistake
+
+Path_ = tuple[str | int, ...]
 
 
-def parse(data: dict[str, Any]) -> Config:
+def parse(data: dict[str, Any]) -> schema.Config:
     """Plain data, such as a run's recorded `config.yaml`, as a typed config.
 
     Raises:
         ConfigError: a key is unknown, missing, of the wrong type or out of range.
     """
     config, reading = read(data)
-    if config is None:
+    if reading.mistakes:
         raise ConfigError([mistake for _, mistake in reading.mistakes])
     return config
 
 
-def resolved(config: Config) -> dict[str, Any]:
+def resolved(config: schema.Config) -> dict[str, Any]:
     """Plain data with every default filled in, for `config.yaml`; `parse(resolved(c)) == c`."""
     data: dict[str, Any] = plain(config)
     return data
 
 
-def check(composed: Composed, trust: Sequence[str] = ()) -> Config:
+def check(composed: Composed, trust: Sequence[str] = ()) -> schema.Config:
     """The typed config of a composition.
 
     Raises:
         ConfigError: every mistake, each with the place that made it.
     """
-    config, reading = read(composed.config)
-    found = [*composed.mistakes, *composed.unresolvable]
-    found += composed.blame(mistake for _, mistake in reading.mistakes)
-    if found or config is None:
-        raise ConfigError(found)
-    return config
+    checked = Check(composed, tuple(trust))
+    mistakes = [*checked.at_once, *checked.by_import()]
+    if mistakes:
+        raise ConfigError(mistakes)
+    return checked.config
 
 
-def check_sweep(overrides: Sequence[str], trust: Sequence[str] = ()) -> None:
-    """Check every job of a sweep before the first starts. Raises ConfigError."""
-    composed = compose_sweep(overrides)
-    if composed.mistakes:
-        raise ConfigError(composed.mistakes)
+def check_sweep(overrides: Sequence[str], trust: Sequence[str] = (), cwd: Path | None = None) -> int:
+    """Check every job of a sweep before the first starts; the number of jobs.
+
+    Raises:
+        ConfigError: every job's mistakes, each mistake once.
+    """
+    jobs = sweep.jobs(overrides, cwd or Path.cwd())
+    mistakes: dict[Mistake, None] = {}
+    count = 0
+    for count, composed in enumerate(jobs, 1):
+        checked = Check(composed, tuple(trust))
+        mistakes |= dict.fromkeys([*checked.at_once, *checked.by_import()])
+    if mistakes:
+        raise ConfigError(list(mistakes))
+    return count
+
+
+@dataclass
+class Check:
+    """One composition under check: first what needs no import (`at_once`), then what does (`by_import`)."""
+
+    composed: Composed
+    trust: tuple[str, ...] = ()
+
+    @cached_property
+    def _read(self) -> tuple[schema.Config, Reading]:
+        return read(self.composed.config)
+
+    @property
+    def config(self) -> schema.Config:
+        """The typed config, meaningful where nothing is wrong."""
+        return self._read[0]
+
+    @cached_property
+    def at_once(self) -> list[Mistake]:
+        """What can be known without importing torch."""
+        composed, (config, reading) = self.composed, self._read
+        lost = {mistake.key for mistake in composed.unresolvable}
+        found = [mistake for _, mistake in reading.mistakes if mistake.key not in lost]
+        wrong = lost | {mistake.key for mistake in found}
+        found += self._refused_names()
+        for finding in effects.findings(config, composed.choices):
+            keys = (finding.mistake.key, *finding.follows_from)
+            if not any(bad == key or bad.startswith(f"{key}.") for key in keys for bad in wrong):
+                found.append(finding.mistake)
+        found = [mistake for mistake in found if not self._follows_from_unknown_option(mistake)]
+        return [*composed.mistakes, *composed.unresolvable, *self._placed(found)]
+
+    def _follows_from_unknown_option(self, mistake: Mistake) -> bool:
+        return any(f"{mistake.key}.".startswith(f"{group}.") for group in self.composed.unknown)
+
+    @cached_property
+    def _refused(self) -> dict[Path_, Mistake]:
+        """Components whose names are refused without an import, by path."""
+        refused = {}
+        for path, name in self._names():
+            try:
+                look(name, self.trust)
+            except TargetError as error:
+                key = dotted((*path, "_target_")) if path[0] != "init" or path[-1] != "module" else dotted(path)
+                refused[path] = Mistake(key, error.rule, name, remedy=error.remedy, suggestion=error.suggestion)
+        return refused
+
+    def _refused_names(self) -> list[Mistake]:
+        return list(self._refused.values())
+
+    def _names(self) -> Iterator[tuple[Path_, str]]:
+        for path, _, node in self._read[1].components:
+            yield from _targets(path, node)
+        yield from self._module_types()
+
+    def _module_types(self) -> Iterator[tuple[Path_, str]]:
+        """The module types that init rules name."""
+        for label, rule in self.config.init.rules.items():
+            modules = [] if rule is None or rule.module is None else rule.module
+            if isinstance(modules, str):
+                yield ("init", "rules", label, "module"), modules
+            else:
+                for index, module in enumerate(modules):
+                    yield ("init", "rules", label, "module", index), module
+
+    def by_import(self) -> list[Mistake]:
+        """What shows only when the targets are imported: names, slots and arguments."""
+        from runner.config.components import Found, check_component  # noqa: PLC0415  only here is torch needed
+
+        found = Found(untrusted=frozenset(self._refused))
+        for path, slot, node in self._read[1].components:
+            check_component(path, slot, node, self.trust, found)
+        for path, name in self._module_types():
+            if path not in self._refused:
+                _check_module_type(path, name, self.trust, found)
+        return self._placed(mistake for _, mistake in found.mistakes)
+
+    def _placed(self, mistakes: Iterable[Mistake]) -> list[Mistake]:
+        """The mistakes with their places: a missing argument is blamed on the line of its `_target_`."""
+        placed = []
+        for mistake in mistakes:
+            if mistake.where:
+                where = f"{mistake.where}; named by {self.composed.layers.blame(_as_path(mistake.key))}"
+            else:
+                where = self.composed.layers.blame(self._blamed(mistake))
+            placed.append(shown(replace(mistake, where=where), self.composed.layers.cwd))
+        return placed
+
+    def _blamed(self, mistake: Mistake) -> Path_:
+        path = _as_path(mistake.key)
+        if not self.composed.layers.settings(path):
+            target = (*path[:-1], "_target_")
+            if self.composed.layers.settings(target):
+                return target
+        return path
+
+
+def _as_path(key: str) -> Path_:
+    return tuple(int(part) if part.isdigit() else part for part in key.split("."))
+
+
+def _targets(path: Path_, value: Any) -> Iterator[tuple[Path_, str]]:
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield path, value["_target_"]
+        for name, inner in value.items():
+            yield from _targets((*path, name), inner)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _targets((*path, index), inner)
+
+
+def _check_module_type(path: Path_, name: str, trust: Sequence[str], found: Any) -> None:
+    from torch import nn  # noqa: PLC0415
+
+    try:
+        kind = locate(name, trust)
+    except TargetError as error:
+        found.wrong(path, error.rule, name, suggestion=error.suggestion, remedy=error.remedy, where=error.where)
+        return
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        found.wrong(path, "must be a type of module, such as torch.nn.Conv2d", name)

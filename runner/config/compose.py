@@ -317,18 +317,23 @@ class Loader(ConfigLoaderImpl):
             self._process_config_searchpath(config_name, searched, repository)
         return parsed, repository
 
+    def parse(self, text: str) -> Override:
+        """One argument in Hydra's grammar. Raises HydraException."""
+        override = self._parser.parse_overrides([text])[0]
+        override.config_loader = self
+        return override
+
     def _parse(self, text: str) -> Override | None:
         key, equals, value = text.partition("=")
         key = key.lstrip("+~")
         problem, remedy = "", ""
         try:
-            override = self._parser.parse_overrides([text])[0]
+            override = self.parse(text)
         except HydraException as error:
             first = str(error).splitlines()[0]
             problem = "cannot be read as `key=value`" + (f": {first}" if equals else "")
             remedy = f"quote it: '{key}=\"{value}\"'" if equals and value else ""
         else:
-            override.config_loader = self
             if self._mode == RunMode.MULTIRUN or not override.is_sweep_override():
                 return override
             problem = "has several values, which only a sweep takes"

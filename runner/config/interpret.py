@@ -39,11 +39,11 @@ def dotted(path: Path) -> str:
     return ".".join(map(str, path))
 
 
-def read(data: dict[str, Any]) -> tuple[schema.Config | None, Reading]:
-    """The typed config (None where a key is wrong) and what was found on the way."""
+def read(data: dict[str, Any]) -> tuple[schema.Config, Reading]:
+    """The typed config and what was found on the way; a wrong key has its default (a wrong component is empty)."""
     reading = Reading()
-    config = _dataclass(reading, schema.Config, data, ())
-    return (None if reading.mistakes or config is _INVALID else config), reading
+    config: schema.Config = _dataclass(reading, schema.Config, data, ())
+    return config, reading
 
 
 @cache
@@ -92,9 +92,13 @@ def _dataclass(reading: Reading, owner: type, data: Any, path: Path) -> Any:
             given[item.name] = reading.wrong((*path, name), "must be given")
     if rest is not None:
         given[rest.name] = _field(reading, hints(owner)[rest.name], rest, extra, path)
-    if any(value is _INVALID for value in given.values()):
+    read_values = {name: value for name, value in given.items() if value is not _INVALID}
+    if owner is schema.Config:  # what can be said about the other keys is said, too
+        read_values = {"model": {}, "optimizer": {}, "loss": {}} | read_values
+    try:
+        return owner(**read_values)
+    except TypeError:  # a key without a default is wrong
         return _INVALID
-    return owner(**given)
 
 
 def _meant(owner: type, name: str, named: dict[str, Any]) -> str:
@@ -263,16 +267,17 @@ def _boolean(reading: Reading, value: Any, path: Path, _rules: Any) -> Any:
 def _integer(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         return _in_range(reading, value, path, rules)
-    return reading.wrong(path, "must be an integer", value, _as_number(value, whole=True))
+    return reading.wrong(path, "must be an integer", value, as_number(value, whole=True))
 
 
 def _number(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return _in_range(reading, float(value), path, rules)
-    return reading.wrong(path, "must be a number", value, _as_number(value, whole=False))
+    return reading.wrong(path, "must be a number", value, as_number(value, whole=False))
 
 
-def _as_number(value: Any, *, whole: bool) -> str:
+def as_number(value: Any, *, whole: bool) -> str:
+    """A value written as the number that it nearly is; empty where it is none."""
     try:
         number = float(str(value).replace(",", "."))
     except ValueError:

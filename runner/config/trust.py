@@ -47,11 +47,14 @@ def look(path: str, trust: Sequence[str] = ()) -> None:
     if not _NAME.fullmatch(path):
         message = f"`{path}` is no dotted path (`package.module.Name`)"
         raise TargetError(message)
+    if path in OLD_NAMES:
+        message = f"is an old name: it is `{OLD_NAMES[path]}` now"
+        raise TargetError(message, OLD_NAMES[path])
     if any(fnmatch.fnmatchcase(path, pattern) for pattern in trust):
         return
     first = path.partition(".")[0]
     private = next((part for part in path.split(".") if part.startswith("_")), None)
-    if first in LIBRARIES or (first in OURS and not _is_user_code(first, trust)):
+    if first in LIBRARIES or (first in OURS and not is_user_code(first, trust)):
         if private is not None and (first in LIBRARIES or private.startswith("__")):
             message = f"`{path}` leads through `{private}`, which is private"
             raise TargetError(message, remedy=f"if you trust it: --trust '{path}'")
@@ -60,7 +63,7 @@ def look(path: str, trust: Sequence[str] = ()) -> None:
     if private is not None and private.startswith("__"):
         message = f"`{path}` leads through `{private}`, which is private"
         raise TargetError(message)
-    if _is_user_code(first, trust):
+    if is_user_code(first, trust):
         return
     known = nearest(first, [*LIBRARIES, *OURS, *_user_packages(trust)])
     suggestion = f"{known}{path[len(first) :]}" if known else ""
@@ -89,7 +92,7 @@ def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
         return None
 
 
-def _is_user_code(first: str, trust: Sequence[str]) -> bool:
+def is_user_code(first: str, trust: Sequence[str]) -> bool:
     """Whether importing `first` would take it from a directory of the user's (and not from one of the runner's)."""
     directories = user_directories(trust)
     if any(_ours(directory) for directory in directories) and first in OURS:
@@ -133,7 +136,7 @@ def locate(path: str, trust: Sequence[str] = ()) -> Any:
             found = _import(name, path)
         else:
             found = _attribute(found, part, name, path)
-        if isinstance(found, types.ModuleType) and found.__name__.partition(".")[0] != parts[0] and not _patterned(path, trust):
+        if isinstance(found, types.ModuleType) and found.__name__.partition(".")[0] != parts[0] and not trusted_by(path, trust):
             message = f"`{path}` leads out of `{parts[0]}` into the module `{found.__name__}`"
             raise TargetError(message)
     if isinstance(found, types.ModuleType):
@@ -142,13 +145,14 @@ def locate(path: str, trust: Sequence[str] = ()) -> Any:
     return found
 
 
-def _patterned(path: str, trust: Sequence[str]) -> bool:
+def trusted_by(path: str, trust: Sequence[str]) -> bool:
+    """Whether a pattern of the command line names it."""
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in trust)
 
 
 def _make_importable(path: str, trust: Sequence[str]) -> None:
     first = path.partition(".")[0]
-    if _is_user_code(first, trust):
+    if is_user_code(first, trust):
         for directory in user_directories(trust):
             if str(directory) not in sys.path and (directory != Path.cwd() or "" not in sys.path):
                 sys.path.insert(0, str(directory))
@@ -215,4 +219,32 @@ def _nearest_inside(owner: Any, part: str, prefix: str) -> str:
     return prefix + right if right else ""
 
 
-OLD_NAMES: dict[str, str] = {}
+_INIT = ("uniform", "normal", "constant", "eye", "dirac", "xavier_uniform", "xavier_normal", "kaiming_uniform",
+         "kaiming_normal", "orthogonal", "sparse")  # fmt: skip
+_V1, _METRICS = "torchvision.transforms", "torchmetrics"
+# Names of earlier releases; some still resolve and warn, some are gone.
+OLD_NAMES: dict[str, str] = {
+    **{f"torch.nn.init.{name}": f"torch.nn.init.{name}_" for name in _INIT},
+    f"{_V1}.RandomSizedCrop": f"{_V1}.RandomResizedCrop",
+    f"{_V1}.Scale": f"{_V1}.Resize",
+    f"{_V1}.v2.RandomSizedCrop": f"{_V1}.v2.RandomResizedCrop",
+    f"{_V1}.v2.Scale": f"{_V1}.v2.Resize",
+    f"{_V1}.v2.ToImageTensor": f"{_V1}.v2.ToImage",
+    f"{_V1}.v2.ConvertDtype": f"{_V1}.v2.ToDtype",
+    f"{_V1}.v2.ToImagePIL": f"{_V1}.v2.ToPILImage",
+    "torch.nn.NLLLoss2d": "torch.nn.NLLLoss",
+    "torch.nn.CrossEntropyLoss2d": "torch.nn.CrossEntropyLoss",
+    "torch.nn.functional.nll_loss2d": "torch.nn.functional.nll_loss",
+    "torch.nn.parallel.deprecated.DistributedDataParallel": "torch.nn.parallel.DistributedDataParallel",
+    "torch.optim.lr_scheduler._LRScheduler": "torch.optim.lr_scheduler.LRScheduler",
+    f"{_METRICS}.F1": f"{_METRICS}.F1Score",
+    f"{_METRICS}.FBeta": f"{_METRICS}.FBetaScore",
+    f"{_METRICS}.IoU": f"{_METRICS}.JaccardIndex",
+    f"{_METRICS}.AUC": f"{_METRICS}.AUROC",
+    f"{_METRICS}.PSNR": f"{_METRICS}.PeakSignalNoiseRatio",
+    f"{_METRICS}.SSIM": f"{_METRICS}.StructuralSimilarityIndexMeasure",
+    f"{_METRICS}.MatthewsCorrcoef": f"{_METRICS}.MatthewsCorrCoef",
+    f"{_METRICS}.Hinge": f"{_METRICS}.HingeLoss",
+    f"{_METRICS}.PearsonCorrcoef": f"{_METRICS}.PearsonCorrCoef",
+    f"{_METRICS}.SpearmanCorrcoef": f"{_METRICS}.SpearmanCorrCoef",
+}

@@ -1,0 +1,369 @@
+"""A component's target against its slot, and its arguments against the target's signature. Imports what it checks."""
+
+import inspect
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from runner.config.names import did_you_mean, nearest
+from runner.config.signature import Accepts, accepts, choices, misfit, returned_class
+from runner.config.trust import LIBRARIES, TargetError, locate, trusted_by
+from runner.errors import ABSENT, Mistake
+
+Path = tuple[str | int, ...]
+_KEYS = ("_target_", "_args_", "_partial_")
+# How many arguments the runner gives by position: to the constructor, and to the call of a bound function.
+_CONSTRUCTOR = {"optimizer": 1, "scheduler": 1}
+_CALL = {"transform": 1, "loss": 2, "init": 1, "function": 1, "module_function": 1, "step": 3}
+_SUPPLIED = {"params": "the model's parameters", "optimizer": "the optimizer", "data_source": "the dataset"}
+
+OLD_ARGUMENTS = {
+    "size_average": "reduction", "reduce": "reduction", "resample": "interpolation", "fillcolor": "fill",
+    "learning_rate": "lr", "pretrained": "weights", "n_classes": "num_classes", "nclass": "num_classes",
+    "num_class": "num_classes", "classes": "num_classes", "wd": "weight_decay", "dropout_rate": "dropout",
+    "filters": "out_channels", "units": "out_features",
+}  # fmt: skip
+
+
+@dataclass
+class Found:
+    """Mistakes with their paths."""
+
+    mistakes: list[tuple[Path, Mistake]] = field(default_factory=list)
+    untrusted: frozenset[Path] = frozenset()  # components whose names were refused before anything was imported
+
+    def wrong(
+        self, path: Path, rule: str, value: object = ABSENT, *, suggestion: str = "", remedy: str = "", where: str = ""
+    ) -> None:
+        """Note a mistake."""
+        key = ".".join(map(str, path))
+        self.mistakes.append((path, Mistake(key, rule, value, where, remedy or did_you_mean(suggestion), suggestion)))
+
+
+def check_component(path: Path, slot: str, node: dict[str, Any], trust: Sequence[str], found: Found) -> Any:
+    """Check one component and all that is nested in it; the object that its `_target_` names, where there is one."""
+    target = _target(path, slot, node, trust, found)
+    takes = None if target is None else accepts(target)
+    if target is not None and takes is not None:
+        _check_arguments(path, slot, node, target, takes, found)
+    named = takes.named if takes is not None else {}
+    for name, value in node.items():
+        if name not in ("_target_", "_partial_"):
+            parameter = named.get(name)
+            _nested((*path, name), value, parameter.annotation if parameter else None, slot, trust, found)
+    return target
+
+
+def _nested(path: Path, value: Any, annotation: Any, slot: str, trust: Sequence[str], found: Found) -> None:
+    if isinstance(value, dict):
+        if "_target_" in value:
+            check_component(path, nested_slot(annotation, slot), value, trust, found)
+            return
+        for name, inner in value.items():
+            _nested((*path, name), inner, annotation, slot, trust, found)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _nested((*path, index), inner, annotation, slot, trust, found)
+
+
+def nested_slot(annotation: Any, outer: str) -> str:
+    """The slot that a parameter's annotation stands for; `nested` (any slot) where it says none."""
+    text = str(annotation)
+    for word, slot in (
+        ("Optimizer", "optimizer"), ("LRScheduler", "scheduler"), ("Sampler", "sampler"), ("torch.utils.data.dataset.Dataset", "dataset"),
+        ("torchmetrics.metric.Metric", "metric"),
+    ):  # fmt: skip
+        if word in text:
+            return f"nested {slot}"
+    return "nested scheduler" if outer.endswith("scheduler") else "nested"
+
+
+def _target(path: Path, slot: str, node: dict[str, Any], trust: Sequence[str], found: Found) -> Any:
+    name = node["_target_"]
+    here = (*path, "_target_")
+    if path in found.untrusted:
+        return None
+    try:
+        target = locate(name, trust)
+    except TargetError as error:
+        found.wrong(here, error.rule, name, suggestion=error.suggestion, remedy=error.remedy, where=error.where)
+        return None
+    problem = misplaced(slot, target, name, trust)
+    if problem:
+        found.wrong(here, problem, name, suggestion=_elsewhere(slot, name))
+        return None
+    return target
+
+
+def _elsewhere(slot: str, name: str) -> str:
+    """The same or nearly the same name where the slot's things live."""
+    homes = {"loss": ("torch.nn", "torch.nn.functional"), "optimizer": ("torch.optim",), "scheduler": ("torch.optim.lr_scheduler",),
+             "init": ("torch.nn.init",), "transform": ("torchvision.transforms.v2",), "model": ("torch.nn", "torchvision.models"),
+             "dataset": ("torchvision.datasets",), "sampler": ("torch.utils.data",)}  # fmt: skip
+    import sys  # noqa: PLC0415
+
+    last = name.rpartition(".")[2]
+    for home in homes.get(slot.removeprefix("nested "), ()):
+        if home in sys.modules and home != name.rpartition(".")[0]:
+            right = last if hasattr(sys.modules[home], last) else nearest(last, dir(sys.modules[home]))
+            if right and not right.startswith("_"):
+                return f"{home}.{right}"
+    return ""
+
+
+def _origin(target: Any) -> str:
+    module = getattr(target, "__module__", None) or type(target).__module__
+    return str(module)
+
+
+def misplaced(slot: str, target: Any, name: str, trust: Sequence[str]) -> str:
+    """Why a target does not fit its slot, in words; empty where it does.
+
+    User code fits any slot, unless it is plainly another slot's class. A library's name must be what the slot is for:
+    otherwise a config could call anything that a library can reach.
+    """
+    if not callable(target):
+        return "must be a class or a function"
+    own = slot.removeprefix("nested ")
+    if trusted_by(name, trust):
+        return _other_kind(own, target)
+    origin = _origin(target)
+    first = origin.partition(".")[0]
+    if first not in LIBRARIES and first != "runner":
+        if first != name.partition(".")[0] and not _is_user_or_ours(first, trust):
+            return f"is `{origin}.{getattr(target, '__qualname__', name)}`, which is neither trusted nor user code"
+        return _other_kind(own, target)
+    if own == "nested":
+        fitting = [kind for kind in _FITS if _FITS[kind](target, name)]
+        return "" if fitting else "must be a module, dataset, sampler, transform, loss, init function, optimizer, scheduler or metric"
+    return "" if _FITS[own](target, name) else f"must be {_WORDS[own]}"
+
+
+def _is_user_or_ours(first: str, trust: Sequence[str]) -> bool:
+    from runner.config.trust import OURS, is_user_code  # noqa: PLC0415
+
+    return first in OURS or is_user_code(first, trust)
+
+
+def _other_kind(slot: str, target: Any) -> str:
+    """A class of the user's own that is plainly for another slot."""
+    if not isinstance(target, type):
+        return ""
+    bases = _bases()
+    own = bases.get(slot)
+    if own is None or issubclass(target, own):
+        return ""
+    other = next((kind for kind, base in bases.items() if kind != slot and issubclass(target, base)), None)
+    return f"must be {_WORDS[slot]}, but this is for `{other}`" if other else ""
+
+
+def _bases() -> dict[str, type]:
+    from torch import nn, optim  # noqa: PLC0415
+    from torch.utils import data  # noqa: PLC0415
+
+    return {
+        "model": nn.Module,
+        "optimizer": optim.Optimizer,
+        "scheduler": optim.lr_scheduler.LRScheduler,
+        "dataset": data.Dataset,
+        "sampler": data.Sampler,
+    }
+
+
+def _subclass(kind: str) -> Callable[[Any, str], bool]:
+    return lambda target, _: isinstance(target, type) and issubclass(target, _bases()[kind])
+
+
+def _model(target: Any, _name: str) -> bool:
+    module = _bases()["model"]
+    made = target if isinstance(target, type) else returned_class(target)
+    return made is not None and issubclass(made, module) and not _origin(target).startswith(_LOADERS)
+
+
+# Parts of torch that run or load code given as data.
+_LOADERS = ("torch.jit", "torch.fx", "torch.hub", "torch.package", "torch.export", "torch.distributed", "torch._")
+
+
+def _defined_in(*modules: str) -> Callable[[Any, str], bool]:
+    def inside(target: Any, name: str) -> bool:
+        origin = getattr(target, "__module__", None)
+        places = (origin,) if origin and origin != "torch._jit_internal" else (name.rpartition(".")[0],)
+        return any(place == module or str(place).startswith(f"{module}.") for module in modules for place in places)
+
+    return inside
+
+
+def _metric(target: Any, _name: str) -> bool:
+    parts = ("update", "compute", "reset")
+    return isinstance(target, type) and all(callable(getattr(target, part, None)) for part in parts)
+
+
+def _loss(target: Any, name: str) -> bool:
+    if isinstance(target, type):
+        return issubclass(target, _bases()["model"]) and not _origin(target).startswith(_LOADERS)
+    return name.startswith("torch.nn.functional.") and not isinstance(target, types.ModuleType)
+
+
+def _function_in(*modules: str) -> Callable[[Any, str], bool]:
+    inside = _defined_in(*modules)
+    return lambda target, name: not isinstance(target, type) and inside(target, name)
+
+
+_FITS: dict[str, Callable[[Any, str], bool]] = {
+    "model": _model,
+    "optimizer": _subclass("optimizer"),
+    "scheduler": _subclass("scheduler"),
+    "dataset": _subclass("dataset"),
+    "sampler": _subclass("sampler"),
+    "transform": _defined_in("torchvision.transforms"),
+    "loss": _loss,
+    "metric": _metric,
+    "init": _function_in("torch.nn.init"),
+    "function": _function_in("torch.utils.data"),
+    "module_function": _function_in("torch.nn.utils"),
+    "step": _function_in("runner.step"),
+}
+_WORDS = {
+    "model": "an nn.Module or a function annotated to return one",
+    "optimizer": "a subclass of torch.optim.Optimizer",
+    "scheduler": "a subclass of torch.optim.lr_scheduler.LRScheduler",
+    "dataset": "a subclass of torch.utils.data.Dataset",
+    "sampler": "a subclass of torch.utils.data.Sampler",
+    "transform": "defined in torchvision.transforms (or code of your own)",
+    "loss": "an nn.Module or a function of torch.nn.functional (or code of your own)",
+    "metric": "a class with `update`, `compute` and `reset`",
+    "init": "a function of torch.nn.init (or code of your own)",
+    "function": "a function of torch.utils.data (or code of your own)",
+    "module_function": "a function of your own that takes a module",
+    "step": "a function of runner.step (or code of your own)",
+}
+
+
+def _check_arguments(path: Path, slot: str, node: dict[str, Any], target: Any, takes: Accepts, found: Found) -> None:
+    before = _by_position(slot, target, takes)
+    positional = node.get("_args_", [])
+    filled = takes.positional[: len(before) + len(positional)]
+    room = len(takes.positional) - len(before)
+    if len(positional) > room and not takes.takes_any_number:
+        found.wrong((*path, "_args_"), f"may have at most {room} values", len(positional))
+    refused = _refused_weights(path, node, target, takes, found)
+    for name, value in node.items():
+        if name in _KEYS or name in refused:
+            continue
+        here = (*path, name)
+        parameter = takes.named.get(name)
+        if name in before or (name in _SUPPLIED and slot.removeprefix("nested ") in ("optimizer", "scheduler", "sampler")
+                              and name in takes.named):  # fmt: skip
+            found.wrong(here, f"is supplied by the runner ({_SUPPLIED.get(name, 'each call gives it')}): leave it out")
+        elif name in filled:
+            found.wrong(here, "is already given in `_args_`")
+        elif parameter is not None:
+            _check_value(here, value, parameter, slot, found)
+        elif not takes.open:
+            _unknown_argument(here, name, value, node["_target_"], [n for n in takes.named if n not in before], found)
+    if not node.get("_partial_"):
+        _check_missing(path, slot, node, target, takes, filled, found)
+
+
+def _by_position(slot: str, target: Any, takes: Accepts) -> list[str]:
+    """The parameters that the runner fills by position."""
+    own = slot.removeprefix("nested ")
+    if isinstance(target, type):
+        count = _CONSTRUCTOR.get(own, 0) if not slot.startswith("nested") or own == "scheduler" else 0
+        if own == "sampler" and "data_source" in takes.own:
+            return ["data_source"]
+    else:
+        count = _CONSTRUCTOR.get(own, _CALL.get(own, 0))
+    return takes.positional[:count]
+
+
+def _check_missing(
+    path: Path, slot: str, node: dict[str, Any], target: Any, takes: Accepts, filled: list[str], found: Found
+) -> None:
+    if slot.startswith("nested") and not isinstance(target, type):
+        return  # a function that is handed over: who calls it gives the rest
+    missing = [
+        name
+        for name, parameter in takes.own.items()
+        if parameter.default is inspect.Parameter.empty
+        and parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        and name not in node
+        and name not in filled
+    ]
+    for name in missing:
+        if not (takes.takes_any_number and len(filled) >= len(takes.positional)):
+            found.wrong((*path, name), f"must be given: `{node['_target_']}` has no default for it")
+
+
+def _unknown_argument(path: Path, name: str, value: Any, target: str, known: list[str], found: Found) -> None:
+    near = nearest(name, known)
+    habit = OLD_ARGUMENTS.get(name, "")
+    if not near and habit in known:
+        near = habit
+    suggestion = ".".join(map(str, (*path[:-1], near))) if near else ""
+    remedy = did_you_mean(suggestion)
+    if not near:
+        remedy = f"it takes {', '.join(f'`{k}`' for k in known)}" if known else "it takes no arguments"
+    found.wrong(path, f"is not an argument of `{target}`", value, suggestion=suggestion, remedy=remedy)
+
+
+def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str, found: Found) -> None:
+    dtype = _dtype_problem(value, parameter)
+    if dtype is not None:
+        found.wrong(path, "must be a dtype of torch", value, suggestion=dtype)
+        return
+    words = misfit(value, parameter, durations=slot.endswith("scheduler"))
+    if words:
+        found.wrong(path, words, value, suggestion=_right_value(value, parameter))
+
+
+def _right_value(value: Any, parameter: inspect.Parameter) -> str:
+    if isinstance(value, str):
+        right = nearest(value, choices(parameter.annotation))
+        if right:
+            return right
+    from runner.config.interpret import as_number  # noqa: PLC0415
+
+    annotation = parameter.annotation
+    if annotation in (int, float) or isinstance(parameter.default, int | float):
+        whole = annotation is int or (annotation is inspect.Parameter.empty and isinstance(parameter.default, int))
+        return as_number(value, whole=whole)
+    return ""
+
+
+def _dtype_problem(value: Any, parameter: inspect.Parameter) -> str | None:
+    """The nearest dtype where a text is meant to be one and is not."""
+    if not isinstance(value, str) or "dtype" not in str(parameter.annotation) + parameter.name:
+        return None
+    import torch  # noqa: PLC0415
+
+    names = [f"torch.{name}" for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)]
+    if value in names:
+        return None
+    return nearest(value if value.startswith("torch.") else f"torch.{value}", names) or (
+        f"torch.{value}" if f"torch.{value}" in names else ""
+    )
+
+
+def _refused_weights(path: Path, node: dict[str, Any], target: Any, takes: Accepts, found: Found) -> set[str]:
+    """`weights=` and `pretrained=true` of a library's model: weights come through `pretrained:`, recorded and checked."""
+    if _origin(target).partition(".")[0] != "torchvision" or isinstance(target, type) or "weights" not in takes.named:
+        return set()
+    refused = {name for name in ("weights", "weights_backbone", "pretrained", "pretrained_backbone") if node.get(name)}
+    for name in refused:
+        rule = "is refused here: weights come through `pretrained:`, where they are recorded and verified"
+        found.wrong((*path, name), rule, node[name], remedy=_pretrained_block(node[name], takes))
+    return refused
+
+
+def _pretrained_block(wanted: Any, takes: Accepts) -> str:
+    """The `pretrained:` block that says the same."""
+    file, source = "FILE.pth", ""
+    for kind in (takes.named["weights"].annotation, *getattr(takes.named["weights"].annotation, "__args__", ())):
+        members = getattr(kind, "__members__", {})
+        if members:
+            member = members.get(str(wanted).rpartition(".")[2]) or members.get("DEFAULT") or next(iter(members.values()))
+            file, source = member.url.rpartition("/")[2], f"  # from {member.url}"
+            break
+    return f"write instead:\npretrained:\n  strategy: full\n  path: {file}{source}"

@@ -1,0 +1,116 @@
+"""Where a name is defined and what its arguments default to, read from source files: nothing is imported."""
+
+import ast
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_MOST_FILES = 40  # a name is followed through at most so many re-exporting files
+
+
+@dataclass(frozen=True)
+class Default:
+    """A parameter's default (as it is written where it is no plain value) and its line."""
+
+    value: Any
+    where: str
+
+
+def signature_default(target: str, name: str) -> Default | None:
+    """The default of argument `name` of the class or function `target`; None where there is none or it cannot be read.
+
+    An argument that only `**kwargs` takes is looked for in the class that a function returns, and in a class's bases.
+    """
+    found = _definition(target, [])
+    for _ in range(_MOST_FILES):
+        if found is None:
+            return None
+        file, module, node = found
+        function = node
+        if isinstance(node, ast.ClassDef):
+            function = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name in ("__init__", "__new__")), node)
+        if isinstance(function, ast.FunctionDef):
+            default = _default(function, name, file)
+            if default is not None or function.args.kwarg is None:
+                return default
+        behind = node.returns if isinstance(node, ast.FunctionDef) else next(iter(getattr(node, "bases", [])), None)
+        if isinstance(behind, ast.Subscript):
+            behind = behind.value
+        found = _definition(f"{module}.{behind.id}", []) if isinstance(behind, ast.Name) else None
+    return None
+
+
+def _default(function: ast.FunctionDef, name: str, file: Path) -> Default | None:
+    arguments = function.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    by_position = zip(reversed(positional), reversed(arguments.defaults), strict=False)
+    for argument, default in [*by_position, *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]:
+        if argument.arg == name and default is not None:
+            try:
+                value = ast.literal_eval(default)
+            except ValueError:
+                value = ast.unparse(default)
+            return Default(value, f"{_short(file)}:{argument.lineno}")
+    return None
+
+
+def _short(file: Path) -> str:
+    """The path from the package on."""
+    parts = file.parts
+    if "site-packages" in parts:
+        return "/".join(parts[parts.index("site-packages") + 1 :])
+    return str(file.relative_to(Path.cwd())) if file.is_relative_to(Path.cwd()) else str(file)
+
+
+@cache
+def _parsed(file: Path) -> ast.Module | None:
+    try:
+        return ast.parse(file.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, UnicodeDecodeError):
+        return None
+
+
+def _definition(target: str, seen: list[str]) -> tuple[Path, str, ast.stmt] | None:
+    """The file, the module and the statement that define a dotted name, through re-exports."""
+    if target in seen or len(seen) > _MOST_FILES:
+        return None
+    seen.append(target)
+    module, _, name = target.rpartition(".")
+    file = _file(module)
+    tree = _parsed(file) if file else None
+    if file is None or tree is None:
+        return None
+    for statement in tree.body:
+        if isinstance(statement, ast.ClassDef | ast.FunctionDef) and statement.name == name:
+            return file, module, statement
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    for statement in ast.walk(tree):
+        if not isinstance(statement, ast.ImportFrom):
+            continue
+        base = ".".join(package.split(".")[: len(package.split(".")) - statement.level + 1]) if statement.level else ""
+        source = ".".join(part for part in (base, statement.module) if part)
+        for alias in statement.names:
+            if (alias.asname or alias.name) == name or alias.name == "*":
+                found = _definition(f"{source}.{name if alias.name == '*' else alias.name}", seen)
+                if found:
+                    return found
+    return None
+
+
+def _file(module: str) -> Path | None:
+    """The source file of a module; only the first package is looked up, the rest is folders."""
+    first, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(first)
+    except (ImportError, ValueError):
+        return None
+    if spec is None or not (spec.origin or spec.submodule_search_locations):
+        return None
+    base = Path(next(iter(spec.submodule_search_locations))) if spec.submodule_search_locations else Path(str(spec.origin))
+    place = base.joinpath(*rest)
+    for file in (place.with_suffix(".py"), place / "__init__.py", place):
+        if file.is_file():
+            return file
+    return None

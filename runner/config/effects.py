@@ -1,0 +1,180 @@
+"""Settings that do nothing, contradict each other, or name a metric that nothing will produce."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from runner.config import schema
+from runner.config.names import did_you_mean, nearest
+from runner.errors import Mistake
+from runner.schedule import Duration
+
+PLATEAU = "ReduceLROnPlateau"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A mistake, and the keys that it follows from: where one of them is wrong itself, it is not reported."""
+
+    mistake: Mistake
+    follows_from: tuple[str, ...] = ()
+
+
+def findings(config: schema.Config, choices: dict[str, str | None]) -> Iterator[Finding]:
+    """All that is wrong between the keys of a config."""
+    yield from _splits(config.dataset)
+    yield from _names(config)
+    yield from _contradictions(config)
+    if Duration.parse(config.train.duration).amount and not choices.get("debug"):
+        yield from _without_effect(config)
+
+
+def _splits(dataset: schema.Dataset) -> Iterator[Finding]:
+    given = [name for name in ("train", "val", "test") if getattr(dataset, name) is not None]
+    if dataset.source is None and dataset.train is None:
+        rule = "must be given (or `dataset.source`, which is then split)"
+        yield Finding(Mistake("dataset.train", rule), ("dataset.source", "dataset"))
+    if dataset.source is not None and "train" in given:
+        yield Finding(Mistake("dataset.source", "must not stand beside `dataset.train`: one of them is the training data"))
+    fractions = {name: getattr(dataset, f"{name}_fraction") for name in ("val", "test")}
+    if sum(fractions.values()) >= 1:
+        rule = "and `dataset.test_fraction` together must be below 1"
+        yield Finding(Mistake("dataset.val_fraction", rule, sum(fractions.values())), ("dataset.test_fraction",))
+    for name, fraction in fractions.items():
+        if fraction and dataset.source is not None and name in given:
+            rule = f"must not stand beside `dataset.{name}`: one of them is the {name} data"
+            yield Finding(Mistake(f"dataset.{name}_fraction", rule, fraction), (f"dataset.{name}",))
+
+
+def produced(config: schema.Config) -> tuple[list[str], list[str]]:
+    """The names `<split>/<metric>` that training produces, and prefixes of those that a metric makes up itself."""
+    splits = ["train"]
+    if config.dataset.val is not None or (config.dataset.source is not None and config.dataset.val_fraction > 0):
+        splits.insert(0, "val")
+    metrics = {name: node for name, node in config.metrics.items() if node is not None}
+    names = [f"{split}/{name}" for split in splits for name in ("loss", *metrics)]
+    prefixes = [
+        f"{split}/{name}/"
+        for split in splits
+        for name, node in metrics.items()
+        if not str(node.get("_target_")).startswith("runner.metrics.")
+    ]
+    return names, prefixes
+
+
+def _names(config: schema.Config) -> Iterator[Finding]:
+    names, prefixes = produced(config)
+    uses = {"train.objective": config.train.objective}
+    if PLATEAU in (config.scheduler._target_ or ""):  # noqa: SLF001  the config's own word
+        uses["scheduler.monitor"] = config.scheduler.monitor
+        if config.scheduler.monitor is None:
+            rule = f"must be given: {PLATEAU} waits for a metric"
+            yield Finding(Mistake("scheduler.monitor", rule, remedy=did_you_mean(names[0]), suggestion=names[0]))
+    for key, name in uses.items():
+        if name is None or name in names or name.startswith(tuple(prefixes)):
+            continue
+        bare = next((known for known in names if known.partition("/")[2] == name), "")
+        right = bare or nearest(name, names) or nearest(name.replace("_", "/", 1), [*names, ""])
+        if not right and "/" in name:
+            right = next((known for known in names if known.partition("/")[2] == name.partition("/")[2]), "")
+        if name.replace("_", "/", 1) in names:
+            right = name.replace("_", "/", 1)
+        rule = f"must be one of {', '.join(f'`{known}`' for known in names)}: nothing else is produced while training"
+        yield Finding(Mistake(key, rule, name, remedy=did_you_mean(right), suggestion=right), ("metrics", "dataset"))
+
+
+def _contradictions(config: schema.Config) -> Iterator[Finding]:
+    loader = config.loader
+    if loader.sampler is not None and loader.batch_sampler is not None:
+        yield Finding(Mistake("loader.sampler", "must not stand beside `loader.batch_sampler`"), ("loader.batch_sampler",))
+    if loader.batch_sampler is not None and loader.drop_last:
+        rule = "must not stand beside `loader.batch_sampler`, which makes the batches"
+        yield Finding(Mistake("loader.drop_last", rule, value=True, suggestion="false"), ("loader.batch_sampler",))
+    if loader.in_memory is True and loader.num_workers > 0:
+        rule = "must not be true with `loader.num_workers` above 0, which means the per-sample path"
+        yield Finding(Mistake("loader.in_memory", rule, value=True, suggestion="auto"), ("loader.num_workers",))
+    if config.loader.in_memory is True and loader.collate_fn is not None:
+        rule = "must not be true with a `loader.collate_fn`, which joins samples one by one"
+        yield Finding(Mistake("loader.in_memory", rule, value=True, suggestion="auto"), ("loader.collate_fn",))
+    for name, rule_ in config.init.rules.items():
+        if rule_ is not None and rule_.last and rule_.module is None and rule_.name is None:
+            yield Finding(Mistake(f"init.rules.{name}.last", "needs a `module` or a `name` to choose from", value=True))
+
+
+def _idle(owner: str, values: Any, names: tuple[str, ...], reason: str, *follows_from: str) -> Iterator[Finding]:
+    """One finding for each of these settings that is not at its default."""
+    usual = type(values)()
+    for name in names:
+        value, default = getattr(values, name), getattr(usual, name)
+        if value != default:
+            text = {None: "null", True: "true", False: "false"}.get(default, default) if not isinstance(default, list) else default
+            mistake = Mistake(
+                f"{owner}.{name}", f"has no effect {reason}", value, remedy=f"leave it at `{text}`", suggestion=str(text)
+            )
+            yield Finding(mistake, follows_from)
+
+
+def _without_effect(config: schema.Config) -> Iterator[Finding]:
+    loader, chosen, scheduler = config.loader, config.dataset, config.scheduler
+    if loader.num_workers == 0 and not loader.eval.num_workers:
+        settings = ("prefetch_factor", "persistent_workers", "multiprocessing_context", "worker_init_fn", "timeout")
+        yield from _idle("loader", loader, settings, "while `loader.num_workers` is 0", "loader.num_workers", "loader.eval.num_workers")
+    if loader.num_workers or loader.in_memory is False or loader.collate_fn is not None:
+        reason = "where samples do not stay in memory"
+        yield from _idle("loader", loader, ("in_memory_limit",), reason, "loader.num_workers", "loader.in_memory")
+    if config.device.type in ("cpu", "mps"):
+        yield from _idle("loader", loader, ("pin_memory",), "without a CUDA device", "device.type")
+    if chosen.source is None:
+        settings = ("val_fraction", "test_fraction", "split_seed", "stratify")
+        yield from _idle("dataset", chosen, settings, "without `dataset.source`", "dataset.source", "dataset.train")
+    elif not chosen.val_fraction and not chosen.test_fraction:
+        settings = ("split_seed", "stratify")
+        yield from _idle("dataset", chosen, settings, "where nothing is split off", "dataset.val_fraction", "dataset.test_fraction")
+    if config.pretrained.strategy == "none":
+        names = tuple(item.name for item in fields(schema.Pretrained) if item.name != "strategy")
+        yield from _idle("pretrained", config.pretrained, names, "while `pretrained.strategy` is none", "pretrained.strategy")
+    yield from _scheduler(scheduler)
+    train = config.train
+    if train.objective is None:
+        yield from _idle("train", train, ("mode",), "without `train.objective`", "train.objective")
+    if train.checkpoint_every is None:
+        yield from _idle("train", train, ("keep",), "while `train.checkpoint_every` is null", "train.checkpoint_every")
+    transform = config.transform
+    if not any(node is not None for node in (*transform.train.values(), *transform.eval.values())):
+        yield from _idle("transform", transform, ("on",), "without transforms", "transform.train", "transform.eval")
+    yield from _shadowed("freeze.params", config.freeze.params)
+    yield from _shadowed_rules(config.init.rules)
+
+
+def _scheduler(scheduler: schema.Scheduler) -> Iterator[Finding]:
+    if scheduler._target_ is None:  # noqa: SLF001
+        settings = ("interval", "warmup", "monitor")
+        yield from _idle("scheduler", scheduler, settings, "without a scheduler (`scheduler._target_`)", "scheduler._target_")
+        for name, value in scheduler.arguments.items():
+            rule = "has no effect without a scheduler (`scheduler._target_`)"
+            yield Finding(Mistake(f"scheduler.{name}", rule, value, remedy="choose one (`scheduler=cosine`) or leave it out"))
+    elif scheduler._target_.startswith("torch.") and PLATEAU not in scheduler._target_:  # noqa: SLF001
+        yield from _idle("scheduler", scheduler, ("monitor",), f"without {PLATEAU}", "scheduler._target_")
+
+
+def _shadowed(key: str, patterns: list[Any]) -> Iterator[Finding]:
+    for index, pattern in enumerate(patterns):
+        earlier = next((i for i, other in enumerate(patterns[:index]) if other in (pattern, ".*")), None)
+        if earlier is not None:
+            rule = f"has no effect: `{key}.{earlier}` matches the same names first"
+            yield Finding(Mistake(f"{key}.{index}", rule, pattern, remedy="leave it out"), (f"{key}.{earlier}",))
+
+
+def _shadowed_rules(rules: dict[str, schema.InitRule | None]) -> Iterator[Finding]:
+    """A rule all of whose tensors an earlier rule sets for every module that it can match."""
+    seen: list[tuple[str, schema.InitRule]] = []
+    for name, rule in rules.items():
+        if rule is None:
+            continue
+        for earlier, other in seen:
+            wider = other.module in (None, rule.module) and other.name in (None, ".*", rule.name) and other.last <= rule.last
+            if wider and not other.last and rule.tensors and set(rule.tensors) <= set(other.tensors):
+                text = f"has no effect: `init.rules.{earlier}` comes first for all of its tensors"
+                yield Finding(Mistake(f"init.rules.{name}", text, remedy="put it first, or leave it out"))
+                break
+        seen.append((name, rule))

@@ -1,0 +1,272 @@
+"""What a callable takes, also where it hands its `**kwargs` on, and whether a plain value fits an annotation."""
+
+import ast
+import collections.abc
+import dataclasses
+import enum
+import inspect
+import numbers
+import textwrap
+import types
+import typing
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin
+
+from runner.schedule import is_duration
+
+_DEPTH = 6  # functions through which a `**kwargs` is followed
+Parameters = dict[str, inspect.Parameter]
+
+
+@dataclasses.dataclass(frozen=True)
+class Accepts:
+    """What a callable takes by name.
+
+    Attributes:
+        own: the parameters of its own signature, in order.
+        further: those that its `**kwargs` reaches in what it calls.
+        open: whether other names are taken too, as far as can be seen.
+    """
+
+    own: Parameters
+    further: Parameters
+    open: bool
+
+    @property
+    def positional(self) -> list[str]:
+        """Names of the parameters that may be given by position."""
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return [name for name, parameter in self.own.items() if parameter.kind in kinds]
+
+    @property
+    def takes_any_number(self) -> bool:
+        """Whether there is an `*args`."""
+        return any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in self.own.values())
+
+    @property
+    def named(self) -> Parameters:
+        """What may be given by name."""
+        unnamed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        return {name: p for name, p in {**self.further, **self.own}.items() if p.kind not in unnamed}
+
+
+def accepts(target: Callable[..., Any], depth: int = 0) -> Accepts | None:
+    """What `target` takes; None where it has no signature that Python can see."""
+    try:
+        signature = inspect.signature(target)
+    except (ValueError, TypeError):
+        return None
+    own = {name: _typed(parameter, target) for name, parameter in signature.parameters.items()}
+    keywords = next((name for name, p in own.items() if p.kind is inspect.Parameter.VAR_KEYWORD), None)
+    if keywords is None:
+        return Accepts(own, {}, open=False)
+    further, still_open = _through(target, keywords, depth)
+    return Accepts(own, further, still_open)
+
+
+def _typed(parameter: inspect.Parameter, target: Callable[..., Any]) -> inspect.Parameter:
+    """The parameter with its annotation read where it is written as text."""
+    if not isinstance(parameter.annotation, str):
+        return parameter
+    function = inspect.unwrap(target.__init__ if isinstance(target, type) else target)
+    try:
+        read = eval(parameter.annotation, getattr(function, "__globals__", {}))  # noqa: S307  source code, already imported
+    except Exception:  # noqa: BLE001  names under TYPE_CHECKING, for instance
+        read = inspect.Parameter.empty
+    return parameter.replace(annotation=read)
+
+
+def _body(target: Callable[..., Any]) -> tuple[Callable[..., Any] | None, type | None]:
+    """The Python function that runs, and the class that defines it."""
+    if not isinstance(target, type):
+        return inspect.unwrap(target), None
+    for owner in target.__mro__:
+        for name in ("__new__", "__init__"):
+            function = owner.__dict__.get(name)
+            function = function.__func__ if isinstance(function, staticmethod) else function
+            if isinstance(function, types.FunctionType):
+                return inspect.unwrap(function), owner
+    return None, None
+
+
+@cache
+def _tree(function: Callable[..., Any]) -> ast.AST | None:
+    try:
+        return ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return None
+
+
+def _through(target: Callable[..., Any], keywords: str, depth: int) -> tuple[Parameters, bool]:
+    """The parameters that `**keywords` of `target` reaches, and whether it reaches others that cannot be seen."""
+    function, owner = _body(target)
+    tree = _tree(function) if function is not None and depth < _DEPTH else None
+    if function is None or tree is None:
+        return _behind(target, depth)
+    code = getattr(function, "__code__", None)
+    if code is not None and code.co_flags & inspect.CO_VARKEYWORDS:
+        keywords = code.co_varnames[code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)]
+    found: Parameters = {}
+    forwarded = handled = blind = False
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and any(k.arg is None and _is(k.value, keywords) for k in node.keywords):
+            forwarded = True
+            callee = _resolve(node.func, function, owner, target)
+            inner = None if callee is None else accepts(callee, depth + 1) if callee is not _NOTHING else Accepts({}, {}, open=False)
+            if inner is None:
+                blind = True
+                continue
+            taken = {k.arg for k in node.keywords if k.arg} | set(inner.positional[: len(node.args)])
+            found |= {name: p for name, p in inner.named.items() if name not in taken}
+            blind |= inner.open
+        for name in _literals(node, keywords):
+            handled = True
+            found.setdefault(name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
+    if blind or not (forwarded or handled):
+        behind, still_open = _behind(target, depth)
+        return {**behind, **found}, still_open
+    return found, False
+
+
+_NOTHING: Any = object()  # a base class that takes no arguments
+
+
+def _is(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
+def _literals(node: ast.AST, keywords: str) -> list[str]:
+    """`kwargs.pop("name")`, `kwargs.get("name")`, `kwargs["name"]`, `"name" in kwargs`."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _is(node.func.value, keywords):
+        if node.func.attr in {"pop", "get"} and node.args and isinstance(node.args[0], ast.Constant):
+            return [str(node.args[0].value)]
+    elif isinstance(node, ast.Subscript) and _is(node.value, keywords) and isinstance(node.ctx, ast.Load):
+        if isinstance(node.slice, ast.Constant):
+            return [str(node.slice.value)]
+    return []
+
+
+def _resolve(node: ast.expr, function: Callable[..., Any], owner: type | None, target: Any) -> Any:
+    """The callable that an expression in a function's body names; None where that is not known before it runs."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Call) and _is(node.value.func, "super"):
+        if owner is None or not isinstance(target, type):
+            return None
+        later = target.__mro__[target.__mro__.index(owner) + 1 :]
+        after = next((base for base in later if node.attr in base.__dict__), object)
+        if after is object or (after.__module__ == "torch.nn.modules.module" and after.__name__ == "Module"):
+            return _NOTHING
+        return types.MethodType(after.__dict__[node.attr], object()) if callable(after.__dict__[node.attr]) else None
+    if isinstance(node, ast.Name):
+        names = getattr(function, "__globals__", {})
+        found = names.get(node.id)
+        return found if callable(found) else None
+    if isinstance(node, ast.Attribute):
+        base = _resolve_any(node.value, function)
+        found = getattr(base, node.attr, None) if base is not None else None
+        return found if callable(found) else None
+    return None
+
+
+def _resolve_any(node: ast.expr, function: Callable[..., Any]) -> Any:
+    if isinstance(node, ast.Name):
+        return getattr(function, "__globals__", {}).get(node.id)
+    if isinstance(node, ast.Attribute):
+        base = _resolve_any(node.value, function)
+        return getattr(base, node.attr, None) if base is not None else None
+    return None
+
+
+def _behind(target: Callable[..., Any], depth: int) -> tuple[Parameters, bool]:
+    """The parameters of the class that a function is annotated to return."""
+    made = returned_class(target)
+    if isinstance(target, type) or made is None or depth >= _DEPTH or made.__module__.startswith("torch.nn"):
+        return {}, True
+    inner = accepts(made, depth + 1)
+    return (inner.named, inner.open) if inner is not None else ({}, True)
+
+
+def returned_class(target: Callable[..., Any]) -> type | None:
+    """The class that a function's annotation says it returns."""
+    function = inspect.unwrap(target)
+    annotation = getattr(function, "__annotations__", {}).get("return")
+    if isinstance(annotation, str):
+        try:
+            annotation = eval(annotation, getattr(function, "__globals__", {}))  # noqa: S307  source code, already imported
+        except Exception:  # noqa: BLE001
+            return None
+    return annotation if isinstance(annotation, type) else None
+
+
+def misfit(value: Any, parameter: inspect.Parameter, *, durations: bool) -> str:
+    """What a parameter takes, in words, where a plain value is certainly something else; empty where it may fit."""
+    default = parameter.default
+    if type(value) is type(default) and not isinstance(value, str):
+        return ""
+    if durations and is_duration(value):
+        return ""
+    if isinstance(value, dict) and "_target_" in value:
+        return ""
+    if parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
+        return ""
+    annotation = parameter.annotation
+    if annotation is inspect.Parameter.empty:
+        number = isinstance(default, int | float) or (default is not inspect.Parameter.empty and isinstance(default, bool))
+        return "must be " + _words(type(default)) if number and isinstance(value, str) else ""
+    if value is None:
+        return "" if annotation not in (bool, int, float, str) or default is None else "must be " + _words(annotation)
+    return "" if _fits(value, annotation) else "must be " + _words(annotation)
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, kind) for kind in args)
+    if origin is Literal:
+        return value in args
+    if origin is typing.Annotated:
+        return _fits(value, args[0])
+    if annotation is type(None):
+        return value is None
+    if annotation is bool:
+        return isinstance(value, bool | int)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation in (float, complex, numbers.Number):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is str:
+        return isinstance(value, str)
+    container = origin or annotation
+    if container in (list, tuple, set, collections.abc.Sequence, collections.abc.Iterable):
+        if isinstance(value, str):
+            return container in (collections.abc.Sequence, collections.abc.Iterable) and args in ((str,), ())
+        inner = [kind for kind in args if kind is not Ellipsis]
+        if not isinstance(value, list):
+            return isinstance(value, dict) and container is collections.abc.Iterable
+        if container is tuple and inner and Ellipsis not in args:
+            return len(inner) == len(value) and all(map(_fits, value, inner))
+        return not inner or all(_fits(member, inner[0]) for member in value)
+    return True
+
+
+def _words(annotation: Any) -> str:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_words(kind) for kind in args))
+    if origin is Literal:
+        return "one of " + ", ".join(f"`{choice}`" for choice in args)
+    plain = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "null"}
+    if annotation in plain:
+        return plain[annotation]
+    if (origin or annotation) in (list, tuple, set, collections.abc.Sequence, collections.abc.Iterable):
+        return "a list" + (f" of {_words(args[0]).removeprefix('a ').removeprefix('an ')}s" if args and args[0] in plain else "")
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def choices(annotation: Any) -> list[str]:
+    """The texts that a `Literal` or an enum of texts allows."""
+    if get_origin(annotation) is Literal:
+        return [str(choice) for choice in get_args(annotation)]
+    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+        return [str(member.value) for member in annotation]
+    return [choice for kind in get_args(annotation) for choice in choices(kind)]

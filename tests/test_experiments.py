@@ -1,0 +1,67 @@
+"""Every shipped experiment says what it is, runs, and trains as it always did."""
+
+import json
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+CONF = Path(__file__).parents[1] / "conf"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+@pytest.fixture
+def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty random images in the files and the format of CIFAR-10, whose checksums cannot be right."""
+    folder = tmp_path / "data" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
+        images = generator.integers(0, 256, (30, 3072), dtype=np.uint8)
+        content = {"data": images, "labels": generator.integers(0, 10, 30).tolist()}
+        (folder / name).write_bytes(pickle.dumps(content))
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_header_gives_command_time_and_result(name: str) -> None:
+    """The first lines of an experiment say how to run it, how long it takes and what to expect."""
+    text = (CONF / "experiment" / f"{name}.yaml").read_text()
+
+    assert text.startswith("# @package _global_\n")
+    for line in ("command", "time", "result"):
+        assert re.search(rf"^# {line}: +\S", text, re.MULTILINE), line
+    command = re.search(r"^# command: +(.*)$", text, re.MULTILINE)
+    assert command is not None
+    assert command[1] == "python -m runner" + ("" if name == "digits_cnn" else f" experiment={name}")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.usefixtures("cifar10")
+def test_two_steps(name: str, runner: Callable[..., Any], golden: Callable[[str, list[float]], None]) -> None:
+    """Two steps of each shipped experiment run through, with the losses of record."""
+    settings = ["train.duration=2st", "log.every=1st", "dataset.limit=64", "loader.batch_size=32", "device.type=cpu"]
+    ran = runner(f"experiment={name}", *settings)
+    events = [json.loads(line) for line in (ran.folder / "metrics.jsonl").read_text().splitlines()]
+
+    assert ran.status == 0
+    assert ran.result["steps"] == 2
+    golden(name, [event["train/loss"] for event in events])
+
+
+@pytest.mark.parametrize("option", sorted(path.stem for path in (CONF / "debug").glob("*.yaml")))
+def test_debug_presets(option: str, runner: Callable[..., Any]) -> None:
+    """Each debugging preset runs; overfitting reaches a loss near 0."""
+    ran = runner(f"debug={option}", "device=cpu")
+
+    assert ran.status == 0
+    if option == "overfit":
+        assert ran.result["metrics"]["val/loss"] >= 0
+        last = json.loads((ran.folder / "metrics.jsonl").read_text().splitlines()[-1])
+        assert last["train/loss"] < 0.05
