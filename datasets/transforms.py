@@ -1,7 +1,7 @@
 """Transforms of our own.
 
-A transform with `draws` (the uniform numbers it needs for a sample) and `batched(images, uniforms)` runs on whole batches
-where the data is in memory; any other callable runs sample by sample.
+A transform with `draws` (the uniform numbers it needs for a sample) and `batched(images, uniforms)` runs on whole
+batches where the data is in memory; any other callable runs sample by sample.
 """
 
 import torch

@@ -1,9 +1,15 @@
 """`python -m runner`: a verb, Hydra's own questions, a sweep, or a run."""
 
 import importlib
+import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runner.errors import Mistake
 
 BEGAN = time.perf_counter()
 
@@ -13,16 +19,31 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "resume": "runner.verbs.resume",
     "evaluate": "runner.verbs.evaluate",
 }
-PLANNED = ("show", "explain", "audit", "report", "promote", "convert", "replay", "diff", "blame", "ls", "predict", "export")
+PLANNED = (
+    "show",
+    "explain",
+    "audit",
+    "report",
+    "promote",
+    "convert",
+    "replay",
+    "diff",
+    "blame",
+    "ls",
+    "predict",
+    "export",
+)
 
 
 def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
     """Do what the command line asks; the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if sys.path[0] == "":  # `python -m` started elsewhere than at a file: user code lies in the working directory
-        sys.path[0] = __import__("os").getcwd()
+        sys.path[0] = str(Path.cwd())
+    # cuBLAS is deterministic only with a fixed workspace, and must find this before torch is imported.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     verb = argv[0] if argv else ""
-    from runner.errors import ConfigError, Mistake  # noqa: PLC0415
+    from runner.errors import ConfigError
 
     try:
         if verb in VERBS:
@@ -30,7 +51,7 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
             return status
         if verb and verb[0].isalpha() and "=" not in verb:
             raise ConfigError([unknown_verb(verb)])
-        from runner.verbs import train  # noqa: PLC0415
+        from runner.verbs import train
 
         return train.main(argv, began)
     except ConfigError as error:
@@ -38,11 +59,11 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
         return 2
 
 
-def unknown_verb(verb: str) -> "Mistake":  # noqa: F821
+def unknown_verb(verb: str) -> "Mistake":
     """What to say about a first argument that is no verb."""
-    import difflib  # noqa: PLC0415
+    import difflib
 
-    from runner.errors import Mistake  # noqa: PLC0415
+    from runner.errors import Mistake
 
     if verb in PLANNED:
         return Mistake(verb, "is planned but not built yet", where=f"argument `{verb}`")

@@ -5,7 +5,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -69,7 +69,7 @@ def _fetch_by_hand(target: Any, arguments: Mapping[str, Any], error: Exception) 
 
 
 def argument(value: Any, key: str, annotation: Any, trust: Trust = ()) -> Any:
-    """An argument ready to be passed: nested components are built, `torch.float32` is the dtype, the rest is as it is."""
+    """An argument ready to be passed: nested components are built, `torch.float32` is the dtype."""
     if isinstance(value, Mapping):
         if "_target_" in value:
             return component(value, key, trust=trust, call="Callable" not in str(annotation))
@@ -114,7 +114,7 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
     total_steps = duration.steps(steps_per_epoch)
     model = make_model(config, trust).to(device=device)
     if config.device.memory_format == "channels_last":
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     loss = component(config.loss, "loss", trust=trust, call=False)
     if isinstance(loss, nn.Module):
         loss = loss.to(device)
@@ -150,7 +150,7 @@ def _rhythm(text: str | None) -> Duration | None:
     return None if text is None else Duration.parse(text)
 
 
-def objective_of(config: Config, splits: Mapping[str, Any]) -> tuple[str, str]:
+def objective_of(config: Config, splits: Mapping[str, Any]) -> tuple[str, Literal["min", "max"]]:
     """The metric that chooses `best.pt` and that a sweep gets, and whether `min` or `max` of it is best."""
     objective = config.train.objective or ("val/loss" if "val" in splits else "train/loss")
     return objective, config.train.mode or ("min" if objective.endswith("/loss") else "max")
@@ -162,7 +162,7 @@ def make_model(config: Config, trust: Trust = ()) -> nn.Module:
         model: nn.Module = component(config.model, "model", trust=trust)
     rules = init_rules(config, trust)
     if rules:
-        from runner.init import apply_rules  # noqa: PLC0415
+        from runner.init import apply_rules
 
         apply_rules(model, rules, config.seed)
     if config.init.apply is not None:
@@ -175,7 +175,9 @@ def make_model(config: Config, trust: Trust = ()) -> nn.Module:
 def make_metrics(config: Config, device: torch.device, trust: Trust = ()) -> dict[str, Any]:
     """The metrics by name, on the device where they are modules."""
     metrics = {
-        name: component(node, f"metrics.{name}", trust=trust) for name, node in config.metrics.items() if node is not None
+        name: component(node, f"metrics.{name}", trust=trust)
+        for name, node in config.metrics.items()
+        if node is not None
     }
     return {name: metric.to(device) if hasattr(metric, "to") else metric for name, metric in metrics.items()}
 
@@ -200,7 +202,7 @@ def make_splits(config: Config, device: torch.device, trust: Trust = ()) -> dict
                     len(source), {name: part for name, part in fractions.items() if part}, chosen.split_seed, labels
                 )
             except ValueError as error:
-                raise RunError(f"dataset: {error}") from error  # noqa: TRY003, EM102
+                raise RunError(f"dataset: {error}") from error
             parts = {name: (source, rows) for name, rows in indices.items()}
         for name in ("train", "val", "test"):
             node = getattr(chosen, name)
@@ -242,7 +244,7 @@ def make_pipeline(config: Config, which: str, trust: Trust = ()) -> data.Pipelin
 
 
 def loader_settings(config: Config, split: str, dataset: Any, trust: Trust = ()) -> data.LoaderSettings:
-    """The loader's settings for a split: evaluation has its own batch size and workers, its own order and every sample."""
+    """The loader's settings for a split: evaluation takes every sample in order, in batches of its own size."""
     loader, training = config.loader, split == "train"
     workers = loader.num_workers
     if not training and loader.eval.num_workers is not None:
@@ -296,7 +298,7 @@ def make_schedule(
     with the run, so the warmup is taken off it.
     """
     chosen = config.scheduler
-    if total_steps == 0 or (chosen._target_ is None and chosen.warmup is None):  # noqa: SLF001  the config's own word
+    if total_steps == 0 or (chosen._target_ is None and chosen.warmup is None):
         return Constant()
     warmup = 0 if chosen.warmup is None else Duration.parse(chosen.warmup).steps(steps_per_epoch)
 
@@ -313,15 +315,15 @@ def make_schedule(
         return steps if chosen.interval == "step" else max(1, math.ceil(steps / steps_per_epoch))
 
     make: Callable[[torch.optim.Optimizer], Any] | None = None
-    if chosen._target_ is not None:  # noqa: SLF001
-        node = {"_target_": chosen._target_, **count(chosen.arguments)}  # noqa: SLF001
+    if chosen._target_ is not None:
+        node = {"_target_": chosen._target_, **count(chosen.arguments)}
         make = lambda optimizer: component(node, "scheduler", optimizer, trust=trust)  # noqa: E731
     return Schedule(optimizer, make, interval=chosen.interval, warmup=warmup, monitor=chosen.monitor)
 
 
 def init_rules(config: Config, trust: Trust = ()) -> list[Any]:
     """The config's init rules with their types and functions, in order."""
-    from runner.init import Rule  # noqa: PLC0415
+    from runner.init import Rule
 
     rules = []
     for label, rule in config.init.rules.items():

@@ -1,14 +1,15 @@
 """From datasets to batches: splits, the keyed order of an epoch, transforms, and two ways of making a batch.
 
-`Gathered` holds whole tensors on the device, takes one gather for many batches and runs batched transforms; `Loaded` goes
-through torch's DataLoader, sample by sample. Both draw order and augmentation from keys (seed, epoch, index, transform
-name), so a batch depends neither on workers nor on what ran before, and a resume skips straight to its batch.
+`Gathered` holds whole tensors on the device, takes one gather for many batches and runs batched transforms; `Loaded`
+goes through torch's DataLoader, sample by sample. Both draw order and augmentation from keys (seed, epoch, index,
+transform name), so a batch depends neither on workers nor on what ran before, and a resume skips straight to its batch.
 """
 
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,10 +32,25 @@ CHUNK_BYTES = 256 * 2**20  # gathered and transformed at once: an epoch of a sma
 class Split(Protocol):
     """Batches of one split, on the device."""
 
-    size: int
-    num_batches: int | None  # of an epoch; None where the dataset does not know
-    plan: str  # how its batches are made, in words
-    fingerprint: str  # a hash of the data
+    @property
+    def size(self) -> int:
+        """Samples of an epoch; 0 where the dataset does not know."""
+        ...
+
+    @property
+    def num_batches(self) -> int | None:
+        """Batches of an epoch; None where the dataset does not know."""
+        ...
+
+    @property
+    def plan(self) -> str:
+        """How its batches are made, in words."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the data; empty where only reading all of it would tell."""
+        ...
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of an epoch from number `start` on."""
@@ -52,7 +68,7 @@ class Placement:
         """The batch (tensors in any nesting of tuples, lists and mappings) on the device."""
         if isinstance(batch, Tensor):
             moved = batch.to(self.device, non_blocking=True)
-            images = moved.dim() == 4 and moved.is_floating_point()  # noqa: PLR2004
+            images = moved.dim() == 4 and moved.is_floating_point()
             return moved.contiguous(memory_format=self.memory_format) if images else moved
         if isinstance(batch, Mapping):
             return {name: self.put(value) for name, value in batch.items()}
@@ -63,7 +79,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The named transforms of a split, in order, and the member of a sample that they change (None: the whole sample)."""
+    """The named transforms of a split, in order, and the member of a sample that they change (None: all of it)."""
 
     transforms: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     place: Place | None = 0
@@ -128,7 +144,7 @@ def split_indices(
     seed: int,
     labels: Sequence[int] | Tensor | None = None,
 ) -> dict[str, Indices]:
-    """Split range(length) into `fractions` by name and the rest, `train`, by a keyed shuffle (of each class, where labelled).
+    """Split range(length) into `fractions` by name and the rest, `train`, by a keyed shuffle of each class.
 
     Raises:
         ValueError: a split would be empty.
@@ -173,8 +189,9 @@ def whole_tensors(dataset: Any) -> tuple[Tensor, ...] | None:
 
 
 def fingerprint(source: Any, indices: Indices) -> str:
-    """SHA-256 of the data behind a split and of which samples it has: all bytes of tensors in memory (of more than 256 MB,
-    rows at equal distances), eight raw samples of anything else.
+    """SHA-256 of the data behind a split and of which samples it has.
+
+    All bytes of tensors in memory (of more than 256 MB, rows at equal distances); eight raw samples of anything else.
     """
     digest = hashlib.sha256(indices.tobytes())
     if isinstance(source, Mapping):
@@ -205,7 +222,7 @@ def _update(digest: Any, value: Any) -> None:
 
 
 def batched_form(transform: Any) -> tuple[int, Callable[[Tensor, Tensor], Tensor]] | None:
-    """How many uniforms a sample needs, and the function on a batch and those; None where it runs on one sample only."""
+    """How many uniforms a sample needs, and the function on a batch and those; None where it takes one sample only."""
     if hasattr(transform, "draws") and hasattr(transform, "batched"):
         return transform.draws, transform.batched
     kind = type(transform)
@@ -289,9 +306,12 @@ class KeyedSamples(Dataset[Any]):
     def __getitem__(self, place: tuple[int, int]) -> Any:
         epoch, position = place
         index = int(self.indices[position])
-        keys = lambda name: self.stream.key(epoch, index, name)  # noqa: E731
+
+        def keys(name: str) -> int:
+            return self.stream.key(epoch, index, name)
+
         try:
-            rng.seed_all(keys("dataset"))
+            rng.seed_all(self.stream.key(epoch, index, "dataset"))
             return self.pipeline.apply(self.dataset[index], keys)
         except Exception as error:
             message = f"{self.stream.split} sample {index}: {type(error).__name__}: {error}"
@@ -337,7 +357,7 @@ class Loaded:
         self.fingerprint = fingerprint(samples.dataset, samples.indices)
         self.rows = _Batches()
         # A generator of its own: every iter(DataLoader) draws a seed, from the global one unless told.
-        self.loader = DataLoader(samples, batch_sampler=self.rows, generator=torch.Generator(), **settings)  # type: ignore[arg-type]
+        self.loader = DataLoader(samples, batch_sampler=self.rows, generator=torch.Generator(), **settings)
         self.num_batches = len(self._positions(0))
         workers = settings.get("num_workers", 0)
         where = f"by {workers} worker{'s' * (workers != 1)}" if workers else "in this process"
@@ -351,7 +371,7 @@ class Loaded:
         return rows[:-1] if self.drop_last and rows and len(rows[-1]) < self.batch_size else rows
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """The batches of an epoch from number `start` on, as the collate function makes them; skipped ones are not read."""
+        """The batches of an epoch from number `start` on, as collated; what is skipped is not read."""
         self.rows.rows = [[(epoch, position) for position in row] for row in self._positions(epoch)[start:]]
         for batch in self.loader:
             yield self.placement.put(batch)
@@ -363,12 +383,15 @@ class KeyedStream(IterableDataset[Any]):
     def __init__(self, dataset: Any, pipeline: Pipeline, stream: Stream, limit: int | None) -> None:
         self.dataset, self.pipeline, self.stream, self.limit, self.epoch = dataset, pipeline, stream, limit, 0
 
+    def _key(self, worker: int, count: int, name: str) -> int:
+        return self.stream.key(self.epoch, worker, count, name)
+
     def __iter__(self) -> Iterator[Any]:
         worker = torch.utils.data.get_worker_info()
         source = iter(self.dataset)
         count = 0
         while self.limit is None or count < self.limit:
-            keys = lambda name: self.stream.key(self.epoch, worker.id if worker else 0, count, name)  # noqa: B023, E731
+            keys = partial(self._key, worker.id if worker else 0, count)
             with rng.isolated():
                 rng.seed_all(keys("dataset"))
                 try:
@@ -478,18 +501,7 @@ def _tensors_for_gathering(
     settings: LoaderSettings,
 ) -> tuple[Mapping[Place, Tensor] | None, str]:
     """The whole data as tensors by place where batches can be gathered from them, else the reason why not."""
-    single = [name for name, transform in pipeline.transforms.items() if batched_form(transform) is None]
-    reason = ""
-    if settings.in_memory is False:
-        reason = "loader.in_memory is false"
-    elif settings.num_workers:
-        reason = "workers are asked for"
-    elif settings.batch_sampler is not None or settings.options.get("collate_fn") is not None:
-        reason = "batch_sampler or collate_fn is given"
-    elif single:
-        reason = f"no batched form of {', '.join(single)}"
-    elif pipeline.transforms and pipeline.place is None:
-        reason = "transforms change whole samples"
+    reason = _why_single(pipeline, settings)
     tensors = whole_tensors(dataset) if not reason else None
     if tensors is None and not reason and settings.in_memory is True:
         tensors = _stacked(dataset)
@@ -503,6 +515,20 @@ def _tensors_for_gathering(
         message = f"loader.in_memory: true cannot be had: {reason}"
         raise ValueError(message)
     return (None if tensors is None else dict(enumerate(tensors))), reason
+
+
+def _why_single(pipeline: Pipeline, settings: LoaderSettings) -> str:
+    """Why samples have to be made one by one; empty where nothing in the settings or the transforms says so."""
+    single = [name for name, transform in pipeline.transforms.items() if batched_form(transform) is None]
+    reasons = {
+        "loader.in_memory is false": settings.in_memory is False,
+        "workers are asked for": settings.num_workers > 0,
+        "loader.batch_sampler is given": settings.batch_sampler is not None,
+        "loader.collate_fn is given": settings.options.get("collate_fn") is not None,
+        f"no batched form of {', '.join(single)}": bool(single),
+        "transforms change whole samples": bool(pipeline.transforms) and pipeline.place is None,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def _stacked(dataset: Any) -> tuple[Tensor, ...]:

@@ -34,7 +34,7 @@ def set_up(device: torch.device, threads: int, deterministic: str) -> None:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic != "off", warn_only=deterministic == "warn")
     # Filling every fresh tensor with NaN helps to find reads of uninitialised memory; it is no part of determinism.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made by a setter
     torch.backends.cudnn.benchmark = deterministic == "off"
     torch.backends.cudnn.deterministic = deterministic != "off"
     if device.type == "cuda":

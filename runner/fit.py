@@ -195,7 +195,7 @@ def flat(name: str, value: Any) -> dict[str, float]:
     """
     if isinstance(value, Mapping):
         return {f"{name}/{member}": number for member, part in value.items() for number in flat("", part).values()}
-    if isinstance(value, Tensor) and value.numel() != 1 or isinstance(value, list | tuple):
+    if (isinstance(value, Tensor) and value.numel() != 1) or isinstance(value, list | tuple):
         members: Iterable[Any] = value.flatten().tolist() if isinstance(value, Tensor) else value
         return {f"{name}/{i}": float(member) for i, member in enumerate(members)}
     try:

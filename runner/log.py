@@ -233,7 +233,7 @@ class _Plain(_Quiet):
     def progress(self, step: int, epoch: float, values: Mapping[str, float], rate: float | None) -> None:
         pace = _pace(self._total - step, rate)
         self._unsaid = f"step {step}/{self._total}  epoch {epoch:.4g}  {_words(values)}  {pace}"
-        if time.monotonic() >= self._due:
+        if time.monotonic() >= self._due or step >= self._total:
             self._flush()
 
     def evaluated(self, line: str, values: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Metrics that need no further package; any object with `update(output, target)`, `compute()`, `reset()` fits beside them.
+"""Metrics that need no further package; any object with `update(output, target)`, `compute()`, `reset()` fits too.
 
 The accumulators stay on the device of the data: nothing is read back before `compute`.
 """
@@ -67,7 +67,7 @@ class MeanSquaredError:
 
 
 def accumulators(metric: Any) -> dict[str, Any]:
-    """What a metric has seen so far, as tensors and plain numbers, to be saved (torchmetrics hold tensors in `_defaults`)."""
+    """What a metric has seen, as tensors and plain numbers, to be saved (torchmetrics name theirs in `_defaults`)."""
     names = getattr(metric, "_defaults", None) or vars(metric)
     kept = (Tensor, int, float, str, list)
     values = {name: getattr(metric, name) for name in names if isinstance(getattr(metric, name), kept)}

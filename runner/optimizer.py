@@ -1,4 +1,4 @@
-"""The learning-rate schedule of a run: any `torch.optim.lr_scheduler`, per step or per epoch, with a warmup before it."""
+"""The learning-rate schedule: any `torch.optim.lr_scheduler`, per step or per epoch, with a warmup before it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,8 +30,8 @@ class Constant:
 class Schedule(Constant):
     """A scheduler of torch, stepped after each optimizer step or each epoch, or by a metric after each evaluation.
 
-    During `warmup` steps the rates rise linearly, step t (from 0) having (t + 1) / warmup of the scheduler's first rates;
-    the scheduler starts when they are reached.
+    During `warmup` steps the rates rise linearly, step t (from 0) having (t + 1) / warmup of the scheduler's first
+    rates; the scheduler starts when they are reached.
     """
 
     def __init__(
@@ -64,7 +64,12 @@ class Schedule(Constant):
 
     def epoch(self) -> None:
         """After an epoch; one that ends within the warmup does not count."""
-        if self.interval == "epoch" and self.taken > self.warmup and self.scheduler is not None and self.monitor is None:
+        if (
+            self.interval == "epoch"
+            and self.taken > self.warmup
+            and self.scheduler is not None
+            and self.monitor is None
+        ):
             self.scheduler.step()
 
     def evaluated(self, metrics: dict[str, float]) -> None:

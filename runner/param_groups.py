@@ -5,6 +5,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -72,7 +73,9 @@ def build_groups(
         mistakes += problems + unmatched
         taken |= dict.fromkeys((name for name, _ in members), group.label)
         if members and not problems:
-            built += _split(group, members, depth, _rate(optimizer, settings))
+            parts = _split(group, members, depth, _rate(optimizer, settings))
+            mistakes += _refused(group, optimizer, settings, parts[-1])
+            built += parts
     rest = [(name, parameter) for name, parameter, _ in parameters if name in trains and name not in taken]
     if rest:
         built.append({"params": rest, "name": DEFAULT})
@@ -211,6 +214,22 @@ def _split(group: Group, members: list[Named], depth: Mapping[str, int], rate: A
         }
         for layer in sorted(layers)
     ]
+
+
+def _refused(
+    group: Group, optimizer: Callable[..., Optimizer], settings: Mapping[str, Any], part: Mapping[str, Any]
+) -> list[Mistake]:
+    """What the optimizer says to the group's values as its own: torch looks at those of all groups only.
+
+    Empty CPU tensors stand for the parameters, since a fused optimizer refuses meta ones.
+    """
+    own = {name: value for name, value in part.items() if name not in {"params", "name"}}
+    stand_ins = [nn.Parameter(torch.empty([0] * p.dim(), dtype=p.dtype)) for _, p in part["params"]]
+    try:
+        optimizer(stand_ins, **{**settings, **own})
+    except (ValueError, TypeError) as error:
+        return [Mistake(f"param_groups.{group.label}", f"must be what the optimizer takes: {error}")]
+    return []
 
 
 def _signature(optimizer: Callable[..., Optimizer]) -> dict[str, inspect.Parameter]:

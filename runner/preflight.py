@@ -1,4 +1,4 @@
-"""What can be known about a config with no data: the model on the meta device, and one made-up sample through everything.
+"""What can be known about a config without data: the model on the meta device, one made-up sample through everything.
 
 Plain meta tensors have shapes and dtypes but no numbers, so even a large model is built and run in a moment.
 """
@@ -21,7 +21,7 @@ STEPS_PER_EPOCH = 100  # a stand-in: the data is not touched yet
 
 @dataclass
 class Preflight:
-    """What was found: the model and a batch of one sample on the meta device (where they can be had), mistakes, notes."""
+    """What was found: the model and a batch of one sample on the meta device, if possible; mistakes; notes."""
 
     model: nn.Module | None = None
     batch: Any = None
@@ -48,7 +48,7 @@ class Preflight:
 
 
 def preflight(config: Config, trust: build.Trust = ()) -> Preflight:
-    """Build model, loss, metrics, optimizer and scheduler, and send a sample of zeros through transforms, model and loss."""
+    """Build model, loss, metrics, optimizer, scheduler; send a sample of zeros through transforms, model, loss."""
     found = Preflight()
     cpu = torch.device("cpu")
     with rng.isolated():
@@ -88,7 +88,9 @@ def _about_meta(error: BaseException | None) -> bool:
 
 def _check_optimizer(config: Config, model: nn.Module, found: Preflight, trust: build.Trust) -> None:
     """Empty CPU tensors stand for the parameters: fused optimizers refuse meta ones."""
-    stand_ins = [(name, nn.Parameter(torch.empty([0] * p.dim(), dtype=p.dtype))) for name, p in model.named_parameters()]
+    stand_ins = [
+        (name, nn.Parameter(torch.empty([0] * p.dim(), dtype=p.dtype))) for name, p in model.named_parameters()
+    ]
     if not stand_ins:
         found.mistakes.append(Mistake("model", "must have parameters to train", config.model["_target_"]))
         return
@@ -101,7 +103,7 @@ def _check_optimizer(config: Config, model: nn.Module, found: Preflight, trust: 
 def zeros(sample: Sample) -> Any:
     """A raw sample's member of zeros: a tensor, or a black PIL image."""
     if sample.mode is not None:
-        from PIL import Image  # noqa: PLC0415  half a second with its plugins, for image datasets only
+        from PIL import Image
 
         width, height = sample.size or [1, 1]
         return Image.new(sample.mode, (width, height))
@@ -112,7 +114,9 @@ def _sample_batch(config: Config, found: Preflight, trust: build.Trust) -> Any:
     """A sample of zeros, transformed on the CPU and collated, on the meta device."""
     stated = config.dataset.sample
     if stated is None:
-        found.notes.append("the dataset states no `sample`, so transforms, model and loss meet the first real batch first")
+        found.notes.append(
+            "the dataset states no `sample`, so transforms, model and loss meet the first real batch first"
+        )
         return None
     if isinstance(stated, Sample):
         stated = [stated, Sample(shape=[], dtype="int64")]

@@ -235,7 +235,8 @@ class _Matching:
         for target, source in pairs.items():
             used[target] = self._fit(target, source)
         self._finish_tied(used)
-        old_format = not any(name.endswith("num_batches_tracked") for name in names)
+        ends = {name.rpartition(".")[2] for name in names}
+        old_format = "running_mean" in ends and "num_batches_tracked" not in ends
         for name, wanted in self.target.items():
             row = used.get(name)
             if row is None:
@@ -457,7 +458,8 @@ class _Matching:
         wanted = options.expect_loaded
         least = 1 if wanted is None else wanted if isinstance(wanted, int) else math.ceil(wanted * total - 1e-9)
         mismatched = any(row.action == "mismatch" for row in made.rows)  # reported as such
-        if made.loaded < least and not mismatched and not (mistakes and wanted is None):
+        told = mistakes or (options.strategy == "layers" and self.without_effect)
+        if made.loaded < least and not mismatched and not (told and wanted is None):
             key = "pretrained" if wanted is None else "pretrained.expect.loaded"
             mistakes.append(Mistake(key, f"must load at least {least} of {total} tensors, but loads {made.loaded}"))
         return mistakes

@@ -1,4 +1,4 @@
-"""Rename rules that lead from a file's names to a model's, found by what names and shapes have in common."""
+"""Rename rules that lead from a file's names to a model's, found by what names, shapes and order have in common."""
 
 import re
 from collections import Counter, defaultdict
@@ -34,18 +34,19 @@ def propose(source: Mapping[str, Shape], target: Mapping[str, Shape]) -> list[Ru
     rules: list[Rule] = []
     while len(rules) < MOST_RULES:
         matched = _matched(names, shapes, target)
-        best: tuple[int, int, Rule, list[str]] | None = None
-        for rule in _candidates(names, shapes, target):
+        best: tuple[int, int, int] = (0, 0, 0)  # gain, votes, brevity
+        chosen: tuple[Rule, list[str]] | None = None
+        for rule, votes in _candidates(names, shapes, target):
             renamed = [re.sub(*rule, name) for name in names]
             if len(set(renamed)) < len(set(names)):
                 continue
-            gain = _matched(renamed, shapes, target) - matched
-            if gain > 0 and (best is None or (gain, -len(rule[0])) > best[:2]):
-                best = gain, -len(rule[0]), rule, renamed
-        if best is None:
+            worth = _matched(renamed, shapes, target) - matched, votes, -len(rule[0])
+            if worth[0] > 0 and worth > best:
+                best, chosen = worth, (rule, renamed)
+        if chosen is None:
             break
-        rules.append(best[2])
-        names = best[3]
+        rules.append(chosen[0])
+        names = chosen[1]
     return rules
 
 
@@ -74,21 +75,31 @@ def _matched(names: Sequence[str], shapes: Sequence[Shape], target: Mapping[str,
     return sum(target.get(name) == shape for name, shape in zip(names, shapes, strict=True))
 
 
-def _candidates(names: Sequence[str], shapes: Sequence[Shape], target: Mapping[str, Shape]) -> list[Rule]:
-    """Rules that lead from an unused name to an open one of the same shape, those first that most pairs vote for."""
-    open_sources: dict[Shape, list[str]] = defaultdict(list)
+def _candidates(names: Sequence[str], shapes: Sequence[Shape], target: Mapping[str, Shape]) -> list[tuple[Rule, int]]:
+    """Rules that lead from an unused name to an open one of the same shape, those first that most pairs vote for.
+
+    Where several names are as like, their order decides: files and models list tensors in the order of registration.
+    """
+    sources: dict[Shape, list[str]] = defaultdict(list)
     for name, shape in zip(names, shapes, strict=True):
         if shape and target.get(name) != shape:  # a scalar's shape says nothing
-            open_sources[shape].append(name)
+            sources[shape].append(name)
     present = {name for name, shape in zip(names, shapes, strict=True) if target.get(name) == shape}
-    votes: Counter[Rule] = Counter()
+    targets: dict[Shape, list[str]] = defaultdict(list)
     for name, shape in target.items():
-        if name in present or shape not in open_sources:
-            continue
-        ranked = sorted(open_sources[shape], key=lambda other: _likeness(other, name), reverse=True)
-        for other in ranked[:5]:
-            votes.update(set(_rules(other, name)))
-    return [rule for rule, _ in votes.most_common(TRIED)]
+        if name not in present and shape in sources:
+            targets[shape].append(name)
+    votes: Counter[Rule] = Counter()
+    for shape, wanted in targets.items():
+        for rank, name in enumerate(wanted):
+            ranked = sorted(
+                enumerate(sources[shape]),
+                key=lambda other: (*_likeness(other[1], name), -abs(other[0] - rank)),
+                reverse=True,
+            )
+            for vote, (_, other) in zip((2, 1), ranked, strict=False):
+                votes.update(dict.fromkeys(_rules(other, name), vote))
+    return votes.most_common(TRIED)
 
 
 def _likeness(source: str, target: str) -> tuple[int, int, int]:

@@ -34,7 +34,8 @@ def seed_all(stream_key: int) -> None:
 
 def state() -> dict[str, Any]:
     """All global generators' states as tensors and plain numbers (what `torch.load(weights_only=True)` opens)."""
-    name, words, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    name, words, position, has_gauss, gauss = numpy_state
     version, internal, gauss_next = random.getstate()
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     return {
@@ -80,7 +81,7 @@ def stream(stream_key: int) -> Iterator[None]:
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finalizer of SplitMix64 (Steele, Lea, Flood 2014): a bijection of 64 bits that passes BigCrush as a counter."""
+    """The finalizer of SplitMix64 (Steele, Lea, Flood 2014), a bijection of 64 bits; passes BigCrush on a counter."""
     x = (x ^ (x >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> _U64(27))) * _U64(0x94D049BB133111EB)
     return x ^ (x >> _U64(31))

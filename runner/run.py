@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,14 @@ from torch import Tensor
 
 from runner import build, fit, provenance
 from runner.config.check import resolved
+from runner.config.compose import Composed
 from runner.config.schema import Config
 from runner.data import Split
+from runner.errors import ConfigError
 from runner.files import Lock, write_json, write_text
 from runner.log import Log, final_report
 from runner.model_table import model_table
-from runner.preflight import Preflight
+from runner.preflight import Preflight, preflight
 from runner.state import Run, Stop, restore
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
@@ -68,6 +70,41 @@ def weights_sha256(state_dict: Mapping[str, Any]) -> str:
             digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def train(
+    config: Config,
+    composed: Composed,
+    argv: Sequence[str],
+    trust: build.Trust,
+    make_folder: Callable[[str], Path],
+    began: float | None = None,
+) -> Outcome:
+    """Preflight, make the run directory, train.
+
+    Args:
+        config: the checked config.
+        composed: what it was checked from, which knows who set what.
+        argv: the command line, for the record.
+        trust: patterns of names trusted on the command line.
+        make_folder: makes the run directory from the config's `name`.
+        began: `time.perf_counter()` when the command was given.
+
+    Raises:
+        ConfigError: the preflight found mistakes; nothing was made.
+    """
+    found = preflight(config, trust)
+    if found.mistakes:
+        raise ConfigError(composed.blame(found.mistakes))
+    return launch(
+        config,
+        make_folder(config.name),
+        unresolved=composed.unresolved_yaml,
+        command=["python", "-m", "runner", *argv],
+        trust=trust,
+        found=found,
+        began=began,
+    )
 
 
 def launch(
@@ -122,11 +159,11 @@ def launch(
             result["seconds_startup"] = time.perf_counter() - began
             fit.fit(run)
             status = finish(run, result)
-        except Exception as error:  # noqa: BLE001  whatever ends a run is recorded, and said in one paragraph
+        except Exception as error:
             result["error"] = f"{type(error).__name__}: {error}"
             if log is None:  # a log that cuts nothing off
                 log = Log(folder, tensorboard=False, progress=False, total_steps=0, start_step=sys.maxsize)
-            log.exception(error)
+            log.exception(error)  # noqa: TRY401  not a logger of the standard library
         if run is not None:
             result |= figures(run)
         result["seconds"] = time.perf_counter() - began

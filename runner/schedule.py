@@ -21,7 +21,7 @@ class Duration:
         Raises:
             ValueError: the text is none of these.
         """
-        match = _DURATION.fullmatch(text) if isinstance(text, str) else None
+        match = _DURATION.fullmatch(text)
         if match is None:
             message = f"must be epochs (`5ep`, `0.5ep`) or optimizer steps (`500st`), but is {text!r}"
             raise ValueError(message)

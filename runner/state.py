@@ -127,7 +127,7 @@ class Run:
 
 def state(run: Run) -> dict[str, Any]:
     """All that a resume needs: plain containers, numbers, strings and tensors."""
-    parts = {"step": run.step, "loss": run.loss, "sampler": getattr(run.splits["train"], "order", None)}
+    parts: dict[str, Any] = {"step": run.step, "loss": run.loss, "sampler": getattr(run.splits["train"], "order", None)}
     return {
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
@@ -153,7 +153,8 @@ def restore(run: Run, saved: dict[str, Any]) -> None:
         setattr(run.progress, name, value)
     for name, metric in run.metrics["train"].items():
         metric_state.set_accumulators(metric, saved["metrics"].get(name, {}), run.device)
-    for name, part in {"step": run.step, "loss": run.loss}.items():
+    parts: dict[str, Any] = {"step": run.step, "loss": run.loss}
+    for name, part in parts.items():
         if name in saved["step"]:
-            part.load_state_dict(saved["step"][name])  # type: ignore[attr-defined]
+            part.load_state_dict(saved["step"][name])
     rng.set_state(saved["rng"])

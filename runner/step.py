@@ -1,8 +1,8 @@
 """The loop's one seam: how a batch becomes a call of model, loss and metrics.
 
-A step is any callable `step(batch, model, loss)` that returns a mapping with `loss` (a scalar tensor to call `backward` on)
-and, as it likes, `output` and `target` (what the metrics get) and `size` (the samples in the batch: the weight of its loss
-in a mean; 1 where it is absent).
+A step is any callable `step(batch, model, loss)` that returns a mapping with `loss` (a scalar tensor to call `backward`
+on) and, as it likes, `output` and `target` (what the metrics get) and `size` (the samples in the batch: the weight of
+its loss in a mean; 1 where it is absent).
 """
 
 from collections.abc import Callable, Mapping, Sequence

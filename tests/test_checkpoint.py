@@ -1,11 +1,13 @@
+import contextlib
 import copy
 import json
 import math
 import os
 import random
 import shutil
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -55,8 +57,8 @@ def names(folder):
 
 def test_the_folder_is_as_the_contract_says(three):
     assert names(three) == ["best.pt", "last.pt", "manifest.json", *(f"step_0000000{i}.pt" for i in (1, 2, 3))]
-    assert os.readlink(three / "last.pt") == "step_00000003.pt"
-    assert os.readlink(three / "best.pt") == "step_00000001.pt"
+    assert (three / "last.pt").readlink() == Path("step_00000003.pt")
+    assert (three / "best.pt").readlink() == Path("step_00000001.pt")
     entries = json.loads((three / "manifest.json").read_text())["entries"]
     assert [(e["file"], e["step"], e["metric"]) for e in entries] == [
         ("step_00000001.pt", 1, 0.1),
@@ -122,7 +124,7 @@ def test_looking_at_checkpoints_writes_nothing(tmp_path):
 
     assert checkpoints.newest() is None
     assert checkpoints.entries() == []
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 def test_a_resume_from_an_older_one_drops_the_abandoned_future(three, told):
@@ -196,11 +198,17 @@ def sha(folder, value):
     return Checkpoints(folder).newest().sha256
 
 
-def test_equal_states_give_equal_bytes_whatever_their_strings_and_storages_are(tmp_path):
+def test_equal_states_give_equal_bytes(tmp_path):
     before = rich_state()
     first = sha(tmp_path / "a", before)
     assert sha(tmp_path / "b", copy.deepcopy(before)) == first
-    assert sha(tmp_path / "c", Checkpoints(tmp_path / "a").load()) == first  # strings of other identities
+    assert sha(tmp_path / "c", Checkpoints(tmp_path / "a").load()) == first
+
+
+def test_equal_strings_give_equal_bytes_whether_they_are_one_object_or_two(tmp_path):
+    one, other = (b"loss".decode() for _ in range(2))
+    assert one is not other
+    assert sha(tmp_path / "a", {"x": [one, one]}) == sha(tmp_path / "b", {"x": [one, other]})
 
 
 def test_a_view_is_cut_out_of_what_it_looks_into(tmp_path):
@@ -223,7 +231,9 @@ def test_saving_does_not_copy_parameters_nor_keep_their_graph():
     assert not plain(parameter).requires_grad
 
 
-Point = namedtuple("Point", "x y")
+class Point(NamedTuple):
+    x: int
+    y: int
 
 
 class Named(str):
@@ -274,7 +284,7 @@ def test_every_flipped_bit_is_found(three, told, seed):
         assert "step_00000003.pt is damaged" in told[0]
 
 
-@pytest.mark.parametrize("content", [lambda b: b[:-1], lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b + b"\0"])
+@pytest.mark.parametrize("content", [lambda b: b[:-1], lambda b: b[: len(b) // 2], lambda _: b"", lambda b: b + b"\0"])
 def test_a_file_of_another_length_is_found(three, told, content):
     file = three / "step_00000003.pt"
     file.write_bytes(content(file.read_bytes()))
@@ -317,10 +327,11 @@ def test_every_flipped_bit_of_the_manifest_is_found_or_changes_nothing(three, to
         at, bit = draw.randrange(len(whole)), 1 << draw.randrange(8)
         file.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
         try:
-            assert Checkpoints(three).entries() == expected  # white space
-        except RunError as error:
-            assert "manifest.json is damaged" in str(error)
+            entries = Checkpoints(three).entries()
+        except RunError:
             refused += 1
+        else:
+            assert entries == expected  # it was white space
     assert refused > 200
 
 
@@ -411,10 +422,9 @@ def test_wherever_a_save_is_killed_a_whole_checkpoint_loads_and_the_next_save_cl
     for number in range(1, total + 1):
         folder, told = tmp_path / f"crash{number}", Told()
         shutil.copytree(three, folder, symlinks=True)
-        with monkeypatch.context() as patch, pytest.raises(Crash):
+        with monkeypatch.context() as patch, contextlib.suppress(Crash):
             crash_at(patch, number)
             Checkpoints(folder, keep=1).save(state(4), 4, 0.05)
-            raise Crash  # the last calls are deletions, whose failure is no matter
 
         after = Checkpoints(folder, keep=1, warn=told)
         loaded.append(step_of(after.load()))
@@ -428,13 +438,19 @@ def test_wherever_a_save_is_killed_a_whole_checkpoint_loads_and_the_next_save_cl
     assert set(loaded) == {3, 4}
 
 
-def test_a_crash_between_the_rename_and_the_manifest_leaves_the_previous_state(three, told, monkeypatch):
+def save_without_manifest(folder, monkeypatch, value, step):
     def crash(*_):
         raise Crash
 
-    with monkeypatch.context() as patch, pytest.raises(Crash):
+    checkpoints = Checkpoints(folder)
+    with monkeypatch.context() as patch:
         patch.setattr(files, "write_json", crash)
-        Checkpoints(three).save(state(4), 4, 0.05)
+        with pytest.raises(Crash):
+            checkpoints.save(value, step, 0.05)
+
+
+def test_a_crash_between_the_rename_and_the_manifest_leaves_the_previous_state(three, told, monkeypatch):
+    save_without_manifest(three, monkeypatch, state(4), 4)
 
     assert (three / "step_00000004.pt").exists()
     assert step_of(Checkpoints(three, warn=told).load()) == 3
@@ -447,22 +463,14 @@ def test_a_disk_that_fails_leaves_the_previous_checkpoints_and_no_temporary_file
     with monkeypatch.context() as patch:
         error = OSError(28, "No space left on device")
         crash_at(patch, number, error)
-        checkpoints = Checkpoints(three)
-        try:
-            checkpoints.save(state(4), 4, 0.05)
-        except OSError as caught:
-            assert caught is error
+        with contextlib.suppress(OSError):  # and nothing else: the last calls, deletions, may fail
+            Checkpoints(three).save(state(4), 4, 0.05)
     assert step_of(Checkpoints(three, warn=lambda _: None).load()) in (3, 4)
     assert set(before) <= set(names(three))
 
 
 def test_a_step_saved_again_never_leaves_the_manifest_wrong(three, monkeypatch, told):
-    def crash(*_):
-        raise Crash
-
-    with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(files, "write_json", crash)
-        Checkpoints(three).save({**state(3), "more": 1}, 3, 0.2)
+    save_without_manifest(three, monkeypatch, {**state(3), "more": 1}, 3)
 
     assert step_of(Checkpoints(three, warn=told).load()) == 3
     assert not any("damaged" in text for text in told)

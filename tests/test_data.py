@@ -89,7 +89,7 @@ def test_each_epoch_has_every_sample_once_in_another_order() -> None:
 
 @pytest.mark.parametrize("persistent", [False, True])
 def test_workers_change_nothing(persistent: bool) -> None:
-    """The same batches bit for bit from this process and from two workers, augmentation and hidden randomness included."""
+    """The same batches bit for bit from this process and from two workers, hidden randomness included."""
     here = split(Hidden(), {"noise": Noise()})
     there = split(
         Hidden(),
@@ -172,7 +172,9 @@ def test_split_is_stratified_and_fixed() -> None:
 
     assert sorted(np.concatenate(list(parts.values()))) == list(range(150))
     assert [int((labels[parts[name]] == 1).sum()) for name in ("train", "val", "test")] == [35, 10, 5]
-    assert all(np.array_equal(parts[n], data.split_indices(150, {"val": 0.2, "test": 0.1}, 0, labels)[n]) for n in parts)
+    assert all(
+        np.array_equal(parts[n], data.split_indices(150, {"val": 0.2, "test": 0.1}, 0, labels)[n]) for n in parts
+    )
     with pytest.raises(ValueError, match="the val split is empty"):
         data.split_indices(3, {"val": 0.1}, 0)
 

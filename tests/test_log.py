@@ -90,7 +90,7 @@ def test_a_nan_is_a_string_in_json_and_a_nan_in_tensorboard(tmp_path):
 
 @pytest.mark.parametrize("resumed_at", range(13))
 def test_a_resume_logs_each_step_once_as_if_it_had_never_stopped(tmp_path, resumed_at):
-    """Both were killed at step 13; the checkpoint is of `resumed_at`, an evaluation that was pending there is done again."""
+    """It was killed at step 13; the checkpoint is of `resumed_at`, an evaluation pending there is done again."""
     straight, resumed = tmp_path / "a", tmp_path / "b"
     for folder in (straight, resumed):
         folder.mkdir()
@@ -129,6 +129,20 @@ def test_resumed_and_killed_again_at_once_there_is_no_gap(tmp_path):
     assert scalars(tmp_path) == expected_scalars(8)
 
 
+def test_resumed_and_checkpointed_before_anything_is_logged_there_is_no_gap(tmp_path):
+    log = make(tmp_path)
+    train(log, range(1, 9))
+    log.close()
+    killed = make(tmp_path, start=6)
+    killed.sync()  # then a checkpoint of step 7 is committed
+    log = make(tmp_path, start=7)
+    train(log, range(8, 9))
+    log.close()
+
+    assert scalars(tmp_path) == expected_scalars(8)
+    killed.close()
+
+
 def test_what_was_synced_survives_a_kill(tmp_path):
     code = (
         "import os; from pathlib import Path; from runner.log import Log\n"
@@ -151,7 +165,7 @@ def test_without_tensorboard_there_is_no_folder_and_no_import(tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
-    assert sorted(os.listdir(tmp_path)) == ["log.txt", "metrics.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "metrics.jsonl"]
 
 
 def test_what_is_said_stands_on_the_console_and_in_the_file_and_a_traceback_in_the_file_only(tmp_path):
@@ -162,7 +176,7 @@ def test_what_is_said_stands_on_the_console_and_in_the_file_and_a_traceback_in_t
     try:
         raise ValueError("wrong")
     except ValueError as error:
-        log.exception(error)
+        log.exception(error)  # noqa: TRY401  no logger of the standard library
     log.close()
     log.close()
 

@@ -72,14 +72,23 @@ def test_a_checkpoint_opens_without_this_package(runner: Runner) -> None:
 
     assert keys == saved.keys()
     assert saved["optimizer"]["param_groups"][0]["param_names"][0] == "conv1.weight"
-    assert list(saved["model"]) == [f"{layer}.{kind}" for layer in ("conv1", "conv2", "fc") for kind in ("weight", "bias")]
+    assert list(saved["model"]) == [
+        f"{layer}.{kind}" for layer in ("conv1", "conv2", "fc") for kind in ("weight", "bias")
+    ]
 
 
 @pytest.mark.parametrize(
     "other",
     [
         ("log.every=1st", "train.evaluate_every=3st", "train.checkpoint_every=1st"),
-        ("train.evaluate_every=null", "train.checkpoint_every=null", "log=quiet", "metrics=none", "train.objective=null"),
+        (
+            "train.evaluate_every=null",
+            "train.checkpoint_every=null",
+            "log=quiet",
+            "metrics=none",
+            "train.objective=null",
+            "train.mode=null",
+        ),
         ("loader.eval.batch_size=7", "log.every=0.5ep"),
     ],
 )
@@ -191,7 +200,9 @@ def test_what_the_data_refuses_fails_the_run_in_one_paragraph(runner: Runner) ->
     assert json.loads((folder / "result.json").read_text())["status"] == "failed"
 
 
-def test_a_multirun_trains_each_point_and_gives_hydra_the_objective(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_multirun_trains_each_point_and_gives_hydra_the_objective(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each job has a directory of its own with its own config; what Hydra gets back is the objective."""
     ran = runner("-m", *SHORT, "optimizer.lr=0.1,0.01", "seed=0,1")
     sweep = next(Path("outputs/digits_cnn").iterdir())

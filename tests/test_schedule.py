@@ -14,12 +14,12 @@ def test_duration_in_steps(text: str, steps: int) -> None:
     assert steps == Duration.parse(text).steps(10)
 
 
-@pytest.mark.parametrize("text", ["5", "ep", "5 ep", "-1ep", "1.5st", "5epochs", "", "٣ep!", None, 5])
-def test_no_duration(text: object) -> None:
+@pytest.mark.parametrize("text", ["5", "ep", "5 ep", "-1ep", "1.5st", "5epochs", "", "٣ep!"])
+def test_no_duration(text: str) -> None:
     """Anything else is refused."""
     assert not is_duration(text)
     with pytest.raises(ValueError, match="epochs"):
-        Duration.parse(text)  # type: ignore[arg-type]
+        Duration.parse(text)
 
 
 def test_rhythm_does_not_drift() -> None:

@@ -103,7 +103,9 @@ def test_a_project_of_its_own(tmp_path: Path) -> None:
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "runner", *arguments]
-        return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        return subprocess.run(
+            line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
 
     done = command("experiment=spirals", "device=cpu")
     assert done.returncode == 0, done.stdout + done.stderr

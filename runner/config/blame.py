@@ -155,6 +155,20 @@ class Layers:
         found = [layer.setting(path) for layer in self._layers]
         return [setting for setting in found if setting is not None]
 
+    def references(self, path: Path_) -> list[Path_]:
+        """The keys that the interpolations of the winner point to."""
+        settings = self.settings(path)
+        value = settings[-1].value if settings else None
+        return [target(reference, path) for reference in REFERENCE.findall(value)] if isinstance(value, str) else []
+
+    def node(self, path: Path_) -> int | None:
+        """The identity of the YAML node that set a key: two keys that one alias sets have the same; None for an argument."""
+        for layer in reversed(self._layers):
+            if layer.setting(path) is not None:
+                found = document.find(layer.loaded.root, path[len(layer.package) :]) if isinstance(layer, _File) else None
+                return id(found[1]) if found else None
+        return None
+
     def parts(self, path: Path_) -> list[tuple[Path_, Setting]]:
         """Arguments that set something below the key."""
         return [

@@ -9,11 +9,12 @@ from typing import Any
 from runner.config import effects, schema, sweep
 from runner.config.blame import shown
 from runner.config.compose import Composed
-from runner.config.interpret import Reading, dotted, plain, read
+from runner.config.interpret import UNKNOWN_KEY, Reading, dotted, plain, read
 from runner.config.trust import TargetError, locate, look
-from runner.errors import ConfigError, Mistake
+from runner.errors import ABSENT, ConfigError, Mistake
 
 Path_ = tuple[str | int, ...]
+UNKNOWN_ARGUMENT, MISSING = "is not an argument of", "must be given"
 
 
 def parse(data: dict[str, Any]) -> schema.Config:
@@ -84,16 +85,37 @@ class Check:
     def at_once(self) -> list[Mistake]:
         """What can be known without importing torch."""
         composed, (config, reading) = self.composed, self._read
-        lost = {mistake.key for mistake in composed.unresolvable}
-        found = [mistake for _, mistake in reading.mistakes if mistake.key not in lost]
-        wrong = lost | {mistake.key for mistake in found}
-        found += self._refused_names()
+        found = [*composed.unresolvable, *self._placed(mistake for _, mistake in reading.mistakes)]
+        found += self._placed(self._refused.values())
+        wrong = {key for mistake in found for key in (mistake.key, mistake.suggestion)}
         for finding in effects.findings(config, composed.choices):
             keys = (finding.mistake.key, *finding.follows_from)
             if not any(bad == key or bad.startswith(f"{key}.") for key in keys for bad in wrong):
-                found.append(finding.mistake)
-        found = [mistake for mistake in found if not self._follows_from_unknown_option(mistake)]
-        return [*composed.mistakes, *composed.unresolvable, *self._placed(found)]
+                found += self._placed([finding.mistake])
+        return [*composed.mistakes, *self._independent(found)]
+
+    def _independent(self, mistakes: list[Mistake], before: Sequence[Mistake] = ()) -> list[Mistake]:
+        """Without those that only follow from another one, or that an alias repeats."""
+        known = [*before, *mistakes]
+        meant = {mistake.suggestion for mistake in known if mistake.rule == UNKNOWN_KEY or UNKNOWN_ARGUMENT in mistake.rule}
+        seen = {mistake.key for mistake in before}
+        nodes = set()
+        kept = []
+        for mistake in mistakes:
+            path = _as_path(mistake.key)
+            pointed_to = {dotted(key) for key in self.composed.layers.references(path)}
+            follows = (
+                mistake.key in seen
+                or (mistake.key in meant and MISSING in mistake.rule)
+                or pointed_to & (meant | {other.key for other in known if other is not mistake})
+                or self._follows_from_unknown_option(mistake)
+            )
+            node = (self.composed.layers.node(self._blamed(mistake)), mistake.rule, repr(mistake.value))
+            if not follows and (node[0] is None or node not in nodes):
+                kept.append(mistake)
+                seen.add(mistake.key)
+                nodes.add(node)
+        return kept
 
     def _follows_from_unknown_option(self, mistake: Mistake) -> bool:
         return any(f"{mistake.key}.".startswith(f"{group}.") for group in self.composed.unknown)
@@ -109,9 +131,6 @@ class Check:
                 key = dotted((*path, "_target_")) if path[0] != "init" or path[-1] != "module" else dotted(path)
                 refused[path] = Mistake(key, error.rule, name, remedy=error.remedy, suggestion=error.suggestion)
         return refused
-
-    def _refused_names(self) -> list[Mistake]:
-        return list(self._refused.values())
 
     def _names(self) -> Iterator[tuple[Path_, str]]:
         for path, _, node in self._read[1].components:
@@ -138,7 +157,7 @@ class Check:
         for path, name in self._module_types():
             if path not in self._refused:
                 _check_module_type(path, name, self.trust, found)
-        return self._placed(mistake for _, mistake in found.mistakes)
+        return self._independent(self._placed(mistake for _, mistake in found.mistakes), self.at_once)
 
     def _placed(self, mistakes: Iterable[Mistake]) -> list[Mistake]:
         """The mistakes with their places: a missing argument is blamed on the line of its `_target_`."""
@@ -153,7 +172,8 @@ class Check:
 
     def _blamed(self, mistake: Mistake) -> Path_:
         path = _as_path(mistake.key)
-        if not self.composed.layers.settings(path):
+        settings = self.composed.layers.settings(path)
+        if not settings or settings[-1].value is ABSENT:
             target = (*path[:-1], "_target_")
             if self.composed.layers.settings(target):
                 return target

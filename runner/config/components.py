@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from runner.config.interpret import as_number, yaml_text
 from runner.config.names import did_you_mean, nearest
 from runner.config.signature import Accepts, accepts, choices, misfit, returned_class
 from runner.config.trust import LIBRARIES, TargetError, locate, trusted_by
@@ -172,7 +173,9 @@ def _bases() -> dict[str, type]:
 
 
 def _subclass(kind: str) -> Callable[[Any, str], bool]:
-    return lambda target, _: isinstance(target, type) and issubclass(target, _bases()[kind])
+    return lambda target, _: (
+        isinstance(target, type) and issubclass(target, _bases()[kind]) and not _origin(target).startswith(_LOADERS)
+    )
 
 
 def _model(target: Any, _name: str) -> bool:
@@ -182,7 +185,8 @@ def _model(target: Any, _name: str) -> bool:
 
 
 # Parts of torch that run or load code given as data.
-_LOADERS = ("torch.jit", "torch.fx", "torch.hub", "torch.package", "torch.export", "torch.distributed", "torch._")
+_LOADERS = ("torch.jit", "torch.fx", "torch.hub", "torch.package", "torch.export", "torch.distributed", "torch._",
+            "torch.utils.data.datapipes")
 
 
 def _defined_in(*modules: str) -> Callable[[Any, str], bool]:
@@ -243,8 +247,9 @@ _WORDS = {
 def _check_arguments(path: Path, slot: str, node: dict[str, Any], target: Any, takes: Accepts, found: Found) -> None:
     before = _by_position(slot, target, takes)
     positional = node.get("_args_", [])
-    filled = takes.positional[: len(before) + len(positional)]
-    room = len(takes.positional) - len(before)
+    free = [name for name in takes.positional if name not in before]
+    filled = [*before, *free[: len(positional)]]
+    room = len(free)
     if len(positional) > room and not takes.takes_any_number:
         found.wrong((*path, "_args_"), f"may have at most {room} values", len(positional))
     refused = _refused_weights(path, node, target, takes, found)
@@ -253,8 +258,7 @@ def _check_arguments(path: Path, slot: str, node: dict[str, Any], target: Any, t
             continue
         here = (*path, name)
         parameter = takes.named.get(name)
-        if name in before or (name in _SUPPLIED and slot.removeprefix("nested ") in ("optimizer", "scheduler", "sampler")
-                              and name in takes.named):  # fmt: skip
+        if name in before:
             found.wrong(here, f"is supplied by the runner ({_SUPPLIED.get(name, 'each call gives it')}): leave it out")
         elif name in filled:
             found.wrong(here, "is already given in `_args_`")
@@ -267,12 +271,13 @@ def _check_arguments(path: Path, slot: str, node: dict[str, Any], target: Any, t
 
 
 def _by_position(slot: str, target: Any, takes: Accepts) -> list[str]:
-    """The parameters that the runner fills by position."""
+    """The parameters that the runner fills."""
     own = slot.removeprefix("nested ")
+    by_name = {"scheduler": "optimizer", "sampler": "data_source"}.get(own)
+    if by_name in takes.own:
+        return [str(by_name)]
     if isinstance(target, type):
-        count = _CONSTRUCTOR.get(own, 0) if not slot.startswith("nested") or own == "scheduler" else 0
-        if own == "sampler" and "data_source" in takes.own:
-            return ["data_source"]
+        count = _CONSTRUCTOR.get(own, 0) if own == slot else 0
     else:
         count = _CONSTRUCTOR.get(own, _CALL.get(own, 0))
     return takes.positional[:count]
@@ -314,8 +319,13 @@ def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str
         found.wrong(path, "must be a dtype of torch", value, suggestion=dtype)
         return
     words = misfit(value, parameter, durations=slot.endswith("scheduler"))
-    if words:
-        found.wrong(path, words, value, suggestion=_right_value(value, parameter))
+    if not words:
+        return
+    right, remedy = _right_value(value, parameter), ""
+    if not right and isinstance(parameter.default, bool | int | float | str | None) and parameter.default is not inspect.Parameter.empty:
+        right = yaml_text(parameter.default)
+        remedy = f"the default is `{right}`"
+    found.wrong(path, words, value, suggestion=right, remedy=remedy)
 
 
 def _right_value(value: Any, parameter: inspect.Parameter) -> str:
@@ -323,8 +333,6 @@ def _right_value(value: Any, parameter: inspect.Parameter) -> str:
         right = nearest(value, choices(parameter.annotation))
         if right:
             return right
-    from runner.config.interpret import as_number  # noqa: PLC0415
-
     annotation = parameter.annotation
     if annotation in (int, float) or isinstance(parameter.default, int | float):
         whole = annotation is int or (annotation is inspect.Parameter.empty and isinstance(parameter.default, int))
@@ -348,7 +356,7 @@ def _dtype_problem(value: Any, parameter: inspect.Parameter) -> str | None:
 
 def _refused_weights(path: Path, node: dict[str, Any], target: Any, takes: Accepts, found: Found) -> set[str]:
     """`weights=` and `pretrained=true` of a library's model: weights come through `pretrained:`, recorded and checked."""
-    if _origin(target).partition(".")[0] != "torchvision" or isinstance(target, type) or "weights" not in takes.named:
+    if _origin(target).partition(".")[0] != "torchvision" or isinstance(target, type):
         return set()
     refused = {name for name in ("weights", "weights_backbone", "pretrained", "pretrained_backbone") if node.get(name)}
     for name in refused:
@@ -360,7 +368,8 @@ def _refused_weights(path: Path, node: dict[str, Any], target: Any, takes: Accep
 def _pretrained_block(wanted: Any, takes: Accepts) -> str:
     """The `pretrained:` block that says the same."""
     file, source = "FILE.pth", ""
-    for kind in (takes.named["weights"].annotation, *getattr(takes.named["weights"].annotation, "__args__", ())):
+    annotation = takes.named["weights"].annotation if "weights" in takes.named else None
+    for kind in (annotation, *getattr(annotation, "__args__", ())):
         members = getattr(kind, "__members__", {})
         if members:
             member = members.get(str(wanted).rpartition(".")[2]) or members.get("DEFAULT") or next(iter(members.values()))

@@ -30,10 +30,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import document
-from runner.config.blame import Layers, argument, as_path, shown
+from runner.config.blame import REFERENCE, Layers, argument, as_path, dotted, schema_keys, shown, target
 from runner.config.document import Document
+from runner.config.interpret import default_of
 from runner.config.names import did_you_mean, nearest, other_name
-from runner.errors import ConfigError, Mistake
+from runner.errors import ABSENT, ConfigError, Mistake
 
 CONFIG_NAME = "config"  # of the primary config
 _HYDRA_FROM_FILES = {"hydra.sweeper.params"}  # all that one of our files beside the primary config may set
@@ -279,6 +280,7 @@ class Loader(ConfigLoaderImpl):
         """Compose; nothing is raised."""
         config = self._compose(overrides, run_mode)
         hydra = config.pop("hydra")
+        _fill_in_referenced_defaults(config)
         choices = {str(group): option for group, option in hydra.runtime.choices.items()}
         layers = Layers.of(self.repository, self._defaults, self._parsed, self.cwd)
         return Composed(config, hydra, choices, overrides, layers, self._mistakes, self._unknown)
@@ -376,7 +378,9 @@ class Loader(ConfigLoaderImpl):
             return False
         if package == "" and "hydra" in inside and not (default.primary and path.is_relative_to(our_conf())):
             ours = path.is_relative_to(our_conf())
-            for key, _ in _leaves(inside._get_node("hydra"), "hydra"):  # noqa: SLF001
+            for key, value in _leaves(inside._get_node("hydra"), "hydra"):  # noqa: SLF001
+                if default.primary and _same_in_ours(key, value):
+                    continue  # a copy of our primary config
                 if ours and any(f"{key}.".startswith(f"{allowed}.") for allowed in _HYDRA_FROM_FILES):
                     continue
                 found = document.find(self.repository.read[path].root, tuple(key.split(".")))
@@ -471,12 +475,40 @@ def _instead(override: Override, text: str) -> str:
     return ""
 
 
+def _same_in_ours(key: str, value: Any) -> bool:
+    own: Any = document.load(our_conf() / f"{CONFIG_NAME}.yaml").data
+    for part in key.split("."):
+        own = own.get(part) if isinstance(own, dict) else None
+    return bool(getattr(value, "_value", lambda: value)() == own)
+
+
 def _leaves(node: Any, key: str) -> Iterable[tuple[str, Any]]:
     if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing() and len(node):  # noqa: SLF001
         for name in node:
             yield from _leaves(node._get_node(name), f"{key}.{name}")  # noqa: SLF001
     else:
         yield key, node
+
+
+def _fill_in_referenced_defaults(config: DictConfig) -> None:
+    """Write out the schema's default of each key that an interpolation points to and nothing sets."""
+    plain = OmegaConf.to_container(config, resolve=False)
+    for path, value in _leaf_texts(plain, ()):
+        for reference in REFERENCE.findall(value):
+            key = dotted(target(reference, path))
+            if key in schema_keys() and key not in map(dotted, _paths(plain)):
+                default = default_of(key)
+                if default is not ABSENT:
+                    OmegaConf.update(config, key, default, force_add=True)
+
+
+def _leaf_texts(value: Any, path: tuple[str | int, ...]) -> Iterable[tuple[tuple[str | int, ...], str]]:
+    """Every text with an interpolation, and its path."""
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaf_texts(inner, (*path, name))
+    elif isinstance(value, str) and "${" in value:
+        yield path, value
 
 
 def resolve(config: DictConfig, layers: Layers) -> tuple[dict[str, Any], list[Mistake]]:
@@ -498,7 +530,7 @@ def resolve(config: DictConfig, layers: Layers) -> tuple[dict[str, Any], list[Mi
         except (OmegaConfBaseException, RecursionError, ValueError, AttributeError) as error:
             key = ".".join(map(str, path))
             problem = "it leads back to itself" if isinstance(error, RecursionError) else str(error).splitlines()[0]
-            names = [".".join(map(str, known)) for known in _paths(plain)]
+            names = [*map(dotted, _paths(plain)), *schema_keys()]
             wanted = re.search(r"\$\{([\w.]+)\}", value)
             right = nearest(wanted[1], names) if wanted and wanted[1] not in names else ""
             suggestion = value.replace(wanted[1], right) if wanted and right else ""

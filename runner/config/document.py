@@ -1,5 +1,6 @@
 """A YAML file with the line of every node, read as OmegaConf reads it, within a limit of size."""
 
+import re
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -79,7 +80,9 @@ def _load(path: Path, _changed: int, size: int) -> Document:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         context = f" {error.context}" if getattr(error, "context", None) else ""
         line = mark.line + 1 if mark else 1
-        document.mistake = Mistake(str(path), f"cannot be read as YAML: {problem}{context}", where=f"{path}:{line}")
+        said = document.text.splitlines()[line - 1 : line]
+        remedy = "inside of `{ }` and `[ ]` quote it: '${…}'" if said and re.search(r"[{\[,].*[^'\"]\$\{", said[0]) else ""
+        document.mistake = Mistake(str(path), f"cannot be read as YAML: {problem}{context}", where=f"{path}:{line}", remedy=remedy)
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         document.mistake = Mistake(str(path), "must be UTF-8 text", where=f"{path}:{line}")

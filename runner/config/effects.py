@@ -146,14 +146,20 @@ def _without_effect(config: schema.Config) -> Iterator[Finding]:
     yield from _shadowed_rules(config.init.rules)
 
 
+def _is_plateau(name: str) -> bool:
+    """Whether a target is ReduceLROnPlateau, or misspells it."""
+    return PLATEAU in name or nearest(name.rpartition(".")[2], [PLATEAU]) == PLATEAU
+
+
 def _scheduler(scheduler: schema.Scheduler) -> Iterator[Finding]:
     if scheduler._target_ is None:  # noqa: SLF001
         settings = ("interval", "warmup", "monitor")
         yield from _idle("scheduler", scheduler, settings, "without a scheduler (`scheduler._target_`)", "scheduler._target_")
         for name, value in scheduler.arguments.items():
             rule = "has no effect without a scheduler (`scheduler._target_`)"
-            yield Finding(Mistake(f"scheduler.{name}", rule, value, remedy="choose one (`scheduler=cosine`) or leave it out"))
-    elif scheduler._target_.startswith("torch.") and PLATEAU not in scheduler._target_:  # noqa: SLF001
+            remedy = "choose one (`scheduler=cosine`) or leave it out"
+            yield Finding(Mistake(f"scheduler.{name}", rule, value, remedy=remedy), ("scheduler._target_",))
+    elif scheduler._target_.startswith("torch.") and not _is_plateau(scheduler._target_):  # noqa: SLF001
         yield from _idle("scheduler", scheduler, ("monitor",), f"without {PLATEAU}", "scheduler._target_")
 
 

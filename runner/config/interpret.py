@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -15,6 +15,7 @@ from runner.errors import ABSENT, Mistake
 
 Path = tuple[str | int, ...]
 _INVALID: Any = object()
+UNKNOWN_KEY = "is not a key that the runner knows"
 _RUNNER_KEYS = {"_target_", "_args_", "_partial_"}
 _BOOLEANS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
 
@@ -71,6 +72,20 @@ def all_keys() -> dict[str, tuple[str, ...]]:
     return found
 
 
+@cache
+def _defaults() -> dict[str, Any]:
+    data: dict[str, Any] = plain(read({})[0])
+    return data
+
+
+def default_of(key: str) -> Any:
+    """The schema's default of a key; `ABSENT` where it has none."""
+    value: Any = _defaults()
+    for part in key.split("."):
+        value = value.get(part, ABSENT) if isinstance(value, dict) else ABSENT
+    return value
+
+
 def _dataclass(reading: Reading, owner: type, data: Any, path: Path) -> Any:
     if not isinstance(data, dict):
         return reading.wrong(path, "must be a mapping of keys to values", data)
@@ -83,7 +98,7 @@ def _dataclass(reading: Reading, owner: type, data: Any, path: Path) -> Any:
         if name in named:
             item = named[name]
             given[item.name] = _field(reading, hints(owner)[item.name], item, value, (*path, name))
-        elif rest is not None and isinstance(name, str) and not _meant(owner, name, named):
+        elif rest is not None and isinstance(name, str) and not _meant(name, named, data):
             extra[name] = value
         else:
             _unknown(reading, name, list(named), (*path, name))
@@ -101,18 +116,19 @@ def _dataclass(reading: Reading, owner: type, data: Any, path: Path) -> Any:
         return _INVALID
 
 
-def _meant(owner: type, name: str, named: dict[str, Any]) -> str:
-    """The runner's own key that a key of the rest was probably meant to be (an optimizer's arguments are not ours to judge)."""
-    if owner is schema.ParamGroup:
-        return ""
-    near = nearest(name, named)
-    return near if near and len(near) > 4 and near not in {"name", "module"} else ""  # noqa: PLR2004
+def _meant(name: str, named: Iterable[str], given: Iterable[str]) -> str:
+    """The runner's own key, not given, that a key of the rest was probably meant to be."""
+    near = nearest(name, [own for own in named if own not in given])
+    return near if len(near) > 4 else ""  # noqa: PLR2004  shorter names are near to anything
+
+
+_GROUPS_ONLY = ("experiment", "debug")  # chosen like keys of the root, but no keys
 
 
 def _unknown(reading: Reading, name: object, known: list[str], path: Path) -> None:
     key = dotted(path)
     full = other_name(key) or (other_name(str(name)) if len(path) == 1 else "")
-    near = nearest(str(name), known)
+    near = nearest(str(name), [*known, *(_GROUPS_ONLY if len(path) == 1 else ())])
     elsewhere = all_keys().get(str(name), ())
     if near:
         full = dotted((*path[:-1], near))
@@ -121,25 +137,32 @@ def _unknown(reading: Reading, name: object, known: list[str], path: Path) -> No
     elif not full:
         spelled = nearest(str(name), all_keys()) if len(str(name)) > 3 else ""  # noqa: PLR2004
         full = all_keys()[spelled][0] if spelled else ""
-    reading.wrong(path, "is not a key that the runner knows", suggestion=full)
+    reading.wrong(path, UNKNOWN_KEY, suggestion=full)
 
 
 def _field(reading: Reading, kind: Any, item: dataclasses.Field[Any], value: Any, path: Path) -> Any:
     rules = item.metadata
     if value == "???":
         return reading.wrong(path, "must be given: it is `???`")
+    default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+    before = len(reading.mistakes)
     read_value = _value(reading, kind, value, path, rules)
-    if read_value is _INVALID or read_value is None:
-        return read_value
-    if "unbuilt" in rules:
-        default = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # type: ignore[misc]
-        if read_value != default:
-            remedy = f"leave it at `{_yaml(default)}`"
-            return reading.wrong(path, rules["unbuilt"], value, remedy=remedy)
+    if read_value is _INVALID:
+        reading.mistakes[before:] = [(at, _with_default(m, default) if at == path else m) for at, m in reading.mistakes[before:]]
+    elif "unbuilt" in rules and read_value != default:
+        return reading.wrong(path, rules["unbuilt"], value, suggestion=yaml_text(default), remedy=f"leave it at `{yaml_text(default)}`")
     return read_value
 
 
-def _yaml(value: object) -> str:
+def _with_default(mistake: Mistake, default: Any) -> Mistake:
+    """Where nothing better is known, the default is offered."""
+    if mistake.remedy or isinstance(default, dict | list) or default is dataclasses.MISSING or dataclasses.is_dataclass(default):
+        return mistake
+    return dataclasses.replace(mistake, remedy=f"the default is `{yaml_text(default)}`", suggestion=yaml_text(default))
+
+
+def yaml_text(value: object) -> str:
+    """A plain value as YAML writes it."""
     return {None: "null", True: "true", False: "false"}.get(value, str(value)) if value is None or isinstance(value, bool) else str(value)
 
 
@@ -351,7 +374,7 @@ def _component(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
     if "_target_" not in value:
         near = next((name for name in value if isinstance(name, str) and nearest(name.strip("_"), ["target", "class_path"])), "")
         if str(near).strip("_") in {"class_path", "target"} or near:
-            return reading.wrong((*path, near), "is not a key that the runner knows", suggestion=dotted((*path, "_target_")))
+            return reading.wrong((*path, near), UNKNOWN_KEY, suggestion=dotted((*path, "_target_")))
         return reading.wrong((*path, "_target_"), "must be given: the dotted path of what is called")
     return _note_component(reading, value, path, rules)
 
@@ -379,7 +402,7 @@ def check_node(reading: Reading, value: Any, path: Path) -> None:
                 reading.wrong(here, "must be a name (quote it)")
             elif re.fullmatch(r"_\w+_", name) and name not in _RUNNER_KEYS:
                 near = nearest(name, _RUNNER_KEYS)
-                reading.wrong(here, "is not a key that the runner knows", suggestion=dotted((*path, near)) if near else "")
+                reading.wrong(here, UNKNOWN_KEY, suggestion=dotted((*path, near)) if near else "")
             elif name == "_target_" and not (isinstance(inner, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", inner)):
                 if inner != "???":
                     reading.wrong(here, "must be a dotted path, `package.module.Name`", inner)

@@ -1,5 +1,6 @@
 """The nearest right name: for typing errors by edit distance, for habits from elsewhere by a list."""
 
+import os
 from collections.abc import Iterable
 
 # What people write who come from another tool, and what it is called here.
@@ -48,22 +49,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that was probably meant; empty where none is near (more than a third of its letters differ)."""
     limit = max(1, len(name) // 3)
 
-    def rank(other: str) -> tuple[float, int, str]:
+    def rank(other: str) -> tuple[float, int, int, str]:
         away: float = distance(name, other, limit)
         if away > limit:
             away = distance(name.lower().replace("-", "_"), other.lower(), limit) + 0.5
-        same_start = -len(_common_prefix(name, other))
-        return away, same_start, other
+        # Of equally near ones the longer (a letter was left out), then the one with the longer common start.
+        return away, -len(other), -len(os.path.commonprefix([name, other])), other
 
     best = min((rank(other) for other in known if other != name), default=None)
-    return best[2] if best and best[0] <= limit else ""
-
-
-def _common_prefix(a: str, b: str) -> str:
-    length = 0
-    while length < min(len(a), len(b)) and a[length] == b[length]:
-        length += 1
-    return a[:length]
+    return best[3] if best and best[0] <= limit else ""
 
 
 def did_you_mean(name: str) -> str:

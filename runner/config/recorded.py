@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,9 +26,9 @@ def recorded(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, str]:
         rule = "must be a run directory (one with a config.yaml)" if folder.is_dir() else "must be a run directory"
         raise ConfigError([Mistake("RUN", rule, str(folder))])
     if not overrides:
-        data = OmegaConf.load(folder / "config.yaml")
-        return parse(OmegaConf.to_container(data)), (folder / ".hydra" / "config.yaml").read_text()
-    unresolved = OmegaConf.load(folder / ".hydra" / "config.yaml")
+        data: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        return parse(data), (folder / ".hydra" / "config.yaml").read_text()
+    unresolved: Any = OmegaConf.load(folder / ".hydra" / "config.yaml")
     for override in overrides:
         key, separator, _ = override.lstrip("+").partition("=")
         if not separator:

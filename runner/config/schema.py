@@ -22,11 +22,12 @@ def rule(default: Any = dataclasses.MISSING, **rules: Any) -> Any:
     Rules: `at_least`, `at_most`, `above`, `below` (numbers, inclusive or strict); `slot` (what a component must be);
     `regex` (what a string must fullmatch); `unbuilt` (a key of the contract whose feature does not exist yet: any value
     but the default is refused by name); `alias` (the key's name in YAML where it is a Python keyword); `may_be_zero` (a
-    duration may be 0); `rest` (the field that takes every key the class does not name). A mutable default is copied for each instance.
+    duration may be 0); `rest` (the field that takes every key the class does not name). A mutable default is copied for
+    each instance.
     """
     if isinstance(default, dict | list):
         value = default
-        return field(default_factory=lambda: value.copy(), metadata=rules)
+        return field(default_factory=value.copy, metadata=rules)
     if dataclasses.is_dataclass(default) and isinstance(default, type):
         return field(default_factory=default, metadata=rules)
     return field(default=default, metadata=rules)
@@ -37,7 +38,7 @@ NOT_YET = "is part of the contract but not built yet"
 
 @dataclass
 class Sample:
-    """One raw sample's member: a tensor or array (`shape`, `dtype`) or a PIL image (`mode`, `size` = [width, height])."""
+    """One raw sample's member: a tensor or array (`shape`, `dtype`) or a PIL image (`mode`, `size`: width, height)."""
 
     shape: list[int] | None = None
     dtype: str | None = None
@@ -101,7 +102,7 @@ class Loader:
 
 @dataclass
 class InitRule:
-    """What happens to the tensors of the modules that `module` (a type, subclasses count) and `name` (a pattern) choose.
+    """What happens to tensors of the modules that `module` (a type; subclasses count) and `name` (a pattern) choose.
 
     Every further key names a parameter or buffer of the module: a number fills it, a component is called with it.
     """
@@ -198,7 +199,9 @@ class Train:
     checkpoint_every: Duration | None = Duration("1ep")  # null: at the end only
     keep: int = rule(3, at_least=1)  # newest checkpoints to keep, besides the best
     early_stop: int | None = rule(None, at_least=1, unbuilt=NOT_YET)
-    objective: str | None = None  # a metric, `<split>/<name>`; null: val/loss where there is a val split, else train/loss
+    objective: str | None = (
+        None  # a metric, `<split>/<name>`; null: val/loss where there is a val split, else train/loss
+    )
     mode: Literal["min", "max"] | None = None  # null: min for a loss, max otherwise
     max_time: str | None = rule(None, unbuilt=NOT_YET)
     check_finite: Literal["loss", "off", "every_step"] = rule("loss")

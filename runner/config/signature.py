@@ -20,6 +20,19 @@ Parameters = dict[str, inspect.Parameter]
 
 
 @dataclasses.dataclass(frozen=True)
+class _Base:
+    """The constructor that `super().__init__` means in a class that `owner` is a base of."""
+
+    cls: type
+    owner: type
+    function: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Never called; it stands where callables stand."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
 class Accepts:
     """What a callable takes by name.
 
@@ -54,7 +67,7 @@ class Accepts:
 def accepts(target: Callable[..., Any], depth: int = 0) -> Accepts | None:
     """What `target` takes; None where it has no signature that Python can see."""
     try:
-        signature = inspect.signature(target)
+        signature = inspect.signature(types.MethodType(target.function, target) if isinstance(target, _Base) else target)
     except (ValueError, TypeError):
         return None
     own = {name: _typed(parameter, target) for name, parameter in signature.parameters.items()}
@@ -69,7 +82,7 @@ def _typed(parameter: inspect.Parameter, target: Callable[..., Any]) -> inspect.
     """The parameter with its annotation read where it is written as text."""
     if not isinstance(parameter.annotation, str):
         return parameter
-    function = inspect.unwrap(target.__init__ if isinstance(target, type) else target)
+    function, _ = _body(target)
     try:
         read = eval(parameter.annotation, getattr(function, "__globals__", {}))  # noqa: S307  source code, already imported
     except Exception:  # noqa: BLE001  names under TYPE_CHECKING, for instance
@@ -79,6 +92,8 @@ def _typed(parameter: inspect.Parameter, target: Callable[..., Any]) -> inspect.
 
 def _body(target: Callable[..., Any]) -> tuple[Callable[..., Any] | None, type | None]:
     """The Python function that runs, and the class that defines it."""
+    if isinstance(target, _Base):
+        return inspect.unwrap(target.function), target.owner
     if not isinstance(target, type):
         return inspect.unwrap(target), None
     for owner in target.__mro__:
@@ -150,13 +165,15 @@ def _literals(node: ast.AST, keywords: str) -> list[str]:
 def _resolve(node: ast.expr, function: Callable[..., Any], owner: type | None, target: Any) -> Any:
     """The callable that an expression in a function's body names; None where that is not known before it runs."""
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Call) and _is(node.value.func, "super"):
-        if owner is None or not isinstance(target, type):
+        made = target.cls if isinstance(target, _Base) else target
+        if owner is None or not isinstance(made, type):
             return None
-        later = target.__mro__[target.__mro__.index(owner) + 1 :]
+        later = made.__mro__[made.__mro__.index(owner) + 1 :]
         after = next((base for base in later if node.attr in base.__dict__), object)
         if after is object or (after.__module__ == "torch.nn.modules.module" and after.__name__ == "Module"):
             return _NOTHING
-        return types.MethodType(after.__dict__[node.attr], object()) if callable(after.__dict__[node.attr]) else None
+        constructor = after.__dict__[node.attr]
+        return _Base(made, after, constructor) if callable(constructor) else None
     if isinstance(node, ast.Name):
         names = getattr(function, "__globals__", {})
         found = names.get(node.id)
@@ -179,8 +196,8 @@ def _resolve_any(node: ast.expr, function: Callable[..., Any]) -> Any:
 
 def _behind(target: Callable[..., Any], depth: int) -> tuple[Parameters, bool]:
     """The parameters of the class that a function is annotated to return."""
-    made = returned_class(target)
-    if isinstance(target, type) or made is None or depth >= _DEPTH or made.__module__.startswith("torch.nn"):
+    made = None if isinstance(target, type | _Base) else returned_class(target)
+    if made is None or depth >= _DEPTH or made.__module__.startswith("torch.nn"):
         return {}, True
     inner = accepts(made, depth + 1)
     return (inner.named, inner.open) if inner is not None else ({}, True)
@@ -246,7 +263,9 @@ def _fits(value: Any, annotation: Any) -> bool:
         if container is tuple and inner and Ellipsis not in args:
             return len(inner) == len(value) and all(map(_fits, value, inner))
         return not inner or all(_fits(member, inner[0]) for member in value)
-    return True
+    # A text is no tensor or module; it may be a dtype or a device, which are made from texts.
+    is_object = isinstance(annotation, type) and annotation.__module__.startswith("torch") and annotation.__name__[0].isupper()
+    return not (is_object and isinstance(value, str) and not issubclass(annotation, enum.Enum))
 
 
 def _words(annotation: Any) -> str:

@@ -24,6 +24,10 @@ from runner.config.names import did_you_mean, nearest
 
 LIBRARIES = ("torch", "torchvision", "torchmetrics")
 OURS = ("runner", "models", "datasets")
+# What of a library may be imported beyond the library itself: importing other parts may do anything
+# (torch.utils.cpp_extension looks for a compiler with a subprocess).
+_PARTS = ("torch.nn", "torch.optim", "torch.utils.data", "torchvision.models", "torchvision.transforms", "torchvision.datasets",
+          "torchvision.ops", "torchmetrics", "runner.metrics", "runner.step")  # fmt: skip
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
@@ -58,6 +62,9 @@ def look(path: str, trust: Sequence[str] = ()) -> None:
         if private is not None and (first in LIBRARIES or private.startswith("__")):
             message = f"`{path}` leads through `{private}`, which is private"
             raise TargetError(message, remedy=f"if you trust it: --trust '{path}'")
+        if first == "runner" and not path.startswith(("runner.metrics.", "runner.step.")):
+            message = f"`{path}` is part of the runner itself; only runner.metrics and runner.step have components"
+            raise TargetError(message, _of_runner(path))
         _exists(path, first)
         return
     if private is not None and private.startswith("__"):
@@ -76,6 +83,13 @@ def look(path: str, trust: Sequence[str] = ()) -> None:
         raise TargetError(message)
     message = f"`{first}` is neither one of {', '.join((*LIBRARIES, *OURS))} nor code under the working directory"
     raise TargetError(message, remedy=f"if you trust it: --trust '{first}.*'")
+
+
+def _of_runner(path: str) -> str:
+    """The nearest of the runner's two modules with components."""
+    _, module, *rest = path.split(".")
+    right = nearest(module, ["metrics", "step"])
+    return ".".join(["runner", right, *rest]) if right else ""
 
 
 def _exists(path: str, first: str) -> None:
@@ -132,7 +146,13 @@ def locate(path: str, trust: Sequence[str] = ()) -> Any:
     for count, part in enumerate(parts[1:], 2):
         name = ".".join(parts[:count])
         inner = inspect.getattr_static(found, part, None) if isinstance(found, types.ModuleType) else None
+        hidden = sys.modules.get(name.rpartition(".")[0])
+        if not isinstance(found, types.ModuleType) and hidden is not None and not hasattr(found, part):
+            found = hidden  # torchvision.models.alexnet is a function, and the module that defines it
         if inner is None and isinstance(found, types.ModuleType) and _is_submodule(found, name):
+            if parts[0] in (*LIBRARIES, "runner") and not name.startswith(_PARTS) and not trusted_by(path, trust):
+                message = f"`{name}` is not among the parts of `{parts[0]}` that a config may import"
+                raise TargetError(message, remedy=f"if you trust it: --trust '{path}'")
             found = _import(name, path)
         else:
             found = _attribute(found, part, name, path)
@@ -159,7 +179,7 @@ def _make_importable(path: str, trust: Sequence[str]) -> None:
 
 
 def _is_submodule(package: types.ModuleType, name: str) -> bool:
-    return hasattr(package, "__path__") and _spec(name) is not None
+    return hasattr(package, "__path__") and name not in sys.modules and _spec(name) is not None
 
 
 def _import(name: str, path: str) -> types.ModuleType:
@@ -232,9 +252,7 @@ OLD_NAMES: dict[str, str] = {
     f"{_V1}.v2.ToImageTensor": f"{_V1}.v2.ToImage",
     f"{_V1}.v2.ConvertDtype": f"{_V1}.v2.ToDtype",
     f"{_V1}.v2.ToImagePIL": f"{_V1}.v2.ToPILImage",
-    "torch.nn.NLLLoss2d": "torch.nn.NLLLoss",
     "torch.nn.CrossEntropyLoss2d": "torch.nn.CrossEntropyLoss",
-    "torch.nn.functional.nll_loss2d": "torch.nn.functional.nll_loss",
     "torch.nn.parallel.deprecated.DistributedDataParallel": "torch.nn.parallel.DistributedDataParallel",
     "torch.optim.lr_scheduler._LRScheduler": "torch.optim.lr_scheduler.LRScheduler",
     f"{_METRICS}.F1": f"{_METRICS}.F1Score",

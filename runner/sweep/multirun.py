@@ -13,7 +13,7 @@ from runner.config.check import check, check_sweep
 from runner.config.compose import compose, compose_sweep, hydra_with_search_path
 from runner.errors import ConfigError, RunError
 from runner.files import make_run_dir
-from runner.verbs.train import train
+from runner.run import train
 
 
 def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) -> int:

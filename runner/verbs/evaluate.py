@@ -6,7 +6,7 @@ from pathlib import Path
 
 from runner.config.recorded import recorded
 from runner.errors import ConfigError, Mistake
-from runner.verbs.train import prepare_environment, split_trust
+from runner.verbs.train import split_trust
 
 USAGE = "python -m runner evaluate RUN [--checkpoint last|best|PATH] [--json] [overrides]"
 
@@ -28,9 +28,8 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError([Mistake("RUN", "is missing", remedy=USAGE)])
     folder = Path(positional[0])
     config, _ = recorded(folder, positional[1:])
-    prepare_environment(config)
-    from runner import build, fit  # noqa: PLC0415
-    from runner.log import final_report  # noqa: PLC0415
+    from runner import build, fit
+    from runner.log import final_report
 
     run = build.build(config, folder, {}, trust)
     saved = run.checkpoints.load(which)

@@ -1,4 +1,4 @@
-"""Hydra's own questions, answered by Hydra: `--cfg`, `--info`, `--help`, `--hydra-help`, `--version`, shell completion."""
+"""Hydra's own questions, answered by Hydra: `--cfg`, `--info`, `--help`, `--hydra-help`, shell completion."""
 
 from collections.abc import Sequence
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from runner.config.recorded import recorded
 from runner.config.schema import Config
 from runner.errors import ConfigError, Mistake
-from runner.verbs.train import prepare_environment, split_trust
+from runner.verbs.train import split_trust
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,17 +25,16 @@ def resume(folder: Path, config: Config, unresolved: str, argv: Sequence[str], t
     """Continue a run with this config; one that is completed only says its result."""
     if not folder.is_dir():
         raise ConfigError([Mistake("run", "must be an existing run directory", str(folder))])
-    prepare_environment(config)
     result_file = folder / "result.json"
     if result_file.is_file():
         result = json.loads(result_file.read_text())
         if result["status"] == "completed":
-            from runner.log import final_report  # noqa: PLC0415
+            from runner.log import final_report
 
             final_report(result["metrics"], folder)
             print("This run is completed; nothing was done.", file=sys.stderr)
             return 0
-    from runner import run  # noqa: PLC0415
+    from runner import run
 
     command = ["python", "-m", "runner", *argv]
     return run.launch(config, folder, unresolved=unresolved, command=command, trust=trust, resume=True).status

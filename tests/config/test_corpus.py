@@ -1,0 +1,91 @@
+"""Every shipped config, wrong in one place: the report names the key, the line and the nearest right name."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from runner.config.check import Check
+from runner.config.compose import compose
+from tests.config import corpus
+
+SEED = 20260101
+ALL = corpus.cases(SEED)
+SAMPLE = random.Random(SEED).sample(ALL, 60)
+
+
+def judge(cases, folder):
+    """Shares of the corpus: rejected, key, place, first suggestion for typing errors, alone, valid after the fix."""
+    right, asked, wrong = Counter(), Counter(), []
+
+    def count(what, case, holds, found):
+        asked[what] += 1
+        right[what] += bool(holds)
+        if not holds:
+            wrong.append(f"{what}: {case.kind} {case.file} {case.arguments} {case.key} {case.where} → {found}")
+
+    for case in cases:
+        found = corpus.report(case, folder)
+        named = [mistake for mistake in found if mistake.key == case.key]
+        count("rejected", case, found, found)
+        count("key", case, named, found)
+        if not named:
+            continue
+        first = named[0]
+        after = first.where.removeprefix(case.where)
+        count("place", case, after != first.where and not after[:1].isdigit(), found)
+        count("alone", case, len(found) == 1, found)
+        if case.suggestion and case.kind.startswith("typo"):
+            count("suggestion", case, first.suggestion == case.suggestion, found)
+        fixed = corpus.fixed(case, first)
+        if fixed is not None and not (case.kind == "typo in a key" and not case.file):
+            count("fixed", case, not corpus.report(fixed, folder), first)
+    shares = {what: right[what] / asked[what] for what in asked}
+    print(f"seed {SEED}, {len(cases)} cases:", {what: f"{right[what]}/{asked[what]}" for what in asked}, *wrong[:40], sep="\n")
+    return shares
+
+
+def test_corpus_has_at_least_500_cases():
+    assert len(ALL) >= 500
+    assert {case.kind for case in ALL} >= {"typo in a key", "typo in a target", "typo in an option", "wrong type",
+                                           "out of range", "missing", "stray key", "wrong slot", "broken interpolation"}  # fmt: skip
+
+
+def test_sample_of_the_corpus(tmp_path):
+    shares = judge(SAMPLE, tmp_path)
+
+    assert 1 == shares["rejected"]
+    assert shares["key"] >= 0.98
+    assert shares["place"] >= 0.98
+    assert shares["suggestion"] >= 0.98
+    assert shares["fixed"] >= 0.95
+
+
+@pytest.mark.exhaustive
+def test_whole_corpus(tmp_path):
+    shares = judge(ALL, tmp_path)
+
+    assert 1 == shares["rejected"]
+    assert shares["key"] >= 0.99
+    assert shares["place"] >= 0.99
+    assert shares["suggestion"] >= 0.98
+    assert shares["alone"] >= 0.98
+    assert shares["fixed"] >= 0.95
+
+
+MISTAKES = [
+    "+train.epocs=3", "optimizer.lrr=0.1", "loader.batch_size=0", "seed=-1", "model.widht=3", "log.every=ten", "+lodaer.x=1",
+    "loss._target_=torch.optim.SGD", "transform.train.shift.pixels=x", "device.type=cdua", "train.check_finite=of", "name=''",
+    "scheduler.interval=stepp", "dataset.val_fraction=2", "++metrics.f1._target_=os.system", "model=smal_cnn",
+    "++init.rules.a={module: torch.nn.Conv3dd, weight: 0}", "train.objective=val/acuracy", "loader.persistent_workers=true", "a b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [2, 5, 10, 20])
+def test_k_mistakes_at_once_are_k_lines(count):
+    for seed in range(2):
+        chosen = random.Random(seed).sample(MISTAKES, count)
+        checked = Check(compose(chosen))
+        found = [*checked.at_once, *checked.by_import()]
+
+        assert count == len(found), (chosen, found)

@@ -1,0 +1,55 @@
+"""Every command of the README does what it says; its tree names every file."""
+
+import re
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("python -m runner")
+]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, which `RUN` stands for."""
+    from runner.__main__ import main
+
+    folder = tmp_path_factory.mktemp("readme")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train.duration=1ep"]) == 0
+    return next((folder / "outputs" / "digits_cnn").iterdir())
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_command(line: str, runner: Callable[..., Any], run_folder: Path) -> None:
+    """The command ends with status 0, or with the one that its comment gives."""
+    command, _, comment = line.partition("#")
+    code = re.search(r"exit status (\d)", comment)
+    for name, text in re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", README, re.DOTALL):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text)
+    ran = runner(*[str(run_folder) if word == "RUN" else word for word in shlex.split(command)[3:]])
+
+    assert ran.status == (int(code[1]) if code else 0), ran.err
+
+
+def test_tree_names_every_file() -> None:
+    """A file that is not in the README's tree cannot be found from it."""
+    files = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    ours = [Path(file) for file in files if not file.startswith("tests/") and not file.endswith("__init__.py")]
+    tree = README[README.index("## Where things are") :]
+
+    assert [] == [str(file) for file in ours if file.name not in tree]
