@@ -49,8 +49,16 @@ def component(node: Mapping[str, Any], key: str, *supplied: Any, trust: Trust = 
     try:
         return target(*supplied, *positional, **arguments)
     except Exception as error:
-        message = f"{key}: {node['_target_']} refused: {type(error).__name__}: {error}"
-        raise RunError(message + _fetch_by_hand(target, arguments, error)) from error
+        raise Refused(key, node, error, _fetch_by_hand(target, arguments, error)) from error
+
+
+class Refused(RunError):
+    """A callable did not take its arguments; `key` and `node` say which, `cause` what it said."""
+
+    def __init__(self, key: str, node: Mapping[str, Any], cause: Exception, remedy: str = "") -> None:
+        self.key, self.node, self.cause = key, node, cause
+        self.said = f"{type(cause).__name__}: {cause}"
+        super().__init__(f"{key}: {node['_target_']} refused: {self.said}{remedy}")
 
 
 def _fetch_by_hand(target: Any, arguments: Mapping[str, Any], error: Exception) -> str:

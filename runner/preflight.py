@@ -3,7 +3,10 @@
 Plain meta tensors have shapes and dtypes but no numbers, so even a large model is built and run in a moment.
 """
 
-from collections.abc import Iterator
+import inspect
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,15 +16,17 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from runner import build, rng
+from runner import device as devices
 from runner.config.schema import Config, Sample
-from runner.errors import Mistake, RunError
+from runner.errors import ConfigError, Mistake, RunError
+from runner.schedule import Duration
 
 STEPS_PER_EPOCH = 100  # a stand-in: the data is not touched yet
 
 
 @dataclass
 class Preflight:
-    """What was found: the model and a batch of one sample on the meta device, if possible; mistakes; notes."""
+    """What was found: the model and a batch of two samples on the meta device, if possible; mistakes; notes."""
 
     model: nn.Module | None = None
     batch: Any = None
@@ -35,22 +40,49 @@ class Preflight:
             return {name: self.batch[member] for name, member in place.items()}
         return [self.batch[member] for member in place] if isinstance(place, list) else self.batch[place]
 
+    def one_sample(self, config: Config) -> Any:
+        """The same for a batch of one."""
+        inputs = self.inputs(config)
+        if isinstance(inputs, dict):
+            return {name: member[:1] for name, member in inputs.items()}
+        return [member[:1] for member in inputs] if isinstance(inputs, list) else inputs[:1]
+
     @contextmanager
     def catching(self, key: str) -> Iterator[None]:
         """Turn what a constructor refuses into a mistake."""
         try:
             yield
-        except RunError as error:
-            at, _, rest = str(error).partition(": ")
-            self.mistakes.append(Mistake(at if at.startswith(key) else key, rest or str(error)))
-        except (ValueError, TypeError) as error:
-            self.mistakes.append(Mistake(key, str(error)))
+        except build.Refused as error:
+            self.mistakes.append(refusal(error))
+        except ConfigError as error:
+            self.mistakes += error.mistakes
+        except (RunError, ValueError, TypeError, ArithmeticError) as error:
+            self.mistakes.append(Mistake(key, f"is refused ({type(error).__name__}: {error})"))
+
+
+def refusal(error: build.Refused) -> Mistake:
+    """What a constructor refused, at the argument that its message speaks of by name or by value, if that is one."""
+    words = set(re.findall(r"[^\s:,;=()'\"`]+", str(error.cause)))
+    scalars = {name: value for name, value in error.node.items() if isinstance(value, bool | int | float | str)}
+    scalars.pop("_target_", None)
+    named = {name for name in scalars if name in words}
+    valued = {name for name, value in scalars.items() if str(value) in words}
+    for candidates in (named & valued, valued, named):
+        if len(candidates) == 1:
+            name = candidates.pop()
+            return Mistake(f"{error.key}.{name}", f"is refused ({error.said})", scalars[name])
+    return Mistake(error.key, f"is refused ({error.said})", error.node["_target_"])
 
 
 def preflight(config: Config, trust: build.Trust = ()) -> Preflight:
     """Build model, loss, metrics, optimizer, scheduler; send a sample of zeros through transforms, model, loss."""
     found = Preflight()
     cpu = torch.device("cpu")
+    try:
+        devices.choose(config.device.type)
+    except ValueError as error:
+        remedy = "take `device.type=auto` or `cpu`"
+        found.mistakes.append(Mistake("device.type", f"cannot be had ({error})", config.device.type, remedy=remedy))
     with rng.isolated():
         found.model = _meta_model(config, found, trust)
         loss = None
@@ -72,11 +104,11 @@ def _meta_model(config: Config, found: Preflight, trust: build.Trust) -> nn.Modu
     try:
         with torch.device("meta"):
             model: nn.Module = build.component(config.model, "model", trust=trust)
-    except RunError as error:
-        if _about_meta(error.__cause__):
-            found.notes.append(f"the model cannot be built on the meta device ({error.__cause__})")
+    except build.Refused as error:
+        if _about_meta(error.cause):
+            found.notes.append(f"the model cannot be built on the meta device ({error.said})")
         else:
-            found.mistakes.append(Mistake("model", str(error).removeprefix("model: ")))
+            found.mistakes.append(refusal(error))
         return None
     return model
 
@@ -96,8 +128,17 @@ def _check_optimizer(config: Config, model: nn.Module, found: Preflight, trust: 
         return
     with found.catching("optimizer"):
         optimizer = build.component(config.optimizer, "optimizer", stand_ins, trust=trust)
-        with found.catching("scheduler"):
-            build.make_schedule(config, optimizer, STEPS_PER_EPOCH, 10 * STEPS_PER_EPOCH, trust)
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            rule = "needs a closure at each step, which is not built yet"
+            found.mistakes.append(Mistake("optimizer._target_", rule, config.optimizer["_target_"]))
+            return
+        with found.catching("scheduler"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            steps = Duration.parse(config.train.duration).steps(STEPS_PER_EPOCH)
+            schedule = build.make_schedule(config, optimizer, STEPS_PER_EPOCH, steps, trust)
+            schedule.step()  # some arguments are refused at the first step only
+            schedule.epoch()
 
 
 def zeros(sample: Sample) -> Any:
@@ -111,7 +152,7 @@ def zeros(sample: Sample) -> Any:
 
 
 def _sample_batch(config: Config, found: Preflight, trust: build.Trust) -> Any:
-    """A sample of zeros, transformed on the CPU and collated, on the meta device."""
+    """Two samples of zeros, transformed on the CPU and collated, on the meta device."""
     stated = config.dataset.sample
     if stated is None:
         found.notes.append(
@@ -129,15 +170,15 @@ def _sample_batch(config: Config, found: Preflight, trust: build.Trust) -> Any:
         try:
             pipeline = build.make_pipeline(config, which, trust)
             transformed = pipeline.apply(sample)
-        except RunError as error:
-            found.mistakes.append(Mistake(*str(error).split(": ", 1)))
+        except build.Refused as error:
+            found.mistakes.append(refusal(error))
             return None
         except Exception as error:  # noqa: BLE001  a user's transform may raise anything
             rule = f"refuses a sample of zeros: {type(error).__name__}: {error}"
             found.mistakes.append(Mistake(f"transform.{which}", rule))
             return None
     try:
-        batch = default_collate([transformed])
+        batch = default_collate([transformed, transformed])
     except TypeError:
         found.notes.append("the transformed sample is no tensor, so model and loss meet the first real batch first")
         return None
@@ -153,26 +194,60 @@ def _to_meta(batch: Any) -> Any:
 
 
 def _try_step(config: Config, found: Preflight, loss: Any, trust: build.Trust) -> None:
-    assert found.model is not None
+    """Send the batch through the model, and through the step; whose fault an error is shows in which of them raises."""
+    model = found.model
+    assert model is not None
     step = build.component(config.step, "step", trust=trust, call=False)
-    training = found.model.training
-    found.model.eval()
+    training = model.training
+    model.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # whatever is to be said of the real data is said when it comes
+        try:
+            if config.step["_target_"] == "runner.step.supervised":
+                _trying(found, "model", "refuses", lambda: call(model, found.inputs(config)))
+            if not found.mistakes:
+                on_meta = loss.to("meta") if isinstance(loss, nn.Module) else loss
+                outcome = _trying(found, "loss", "or the step refuses", lambda: step(found.batch, model, on_meta))
+                _check_outcome(found, outcome)
+        finally:
+            model.train(training)
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """The model's output for a tensor, a list of arguments, or a mapping of named ones."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, list) else model(inputs)
+
+
+def _trying(found: Preflight, key: str, verb: str, action: Callable[[], Any]) -> Any:
     try:
-        on_meta = loss.to("meta") if isinstance(loss, nn.Module) else loss
-        outcome = step(found.batch, found.model, on_meta)
-        value = outcome["loss"]
-        if value.numel() != 1:
-            rule = f"must give one number to call backward on, but the step's loss has the shape {list(value.shape)}"
-            found.mistakes.append(Mistake("loss", rule))
+        return action()
     except Exception as error:  # noqa: BLE001  a user's model may raise anything
+        said = f"{type(error).__name__}: {error}"
         if _about_meta(error):
-            found.notes.append(f"the model does not run on the meta device ({type(error).__name__}: {error})")
+            found.notes.append(
+                f"the {key} does not run on the meta device ({said}); it meets the first real batch first"
+            )
         else:
-            shapes = ", ".join(_shapes(found.batch))
-            rule = f"model and loss refuse a batch of one sample ({shapes}): {type(error).__name__}: {error}"
-            found.mistakes.append(Mistake("model", rule))
-    finally:
-        found.model.train(training)
+            found.mistakes.append(
+                Mistake(key, f"{verb} a batch of two samples ({', '.join(_shapes(found.batch))}): {said}")
+            )
+        return None
+
+
+def _check_outcome(found: Preflight, outcome: Any) -> None:
+    if outcome is None:
+        return
+    if not isinstance(outcome, Mapping) or "loss" not in outcome:
+        found.mistakes.append(
+            Mistake("step", f"must return a mapping with `loss`, but returns {type(outcome).__name__}")
+        )
+    elif outcome["loss"].numel() != 1:
+        shape = list(outcome["loss"].shape)
+        found.mistakes.append(
+            Mistake("loss", f"must give one number to call `backward` on, but gives the shape {shape}")
+        )
 
 
 def _shapes(batch: Any) -> list[str]:

@@ -178,7 +178,7 @@ def introduce(run: Run, config: Config, found: Preflight | None, *, resume: bool
     """Say what is about to be trained: the model's table, how batches are made, where."""
     if found is not None:
         if config.log.model_table and found.model is not None and found.batch is not None:
-            run.log.say(model_table(found.model, found.inputs(config)))
+            run.log.say(model_table(found.model, found.one_sample(config)))
         for note in found.notes:
             run.log.say(f"note: {note}")
     for name, split in run.splits.items():

@@ -1,0 +1,48 @@
+"""What a constructor or a shape refuses is said before a run directory exists."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WRONG = [
+    ("optimizer.lr=-1", "optimizer.lr is refused (ValueError: Invalid learning rate: -1)", "argument `optimizer.lr=-1`"),
+    ("optimizer.momentum=-2", "optimizer.momentum is refused", "argument `optimizer.momentum=-2`"),
+    ("model.width=-4", "model.width is refused", "argument `model.width=-4`"),
+    ("scheduler.T_max=0", "scheduler is refused (ZeroDivisionError", "conf/scheduler/cosine.yaml"),
+    ("loss.reduction=none", "loss must give one number", "conf/loss/cross_entropy.yaml"),
+    ("loss.label_smoothing=3", "loss or the step refuses", "label_smoothing must be between"),
+    ("model=lenet", "model refuses a batch of two samples (0: [2, 1, 8, 8] torch.float32", "argument `model=lenet`"),
+    ("model.image_size=12", "model refuses", "small_cnn.yaml"),
+    ("loss=mse", "loss or the step refuses", "argument `loss=mse`"),
+    ("device.type=cuda:99", "device.type cannot be had", "argument `device.type=cuda:99`"),
+    ("dataset.sample={shape:[1,9,9],dtype:float32} model.image_size=12", "model refuses", "[2, 1, 9, 9]"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "rule", "where"), WRONG, ids=[wrong[0] for wrong in WRONG])
+def test_refused_before_anything_exists(runner: Callable[..., Any], overrides: str, rule: str, where: str) -> None:
+    """One mistake, with its rule and its place; exit status 2; no directory."""
+    ran = runner(*overrides.split())
+
+    assert ran.status == 2
+    assert rule in ran.err
+    assert where in ran.err
+    assert ran.err.rstrip().endswith("1 mistake.")
+    assert not Path("outputs").exists()
+
+
+def test_the_random_state_is_left_alone(runner: Callable[..., Any]) -> None:
+    """Preflight draws nothing: without it the weights are the same (the table comes from it)."""
+    short = ("train.duration=2st", "dataset.limit=64", "device=cpu")
+
+    assert runner(*short).result["weights_sha256"] == runner(*short, "dataset.sample=null").result["weights_sha256"]
+
+
+def test_a_sample_unknown_is_said(runner: Callable[..., Any]) -> None:
+    """Where the dataset states no sample, one line says so and the run goes on."""
+    ran = runner("debug=noop", "dataset.sample=null", "device=cpu")
+
+    assert ran.status == 0
+    assert "note: the dataset states no `sample`" in ran.out
