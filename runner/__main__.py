@@ -18,14 +18,14 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "why": "runner.verbs.why",
     "resume": "runner.verbs.resume",
     "evaluate": "runner.verbs.evaluate",
+    "explain": "runner.verbs.explain",
+    "audit": "runner.verbs.audit",
+    "convert": "runner.verbs.convert",
 }
 PLANNED = (
     "show",
-    "explain",
-    "audit",
     "report",
     "promote",
-    "convert",
     "replay",
     "diff",
     "blame",

@@ -5,6 +5,8 @@ import hashlib
 import json
 import math
 import re
+import shutil
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,6 +19,11 @@ from runner import files
 from runner.errors import RunError
 
 MANIFEST = "manifest.json"
+BACKGROUND_BYTES = 10_000_000  # smaller ones take milliseconds: a thread and a copy would cost more than they save
+
+
+class SaveError(RunError):
+    """A checkpoint could not be written; the earlier ones are as they were."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +54,8 @@ class Checkpoints:
         mode: Literal["min", "max"] = "min",
         warn: Callable[[str], None] = warnings.warn,
     ) -> None:
-        self.folder, self.keep, self.mode, self._warn = folder, keep, mode, warn
+        self.folder, self.keep, self.mode, self.warn = folder, keep, mode, warn
+        self._saving: _Saving | None = None
         committed = _read_manifest(folder)
         self._entries = committed or []
         # Without a manifest, what lies there may be all that somebody has: it is never deleted.
@@ -65,22 +73,54 @@ class Checkpoints:
         """The checkpoint with the best finite metric, the earliest of equals."""
         return self._best(self._entries)
 
-    def save(self, state: dict[str, Any], step: int, metric: float | None) -> Path:
-        """Write `state` as `step_<step>.pt`, enter it in the manifest, set the links, drop what is too many.
+    def save(self, state: dict[str, Any], step: int, metric: float | None, *, background: bool = False) -> None:
+        """Write `state` as `step_<step>.pt`, read it back, enter it in the manifest, set the links, drop the old ones.
 
         Whatever instant the machine stops at, the manifest names whole files only. Entries after `step` belong to a
         future that was abandoned (a resume from an older checkpoint), and go.
 
+        With `background`, a state of over BACKGROUND_BYTES is copied and then written by a thread, to the same bytes;
+        what goes wrong there is raised by the next `save`, `load` or `wait`. At most one is under way.
+
         Raises:
             RunError: `state` holds something that is not plain (see `plain`); nothing was written.
-            OSError: the disk is full, the folder not writable; the earlier checkpoints are as they were.
+            SaveError: the disk is full, the folder not writable; the earlier checkpoints are as they were.
         """
-        state = plain(state)
+        self.wait()
+        size = size_of(state)
+        if background and size >= BACKGROUND_BYTES:
+            state = plain(state, copy=True)
+            self._saving = _Saving(lambda: self._commit(state, step, metric, size))
+        else:
+            self._commit(plain(state), step, metric, size)
+
+    def wait(self) -> None:
+        """Return when no save is under way.
+
+        Raises:
+            SaveError: the one under way failed.
+        """
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def _commit(self, state: dict[str, Any], step: int, metric: float | None, size: int) -> None:
+        file = self._free_name(step)
+        try:
+            self._write(state, file, step, metric)
+        except OSError as error:
+            whole = f"; the checkpoint of step {self._entries[-1].step} is whole" if self._entries else ""
+            raise SaveError(
+                f"{self.folder / file} could not be written ({error.strerror or error}): it needs {size:,} bytes, and "
+                f"{_free_bytes(self.folder)} are free there{whole}"
+            ) from error
+
+    def _write(self, state: dict[str, Any], file: str, step: int, metric: float | None) -> None:
         if not self.folder.exists():
             self.folder.mkdir()
             files.sync_folder(self.folder.parent)
-        file = self._free_name(step)
         sha256 = files.write_atomic(self.folder / file, lambda out: torch.save(state, out))
+        files.read_back(self.folder / file, sha256)  # before an older one may go
         entries = [e for e in self._entries if e.step < step] + [Entry(file, step, metric, sha256)]
         best = self._best(entries)
         entries = [e for e in entries if e in entries[-self.keep :] or e == best]
@@ -93,7 +133,6 @@ class Checkpoints:
             files.remove(self.folder / "best.pt")  # that of an abandoned future
         files.sync_folder(self.folder)
         self._drop_unlisted()
-        return self.folder / file
 
     def load(self, which: str | Path = "last", map_location: Any = "cpu") -> dict[str, Any]:
         """The state of the `last` or the `best` checkpoint or of a file, its SHA-256 verified.
@@ -104,6 +143,7 @@ class Checkpoints:
         Raises:
             RunError: there is none, or none is whole.
         """
+        self.wait()
         if which == "last":
             return self._load_newest_whole(map_location)
         if which == "best":
@@ -113,7 +153,7 @@ class Checkpoints:
         path = Path(which).resolve()
         committed = _read_manifest(path.parent)
         if committed is None:
-            self._warn(f"{path} is read unverified: there is no {MANIFEST} beside it")
+            self.warn(f"{path} is read unverified: there is no {MANIFEST} beside it")
             return _tensors(path, map_location, None)
         for entry in committed:
             if entry.file == path.name:
@@ -126,12 +166,12 @@ class Checkpoints:
         newest = self._entries[-1].step if self._entries else -1
         for path in sorted(self.folder.glob("step_*.pt")):
             if path.name not in listed and _step_of(path) > newest:
-                self._warn(f"{path} was never committed (its save was cut short): it is passed over")
+                self.warn(f"{path} was never committed (its save was cut short): it is passed over")
         for entry in reversed(self._entries):
             try:
                 return _tensors(self.folder / entry.file, map_location, entry.sha256)
             except RunError as error:
-                self._warn(f"checkpoint of step {entry.step} is passed over: {error}")
+                self.warn(f"checkpoint of step {entry.step} is passed over: {error}")
         raise RunError(f"{self.folder} holds no {'whole' if listed else 'committed'} checkpoint")
 
     def _best(self, entries: list[Entry]) -> Entry | None:
@@ -154,22 +194,69 @@ class Checkpoints:
                 files.remove(path)
 
 
-def plain(state: Any) -> Any:
+class _Saving:
+    """A save in a thread of its own, which a normal end of the process waits for."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="checkpoint")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except Exception as error:  # noqa: BLE001  raised again where it is waited for
+            self._error = error
+
+    def result(self) -> None:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
+def size_of(state: Any) -> int:
+    """The bytes of all tensors in plain containers."""
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    if isinstance(state, dict):
+        return sum(map(size_of, state.values()))
+    return sum(map(size_of, state)) if isinstance(state, list | tuple) else 0
+
+
+def _free_bytes(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder if folder.exists() else folder.parent).free:,}"
+    except OSError:
+        return "unknown"
+
+
+def plain(state: Any, *, copy: bool = False) -> Any:
     """A copy of `state` that `torch.load(weights_only=True)` opens, and whose bytes depend on its values alone.
 
     Dictionaries, lists, tuples, strings, numbers, None and tensors (moved to the CPU, detached; one that stands in
-    several places stays one; a view is cut out of what it looks into). On the CPU tensors are not copied.
+    several places stays one; a view is cut out of what it looks into). On the CPU tensors are not copied, unless `copy`
+    asks for it.
 
     Raises:
         RunError: something else is in it; names its key.
     """
-    return _Plain().copy(state, "")
+    worker = _Plain(copy=copy)
+    result = worker.copy(state, "")
+    worker.finish()
+    return result
 
 
 class _Plain:
-    def __init__(self) -> None:
+    def __init__(self, *, copy: bool) -> None:
+        self.copies = copy
         self.strings: dict[str, str] = {}  # pickle writes a repeated string once only if it is the same object
         self.tensors: dict[tuple[Any, ...], torch.Tensor] = {}
+        self.devices: set[torch.device] = set()  # that copies are on their way from
+
+    def finish(self) -> None:
+        for device in self.devices:
+            torch.cuda.current_stream(device).synchronize()
 
     def copy(self, value: Any, key: str) -> Any:
         kind = type(value)
@@ -206,10 +293,16 @@ class _Plain:
         where = (value.untyped_storage()._cdata, value.storage_offset())  # noqa: SLF001  the storage's identity
         same = (*where, value.shape, value.stride(), value.dtype)
         if same not in self.tensors:
-            copy = value.detach().cpu()
-            partial = copy.untyped_storage().nbytes() != copy.numel() * copy.element_size()
-            self.tensors[same] = copy.clone() if partial else copy
+            self.tensors[same] = self.on_cpu(value.detach())
         return self.tensors[same]
+
+    def on_cpu(self, value: torch.Tensor) -> torch.Tensor:
+        if value.is_cuda:  # into pinned memory, all of them at once
+            self.devices.add(value.device)
+            return torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
+        copy = value.cpu()
+        partial = copy.untyped_storage().nbytes() != copy.numel() * copy.element_size()
+        return copy.clone() if partial or (self.copies and copy is value) else copy
 
 
 def _tensors(path: Path, map_location: Any, sha256: str | None) -> dict[str, Any]:

@@ -47,3 +47,9 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def describe(device: torch.device) -> dict[str, str]:
+    """The kind of a device, which its numbers depend on: its type, and the model of a GPU."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"type": device.type, "name": name}

@@ -21,7 +21,7 @@ class Mistake:
         key: the full key, `train.duration`.
         rule: what must hold, in words: `must be at least 1`.
         value: what it is; `ABSENT` where there is nothing.
-        where: `conf/experiment/mine.yaml:7`, ``argument `train.epocs=3` `` or `schema.py:120`; more after a comma or in brackets.
+        where: `conf/experiment/mine.yaml:7`, ``argument `train.epocs=3` `` or `schema.py:120`; more places in brackets.
         remedy: what to do: ``did you mean `train.duration`?`` or the lines to paste.
         suggestion: the nearest right name or value alone, for programs; empty where there is none.
     """
@@ -81,7 +81,7 @@ class RunError(RuntimeError):
     """What only a download, the data or a device could show, in one paragraph. Exit status 1."""
 
 
-class Stopped(Exception):  # noqa: N818  asked for, no error
+class Stopped(Exception):  # asked for, no error
     """The run was asked to stop and has saved. Exit status 130 after Ctrl-C, else 75."""
 
     def __init__(self, signum: int) -> None:

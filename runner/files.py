@@ -66,6 +66,19 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> str:
     return file.digest.hexdigest()
 
 
+def read_back(path: Path, sha256: str) -> None:
+    """Read a file from the disk, where the system lets go of its copy in memory, and compare its SHA-256.
+
+    Raises:
+        OSError: it is not what was written.
+    """
+    with path.open("rb") as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise OSError(errno.EIO, "the disk does not give back what was written", str(path))
+
+
 def write_text(path: Path, text: str) -> str:
     """Make or replace a UTF-8 text file; see `write_atomic`."""
 

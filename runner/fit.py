@@ -5,7 +5,8 @@ Nothing here waits for the device but a log line, an evaluation and a save.
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,9 +14,12 @@ from torch import Tensor
 
 from runner import device as devices
 from runner import rng
+from runner.checkpoint import SaveError
 from runner.errors import RunError
+from runner.freeze import thaw
+from runner.numerics import Fault, infinite_buffers, name_of, not_finite, tensors_of
 from runner.schedule import Duration, next_due
-from runner.state import Losses, Run, state
+from runner.state import Losses, Run, sampler_state, state
 
 
 def fit(run: Run) -> None:
@@ -24,14 +28,17 @@ def fit(run: Run) -> None:
     losses, train_metrics, stop = run.losses, list(run.metrics["train"].values()), run.stop
     if progress.step == 0:
         rng.seed_all(rng.key(run.seed, "train"))
+    run.infinite_buffers = infinite_buffers(model)
     model.train()
+    thaw_if_due(run)
     run.clock.start()
     run.started_at = progress.step
+    run.paused_at = progress.step - progress.evaluation_pending
     run.logged = (progress.step, time.perf_counter())
     due = pause(run) if progress.evaluation_pending else _next_pause(run)
     while progress.step < run.total_steps and stop.signal is None:
-        begun_at = progress.step
-        for batch in run.splits["train"].batches(progress.epoch, progress.batch):
+        begun_at = (progress.step, progress.epoch)
+        for batch in batches(run):
             outcome = step(batch, model, loss)
             outcome["loss"].backward()
             optimizer.step()
@@ -51,10 +58,38 @@ def fit(run: Run) -> None:
         else:  # the end of the data; of unknown length where the epoch has not ended yet
             if progress.batch:
                 end_epoch(run)
-        if progress.step == begun_at:
+        if (progress.step, progress.epoch) == begun_at and stop.signal is None:
             message = "an epoch of the train split has no batch (fewer samples than loader.batch_size with drop_last?)"
             raise RunError(message)
+    finish(run)
+
+
+def finish(run: Run) -> None:
+    """Nothing is left to train, or a signal came: what was not looked at yet, and the save under way."""
+    if run.progress.step > run.paused_at and run.stop.signal is None:  # the last steps were left out
+        pause(run)
     run.clock.pause()
+    settle(run)
+
+
+def batches(run: Run) -> Iterator[Any]:
+    """What is left of the epoch, without the batches that a fault made the run leave out."""
+    progress = run.progress
+    run.sampler_state = sampler_state(run)  # an epoch under way is drawn again from here
+    coming: Iterator[Any] = run.splits["train"].batches(progress.epoch, progress.batch)
+    left_out = {batch: counts for epoch, batch, counts in progress.left_out if epoch == progress.epoch}
+    return _without(left_out, coming, run) if left_out else coming
+
+
+def _without(left_out: Mapping[int, int], coming: Iterator[Any], run: Run) -> Iterator[Any]:
+    for batch in coming:
+        if run.progress.batch not in left_out:
+            yield batch
+            continue
+        if left_out[run.progress.batch]:  # a step without an update
+            run.progress.step += 1
+            run.schedule.step()
+        run.progress.batch += 1
 
 
 def end_epoch(run: Run) -> None:
@@ -70,18 +105,32 @@ def end_epoch(run: Run) -> None:
 
 
 def _next_pause(run: Run) -> int:
+    if run.check_finite == "every_step":
+        return run.progress.step + 1
     rhythms = (run.log_every, run.evaluate_every, run.checkpoint_every)
     due = [next_due(every, run.progress.step, run.steps_per_epoch) for every in rhythms]
+    if run.thaw_at is not None and run.progress.step < run.thaw_at:
+        due.append(run.thaw_at)
     return min([run.total_steps, *[step for step in due if step is not None]])
 
 
+def thaw_if_due(run: Run) -> None:
+    """Let what was frozen for a time train from the step on that `freeze.until` names."""
+    if run.thaw_at is not None and run.progress.step >= run.thaw_at:
+        thaw(run.model, run.frozen)
+
+
 def _is_due(run: Run, every: Duration | None) -> bool:
-    return next_due(every, run.progress.step - 1, run.steps_per_epoch) == run.progress.step
+    due = next_due(every, run.paused_at, run.steps_per_epoch)
+    return due is not None and due <= run.progress.step
 
 
 def pause(run: Run) -> int:
     """Log, evaluate, save, whichever is due after this step; the step at which to pause next."""
     progress, at_end = run.progress, run.progress.step >= run.total_steps
+    if run.check_finite == "every_step":
+        check_losses(run)
+        check_state(run)
     if run.losses.sizes and (at_end or _is_due(run, run.log_every)):
         log_line(run)
     improved = False
@@ -91,6 +140,8 @@ def pause(run: Run) -> int:
     rhythm = run.checkpoint_every is not None and (improved or _is_due(run, run.checkpoint_every))
     if at_end or stopping or rhythm:
         save(run)
+    thaw_if_due(run)
+    run.paused_at = progress.step
     return _next_pause(run)
 
 
@@ -98,15 +149,17 @@ def log_line(run: Run) -> None:
     """Read the losses since the last line (the one wait for the device), check them, write them.
 
     Raises:
-        RunError: a loss is not finite.
+        Fault: a loss is not finite.
     """
     progress = run.progress
     check_losses(run)
     logged = {"train/loss": run.losses.mean()}
     for name, metric in run.metrics["train"].items():
         logged |= flat(f"train/{name}", metric.compute())
-        metric.reset()
-    run.losses.clear()
+    if _is_due(run, run.log_every):  # else it is the last line; a run that is prolonged goes on with what it has
+        for metric in run.metrics["train"].values():
+            metric.reset()
+        run.losses.clear()
     progress.last |= logged
     now = time.perf_counter()
     speed = (progress.step - run.logged[0]) / (now - run.logged[1])
@@ -118,18 +171,24 @@ def log_line(run: Run) -> None:
 
 
 def check_losses(run: Run) -> None:
-    """Raise RunError with the step of the first loss that is not finite (unless `train.check_finite` is off)."""
+    """Raise Fault with the step of the first loss that is not finite (unless `train.check_finite` is off)."""
     if run.check_finite == "off":
         return
     values = run.losses.read()
     for offset, value in enumerate(values, start=1):
         if not math.isfinite(value):
             step = run.progress.step - len(values) + offset
-            message = (
-                f"the loss became {value} at step {step}. Often the learning rate is too high; "
-                "look at train/loss before that step in metrics.jsonl. (train.check_finite=off goes on all the same.)"
-            )
-            raise RunError(message)
+            raise Fault(f"the loss became {name_of(value)} at step {step}", step)
+
+
+def check_state(run: Run) -> None:
+    """Raise Fault where a parameter, a buffer or the optimizer's state is not finite (unless the check is off)."""
+    if run.check_finite == "off":
+        return
+    bad = not_finite(tensors_of(run.model, run.optimizer, skip=run.infinite_buffers))
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise Fault(f"at step {run.progress.step} {bad[0]}{more} is not finite", run.progress.step)
 
 
 def evaluate_and_compare(run: Run) -> bool:
@@ -146,7 +205,8 @@ def evaluate_and_compare(run: Run) -> bool:
             progress.last |= values
             progress.evaluated_at = progress.step
             run.log.evaluated(progress.step, progress.epoch, values)
-            run.schedule.evaluated(progress.last)
+            if _is_due(run, run.evaluate_every):  # else it is the end; a run that is prolonged never had it
+                run.schedule.evaluated(progress.last)
         devices.synchronize(run.device)
     run.clock.evaluating += time.perf_counter() - begun
     run.clock.start()
@@ -206,13 +266,39 @@ def flat(name: str, value: Any) -> dict[str, float]:
 
 
 def save(run: Run) -> None:
-    """Commit a checkpoint of this instant, unless a loss not logged yet is not finite."""
+    """Commit a checkpoint of this instant, if all of it is finite.
+
+    Raises:
+        Fault: something is not; no checkpoint is written.
+        SaveError: the disk refused, and `train.on_save_error` is `stop`.
+    """
     run.clock.pause()
     begun = time.perf_counter()
     check_losses(run)
+    check_state(run)
     run.log.sync()  # what the checkpoint says was logged must be on the disk before it
     best = run.progress.best
     metric = best["objective"] if best is not None and best["step"] == run.progress.step else None
-    run.checkpoints.save(state(run), run.progress.step, metric)
+    with saving(run):
+        run.checkpoints.save(state(run), run.progress.step, metric, background=True)
     run.clock.saving += time.perf_counter() - begun
     run.clock.start()
+
+
+def settle(run: Run) -> None:
+    """Wait for the save under way."""
+    begun = time.perf_counter()
+    with saving(run):
+        run.checkpoints.wait()
+    run.clock.saving += time.perf_counter() - begun
+
+
+@contextmanager
+def saving(run: Run) -> Iterator[None]:
+    """A save that the disk refuses ends the run, or is said, as `train.on_save_error` wants it."""
+    try:
+        yield
+    except SaveError as error:
+        if run.on_save_error == "stop":
+            raise
+        run.log.say(f"{error}. The run goes on (train.on_save_error=go_on)")

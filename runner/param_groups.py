@@ -39,7 +39,7 @@ def build_groups(
     """Sort the trainable parameters into groups: the first that matches takes a parameter, the rest is `default`.
 
     Args:
-        model: on any device, the meta device included. A tied parameter answers to each of its names, and is taken once.
+        model: on any device, meta included. A tied parameter answers to each of its names, and is taken once.
         groups: in order.
         optimizer: the class (or function) that the groups are for; its signature says which settings there are.
         settings: its arguments for all groups, without `params`.
@@ -60,6 +60,8 @@ def build_groups(
     parameters = [(n, p, names[id(p)]) for n, p in model.named_parameters()]
     trains = {name for name, parameter, _ in parameters if parameter.requires_grad or name in thawing}
     mistakes: list[Mistake] = []
+    if not parameters:
+        raise ConfigError([Mistake("model", "must have parameters to train")])
     if not trains:
         mistakes.append(Mistake("freeze.params", "must leave a parameter to train, but everything is frozen"))
     depth = depths(model) if any(group.layer_decay is not None for group in groups) else {}

@@ -6,7 +6,7 @@ Plain meta tensors have shapes and dtypes but no numbers, so even a large model 
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +15,14 @@ import torch
 from torch import nn
 from torch.utils.data import default_collate
 
-from runner import build, rng
+from runner import build, build_data, rng, surgery
 from runner import device as devices
+from runner.component import Refused, Trust, component
 from runner.config.schema import Config, Sample
 from runner.errors import ConfigError, Mistake, RunError
+from runner.freeze import Frozen, freeze
+from runner.init import Row, plan_rules
+from runner.pretrained import Plan
 from runner.schedule import Duration
 
 STEPS_PER_EPOCH = 100  # a stand-in: the data is not touched yet
@@ -30,6 +34,8 @@ class Preflight:
 
     model: nn.Module | None = None
     batch: Any = None
+    init_rows: list[Row] = field(default_factory=list)
+    pretrained: Plan | None = None
     mistakes: list[Mistake] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what is left for the first real batch to show, and why
 
@@ -52,7 +58,7 @@ class Preflight:
         """Turn what a constructor refuses into a mistake."""
         try:
             yield
-        except build.Refused as error:
+        except Refused as error:
             self.mistakes.append(refusal(error))
         except ConfigError as error:
             self.mistakes += error.mistakes
@@ -60,7 +66,7 @@ class Preflight:
             self.mistakes.append(Mistake(key, f"is refused ({type(error).__name__}: {error})"))
 
 
-def refusal(error: build.Refused) -> Mistake:
+def refusal(error: Refused) -> Mistake:
     """What a constructor refused, at the argument that its message speaks of by name or by value, if that is one."""
     words = set(re.findall(r"[^\s:,;=()'\"`]+", str(error.cause)))
     scalars = {name: value for name, value in error.node.items() if isinstance(value, bool | int | float | str)}
@@ -74,37 +80,55 @@ def refusal(error: build.Refused) -> Mistake:
     return Mistake(error.key, f"is refused ({error.said})", error.node["_target_"])
 
 
-def preflight(config: Config, trust: build.Trust = ()) -> Preflight:
-    """Build model, loss, metrics, optimizer, scheduler; send a sample of zeros through transforms, model, loss."""
+def preflight(config: Config, trust: Trust = (), wrong: Container[str] = ()) -> Preflight:
+    """Build model, loss, metrics, optimizer, scheduler; send a sample of zeros through transforms, model, loss.
+
+    `wrong` holds the top-level keys in which `check` found mistakes: what depends on these is left out.
+    """
     found = Preflight()
-    cpu = torch.device("cpu")
-    try:
-        devices.choose(config.device.type)
-    except ValueError as error:
-        remedy = "take `device.type=auto` or `cpu`"
-        found.mistakes.append(Mistake("device.type", f"cannot be had ({error})", config.device.type, remedy=remedy))
     with rng.isolated():
-        found.model = _meta_model(config, found, trust)
+        if not _any(wrong, "dataset", "loader", "transform"):
+            found.mistakes += build_data.mistakes(config, trust)
+        if "device" not in wrong:
+            _check_device(config, found)
+        if "metrics" not in wrong:
+            with found.catching("metrics"):
+                build.make_metrics(config, torch.device("cpu"), trust)
         loss = None
-        with found.catching("loss"):
-            loss = build.component(config.loss, "loss", trust=trust, call=False)
-        with found.catching("metrics"):
-            build.make_metrics(config, cpu, trust)
-        with found.catching("init"):
-            build.init_rules(config, trust)
-        if found.model is not None:
-            _check_optimizer(config, found.model, found, trust)
-        found.batch = _sample_batch(config, found, trust)
+        if "loss" not in wrong:
+            with found.catching("loss"):
+                loss = component(config.loss, "loss", trust=trust, call=False)
+        if "model" not in wrong:
+            found.model = _meta_model(config, found, trust)
+        groups: list[dict[str, Any]] | None = [{"params": [("stand-in", torch.empty(1, 1))]}]
+        if found.model is not None and not _any(wrong, "init", "pretrained", "freeze", "param_groups", "optimizer"):
+            groups = _check_surgery(config, found.model, found, trust)
+        if groups is not None and "optimizer" not in wrong:
+            _check_optimizer(config, groups, found, trust, schedule=not _any(wrong, "scheduler", "train"))
+        if not _any(wrong, "dataset", "transform", "step"):
+            found.batch = _sample_batch(config, found, trust)
         if found.model is not None and found.batch is not None and loss is not None:
             _try_step(config, found, loss, trust)
     return found
 
 
-def _meta_model(config: Config, found: Preflight, trust: build.Trust) -> nn.Module | None:
+def _any(wrong: Container[str], *keys: str) -> bool:
+    return any(key in wrong for key in keys)
+
+
+def _check_device(config: Config, found: Preflight) -> None:
+    try:
+        devices.choose(config.device.type)
+    except ValueError as error:
+        remedy = "take `device.type=auto` or `cpu`"
+        found.mistakes.append(Mistake("device.type", f"cannot be had ({error})", config.device.type, remedy=remedy))
+
+
+def _meta_model(config: Config, found: Preflight, trust: Trust) -> nn.Module | None:
     try:
         with torch.device("meta"):
-            model: nn.Module = build.component(config.model, "model", trust=trust)
-    except build.Refused as error:
+            model: nn.Module = component(config.model, "model", trust=trust)
+    except Refused as error:
         if _about_meta(error.cause):
             found.notes.append(f"the model cannot be built on the meta device ({error.said})")
         else:
@@ -118,27 +142,49 @@ def _about_meta(error: BaseException | None) -> bool:
     return isinstance(error, NotImplementedError) or "meta" in str(error).lower()
 
 
-def _check_optimizer(config: Config, model: nn.Module, found: Preflight, trust: build.Trust) -> None:
+def _check_surgery(config: Config, model: nn.Module, found: Preflight, trust: Trust) -> list[dict[str, Any]] | None:
+    """Match every pattern, read the keys of a checkpoint that is at hand; the optimizer's groups, if any."""
+    with found.catching("init"):
+        found.init_rows = plan_rules(model, surgery.init_rules(config, trust))
+    with found.catching("pretrained"):
+        found.pretrained = surgery.plan_pretrained(config, model, download=False)
+        if found.pretrained is None and config.pretrained.strategy != "none":
+            found.notes.append(f"the weights {config.pretrained.path} are not on this machine yet")
+    frozen = Frozen()
+    groups: list[dict[str, Any]] | None = None
+    with found.catching("freeze"):
+        frozen = freeze(model, config.freeze.params, norm_stats=config.freeze.norm_stats)
+    if config.freeze.until is not None and not config.freeze.params:
+        found.mistakes.append(Mistake("freeze.until", "has no effect without `freeze.params`", config.freeze.until))
+    with found.catching("param_groups"):
+        groups = surgery.make_groups(config, model, frozen, trust)
+    return groups  # noqa: RET504  None where that was refused
+
+
+def _check_optimizer(
+    config: Config, groups: list[dict[str, Any]], found: Preflight, trust: Trust, *, schedule: bool
+) -> None:
     """Empty CPU tensors stand for the parameters: fused optimizers refuse meta ones."""
     stand_ins = [
-        (name, nn.Parameter(torch.empty([0] * p.dim(), dtype=p.dtype))) for name, p in model.named_parameters()
+        group | {"params": [(name, nn.Parameter(torch.empty([0] * p.dim(), dtype=p.dtype))) for name, p in members]}
+        for group in groups
+        if (members := group["params"])
     ]
-    if not stand_ins:
-        found.mistakes.append(Mistake("model", "must have parameters to train", config.model["_target_"]))
-        return
     with found.catching("optimizer"):
-        optimizer = build.component(config.optimizer, "optimizer", stand_ins, trust=trust)
+        optimizer = component(config.optimizer, "optimizer", stand_ins, trust=trust)
         closure = inspect.signature(optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:
             rule = "needs a closure at each step, which is not built yet"
             found.mistakes.append(Mistake("optimizer._target_", rule, config.optimizer["_target_"]))
             return
+        if not schedule:
+            return
         with found.catching("scheduler"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             steps = Duration.parse(config.train.duration).steps(STEPS_PER_EPOCH)
-            schedule = build.make_schedule(config, optimizer, STEPS_PER_EPOCH, steps, trust)
-            schedule.step()  # some arguments are refused at the first step only
-            schedule.epoch()
+            rates = build.make_schedule(config, optimizer, STEPS_PER_EPOCH, steps, trust)
+            rates.step()  # some arguments are refused at the first step only
+            rates.epoch()
 
 
 def zeros(sample: Sample) -> Any:
@@ -151,7 +197,7 @@ def zeros(sample: Sample) -> Any:
     return torch.zeros(sample.shape or [], dtype=getattr(torch, sample.dtype or "float32"))
 
 
-def _sample_batch(config: Config, found: Preflight, trust: build.Trust) -> Any:
+def _sample_batch(config: Config, found: Preflight, trust: Trust) -> Any:
     """Two samples of zeros, transformed on the CPU and collated, on the meta device."""
     stated = config.dataset.sample
     if stated is None:
@@ -168,9 +214,9 @@ def _sample_batch(config: Config, found: Preflight, trust: build.Trust) -> Any:
     )
     for which in ("train", "eval"):
         try:
-            pipeline = build.make_pipeline(config, which, trust)
+            pipeline = build_data.make_pipeline(config, which, trust)
             transformed = pipeline.apply(sample)
-        except build.Refused as error:
+        except Refused as error:
             found.mistakes.append(refusal(error))
             return None
         except Exception as error:  # noqa: BLE001  a user's transform may raise anything
@@ -193,11 +239,11 @@ def _to_meta(batch: Any) -> Any:
     return batch.to("meta") if isinstance(batch, torch.Tensor) else batch
 
 
-def _try_step(config: Config, found: Preflight, loss: Any, trust: build.Trust) -> None:
+def _try_step(config: Config, found: Preflight, loss: Any, trust: Trust) -> None:
     """Send the batch through the model, and through the step; whose fault an error is shows in which of them raises."""
     model = found.model
     assert model is not None
-    step = build.component(config.step, "step", trust=trust, call=False)
+    step = component(config.step, "step", trust=trust, call=False)
     training = model.training
     model.eval()
     with warnings.catch_warnings():

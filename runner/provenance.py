@@ -9,10 +9,13 @@ import subprocess
 import sys
 import sysconfig
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
+from weakref import WeakKeyDictionary
+
+from runner.errors import Mistake
 
 GIT_SECONDS = 5.0  # a huge repository on a slow disk must not hold up the start
 DIFF_BYTES = 1 << 20
@@ -20,10 +23,13 @@ UNTRACKED_FILES = 200
 STANDARD_LIBRARY = sysconfig.get_path("stdlib") + "/"
 
 
-def collect(root: Path, *, command: Sequence[str], seed: int, data: Any = None, plan: Any = None) -> dict[str, Any]:
+def collect(
+    root: Path, *, command: Sequence[str], seed: int, data: Any = None, plan: Any = None, device: Any = None
+) -> dict[str, Any]:
     """All that can be known at the start of a run, as plain data; takes about 10 ms.
 
-    Recorded as given: the `command` line, the `seed`, the fingerprint of the `data`, the `plan` of making batches.
+    Recorded as given: the `command` line, the `seed`, the fingerprint of the `data`, the `plan` of making batches, the
+    `device` (its type and name).
     `root` is the working directory: its repository and its modules count. Threads are those that torch is set to.
     Nothing that is missing (git, /proc, a GPU) is an error.
     """
@@ -34,6 +40,7 @@ def collect(root: Path, *, command: Sequence[str], seed: int, data: Any = None, 
             "directory": str(root),
             "seed": seed,
             "threads": _threads(),
+            "device": device,
             "data": data,
             "plan": plan,
             "modules": modules(root),
@@ -62,10 +69,63 @@ def modules(root: Path) -> dict[str, Any]:
         path = getattr(module, "__file__", None) or ""
         if path.startswith(tuple(folders)) and (_is_ours(name) or not _is_installed(path)):
             with contextlib.suppress(OSError):
-                hashes[name] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+                hashes[name] = _source_hash(module, path)
     files = dict(sorted(hashes.items()))
     total = hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in files.items()).encode()).hexdigest()
     return {"total": total, "files": files}
+
+
+_HASHES: "WeakKeyDictionary[Any, str]" = WeakKeyDictionary()
+
+
+def _source_hash(module: Any, path: str) -> str:
+    """SHA-256 of a module's source as it was when first asked for: an edit while it runs changes nothing that runs."""
+    if module not in _HASHES:
+        _HASHES[module] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return _HASHES[module]
+
+
+# ---- what a resume compares
+
+COMPARED = ("modules", "versions", "threads", "device", "data", "plan")  # recorded anew by an inexact resume
+LIBRARIES = ("torch", "cuda", "torchvision", "numpy")
+ACCEPT = "accept other numbers with `--inexact`"
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any], *, random_eval: bool = False) -> list[Mistake]:
+    """What differs between two records so that numbers may: modules, libraries, device, threads, data, plan.
+
+    `random_eval` says that evaluation has transforms, so that its plan matters too. What one of the records does not
+    know is not compared.
+    """
+    found = []
+
+    def compare(key: str, was: Any, value: Any, remedy: str = "") -> None:
+        if was is not None and value is not None and was != value:
+            rule = f"must be as it was for the steps so far ({was})"
+            found.append(Mistake(key, rule, value, remedy=f"{remedy}{' or ' * bool(remedy)}{ACCEPT}"))
+
+    old, new = before["modules"]["files"], now["modules"]["files"]
+    for name in old:
+        if name in new and old[name] != new[name]:
+            rule = "must have the source that it had for the steps so far"
+            found.append(Mistake(f"module {name}", rule, remedy=f"put it back or {ACCEPT}"))
+    for name in LIBRARIES:
+        compare(f"version of {name}", before["versions"].get(name), now["versions"].get(name))
+    compare("device.threads", before["threads"], now["threads"])
+    compare("device.type", before.get("device"), now.get("device"))
+    for name, data in (before["data"] or {}).items():
+        compare(f"dataset ({name})", data, (now["data"] or {}).get(name))
+    for name, plan in (before["plan"] or {}).items():
+        if name == "train" or random_eval:
+            again = plan_kind((now["plan"] or {}).get(name, ""))
+            compare(f"loader (plan of {name})", plan_kind(plan), again, "put `loader` back as it was")
+    return found
+
+
+def plan_kind(plan: str) -> str:
+    """How batches are made, without where, by how many workers and why."""
+    return plan.partition(",")[0].partition(" on ")[0].partition(" (")[0]
 
 
 def _is_ours(name: str) -> bool:

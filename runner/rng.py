@@ -87,13 +87,17 @@ def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return x ^ (x >> _U64(31))
 
 
-def _hash(stream_key: int, counters: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+def _hash(stream_key: int | npt.NDArray[np.uint64], counters: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    keys = np.atleast_1d(np.asarray(stream_key, _U64))
     with np.errstate(over="ignore"):
-        return _mix(_mix(counters.astype(np.uint64) * _U64(0x9E3779B97F4A7C15)) ^ _mix(np.array([stream_key], _U64)))
+        return _mix(_mix(counters.astype(np.uint64) * _U64(0x9E3779B97F4A7C15)) ^ _mix(keys))
 
 
-def uniforms(stream_key: int, indices: npt.NDArray[np.int64], draws: int) -> torch.Tensor:
-    """Uniform numbers in [0, 1), float32, [len(indices), draws]: row i depends on (key, indices[i]) alone."""
+def uniforms(stream_key: int | npt.NDArray[np.uint64], indices: npt.NDArray[np.int64], draws: int) -> torch.Tensor:
+    """Uniform numbers in [0, 1), float32, [len(indices), draws]: row i depends on (key, indices[i]) alone.
+
+    `stream_key` may have a key for each row.
+    """
     rows = _hash(stream_key, indices)[:, None]
     with np.errstate(over="ignore"):
         words = _mix(rows + np.arange(1, draws + 1, dtype=np.uint64)[None] * _U64(0x9E3779B97F4A7C15))
@@ -101,5 +105,5 @@ def uniforms(stream_key: int, indices: npt.NDArray[np.int64], draws: int) -> tor
 
 
 def permutation(stream_key: int, length: int) -> npt.NDArray[np.int64]:
-    """A permutation of range(length), int64, the same on every platform and version (a sort of hashes)."""
-    return np.argsort(_hash(stream_key, np.arange(length)), kind="stable").astype(np.int64)
+    """A permutation of range(length), int64, the same on every platform and version (the order of unlike hashes)."""
+    return np.argsort(_hash(stream_key, np.arange(length))).astype(np.int64)

@@ -1,13 +1,14 @@
 """One run: from a checked config to a run directory with its result, also when it fails."""
 
 import hashlib
+import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,16 +18,21 @@ import torch
 import yaml
 from torch import Tensor
 
-from runner import build, fit, provenance
+from runner import build, faults, fit, provenance
+from runner import device as devices
+from runner.component import Trust
 from runner.config.check import resolved
 from runner.config.compose import Composed
+from runner.config.recorded import Continuation
 from runner.config.schema import Config
 from runner.data import Split
-from runner.errors import ConfigError
-from runner.files import Lock, write_json, write_text
+from runner.errors import ConfigError, Mistake, RunError
+from runner.examine import Examined
+from runner.files import Lock, remove, write_json, write_text
 from runner.log import Log, final_report
 from runner.model_table import model_table
-from runner.preflight import Preflight, preflight
+from runner.numerics import Fault
+from runner.preflight import Preflight
 from runner.state import Run, Stop, restore
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
@@ -52,6 +58,9 @@ def stopping(stop: Stop) -> Iterator[None]:
         if number == signal.SIGINT and stop.signal == signal.SIGINT:
             os._exit(EXIT_INTERRUPTED)
         stop.signal = number
+        again = "; Ctrl-C again leaves at once, with what is saved" if number == signal.SIGINT else ""
+        said = f"\n{signal.Signals(number).name}: stopping after this step{again}\n"
+        os.write(2, said.encode())  # `print` may be what was interrupted
 
     numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
     before = {number: signal.signal(number, handler) for number in numbers}
@@ -73,36 +82,30 @@ def weights_sha256(state_dict: Mapping[str, Any]) -> str:
 
 
 def train(
-    config: Config,
+    examined: Examined,
     composed: Composed,
     argv: Sequence[str],
-    trust: build.Trust,
-    make_folder: Callable[[str], Path],
+    trust: Trust,
+    folder: Path,
     began: float | None = None,
 ) -> Outcome:
-    """Preflight, make the run directory, train.
+    """Train a config without mistakes in a run directory of its own.
 
     Args:
-        config: the checked config.
-        composed: what it was checked from, which knows who set what.
+        examined: the config, and what the preflight found.
+        composed: what it was composed to.
         argv: the command line, for the record.
         trust: patterns of names trusted on the command line.
-        make_folder: makes the run directory from the config's `name`.
+        folder: the run directory; it exists.
         began: `time.perf_counter()` when the command was given.
-
-    Raises:
-        ConfigError: the preflight found mistakes; nothing was made.
     """
-    found = preflight(config, trust)
-    if found.mistakes:
-        raise ConfigError(composed.blame(found.mistakes))
     return launch(
-        config,
-        make_folder(config.name),
+        examined.config,
+        folder,
         unresolved=composed.unresolved_yaml,
         command=["python", "-m", "runner", *argv],
         trust=trust,
-        found=found,
+        found=examined.found,
         began=began,
     )
 
@@ -113,9 +116,10 @@ def launch(
     *,
     unresolved: str,
     command: Sequence[str],
-    trust: build.Trust = (),
+    trust: Trust = (),
     found: Preflight | None = None,
-    resume: bool = False,
+    again: Continuation | None = None,
+    inexact: bool = False,
     began: float | None = None,
 ) -> Outcome:
     """Train in a run directory that is ours.
@@ -127,45 +131,51 @@ def launch(
         command: the command line, for the record.
         trust: patterns of names trusted on the command line.
         found: what the preflight found, to be shown first.
-        resume: whether to continue from the newest checkpoint.
+        again: to continue: how the config compares with what the run was started with.
+        inexact: whether to continue although numbers may differ.
         began: `time.perf_counter()` when the command was given.
+
+    Raises:
+        ConfigError: another process is at work on it, or it cannot be continued exactly; nothing was touched.
     """
     began = time.perf_counter() if began is None else began
     stop, status = Stop(), EXIT_FAILED
     run: Run | None = None
     log: Log | None = None
     result: dict[str, Any] = {"status": "failed", "metrics": {}, "best": None, "objective": None, "steps": 0}
-    plain = resolved(config)
     with Lock(folder), stopping(stop):
         try:
-            (folder / ".hydra").mkdir(exist_ok=True)
-            write_text(folder / ".hydra" / "config.yaml", unresolved)
-            write_text(folder / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
-            try:
-                run = build.build(config, folder, plain, trust)
-            finally:
-                record(folder, config, command, run.splits if run is not None else {})
+            if again is None:
+                run = start(config, folder, unresolved, command, trust)
+                said: list[str] = []
+            else:
+                run, said = go_on(folder, again, command, trust, inexact=inexact)
             run.stop = stop
-            if resume and run.checkpoints.entries():
-                restore(run, run.checkpoints.load("last"))
-            run.log = log = Log(
-                folder,
-                tensorboard=config.log.tensorboard,
-                progress=config.log.progress,
-                total_steps=run.total_steps,
-                start_step=run.progress.step,
-            )
-            introduce(run, config, found, resume=resume)
+            log = open_log(run, config)
+            introduce(run, config, found, said)
             result["seconds_startup"] = time.perf_counter() - began
-            fit.fit(run)
+            while (fault := fit_to(run)) is not None:
+                run = faults.answer(
+                    run, fault, lambda: at_last_checkpoint(config, folder, trust, said), *answers_of(config)
+                )
+                run.stop = stop
+                log.close()
+                log = open_log(run, config)
             status = finish(run, result)
         except Exception as error:
+            if again is not None and isinstance(error, ConfigError):
+                raise
             result["error"] = f"{type(error).__name__}: {error}"
+            if isinstance(error, Fault):
+                result["fault"] = error.record()
             if log is None:  # a log that cuts nothing off
                 log = Log(folder, tensorboard=False, progress=False, total_steps=0, start_step=sys.maxsize)
             log.exception(error)  # noqa: TRY401  not a logger of the standard library
         if run is not None:
+            with suppress(RunError):  # the last save; what it would say comes too late
+                run.checkpoints.wait()
             result |= figures(run)
+        result |= inexact_steps(folder)
         result["seconds"] = time.perf_counter() - began
         write_json(folder / "result.json", result)
         assert log is not None
@@ -174,18 +184,139 @@ def launch(
     return Outcome(status, folder, result)
 
 
-def introduce(run: Run, config: Config, found: Preflight | None, *, resume: bool) -> None:
+def start(config: Config, folder: Path, unresolved: str, command: Sequence[str], trust: Trust) -> Run:
+    """A new run: write down what it is, build it, write down where it comes from."""
+    plain = resolved(config)
+    write_config(folder, plain, unresolved)
+    run: Run | None = None
+    try:
+        run = build.build(config, folder, plain, trust)
+    finally:
+        write_json(folder / "provenance.json", facts(config, command, run))
+    return run
+
+
+def write_config(folder: Path, plain: Mapping[str, Any], unresolved: str) -> None:
+    """`.hydra/config.yaml`, and then `config.yaml`, which makes the folder a run."""
+    (folder / ".hydra").mkdir(exist_ok=True)
+    write_text(folder / ".hydra" / "config.yaml", unresolved)
+    write_text(folder / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
+
+
+def go_on(
+    folder: Path, again: Continuation, command: Sequence[str], trust: Trust, *, inexact: bool
+) -> tuple[Run, list[str]]:
+    """The run as it was at its newest whole checkpoint, or as it began where there is none; and what is to be said.
+
+    Raises:
+        ConfigError: something differs from what it was, so that its numbers may; nothing was touched.
+    """
+    config = again.config
+    before = json.loads(record.read_text()) if (record := folder / "provenance.json").is_file() else None
+    if before is not None and config.loader.in_memory == "auto":  # the plan of making batches is kept
+        plan = provenance.plan_kind((before["plan"] or {}).get("train", ""))
+        if plan.startswith("sample by sample"):
+            config.loader.in_memory = False
+    said = [*again.notes]
+    run = at_last_checkpoint(config, folder, trust, said, again.rescheduled)
+    if not run.checkpoints.entries():
+        said.append("there is no checkpoint yet: it starts at step 0")
+        write_json(folder / "provenance.json", facts(config, command, run))
+    elif before is None:
+        raise ConfigError([Mistake("run", "has checkpoints, but no provenance.json to compare with", str(folder))])
+    else:
+        now = facts(config, command, run)
+        transforms = config.transform.eval
+        baseline = before | before.get("resumed", [{}])[-1].get("facts", {})
+        changes = [
+            *again.changes,
+            *provenance.changes(baseline, now, random_eval=any(node is not None for node in transforms.values())),
+        ]
+        if changes and not inexact:
+            raise ConfigError(changes)
+        said += [f"not exact from here on (--inexact): {change.key} {change.rule}" for change in changes]
+        write_json(folder / "provenance.json", with_resume(before, now, run.progress.step, changes))
+    remove(folder / "result.json")  # what it says is not so any more
+    write_config(folder, run.config, again.unresolved)
+    said.append(f"continues at step {run.progress.step:,}")
+    return run, said
+
+
+def with_resume(
+    before: Mapping[str, Any], now: Mapping[str, Any], step: int, changes: Sequence[Mistake]
+) -> dict[str, Any]:
+    """The record of a run with one more resume in it, at `step`."""
+    earlier = before.get("resumed", [])
+    entry: dict[str, Any] = {"time": now["time"], "command": now["command"], "step": step, "exact": not changes}
+    known = earlier[-1].get("facts") if earlier else None
+    if changes:
+        entry["changes"] = [change.as_json() for change in changes]
+        known = {name: now[name] for name in provenance.COMPARED}
+    return {**before, "resumed": [*earlier, entry | ({"facts": known} if known else {})]}
+
+
+def inexact_steps(folder: Path) -> dict[str, Any]:
+    """`inexact` for the result: the steps at which the run went on with something else than before."""
+    record = folder / "provenance.json"
+    resumed = json.loads(record.read_text()).get("resumed", []) if record.is_file() else []
+    steps = [entry["step"] for entry in resumed if not entry["exact"]]
+    return {"inexact": steps} if steps else {}
+
+
+def at_last_checkpoint(
+    config: Config, folder: Path, trust: Trust, said: list[str], rescheduled: Sequence[str] = ()
+) -> Run:
+    """A run built anew, its newest whole checkpoint loaded; `said` gets what there is to say about damaged ones."""
+    run = build.build(config, folder, resolved(config), trust)
+    run.checkpoints.warn = said.append
+    if run.checkpoints.entries():
+        restore(run, run.checkpoints.load("last"), rescheduled)
+    return run
+
+
+def answers_of(config: Config) -> tuple[str, int]:
+    """What to do after a fault, and how often."""
+    return config.train.on_fault, config.train.max_faults
+
+
+def open_log(run: Run, config: Config) -> Log:
+    """The log of the run from its step on; what the checkpoints have to say goes there too."""
+    run.log = Log(
+        run.folder,
+        tensorboard=config.log.tensorboard,
+        progress=config.log.progress,
+        total_steps=run.total_steps,
+        start_step=run.progress.step,
+    )
+    run.checkpoints.warn = run.log.say
+    run.on_save_error = config.train.on_save_error
+    return run.log
+
+
+def fit_to(run: Run) -> Fault | None:
+    """Train to the end, to a signal, or to a number that is none."""
+    try:
+        fit.fit(run)
+    except Fault as fault:
+        return fault
+    return None
+
+
+def introduce(run: Run, config: Config, found: Preflight | None, said: Sequence[str]) -> None:
     """Say what is about to be trained: the model's table, how batches are made, where."""
     if found is not None:
         if config.log.model_table and found.model is not None and found.batch is not None:
             run.log.say(model_table(found.model, found.one_sample(config)))
         for note in found.notes:
             run.log.say(f"note: {note}")
+    if run.pretrained is not None:
+        write_json(run.folder / "pretrained.json", run.pretrained.as_json())
+        run.log.say(run.pretrained.summary())
     for name, split in run.splits.items():
         run.log.say(f"{name}: {split.size:,} samples, {split.plan}")
     run.log.say(f"{run.total_steps:,} steps on {run.device}, in {run.folder}")
-    if resume:
-        run.log.say(f"continues at step {run.progress.step:,}")
+    for line in said:
+        run.log.say(line)
 
 
 def conclude(result: Mapping[str, Any], folder: Path) -> None:
@@ -199,16 +330,17 @@ def conclude(result: Mapping[str, Any], folder: Path) -> None:
         print(f"The run failed: {result['error']}\nThe traceback is in {folder / 'log.txt'}", file=sys.stderr)
 
 
-def record(folder: Path, config: Config, command: Sequence[str], splits: Mapping[str, Split]) -> None:
-    """Write down where everything comes from: code, versions, machine, data."""
-    facts = provenance.collect(
+def facts(config: Config, command: Sequence[str], run: Run | None) -> dict[str, Any]:
+    """Where everything comes from: code, versions, machine, data."""
+    splits: Mapping[str, Split] = run.splits if run is not None else {}
+    return provenance.collect(
         Path.cwd(),
         command=command,
         seed=config.seed,
         data={name: {"samples": split.size, "sha256": split.fingerprint} for name, split in splits.items()},
         plan={name: split.plan for name, split in splits.items()},
+        device=None if run is None else devices.describe(run.device),
     )
-    write_json(folder / "provenance.json", facts)
 
 
 def finish(run: Run, result: dict[str, Any]) -> int:
@@ -218,6 +350,7 @@ def finish(run: Run, result: dict[str, Any]) -> int:
         if progress.step == 0:
             fit.evaluate_and_compare(run)
             fit.save(run)
+            fit.settle(run)
         if "test" in run.splits:
             test = fit.evaluate(run, "test")
             if test is not None:

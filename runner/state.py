@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,12 @@ from runner import metrics as metric_state
 from runner import rng
 from runner.checkpoint import Checkpoints
 from runner.data import Split
+from runner.errors import RunError
+from runner.freeze import Frozen
 from runner.log import Log
 from runner.optimizer import Constant
+from runner.param_groups import compare_groups
+from runner.pretrained import Plan
 from runner.schedule import Duration
 
 
@@ -62,6 +67,8 @@ class Progress:
     last: dict[str, float] = field(default_factory=dict)  # the last value of each metric
     evaluated_at: int | None = None
     evaluation_pending: bool = False
+    # What faults made it leave out: epoch, batch, and whether it counts as a step (1) or not (0).
+    left_out: list[list[int]] = field(default_factory=list)
 
 
 @dataclass
@@ -115,7 +122,11 @@ class Run:
     objective: str
     mode: str
     check_finite: str = "loss"
+    on_save_error: str = "stop"
     config: dict[str, Any] = field(default_factory=dict)
+    pretrained: Plan | None = None  # what was loaded
+    frozen: Frozen = field(default_factory=Frozen)
+    thaw_at: int | None = None  # the step from which on everything frozen trains
     log: Log = field(init=False)  # opened when the step to begin at is known
     progress: Progress = field(default_factory=Progress)
     losses: Losses = field(default_factory=Losses)
@@ -123,38 +134,87 @@ class Run:
     stop: Stop = field(default_factory=Stop)
     logged: tuple[int, float] = (0, 0.0)  # step and time of the last log line
     started_at: int = 0  # the step at which this process began
+    paused_at: int = 0  # the step after which logging, evaluating and saving were last looked at
+    sampler_state: Any = None  # as it was when the epoch under way began
+    infinite_buffers: tuple[str, ...] = ()  # not finite from the start, so on purpose
 
 
 def state(run: Run) -> dict[str, Any]:
     """All that a resume needs: plain containers, numbers, strings and tensors."""
-    parts: dict[str, Any] = {"step": run.step, "loss": run.loss, "sampler": getattr(run.splits["train"], "order", None)}
+    parts = {name: part.state_dict() for name, part in _with_state(run).items()}
+    sampler = run.sampler_state if run.progress.batch else sampler_state(run)
     return {
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "scheduler": run.schedule.state_dict(),
-        "scaler": None,
+        "scaler": None,  # of fp16, and `ema`: the places for what does not exist yet
         "ema": None,
         "rng": rng.state(),
         "progress": vars(run.progress) | {"losses": list(run.losses.read()), "sizes": list(run.losses.sizes)},
         "metrics": {name: metric_state.accumulators(metric) for name, metric in run.metrics["train"].items()},
-        "step": {name: part.state_dict() for name, part in parts.items() if hasattr(part, "state_dict")},
+        "step": parts | ({} if sampler is None else {"sampler": sampler}),
         "config": run.config,
     }
 
 
-def restore(run: Run, saved: dict[str, Any]) -> None:
-    """Put a checkpoint's state back into the live objects."""
+def restore(run: Run, saved: dict[str, Any], rescheduled: Iterable[str] = ()) -> None:
+    """Put a checkpoint's state back into the live objects.
+
+    Args:
+        run: built from the same config.
+        saved: what `state` gave.
+        rescheduled: arguments of the scheduler that hold as they are now, not as they were saved.
+
+    Raises:
+        RunError: the checkpoint lacks something, or has something that this run does not know.
+    """
+    _same_keys(state(run), saved, "")
     run.model.load_state_dict(saved["model"])
+    compare_groups(saved["optimizer"]["param_groups"], run.optimizer.param_groups)
     run.optimizer.load_state_dict(saved["optimizer"])
-    run.schedule.load_state_dict(saved["scheduler"])
+    run.schedule.load_state_dict(_rescheduled(run, saved["scheduler"], rescheduled))
     fields = dict(saved["progress"])
     run.losses.values, run.losses.sizes = fields.pop("losses"), fields.pop("sizes")
     for name, value in fields.items():
         setattr(run.progress, name, value)
     for name, metric in run.metrics["train"].items():
-        metric_state.set_accumulators(metric, saved["metrics"].get(name, {}), run.device)
-    parts: dict[str, Any] = {"step": run.step, "loss": run.loss}
-    for name, part in parts.items():
-        if name in saved["step"]:
-            part.load_state_dict(saved["step"][name])
+        metric_state.set_accumulators(metric, saved["metrics"][name], run.device)
+    for name, part in _with_state(run).items():
+        part.load_state_dict(saved["step"][name])
+    if sampler_of(run) is not None:
+        sampler_of(run).load_state_dict(saved["step"]["sampler"])
     rng.set_state(saved["rng"])
+
+
+def _same_keys(ours: Mapping[str, Any], saved: Mapping[str, Any], at: str) -> None:
+    for name in ours.keys() ^ saved.keys():
+        rule = "lacks" if name in ours else "has, and this run does not,"
+        raise RunError(f"the checkpoint {rule} `{at}{name}`")
+    for name in ("progress", "metrics", "step", "rng"):
+        if not at:
+            _same_keys(ours[name], saved[name], f"{name}.")
+
+
+def _with_state(run: Run) -> dict[str, Any]:
+    parts = {"step": run.step, "loss": run.loss}
+    return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+
+
+def sampler_of(run: Run) -> Any:
+    """The user's sampler of the train split where it has a state, else None."""
+    sampler = getattr(getattr(run.splits["train"], "order", None), "sampler", None)
+    return sampler if hasattr(sampler, "state_dict") else None
+
+
+def sampler_state(run: Run) -> Any:
+    """A copy of the state of that sampler, as it is now."""
+    sampler = sampler_of(run)
+    return None if sampler is None else deepcopy(sampler.state_dict())
+
+
+def _rescheduled(run: Run, saved: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The scheduler's saved state with some of its arguments as they were given anew."""
+    if not saved.get("scheduler"):
+        return saved
+    now = run.schedule.state_dict()["scheduler"]
+    return saved | {"scheduler": saved["scheduler"] | {name: now[name] for name in names if name in now}}

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import tarfile
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -27,6 +28,7 @@ AVERAGES = ("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema",
 NOT_WEIGHTS = re.compile(
     r".*(optim|sched|scaler|rng|random|loss|metric|hyper|config|args|callback|loop|epoch).*", re.IGNORECASE
 )
+SAFE_NAMES = re.compile(r"torch\.\w+Storage|torch\._(utils|tensor)\._rebuild\w*|collections\.OrderedDict")
 DEEPEST = 4  # nestings searched for a state_dict
 
 
@@ -47,9 +49,9 @@ def locate(path: str, *, sha256: str | None = None, builder: str = "", download:
     """The file that `path` means.
 
     Args:
-        path: a file; a run directory (its `best.pt` where there is one, else `last.pt`; `RUN/last.pt` does too); an
-            http(s) URL; a torchvision weights name, in full (`ResNet18_Weights.IMAGENET1K_V1`) or, where `builder` is
-            torchvision's, short (`IMAGENET1K_V1`).
+        path: a file (`conf/…` also means ours); a run directory (its `best.pt` where there is one, else `last.pt`;
+            `RUN/last.pt` does too); an http(s) URL; a torchvision weights name, in full
+            (`ResNet18_Weights.IMAGENET1K_V1`) or, where `builder` is torchvision's, short (`IMAGENET1K_V1`).
         sha256: what the content must have, hexadecimal; required of a URL.
         builder: the dotted path of the model's function, `torchvision.models.resnet18`.
         download: whether to fetch what is not in torch hub's cache.
@@ -66,7 +68,7 @@ def locate(path: str, *, sha256: str | None = None, builder: str = "", download:
             raise _wrong("must be given for a URL: a download is verified", path, key="sha256")
         name = Path(urllib.parse.urlparse(path).path).name or "weights"
         return _cached(path, f"{sha256[:16]}-{name}", sha256, download=download)
-    local = Path(path).expanduser()
+    local = _found(Path(path).expanduser())
     if local.is_dir():
         return _in_run(local, sha256)
     if not local.exists() and local.name in {"best.pt", "last.pt"} and (local.parent / "checkpoints").is_dir():
@@ -82,6 +84,13 @@ def locate(path: str, *, sha256: str | None = None, builder: str = "", download:
     near = nearest(local.name, beside)
     remedy = f"did you mean `{local.parent / near}`?" if near else "paths are relative to the working directory"
     raise _wrong("must be a file, a run directory, a URL or a torchvision weights name", path, remedy, near)
+
+
+def _found(file: Path) -> Path:
+    """`conf/…` is looked for in the working directory and then, as options are, in what is shipped."""
+    package = Path(__file__).parent
+    shipped = [root / file for root in (package, package.parent)] if file.parts[:1] == ("conf",) else []
+    return next((place for place in [file, *shipped] if place.exists()), file)
 
 
 def _in_run(folder: Path, sha256: str | None) -> Located:
@@ -166,14 +175,32 @@ def read(located: Located) -> Any:
             head = opened.read(9)
         if head.startswith(b"PK"):
             _verify_archive(file)
-        if len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < file.stat().st_size:
+        elif len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < file.stat().st_size:
             return _read_safetensors(file)
+        elif head and tarfile.is_tarfile(file):  # torch would make a folder for it before it refuses
+            raise RunError(f"{file} is a tar archive: unpack it, and name the file in it")
         return load_tensors(file)
     except OSError as error:
         raise _wrong(f"must be readable ({error.strerror or error})", str(file)) from error
     except RunError as error:
-        rule = "must be a whole file of tensors: " + str(error).removeprefix(f"{file} ")
+        rule = "must be a whole file of tensors: " + _what_is_wrong(error, file).removeprefix(f"{file} ")
         raise _wrong(rule, str(file)) from error
+
+
+def _what_is_wrong(error: RunError, file: Path) -> str:
+    """The error's text; where torch only says that it refuses, what it refuses."""
+    refused = re.search(r"Unsupported (?:global: GLOBAL|class|operand) (\S+)", str(error.__cause__))
+    if "Weights only load failed" not in str(error):
+        return str(error)
+    if refused is None or refused.group(1).isdigit():
+        return "its pickle is damaged, or asks for more than tensors and plain containers"
+    # Files of before PyTorch 1.6 are plain pickles: names stand in them as text.
+    found = {b".".join(name).decode() for name in re.findall(rb"c([\w.]+)\n([\w.]+)\n", file.read_bytes())}
+    names = sorted(name for name in found | {refused.group(1)} if not SAFE_NAMES.fullmatch(name))
+    return (
+        f"holds pickled objects ({', '.join(names[:12])}), and loading them would run code: only tensors, numbers, "
+        f"strings and plain containers are read; if you trust the file: `python -m runner convert {file} --trust`"
+    )
 
 
 def _verify_hash(file: Path, sha256: str) -> None:
@@ -192,10 +219,11 @@ def _verify_archive(file: Path) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
+            if any(record.filename.endswith("/constants.pkl") for record in records):
+                trust = f"if you trust it: `python -m runner convert {file} --trust`"
+                raise RunError(f"{file} is a TorchScript archive, code and all: {trust}")
             if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-                raise RunError(
-                    f"{file} is a compressed archive, which torch.save does not write: unpack and pack it again"
-                )
+                raise RunError(f"{file} is a compressed archive, which torch.save does not write: pack it anew")
             if all(record.CRC == 0 for record in records if record.file_size):
                 return  # written with torch.serialization.set_crc32_options(False)
             damaged = archive.testzip()

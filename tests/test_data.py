@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset, WeightedRandomSampler
 
 from datasets.transforms import RandomShift
-from runner import data, rng
+from runner import data, rng, samples, splitting
 
-CPU = data.Placement(torch.device("cpu"))
+CPU = samples.Placement(torch.device("cpu"))
 
 
 def tensors(count: int = 23) -> TensorDataset:
@@ -49,8 +49,8 @@ def split(dataset: Any, transforms: dict[str, Any] | None = None, name: str = "t
     return data.make_split(
         dataset,
         None,
-        data.Pipeline(transforms or {}),
-        data.Stream(0, name),
+        samples.Pipeline(transforms or {}),
+        samples.Stream(0, name),
         CPU,
         data.LoaderSettings(**settings),
         limit=limit,
@@ -168,15 +168,15 @@ def test_drop_last_and_limit() -> None:
 def test_split_is_stratified_and_fixed() -> None:
     """Every class has its share in each split, no sample is in two, and the seed alone decides."""
     labels = torch.tensor([0] * 100 + [1] * 50)
-    parts = data.split_indices(150, {"val": 0.2, "test": 0.1}, 0, labels)
+    parts = splitting.split_indices(150, {"val": 0.2, "test": 0.1}, 0, labels)
 
     assert sorted(np.concatenate(list(parts.values()))) == list(range(150))
     assert [int((labels[parts[name]] == 1).sum()) for name in ("train", "val", "test")] == [35, 10, 5]
     assert all(
-        np.array_equal(parts[n], data.split_indices(150, {"val": 0.2, "test": 0.1}, 0, labels)[n]) for n in parts
+        np.array_equal(parts[n], splitting.split_indices(150, {"val": 0.2, "test": 0.1}, 0, labels)[n]) for n in parts
     )
     with pytest.raises(ValueError, match="the val split is empty"):
-        data.split_indices(3, {"val": 0.1}, 0)
+        splitting.split_indices(3, {"val": 0.1}, 0)
 
 
 def test_whole_tensors_only_where_samples_are_rows() -> None:
@@ -186,10 +186,10 @@ def test_whole_tensors_only_where_samples_are_rows() -> None:
         def __getitem__(self, index: Any) -> Any:
             return tuple(2 * member for member in super().__getitem__(index))
 
-    assert data.whole_tensors(Doubled(torch.rand(3, 2))) is None
-    rows = data.whole_tensors(Subset(tensors(), [5, 2]))
+    assert splitting.whole_data(Doubled(torch.rand(3, 2))) is None
+    rows = splitting.whole_data(Subset(tensors(), [5, 2]))
     assert rows is not None
-    assert rows[1].tolist() == [5, 2]
+    assert rows.tensors[1].tolist() == [5, 2]
 
 
 def test_fingerprint_sees_one_changed_number() -> None:

@@ -29,6 +29,20 @@ def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
 
 
+@pytest.fixture
+def resnet18_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights in torch hub's cache, whose hash cannot be right."""
+    import torch
+    from torchvision import models
+
+    folder = tmp_path / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    torch.manual_seed(0)
+    torch.save(models.resnet18().state_dict(), folder / "resnet18-f37072fd.pth")
+    monkeypatch.setattr("runner.weights._verify_hash", lambda *_: None)
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_header_gives_command_time_and_result(name: str) -> None:
     """The first lines of an experiment say how to run it, how long it takes and what to expect."""
@@ -43,7 +57,7 @@ def test_header_gives_command_time_and_result(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-@pytest.mark.usefixtures("cifar10")
+@pytest.mark.usefixtures("cifar10", "resnet18_weights")
 def test_two_steps(name: str, runner: Callable[..., Any], golden: Callable[[str, list[float]], None]) -> None:
     """Two steps of each shipped experiment run through, with the losses of record."""
     settings = ["train.duration=2st", "log.every=1st", "dataset.limit=64", "loader.batch_size=32", "device.type=cpu"]

@@ -33,7 +33,7 @@ def test_wheel_holds_every_shipped_file_and_no_top_level_conf(wheel: Path) -> No
         for path in ROOT.glob(f"{package}/**/*.py")
     }
     expected = {str(path.relative_to(ROOT)) for path in packages}
-    expected |= {f"runner/{path.relative_to(ROOT)}" for path in ROOT.glob("conf/**/*.yaml")}
+    expected |= {f"runner/{path.relative_to(ROOT)}" for path in ROOT.glob("conf/**/*.*")}
 
     assert expected == names
 

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,7 +52,6 @@ def test_the_first_group_that_matches_takes_a_parameter_and_the_rest_is_default(
     }
     assert groups[0]["weight_decay"] == 0
     assert groups[1]["lr"] == 0.05
-    assert sum((ps for ps in names(groups).values()), []).__len__() == len(list(model.parameters()))
 
 
 def test_without_groups_there_is_one():
@@ -71,10 +71,8 @@ def test_one_dimension_at_most_is_biases_and_norms():
     assert len(no_decay["params"]) == 7
 
 
-OPTIMIZERS = [
-    getattr(torch.optim, name)
-    for name in ("ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
-]  # fmt: skip
+NAMES = "ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax NAdam RAdam RMSprop Rprop SGD"
+OPTIMIZERS = [getattr(torch.optim, name) for name in NAMES.split()]
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS, ids=lambda kind: kind.__name__)
@@ -253,8 +251,7 @@ def test_a_resume_with_changed_groups_is_refused_by_name():
 def test_a_ready_option_works_on_any_classifier(name):
     from torchvision import models
 
-    with open(f"conf/param_groups/{name}.yaml") as file:
-        written = yaml.safe_load(file)
+    written = yaml.safe_load(Path(f"conf/param_groups/{name}.yaml").read_text())
     own = {"lr_mult", "layer_decay", "max_dims"}
     groups = [
         Group(

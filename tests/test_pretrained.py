@@ -304,7 +304,10 @@ def test_more_input_channels_repeat_with_their_scale():
     assert torch.equal(model.conv1.weight, expected)
 
 
-@pytest.mark.parametrize(("mode", "model"), [("sum", {"channels": 2}), ("repeat", {"channels": 2}), ("interpolate", {"channels": 1}), ("sum", {"classes": 9})])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mode", "model"),
+    [("sum", {"channels": 2}), ("repeat", {"channels": 2}), ("interpolate", {"channels": 1}), ("sum", {"classes": 9})],
+)
 def test_a_shape_that_the_way_does_not_fit_is_a_mistake(mode, model):
     found = refused(STATE, Options("partial", shape_mismatch=mode), fresh(**model))
     assert {mistake.key for mistake in found} == {"pretrained.shape_mismatch"}
@@ -537,7 +540,11 @@ def test_a_torchvision_name_is_found_in_the_hub_cache(hub_cache):
     file = hub_cache / url.rpartition("/")[2]
     assert locate("IMAGENET1K_V1", builder="torchvision.models.resnet18", download=False) is None
     save(file)
-    for name, builder in (("IMAGENET1K_V1", "torchvision.models.resnet18"), ("DEFAULT", "torchvision.models.resnet18"), ("ResNet18_Weights.IMAGENET1K_V1", "")):  # fmt: skip
+    for name, builder in (
+        ("IMAGENET1K_V1", "torchvision.models.resnet18"),
+        ("DEFAULT", "torchvision.models.resnet18"),
+        ("ResNet18_Weights.IMAGENET1K_V1", ""),
+    ):
         located = locate(name, builder=builder)
         assert located.file == file
         assert located.sha256 == "f37072fd"

@@ -156,8 +156,9 @@ def test_a_module_counts_by_its_content_and_its_name(tmp_path, monkeypatch):
 
     first = modules(tmp_path)
     assert first["files"]["mine"] == hashlib.sha256(b"a = 1\n").hexdigest()
-    assert first == modules(tmp_path)
     file.write_text("a = 2\n")
+    assert first == modules(tmp_path), "what runs is what was imported"
+    imported("mine", file, monkeypatch)
     second = modules(tmp_path)
     assert second["total"] != first["total"]
     assert {n for n in second["files"] if second["files"][n] != first["files"][n]} == {"mine"}

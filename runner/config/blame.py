@@ -48,7 +48,10 @@ def shown(mistake: Mistake, cwd: Path) -> Mistake:
     """The same mistake with its absolute paths below the working directory made relative."""
     prefix = str(cwd).rstrip(os.sep) + os.sep
     return dataclasses.replace(
-        mistake, key=mistake.key.removeprefix(prefix), where=mistake.where.replace(prefix, ""), rule=mistake.rule.replace(prefix, "")
+        mistake,
+        key=mistake.key.removeprefix(prefix),
+        where=mistake.where.replace(prefix, ""),
+        rule=mistake.rule.replace(prefix, ""),
     )
 
 
@@ -114,12 +117,12 @@ class _Argument:
                 return None
             if isinstance(value, dict) and part not in value:
                 return None
-            value = value[part]  # type: ignore[index]  a dict's key or a list's index, as just seen
+            value = value[part]  # type: ignore[index]
         return Setting(ABSENT if self.removes else value, argument(self.text))
 
 
 class Layers:
-    """All files and arguments of a composition, in the order in which they are merged: the last one that sets a key wins."""
+    """All files and arguments of a composition, in the order in which they are merged: the last to set a key wins."""
 
     def __init__(self, layers: Sequence[_File | _Argument], primary: str, cwd: Path) -> None:
         self._layers = layers
@@ -127,7 +130,9 @@ class Layers:
         self.cwd = cwd
 
     @classmethod
-    def of(cls, files: Files, defaults: "Sequence[ResultDefault]", overrides: "Sequence[Override]", cwd: Path) -> "Layers":
+    def of(
+        cls, files: Files, defaults: "Sequence[ResultDefault]", overrides: "Sequence[Override]", cwd: Path
+    ) -> "Layers":
         """From Hydra's defaults list and overrides."""
         layers: list[_File | _Argument] = []
         primary = ""
@@ -162,10 +167,12 @@ class Layers:
         return [target(reference, path) for reference in REFERENCE.findall(value)] if isinstance(value, str) else []
 
     def node(self, path: Path_) -> int | None:
-        """The identity of the YAML node that set a key: two keys that one alias sets have the same; None for an argument."""
+        """The identity of the YAML node that set a key (keys that one alias sets share it); None for an argument."""
         for layer in reversed(self._layers):
             if layer.setting(path) is not None:
-                found = document.find(layer.loaded.root, path[len(layer.package) :]) if isinstance(layer, _File) else None
+                found = (
+                    document.find(layer.loaded.root, path[len(layer.package) :]) if isinstance(layer, _File) else None
+                )
                 return id(found[1]) if found else None
         return None
 
@@ -181,6 +188,9 @@ class Layers:
     def blame(self, path: Path_, *, follow: bool = True) -> str:
         """Where a key got its value: the winner's line, the line that chose its group, the lines it points to."""
         settings = self.settings(path)
+        parts = self.parts(path)
+        if parts and not (settings and isinstance(settings[-1].value, dict)):
+            return parts[-1][1].where
         if not settings:
             return self.blame(path[:-1], follow=follow) if len(path) > 1 else schema_line(path) or self._primary
         setting = settings[-1]
@@ -236,19 +246,27 @@ def _groups(defaults: "Sequence[ResultDefault]") -> set[str]:
 
 
 def _chooser(
-    files: Files, defaults: "Sequence[ResultDefault]", overrides: "Sequence[Override]", default: "ResultDefault", cwd: Path
+    files: Files,
+    defaults: "Sequence[ResultDefault]",
+    overrides: "Sequence[Override]",
+    default: "ResultDefault",
+    cwd: Path,
 ) -> str:
     """The argument or the line of a defaults list that chose this option."""
     group, option = (default.override_key or "").partition("@")[0], (default.config_path or "").rpartition("/")[2]
     for override in reversed(overrides):
-        if override.key_or_group == group and not override.is_delete():
+        if override.key_or_group == group and not override.is_delete() and not isinstance(override.value(), dict):
             return argument(override.input_line or "")
     parents = [files.file(d.config_path or "") for d in defaults]
     best = ""
     for path in dict.fromkeys(p for p in parents if p is not None):
         loaded = files.read.get(path)
         for index, entry in enumerate(loaded.data.get("defaults") or [] if loaded else []):
-            names = entry.items() if isinstance(entry, dict) else [(str(entry).rpartition("/")[0], str(entry).rpartition("/")[2])]
+            names = (
+                entry.items()
+                if isinstance(entry, dict)
+                else [(str(entry).rpartition("/")[0], str(entry).rpartition("/")[2])]
+            )
             for name, chosen in names:
                 words = str(name).split()
                 if not words or words[-1].partition("@")[0].lstrip("/") != group:
@@ -297,7 +315,9 @@ def schema_field(path: Path_) -> tuple[str, str] | None:
 
 def is_required(path: Path_) -> bool:
     """Whether the schema has no default for this key of the root."""
-    required = {f.name for f in dataclasses.fields(schema.Config) if f.default is f.default_factory is dataclasses.MISSING}
+    required = {
+        f.name for f in dataclasses.fields(schema.Config) if f.default is f.default_factory is dataclasses.MISSING
+    }
     return len(path) == 1 and path[0] in required
 
 

@@ -1,16 +1,16 @@
 """Everything that can be known to be wrong with a configuration, all at once."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from runner.config import effects, schema, sweep
+from runner.config import effects, schema
 from runner.config.blame import shown
 from runner.config.compose import Composed
 from runner.config.interpret import UNKNOWN_KEY, Reading, dotted, plain, read
-from runner.config.trust import TargetError, locate, look
+from runner.config.trust import TargetError, look
 from runner.errors import ABSENT, ConfigError, Mistake
 
 Path_ = tuple[str | int, ...]
@@ -48,23 +48,6 @@ def check(composed: Composed, trust: Sequence[str] = ()) -> schema.Config:
     return checked.config
 
 
-def check_sweep(overrides: Sequence[str], trust: Sequence[str] = (), cwd: Path | None = None) -> int:
-    """Check every job of a sweep before the first starts; the number of jobs.
-
-    Raises:
-        ConfigError: every job's mistakes, each mistake once.
-    """
-    jobs = sweep.jobs(overrides, cwd or Path.cwd())
-    mistakes: dict[Mistake, None] = {}
-    count = 0
-    for count, composed in enumerate(jobs, 1):
-        checked = Check(composed, tuple(trust))
-        mistakes |= dict.fromkeys([*checked.at_once, *checked.by_import()])
-    if mistakes:
-        raise ConfigError(list(mistakes))
-    return count
-
-
 @dataclass
 class Check:
     """One composition under check: first what needs no import (`at_once`), then what does (`by_import`)."""
@@ -85,19 +68,21 @@ class Check:
     def at_once(self) -> list[Mistake]:
         """What can be known without importing torch."""
         composed, (config, reading) = self.composed, self._read
-        found = [*composed.unresolvable, *self._placed(mistake for _, mistake in reading.mistakes)]
-        found += self._placed(self._refused.values())
+        found = [*composed.unresolvable, *self.placed(mistake for _, mistake in reading.mistakes)]
         wrong = {key for mistake in found for key in (mistake.key, mistake.suggestion)}
+        found += self.placed(self._refused.values())
         for finding in effects.findings(config, composed.choices):
             keys = (finding.mistake.key, *finding.follows_from)
             if not any(bad == key or bad.startswith(f"{key}.") for key in keys for bad in wrong):
-                found += self._placed([finding.mistake])
+                found += self.placed([finding.mistake])
         return [*composed.mistakes, *self._independent(found)]
 
     def _independent(self, mistakes: list[Mistake], before: Sequence[Mistake] = ()) -> list[Mistake]:
         """Without those that only follow from another one, or that an alias repeats."""
         known = [*before, *mistakes]
-        meant = {mistake.suggestion for mistake in known if mistake.rule == UNKNOWN_KEY or UNKNOWN_ARGUMENT in mistake.rule}
+        meant = {
+            mistake.suggestion for mistake in known if mistake.rule == UNKNOWN_KEY or UNKNOWN_ARGUMENT in mistake.rule
+        }
         seen = {mistake.key for mistake in before}
         nodes = set()
         kept = []
@@ -107,7 +92,8 @@ class Check:
             follows = (
                 mistake.key in seen
                 or (mistake.key in meant and MISSING in mistake.rule)
-                or pointed_to & (meant | {other.key for other in known if other is not mistake})
+                or pointed_to & meant
+                or any(other.key in pointed_to and not self._points_at(other, path) for other in known)
                 or self._follows_from_unknown_option(mistake)
             )
             node = (self.composed.layers.node(self._blamed(mistake)), mistake.rule, repr(mistake.value))
@@ -116,6 +102,9 @@ class Check:
                 seen.add(mistake.key)
                 nodes.add(node)
         return kept
+
+    def _points_at(self, mistake: Mistake, path: Path_) -> bool:
+        return path in self.composed.layers.references(_as_path(mistake.key))
 
     def _follows_from_unknown_option(self, mistake: Mistake) -> bool:
         return any(f"{mistake.key}.".startswith(f"{group}.") for group in self.composed.unknown)
@@ -149,18 +138,18 @@ class Check:
 
     def by_import(self) -> list[Mistake]:
         """What shows only when the targets are imported: names, slots and arguments."""
-        from runner.config.components import Found, check_component  # noqa: PLC0415  only here is torch needed
+        from runner.config.components import Found, check_component, check_module_type
 
         found = Found(untrusted=frozenset(self._refused))
         for path, slot, node in self._read[1].components:
             check_component(path, slot, node, self.trust, found)
         for path, name in self._module_types():
             if path not in self._refused:
-                _check_module_type(path, name, self.trust, found)
-        return self._independent(self._placed(mistake for _, mistake in found.mistakes), self.at_once)
+                check_module_type(path, name, self.trust, found)
+        return self._independent(self.placed(mistake for _, mistake in found.mistakes), self.at_once)
 
-    def _placed(self, mistakes: Iterable[Mistake]) -> list[Mistake]:
-        """The mistakes with their places: a missing argument is blamed on the line of its `_target_`."""
+    def placed(self, mistakes: Iterable[Mistake]) -> list[Mistake]:
+        """The mistakes with what made them: a missing argument is blamed on the line of its `_target_`."""
         placed = []
         for mistake in mistakes:
             if mistake.where:
@@ -181,7 +170,8 @@ class Check:
 
 
 def _as_path(key: str) -> Path_:
-    return tuple(int(part) if part.isdigit() else part for part in key.split("."))
+    plain_key = re.sub(r"\[(\d+)\]", r".\1", key)  # `freeze.params[0]`
+    return tuple(int(part) if part.isdigit() else part for part in plain_key.split("."))
 
 
 def _targets(path: Path_, value: Any) -> Iterator[tuple[Path_, str]]:
@@ -193,15 +183,3 @@ def _targets(path: Path_, value: Any) -> Iterator[tuple[Path_, str]]:
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             yield from _targets((*path, index), inner)
-
-
-def _check_module_type(path: Path_, name: str, trust: Sequence[str], found: Any) -> None:
-    from torch import nn  # noqa: PLC0415
-
-    try:
-        kind = locate(name, trust)
-    except TargetError as error:
-        found.wrong(path, error.rule, name, suggestion=error.suggestion, remedy=error.remedy, where=error.where)
-        return
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        found.wrong(path, "must be a type of module, such as torch.nn.Conv2d", name)

@@ -1,6 +1,7 @@
 """A component's target against its slot, and its arguments against the target's signature. Imports what it checks."""
 
 import inspect
+import sys
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 from runner.config.interpret import as_number, yaml_text
 from runner.config.names import did_you_mean, nearest
 from runner.config.signature import Accepts, accepts, choices, misfit, returned_class
-from runner.config.trust import LIBRARIES, TargetError, locate, trusted_by
+from runner.config.trust import LIBRARIES, OURS, TargetError, is_user_code, locate, trusted_by
 from runner.errors import ABSENT, Mistake
 
 Path = tuple[str | int, ...]
@@ -20,11 +21,21 @@ _CALL = {"transform": 1, "loss": 2, "init": 1, "function": 1, "module_function":
 _SUPPLIED = {"params": "the model's parameters", "optimizer": "the optimizer", "data_source": "the dataset"}
 
 OLD_ARGUMENTS = {
-    "size_average": "reduction", "reduce": "reduction", "resample": "interpolation", "fillcolor": "fill",
-    "learning_rate": "lr", "pretrained": "weights", "n_classes": "num_classes", "nclass": "num_classes",
-    "num_class": "num_classes", "classes": "num_classes", "wd": "weight_decay", "dropout_rate": "dropout",
-    "filters": "out_channels", "units": "out_features",
-}  # fmt: skip
+    "size_average": "reduction",
+    "reduce": "reduction",
+    "resample": "interpolation",
+    "fillcolor": "fill",
+    "learning_rate": "lr",
+    "pretrained": "weights",
+    "n_classes": "num_classes",
+    "nclass": "num_classes",
+    "num_class": "num_classes",
+    "classes": "num_classes",
+    "wd": "weight_decay",
+    "dropout_rate": "dropout",
+    "filters": "out_channels",
+    "units": "out_features",
+}
 
 
 @dataclass
@@ -56,6 +67,17 @@ def check_component(path: Path, slot: str, node: dict[str, Any], trust: Sequence
     return target
 
 
+def check_module_type(path: Path, name: str, trust: Sequence[str], found: Found) -> None:
+    """Check that the `module` of an init rule is a type of module."""
+    try:
+        kind = locate(name, trust)
+    except TargetError as error:
+        found.wrong(path, error.rule, name, suggestion=error.suggestion, remedy=error.remedy, where=error.where)
+        return
+    if not (isinstance(kind, type) and _model(kind, name)):
+        found.wrong(path, "must be a type of module, such as torch.nn.Conv2d", name)
+
+
 def _nested(path: Path, value: Any, annotation: Any, slot: str, trust: Sequence[str], found: Found) -> None:
     if isinstance(value, dict):
         if "_target_" in value:
@@ -72,9 +94,13 @@ def nested_slot(annotation: Any, outer: str) -> str:
     """The slot that a parameter's annotation stands for; `nested` (any slot) where it says none."""
     text = str(annotation)
     for word, slot in (
-        ("Optimizer", "optimizer"), ("LRScheduler", "scheduler"), ("Sampler", "sampler"), ("torch.utils.data.dataset.Dataset", "dataset"),
+        ("Optimizer", "optimizer"),
+        ("LRScheduler", "scheduler"),
+        ("Sampler", "sampler"),
+        ("torch.utils.data.dataset.Dataset", "dataset"),
         ("torchmetrics.metric.Metric", "metric"),
-    ):  # fmt: skip
+        ("torch.Tensor", "tensor"),
+    ):
         if word in text:
             return f"nested {slot}"
     return "nested scheduler" if outer.endswith("scheduler") else "nested"
@@ -88,7 +114,8 @@ def _target(path: Path, slot: str, node: dict[str, Any], trust: Sequence[str], f
     try:
         target = locate(name, trust)
     except TargetError as error:
-        found.wrong(here, error.rule, name, suggestion=error.suggestion, remedy=error.remedy, where=error.where)
+        right = error.suggestion or ("" if error.where else _elsewhere(slot, name))
+        found.wrong(here, error.rule, name, suggestion=right, remedy=error.remedy, where=error.where)
         return None
     problem = misplaced(slot, target, name, trust)
     if problem:
@@ -98,12 +125,17 @@ def _target(path: Path, slot: str, node: dict[str, Any], trust: Sequence[str], f
 
 
 def _elsewhere(slot: str, name: str) -> str:
-    """The same or nearly the same name where the slot's things live."""
-    homes = {"loss": ("torch.nn", "torch.nn.functional"), "optimizer": ("torch.optim",), "scheduler": ("torch.optim.lr_scheduler",),
-             "init": ("torch.nn.init",), "transform": ("torchvision.transforms.v2",), "model": ("torch.nn", "torchvision.models"),
-             "dataset": ("torchvision.datasets",), "sampler": ("torch.utils.data",)}  # fmt: skip
-    import sys  # noqa: PLC0415
-
+    """The same or nearly the same name where the slot's things live (in what is imported already)."""
+    homes = {
+        "loss": ("torch.nn", "torch.nn.functional"),
+        "optimizer": ("torch.optim",),
+        "scheduler": ("torch.optim.lr_scheduler",),
+        "init": ("torch.nn.init",),
+        "transform": ("torchvision.transforms.v2",),
+        "model": ("torch.nn", "torchvision.models"),
+        "dataset": ("torchvision.datasets",),
+        "sampler": ("torch.utils.data",),
+    }
     last = name.rpartition(".")[2]
     for home in homes.get(slot.removeprefix("nested "), ()):
         if home in sys.modules and home != name.rpartition(".")[0]:
@@ -137,13 +169,15 @@ def misplaced(slot: str, target: Any, name: str, trust: Sequence[str]) -> str:
         return _other_kind(own, target)
     if own == "nested":
         fitting = [kind for kind in _FITS if _FITS[kind](target, name)]
-        return "" if fitting else "must be a module, dataset, sampler, transform, loss, init function, optimizer, scheduler or metric"
+        return (
+            ""
+            if fitting
+            else "must be a module, dataset, sampler, transform, loss, init function, optimizer, scheduler or metric"
+        )
     return "" if _FITS[own](target, name) else f"must be {_WORDS[own]}"
 
 
 def _is_user_or_ours(first: str, trust: Sequence[str]) -> bool:
-    from runner.config.trust import OURS, is_user_code  # noqa: PLC0415
-
     return first in OURS or is_user_code(first, trust)
 
 
@@ -153,15 +187,16 @@ def _other_kind(slot: str, target: Any) -> str:
         return ""
     bases = _bases()
     own = bases.get(slot)
-    if own is None or issubclass(target, own):
+    called = slot in ("function", "module_function", "init")
+    if (own is None and not called) or (own is not None and issubclass(target, own)):
         return ""
     other = next((kind for kind, base in bases.items() if kind != slot and issubclass(target, base)), None)
     return f"must be {_WORDS[slot]}, but this is for `{other}`" if other else ""
 
 
 def _bases() -> dict[str, type]:
-    from torch import nn, optim  # noqa: PLC0415
-    from torch.utils import data  # noqa: PLC0415
+    from torch import nn, optim
+    from torch.utils import data
 
     return {
         "model": nn.Module,
@@ -185,8 +220,16 @@ def _model(target: Any, _name: str) -> bool:
 
 
 # Parts of torch that run or load code given as data.
-_LOADERS = ("torch.jit", "torch.fx", "torch.hub", "torch.package", "torch.export", "torch.distributed", "torch._",
-            "torch.utils.data.datapipes")
+_LOADERS = (
+    "torch.jit",
+    "torch.fx",
+    "torch.hub",
+    "torch.package",
+    "torch.export",
+    "torch.distributed",
+    "torch._",
+    "torch.utils.data.datapipes",
+)
 
 
 def _defined_in(*modules: str) -> Callable[[Any, str], bool]:
@@ -214,6 +257,9 @@ def _function_in(*modules: str) -> Callable[[Any, str], bool]:
     return lambda target, name: not isinstance(target, type) and inside(target, name)
 
 
+_TENSORS = [
+    f"torch.{name}" for name in ("tensor", "ones", "zeros", "full", "arange", "linspace", "eye", "rand", "randn")
+]
 _FITS: dict[str, Callable[[Any, str], bool]] = {
     "model": _model,
     "optimizer": _subclass("optimizer"),
@@ -227,6 +273,7 @@ _FITS: dict[str, Callable[[Any, str], bool]] = {
     "function": _function_in("torch.utils.data"),
     "module_function": _function_in("torch.nn.utils"),
     "step": _function_in("runner.step"),
+    "tensor": lambda _, name: name in _TENSORS,
 }
 _WORDS = {
     "model": "an nn.Module or a function annotated to return one",
@@ -241,6 +288,7 @@ _WORDS = {
     "function": "a function of torch.utils.data (or code of your own)",
     "module_function": "a function of your own that takes a module",
     "step": "a function of runner.step (or code of your own)",
+    "tensor": f"one of {', '.join(_TENSORS)}",
 }
 
 
@@ -313,7 +361,14 @@ def _unknown_argument(path: Path, name: str, value: Any, target: str, known: lis
     found.wrong(path, f"is not an argument of `{target}`", value, suggestion=suggestion, remedy=remedy)
 
 
+_REDUCTIONS = ("none", "mean", "sum", "batchmean")  # annotated as any text; refused only when a loss is computed
+
+
 def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str, found: Found) -> None:
+    if slot == "loss" and parameter.name == "reduction" and parameter.default == "mean" and value not in _REDUCTIONS:
+        right = nearest(str(value), _REDUCTIONS)
+        found.wrong(path, f"must be one of {', '.join(_REDUCTIONS)}", value, suggestion=right)
+        return
     dtype = _dtype_problem(value, parameter)
     if dtype is not None:
         found.wrong(path, "must be a dtype of torch", value, suggestion=dtype)
@@ -322,7 +377,7 @@ def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str
     if not words:
         return
     right, remedy = _right_value(value, parameter), ""
-    if not right and isinstance(parameter.default, bool | int | float | str | None) and parameter.default is not inspect.Parameter.empty:
+    if not right and isinstance(parameter.default, bool | int | float | str | None):
         right = yaml_text(parameter.default)
         remedy = f"the default is `{right}`"
     found.wrong(path, words, value, suggestion=right, remedy=remedy)
@@ -344,7 +399,7 @@ def _dtype_problem(value: Any, parameter: inspect.Parameter) -> str | None:
     """The nearest dtype where a text is meant to be one and is not."""
     if not isinstance(value, str) or "dtype" not in str(parameter.annotation) + parameter.name:
         return None
-    import torch  # noqa: PLC0415
+    import torch
 
     names = [f"torch.{name}" for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)]
     if value in names:
@@ -355,7 +410,7 @@ def _dtype_problem(value: Any, parameter: inspect.Parameter) -> str | None:
 
 
 def _refused_weights(path: Path, node: dict[str, Any], target: Any, takes: Accepts, found: Found) -> set[str]:
-    """`weights=` and `pretrained=true` of a library's model: weights come through `pretrained:`, recorded and checked."""
+    """`weights=` and `pretrained=true` of a library's model: weights come through `pretrained:`, recorded."""
     if _origin(target).partition(".")[0] != "torchvision" or isinstance(target, type):
         return set()
     refused = {name for name in ("weights", "weights_backbone", "pretrained", "pretrained_backbone") if node.get(name)}
@@ -372,7 +427,9 @@ def _pretrained_block(wanted: Any, takes: Accepts) -> str:
     for kind in (annotation, *getattr(annotation, "__args__", ())):
         members = getattr(kind, "__members__", {})
         if members:
-            member = members.get(str(wanted).rpartition(".")[2]) or members.get("DEFAULT") or next(iter(members.values()))
+            member = (
+                members.get(str(wanted).rpartition(".")[2]) or members.get("DEFAULT") or next(iter(members.values()))
+            )
             file, source = member.url.rpartition("/")[2], f"  # from {member.url}"
             break
     return f"write instead:\npretrained:\n  strategy: full\n  path: {file}{source}"

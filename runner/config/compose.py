@@ -1,7 +1,7 @@
 """Hydra's composition, driven by us: every override arrives, every mistake is collected, every file is remembered.
 
-Hydra stops at the first mistake. Here a failing override or file is noted, left out or replaced by its nearest option, and
-the rest is composed again, so that one report can name everything.
+Hydra stops at the first mistake. Here a failing override or file is noted, left out or replaced by its nearest option,
+and the rest is composed again, so that one report can name everything.
 """
 
 import copy
@@ -30,13 +30,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import document
-from runner.config.blame import REFERENCE, Layers, argument, as_path, dotted, schema_keys, shown, target
+from runner.config.blame import Layers, argument, as_path, shown
 from runner.config.document import Document
-from runner.config.interpret import default_of
+from runner.config.interpolate import fill_in_referenced_defaults, resolve
 from runner.config.names import did_you_mean, nearest, other_name
-from runner.errors import ABSENT, ConfigError, Mistake
+from runner.errors import ConfigError, Mistake
 
 CONFIG_NAME = "config"  # of the primary config
+_OURS_ONLY = "may be set by the runner's own files and the command line only"
 _HYDRA_FROM_FILES = {"hydra.sweeper.params"}  # all that one of our files beside the primary config may set
 
 
@@ -280,7 +281,7 @@ class Loader(ConfigLoaderImpl):
         """Compose; nothing is raised."""
         config = self._compose(overrides, run_mode)
         hydra = config.pop("hydra")
-        _fill_in_referenced_defaults(config)
+        fill_in_referenced_defaults(config)
         choices = {str(group): option for group, option in hydra.runtime.choices.items()}
         layers = Layers.of(self.repository, self._defaults, self._parsed, self.cwd)
         return Composed(config, hydra, choices, overrides, layers, self._mistakes, self._unknown)
@@ -335,11 +336,15 @@ class Loader(ConfigLoaderImpl):
             first = str(error).splitlines()[0]
             problem = "cannot be read as `key=value`" + (f": {first}" if equals else "")
             remedy = f"quote it: '{key}=\"{value}\"'" if equals and value else ""
+            if not equals and re.fullmatch(r"[\w.@/]+", key):
+                remedy = f"write `{key}=VALUE`"
         else:
             if self._mode == RunMode.MULTIRUN or not override.is_sweep_override():
                 return override
             problem = "has several values, which only a sweep takes"
-            remedy = f"sweep over them: `-m {text}`; a list is `{key}=[{value}]`, a text with commas `{key}='\"{value}\"'`"
+            remedy = (
+                f"sweep over them: `-m {text}`; a list is `{key}=[{value}]`, a text with commas `{key}='\"{value}\"'`"
+            )
         self._left_out.add(text)
         self._mistakes.append(Mistake(key or text, problem, where=argument(text), remedy=remedy))
         return None
@@ -372,9 +377,12 @@ class Loader(ConfigLoaderImpl):
         inside = loaded.config
         remedy = "give it on the command line"
         if package.split(".")[0] == "hydra":
-            self.repository._note(  # noqa: SLF001
-                Mistake(package, "may be set by the runner's own files and the command line only", where=f"{path}:1", remedy=remedy)
-            )
+            parent = self.repository.file(default.parent or "")
+            where = f"{path}:1"
+            if parent is not None and not str(self.repository.read[path].text).startswith("# @package hydra"):
+                group = (default.config_path or "").rpartition("/")[0]
+                where = f"{parent}:{defaults_line(self.repository.read[parent], group)}"
+            self.repository._note(Mistake(package, _OURS_ONLY, where=where, remedy=remedy))  # noqa: SLF001
             return False
         if package == "" and "hydra" in inside and not (default.primary and path.is_relative_to(our_conf())):
             ours = path.is_relative_to(our_conf())
@@ -385,8 +393,7 @@ class Loader(ConfigLoaderImpl):
                     continue
                 found = document.find(self.repository.read[path].root, tuple(key.split(".")))
                 where = f"{path}:{found[0] if found else 1}"
-                rule = "may be set by the runner's own files and the command line only"
-                self.repository._note(Mistake(key, rule, where=where, remedy=remedy))  # noqa: SLF001
+                self.repository._note(Mistake(key, _OURS_ONLY, where=where, remedy=remedy))  # noqa: SLF001
                 inside.pop("hydra", None)
         return True
 
@@ -395,13 +402,14 @@ class Loader(ConfigLoaderImpl):
         missing = str(error.missing_cfg_file)
         group, _, option = missing.rpartition("/")
         options = self.repository.get_group_options(group) if group else []
-        right = nearest(option, options)
-        where = self._who_chose(group, option)
-        remedy = did_you_mean(right and f"{group}={right}")
         other = other_name(f"{group}={option}")
-        if not right and other:
-            remedy = did_you_mean(other)
-        choices = f" (there are {', '.join(options)})" if options and len(options) <= 20 else ""  # noqa: PLR2004
+        right = "" if other else nearest(option, options)
+        where = self._who_chose(group, option)
+        remedy = did_you_mean(other or (right and f"{group}={right}"))
+        if not right and not other and "." in option and group:
+            other = f"{group}._target_={option}"
+            remedy = f"a class is set by `{other}`"
+        choices = f" (there are {', '.join(options)})" if options and len(options) <= 20 else ""
         rule = f"has no option `{option}`{choices}"
         self._mistakes.append(Mistake(group or missing, rule, where=where, remedy=remedy, suggestion=right or other))
         self.repository.instead[missing] = f"{group}/{right}" if right else None
@@ -431,7 +439,9 @@ class Loader(ConfigLoaderImpl):
         if culprit is not None:
             self._left_out.add(culprit)
             key = lines[culprit].key_or_group
-            self._mistakes.append(Mistake(key, _first(text), where=argument(culprit), remedy=_instead(lines[culprit], text)))
+            right = _instead(lines[culprit], text)
+            mistake = Mistake(key, _first(text), where=argument(culprit), remedy=did_you_mean(right), suggestion=right)
+            self._mistakes.append(mistake)
             return
         file = re.match(r"In '([^']+)'", text)
         path = self.repository.file(file[1]) if file else None
@@ -447,7 +457,9 @@ class Loader(ConfigLoaderImpl):
 
     def _composes_without(self, overrides: Sequence[str], line: str) -> bool:
         try:
-            super().load_configuration(CONFIG_NAME, [o for o in overrides if o != line], self._mode, validate_sweep_overrides=False)
+            super().load_configuration(
+                CONFIG_NAME, [o for o in overrides if o != line], self._mode, validate_sweep_overrides=False
+            )
         except Exception:  # noqa: BLE001  any failure: another override is to blame too
             return False
         return True
@@ -463,15 +475,17 @@ def _chooses(loaded: Document, group: str, option: str) -> bool:
 
 
 def _first(text: str) -> str:
-    line = text.strip().splitlines()[0].rstrip(". ") if text.strip() else "cannot be applied"
+    lines = [line for line in text.strip().splitlines() if line and not line.startswith("Error merging override")]
+    line = lines[0].rstrip(". ") if lines else "it does not fit what is there"
     return f"cannot be applied: {line[0].lower()}{line[1:]}"
 
 
 def _instead(override: Override, text: str) -> str:
+    """The argument that was meant; empty where it is not known."""
     if override.is_add() and "Multiple values" in text:
-        return did_you_mean(f"{override.get_key_element().lstrip('+')}={override.value()}")
-    if "No match in the defaults list" in text:
-        return did_you_mean(f"+{override.get_key_element()}={override.value()}")
+        return f"{override.get_key_element().lstrip('+')}={override.value()}"
+    if "No match in the defaults list" in text and override.key_or_group:
+        return f"+{override.get_key_element()}={override.value()}"
     return ""
 
 
@@ -485,70 +499,6 @@ def _same_in_ours(key: str, value: Any) -> bool:
 def _leaves(node: Any, key: str) -> Iterable[tuple[str, Any]]:
     if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing() and len(node):  # noqa: SLF001
         for name in node:
-            yield from _leaves(node._get_node(name), f"{key}.{name}")  # noqa: SLF001
+            yield from _leaves(node._get_node(name), f"{key}.{name!s}")  # noqa: SLF001
     else:
         yield key, node
-
-
-def _fill_in_referenced_defaults(config: DictConfig) -> None:
-    """Write out the schema's default of each key that an interpolation points to and nothing sets."""
-    plain = OmegaConf.to_container(config, resolve=False)
-    for path, value in _leaf_texts(plain, ()):
-        for reference in REFERENCE.findall(value):
-            key = dotted(target(reference, path))
-            if key in schema_keys() and key not in map(dotted, _paths(plain)):
-                default = default_of(key)
-                if default is not ABSENT:
-                    OmegaConf.update(config, key, default, force_add=True)
-
-
-def _leaf_texts(value: Any, path: tuple[str | int, ...]) -> Iterable[tuple[tuple[str | int, ...], str]]:
-    """Every text with an interpolation, and its path."""
-    if isinstance(value, dict | list):
-        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _leaf_texts(inner, (*path, name))
-    elif isinstance(value, str) and "${" in value:
-        yield path, value
-
-
-def resolve(config: DictConfig, layers: Layers) -> tuple[dict[str, Any], list[Mistake]]:
-    """Plain data with every interpolation followed, and a mistake for each that cannot be."""
-    mistakes: list[Mistake] = []
-
-    def walk(value: Any, path: tuple[str | int, ...]) -> Any:
-        if isinstance(value, dict):
-            return {name: walk(inner, (*path, name)) for name, inner in value.items()}
-        if isinstance(value, list):
-            return [walk(inner, (*path, index)) for index, inner in enumerate(value)]
-        if not isinstance(value, str) or "${" not in value:
-            return value
-        try:
-            node: Any = config
-            for part in path[:-1]:
-                node = node._get_node(part)  # noqa: SLF001  keys may hold dots, which `select` would split
-            found = node[path[-1]]
-        except (OmegaConfBaseException, RecursionError, ValueError, AttributeError) as error:
-            key = ".".join(map(str, path))
-            problem = "it leads back to itself" if isinstance(error, RecursionError) else str(error).splitlines()[0]
-            names = [*map(dotted, _paths(plain)), *schema_keys()]
-            wanted = re.search(r"\$\{([\w.]+)\}", value)
-            right = nearest(wanted[1], names) if wanted and wanted[1] not in names else ""
-            suggestion = value.replace(wanted[1], right) if wanted and right else ""
-            rule = f"has an interpolation that cannot be followed ({problem})"
-            remedy = did_you_mean(suggestion)
-            mistakes.append(Mistake(key, rule, value, layers.blame(path, follow=False), remedy, suggestion))
-            return value
-        return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
-
-    plain = OmegaConf.to_container(config, resolve=False)
-    resolved = walk(plain, ())
-    assert isinstance(resolved, dict)
-    return resolved, mistakes
-
-
-def _paths(value: Any, path: tuple[str | int, ...] = ()) -> Iterable[tuple[str | int, ...]]:
-    if path:
-        yield path
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _paths(inner, (*path, name))

@@ -30,7 +30,9 @@ def signature_default(target: str, name: str) -> Default | None:
         file, module, node = found
         function = node
         if isinstance(node, ast.ClassDef):
-            function = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name in ("__init__", "__new__")), node)
+            function = next(
+                (n for n in node.body if isinstance(n, ast.FunctionDef) and n.name in ("__init__", "__new__")), node
+            )
         if isinstance(function, ast.FunctionDef):
             default = _default(function, name, file)
             if default is not None or function.args.kwarg is None:
@@ -86,9 +88,8 @@ def _definition(target: str, seen: list[str]) -> tuple[Path, str, ast.stmt] | No
         if isinstance(statement, ast.ClassDef | ast.FunctionDef) and statement.name == name:
             return file, module, statement
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-    for statement in ast.walk(tree):
-        if not isinstance(statement, ast.ImportFrom):
-            continue
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    for statement in imports:
         base = ".".join(package.split(".")[: len(package.split(".")) - statement.level + 1]) if statement.level else ""
         source = ".".join(part for part in (base, statement.module) if part)
         for alias in statement.names:
@@ -108,7 +109,9 @@ def _file(module: str) -> Path | None:
         return None
     if spec is None or not (spec.origin or spec.submodule_search_locations):
         return None
-    base = Path(next(iter(spec.submodule_search_locations))) if spec.submodule_search_locations else Path(str(spec.origin))
+    base = (
+        Path(next(iter(spec.submodule_search_locations))) if spec.submodule_search_locations else Path(str(spec.origin))
+    )
     place = base.joinpath(*rest)
     for file in (place.with_suffix(".py"), place / "__init__.py", place):
         if file.is_file():

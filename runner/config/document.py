@@ -17,7 +17,10 @@ MAX_BYTES = 1_000_000
 MAX_DEPTH = 100
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  libyaml reads 5 times faster
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml reads 5 times faster
+
+
+class _Loader(_Base):  # type: ignore[misc]
     """OmegaConf's reading of scalars (`1e-3` is a number, a date is a string); `on` and `off` are names as keys."""
 
     yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
@@ -78,11 +81,16 @@ def _load(path: Path, _changed: int, size: int) -> Document:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        context = f" {error.context}" if getattr(error, "context", None) else ""
+        said_where = getattr(error, "context", None)
+        context = f" {said_where}" if said_where else ""
         line = mark.line + 1 if mark else 1
         said = document.text.splitlines()[line - 1 : line]
-        remedy = "inside of `{ }` and `[ ]` quote it: '${…}'" if said and re.search(r"[{\[,].*[^'\"]\$\{", said[0]) else ""
-        document.mistake = Mistake(str(path), f"cannot be read as YAML: {problem}{context}", where=f"{path}:{line}", remedy=remedy)
+        remedy = (
+            "inside of `{ }` and `[ ]` quote it: '${…}'" if said and re.search(r"[{\[,].*[^'\"]\$\{", said[0]) else ""
+        )
+        document.mistake = Mistake(
+            str(path), f"cannot be read as YAML: {problem}{context}", where=f"{path}:{line}", remedy=remedy
+        )
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         document.mistake = Mistake(str(path), "must be UTF-8 text", where=f"{path}:{line}")

@@ -23,6 +23,7 @@ class Finding:
 def findings(config: schema.Config, choices: dict[str, str | None]) -> Iterator[Finding]:
     """All that is wrong between the keys of a config."""
     yield from _splits(config.dataset)
+    yield from _samples(config.dataset.sample)
     yield from _names(config)
     yield from _contradictions(config)
     if Duration.parse(config.train.duration).amount and not choices.get("debug"):
@@ -35,7 +36,9 @@ def _splits(dataset: schema.Dataset) -> Iterator[Finding]:
         rule = "must be given (or `dataset.source`, which is then split)"
         yield Finding(Mistake("dataset.train", rule), ("dataset.source", "dataset"))
     if dataset.source is not None and "train" in given:
-        yield Finding(Mistake("dataset.source", "must not stand beside `dataset.train`: one of them is the training data"))
+        yield Finding(
+            Mistake("dataset.source", "must not stand beside `dataset.train`: one of them is the training data")
+        )
     fractions = {name: getattr(dataset, f"{name}_fraction") for name in ("val", "test")}
     if sum(fractions.values()) >= 1:
         rule = "and `dataset.test_fraction` together must be below 1"
@@ -44,6 +47,41 @@ def _splits(dataset: schema.Dataset) -> Iterator[Finding]:
         if fraction and dataset.source is not None and name in given:
             rule = f"must not stand beside `dataset.{name}`: one of them is the {name} data"
             yield Finding(Mistake(f"dataset.{name}_fraction", rule, fraction), (f"dataset.{name}",))
+
+
+_DTYPES = (
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "uint8",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "bool",
+    "complex64",
+    "complex128",
+)
+
+
+def _samples(sample: Any) -> Iterator[Finding]:
+    """Each member is a tensor (`shape`, `dtype`) or an image (`mode`, `size`)."""
+    members = {"dataset.sample": sample}
+    if isinstance(sample, list | dict):
+        pairs = sample.items() if isinstance(sample, dict) else enumerate(sample)
+        members = {f"dataset.sample.{name}": member for name, member in pairs}
+    for key, member in members.items():
+        if member is None:
+            continue
+        if member.dtype is not None and member.dtype not in _DTYPES:
+            right = nearest(member.dtype.removeprefix("torch."), _DTYPES)
+            right = right or (member.dtype.removeprefix("torch.") if member.dtype[6:] in _DTYPES else "")
+            rule = "must be the name of a dtype, such as float32"
+            yield Finding(Mistake(f"{key}.dtype", rule, member.dtype, remedy=did_you_mean(right), suggestion=right))
+        if (member.shape is None) == (member.mode is None):
+            rule = "must have either `shape` (of a tensor) or `mode` and `size` (of an image)"
+            yield Finding(Mistake(key, rule), (key,))
 
 
 def produced(config: schema.Config) -> tuple[list[str], list[str]]:
@@ -65,7 +103,7 @@ def produced(config: schema.Config) -> tuple[list[str], list[str]]:
 def _names(config: schema.Config) -> Iterator[Finding]:
     names, prefixes = produced(config)
     uses = {"train.objective": config.train.objective}
-    if PLATEAU in (config.scheduler._target_ or ""):  # noqa: SLF001  the config's own word
+    if PLATEAU in (config.scheduler._target_ or ""):
         uses["scheduler.monitor"] = config.scheduler.monitor
         if config.scheduler.monitor is None:
             rule = f"must be given: {PLATEAU} waits for a metric"
@@ -80,13 +118,17 @@ def _names(config: schema.Config) -> Iterator[Finding]:
         if name.replace("_", "/", 1) in names:
             right = name.replace("_", "/", 1)
         rule = f"must be one of {', '.join(f'`{known}`' for known in names)}: nothing else is produced while training"
-        yield Finding(Mistake(key, rule, name, remedy=did_you_mean(right), suggestion=right), ("metrics", "dataset"))
+        only_the_split = name.partition("/")[2] in {known.partition("/")[2] for known in names}
+        follows_from = ("metrics", "dataset") if only_the_split else ("metrics",)
+        yield Finding(Mistake(key, rule, name, remedy=did_you_mean(right), suggestion=right), follows_from)
 
 
 def _contradictions(config: schema.Config) -> Iterator[Finding]:
     loader = config.loader
     if loader.sampler is not None and loader.batch_sampler is not None:
-        yield Finding(Mistake("loader.sampler", "must not stand beside `loader.batch_sampler`"), ("loader.batch_sampler",))
+        yield Finding(
+            Mistake("loader.sampler", "must not stand beside `loader.batch_sampler`"), ("loader.batch_sampler",)
+        )
     if loader.batch_sampler is not None and loader.drop_last:
         rule = "must not stand beside `loader.batch_sampler`, which makes the batches"
         yield Finding(Mistake("loader.drop_last", rule, value=True, suggestion="false"), ("loader.batch_sampler",))
@@ -107,36 +149,44 @@ def _idle(owner: str, values: Any, names: tuple[str, ...], reason: str, *follows
     for name in names:
         value, default = getattr(values, name), getattr(usual, name)
         if value != default:
-            text = {None: "null", True: "true", False: "false"}.get(default, default) if not isinstance(default, list) else default
+            text = (
+                {None: "null", True: "true", False: "false"}.get(default, default)
+                if not isinstance(default, list)
+                else default
+            )
             mistake = Mistake(
-                f"{owner}.{name}", f"has no effect {reason}", value, remedy=f"leave it at `{text}`", suggestion=str(text)
+                f"{owner}.{name}",
+                f"has no effect {reason}",
+                value,
+                remedy=f"leave it at `{text}`",
+                suggestion=str(text),
             )
             yield Finding(mistake, follows_from)
 
 
 def _without_effect(config: schema.Config) -> Iterator[Finding]:
-    loader, chosen, scheduler = config.loader, config.dataset, config.scheduler
-    if loader.num_workers == 0 and not loader.eval.num_workers:
-        settings = ("prefetch_factor", "persistent_workers", "multiprocessing_context", "worker_init_fn", "timeout")
-        yield from _idle("loader", loader, settings, "while `loader.num_workers` is 0", "loader.num_workers", "loader.eval.num_workers")
-    if loader.num_workers or loader.in_memory is False or loader.collate_fn is not None:
-        reason = "where samples do not stay in memory"
-        yield from _idle("loader", loader, ("in_memory_limit",), reason, "loader.num_workers", "loader.in_memory")
-    if config.device.type in ("cpu", "mps"):
-        yield from _idle("loader", loader, ("pin_memory",), "without a CUDA device", "device.type")
+    chosen = config.dataset
+    settings: tuple[str, ...]
+    yield from _loader(config.loader, config.device.type)
     if chosen.source is None:
         settings = ("val_fraction", "test_fraction", "split_seed", "stratify")
         yield from _idle("dataset", chosen, settings, "without `dataset.source`", "dataset.source", "dataset.train")
     elif not chosen.val_fraction and not chosen.test_fraction:
         settings = ("split_seed", "stratify")
-        yield from _idle("dataset", chosen, settings, "where nothing is split off", "dataset.val_fraction", "dataset.test_fraction")
+        yield from _idle(
+            "dataset", chosen, settings, "where nothing is split off", "dataset.val_fraction", "dataset.test_fraction"
+        )
     if config.pretrained.strategy == "none":
         names = tuple(item.name for item in fields(schema.Pretrained) if item.name != "strategy")
-        yield from _idle("pretrained", config.pretrained, names, "while `pretrained.strategy` is none", "pretrained.strategy")
-    yield from _scheduler(scheduler)
+        yield from _idle(
+            "pretrained", config.pretrained, names, "while `pretrained.strategy` is none", "pretrained.strategy"
+        )
+    yield from _scheduler(config.scheduler)
     train = config.train
     if train.objective is None:
         yield from _idle("train", train, ("mode",), "without `train.objective`", "train.objective")
+    if train.on_fault == "stop":
+        yield from _idle("train", train, ("max_faults",), "while `train.on_fault` is stop", "train.on_fault")
     if train.checkpoint_every is None:
         yield from _idle("train", train, ("keep",), "while `train.checkpoint_every` is null", "train.checkpoint_every")
     transform = config.transform
@@ -146,20 +196,40 @@ def _without_effect(config: schema.Config) -> Iterator[Finding]:
     yield from _shadowed_rules(config.init.rules)
 
 
+def _loader(loader: schema.Loader, device: str) -> Iterator[Finding]:
+    if loader.num_workers == 0 and not loader.eval.num_workers:
+        settings = ("prefetch_factor", "persistent_workers", "multiprocessing_context", "worker_init_fn", "timeout")
+        yield from _idle(
+            "loader",
+            loader,
+            settings,
+            "while `loader.num_workers` is 0",
+            "loader.num_workers",
+            "loader.eval.num_workers",
+        )
+    if loader.num_workers or loader.in_memory is False or loader.collate_fn is not None:
+        reason = "where samples do not stay in memory"
+        yield from _idle("loader", loader, ("in_memory_limit",), reason, "loader.num_workers", "loader.in_memory")
+    if device in ("cpu", "mps"):
+        yield from _idle("loader", loader, ("pin_memory",), "without a CUDA device", "device.type")
+
+
 def _is_plateau(name: str) -> bool:
     """Whether a target is ReduceLROnPlateau, or misspells it."""
     return PLATEAU in name or nearest(name.rpartition(".")[2], [PLATEAU]) == PLATEAU
 
 
 def _scheduler(scheduler: schema.Scheduler) -> Iterator[Finding]:
-    if scheduler._target_ is None:  # noqa: SLF001
+    if scheduler._target_ is None:
         settings = ("interval", "warmup", "monitor")
-        yield from _idle("scheduler", scheduler, settings, "without a scheduler (`scheduler._target_`)", "scheduler._target_")
+        yield from _idle(
+            "scheduler", scheduler, settings, "without a scheduler (`scheduler._target_`)", "scheduler._target_"
+        )
         for name, value in scheduler.arguments.items():
             rule = "has no effect without a scheduler (`scheduler._target_`)"
             remedy = "choose one (`scheduler=cosine`) or leave it out"
             yield Finding(Mistake(f"scheduler.{name}", rule, value, remedy=remedy), ("scheduler._target_",))
-    elif scheduler._target_.startswith("torch.") and not _is_plateau(scheduler._target_):  # noqa: SLF001
+    elif scheduler._target_.startswith("torch.optim.lr_scheduler.") and not _is_plateau(scheduler._target_):
         yield from _idle("scheduler", scheduler, ("monitor",), f"without {PLATEAU}", "scheduler._target_")
 
 
@@ -178,7 +248,11 @@ def _shadowed_rules(rules: dict[str, schema.InitRule | None]) -> Iterator[Findin
         if rule is None:
             continue
         for earlier, other in seen:
-            wider = other.module in (None, rule.module) and other.name in (None, ".*", rule.name) and other.last <= rule.last
+            wider = (
+                other.module in (None, rule.module)
+                and other.name in (None, ".*", rule.name)
+                and other.last <= rule.last
+            )
             if wider and not other.last and rule.tensors and set(rule.tensors) <= set(other.tensors):
                 text = f"has no effect: `init.rules.{earlier}` comes first for all of its tensors"
                 yield Finding(Mistake(f"init.rules.{name}", text, remedy="put it first, or leave it out"))

@@ -98,7 +98,7 @@ def _dataclass(reading: Reading, owner: type, data: Any, path: Path) -> Any:
         if name in named:
             item = named[name]
             given[item.name] = _field(reading, hints(owner)[item.name], item, value, (*path, name))
-        elif rest is not None and isinstance(name, str) and not _meant(name, named, data):
+        elif rest is not None and isinstance(name, str) and not _meant(name, named):
             extra[name] = value
         else:
             _unknown(reading, name, list(named), (*path, name))
@@ -116,10 +116,10 @@ def _dataclass(reading: Reading, owner: type, data: Any, path: Path) -> Any:
         return _INVALID
 
 
-def _meant(name: str, named: Iterable[str], given: Iterable[str]) -> str:
-    """The runner's own key, not given, that a key of the rest was probably meant to be."""
-    near = nearest(name, [own for own in named if own not in given])
-    return near if len(near) > 4 else ""  # noqa: PLR2004  shorter names are near to anything
+def _meant(name: str, named: Iterable[str]) -> str:
+    """The runner's own key that a key of the rest was probably meant to be."""
+    near = nearest(name, named)
+    return near if len(near) > 4 else ""  # shorter names are near to anything
 
 
 _GROUPS_ONLY = ("experiment", "debug")  # chosen like keys of the root, but no keys
@@ -135,7 +135,7 @@ def _unknown(reading: Reading, name: object, known: list[str], path: Path) -> No
     elif not full and elsewhere:
         full = elsewhere[0]
     elif not full:
-        spelled = nearest(str(name), all_keys()) if len(str(name)) > 3 else ""  # noqa: PLR2004
+        spelled = nearest(str(name), all_keys()) if len(str(name)) > 3 else ""
         full = all_keys()[spelled][0] if spelled else ""
     reading.wrong(path, UNKNOWN_KEY, suggestion=full)
 
@@ -148,22 +148,35 @@ def _field(reading: Reading, kind: Any, item: dataclasses.Field[Any], value: Any
     before = len(reading.mistakes)
     read_value = _value(reading, kind, value, path, rules)
     if read_value is _INVALID:
-        reading.mistakes[before:] = [(at, _with_default(m, default) if at == path else m) for at, m in reading.mistakes[before:]]
+        reading.mistakes[before:] = [
+            (at, _with_default(m, default) if at == path else m) for at, m in reading.mistakes[before:]
+        ]
     elif "unbuilt" in rules and read_value != default:
-        return reading.wrong(path, rules["unbuilt"], value, suggestion=yaml_text(default), remedy=f"leave it at `{yaml_text(default)}`")
+        return reading.wrong(
+            path, rules["unbuilt"], value, suggestion=yaml_text(default), remedy=f"leave it at `{yaml_text(default)}`"
+        )
     return read_value
 
 
 def _with_default(mistake: Mistake, default: Any) -> Mistake:
     """Where nothing better is known, the default is offered."""
-    if mistake.remedy or isinstance(default, dict | list) or default is dataclasses.MISSING or dataclasses.is_dataclass(default):
+    if (
+        mistake.remedy
+        or isinstance(default, dict | list)
+        or default is dataclasses.MISSING
+        or dataclasses.is_dataclass(default)
+    ):
         return mistake
     return dataclasses.replace(mistake, remedy=f"the default is `{yaml_text(default)}`", suggestion=yaml_text(default))
 
 
 def yaml_text(value: object) -> str:
     """A plain value as YAML writes it."""
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if value is None or isinstance(value, bool) else str(value)
+    return (
+        {None: "null", True: "true", False: "false"}.get(value, str(value))
+        if value is None or isinstance(value, bool)
+        else str(value)
+    )
 
 
 def _value(reading: Reading, kind: Any, value: Any, path: Path, rules: Any) -> Any:
@@ -178,7 +191,9 @@ def _value(reading: Reading, kind: Any, value: Any, path: Path, rules: Any) -> A
         return _literal(reading, args, value, path)
     if origin is list:
         if not isinstance(value, list):
-            return reading.wrong(path, "must be a list", value, suggestion=f"[{value}]" if isinstance(value, str | int) else "")
+            return reading.wrong(
+                path, "must be a list", value, suggestion=f"[{value}]" if isinstance(value, str | int) else ""
+            )
         items = [_value(reading, args[0], inner, (*path, index), rules) for index, inner in enumerate(value)]
         return _INVALID if any(inner is _INVALID for inner in items) else items
     if origin is dict:
@@ -199,7 +214,11 @@ def _mapping(reading: Reading, args: tuple[Any, ...], value: Any, path: Path, ru
     if not isinstance(value, dict):
         return reading.wrong(path, "must be a mapping of names to values", value)
     if "_target_" in value and not rules.get("rest"):
-        return reading.wrong(path, "must be a mapping of names to components, but is one component", remedy=f"give it a name: `{path[-1]}: {{mine: {{_target_: …}}}}`")
+        return reading.wrong(
+            path,
+            "must be a mapping of names to components, but is one component",
+            remedy=f"give it a name: `{path[-1]}: {{mine: {{_target_: …}}}}`",
+        )
     if not all(isinstance(name, str) for name in value):
         bad = next(name for name in value if not isinstance(name, str))
         return reading.wrong((*path, bad), "must be a name (quote it)")
@@ -227,7 +246,11 @@ def _union(reading: Reading, kinds: tuple[Any, ...], value: Any, path: Path, rul
     if len(plain) == 1:
         return _value(reading, plain[0], value, path, rules)
     words = " or ".join(_word(kind) for kind in plain) + (" or null" if type(None) in kinds else "")
-    choices = [str(v).lower() if isinstance(v, bool) else str(v) for kind in plain for v in (get_args(kind) if get_origin(kind) is Literal else ())]
+    choices = [
+        str(v).lower() if isinstance(v, bool) else str(v)
+        for kind in plain
+        for v in (get_args(kind) if get_origin(kind) is Literal else ())
+    ]
     choices += ["true", "false"] if bool in plain else []
     suggestion = nearest(value, choices) if isinstance(value, str) else ""
     return reading.wrong(path, f"must be {words}", value, suggestion)
@@ -254,8 +277,15 @@ def _resembles(kind: Any, value: Any) -> bool:
 def _word(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(f"`{value}`" for value in get_args(kind))
-    words = {bool: "true or false", int: "an integer", float: "a number", str: "a text", schema.Component: "a mapping with a `_target_`",
-             schema.Pattern: "a pattern", schema.Duration: "a duration"}  # fmt: skip
+    words = {
+        bool: "true or false",
+        int: "an integer",
+        float: "a number",
+        str: "a text",
+        schema.Component: "a mapping with a `_target_`",
+        schema.Pattern: "a pattern",
+        schema.Duration: "a duration",
+    }
     if get_origin(kind) in (list, dict) or dataclasses.is_dataclass(kind):
         return "a list" if get_origin(kind) is list else "a mapping"
     return words[kind]
@@ -267,14 +297,14 @@ def _literal(reading: Reading, choices: tuple[Any, ...], value: Any, path: Path)
     if isinstance(value, bool) and _yaml_off(value, choices):
         return _yaml_off(value, choices)
     listed = ", ".join(f"`{choice}`" for choice in choices)
-    right = nearest(str(value), map(str, choices)) or _HABITS.get((str(value).lower(),), "")
+    right = nearest(str(value), map(str, choices)) or _HABITS.get(str(value).lower(), "")
     return reading.wrong(path, f"must be one of {listed}", value, right if right in choices else "")
 
 
-_HABITS = {("float32",): "fp32", ("float16",): "fp16", ("bfloat16",): "bf16", ("maximum",): "max", ("minimum",): "min"}
+_HABITS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "maximum": "max", "minimum": "min", "gpu": "cuda"}
 
 
-def _yaml_off(value: bool, choices: tuple[Any, ...]) -> str:  # noqa: FBT001  the value under test
+def _yaml_off(value: bool, choices: tuple[Any, ...]) -> str:
     """YAML 1.1 reads a bare `off` as false and `on` as true; where the choice is `off`, that is what was meant."""
     word = "on" if value else "off"
     return word if word in choices else ""
@@ -331,8 +361,11 @@ def _text(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
         suggestion = f"'{value}'" if isinstance(value, int | float) and not isinstance(value, bool) else ""
         return reading.wrong(path, "must be a text", value, suggestion)
     if "regex" in rules and not re.fullmatch(rules["regex"], value):
-        words = [word for word in rules["regex"].split("|") if word.isalpha()]
-        return reading.wrong(path, f"must match `{rules['regex']}`", value, nearest(value, words))
+        words = re.findall("[a-z]{3,}", rules["regex"]) if "|" in rules["regex"] else []
+        right = _HABITS.get(value.lower(), "")
+        return reading.wrong(
+            path, f"must match `{rules['regex']}`", value, right if right in words else nearest(value, words)
+        )
     return value
 
 
@@ -350,7 +383,7 @@ def _as_duration(value: Any) -> str:
     if match is None or isinstance(value, bool):
         return ""
     amount, unit = match.groups()
-    return f"{int(float(amount))}st" if unit.startswith("s") or unit.startswith("i") else f"{amount}ep"
+    return f"{max(1, int(float(amount)))}st" if unit.startswith(("s", "i")) else f"{amount}ep"
 
 
 def _pattern(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
@@ -361,7 +394,9 @@ def _pattern(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
     except re.error as error:
         remedy = "to match the characters themselves, escape them with a backslash"
         suggestion = "." + value if value.startswith("*") else ""
-        return reading.wrong(path, f"must be a regular expression ({error})", value, suggestion, did_you_mean(suggestion) or remedy)
+        return reading.wrong(
+            path, f"must be a regular expression ({error})", value, suggestion, did_you_mean(suggestion) or remedy
+        )
     return schema.Pattern(value)
 
 
@@ -372,7 +407,9 @@ def _component(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
     if not isinstance(value, dict):
         return reading.wrong(path, "must be a mapping with a `_target_` and its arguments", value)
     if "_target_" not in value:
-        near = next((name for name in value if isinstance(name, str) and nearest(name.strip("_"), ["target", "class_path"])), "")
+        near = next(
+            (name for name in value if isinstance(name, str) and nearest(name.strip("_"), ["target", "class_path"])), ""
+        )
         if str(near).strip("_") in {"class_path", "target"} or near:
             return reading.wrong((*path, near), UNKNOWN_KEY, suggestion=dotted((*path, "_target_")))
         return reading.wrong((*path, "_target_"), "must be given: the dotted path of what is called")
@@ -397,23 +434,33 @@ def check_node(reading: Reading, value: Any, path: Path) -> None:
             check_node(reading, inner, (*path, index))
     elif isinstance(value, dict):
         for name, inner in value.items():
-            here = (*path, name)
             if not isinstance(name, str):
-                reading.wrong(here, "must be a name (quote it)")
-            elif re.fullmatch(r"_\w+_", name) and name not in _RUNNER_KEYS:
-                near = nearest(name, _RUNNER_KEYS)
-                reading.wrong(here, UNKNOWN_KEY, suggestion=dotted((*path, near)) if near else "")
-            elif name == "_target_" and not (isinstance(inner, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", inner)):
-                if inner != "???":
-                    reading.wrong(here, "must be a dotted path, `package.module.Name`", inner)
-                else:
-                    reading.wrong(here, "must be given: it is `???`")
-            elif name == "_args_" and not isinstance(inner, list):
-                reading.wrong(here, "must be a list", inner)
-            elif name == "_partial_" and not isinstance(inner, bool):
-                reading.wrong(here, "must be true or false", inner)
+                reading.wrong((*path, name), "must be a name (quote it)")
+            elif re.fullmatch(r"_\w+_", name) and inner != "???":
+                _own_key(reading, name, inner, path)
             else:
-                check_node(reading, inner, here)
+                check_node(reading, inner, (*path, name))
+
+
+_HOMES = {"optimizer": "torch.optim", "scheduler": "torch.optim.lr_scheduler", "loss": "torch.nn"}
+
+
+def _own_key(reading: Reading, name: str, value: Any, path: Path) -> None:
+    """`_target_`, `_args_` and `_partial_` of a component; other `_keys_` are refused."""
+    here = (*path, name)
+    if name not in _RUNNER_KEYS:
+        near = nearest(name, _RUNNER_KEYS)
+        reading.wrong(here, UNKNOWN_KEY, suggestion=dotted((*path, near)) if near else "")
+    elif name == "_target_" and not (isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value)):
+        home = _HOMES.get(str(path[0]), "") if path else ""
+        right = f"{home}.{value}" if home and isinstance(value, str) and value.isidentifier() else ""
+        reading.wrong(here, "must be a dotted path, `package.module.Name`", value, right)
+    elif name == "_args_" and not isinstance(value, list):
+        reading.wrong(here, "must be a list", value)
+    elif name == "_partial_" and not isinstance(value, bool):
+        reading.wrong(here, "must be true or false", value)
+    else:
+        check_node(reading, value, here)
 
 
 _SCALARS: dict[Any, Callable[[Reading, Any, Path, Any], Any]] = {

@@ -1,35 +1,93 @@
 """The nearest right name: for typing errors by edit distance, for habits from elsewhere by a list."""
 
-import os
+import re
 from collections.abc import Iterable
 
 # What people write who come from another tool, and what it is called here.
 ELSEWHERE = {
-    "epochs": "train.duration", "max_epochs": "train.duration", "num_epochs": "train.duration", "n_epochs": "train.duration",
-    "train.epochs": "train.duration", "train.max_epochs": "train.duration", "train.num_epochs": "train.duration",
-    "trainer.max_epochs": "train.duration", "train.steps": "train.duration", "train.max_steps": "train.duration",
-    "max_steps": "train.duration", "train.patience": "train.early_stop", "train.early_stopping": "train.early_stop",
-    "train.monitor": "train.objective", "train.grad_clip": "train.clip_norm", "train.gradient_clip_val": "train.clip_norm",
-    "train.accumulate_grad_batches": "train.accumulate", "train.gradient_accumulation_steps": "train.accumulate",
-    "lr": "optimizer.lr", "learning_rate": "optimizer.lr", "train.lr": "optimizer.lr", "train.learning_rate": "optimizer.lr",
-    "optim": "optimizer", "criterion": "loss", "net": "model", "network": "model", "data": "dataset", "datamodule": "dataset",
-    "trainer": "train", "training": "train", "logger": "log", "logging": "log", "callbacks": "train", "lr_scheduler": "scheduler",
-    "wd": "optimizer.weight_decay", "weight_decay": "optimizer.weight_decay", "momentum": "optimizer.momentum",
-    "workers": "loader.num_workers", "loader.workers": "loader.num_workers", "n_workers": "loader.num_workers",
-    "dataloader": "loader", "bs": "loader.batch_size", "random_seed": "seed", "manual_seed": "seed",
-    "gpu": "device.type", "gpus": "device.type", "accelerator": "device.type", "device.name": "device.type",
-    "device.kind": "device.type", "device.amp": "device.precision", "amp": "device.precision", "fp16": "device.precision",
-    "resume": "run", "checkpoint": "run", "resume_from": "run", "ckpt_path": "run", "transforms": "transform",
-    "augmentation": "transform", "aug": "transform", "transform.val": "transform.eval", "transform.test": "transform.eval",
-    "log.freq": "log.every", "log.interval": "log.every", "log_every_n_steps": "log.every", "log.tb": "log.tensorboard",
-    "train.eval_every": "train.evaluate_every", "train.val_every": "train.evaluate_every",
-    "train.save_every": "train.checkpoint_every", "train.keep_last": "train.keep", "experiment_name": "name", "run_name": "name",
-    "dataset.valid": "dataset.val", "dataset.validation": "dataset.val", "loss_fn": "loss", "exp": "experiment",
-}  # fmt: skip
+    "epochs": "train.duration",
+    "max_epochs": "train.duration",
+    "num_epochs": "train.duration",
+    "n_epochs": "train.duration",
+    "train.epochs": "train.duration",
+    "train.max_epochs": "train.duration",
+    "train.num_epochs": "train.duration",
+    "trainer.max_epochs": "train.duration",
+    "train.steps": "train.duration",
+    "train.max_steps": "train.duration",
+    "max_steps": "train.duration",
+    "train.patience": "train.early_stop",
+    "train.early_stopping": "train.early_stop",
+    "train.monitor": "train.objective",
+    "train.grad_clip": "train.clip_norm",
+    "train.gradient_clip_val": "train.clip_norm",
+    "train.accumulate_grad_batches": "train.accumulate",
+    "train.gradient_accumulation_steps": "train.accumulate",
+    "lr": "optimizer.lr",
+    "learning_rate": "optimizer.lr",
+    "train.lr": "optimizer.lr",
+    "train.learning_rate": "optimizer.lr",
+    "optim": "optimizer",
+    "criterion": "loss",
+    "net": "model",
+    "network": "model",
+    "data": "dataset",
+    "datamodule": "dataset",
+    "trainer": "train",
+    "training": "train",
+    "logger": "log",
+    "logging": "log",
+    "callbacks": "train",
+    "lr_scheduler": "scheduler",
+    "wd": "optimizer.weight_decay",
+    "weight_decay": "optimizer.weight_decay",
+    "momentum": "optimizer.momentum",
+    "workers": "loader.num_workers",
+    "loader.workers": "loader.num_workers",
+    "n_workers": "loader.num_workers",
+    "dataloader": "loader",
+    "bs": "loader.batch_size",
+    "random_seed": "seed",
+    "manual_seed": "seed",
+    "gpu": "device.type",
+    "gpus": "device.type",
+    "accelerator": "device.type",
+    "device.name": "device.type",
+    "device.kind": "device.type",
+    "device.amp": "device.precision",
+    "amp": "device.precision",
+    "fp16": "device.precision",
+    "resume": "run",
+    "checkpoint": "run",
+    "resume_from": "run",
+    "ckpt_path": "run",
+    "transforms": "transform",
+    "augmentation": "transform",
+    "aug": "transform",
+    "transform.val": "transform.eval",
+    "transform.test": "transform.eval",
+    "log.freq": "log.every",
+    "log.interval": "log.every",
+    "log_every_n_steps": "log.every",
+    "log.tb": "log.tensorboard",
+    "train.eval_every": "train.evaluate_every",
+    "train.val_every": "train.evaluate_every",
+    "train.save_every": "train.checkpoint_every",
+    "train.keep_last": "train.keep",
+    "experiment_name": "name",
+    "run_name": "name",
+    "dataset.valid": "dataset.val",
+    "dataset.validation": "dataset.val",
+    "loss_fn": "loss",
+    "exp": "experiment",
+}
 
 
 def distance(a: str, b: str, limit: int) -> int:
-    """Edits between two names: insert, delete, replace, swap neighbours (optimal string alignment); above `limit`, limit + 1."""
+    """Edits between two names (insert, delete, replace, swap neighbours); `limit + 1` where it is certainly more.
+
+    Optimal string alignment: the restricted Damerau-Levenshtein distance.
+    """
     if abs(len(a) - len(b)) > limit:
         return limit + 1
     before: list[int] = []
@@ -50,14 +108,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     limit = max(1, len(name) // 3)
 
     def rank(other: str) -> tuple[float, int, int, str]:
-        away: float = distance(name, other, limit)
-        if away > limit:
-            away = distance(name.lower().replace("-", "_"), other.lower(), limit) + 0.5
+        plain = distance(name.lower().replace("-", "_"), other.lower(), limit)
+        away = min(distance(name, other, limit), plain + 0.5)
         # Of equally near ones the longer (a letter was left out), then the one with the longer common start.
-        return away, -len(other), -len(os.path.commonprefix([name, other])), other
+        return away, -len(other), -_common_start(name, other), other
 
     best = min((rank(other) for other in known if other != name), default=None)
     return best[3] if best and best[0] <= limit else ""
+
+
+def _common_start(a: str, b: str) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def did_you_mean(name: str) -> str:
@@ -68,6 +129,6 @@ def did_you_mean(name: str) -> str:
 def other_name(key: str) -> str:
     """The key here for a key or choice from elsewhere; empty where none is known."""
     group, _, option = key.partition("=")
-    if option and group == "device":
+    if group == "device" and re.fullmatch(r"cuda:\d+", option):
         return f"device.type={option}"
     return ELSEWHERE.get(key, "")

@@ -1,15 +1,45 @@
-"""The config of an existing run, with overrides applied where they belong: before the interpolations are resolved."""
+"""The config of an existing run: with overrides applied where they belong, compared with the one it was run with."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.config.check import parse
+from runner.config.check import parse, resolved
 from runner.config.schema import Config
-from runner.errors import ConfigError, Mistake
+from runner.errors import ABSENT, ConfigError, Mistake
+from runner.schedule import Duration
+
+Keys = tuple[str, ...]
+
+# What may differ and leaves every bit of the weights. `loader` and `device.type`: what they led to, the plan of making
+# batches and the kind of device, is compared once it is known (`runner.provenance`).
+FREE = {
+    "run",
+    "sweep",
+    "log",
+    "device.type",
+    "train.checkpoint_every",
+    "train.keep",
+    "train.check_finite",
+    "train.on_fault",
+    "train.max_faults",
+    "train.on_save_error",
+    "loader.num_workers",
+    "loader.in_memory",
+    "loader.in_memory_limit",
+    "loader.pin_memory",
+    "loader.multiprocessing_context",
+    "loader.prefetch_factor",
+    "loader.persistent_workers",
+    "loader.timeout",
+    "loader.eval.num_workers",
+}
+INEXACT = "give it its value back, or accept other numbers with `--inexact`"
 
 
 def recorded(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, str]:
@@ -37,8 +67,121 @@ def recorded(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, str]:
             unresolved = OmegaConf.merge(unresolved, OmegaConf.from_dotlist([override.lstrip("+")]))
         except OmegaConfBaseException as error:
             raise ConfigError([Mistake(key, str(error), where=f"argument `{override}`")]) from error
+    return parse(_resolve(unresolved)), OmegaConf.to_yaml(unresolved)
+
+
+def _resolve(unresolved: Any) -> Any:
     try:
-        data = OmegaConf.to_container(unresolved, resolve=True)
+        return OmegaConf.to_container(unresolved, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError([Mistake(str(error.full_key), str(error.msg))]) from error
-    return parse(data), OmegaConf.to_yaml(unresolved)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """With what a run goes on, and how that differs from what it was started with.
+
+    Attributes:
+        config: the config to go on with.
+        unresolved: its YAML with interpolations kept.
+        changes: one for each key whose new value changes the numbers.
+        notes: what else is otherwise, to be said.
+        longer: whether it is to train for longer than it was.
+        rescheduled: arguments of the scheduler given together with a longer duration; they hold from now on.
+    """
+
+    config: Config
+    unresolved: str
+    changes: list[Mistake] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    longer: bool = False
+    rescheduled: tuple[str, ...] = ()
+
+
+def continuation(folder: Path, config: Config, unresolved: str) -> Continuation:
+    """Compare a config with the one that the run in `folder` was started with.
+
+    A longer duration is fine. What followed it by interpolation and decides about bits (a schedule's length) keeps its
+    recorded value, unless it was given a value of its own too.
+    """
+    before, after = resolved(recorded(folder)[0]), resolved(config)
+    notes: list[str] = []
+    was, wanted = before["train"]["duration"], after["train"]["duration"]
+    kept: list[Keys] = []
+    if was != wanted:
+        notes.append(f"train.duration is {wanted}, and was {was}")
+        kept = [keys for keys in _followers(unresolved, was, after) if not _is_free(keys, after)]
+        for keys in kept:
+            old = _get(before, keys)
+            notes.append(f"{'.'.join(keys)} stays {old}, as it was recorded (a value of its own makes it follow)")
+            _put(after, keys, old)
+    tree = OmegaConf.create(unresolved)
+    for keys in kept:
+        OmegaConf.update(tree, _dotted(keys), _get(after, keys))
+    changes, rescheduled = [], []
+    for keys, old, new in _differences(before, after):
+        if keys == ("train", "duration"):
+            changes += _shorter(old, new)
+        elif was != wanted and keys[0] == "scheduler" and keys[1] not in ("_target_", "interval", "warmup", "monitor"):
+            rescheduled.append(keys[1])
+            notes.append(f"{'.'.join(keys)} is {new} from here on, and was {old}")
+        elif not _is_free(keys, after):
+            said = "not given" if old is ABSENT else old
+            changes.append(Mistake(".".join(keys), f"must stay as the run was started with ({said})", new, "", INEXACT))
+    return Continuation(
+        config=parse(after),
+        unresolved=OmegaConf.to_yaml(tree) if kept else unresolved,
+        changes=changes,
+        notes=notes,
+        longer=was != wanted,
+        rescheduled=tuple(rescheduled),
+    )
+
+
+def _followers(unresolved: str, was: str, after: Mapping[str, Any]) -> list[Keys]:
+    """The keys whose values come from `train.duration` by interpolation."""
+    tree = OmegaConf.create(unresolved)
+    OmegaConf.update(tree, "train.duration", was)
+    data: Any = _resolve(tree)
+    found = _differences(resolved(parse(data)), after)
+    return [keys for keys, _, _ in found if keys != ("train", "duration")]
+
+
+def _is_free(keys: Keys, config: Mapping[str, Any]) -> bool:
+    if keys == ("train", "evaluate_every"):  # the objective and the best of a run are no part of its weights
+        return config["scheduler"]["monitor"] is None and config["train"]["early_stop"] is None
+    return any(".".join(keys[:length]) in FREE for length in range(1, len(keys) + 1))
+
+
+def _shorter(was: str, wanted: str) -> list[Mistake]:
+    old, new = Duration.parse(was), Duration.parse(wanted)
+    if old.unit != new.unit:
+        return [Mistake("train.duration", f"must be in the same unit as was recorded ({was})", wanted)]
+    if new.amount < old.amount:
+        return [Mistake("train.duration", f"must not be shorter than what was recorded ({was})", wanted)]
+    return []
+
+
+def _differences(before: Any, after: Any, at: Keys = ()) -> Iterator[tuple[Keys, Any, Any]]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in [*before, *(name for name in after if name not in before)]:
+            yield from _differences(before.get(name, ABSENT), after.get(name, ABSENT), (*at, str(name)))
+    elif before != after or type(before) is not type(after):
+        yield at, before, after
+
+
+def _get(tree: Mapping[str, Any], keys: Keys) -> Any:
+    value: Any = tree
+    for key in keys:
+        value = value[key]
+    return deepcopy(value)
+
+
+def _put(tree: dict[str, Any], keys: Keys, value: Any) -> None:
+    for key in keys[:-1]:
+        tree = tree[key]
+    tree[keys[-1]] = value
+
+
+def _dotted(keys: Keys) -> str:
+    return keys[0] + "".join(f"[{key}]" for key in keys[1:])

@@ -56,8 +56,10 @@ class Dataset:
     test_fraction: float = rule(0.0, at_least=0, below=1)
     split_seed: int = rule(0, at_least=0)  # of its own, so that a sweep over `seed` never changes the test set
     stratify: bool = False  # keep the class proportions of `source` in each split
-    folds: int | None = rule(None, at_least=2, unbuilt=NOT_YET)
-    fold: int | None = rule(None, at_least=0, unbuilt=NOT_YET)
+    folds: int | None = rule(None, at_least=2)  # what the fractions leave of `source`, in so many equal parts
+    fold: int | None = rule(None, at_least=0)  # the one of them that is `val`
+    classes: int | None = rule(None, at_least=1)  # a class index that is not below is an error before the loss sees it
+    class_weights: Literal["balanced"] | list[float] | None = None  # the loss's `weight`: given, or from class counts
     # The input (the target is then a class index), or every member by position or by name.
     sample: Sample | list[Sample] | dict[str, Sample] | None = None
     limit: int | None = rule(None, at_least=1)  # at most so many samples of each split, for debugging
@@ -68,7 +70,7 @@ class Transform:
     on: Literal["input", "target", "sample"] = "input"
     train: dict[str, Component | None] = rule({}, slot="transform")  # by name, in order; null removes one
     eval: dict[str, Component | None] = rule({}, slot="transform")
-    batch: dict[str, Component | None] = rule({}, slot="transform", unbuilt=NOT_YET)
+    batch: dict[str, Component | None] = rule({}, slot="transform")  # of whole training batches: MixUp, CutMix
 
 
 @dataclass
@@ -96,7 +98,8 @@ class Loader:
     prefetch_factor: int | None = rule(None, at_least=1)
     persistent_workers: bool = False
     timeout: float = rule(60, at_least=0)  # seconds to wait for a worker's batch; 0 waits for ever
-    bad_samples: Literal["error", "skip"] = rule("error", unbuilt=NOT_YET)
+    bad_samples: Literal["error", "skip"] = "error"  # skip: leave them out and list them in bad_samples.jsonl
+    bad_samples_limit: int = rule(100, at_least=1)  # a split with more of them ends the run all the same
     eval: EvalLoader = rule(EvalLoader)
 
 
@@ -132,9 +135,12 @@ class Expect:
     missing: list[Pattern] = rule([])
 
 
+ShapeMismatch = Literal["error", "skip", "slice", "sum", "repeat", "interpolate"]
+
+
 @dataclass
 class Pretrained:
-    strategy: Literal["none", "full", "filtered", "layers", "partial"] = rule("none", unbuilt=NOT_YET)
+    strategy: Literal["none", "full", "filtered", "layers", "partial"] = "none"
     path: str | None = None
     key: str | None = None
     strip_prefix: str | None = None
@@ -143,7 +149,8 @@ class Pretrained:
     include: list[Pattern] = rule([".*"])
     exclude: list[Pattern] = rule([])
     layers: list[str] | dict[str, str] = rule([])
-    shape_mismatch: Literal["error", "skip", "slice", "sum", "repeat", "interpolate"] = "error"
+    # For every tensor, or by pattern; `error` where no pattern matches.
+    shape_mismatch: ShapeMismatch | dict[Pattern, ShapeMismatch] = "error"
     sha256: str | None = rule(None, regex="[0-9a-f]{64}")
     expect: Expect = rule(Expect)
     optional: bool = False
@@ -151,9 +158,9 @@ class Pretrained:
 
 @dataclass
 class Freeze:
-    params: list[Pattern] = rule([], unbuilt=NOT_YET)
-    norm_stats: bool = rule(False, unbuilt=NOT_YET)
-    until: Duration | None = rule(None, unbuilt=NOT_YET)
+    params: list[Pattern] = rule([])
+    norm_stats: bool = False
+    until: Duration | None = None
 
 
 @dataclass
@@ -162,6 +169,8 @@ class ParamGroup:
 
     match: Pattern | list[Pattern]
     lr_mult: float | None = rule(None, at_least=0)
+    layer_decay: float | None = rule(None, above=0)  # one group a layer, its rate so much that of the layer after it
+    max_dims: int | None = rule(None, at_least=0)  # only tensors of at most so many dimensions; 1: biases and norms
     optional: bool = False
     settings: dict[str, Any] = rule({}, rest=True)
 
@@ -205,7 +214,9 @@ class Train:
     mode: Literal["min", "max"] | None = None  # null: min for a loss, max otherwise
     max_time: str | None = rule(None, unbuilt=NOT_YET)
     check_finite: Literal["loss", "off", "every_step"] = rule("loss")
-    on_fault: Literal["stop", "skip", "rollback"] = rule("stop", unbuilt=NOT_YET)
+    on_fault: Literal["stop", "skip", "rollback"] = "stop"  # the others go back to the last checkpoint first
+    max_faults: int = rule(3, at_least=1)  # how often `skip` and `rollback` help before the run stops after all
+    on_save_error: Literal["stop", "go_on"] = "stop"  # a full disk: end the run, or train on without checkpoints
 
 
 @dataclass
@@ -242,7 +253,7 @@ class Config:
     init: Init = rule(Init)
     pretrained: Pretrained = rule(Pretrained)
     freeze: Freeze = rule(Freeze)
-    param_groups: dict[str, ParamGroup | None] = rule({}, unbuilt=NOT_YET)
+    param_groups: dict[str, ParamGroup | None] = rule({})
     scheduler: Scheduler = rule(Scheduler, slot="scheduler")
     metrics: dict[str, Component | None] = rule({}, slot="metric")
     device: Device = rule(Device)

@@ -67,7 +67,9 @@ class Accepts:
 def accepts(target: Callable[..., Any], depth: int = 0) -> Accepts | None:
     """What `target` takes; None where it has no signature that Python can see."""
     try:
-        signature = inspect.signature(types.MethodType(target.function, target) if isinstance(target, _Base) else target)
+        signature = inspect.signature(
+            types.MethodType(target.function, target) if isinstance(target, _Base) else target
+        )
     except (ValueError, TypeError):
         return None
     own = {name: _typed(parameter, target) for name, parameter in signature.parameters.items()}
@@ -121,14 +123,22 @@ def _through(target: Callable[..., Any], keywords: str, depth: int) -> tuple[Par
         return _behind(target, depth)
     code = getattr(function, "__code__", None)
     if code is not None and code.co_flags & inspect.CO_VARKEYWORDS:
-        keywords = code.co_varnames[code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)]
+        keywords = code.co_varnames[
+            code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)
+        ]
     found: Parameters = {}
     forwarded = handled = blind = False
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and any(k.arg is None and _is(k.value, keywords) for k in node.keywords):
             forwarded = True
             callee = _resolve(node.func, function, owner, target)
-            inner = None if callee is None else accepts(callee, depth + 1) if callee is not _NOTHING else Accepts({}, {}, open=False)
+            inner = (
+                None
+                if callee is None
+                else accepts(callee, depth + 1)
+                if callee is not _NOTHING
+                else Accepts({}, {}, open=False)
+            )
             if inner is None:
                 blind = True
                 continue
@@ -152,14 +162,13 @@ def _is(node: ast.AST, name: str) -> bool:
 
 
 def _literals(node: ast.AST, keywords: str) -> list[str]:
-    """`kwargs.pop("name")`, `kwargs.get("name")`, `kwargs["name"]`, `"name" in kwargs`."""
+    """`kwargs.pop("name")`, `kwargs.get("name")`, `kwargs["name"]`."""
+    place: ast.expr | None = None
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _is(node.func.value, keywords):
-        if node.func.attr in {"pop", "get"} and node.args and isinstance(node.args[0], ast.Constant):
-            return [str(node.args[0].value)]
+        place = node.args[0] if node.func.attr in {"pop", "get"} and node.args else None
     elif isinstance(node, ast.Subscript) and _is(node.value, keywords) and isinstance(node.ctx, ast.Load):
-        if isinstance(node.slice, ast.Constant):
-            return [str(node.slice.value)]
-    return []
+        place = node.slice
+    return [str(place.value)] if isinstance(place, ast.Constant) else []
 
 
 def _resolve(node: ast.expr, function: Callable[..., Any], owner: type | None, target: Any) -> Any:
@@ -228,14 +237,33 @@ def misfit(value: Any, parameter: inspect.Parameter, *, durations: bool) -> str:
         return ""
     annotation = parameter.annotation
     if annotation is inspect.Parameter.empty:
-        number = isinstance(default, int | float) or (default is not inspect.Parameter.empty and isinstance(default, bool))
+        number = isinstance(default, int | float) or (
+            default is not inspect.Parameter.empty and isinstance(default, bool)
+        )
         return "must be " + _words(type(default)) if number and isinstance(value, str) else ""
     if value is None:
         return "" if annotation not in (bool, int, float, str) or default is None else "must be " + _words(annotation)
     return "" if _fits(value, annotation) else "must be " + _words(annotation)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_PLAIN: dict[Any, Callable[[Any], bool]] = {
+    type(None): lambda value: value is None,
+    bool: lambda value: isinstance(value, bool | int),
+    int: lambda value: isinstance(value, int) and not isinstance(value, bool),
+    float: _is_number,
+    complex: _is_number,
+    numbers.Number: _is_number,
+    str: lambda value: isinstance(value, str),
+}
+_ITERABLE = (collections.abc.Sequence, collections.abc.Iterable)
+
+
 def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a plain value may be what an annotation says; what is not understood fits."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return any(_fits(value, kind) for kind in args)
@@ -243,29 +271,25 @@ def _fits(value: Any, annotation: Any) -> bool:
         return value in args
     if origin is typing.Annotated:
         return _fits(value, args[0])
-    if annotation is type(None):
-        return value is None
-    if annotation is bool:
-        return isinstance(value, bool | int)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if annotation in (float, complex, numbers.Number):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if annotation is str:
-        return isinstance(value, str)
-    container = origin or annotation
-    if container in (list, tuple, set, collections.abc.Sequence, collections.abc.Iterable):
-        if isinstance(value, str):
-            return container in (collections.abc.Sequence, collections.abc.Iterable) and args in ((str,), ())
-        inner = [kind for kind in args if kind is not Ellipsis]
-        if not isinstance(value, list):
-            return isinstance(value, dict) and container is collections.abc.Iterable
-        if container is tuple and inner and Ellipsis not in args:
-            return len(inner) == len(value) and all(map(_fits, value, inner))
-        return not inner or all(_fits(member, inner[0]) for member in value)
-    # A text is no tensor or module; it may be a dtype or a device, which are made from texts.
-    is_object = isinstance(annotation, type) and annotation.__module__.startswith("torch") and annotation.__name__[0].isupper()
-    return not (is_object and isinstance(value, str) and not issubclass(annotation, enum.Enum))
+    if annotation in _PLAIN:
+        return _PLAIN[annotation](value)
+    if (origin or annotation) in (list, tuple, set, *_ITERABLE):
+        return _fits_container(value, origin or annotation, args)
+    # What is written in YAML is no tensor or module; it may be a dtype or a device, which are made from texts.
+    is_class = isinstance(annotation, type) and annotation.__module__.startswith("torch")
+    is_object = is_class and annotation.__name__[0].isupper() and not issubclass(annotation, enum.Enum)
+    return not (is_object and isinstance(value, str | list | dict))
+
+
+def _fits_container(value: Any, container: Any, args: tuple[Any, ...]) -> bool:
+    if isinstance(value, str):
+        return container in _ITERABLE and args in ((str,), ())
+    if not isinstance(value, list):
+        return isinstance(value, dict) and container is collections.abc.Iterable
+    inner = [kind for kind in args if kind is not Ellipsis]
+    if container is tuple and inner and Ellipsis not in args:
+        return len(inner) == len(value) and all(map(_fits, value, inner))
+    return not inner or all(_fits(member, inner[0]) for member in value)
 
 
 def _words(annotation: Any) -> str:
@@ -277,8 +301,11 @@ def _words(annotation: Any) -> str:
     plain = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "null"}
     if annotation in plain:
         return plain[annotation]
-    if (origin or annotation) in (list, tuple, set, collections.abc.Sequence, collections.abc.Iterable):
-        return "a list" + (f" of {_words(args[0]).removeprefix('a ').removeprefix('an ')}s" if args and args[0] in plain else "")
+    if (origin or annotation) in (list, tuple, set, *_ITERABLE):
+        members = [plain[kind].split()[-1] for kind in args if kind in plain and kind not in (bool, type(None))]
+        if origin is tuple and Ellipsis not in args:
+            return f"a list of {len(args)} {members[0] if members else 'value'}s"
+        return f"a list of {members[0]}s" if members else "a list"
     return getattr(annotation, "__name__", str(annotation))
 
 

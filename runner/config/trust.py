@@ -1,10 +1,9 @@
 """Names in a config are looked at before they are imported: importing executes.
 
-Trusted are torch, torchvision, torchmetrics, the runner's own packages and user code: a file under the working directory
-or below a directory named on the command line (`--trust DIR`). Everything else needs `--trust 'timm.*'`.
+Trusted are torch, torchvision, torchmetrics, the runner's own packages and user code: a file under the working
+directory or below a directory named on the command line (`--trust DIR`). Everything else needs `--trust 'timm.*'`.
 """
 
-import ast
 import fnmatch
 import importlib
 import importlib.machinery
@@ -15,8 +14,7 @@ import re
 import sys
 import traceback
 import types
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,18 @@ LIBRARIES = ("torch", "torchvision", "torchmetrics")
 OURS = ("runner", "models", "datasets")
 # What of a library may be imported beyond the library itself: importing other parts may do anything
 # (torch.utils.cpp_extension looks for a compiler with a subprocess).
-_PARTS = ("torch.nn", "torch.optim", "torch.utils.data", "torchvision.models", "torchvision.transforms", "torchvision.datasets",
-          "torchvision.ops", "torchmetrics", "runner.metrics", "runner.step")  # fmt: skip
+_PARTS = (
+    "torch.nn",
+    "torch.optim",
+    "torch.utils.data",
+    "torchvision.models",
+    "torchvision.transforms",
+    "torchvision.datasets",
+    "torchvision.ops",
+    "torchmetrics",
+    "runner.metrics",
+    "runner.step",
+)
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
@@ -54,35 +62,33 @@ def look(path: str, trust: Sequence[str] = ()) -> None:
     if path in OLD_NAMES:
         message = f"is an old name: it is `{OLD_NAMES[path]}` now"
         raise TargetError(message, OLD_NAMES[path])
-    if any(fnmatch.fnmatchcase(path, pattern) for pattern in trust):
+    if trusted_by(path, trust):
         return
     first = path.partition(".")[0]
-    private = next((part for part in path.split(".") if part.startswith("_")), None)
-    if first in LIBRARIES or (first in OURS and not is_user_code(first, trust)):
-        if private is not None and (first in LIBRARIES or private.startswith("__")):
-            message = f"`{path}` leads through `{private}`, which is private"
-            raise TargetError(message, remedy=f"if you trust it: --trust '{path}'")
-        if first == "runner" and not path.startswith(("runner.metrics.", "runner.step.")):
-            message = f"`{path}` is part of the runner itself; only runner.metrics and runner.step have components"
-            raise TargetError(message, _of_runner(path))
-        _exists(path, first)
-        return
-    if private is not None and private.startswith("__"):
+    private = next((part for part in path.split(".") if part.startswith("__" if first not in LIBRARIES else "_")), None)
+    if private is not None and (first in (*LIBRARIES, *OURS) or is_user_code(first, trust)):
         message = f"`{path}` leads through `{private}`, which is private"
-        raise TargetError(message)
+        raise TargetError(message, remedy=f"if you trust it: --trust '{path}'")
     if is_user_code(first, trust):
         return
+    if first not in (*LIBRARIES, *OURS):
+        raise _stranger(path, first, trust)
+    if first == "runner" and not path.startswith(("runner.metrics.", "runner.step.")):
+        message = f"`{path}` is part of the runner itself; only runner.metrics and runner.step have components"
+        raise TargetError(message, _of_runner(path))
+    _exists(first)
+
+
+def _stranger(path: str, first: str, trust: Sequence[str]) -> TargetError:
+    """What to say about a package that nobody has trusted."""
     known = nearest(first, [*LIBRARIES, *OURS, *_user_packages(trust)])
-    suggestion = f"{known}{path[len(first) :]}" if known else ""
-    if suggestion:
+    if known:
         message = f"`{first}` is neither a trusted package nor code under the working directory"
-        raise TargetError(message, suggestion)
-    found = _spec(first)
-    if found is None:
-        message = f"there is no module `{first}` (neither installed nor under the working directory)"
-        raise TargetError(message)
+        return TargetError(message, f"{known}{path[len(first) :]}")
+    if _spec(first) is None:
+        return TargetError(f"there is no module `{first}` (neither installed nor under the working directory)")
     message = f"`{first}` is neither one of {', '.join((*LIBRARIES, *OURS))} nor code under the working directory"
-    raise TargetError(message, remedy=f"if you trust it: --trust '{first}.*'")
+    return TargetError(message, remedy=f"if you trust it: --trust '{first}.*'")
 
 
 def _of_runner(path: str) -> str:
@@ -92,7 +98,7 @@ def _of_runner(path: str) -> str:
     return ".".join(["runner", right, *rest]) if right else ""
 
 
-def _exists(path: str, first: str) -> None:
+def _exists(first: str) -> None:
     if _spec(first) is None:
         extra = "; it comes with the extra `metrics`" if first == "torchmetrics" else ""
         message = f"there is no module `{first}`: it is not installed{extra}"
@@ -114,9 +120,7 @@ def is_user_code(first: str, trust: Sequence[str]) -> bool:
     found = importlib.machinery.PathFinder.find_spec(first, [str(directory) for directory in directories])
     if found is None or (found.origin is None and not found.submodule_search_locations):
         return False
-    if first in sys.builtin_module_names or first in getattr(sys, "stdlib_module_names", ()) or first == "outputs":
-        return False
-    return True
+    return first not in sys.builtin_module_names and first not in sys.stdlib_module_names and first != "outputs"
 
 
 def _ours(directory: Path) -> bool:
@@ -124,25 +128,22 @@ def _ours(directory: Path) -> bool:
 
 
 def _user_packages(trust: Sequence[str]) -> list[str]:
-    names = []
-    for directory in user_directories(trust):
-        for entry in directory.iterdir():
-            if entry.suffix == ".py" or (entry.is_dir() and any(entry.glob("*.py"))):
-                names.append(entry.stem)
-    return sorted({name for name in names if name.isidentifier()})
+    entries = [entry for directory in user_directories(trust) for entry in directory.iterdir()]
+    names = {entry.stem for entry in entries if entry.suffix == ".py" or (entry.is_dir() and any(entry.glob("*.py")))}
+    return sorted(name for name in names if name.isidentifier())
 
 
 def locate(path: str, trust: Sequence[str] = ()) -> Any:
     """The object that a dotted path names. Looks at the name before it imports anything.
 
     Raises:
-        TargetError: the name is not trusted; no such module; no such attribute (with the nearest one); an error inside the
-            user's own file while it is imported (with its line).
+        TargetError: the name is not trusted; no such module; no such attribute (with the nearest one); an error inside
+            the user's own file while it is imported (with its line).
     """
     look(path, trust)
     _make_importable(path, trust)
     parts = path.split(".")
-    found: Any = _import(parts[0], path)
+    found: Any = _import(parts[0])
     for count, part in enumerate(parts[1:], 2):
         name = ".".join(parts[:count])
         inner = inspect.getattr_static(found, part, None) if isinstance(found, types.ModuleType) else None
@@ -153,10 +154,14 @@ def locate(path: str, trust: Sequence[str] = ()) -> Any:
             if parts[0] in (*LIBRARIES, "runner") and not name.startswith(_PARTS) and not trusted_by(path, trust):
                 message = f"`{name}` is not among the parts of `{parts[0]}` that a config may import"
                 raise TargetError(message, remedy=f"if you trust it: --trust '{path}'")
-            found = _import(name, path)
+            found = _import(name)
         else:
             found = _attribute(found, part, name, path)
-        if isinstance(found, types.ModuleType) and found.__name__.partition(".")[0] != parts[0] and not trusted_by(path, trust):
+        if (
+            isinstance(found, types.ModuleType)
+            and found.__name__.partition(".")[0] != parts[0]
+            and not trusted_by(path, trust)
+        ):
             message = f"`{path}` leads out of `{parts[0]}` into the module `{found.__name__}`"
             raise TargetError(message)
     if isinstance(found, types.ModuleType):
@@ -182,7 +187,7 @@ def _is_submodule(package: types.ModuleType, name: str) -> bool:
     return hasattr(package, "__path__") and name not in sys.modules and _spec(name) is not None
 
 
-def _import(name: str, path: str) -> types.ModuleType:
+def _import(name: str) -> types.ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:
@@ -227,7 +232,7 @@ def _hides_ours(owner: Any) -> str:
     first = getattr(owner, "__name__", "").partition(".")[0]
     folder = next(iter(getattr(sys.modules.get(first), "__path__", [])), "")
     if first in OURS and folder and not _ours(Path(folder).parent):
-        return f" (`{first}` is {folder} here, which hides the runner's own)"
+        return f" (`{first}` is the folder {folder} here, which hides the runner's own)"
     return ""
 
 
@@ -239,8 +244,19 @@ def _nearest_inside(owner: Any, part: str, prefix: str) -> str:
     return prefix + right if right else ""
 
 
-_INIT = ("uniform", "normal", "constant", "eye", "dirac", "xavier_uniform", "xavier_normal", "kaiming_uniform",
-         "kaiming_normal", "orthogonal", "sparse")  # fmt: skip
+_INIT = (
+    "uniform",
+    "normal",
+    "constant",
+    "eye",
+    "dirac",
+    "xavier_uniform",
+    "xavier_normal",
+    "kaiming_uniform",
+    "kaiming_normal",
+    "orthogonal",
+    "sparse",
+)
 _V1, _METRICS = "torchvision.transforms", "torchmetrics"
 # Names of earlier releases; some still resolve and warn, some are gone.
 OLD_NAMES: dict[str, str] = {

@@ -9,9 +9,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from runner.config.check import check, check_sweep
 from runner.config.compose import compose, compose_sweep, hydra_with_search_path
 from runner.errors import ConfigError, RunError
+from runner.examine import examine, examine_sweep
 from runner.files import make_run_dir
 from runner.run import train
 
@@ -22,7 +22,9 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
     Raises:
         ConfigError: some job is wrong; none was started.
     """
-    check_sweep(list(overrides), trust)
+    mistakes = examine_sweep(list(overrides), trust)
+    if mistakes:
+        raise ConfigError(mistakes)
     folder = make_run_dir(Path("outputs"), compose_sweep(list(overrides)).config["name"])
     rows: list[tuple[str, str, Any]] = []
 
@@ -32,11 +34,12 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
         composed = compose(own)
         place = folder / str(hydra.job.num)
         print(f"\n[{hydra.job.num}] {' '.join(own)}")
-        try:
-            outcome = train(check(composed, trust), composed, argv, trust, lambda _: _made(place))
-        except ConfigError as error:
-            rows.append((place.name, "wrong", str(error)))
-            raise
+        examined = examine(composed, trust)
+        if examined.mistakes:  # something changed since the sweep was checked
+            rows.append((place.name, "wrong", ""))
+            raise ConfigError(examined.mistakes)
+        place.mkdir(parents=True)
+        outcome = train(examined, composed, argv, trust, place)
         rows.append((place.name, outcome.result["status"], outcome.result["objective"]))
         if outcome.result["status"] == "interrupted":
             sys.exit(outcome.status)  # passes through Hydra, which would go on with the next job after an exception
@@ -59,8 +62,3 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
     for name, how, objective in rows:
         print(f"  {name:>3}  {how:<11} {objective if objective is not None else ''}")
     return status
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    return folder

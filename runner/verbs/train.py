@@ -1,10 +1,12 @@
 """`python -m runner [overrides]`: check, then train one run or, with `-m`, a sweep; or let Hydra answer."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from runner.config import compose
-from runner.config.check import check
+from runner.errors import ConfigError, Mistake, count_line, numbered
+from runner.examine import examine
 from runner.files import make_run_dir
 from runner.verbs import hydra_questions
 
@@ -18,15 +20,34 @@ def main(argv: Sequence[str], began: float | None = None) -> int:
         from runner.sweep import multirun
 
         return multirun.main([argument for argument in overrides if argument not in ("-m", "--multirun")], argv, trust)
-    composed = compose.compose(overrides)
-    config = check(composed, trust)
+    composed = compose.compose([argument for argument in overrides if argument != "--inexact"])
+    examined = examine(composed, trust, reporter())
+    if examined.mistakes:
+        print(count_line(len(examined.mistakes)), file=sys.stderr)
+        return 2
+    config = examined.config
+    if config.run is None and "--inexact" in overrides:
+        raise ConfigError([Mistake("--inexact", "has no effect without `run=RUN`", where="argument `--inexact`")])
     if config.run is not None:
         from runner.verbs import resume
 
         return resume.resume(Path(config.run), config, composed.unresolved_yaml, argv, trust)
     from runner.run import train
 
-    return train(config, composed, argv, trust, lambda name: make_run_dir(Path("outputs"), name), began).status
+    return train(examined, composed, argv, trust, make_run_dir(Path("outputs"), config.name), began).status
+
+
+def reporter() -> Callable[[list[Mistake]], None]:
+    """Prints mistakes as they become known, numbered through."""
+    said = 0
+
+    def say(mistakes: list[Mistake]) -> None:
+        nonlocal said
+        if mistakes:
+            print(numbered(mistakes, start=said + 1), file=sys.stderr, flush=True)
+        said += len(mistakes)
+
+    return say
 
 
 def split_trust(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""`python -m runner why KEY [-m] [--json] [overrides]`: every file:line and argument that set KEY, in order; the winner last."""
+"""`python -m runner why KEY [-m] [--json] [overrides]`: every file:line and argument that set KEY; the winner last."""
 
 import json
 from collections.abc import Sequence
@@ -53,7 +53,11 @@ def main(argv: Sequence[str]) -> int:
     if not answers:
         raise ConfigError([_unknown(composed, key)])
     if as_json:
-        print(json.dumps({"key": key, "value": answers[-1].value, "layers": [vars(answer) for answer in answers]}, default=str))
+        print(
+            json.dumps(
+                {"key": key, "value": answers[-1].value, "layers": [vars(answer) for answer in answers]}, default=str
+            )
+        )
     else:
         print(f"{key} = {as_text(answers[-1].value)}")
         for answer in answers:
@@ -63,14 +67,21 @@ def main(argv: Sequence[str]) -> int:
 
 def layers(composed: Composed, path: tuple[str | int, ...]) -> list[Answer]:
     """Every layer that set the key, defaults first, the winner last; empty where the key does not exist."""
-    found = [Answer(s.where, "(removed)" if s.value is ABSENT else s.value, s.chosen) for s in composed.layers.settings(path)]
+    found = [
+        Answer(s.where, "(removed)" if s.value is ABSENT else s.value, s.chosen) for s in composed.layers.settings(path)
+    ]
     swept = OmegaConf.select(composed.hydra, "sweeper.params") or {}
     if blame.dotted(path) in swept:
         where = composed.layers.origin(("hydra", "sweeper", "params", blame.dotted(path)))
         found.append(Answer(where, swept[blame.dotted(path)], note="  (swept)"))
-    found += [Answer(setting.where, setting.value, note=f"  (sets {blame.dotted(key)})") for key, setting in composed.layers.parts(path)]
+    found += [
+        Answer(setting.where, setting.value, note=f"  (sets {blame.dotted(key)})")
+        for key, setting in composed.layers.parts(path)
+    ]
     if len(path) == 1 and path[0] in composed.choices and not found:
-        found.append(Answer(composed.layers.chooser(str(path[0])), composed.choices[str(path[0])], note="  (config group)"))
+        found.append(
+            Answer(composed.layers.chooser(str(path[0])), composed.choices[str(path[0])], note="  (config group)")
+        )
     default = _default(composed, path)
     answers = [*([default] if default else []), *found]
     return [*answers, *_references(composed, path, found)]
@@ -102,7 +113,8 @@ def _references(composed: Composed, path: tuple[str | int, ...], found: list[Ans
         target = blame.target(reference, path)
         if target != path:
             answers += [
-                Answer(a.where, a.value, a.chosen, f"  (as {blame.dotted(target)}){a.note}") for a in layers(composed, target)
+                Answer(a.where, a.value, a.chosen, f"  (as {blame.dotted(target)}){a.note}")
+                for a in layers(composed, target)
             ]
     return answers
 
@@ -110,4 +122,6 @@ def _references(composed: Composed, path: tuple[str | int, ...], found: list[Ans
 def _unknown(composed: Composed, key: str) -> Mistake:
     known = [*blame.schema_keys(), *map(blame.dotted, composed.layers.paths(composed.config))]
     right = other_name(key) or nearest(key, known)
-    return Mistake(key, "is set by nothing and is not a key that the runner knows", remedy=did_you_mean(right), suggestion=right)
+    return Mistake(
+        key, "is set by nothing and is not a key that the runner knows", remedy=did_you_mean(right), suggestion=right
+    )

@@ -20,11 +20,24 @@ from runner.errors import Mistake
 # Names that a user chooses: a typing error in one is no mistake.
 CHOSEN = ("transform.train", "transform.eval", "metrics", "init.rules", "dataset.sample", "param_groups", "datasets")
 # Arguments without which a target cannot be called.
-NEEDED = {"models.mlp.MLP": ("sizes",), "torch.optim.lr_scheduler.CosineAnnealingLR": ("T_max",),
-          "torch.optim.lr_scheduler.StepLR": ("step_size",), "torchvision.transforms.v2.Normalize": ("mean", "std"),
-          "torchvision.transforms.v2.RandomCrop": ("size",), "torchvision.datasets.CIFAR10": ("root",)}  # fmt: skip
-SLOTS = {"model": "torch.optim.SGD", "optimizer": "torch.nn.Linear", "loss": "torch.optim.Adam", "scheduler": "torch.nn.ReLU",
-         "dataset": "torch.nn.Conv2d", "transform": "torch.optim.Adam", "metrics": "torch.nn.Linear", "step": "torch.nn.Linear"}  # fmt: skip
+NEEDED = {
+    "models.mlp.MLP": ("sizes",),
+    "torch.optim.lr_scheduler.CosineAnnealingLR": ("T_max",),
+    "torch.optim.lr_scheduler.StepLR": ("step_size",),
+    "torchvision.transforms.v2.Normalize": ("mean", "std"),
+    "torchvision.transforms.v2.RandomCrop": ("size",),
+    "torchvision.datasets.CIFAR10": ("root",),
+}
+SLOTS = {
+    "model": "torch.optim.SGD",
+    "optimizer": "torch.nn.Linear",
+    "loss": "torch.optim.Adam",
+    "scheduler": "torch.nn.ReLU",
+    "dataset": "torch.nn.Conv2d",
+    "transform": "torch.optim.Adam",
+    "metrics": "torch.nn.Linear",
+    "step": "torch.nn.Linear",
+}
 
 
 @dataclass(frozen=True)
@@ -108,22 +121,35 @@ def _of_file(file: Path, chance: random.Random) -> Iterator[Case]:
     for path, key_node, value_node in seen:
         key = ".".join(path)
         parent = ".".join(path[:-1])
-        siblings = {p[-1] for p, _, _ in seen if p[:-1] == path[:-1]} | {k.rpartition(".")[2] for k in schema_keys() if k.rpartition(".")[0] == parent}
+        siblings = {p[-1] for p, _, _ in seen if p[:-1] == path[:-1]} | {
+            k.rpartition(".")[2] for k in schema_keys() if k.rpartition(".")[0] == parent
+        }
         if parent not in CHOSEN and not parent.startswith(("init.rules.", "dataset.sample")):
             for typo in typos(path[-1], chance):
                 if typo not in siblings:
                     wrong = f"{parent}.{typo}" if parent else typo
                     yield case("typo in a key", wrong, key_node, typo, key)
         yield from _of_value(case, path, key, value_node, chance)
-        if isinstance(value_node, yaml.MappingNode) and value_node.value and not key.startswith(("init.rules", *CHOSEN)):
+        if (
+            isinstance(value_node, yaml.MappingNode)
+            and value_node.value
+            and not key.startswith(("init.rules", *CHOSEN))
+        ):
             first = value_node.value[0][0]
-            stray = Case("stray key", name, text[: first.start_mark.index] + "qwxyz: 1, " + text[first.start_mark.index :],
-                         arguments, f"{key}.qwxyz", f"conf/{name}:{first.start_mark.line + 1}")  # fmt: skip
+            stray = Case(
+                "stray key",
+                name,
+                text[: first.start_mark.index] + "qwxyz: 1, " + text[first.start_mark.index :],
+                arguments,
+                f"{key}.qwxyz",
+                f"conf/{name}:{first.start_mark.line + 1}",
+            )
             if value_node.flow_style:
                 yield stray
-    if package and loaded.root is not None and isinstance(loaded.root, yaml.MappingNode) and not loaded.root.flow_style:
-        if package[0] not in CHOSEN:
-            yield Case("stray key", name, text + "qwxyz: 1\n", arguments, f"{package[0]}.qwxyz", f"conf/{name}:{text.count(chr(10)) + 1}")
+    block_style = isinstance(loaded.root, yaml.MappingNode) and not loaded.root.flow_style
+    if package and block_style and package[0] not in CHOSEN:
+        where = f"conf/{name}:{text.count(chr(10)) + 1}"
+        yield Case("stray key", name, text + "qwxyz: 1\n", arguments, f"{package[0]}.qwxyz", where)
 
 
 def _of_value(case: Any, path: tuple[str, ...], key: str, node: yaml.Node, chance: random.Random) -> Iterator[Case]:
@@ -138,7 +164,7 @@ def _of_value(case: Any, path: tuple[str, ...], key: str, node: yaml.Node, chanc
         yield case("broken interpolation", key, node, "'${train.duratoin}'", "${train.duration}")
     else:
         yield case("broken interpolation", key, node, "'${no.such.place}'")
-    if tag in ("int", "float", "bool"):
+    if tag in ("int", "float", "bool") and path[0] != "step":  # a batch may be a mapping: its keys are texts
         yield case("wrong type", key, node, "banana")
     if key in ("loader.batch_size", "loader.prefetch_factor", "dataset.limit"):
         yield case("out of range", key, node, "0")
@@ -167,7 +193,9 @@ def _of_target(case: Any, path: tuple[str, ...], key: str, node: yaml.Node, chan
     yield case("missing", key, node, "'???'")
 
 
-def _of_arguments(chance: random.Random) -> Iterator[Case]:
+def _of_arguments(  # noqa: C901  as above
+    chance: random.Random,
+) -> Iterator[Case]:
     """Mistakes on the command line: groups, options, keys, missing arguments."""
 
     def case(kind: str, argument: str, key: str, suggestion: str | None = None, more: tuple[str, ...] = ()) -> Case:
@@ -189,7 +217,12 @@ def _of_arguments(chance: random.Random) -> Iterator[Case]:
         for name in names if slot else ():
             option = {"sizes": "mlp", "T_max": "cosine", "step_size": "step"}[name]
             yield dataclasses.replace(
-                case("missing", f"~{slot}.{name}", f"{slot}.{name}", more=("experiment=null", "train.duration=3ep", f"{slot}={option}")),
+                case(
+                    "missing",
+                    f"~{slot}.{name}",
+                    f"{slot}.{name}",
+                    more=("experiment=null", "train.duration=3ep", f"{slot}={option}"),
+                ),
                 where=f"{our_conf()}/{slot}/{option}.yaml:2",
             )
     for key in sorted(schema_keys()):

@@ -16,9 +16,29 @@ from runner.config.trust import look
 
 GROUPS = ("loader", "init", "optimizer", "scheduler", "log", "debug")
 # Required arguments that an annotation does not tell.
-VALUES = {"cutoffs": [10, 20], "milestones": [3], "input_size": [64, 64], "block_channels": [8], "block_layers": [1], "layers": [1, 1],
-          "stages_repeats": [1], "stages_out_channels": [8], "patch_size": [4, 4], "depths": [2], "num_heads": [2],
-          "mean": [0.5], "std": [0.5], "target_size": [8, 8]}  # fmt: skip
+VALUES = {
+    "cutoffs": [10, 20],
+    "milestones": [3],
+    "input_size": [64, 64],
+    "block_channels": [8],
+    "block_layers": [1],
+    "layers": [1, 1],
+    "stages_repeats": [1],
+    "stages_out_channels": [8],
+    "patch_size": [4, 4],
+    "depths": [2],
+    "num_heads": [2],
+    "mean": [0.5],
+    "std": [0.5],
+    "target_size": [8, 8],
+}
+
+OBJECTS = {
+    "Metric": "torchmetrics.MeanMetric",
+    "Tensor": "torch.ones",
+    "Layer": "torch.nn.Identity",
+    "Module": "torch.nn.Identity",
+}
 
 
 def options(group):
@@ -49,13 +69,16 @@ def test_every_experiment_with_every_option(experiment):
 def example(parameter):
     """A value that a required parameter takes."""
     text = str(parameter.annotation)
-    if parameter.name in VALUES:
+    if parameter.name in VALUES and parameter.annotation is not int:
         return VALUES[parameter.name]
     if get_origin(parameter.annotation) is Literal:
         return get_args(parameter.annotation)[0]
     for word, value in (("ict", {"a": 1}), ("int", 3), ("float", 0.5), ("str", "x"), ("bool", True)):
         if word in text:
             return value
+    for word, target in OBJECTS.items():
+        if word in text:
+            return {"_target_": target, "_args_": [2]} if word == "Tensor" else {"_target_": target}
     return [1, 2]
 
 
@@ -67,7 +90,11 @@ def refused(slot, name, target, supplied=()):
         unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         own = {n: p for n, p in takes.own.items() if p.kind not in unnamed and n not in supplied}
         nodes[0] |= {n: example(p) for n, p in own.items() if p.default is p.empty}
-        plain = {n: p.default for n, p in own.items() if isinstance(p.default, bool | int | float | str | None) and not isinstance(p.default, enum.Enum)}
+        plain = {
+            n: p.default
+            for n, p in own.items()
+            if isinstance(p.default, bool | int | float | str | None) and not isinstance(p.default, enum.Enum)
+        }
         nodes.append(nodes[0] | plain)
     found = Found()
     look(name)
@@ -134,19 +161,39 @@ def test_torchmetrics_classes_fit_their_slot():
     [
         ("model", {"_target_": "torchvision.models.resnet18", "num_classes": 10, "zero_init_residual": True}),
         ("model", {"_target_": "torchvision.models.efficientnet_b0", "dropout": 0.1, "num_classes": 3}),
-        ("model", {"_target_": "torchvision.models.resnet18", "norm_layer": {"_target_": "torch.nn.BatchNorm2d", "_partial_": True}}),
+        (
+            "model",
+            {
+                "_target_": "torchvision.models.resnet18",
+                "norm_layer": {"_target_": "torch.nn.BatchNorm2d", "_partial_": True},
+            },
+        ),
         ("model", {"_target_": "torch.nn.Linear", "_args_": [3, 4]}),
         ("model", {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "torch.nn.Linear", "_args_": [3, 4]}]}),
         ("scheduler", {"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "T_max": "9.5ep"}),
-        ("metric", {"_target_": "torchmetrics.Accuracy", "task": "multiclass", "num_classes": 10, "sync_on_compute": False}),
+        (
+            "metric",
+            {"_target_": "torchmetrics.Accuracy", "task": "multiclass", "num_classes": 10, "sync_on_compute": False},
+        ),
         ("loss", {"_target_": "torch.nn.functional.cross_entropy", "label_smoothing": 0.1}),
         ("transform", {"_target_": "torchvision.transforms.v2.ToDtype", "dtype": "torch.float32", "scale": True}),
         ("sampler", {"_target_": "torch.utils.data.RandomSampler", "replacement": True}),
-        ("sampler", {"_target_": "torch.utils.data.BatchSampler", "sampler": {"_target_": "torch.utils.data.RandomSampler"},
-                     "batch_size": 4, "drop_last": True}),
+        (
+            "sampler",
+            {
+                "_target_": "torch.utils.data.BatchSampler",
+                "sampler": {"_target_": "torch.utils.data.RandomSampler"},
+                "batch_size": 4,
+                "drop_last": True,
+            },
+        ),
         ("function", {"_target_": "torch.utils.data.default_collate"}),
+        (
+            "loss",
+            {"_target_": "torch.nn.CrossEntropyLoss", "weight": {"_target_": "torch.tensor", "_args_": [[1.0, 2.0]]}},
+        ),
     ],
-)  # fmt: skip
+)
 def test_right_component_passes(slot, node):
     found = Found()
     check_component((slot,), slot, node, (), found)
@@ -163,16 +210,24 @@ def test_right_component_passes(slot, node):
         ("model", {"_target_": "torchvision.models.resnet18", "pretrained": True}, "model.pretrained"),
         ("model", {"_target_": "torch.nn.Linear", "in_features": 3}, "model.out_features"),
         ("model", {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2.5}, "model.out_features"),
-        ("model", {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "torch.nn.Linear", "in_featres": 3, "_partial_": True}]},
-         "model._args_.0.in_featres"),
+        (
+            "model",
+            {
+                "_target_": "torch.nn.Sequential",
+                "_args_": [{"_target_": "torch.nn.Linear", "in_featres": 3, "_partial_": True}],
+            },
+            "model._args_.0.in_featres",
+        ),
         ("optimizer", {"_target_": "torch.optim.SGD", "params": []}, "optimizer.params"),
         ("metric", {"_target_": "torchmetrics.Accuracy", "task": "multiclas"}, "metric.task"),
         ("metric", {"_target_": "torchmetrics.MeanMetric", "sync_on_compte": False}, "metric.sync_on_compte"),
         ("transform", {"_target_": "torchvision.transforms.v2.ToDtype", "dtype": "torch.flaot32"}, "transform.dtype"),
         ("loss", {"_target_": "torch.nn.CrossEntropyLoss", "label_smoothing": "x"}, "loss.label_smoothing"),
         ("loss", {"_target_": "torch.nn.functional.gaussian_nll_loss"}, "loss.var"),
+        ("loss", {"_target_": "torch.nn.CrossEntropyLoss", "reduction": "men"}, "loss.reduction"),
+        ("loss", {"_target_": "torch.nn.CrossEntropyLoss", "weight": [1.0, 2.0]}, "loss.weight"),
     ],
-)  # fmt: skip
+)
 def test_wrong_component_is_named(slot, node, key):
     found = Found()
     check_component((slot,), slot, node, (), found)

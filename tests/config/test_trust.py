@@ -12,20 +12,68 @@ from runner.config.check import Check
 from runner.config.compose import compose
 from runner.config.trust import TargetError, locate, look
 
-DANGEROUS = {"os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen", "socket.connect", "shutil.rmtree",
-             "ctypes.dlopen", "os.remove", "os.rename", "pickle.find_class", "webbrowser.open", "urllib.Request"}  # fmt: skip
+DANGEROUS = {
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.fork",
+    "subprocess.Popen",
+    "socket.connect",
+    "shutil.rmtree",
+    "ctypes.dlopen",
+    "os.remove",
+    "os.rename",
+    "pickle.find_class",
+    "webbrowser.open",
+    "urllib.Request",
+}
 EVIL = [
-    "os.system", "posix.system", "subprocess.run", "subprocess.Popen", "builtins.eval", "builtins.exec", "shutil.rmtree",
-    "importlib.import_module", "runpy.run_path", "pickle.loads", "ctypes.CDLL", "webbrowser.open", "antigravity.geohash", "this.s",
-    "hydra.utils.get_method", "hydra.utils.instantiate", "hydra._internal.utils._locate", "omegaconf.OmegaConf.load",
-    "torch.hub.load", "torch.load", "torch.jit.load", "torch.serialization.os.system", "torch.utils.cpp_extension.load_inline",
-    "torch.package.PackageImporter", "torch.fx.GraphModule", "torch._inductor.codecache.os.system", "torch.nn.Module.__init__",
-    "torch.nn.modules.module.functools.partial", "torch.distributed.nn.RemoteModule", "torch.utils.model_zoo.load_url",
-    "torchvision.datasets.utils.download_url", "torchvision.io.read_image", "torchvision.models._api.get_weight",
-    "runner.__main__.main", "runner.verbs.check.main", "runner.errors.signal.alarm", "models.cnn.F.torch.hub.load",
-    "datasets.digits.torch.load", "evil_module.Model", "evil_package.sub.Model", "numpy.load", "sklearn.externals.joblib.load",
-    "yaml.unsafe_load", "logging.config.dictConfig",
-]  # fmt: skip
+    "os.system",
+    "posix.system",
+    "subprocess.run",
+    "subprocess.Popen",
+    "builtins.eval",
+    "builtins.exec",
+    "shutil.rmtree",
+    "importlib.import_module",
+    "runpy.run_path",
+    "pickle.loads",
+    "ctypes.CDLL",
+    "webbrowser.open",
+    "antigravity.geohash",
+    "this.s",
+    "hydra.utils.get_method",
+    "hydra.utils.instantiate",
+    "hydra._internal.utils._locate",
+    "omegaconf.OmegaConf.load",
+    "torch.hub.load",
+    "torch.load",
+    "torch.jit.load",
+    "torch.serialization.os.system",
+    "torch.utils.cpp_extension.load_inline",
+    "torch.package.PackageImporter",
+    "torch.fx.GraphModule",
+    "torch._inductor.codecache.os.system",
+    "torch.nn.Module.__init__",
+    "torch.nn.modules.module.functools.partial",
+    "torch.distributed.nn.RemoteModule",
+    "torch.utils.model_zoo.load_url",
+    "torchvision.datasets.utils.download_url",
+    "torchvision.io.read_image",
+    "torchvision.models._api.get_weight",
+    "runner.__main__.main",
+    "runner.verbs.check.main",
+    "runner.errors.signal.alarm",
+    "models.cnn.F.torch.hub.load",
+    "datasets.digits.torch.load",
+    "evil_module.Model",
+    "evil_package.sub.Model",
+    "numpy.load",
+    "sklearn.externals.joblib.load",
+    "yaml.unsafe_load",
+    "logging.config.dictConfig",
+]
 PLACES = {
     "model._target_": "++model={{_target_: {0}}}",
     "loss._target_": "++loss={{_target_: {0}, command: id}}",
@@ -37,7 +85,8 @@ PLACES = {
     "init.rules.r.module": "++init.rules.r={{module: {0}, weight: 0}}",
     "optimizer.extra._target_": "++optimizer.extra={{_target_: {0}, _args_: [id]}}",
     "model.sizes.0._target_": "++model={{_target_: models.mlp.MLP, sizes: [{{_target_: {0}}}]}}",
-    "model._args_.0._args_.0._target_": "++model={{_target_: torch.nn.Sequential, _args_: [{{_target_: torch.nn.Sequential, _args_: [{{_target_: {0}}}]}}]}}",
+    "model._args_.0._args_.0._target_": "++model={{_target_: torch.nn.Sequential, _args_: ["
+    "{{_target_: torch.nn.Sequential, _args_: [{{_target_: {0}}}]}}]}}",
     "step._target_": "++step={{_target_: ${{oc.decode:'{0}'}}}}",
 }
 _watching = threading.local()
@@ -81,6 +130,13 @@ def mistakes(*overrides):
     return [*checked.at_once, *checked.by_import()]
 
 
+def warm_up():
+    """Import what the runner trusts before anybody watches: libraries open libraries of their own."""
+    pytest.importorskip("torchvision.transforms.v2")
+    pytest.importorskip("torchmetrics")
+    mistakes()
+
+
 def test_the_hook_sees_what_is_executed():
     with watched() as seen:
         sys.audit("os.system", "id")
@@ -89,11 +145,11 @@ def test_the_hook_sees_what_is_executed():
 
 
 def test_malicious_targets_execute_nothing(evil):
-    mistakes()  # torch is imported before anybody watches
+    warm_up()
     cases = list(itertools.product(EVIL, PLACES.items()))
     assert len(cases) >= 500
     with watched() as seen:
-        for name, (key, form) in random.Random(0).sample(cases, 50):
+        for name, (key, form) in random.Random(0).sample(cases, 40):
             assert key in {mistake.key for mistake in mistakes("experiment=null", form.format(name))}, (key, name)
 
     assert [] == seen
@@ -102,7 +158,7 @@ def test_malicious_targets_execute_nothing(evil):
 
 @pytest.mark.exhaustive
 def test_all_malicious_targets_execute_nothing(evil):
-    mistakes()
+    warm_up()
     cases = list(itertools.product(EVIL, PLACES.items()))
     with watched() as seen:
         for name, (key, form) in cases:
@@ -112,15 +168,18 @@ def test_all_malicious_targets_execute_nothing(evil):
     assert not evil.exists()
 
 
-@pytest.mark.parametrize("content", [
-    "# @package _global_\nhydra: {callbacks: {evil: {_target_: evil_module.Model}}}",
-    "# @package _global_\nhydra: {launcher: {_target_: evil_module.Model}}",
-    "# @package hydra.job_logging\nversion: 1\nhandlers: {x: {class: evil_module.Model}}",
-    "# @package _global_\ndefaults: [override /hydra/job_logging: none]",
-    "# @package _global_\nhydra: {searchpath: [pkg://evil_package]}",
-    "# @package hydra.callbacks.evil\n_target_: evil_module.Model",
-    "# @package _global_\ndefaults: [/optimizer@hydra.launcher: adam]",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        "# @package _global_\nhydra: {callbacks: {evil: {_target_: evil_module.Model}}}",
+        "# @package _global_\nhydra: {launcher: {_target_: evil_module.Model}}",
+        "# @package hydra.job_logging\nversion: 1\nhandlers: {x: {class: evil_module.Model}}",
+        "# @package _global_\ndefaults: [override /hydra/job_logging: none]",
+        "# @package _global_\nhydra: {searchpath: [pkg://evil_package]}",
+        "# @package hydra.callbacks.evil\n_target_: evil_module.Model",
+        "# @package _global_\ndefaults: [/optimizer@hydra.launcher: adam]",
+    ],
+)
 def test_a_file_cannot_configure_hydra(content, evil, tmp_path):
     file = tmp_path / "conf" / "experiment" / "mine.yaml"
     file.parent.mkdir(parents=True)
@@ -137,7 +196,9 @@ def test_a_file_cannot_configure_hydra(content, evil, tmp_path):
 def test_names_made_by_interpolation_and_aliases_are_looked_at(tmp_path, evil):
     file = tmp_path / "conf" / "model" / "mine.yaml"
     file.parent.mkdir(parents=True)
-    file.write_text("a: &bad {_target_: '${model.b}.Model'}\nb: evil_module\n_target_: torch.nn.Sequential\n_args_: [*bad]\n")
+    file.write_text(
+        "a: &bad {_target_: '${model.b}.Model'}\nb: evil_module\n_target_: torch.nn.Sequential\n_args_: [*bad]\n"
+    )
     checked = Check(compose(["model=mine"], tmp_path))
 
     assert {"model.a._target_", "model._args_.0._target_"} & {mistake.key for mistake in checked.at_once}
@@ -173,10 +234,36 @@ def test_what_user_code_imports_from_elsewhere_is_not_user_code(tmp_path, monkey
 
 
 def test_an_alias_bomb_costs_no_time(tmp_path):
-    levels = ["a: &a [x,x,x,x,x,x,x,x,x]"] + [f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]" for a, b in itertools.pairwise("abcdefghi")]
+    levels = ["a: &a [x,x,x,x,x,x,x,x,x]"] + [
+        f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]" for a, b in itertools.pairwise("abcdefghi")
+    ]
     file = tmp_path / "conf" / "model" / "bomb.yaml"
     file.parent.mkdir(parents=True)
     file.write_text("\n".join(levels))
     composed = compose(["model=bomb"], tmp_path)
 
-    assert ["has more than 20,000 nodes with its aliases written out"] == [mistake.rule for mistake in composed.mistakes]
+    assert ["has more than 20,000 nodes with its aliases written out"] == [
+        mistake.rule for mistake in composed.mistakes
+    ]
+
+
+def test_an_import_error_in_user_code_is_named_with_its_line_and_who_named_it(tmp_path, monkeypatch):
+    (tmp_path / "broken_2.py").write_text("import torch\n\nclass Net(torch.nn.Module)\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (mistake,) = mistakes("experiment=null", "++model={_target_: broken_2.Net}")
+
+    assert "SyntaxError" in mistake.rule
+    assert mistake.where.startswith("broken_2.py:3")
+    assert "argument `++model={_target_: broken_2.Net}`" in mistake.where
+
+
+def test_a_bomb_of_interpolations_costs_no_time(tmp_path):
+    lines = ["x0: aaaaaaaaaa", *(f"x{i}: '${{model.x{i - 1}}}${{model.x{i - 1}}}'" for i in range(1, 60))]
+    file = tmp_path / "conf" / "model" / "bomb.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("\n".join(lines))
+    (mistake,) = compose(["model=bomb"], tmp_path).unresolvable
+
+    assert "must not grow" in mistake.rule
+    assert mistake.where.startswith("conf/model/bomb.yaml:")

@@ -1,6 +1,7 @@
 """Malicious and broken files: none runs anything, none is loaded silently wrong, each is a clear error."""
 
 import encodings.cp437  # noqa: F401  zipfile imports it for names that are not UTF-8
+import functools
 import gzip
 import hashlib
 import io
@@ -26,16 +27,19 @@ STATE = {
 }
 
 # What a pickle may be made to call: each of these must never be looked up, let alone called.
-CALLS = """
-    os system, posix system, os popen, subprocess Popen, subprocess getoutput, builtins eval, builtins exec,
-    builtins __import__, builtins getattr, builtins open, builtins compile, importlib import_module, runpy run_path,
-    shutil rmtree, socket socket, ctypes CDLL, webbrowser open, pickle loads, pickle _loads, marshal loads, torch load,
-    torch.hub load, torch.jit load, torch.package PackageImporter, torch.utils.cpp_extension load, torch.serialization load,
-    torch.storage _load_from_bytes, functools partial, operator attrgetter, types FunctionType, code interact, pdb run,
-    pty spawn, numpy load, numpy.core.multiarray scalar, canary pull, collections namedtuple, torch._C _load_from_file,
-    __builtin__ eval, nt system, torch._inductor.codecache _exec_with_source, multiprocessing.util spawnv_passfds,
-    timeit timeit, cProfile run, torch.nn Linear, torch.nn.modules.linear Linear, __main__ Net, builtins type, builtins object
-""".split(",")
+CALLS = [
+    "os system", "posix system", "os popen", "subprocess Popen", "subprocess getoutput", "builtins eval",
+    "builtins exec", "builtins __import__", "builtins getattr", "builtins open", "builtins compile",
+    "importlib import_module", "runpy run_path", "shutil rmtree", "socket socket", "ctypes CDLL", "webbrowser open",
+    "pickle loads", "pickle _loads", "marshal loads", "torch load", "torch.hub load", "torch.jit load",
+    "torch.package PackageImporter", "torch.utils.cpp_extension load", "torch.serialization load",
+    "torch.storage _load_from_bytes", "functools partial", "operator attrgetter", "types FunctionType",
+    "code interact", "pdb run", "pty spawn", "numpy load", "numpy.core.multiarray scalar", "canary pull",
+    "collections namedtuple", "torch._C _load_from_file", "__builtin__ eval", "nt system",
+    "torch._inductor.codecache _exec_with_source", "multiprocessing.util spawnv_passfds", "timeit timeit",
+    "cProfile run", "torch.nn Linear", "torch.nn.modules.linear Linear", "__main__ Net", "builtins type",
+    "builtins object",
+]  # fmt: skip
 
 
 def pickles(call):
@@ -81,7 +85,7 @@ def saved(value, **how):
 
 
 def malicious():
-    for number, call in enumerate(map(str.strip, CALLS)):
+    for number, call in enumerate(CALLS):
         for way, data in pickles(call):
             yield f"zip {call} {way}", zipped(data)
             if number % 3 == 0:
@@ -306,6 +310,7 @@ def judge(name, data, folder, watch, **how):
     assert not watch.seen, name
     assert all(torch.equal(before[key], value) for key, value in MODEL.state_dict().items()), name
     if made is None:
+        assert "Weights only load failed" not in said, name
         assert said.startswith("1. pretrained"), name
         assert "Error:" not in said, name
         return said
@@ -330,25 +335,19 @@ def warm(folder, watch):
             watch.seen.clear()
 
 
+@functools.cache  # a zip archive has the time in it
 def files():
-    """Names and contents, each content once."""
+    """Contents and names, each content once."""
     return {data: name for name, data in [*malicious(), *broken()]}.items()
 
 
-@pytest.mark.exhaustive
 def test_none_of_the_bad_files_runs_anything_or_loads_silently_wrong(tmp_path, watch):
+    """960 of them, in 4 seconds."""
     warm(tmp_path, watch)
     refused = {data for data, name in files() if judge(name, data, tmp_path, watch)}
     assert len(files()) >= 300
-    assert all(data in refused for _, data in malicious())
-    assert len(refused) > 0.85 * len(files())  # a flipped bit in a header field that nobody reads does no harm
-
-
-def test_a_sample_of_the_bad_files(tmp_path, watch, seed):
-    warm(tmp_path, watch)
-    chosen = random.Random(seed).sample(list(files()), 60)
-    refused = [name for data, name in chosen if judge(name, data, tmp_path, watch)]
-    assert len(refused) > 40
+    assert all(data in refused or "flipped" in name for data, name in files())
+    assert len(refused) > 0.9 * len(files())  # a flipped bit in a header field that nobody reads does no harm
 
 
 CLEAR = {
@@ -361,6 +360,8 @@ CLEAR = {
     "half the keys": "are: 0.bias",
     "a class": "torch.nn.modules.container.Sequential",
     "zip os system reduce": "os.system",
+    "legacy os system reduce": "os.system",
+    "tar": "is a tar archive",
     "compressed": "is a compressed archive",
     "a record cut": "is cut short or damaged",
     "TorchScript": "TorchScript",

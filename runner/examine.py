@@ -1,0 +1,62 @@
+"""All that can be known to be wrong with a command line: first without torch, then with it, then on a meta model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runner.config import sweep
+from runner.config.check import Check
+from runner.config.compose import Composed
+from runner.config.schema import Config
+from runner.errors import Mistake
+
+if TYPE_CHECKING:
+    from runner.preflight import Preflight
+
+Say = Callable[[list[Mistake]], None]
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A config, meaningful where there are no mistakes, and what the preflight found."""
+
+    config: Config
+    found: "Preflight"
+    mistakes: list[Mistake]
+
+
+def examine(composed: Composed, trust: tuple[str, ...], say: Say = lambda _: None) -> Examined:
+    """Check and preflight one composition; `say` gets each stage's mistakes as soon as they are known."""
+    checked = Check(composed, trust)
+    mistakes = list(checked.at_once)
+    say(mistakes)
+    if more := checked.by_import():
+        say(more)
+        mistakes += more
+    from runner.preflight import preflight  # imports torch, which a mistake above need not wait for
+
+    wrong = {mistake.key.split(".")[0] for mistake in mistakes} | {group.split("/")[0] for group in composed.unknown}
+    found = preflight(checked.config, trust, wrong)
+    if refused := checked.placed(found.mistakes):
+        say(refused)
+    return Examined(checked.config, found, [*mistakes, *refused])
+
+
+def examine_sweep(overrides: Sequence[str], trust: tuple[str, ...], say: Say = lambda _: None) -> list[Mistake]:
+    """Examine every job of a sweep; each mistake once.
+
+    Raises:
+        ConfigError: the sweep itself cannot be composed, or cannot be enumerated.
+    """
+    seen: dict[str, Mistake] = {}
+
+    def say_new(mistakes: list[Mistake]) -> None:
+        new = {str(mistake): mistake for mistake in mistakes if str(mistake) not in seen}
+        seen.update(new)
+        if new:
+            say(list(new.values()))
+
+    for composed in sweep.jobs(overrides, Path.cwd()):
+        examine(composed, trust, say_new)
+    return list(seen.values())

@@ -1,0 +1,262 @@
+"""Batches through torch's DataLoader: sample by sample, any dataset, any number of workers."""
+
+import contextlib
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
+
+from runner import rng
+from runner.errors import RunError
+from runner.samples import Fault, Faults, Indices, Order, Pipeline, Placement, Stream, drawn, file_of, signature
+from runner.splitting import fingerprint
+
+PROBED = 5  # samples whose most common shapes are those of the split
+
+
+class KeyedSamples(Dataset[Any]):
+    """Samples by (epoch, position), each transform and the dataset itself drawing from a stream of its own.
+
+    A sample that cannot be had is a `Fault` in its place, which the process that trains reports.
+    """
+
+    def __init__(
+        self, dataset: Any, indices: Indices, pipeline: Pipeline, stream: Stream, faults: Faults | None = None
+    ) -> None:
+        self.dataset, self.indices, self.pipeline, self.stream = dataset, indices, pipeline, stream
+        self.faults = faults or Faults(stream.split)
+        self.shapes: tuple[tuple[Any, ...], ...] | None = None  # of every sample; None: they may differ
+        self.at: Tensor | None = None  # int64 [workers]: the sample that each worker is at, in shared memory
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        epoch, position = place
+        index = int(self.indices[position])
+        worker = get_worker_info()
+        if worker is not None and self.at is not None:
+            self.at[worker.id] = index
+
+        def keys(name: str) -> int:
+            return self.stream.key(epoch, index, name)
+
+        def uniforms(name: str, draws: int) -> Tensor:
+            return rng.uniforms(self.stream.key(epoch, name), np.array([index]), draws)
+
+        try:
+            rng.seed_all(self.stream.key(epoch, index, "dataset"))
+            sample = self.pipeline.apply(self.dataset[index], keys, uniforms)
+        except Exception as error:  # noqa: BLE001  a user's dataset and transforms may raise anything
+            return Fault(index, f"{type(error).__name__}: {error}", file_of(self.dataset, index))
+        wrong = self.faults.wrong(sample)
+        if not wrong and self.shapes is not None and signature(sample) != self.shapes:
+            wrong = f"its shapes are {_words(signature(sample))}, those of the others {_words(self.shapes)}"
+        return Fault(index, wrong, file_of(self.dataset, index)) if wrong else sample
+
+    def __getitems__(self, places: list[tuple[int, int]]) -> list[Any]:
+        """A batch's samples, leaving the global generators as they were."""
+        with rng.isolated():
+            return [self[place] for place in places]
+
+    def probe(self) -> None:
+        """Learn the shapes that samples of this split have, from the first few."""
+        samples = self.__getitems__([(0, position) for position in range(min(PROBED, len(self)))])
+        found = Counter(signature(sample) for sample in samples if not isinstance(sample, Fault))
+        self.shapes = found.most_common(1)[0][0] if found else None
+
+
+def _words(shapes: tuple[tuple[Any, ...], ...]) -> str:
+    return ", ".join(f"{place}: {list(shape)}" for place, shape in shapes)
+
+
+class _Batches:
+    """The DataLoader's batch sampler: the positions set for the coming epoch, each with the epoch's number."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[tuple[int, int]]] = []
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Collate:
+    """A batch of the sound samples (None where there is none), and the faults."""
+
+    def __init__(self, collate_fn: Callable[[list[Any]], Any] | None) -> None:
+        self.collate_fn = collate_fn or default_collate
+
+    def __call__(self, samples: list[Any]) -> tuple[Any, list[Fault]]:
+        """Collate what is no fault."""
+        faults = [sample for sample in samples if isinstance(sample, Fault)]
+        good = [sample for sample in samples if not isinstance(sample, Fault)] if faults else samples
+        return self.collate_fn(good) if good else None, faults
+
+
+class Loaded:
+    """Batches through torch's DataLoader: any dataset with `__len__` and `__getitem__`, any collate, any workers."""
+
+    def __init__(
+        self,
+        samples: KeyedSamples,
+        order: Order,
+        placement: Placement,
+        *,
+        batch_size: int,
+        drop_last: bool = False,
+        batch_sampler: Iterable[Sequence[int]] | None = None,
+        reason: str = "",
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        num_workers: int = 0,
+        **settings: Any,
+    ) -> None:
+        self.order, self.placement, self.batch_size, self.drop_last = order, placement, batch_size, drop_last
+        self.batch_sampler, self.samples = batch_sampler, samples
+        self.size = len(samples)
+        self.fingerprint = fingerprint(samples.dataset, samples.indices)
+        self.rows = _Batches()
+        if collate_fn is None and batch_size > 1:
+            samples.probe()
+        if num_workers:
+            samples.at = torch.full((num_workers,), -1, dtype=torch.int64).share_memory_()
+        # A generator of its own: every iter(DataLoader) draws a seed, from the global one unless told.
+        self.loader = DataLoader(
+            samples,
+            batch_sampler=self.rows,
+            generator=torch.Generator(),
+            collate_fn=Collate(collate_fn),
+            num_workers=num_workers,
+            **settings,
+        )
+        self.num_batches = len(self._positions(0))
+        where = f"by {num_workers} worker{'s' * (num_workers != 1)}" if num_workers else "in this process"
+        self.plan = f"sample by sample, {where}" + (f" ({reason})" if reason else "")
+
+    def _positions(self, epoch: int) -> list[list[int]]:
+        if self.batch_sampler is not None:
+            return [list(batch) for batch in drawn(self.batch_sampler, self.order.stream, epoch)]
+        order = self.order(epoch).tolist()
+        rows = [order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)]
+        return rows[:-1] if self.drop_last and rows and len(rows[-1]) < self.batch_size else rows
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """The batches of an epoch from number `start` on, as collated; what is skipped is not read.
+
+        Raises:
+            RunError: a sample cannot be had (and is not to be skipped), a worker died or hangs.
+        """
+        self.rows.rows = [[(epoch, position) for position in row] for row in self._positions(epoch)[start:]]
+        for batch, faults in watched(self.loader, self.samples):
+            for fault in faults:
+                self.samples.faults.note(fault)
+            if batch is None:
+                message = f"a batch of the {self.order.stream.split} split has no sound sample"
+                raise RunError(message)
+            yield self.placement.put(batch)
+
+
+def watched(loader: DataLoader[Any], samples: KeyedSamples) -> Iterator[Any]:
+    """What a loader gives; a worker that died or hangs is an error that names it and its sample, and none is left.
+
+    Raises:
+        RunError: see above.
+    """
+    iterator = iter(loader)
+    while True:
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            workers = getattr(iterator, "_workers", [])
+            if not workers:
+                raise
+            message = _about_workers(workers, samples, loader.timeout) or str(error).strip()
+            for worker in workers:
+                worker.kill()
+            for worker in workers:
+                worker.join()
+            loader._iterator = None  # noqa: SLF001  where a persistent one is kept: the next epoch begins anew
+            with contextlib.suppress(Exception):
+                iterator._shutdown_workers()  # type: ignore[attr-defined]  # noqa: SLF001  its threads and queues
+            raise RunError(message) from error
+        yield item
+
+
+def _about_workers(workers: Sequence[Any], samples: KeyedSamples, timeout: float) -> str:
+    """Which worker ended, or which hang, and at which sample each was."""
+    split, at = samples.stream.split, [-1] * len(workers) if samples.at is None else samples.at.tolist()
+
+    def place(number: int) -> str:
+        if at[number] < 0:
+            return "before its first sample"
+        file = file_of(samples.dataset, at[number])
+        return f"at {split} sample {at[number]}" + (f" ({file})" if file else "")
+
+    for worker in workers:
+        worker.join(0.2)
+    ended = [(number, worker.exitcode) for number, worker in enumerate(workers) if worker.exitcode]
+    if ended:
+        number, code = ended[0]
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+        memory = " (often for want of memory: fewer workers, or a smaller loader.prefetch_factor)" if code == -9 else ""
+        return f"worker {number} {how} {place(number)}{memory}"
+    if timeout:
+        places = "; ".join(f"worker {number} is {place(number)}" for number in range(len(workers)))
+        return f"no batch came within loader.timeout ({timeout:g} s): {places}"
+    return ""
+
+
+class KeyedStream(IterableDataset[Any]):
+    """An iterable dataset's samples, each drawn under a key (epoch, worker, number of the sample)."""
+
+    def __init__(self, dataset: Any, pipeline: Pipeline, stream: Stream, limit: int | None) -> None:
+        self.dataset, self.pipeline, self.stream, self.limit, self.epoch = dataset, pipeline, stream, limit, 0
+
+    def _key(self, worker: int, count: int, name: str) -> int:
+        return self.stream.key(self.epoch, worker, count, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = torch.utils.data.get_worker_info()
+        source = iter(self.dataset)
+        count = 0
+        while self.limit is None or count < self.limit:
+            keys = partial(self._key, worker.id if worker else 0, count)
+            with rng.isolated():
+                rng.seed_all(keys("dataset"))
+                try:
+                    sample = self.pipeline.apply(next(source), keys)
+                except StopIteration:
+                    return
+            yield sample
+            count += 1
+
+
+class Streamed:
+    """Batches of an iterable dataset, which owns its order: a resume within an epoch reads what it skips."""
+
+    def __init__(self, samples: KeyedStream, placement: Placement, *, batch_size: int, **settings: Any) -> None:
+        self.samples, self.placement = samples, placement
+        self.loader = DataLoader(samples, batch_size=batch_size, generator=torch.Generator(), **settings)
+        self.size = len(samples.dataset) if hasattr(samples.dataset, "__len__") else 0
+        self.num_batches = None
+        self.fingerprint = ""  # only reading all of it would tell
+        self.plan = "streamed in the dataset's own order"
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """The batches of an epoch; the first `start` of them are read and dropped."""
+        self.samples.epoch = epoch
+        if hasattr(self.samples.dataset, "set_epoch"):
+            self.samples.dataset.set_epoch(epoch)
+        for number, batch in enumerate(self.loader):
+            if number >= start:
+                yield self.placement.put(batch)

@@ -1,0 +1,170 @@
+"""What a split has: its samples' numbers, labels, class weights, whole tensors, and a fingerprint of its data."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from runner import rng
+
+Indices = npt.NDArray[np.int64]
+Place = int | str
+
+FINGERPRINT_BYTES = 256 * 2**20  # of more data, rows at equal distances
+
+
+def split_indices(
+    length: int,
+    fractions: Mapping[str, float],
+    seed: int,
+    labels: Sequence[int] | Tensor | None = None,
+    *,
+    folds: int | None = None,
+    fold: int | None = None,
+) -> dict[str, Indices]:
+    """Split range(length) into `fractions` by name and the rest, `train`, by a keyed shuffle of each class.
+
+    With `folds`, what the fractions leave is dealt out to that many folds, and `val` is fold number `fold`: the folds
+    are disjoint, differ by at most one sample a class, and the fractions' splits are the same for all of them.
+
+    Raises:
+        ValueError: a split would be empty.
+    """
+    classes = np.zeros(length, np.int64) if labels is None else np.asarray(labels)
+    names = ["train", *fractions, *(["val"] if folds else [])]
+    parts: dict[str, list[Indices]] = {name: [] for name in names}
+    dealt = 0  # where the next class begins to deal, so that small remainders spread over the folds
+    for label in np.unique(classes):
+        members = np.flatnonzero(classes == label)
+        members = members[rng.permutation(rng.key(seed, "split", int(label)), len(members))]
+        taken = 0
+        for name, fraction in fractions.items():
+            count = round(fraction * len(members))
+            parts[name].append(members[taken : taken + count])
+            taken += count
+        rest = members[taken:]
+        if folds:
+            mine = (np.arange(len(rest)) + dealt) % folds == fold
+            dealt += len(rest)
+            parts["val"].append(rest[mine])
+            rest = rest[~mine]
+        parts["train"].append(rest)
+    split = {name: np.sort(np.concatenate(members)) for name, members in parts.items()}
+    for name, indices in split.items():
+        if not len(indices):
+            message = f"the {name} split is empty: {length} samples, fractions {dict(fractions)}"
+            raise ValueError(message)
+    return split
+
+
+def labels_of(dataset: Any, place: Place = 1) -> Tensor:
+    """The class of every sample, int64: from `targets`, from whole tensors, or sample by sample."""
+    if isinstance(dataset, Subset):
+        return labels_of(dataset.dataset, place)[torch.as_tensor(dataset.indices)]
+    if hasattr(dataset, "targets"):
+        return torch.as_tensor(dataset.targets)
+    whole = whole_data(dataset)
+    if whole is not None and place in whole.tensors:
+        return whole.tensors[place]
+    return torch.tensor([int(dataset[i][place]) for i in range(len(dataset))])
+
+
+class Part(Subset[Any]):
+    """A split of a dataset, which knows its `targets`: what a sampler is given as its `data_source`."""
+
+    def __init__(self, dataset: Dataset[Any], indices: Indices, place: Place = 1) -> None:
+        super().__init__(dataset, indices.tolist())
+        self.place = place
+
+    @property
+    def targets(self) -> Tensor:
+        """The class of every sample, int64 [len(self)]."""
+        return labels_of(self.dataset, self.place)[torch.as_tensor(self.indices)]
+
+
+def balanced_weights(labels: Tensor) -> Tensor:
+    """float32 [classes]: samples / (classes * samples of the class), so that each class counts alike.
+
+    scikit-learn's `class_weight="balanced"` (King and Zeng 2001); 0 for a class without samples.
+    """
+    counts = torch.bincount(labels)
+    weights = len(labels) / (int((counts > 0).sum()) * counts.double())
+    return torch.where(counts > 0, weights, 0.0).float()
+
+
+@dataclass(frozen=True)
+class Whole:
+    """All samples of a dataset as tensors [N, ...] by place; those in `pil` are given as PIL images one by one."""
+
+    tensors: Mapping[Place, Tensor]
+    pil: frozenset[Place] = frozenset()
+
+
+def whole_data(dataset: Any) -> Whole | None:
+    """The tensors behind a dataset whose samples are just their rows; None where they are not known to be.
+
+    A TensorDataset, torchvision's MNIST and CIFAR families without transforms of their own, a Subset of one of these.
+    """
+    if type(dataset) in (Subset, Part):
+        inner = whole_data(dataset.dataset)
+        if inner is None:
+            return None
+        rows = torch.as_tensor(dataset.indices)
+        return Whole({place: tensor[rows] for place, tensor in inner.tensors.items()}, inner.pil)
+    own = type(dataset).__getitem__ if hasattr(type(dataset), "__getitem__") else None
+    if isinstance(dataset, TensorDataset):
+        return Whole(dict(enumerate(dataset.tensors))) if own is TensorDataset.__getitem__ else None
+    if getattr(dataset, "transforms", None) is not None:
+        return None
+    reads = f"{getattr(own, '__module__', '')}.{getattr(own, '__qualname__', '')}"
+    if reads == "torchvision.datasets.cifar.CIFAR10.__getitem__":
+        images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
+        return Whole({0: images, 1: torch.tensor(dataset.targets)}, frozenset({0}))
+    if reads == "torchvision.datasets.mnist.MNIST.__getitem__":
+        return Whole({0: dataset.data[:, None], 1: torch.as_tensor(dataset.targets)}, frozenset({0}))
+    return None
+
+
+def fingerprint(source: Any, indices: Indices) -> str:
+    """SHA-256 of the data behind a split and of which samples it has.
+
+    All bytes of whole tensors (of more than 256 MB, rows at equal distances); eight raw samples of anything else, the
+    error in place of a sample that cannot be read.
+    """
+    digest = hashlib.sha256(indices.tobytes())
+    whole = source if isinstance(source, Whole) else whole_data(source)
+    if whole is not None:
+        for tensor in whole.tensors.values():
+            rows = tensor[:: max(1, math.ceil(tensor.nbytes / FINGERPRINT_BYTES))]
+            digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(rows.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+    digest.update(f"{type(source).__qualname__} {len(source)}".encode())
+    with rng.stream(rng.key(0, "fingerprint")):
+        for index in indices[:: max(1, len(indices) // 8)][:8].tolist():
+            try:
+                _update(digest, source[index])
+            except Exception as error:  # noqa: BLE001  a user's dataset; the sample is reported when it is used
+                _update(digest, f"{type(error).__name__}: {error}")
+    return digest.hexdigest()
+
+
+def _update(digest: Any, value: Any) -> None:
+    if isinstance(value, Mapping):
+        value = list(value.items())
+    if isinstance(value, tuple | list):
+        for member in value:
+            _update(digest, member)
+    elif isinstance(value, Tensor):
+        digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    elif hasattr(value, "tobytes"):  # arrays, images
+        digest.update(value.tobytes())
+    else:
+        digest.update(repr(value).encode())

@@ -1,0 +1,157 @@
+"""The verbs `check` and `why`: what they print, and where they say a value comes from."""
+
+import json
+
+import pytest
+
+from runner.__main__ import main
+from runner.config.check import Check
+from runner.config.compose import compose
+
+
+def at_once(*overrides):
+    return {mistake.key: mistake for mistake in Check(compose([*overrides])).at_once}
+
+
+def test_check_prints_numbered_mistakes_and_one_count(capsys):
+    assert 2 == main(["check", "+train.epocs=3", "optimizer.lrr=1"])
+    out = capsys.readouterr().out
+
+    assert out.startswith("1. train.epocs ")
+    assert "\n2. optimizer.lrr " in out
+    assert out.endswith("2 mistakes.\n")
+    assert "Traceback" not in out
+
+
+def test_check_of_what_is_right_says_so(capsys):
+    assert 0 == main(["check"])
+    assert "No mistakes.\n" == capsys.readouterr().out
+
+
+def test_check_json(capsys):
+    assert 2 == main(["check", "--json", "loader.batch_size=0"])
+    report = json.loads(capsys.readouterr().out)
+
+    assert 1 == report["count"]
+    assert {"key", "rule", "value", "where", "remedy", "suggestion"} == set(report["mistakes"][0])
+    assert ("loader.batch_size", 0, "1") == tuple(
+        report["mistakes"][0][name] for name in ("key", "value", "suggestion")
+    )
+
+
+def test_check_of_a_sweep(capsys):
+    assert 2 == main(["check", "-m", "loader.batch_size=0,64"])
+    assert "1 mistake." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "suggestion"),
+    [
+        ("+train.epochs=3", "train.epochs", "train.duration"),
+        ("+lr=0.1", "lr", "optimizer.lr"),
+        ("+batch_size=3", "batch_size", "loader.batch_size"),
+        ("+train.batch_size=3", "train.batch_size", "loader.batch_size"),
+        ("+Seed=3", "Seed", "seed"),
+        ("train.duration=10", "train.duration", "10ep"),
+        ("train.duration=10epochs", "train.duration", "10ep"),
+        ("train.duration=500steps", "train.duration", "500st"),
+        ("train.evaluate_every=0st", "train.evaluate_every", "1st"),
+        ("seed='3'", "seed", "3"),
+        ("seed=3.0", "seed", "3"),
+        ("loader.shuffle='True'", "loader.shuffle", "true"),
+        ("loader.in_memory=atuo", "loader.in_memory", "auto"),
+        ("device.type=gpu", "device.type", "cuda"),
+        ("device=cuda:1", "device", "device.type=cuda:1"),
+        ("train.objective=accuracy", "train.objective", "val/accuracy"),
+        ("train.objective=val_accuracy", "train.objective", "val/accuracy"),
+        ("train.objective=valid/loss", "train.objective", "val/loss"),
+        ("++scheduler.monitor=val/loss", "scheduler.monitor", "null"),
+        ("train.check_finite=step", "train.check_finite", "loss"),
+        ("model=models.mlp.MLP", "model", "model._target_=models.mlp.MLP"),
+        ("optimizer._target_=Adam", "optimizer._target_", "torch.optim.Adam"),
+        ("dataset.sample.dtype=flot32", "dataset.sample.dtype", "float32"),
+        ("+optimizer=adam", "optimizer", "optimizer=adam"),
+    ],
+)
+def test_what_people_get_wrong(override, key, suggestion):
+    assert suggestion == at_once(override)[key].suggestion
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["loader.persistent_workers=true"], "loader.persistent_workers"),
+        (["++loader.prefetch_factor=2"], "loader.prefetch_factor"),
+        (["loader.timeout=5"], "loader.timeout"),
+        (["device=cpu", "loader.pin_memory=true"], "loader.pin_memory"),
+        (["pretrained.path=w.pt"], "pretrained.path"),
+        (["experiment=null", "scheduler.warmup=1ep"], "scheduler.warmup"),
+        (["experiment=null", "train.mode=max"], "train.mode"),
+        (["train.checkpoint_every=null", "train.keep=5"], "train.keep"),
+        (["train.max_faults=5"], "train.max_faults"),
+        (["experiment=synthetic", "dataset.stratify=true"], "dataset.stratify"),
+        (
+            ["++init.rules={a: {module: torch.nn.Conv2d, weight: 0}, b: {module: torch.nn.Conv2d, weight: 1}}"],
+            "init.rules.b",
+        ),
+        (["scheduler=plateau", "scheduler.monitor=null"], "scheduler.monitor"),
+        (["loader=workers", "loader.in_memory=true"], "loader.in_memory"),
+        (["dataset.val_fraction=0.6", "dataset.test_fraction=0.6"], "dataset.val_fraction"),
+    ],
+)
+def test_settings_without_effect_and_contradictions(overrides, key):
+    assert key in at_once(*overrides)
+
+
+@pytest.mark.parametrize("exempt", ["train.duration=0st", "debug=one_batch"])
+def test_settings_without_effect_are_let_pass_where_one_only_tries(exempt):
+    assert {} == at_once(exempt, "loader.timeout=5")
+
+
+def why(capsys, *arguments):
+    assert 0 == main(["why", *arguments, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_why_names_every_layer_in_order_the_winner_last(capsys):
+    answer = why(capsys, "optimizer.lr", "experiment=digits_cnn", "optimizer.lr=0.5")
+
+    assert 0.5 == answer["value"]
+    places = [layer["where"].rpartition(":")[0] or layer["where"] for layer in answer["layers"]]
+    assert places[-3:] == ["conf/optimizer/sgd.yaml", "conf/experiment/digits_cnn.yaml", "argument `optimizer.lr=0.5`"]
+    assert "argument `experiment=digits_cnn`" == answer["layers"][-2]["chosen"]
+
+
+def test_why_of_a_default_names_the_schema_or_the_signature(capsys):
+    assert why(capsys, "train.keep")["layers"][0]["where"].startswith("schema.py:")
+    assert "torch/optim/sgd.py" in why(capsys, "optimizer.nesterov")["layers"][0]["where"]
+
+
+def test_why_of_an_interpolation_names_what_it_points_to(capsys):
+    layers = why(capsys, "scheduler.T_max", "train.duration=3ep")["layers"]
+
+    assert layers[0]["where"].startswith("conf/scheduler/cosine.yaml:")
+    assert "argument `train.duration=3ep`" == layers[-1]["where"]
+
+
+def test_why_of_a_sweep(capsys):
+    assert (
+        "argument `optimizer.lr=0.1,0.2`"
+        == why(capsys, "optimizer.lr", "-m", "optimizer.lr=0.1,0.2")["layers"][-1]["where"]
+    )
+    assert why(capsys, "optimizer.lr", "-m", "sweep=lr_grid")["layers"][-1]["where"].startswith(
+        "conf/sweep/lr_grid.yaml:"
+    )
+
+
+def test_why_of_an_unknown_key_gives_the_nearest(capsys):
+    assert 2 == main(["why", "train.duratoin"])
+    assert "train.duration" in capsys.readouterr().err
+
+
+def test_blame_of_a_missing_argument_is_the_line_of_its_target():
+    checked = Check(compose(["experiment=null", "model=mlp", "~model.sizes"]))
+    (mistake,) = checked.by_import()
+
+    assert ("model.sizes", "conf/model/mlp.yaml:2") == (mistake.key, mistake.where.partition(" ")[0])
+    assert "argument `model=mlp`" in mistake.where

@@ -1,0 +1,156 @@
+"""Composition through Hydra's loader: everything arrives, every mistake is collected, nothing of torch is imported."""
+
+import subprocess
+import sys
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+
+from runner.config.check import Check, check
+from runner.config.compose import CONFIG_NAME, compose, our_conf
+from runner.config.sweep import jobs
+from runner.errors import ConfigError
+from runner.examine import examine_sweep
+
+
+def rules(*overrides, folder=None):
+    composed = compose([*overrides], folder)
+    return {mistake.key: mistake for mistake in [*composed.mistakes, *Check(composed).at_once]}
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], ["experiment=digits_mlp"], ["optimizer=adam", "optimizer.lr=0.5"], ["scheduler=step"]]
+)
+def test_config_is_what_hydra_composes(overrides):
+    with initialize_config_dir(str(our_conf()), version_base="1.3"):
+        expected = OmegaConf.to_container(hydra_compose(CONFIG_NAME, overrides), resolve=True)
+
+    assert expected == compose(overrides).config
+
+
+def test_a_group_can_be_switched_off_with_null():
+    assert "run" != compose([]).config["name"]
+    assert "name" not in compose(["experiment=null"]).config
+
+
+def test_every_unknown_option_and_unreadable_argument_is_named():
+    found = rules("model=mpl", "optimizer=adma", "experiment=nosuchthing", "a=b c=[", "seed=1,2")
+
+    assert {"model", "optimizer", "experiment", "seed"} <= set(found)
+    assert "mlp" == found["model"].suggestion
+    assert "argument `optimizer=adma`" == found["optimizer"].where
+
+
+def test_a_project_is_searched_before_our_conf(tmp_path):
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "mlp.yaml").write_text("_target_: mine.Net\n")
+
+    assert "mine.Net" == compose(["model=mlp"], tmp_path).config["model"]["_target_"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "rule"),
+    [
+        ("a: 1\nb: [1, 2\n", 3, "cannot be read as YAML"),
+        ("a: 1\n\tb: 2\n", 2, "cannot be read as YAML"),
+        ("a: 1\nb: 2\na: 3\n", 3, "`a` is already set in line 1"),
+        ("- 1\n- 2\n", 1, "must be a mapping"),
+        ("a: &a\n  b: *a\n", 1, "inside of"),
+        ("a: " + "[" * 500 + "]" * 500, 1, "nested deeper"),
+        ("a: !!python/object/apply:os.system [id]\n", 1, "cannot be read as YAML"),
+    ],
+)
+def test_an_unreadable_file_is_named_with_its_line(text, line, rule, tmp_path):
+    file = tmp_path / "conf" / "model" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    composed = compose(["model=mine"], tmp_path)
+
+    (mistake,) = composed.mistakes
+    assert rule in mistake.rule
+    assert mistake.where.startswith(f"conf/model/mine.yaml:{line}")
+
+
+def test_a_wrong_entry_of_a_defaults_list_is_named_with_its_line(tmp_path):
+    file = tmp_path / "conf" / "experiment" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "# @package _global_\ndefaults:\n  - override /modle: mlp\n  - override /optimizer: addam\nseed: 3\n"
+    )
+    found = {mistake.key: mistake for mistake in compose(["experiment=mine"], tmp_path).mistakes}
+
+    assert ("conf/experiment/mine.yaml:3", "model") == (found["modle"].where, found["modle"].suggestion)
+    assert ("conf/experiment/mine.yaml:4", "adam") == (found["optimizer"].where, found["optimizer"].suggestion)
+
+
+def test_on_is_a_key_and_not_true(tmp_path):
+    file = tmp_path / "conf" / "transform" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("on: sample\ntrain: {}\n")
+
+    assert "sample" == compose(["transform=mine"], tmp_path).config["transform"]["on"]
+
+
+def test_an_interpolation_of_a_schema_default_is_followed():
+    assert "10ep" == compose(["experiment=null", "scheduler=cosine"]).config["scheduler"]["T_max"]
+
+
+def test_a_circle_of_interpolations_is_a_mistake():
+    assert "train.evaluate_every" in rules(
+        "train.evaluate_every='${train.checkpoint_every}'", "train.checkpoint_every='${train.evaluate_every}'"
+    )
+
+
+def test_sweep_jobs_are_what_each_job_composes(tmp_path):
+    overrides = ["optimizer.lr=0.1,0.2", "seed=range(0,2)", "model=small_cnn,mlp", "name=choice(a,b)"]
+    points = list(jobs(overrides, our_conf().parent))
+
+    assert 16 == len(points)
+    for job in points:
+        assert job.config == compose(job.overrides).config
+
+
+def test_sweep_over_a_glob_and_parameters_from_our_files():
+    assert len(list(our_conf().glob("optimizer/*.yaml"))) == len(list(jobs(["optimizer=glob(*)"], our_conf().parent)))
+    assert 4 == len(list(jobs(["sweep=lr_grid"], our_conf().parent)))
+
+
+def test_a_wrong_point_of_a_sweep_is_found_before_the_first_starts():
+    mistakes = examine_sweep(["optimizer.lr=0.1,ten", "loader.batch_size=64,0", "model=mlp,mpl"], ())
+
+    assert {"optimizer.lr", "loader.batch_size", "model"} == {mistake.key for mistake in mistakes}
+    assert 3 == len(mistakes)
+
+
+def test_mistakes_beside_a_sweep_are_found_too():
+    with pytest.raises(ConfigError) as error:
+        examine_sweep(["seed=0,-1", "a b", "optimizer.lr=interval(0,1)"], ())
+    assert {"a b", "optimizer.lr"} == {mistake.key for mistake in error.value.mistakes}
+
+    mistakes = examine_sweep(["seed=0,-1", "model=mpl", "+train.epocs=3"], ())
+    assert {"seed", "model", "train.epocs"} == {mistake.key for mistake in mistakes}
+
+
+def test_checking_keys_needs_no_torch():
+    code = """
+import sys
+from runner.__main__ import main
+from runner.config.check import Check
+from runner.config.compose import compose
+
+Check(compose(["+train.epocs=3"])).at_once
+main(["why", "optimizer.lr"])
+sys.exit("torch" in sys.modules)
+"""
+
+    assert 0 == subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL).returncode
+
+
+def test_recorded_config_is_read_back():
+    from runner.config.check import parse, resolved
+
+    config = check(compose(["init=constant", "scheduler=plateau", "loader=workers"]))
+
+    assert config == parse(resolved(config))

@@ -1,0 +1,165 @@
+"""A user's project with everything that makes an exact resume hard, and what is compared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+PARTS = '''
+import random
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+READ = []  # the indices that this process read
+
+
+class Grids(Dataset):
+    def __init__(self, count, seed=0, bad=None):
+        generator = torch.Generator().manual_seed(seed)
+        self.images = torch.randn(count, 1, 6, 6, generator=generator)
+        self.labels = torch.randint(3, (count,), generator=generator)
+        self.bad = bad
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        READ.append(index)
+        image = self.images[index]
+        return (image * float("nan") if index == self.bad else image), self.labels[index]
+
+
+class Jitter:
+    def __call__(self, image):
+        return image + torch.rand(image.shape) * random.random() * float(np.random.rand())
+
+
+class Drop:
+    def __init__(self, share):
+        self.share = share
+
+    def __call__(self, image):
+        if random.random() < 0.5:
+            image = image.flip(-1)
+        return image * torch.from_numpy(np.random.rand(6, 6) > self.share) + 0.1 * torch.randn(1, 6, 6)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+        self.dropout, self.head = nn.Dropout(0.3), nn.Linear(64, 3)
+
+    def forward(self, x):
+        return self.head(self.dropout(torch.relu(self.norm(self.conv(x))).flatten(1)))
+
+
+class Counting:
+    """A step with a state of its own, which puts a bad number into one place at one step."""
+
+    def __init__(self, at=0, place="", value="nan"):
+        self.at, self.place, self.value, self.count = at, place, float(value), 0
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+    def __call__(self, batch, model, loss):
+        if model.training:
+            self.count += 1
+        now = model.training and self.count == self.at
+        if now and self.place == "parameter":
+            with torch.no_grad():
+                model.norm.weight[1] = self.value
+        if now and self.place == "gradient":
+            model.conv.bias.register_hook(lambda gradient: gradient * self.value)
+        output = model(batch[0])
+        if now and self.place == "buffer":
+            model.norm.running_var[2] = self.value
+        value = loss(output, batch[1])
+        if now and self.place == "loss":
+            value = value * self.value
+        return {"loss": value, "output": output, "target": batch[1], "size": len(batch[1])}
+'''
+CONF = {
+    "dataset/grids.yaml": """
+train: {_target_: parts.Grids, count: 44}
+val: {_target_: parts.Grids, count: 12, seed: 1}
+sample: {shape: [1, 6, 6], dtype: float32}
+""",
+    "transform/jitter.yaml": """
+train:
+  jitter: {_target_: parts.Jitter}
+  drop: {_target_: parts.Drop, share: 0.2}
+""",
+    "model/net.yaml": "_target_: parts.Net",
+    "step/counting.yaml": "_target_: parts.Counting",
+    "experiment/hard.yaml": """
+# @package _global_
+defaults:
+  - override /dataset: grids
+  - override /transform: jitter
+  - override /optimizer: adamw
+  - override /scheduler: step
+  - override /model: net
+  - override /step: counting
+name: hard
+scheduler: {step_size: 3, gamma: 0.7, interval: step}
+loader: {batch_size: 12}
+train: {duration: 3ep, objective: val/loss, mode: min, evaluate_every: 5st, checkpoint_every: 4st}
+log: {every: 3st, model_table: false, progress: false}
+device: {type: cpu}
+""",
+}
+HARD = "experiment=hard"
+STEPS = 12  # of 3 epochs
+
+
+def write(folder: Path) -> None:
+    """Put the project's files into a folder."""
+    (folder / "parts.py").write_text(PARTS)
+    for name, text in CONF.items():
+        (folder / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "conf" / name).write_text(text)
+
+
+def ending(run: Path) -> dict[str, Any]:
+    """All that a run ended with: the checkpoint but for its config, the log lines, the result's metrics."""
+    saved = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    del saved["config"]
+    result = json.loads((run / "result.json").read_text())
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    best = {name: result[name] for name in ("metrics", "best", "objective", "status", "steps", "weights_sha256")}
+    return {"checkpoint": saved, "lines": lines, "result": best}
+
+
+def events(run: Path) -> list[tuple[int, str, float]]:
+    """TensorBoard's events as it shows them: what a later start took back is not among them."""
+    found: list[tuple[int, str, float]] = []
+    for file in sorted((run / "tb").iterdir()):
+        for event in EventFileLoader(str(file)).Load():
+            if event.HasField("session_log"):
+                found = [entry for entry in found if entry[0] < event.step]
+            found += [(event.step, value.tag, value.tensor.float_val[0]) for value in event.summary.value]
+    return sorted(found)
+
+
+def differences(one: Any, other: Any, at: str = "") -> list[str]:
+    """Where two endings differ, in any bit."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        same = one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
+        return [] if same else [at]
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = [*one, *(name for name in other if name not in one)]
+        return [d for n in names for d in differences(one.get(n, "absent"), other.get(n, "absent"), f"{at}.{n}")]
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+        pairs = zip(one, other, strict=True)
+        return [d for i, (a, b) in enumerate(pairs) for d in differences(a, b, f"{at}[{i}]")]
+    return [] if type(one) is type(other) and repr(one) == repr(other) else [at]

@@ -1,0 +1,415 @@
+"""Exact resume: whatever instant a run stops at, it ends with the bits that it would have ended with."""
+
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from runner import fit
+from runner.checkpoint import Checkpoints
+from tests.crash.project import HARD, STEPS, differences, ending, events, write
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # four workers on few cores
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with the project; runs are made in it."""
+    folder = tmp_path_factory.mktemp("project")
+    write(folder)
+    yield folder
+    sys.modules.pop("parts", None)
+
+
+@pytest.fixture
+def hard(project, monkeypatch, capsys):
+    """`hard("seed=1")`: a command in the project, in this process."""
+    from runner.__main__ import main
+
+    monkeypatch.chdir(project)
+    monkeypatch.syspath_prepend(project)
+
+    def run(*argv):
+        capsys.readouterr()
+        status = main(list(argv))
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+def newest(project):
+    return max((project / "outputs" / "hard").iterdir(), key=lambda path: path.stat().st_ctime_ns)
+
+
+WHOLE = {}
+
+
+@pytest.fixture
+def whole(hard, project):
+    """The uninterrupted run, made once."""
+    if not WHOLE.get(project):
+        assert hard(HARD)[0] == 0
+        WHOLE[project] = newest(project)
+    return WHOLE[project]
+
+
+def stop_after(step, monkeypatch, number=signal.SIGTERM):
+    """Send this process a signal in the middle of that optimizer step of the run, counted from its beginning."""
+    original = torch.optim.AdamW.step
+    seen = []
+
+    def counted(self, *args, **kwargs):
+        done = original(self, *args, **kwargs)
+        steps = max(int(state["step"]) for state in self.state.values())
+        if steps == step and not seen:
+            seen.append(step)
+            os.kill(os.getpid(), number)
+        return done
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+
+
+def stopped(hard, project, monkeypatch, step, *argv):
+    with monkeypatch.context() as patch:
+        stop_after(step, patch)
+        status, _, err = hard(*argv)
+    assert status == 75, err
+    folder = newest(project) if argv[0] != "resume" else Path(argv[1])
+    assert json.loads((folder / "result.json").read_text())["steps"] == step
+    return folder
+
+
+def same(one, other):
+    assert differences(ending(one), ending(other)) == []
+    assert events(one) == events(other)
+
+
+def settings(workers, persistent):
+    return [f"loader.num_workers={workers}", *(["loader.persistent_workers=true"] if persistent else [])]
+
+
+PAIRS = [(0, 0), (0, 1), (1, 0), (4, 1), (0, 4), (1, 4), (4, 0), (1, 1), (4, 4)]
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 9])
+def test_a_run_stopped_after_any_step_ends_the_same(hard, project, whole, monkeypatch, step):
+    """Weights, optimizer, generators, metrics, log lines and TensorBoard's events are those of the run never stopped."""
+    folder = stopped(hard, project, monkeypatch, step, HARD)
+    status, _, err = hard("resume", str(folder))
+
+    assert status == 0, err
+    same(whole, folder)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0)])
+def test_another_number_of_workers_ends_the_same(hard, project, whole, monkeypatch, before, after):
+    folder = stopped(hard, project, monkeypatch, 6, HARD, *settings(before, before > 0))
+
+    assert hard("resume", str(folder), f"loader.num_workers={after}", "loader.persistent_workers=false")[0] == 0
+    same(whole, folder)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (1, False), (1, True), (4, False), (4, True)])
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_every_step_with_every_loader_ends_the_same(hard, project, whole, monkeypatch, step, workers, persistent):
+    folder = stopped(hard, project, monkeypatch, step, HARD, *settings(workers, persistent))
+
+    assert hard("resume", str(folder))[0] == 0
+    same(whole, folder)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("before", "after"), PAIRS)
+def test_every_pair_of_workers_ends_the_same(hard, project, whole, monkeypatch, before, after):
+    folder = stopped(hard, project, monkeypatch, 6, HARD, f"loader.num_workers={before}")
+
+    assert hard("resume", str(folder), f"loader.num_workers={after}")[0] == 0
+    same(whole, folder)
+
+
+def test_many_interruptions_end_the_same(hard, project, whole, monkeypatch):
+    """Stopped after each of ten steps, two epochs and a half of them."""
+    folder = stopped(hard, project, monkeypatch, 1, HARD)
+    for step in range(2, 11):
+        stopped(hard, project, monkeypatch, step, "resume", str(folder))
+
+    assert hard("resume", str(folder))[0] == 0
+    same(whole, folder)
+
+
+def test_a_stop_while_it_evaluates_evaluates_again(hard, project, whole, monkeypatch):
+    """The evaluation under way is pending in the checkpoint, and done first."""
+    original, calls = fit.evaluate, []
+
+    def evaluate(run, name):
+        calls.append(name)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return original(run, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "evaluate", evaluate)
+        assert hard(HARD)[0] == 75
+    folder = newest(project)
+    saved = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+    assert (saved["progress"]["step"], saved["progress"]["evaluation_pending"]) == (5, True)
+
+    assert hard("resume", str(folder))[0] == 0
+    same(whole, folder)
+
+
+def test_a_longer_duration_ends_as_if_it_had_been_asked_for_at_once(hard, project, whole):
+    """The rest of what was logged, and every bit of the weights, for a schedule that does not follow the duration."""
+    assert hard(HARD, "train.duration=2ep")[0] == 0
+    folder = newest(project)
+    status, out, _ = hard("resume", str(folder), "train.duration=3ep")
+
+    assert status == 0
+    assert "train.duration is 3ep, and was 2ep" in out
+    one, other = (torch.load(run / "checkpoints" / "last.pt", weights_only=True) for run in (whole, folder))
+    assert [] == differences(
+        {part: one[part] for part in ("model", "optimizer", "scheduler", "rng")},
+        {part: other[part] for part in ("model", "optimizer", "scheduler", "rng")},
+    )
+    lines = {line["step"]: line for line in ending(folder)["lines"]}
+    assert all(lines[line["step"]] == line for line in ending(whole)["lines"])
+
+
+COSINE = """
+# @package _global_
+defaults:
+  - override /dataset: grids
+  - override /scheduler: cosine
+  - override /model: net
+name: hard
+loader: {batch_size: 12}
+device: {type: cpu}
+"""
+
+
+def test_a_schedule_that_followed_the_duration_stays_and_this_is_said(hard, project):
+    (project / "conf" / "experiment" / "cosine.yaml").write_text(COSINE)
+    cosine = ["experiment=cosine", "train.duration=1ep"]
+    status, _, err = hard(*cosine)
+    assert status == 0, err
+    folder = newest(project)
+    _, out, _ = hard("resume", str(folder), "train.duration=2ep")
+
+    assert "scheduler.T_max stays 1ep" in out
+    assert torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["scheduler"]["scheduler"]["T_max"] == 4
+    _, out, err = hard("resume", str(folder), "train.duration=3ep", "scheduler.T_max=3ep")
+    assert "scheduler.T_max is 3ep from here on" in out, err
+    assert torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["scheduler"]["scheduler"]["T_max"] == 12
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("optimizer.lr=0.5", "optimizer.lr must stay as the run was started with (0.001), but is 0.5"),
+        ("seed=3", "seed must stay"),
+        ("train.duration=1ep", "train.duration must not be shorter"),
+        ("device.threads=2", "device.threads must stay"),
+        ("+model.extra=1", "model.extra must stay as the run was started with (not given)"),
+        ("dataset.train.count=40", "dataset.train.count must stay"),
+        ("loader.batch_size=6", "loader.batch_size must stay"),
+    ],
+)
+def test_another_config_is_refused_by_name(hard, whole, override, key):
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    status, _, err = hard("resume", str(whole), override)
+
+    assert status == 2
+    assert key in err
+    assert before == {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+
+
+def test_another_config_is_accepted_with_inexact_and_marked(hard, project, monkeypatch):
+    folder = stopped(hard, project, monkeypatch, 5, HARD)
+    status, out, _ = hard("resume", str(folder), "optimizer.lr=0.5", "--inexact")
+    record = json.loads((folder / "provenance.json").read_text())
+
+    assert status == 0
+    assert "not exact from here on (--inexact): optimizer.lr" in out
+    assert json.loads((folder / "result.json").read_text())["inexact"] == [5]
+    assert (record["resumed"][0]["exact"], record["resumed"][0]["changes"][0]["key"]) == (False, "optimizer.lr")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: r["modules"]["files"].update(parts="0"), "module parts must have the source that it had"),
+        (lambda r: r["versions"].update(torch="1.0"), "version of torch must be as it was"),
+        (lambda r: r["data"]["train"].update(sha256="0"), "dataset (train) must be as it was"),
+        (lambda r: r.update(threads=7), "device.threads must be as it was"),
+        (lambda r: r.update(device={"type": "cuda", "name": "x"}), "device.type must be as it was"),
+        (lambda r: r["plan"].update(train="gathered from memory on cpu"), "loader (plan of train) must be as it was"),
+    ],
+)
+def test_another_world_is_refused_by_name_and_nothing_is_touched(hard, project, monkeypatch, change, said):
+    folder = stopped(hard, project, monkeypatch, 5, HARD)
+    record = json.loads((folder / "provenance.json").read_text())
+    change(record)
+    (folder / "provenance.json").write_text(json.dumps(record))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    status, _, err = hard("resume", str(folder))
+
+    assert status == 2
+    assert said in err
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_the_same_line_with_run_goes_on_too(hard, project, whole, monkeypatch):
+    """`run=RUN` begins in an empty folder, goes on in one that was stopped, and prints the result of one that is done."""
+    folder = project / "outputs" / "hard" / "mine"
+    folder.mkdir(exist_ok=True)
+    line = [HARD, f"run={folder}"]
+    with monkeypatch.context() as patch:
+        stop_after(7, patch)
+        assert hard(*line)[0] == 75
+    assert hard(*line)[0] == 0
+    same(whole, folder)
+    status, _, err = hard(*line)
+    assert (status, "nothing was done" in err) == (0, True)
+
+
+def test_a_run_without_a_checkpoint_starts_at_step_0_in_its_directory(hard, project, whole):
+    folder = project / "outputs" / "hard" / "early"
+    folder.mkdir()
+    for name in ("config.yaml", ".hydra", "provenance.json"):
+        (shutil.copytree if (whole / name).is_dir() else shutil.copy)(whole / name, folder / name)
+    status, out, _ = hard("resume", str(folder))
+
+    assert status == 0
+    assert "no checkpoint yet" in out
+    same(whole, folder)
+
+
+def test_a_run_in_progress_is_refused(hard, project, monkeypatch):
+    from runner.files import Lock
+
+    folder = stopped(hard, project, monkeypatch, 5, HARD)
+    with Lock(folder):
+        status, _, err = hard("resume", str(folder))
+
+    assert (status, "must not be in progress" in err) == (2, True)
+
+
+def test_no_skipped_sample_is_read(hard, project, monkeypatch):
+    """After a stop behind batch 3 of the second epoch, what is left of it is read and nothing before."""
+    folder = stopped(hard, project, monkeypatch, 7, HARD)
+    read = sys.modules["parts"].READ
+    read.clear()
+    stopped(hard, project, monkeypatch, 8, "resume", str(folder))
+
+    fingerprints, val = 2 * 8, 12  # what tells the data of both splits
+    assert len(read) - fingerprints - val <= 44 - 36
+
+
+# ---- what is saved: each item, deleted or disturbed, makes a difference
+
+UNREAD = {"config", "scaler", "ema"}  # a note for people; the places of what does not exist yet
+
+
+def items(value, at=()):
+    """The paths of everything in a checkpoint that can be changed."""
+    if isinstance(value, dict) and value:
+        return [at, *(path for name, member in value.items() for path in items(member, (*at, name)))]
+    if isinstance(value, list | tuple) and value:
+        return [path for place, member in enumerate(value) for path in items(member, (*at, place))]
+    return [at]
+
+
+def changed(saved, path):
+    """A copy of a checkpoint with one item disturbed, or deleted where it is a dictionary."""
+    owner = saved
+    for name in path[:-1]:
+        if isinstance(owner[name], tuple):
+            owner[name] = list(owner[name])
+        owner = owner[name]
+    value = owner[path[-1]]
+    if isinstance(value, torch.Tensor):
+        flat = value.clone().reshape(-1)
+        if flat.numel():
+            flat[0] = flat[0] + 1 if value.dtype != torch.uint8 else flat[0] ^ 1
+        owner[path[-1]] = flat.reshape(value.shape)
+    elif isinstance(value, bool):
+        owner[path[-1]] = not value
+    elif isinstance(value, int | float):
+        owner[path[-1]] = value + 1
+    elif isinstance(value, str):
+        owner[path[-1]] = value + "x"
+    else:
+        del owner[path[-1]]
+    return saved
+
+
+def without_effect(path):
+    """What may differ and changes nothing, each for a reason."""
+    names = [str(name) for name in path]
+    return (
+        names[0] in UNREAD
+        or names[-1] in {"maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
+        or "initial_lr" in names  # StepLR goes on from the rate as it is
+        or "base_lrs" in names
+        or names[-1] in {"_get_lr_called_within_step", "_is_initial", "verbose"}
+        or "_last_lr" in names  # for people, written anew by each step
+        or names[:2] == ["progress", "evaluated_at"]  # only spares an evaluation done twice at one step
+        or names[:2] == ["progress", "last"]  # written anew by each log line and evaluation
+    )
+
+
+def mutate(hard, project, whole, source, path, number):
+    folder = project / "outputs" / "hard" / f"mutant{number}"
+    shutil.copytree(source, folder, symlinks=True)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+    saved = changed(checkpoints.load(), path)
+    checkpoints.save(saved, checkpoints.newest().step, None)
+    status, _, _ = hard("resume", str(folder))
+    found = status != 0 or differences(ending(whole), ending(folder)) != []
+    shutil.rmtree(folder)
+    return found
+
+
+def mutants(source):
+    saved = torch.load(source / "checkpoints" / "last.pt", weights_only=True)
+    return [path for path in items(saved) if path and not without_effect(path)]
+
+
+def test_a_saved_item_that_is_disturbed_is_noticed(hard, project, whole, monkeypatch, seed):
+    source = stopped(hard, project, monkeypatch, 7, HARD)
+    paths = random.Random(seed).sample(mutants(source), 8)
+
+    missed = [path for number, path in enumerate(paths) if not mutate(hard, project, whole, source, path, number)]
+    assert missed == [], missed
+
+
+@pytest.mark.exhaustive
+def test_every_saved_item_that_is_disturbed_is_noticed(hard, project, whole, monkeypatch):
+    source = stopped(hard, project, monkeypatch, 7, HARD)
+    paths = mutants(source)
+
+    missed = [path for number, path in enumerate(paths) if not mutate(hard, project, whole, source, path, number)]
+    assert missed == [], missed
+
+
+def test_saving_at_every_step_or_never_gives_the_same_weights(hard, project, whole):
+    assert hard(HARD, "train.checkpoint_every=1st")[0] == 0
+
+    assert [] == differences(ending(whole)["checkpoint"], ending(newest(project))["checkpoint"])
+
+
+def pairs():
+    return list(itertools.product((0, 1, 4), repeat=2))
+
+
+def test_all_nine_pairs_of_workers_are_in_the_exhaustive_test():
+    assert sorted(PAIRS) == sorted(pairs())
