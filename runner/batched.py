@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Places = tuple[Tensor | None, Tensor | None]  # rows and columns, int64 [N or 1, H'] and [N or 1, W']; None: as they are
 ATTEMPTS = 10  # torchvision draws a box so often before it takes the middle, or leaves the image alone
 
 
@@ -33,7 +34,7 @@ class Step:
 class Window(Step):
     """A step that only moves pixels: `places(height, width, uniforms)` says from which rows and columns they come."""
 
-    places: Callable[[int, int, Tensor], tuple[Tensor, Tensor]]  # int64 [N or 1, H'] and [N or 1, W'], on the CPU
+    places: Callable[[int, int, Tensor], Places]
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,14 @@ class Affine(Step):
     shift: Tensor
 
 
-def window(draws: int, places: Callable[[int, int, Tensor], tuple[Tensor, Tensor]]) -> Window:
+def window(draws: int, places: Callable[[int, int, Tensor], Places]) -> Window:
     """A window that also runs alone."""
 
     def run(images: Tensor, uniforms: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        return move(images, *places(height, width, uniforms))
+        rows, columns = places(height, width, uniforms)
+        rows = torch.arange(height)[None] if rows is None else rows
+        return move(images, rows, torch.arange(width)[None] if columns is None else columns)
 
     return Window(draws, run, places)
 
@@ -156,13 +159,15 @@ class Chain:
     def _places(self, stage: list[_Part], uniforms: Mapping[str, Tensor], count: int) -> tuple[Tensor, Tensor]:
         """Rows and columns [count, ...] that windows in a row take together."""
         height, width = stage[0].size
-        rows, columns = torch.arange(height)[None], torch.arange(width)[None]
+        rows, columns = None, None
         for part in stage:
             assert isinstance(part.step, Window)
             height, width = part.size
             inner = part.step.places(height, width, _numbers(part, uniforms, count))
             rows, columns = _through(rows, inner[0]), _through(columns, inner[1])
-        return rows.expand(count, -1).int(), columns.expand(count, -1).int()
+        rows = torch.arange(height)[None] if rows is None else rows
+        columns = torch.arange(width)[None] if columns is None else columns
+        return rows.int().expand(count, -1), columns.int().expand(count, -1)
 
     def __call__(self, images: Tensor, prepared: list[tuple[Tensor, ...]]) -> Tensor:
         """The transformed images [N, C, H', W'] of [N, C, H, W]; `prepared` is a slice of what `prepare` gave."""
@@ -181,11 +186,12 @@ def _numbers(part: _Part, uniforms: Mapping[str, Tensor], count: int) -> Tensor:
     return uniforms[part.name][:, part.columns] if part.step.draws else torch.empty(count, 0)
 
 
-def _through(outer: Tensor, inner: Tensor) -> Tensor:
-    """The places of `inner` in what `outer` gives."""
-    if len(outer) == 1:
-        return outer[0][inner]
-    return outer[:, inner[0]] if len(inner) == 1 else outer.gather(1, inner)
+def _through(outer: Tensor | None, inner: Tensor | None) -> Tensor | None:
+    """The places of `inner` in what `outer` gives; None is every place as it is."""
+    if outer is None or inner is None:
+        return inner if outer is None else outer
+    count = max(len(outer), len(inner))
+    return outer.expand(count, -1).gather(1, inner.expand(count, -1))
 
 
 @dataclass
@@ -234,7 +240,7 @@ def _crop(size: Sequence[int]) -> Window:
     """Rows and columns of a window at a uniform place (torchvision's RandomCrop.make_params)."""
     height, width = size
 
-    def places(rows: int, columns: int, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    def places(rows: int, columns: int, uniforms: Tensor) -> Places:
         top = (uniforms[:, :1] * (rows - height + 1)).long()
         left = (uniforms[:, 1:2] * (columns - width + 1)).long()
         return top + torch.arange(height), left + torch.arange(width)
@@ -286,12 +292,10 @@ def _pad(transform: Any, _: _State) -> list[Step]:
 
 
 def _flip(transform: Any, *, of_rows: bool) -> list[Step]:
-    def places(height: int, width: int, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        rows, columns = torch.arange(height)[None], torch.arange(width)[None]
-        chosen = uniforms[:, :1] < transform.p
-        if of_rows:
-            return torch.where(chosen, height - 1 - rows, rows), columns
-        return rows, torch.where(chosen, width - 1 - columns, columns)
+    def places(height: int, width: int, uniforms: Tensor) -> Places:
+        places = torch.arange(height if of_rows else width)[None]
+        flipped = torch.where(uniforms[:, :1] < transform.p, places.flip(1), places)
+        return (flipped, None) if of_rows else (None, flipped)
 
     return [window(1, places)]
 
@@ -343,7 +347,7 @@ def _random_resized_crop(transform: Any, state: _State) -> list[Step]:
     if mode in ("nearest", "nearest-exact"):
         centred = state.pil or mode == "nearest-exact"
 
-        def places(rows: int, columns: int, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        def places(rows: int, columns: int, uniforms: Tensor) -> Places:
             top, left, height, width, _ = _boxes((rows, columns), scale, ratio, uniforms, erasing=False)
             down = _nearest(top, height, size[0], centred=centred)
             return down, _nearest(left, width, size[1], centred=centred)

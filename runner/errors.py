@@ -36,8 +36,8 @@ class Mistake:
     def __str__(self) -> str:
         value = "" if self.value is ABSENT else f", but is {as_text(self.value)}"
         where = f": {self.where}" if self.where else ""
-        remedy = f"\n   {self.remedy}" if self.remedy else ""
-        return f"{self.key} {self.rule}{value}{where}{remedy}".replace("\n", "\n   ").replace("      ", "   ")
+        remedy = f"\n{self.remedy}" if self.remedy else ""
+        return f"{self.key} {self.rule}{value}{where}{remedy}".replace("\n", "\n   ")
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for `--json`; a missing value is left out."""

@@ -18,7 +18,7 @@ from runner.splitting import Whole, fingerprint
 # four such batches at once took 1.4 times as long. On a GPU fewer, larger kernels.
 CHUNK_BYTES = {"cpu": 2 * 2**20}
 GPU_CHUNK_BYTES = 64 * 2**20
-LOT = 4096  # samples whose random numbers are drawn in one go: hashing has a cost of its own for each call
+LOT = 2048  # samples whose random numbers are drawn in one go: hashing has a cost of its own for each call
 EPOCHS_AHEAD = 8  # of a small dataset, made in one go: the calls cost more than their work
 
 

@@ -1,6 +1,6 @@
 """Speed and start-up against other ways to do the same, as one table of ratios.
 
-usage: python -m tests.benchmarks [--repeats N] [--shared PATH] [--rows speed|startup|cfg ...]
+usage: python -m tests.benchmarks [--repeats N] [--shared PATH] [--rows speed|startup|cfg|data ...]
 Every measurement is a process of its own, in a terminal of its own (so that the progress bar is on, as it is for a
 user). In each round all take their turn: a busy machine slows them alike, and each round gives one ratio.
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+GROUPS = ["speed", "startup", "cfg", "data"]
 EPOCHS = 40  # of the default experiment, and so of its peers
 
 
@@ -84,6 +85,16 @@ def peer_speed(script: Path, name: str) -> Callable[[Path], float]:
     return measure
 
 
+def image_speed(name: str) -> Callable[[Path], float]:
+    """Images per second of CIFAR-shaped batches, by `images.py`."""
+
+    def measure(folder: Path) -> float:
+        lines = command([str(HERE / "images.py"), name, *(["--epochs", "2"] if name == "pil" else [])], folder)
+        return float(json.loads(next(line for line in lines.splitlines() if line.startswith("{")))["images_per_s"])
+
+    return measure
+
+
 def first_step(*arguments: str) -> Callable[[Path], float]:
     """Seconds from the command to the end of its first optimizer step."""
 
@@ -111,6 +122,7 @@ def rows(peers: Path) -> list[Row]:
     """The comparisons, with their targets."""
     startup = first_step("-m", "runner", "device.type=cpu")
     cfg = whole("-m", "runner", "--cfg", "job")
+    images = image_speed("ours")
     bare_hydra = whole(str(HERE / "bare_hydra.py"), str(ROOT / "conf"), "--cfg", "job")
     return [
         *(
@@ -119,6 +131,8 @@ def rows(peers: Path) -> list[Row]:
         ),
         Row("startup", "first step", "s", startup, first_step(str(HERE / "bare_step.py")), 1.25, more=False),
         Row("cfg", "--cfg job", "s", cfg, bare_hydra, 1.5, more=False),
+        Row("data", "CIFAR batches, against PIL", "images/s", images, image_speed("pil"), 10, more=True),
+        Row("data", "CIFAR batches, against a gather", "images/s", images, image_speed("gather"), 0.9, more=True),
     ]
 
 
@@ -150,20 +164,20 @@ def line(row: Row, ours: list[float] | str, peer: list[float] | str) -> str:
     met = ratio >= row.target if row.more else ratio <= row.target
     a, b = (f"{statistics.median(numbers):.{0 if row.more else 2}f} {row.unit}" for numbers in (ours, peer))
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-    return f"{row.name:<31} {a:>13} {b:>13} {ratio:>7.2f} {spread:>14} {target:>9}  {'met' if met else 'not met'}"
+    return f"{row.name:<31} {a:>15} {b:>15} {ratio:>7.2f} {spread:>14} {target:>9}  {'met' if met else 'not met'}"
 
 
 def main() -> None:
     """Measures, then prints the table; the exit status says nothing about the ratios."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds, each with one ratio (5)")
-    parser.add_argument("--rows", nargs="+", choices=["speed", "startup", "cfg"], default=["speed", "startup", "cfg"])
+    parser.add_argument("--rows", nargs="+", choices=GROUPS, default=GROUPS)
     parser.add_argument("--shared", type=Path, metavar="PATH", help="run PATH/bench/peers.py instead of ours")
     args = parser.parse_args()
     peers = args.shared.resolve() / "bench" / "peers.py" if args.shared else HERE / "peers.py"
     table = [row for row in rows(peers) if row.group in args.rows]
     numbers = measured(table, args.repeats)
-    print(f"{'':<31} {'ours':>13} {'peer':>13} {'ratio':>7} {'range':>14} {'target':>9}")
+    print(f"{'':<31} {'ours':>15} {'peer':>15} {'ratio':>7} {'range':>14} {'target':>9}")
     for row in table:
         print(line(row, numbers[row.ours], numbers[row.peer]))
 

@@ -19,19 +19,17 @@ READ = []  # the indices that this process read
 
 
 class Grids(Dataset):
-    def __init__(self, count, seed=0, bad=None):
+    def __init__(self, count, seed=0):
         generator = torch.Generator().manual_seed(seed)
         self.images = torch.randn(count, 1, 6, 6, generator=generator)
         self.labels = torch.randint(3, (count,), generator=generator)
-        self.bad = bad
 
     def __len__(self):
         return len(self.images)
 
     def __getitem__(self, index):
         READ.append(index)
-        image = self.images[index]
-        return (image * float("nan") if index == self.bad else image), self.labels[index]
+        return self.images[index], self.labels[index], index
 
 
 class Jitter:
@@ -60,10 +58,10 @@ class Net(nn.Module):
 
 
 class Counting:
-    """A step with a state of its own, which puts a bad number into one place at one step."""
+    """A step with a state of its own, which puts a bad number into one place, at one step or with one sample."""
 
-    def __init__(self, at=0, place="", value="nan"):
-        self.at, self.place, self.value, self.count = at, place, float(value), 0
+    def __init__(self, at=0, sample=-1, place="", value="nan"):
+        self.at, self.sample, self.place, self.value, self.count = at, sample, place, float(value), 0
 
     def state_dict(self):
         return {"count": self.count}
@@ -74,7 +72,7 @@ class Counting:
     def __call__(self, batch, model, loss):
         if model.training:
             self.count += 1
-        now = model.training and self.count == self.at
+        now = model.training and (self.count == self.at or self.sample in batch[2].tolist())
         if now and self.place == "parameter":
             with torch.no_grad():
                 model.norm.weight[1] = self.value
@@ -82,7 +80,7 @@ class Counting:
             model.conv.bias.register_hook(lambda gradient: gradient * self.value)
         output = model(batch[0])
         if now and self.place == "buffer":
-            model.norm.running_var[2] = self.value
+            model.norm.running_var.data[2] = self.value
         value = loss(output, batch[1])
         if now and self.place == "loss":
             value = value * self.value
@@ -92,7 +90,7 @@ CONF = {
     "dataset/grids.yaml": """
 train: {_target_: parts.Grids, count: 44}
 val: {_target_: parts.Grids, count: 12, seed: 1}
-sample: {shape: [1, 6, 6], dtype: float32}
+sample: [{shape: [1, 6, 6], dtype: float32}, {shape: [], dtype: int64}, {shape: [], dtype: int64}]
 """,
     "transform/jitter.yaml": """
 train:
@@ -100,7 +98,7 @@ train:
   drop: {_target_: parts.Drop, share: 0.2}
 """,
     "model/net.yaml": "_target_: parts.Net",
-    "step/counting.yaml": "_target_: parts.Counting",
+    "step/counting.yaml": "{_target_: parts.Counting, at: 0, sample: -1, place: none, value: nan}",
     "experiment/hard.yaml": """
 # @package _global_
 defaults:

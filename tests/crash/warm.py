@@ -16,7 +16,7 @@ import torch
 
 import runner.faults
 import runner.run
-from runner import fit
+from runner import fit, provenance
 from runner.__main__ import main
 from runner.checkpoint import Checkpoints
 
@@ -45,6 +45,7 @@ def child(argv, log, flag):
 if __name__ == "__main__":
     sys.path.insert(0, str(Path.cwd()))
     torch.ones(2).sum()
+    provenance.modules(Path.cwd())  # their hashes now: somebody may edit them while we serve
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)
