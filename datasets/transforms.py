@@ -4,6 +4,9 @@ A transform with `draws` (the uniform numbers it needs for a sample) and `batche
 batches where the data is in memory; any other callable runs sample by sample.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -34,3 +37,70 @@ class RandomShift:
     def __call__(self, image: Tensor) -> Tensor:
         """Shift one image [C, H, W], drawing from torch's global generator."""
         return self.batched(image[None], torch.rand(1, self.draws))[0]
+
+
+class Rescale:
+    """Resize the image of a dict sample, and move its landmarks with it (PyTorch's data loading tutorial).
+
+    Args:
+        output_size: height and width, or the length of the shorter side.
+
+    A sample has `image` [C, H, W] and `landmarks` [K, 2] as x, y; tv_tensors or plain tensors.
+    """
+
+    def __init__(self, output_size: int | Sequence[int]) -> None:
+        self.output_size = output_size
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """The sample with its image and landmarks in the new size."""
+        from torchvision.transforms.v2 import functional
+
+        height, width = sample["image"].shape[-2:]
+        if isinstance(self.output_size, int):
+            shorter = min(height, width)
+            size = [int(self.output_size * height / shorter), int(self.output_size * width / shorter)]
+        else:
+            size = list(self.output_size)
+        image = functional.resize(sample["image"], size, antialias=True)
+        ratio = torch.tensor([size[1] / width, size[0] / height])
+        return {**sample, "image": image, "landmarks": _points(sample["landmarks"] * ratio, size)}
+
+
+class RandomCrop:
+    """Crop the image of a dict sample at a random place, and move its landmarks with it.
+
+    Args:
+        output_size: height and width, or one number for both; at most those of the image.
+    """
+
+    def __init__(self, output_size: int | Sequence[int]) -> None:
+        self.size = [output_size, output_size] if isinstance(output_size, int) else list(output_size)
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """The cropped sample; row and column are drawn from torch's global generator, in this order."""
+        image, (height, width) = sample["image"], self.size
+        if image.shape[-2] < height or image.shape[-1] < width:
+            raise ValueError(f"the image {list(image.shape[-2:])} is smaller than the crop {self.size}")
+        top = int(torch.randint(image.shape[-2] - height + 1, ()))
+        left = int(torch.randint(image.shape[-1] - width + 1, ()))
+        points = sample["landmarks"] - torch.tensor([float(left), float(top)])
+        cropped = image[..., top : top + height, left : left + width]
+        return {**sample, "image": cropped, "landmarks": _points(points, self.size)}
+
+
+class ToTensor:
+    """Image and landmarks of a dict sample as plain float32 tensors, the image [C, H, W] in [0, 1]."""
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """The sample as plain tensors."""
+        image, points = (torch.as_tensor(sample[name]) for name in ("image", "landmarks"))
+        scale = 255 if image.dtype == torch.uint8 else 1
+        plain = {"image": image.float() / scale, "landmarks": points.float()}
+        return {**sample, **{name: tensor.as_subclass(Tensor) for name, tensor in plain.items()}}
+
+
+def _points(points: Tensor, size: Sequence[int]) -> Tensor:
+    from torchvision import tv_tensors
+
+    moved: Tensor = tv_tensors.KeyPoints(points.as_subclass(Tensor), canvas_size=(size[0], size[1]))
+    return moved

@@ -15,6 +15,7 @@ BEGAN = time.perf_counter()
 
 VERBS = {  # name → module; what a verb imports is paid by that verb only
     "check": "runner.verbs.check",
+    "show": "runner.verbs.show",
     "why": "runner.verbs.why",
     "resume": "runner.verbs.resume",
     "evaluate": "runner.verbs.evaluate",
@@ -23,7 +24,6 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "convert": "runner.verbs.convert",
 }
 PLANNED = (
-    "show",
     "report",
     "promote",
     "replay",

@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from runner import data, rng, splitting
+from runner.batched import Chain, NotBatched
 from runner.component import Trust, component
 from runner.config.schema import Config
 from runner.config.trust import locate
@@ -133,6 +136,31 @@ def make_pipeline(config: Config, which: str, trust: Trust = ()) -> Pipeline:
     """The transforms of `train` or `eval`, and what of a sample they change."""
     place = None if config.transform.on == "sample" else place_of(config, config.transform.on)
     return Pipeline(make_transforms(config, which, trust), place)
+
+
+def foreseen(config: Config, pipeline: Pipeline, sample: Any) -> str:
+    """How these transforms will run, as far as a made-up raw sample can tell, in words."""
+    names = ", ".join(pipeline.transforms)
+    if not names:
+        return "none"
+    settings = data.LoaderSettings(
+        1, shuffle=False, num_workers=config.loader.num_workers, in_memory=config.loader.in_memory
+    )
+    reason = data.why_single(pipeline, settings, collates=config.loader.collate_fn is not None)
+    if not reason:
+        member = sample[pipeline.place]
+        pil = not isinstance(member, torch.Tensor)
+        try:
+            Chain(pipeline.transforms, to_image(member) if pil else member, pil=pil)
+        except NotBatched as error:
+            reason = str(error)
+    return f"{names}: " + (f"sample by sample ({reason})" if reason else "batched where the data is in memory")
+
+
+def to_image(image: Any) -> Tensor:
+    """A PIL image as uint8 [C, H, W]."""
+    pixels = np.array(image)
+    return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[:, :, None]).permute(2, 0, 1).contiguous()
 
 
 def make_faults(config: Config, split: str, folder: Path | None) -> Faults:

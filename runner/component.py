@@ -1,7 +1,9 @@
 """A `_target_` node as a live object: the one place that instantiates what a config names."""
 
+import enum
 import functools
 import inspect
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,7 +69,7 @@ def _fetch_by_hand(target: Any, arguments: Mapping[str, Any], error: Exception) 
 
 
 def argument(value: Any, key: str, annotation: Any, trust: Trust = ()) -> Any:
-    """An argument ready to be passed: nested components are built, `torch.float32` is the dtype."""
+    """An argument ready to be passed: nested components are built, `torch.float32` is the dtype, an enum's member is named."""
     if isinstance(value, Mapping):
         if "_target_" in value:
             return component(value, key, trust=trust, call="Callable" not in str(annotation))
@@ -77,7 +79,17 @@ def argument(value: Any, key: str, annotation: Any, trust: Trust = ()) -> Any:
     if isinstance(value, str) and value.startswith("torch."):
         dtype = getattr(torch, value.removeprefix("torch."), None)
         return dtype if isinstance(dtype, torch.dtype) else value
-    return value
+    return _member(value, annotation) if isinstance(value, str) else value
+
+
+def _member(text: str, annotation: Any) -> Any:
+    """The enum member that a text means by its value or its name, where the annotation has an enum; else the text."""
+    for kind in (annotation, *typing.get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, enum.Enum):
+            for member in kind:
+                if text in (member.value, member.name, member.name.lower()):
+                    return member
+    return text
 
 
 def _annotation(target: Any, name: str) -> Any:

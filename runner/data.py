@@ -187,14 +187,7 @@ def for_gathering(dataset: Any, pipeline: Pipeline, settings: LoaderSettings) ->
 
 
 def _whole_and_chain(dataset: Any, pipeline: Pipeline, settings: LoaderSettings) -> tuple[Whole, Chain | None] | str:
-    reasons = {
-        "loader.in_memory is false": settings.in_memory is False,
-        "workers are asked for": settings.num_workers > 0,
-        "loader.batch_sampler is given": settings.batch_sampler is not None,
-        "loader.collate_fn is given": settings.options.get("collate_fn") is not None,
-        "transforms change whole samples": bool(pipeline.transforms) and pipeline.place is None,
-    }
-    reason = next((reason for reason, holds in reasons.items() if holds), "")
+    reason = why_single(pipeline, settings, collates=settings.options.get("collate_fn") is not None)
     if reason:
         return reason
     whole = whole_data(dataset)
@@ -215,6 +208,18 @@ def _whole_and_chain(dataset: Any, pipeline: Pipeline, settings: LoaderSettings)
         return whole, Chain(pipeline.transforms, whole.tensors[pipeline.place][0], pil=pil)
     except NotBatched as error:
         return str(error)
+
+
+def why_single(pipeline: Pipeline, settings: LoaderSettings, *, collates: bool) -> str:
+    """Why samples have to be made one by one, whatever the dataset; empty where nothing says so."""
+    reasons = {
+        "loader.in_memory is false": settings.in_memory is False,
+        "workers are asked for": settings.num_workers > 0,
+        "loader.batch_sampler is given": settings.batch_sampler is not None,
+        "loader.collate_fn is given": collates,
+        "transforms change whole samples": bool(pipeline.transforms) and pipeline.place is None,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def _stacked(dataset: Any) -> Whole:

@@ -27,7 +27,9 @@ class Accuracy:
         self.count = 0
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        """Add one batch."""
+        """Add one batch; of shares [N, C] as MixUp and CutMix make them, the class with the largest counts."""
+        if target.shape == output.shape and target.is_floating_point():
+            target = target.argmax(1)
         if self.top_k == 1:
             right = output.argmax(1) == target
         else:

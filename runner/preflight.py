@@ -38,6 +38,7 @@ class Preflight:
     pretrained: Plan | None = None
     mistakes: list[Mistake] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what is left for the first real batch to show, and why
+    plan: list[str] = field(default_factory=list)  # which transforms run on whole batches, and why not all
 
     def inputs(self, config: Config) -> Any:
         """What the model is called with: the member or members of the batch that the step's `input` names."""
@@ -212,9 +213,10 @@ def _sample_batch(config: Config, found: Preflight, trust: Trust) -> Any:
         if isinstance(stated, dict)
         else tuple(zeros(member) for member in stated)
     )
-    for which in ("train", "eval"):
+    for which in ("eval", "train"):
         try:
             pipeline = build_data.make_pipeline(config, which, trust)
+            found.plan.append(f"transform.{which}: {build_data.foreseen(config, pipeline, sample)}")
             transformed = pipeline.apply(sample)
         except Refused as error:
             found.mistakes.append(refusal(error))
@@ -228,6 +230,13 @@ def _sample_batch(config: Config, found: Preflight, trust: Trust) -> Any:
     except TypeError:
         found.notes.append("the transformed sample is no tensor, so model and loss meet the first real batch first")
         return None
+    for name, transform in build_data.make_transforms(config, "batch", trust).items():
+        try:
+            batch = transform(batch)
+        except Exception as error:  # noqa: BLE001  a user's transform may raise anything
+            rule = f"refuses a batch of two samples of zeros: {type(error).__name__}: {error}"
+            found.mistakes.append(Mistake(f"transform.batch.{name}", rule))
+            return None
     return _to_meta(batch)
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -155,9 +156,9 @@ def launch(
             introduce(run, config, found, said)
             result["seconds_startup"] = time.perf_counter() - began
             while (fault := fit_to(run)) is not None:
-                run = faults.answer(
-                    run, fault, lambda: at_last_checkpoint(config, folder, trust, said), *answers_of(config)
-                )
+                rescheduled = again.rescheduled if again is not None else ()
+                rebuild = partial(at_last_checkpoint, config, folder, trust, said, rescheduled)
+                run = faults.answer(run, fault, rebuild, *answers_of(config))
                 run.stop = stop
                 log.close()
                 log = open_log(run, config)

@@ -101,7 +101,7 @@ PAIRS = [(0, 0), (0, 1), (1, 0), (4, 1), (0, 4), (1, 4), (4, 0), (1, 1), (4, 4)]
 
 @pytest.mark.parametrize("step", [1, 4, 5, 9])
 def test_a_run_stopped_after_any_step_ends_the_same(hard, project, whole, monkeypatch, step):
-    """Weights, optimizer, generators, metrics, log lines and TensorBoard's events are those of the run never stopped."""
+    """Weights, optimizer, generators, metrics, log lines, TensorBoard's events are those of the run never stopped."""
     folder = stopped(hard, project, monkeypatch, step, HARD)
     status, _, err = hard("resume", str(folder))
 
@@ -268,7 +268,7 @@ def test_another_world_is_refused_by_name_and_nothing_is_touched(hard, project, 
 
 
 def test_the_same_line_with_run_goes_on_too(hard, project, whole, monkeypatch):
-    """`run=RUN` begins in an empty folder, goes on in one that was stopped, and prints the result of one that is done."""
+    """`run=RUN` begins in an empty folder, goes on in one that was stopped, prints the result of one that is done."""
     folder = project / "outputs" / "hard" / "mine"
     folder.mkdir(exist_ok=True)
     line = [HARD, f"run={folder}"]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hydra._internal.hydra import Hydra
 
 from runner import fit
 
@@ -204,13 +205,24 @@ def test_a_multirun_trains_each_point_and_gives_hydra_the_objective(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each job has a directory of its own with its own config; what Hydra gets back is the objective."""
+    returned: list[Any] = []
+    multirun = Hydra.multirun
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        batches = multirun(self, *args, **kwargs)
+        returned.extend(job.return_value for batch in batches for job in batch)
+        return batches
+
+    monkeypatch.setattr(Hydra, "multirun", watched)
     ran = runner("-m", *SHORT, "optimizer.lr=0.1,0.01", "seed=0,1")
     sweep = next(Path("outputs/digits_cnn").iterdir())
     configs = [yaml.safe_load((sweep / str(job) / "config.yaml").read_text()) for job in range(4)]
 
     assert ran.status == 0
     assert [(c["optimizer"]["lr"], c["seed"]) for c in configs] == [(0.1, 0), (0.1, 1), (0.01, 0), (0.01, 1)]
-    assert all(json.loads((sweep / str(job) / "result.json").read_text())["status"] == "completed" for job in range(4))
+    results = [json.loads((sweep / str(job) / "result.json").read_text()) for job in range(4)]
+    assert {result["status"] for result in results} == {"completed"}
+    assert returned == [result["objective"] for result in results]
 
 
 def test_a_failing_job_does_not_stop_the_others(runner: Runner) -> None:

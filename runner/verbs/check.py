@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from runner.config.compose import compose
 from runner.errors import ConfigError, Mistake, count_line, numbered
 from runner.examine import examine, examine_sweep
+from runner.verbs import check_resume
 from runner.verbs.train import split_trust
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the report; 0 where nothing is wrong, else 2."""
+    if argv and argv[0] == "resume":
+        return check_resume.main(argv[1:])
     rest, trust = split_trust(argv)
     as_json, sweep = "--json" in rest, bool({"-m", "--multirun"} & set(rest))
     overrides = [argument for argument in rest if argument not in ("--json", "-m", "--multirun")]
@@ -22,17 +25,21 @@ def main(argv: Sequence[str]) -> int:
         found.extend(mistakes)
 
     notes: list[str] = []
+    plan: list[str] = []
     try:
         if sweep:
             examine_sweep(overrides, trust, say)
         else:
-            notes = examine(compose(overrides), trust, say).found.notes
+            seen = examine(compose(overrides), trust, say).found
+            notes, plan = seen.notes, seen.plan
     except ConfigError as error:
         say(error.mistakes)
     if as_json:
         plain = [mistake.as_json() for mistake in found]
-        print(json.dumps({"mistakes": plain, "count": len(found), "notes": notes}, default=str))
+        print(json.dumps({"mistakes": plain, "count": len(found), "notes": notes, "plan": plan}, default=str))
     else:
+        for line in plan:
+            print(line)
         for note in notes:
             print(f"note: {note}")
         print(count_line(len(found)) if found else "No mistakes.")

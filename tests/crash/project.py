@@ -152,8 +152,8 @@ def events(run: Path) -> list[tuple[int, str, float]]:
 def differences(one: Any, other: Any, at: str = "") -> list[str]:
     """Where two endings differ, in any bit."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        same = one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
-        return [] if same else [at]
+        same = one.dtype == other.dtype and one.shape == other.shape
+        return [] if same and one.numpy().tobytes() == other.numpy().tobytes() else [at]
     if isinstance(one, dict) and isinstance(other, dict):
         names = [*one, *(name for name in other if name not in one)]
         return [d for n in names for d in differences(one.get(n, "absent"), other.get(n, "absent"), f"{at}.{n}")]

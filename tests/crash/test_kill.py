@@ -17,7 +17,9 @@ import torch
 from tests.crash.project import HARD, differences, ending, write
 
 ROOT = Path(__file__).parents[2]
-OFTEN = (HARD, "train.checkpoint_every=1st", "train.duration=10ep")  # 40 steps, each saved
+OFTEN = (HARD, "train.checkpoint_every=1st", "train.duration=20ep")  # 80 steps, each saved
+
+SECONDS = 0.4  # at most, from the beginning of training to the kill
 
 
 class Warm:
@@ -67,12 +69,12 @@ def warm(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(warm):
-    """The run that nobody killed, and the seconds that it trained."""
+    """The run that nobody killed."""
     folder = warm.folder / "outputs" / "hard" / "whole"
     folder.mkdir(parents=True)
     warm.start(*OFTEN, f"run={folder}")
     assert warm.status() == 0, warm.log.read_text()
-    return folder, json.loads((folder / "result.json").read_text())["seconds"]
+    return folder
 
 
 def check_committed(folder):
@@ -91,7 +93,7 @@ def check_committed(folder):
 
 def killed(warm, whole, count, seed):
     """Kill runs until `count` are killed; how many of them while they saved."""
-    draw, (expected, seconds) = random.Random(seed), whole
+    draw, expected = random.Random(seed), whole
     done = saving = number = 0
     while done < count:
         folder = warm.folder / "outputs" / "hard" / f"killed{number}"
@@ -102,7 +104,7 @@ def killed(warm, whole, count, seed):
             warm.start(*([*OFTEN, f"run={folder}"] if len(steps) == 1 else ["resume", str(folder)]))
             if draw.random() < 0.9:
                 warm.wait_for_training()
-            time.sleep(draw.uniform(0, seconds / 4))
+            time.sleep(draw.uniform(0, SECONDS))
             if draw.random() < 0.3:  # an instant inside a save
                 deadline = time.monotonic() + 1
                 while warm.state() != 2 and time.monotonic() < deadline:
@@ -136,18 +138,18 @@ def test_killed_runs_end_as_if_never_killed(warm, whole, seed):
 def test_a_thousand_killed_runs_end_as_if_never_killed(warm, whole, seed):
     saving = killed(warm, whole, 1000, seed)
 
-    print(f"kills inside a save: {saving}")
+    sys.stdout.write(f"kills inside a save: {saving}\n")
     assert saving >= 300
 
 
-def asked_to_stop(warm, count, seed, seconds):
+def asked_to_stop(warm, count, seed):
     draw, slowest = random.Random(seed), 0.0
     for number in range(count):
         folder = warm.folder / "outputs" / "hard" / f"stopped{number}"
         folder.mkdir()
         warm.start(HARD, "train.duration=100ep", f"run={folder}")  # no rhythm saves each step
         warm.wait_for_training()
-        time.sleep(draw.uniform(0, seconds))
+        time.sleep(draw.uniform(0, SECONDS))
         before = time.monotonic()
         os.kill(warm.child, signal.SIGTERM)
         assert warm.status() == 75, warm.log.read_text()[-2000:]
@@ -159,16 +161,16 @@ def asked_to_stop(warm, count, seed, seconds):
     return slowest
 
 
-def test_asked_to_stop_it_saves_and_ends_at_once(warm, whole, seed):
+def test_asked_to_stop_it_saves_and_ends_at_once(warm, seed):
     """SIGTERM at random instants of training: a checkpoint of the very step, exit 75, within 5 seconds."""
-    assert asked_to_stop(warm, 5, seed, whole[1] / 2) < 5
+    assert asked_to_stop(warm, 5, seed) < 5
 
 
 @pytest.mark.exhaustive
-def test_asked_to_stop_at_200_instants_it_saves_and_ends_at_once(warm, whole, seed):
-    slowest = asked_to_stop(warm, 200, seed, whole[1] / 2)
+def test_asked_to_stop_at_200_instants_it_saves_and_ends_at_once(warm, seed):
+    slowest = asked_to_stop(warm, 200, seed)
 
-    print(f"slowest: {slowest:.2f} s")
+    sys.stdout.write(f"slowest: {slowest:.2f} s\n")
     assert slowest < 5
 
 
@@ -185,7 +187,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_loses_nothing_committed(warm):
     assert check_committed(folder) > 0
 
 
-def test_a_second_process_on_a_run_is_refused(warm, whole):
+def test_a_second_process_on_a_run_is_refused(warm):
     folder = warm.folder / "outputs" / "hard" / "shared"
     folder.mkdir()
     warm.start(*OFTEN, "train.duration=1000ep", f"run={folder}")

@@ -11,14 +11,19 @@ import sys
 import traceback
 from pathlib import Path
 
-import tensorboardX  # noqa: F401
+import tensorboardX
 import torch
 
-import runner.faults
-import runner.run
-from runner import fit, provenance
+from runner import fit, provenance, run
 from runner.__main__ import main
 from runner.checkpoint import Checkpoints
+
+WARM = (tensorboardX, run)  # imported for the children
+
+
+def say(what):
+    sys.stdout.write(f"{what}\n")
+    sys.stdout.flush()
 
 
 def child(argv, log, flag):
@@ -46,7 +51,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path.cwd()))
     torch.ones(2).sum()
     provenance.modules(Path.cwd())  # their hashes now: somebody may edit them while we serve
-    print("ready", flush=True)
+    say("ready")
     for line in sys.stdin:
         order = json.loads(line)
         Path(order["flag"]).write_bytes(b"\0")
@@ -61,6 +66,6 @@ if __name__ == "__main__":
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(status)
-        print(pid, flush=True)
+        say(pid)
         _, status = os.waitpid(pid, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        say(os.waitstatus_to_exitcode(status))

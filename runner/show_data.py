@@ -1,0 +1,225 @@
+"""A look at the data of a config: contact sheets, class balance, value ranges, before and after the transforms."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runner import build_data, data, rng
+from runner.component import Trust
+from runner.config.schema import Config
+from runner.errors import RunError
+from runner.samples import Fault, Indices
+
+SHOWN = 32  # samples of a split on its sheet
+COUNTED = 10_000  # labels that are read one by one where the dataset has no list of them
+
+
+def inspect_splits(config: Config, folder: Path, trust: Trust = ()) -> dict[str, Any]:
+    """Facts of each split as plain data; writes `<split>_raw.png`, `<split>.png` and TensorBoard images into `folder`.
+
+    Raises:
+        RunError: a dataset cannot be had, or a sample cannot be read.
+    """
+    from tensorboardX import SummaryWriter
+
+    parts = build_data.make_parts(config, trust)
+    splits = build_data.make_splits(config, parts, torch.device("cpu"), trust)
+    folder.mkdir(parents=True, exist_ok=True)
+    facts: dict[str, Any] = {}
+    with SummaryWriter(str(folder), filename_suffix=".show") as writer:
+        for name, (dataset, rows) in parts.items():
+            indices = data.chosen_indices(dataset, rows, name, config.dataset.limit) if _sized(dataset) else None
+            raw = _raw(config, dataset, indices, name)
+            batch = next(iter(splits[name].batches(0)), None)
+            pictures = {"raw": _images(config, raw), "": [] if batch is None else _batch_images(config, batch)}
+            labels = {"raw": [_label(config, sample) for sample in raw], "": _batch_labels(config, batch)}
+            found: dict[str, Any] = {"samples": splits[name].size, "plan": splits[name].plan}
+            found["classes"] = _balance(config, dataset, indices)
+            found["values"] = {"raw": _ranges(raw), "transformed": {} if batch is None else _ranges([batch])}
+            found["pictures"] = []
+            for kind, images in pictures.items():
+                sheet = contact_sheet(images[:SHOWN], labels[kind], _names(dataset))
+                if sheet is not None:
+                    file = folder / f"{name}{'_' * bool(kind)}{kind}.png"
+                    sheet.save(file)
+                    writer.add_image(file.stem, np.asarray(sheet).transpose(2, 0, 1), 0)
+                    found["pictures"].append(str(file))
+            facts[name] = found
+    return facts
+
+
+def _sized(dataset: Any) -> bool:
+    return hasattr(dataset, "__len__") and not isinstance(dataset, torch.utils.data.IterableDataset)
+
+
+def _raw(config: Config, dataset: Any, indices: Indices | None, split: str) -> list[Any]:
+    """The first samples of a split in the order of its first epoch, as the dataset gives them."""
+    from runner.loaded import KeyedSamples
+    from runner.samples import Order, Pipeline, Stream
+
+    stream = Stream(config.seed, split)
+    if indices is None:
+        with rng.stream(stream.key(0, "dataset")):
+            return [sample for sample, _ in zip(dataset, range(SHOWN), strict=False)]
+    shuffle = config.loader.shuffle and split == "train" and config.loader.sampler is None
+    order = Order(len(indices), stream, shuffle=shuffle)(0)[:SHOWN]
+    samples = KeyedSamples(dataset, indices, Pipeline(), stream).__getitems__([(0, int(place)) for place in order])
+    sound = [sample for sample in samples if not isinstance(sample, Fault)]
+    if not sound:
+        fault = samples[0]
+        raise RunError(f"{split} sample {fault.index}{f' ({fault.file})' * bool(fault.file)}: {fault.error}")
+    return sound
+
+
+def _member(sample: Any, place: Any) -> Any:
+    try:
+        return sample[place]
+    except (KeyError, IndexError, TypeError):
+        return sample.get("image") if isinstance(sample, Mapping) else None
+
+
+def _images(config: Config, samples: list[Any]) -> list[Tensor]:
+    place = build_data.place_of(config, "input")
+    return [image for sample in samples if (image := _picture(_member(sample, place))) is not None]
+
+
+def _batch_images(config: Config, batch: Any) -> list[Tensor]:
+    member = _member(batch, build_data.place_of(config, "input"))
+    if not isinstance(member, Tensor) or member.dim() != 4:
+        return []
+    return [image for row in member[:SHOWN] if (image := _picture(row)) is not None]
+
+
+def _picture(value: Any) -> Tensor | None:
+    """uint8 [3, H, W] of what is an image; numbers outside [0, 1] (normalised ones) are stretched to it."""
+    if value is None or (isinstance(value, Tensor) and value.dim() != 3):
+        return None
+    image = value.detach().cpu() if isinstance(value, Tensor) else None
+    if image is None:
+        if not hasattr(value, "convert"):
+            return None
+        image = build_data.to_image(value.convert("RGB"))
+    if image.shape[0] not in (1, 3):
+        return None
+    if image.dtype != torch.uint8:
+        image = image.float()
+        low, high = float(image.min()), float(image.max())
+        if low < 0 or high > 1:
+            image = (image - low) / (high - low or 1)
+        image = (image * 255).round().to(torch.uint8)
+    return image.as_subclass(Tensor).expand(3, -1, -1)
+
+
+def _label(config: Config, sample: Any) -> Any:
+    member = _member(sample, build_data.place_of(config, "target")) if not isinstance(sample, Mapping) else None
+    if isinstance(member, Tensor):
+        return member.item() if member.numel() == 1 else None
+    return member if isinstance(member, int | float) else None
+
+
+def _batch_labels(config: Config, batch: Any) -> list[Any]:
+    member = _member(batch, build_data.place_of(config, "target")) if batch is not None else None
+    if not isinstance(member, Tensor) or member.dim() == 0 or isinstance(batch, Mapping):
+        return []
+    if member.dim() == 2:  # mixed labels: the largest two shares
+        top = member.topk(min(2, member.shape[1]))
+        pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        return ["+".join(f"{v:.1f}*{i}" for v, i in zip(*pair, strict=True) if v > 0) for pair in pairs]
+    return list(member[:SHOWN].tolist()) if member.dim() == 1 else []
+
+
+def _names(dataset: Any) -> list[str]:
+    names = getattr(dataset, "classes", None)
+    return [str(name) for name in names] if isinstance(names, list | tuple) else []
+
+
+def contact_sheet(images: list[Tensor], labels: list[Any], names: list[str], columns: int = 8) -> Any:
+    """A PIL image of images uint8 [3, H, W] in rows, each with its label below; None where there is no image."""
+    from PIL import Image, ImageDraw
+
+    if not images:
+        return None
+    scale = max(1, math.ceil(64 / max(image.shape[-1] for image in images)))
+    width = max(image.shape[-1] for image in images) * scale + 4
+    height = max(image.shape[-2] for image in images) * scale + 16
+    sheet = Image.new("RGB", (width * min(columns, len(images)), height * math.ceil(len(images) / columns)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, image in enumerate(images):
+        left, top = number % columns * width, number // columns * height
+        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        size = (picture.width * scale, picture.height * scale)
+        sheet.paste(picture.resize(size, Image.Resampling.NEAREST), (left, top))
+        label = labels[number] if number < len(labels) else None
+        if label is not None:
+            known = isinstance(label, int) and 0 <= label < len(names)
+            draw.text((left + 1, top + height - 14), names[label] if known else str(label), fill="black")
+    return sheet
+
+
+def _balance(config: Config, dataset: Any, indices: Indices | None) -> dict[str, int] | None:
+    """Samples of each class, by its name; None where the targets are no class indices."""
+    from runner.splitting import labels_of, whole_data
+
+    if indices is None:
+        return None
+    known = hasattr(dataset, "targets") or whole_data(dataset) is not None
+    if not known and len(indices) > COUNTED:
+        return None
+    try:
+        place = build_data.place_of(config, "target")
+        labels = (
+            labels_of(dataset, place)[torch.from_numpy(indices)]
+            if known
+            else torch.tensor([dataset[int(index)][place] for index in indices])
+        )
+    except Exception:  # noqa: BLE001  no class indices there: a question of this table, no fault of the data
+        return None
+    if labels.dim() != 1 or labels.is_floating_point() or int(labels.min()) < 0:
+        return None
+    names = _names(dataset)
+    counts = torch.bincount(labels).tolist()
+    return {names[label] if label < len(names) else str(label): count for label, count in enumerate(counts)}
+
+
+def _ranges(samples: list[Any]) -> dict[str, dict[str, Any]]:
+    """Of each member: shapes, dtype, least, greatest, mean and standard deviation."""
+    found: dict[str, dict[str, Any]] = {}
+    members: dict[str, list[Tensor]] = {}
+    for sample in samples:
+        items = sample.items() if isinstance(sample, Mapping) else enumerate(sample)
+        for place, member in items:
+            value = build_data.to_image(member) if hasattr(member, "convert") else member
+            members.setdefault(str(place), []).append(torch.as_tensor(value).as_subclass(Tensor))
+    for place, tensors in members.items():
+        numbers = torch.cat([tensor.flatten().double() for tensor in tensors])
+        found[place] = {
+            "shape": sorted({tuple(tensor.shape) for tensor in tensors})[0],
+            "dtype": str(tensors[0].dtype),
+            "min": float(numbers.min()),
+            "max": float(numbers.max()),
+            "mean": float(numbers.mean()),
+            "std": float(numbers.std(correction=0)),
+        }
+    return found
+
+
+def table(facts: Mapping[str, Any]) -> str:
+    """The facts as text."""
+    lines = []
+    for name, split in facts.items():
+        lines.append(f"{name}: {split['samples']:,} samples, {split['plan']}")
+        if split["classes"]:
+            total = sum(split["classes"].values())
+            shares = (f"{label}: {count} ({count / total:.1%})" for label, count in split["classes"].items())
+            lines.append("  classes      " + ", ".join(shares))
+        for kind, members in split["values"].items():
+            for place, v in members.items():
+                numbers = " ".join(f"{word} {v[word]:.4g}" for word in ("min", "max", "mean", "std"))
+                lines.append(f"  {kind:<12} {place}: {list(v['shape'])} {v['dtype']} {numbers}")
+        lines += [f"  {file}" for file in split["pictures"]]
+    return "\n".join(lines)
