@@ -37,9 +37,10 @@ class Landmarks(Dataset[dict[str, Any]]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        from PIL import Image
         from torchvision import tv_tensors
-        from torchvision.io import ImageReadMode, decode_image
 
-        image = tv_tensors.Image(decode_image(self.files[index], mode=ImageReadMode.RGB))
+        with Image.open(self.files[index]) as file:
+            image = tv_tensors.Image(file.convert("RGB"))
         size = (image.shape[-2], image.shape[-1])
         return {"image": image, "landmarks": tv_tensors.KeyPoints(self.points[index].clone(), canvas_size=size)}

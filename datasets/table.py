@@ -98,5 +98,5 @@ def _parsed(texts: Sequence[str]) -> npt.NDArray[np.generic]:
 def as_numbers(column: npt.NDArray[np.generic], where: str, dtype: torch.dtype) -> Tensor:
     """A column as a tensor; ValueError where it holds texts."""
     if not (np.issubdtype(column.dtype, np.number) or column.dtype == np.bool_):
-        raise ValueError(f"{where} holds what is no number, such as {column[0]!r}")
+        raise ValueError(f"{where} holds what is no number, such as {column.tolist()[0]!r}")
     return torch.from_numpy(np.ascontiguousarray(column)).to(dtype)

@@ -454,24 +454,29 @@ def _as_it_is(transform: Any, _: _State) -> list[Step]:
 
 
 def _resize(transform: Any, state: _State) -> list[Step]:
+    from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional
 
     mode = getattr(transform.interpolation, "value", transform.interpolation)
     _check_interpolation(mode, state)
-    if state.pil and mode == "nearest":
-        mode = "nearest-exact"  # what Pillow calls nearest
-    from torchvision.transforms import InterpolationMode
-
     size, longest = transform.size, getattr(transform, "max_size", None)
     antialias = state.pil or transform.antialias
-    return [
-        Step(
-            0,
-            lambda images, _: functional.resize(
-                images, size, interpolation=InterpolationMode(mode), max_size=longest, antialias=antialias
-            ),
-        )
-    ]
+
+    def run(images: Tensor, _: Tensor) -> Tensor:
+        how = {"interpolation": InterpolationMode(mode), "max_size": longest, "antialias": antialias}
+        resized: Tensor = functional.resize(images, size, **how)
+        return resized
+
+    if not (state.pil and mode.startswith("nearest")):
+        return [Step(0, run)]
+    height, width = run(state.sample, torch.empty(1, 0)).shape[-2:]
+    zero = torch.zeros(1, dtype=torch.int64)
+
+    def places(rows: int, columns: int, _: Tensor) -> Places:
+        down = _nearest(zero, zero + rows, height, centred=True)
+        return down, _nearest(zero, zero + columns, width, centred=True)
+
+    return [window(0, places)]
 
 
 def _to_image(_: Any, state: _State) -> list[Step]:

@@ -69,7 +69,7 @@ def _fetch_by_hand(target: Any, arguments: Mapping[str, Any], error: Exception) 
 
 
 def argument(value: Any, key: str, annotation: Any, trust: Trust = ()) -> Any:
-    """An argument ready to be passed: nested components are built, `torch.float32` is the dtype, an enum's member is named."""
+    """An argument ready to be passed: nested components are built; names of dtypes and enum members are those."""
     if isinstance(value, Mapping):
         if "_target_" in value:
             return component(value, key, trust=trust, call="Callable" not in str(annotation))

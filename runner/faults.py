@@ -200,6 +200,7 @@ def finding_of(run: Run, found: Found) -> Finding:
 
 def samples_of(split: Any, epoch: int, batch: int) -> list[int] | None:
     """The indices in the dataset of a batch's samples; None where the dataset owns its order."""
+    split = getattr(split, "split", split)  # under the transforms of whole batches
     if hasattr(split, "rows"):  # as its DataLoader was last told: the rest of the epoch
         row = split._positions(epoch)[batch]  # noqa: SLF001
         return [int(index) for index in split.loader.dataset.indices[row]]

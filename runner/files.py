@@ -10,6 +10,7 @@ import math
 import os
 import re
 import socket
+import threading
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -231,8 +232,15 @@ def _close_in_child() -> None:
 os.register_at_fork(after_in_child=_close_in_child)
 
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+BEAT_SECONDS, DEAD_SECONDS = 5.0, 30.0  # without locks: between two signs of life, and without any
+
+
 class Lock:
     """A run directory for this process alone, until `release` or the process's end, however it ends.
+
+    An OS lock; only where the file system has none, a file that is touched every BEAT_SECONDS, and that others take
+    over when it was not for DEAD_SECONDS.
 
     Raises:
         ConfigError: another process (or another Lock of this one) holds it.
@@ -240,15 +248,18 @@ class Lock:
 
     def __init__(self, run_dir: Path) -> None:
         self._handle = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._stopped: threading.Event | None = None  # set to end the signs of life, where there are some
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(self._handle, 200, 0).decode(errors="replace").strip() or "another process"
             os.close(self._handle)
             raise ConfigError([_in_progress(run_dir, holder)]) from None
-        except BaseException:
-            os.close(self._handle)
-            raise
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                os.close(self._handle)
+                raise
+            self._take_heartbeat(run_dir)
         _HELD.add(self._handle)
         os.truncate(self._handle, 0)
         os.pwrite(self._handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)  # for the message
@@ -258,6 +269,32 @@ class Lock:
         if self._handle in _HELD:
             _HELD.remove(self._handle)
             os.close(self._handle)
+            if self._stopped is not None:
+                self._stopped.set()
+                remove(self._heartbeat)
+
+    def _take_heartbeat(self, run_dir: Path) -> None:
+        self._heartbeat = run_dir / ".heartbeat"
+        os.utime(self._handle)  # the clock of the file system, not of this machine
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(self._handle).st_mtime - self._heartbeat.stat().st_mtime < DEAD_SECONDS:
+                os.close(self._handle)
+                raise ConfigError([_in_progress(run_dir, self._heartbeat.read_text() or "another process")])
+            # Of several that find it dead one alone can rename it.
+            self._heartbeat.rename(self._heartbeat.with_name(f".heartbeat.{os.urandom(4).hex()}.tmp"))
+        try:
+            with self._heartbeat.open("x") as file:
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        except FileExistsError:
+            os.close(self._handle)
+            raise ConfigError([_in_progress(run_dir, "another process")]) from None
+        self._stopped = threading.Event()
+        threading.Thread(target=self._beat, args=(self._stopped,), name="heartbeat", daemon=True).start()
+
+    def _beat(self, stopped: threading.Event) -> None:
+        while not stopped.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(self._heartbeat)
 
     def __enter__(self) -> Self:
         return self

@@ -19,6 +19,9 @@ class Constant:
     def evaluated(self, metrics: dict[str, float]) -> None:
         """Nothing to do after an evaluation."""
 
+    def scale(self, factor: float) -> None:
+        """Nothing to do where the optimizer's rates change."""
+
     def state_dict(self) -> dict[str, Any]:
         """Nothing to save."""
         return {}
@@ -76,6 +79,12 @@ class Schedule(Constant):
         """After an evaluation, for a scheduler that follows a metric."""
         if self.monitor is not None and self.scheduler is not None and self.taken >= self.warmup:
             self.scheduler.step(metrics[self.monitor])
+
+    def scale(self, factor: float) -> None:
+        """Go on with all rates times `factor`; those in the optimizer are the caller's."""
+        self.targets = [target * factor for target in self.targets]
+        if self.scheduler is not None and hasattr(self.scheduler, "base_lrs"):
+            self.scheduler.base_lrs = [rate * factor for rate in self.scheduler.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
         """The scheduler's state and the steps taken."""

@@ -3,12 +3,15 @@
 Plain meta tensors have shapes and dtypes but no numbers, so even a large model is built and run in a moment.
 """
 
+import dataclasses
 import inspect
 import re
+import traceback
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +21,8 @@ from torch.utils.data import default_collate
 from runner import build, build_data, rng, surgery
 from runner import device as devices
 from runner.component import Refused, Trust, component
-from runner.config.schema import Config, Sample
+from runner.config.names import did_you_mean, nearest
+from runner.config.schema import Config, Freeze, Sample
 from runner.errors import ConfigError, Mistake, RunError
 from runner.freeze import Frozen, freeze
 from runner.init import Row, plan_rules
@@ -69,16 +73,30 @@ class Preflight:
 
 def refusal(error: Refused) -> Mistake:
     """What a constructor refused, at the argument that its message speaks of by name or by value, if that is one."""
-    words = set(re.findall(r"[^\s:,;=()'\"`]+", str(error.cause)))
-    scalars = {name: value for name, value in error.node.items() if isinstance(value, bool | int | float | str)}
-    scalars.pop("_target_", None)
-    named = {name for name in scalars if name in words}
-    valued = {name for name, value in scalars.items() if str(value) in words}
+    scalars, named, valued = _spoken_of(error.node, error.cause)
+    rule, where = f"is refused ({error.said})", raised_in(error.cause)
     for candidates in (named & valued, valued, named):
         if len(candidates) == 1:
             name = candidates.pop()
-            return Mistake(f"{error.key}.{name}", f"is refused ({error.said})", scalars[name])
-    return Mistake(error.key, f"is refused ({error.said})", error.node["_target_"])
+            return Mistake(f"{error.key}.{name}", rule, scalars[name], where)
+    return Mistake(error.key, rule, error.node["_target_"], where)
+
+
+def _spoken_of(node: Mapping[str, Any], error: Exception) -> tuple[dict[str, Any], set[str], set[str]]:
+    """A component's plain arguments, and those of them whose name or whose value stands in an error's message."""
+    words = set(re.findall(r"[^\s:,;=()'\"`]+", str(error)))
+    scalars = {name: value for name, value in node.items() if isinstance(value, bool | int | float | str)}
+    scalars.pop("_target_", None)
+    named = {name for name in scalars if name in words}
+    return scalars, named, {name for name, value in scalars.items() if str(value) in words}
+
+
+def raised_in(error: BaseException) -> str:
+    """`file:line` of the last line of the user's own code that an error passed through; empty where there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if Path(f.filename).is_relative_to(Path.cwd()) and "site-packages" not in f.filename]
+    theirs = [f for f in own if not Path(f.filename).is_relative_to(Path(__file__).parent)]
+    return f"{theirs[-1].filename}:{theirs[-1].lineno}" if theirs else ""
 
 
 def preflight(config: Config, trust: Trust = (), wrong: Container[str] = ()) -> Preflight:
@@ -94,7 +112,7 @@ def preflight(config: Config, trust: Trust = (), wrong: Container[str] = ()) -> 
             _check_device(config, found)
         if "metrics" not in wrong:
             with found.catching("metrics"):
-                build.make_metrics(config, torch.device("cpu"), trust)
+                _check_metric_names(config, build.make_metrics(config, torch.device("cpu"), trust), found)
         loss = None
         if "loss" not in wrong:
             with found.catching("loss"):
@@ -117,6 +135,20 @@ def _any(wrong: Container[str], *keys: str) -> bool:
     return any(key in wrong for key in keys)
 
 
+def _check_metric_names(config: Config, metrics: Mapping[str, Any], found: Preflight) -> None:
+    """A collection names its metrics itself (torchmetrics' `MetricCollection`), which only the built one knows."""
+    for key, wanted in (("train.objective", config.train.objective), ("scheduler.monitor", config.scheduler.monitor)):
+        split, _, name = (wanted or "").partition("/")
+        collection = metrics.get(name.partition("/")[0])
+        if type(collection).__name__ != "MetricCollection":
+            continue
+        names = [f"{split}/{name.partition('/')[0]}/{inner}" for inner in collection.keys()]  # noqa: SIM118  no mapping
+        if wanted not in names:
+            right = nearest(wanted or "", names) or names[0]
+            rule = f"must be one of {', '.join(f'`{known}`' for known in names)}"
+            found.mistakes.append(Mistake(key, rule, wanted, remedy=did_you_mean(right), suggestion=right))
+
+
 def _check_device(config: Config, found: Preflight) -> None:
     try:
         devices.choose(config.device.type)
@@ -135,18 +167,25 @@ def _meta_model(config: Config, found: Preflight, trust: Trust) -> nn.Module | N
         else:
             found.mistakes.append(refusal(error))
         return None
+    if not isinstance(model, nn.Module):
+        rule = f"must give an nn.Module, but gives {type(model).__name__}"
+        found.mistakes.append(Mistake("model", rule, config.model["_target_"]))
+        return None
     return model
 
 
 def _about_meta(error: BaseException | None) -> bool:
     """Whether an error only says that there are no numbers on the meta device."""
-    return isinstance(error, NotImplementedError) or "meta" in str(error).lower()
+    without_forward = 'missing the required "forward"' in str(error)
+    return (isinstance(error, NotImplementedError) and not without_forward) or "meta" in str(error).lower()
 
 
 def _check_surgery(config: Config, model: nn.Module, found: Preflight, trust: Trust) -> list[dict[str, Any]] | None:
     """Match every pattern, read the keys of a checkpoint that is at hand; the optimizer's groups, if any."""
     with found.catching("init"):
         found.init_rows = plan_rules(model, surgery.init_rules(config, trust))
+    if config.init.apply is not None and not found.mistakes:
+        _try_init_function(config, found, trust)
     with found.catching("pretrained"):
         found.pretrained = surgery.plan_pretrained(config, model, download=False)
         if found.pretrained is None and config.pretrained.strategy != "none":
@@ -160,6 +199,19 @@ def _check_surgery(config: Config, model: nn.Module, found: Preflight, trust: Tr
     with found.catching("param_groups"):
         groups = surgery.make_groups(config, model, frozen, trust)
     return groups  # noqa: RET504  None where that was refused
+
+
+def _try_init_function(config: Config, found: Preflight, trust: Trust) -> None:
+    """Hand the user's function to a real model: whether it changes anything shows in the numbers only."""
+    with found.catching("init.apply"):
+        try:
+            surgery.operate(dataclasses.replace(config, freeze=Freeze()), surgery.make_model(config, trust), trust, weights=False)
+        except (RunError, ConfigError):
+            raise
+        except Exception as error:  # noqa: BLE001  a user's function may raise anything
+            rule = f"is refused ({type(error).__name__}: {error})"
+            function = (config.init.apply or {}).get("_target_")
+            found.mistakes.append(Mistake("init.apply", rule, function, raised_in(error)))
 
 
 def _check_optimizer(
@@ -230,7 +282,12 @@ def _sample_batch(config: Config, found: Preflight, trust: Trust) -> Any:
     except TypeError:
         found.notes.append("the transformed sample is no tensor, so model and loss meet the first real batch first")
         return None
-    for name, transform in build_data.make_transforms(config, "batch", trust).items():
+    try:
+        transforms = build_data.make_transforms(config, "batch", trust)
+    except Refused as error:
+        found.mistakes.append(refusal(error))
+        return None
+    for name, transform in transforms.items():
         try:
             batch = transform(batch)
         except Exception as error:  # noqa: BLE001  a user's transform may raise anything
@@ -262,7 +319,9 @@ def _try_step(config: Config, found: Preflight, loss: Any, trust: Trust) -> None
                 _trying(found, "model", "refuses", lambda: call(model, found.inputs(config)))
             if not found.mistakes:
                 on_meta = loss.to("meta") if isinstance(loss, nn.Module) else loss
-                outcome = _trying(found, "loss", "or the step refuses", lambda: step(found.batch, model, on_meta))
+                outcome = _trying(
+                    found, "loss", "or the step refuses", lambda: step(found.batch, model, on_meta), config.loss
+                )
                 _check_outcome(found, outcome)
         finally:
             model.train(training)
@@ -275,7 +334,9 @@ def call(model: nn.Module, inputs: Any) -> Any:
     return model(*inputs) if isinstance(inputs, list) else model(inputs)
 
 
-def _trying(found: Preflight, key: str, verb: str, action: Callable[[], Any]) -> Any:
+def _trying(
+    found: Preflight, key: str, verb: str, action: Callable[[], Any], node: Mapping[str, Any] | None = None
+) -> Any:
     try:
         return action()
     except Exception as error:  # noqa: BLE001  a user's model may raise anything
@@ -285,9 +346,13 @@ def _trying(found: Preflight, key: str, verb: str, action: Callable[[], Any]) ->
                 f"the {key} does not run on the meta device ({said}); it meets the first real batch first"
             )
         else:
-            found.mistakes.append(
-                Mistake(key, f"{verb} a batch of two samples ({', '.join(_shapes(found.batch))}): {said}")
-            )
+            scalars, named, _ = _spoken_of(node or {}, error)
+            if len(named) == 1:
+                name = named.pop()
+                found.mistakes.append(Mistake(f"{key}.{name}", f"is refused ({said})", scalars[name]))
+                return None
+            rule = f"{verb} a batch of two samples ({', '.join(_shapes(found.batch))}): {said}"
+            found.mistakes.append(Mistake(key, rule, where=raised_in(error)))
         return None
 
 
@@ -298,11 +363,17 @@ def _check_outcome(found: Preflight, outcome: Any) -> None:
         found.mistakes.append(
             Mistake("step", f"must return a mapping with `loss`, but returns {type(outcome).__name__}")
         )
+    elif not isinstance(outcome["loss"], torch.Tensor):
+        rule = f"must give a tensor to call `backward` on, but gives {type(outcome['loss']).__name__}"
+        found.mistakes.append(Mistake("loss", rule))
     elif outcome["loss"].numel() != 1:
         shape = list(outcome["loss"].shape)
         found.mistakes.append(
             Mistake("loss", f"must give one number to call `backward` on, but gives the shape {shape}")
         )
+    elif not outcome["loss"].requires_grad:
+        rule = "must depend on a parameter that trains, but has no gradient (a `detach`, or all that it uses is frozen)"
+        found.mistakes.append(Mistake("loss", rule))
 
 
 def _shapes(batch: Any) -> list[str]:

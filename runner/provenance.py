@@ -125,7 +125,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], *, random_eval: b
 
 def plan_kind(plan: str) -> str:
     """How batches are made, without where, by how many workers and why."""
-    return plan.partition(",")[0].partition(" on ")[0].partition(" (")[0]
+    return plan.partition(";")[0].partition(",")[0].partition(" on ")[0].partition(" (")[0]
 
 
 def _is_ours(name: str) -> bool:

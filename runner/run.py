@@ -34,7 +34,7 @@ from runner.log import Log, final_report
 from runner.model_table import model_table
 from runner.numerics import Fault
 from runner.preflight import Preflight
-from runner.state import Run, Stop, restore
+from runner.state import Run, Stop, change_settings, restore
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 
@@ -156,8 +156,7 @@ def launch(
             introduce(run, config, found, said)
             result["seconds_startup"] = time.perf_counter() - began
             while (fault := fit_to(run)) is not None:
-                rescheduled = again.rescheduled if again is not None else ()
-                rebuild = partial(at_last_checkpoint, config, folder, trust, said, rescheduled)
+                rebuild = partial(at_last_checkpoint, config, folder, trust, said, again)
                 run = faults.answer(run, fault, rebuild, *answers_of(config))
                 run.stop = stop
                 log.close()
@@ -178,7 +177,11 @@ def launch(
             result |= figures(run)
         result |= inexact_steps(folder)
         result["seconds"] = time.perf_counter() - began
-        write_json(folder / "result.json", result)
+        try:
+            write_json(folder / "result.json", result)
+        except OSError as error:  # a full disk; what it would say is said at least
+            status = EXIT_FAILED
+            print(f"{folder / 'result.json'} could not be written: {error.strerror or error}", file=sys.stderr)
         assert log is not None
         log.close()
         conclude(result, folder)
@@ -219,7 +222,7 @@ def go_on(
         if plan.startswith("sample by sample"):
             config.loader.in_memory = False
     said = [*again.notes]
-    run = at_last_checkpoint(config, folder, trust, said, again.rescheduled)
+    run = at_last_checkpoint(config, folder, trust, said, again)
     if not run.checkpoints.entries():
         said.append("there is no checkpoint yet: it starts at step 0")
         write_json(folder / "provenance.json", facts(config, command, run))
@@ -265,13 +268,14 @@ def inexact_steps(folder: Path) -> dict[str, Any]:
 
 
 def at_last_checkpoint(
-    config: Config, folder: Path, trust: Trust, said: list[str], rescheduled: Sequence[str] = ()
+    config: Config, folder: Path, trust: Trust, said: list[str], again: Continuation | None = None
 ) -> Run:
     """A run built anew, its newest whole checkpoint loaded; `said` gets what there is to say about damaged ones."""
     run = build.build(config, folder, resolved(config), trust)
     run.checkpoints.warn = said.append
     if run.checkpoints.entries():
-        restore(run, run.checkpoints.load("last"), rescheduled)
+        restore(run, run.checkpoints.load("last"), again.rescheduled if again is not None else ())
+        change_settings(run, again.settings if again is not None else {})
     return run
 
 

@@ -64,6 +64,8 @@ class Pipeline:
             uniforms: `uniforms(name, draws)`, the numbers [1, draws] of a transform with `draws` and `batched`: those
                 that it gets where whole batches are made, so both ways give the same.
         """
+        if not self.transforms:
+            return sample
         value = sample if self.place is None else sample[self.place]
         for name, transform in self.transforms.items():
             batched = getattr(transform, "batched", None)
@@ -73,8 +75,8 @@ class Pipeline:
             if keys is not None:
                 rng.seed_all(keys(name))
             value = transform(value)
-        if self.place is None or not self.transforms:
-            return value if self.place is None else sample
+        if self.place is None:
+            return value
         if isinstance(sample, Mapping):
             return {**sample, self.place: value}
         return tuple(value if i == self.place else member for i, member in enumerate(sample))

@@ -198,7 +198,7 @@ def _ranges(samples: list[Any]) -> dict[str, dict[str, Any]]:
     for place, tensors in members.items():
         numbers = torch.cat([tensor.flatten().double() for tensor in tensors])
         found[place] = {
-            "shape": sorted({tuple(tensor.shape) for tensor in tensors})[0],
+            "shape": min({tuple(tensor.shape) for tensor in tensors}),
             "dtype": str(tensors[0].dtype),
             "min": float(numbers.min()),
             "max": float(numbers.max()),

@@ -186,6 +186,18 @@ def restore(run: Run, saved: dict[str, Any], rescheduled: Iterable[str] = ()) ->
     rng.set_state(saved["rng"])
 
 
+def change_settings(run: Run, settings: Mapping[str, tuple[Any, Any]]) -> None:
+    """Give the optimizer other settings than it was saved with, each with its old value: rates change in proportion."""
+    for name, (old, new) in settings.items():
+        if name == "lr" and old:
+            run.schedule.scale(new / old)
+        for group in run.optimizer.param_groups:
+            if name == "lr" and old:
+                group["lr"] = group["lr"] * new / old
+            elif group.get(name) == old:
+                group[name] = new
+
+
 def _same_keys(ours: Mapping[str, Any], saved: Mapping[str, Any], at: str) -> None:
     for name in ours.keys() ^ saved.keys():
         rule = "lacks" if name in ours else "has, and this run does not,"

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from torch import Tensor, hub
 
-from runner.errors import ConfigError, Mistake, RunError
+from runner.errors import ABSENT, ConfigError, Mistake, RunError
 from runner.files import load_tensors, write_atomic
 from runner.patterns import nearest
 
@@ -42,7 +42,8 @@ class Located:
 
 
 def _wrong(rule: str, value: object, remedy: str = "", suggestion: str = "", key: str = "path") -> ConfigError:
-    return ConfigError([Mistake(f"pretrained.{key}", rule, value, remedy=remedy, suggestion=suggestion)])
+    shown = ABSENT if value is None else value
+    return ConfigError([Mistake(f"pretrained.{key}", rule, shown, remedy=remedy, suggestion=suggestion)])
 
 
 def locate(path: str, *, sha256: str | None = None, builder: str = "", download: bool = True) -> Located | None:

@@ -30,6 +30,21 @@ def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def image_folder(tmp_path: Path) -> None:
+    """Three images of different sizes in each of two classes, where the ImageFolder experiments look."""
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for number, split in enumerate(("train", "val")):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "data" / "images" / split / name
+            folder.mkdir(parents=True)
+            for size in (40, 50, 60):
+                pixels = generator.integers(0, 256, (size, size + number, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{size}.png")
+
+
+@pytest.fixture
 def resnet18_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random weights in torch hub's cache, whose hash cannot be right."""
     import torch
@@ -57,7 +72,7 @@ def test_header_gives_command_time_and_result(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-@pytest.mark.usefixtures("cifar10", "resnet18_weights")
+@pytest.mark.usefixtures("cifar10", "image_folder", "resnet18_weights")
 def test_two_steps_with_golden_losses(name: str, runner: Callable[..., Any], golden: Callable[[str, list[float]], None]) -> None:
     """Two steps of each shipped experiment run through, with the losses of record."""
     settings = ["train.duration=2st", "log.every=1st", "dataset.limit=64", "loader.batch_size=32", "device.type=cpu"]

@@ -151,6 +151,25 @@ def test_a_fault_that_does_not_show_again_is_said_to(hard, monkeypatch):
     assert "did not show it" in result["error"]
 
 
+@pytest.mark.parametrize("ways", [["transform=none"], ["transform=none", "loader.in_memory=false"]])
+def test_the_samples_of_digits_are_named_however_batches_are_made(project, monkeypatch, ways):
+    """Gathered from memory or sample by sample: the same ones."""
+    from runner.__main__ import main
+
+    monkeypatch.chdir(project)
+    before = set((project / "outputs").glob("digits_cnn/*"))
+    assert main(["optimizer.lr=1e20", "device=cpu", "train.duration=4st", "dataset.limit=200", *ways]) == 1
+    folder = (set((project / "outputs").glob("digits_cnn/*")) - before).pop()
+    fault = json.loads((folder / "result.json").read_text())["fault"]
+
+    assert (fault["step"], fault["tensor"], len(fault["samples"])) == (2, "the output of `fc`", 64)
+    FOUND.append(fault["samples"])
+    assert FOUND[0] == fault["samples"]
+
+
+FOUND = []
+
+
 # ---- the check itself
 
 

@@ -1,8 +1,10 @@
+import errno
 import io
 import json
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
@@ -275,6 +277,37 @@ def test_a_lock_dies_with_its_process_though_it_was_killed_and_its_child_lives_o
         os.killpg(holder.pid, 9)
         holder.wait()
         holder.stdout.close()
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    """A file system without locks."""
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+
+
+def test_without_locks_a_sign_of_life_keeps_others_away(tmp_path, no_locks, monkeypatch):
+    monkeypatch.setattr(files, "BEAT_SECONDS", 0.01)
+    with files.Lock(tmp_path):
+        first = (tmp_path / ".heartbeat").stat().st_mtime_ns
+        with pytest.raises(ConfigError, match=f"process {os.getpid()} "):
+            files.Lock(tmp_path)
+        while (tmp_path / ".heartbeat").stat().st_mtime_ns == first:
+            time.sleep(0.01)
+
+    assert listed(tmp_path) == [".lock"]
+    files.Lock(tmp_path).release()
+
+
+def test_without_locks_what_gave_no_sign_of_life_is_taken_over(tmp_path, no_locks):
+    (tmp_path / ".heartbeat").write_text("process 1 on a machine that is gone")
+    os.utime(tmp_path / ".heartbeat", (0, 0))
+
+    with files.Lock(tmp_path):
+        assert f"process {os.getpid()}" in (tmp_path / ".heartbeat").read_text()
 
 
 # ---- load_tensors

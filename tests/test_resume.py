@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,8 @@ from runner.checkpoint import Checkpoints
 from tests.crash.project import HARD, STEPS, differences, ending, events, write
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # four workers on few cores
+
+SEEDS = itertools.count(12345)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,9 @@ def hard(project, monkeypatch, capsys):
 
     def run(*argv):
         capsys.readouterr()
+        torch.manual_seed(next(SEEDS))  # as in another process: nothing is left of the one that was stopped
+        np.random.seed(next(SEEDS))
+        random.seed(next(SEEDS))
         status = main(list(argv))
         said = capsys.readouterr()
         return status, said.out, said.err
@@ -240,6 +246,9 @@ def test_another_config_is_accepted_with_inexact_and_marked(hard, project, monke
     assert status == 0
     assert "not exact from here on (--inexact): optimizer.lr" in out
     assert json.loads((folder / "result.json").read_text())["inexact"] == [5]
+    assert [line["lr"] for line in ending(folder)["lines"] if "lr" in line] == pytest.approx(
+        [7e-4, 0.245, 0.1715, 0.12005]
+    )
     assert (record["resumed"][0]["exact"], record["resumed"][0]["changes"][0]["key"]) == (False, "optimizer.lr")
 
 

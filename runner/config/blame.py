@@ -82,6 +82,8 @@ class _File:
             return None
         if node_path and node_path[0] == "defaults" and not self.package:
             return None
+        if self.loaded.root is None and path == self.package:
+            return Setting({}, place(self.loaded.path, 1, self.cwd), self.chosen)  # an empty file
         found = document.find(self.loaded.root, node_path)
         if found is None:
             return None

@@ -69,7 +69,7 @@ class Check:
         """What can be known without importing torch."""
         composed, (config, reading) = self.composed, self._read
         found = [*composed.unresolvable, *self.placed(mistake for _, mistake in reading.mistakes)]
-        wrong = {key for mistake in found for key in (mistake.key, mistake.suggestion)}
+        wrong = {key for mistake in found for key in (mistake.key, mistake.suggestion)} | composed.unknown
         found += self.placed(self._refused.values())
         for finding in effects.findings(config, composed.choices):
             keys = (finding.mistake.key, *finding.follows_from)
@@ -159,8 +159,14 @@ class Check:
             placed.append(shown(replace(mistake, where=where), self.composed.layers.cwd))
         return placed
 
+    @cached_property
+    def _with_dots(self) -> dict[str, Path_]:
+        """The paths of keys that hold dots themselves, by how they are spelled in full."""
+        paths = (path for path, _ in self._read[1].mistakes)
+        return {dotted(path): path for path in paths if any("." in str(part) for part in path)}
+
     def _blamed(self, mistake: Mistake) -> Path_:
-        path = _as_path(mistake.key)
+        path = self._with_dots.get(mistake.key) or _as_path(mistake.key)
         settings = self.composed.layers.settings(path)
         if not settings or settings[-1].value is ABSENT:
             target = (*path[:-1], "_target_")

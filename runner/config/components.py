@@ -1,6 +1,7 @@
 """A component's target against its slot, and its arguments against the target's signature. Imports what it checks."""
 
 import inspect
+import math
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -354,6 +355,8 @@ def _unknown_argument(path: Path, name: str, value: Any, target: str, known: lis
     habit = OLD_ARGUMENTS.get(name, "")
     if not near and habit in known:
         near = habit
+    if not near and name in ("target", "class", "class_path", "type") and "." in str(value):
+        near = "_target_"
     suggestion = ".".join(map(str, (*path[:-1], near))) if near else ""
     remedy = did_you_mean(suggestion)
     if not near:
@@ -374,10 +377,14 @@ def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str
         found.wrong(path, "must be a dtype of torch", value, suggestion=dtype)
         return
     words = misfit(value, parameter, durations=slot.endswith("scheduler"))
+    if not words and slot == "optimizer" and isinstance(value, float) and not math.isfinite(value):
+        words = "must be a finite number"  # torch.optim's own checks let NaN pass
     if not words:
         return
     right, remedy = _right_value(value, parameter), ""
-    if not right and isinstance(parameter.default, bool | int | float | str | None):
+    if isinstance(value, list) and "Tensor" in words:
+        remedy = f"write `{{_target_: torch.tensor, data: {value}}}`"
+    if not right and not remedy and isinstance(parameter.default, bool | int | float | str | None):
         right = yaml_text(parameter.default)
         remedy = f"the default is `{right}`"
     found.wrong(path, words, value, suggestion=right, remedy=remedy)

@@ -18,7 +18,7 @@ from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.hydra import Hydra
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.default_element import GroupDefault, InputDefault, ResultDefault
+from hydra.core.default_element import ConfigDefault, GroupDefault, InputDefault, ResultDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
@@ -145,7 +145,26 @@ class _Source(FileConfigSource):
             loaded.mistake = loaded.mistake or Mistake(
                 f"{path}", f"has a header that Hydra cannot read: {error}", where=f"{path}:1"
             )
+        problem = _package_problem(config_path, header["package"])
+        if problem and loaded.data:
+            loaded.mistake = loaded.mistake or Mistake(str(path), problem, where=f"{path}:1", remedy=_GLOBAL_HEADER)
+            header = {"package": "_global_"}
         return ConfigResult(self.provider, f"file://{self.path}", OmegaConf.create(loaded.data), header)
+
+
+_RECIPES = ("experiment/", "debug/")  # groups whose files set keys of every other group
+_GLOBAL_HEADER = "its first line must be `# @package _global_`"
+_NOTHING = ConfigResult(provider="none", path="", config=OmegaConf.create(), header={"package": "_global_"})
+
+
+def _package_problem(config_path: str, package: str | None) -> str:
+    """What is wrong with the `@package` of a file, in words."""
+    first = (package or "").partition(".")[0]
+    if first.startswith("_") and first not in ("_global_", "_group_", "_name_"):
+        return f"is for the package `{package}`, which Hydra does not know"
+    if package is None and config_path.startswith(_RECIPES):
+        return "does not say that its keys are those of the root"
+    return ""
 
 
 class _Repository(ConfigRepository):
@@ -173,7 +192,7 @@ class _Repository(ConfigRepository):
         if config_path in self.instead:
             other = self.instead[config_path]
             if other is None:
-                return ConfigResult(provider="none", path="", config=OmegaConf.create(), header={"package": None})
+                return _NOTHING
             config_path = other
         try:
             result = super().load_config(config_path)
@@ -184,9 +203,13 @@ class _Repository(ConfigRepository):
             found = document.find(loaded.root, ("defaults",))
             where = f"{path}:{found[0] if found else 1}"
             loaded.mistake = loaded.mistake or Mistake("defaults", f"cannot be read: {error}", where=where)
-            return ConfigResult(provider="none", path="", config=OmegaConf.create(), header={"package": None})
+            return _NOTHING
         if result is not None and isinstance(self._find(config_path), _Source):
-            result.defaults_list = [d for d in result.defaults_list or [] if self._known(config_path, d)]
+            result.defaults_list = [
+                default
+                for index, default in enumerate(result.defaults_list or [])
+                if self._known(config_path, default, result.defaults_list[:index])
+            ]
         return result
 
     def _find(self, config_path: str) -> ConfigSource | None:
@@ -201,14 +224,26 @@ class _Repository(ConfigRepository):
         source = self._find(path)
         return Path(source.path) / source._normalize_file_name(path) if isinstance(source, _Source) else None  # noqa: SLF001
 
-    def _known(self, config_path: str, default: InputDefault) -> bool:
+    def _known(self, config_path: str, default: InputDefault, before: Sequence[InputDefault]) -> bool:
+        path = self.file(config_path)
+        if isinstance(default, ConfigDefault):
+            return path is None or self._known_file(path, default, before)
         if not isinstance(default, GroupDefault) or default.group is None:
             return True
         folder = config_path.rpartition("/")[0]
         absolute = default.group.startswith("/")
         group = default.group.lstrip("/") if absolute or not folder else f"{folder}/{default.group}"
-        path = self.file(config_path)
         where = f"{path}:{defaults_line(self.read[path], default.group) if path else 1}"
+        if folder in [recipe.rstrip("/") for recipe in _RECIPES] and self._of_the_root(default.group.lstrip("/")):
+            rule = ""
+            if not absolute and not self.group_exists(group):
+                rule = f"is looked for beside this file, as `{group}`"
+            elif absolute and not default.override and default.package is None:
+                rule = "is chosen already, by the root"
+            if rule:
+                remedy = f"write `override /{default.group.lstrip('/')}: {default.value}`"
+                self._note(Mistake(default.group.lstrip("/"), rule, where=where, remedy=remedy))
+                return False
         if group.split("/")[0] == "hydra" and config_path != CONFIG_NAME:
             self._note(Mistake(group, "may be chosen on the command line only", default.value, where))
             return False
@@ -217,6 +252,26 @@ class _Repository(ConfigRepository):
         right = nearest(group, self.all_groups())
         self._note(Mistake(group, "is no config group", where=where, remedy=did_you_mean(right), suggestion=right))
         return False
+
+    def _known_file(self, path: Path, default: ConfigDefault, before: Sequence[InputDefault]) -> bool:
+        """Whether an entry of a defaults list that names a file alone is `_self_`, once, or may be a file."""
+        name = default.path or ""
+        index = len(before)
+        again = name == "_self_" and any(isinstance(d, ConfigDefault) and d.path == name for d in before)
+        if not again and (name == "_self_" or not name.startswith("_")):
+            return True
+        found = document.find(self.read[path].root, ("defaults", index))
+        rule = "stands in the defaults list twice" if again else "is no file beside this one"
+        right = "" if again else "_self_"
+        where = f"{path}:{found[0] if found else 1}"
+        self._note(Mistake(name, rule, where=where, remedy=did_you_mean(right), suggestion=right))
+        return False
+
+    def _of_the_root(self, group: str) -> bool:
+        """Whether the primary config chooses an option of the group."""
+        path = self.file(CONFIG_NAME)
+        entries = document.load(path).data.get("defaults") if path else None
+        return any(isinstance(entry, dict) and group in entry for entry in entries or [])
 
     def _note(self, mistake: Mistake) -> None:
         if mistake not in self.mistakes:
@@ -300,6 +355,11 @@ class Loader(ConfigLoaderImpl):
             except (HydraException, OmegaConfBaseException, ValueError, IndexError, TypeError, AssertionError) as error:
                 self._leave_out(overrides, error)
         read = [loaded.mistake for loaded in self.repository.read.values() if loaded.mistake]
+        for default in self._defaults:
+            path = self.repository.file(default.config_path or "")
+            unread = path in self.repository.read and self.repository.read[path].mistake and default.package
+            self._unknown |= {str(default.package)} if unread else set()
+        self._mistakes = [self._nearest_to_delete(mistake, config) for mistake in self._mistakes]
         self._mistakes = [shown(m, self.cwd) for m in (*self._mistakes, *read, *self.repository.mistakes)]
         OmegaConf.set_struct(config, False)
         return config
@@ -320,6 +380,16 @@ class Loader(ConfigLoaderImpl):
             self._process_config_searchpath(config_name, searched, repository)
         return parsed, repository
 
+    def _nearest_to_delete(self, mistake: Mistake, config: DictConfig) -> Mistake:
+        """Where an argument deletes a key that is not there, the nearest one that is."""
+        if not mistake.where.startswith("argument `~") or mistake.remedy:
+            return mistake
+        parent, _, last = mistake.key.rpartition(".")
+        node = OmegaConf.select(config, parent) if parent else config
+        right = nearest(last, map(str, node)) if isinstance(node, DictConfig) else ""
+        right = f"{parent}.{right}".lstrip(".") if right else ""
+        return replace(mistake, remedy=did_you_mean(right and f"~{right}"), suggestion=right)
+
     def parse(self, text: str) -> Override:
         """One argument in Hydra's grammar. Raises HydraException."""
         override = self._parser.parse_overrides([text])[0]
@@ -338,6 +408,9 @@ class Loader(ConfigLoaderImpl):
             remedy = f"quote it: '{key}=\"{value}\"'" if equals and value else ""
             if not equals and re.fullmatch(r"[\w.@/]+", key):
                 remedy = f"write `{key}=VALUE`"
+            if text.startswith("--"):
+                problem = "is no option of the runner; a key is set without dashes"
+                remedy = f"write `{text.lstrip('-')}{'' if equals else '=VALUE'}`"
         else:
             if self._mode == RunMode.MULTIRUN or not override.is_sweep_override():
                 return override
@@ -405,6 +478,10 @@ class Loader(ConfigLoaderImpl):
         other = other_name(f"{group}={option}")
         right = "" if other else nearest(option, options)
         where = self._who_chose(group, option)
+        first, stem = group.partition("/")[0], option.removesuffix(".yaml")
+        if not options and stem in self.repository.get_group_options(first):  # a path to the option's file
+            where = where or self._who_chose(first, missing.removeprefix(f"{first}/"))
+            group, right = first, stem
         remedy = did_you_mean(other or (right and f"{group}={right}"))
         if not right and not other and "." in option and group:
             other = f"{group}._target_={option}"

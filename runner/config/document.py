@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 from omegaconf._utils import get_yaml_loader
+from omegaconf.errors import GrammarParseError
+from omegaconf.grammar_parser import parse
 
 from runner.errors import Mistake
 
@@ -78,6 +80,12 @@ def _load(path: Path, _changed: int, size: int) -> Document:
             message = "must be a mapping of keys to values"
             raise _Refused(message)
         document.data, document.root = data or {}, root
+        for place, error in list(_unreadable(document.data, ())):
+            found = find(root, place)
+            rule = f"has an interpolation that cannot be read: {error}"
+            document.mistake = document.mistake or Mistake(
+                ".".join(map(str, place)), rule, where=f"{path}:{found[0] if found else 1}"
+            )
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -101,6 +109,21 @@ def _load(path: Path, _changed: int, size: int) -> Document:
 
 class _Refused(ValueError):
     pass
+
+
+def _unreadable(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Take every text out whose `${…}` is not in OmegaConf's grammar, which stops at the first; its path, and why."""
+    if isinstance(value, dict | list):
+        for name, inner in list(value.items() if isinstance(value, dict) else enumerate(value)):
+            for place, error in _unreadable(inner, (*path, name)):
+                if place == (*path, name):
+                    value[name] = None
+                yield place, error
+    elif isinstance(value, str) and "${" in value:
+        try:
+            parse(value)
+        except GrammarParseError as error:
+            yield path, str(error).splitlines()[0]
 
 
 def _measure_depth(text: str) -> None:

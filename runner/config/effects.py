@@ -87,7 +87,9 @@ def _samples(sample: Any) -> Iterator[Finding]:
 def produced(config: schema.Config) -> tuple[list[str], list[str]]:
     """The names `<split>/<metric>` that training produces, and prefixes of those that a metric makes up itself."""
     splits = ["train"]
-    if config.dataset.val is not None or (config.dataset.source is not None and config.dataset.val_fraction > 0):
+    if config.dataset.val is not None or (
+        config.dataset.source is not None and (config.dataset.val_fraction > 0 or config.dataset.folds is not None)
+    ):
         splits.insert(0, "val")
     metrics = {name: node for name, node in config.metrics.items() if node is not None}
     names = [f"{split}/{name}" for split in splits for name in ("loss", *metrics)]
@@ -171,7 +173,7 @@ def _without_effect(config: schema.Config) -> Iterator[Finding]:
     if chosen.source is None:
         settings = ("val_fraction", "test_fraction", "split_seed", "stratify")
         yield from _idle("dataset", chosen, settings, "without `dataset.source`", "dataset.source", "dataset.train")
-    elif not chosen.val_fraction and not chosen.test_fraction:
+    elif not chosen.val_fraction and not chosen.test_fraction and chosen.folds is None:
         settings = ("split_seed", "stratify")
         yield from _idle(
             "dataset", chosen, settings, "where nothing is split off", "dataset.val_fraction", "dataset.test_fraction"

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import yaml
+
 from runner import schedule
 from runner.config import schema
-from runner.config.names import did_you_mean, nearest, other_name
+from runner.config.names import ELSEWHERE, did_you_mean, nearest, other_name
 from runner.errors import ABSENT, Mistake
 
 Path = tuple[str | int, ...]
@@ -101,7 +103,7 @@ def _dataclass(reading: Reading, owner: type, data: Any, path: Path) -> Any:
         elif rest is not None and isinstance(name, str) and not _meant(name, named):
             extra[name] = value
         else:
-            _unknown(reading, name, list(named), (*path, name))
+            _unknown(reading, name, value, list(named), (*path, name))
     for name, item in named.items():
         if name not in data and item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
             given[item.name] = reading.wrong((*path, name), "must be given")
@@ -125,8 +127,16 @@ def _meant(name: str, named: Iterable[str]) -> str:
 _GROUPS_ONLY = ("experiment", "debug")  # chosen like keys of the root, but no keys
 
 
-def _unknown(reading: Reading, name: object, known: list[str], path: Path) -> None:
+def _unknown(reading: Reading, name: object, value: Any, known: list[str], path: Path) -> None:
     key = dotted(path)
+    if "." in str(name):
+        outer, _, inner = str(name).partition(".")
+        nested = yaml.safe_dump({outer: {inner: value}}, default_flow_style=True, width=1000).strip()[1:-1]
+        reading.wrong(path, "is one key with a dot in it", remedy=f"in a file, write it nested: `{nested}`")
+        return
+    if isinstance(value, dict) and len(value) == 1 and other_name(f"{key}.{next(iter(value))}"):
+        reading.wrong(path, UNKNOWN_KEY, suggestion=other_name(f"{key}.{next(iter(value))}"))
+        return
     full = other_name(key) or (other_name(str(name)) if len(path) == 1 else "")
     near = nearest(str(name), [*known, *(_GROUPS_ONLY if len(path) == 1 else ())])
     elsewhere = all_keys().get(str(name), ())
@@ -136,7 +146,7 @@ def _unknown(reading: Reading, name: object, known: list[str], path: Path) -> No
         full = elsewhere[0]
     elif not full:
         spelled = nearest(str(name), all_keys()) if len(str(name)) > 3 else ""
-        full = all_keys()[spelled][0] if spelled else ""
+        full = all_keys()[spelled][0] if spelled else other_name(nearest(key, ELSEWHERE))
     reading.wrong(path, UNKNOWN_KEY, suggestion=full)
 
 
@@ -253,7 +263,9 @@ def _union(reading: Reading, kinds: tuple[Any, ...], value: Any, path: Path, rul
     ]
     choices += ["true", "false"] if bool in plain else []
     suggestion = nearest(value, choices) if isinstance(value, str) else ""
-    return reading.wrong(path, f"must be {words}", value, suggestion)
+    named = schema.Component in plain and isinstance(value, str) and "." in value
+    remedy = f"write `{{_target_: {value}}}`" if named else ""
+    return reading.wrong(path, f"must be {words}", value, suggestion, remedy)
 
 
 def _resembles(kind: Any, value: Any) -> bool:
@@ -402,7 +414,12 @@ def _pattern(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
 
 def _component(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
     if isinstance(value, str) and "." in value:
-        remedy = f"write `{{_target_: {value}}}`"
+        run_together = re.fullmatch(r"(\w+):(\S.*)", value)
+        remedy = (
+            f"put a space after the colon: `{run_together[1]}: {run_together[2]}`"
+            if run_together
+            else f"write `{{_target_: {value}}}`"
+        )
         return reading.wrong(path, "must be a mapping with a `_target_` and its arguments", value, remedy=remedy)
     if not isinstance(value, dict):
         return reading.wrong(path, "must be a mapping with a `_target_` and its arguments", value)
@@ -454,6 +471,8 @@ def _own_key(reading: Reading, name: str, value: Any, path: Path) -> None:
     elif name == "_target_" and not (isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value)):
         home = _HOMES.get(str(path[0]), "") if path else ""
         right = f"{home}.{value}" if home and isinstance(value, str) and value.isidentifier() else ""
+        with_dots = re.sub(r"[:/]", ".", str(value).removesuffix(".py"))
+        right = with_dots if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", with_dots) else right
         reading.wrong(here, "must be a dotted path, `package.module.Name`", value, right)
     elif name == "_args_" and not isinstance(value, list):
         reading.wrong(here, "must be a list", value)

@@ -87,7 +87,8 @@ class Continuation:
         changes: one for each key whose new value changes the numbers.
         notes: what else is otherwise, to be said.
         longer: whether it is to train for longer than it was.
-        rescheduled: arguments of the scheduler given together with a longer duration; they hold from now on.
+        rescheduled: arguments of the scheduler that are given anew; they hold from now on.
+        settings: arguments of the optimizer that are given anew, as they were and as they are.
     """
 
     config: Config
@@ -96,6 +97,7 @@ class Continuation:
     notes: list[str] = field(default_factory=list)
     longer: bool = False
     rescheduled: tuple[str, ...] = ()
+    settings: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
 def continuation(folder: Path, config: Config, unresolved: str) -> Continuation:
@@ -118,14 +120,21 @@ def continuation(folder: Path, config: Config, unresolved: str) -> Continuation:
     tree = OmegaConf.create(unresolved)
     for keys in kept:
         OmegaConf.update(tree, _dotted(keys), _get(after, keys))
-    changes, rescheduled = [], []
+    changes: list[Mistake] = []
+    rescheduled: list[str] = []
+    settings: dict[str, tuple[Any, Any]] = {}
     for keys, old, new in _differences(before, after):
         if keys == ("train", "duration"):
             changes += _shorter(old, new)
-        elif was != wanted and keys[0] == "scheduler" and keys[1] not in ("_target_", "interval", "warmup", "monitor"):
+            continue
+        if keys[0] == "scheduler" and keys[1:] and keys[1] not in ("_target_", "interval", "warmup", "monitor"):
             rescheduled.append(keys[1])
-            notes.append(f"{'.'.join(keys)} is {new} from here on, and was {old}")
-        elif not _is_free(keys, after):
+            if was != wanted:
+                notes.append(f"{'.'.join(keys)} is {new} from here on, and was {old}")
+                continue
+        if keys[0] == "optimizer" and len(keys) == 2 and ABSENT not in (old, new):
+            settings[keys[1]] = (old, new)
+        if not _is_free(keys, after):
             said = "not given" if old is ABSENT else old
             changes.append(Mistake(".".join(keys), f"must stay as the run was started with ({said})", new, "", INEXACT))
     return Continuation(
@@ -135,6 +144,7 @@ def continuation(folder: Path, config: Config, unresolved: str) -> Continuation:
         notes=notes,
         longer=was != wanted,
         rescheduled=tuple(rescheduled),
+        settings=settings,
     )
 
 

@@ -229,10 +229,6 @@ def misfit(value: Any, parameter: inspect.Parameter, *, durations: bool) -> str:
     default = parameter.default
     if type(value) is type(default) and not isinstance(value, str):
         return ""
-    if durations and is_duration(value):
-        return ""
-    if isinstance(value, dict) and "_target_" in value:
-        return ""
     if parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
         return ""
     annotation = parameter.annotation
@@ -240,10 +236,11 @@ def misfit(value: Any, parameter: inspect.Parameter, *, durations: bool) -> str:
         number = isinstance(default, int | float) or (
             default is not inspect.Parameter.empty and isinstance(default, bool)
         )
-        return "must be " + _words(type(default)) if number and isinstance(value, str) else ""
+        wrong = number and isinstance(value, str) and not (durations and is_duration(value))
+        return "must be " + _words(type(default)) if wrong else ""
     if value is None:
         return "" if annotation not in (bool, int, float, str) or default is None else "must be " + _words(annotation)
-    return "" if _fits(value, annotation) else "must be " + _words(annotation)
+    return "" if _fits(value, annotation, durations=durations) else "must be " + _words(annotation)
 
 
 def _is_number(value: Any) -> bool:
@@ -262,34 +259,42 @@ _PLAIN: dict[Any, Callable[[Any], bool]] = {
 _ITERABLE = (collections.abc.Sequence, collections.abc.Iterable)
 
 
-def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a plain value may be what an annotation says; what is not understood fits."""
+def _fits(value: Any, annotation: Any, *, durations: bool) -> bool:
+    """Whether a plain value may be what an annotation says; what is not understood fits.
+
+    A component has a check of its own; a duration stands for a number where `durations`, in a list too.
+    """
     origin, args = get_origin(annotation), get_args(annotation)
+    if (isinstance(value, dict) and "_target_" in value) or (durations and is_duration(value)):
+        return True
     if origin in (Union, types.UnionType):
-        return any(_fits(value, kind) for kind in args)
+        return any(_fits(value, kind, durations=durations) for kind in args)
     if origin is Literal:
         return value in args
     if origin is typing.Annotated:
-        return _fits(value, args[0])
+        return _fits(value, args[0], durations=durations)
     if annotation in _PLAIN:
         return _PLAIN[annotation](value)
+    if (origin or annotation) is collections.abc.Callable:
+        return False  # what is written in YAML is called only where it is a component
     if (origin or annotation) in (list, tuple, set, *_ITERABLE):
-        return _fits_container(value, origin or annotation, args)
+        return _fits_container(value, origin or annotation, args, durations=durations)
     # What is written in YAML is no tensor or module; it may be a dtype or a device, which are made from texts.
     is_class = isinstance(annotation, type) and annotation.__module__.startswith("torch")
     is_object = is_class and annotation.__name__[0].isupper() and not issubclass(annotation, enum.Enum)
     return not (is_object and isinstance(value, str | list | dict))
 
 
-def _fits_container(value: Any, container: Any, args: tuple[Any, ...]) -> bool:
+def _fits_container(value: Any, container: Any, args: tuple[Any, ...], *, durations: bool) -> bool:
     if isinstance(value, str):
         return container in _ITERABLE and args in ((str,), ())
     if not isinstance(value, list):
         return isinstance(value, dict) and container is collections.abc.Iterable
     inner = [kind for kind in args if kind is not Ellipsis]
     if container is tuple and inner and Ellipsis not in args:
-        return len(inner) == len(value) and all(map(_fits, value, inner))
-    return not inner or all(_fits(member, inner[0]) for member in value)
+        pairs = zip(value, inner, strict=False)
+        return len(inner) == len(value) and all(_fits(member, kind, durations=durations) for member, kind in pairs)
+    return not inner or all(_fits(member, inner[0], durations=durations) for member in value)
 
 
 def _words(annotation: Any) -> str:
@@ -301,6 +306,8 @@ def _words(annotation: Any) -> str:
     plain = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "null"}
     if annotation in plain:
         return plain[annotation]
+    if (origin or annotation) is collections.abc.Callable:
+        return "a function or an object to call (`{_target_: …}`)"
     if (origin or annotation) in (list, tuple, set, *_ITERABLE):
         members = [plain[kind].split()[-1] for kind in args if kind in plain and kind not in (bool, type(None))]
         if origin is tuple and Ellipsis not in args:

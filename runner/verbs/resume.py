@@ -10,7 +10,7 @@ from runner.config.schema import Config
 from runner.errors import ConfigError, Mistake
 from runner.verbs.train import split_trust
 
-STARTED = {".lock", ".hydra"}  # what a run leaves that was killed before it had a config
+STARTED = {".lock", ".heartbeat", ".hydra"}  # what a run leaves that was killed before it had a config
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""`python -m runner show data [--epochs N] [--json] [overrides]`: what a config makes of its data, in tables and pictures."""
+"""`python -m runner show data [--json] [overrides]`: what a config makes of its data, in tables and pictures."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -56,6 +56,9 @@ def split_trust(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     for argument in arguments:
         if argument == "--trust":
             trust.append(next(arguments, ""))
+            if not trust[-1]:
+                remedy = "--trust 'timm.*' or --trust DIRECTORY"
+                raise ConfigError([Mistake("--trust", "needs a pattern", where="argument `--trust`", remedy=remedy)])
         elif argument.startswith("--trust="):
             trust.append(argument.removeprefix("--trust="))
         else:

@@ -14,11 +14,11 @@ from pathlib import Path
 import tensorboardX
 import torch
 
-from runner import fit, provenance, run
+from runner import examine, fit, provenance, run
 from runner.__main__ import main
 from runner.checkpoint import Checkpoints
 
-WARM = (tensorboardX, run)  # imported for the children
+WARM = (tensorboardX, examine, run)  # imported for the children
 
 
 def say(what):
@@ -49,7 +49,10 @@ def child(argv, log, flag):
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path.cwd()))
-    torch.ones(2).sum()
+    torch.set_num_threads(1)
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.sum().backward()
+    torch.optim.AdamW([parameter]).step()  # imports torch._dynamo, a second
     provenance.modules(Path.cwd())  # their hashes now: somebody may edit them while we serve
     say("ready")
     for line in sys.stdin:
