@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
+from torch.utils.data._utils import signal_handling
 
 from runner import rng
 from runner.errors import RunError
@@ -181,15 +182,23 @@ def watched(loader: DataLoader[Any], samples: KeyedSamples) -> Iterator[Any]:
             if not workers:
                 raise
             message = _about_workers(workers, samples, loader.timeout) or str(error).strip()
-            for worker in workers:
-                worker.kill()
-            for worker in workers:
-                worker.join()
+            _end(iterator, workers)
             loader._iterator = None  # noqa: SLF001  where a persistent one is kept: the next epoch begins anew
             with contextlib.suppress(Exception):
                 iterator._shutdown_workers()  # type: ignore[attr-defined]  # noqa: SLF001  its threads and queues
             raise RunError(message) from error
         yield item
+
+
+def _end(iterator: Any, workers: Sequence[Any]) -> None:
+    """Kill the workers, also those that ignore SIGTERM."""
+    if getattr(iterator, "_worker_pids_set", False):  # else torch's handler of SIGCHLD raises at whatever runs next
+        signal_handling._remove_worker_pids(id(iterator))  # type: ignore[attr-defined]  # noqa: SLF001
+        iterator._worker_pids_set = False  # noqa: SLF001
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join()
 
 
 def _about_workers(workers: Sequence[Any], samples: KeyedSamples, timeout: float) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from runner.errors import ConfigError, Mistake
+from runner.errors import ABSENT, ConfigError, Mistake
 from runner.patterns import compiled, nearest, no_match
 
 DEFAULT = "default"  # the group of the rest
@@ -230,7 +230,10 @@ def _refused(
     try:
         optimizer(stand_ins, **{**settings, **own})
     except (ValueError, TypeError) as error:
-        return [Mistake(f"param_groups.{group.label}", f"must be what the optimizer takes: {error}")]
+        named = [name for name in group.settings if name in str(error) or str(group.settings[name]) in str(error)]
+        key = f"param_groups.{group.label}" + (f".{named[0]}" if len(named) == 1 else "")
+        value = group.settings[named[0]] if len(named) == 1 else ABSENT
+        return [Mistake(key, f"must be what the optimizer takes: {error}", value)]
     return []
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -38,6 +38,7 @@ class Preflight:
 
     model: nn.Module | None = None
     batch: Any = None
+    eval_batch: Any = None  # where training's transforms and evaluation's make different things
     init_rows: list[Row] = field(default_factory=list)
     pretrained: Plan | None = None
     mistakes: list[Mistake] = field(default_factory=list)
@@ -139,7 +140,7 @@ def _check_metric_names(config: Config, metrics: Mapping[str, Any], found: Prefl
     """A collection names its metrics itself (torchmetrics' `MetricCollection`), which only the built one knows."""
     for key, wanted in (("train.objective", config.train.objective), ("scheduler.monitor", config.scheduler.monitor)):
         split, _, name = (wanted or "").partition("/")
-        collection = metrics.get(name.partition("/")[0])
+        collection: Any = metrics.get(name.partition("/")[0])
         if type(collection).__name__ != "MetricCollection":
             continue
         names = [f"{split}/{name.partition('/')[0]}/{inner}" for inner in collection.keys()]  # noqa: SIM118  no mapping
@@ -160,7 +161,7 @@ def _check_device(config: Config, found: Preflight) -> None:
 def _meta_model(config: Config, found: Preflight, trust: Trust) -> nn.Module | None:
     try:
         with torch.device("meta"):
-            model: nn.Module = component(config.model, "model", trust=trust)
+            model: Any = component(config.model, "model", trust=trust)
     except Refused as error:
         if _about_meta(error.cause):
             found.notes.append(f"the model cannot be built on the meta device ({error.said})")
@@ -205,13 +206,13 @@ def _try_init_function(config: Config, found: Preflight, trust: Trust) -> None:
     """Hand the user's function to a real model: whether it changes anything shows in the numbers only."""
     with found.catching("init.apply"):
         try:
-            surgery.operate(dataclasses.replace(config, freeze=Freeze()), surgery.make_model(config, trust), trust, weights=False)
+            without_freeze = dataclasses.replace(config, freeze=Freeze())
+            surgery.operate(without_freeze, surgery.make_model(config, trust), trust, weights=False)
         except (RunError, ConfigError):
             raise
         except Exception as error:  # noqa: BLE001  a user's function may raise anything
             rule = f"is refused ({type(error).__name__}: {error})"
-            function = (config.init.apply or {}).get("_target_")
-            found.mistakes.append(Mistake("init.apply", rule, function, raised_in(error)))
+            found.mistakes.append(Mistake("init.apply", rule, where=raised_in(error)))
 
 
 def _check_optimizer(
@@ -265,22 +266,9 @@ def _sample_batch(config: Config, found: Preflight, trust: Trust) -> Any:
         if isinstance(stated, dict)
         else tuple(zeros(member) for member in stated)
     )
-    for which in ("eval", "train"):
-        try:
-            pipeline = build_data.make_pipeline(config, which, trust)
-            found.plan.append(f"transform.{which}: {build_data.foreseen(config, pipeline, sample)}")
-            transformed = pipeline.apply(sample)
-        except Refused as error:
-            found.mistakes.append(refusal(error))
-            return None
-        except Exception as error:  # noqa: BLE001  a user's transform may raise anything
-            rule = f"refuses a sample of zeros: {type(error).__name__}: {error}"
-            found.mistakes.append(Mistake(f"transform.{which}", rule))
-            return None
-    try:
-        batch = default_collate([transformed, transformed])
-    except TypeError:
-        found.notes.append("the transformed sample is no tensor, so model and loss meet the first real batch first")
+    found.eval_batch = _to_meta(_collated(config, found, "eval", sample, trust))
+    batch = None if found.eval_batch is None else _collated(config, found, "train", sample, trust)
+    if batch is None:
         return None
     try:
         transforms = build_data.make_transforms(config, "batch", trust)
@@ -295,6 +283,38 @@ def _sample_batch(config: Config, found: Preflight, trust: Trust) -> Any:
             found.mistakes.append(Mistake(f"transform.batch.{name}", rule))
             return None
     return _to_meta(batch)
+
+
+def _collated(config: Config, found: Preflight, which: Literal["train", "eval"], sample: Any, trust: Trust) -> Any:
+    """Two of the sample, each transformed, as a batch; None where that was refused or is not known."""
+    try:
+        pipeline = build_data.make_pipeline(config, which, trust)
+        found.plan.append(f"transform.{which}: {build_data.foreseen(config, pipeline, sample)}")
+        transformed = pipeline.apply(sample)
+    except Refused as error:
+        found.mistakes.append(refusal(error))
+        return None
+    except Exception as error:  # noqa: BLE001  a user's transform may raise anything
+        rule = f"refuses a sample of zeros: {type(error).__name__}: {error}"
+        found.mistakes.append(Mistake(f"transform.{which}", rule, where=raised_in(error)))
+        return None
+    try:
+        return default_collate([transformed, transformed])
+    except TypeError:
+        _not_collated(config, found, which, transformed)
+        return None
+
+
+def _not_collated(config: Config, found: Preflight, which: str, transformed: Any) -> None:
+    """Note what is no tensor: a mistake, unless the user's own function makes the batches."""
+    if config.loader.collate_fn is not None:
+        found.notes.append("the transformed sample is no tensor, so model and loss meet the first real batch first")
+        return
+    members = transformed.values() if isinstance(transformed, dict) else transformed
+    kinds = ", ".join(type(member).__name__ for member in members)
+    rule = f"must end with what can be joined into a batch (tensors, numbers), but makes {kinds} of a sample"
+    remedy = "torchvision.transforms.v2.ToImage, then ToDtype with dtype: torch.float32 and scale: true, make tensors"
+    found.mistakes.append(Mistake(f"transform.{which}", rule, remedy=remedy))
 
 
 def _to_meta(batch: Any) -> Any:
@@ -316,7 +336,7 @@ def _try_step(config: Config, found: Preflight, loss: Any, trust: Trust) -> None
         warnings.simplefilter("ignore")  # whatever is to be said of the real data is said when it comes
         try:
             if config.step["_target_"] == "runner.step.supervised":
-                _trying(found, "model", "refuses", lambda: call(model, found.inputs(config)))
+                _try_model(config, found, model)
             if not found.mistakes:
                 on_meta = loss.to("meta") if isinstance(loss, nn.Module) else loss
                 outcome = _trying(
@@ -325,6 +345,22 @@ def _try_step(config: Config, found: Preflight, loss: Any, trust: Trust) -> None
                 _check_outcome(found, outcome)
         finally:
             model.train(training)
+
+
+def _try_model(config: Config, found: Preflight, model: nn.Module) -> None:
+    """The batch of training and, where its shape is another, that of evaluation through the model."""
+    try:
+        inputs = found.inputs(config)
+    except (LookupError, TypeError) as error:
+        rule = f"must name what a sample has ({', '.join(_shapes(found.batch))}): {type(error).__name__}: {error}"
+        found.mistakes.append(Mistake("step.input", rule, config.step.get("input", 0)))
+        return
+    _trying(found, "model", "refuses", lambda: call(model, inputs))
+    evaluated = dataclasses.replace(found, batch=found.eval_batch)
+    if not found.mistakes and found.eval_batch is not None and _shapes(found.batch) != _shapes(found.eval_batch):
+        _trying(
+            evaluated, "transform.eval", "makes what the model refuses,", lambda: call(model, evaluated.inputs(config))
+        )
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

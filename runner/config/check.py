@@ -138,7 +138,7 @@ class Check:
 
     def by_import(self) -> list[Mistake]:
         """What shows only when the targets are imported: names, slots and arguments."""
-        from runner.config.components import Found, check_component, check_module_type
+        from runner.config.components import Found, check_component, check_group_settings, check_module_type
 
         found = Found(untrusted=frozenset(self._refused))
         for path, slot, node in self._read[1].components:
@@ -146,6 +146,9 @@ class Check:
         for path, name in self._module_types():
             if path not in self._refused:
                 check_module_type(path, name, self.trust, found)
+        if ("optimizer",) not in self._refused:
+            groups = {label: group.settings for label, group in self.config.param_groups.items() if group is not None}
+            check_group_settings(self.config.optimizer, groups, self.trust, found)
         return self._independent(self.placed(mistake for _, mistake in found.mistakes), self.at_once)
 
     def placed(self, mistakes: Iterable[Mistake]) -> list[Mistake]:

@@ -4,7 +4,7 @@ import inspect
 import math
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +77,20 @@ def check_module_type(path: Path, name: str, trust: Sequence[str], found: Found)
         return
     if not (isinstance(kind, type) and _model(kind, name)):
         found.wrong(path, "must be a type of module, such as torch.nn.Conv2d", name)
+
+
+def check_group_settings(
+    optimizer: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]], trust: Sequence[str], found: Found
+) -> None:
+    """Check the types of what param groups set of the optimizer; that it has such settings is seen with the model."""
+    try:
+        takes = accepts(locate(optimizer["_target_"], trust))
+    except (TargetError, KeyError):  # said already
+        return
+    for label, settings in groups.items():
+        for name, value in settings.items():
+            if takes is not None and name in takes.named:
+                _check_value(("param_groups", label, name), value, takes.named[name], "optimizer", found)
 
 
 def _nested(path: Path, value: Any, annotation: Any, slot: str, trust: Sequence[str], found: Found) -> None:

@@ -205,11 +205,9 @@ class _Repository(ConfigRepository):
             loaded.mistake = loaded.mistake or Mistake("defaults", f"cannot be read: {error}", where=where)
             return _NOTHING
         if result is not None and isinstance(self._find(config_path), _Source):
-            result.defaults_list = [
-                default
-                for index, default in enumerate(result.defaults_list or [])
-                if self._known(config_path, default, result.defaults_list[:index])
-            ]
+            listed = result.defaults_list or []
+            known = [default for i, default in enumerate(listed) if self._known(config_path, default, listed[:i])]
+            result.defaults_list = known
         return result
 
     def _find(self, config_path: str) -> ConfigSource | None:

@@ -86,7 +86,9 @@ def _typed(parameter: inspect.Parameter, target: Callable[..., Any]) -> inspect.
         return parameter
     function, _ = _body(target)
     try:
-        read = eval(parameter.annotation, getattr(function, "__globals__", {}))  # noqa: S307  source code, already imported
+        # Names of `typing` and `collections.abc` are often imported for type checkers only.
+        names = {**vars(typing), **vars(collections.abc), **getattr(function, "__globals__", {})}
+        read = eval(parameter.annotation, names)  # noqa: S307  source code, already imported
     except Exception:  # noqa: BLE001  names under TYPE_CHECKING, for instance
         read = inspect.Parameter.empty
     return parameter.replace(annotation=read)

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner.config.check import check
 from runner.config.compose import compose
 from runner.config.schema import Config
 from runner.errors import ConfigError, Mistake, RunError
+from runner.examine import examine
 from runner.verbs.train import split_trust
 
 USAGE = "python -m runner audit init [--init a,b,c] [--out FILE] [--json] [overrides]"
@@ -70,9 +70,11 @@ def main(argv: Sequence[str]) -> int:
     audits = []
     for choice in choices:
         composed = compose([*overrides, *([f"init={choice}"] if choice else [])])
-        config = check(composed, trust)
+        examined = examine(composed, trust)
+        if examined.mistakes:
+            raise ConfigError(examined.mistakes)
         try:
-            audits.append(audit(config, choice or str(composed.choices.get("init")), trust))
+            audits.append(audit(examined.config, choice or str(composed.choices.get("init")), trust))
         except ConfigError as error:
             raise ConfigError(composed.blame(error.mistakes)) from error
         except RunError as error:  # data or weights that cannot be had

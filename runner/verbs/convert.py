@@ -58,6 +58,8 @@ def understand(argv: Sequence[str]) -> tuple[Path, Path, str]:
     if "--trust" not in argv:
         rule = "must be given: unpickling runs whatever code the file holds"
         mistakes.append(Mistake("--trust", rule, remedy=f"if you trust it: `python -m runner convert {file} --trust`"))
+    if not out.parent.is_dir():
+        mistakes.append(Mistake("--out", "must be in a folder that exists", str(out)))
     if out.exists():
         mistakes.append(Mistake("--out", "must not exist yet", str(out)))
     if mistakes:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from runner.config.blame import as_path
-from runner.config.check import check
 from runner.config.compose import Composed, compose
 from runner.config.recorded import recorded
 from runner.config.schema import Config
-from runner.errors import ConfigError, RunError
+from runner.errors import ConfigError, Mistake, RunError
+from runner.examine import examine
 from runner.verbs.train import split_trust
 
 HEAD = (
@@ -84,8 +84,14 @@ def main(argv: Sequence[str]) -> int:
     folder = Path(rest[0]) if rest and (Path(rest[0]) / "config.yaml").is_file() else None
     composed = None
     if folder is None:
+        if rest and "=" not in rest[0] and not rest[0].startswith(("~", "-")):
+            rule = "must be an override (`key=value`) or a run directory, which has a `config.yaml`"
+            raise ConfigError([Mistake(rest[0], rule, where=f"argument `{rest[0]}`")])
         composed = compose(rest)
-        config = check(composed, trust)
+        examined = examine(composed, trust)
+        if examined.mistakes:
+            raise ConfigError(examined.mistakes)
+        config = examined.config
     else:
         config, _ = recorded(folder, rest[1:])
     try:

@@ -25,7 +25,7 @@ def test_check_prints_numbered_mistakes_and_one_count(capsys):
 
 def test_check_of_what_is_right_says_so(capsys):
     assert 0 == main(["check"])
-    assert "No mistakes.\n" == capsys.readouterr().out
+    assert capsys.readouterr().out.endswith("\nNo mistakes.\n")
 
 
 def test_check_json(capsys):
