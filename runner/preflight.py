@@ -266,6 +266,8 @@ def _sample_batch(config: Config, found: Preflight, trust: Trust) -> Any:
         if isinstance(stated, dict)
         else tuple(zeros(member) for member in stated)
     )
+    if config.transform.on != "sample" and _misses_a_member(config, found, sample):
+        return None
     found.eval_batch = _to_meta(_collated(config, found, "eval", sample, trust))
     batch = None if found.eval_batch is None else _collated(config, found, "train", sample, trust)
     if batch is None:
@@ -283,6 +285,19 @@ def _sample_batch(config: Config, found: Preflight, trust: Trust) -> Any:
             found.mistakes.append(Mistake(f"transform.batch.{name}", rule))
             return None
     return _to_meta(batch)
+
+
+def _misses_a_member(config: Config, found: Preflight, sample: Any) -> bool:
+    """Whether `input` or `target` of the supervised step names a member that the sample does not have."""
+    known = list(sample) if isinstance(sample, dict) else list(range(len(sample)))
+    for name in ("input", "target") if config.step["_target_"] == "runner.step.supervised" else ():
+        place = config.step.get(name)
+        wanted = place.values() if isinstance(place, dict) else place if isinstance(place, list) else [place]
+        if any(member is not None and member not in known for member in wanted):
+            rule = f"must name members of a sample, which are {', '.join(map(str, known))}"
+            found.mistakes.append(Mistake(f"step.{name}", rule, place))
+            return True
+    return False
 
 
 def _collated(config: Config, found: Preflight, which: Literal["train", "eval"], sample: Any, trust: Trust) -> Any:

@@ -102,11 +102,14 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, list[float]], None]
 
 
 def _processor() -> str:
+    """Name, family and model: a virtual machine gives several generations the same name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # macOS
         return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    first = dict(line.split(":", 1) for line in lines[: lines.index("") if "" in lines else None])
+    facts = {name.strip(): value.strip() for name, value in first.items()}
+    return " ".join(facts[name] for name in ("model name", "cpu family", "model") if name in facts)
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,7 @@ def test_tied_parameters_are_in_one_group():
         (Group("g", ["fc\\..*"], {"weight_decy": 0}), "param_groups.g.weight_decy", "did you mean `weight_decay`?"),
         (Group("g", ["fc\\..*"], {"betas": [0.9, 0.9]}), "param_groups.g.betas", "must be a setting of SGD"),
         (Group("g", ["fc\\..*"], {"lr": 1.0}, lr_mult=2), "param_groups.g.lr_mult", "must not stand beside `lr`"),
-        (Group("g", ["fc\\..*"], {"lr": -1.0}), "param_groups.g", "Invalid learning rate"),
+        (Group("g", ["fc\\..*"], {"lr": -1.0}), "param_groups.g.lr", "Invalid learning rate"),
         (Group("g", ["fc\\.weight"], max_dims=1), "param_groups.g", "at most 1 dimensions"),
         (Group("default", ["fc\\..*"]), "param_groups.default", "choose another"),
     ],

@@ -7,17 +7,29 @@ from typing import Any
 import pytest
 
 WRONG = [
-    ("optimizer.lr=-1", "optimizer.lr is refused (ValueError: Invalid learning rate: -1)", "argument `optimizer.lr=-1`"),
+    (
+        "optimizer.lr=-1",
+        "optimizer.lr is refused (ValueError: Invalid learning rate: -1)",
+        "argument `optimizer.lr=-1`",
+    ),
     ("optimizer.momentum=-2", "optimizer.momentum is refused", "argument `optimizer.momentum=-2`"),
     ("model.width=-4", "model.width is refused", "argument `model.width=-4`"),
     ("scheduler.T_max=0", "scheduler is refused (ZeroDivisionError", "conf/scheduler/cosine.yaml"),
     ("loss.reduction=none", "loss must give one number", "conf/loss/cross_entropy.yaml"),
     ("loss.label_smoothing=3", "loss.label_smoothing is refused", "argument `loss.label_smoothing=3`"),
-    ("step.input=5", "step.input must name what a sample has", "argument `step.input=5`"),
-    ("optimizer.lr=.nan", "optimizer.lr must be a finite number", "argument `optimizer.lr=.nan`"),
+    ("step.input=5", "step.input must name members of a sample, which are 0, 1", "argument `step.input=5`"),
+    ("optimizer.lr=nan", "optimizer.lr must be a finite number", "argument `optimizer.lr=nan`"),
     ("model=lenet", "model refuses a batch of two samples (0: [2, 1, 8, 8] torch.float32", "argument `model=lenet`"),
     ("model.image_size=12", "model refuses", "small_cnn.yaml"),
     ("loss=mse", "loss or the step refuses", "argument `loss=mse`"),
+    ("init.rules={a:{name:fc,weight:0},b:{name:fc,weight:1}}", "init.rules.b has no effect", "argument `init.rules="),
+    ("init.rules={a:{name:'f.',weight:0},b:{name:fc,weight:1}}", "init.rules.b.weight must have an effect", "argument"),
+    ("freeze.params=['fc.*','fc.bias']", "freeze.params[1] must freeze something", "argument `freeze.params="),
+    (
+        "param_groups={a:{match:'fc.*'},b:{match:'fc.bias'}}",
+        "param_groups.b must have a trainable parameter",
+        "argument",
+    ),
     ("device.type=cuda:99", "device.type cannot be had", "argument `device.type=cuda:99`"),
     ("dataset.sample={shape:[1,9,9],dtype:float32} model.image_size=12", "model refuses", "[2, 1, 9, 9]"),
 ]

@@ -108,6 +108,8 @@ def _nested(path: Path, value: Any, annotation: Any, slot: str, trust: Sequence[
 def nested_slot(annotation: Any, outer: str) -> str:
     """The slot that a parameter's annotation stands for; `nested` (any slot) where it says none."""
     text = str(annotation)
+    if "Callable" in text:
+        return "nested"
     for word, slot in (
         ("Optimizer", "optimizer"),
         ("LRScheduler", "scheduler"),

@@ -10,21 +10,23 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from runner.config.compose import compose, compose_sweep, hydra_with_search_path
-from runner.errors import ConfigError, RunError
-from runner.examine import examine, examine_sweep
+from runner.errors import ConfigError, RunError, count_line
+from runner.examine import examine, examine_sweep, reporter
 from runner.files import make_run_dir
-from runner.run import train
 
 
 def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) -> int:
     """Run the sweep; 0 where every job is done, 1 where one failed, 75 or 130 where it was stopped.
 
+    2 where a job is wrong: then none was started.
+
     Raises:
-        ConfigError: some job is wrong; none was started.
+        ConfigError: the sweep cannot be composed.
     """
-    mistakes = examine_sweep(list(overrides), trust)
+    mistakes = examine_sweep(list(overrides), trust, reporter())
     if mistakes:
-        raise ConfigError(mistakes)
+        print(count_line(len(mistakes)), file=sys.stderr)
+        return 2
     folder = make_run_dir(Path("outputs"), compose_sweep(list(overrides)).config["name"])
     rows: list[tuple[str, str, Any]] = []
 
@@ -38,6 +40,8 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
         if examined.mistakes:  # something changed since the sweep was checked
             rows.append((place.name, "wrong", ""))
             raise ConfigError(examined.mistakes)
+        from runner.run import train  # imports torch, which a mistake need not wait for
+
         place.mkdir(parents=True)
         outcome = train(examined, composed, argv, trust, place)
         rows.append((place.name, outcome.result["status"], outcome.result["objective"]))

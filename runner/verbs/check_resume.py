@@ -21,8 +21,8 @@ from typing import Any
 from runner.config import compose
 from runner.config.schema import Config
 from runner.errors import ConfigError, Mistake, RunError
-from runner.examine import examine
-from runner.verbs.train import reporter, split_trust
+from runner.examine import examine, reporter
+from runner.verbs.train import split_trust
 
 STEPS = 5
 USAGE = "python -m runner check resume [--steps K] [--json] [overrides]"

@@ -1,12 +1,12 @@
 """`python -m runner [overrides]`: check, then train one run or, with `-m`, a sweep; or let Hydra answer."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from runner.config import compose
-from runner.errors import ConfigError, Mistake, count_line, numbered
-from runner.examine import examine
+from runner.errors import ConfigError, Mistake, count_line
+from runner.examine import examine, reporter
 from runner.files import make_run_dir
 from runner.verbs import hydra_questions
 
@@ -35,19 +35,6 @@ def main(argv: Sequence[str], began: float | None = None) -> int:
     from runner.run import train
 
     return train(examined, composed, argv, trust, make_run_dir(Path("outputs"), config.name), began).status
-
-
-def reporter() -> Callable[[list[Mistake]], None]:
-    """Prints mistakes as they become known, numbered through."""
-    said = 0
-
-    def say(mistakes: list[Mistake]) -> None:
-        nonlocal said
-        if mistakes:
-            print(numbered(mistakes, start=said + 1), file=sys.stderr, flush=True)
-        said += len(mistakes)
-
-    return say
 
 
 def split_trust(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:

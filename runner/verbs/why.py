@@ -10,11 +10,12 @@ from omegaconf import OmegaConf
 from runner.config import blame
 from runner.config.compose import Composed, compose, compose_sweep
 from runner.config.definition import signature_default
-from runner.config.interpret import plain, read
+from runner.config.interpret import default_of, plain, read
 from runner.config.names import did_you_mean, nearest, other_name
 from runner.errors import ABSENT, ConfigError, Mistake, as_text
 from runner.verbs.train import split_trust
 
+REMOVED = "(removed)"
 USAGE = "python -m runner why KEY [-m] [--json] [overrides]"
 
 
@@ -52,30 +53,41 @@ def main(argv: Sequence[str]) -> int:
     answers = layers(composed, blame.as_path(key))
     if not answers:
         raise ConfigError([_unknown(composed, key)])
+    value = answers[-1].value if sweep else _in_the_end(composed, blame.as_path(key), answers[-1].value)
     if as_json:
-        print(
-            json.dumps(
-                {"key": key, "value": answers[-1].value, "layers": [vars(answer) for answer in answers]}, default=str
-            )
-        )
+        print(json.dumps({"key": key, "value": value, "layers": [vars(answer) for answer in answers]}, default=str))
     else:
-        print(f"{key} = {as_text(answers[-1].value)}")
+        print(f"{key} = {as_text(value)}")
         for answer in answers:
             print(f"  {answer}")
     return 0
 
 
+def _in_the_end(composed: Composed, path: tuple[str | int, ...], last: Any) -> Any:
+    """The composed value; where nothing sets the key any more, the schema's default or what the last layer says."""
+    value: Any = composed.config
+    for part in path:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            default = default_of(blame.dotted(path)) if last == REMOVED else last
+            return last if default is ABSENT else default
+    return value
+
+
 def layers(composed: Composed, path: tuple[str | int, ...]) -> list[Answer]:
     """Every layer that set the key, defaults first, the winner last; empty where the key does not exist."""
     found = [
-        Answer(s.where, "(removed)" if s.value is ABSENT else s.value, s.chosen) for s in composed.layers.settings(path)
+        Answer(s.where, REMOVED if s.value is ABSENT else s.value, s.chosen) for s in composed.layers.settings(path)
     ]
     swept = OmegaConf.select(composed.hydra, "sweeper.params") or {}
     if blame.dotted(path) in swept:
         where = composed.layers.origin(("hydra", "sweeper", "params", blame.dotted(path)))
         found.append(Answer(where, swept[blame.dotted(path)], note="  (swept)"))
     found += [
-        Answer(setting.where, setting.value, note=f"  (sets {blame.dotted(key)})")
+        Answer(
+            setting.where, REMOVED if setting.value is ABSENT else setting.value, note=f"  (sets {blame.dotted(key)})"
+        )
         for key, setting in composed.layers.parts(path)
     ]
     if len(path) == 1 and path[0] in composed.choices and not found:

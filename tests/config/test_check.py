@@ -155,3 +155,26 @@ def test_blame_of_a_missing_argument_is_the_line_of_its_target():
 
     assert ("model.sizes", "conf/model/mlp.yaml:2") == (mistake.key, mistake.where.partition(" ")[0])
     assert "argument `model=mlp`" in mistake.where
+
+
+@pytest.mark.parametrize(
+    ("question", "value"),
+    [
+        (["optimizer", "optimizer.lr=3", "experiment=null"], {"_target_": "torch.optim.SGD", "lr": 3, "momentum": 0.9}),
+        (["transform.train", "~transform.train.shift"], {}),
+        (["train.objective", "~train.objective"], None),
+    ],
+)
+def test_why_says_what_a_key_is_in_the_end(capsys, question, value):
+    assert 0 == main(["why", *question, "--json"])
+    assert value == json.loads(capsys.readouterr().out)["value"]
+
+
+def test_what_needs_no_torch_is_said_of_every_job_first(monkeypatch):
+    from runner import examine
+
+    said = []
+    monkeypatch.setattr(examine, "examine", lambda *_: said.append("torch"))
+    examine.examine_sweep(["seed=1,x"], (), lambda mistakes: said.extend(m.key for m in mistakes))
+
+    assert ["seed", "torch", "torch"] == said

@@ -71,6 +71,8 @@ def example(parameter):
     text = str(parameter.annotation)
     if parameter.name in VALUES and parameter.annotation is not int:
         return VALUES[parameter.name]
+    if "Callable" in text:
+        return {"_target_": "torch.nn.ReLU"}
     if get_origin(parameter.annotation) is Literal:
         return get_args(parameter.annotation)[0]
     for word, value in (("ict", {"a": 1}), ("int", 3), ("float", 0.5), ("str", "x"), ("bool", True)):
