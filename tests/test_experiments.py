@@ -73,7 +73,9 @@ def test_header_gives_command_time_and_result(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.usefixtures("cifar10", "image_folder", "resnet18_weights")
-def test_two_steps_with_golden_losses(name: str, runner: Callable[..., Any], golden: Callable[[str, list[float]], None]) -> None:
+def test_two_steps_with_golden_losses(
+    name: str, runner: Callable[..., Any], golden: Callable[[str, list[float]], None]
+) -> None:
     """Two steps of each shipped experiment run through, with the losses of record."""
     settings = ["train.duration=2st", "log.every=1st", "dataset.limit=64", "loader.batch_size=32", "device.type=cpu"]
     ran = runner(f"experiment={name}", *settings)
