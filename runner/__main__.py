@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
     # cuBLAS is deterministic only with a fixed workspace, and must find this before torch is imported.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     verb = argv[0] if argv else ""
-    from runner.errors import ConfigError
+    from runner.errors import ConfigError, RunError
 
     try:
         if verb in VERBS:
@@ -57,6 +57,14 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
+    except RunError as error:  # of a verb; a run records its own
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # before or after the training loop, which saves first
+        return 130
+    except BrokenPipeError:  # `| head` has seen enough; nothing is left to be flushed at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def unknown_verb(verb: str) -> "Mistake":

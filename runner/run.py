@@ -143,7 +143,14 @@ def launch(
     stop, status = Stop(), EXIT_FAILED
     run: Run | None = None
     log: Log | None = None
-    result: dict[str, Any] = {"status": "failed", "metrics": {}, "best": None, "objective": None, "steps": 0}
+    result: dict[str, Any] = {
+        "status": "failed",
+        "metrics": {},
+        "best": None,
+        "objective": None,
+        "steps": 0,
+        "error": None,
+    }
     with Lock(folder), stopping(stop):
         try:
             if again is None:

@@ -1,6 +1,7 @@
 """`python -m runner evaluate RUN [--checkpoint last|best|PATH] [--json] [overrides]`: the metrics of a checkpoint."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
     from runner.log import final_report
 
     run = build.build(config, folder, {}, trust)
+    run.checkpoints.warn = lambda text: print(text, file=sys.stderr)
     saved = run.checkpoints.load(which)
     run.model.load_state_dict(saved["model"])
     metrics: dict[str, float] = {}
