@@ -357,7 +357,7 @@ def _try_step(config: Config, found: Preflight, loss: Any, trust: Trust) -> None
                 outcome = _trying(
                     found, "loss", "or the step refuses", lambda: step(found.batch, model, on_meta), config.loss
                 )
-                _check_outcome(found, outcome)
+                _check_outcome(config, found, outcome)
         finally:
             model.train(training)
 
@@ -407,7 +407,7 @@ def _trying(
         return None
 
 
-def _check_outcome(found: Preflight, outcome: Any) -> None:
+def _check_outcome(config: Config, found: Preflight, outcome: Any) -> None:
     if outcome is None:
         return
     if not isinstance(outcome, Mapping) or "loss" not in outcome:
@@ -425,6 +425,10 @@ def _check_outcome(found: Preflight, outcome: Any) -> None:
     elif not outcome["loss"].requires_grad:
         rule = "must depend on a parameter that trains, but has no gradient (a `detach`, or all that it uses is frozen)"
         found.mistakes.append(Mistake("loss", rule))
+    elif any(config.metrics.values()) and not {"output", "target"} <= outcome.keys():
+        found.mistakes.append(
+            Mistake("step", f"must return `output` and `target` for the metrics, but returns {', '.join(outcome)}")
+        )
 
 
 def _shapes(batch: Any) -> list[str]:

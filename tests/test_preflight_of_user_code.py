@@ -32,10 +32,17 @@ def text(output, target): return "loss"
 def detached(output, target): return output.mean().detach()
 def touches_nothing(module): pass
 def misspells(module): module.wight.zero_()
+def loss_only(batch, model, loss): return {"loss": loss(model(batch[0]), batch[1])}
 def three_channels(image): return image.repeat(3, 1, 1)
 """
 # override -> the key that is blamed, what is said, the place
 WRONG = [
+    (
+        "step={_target_: mine.loss_only}",
+        "step must return `output` and `target` for the metrics",
+        "returns loss",
+        "argument",
+    ),
     ("model={_target_: mine.Broken}", "model refuses", "no attribute 'missing'", "mine.py:13"),
     ("model={_target_: mine.Bare}", "model refuses", 'missing the required "forward"', "argument"),
     ("model={_target_: mine.number}", "model must give an nn.Module, but gives int", "", "argument"),
@@ -59,7 +66,7 @@ def test_said_before_anything_exists(
     group = override.partition("=")[0]
     Path("conf").mkdir()
     settings = [override]
-    if group in {"model", "loss"}:  # an option of its own: a mapping on the command line is merged into ours
+    if group in {"model", "loss", "step"}:  # an option of its own: a mapping on the command line is merged into ours
         Path(f"conf/{group}").mkdir()
         Path(f"conf/{group}/mine.yaml").write_text(override.partition("=")[2])
         settings = [f"{group}=mine"]
