@@ -1,10 +1,11 @@
 """Settings that do nothing, contradict each other, or name a metric that nothing will produce."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from runner.config import schema
+from runner.config.interpret import yaml_text
 from runner.config.names import did_you_mean, nearest
 from runner.errors import Mistake
 from runner.schedule import Duration
@@ -150,19 +151,13 @@ def _idle(owner: str, values: Any, names: tuple[str, ...], reason: str, *follows
     usual = type(values)()
     for name in names:
         value, default = getattr(values, name), getattr(usual, name)
-        if value != default:
-            text = (
-                {None: "null", True: "true", False: "false"}.get(default, default)
-                if not isinstance(default, list)
-                else default
-            )
-            mistake = Mistake(
-                f"{owner}.{name}",
-                f"has no effect {reason}",
-                value,
-                remedy=f"leave it at `{text}`",
-                suggestion=str(text),
-            )
+        if is_dataclass(default):
+            inner = tuple(item.name for item in fields(default))
+            yield from _idle(f"{owner}.{name}", value, inner, reason, *follows_from)
+        elif value != default:
+            text = yaml_text(default)
+            remedy = f"leave it at `{text}`"
+            mistake = Mistake(f"{owner}.{name}", f"has no effect {reason}", value, remedy=remedy, suggestion=text)
             yield Finding(mistake, follows_from)
 
 

@@ -16,6 +16,7 @@ from runner.config.blame import schema_keys
 from runner.config.check import Check
 from runner.config.compose import compose, our_conf
 from runner.errors import Mistake
+from runner.examine import examine
 
 # Names that a user chooses: a typing error in one is no mistake.
 CHOSEN = ("transform.train", "transform.eval", "metrics", "init.rules", "dataset.sample", "param_groups", "datasets")
@@ -247,7 +248,8 @@ def fixed(case: Case, mistake: Mistake) -> Case | None:
         key, _, value = wrong.partition("=")
         argument = f"{mistake.suggestion}={value}" if "key" in case.kind or "group" in case.kind else f"{key}={right}"
         return dataclasses.replace(case, arguments=(*more, argument))
-    assert case.span is not None
+    if case.span is None:  # a line left out: there is no text to put the suggestion in the place of
+        return None
     begin, end = case.span
     text = f"'{right}'" if right.startswith("${") else right
     return dataclasses.replace(case, text=case.text[:begin] + text + case.text[end:])
@@ -262,7 +264,8 @@ def report(case: Case, folder: Path, extra: tuple[str, ...] = ()) -> list[Mistak
     try:
         composed = compose([*case.arguments, *extra], folder)
         checked = Check(composed)
-        return [*checked.at_once, *checked.by_import()]
+        # Settings of a parameter group and the like show on the meta model only; the rest need not wait for it.
+        return [*checked.at_once, *checked.by_import()] or examine(composed, ()).mistakes
     finally:
         if case.file:
             place.unlink()

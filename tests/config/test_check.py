@@ -178,3 +178,13 @@ def test_what_needs_no_torch_is_said_of_every_job_first(monkeypatch):
     examine.examine_sweep(["seed=1,x"], (), lambda mistakes: said.extend(m.key for m in mistakes))
 
     assert ["seed", "torch", "torch"] == said
+
+
+def test_settings_inside_a_setting_without_effect_are_named(runner):
+    """A group of settings under one without effect (`pretrained.expect`) is reported key by key, not as a crash."""
+    ran = runner("check", "++pretrained.expect.loaded=0.5", "++dataset.source=null", "++dataset.val_fraction=0.1")
+
+    assert 2 == ran.status
+    assert "pretrained.expect.loaded has no effect while `pretrained.strategy` is none, but is 0.5" in ran.out
+    assert "leave it at `null`" in ran.out
+    assert "leave it at `0.0`" in ran.out
