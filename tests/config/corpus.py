@@ -255,8 +255,8 @@ def fixed(case: Case, mistake: Mistake) -> Case | None:
     return dataclasses.replace(case, text=case.text[:begin] + text + case.text[end:])
 
 
-def report(case: Case, folder: Path, extra: tuple[str, ...] = ()) -> list[Mistake]:
-    """What the runner says about a case, in a project of its own in `folder`."""
+def report(case: Case, folder: Path, extra: tuple[str, ...] = (), *, meta: bool = False) -> list[Mistake]:
+    """What the runner says of a case, in a project of its own in `folder`; with `meta`, the meta model too."""
     if case.file:
         place = folder / "conf" / case.file
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -264,8 +264,8 @@ def report(case: Case, folder: Path, extra: tuple[str, ...] = ()) -> list[Mistak
     try:
         composed = compose([*case.arguments, *extra], folder)
         checked = Check(composed)
-        # Settings of a parameter group and the like show on the meta model only; the rest need not wait for it.
-        return [*checked.at_once, *checked.by_import()] or examine(composed, ()).mistakes
+        found = [*checked.at_once, *checked.by_import()]
+        return examine(composed, ()).mistakes if meta and not found else found
     finally:
         if case.file:
             place.unlink()

@@ -25,7 +25,7 @@ def judge(cases, folder):
             wrong.append(f"{what}: {case.kind} {case.file} {case.arguments} {case.key} {case.where} → {found}")
 
     for case in cases:
-        found = corpus.report(case, folder)
+        found = corpus.report(case, folder, meta=True)
         named = [mistake for mistake in found if mistake.key == case.key]
         count("rejected", case, found, found)
         count("key", case, named, found)
