@@ -19,6 +19,7 @@ from runner.errors import RunError
 from runner.optimizer import Constant, Schedule
 from runner.schedule import Duration, is_duration
 from runner.state import Run
+from runner.update import Update
 
 
 def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()) -> Run:
@@ -56,14 +57,16 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
         loss = loss.to(device)
     groups = surgery.make_groups(config, model, done.frozen, trust)
     optimizer = component(config.optimizer, "optimizer", groups, trust=trust)
+    step = component(config.step, "step", trust=trust, call=False)
     return Run(
         folder=folder,
         seed=config.seed,
         device=device,
         model=model,
         loss=loss,
-        step=component(config.step, "step", trust=trust, call=False),
+        step=step,
         optimizer=optimizer,
+        update=Update(model, loss, step, optimizer),
         schedule=make_schedule(config, optimizer, steps_per_epoch, total_steps, trust),
         splits=splits,
         metrics={"train": make_metrics(config, device, trust), "eval": make_metrics(config, device, trust)},

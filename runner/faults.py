@@ -110,22 +110,30 @@ def train_step(run: Run, batch: Any, skip: tuple[str, ...]) -> None:
     Raises:
         Found: the first number that is none.
     """
-    check_input(batch)
-    outcome = run.step(batch, run.model, run.loss)
-    for name, tensor in run.model.named_buffers():
-        if name not in skip and not is_finite(tensor):
-            raise Found(f"buffer `{name}`", bad_value(tensor), _type_of(run.model, name.rpartition(".")[0]))
-    if not is_finite(outcome["loss"]):
-        raise Found("the loss", bad_value(outcome["loss"]))
-    outcome["loss"].backward()
-    run.optimizer.step()
-    run.optimizer.zero_grad()
+    run.update.backward(batch)
+    run.update.apply()
     tensors = tensors_of(run.model, run.optimizer, skip)
     bad = not_finite(tensors)
     if bad:
         module = bad[0].split("`")[1].rpartition(".")[0] if bad[0].startswith("parameter") else ""
         raise Found(f"{bad[0]} in its update", bad_value(tensors[bad[0]]), _type_of(run.model, module))
     run.schedule.step()
+
+
+def checked_step(run: Run, skip: tuple[str, ...], batch: Any, *rest: Any) -> Any:
+    """The run's step, its batch, its loss and the model's buffers looked at.
+
+    Raises:
+        Found: the first number that is none.
+    """
+    check_input(batch)
+    outcome = run.step(batch, *rest)
+    for name, tensor in run.model.named_buffers():
+        if name not in skip and not is_finite(tensor):
+            raise Found(f"buffer `{name}`", bad_value(tensor), _type_of(run.model, name.rpartition(".")[0]))
+    if not is_finite(outcome["loss"]):
+        raise Found("the loss", bad_value(outcome["loss"]))
+    return outcome
 
 
 def check_input(batch: Any, at: str = "batch") -> None:
@@ -144,6 +152,8 @@ def check_input(batch: Any, at: str = "batch") -> None:
 def watched(run: Run, skip: tuple[str, ...]) -> Iterator[None]:
     """Hooks that raise Found at the first bad output of a module and the first bad gradient of a parameter."""
     with ExitStack() as stack:
+        stack.callback(setattr, run.update, "step", run.update.step)
+        run.update.step = partial(checked_step, run, skip)
         for name, module in run.model.named_modules():
             stack.callback(module.register_forward_hook(partial(check_output, run.model, skip, name)).remove)
         for name, parameter in run.model.named_parameters():

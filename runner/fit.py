@@ -24,7 +24,7 @@ from runner.state import Losses, Run, sampler_state, state
 
 def fit(run: Run) -> None:
     """Train from where `run.progress` stands to the end, or until a signal asks to stop."""
-    progress, model, loss, step, optimizer = run.progress, run.model, run.loss, run.step, run.optimizer
+    progress, model, update = run.progress, run.model, run.update
     losses, train_metrics, stop = run.losses, list(run.metrics["train"].values()), run.stop
     if progress.step == 0:
         rng.seed_all(rng.key(run.seed, "train"))
@@ -39,10 +39,7 @@ def fit(run: Run) -> None:
     while progress.step < run.total_steps and stop.signal is None:
         begun_at = (progress.step, progress.epoch)
         for batch in batches(run):
-            outcome = step(batch, model, loss)
-            outcome["loss"].backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            outcome = update(batch)
             run.schedule.step()
             losses.add(outcome)
             for metric in train_metrics:

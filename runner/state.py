@@ -22,6 +22,7 @@ from runner.optimizer import Constant
 from runner.param_groups import compare_groups
 from runner.pretrained import Plan
 from runner.schedule import Duration
+from runner.update import Update
 
 
 class Losses:
@@ -110,6 +111,7 @@ class Run:
     loss: Callable[..., Any]
     step: Callable[..., Mapping[str, Any]]
     optimizer: torch.optim.Optimizer
+    update: Update  # one optimizer step
     schedule: Constant
     splits: dict[str, Split]  # train, val, test
     metrics: dict[str, dict[str, Any]]  # train and eval → name → metric
