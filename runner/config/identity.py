@@ -1,0 +1,82 @@
+"""Which jobs are the same job, and which sweeps the same sweep: hashes of what can change a result."""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+# What cannot change a result, and why. Everything else counts, also what is not known yet.
+WITHOUT_EFFECT = {
+    "name": "names the output directory",
+    "run": "names an existing run directory",
+    "sweep": "says how jobs are run, not what they are",
+    "log": "logging draws no random number and reads nothing that training writes",
+    "loader.num_workers": "order and augmentation are keyed by sample, not by worker",
+    "loader.pin_memory": "where a batch waits, not what is in it",
+    "loader.multiprocessing_context": "how workers are started",
+    "loader.prefetch_factor": "how many batches wait",
+    "loader.persistent_workers": "when workers are started",
+    "loader.timeout": "how long a batch may take",
+    "loader.eval.num_workers": "as loader.num_workers",
+    "train.keep": "which checkpoints stay on the disk",
+    "train.on_save_error": "what to do about a full disk",
+}
+_INDEXED = ("cuda:",)  # which of several devices of a kind: a slot gives each job its own
+
+
+def job_id(config: Mapping[str, Any]) -> str:
+    """Hash of a resolved config (every default filled in) without what cannot change its result."""
+    return _hash(_effective(config))
+
+
+def replicate_id(config: Mapping[str, Any]) -> str:
+    """The same without the seed: jobs that share it are replicates of each other."""
+    return _hash({key: value for key, value in _effective(config).items() if key != "seed"})
+
+
+def sweep_id(base: Mapping[str, Any], swept: Collection[str]) -> str:
+    """Hash of the config that all jobs share, without the swept keys, and of their names.
+
+    So a line, and the line with values added or taken away, is the same sweep.
+    """
+    shared = _effective(base)
+    for key in swept:
+        shared = _without(shared, key.partition("@")[0].replace("/", "."))
+    return f"sweep_{_hash([shared, sorted(swept)])[:10]}"
+
+
+def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
+    kept = dict(config)
+    for key in WITHOUT_EFFECT:
+        kept = _without(kept, key)
+    device = dict(kept.get("device") or {})
+    if str(device.get("type")).startswith(_INDEXED):
+        device["type"] = str(device["type"]).partition(":")[0]
+        kept["device"] = device
+    return kept
+
+
+def _without(config: dict[str, Any], key: str) -> dict[str, Any]:
+    """A copy without a dotted key; the same where it is not there."""
+    first, _, rest = key.partition(".")
+    if first not in config:
+        return config
+    if not rest:
+        return {name: value for name, value in config.items() if name != first}
+    inner = config[first]
+    return {**config, first: _without(inner, rest)} if isinstance(inner, dict) else config
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(_canonical(value)).encode()).hexdigest()[:16]
+
+
+def _canonical(value: Any) -> Any:
+    """Plain data in which the arguments of a component have one order, and every other mapping keeps its own.
+
+    The order of transforms, rules and groups decides, that of keyword arguments does not.
+    """
+    if isinstance(value, Mapping):
+        names = sorted(value) if "_target_" in value else value
+        return [[str(name), _canonical(value[name])] for name in names]
+    return [_canonical(member) for member in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,203 @@
+"""The ledger of a sweep: one SQLite file, one row a job, one writer (the controller), any number of readers.
+
+The truth of a job is its directory. The ledger says what was asked for, and how each job ended that left no result.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+FILE = "ledger.sqlite"
+
+Status = Literal["waiting", "running", "completed", "failed", "interrupted", "pruned"]
+# Why a job failed. What the machine did is tried again by the next invocation, what the job did is listed.
+Cause = Literal["exception", "non-finite", "exit", "crash", "killed", "memory", "timeout", "lost"]
+OF_THE_MACHINE: tuple[Cause, ...] = ("killed", "memory", "timeout", "lost")
+
+
+@dataclass
+class Row:
+    """One job.
+
+    Attributes:
+        id: hash of the resolved config without the keys that cannot change its result.
+        number: from 0, in the order in which jobs were first asked for; never given twice.
+        overrides: the point, as arguments of the command line.
+        values: the swept keys and their values, as written.
+        replicate_of: the id without the seed, which replicates share.
+        code: hash of the imported project modules (`Ledger.modules` has them one by one); empty before the job has run.
+        data: hash of the fingerprints of the data; empty before the job has run.
+        status: see `Status`; `interrupted` was stopped or cut off, and is continued by the next invocation.
+        cause: of a failed job, see `Cause`; else empty.
+        host: the machine of the last attempt; `slot` its slot there, `pid` its process.
+        start: of the last attempt, seconds since 1970; `end` likewise.
+        objective: the objective of the last weights, of a completed job.
+        metrics: the final metrics of a completed job, the last ones known of a pruned one.
+        path: the job's directory, relative to the sweep's.
+        error: one paragraph; for an interrupted job why it is not continued, where it is not.
+        exit: the exit status of the last attempt, minus the signal's number where a signal ended it.
+        attempt: how often it was started, 0 before the first time.
+        active: whether the last invocation asked for this point ("removed" otherwise).
+    """
+
+    id: str
+    number: int
+    overrides: list[str]
+    path: str
+    values: dict[str, Any] = field(default_factory=dict)
+    replicate_of: str = ""
+    code: str = ""
+    data: str = ""
+    status: Status = "waiting"
+    cause: Cause | Literal[""] = ""
+    host: str = ""
+    slot: int | None = None
+    pid: int | None = None
+    start: float | None = None
+    end: float | None = None
+    objective: float | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+    exit: int | None = None
+    attempt: int = 0
+    active: bool = True
+
+
+_JSON = {"overrides", "values", "metrics"}
+_TYPES = {"number": "INTEGER", "slot": "INTEGER", "pid": "INTEGER", "exit": "INTEGER", "attempt": "INTEGER"} | {
+    "active": "INTEGER",
+    "start": "REAL",
+    "end": "REAL",
+    "objective": "REAL",
+}
+_COLUMNS = {f.name: {"values": "values_"}.get(f.name, f.name) for f in fields(Row)}  # `values` is a word of SQL
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS sweep (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS code (hash TEXT PRIMARY KEY, modules TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS jobs (
+  {", ".join(f"{column} {_TYPES.get(name, 'TEXT')}" for name, column in _COLUMNS.items())}, PRIMARY KEY (id)
+);
+"""
+
+
+class Ledger:
+    """The ledger in the folder of a sweep.
+
+    A change is on the disk when the call returns: about 1 ms each. `read_only` opens one that exists, also while a
+    sweep runs or after its controller was killed.
+
+    Raises:
+        FileNotFoundError: `read_only`, and there is none.
+    """
+
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        file = folder / FILE
+        if read_only and not file.is_file():
+            raise FileNotFoundError(str(file))
+        # A reader may have to roll back what a killed writer began, so that it opens the file for writing where it can.
+        self._db = sqlite3.connect(file, timeout=60, isolation_level=None)
+        try:
+            self._prepare(read_only)
+        except sqlite3.OperationalError:
+            self._db.close()
+            if not read_only:
+                raise
+            self._db = sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=60)
+
+    def _prepare(self, read_only: bool) -> None:
+        if read_only:
+            self._db.execute("PRAGMA query_only=ON")
+            self._db.execute("SELECT count(*) FROM sweep")
+            return
+        # Not WAL, which needs shared memory that a network's file system does not have.
+        self._db.execute("PRAGMA journal_mode=TRUNCATE")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.executescript(_SCHEMA)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All changes inside become durable at once, or, where it raises, none."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    # ---- the sweep
+
+    def settings(self) -> dict[str, Any]:
+        """What is known about the sweep: id, name, created, command, base, swept, objective, mode, space."""
+        return {key: json.loads(value) for key, value in self._db.execute("SELECT key, value FROM sweep")}
+
+    def set(self, **settings: Any) -> None:
+        """Write settings of the sweep; plain data."""
+        pairs = [(key, json.dumps(value)) for key, value in settings.items()]
+        self._all("INSERT OR REPLACE INTO sweep VALUES (?, ?)", pairs)
+
+    def modules(self, code: str) -> dict[str, str]:
+        """The SHA-256 of each module's source behind the hash `code`; empty where it is not known."""
+        row = self._db.execute("SELECT modules FROM code WHERE hash = ?", (code,)).fetchone()
+        return json.loads(row[0]) if row else {}
+
+    def remember_modules(self, code: str, modules: dict[str, str]) -> None:
+        """Keep what is behind a hash; again is harmless."""
+        self._db.execute("INSERT OR IGNORE INTO code VALUES (?, ?)", (code, json.dumps(modules)))
+
+    # ---- its jobs
+
+    def jobs(self) -> list[Row]:
+        """Every job, in the order of their numbers."""
+        rows = self._db.execute(f"SELECT {', '.join(_COLUMNS.values())} FROM jobs ORDER BY number")  # noqa: S608  ours
+        return [_row(row) for row in rows]
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """New jobs, all at once.
+
+        Raises:
+            sqlite3.IntegrityError: one is there already.
+        """
+        marks = ", ".join("?" * len(_COLUMNS))
+        values = [[_stored(name, value) for name, value in asdict(row).items()] for row in rows]
+        self._all(f"INSERT INTO jobs ({', '.join(_COLUMNS.values())}) VALUES ({marks})", values)  # noqa: S608  ours
+
+    def update(self, id: str, **columns: Any) -> None:  # noqa: A002  the column's name
+        """Change columns of one job; several jobs at once inside `transaction()`."""
+        assert columns.keys() <= _COLUMNS.keys()
+        assert "status" not in columns or columns["status"] in get_args(Status)
+        changes = ", ".join(f"{_COLUMNS[name]} = ?" for name in columns)
+        values = [_stored(name, value) for name, value in columns.items()]
+        self._db.execute(f"UPDATE jobs SET {changes} WHERE id = ?", [*values, id])  # noqa: S608  names are ours
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _all(self, statement: str, rows: list[Any]) -> None:
+        if self._db.in_transaction:
+            self._db.executemany(statement, rows)
+        else:
+            with self.transaction():
+                self._db.executemany(statement, rows)
+
+
+def _stored(name: str, value: Any) -> Any:
+    return json.dumps(value) if name in _JSON else int(value) if name == "active" else value
+
+
+def _row(values: tuple[Any, ...]) -> Row:
+    named = dict(zip(_COLUMNS, values, strict=True))
+    for name in _JSON:
+        named[name] = json.loads(named[name])
+    named["active"] = bool(named["active"])
+    return Row(**named)

@@ -1,0 +1,85 @@
+"""The same job and the same sweep have the same name, and another one has another."""
+
+import pytest
+
+from runner.config.check import Check, resolved
+from runner.config.compose import compose, our_conf
+from runner.config.identity import job_id, replicate_id, sweep_id
+from runner.config.sweep import Sweep
+
+CWD = our_conf().parent
+
+
+def config_of(*overrides):
+    return resolved(Check(compose(list(overrides), CWD), ()).config)
+
+
+def sweep_of(*overrides):
+    sweep = Sweep(overrides, CWD)
+    return sweep_id(resolved(Check(sweep.base, ()).config), [key.lstrip("+~") for key in sweep.swept])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("optimizer.lr=2e-1",),
+        ("loader.num_workers=2",),
+        ("log=quiet",),
+        ("log.every=1st", "train.keep=1"),
+        ("name=other",),
+        ("sweep.id=mine",),
+        ("seed=0",),
+    ],
+)
+def test_what_cannot_change_a_result_is_no_other_job(overrides):
+    assert job_id(config_of()) == job_id(config_of(*overrides))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("optimizer.lr=0.3",),
+        ("seed=1",),
+        ("device.threads=2",),
+        ("device=cpu",),
+        ("model=mlp",),
+        ("train.duration=11ep",),
+        ("+model.more=1",),
+    ],
+)
+def test_what_may_change_a_result_is_another_job(overrides):
+    assert job_id(config_of()) != job_id(config_of(*overrides))
+
+
+def test_the_index_of_a_device_is_no_other_job():
+    assert job_id(config_of("device.type=cuda:1")) == job_id(config_of("device.type=cuda"))
+
+
+def test_keyword_arguments_have_no_order_and_transforms_do():
+    def two(first, second):
+        return ({"_target_": "f", first: 1, second: 1}, {first: {"_target_": "f"}, second: {"_target_": "g"}})
+
+    (arguments, transforms), (turned, _) = two("a", "b"), two("b", "a")
+    other = {"b": transforms["b"], "a": transforms["a"]}
+
+    assert job_id({"model": arguments}) == job_id({"model": turned})
+    assert job_id({"transform": transforms}) != job_id({"transform": other})
+
+
+def test_replicates_differ_in_their_seed_alone():
+    assert replicate_id(config_of("seed=1")) == replicate_id(config_of("seed=2"))
+    assert replicate_id(config_of("seed=1")) != replicate_id(config_of("seed=1", "optimizer.lr=0.3"))
+
+
+def test_a_sweep_with_other_values_of_the_same_keys_is_the_same_sweep():
+    line = sweep_of("optimizer.lr=0.1,0.2", "model=mlp,small_cnn", "train.duration=1ep")
+
+    assert line == sweep_of("model=mlp,small_cnn,lenet", "train.duration=1ep", "optimizer.lr=choice(0.3)")
+    assert line == sweep_of("optimizer.lr=1,2", "model=mlp,lenet", "train.duration=1ep", "sweep.id=a", "log=quiet")
+    assert line != sweep_of("optimizer.lr=0.1,0.2", "model=mlp,small_cnn", "train.duration=2ep")
+    assert line != sweep_of("optimizer.lr=0.1,0.2", "model=mlp,small_cnn", "train.duration=1ep", "seed=0,1")
+    assert line != sweep_of("optimizer.lr=0.1,0.2", "train.duration=1ep", "model=mlp")
+
+
+def test_grids_in_a_file_count_as_those_on_the_line():
+    assert sweep_of("sweep=lr_grid") == sweep_of("optimizer.lr=1,2")

@@ -1,0 +1,99 @@
+"""The ledger: rows go round, readers see them while a writer works and after one was killed."""
+
+import contextlib
+import dataclasses
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runner.sweep.ledger import FILE, Ledger, Row
+
+FULL = Row(
+    id="a1",
+    number=3,
+    overrides=["optimizer.lr=0.1", "model=mlp"],
+    path="3_a1",
+    values={"optimizer.lr": 0.1, "model": "mlp"},
+    replicate_of="b2",
+    code="c3",
+    data="d4",
+    status="failed",
+    cause="memory",
+    host="here",
+    slot=1,
+    pid=42,
+    start=1.5,
+    end=2.5,
+    objective=0.25,
+    metrics={"val/loss": "NaN"},
+    error="too large",
+    exit=-9,
+    attempt=2,
+    active=False,
+)
+
+
+def test_rows_and_settings_go_round(tmp_path):
+    with Ledger(tmp_path) as ledger:
+        ledger.add([FULL, Row("z", 0, ["seed=1"], "0_z")])
+        ledger.set(swept=["optimizer.lr"], objective="val/loss")
+        ledger.remember_modules("c3", {"nets": "00ff"})
+    with Ledger(tmp_path, read_only=True) as ledger:
+        assert [Row("z", 0, ["seed=1"], "0_z"), FULL] == ledger.jobs()
+        assert {"swept": ["optimizer.lr"], "objective": "val/loss"} == ledger.settings()
+        assert {"nets": "00ff"} == ledger.modules("c3")
+
+
+def test_an_update_changes_what_it_names(tmp_path):
+    with Ledger(tmp_path) as ledger:
+        ledger.add([FULL])
+        ledger.update("a1", status="completed", cause="", active=True, metrics={"val/loss": 0.1})
+        changed = dataclasses.replace(FULL, status="completed", cause="", active=True, metrics={"val/loss": 0.1})
+
+        assert [changed] == ledger.jobs()
+
+
+def test_a_reader_cannot_write_and_makes_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Ledger(tmp_path, read_only=True)
+    assert [] == list(tmp_path.iterdir())
+    Ledger(tmp_path).close()
+    with Ledger(tmp_path, read_only=True) as ledger, pytest.raises(sqlite3.OperationalError):
+        ledger.set(name="other")
+
+
+def test_a_reader_sees_what_was_committed_before_its_writer_was_killed(tmp_path):
+    """The writer dies inside a transaction, its journal on the disk."""
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+from runner.sweep.ledger import Ledger, Row
+ledger = Ledger(Path({str(tmp_path)!r}))
+ledger._db.execute("PRAGMA cache_size=1")
+ledger._db.execute("PRAGMA cache_spill=1")
+ledger.add(Row(str(i), i, ["x" * 500], str(i)) for i in range(500))
+with ledger.transaction():
+    for i in range(500):
+        ledger.update(str(i), status="running", error="y" * 500)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False)
+    assert -signal.SIGKILL == killed.returncode
+    assert (tmp_path / f"{FILE}-journal").stat().st_size > 0
+
+    with Ledger(tmp_path, read_only=True) as ledger:
+        assert {"waiting"} == {row.status for row in ledger.jobs()}
+
+
+def test_a_transaction_that_raises_changes_nothing(tmp_path):
+    with Ledger(tmp_path) as ledger:
+        ledger.add([FULL])
+        with contextlib.suppress(ZeroDivisionError), ledger.transaction():
+            ledger.update("a1", attempt=9)
+            raise ZeroDivisionError
+
+        assert [FULL] == ledger.jobs()
