@@ -78,6 +78,8 @@ class Counting:
                 model.norm.weight[1] = self.value
         if now and self.place == "gradient":
             model.conv.bias.register_hook(lambda gradient: gradient * self.value)
+        if now and self.place == "input":
+            batch[0][3, 0, 2] = self.value
         output = model(batch[0])
         if now and self.place == "buffer":
             model.norm.running_var.data[2] = self.value
