@@ -140,9 +140,7 @@ def check_input(batch: Any, at: str = "batch") -> None:
     """Raise Found where the batch that came from the data has a number that is none, with the rows that have it."""
     if isinstance(batch, Tensor):
         if not is_finite(batch):
-            bad = ~torch.isfinite(batch)
-            rows = bad.reshape(len(batch), -1).any(1).nonzero().flatten().tolist() if batch.dim() else None
-            raise Found(f"the input `{at}`", bad_value(batch), rows=rows)
+            raise Found(f"the input `{at}`", bad_value(batch), rows=_bad_rows(batch))
     elif isinstance(batch, dict | list | tuple):
         for name, member in batch.items() if isinstance(batch, dict) else enumerate(batch):
             check_input(member, f"{at}[{name!r}]")
@@ -150,17 +148,33 @@ def check_input(batch: Any, at: str = "batch") -> None:
 
 @contextmanager
 def watched(run: Run, skip: tuple[str, ...]) -> Iterator[None]:
-    """Hooks that raise Found at the first bad output of a module and the first bad gradient of a parameter."""
+    """Hooks that raise Found at the first bad input or output of a module and the first bad gradient."""
     with ExitStack() as stack:
         stack.callback(setattr, run.update, "step", run.update.step)
         run.update.step = partial(checked_step, run, skip)
         for name, module in run.model.named_modules():
+            stack.callback(module.register_forward_pre_hook(partial(check_arguments, run.model, name)).remove)
             stack.callback(module.register_forward_hook(partial(check_output, run.model, skip, name)).remove)
         for name, parameter in run.model.named_parameters():
             if parameter.requires_grad:
                 hook = parameter.register_post_accumulate_grad_hook(partial(check_gradient, run.model, name))
                 stack.callback(hook.remove)
         yield
+
+
+def check_arguments(model: nn.Module, name: str, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Raise Found where a module is given a bad tensor: what computed it is no module, or the step itself."""
+    for member in inputs:
+        if not is_finite(member):
+            what = f"the input of `{name}`" if name else "the model's input"
+            rows = None if name else _bad_rows(member)  # further in, the first dimension may be another
+            raise Found(what, bad_value(member), _type_of(model, name), rows)
+
+
+def _bad_rows(tensor: Tensor) -> list[int] | None:
+    """The places along the first dimension that have a number that is none."""
+    bad = ~torch.isfinite(tensor)
+    return bad.reshape(len(tensor), -1).any(1).nonzero().flatten().tolist() if tensor.dim() else None
 
 
 def check_output(

@@ -410,6 +410,21 @@ def test_every_saved_item_that_is_disturbed_is_noticed(hard, project, whole, mon
     assert missed == [], missed
 
 
+def test_a_schedule_by_its_first_rates_and_a_sampler_with_a_state_go_on(hard, project, monkeypatch):
+    """What the other run does not read of a checkpoint: each of it disturbed is noticed here."""
+    assert hard("experiment=turning")[0] == 0
+    whole = newest(project)
+    source = stopped(hard, project, monkeypatch, 6, "experiment=turning")
+    saved = torch.load(source / "checkpoints" / "last.pt", weights_only=True)
+    paths = [path for path in items(saved) if path[-2:] == ("base_lrs", 0) or path[-2:] == ("sampler", "turns")]
+
+    assert len(paths) == 2
+    for number, path in enumerate(paths):
+        assert mutate(hard, project, whole, source, path, number), path
+    assert hard("resume", str(source))[0] == 0
+    same(whole, source)
+
+
 def test_saving_at_every_step_or_never_gives_the_same_weights(hard, project, whole):
     assert hard(HARD, "train.checkpoint_every=1st")[0] == 0
 

@@ -1,6 +1,6 @@
 """Speed and start-up against other ways to do the same, as one table of ratios.
 
-usage: python -m tests.benchmarks [--repeats N] [--shared PATH] [--rows speed|startup|cfg|data ...]
+usage: python -m tests.benchmarks [--repeats N] [--shared PATH] [--rows speed|startup|cfg|data|faults|resume ...]
 Every measurement is a process of its own, in a terminal of its own (so that the progress bar is on, as it is for a
 user). In each round all take their turn: a busy machine slows them alike, and each round gives one ratio.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-GROUPS = ["speed", "startup", "cfg", "data"]
+GROUPS = ["speed", "startup", "cfg", "data", "faults", "resume"]
 EPOCHS = 40  # of the default experiment, and so of its peers
 
 
@@ -67,11 +67,16 @@ def _drain(terminal: int, written: list[bytes]) -> None:
         written.append(data)
 
 
-def our_speed(folder: Path) -> float:
+def our_speed(folder: Path, *overrides: str) -> float:
     """Steps per second of the default experiment, everything on that is on by default."""
-    command(["-m", "runner", "device.type=cpu", "device.threads=1", f"train.duration={EPOCHS}ep"], folder)
+    command(["-m", "runner", "device.type=cpu", "device.threads=1", f"train.duration={EPOCHS}ep", *overrides], folder)
     (result,) = folder.glob("outputs/*/*/result.json")
     return float(json.loads(result.read_text())["steps_per_second"])
+
+
+def our_speed_unchecked(folder: Path) -> float:
+    """The same without a look at whether the loss is finite."""
+    return our_speed(folder, "train.check_finite=off")
 
 
 def peer_speed(script: Path, name: str) -> Callable[[Path], float]:
@@ -118,6 +123,19 @@ def whole(*arguments: str) -> Callable[[Path], float]:
     return measure
 
 
+def resumed_at(step: int) -> Callable[[Path], float]:
+    """Seconds that a resume takes which goes on at that step, takes one more and evaluates; 1,079 steps an epoch."""
+    settings = ["device.type=cpu", "device.threads=1", "loader.batch_size=1", "loader.in_memory=false", "log=quiet"]
+
+    def measure(folder: Path) -> float:
+        rhythm = ["train.evaluate_every=null", "train.checkpoint_every=null"]
+        command(["-m", "runner", *settings, *rhythm, f"train.duration={step}st"], folder)
+        (run,) = folder.glob("outputs/*/*")
+        return whole("-m", "runner", "resume", str(run), f"train.duration={step + 1}st")(folder)
+
+    return measure
+
+
 def rows(peers: Path) -> list[Row]:
     """The comparisons, with their targets."""
     startup = first_step("-m", "runner", "device.type=cpu")
@@ -133,6 +151,8 @@ def rows(peers: Path) -> list[Row]:
         Row("cfg", "--cfg job", "s", cfg, bare_hydra, 1.5, more=False),
         Row("data", "CIFAR batches, against PIL", "images/s", images, image_speed("pil"), 10, more=True),
         Row("data", "CIFAR batches, against a gather", "images/s", images, image_speed("gather"), 0.9, more=True),
+        Row("faults", "a look at each loss", "steps/s", our_speed, our_speed_unchecked, 0.96, more=True),
+        Row("resume", "resume at an epoch's last batch", "s", resumed_at(2157), resumed_at(1079), 1.05, more=False),
     ]
 
 

@@ -57,6 +57,30 @@ class Net(nn.Module):
         return self.head(self.dropout(torch.relu(self.norm(self.conv(x))).flatten(1)))
 
 
+class Turning:
+    """A sampler whose order depends on how often it was asked."""
+
+    def __init__(self, data_source):
+        self.count, self.turns = len(data_source), 0
+
+    def state_dict(self):
+        return {"turns": self.turns}
+
+    def load_state_dict(self, state):
+        self.turns = state["turns"]
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        self.turns += 1
+        return iter((torch.randperm(self.count) * 7 + 5 * self.turns).remainder(self.count).tolist())
+
+
+def decay(step):
+    return 1 / (1 + step)
+
+
 class Counting:
     """A step with a state of its own, which puts a bad number into one place, at one step or with one sample."""
 
@@ -78,6 +102,8 @@ class Counting:
                 model.norm.weight[1] = self.value
         if now and self.place == "gradient":
             model.conv.bias.register_hook(lambda gradient: gradient * self.value)
+        if now and self.place == "input":
+            batch[0][3, 0, 2] = self.value
         output = model(batch[0])
         if now and self.place == "buffer":
             model.norm.running_var.data[2] = self.value
@@ -116,6 +142,15 @@ log: {every: 3st, model_table: false, progress: false}
 device: {type: cpu}
 """,
 }
+CONF["experiment/turning.yaml"] = (
+    CONF["experiment/hard.yaml"]
+    .replace("override /scheduler: step", "override /scheduler: none")
+    .replace(
+        "{step_size: 3, gamma: 0.7, interval: step}",
+        "{_target_: torch.optim.lr_scheduler.LambdaLR, lr_lambda: {_target_: parts.decay}}",
+    )
+    .replace("batch_size: 12", "batch_size: 12, shuffle: false, sampler: {_target_: parts.Turning}")
+)
 HARD = "experiment=hard"
 STEPS = 12  # of 3 epochs
 

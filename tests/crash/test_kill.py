@@ -124,7 +124,8 @@ def killed(warm, whole, count, seed):
                 break
             if not (folder / "config.yaml").exists():
                 steps = [0]
-        assert differences(ending(expected), ending(folder)) == []
+        different = differences(ending(expected), ending(folder))
+        assert different == [], f"{folder}, kill {done}: killed when it had committed steps {steps[1:]}: {different}"
         shutil.rmtree(folder)
     return saving
 
