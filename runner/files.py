@@ -60,6 +60,8 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> str:
         temporary.replace(path)
     except BaseException as error:
         remove(temporary)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         if file.failure and error is not file.failure:  # a full disk reaches us as torch's "unexpected pos 30 vs 0"
             raise file.failure from error
         raise
@@ -153,47 +155,54 @@ class Lines:
     """
 
     def __init__(self, path: Path, until: float = math.inf) -> None:
-        self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
+        self.path = path
+        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self.truncate_after(until)
 
     def truncate_after(self, step: float) -> None:
         """Drop every event with a step greater than `step`, and a torn end; `last` is what is left at the end."""
         self.last: dict[str, Any] = {}
         self._start_of_last = self._end = 0
-        self._file.seek(0)
-        for line in self._file:
-            event = _parse_event(line)
-            if event is None or event["step"] > step:
-                break
-            self.last, self._start_of_last, self._end = event, self._end, self._end + len(line)
-        self._cut()
+        with self.path.open("rb") as file:
+            for line in file:
+                event = _parse_event(line)
+                if event is None or event["step"] > step:
+                    break
+                self.last, self._start_of_last, self._end = event, self._end, self._end + len(line)
+        os.ftruncate(self._handle, self._end)
 
     def append(self, event: dict[str, Any]) -> None:
-        """Write `event` (with an integer `step`, not below the last one's) and hand it to the operating system."""
+        """Write `event` (with an integer `step`, not below the last one's) and hand it to the operating system.
+
+        Raises:
+            OSError: the disk refuses; the line is left out, and a later one may find room.
+        """
         again = bool(self.last) and event["step"] == self.last["step"]
         assert again or not self.last or event["step"] > self.last["step"], "events come in the order of their steps"
-        if again:
-            event = self.last | event
-            self._file.seek(self._start_of_last)
-        else:
-            self._start_of_last = self._end
-        line = to_json(event).encode() + b"\n"
-        self._file.write(line)
-        self._file.flush()
-        self.last, self._end = event, self._start_of_last + len(line)
-        if again:
-            self._cut()
-
-    def _cut(self) -> None:
-        self._file.seek(self._end)
-        self._file.truncate()
+        start = self._start_of_last if again else self._end
+        line = to_json(self.last | event if again else event).encode() + b"\n"
+        at = start
+        try:
+            while at < start + len(line):  # a disk that fills up takes part of it
+                at += os.pwrite(self._handle, line[at - start :], at)
+            if again:  # what it replaces may have been longer
+                os.ftruncate(self._handle, at)
+        except OSError:
+            before = to_json(self.last).encode() + b"\n" if again else b""
+            os.pwrite(self._handle, before, start)
+            os.ftruncate(self._handle, start + len(before))
+            raise
+        self.last, self._start_of_last, self._end = self.last | event if again else event, start, at
 
     def sync(self) -> None:
         """Bring everything to the disk."""
-        os.fsync(self._file.fileno())
+        os.fsync(self._handle)
 
     def close(self) -> None:
-        self._file.close()
+        """Close the file; again is harmless."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
 
 
 def _parse_event(line: bytes) -> dict[str, Any] | None:

@@ -5,7 +5,8 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -23,7 +24,7 @@ class Log:
     Each step has one line in `metrics.jsonl` (training and evaluation at the same step share it) and one event a tag in
     TensorBoard, also when a run is resumed at `start_step`: what was logged after that step is dropped.
     `stream` is the console (standard output unless given); `progress` is drawn there as a bar on a terminal, as lines
-    elsewhere.
+    elsewhere. What the disk refuses ends the run (OSError), or with `go_on` is said on the console once and left out.
     """
 
     def __init__(
@@ -35,9 +36,11 @@ class Log:
         total_steps: int,
         start_step: int = 0,
         stream: TextIO | None = None,
+        go_on: bool = False,
     ) -> None:
         stream = stream or sys.stdout
-        self._text = (run_dir / "log.txt").open("a", buffering=1, encoding="utf-8")
+        self._go_on, self._refused = go_on, False
+        self._text = os.open(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         self._lines = Lines(run_dir / "metrics.jsonl", until=start_step)
         last = self._lines.last
         self._events: _Events = _TensorBoard(run_dir / "tb", start_step, last) if tensorboard else _NoEvents()
@@ -54,7 +57,8 @@ class Log:
     def note(self, text: str) -> None:
         """Write `text` to `log.txt` only."""
         now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        self._text.write(f"{now}  {text}\n")
+        with self._writing():
+            os.write(self._text, f"{now}  {text}\n".encode())
 
     def exception(self, error: BaseException) -> None:
         """Write the traceback of `error` to `log.txt` only: the console gets a paragraph from whoever caught it."""
@@ -76,19 +80,46 @@ class Log:
 
     def sync(self) -> None:
         """Bring all that was logged to the disk: before a checkpoint is committed, so that a resume finds no gap."""
-        self._lines.sync()
-        self._events.sync()
+        with self._writing():
+            self._lines.sync()
+        with self._writing(events=True):
+            self._events.sync()
 
     def close(self) -> None:
-        """End the progress and close the files; again is harmless."""
+        """End the progress and close the files; again is harmless.
+
+        Raises:
+            OSError: the disk refuses the last TensorBoard events.
+        """
         self._console.close()
-        self._events.close()
         self._lines.close()
-        self._text.close()
+        if self._text >= 0:
+            os.close(self._text)
+            self._text = -1
+        with self._writing(events=True):
+            self._events.close()
 
     def _record(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
-        self._lines.append({"step": step, "epoch": epoch, **values})
-        self._events.scalars(step, values)
+        with self._writing():
+            self._lines.append({"step": step, "epoch": epoch, **values})
+        with self._writing(events=True):
+            self._events.scalars(step, values)
+
+    @contextmanager
+    def _writing(self, *, events: bool = False) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or str(self._lines.path.parent)
+            if events:  # readers stop at a torn event, so nothing can follow one
+                self._events.drop()
+                self._events = _NoEvents()
+            if not self._go_on:
+                raise
+            if not self._refused:
+                self._refused = True
+                why = error.strerror or error
+                self._console.say(f"the log cannot be written ({why}). The run goes on (train.on_save_error=go_on)")
 
 
 def final_report(metrics: Mapping[str, Any], run_dir: Path, say: Callable[[str], None] = print) -> None:
@@ -108,6 +139,7 @@ class _Events(Protocol):
     def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
     def sync(self) -> None: ...
     def close(self) -> None: ...
+    def drop(self) -> None: ...
 
 
 class _NoEvents:
@@ -118,6 +150,9 @@ class _NoEvents:
         pass
 
     def close(self) -> None:
+        pass
+
+    def drop(self) -> None:
         pass
 
 
@@ -177,6 +212,13 @@ class _TensorBoard:
         if self._writer is not None:
             self.sync()
             self._writer.close()
+            self._writer = None
+
+    def drop(self) -> None:
+        """Close the file without what is not written yet."""
+        if self._writer is not None:
+            with suppress(OSError):
+                self._writer.close()
             self._writer = None
 
     def _write(self, **fields: Any) -> None:

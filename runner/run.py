@@ -175,9 +175,7 @@ def launch(
             result["error"] = f"{type(error).__name__}: {error}"
             if isinstance(error, Fault):
                 result["fault"] = error.record()
-            if log is None:  # a log that cuts nothing off
-                log = Log(folder, tensorboard=False, progress=False, total_steps=0, start_step=sys.maxsize)
-            log.exception(error)  # noqa: TRY401  not a logger of the standard library
+            result["error"] += traceback_to(log, folder, error)
         if run is not None:
             with suppress(RunError):  # the last save; what it would say comes too late
                 run.checkpoints.wait()
@@ -189,10 +187,27 @@ def launch(
         except OSError as error:  # a full disk; what it would say is said at least
             status = EXIT_FAILED
             print(f"{folder / 'result.json'} could not be written: {error.strerror or error}", file=sys.stderr)
-        assert log is not None
-        log.close()
+        if log is not None:
+            try:
+                log.close()
+            except OSError as error:
+                print(f"{folder / 'tb'} lacks its last events: {error.strerror or error}", file=sys.stderr)
         conclude(result, folder)
     return Outcome(status, folder, result)
+
+
+def traceback_to(log: Log | None, folder: Path, error: Exception) -> str:
+    """Write the traceback of what ended the run to `log.txt`; what to say where that cannot be."""
+    try:
+        if log is None:  # a log that cuts nothing off
+            log = Log(folder, tensorboard=False, progress=False, total_steps=0, start_step=sys.maxsize)
+            log.exception(error)  # noqa: LOG004  not a logger of the standard library
+            log.close()
+        else:
+            log.exception(error)  # noqa: LOG004
+    except OSError as refused:
+        return f" (nor could log.txt be written: {refused.strerror or refused})"
+    return ""
 
 
 def start(config: Config, folder: Path, unresolved: str, command: Sequence[str], trust: Trust) -> Run:
@@ -299,6 +314,7 @@ def open_log(run: Run, config: Config) -> Log:
         progress=config.log.progress,
         total_steps=run.total_steps,
         start_step=run.progress.step,
+        go_on=config.train.on_save_error == "go_on",
     )
     run.checkpoints.warn = run.log.say
     run.on_save_error = config.train.on_save_error
@@ -339,7 +355,9 @@ def conclude(result: Mapping[str, Any], folder: Path) -> None:
         print(f"stopped by {result['signal']} after step {result['steps']:,}; continue with:")
         print(f"python -m runner resume {folder}")
     else:
-        print(f"The run failed: {result['error']}\nThe traceback is in {folder / 'log.txt'}", file=sys.stderr)
+        print(f"The run failed: {result['error']}", file=sys.stderr)
+        if "nor could log.txt" not in result["error"]:
+            print(f"The traceback is in {folder / 'log.txt'}", file=sys.stderr)
 
 
 def facts(config: Config, command: Sequence[str], run: Run | None) -> dict[str, Any]:

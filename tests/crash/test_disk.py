@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -447,3 +448,40 @@ def test_what_does_not_read_back_as_it_was_written_is_not_committed(three, monke
         save(silent(three))
 
     assert step_of(Checkpoints(three, warn=lambda _: None).load()) == 3
+
+
+# ---- a disk that is really full, as the kernel says it
+
+
+SMALL = (
+    "mount -t tmpfs -o size={size} tmpfs {folder} && cd {folder} && "
+    "{python} -m runner device.type=cpu train.duration=3ep train.on_save_error={policy} "
+    "&& status=0 || status=$?; cat outputs/*/*/result.json; exit $status"
+)
+
+
+def on_a_small_disk(folder, size, policy):
+    script = SMALL.format(size=size, folder=folder, policy=policy, python=sys.executable)
+    alone = ["unshare", "--user", "--map-root-user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody mount a disk of its own")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run([*alone, "sh", "-c", script], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("size", "policy", "status", "said"),
+    [
+        ("24k", "stop", 1, "No space left on device: 'outputs/digits_cnn/"),  # metrics.jsonl finds no room any more
+        pytest.param("8k", "stop", 1, "nor could log.txt be written", marks=pytest.mark.exhaustive),
+        pytest.param("24k", "go_on", 1, "the log cannot be written", marks=pytest.mark.exhaustive),
+        pytest.param("130k", "stop", 1, "the checkpoint of step 17 is whole", marks=pytest.mark.exhaustive),
+        pytest.param("130k", "go_on", 0, "test/accuracy", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_full_disk_is_said_without_a_traceback(tmp_path, size, policy, status, said):
+    done = on_a_small_disk(tmp_path, size, policy)
+    text = done.stdout + done.stderr
+
+    assert (done.returncode, said in text) == (status, True), text
+    assert "Traceback" not in text
