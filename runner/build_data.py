@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from runner import data, rng, splitting
 from runner.archive import IMPORTABLE, Limits
@@ -18,7 +16,7 @@ from runner.config.schema import Config
 from runner.config.trust import locate, user_directories
 from runner.download import provide
 from runner.errors import Mistake, RunError
-from runner.samples import Faults, Indices, Pipeline, Placement, Stream
+from runner.samples import Faults, Indices, Pipeline, Placement, Stream, to_image
 
 Parts = dict[str, tuple[Any, Indices | None]]  # split → dataset and which of its samples; None: all
 
@@ -205,12 +203,6 @@ def foreseen(config: Config, pipeline: Pipeline, sample: Any) -> str:
         except NotBatched as error:
             reason = str(error)
     return f"{names}: " + (f"sample by sample ({reason})" if reason else "batched where the data is in memory")
-
-
-def to_image(image: Any) -> Tensor:
-    """A PIL image as uint8 [C, H, W]."""
-    pixels = np.array(image)
-    return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[:, :, None]).permute(2, 0, 1).contiguous()
 
 
 def make_faults(config: Config, split: str, folder: Path | None) -> Faults:
