@@ -1,21 +1,22 @@
 """From a checked config to the batches of each split."""
 
 import inspect
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from runner import data, rng, splitting
+from runner.archive import IMPORTABLE, Limits
 from runner.batched import Chain, NotBatched
 from runner.component import Trust, component
 from runner.config.schema import Config
-from runner.config.trust import locate
+from runner.config.trust import locate, user_directories
+from runner.download import provide
 from runner.errors import Mistake, RunError
-from runner.samples import Faults, Indices, Pipeline, Placement, Stream
+from runner.samples import Faults, Indices, Pipeline, Placement, Stream, to_image
 
 Parts = dict[str, tuple[Any, Indices | None]]  # split → dataset and which of its samples; None: all
 
@@ -53,9 +54,19 @@ def make_parts(config: Config, trust: Trust = ()) -> Parts:
     """The dataset of each split, and which of its samples the split has.
 
     Raises:
-        RunError: a dataset cannot be had or split.
+        RunError: a dataset cannot be downloaded, had or split.
     """
     chosen, parts = config.dataset, Parts()
+    for node in chosen.downloads.values():
+        if node is not None:
+            provide(
+                node.url,
+                Path(node.to),
+                node.sha256,
+                size=node.size,
+                unpacked=None if node.unpack is None else Path(node.unpack),
+                limits=Limits(node.members_limit, int(node.size_limit * 2**30), node.ratio_limit),
+            )
     with rng.stream(rng.key(config.seed, "dataset")):
         if chosen.source is not None:
             source = component(chosen.source, "dataset.source", trust=trust)
@@ -113,7 +124,44 @@ def mistakes(config: Config, trust: Trust = ()) -> list[Mistake]:
             found.append(Mistake("dataset.class_weights", rule))
         elif "weight" in config.loss:
             found.append(Mistake("loss.weight", "is given by `dataset.class_weights`: leave one of them out"))
+    return found + misplaced(config, trust)
+
+
+def misplaced(config: Config, trust: Trust = ()) -> list[Mistake]:
+    """Downloads into places that are not for data: a config may come from a stranger.
+
+    Right is a folder below the working directory (or one named on the command line), with no hidden folder on the way.
+    """
+    found = []
+    for name, node in config.dataset.downloads.items():
+        for key in ("to", "unpack"):
+            text = None if node is None else getattr(node, key)
+            if text is None:
+                continue
+            path = Path(os.path.normpath(text))
+            homes = [home for home in user_directories(trust) if path.is_absolute() and path.is_relative_to(home)]
+            inner = path.relative_to(homes[-1]) if homes else path
+            if inner.is_absolute() or ".." in inner.parts:
+                rule, remedy = "must lie below the working directory", f"if you trust it: --trust {path.parent}/"
+                found.append(Mistake(f"dataset.downloads.{name}.{key}", rule, text, remedy=remedy))
+            elif len(inner.parts) < 2 or any(part.startswith(".") for part in inner.parts):
+                rule, right = "must lie in a folder for data, such as `data`, and not be hidden", f"data/{path.name}"
+                found.append(Mistake(f"dataset.downloads.{name}.{key}", rule, text, suggestion=right))
+            elif path.name.endswith(IMPORTABLE):
+                rule = "must be no file that Python could import"
+                found.append(Mistake(f"dataset.downloads.{name}.{key}", rule, text))
     return found
+
+
+def downloads_to_come(config: Config) -> list[str]:
+    """What would have to be downloaded first, in words."""
+    nodes = [node for node in config.dataset.downloads.values() if node is not None]
+    missing = [node for node in nodes if not any(Path(place).exists() for place in (node.unpack, node.to) if place)]
+    return [
+        f"{node.url if isinstance(node.url, str) else node.url[0]} will be downloaded to {node.to}"
+        + (f" ({node.size / 1e6:,.1f} MB)" if node.size else "")
+        for node in missing
+    ]
 
 
 def place_of(config: Config, member: str) -> Any:
@@ -155,12 +203,6 @@ def foreseen(config: Config, pipeline: Pipeline, sample: Any) -> str:
         except NotBatched as error:
             reason = str(error)
     return f"{names}: " + (f"sample by sample ({reason})" if reason else "batched where the data is in memory")
-
-
-def to_image(image: Any) -> Tensor:
-    """A PIL image as uint8 [C, H, W]."""
-    pixels = np.array(image)
-    return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[:, :, None]).permute(2, 0, 1).contiguous()
 
 
 def make_faults(config: Config, split: str, folder: Path | None) -> Faults:

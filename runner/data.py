@@ -19,7 +19,18 @@ from runner import rng
 from runner.batched import Chain, NotBatched
 from runner.gathered import Gathered
 from runner.loaded import KeyedSamples, KeyedStream, Loaded, Streamed
-from runner.samples import Faults, Indices, Order, Pipeline, Placement, Stream
+from runner.samples import (
+    Fault,
+    Faults,
+    Indices,
+    Order,
+    Pipeline,
+    Place,
+    Placement,
+    Stream,
+    file_of,
+    to_image,
+)
 from runner.splitting import Whole, whole_data
 
 
@@ -120,7 +131,7 @@ def make_split(
     """
     faults = faults or Faults(stream.split)
     if isinstance(dataset, IterableDataset):
-        samples = KeyedStream(dataset, pipeline, stream, limit)
+        samples = KeyedStream(dataset, pipeline, stream, limit, faults)
         split: Split = Streamed(
             samples,
             placement,
@@ -145,7 +156,7 @@ def _indexed(
     faults: Faults,
 ) -> Split:
     order = Order(len(indices), stream, shuffle=settings.shuffle, sampler=settings.sampler)
-    found = for_gathering(dataset, pipeline, settings)
+    found = for_gathering(dataset, indices, pipeline, stream, settings, faults)
     if not isinstance(found, str):
         whole, chain = found
         return Gathered(
@@ -173,28 +184,32 @@ def _indexed(
     )
 
 
-def for_gathering(dataset: Any, pipeline: Pipeline, settings: LoaderSettings) -> tuple[Whole, Chain | None] | str:
+def for_gathering(
+    dataset: Any, indices: Indices, pipeline: Pipeline, stream: Stream, settings: LoaderSettings, faults: Faults
+) -> tuple[Whole, Chain | None] | str:
     """The whole data and the batched transforms where batches can be gathered, else the reason why not.
 
     Raises:
         ValueError: they cannot, and `in_memory` is true.
+        RunError: `in_memory` is true, and a sample cannot be had.
     """
-    found = _whole_and_chain(dataset, pipeline, settings)
+    reason = why_single(pipeline, settings, collates=settings.options.get("collate_fn") is not None)
+    found: tuple[Whole, Chain | None] | str = reason
+    if not reason:
+        whole = whole_data(dataset)
+        if whole is None and settings.in_memory is True:
+            whole = stacked(dataset, indices, stream, faults)
+        found = (
+            "the dataset's tensors are not known as a whole" if whole is None else _chained(whole, pipeline, settings)
+        )
     if isinstance(found, str) and settings.in_memory is True:
         message = f"loader.in_memory: true cannot be had: {found}"
         raise ValueError(message)
     return found
 
 
-def _whole_and_chain(dataset: Any, pipeline: Pipeline, settings: LoaderSettings) -> tuple[Whole, Chain | None] | str:
-    reason = why_single(pipeline, settings, collates=settings.options.get("collate_fn") is not None)
-    if reason:
-        return reason
-    whole = whole_data(dataset)
-    if whole is None and settings.in_memory is True:
-        whole = _stacked(dataset)
-    if whole is None:
-        return "the dataset's tensors are not known as a whole"
+def _chained(whole: Whole, pipeline: Pipeline, settings: LoaderSettings) -> tuple[Whole, Chain | None] | str:
+    """The whole data with the batched form of its transforms, or why that cannot be had."""
     size = sum(tensor.nbytes for tensor in whole.tensors.values())
     if settings.in_memory == "auto" and size > settings.in_memory_limit:
         return f"{size / 2**30:.1f} GiB are over loader.in_memory_limit"
@@ -222,11 +237,52 @@ def why_single(pipeline: Pipeline, settings: LoaderSettings, *, collates: bool) 
     return next((reason for reason, holds in reasons.items() if holds), "")
 
 
-def _stacked(dataset: Any) -> Whole:
-    """Every sample of a dataset of equal tuples, read once and stacked."""
-    with rng.stream(rng.key(0, "in_memory")):
-        samples = [dataset[index] for index in range(len(dataset))]
-    stacked: list[Tensor] = [
-        torch.stack([torch.as_tensor(member) for member in members]) for members in zip(*samples, strict=True)
-    ]
-    return Whole(dict(enumerate(stacked)))
+def stacked(dataset: Any, indices: Indices, stream: Stream, faults: Faults) -> Whole:
+    """A split's samples as whole tensors, each read once, with the random numbers of its first epoch.
+
+    Members are tensors, arrays, numbers or PIL images; rows of other splits are zeros that no memory is spent on.
+
+    Raises:
+        ValueError: samples are no tuples or mappings of such members, or differ in their shapes.
+        RunError: a sample cannot be had, and is not to be skipped.
+    """
+    tensors: dict[Place, Tensor] = {}
+    pil: set[Place] = set()
+    bad: set[int] = set()
+    for index in indices.tolist():
+        try:
+            with rng.stream(stream.key(0, index, "dataset")):
+                sample = dataset[index]
+        except Exception as error:  # noqa: BLE001  a user's dataset may raise anything
+            faults.note(Fault(index, f"{type(error).__name__}: {error}", file_of(dataset, index)))
+            bad.add(index)
+            continue
+        for place, member in _members_of(sample, index).items():
+            if hasattr(member, "convert"):
+                pil.add(place)
+            row = _as_tensor(member, place, index)
+            if place not in tensors:
+                tensors[place] = torch.zeros(len(dataset), *row.shape, dtype=row.dtype)
+            if tensors[place].shape[1:] != row.shape:
+                shapes = f"{list(row.shape)}, not {list(tensors[place].shape[1:])} as the first"
+                message = f"loader.in_memory: true needs samples of one shape, and sample {index} has {shapes}"
+                raise ValueError(message)
+            tensors[place][index] = row
+    return Whole(tensors, frozenset(pil), frozenset(bad), dataset)
+
+
+def _members_of(sample: Any, index: int) -> Mapping[Place, Any]:
+    if isinstance(sample, Mapping):
+        return sample
+    if isinstance(sample, tuple | list):
+        return dict(enumerate(sample))
+    message = f"loader.in_memory: true needs samples of several members, and sample {index} is {type(sample).__name__}"
+    raise ValueError(message)
+
+
+def _as_tensor(member: Any, place: Place, index: int) -> Tensor:
+    try:
+        return to_image(member) if hasattr(member, "convert") else torch.as_tensor(member)
+    except (TypeError, ValueError, RuntimeError) as error:
+        message = f"loader.in_memory: true needs numbers, and member {place!r} of sample {index} is no number ({error})"
+        raise ValueError(message) from error

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from runner import rng
 from runner.batched import Chain
-from runner.samples import Fault, Faults, Indices, Order, Pipeline, Place, Placement
+from runner.samples import Fault, Faults, Indices, Order, Pipeline, Place, Placement, empty_batch
 from runner.splitting import Whole, fingerprint
 
 # Gathered and transformed at once. On a CPU what stays in its cache: 128 images of 3x32x32 as float32 take 1.5 MB, and
@@ -54,16 +54,14 @@ class Gathered:
     ) -> None:
         self.order, self.placement, self.place = order, placement, pipeline.place
         self.fingerprint = fingerprint(whole, indices)
-        indices = sound(whole, indices, faults or Faults(order.stream.split))
-        if len(indices) != order.length:
-            order.length = len(indices)
+        self.sound = sound(whole, indices, faults or Faults(order.stream.split))
         self.indices, self.batch_size = indices, batch_size
         rows = torch.from_numpy(indices)
         self.tensors = {place: tensor[rows].to(placement.device) for place, tensor in whole.tensors.items()}
         self.as_mapping = any(isinstance(place, str) for place in whole.tensors)
         self.chain = self._once(chain, limit)
-        self.size = len(indices)
-        self.length = self.size if order.sampler is None else len(order(0))
+        self.size = len(indices) if self.sound is None else int(self.sound.sum())
+        self.length = len(indices) if order.sampler is None else len(order(0))
         self.num_batches = self.length // batch_size if drop_last else math.ceil(self.length / batch_size)
         sample_bytes = sum(self._bytes(place) for place in self.tensors)
         budget = CHUNK_BYTES.get(placement.device.type, GPU_CHUNK_BYTES)
@@ -75,7 +73,9 @@ class Gathered:
             f", batched: {', '.join(pipeline.transforms)}" if pipeline.transforms else ""
         )
         self.ready: dict[int, list[Any]] = {}
-        self.unchanging = self._views(self.tensors) if order.fixed and self.chain is None else None
+        self.unchanging = None
+        if order.fixed and self.chain is None:
+            self.unchanging = self._views(self.tensors, np.arange(len(indices)))
 
     def _once(self, chain: Chain | None, limit: int) -> Chain | None:
         """Do now, to all samples, what draws nothing and comes first; what is left for each batch."""
@@ -99,9 +99,16 @@ class Gathered:
             member = self.chain.alone(member)
         return member.nbytes
 
-    def _views(self, members: dict[Place, Tensor]) -> list[Any]:
+    def _views(self, members: dict[Place, Tensor], positions: Indices) -> list[Any]:
+        """The batches of these samples, in the order of `positions`, without those that are skipped."""
         parts = [self.placement.put(member).split(self.batch_size) for member in members.values()]
         rows = list(zip(*parts, strict=True))
+        if self.sound is not None:
+            kept = [mask.nonzero()[:, 0] for mask in self.sound[torch.from_numpy(positions)].split(self.batch_size)]
+            if not all(map(len, kept)):
+                raise empty_batch(self.order.stream.split)
+            places = [which.to(self.placement.device) for which in kept]
+            rows = [tuple(m.index_select(0, at) for m in row) for row, at in zip(rows, places, strict=True)]
         return [dict(zip(members, row, strict=True)) for row in rows] if self.as_mapping else rows
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
@@ -122,7 +129,7 @@ class Gathered:
                 for begin in range(0, len(positions), self.chunk):
                     part = slice(begin, begin + self.chunk)
                     some = [tuple(member[part] for member in needs) for needs in prepared]
-                    yield from self._views(self._made(positions[part], some))
+                    yield from self._views(self._made(positions[part], some), positions[part])
 
     def _prepare(self, epoch: int) -> None:
         """Make this epoch's batches and some after it, each sample with the numbers of its own epoch."""
@@ -137,7 +144,8 @@ class Gathered:
         members = self._made(positions, self._numbers(positions, keys))
         parts = {place: member.split(length) for place, member in members.items()}
         self.ready = {
-            number: self._views({place: part[i] for place, part in parts.items()}) for i, number in enumerate(epochs)
+            number: self._views({place: part[i] for place, part in parts.items()}, positions[i * length :][:length])
+            for i, number in enumerate(epochs)
         }
 
     def _numbers(self, positions: Indices, keys: Callable[[str], Any]) -> list[tuple[Tensor, ...]]:
@@ -158,30 +166,31 @@ class Gathered:
         return members
 
 
-def sound(whole: Whole, indices: Indices, faults: Faults) -> Indices:
-    """The indices whose samples have finite numbers and labels in range; the others are faults.
+def sound(whole: Whole, indices: Indices, faults: Faults) -> Tensor | None:
+    """Which of the samples have finite numbers and labels in range, bool [len(indices)]; None: all.
 
     Raises:
-        RunError: there is one, and `faults` does not skip; or too many, or no sound one.
+        RunError: one has not, and `faults` does not skip; or too many.
+        ValueError: none has.
     """
     rows = torch.from_numpy(indices)
-    bad = torch.zeros(len(indices), dtype=torch.bool)
+    suspect = torch.zeros(len(indices), dtype=torch.bool)
     for place, tensor in whole.tensors.items():
         if tensor.is_floating_point():
             sums = tensor.flatten(1).sum(1) if tensor.dim() > 1 else tensor  # finite unless a member is not, or huge
-            bad |= ~torch.isfinite(sums[rows])
+            suspect |= ~torch.isfinite(sums[rows])
         elif place == faults.target and faults.classes is not None and tensor.dim() == 1:
-            bad |= (tensor[rows] < 0) | (tensor[rows] >= faults.classes)
-    if not bad.any():
-        return indices
-    really = np.zeros(len(indices), dtype=bool)
-    for position in bad.nonzero()[:, 0].tolist():
+            suspect |= (tensor[rows] < 0) | (tensor[rows] >= faults.classes)
+    good = torch.tensor([index not in whole.bad for index in indices.tolist()]) if whole.bad else ~suspect
+    for position in suspect.nonzero()[:, 0].tolist():
         index = int(indices[position])
+        if index in whole.bad:
+            continue
         text = faults.wrong({place: tensor[index] for place, tensor in whole.tensors.items()})
+        good[position] = not text
         if text:
-            really[position] = True
-            faults.note(Fault(index, text))
-    if really.all():
+            faults.note(Fault(index, text, whole.file(index)))
+    if not good.any():
         message = f"the {faults.split} split has no sound sample"
         raise ValueError(message)
-    return indices[~really]
+    return None if good.all() else good

@@ -1,7 +1,11 @@
 """Batches through torch's DataLoader: sample by sample, any dataset, any number of workers."""
 
 import contextlib
+import itertools
+import os
 import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -15,9 +19,22 @@ from torch.utils.data._utils import signal_handling
 
 from runner import rng
 from runner.errors import RunError
-from runner.samples import Fault, Faults, Indices, Order, Pipeline, Placement, Stream, drawn, file_of, signature
+from runner.samples import (
+    Fault,
+    Faults,
+    Indices,
+    Order,
+    Pipeline,
+    Placement,
+    Stream,
+    drawn,
+    empty_batch,
+    file_of,
+    signature,
+)
 from runner.splitting import fingerprint
 
+WATCH_SECONDS = 1.0  # between two looks of a worker whether its parent is alive
 PROBED = 5  # samples whose most common shapes are those of the split
 
 
@@ -53,10 +70,13 @@ class KeyedSamples(Dataset[Any]):
 
         try:
             rng.seed_all(self.stream.key(epoch, index, "dataset"))
-            sample = self.pipeline.apply(self.dataset[index], keys, uniforms)
+            raw = self.dataset[index]
+            wrong = self.faults.wrong(raw)  # a crop may leave a NaN out in one epoch, and not in the next
+            sample = raw if wrong else self.pipeline.apply(raw, keys, uniforms)
         except Exception as error:  # noqa: BLE001  a user's dataset and transforms may raise anything
             return Fault(index, f"{type(error).__name__}: {error}", file_of(self.dataset, index))
-        wrong = self.faults.wrong(sample)
+        if not wrong and self.pipeline.transforms:
+            wrong = self.faults.wrong(sample)
         if not wrong and self.shapes is not None and signature(sample) != self.shapes:
             wrong = f"its shapes are {_words(signature(sample))}, those of the others {_words(self.shapes)}"
         return Fault(index, wrong, file_of(self.dataset, index)) if wrong else sample
@@ -103,6 +123,28 @@ class Collate:
         return self.collate_fn(good) if good else None, faults
 
 
+class WorkerStart:
+    """What a worker does first: the user's `worker_init_fn`; and it ends when the process that trains does.
+
+    torch's workers look for their parent between two batches only, so one that hangs would outlive it.
+    """
+
+    def __init__(self, worker_init_fn: Callable[[int], None] | None) -> None:
+        self.worker_init_fn = worker_init_fn
+
+    def __call__(self, worker: int) -> None:
+        """Start the watch, and go on as the user wants it."""
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        if self.worker_init_fn is not None:
+            self.worker_init_fn(worker)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(WATCH_SECONDS)
+    os._exit(1)
+
+
 class Loaded:
     """Batches through torch's DataLoader: any dataset with `__len__` and `__getitem__`, any collate, any workers."""
 
@@ -118,6 +160,7 @@ class Loaded:
         reason: str = "",
         collate_fn: Callable[[list[Any]], Any] | None = None,
         num_workers: int = 0,
+        worker_init_fn: Callable[[int], None] | None = None,
         **settings: Any,
     ) -> None:
         self.order, self.placement, self.batch_size, self.drop_last = order, placement, batch_size, drop_last
@@ -136,6 +179,7 @@ class Loaded:
             generator=torch.Generator(),
             collate_fn=Collate(collate_fn),
             num_workers=num_workers,
+            worker_init_fn=WorkerStart(worker_init_fn) if num_workers else None,
             **settings,
         )
         self.num_batches = len(self._positions(0))
@@ -160,12 +204,11 @@ class Loaded:
             for fault in faults:
                 self.samples.faults.note(fault)
             if batch is None:
-                message = f"a batch of the {self.order.stream.split} split has no sound sample"
-                raise RunError(message)
+                raise empty_batch(self.order.stream.split)
             yield self.placement.put(batch)
 
 
-def watched(loader: DataLoader[Any], samples: KeyedSamples) -> Iterator[Any]:
+def watched(loader: DataLoader[Any], samples: "KeyedSamples | KeyedStream") -> Iterator[Any]:
     """What a loader gives; a worker that died or hangs is an error that names it and its sample, and none is left.
 
     Raises:
@@ -201,7 +244,7 @@ def _end(iterator: Any, workers: Sequence[Any]) -> None:
         worker.join()
 
 
-def _about_workers(workers: Sequence[Any], samples: KeyedSamples, timeout: float) -> str:
+def _about_workers(workers: Sequence[Any], samples: "KeyedSamples | KeyedStream", timeout: float) -> str:
     """Which worker ended, or which hang, and at which sample each was."""
     split, at = samples.stream.split, [-1] * len(workers) if samples.at is None else samples.at.tolist()
 
@@ -226,46 +269,99 @@ def _about_workers(workers: Sequence[Any], samples: KeyedSamples, timeout: float
 
 
 class KeyedStream(IterableDataset[Any]):
-    """An iterable dataset's samples, each drawn under a key (epoch, worker, number of the sample)."""
+    """An iterable dataset's samples, each drawn under a key (epoch, worker, number of the sample).
 
-    def __init__(self, dataset: Any, pipeline: Pipeline, stream: Stream, limit: int | None) -> None:
-        self.dataset, self.pipeline, self.stream, self.limit, self.epoch = dataset, pipeline, stream, limit, 0
+    One that cannot be had is a `Fault` in its place; where the dataset itself raised, nothing comes after that.
+    """
 
-    def _key(self, worker: int, count: int, name: str) -> int:
-        return self.stream.key(self.epoch, worker, count, name)
+    def __init__(
+        self, dataset: Any, pipeline: Pipeline, stream: Stream, limit: int | None, faults: Faults | None = None
+    ) -> None:
+        self.dataset, self.pipeline, self.stream, self.limit = dataset, pipeline, stream, limit
+        self.faults = faults or Faults(stream.split)
+        self.of_one_shape = False  # whether all samples of a worker must have the shapes of its first
+        self.epoch = torch.zeros((), dtype=torch.int64)  # in shared memory, where persistent workers see it change
+        self.at: Tensor | None = None  # int64 [workers]: the sample that each worker is at
 
     def __iter__(self) -> Iterator[Any]:
-        worker = torch.utils.data.get_worker_info()
-        source = iter(self.dataset)
-        count = 0
-        while self.limit is None or count < self.limit:
-            keys = partial(self._key, worker.id if worker else 0, count)
+        info, epoch = get_worker_info(), int(self.epoch)
+        worker = None if info is None else info.id
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+        source: Iterator[Any] | None = None
+        shapes: tuple[tuple[Any, ...], ...] | None = None
+        for count in itertools.count() if self.limit is None else range(self.limit):
+            if worker is not None and self.at is not None:
+                self.at[worker] = count
+            keys = partial(self.stream.key, epoch, worker or 0, count)
             with rng.isolated():
                 rng.seed_all(keys("dataset"))
                 try:
-                    sample = self.pipeline.apply(next(source), keys)
+                    source = iter(self.dataset) if source is None else source
+                    raw = next(source)
                 except StopIteration:
                     return
-            yield sample
-            count += 1
+                except Exception as error:  # noqa: BLE001  a user's dataset may raise anything
+                    yield Fault(count, f"{type(error).__name__}: {error}", worker=worker, final=True)
+                    return
+                try:
+                    wrong = self.faults.wrong(raw)
+                    sample = raw if wrong else self.pipeline.apply(raw, keys)
+                    wrong = wrong or self.faults.wrong(sample)
+                except Exception as error:  # noqa: BLE001  a user's transforms, too
+                    sample, wrong = None, f"{type(error).__name__}: {error}"
+            if not wrong and self.of_one_shape:
+                shapes = shapes or signature(sample)
+                if signature(sample) != shapes:
+                    wrong = f"its shapes are {_words(signature(sample))}, those of the others {_words(shapes)}"
+            yield Fault(count, wrong, worker=worker) if wrong else sample
 
 
 class Streamed:
     """Batches of an iterable dataset, which owns its order: a resume within an epoch reads what it skips."""
 
-    def __init__(self, samples: KeyedStream, placement: Placement, *, batch_size: int, **settings: Any) -> None:
+    def __init__(
+        self,
+        samples: KeyedStream,
+        placement: Placement,
+        *,
+        batch_size: int,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        num_workers: int = 0,
+        worker_init_fn: Callable[[int], None] | None = None,
+        **settings: Any,
+    ) -> None:
         self.samples, self.placement = samples, placement
-        self.loader = DataLoader(samples, batch_size=batch_size, generator=torch.Generator(), **settings)
+        samples.of_one_shape = collate_fn is None and batch_size > 1
+        if num_workers:
+            samples.epoch.share_memory_()
+            samples.at = torch.full((num_workers,), -1, dtype=torch.int64).share_memory_()
+        self.loader = DataLoader(
+            samples,
+            batch_size=batch_size,
+            generator=torch.Generator(),
+            collate_fn=Collate(collate_fn),
+            num_workers=num_workers,
+            worker_init_fn=WorkerStart(worker_init_fn) if num_workers else None,
+            **settings,
+        )
         self.size = len(samples.dataset) if hasattr(samples.dataset, "__len__") else 0
         self.num_batches = None
         self.fingerprint = ""  # only reading all of it would tell
-        self.plan = "streamed in the dataset's own order"
+        where = f", by {num_workers} worker{'s' * (num_workers != 1)}" if num_workers else ""
+        self.plan = f"streamed in the dataset's own order{where}"
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """The batches of an epoch; the first `start` of them are read and dropped."""
-        self.samples.epoch = epoch
-        if hasattr(self.samples.dataset, "set_epoch"):
-            self.samples.dataset.set_epoch(epoch)
-        for number, batch in enumerate(self.loader):
+        """The batches of an epoch; the first `start` of them are read and dropped.
+
+        Raises:
+            RunError: a sample cannot be had (and cannot or is not to be skipped), a worker died or hangs.
+        """
+        self.samples.epoch.fill_(epoch)
+        for number, (batch, faults) in enumerate(watched(self.loader, self.samples)):
+            for fault in faults:
+                self.samples.faults.note(fault)
+            if batch is None:
+                raise empty_batch(self.samples.stream.split)
             if number >= start:
                 yield self.placement.put(batch)

@@ -109,6 +109,7 @@ def preflight(config: Config, trust: Trust = (), wrong: Container[str] = ()) -> 
     with rng.isolated():
         if not _any(wrong, "dataset", "loader", "transform"):
             found.mistakes += build_data.mistakes(config, trust)
+            found.notes += build_data.downloads_to_come(config)
         if "device" not in wrong:
             _check_device(config, found)
         if "metrics" not in wrong:

@@ -21,6 +21,7 @@ from runner.errors import RunError
 
 Indices = npt.NDArray[np.int64]
 Place = int | str
+LISTED = "bad_samples.jsonl"  # in the run directory
 
 
 @dataclass(frozen=True)
@@ -124,11 +125,21 @@ def drawn(sampler: Iterable[Any], stream: Stream, epoch: int) -> list[Any]:
 
 @dataclass(frozen=True)
 class Fault:
-    """A sample that cannot be had: its number in the dataset, what is wrong, and its file where that is known."""
+    """A sample that cannot be had.
+
+    Attributes:
+        index: its number in the dataset; of an iterable one, how many came before it (from the same worker).
+        error: what is wrong.
+        file: its file, where that is known.
+        worker: the worker that counted, where an iterable dataset's samples come from several.
+        final: nothing comes after it, so it cannot be left out.
+    """
 
     index: int
     error: str
     file: str = ""
+    worker: int | None = None
+    final: bool = False
 
 
 @dataclass
@@ -150,7 +161,15 @@ class Faults:
     folder: Path | None = None
     classes: int | None = None
     target: Place | None = None
-    found: set[int] = field(default_factory=set)
+    found: set[int | tuple[int, int]] = field(default_factory=set)  # indices, with the worker where that counts
+
+    def __post_init__(self) -> None:
+        """What the run listed before it was resumed is neither listed nor counted again."""
+        listed = None if self.folder is None else self.folder / LISTED
+        if listed is not None and listed.exists():
+            for line in map(json.loads, listed.read_text().splitlines()):
+                if line["split"] == self.split:
+                    self.found.add(line["index"] if "worker" not in line else (line["worker"], line["index"]))
 
     def note(self, fault: Fault) -> None:
         """Take a fault.
@@ -159,15 +178,21 @@ class Faults:
             RunError: faults are errors here, or there are too many of them.
         """
         where = f" ({fault.file})" if fault.file else ""
-        message = f"{self.split} sample {fault.index}{where}: {fault.error}"
-        if not self.skip:
+        who = "" if fault.worker is None else f" of worker {fault.worker}"
+        message = f"{self.split} sample {fault.index}{who}{where}: {fault.error}"
+        if fault.final and self.skip:
+            message += "; an iterable dataset that raised has no next sample, so this one cannot be skipped"
+        if not self.skip or fault.final:
             raise RunError(message)
-        if fault.index in self.found:
+        key = fault.index if fault.worker is None else (fault.worker, fault.index)
+        if key in self.found:
             return
-        self.found.add(fault.index)
+        self.found.add(key)
         if self.folder is not None:
-            line = {"split": self.split, "index": fault.index, "file": fault.file, "error": fault.error}
-            with (self.folder / "bad_samples.jsonl").open("a") as file:
+            line: dict[str, Any] = {"split": self.split, "index": fault.index, "file": fault.file, "error": fault.error}
+            if fault.worker is not None:
+                line["worker"] = fault.worker
+            with (self.folder / LISTED).open("a") as file:
                 file.write(json.dumps(line) + "\n")
         if len(self.found) > self.limit:
             text = f"more than {self.limit} bad samples (loader.bad_samples_limit); the last: {message}"
@@ -183,6 +208,18 @@ class Faults:
                 if label is not None and not 0 <= label < self.classes:
                     return f"the label {label} is out of range: dataset.classes is {self.classes}"
         return ""
+
+
+def empty_batch(split: str) -> RunError:
+    """What is wrong with a batch of which every sample was left out."""
+    text = f"a batch of the {split} split has no sound sample: with `loader.bad_samples: skip`, make batches larger"
+    return RunError(text)
+
+
+def to_image(image: Any) -> Tensor:
+    """A PIL image as it is stored, [C, H, W]: uint8, or what its mode has."""
+    pixels = np.array(image)
+    return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[:, :, None]).permute(2, 0, 1).contiguous()
 
 
 def _members(sample: Any) -> Iterable[tuple[Any, Any]]:
@@ -206,6 +243,9 @@ def signature(sample: Any) -> tuple[tuple[Any, ...], ...]:
 
 def file_of(dataset: Any, index: int) -> str:
     """The file that a sample comes from, where the dataset lists them (`samples`, `files` or `paths`); else empty."""
+    inner, rows = getattr(dataset, "dataset", None), getattr(dataset, "indices", None)
+    if inner is not None and isinstance(rows, list | tuple) and index < len(rows):  # a Subset
+        return file_of(inner, int(rows[index]))
     for name in ("samples", "files", "paths"):
         entries = getattr(dataset, name, None)
         if isinstance(entries, list | tuple) and index < len(entries):

@@ -13,7 +13,7 @@ from runner import build_data, data, rng
 from runner.component import Trust
 from runner.config.schema import Config
 from runner.errors import RunError
-from runner.samples import Fault, Indices
+from runner.samples import Fault, Indices, to_image
 
 SHOWN = 32  # samples of a split on its sheet
 COUNTED = 10_000  # labels that are read one by one where the dataset has no list of them
@@ -103,7 +103,7 @@ def _picture(value: Any) -> Tensor | None:
     if image is None:
         if not hasattr(value, "convert"):
             return None
-        image = build_data.to_image(value.convert("RGB"))
+        image = to_image(value.convert("RGB"))
     if image.shape[0] not in (1, 3):
         return None
     if image.dtype != torch.uint8:
@@ -193,7 +193,7 @@ def _ranges(samples: list[Any]) -> dict[str, dict[str, Any]]:
     for sample in samples:
         items = sample.items() if isinstance(sample, Mapping) else enumerate(sample)
         for place, member in items:
-            value = build_data.to_image(member) if hasattr(member, "convert") else member
+            value = to_image(member) if hasattr(member, "convert") else member
             members.setdefault(str(place), []).append(torch.as_tensor(value).as_subclass(Tensor))
     for place, tensors in members.items():
         numbers = torch.cat([tensor.flatten().double() for tensor in tensors])

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from runner import rng
+from runner.samples import file_of
 
 Indices = npt.NDArray[np.int64]
 Place = int | str
@@ -101,10 +102,23 @@ def balanced_weights(labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Whole:
-    """All samples of a dataset as tensors [N, ...] by place; those in `pil` are given as PIL images one by one."""
+    """All samples of a dataset as tensors [N, ...] by place.
+
+    Attributes:
+        tensors: the members.
+        pil: those of them that are given as PIL images one by one.
+        bad: indices of samples that could not be had, and were noted.
+        dataset: where they come from.
+    """
 
     tensors: Mapping[Place, Tensor]
     pil: frozenset[Place] = frozenset()
+    bad: frozenset[int] = frozenset()
+    dataset: Any = None
+
+    def file(self, index: int) -> str:
+        """Where a sample comes from, if the dataset knows."""
+        return file_of(self.dataset, index)
 
 
 def whole_data(dataset: Any) -> Whole | None:
@@ -117,18 +131,21 @@ def whole_data(dataset: Any) -> Whole | None:
         if inner is None:
             return None
         rows = torch.as_tensor(dataset.indices)
-        return Whole({place: tensor[rows] for place, tensor in inner.tensors.items()}, inner.pil)
+        tensors = {place: tensor[rows] for place, tensor in inner.tensors.items()}
+        return Whole(tensors, inner.pil, dataset=dataset)
     own = type(dataset).__getitem__ if hasattr(type(dataset), "__getitem__") else None
     if isinstance(dataset, TensorDataset):
-        return Whole(dict(enumerate(dataset.tensors))) if own is TensorDataset.__getitem__ else None
+        plain = own is TensorDataset.__getitem__
+        return Whole(dict(enumerate(dataset.tensors)), dataset=dataset) if plain else None
     if getattr(dataset, "transforms", None) is not None:
         return None
     reads = f"{getattr(own, '__module__', '')}.{getattr(own, '__qualname__', '')}"
     if reads == "torchvision.datasets.cifar.CIFAR10.__getitem__":
         images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
-        return Whole({0: images, 1: torch.tensor(dataset.targets)}, frozenset({0}))
+        return Whole({0: images, 1: torch.tensor(dataset.targets)}, frozenset({0}), dataset=dataset)
     if reads == "torchvision.datasets.mnist.MNIST.__getitem__":
-        return Whole({0: dataset.data[:, None], 1: torch.as_tensor(dataset.targets)}, frozenset({0}))
+        members: dict[Place, Tensor] = {0: dataset.data[:, None], 1: torch.as_tensor(dataset.targets)}
+        return Whole(members, frozenset({0}), dataset=dataset)
     return None
 
 

@@ -1,22 +1,20 @@
 """Weights from anywhere: find the file or download it, read it without running anything, find the tensors in it."""
 
-import hashlib
 import json
 import re
 import tarfile
-import urllib.error
 import urllib.parse
-import urllib.request
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from torch import Tensor, hub
 
+from runner.download import digest, fetch
 from runner.errors import ABSENT, ConfigError, Mistake, RunError
-from runner.files import load_tensors, write_atomic
+from runner.files import load_tensors
 from runner.patterns import nearest
 
 # Where people keep a model's state_dict in a checkpoint, and where a moving average of it.
@@ -141,22 +139,7 @@ def _cached(url: str, name: str, sha256: str, *, download: bool) -> Located | No
         return Located(file, [f"{url}, found in torch hub's cache"], sha256)
     if not download:
         return None
-    file.parent.mkdir(parents=True, exist_ok=True)
-
-    def fetch(out: BinaryIO) -> None:
-        digest = hashlib.sha256()
-        request = urllib.request.Request(url, headers={"User-Agent": "yaml-experiment-runner"})  # noqa: S310  http(s) only
-        with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
-            while chunk := response.read(1 << 20):
-                digest.update(chunk)
-                out.write(chunk)
-        if not digest.hexdigest().startswith(sha256):
-            raise RunError(f"{url} has the SHA-256 {digest.hexdigest()}, but {sha256} was expected: it is not kept")
-
-    try:
-        write_atomic(file, fetch)
-    except (OSError, urllib.error.URLError, ValueError) as error:
-        raise RunError(f"{url} cannot be downloaded: {error}") from error
+    fetch(url, file, sha256)
     return Located(file, [f"downloaded from {url}"], sha256)
 
 
@@ -205,8 +188,7 @@ def _what_is_wrong(error: RunError, file: Path) -> str:
 
 
 def _verify_hash(file: Path, sha256: str) -> None:
-    with file.open("rb") as opened:
-        actual = hashlib.file_digest(opened, "sha256").hexdigest()
+    actual = digest(file)
     if not actual.startswith(sha256):
         raise _wrong(f"must have the SHA-256 {sha256}", f"{file} with {actual}", "fetch it again, or correct the hash")
 

@@ -1,11 +1,15 @@
 """Batches are the same from any number of workers; what is wrong with a sample or a worker is said or skipped."""
 
+import contextlib
+import hashlib
 import io
 import json
 import os
 import pickle
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,7 +121,20 @@ def test_cifar_images_are_gathered_as_the_pil_path_has_them() -> None:
         assert torch.equal(one[1], two[1])
 
 
-def test_mnist_and_cifar_files_of_their_real_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class OwnCIFAR10(datasets.CIFAR10):
+    """Files of CIFAR-10's format with checksums of their own, which torchvision verifies as it does its own files'."""
+
+    def __init__(self, root: Path) -> None:
+        def listed(*names: str) -> list[list[str]]:
+            return [[name, hashlib.md5((root / self.base_folder / name).read_bytes()).hexdigest()] for name in names]
+
+        self.train_list = listed(*(f"data_batch_{number}" for number in range(1, 6)))
+        self.test_list = listed("test_batch")
+        self.meta = {**self.meta, "md5": listed("batches.meta")[0][1]}
+        super().__init__(root)
+
+
+def test_mnist_and_cifar_files_of_their_real_formats(tmp_path: Path) -> None:
     """IDX and pickled files made here are read whole, and their batches are the images."""
     generator = np.random.default_rng(0)
     folder = tmp_path / "MNIST" / "raw"
@@ -135,9 +152,8 @@ def test_mnist_and_cifar_files_of_their_real_formats(tmp_path: Path, monkeypatch
     for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
         (tmp_path / "cifar-10-batches-py" / name).write_bytes(pickle.dumps({"data": rows, "labels": [0, 1, 2, 3, 4]}))
     (tmp_path / "cifar-10-batches-py" / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     mnist = split(datasets.MNIST(str(tmp_path)), TO_NUMBERS, shuffle=False)
-    cifar = split(datasets.CIFAR10(str(tmp_path)), TO_NUMBERS, shuffle=False)
+    cifar = split(OwnCIFAR10(tmp_path), TO_NUMBERS, shuffle=False)
     planes = torch.from_numpy(rows[:4].reshape(4, 3, 32, 32) / 255).float()
 
     assert mnist.plan.startswith("gathered")
@@ -285,7 +301,7 @@ def test_unsound_rows_in_memory(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="train sample 20: the label 20 is out of range"):
         split(digits(), faults=Faults(classes=20, target=1))
     faults = Faults(skip=True, classes=20, target=1, folder=tmp_path)
-    made = split(dataset, faults=faults)
+    made = split(dataset, faults=faults, batch_size=10)
 
     assert (19, {4, *range(20, 30)}) == (made.size, faults.found)
     assert list(range(20)) == sorted([4, *torch.cat([batch[1] for batch in made.batches(0)]).tolist()])
@@ -329,3 +345,59 @@ def test_a_worker_that_dies_or_hangs(how: str, message: str, persistent: bool) -
     import multiprocessing
 
     assert [] == multiprocessing.active_children()
+
+
+ORPHANS = """
+import os, sys, time
+import torch
+sys.path[:0] = [sys.argv[1], sys.argv[2]]
+from runner.errors import RunError
+from test_loading import Deadly, split
+
+def started(how, timeout):
+    made = split(Deadly(how), num_workers=2, options={"timeout": timeout}, shuffle=False)
+    return made
+
+for how in ("kill", "hang"):
+    try:
+        list(started(how, 1).batches(0))
+    except RunError as error:
+        print(error, flush=True)
+batches = started("hang", 0).batches(0)
+print(next(batches)[1].tolist(), flush=True)
+next(batches)
+"""
+
+
+def with_mark(mark: str) -> list[int]:
+    """The processes that have this text in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (
+                mark.encode() in (folder / "environ").read_bytes()
+                and b"(zombie)" not in (folder / "status").read_bytes()
+            ):
+                found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs a process table to look at")
+def test_no_worker_is_left(tmp_path: Path) -> None:
+    """Neither after one died or hung, nor when the process that trains is killed while one hangs."""
+    mark = f"ORPHANS_OF={os.getpid()}.{time.time_ns()}"
+    name, value = mark.split("=")
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", ORPHANS, str(here.parent), str(here)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, name: value}) as process:
+        assert process.stdout is not None
+        assert "was killed by SIGKILL" in process.stdout.readline()
+        assert "no batch came within" in process.stdout.readline()
+        assert process.stdout.readline() == "[0, 1, 2, 3]\n"
+        assert len(with_mark(mark)) == 3
+        process.kill()
+    deadline = time.monotonic() + 20
+    while with_mark(mark) and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+    assert [] == with_mark(mark)

@@ -25,6 +25,7 @@ def findings(config: schema.Config, choices: dict[str, str | None]) -> Iterator[
     """All that is wrong between the keys of a config."""
     yield from _splits(config.dataset)
     yield from _samples(config.dataset.sample)
+    yield from _downloads(config.dataset.downloads)
     yield from _names(config)
     yield from _contradictions(config)
     if Duration.parse(config.train.duration).amount and not choices.get("debug"):
@@ -48,6 +49,27 @@ def _splits(dataset: schema.Dataset) -> Iterator[Finding]:
         if fraction and dataset.source is not None and name in given:
             rule = f"must not stand beside `dataset.{name}`: one of them is the {name} data"
             yield Finding(Mistake(f"dataset.{name}_fraction", rule, fraction), (f"dataset.{name}",))
+
+
+def _downloads(downloads: dict[str, schema.Download | None]) -> Iterator[Finding]:
+    taken: dict[str, str] = {}
+    for name, node in downloads.items():
+        if node is None:
+            continue
+        for key, path in (("to", node.to), ("unpack", node.unpack)):
+            if path in taken:
+                mistake = Mistake(f"dataset.downloads.{name}.{key}", f"is the place of `{taken[path]}` already", path)
+                yield Finding(mistake, (taken[path],))
+            elif path is not None:
+                taken[path] = f"dataset.downloads.{name}.{key}"
+        if node.unpack is None:
+            limits = [item for item in fields(node) if item.name in ("members_limit", "size_limit", "ratio_limit")]
+            for item in limits:
+                value, text = getattr(node, item.name), yaml_text(item.default)
+                if value != item.default:
+                    key, remedy = f"dataset.downloads.{name}.{item.name}", f"leave it at `{text}`"
+                    rule = "has no effect without `unpack`"
+                    yield Finding(Mistake(key, rule, value, remedy=remedy, suggestion=text))
 
 
 _DTYPES = (

@@ -47,7 +47,22 @@ class Sample:
 
 
 @dataclass
+class Download:
+    """A file that the data needs from the net. What is there already is not fetched again, and never written over."""
+
+    url: str | list[str] = rule(regex="https?://[^/]+/.+")  # of several each is a mirror of the others
+    sha256: str = rule(regex="[0-9a-f]{64}")
+    to: str = rule()  # the file, in a folder below the working directory
+    size: int | None = rule(None, at_least=1)  # bytes; more are not taken
+    unpack: str | None = None  # the folder (of a lone .gz: the file) that it becomes; where that is there, all is done
+    members_limit: int = rule(2_000_000, at_least=1)  # files and folders in the archive
+    size_limit: float = rule(1024.0, above=0)  # GiB of all of them
+    ratio_limit: float = rule(200.0, at_least=1)  # times the archive's own size
+
+
+@dataclass
 class Dataset:
+    downloads: dict[str, Download | None] = rule({})  # by name, in order; before the datasets are built
     train: Component | None = rule(None, slot="dataset")
     val: Component | None = rule(None, slot="dataset")
     test: Component | None = rule(None, slot="dataset")
