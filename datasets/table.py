@@ -77,7 +77,7 @@ def read(path: Path) -> Columns:
         return {str(number): matrix[:, number] for number in range(matrix.shape[1])}
     if path.suffix == ".parquet":
         try:
-            from pyarrow import parquet  # type: ignore[import-not-found, unused-ignore]
+            from pyarrow import parquet
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("Parquet files need pyarrow: pip install pyarrow") from error
         table = parquet.read_table(path)
