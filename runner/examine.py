@@ -72,7 +72,7 @@ def examine_sweep(overrides: Sequence[str], trust: tuple[str, ...], say: Say = l
         if new:
             say(list(new.values()))
 
-    jobs = list(sweep.jobs(overrides, Path.cwd()))
+    jobs = [job.composed for job in sweep.jobs(overrides, Path.cwd())]
     for composed in jobs:  # what needs no torch is said of every job before torch is imported for the first
         say_new(Check(composed, trust).at_once)
     for composed in jobs:

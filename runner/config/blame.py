@@ -4,7 +4,7 @@ import ast
 import dataclasses
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -76,6 +76,9 @@ class _File:
     chosen: str
     cwd: Path
 
+    def placed(self, places: Mapping[str, str]) -> "_File":
+        return dataclasses.replace(self, chosen=places.get(self.chosen, self.chosen))
+
     def setting(self, path: Path_) -> Setting | None:
         below, node_path = path[: len(self.package)], path[len(self.package) :]
         if below != self.package[: len(below)] or (len(path) < len(self.package) and not self.loaded.data):
@@ -102,6 +105,7 @@ class _Argument:
     path: Path_
     value: object
     removes: bool = False
+    where: str = ""  # where it was said, if not on the command line
 
     @classmethod
     def of(cls, override: "Override") -> "_Argument":
@@ -109,6 +113,9 @@ class _Argument:
         text = override.input_line or ""
         value = text.partition("=")[2] if override.is_sweep_override() else override.value()
         return cls(text, as_path(override.key_or_group), value, override.is_delete())
+
+    def placed(self, places: Mapping[str, str]) -> "_Argument":
+        return dataclasses.replace(self, where=places.get(argument(self.text), self.where))
 
     def setting(self, path: Path_) -> Setting | None:
         if path[: len(self.path)] != self.path:
@@ -120,7 +127,7 @@ class _Argument:
             if isinstance(value, dict) and part not in value:
                 return None
             value = value[part]  # type: ignore[index]
-        return Setting(ABSENT if self.removes else value, argument(self.text))
+        return Setting(ABSENT if self.removes else value, self.where or argument(self.text))
 
 
 class Layers:
@@ -156,6 +163,15 @@ class Layers:
     def with_arguments(self, overrides: "Sequence[Override]") -> "Layers":
         """The same layers with further arguments over them."""
         return Layers([*self._layers, *map(_Argument.of, overrides)], self._primary, self.cwd)
+
+    def placed(self, places: Mapping[str, str]) -> "Layers":
+        """The same layers with each of these places (of arguments) instead of another."""
+        return Layers([layer.placed(places) for layer in self._layers], self._primary, self.cwd)
+
+    def sets_only(self, group: str, keys: Sequence[str]) -> bool:
+        """Whether the option of a group says nothing but these keys of the root, and the defaults list of a file."""
+        files = (f for f in self._layers if isinstance(f, _File) and f.loaded.path.parent.name == group)
+        return all(name in (*keys, "defaults") for f in files for name in (f.package[:1] or f.loaded.data))
 
     def settings(self, path: Path_) -> list[Setting]:
         """Every layer that sets the key, in order; the winner last."""

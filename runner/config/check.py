@@ -75,7 +75,7 @@ class Check:
             keys = (finding.mistake.key, *finding.follows_from)
             if not any(bad == key or bad.startswith(f"{key}.") for key in keys for bad in wrong):
                 found += self.placed([finding.mistake])
-        return [*composed.mistakes, *self._independent(found)]
+        return [*composed.mistakes, *self._independent([*found, *effects.without_multirun(composed.overrides)])]
 
     def _independent(self, mistakes: list[Mistake], before: Sequence[Mistake] = ()) -> list[Mistake]:
         """Without those that only follow from another one, or that an alias repeats."""

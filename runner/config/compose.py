@@ -6,7 +6,7 @@ and the rest is composed again, so that one report can name everything.
 
 import copy
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +38,8 @@ from runner.errors import ConfigError, Mistake
 
 CONFIG_NAME = "config"  # of the primary config
 _OURS_ONLY = "may be set by the runner's own files and the command line only"
-_HYDRA_FROM_FILES = {"hydra.sweeper.params"}  # all that one of our files beside the primary config may set
+# All that a file beside the primary config may set: texts of a sweep's values, which we enumerate ourselves.
+_HYDRA_FROM_FILES = {"hydra.sweeper.params"}
 
 
 def our_conf() -> Path:
@@ -91,6 +92,12 @@ class Composed:
     def blame(self, mistakes: Iterable[Mistake]) -> list[Mistake]:
         """The same mistakes, each with the place that made it where it has none yet."""
         return [m if m.where else replace(m, where=self.layers.blame(as_path(m.key))) for m in mistakes]
+
+    def placed(self, places: Mapping[str, str]) -> "Composed":
+        """The same with arguments that were said elsewhere than on the command line, at their places."""
+        arguments = {argument(text): where for text, where in places.items()}
+        mistakes = [replace(m, where=arguments.get(m.where, m.where)) for m in self.mistakes]
+        return replace(self, layers=self.layers.placed(arguments), mistakes=mistakes)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -456,11 +463,10 @@ class Loader(ConfigLoaderImpl):
             self.repository._note(Mistake(package, _OURS_ONLY, where=where, remedy=remedy))  # noqa: SLF001
             return False
         if package == "" and "hydra" in inside and not (default.primary and path.is_relative_to(our_conf())):
-            ours = path.is_relative_to(our_conf())
             for key, value in _leaves(inside._get_node("hydra"), "hydra"):  # noqa: SLF001
                 if default.primary and _same_in_ours(key, value):
                     continue  # a copy of our primary config
-                if ours and any(f"{key}.".startswith(f"{allowed}.") for allowed in _HYDRA_FROM_FILES):
+                if any(f"{key}.".startswith(f"{allowed}.") for allowed in _HYDRA_FROM_FILES):
                     continue
                 found = document.find(self.repository.read[path].root, tuple(key.split(".")))
                 where = f"{path}:{found[0] if found else 1}"

@@ -43,23 +43,27 @@ class _Loader(_Base):  # type: ignore[misc]
 
 @dataclass
 class Document:
-    """One file: its plain data (`{}` where it cannot be read), its nodes with their lines, what is wrong with it."""
+    """One file: its plain data (`{}` where it cannot be read), its nodes with their lines, what is wrong with it.
+
+    `items` has the data of a file that is a list.
+    """
 
     path: Path
     text: str = ""
     data: dict[str, Any] = field(default_factory=dict)
+    items: list[Any] = field(default_factory=list)
     root: yaml.Node | None = None
     mistake: Mistake | None = None
 
 
-def load(path: Path) -> Document:
-    """Read a file; what is wrong with it is in `mistake`, never raised."""
+def load(path: Path, *, items: bool = False) -> Document:
+    """Read a file that is a mapping, or a list of `items`; what is wrong with it is in `mistake`, never raised."""
     stat = path.stat()
-    return _load(path, stat.st_mtime_ns, stat.st_size)
+    return _load(path, stat.st_mtime_ns, stat.st_size, items)
 
 
 @lru_cache(maxsize=1024)
-def _load(path: Path, _changed: int, size: int) -> Document:
+def _load(path: Path, _changed: int, size: int, items: bool) -> Document:
     document = Document(path)
     try:
         if size > MAX_BYTES:
@@ -73,14 +77,18 @@ def _load(path: Path, _changed: int, size: int) -> Document:
             if _weight(root, {}, set()) > MAX_NODES:
                 message = f"has more than {MAX_NODES:,} nodes with its aliases written out"
                 raise _Refused(message)
-            data = {} if root is None else loader.construct_document(root)
+            data: Any = None if root is None else loader.construct_document(root)
         finally:
             loader.dispose()
-        if not isinstance(data, dict | None):
-            message = "must be a mapping of keys to values"
+        if not isinstance(data, (list if items else dict) | None):
+            message = f"must be a {'list of mappings' if items else 'mapping'} of keys to values"
             raise _Refused(message)
-        document.data, document.root = data or {}, root
-        for place, error in list(_unreadable(document.data, ())):
+        document.root = root
+        if items:
+            document.items = list(data or ())
+        else:
+            document.data = dict(data or {})
+        for place, error in list(_unreadable(document.items or document.data, ())):
             found = find(root, place)
             rule = f"has an interpolation that cannot be read: {error}"
             document.mistake = document.mistake or Mistake(

@@ -1,6 +1,6 @@
 """Settings that do nothing, contradict each other, or name a metric that nothing will produce."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from runner.errors import Mistake
 from runner.schedule import Duration
 
 PLATEAU = "ReduceLROnPlateau"
+NO_MULTIRUN = "has no effect without `-m`"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,15 @@ def findings(config: schema.Config, choices: dict[str, str | None]) -> Iterator[
     yield from _contradictions(config)
     if Duration.parse(config.train.duration).amount and not choices.get("debug"):
         yield from _without_effect(config)
+
+
+def without_multirun(arguments: Iterable[str]) -> Iterator[Mistake]:
+    """Arguments that say how to sweep, to a run that is no sweep."""
+    for text in arguments:
+        key, _, value = text.partition("=")
+        key = key.lstrip("+")
+        if key.startswith("sweep.") or (key == "sweep" and value not in ("default", "null")):
+            yield Mistake(key, NO_MULTIRUN, where=f"argument `{text}`", remedy="put `-m` before it, or leave it out")
 
 
 def _splits(dataset: schema.Dataset) -> Iterator[Finding]:

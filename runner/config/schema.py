@@ -245,8 +245,11 @@ class Log:
 @dataclass
 class Sweep:
     id: str = rule("auto", unbuilt=NOT_YET)
-    seeds: int | None = rule(None, at_least=1, unbuilt=NOT_YET)
-    points: str | None = rule(None, unbuilt=NOT_YET)
+    seeds: int | None = rule(None, at_least=1)  # so many jobs of each point, with `seed`, `seed` + 1, …
+    points: str | None = None  # a YAML, CSV or JSON-lines file of points; each is combined with the other axes
+    zip: list[str] | list[list[str]] = rule([])  # swept keys that change together, or several such lists
+    random: int | None = rule(None, at_least=1)  # so many points drawn from the axes, instead of all combinations
+    random_seed: int = rule(0, at_least=0)
     slots: int | Literal["auto"] = rule("auto", unbuilt=NOT_YET)
     timeout: float | None = rule(None, above=0, unbuilt=NOT_YET)
     retry: Literal["machine", "all", "none"] = rule("machine", unbuilt=NOT_YET)

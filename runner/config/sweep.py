@@ -1,8 +1,9 @@
 """All jobs of a sweep, composed before the first starts."""
 
-import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from copy import copy
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from hydra.core.override_parser.types import Override
@@ -11,123 +12,169 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.config.blame import argument
+from runner.config import effects
+from runner.config.check import Check
 from runner.config.compose import Composed, Loader
-from runner.errors import ConfigError, Mistake
+from runner.config.points import Point, Space, make_space
+from runner.config.schema import Sweep
+from runner.errors import ConfigError
 
-Point = tuple[str, ...]  # the arguments of one job, all of them
+_OF_THE_SWEEP = ("sweep", "hydra")  # groups and keys that are no part of a job
 
 
-def jobs(overrides: Sequence[str], cwd: Path) -> Iterator[Composed]:
-    """Compose each job of a sweep in the order of Hydra's basic sweeper (the last argument changes fastest).
+@dataclass(frozen=True)
+class Job:
+    """One job: its point and what it is composed to, as a run with the point's arguments alone would be."""
+
+    point: Point
+    composed: Composed
+
+
+def jobs(overrides: Sequence[str], cwd: Path) -> Iterator[Job]:
+    """Each job of a sweep. Raises ConfigError as `plan` does."""
+    return plan(overrides, cwd).jobs()
+
+
+def plan(overrides: Sequence[str], cwd: Path, *, searched: bool = False) -> "Plan":
+    """A sweep from its command line.
+
+    Args:
+        overrides: the arguments of `-m`.
+        cwd: where `conf/` and files of points are looked for.
+        searched: whether a search draws from the axes, so that they need not be enumerable.
 
     Raises:
         ConfigError: the sweep itself cannot be composed, or cannot be enumerated.
     """
-    sweep = Sweep(overrides, cwd)
-    for point in sweep.grid():
-        yield sweep.compose(point)
+    loader = _Parsing(cwd)
+    whole = loader.collect(list(overrides), RunMode.MULTIRUN)
+    checked = Check(whole)
+    wrong = [mistake for mistake in checked.at_once if mistake.key.partition(".")[0] == "sweep"]
+    mistakes = [mistake for mistake in wrong if mistake.rule != effects.NO_MULTIRUN]
+    settings = Sweep() if mistakes else checked.config.sweep
+    try:
+        space = make_space(
+            loader.parse,
+            _arguments(loader, whole, overrides),
+            settings,
+            lambda key: whole.layers.blame(tuple(key.split("."))),
+            cwd,
+            seed=checked.config.seed,
+            searched=searched,
+        )
+    except ConfigError as error:
+        mistakes += error.mistakes
+    if mistakes:
+        said = {mistake.where for mistake in whole.mistakes}
+        raise ConfigError([*whole.mistakes, *(m for m in mistakes if m.where not in said)])
+    return Plan(settings, whole, space, loader)
 
 
-class Sweep:
-    """A command line with several values for some keys: what its jobs share, and each of them.
+def _arguments(loader: "_Parsing", whole: Composed, overrides: Sequence[str]) -> list[tuple[str, str]]:
+    """The arguments of the jobs, each with its place: first those of the config, then those of the command line."""
+    params = OmegaConf.select(whole.hydra, "sweeper.params") or {}
+    places = {key: whole.layers.origin(("hydra", "sweeper", "params", key)) for key in params}
+    given = [(f"{key}={value}", places[key]) for key, value in params.items()]
+    return [*given, *((text, "") for text in overrides if not _is_of_the_sweep(loader, whole, text))]
 
-    The config of a choice of groups is composed once; points that change values only are set in copies of it.
+
+def _is_of_the_sweep(loader: "_Parsing", whole: Composed, text: str) -> bool:
+    """Whether an argument says how to sweep, and no job needs it."""
+    try:
+        override = loader.parse(text)
+    except HydraException:
+        return False
+    key = override.key_or_group
+    if key == "sweep" and not override.is_sweep_override():
+        return whole.layers.sets_only("sweep", _OF_THE_SWEEP)
+    return key.partition(".")[0].partition("/")[0] in _OF_THE_SWEEP and not override.is_sweep_override()
+
+
+@dataclass
+class Plan:
+    """A sweep as it was asked for.
 
     Attributes:
-        base: what is composed without the swept arguments.
-        axes: for each key that the command line or `hydra.sweeper.params` sets, its arguments, one a value.
-        swept: the keys that are swept over, group names among them.
-
-    Raises:
-        ConfigError: the sweep itself cannot be composed, or cannot be enumerated.
+        settings: how to sweep.
+        base: what it is composed to with the swept arguments left aside.
+        space: what it goes over.
     """
 
-    def __init__(self, overrides: Sequence[str], cwd: Path) -> None:
-        self._loader = Loader(cwd)
-        self.base = self._loader.collect(list(overrides), RunMode.MULTIRUN)
-        self.axes, self.swept = _axes(self._loader, self.base, list(overrides))
-        self._composed: dict[Point, Composed] = {}
-        self._groups: dict[str, bool] = {}
+    settings: Sweep
+    base: Composed
+    space: Space
+    _loader: "_Parsing"
+    _composed: dict[tuple[str, ...], Composed] = field(default_factory=dict)
 
-    @property
-    def fixed(self) -> Point:
-        """The arguments that every job has."""
-        return tuple(values[0] for key, values in self.axes.items() if key not in self.swept)
+    def jobs(self) -> Iterator[Job]:
+        """Each job, in order."""
+        return map(self.job, self.space.points())
 
-    def grid(self) -> Iterator[Point]:
-        """Each combination of the values, the last argument changing fastest."""
-        return itertools.product(*self.axes.values())
+    def job(self, point: Point) -> Job:
+        """A point, composed.
 
-    def compose(self, point: Point) -> Composed:
-        """The job of a point: what `compose.compose` gives for its arguments."""
-        groups = tuple(text for text in point if self._is_group(text))
-        values = [text for text in point if text not in groups]
-        if groups not in self._composed:
-            self._composed[groups] = self._loader.collect(list(groups), RunMode.RUN)
-        return self._with_values(self._composed[groups], point, values)
-
-    def _is_group(self, text: str) -> bool:
-        if text not in self._groups:
-            override = self._loader.parse(text)
-            self._groups[text] = override.is_delete() or (
-                self._loader.repository.group_exists(override.key_or_group) and not isinstance(override.value(), dict)
-            )
-        return self._groups[text]
-
-    def _with_values(self, base: Composed, point: Point, values: list[str]) -> Composed:
-        """The config of the groups with the values set in it."""
-        if not values:
-            return replace(base, overrides=list(point))
-        overrides = [self._loader.parse(text) for text in values]
-        # A mapping is merged; an interpolation may point to a default that is not written out in the base.
-        if base.mistakes or any(isinstance(o.value(), dict | list) or "${" in str(o.value()) for o in overrides):
-            return self._loader.collect(list(point), RunMode.RUN)
+        What all jobs share and the choices of groups are composed once; values are set in copies of that.
+        """
+        swept = [text for text in point.overrides if text not in self._fixed]
+        values = [text for text in swept if not self._loader.chooses_group(text)]
+        if any(self._needs_composition(text) for text in values):
+            return self._finished(point, self._loader.collect(list(point.overrides), RunMode.RUN))
+        shared = tuple(text for text in point.overrides if text not in values)
+        if shared not in self._composed:
+            self._composed[shared] = self._loader.collect(list(shared), RunMode.RUN)
+        base = self._composed[shared]
+        if base.mistakes and values:
+            return self._finished(point, self._loader.collect(list(point.overrides), RunMode.RUN))
         config = base.unresolved.copy()
+        overrides = [self._loader.parse(text) for text in values]
         try:
             for override in overrides:
                 OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=True)
         except OmegaConfBaseException:  # what Hydra would refuse too, and says why
-            return self._loader.collect(list(point), RunMode.RUN)
+            return self._finished(point, self._loader.collect(list(point.overrides), RunMode.RUN))
         layers = base.layers.with_arguments(overrides)
-        return replace(base, unresolved=config, overrides=list(point), layers=layers)
+        return self._finished(point, replace(base, unresolved=config, overrides=list(point.overrides), layers=layers))
+
+    @cached_property
+    def _fixed(self) -> frozenset[str]:
+        return frozenset(setting.text for setting in self.space.fixed)
+
+    def _needs_composition(self, text: str) -> bool:
+        """Whether a value cannot just be set last: it is a mapping, it points elsewhere, or an argument overlaps it."""
+        override = self._loader.parse(text)
+        key = override.key_or_group
+        return (
+            override.is_delete()
+            or isinstance(override.value(), dict)
+            or "${" in text
+            or any(_overlap(key, setting.key) for setting in self.space.fixed)
+            or any(_overlap(key, other) for other in self.space.keys if other != key)
+        )
+
+    def _finished(self, point: Point, composed: Composed) -> Job:
+        """Without what is of the sweep as a whole, and with each argument at its place."""
+        composed.unresolved["sweep"] = {}
+        composed.choices = composed.choices | {"sweep": "default"}
+        return Job(point, composed.placed(point.places) if point.places else composed)
 
 
-def _axes(loader: Loader, whole: Composed, overrides: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """The values of each argument, and the keys that are swept over.
-
-    Later arguments replace earlier ones of the same key, as in Hydra's basic sweeper.
-    """
-    params = OmegaConf.select(whole.hydra, "sweeper.params") or {}
-    arguments = [f"{key}={value}" for key, value in params.items()] + overrides
-    axes: dict[str, list[str]] = {}
-    swept: dict[str, bool] = {}
-    mistakes = []
-    for text in arguments:
-        try:
-            override = loader.parse(text)
-            if override.is_hydra_override() and not override.is_sweep_override() and text in overrides:
-                continue
-            axes[override.get_key_element()] = _points(override, text)
-            swept[override.get_key_element()] = override.is_sweep_override()
-        except (HydraException, ValueError) as error:
-            key, first = text.partition("=")[0], str(error).splitlines()[0]
-            where = argument(text) if text in overrides else whole.layers.origin(("hydra", "sweeper", "params", key))
-            mistakes.append(Mistake(key, f"cannot be enumerated: {first}", where=where))
-    if mistakes:
-        raise ConfigError([*whole.mistakes, *(m for m in mistakes if m.where not in {w.where for w in whole.mistakes})])
-    return axes, [key for key, several in swept.items() if several]
+def _overlap(key: str, other: str) -> bool:
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
-def _points(override: Override, text: str) -> list[str]:
-    """The values of one argument, as arguments. Raises ValueError or HydraException where they cannot be listed."""
-    if override.is_hydra_override():
-        message = "Hydra's own settings cannot be swept over"
-        raise ValueError(message)
-    if not override.is_sweep_override():
-        return [text]
-    points = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-    if not points:
-        message = "it has no value at all"
-        raise ValueError(message)
-    return points
+class _Parsing(Loader):
+    """A loader that reads each argument once: a thousand points have few different ones."""
+
+    def __init__(self, cwd: Path) -> None:
+        super().__init__(cwd)
+        self._read: dict[str, Override] = {}
+
+    def parse(self, text: str) -> Override:
+        if text not in self._read:
+            self._read[text] = super().parse(text)
+        return copy(self._read[text])  # whoever composes with it changes it
+
+    def chooses_group(self, text: str) -> bool:
+        """Whether an argument chooses the option of a group."""
+        override = self.parse(text)
+        return self.repository.group_exists(override.key_or_group) and not isinstance(override.value(), dict)

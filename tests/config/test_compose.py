@@ -108,7 +108,7 @@ def test_sweep_jobs_are_what_each_job_composes(tmp_path):
     points = list(jobs(overrides, our_conf().parent))
 
     assert 16 == len(points)
-    for job in points:
+    for job in (point.composed for point in points):
         assert job.config == compose(job.overrides).config
 
 

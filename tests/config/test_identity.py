@@ -5,7 +5,7 @@ import pytest
 from runner.config.check import Check, resolved
 from runner.config.compose import compose, our_conf
 from runner.config.identity import job_id, replicate_id, sweep_id
-from runner.config.sweep import Sweep
+from runner.config.sweep import plan
 
 CWD = our_conf().parent
 
@@ -15,8 +15,8 @@ def config_of(*overrides):
 
 
 def sweep_of(*overrides):
-    sweep = Sweep(overrides, CWD)
-    return sweep_id(resolved(Check(sweep.base, ()).config), [key.lstrip("+~") for key in sweep.swept])
+    sweep = plan(overrides, CWD)
+    return sweep_id(resolved(Check(sweep.base).config), sweep.space.keys)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_sweep_with_other_values_of_the_same_keys_is_the_same_sweep():
     line = sweep_of("optimizer.lr=0.1,0.2", "model=mlp,small_cnn", "train.duration=1ep")
 
     assert line == sweep_of("model=mlp,small_cnn,lenet", "train.duration=1ep", "optimizer.lr=choice(0.3)")
-    assert line == sweep_of("optimizer.lr=1,2", "model=mlp,lenet", "train.duration=1ep", "sweep.id=a", "log=quiet")
+    assert line == sweep_of("optimizer.lr=1,2", "model=mlp,lenet", "train.duration=1ep", "log=quiet")
     assert line != sweep_of("optimizer.lr=0.1,0.2", "model=mlp,small_cnn", "train.duration=2ep")
     assert line != sweep_of("optimizer.lr=0.1,0.2", "model=mlp,small_cnn", "train.duration=1ep", "seed=0,1")
     assert line != sweep_of("optimizer.lr=0.1,0.2", "train.duration=1ep", "model=mlp")
