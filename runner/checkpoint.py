@@ -126,7 +126,12 @@ class Checkpoints:
         entries = [e for e in entries if e in entries[-self.keep :] or e == best]
         _write_manifest(self.folder, entries)
         self._entries = entries
-        files.replace_link(self.folder / "last.pt", file)
+        self.finish()
+
+    def finish(self) -> None:
+        """What follows from the manifest: the links, and no other file; again where a save was cut short before it."""
+        best = self._best(self._entries)
+        files.replace_link(self.folder / "last.pt", self._entries[-1].file)
         if best:
             files.replace_link(self.folder / "best.pt", best.file)
         else:

@@ -262,6 +262,8 @@ def go_on(
             raise ConfigError(changes)
         said += [f"not exact from here on (--inexact): {change.key} {change.rule}" for change in changes]
         write_json(folder / "provenance.json", with_resume(before, now, run.progress.step, changes))
+    if run.checkpoints.entries():
+        run.checkpoints.finish()
     remove(folder / "result.json")  # what it says is not so any more
     write_config(folder, run.config, again.unresolved)
     said.append(f"continues at step {run.progress.step:,}")

@@ -425,6 +425,26 @@ def test_a_schedule_by_its_first_rates_and_a_sampler_with_a_state_go_on(hard, pr
     same(whole, source)
 
 
+def test_a_last_save_cut_short_before_its_links_is_finished(hard, project, whole, monkeypatch):
+    """Killed between the manifest and `last.pt`, at the last step: nothing is left to train, but the link follows."""
+    original = Checkpoints.finish
+
+    def killed(self):
+        if self.newest().step == STEPS:
+            raise OSError(5, "as good as killed")
+        original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "finish", killed)
+        assert hard(HARD)[0] == 1
+    folder = newest(project)
+    assert torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["progress"]["step"] < STEPS
+
+    assert hard("resume", str(folder))[0] == 0
+    assert {path.name for path in folder.glob("checkpoints/*")} == {path.name for path in whole.glob("checkpoints/*")}
+    assert [] == differences(ending(whole)["checkpoint"], ending(folder)["checkpoint"])
+
+
 def test_saving_at_every_step_or_never_gives_the_same_weights(hard, project, whole):
     assert hard(HARD, "train.checkpoint_every=1st")[0] == 0
 
