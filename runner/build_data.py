@@ -24,7 +24,7 @@ Parts = dict[str, tuple[Any, Indices | None]]  # split → dataset and which of 
 def make_splits(
     config: Config, parts: Parts, device: torch.device, trust: Trust = (), folder: Path | None = None
 ) -> dict[str, data.Split]:
-    """The batches of train, val and test; bad samples that are skipped are listed in `folder`.
+    """The batches of train, val, test and what else is evaluated; bad samples that are skipped are listed in `folder`.
 
     Raises:
         RunError: a split is empty, or its data is unsound.
@@ -88,6 +88,9 @@ def make_parts(config: Config, trust: Trust = ()) -> Parts:
             node = getattr(chosen, name)
             if node is not None:
                 parts[name] = (component(node, f"dataset.{name}", trust=trust), None)
+        for name, node in chosen.evaluate.items():
+            if node is not None:
+                parts[name] = (component(node, f"dataset.evaluate.{name}", trust=trust), None)
     return parts
 
 
