@@ -84,13 +84,11 @@ def make_parts(config: Config, trust: Trust = ()) -> Parts:
             except ValueError as error:
                 raise RunError(f"dataset: {error}") from error
             parts = {name: (source, rows) for name, rows in indices.items()}
-        for name in ("train", "val", "test"):
-            node = getattr(chosen, name)
+        named = {name: getattr(chosen, name) for name in ("train", "val", "test")}
+        more = {f"evaluate.{name}": node for name, node in chosen.evaluate.items()}
+        for key, node in (named | more).items():
             if node is not None:
-                parts[name] = (component(node, f"dataset.{name}", trust=trust), None)
-        for name, node in chosen.evaluate.items():
-            if node is not None:
-                parts[name] = (component(node, f"dataset.evaluate.{name}", trust=trust), None)
+                parts[key.removeprefix("evaluate.")] = (component(node, f"dataset.{key}", trust=trust), None)
     return parts
 
 
