@@ -2,15 +2,18 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from runner import build_data, surgery
+from runner import build_data, schedule, surgery
 from runner import device as devices
+from runner.accumulate import Accumulating
+from runner.average import Average
 from runner.checkpoint import Checkpoints
 from runner.component import Trust, component
 from runner.config.schema import Config
@@ -19,7 +22,7 @@ from runner.errors import RunError
 from runner.optimizer import Constant, Schedule
 from runner.schedule import Duration, is_duration
 from runner.state import Run
-from runner.update import Update
+from runner.update import Recipe, Update
 
 
 def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()) -> Run:
@@ -39,7 +42,7 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
     parts = build_data.make_parts(config, trust)
     splits = build_data.make_splits(config, parts, device, trust, folder)
     train = splits["train"]
-    steps_per_epoch = train.num_batches or 0
+    steps_per_epoch = math.ceil((train.num_batches or 0) / config.train.accumulate)
     duration = Duration.parse(config.train.duration)
     if duration.unit == "ep" and train.num_batches is None:
         message = "train.duration: an iterable dataset has no length, so it must be in steps (`500st`), not epochs"
@@ -55,9 +58,11 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
     loss = component(build_data.weighted_loss(config, parts), "loss", trust=trust, call=False)
     if isinstance(loss, nn.Module):
         loss = loss.to(device)
-    groups = surgery.make_groups(config, model, done.frozen, trust)
+    groups = surgery.make_groups(config, model, done.frozen, trust, loss)
     optimizer = component(config.optimizer, "optimizer", groups, trust=trust)
     step = component(config.step, "step", trust=trust, call=False)
+    metrics = {which: make_metrics(config, device, trust) for which in ("train", "eval")}
+    average = make_average(config, model, steps_per_epoch)
     return Run(
         folder=folder,
         seed=config.seed,
@@ -66,10 +71,10 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
         loss=loss,
         step=step,
         optimizer=optimizer,
-        update=Update(model, loss, step, optimizer),
+        update=make_update(config, model, loss, step, optimizer, metrics["train"], average),
         schedule=make_schedule(config, optimizer, steps_per_epoch, total_steps, trust),
         splits=splits,
-        metrics={"train": make_metrics(config, device, trust), "eval": make_metrics(config, device, trust)},
+        metrics=metrics,
         checkpoints=checkpoints,
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
@@ -78,6 +83,12 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
         checkpoint_every=_rhythm(config.train.checkpoint_every),
         objective=objective,
         mode=mode,
+        evaluated=tuple(name for name in splits if name not in ("train", "test")),
+        evaluate_at_start=config.train.evaluate_at_start,
+        early_stop=config.train.early_stop,
+        max_seconds=None if config.train.max_time is None else schedule.seconds(config.train.max_time),
+        accumulate=config.train.accumulate,
+        average=average,
         check_finite=config.train.check_finite,
         config=plain,
         pretrained=done.pretrained,
@@ -86,13 +97,72 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
     )
 
 
+def make_update(
+    config: Config,
+    model: nn.Module,
+    loss: Any,
+    step: Any,
+    optimizer: torch.optim.Optimizer,
+    metrics: Mapping[str, Any],
+    average: Average | None = None,
+) -> Update:
+    """One optimizer step with all that the recipe adds to it, and nothing else.
+
+    Args:
+        config: the checked config.
+        model: what the step calls.
+        loss: what the step calls with its output.
+        step: see `runner.step`.
+        optimizer: over the parameters of both.
+        metrics: those of training, by name.
+        average: of the weights.
+    """
+    before, after = clipping(config, model, loss), [] if average is None else [average.update]
+    if config.train.accumulate > 1:
+        return Accumulating(
+            model,
+            loss,
+            step,
+            optimizer,
+            before=before,
+            after=after,
+            count=config.train.accumulate,
+            metrics=list(metrics.values()),
+        )
+    if before or after:
+        return Recipe(model, loss, step, optimizer, before=before, after=after)
+    return Update(model, loss, step, optimizer)
+
+
+def clipping(config: Config, model: nn.Module, loss: Any) -> list[Callable[[], Any]]:
+    """What clips the gradients of the model and of the loss, by torch's own functions."""
+    parameters = [*model.parameters(), *(loss.parameters() if isinstance(loss, nn.Module) else ())]
+    clip_value, clip_norm = config.train.clip_value, config.train.clip_norm
+    clips: list[Callable[[], Any]] = []
+    if clip_value is not None:
+        clips.append(partial(nn.utils.clip_grad_value_, parameters, clip_value))
+    if clip_norm is not None:
+        clips.append(partial(nn.utils.clip_grad_norm_, parameters, clip_norm))
+    return clips
+
+
+def make_average(config: Config, model: nn.Module, steps_per_epoch: int) -> Average | None:
+    """The average of the weights, where the config asks for one."""
+    if config.train.ema is None:
+        return None
+    every = Duration.parse(config.train.ema_every).steps(steps_per_epoch)
+    return Average(model, config.train.ema, max(1, every))
+
+
 def _rhythm(text: str | None) -> Duration | None:
     return None if text is None else Duration.parse(text)
 
 
 def objective_of(config: Config, splits: Mapping[str, Any]) -> tuple[str, Literal["min", "max"]]:
     """The metric that chooses `best.pt` and that a sweep gets, and whether `min` or `max` of it is best."""
-    objective = config.train.objective or ("val/loss" if "val" in splits else "train/loss")
+    evaluated = [name for name in splits if name not in ("train", "test")]
+    first = "val" if "val" in evaluated else next(iter(evaluated), "train")
+    objective = config.train.objective or f"{first}/loss"
     return objective, config.train.mode or ("min" if objective.endswith("/loss") else "max")
 
 

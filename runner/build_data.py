@@ -24,7 +24,7 @@ Parts = dict[str, tuple[Any, Indices | None]]  # split → dataset and which of 
 def make_splits(
     config: Config, parts: Parts, device: torch.device, trust: Trust = (), folder: Path | None = None
 ) -> dict[str, data.Split]:
-    """The batches of train, val and test; bad samples that are skipped are listed in `folder`.
+    """The batches of train, val, test and what else is evaluated; bad samples that are skipped are listed in `folder`.
 
     Raises:
         RunError: a split is empty, or its data is unsound.
@@ -84,10 +84,11 @@ def make_parts(config: Config, trust: Trust = ()) -> Parts:
             except ValueError as error:
                 raise RunError(f"dataset: {error}") from error
             parts = {name: (source, rows) for name, rows in indices.items()}
-        for name in ("train", "val", "test"):
-            node = getattr(chosen, name)
+        named = {name: getattr(chosen, name) for name in ("train", "val", "test")}
+        more = {f"evaluate.{name}": node for name, node in chosen.evaluate.items()}
+        for key, node in (named | more).items():
             if node is not None:
-                parts[name] = (component(node, f"dataset.{name}", trust=trust), None)
+                parts[key.removeprefix("evaluate.")] = (component(node, f"dataset.{key}", trust=trust), None)
     return parts
 
 

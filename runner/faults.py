@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from runner.numerics import (
     tensors_of,
 )
 from runner.state import Run
+from runner.update import Step
 
 
 class Found(Exception):
@@ -83,14 +85,14 @@ def find(run: Run, until: int) -> Finding | None:
         rng.seed_all(rng.key(run.seed, "train"))
     skip = infinite_buffers(run.model)
     run.model.train()
-    with watched(run, skip):
+    with watched(run, skip) as watch:
         while progress.step < until and run.stop.signal is None:
             begun_at = (progress.step, progress.epoch)
             for batch in fit.batches(run):
                 try:
-                    train_step(run, batch, skip)
+                    train_step(run, batch, skip, watch)
                 except Found as found:
-                    return finding_of(run, found)
+                    return finding_of(run, found, watch.micro_batch)
                 progress.step += 1
                 progress.batch += 1
                 if progress.batch == run.steps_per_epoch:
@@ -104,15 +106,23 @@ def find(run: Run, until: int) -> Finding | None:
     return None
 
 
-def train_step(run: Run, batch: Any, skip: tuple[str, ...]) -> None:
+@dataclass
+class Watch:
+    """Which micro-batch of a step is under way; None where it is all of them."""
+
+    micro_batch: int | None = None
+
+
+def train_step(run: Run, batch: Any, skip: tuple[str, ...], watch: Watch) -> None:
     """One step of `fit.fit`, each part looked at.
 
     Raises:
         Found: the first number that is none.
     """
-    run.update.backward(batch)
-    run.update.apply()
-    tensors = tensors_of(run.model, run.optimizer, skip)
+    watch.micro_batch = -1
+    run.update(batch)
+    watch.micro_batch = None
+    tensors = tensors_of(run.model, run.optimizer, skip, run.loss)
     bad = not_finite(tensors)
     if bad:
         module = bad[0].split("`")[1].rpartition(".")[0] if bad[0].startswith("parameter") else ""
@@ -120,14 +130,17 @@ def train_step(run: Run, batch: Any, skip: tuple[str, ...]) -> None:
     run.schedule.step()
 
 
-def checked_step(run: Run, skip: tuple[str, ...], batch: Any, *rest: Any) -> Any:
+def checked_step(
+    run: Run, skip: tuple[str, ...], watch: Watch, step: Step, batch: Any, *rest: Any, **named: Any
+) -> Any:
     """The run's step, its batch, its loss and the model's buffers looked at.
 
     Raises:
         Found: the first number that is none.
     """
+    watch.micro_batch = (watch.micro_batch or 0) + 1 if run.accumulate > 1 else None
     check_input(batch)
-    outcome = run.step(batch, *rest)
+    outcome = step(batch, *rest, **named)
     for name, tensor in run.model.named_buffers():
         if name not in skip and not is_finite(tensor):
             raise Found(f"buffer `{name}`", bad_value(tensor), _type_of(run.model, name.rpartition(".")[0]))
@@ -147,11 +160,12 @@ def check_input(batch: Any, at: str = "batch") -> None:
 
 
 @contextmanager
-def watched(run: Run, skip: tuple[str, ...]) -> Iterator[None]:
+def watched(run: Run, skip: tuple[str, ...]) -> Iterator[Watch]:
     """Hooks that raise Found at the first bad input or output of a module and the first bad gradient."""
+    watch = Watch()
     with ExitStack() as stack:
         stack.callback(setattr, run.update, "step", run.update.step)
-        run.update.step = partial(checked_step, run, skip)
+        run.update.step = partial(checked_step, run, skip, watch, run.update.step)
         for name, module in run.model.named_modules():
             stack.callback(module.register_forward_pre_hook(partial(check_arguments, run.model, name)).remove)
             stack.callback(module.register_forward_hook(partial(check_output, run.model, skip, name)).remove)
@@ -159,7 +173,7 @@ def watched(run: Run, skip: tuple[str, ...]) -> Iterator[None]:
             if parameter.requires_grad:
                 hook = parameter.register_post_accumulate_grad_hook(partial(check_gradient, run.model, name))
                 stack.callback(hook.remove)
-        yield
+        yield watch
 
 
 def check_arguments(model: nn.Module, name: str, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -205,10 +219,16 @@ def _type_of(model: nn.Module, name: str) -> str:
     return f"{name} ({kind})" if name else kind
 
 
-def finding_of(run: Run, found: Found) -> Finding:
-    """Where in the run it was found, and with which samples."""
+def finding_of(run: Run, found: Found, micro_batch: int | None = None) -> Finding:
+    """Where in the run it was found, and with which samples: those of one micro-batch, or of all of the step."""
     progress = run.progress
-    samples = samples_of(run.splits["train"], progress.epoch, progress.batch)
+    first, split = progress.batch * run.accumulate, run.splits["train"]
+    last = first + run.accumulate if split.num_batches is None else min(first + run.accumulate, split.num_batches)
+    batches = range(first, last)
+    if micro_batch is not None:
+        batches = range(first + micro_batch, first + micro_batch + 1)
+    members = [samples_of(split, progress.epoch, batch) for batch in batches]
+    samples = None if None in members else [index for member in members if member is not None for index in member]
     if samples is not None and found.rows is not None:
         samples = [samples[row] for row in found.rows if row < len(samples)]
     return Finding(

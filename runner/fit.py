@@ -6,7 +6,8 @@ Nothing here waits for the device but a log line, an evaluation and a save.
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import islice
 from typing import Any
 
 import torch
@@ -24,19 +25,10 @@ from runner.state import Losses, Run, sampler_state, state
 
 def fit(run: Run) -> None:
     """Train from where `run.progress` stands to the end, or until a signal asks to stop."""
-    progress, model, update = run.progress, run.model, run.update
-    losses, train_metrics, stop = run.losses, list(run.metrics["train"].values()), run.stop
-    if progress.step == 0:
-        rng.seed_all(rng.key(run.seed, "train"))
-    run.infinite_buffers = infinite_buffers(model)
-    model.train()
-    thaw_if_due(run)
-    run.clock.start()
-    run.started_at = progress.step
-    run.paused_at = progress.step - progress.evaluation_pending
-    run.logged = (progress.step, time.perf_counter())
-    due = pause(run) if progress.evaluation_pending else _next_pause(run)
-    while progress.step < run.total_steps and stop.signal is None:
+    progress, update, losses, stop = run.progress, run.update, run.losses, run.stop
+    train_metrics = [] if update.metrics else list(run.metrics["train"].values())
+    due = begin(run)
+    while progress.step < run.total_steps and not stop.asked:
         begun_at = (progress.step, progress.epoch)
         for batch in batches(run):
             outcome = update(batch)
@@ -48,17 +40,36 @@ def fit(run: Run) -> None:
             progress.batch += 1
             if progress.batch == run.steps_per_epoch:
                 end_epoch(run)
-            if progress.step >= due or stop.signal is not None:
+            if progress.step >= due or stop.asked:
                 due = pause(run)
-                if progress.step >= run.total_steps or stop.signal is not None:
+                if progress.step >= run.total_steps or stop.asked:
                     break
         else:  # the end of the data; of unknown length where the epoch has not ended yet
             if progress.batch:
                 end_epoch(run)
-        if (progress.step, progress.epoch) == begun_at and stop.signal is None:
+        if (progress.step, progress.epoch) == begun_at and not stop.asked:
             message = "an epoch of the train split has no batch (fewer samples than loader.batch_size with drop_last?)"
             raise RunError(message)
     finish(run)
+
+
+def begin(run: Run) -> int:
+    """Get ready to train from `run.progress` on; the step at which to pause first."""
+    progress = run.progress
+    if progress.step == 0:
+        rng.seed_all(rng.key(run.seed, "train"))
+    run.infinite_buffers = infinite_buffers(run.model)
+    run.model.train()
+    thaw_if_due(run)
+    run.clock.start()
+    run.started_at = progress.step
+    run.paused_at = progress.step - progress.evaluation_pending
+    run.logged = (progress.step, time.perf_counter())
+    if run.evaluate_at_start and progress.step == 0 and progress.evaluated_at is None:
+        progress.evaluation_pending = True
+    due = pause(run) if progress.evaluation_pending else _next_pause(run)
+    stop_where_stale(run)
+    return due
 
 
 def finish(run: Run) -> None:
@@ -73,7 +84,9 @@ def batches(run: Run) -> Iterator[Any]:
     """What is left of the epoch, without the batches that a fault made the run leave out."""
     progress = run.progress
     run.sampler_state = sampler_state(run)  # an epoch under way is drawn again from here
-    coming: Iterator[Any] = run.splits["train"].batches(progress.epoch, progress.batch)
+    coming: Iterator[Any] = run.splits["train"].batches(progress.epoch, progress.batch * run.accumulate)
+    if run.accumulate > 1:
+        coming = groups(coming, run.accumulate)
     left_out = {batch: counts for epoch, batch, counts in progress.left_out if epoch == progress.epoch}
     return _without(left_out, coming, run) if left_out else coming
 
@@ -87,6 +100,12 @@ def _without(left_out: Mapping[int, int], coming: Iterator[Any], run: Run) -> It
             run.progress.step += 1
             run.schedule.step()
         run.progress.batch += 1
+
+
+def groups(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """So many batches at once, the last time perhaps fewer."""
+    while group := list(islice(batches, size)):
+        yield group
 
 
 def end_epoch(run: Run) -> None:
@@ -124,7 +143,7 @@ def _is_due(run: Run, every: Duration | None) -> bool:
 
 def pause(run: Run) -> int:
     """Log, evaluate, save, whichever is due after this step; the step at which to pause next."""
-    progress, at_end = run.progress, run.progress.step >= run.total_steps
+    progress, at_end = run.progress, run.progress.step >= run.total_steps or bool(run.stop.ended)
     if run.check_finite == "every_step":
         check_losses(run)
         check_state(run)
@@ -133,6 +152,11 @@ def pause(run: Run) -> int:
     improved = False
     if progress.evaluation_pending or at_end or _is_due(run, run.evaluate_every):
         improved = evaluate_and_compare(run)
+    stop_where_stale(run)
+    if run.stop.ended and not at_end:
+        at_end = True
+        if run.losses.sizes and not _is_due(run, run.log_every):
+            log_line(run)
     stopping = run.stop.signal is not None
     rhythm = run.checkpoint_every is not None and (improved or _is_due(run, run.checkpoint_every))
     if at_end or stopping or rhythm:
@@ -182,27 +206,31 @@ def check_state(run: Run) -> None:
     """Raise Fault where a parameter, a buffer or the optimizer's state is not finite (unless the check is off)."""
     if run.check_finite == "off":
         return
-    bad = not_finite(tensors_of(run.model, run.optimizer, skip=run.infinite_buffers))
+    bad = not_finite(tensors_of(run.model, run.optimizer, run.infinite_buffers, run.loss))
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise Fault(f"at step {run.progress.step} {bad[0]}{more} is not finite", run.progress.step)
 
 
 def evaluate_and_compare(run: Run) -> bool:
-    """Evaluate `val`; whether the objective is the best so far."""
+    """Evaluate what training evaluates; whether the objective is the best so far."""
     progress = run.progress
     progress.evaluation_pending = False
     run.clock.pause()
     begun = time.perf_counter()
-    if "val" in run.splits and progress.evaluated_at != progress.step:
-        values = evaluate(run, "val")
+    due = _is_due(run, run.evaluate_every)  # else it is the end; a run that is prolonged never had it
+    if run.evaluated and progress.evaluated_at != progress.step:
+        values: dict[str, float] | None = {}
+        for name in run.evaluated:
+            part = evaluate(run, name)
+            values = None if values is None or part is None else values | part
         if values is None:
             progress.evaluation_pending = True
         else:
             progress.last |= values
             progress.evaluated_at = progress.step
             run.log.evaluated(progress.step, progress.epoch, values)
-            if _is_due(run, run.evaluate_every):  # else it is the end; a run that is prolonged never had it
+            if due:
                 run.schedule.evaluated(progress.last)
         devices.synchronize(run.device)
     run.clock.evaluating += time.perf_counter() - begun
@@ -214,22 +242,37 @@ def evaluate_and_compare(run: Run) -> bool:
     better = best is None or (value < best["objective"] if run.mode == "min" else value > best["objective"])
     if math.isfinite(value) and better:
         progress.best = {"step": progress.step, "objective": value, "metrics": dict(progress.last)}
+        progress.stale = 0
         return True
+    progress.stale += due
     return False
+
+
+def stop_where_stale(run: Run) -> None:
+    """Training is done where the objective has not become better for as many evaluations as `train.early_stop` says."""
+    progress = run.progress
+    if run.early_stop is not None and progress.stale >= run.early_stop and progress.step < run.total_steps:
+        best = progress.best or {"objective": math.nan, "step": 0}
+        run.stop.end(
+            f"train.early_stop: {run.objective} has not become better in {progress.stale} evaluations "
+            f"({best['objective']:.6g} at step {best['step']:,})"
+        )
 
 
 def evaluate(run: Run, name: str) -> dict[str, float] | None:
     """The loss and the metrics of a split, in eval mode, as `<split>/<name>`; None where a signal cut it short.
 
-    The same every time for the same weights, and without effect on training: it draws from a stream of its own.
+    With the averaged weights, where there are any. The same every time for the same weights, and without effect on
+    training: it draws from a stream of its own.
     """
     losses, metrics = Losses(), run.metrics["eval"]
     for metric in metrics.values():
         metric.reset()
     run.model.eval()
-    with torch.no_grad(), rng.stream(rng.key(run.seed, "evaluate", name)):
+    averaged = nullcontext() if run.average is None else run.average.in_model()
+    with torch.no_grad(), averaged, rng.stream(rng.key(run.seed, "evaluate", name)):
         for batch in run.splits[name].batches(0):
-            outcome = run.step(batch, run.model, run.loss)
+            outcome = run.update.evaluate(batch, run.model)
             losses.add(outcome)
             for metric in metrics.values():
                 metric.update(outcome["output"], outcome["target"])
@@ -274,6 +317,8 @@ def save(run: Run) -> None:
     check_losses(run)
     check_state(run)
     run.log.sync()  # what the checkpoint says was logged must be on the disk before it
+    if run.stop.deadline is not None and run.max_seconds is not None:
+        run.progress.seconds = run.max_seconds - (run.stop.deadline - time.perf_counter())
     best = run.progress.best
     metric = best["objective"] if best is not None and best["step"] == run.progress.step else None
     with saving(run):

@@ -87,12 +87,17 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     return [name for name in tensors if name in bad]
 
 
-def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer, skip: Iterable[str] = ()) -> dict[str, Tensor]:
-    """Parameters, buffers and the optimizer's state by what to call them, without the buffers in `skip`."""
-    tensors: dict[str, Tensor] = {f"parameter `{name}`": parameter for name, parameter in model.named_parameters()}
+def tensors_of(
+    model: nn.Module, optimizer: torch.optim.Optimizer, skip: Iterable[str] = (), loss: Any = None
+) -> dict[str, Tensor]:
+    """Parameters (the loss's too), buffers but those in `skip`, and the optimizer's state, by what to call them."""
+    parameters = dict(model.named_parameters())
+    if isinstance(loss, nn.Module):
+        parameters |= dict(loss.named_parameters("loss"))
+    tensors: dict[str, Tensor] = {f"parameter `{name}`": parameter for name, parameter in parameters.items()}
     skipped = set(skip)
     tensors |= {f"buffer `{name}`": buffer for name, buffer in model.named_buffers() if name not in skipped}
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in parameters.items()}
     for parameter, values in optimizer.state.items():
         owner = names.get(id(parameter), "?")
         tensors |= {

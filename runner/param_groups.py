@@ -13,6 +13,7 @@ from runner.errors import ABSENT, ConfigError, Mistake
 from runner.patterns import compiled, nearest, no_match
 
 DEFAULT = "default"  # the group of the rest
+LOSS = "loss"  # the group of the rest of a loss's own parameters, and the prefix of their names
 Named = tuple[str, nn.Parameter]
 
 
@@ -35,6 +36,7 @@ def build_groups(
     optimizer: Callable[..., Optimizer],
     settings: Mapping[str, Any],
     thawing: Container[str] = (),
+    loss: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters into groups: the first that matches takes a parameter, the rest is `default`.
 
@@ -45,10 +47,12 @@ def build_groups(
         settings: its arguments for all groups, without `params`.
         thawing: names of frozen parameters that will train later (`freeze.Frozen.params`); they belong to their groups
             from the start, and no optimizer touches a parameter without a gradient.
+        loss: its own parameters train too, under the names `loss.…`, which patterns that begin with `loss` mean.
 
     Returns:
         What the optimizer takes as `params`: `{"params": [(name, parameter), …], "name": label, **settings}`, in the
-        order of `groups`, `default` last; none is empty. Of the names, the optimizer's state_dict keeps `param_names`.
+        order of `groups`, then `default`, then `loss`; none is empty. Of the names, the optimizer's state_dict keeps
+        `param_names`.
 
     Raises:
         ConfigError: a pattern without match, a group without trainable parameter, a setting that the optimizer does not
@@ -58,6 +62,8 @@ def build_groups(
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     parameters = [(n, p, names[id(p)]) for n, p in model.named_parameters()]
+    of_loss = {} if loss is None else dict(loss.named_parameters(LOSS))
+    parameters += [(n, p, [n]) for n, p in of_loss.items() if id(p) not in names]
     trains = {name for name, parameter, _ in parameters if parameter.requires_grad or name in thawing}
     mistakes: list[Mistake] = []
     if not parameters:
@@ -71,16 +77,18 @@ def build_groups(
         if group.label == DEFAULT:
             mistakes.append(Mistake("param_groups.default", "is the name of the group of the rest: choose another"))
         problems = _wrong_settings(group, optimizer, settings)
-        members, unmatched = _members(group, parameters, taken, trains)
+        members, unmatched = _members(group, parameters, taken, trains, of_loss)
         mistakes += problems + unmatched
         taken |= dict.fromkeys((name for name, _ in members), group.label)
         if members and not problems:
             parts = _split(group, members, depth, _rate(optimizer, settings))
             mistakes += _refused(group, optimizer, settings, parts[-1])
             built += parts
-    rest = [(name, parameter) for name, parameter, _ in parameters if name in trains and name not in taken]
-    if rest:
-        built.append({"params": rest, "name": DEFAULT})
+    for label in (DEFAULT, LOSS):
+        own = [(n, p) for n, p, _ in parameters if (n in of_loss) == (label == LOSS)]
+        rest = [(name, parameter) for name, parameter in own if name in trains and name not in taken]
+        if rest:
+            built.append({"params": rest, "name": label})
     if mistakes:
         raise ConfigError(mistakes)
     return built
@@ -169,6 +177,7 @@ def _members(
     parameters: Sequence[tuple[str, nn.Parameter, list[str]]],
     taken: Mapping[str, str],
     trains: Container[str],
+    of_loss: Container[str],
 ) -> tuple[list[Named], list[Mistake]]:
     key = f"param_groups.{group.label}"
     mistakes: list[Mistake] = []
@@ -177,7 +186,8 @@ def _members(
         expression = compiled(f"{key}.match", pattern, mistakes)
         if expression is None:
             continue
-        hits = {n: p for n, p, names in parameters if any(map(expression.fullmatch, names))}
+        meant = [entry for entry in parameters if entry[0] not in of_loss or pattern.startswith(LOSS)]
+        hits = {n: p for n, p, names in meant if any(map(expression.fullmatch, names))}
         if not hits and not group.optional:
             known = [name for _, _, names in parameters for name in names]
             mistakes.append(no_match(f"{key}.match", pattern, known, "a parameter"))
@@ -206,7 +216,7 @@ def _split(group: Group, members: list[Named], depth: Mapping[str, int], rate: A
     top = max(depth.values())
     layers: dict[int, list[Named]] = {}
     for name, parameter in members:
-        layers.setdefault(depth[name], []).append((name, parameter))
+        layers.setdefault(depth.get(name, top), []).append((name, parameter))
     return [
         {
             "params": layers[layer],

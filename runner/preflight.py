@@ -123,7 +123,7 @@ def preflight(config: Config, trust: Trust = (), wrong: Container[str] = ()) -> 
             found.model = _meta_model(config, found, trust)
         groups: list[dict[str, Any]] | None = [{"params": [("stand-in", torch.empty(1, 1))]}]
         if found.model is not None and not _any(wrong, "init", "pretrained", "freeze", "param_groups", "optimizer"):
-            groups = _check_surgery(config, found.model, found, trust)
+            groups = _check_surgery(config, found.model, found, trust, loss)
         if groups is not None and "optimizer" not in wrong:
             _check_optimizer(config, groups, found, trust, schedule=not _any(wrong, "scheduler", "train"))
         if not _any(wrong, "dataset", "transform", "step"):
@@ -182,7 +182,9 @@ def _about_meta(error: BaseException | None) -> bool:
     return (isinstance(error, NotImplementedError) and not without_forward) or "meta" in str(error).lower()
 
 
-def _check_surgery(config: Config, model: nn.Module, found: Preflight, trust: Trust) -> list[dict[str, Any]] | None:
+def _check_surgery(
+    config: Config, model: nn.Module, found: Preflight, trust: Trust, loss: Any
+) -> list[dict[str, Any]] | None:
     """Match every pattern, read the keys of a checkpoint that is at hand; the optimizer's groups, if any."""
     with found.catching("init"):
         found.init_rows = plan_rules(model, surgery.init_rules(config, trust))
@@ -199,7 +201,7 @@ def _check_surgery(config: Config, model: nn.Module, found: Preflight, trust: Tr
     if config.freeze.until is not None and not config.freeze.params:
         found.mistakes.append(Mistake("freeze.until", "has no effect without `freeze.params`", config.freeze.until))
     with found.catching("param_groups"):
-        groups = surgery.make_groups(config, model, frozen, trust)
+        groups = surgery.make_groups(config, model, frozen, trust, loss)
     return groups  # noqa: RET504  None where that was refused
 
 

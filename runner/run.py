@@ -52,13 +52,14 @@ class Outcome:
 def stopping(stop: Stop) -> Iterator[None]:
     """SIGTERM, SIGUSR1 and Ctrl-C set a flag, and the step under way ends first; a second Ctrl-C leaves at once."""
     if threading.current_thread() is not threading.main_thread():
-        yield
+        with stop:
+            yield
         return
 
     def handler(number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and stop.signal == signal.SIGINT:
             os._exit(EXIT_INTERRUPTED)
-        stop.signal = number
+        stop.on_signal(number)
         again = "; Ctrl-C again leaves at once, with what is saved" if number == signal.SIGINT else ""
         said = f"\n{signal.Signals(number).name}: stopping after this step{again}\n"
         os.write(2, said.encode())  # `print` may be what was interrupted
@@ -66,7 +67,8 @@ def stopping(stop: Stop) -> Iterator[None]:
     numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
-        yield
+        with stop:
+            yield
     finally:
         for number, old in before.items():
             signal.signal(number, old)
@@ -159,6 +161,7 @@ def launch(
             else:
                 run, said = go_on(folder, again, command, trust, inexact=inexact)
             run.stop = stop
+            stop_in_time(run, began)
             log = open_log(run, config)
             introduce(run, config, found, said)
             result["seconds_startup"] = time.perf_counter() - began
@@ -208,6 +211,12 @@ def traceback_to(log: Log | None, folder: Path, error: Exception) -> str:
     except OSError as refused:
         return f" (nor could log.txt be written: {refused.strerror or refused})"
     return ""
+
+
+def stop_in_time(run: Run, began: float) -> None:
+    """Let training end when `train.max_time`, of which earlier processes have used some, is used up."""
+    if run.max_seconds is not None:
+        run.stop.end_at(began + run.max_seconds - run.progress.seconds, "train.max_time is used up")
 
 
 def start(config: Config, folder: Path, unresolved: str, command: Sequence[str], trust: Trust) -> Run:
@@ -390,11 +399,16 @@ def finish(run: Run, result: dict[str, Any]) -> int:
                 run.log.evaluated(progress.step, progress.epoch, test)
     result["best"] = progress.best and {"step": progress.best["step"], "metrics": progress.best["metrics"]}
     result["weights_sha256"] = weights_sha256(run.model.state_dict())
+    if run.average is not None:
+        result["ema_sha256"] = weights_sha256(run.average.state_dict())
     if run.stop.signal is not None:
         result["status"] = "interrupted"
         result["signal"] = signal.Signals(run.stop.signal).name
         return EXIT_INTERRUPTED if run.stop.signal == signal.SIGINT else EXIT_STOPPED
     result["status"] = "completed"
+    if run.stop.ended:
+        result["stopped"] = run.stop.ended
+        run.log.say(f"training ended after step {progress.step:,} of {run.total_steps:,}: {run.stop.ended}")
     result["metrics"] = {name: value for name, value in progress.last.items() if not name.startswith("train/")}
     result["objective"] = progress.last.get(run.objective)
     return EXIT_DONE

@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 
+TIME = r"(?=.)(\d+d)?(\d+h)?(\d+m)?(\d+s)?"  # `1h30m`
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)ep|(\d+)st")
 
 
@@ -40,6 +41,12 @@ class Duration:
 def is_duration(value: object) -> bool:
     """Whether a value is written as a duration."""
     return isinstance(value, str) and _DURATION.fullmatch(value) is not None
+
+
+def seconds(text: str) -> int:
+    """`1h30m` (days, hours, minutes, seconds, in this order) in seconds."""
+    units = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+    return sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([dhms])", text))
 
 
 def next_due(every: Duration | None, step: int, steps_per_epoch: int) -> int | None:

@@ -1,21 +1,23 @@
 """The live objects of a run, where it stands, and how both are saved and put back."""
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from runner import metrics as metric_state
 from runner import rng
+from runner.average import Average
 from runner.checkpoint import Checkpoints
 from runner.data import Split
-from runner.errors import RunError
+from runner.errors import ConfigError, Mistake, RunError
 from runner.freeze import Frozen
 from runner.log import Log
 from runner.optimizer import Constant
@@ -68,6 +70,8 @@ class Progress:
     last: dict[str, float] = field(default_factory=dict)  # the last value of each metric
     evaluated_at: int | None = None
     evaluation_pending: bool = False
+    stale: int = 0  # evaluations since the best
+    seconds: float = 0.0  # of wall time, where `train.max_time` counts them
     # What faults made it leave out: epoch, batch, and whether it counts as a step (1) or not (0).
     left_out: list[list[int]] = field(default_factory=list)
 
@@ -95,9 +99,37 @@ class Clock:
 
 @dataclass
 class Stop:
-    """Set by a signal's handler; the step under way ends first."""
+    """Asked for by a signal's handler, or by training itself, which is then done; the step under way ends first."""
 
     signal: int | None = None
+    ended: str = ""  # why training is done before its duration: `train.early_stop` or `train.max_time`, in words
+    deadline: float | None = None  # `time.perf_counter()` at which `train.max_time` is used up
+    asked: bool = False  # the one thing that the loop looks at
+    timer: threading.Timer | None = None
+
+    def on_signal(self, number: int) -> None:
+        """Save and go, to be continued."""
+        self.signal = number
+        self.asked = True
+
+    def end(self, why: str) -> None:
+        """Evaluate, save, and be done."""
+        self.ended = self.ended or why
+        self.asked = True
+
+    def end_at(self, deadline: float, why: str) -> None:
+        """End at that `time.perf_counter()`, unless this is left (`with`) before."""
+        self.deadline = deadline
+        self.timer = threading.Timer(deadline - time.perf_counter(), self.end, [why])
+        self.timer.daemon = True
+        self.timer.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
 
 
 @dataclass
@@ -123,6 +155,12 @@ class Run:
     checkpoint_every: Duration | None
     objective: str
     mode: str
+    evaluated: tuple[str, ...] = ("val",)  # the splits that training evaluates
+    evaluate_at_start: bool = False
+    early_stop: int | None = None  # evaluations without a better objective after which training is done
+    max_seconds: float | None = None  # of wall time, over all resumes
+    accumulate: int = 1  # batches of the loader in an optimizer step
+    average: Average | None = None  # of the weights
     check_finite: str = "loss"
     on_save_error: str = "stop"
     config: dict[str, Any] = field(default_factory=dict)
@@ -149,10 +187,12 @@ def state(run: Run) -> dict[str, Any]:
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "scheduler": run.schedule.state_dict(),
-        "scaler": None,  # of fp16, and `ema`: the places for what does not exist yet
-        "ema": None,
+        "scaler": None,  # of fp16: the place for what does not exist yet
+        "ema": None if run.average is None else run.average.state_dict(),
         "rng": rng.state(),
-        "progress": vars(run.progress) | {"losses": list(run.losses.read()), "sizes": list(run.losses.sizes)},
+        "progress": vars(run.progress)
+        | {"losses": list(run.losses.read()), "sizes": list(run.losses.sizes)}
+        | {"averaged": 0 if run.average is None else run.average.count},
         "metrics": {name: metric_state.accumulators(metric) for name, metric in run.metrics["train"].items()},
         "step": parts | ({} if sampler is None else {"sampler": sampler}),
         "config": run.config,
@@ -176,6 +216,10 @@ def restore(run: Run, saved: dict[str, Any], rescheduled: Iterable[str] = ()) ->
     run.optimizer.load_state_dict(saved["optimizer"])
     run.schedule.load_state_dict(_rescheduled(run, saved["scheduler"], rescheduled))
     fields = dict(saved["progress"])
+    averaged = fields.pop("averaged")
+    if run.average is not None:  # one that is new (`--inexact`) begins with the weights as they are
+        run.average.count = averaged
+        run.average.load_state_dict(saved["ema"] or saved["model"])
     run.losses.values, run.losses.sizes = fields.pop("losses"), fields.pop("sizes")
     for name, value in fields.items():
         setattr(run.progress, name, value)
@@ -186,6 +230,20 @@ def restore(run: Run, saved: dict[str, Any], rescheduled: Iterable[str] = ()) ->
     if sampler_of(run) is not None:
         sampler_of(run).load_state_dict(saved["step"]["sampler"])
     rng.set_state(saved["rng"])
+
+
+def put_weights(run: Run, saved: dict[str, Any], which: str = "") -> None:
+    """What evaluating needs of a checkpoint: its `raw` weights or their `ema` (unless told, that where there is one).
+
+    Raises:
+        ConfigError: the checkpoint has no average.
+    """
+    if which == "ema" and saved["ema"] is None:
+        raise ConfigError([Mistake("--weights", "must be raw: the checkpoint has no average of the weights", which)])
+    run.model.load_state_dict(saved["model" if which == "raw" or saved["ema"] is None else "ema"])
+    run.average = None
+    for name, part in _with_state(run).items():
+        part.load_state_dict(saved["step"][name])
 
 
 def change_settings(run: Run, settings: Mapping[str, tuple[Any, Any]]) -> None:

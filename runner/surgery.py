@@ -111,8 +111,10 @@ def plan_pretrained(config: Config, model: nn.Module, *, download: bool) -> Plan
     )
 
 
-def make_groups(config: Config, model: nn.Module, frozen: Frozen, trust: Trust = ()) -> list[dict[str, Any]]:
-    """The optimizer's parameter groups, with names.
+def make_groups(
+    config: Config, model: nn.Module, frozen: Frozen, trust: Trust = (), loss: Any = None
+) -> list[dict[str, Any]]:
+    """The optimizer's parameter groups, with names: those of the model, and of a loss that has parameters of its own.
 
     Raises:
         ConfigError: a pattern without match, a group without trainable parameter, nothing to train.
@@ -133,4 +135,5 @@ def make_groups(config: Config, model: nn.Module, frozen: Frozen, trust: Trust =
     ]
     thawing = frozen.params if config.freeze.until is not None else ()
     target = locate(config.optimizer["_target_"], trust)
-    return param_groups.build_groups(model, groups, target, settings, thawing)
+    own = loss if isinstance(loss, nn.Module) else None
+    return param_groups.build_groups(model, groups, target, settings, thawing, own)

@@ -1,14 +1,17 @@
 """One optimizer step: forward, backward, and the update.
 
-What a recipe puts between them (clipping, a scaler, an average of the weights) is chosen here once, when the run is
-built, so that the loop does nothing for what is off.
+What a recipe puts between them (clipping, a scaler, an average of the weights) is chosen once, when the run is built:
+what is off is not there.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+Step = Callable[..., Mapping[str, Any]]
+Do = Callable[[], object]
 
 
 class Update:
@@ -19,11 +22,14 @@ class Update:
         loss: what a step calls with the output and the target.
         step: `step(batch, net, loss)`, see `runner.step`.
         optimizer: over the parameters of the model and of the loss.
+
+    Attributes:
+        metrics: those of training that it updates itself, micro-batch by micro-batch; the loop updates the others.
     """
 
-    def __init__(
-        self, net: nn.Module, loss: Callable[..., Any], step: Callable[..., Mapping[str, Any]], optimizer: Optimizer
-    ) -> None:
+    metrics: Sequence[Any] = ()
+
+    def __init__(self, net: nn.Module, loss: Callable[..., Any], step: Step, optimizer: Optimizer) -> None:
         self.net, self.loss, self.step, self.optimizer = net, loss, step, optimizer
 
     def __call__(self, batch: Any) -> Mapping[str, Any]:
@@ -42,3 +48,63 @@ class Update:
         """Let the optimizer use the gradients, and clear them."""
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def evaluate(self, batch: Any, model: nn.Module) -> Mapping[str, Any]:
+        """What the step says of a batch that nothing is learnt from."""
+        return self.step(batch, model, self.loss)
+
+
+class Unscaled:
+    """No scaling of gradients; `runner.precision.Scaler` is the other one."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss to those that are there."""
+        loss.backward()
+
+    def unscale(self) -> None:
+        """Nothing to do before gradients are looked at."""
+
+    def step(self) -> None:
+        """Let the optimizer use the gradients."""
+        self.optimizer.step()
+
+
+class Recipe(Update):
+    """With something before the optimizer's step (clipping) or after it (an average of the weights), in order.
+
+    What stands in `before` finds the gradients in the parameters; where fp16 has scaled them they are unscaled by then.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        loss: Callable[..., Any],
+        step: Step,
+        optimizer: Optimizer,
+        *,
+        scaler: Unscaled | None = None,
+        before: Iterable[Do] = (),
+        after: Iterable[Do] = (),
+    ) -> None:
+        super().__init__(net, loss, step, optimizer)
+        self.scaler = scaler or Unscaled(optimizer)
+        self.before, self.after = list(before), list(after)
+
+    def backward(self, batch: Any) -> Mapping[str, Any]:
+        """Compute the gradients of a batch."""
+        outcome = self.step(batch, self.net, self.loss)
+        self.scaler.backward(outcome["loss"])
+        return outcome
+
+    def apply(self) -> None:
+        """Let the optimizer use the gradients, and clear them."""
+        self.scaler.unscale()
+        for do in self.before:
+            do()
+        self.scaler.step()
+        self.optimizer.zero_grad()
+        for do in self.after:
+            do()

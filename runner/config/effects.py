@@ -1,5 +1,6 @@
 """Settings that do nothing, contradict each other, or name a metric that nothing will produce."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -124,6 +125,7 @@ def produced(config: schema.Config) -> tuple[list[str], list[str]]:
         config.dataset.source is not None and (config.dataset.val_fraction > 0 or config.dataset.folds is not None)
     ):
         splits.insert(0, "val")
+    splits += [name for name, node in config.dataset.evaluate.items() if node is not None]
     metrics = {name: node for name, node in config.metrics.items() if node is not None}
     names = [f"{split}/{name}" for split in splits for name in ("loss", *metrics)]
     prefixes = [
@@ -173,6 +175,10 @@ def _contradictions(config: schema.Config) -> Iterator[Finding]:
     if config.loader.in_memory is True and loader.collate_fn is not None:
         rule = "must not be true with a `loader.collate_fn`, which joins samples one by one"
         yield Finding(Mistake("loader.in_memory", rule, value=True, suggestion="auto"), ("loader.collate_fn",))
+    for name in config.dataset.evaluate:
+        if name in ("train", "val", "test") or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            rule = "must be a name of its own (letters, digits, `_`, `-`, `.`; not train, val or test)"
+            yield Finding(Mistake(f"dataset.evaluate.{name}", rule))
     for name, rule_ in config.init.rules.items():
         if rule_ is not None and rule_.last and rule_.module is None and rule_.name is None:
             yield Finding(Mistake(f"init.rules.{name}.last", "needs a `module` or a `name` to choose from", value=True))
@@ -218,11 +224,24 @@ def _without_effect(config: schema.Config) -> Iterator[Finding]:
         yield from _idle("train", train, ("max_faults",), "while `train.on_fault` is stop", "train.on_fault")
     if train.checkpoint_every is None:
         yield from _idle("train", train, ("keep",), "while `train.checkpoint_every` is null", "train.checkpoint_every")
+    yield from _idle_in_training(config)
     transform = config.transform
     if not any(node is not None for node in (*transform.train.values(), *transform.eval.values())):
         yield from _idle("transform", transform, ("on",), "without transforms", "transform.train", "transform.eval")
     yield from _shadowed("freeze.params", config.freeze.params)
     yield from _shadowed_rules(config.init.rules)
+
+
+def _idle_in_training(config: schema.Config) -> Iterator[Finding]:
+    """Settings of `train` that need another one, or something to evaluate."""
+    train = config.train
+    if train.ema is None:
+        yield from _idle("train", train, ("ema_every",), "without `train.ema`", "train.ema")
+    if train.evaluate_every is None:
+        reason = "while `train.evaluate_every` is null: there is one evaluation, at the end"
+        yield from _idle("train", train, ("early_stop",), reason, "train.evaluate_every")
+    if all(name.startswith("train/") for name in produced(config)[0]):
+        yield from _idle("train", train, ("evaluate_at_start",), "without anything to evaluate", "dataset")
 
 
 def _loader(loader: schema.Loader, device: str) -> Iterator[Finding]:

@@ -369,6 +369,8 @@ def _in_range(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
 
 
 def _text(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
+    if "like" in rules and not (isinstance(value, str) and re.fullmatch(rules["regex"], value)):
+        return reading.wrong(path, f"must be like `{rules['like']}`", value)
     if not isinstance(value, str):
         suggestion = f"'{value}'" if isinstance(value, int | float) and not isinstance(value, bool) else ""
         return reading.wrong(path, "must be a text", value, suggestion)

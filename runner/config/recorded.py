@@ -25,6 +25,8 @@ FREE = {
     "device.type",
     "train.checkpoint_every",
     "train.keep",
+    "train.early_stop",  # like the duration, these two say when it is done
+    "train.max_time",
     "train.check_finite",
     "train.on_fault",
     "train.max_faults",
@@ -120,6 +122,8 @@ def continuation(folder: Path, config: Config, unresolved: str) -> Continuation:
     tree = OmegaConf.create(unresolved)
     for keys in kept:
         OmegaConf.update(tree, _dotted(keys), _get(after, keys))
+    ends = [f"train.{name}" for name in ("early_stop", "max_time") if before["train"][name] != after["train"][name]]
+    notes += [f"{key} is {after['train'][key[6:]]}, and was {before['train'][key[6:]]}" for key in ends]
     changes: list[Mistake] = []
     rescheduled: list[str] = []
     settings: dict[str, tuple[Any, Any]] = {}
@@ -142,7 +146,7 @@ def continuation(folder: Path, config: Config, unresolved: str) -> Continuation:
         unresolved=OmegaConf.to_yaml(tree) if kept else unresolved,
         changes=changes,
         notes=notes,
-        longer=was != wanted,
+        longer=was != wanted or bool(ends),
         rescheduled=tuple(rescheduled),
         settings=settings,
     )
@@ -158,7 +162,8 @@ def _followers(unresolved: str, was: str, after: Mapping[str, Any]) -> list[Keys
 
 
 def _is_free(keys: Keys, config: Mapping[str, Any]) -> bool:
-    if keys == ("train", "evaluate_every"):  # the objective and the best of a run are no part of its weights
+    # The objective and the best of a run are no part of its weights.
+    if keys in (("train", "evaluate_every"), ("train", "evaluate_at_start")):
         return config["scheduler"]["monitor"] is None and config["train"]["early_stop"] is None
     return any(".".join(keys[:length]) in FREE for length in range(1, len(keys) + 1))
 

@@ -8,6 +8,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, NewType
 
+from runner import schedule
+
 # A mapping with a `_target_` (a dotted path) and the arguments of that callable; `slot` in the metadata says what fits.
 Component = NewType("Component", dict[str, Any])
 # `5ep` (epochs, fractions allowed) or `500st` (optimizer steps).
@@ -20,10 +22,10 @@ def rule(default: Any = dataclasses.MISSING, **rules: Any) -> Any:
     """A schema field with its rules.
 
     Rules: `at_least`, `at_most`, `above`, `below` (numbers, inclusive or strict); `slot` (what a component must be);
-    `regex` (what a string must fullmatch); `unbuilt` (a key of the contract whose feature does not exist yet: any value
-    but the default is refused by name); `alias` (the key's name in YAML where it is a Python keyword); `may_be_zero` (a
-    duration may be 0); `rest` (the field that takes every key the class does not name). A mutable default is copied for
-    each instance.
+    `regex` (what a string must fullmatch) and `like` (an example, said instead of it); `unbuilt` (a key of the contract
+    whose feature does not exist yet: any value but the default is refused by name); `alias` (the key's name in YAML
+    where it is a Python keyword); `may_be_zero` (a duration may be 0); `rest` (the field that takes every key the class
+    does not name). A mutable default is copied for each instance.
     """
     if isinstance(default, dict | list):
         value = default
@@ -66,6 +68,7 @@ class Dataset:
     train: Component | None = rule(None, slot="dataset")
     val: Component | None = rule(None, slot="dataset")
     test: Component | None = rule(None, slot="dataset")
+    evaluate: dict[str, Component | None] = rule({}, slot="dataset")  # more to validate on, by name: `<name>/accuracy`
     source: Component | None = rule(None, slot="dataset")  # one dataset to be split by the fractions below
     val_fraction: float = rule(0.0, at_least=0, below=1)
     test_fraction: float = rule(0.0, at_least=0, below=1)
@@ -215,19 +218,23 @@ class Device:
 @dataclass
 class Train:
     duration: Duration = rule(Duration("10ep"), may_be_zero=True)
-    accumulate: int = rule(1, at_least=1, unbuilt=NOT_YET)  # micro-batches an optimizer step
-    clip_norm: float | None = rule(None, above=0, unbuilt=NOT_YET)
-    clip_value: float | None = rule(None, above=0, unbuilt=NOT_YET)
-    ema: float | None = rule(None, above=0, below=1, unbuilt=NOT_YET)
+    accumulate: int = rule(1, at_least=1)  # batches of the loader in an optimizer step; all steps are optimizer steps
+    clip_norm: float | None = rule(None, above=0)  # of all gradients together
+    clip_value: float | None = rule(None, above=0)  # of each element; before `clip_norm` where both are given
+    ema: float | None = rule(None, above=0, below=1)  # decay of an average of the weights, which evaluations then use
+    ema_every: Duration = Duration("1st")  # between two updates of it
     evaluate_every: Duration | None = Duration("1ep")  # null: at the end only
     checkpoint_every: Duration | None = Duration("1ep")  # null: at the end only
     keep: int = rule(3, at_least=1)  # newest checkpoints to keep, besides the best
-    early_stop: int | None = rule(None, at_least=1, unbuilt=NOT_YET)
+    evaluate_at_start: bool = False
+    early_stop: int | None = rule(None, at_least=1)  # evaluations without a better objective after which it is done
     objective: str | None = (
         None  # a metric, `<split>/<name>`; null: val/loss where there is a val split, else train/loss
     )
     mode: Literal["min", "max"] | None = None  # null: min for a loss, max otherwise
-    max_time: str | None = rule(None, unbuilt=NOT_YET)
+    max_time: str | None = rule(
+        None, regex=schedule.TIME, like="1h30m"
+    )  # of wall time over all resumes, then it is done
     check_finite: Literal["loss", "off", "every_step"] = rule("loss")
     on_fault: Literal["stop", "skip", "rollback"] = "stop"  # the others go back to the last checkpoint first
     max_faults: int = rule(3, at_least=1)  # how often `skip` and `rollback` help before the run stops after all

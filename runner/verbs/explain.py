@@ -134,7 +134,8 @@ def explain(
     saved = checkpoints.load("last") if checkpoints is not None and checkpoints.entries() else None
     model = surgery.make_model(config, trust)
     done = surgery.operate(config, model, trust, weights=saved is None)
-    groups = surgery.make_groups(config, model, done.frozen, trust)
+    loss = component(config.loss, "loss", trust=trust, call=False)
+    groups = surgery.make_groups(config, model, done.frozen, trust, loss)
     optimizer = component(config.optimizer, "optimizer", groups, trust=trust)
     if saved is not None:
         model.load_state_dict(saved["model"])

@@ -1,0 +1,324 @@
+"""Every feature of training against the same loop written by hand in PyTorch: the same losses, the same weights.
+
+One table: a name, what is overridden, the loop by hand. Bitwise on the CPU in fp32, but for accumulation against a
+bigger batch, which adds the same numbers in another order.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+PARTS = '''
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+
+class Points(Dataset):
+    def __init__(self, count=44, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        self.inputs = torch.randn(count, 6, generator=generator)
+        self.labels = torch.randint(3, (count,), generator=generator)
+
+    def __len__(self):
+        return len(self.inputs)
+
+    def __getitem__(self, index):
+        return self.inputs[index], self.labels[index]
+
+
+class Net(nn.Module):
+    def __init__(self, norm=False):
+        super().__init__()
+        self.first, self.norm = nn.Linear(6, 8), nn.BatchNorm1d(8) if norm else nn.Identity()
+        self.last = nn.Linear(8, 3)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.rand(parameter.shape, generator=generator) - 0.5)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.norm(self.first(x))))
+
+
+class Tempered(nn.Module):
+    """A loss with a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, output, target):
+        return nn.functional.cross_entropy(output * self.scale, target)
+'''
+CONF = {
+    "dataset/points.yaml": """
+train: {_target_: parity_parts.Points}
+val: {_target_: parity_parts.Points, count: 12, seed: 3}
+sample: {shape: [6], dtype: float32}
+""",
+    "model/net.yaml": "_target_: parity_parts.Net",
+    "optimizer/plain.yaml": "{_target_: torch.optim.SGD, lr: 0.1}",
+    "loss/tempered.yaml": "_target_: parity_parts.Tempered",
+    "experiment/parity.yaml": """
+# @package _global_
+defaults:
+  - override /dataset: points
+  - override /model: net
+  - override /optimizer: plain
+name: parity
+loader: {batch_size: 8, shuffle: false}
+train: {duration: 3ep}
+log: {every: 1st, model_table: false, progress: false, tensorboard: false}
+device: {type: cpu}
+""",
+}
+
+
+@pytest.fixture(autouse=True)
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A project with these parts; gives their module."""
+    (tmp_path / "parity_parts.py").write_text(PARTS)
+    for name, text in CONF.items():
+        (tmp_path / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "conf" / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.set_num_threads(1)  # as ours runs
+    sys.modules.pop("parity_parts", None)
+    import parity_parts
+
+    yield parity_parts
+    sys.modules.pop("parity_parts", None)
+
+
+@dataclass
+class Trained:
+    """What a loop, ours or by hand, ended with."""
+
+    losses: list[float]
+    model: dict[str, Tensor]
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+def ours(*overrides: str) -> Trained:
+    """The same by a config."""
+    from runner.__main__ import main
+
+    before = set(Path("outputs").glob("parity/*"))
+    assert main(["experiment=parity", *overrides]) == 0
+    (folder,) = set(Path("outputs").glob("parity/*")) - before
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    saved = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+    result = json.loads((folder / "result.json").read_text())
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    return Trained(losses, saved["model"], {"saved": saved, "lines": lines, "result": result, "folder": folder})
+
+
+def batches(size: int = 8, epochs: int = 3) -> Iterator[tuple[Tensor, Tensor]]:
+    """The training split in its own order."""
+    import parity_parts
+
+    points = parity_parts.Points()
+    for _ in range(epochs):
+        for rows in torch.arange(len(points)).split(size):  # copies: on views, which lie anywhere, kernels may differ
+            yield points.inputs[rows], points.labels[rows]
+
+
+def net(*, norm: bool = False) -> nn.Module:
+    import parity_parts
+
+    model: nn.Module = parity_parts.Net(norm=norm)
+    return model
+
+
+def validate(model: nn.Module) -> float:
+    import parity_parts
+
+    points = parity_parts.Points(12, 3)
+    model.eval()
+    with torch.no_grad():
+        loss = cross_entropy(model(points.inputs), points.labels)
+    model.train()
+    return loss.item()
+
+
+# ---- the loops by hand
+
+
+def plain() -> Trained:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for x, y in batches():
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return Trained(losses, model.state_dict())
+
+
+def smoothed() -> Trained:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for x, y in batches():
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y, label_smoothing=0.1)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return Trained(losses, model.state_dict())
+
+
+def clipped_by_norm() -> Trained:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for x, y in batches():
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+        optimizer.step()
+        losses.append(loss.item())
+    return Trained(losses, model.state_dict())
+
+
+def clipped_by_value() -> Trained:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for x, y in batches():
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        torch.nn.utils.clip_grad_value_(model.parameters(), 0.02)
+        optimizer.step()
+        losses.append(loss.item())
+    return Trained(losses, model.state_dict())
+
+
+def accumulated() -> Trained:
+    """Two batches of 11 a step, which divide the 44 samples."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses, pair = [], []
+    for x, y in batches(11):
+        loss = cross_entropy(model(x), y)
+        (loss / 2).backward()
+        pair.append(loss.detach())
+        if len(pair) == 2:
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(((pair[0] * 0.5) + (pair[1] * 0.5)).item())
+            pair.clear()
+    return Trained(losses, model.state_dict())
+
+
+def averaged() -> Trained:
+    model = net(norm=True)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for x, y in batches():
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        average.update_parameters(model)
+        losses.append(loss.item())
+    return Trained(losses, model.state_dict(), {"ema": average.module.state_dict(), "val": validate(average.module)})
+
+
+def with_parameters_of_the_loss() -> Trained:
+    import parity_parts
+
+    model, criterion = net(), parity_parts.Tempered()
+    groups = [{"params": model.parameters()}, {"params": criterion.parameters(), "lr": 0.5}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    losses = []
+    for x, y in batches():
+        optimizer.zero_grad()
+        loss = criterion(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return Trained(losses, model.state_dict(), {"loss": criterion.state_dict()})
+
+
+def stopped_early() -> Trained:
+    """At the second epoch in a row whose validation loss is not below the best."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=2.0)
+    losses, best, stale = [], float("inf"), 0
+    for _ in range(30):
+        for x, y in batches(epochs=1):
+            optimizer.zero_grad()
+            loss = cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        value = validate(model)
+        stale = 0 if value < best else stale + 1
+        best = min(best, value)
+        if stale == 2:
+            break
+    return Trained(losses, model.state_dict())
+
+
+TABLE: dict[str, tuple[list[str], Callable[[], Trained]]] = {
+    "plain": ([], plain),
+    "label smoothing": (["+loss.label_smoothing=0.1"], smoothed),
+    "clip_norm": (["train.clip_norm=0.3"], clipped_by_norm),
+    "clip_value": (["train.clip_value=0.02"], clipped_by_value),
+    "accumulate": (["train.accumulate=2", "loader.batch_size=11"], accumulated),
+    "ema": (["train.ema=0.9", "+model.norm=true"], averaged),
+    "parameters of the loss": (
+        ["loss=tempered", "+param_groups.own={match: 'loss[.]scale', lr: 0.5}"],
+        with_parameters_of_the_loss,
+    ),
+    "early stopping": (["train.early_stop=2", "train.duration=30ep", "optimizer.lr=2.0"], stopped_early),
+    "evaluate at the start": (["train.evaluate_at_start=true"], plain),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_losses_and_weights_are_those_of_the_loop_by_hand(name: str) -> None:
+    overrides, by_hand = TABLE[name]
+    expected, actual = by_hand(), ours(*overrides)
+
+    assert expected.losses == actual.losses
+    assert expected.model.keys() == actual.model.keys()
+    assert all(torch.equal(value, actual.model[key]) for key, value in expected.model.items())
+    if "ema" in expected.more:
+        ema = actual.more["saved"]["ema"]
+        means = {key: value for key, value in expected.more["ema"].items() if value.is_floating_point()}
+        assert all(torch.equal(value, ema[key]) for key, value in means.items())
+        assert torch.equal(ema["norm.num_batches_tracked"], actual.model["norm.num_batches_tracked"]), "no average"
+        assert actual.more["result"]["metrics"]["val/loss"] == pytest.approx(expected.more["val"], rel=1e-6)
+    if "loss" in expected.more:
+        assert expected.more["loss"] == actual.more["saved"]["step"]["loss"]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_accumulation_is_a_bigger_batch(reduction: str) -> None:
+    """Of 7 samples and 3 batches a step: 21, 21, and 2 that come alone; within 1e-6 relative."""
+    lr = {"mean": 0.1, "sum": 0.01}[reduction]
+    settings = [f"+loss.reduction={reduction}", f"optimizer.lr={lr}"]
+    bigger = ours("loader.batch_size=21", *settings)
+    actual = ours("loader.batch_size=7", "train.accumulate=3", *settings)
+
+    assert bigger.losses == pytest.approx(actual.losses, rel=1e-6)
+    for name, value in bigger.model.items():
+        torch.testing.assert_close(actual.model[name], value, rtol=1e-6, atol=1e-7)
