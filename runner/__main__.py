@@ -22,9 +22,9 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "explain": "runner.verbs.explain",
     "audit": "runner.verbs.audit",
     "convert": "runner.verbs.convert",
+    "report": "runner.verbs.report",
 }
 PLANNED = (
-    "report",
     "promote",
     "replay",
     "diff",

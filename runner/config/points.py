@@ -99,11 +99,13 @@ class Point:
     Attributes:
         overrides: its arguments in order, those that all jobs share included: a run with them is this job alone.
         values: the swept keys with their values.
+        own: those of the arguments that not all jobs share.
         places: where an argument was said that does not stand on the command line as it is.
     """
 
     overrides: tuple[str, ...]
     values: Mapping[str, Any]
+    own: tuple[str, ...] = ()
     places: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -147,6 +149,7 @@ class Space:
         return Point(
             tuple(setting.text for setting in ordered),
             {setting.key: setting.value for setting in swept},
+            tuple(setting.text for setting in swept),
             {setting.text: setting.where for setting in ordered if setting.where},
         )
 

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.config import effects
 from runner.config.check import Check
 from runner.config.compose import Composed, Loader
-from runner.config.points import Point, Space, make_space
+from runner.config.points import Point, Setting, Space, make_space
 from runner.config.schema import Sweep
 from runner.errors import ConfigError
 
@@ -105,10 +105,24 @@ class Plan:
     space: Space
     _loader: "_Parsing"
     _composed: dict[tuple[str, ...], Composed] = field(default_factory=dict)
+    _known: dict[tuple[str, ...], Point] = field(default_factory=dict)
+
+    def points(self) -> Iterator[Point]:
+        """Each point, in order."""
+        for point in self.space.points():
+            self._known[point.own] = point
+            yield point
 
     def jobs(self) -> Iterator[Job]:
         """Each job, in order."""
-        return map(self.job, self.space.points())
+        return map(self.job, self.points())
+
+    def point(self, own: Sequence[str]) -> Point:
+        """The point of arguments of its own: one of `points`, or one that a search made up."""
+        if tuple(own) in self._known:
+            return self._known[tuple(own)]
+        parsed = [(self._loader.parse(text), text) for text in own]
+        return self.space.point([Setting(override.key_or_group, override.value(), text) for override, text in parsed])
 
     def job(self, point: Point) -> Job:
         """A point, composed.

@@ -276,3 +276,15 @@ def test_jobs_are_composed_as_runs_of_their_own_would_be(number, tmp_path):
         assert alone.choices == job.composed.choices
         assert [m.rule for m in alone.mistakes] == [m.rule for m in job.composed.mistakes]
         assert Path(tmp_path) == job.composed.layers.cwd
+
+
+def test_a_point_is_found_again_by_what_is_its_own(tmp_path):
+    (tmp_path / "p.csv").write_text("optimizer.lr\n0.1\n0.2\n")
+    sweep = plan(["sweep.points=p.csv", "train.duration=1ep", "seed=0,1"], tmp_path)
+    found = list(sweep.points())
+
+    assert [("seed=0", "optimizer.lr=0.1"), ("seed=0", "optimizer.lr=0.2")] == [point.own for point in found[:2]]
+    assert found == [sweep.point(point.own) for point in found]
+    made_up = sweep.point(["optimizer.lr=0.3"])
+    assert ("train.duration=1ep", "optimizer.lr=0.3") == made_up.overrides
+    assert {"optimizer.lr": 0.3} == made_up.values
