@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from runner.config import sweep
 from runner.config.check import Check
 from runner.config.compose import Composed
+from runner.config.identity import replicate_id
 from runner.config.schema import Config
 from runner.errors import Mistake, numbered
 
@@ -64,6 +65,11 @@ def examine_sweep(overrides: Sequence[str], trust: tuple[str, ...], say: Say = l
     Raises:
         ConfigError: the sweep itself cannot be composed, or cannot be enumerated.
     """
+    return examine_jobs([Check(job.composed, trust) for job in sweep.jobs(overrides, Path.cwd())], say)
+
+
+def examine_jobs(jobs: Sequence[Check], say: Say = lambda _: None) -> list[Mistake]:
+    """Examine jobs together; each mistake once. Two that differ in nothing that is looked at are looked at once."""
     seen: dict[str, Mistake] = {}
 
     def say_new(mistakes: list[Mistake]) -> None:
@@ -72,9 +78,9 @@ def examine_sweep(overrides: Sequence[str], trust: tuple[str, ...], say: Say = l
         if new:
             say(list(new.values()))
 
-    jobs = [job.composed for job in sweep.jobs(overrides, Path.cwd())]
-    for composed in jobs:  # what needs no torch is said of every job before torch is imported for the first
-        say_new(Check(composed, trust).at_once)
-    for composed in jobs:
-        examine(composed, trust, say_new)
+    for job in jobs:  # what needs no torch is said of every job before torch is imported for the first
+        say_new(job.at_once)
+    distinct = {replicate_id(job.composed.config): job for job in reversed(jobs)}
+    for job in reversed(distinct.values()):
+        examine(job.composed, job.trust, say_new)
     return list(seen.values())

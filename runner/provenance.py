@@ -81,7 +81,9 @@ _HASHES: "WeakKeyDictionary[Any, str]" = WeakKeyDictionary()
 def _source_hash(module: Any, path: str) -> str:
     """SHA-256 of a module's source as it was when first asked for: an edit while it runs changes nothing that runs."""
     if module not in _HASHES:
-        _HASHES[module] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        loader: Any = getattr(getattr(module, "__spec__", None), "loader", None)  # a sweep's jobs import from memory
+        source = loader.get_data(path) if hasattr(loader, "get_data") else Path(path).read_bytes()
+        _HASHES[module] = hashlib.sha256(source).hexdigest()
     return _HASHES[module]
 
 

@@ -201,7 +201,7 @@ def test_what_the_data_refuses_fails_the_run_in_one_paragraph(runner: Runner) ->
     assert json.loads((folder / "result.json").read_text())["status"] == "failed"
 
 
-def test_a_multirun_trains_each_point_and_gives_hydra_the_objective(
+def test_a_launcher_of_hydras_own_trains_each_point_and_gets_the_objective(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each job has a directory of its own with its own config; what Hydra gets back is the objective."""
@@ -214,7 +214,7 @@ def test_a_multirun_trains_each_point_and_gives_hydra_the_objective(
         return batches
 
     monkeypatch.setattr(Hydra, "multirun", watched)
-    ran = runner("-m", *SHORT, "optimizer.lr=0.1,0.01", "seed=0,1")
+    ran = runner("-m", *SHORT, "optimizer.lr=0.1,0.01", "seed=0,1", "hydra/launcher=basic")
     sweep = next(Path("outputs/digits_cnn").iterdir())
     configs = [yaml.safe_load((sweep / str(job) / "config.yaml").read_text()) for job in range(4)]
 
@@ -226,8 +226,8 @@ def test_a_multirun_trains_each_point_and_gives_hydra_the_objective(
 
 
 def test_a_failing_job_does_not_stop_the_others(runner: Runner) -> None:
-    """The other jobs of a multirun finish; the exit status is 1."""
-    ran = runner("-m", *SHORT, "optimizer.lr=1e20,0.1", "train.check_finite=loss")
+    """The other jobs of Hydra's own launcher finish; the exit status is 1."""
+    ran = runner("-m", *SHORT, "optimizer.lr=1e20,0.1", "train.check_finite=loss", "hydra/launcher=basic")
     sweep = next(Path("outputs/digits_cnn").iterdir())
     status = [json.loads((sweep / str(job) / "result.json").read_text())["status"] for job in range(2)]
 

@@ -251,16 +251,18 @@ class Log:
 
 @dataclass
 class Sweep:
-    id: str = rule("auto", unbuilt=NOT_YET)
+    # The sweep's folder; auto: a hash of the config without the swept keys, and of their names.
+    id: str = rule("auto", regex=r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
     seeds: int | None = rule(None, at_least=1)  # so many jobs of each point, with `seed`, `seed` + 1, …
     points: str | None = None  # a YAML, CSV or JSON-lines file of points; each is combined with the other axes
     zip: list[str] | list[list[str]] = rule([])  # swept keys that change together, or several such lists
     random: int | None = rule(None, at_least=1)  # so many points drawn from the axes, instead of all combinations
     random_seed: int = rule(0, at_least=0)
-    slots: int | Literal["auto"] = rule("auto", unbuilt=NOT_YET)
-    timeout: float | None = rule(None, above=0, unbuilt=NOT_YET)
-    retry: Literal["machine", "all", "none"] = rule("machine", unbuilt=NOT_YET)
-    rerun: Literal["none", "changed"] = rule("none", unbuilt=NOT_YET)
+    slots: int | Literal["auto"] = rule("auto", at_least=1)  # jobs at a time; auto: as many as cores and GPUs allow
+    timeout: float | None = rule(None, above=0)  # seconds for one attempt of a job
+    memory: float | None = rule(None, above=0)  # GiB that a job's processes may hold together
+    retry: Literal["machine", "all", "none"] = "machine"  # failed jobs to try again: only what the machine did, ...
+    rerun: Literal["none", "changed"] = "none"  # finished jobs to run again: none, those whose code has changed
 
 
 @dataclass

@@ -1,68 +1,204 @@
-"""`python -m runner -m …`: every job of a Hydra sweep is checked, then trained in a directory of its own."""
+"""`python -m runner -m …`: a sweep that may be cut off anywhere, and goes on when the same line is given again."""
 
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from runner.config import sweep
+from runner.config.check import Check
+from runner.errors import Mistake, count_line
+from runner.examine import examine_jobs, reporter
+from runner.files import Lock, sync_folder
+from runner.sweep.board import Tally, board_for
+from runner.sweep.controller import Controller, Stop, stopping
+from runner.sweep.ledger import FILE, Ledger, Row
+from runner.sweep.plan import Asked, Plan, adopt, decide, objective_of, reconcile
+from runner.sweep.protocols import Event, Executor, Job, Point, Source
+from runner.sweep.slots import Slots
+from runner.sweep.summary import after, before
 
-from runner.config.compose import compose, compose_sweep, hydra_with_search_path
-from runner.errors import ConfigError, RunError, count_line
-from runner.examine import examine, examine_sweep, reporter
-from runner.files import make_run_dir
+EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
+
+
+class Listed:
+    """A source that knows all of its points: a grid."""
+
+    watches, known = False, True
+
+    def __init__(self, points: Sequence[Point]) -> None:
+        self._points = list(reversed(points))
+        self.total: int | None = len(points)
+
+    def next(self) -> Point | None:
+        return self._points.pop() if self._points else None
+
+    @property
+    def done(self) -> bool:
+        return not self._points
+
+    def started(self, point: Point, job: Row) -> None:
+        pass
+
+    def progress(self, point: Point, job: Row, step: int, metrics: Mapping[str, float]) -> bool:
+        return False
+
+    def ended(self, point: Point, job: Row) -> None:
+        pass
+
+    def refused(self, point: Point, problem: str) -> None:
+        pass
+
+
+def source_of(plan: Plan) -> Source:
+    """Where the points of this command line come from."""
+    return Listed([Point(point.own) for point in plan.sweep.points()])
+
+
+def executor_of(plan: Plan) -> Executor:
+    """Where its jobs run."""
+    return Slots(plan.settings.slots, plan.frozen)
 
 
 def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) -> int:
-    """Run the sweep; 0 where every job is done, 1 where one failed, 75 or 130 where it was stopped.
+    """Run the sweep, or what is left of it; the exit status.
 
-    2 where a job is wrong: then none was started.
+    0 where every job is done, 1 where one failed, 75 or 130 where it was stopped, 2 where a job is wrong: then nothing
+    was started.
 
     Raises:
-        ConfigError: the sweep cannot be composed.
+        ConfigError: the sweep cannot be composed, or is in progress.
+        RunError: jobs cannot be run here.
     """
-    mistakes = examine_sweep(list(overrides), trust, reporter())
-    if mistakes:
-        print(count_line(len(mistakes)), file=sys.stderr)
-        return 2
-    folder = make_run_dir(Path("outputs"), compose_sweep(list(overrides)).config["name"])
-    rows: list[tuple[str, str, Any]] = []
+    if any(text.lstrip("+").startswith(("hydra/launcher=", "hydra/sweeper=")) for text in overrides):
+        from runner.sweep import through_hydra
 
-    def job(_: DictConfig) -> float | None:
-        hydra = HydraConfig.get()
-        own = list(hydra.overrides.task)
-        composed = compose(own)
-        place = folder / str(hydra.job.num)
-        print(f"\n[{hydra.job.num}] {' '.join(own)}")
-        examined = examine(composed, trust)
-        if examined.mistakes:  # something changed since the sweep was checked
-            rows.append((place.name, "wrong", ""))
-            raise ConfigError(examined.mistakes)
-        from runner.run import train  # imports torch, which a mistake need not wait for
+        return through_hydra.main(overrides, argv, trust)
+    plan = Plan(sweep.plan(overrides, Path.cwd()), argv, trust)
+    source = source_of(plan)
+    asked, checks = known_points(plan, source)
+    if any(check.at_once for check in checks):
+        return wrong(examine_jobs(checks, reporter()))
+    with ExitStack() as stack:
+        ledger, rows = opened(plan, stack)
+        todo = decide(rows.values(), ledger, plan).run if ledger else {}
+        new = [check for one, check in zip(asked, checks, strict=True) if one.id not in rows or one.id in todo]
+        executor: Executor = Nowhere()
+        if new or not source.known:
+            executor = executor_of(plan)  # it gets ready while the jobs are examined
+            stack.callback(executor.close)
+            if mistakes := examine_jobs(new, reporter()):
+                return wrong(mistakes)
+            executor.prepare()
+        if ledger is None:  # nothing is made before all is known to be right
+            plan.folder.mkdir(parents=True, exist_ok=True)
+            sync_folder(plan.folder.parent)
+            ledger, _ = opened(plan, stack, create=True)
+        assert ledger is not None
+        return run(plan, ledger, source, asked, executor)
 
-        place.mkdir(parents=True)
-        outcome = train(examined, composed, argv, trust, place)
-        rows.append((place.name, outcome.result["status"], outcome.result["objective"]))
-        if outcome.result["status"] == "interrupted":
-            sys.exit(outcome.status)  # passes through Hydra, which would go on with the next job after an exception
-        if outcome.result["status"] == "failed":
-            raise RunError(outcome.result["error"])
-        objective: float | None = outcome.result["objective"]
-        return objective
 
-    status = 0
+def known_points(plan: Plan, source: Source) -> tuple[list[Asked], list[Check]]:
+    """All points of a source that knows them; else none, and the check of what all of its points will share."""
+    if not source.known:
+        return [], [Check(plan.sweep.base, plan.trust)]
+    pairs = []
+    while (point := source.next()) is not None:
+        pairs.append(plan.ask(point))
+    return [one for one, _ in pairs], [check for _, check in pairs]
+
+
+def wrong(mistakes: list[Mistake]) -> int:
+    """The last line of a report that was said; the exit status."""
+    print(count_line(len(mistakes)), file=sys.stderr)
+    return EXIT_WRONG
+
+
+def opened(plan: Plan, stack: ExitStack, *, create: bool = False) -> tuple[Ledger | None, dict[str, Row]]:
+    """The sweep's ledger, for us alone, and its rows as its directories have them; None where there is none yet.
+
+    Raises:
+        ConfigError: another process is at work on it.
+    """
+    if not create and not (plan.folder / FILE).is_file():
+        return None, {}
+    stack.enter_context(Lock(plan.folder))
+    ledger = stack.enter_context(Ledger(plan.folder))
+    return ledger, {row.id: row for row in reconcile(ledger, plan.folder)}
+
+
+def run(plan: Plan, ledger: Ledger, source: Source, asked: list[Asked], executor: Executor) -> int:
+    """Bring the ledger up to what is asked for, run what is left, and say how it ended; the exit status."""
+    objective, mode = objective_of(asked[0].config if asked else plan.base)
+    earlier = ledger.settings()
+    ledger.set(
+        id=plan.id,
+        name=plan.base.name,
+        created=earlier.get("created") or datetime.now().astimezone().isoformat(timespec="seconds"),
+        command=["python", "-m", "runner", *plan.argv],
+        base=plan.shared,
+        swept=list(plan.sweep.space.keys),
+        objective=objective,
+        mode=mode,
+    )
+    adopt(ledger, plan.folder, asked, plan)
+    rows = reconcile(ledger, plan.folder)
+    ids = {one.id for one in asked}
+    with ledger.transaction():
+        for row in rows:
+            if source.known and row.active != (row.id in ids):
+                row.active = row.id in ids
+                ledger.update(row.id, active=row.active)
+    decided = decide(rows, ledger, plan)
+    tally = Tally(rows, len(ids) if source.known else source.total, objective, mode)
+    stop = Stop()
+    board = board_for(tally)
+    controller = Controller(plan, ledger, source, executor, board, stop)
     try:
-        hydra = hydra_with_search_path()
-        hydra.multirun("config", job, [*overrides, f"hydra.sweep.dir={folder}", "hydra.mode=MULTIRUN"])
-    except (RunError, ConfigError):
-        status = 1  # said already, and recorded in the job's result
-    except SystemExit as stopped:
-        status = int(stopped.code or 0)
+        with stopping(stop):
+            for line in before(plan, rows, asked, decided, source):
+                board.say(line)
+            for one in asked:
+                controller.add(one, decided.run.pop(one.id, None))
+            controller.run()
     finally:
-        GlobalHydra.instance().clear()
-    print(f"\n{folder}")
-    for name, how, objective in rows:
-        print(f"  {name:>3}  {how:<11} {objective if objective is not None else ''}")
-    return status
+        board.close()
+    final = [row for row in ledger.jobs() if row.active]
+    print("\n".join([*after(plan, final, objective, mode), str(plan.folder)]))
+    return status_of(final, stop)
+
+
+def status_of(rows: Sequence[Row], stop: Stop) -> int:
+    """The exit status of a sweep that ended with these rows."""
+    if stop.signals:
+        return EXIT_INTERRUPTED if stop.signals[0] == signal.SIGINT else EXIT_STOPPED
+    if any(row.status == "failed" or (row.status == "interrupted" and row.error) for row in rows):
+        return EXIT_FAILED
+    return EXIT_STOPPED if any(row.status == "interrupted" for row in rows) else EXIT_DONE
+
+
+class Nowhere:
+    """An executor for a sweep of which nothing is left to run."""
+
+    def prepare(self) -> None:
+        pass
+
+    def has_room(self, job: Job) -> bool:
+        return False
+
+    def start(self, job: Job) -> None:
+        raise AssertionError
+
+    def wait(self, seconds: float) -> Sequence[Event]:
+        return []
+
+    def stop(self, job: str) -> None:
+        pass
+
+    def kill(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

@@ -11,9 +11,12 @@ from typing import Any, Literal, Protocol
 from runner.sweep.ledger import Cause, Row
 
 
+OUTPUT = "output.txt"  # in a job's directory: what it prints, and the Python stack of a crash
+
+
 @dataclass(frozen=True)
 class Point:
-    """One job that is asked for: arguments of the command line that set or choose what this job has of its own.
+    """One job that is asked for: the arguments that not all jobs share (`runner.config.points.Point.own`).
 
     `tag` comes back with the job in `Source.ended` and `Source.progress`; nobody else looks at it.
     """
@@ -60,7 +63,9 @@ class Job:
         config: the resolved config, every default filled in.
         argv: the command line, for the record.
         trust: patterns of names trusted on the command line.
-        anew: start at step 0, and put what an earlier attempt left out of the way; else continue where there is a run.
+        anew: whether to put what an earlier attempt left aside and start at step 0: `never` continues, or refuses where
+            that cannot be done exactly; `if_changed` starts anew where it cannot; `always`.
+        retry: whether the attempt before failed: then its log is put aside.
         cores: CPU cores that it takes, and `gpus` GPUs; `gpu` the index of one that the config asks for by name.
         timeout: seconds until it is stopped for good; None for ever.
         memory: GiB that its processes may hold together; None without a limit of its own.
@@ -72,7 +77,8 @@ class Job:
     config: dict[str, Any]
     argv: list[str]
     trust: list[str] = field(default_factory=list)
-    anew: bool = False
+    anew: Literal["never", "if_changed", "always"] = "never"
+    retry: bool = False
     cores: int = 1
     gpus: int = 0
     gpu: int | None = None
@@ -104,6 +110,9 @@ class Event:
 
 class Executor(Protocol):
     """Runs jobs. How a job ended is read from its directory, so that an event need say no more than that it did."""
+
+    def prepare(self) -> None:
+        """The jobs were examined, so that what they import is imported in this process."""
 
     def has_room(self, job: Job) -> bool:
         """Whether `start` would begin with it at once. An executor with a queue of its own always has room."""

@@ -175,9 +175,10 @@ def test_what_needs_no_torch_is_said_of_every_job_first(monkeypatch):
 
     said = []
     monkeypatch.setattr(examine, "examine", lambda *_: said.append("torch"))
-    examine.examine_sweep(["seed=1,x"], (), lambda mistakes: said.extend(m.key for m in mistakes))
+    sweep = ["seed=1,x", "optimizer.lr=0.1,0.2"]
+    examine.examine_sweep(sweep, (), lambda mistakes: said.extend(m.key for m in mistakes))
 
-    assert ["seed", "torch", "torch"] == said
+    assert ["seed", "torch", "torch"] == said, "once for both seeds"
 
 
 def test_settings_inside_a_setting_without_effect_are_named(runner):

@@ -1,0 +1,197 @@
+"""The one process of a sweep that decides: it asks for points, starts jobs where there is room, writes the ledger."""
+
+import dataclasses
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from runner.errors import ConfigError
+from runner.examine import examine
+from runner.sweep.board import Board
+from runner.sweep.follow import Follower
+from runner.sweep.job import ending
+from runner.sweep.ledger import Ledger, Row
+from runner.sweep.plan import Anew, Asked, Plan, decide, remember_code
+from runner.sweep.protocols import Event, Executor, Job, Point, Source
+
+WAIT_SECONDS = 0.2  # so long at most until a signal, or the clock of the board, is looked at
+
+
+@dataclasses.dataclass
+class Stop:
+    """The signals that have asked the sweep to stop: the first one lets jobs save, a second one does not."""
+
+    signals: list[int] = dataclasses.field(default_factory=list)
+
+
+@contextmanager
+def stopping(stop: Stop) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGUSR1 are noted, and no more."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handler(number: int, _frame: FrameType | None) -> None:
+        stop.signals.append(number)
+
+    numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+class Controller:
+    """Runs the jobs of a sweep.
+
+    Args:
+        plan: what its jobs are.
+        ledger: open for writing, the sweep's lock held; every known point has its row.
+        source: where points come from.
+        executor: where jobs run.
+        board: what is said meanwhile.
+        stop: the signals that came.
+    """
+
+    def __init__(
+        self, plan: Plan, ledger: Ledger, source: Source, executor: Executor, board: Board, stop: Stop
+    ) -> None:
+        self._plan, self._ledger, self._source, self._executor = plan, ledger, source, executor
+        self._board, self._stop = board, stop
+        self.rows: dict[str, Row] = {row.id: row for row in ledger.jobs()}
+        self._points: dict[str, list[Point]] = {}  # what each job was asked for as
+        self._number = max((row.number for row in self.rows.values()), default=-1)
+        self._waiting: deque[tuple[Asked, Anew]] = deque()
+        self._next: Job | None = None  # of the first that waits
+        self._to_come: set[str] = set()  # what waits or runs
+        self._running: dict[str, Follower] = {}
+        self._asked_to_stop: set[str] = set()
+        self._pruned: dict[str, dict[str, float]] = {}
+
+    def add(self, asked: Asked, anew: Anew | None) -> None:
+        """A point that has its row: to be run (`anew` as in `Job`), or as it is (None)."""
+        self._points.setdefault(asked.id, []).append(asked.point)
+        row = self.rows[asked.id]
+        self._source.started(asked.point, row)
+        if anew is not None:
+            self._waiting.append((asked, anew))
+            self._to_come.add(asked.id)
+        elif asked.id not in self._to_come:
+            self._source.ended(asked.point, row)
+
+    def run(self) -> None:
+        """Until no job runs and none is to come, or the sweep is asked to stop."""
+        said = 0
+        while True:
+            if not self._stop.signals:
+                self._fill()
+            elif len(self._stop.signals) > said:
+                said = len(self._stop.signals)
+                self._stop_jobs(at_once=said > 1)
+            if not self._running and (self._stop.signals or (self._source_is_done() and not self._waiting)):
+                return
+            for event in self._executor.wait(WAIT_SECONDS):
+                self._take(event)
+            if self._source.watches:
+                self._follow()
+            self._board.tick()
+
+    def _source_is_done(self) -> bool:
+        return self._source.known or self._source.done
+
+    def _fill(self) -> None:
+        """Start jobs while there is room for the next one."""
+        while self._waiting or self._ask():
+            asked, anew = self._waiting[0]
+            row = self.rows[asked.id]
+            job = self._next = self._next or self._plan.job(asked, row, anew)
+            if not self._executor.has_room(job):
+                return
+            self._waiting.popleft()
+            self._next = None
+            Path(job.folder).mkdir(exist_ok=True)
+            started = {"status": "running", "start": time.time(), "end": None, "attempt": row.attempt + 1, "cause": ""}
+            self._update(row.id, **started, error="", exit=None, host="", slot=None, pid=None)
+            self._running[row.id] = Follower(Path(job.folder))
+            self._executor.start(job)
+            self._board.started(self.rows[row.id])
+
+    def _ask(self) -> bool:
+        """Points of a source that makes them one by one, until one is to be run; whether there is one."""
+        while not self._waiting and not self._source_is_done() and self._executor.has_room(self._plan.typical):
+            point = self._source.next()
+            if point is None:
+                return False
+            try:
+                asked, checked = self._plan.ask(point)
+                if mistakes := checked.at_once or examine(asked.job.composed, self._plan.trust).mistakes:
+                    raise ConfigError(mistakes)
+            except ConfigError as error:
+                self._source.refused(point, str(error))
+                continue
+            if asked.id not in self.rows:
+                self._number += 1
+                self.rows[asked.id] = self._plan.row(asked, self._number)
+                self._ledger.add([self.rows[asked.id]])
+            self._update(asked.id, active=True)
+            row = self.rows[asked.id]
+            to_come = asked.id in self._to_come
+            self.add(asked, None if to_come else decide([row], self._ledger, self._plan).run.get(row.id))
+        return bool(self._waiting)
+
+    def _take(self, event: Event) -> None:
+        if event.kind == "started":
+            self._update(event.job, host=event.host, slot=event.slot, pid=event.pid)
+            self._board.started(self.rows[event.job])
+            return
+        if self._running.pop(event.job, None) is None:
+            return  # it was ended from here, and its executor says so too
+        folder = self._plan.folder / self.rows[event.job].path
+        stopped = event.job in self._asked_to_stop
+        columns = ending(folder, event.exit, event.cause, event.error, stopped=stopped)
+        if event.job in self._pruned and columns["status"] in ("interrupted", "failed"):
+            columns |= {"status": "pruned", "cause": "", "error": "", "metrics": self._pruned[event.job]}
+        remember_code(self._ledger, folder, columns["code"])
+        self._to_come.discard(event.job)
+        self._update(event.job, end=time.time(), **columns)
+        row = self.rows[event.job]
+        self._board.ended(row)
+        for point in self._points[event.job]:
+            self._source.ended(point, row)
+
+    def _update(self, job: str, **columns: Any) -> None:
+        self._ledger.update(job, **columns)
+        self.rows[job] = dataclasses.replace(self.rows[job], **columns)
+
+    def _follow(self) -> None:
+        """Hand what running jobs have logged to the source, which may want some of them stopped."""
+        for job, follower in self._running.items():
+            for step, metrics in follower.new():
+                prune = [self._source.progress(point, self.rows[job], step, metrics) for point in self._points[job]]
+                if any(prune) and job not in self._asked_to_stop:
+                    self._pruned[job] = metrics
+                    self._asked_to_stop.add(job)
+                    self._executor.stop(job)
+
+    def _stop_jobs(self, *, at_once: bool) -> None:
+        if at_once:
+            self._executor.kill()
+            self._asked_to_stop.update(self._running)
+            for job in list(self._running):
+                self._take(Event("ended", job, exit=-signal.SIGKILL))
+            return
+        name = signal.Signals(self._stop.signals[0]).name
+        again = "; once more stops at once, with what is saved" if self._stop.signals[0] == signal.SIGINT else ""
+        self._board.say(f"{name}: {len(self._running)} running jobs save and stop{again}")
+        for job in self._running:
+            if job not in self._asked_to_stop:
+                self._asked_to_stop.add(job)
+                self._executor.stop(job)

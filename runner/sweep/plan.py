@@ -1,0 +1,219 @@
+"""From a point to a job: its config, who it is, what it takes, and whether it is to run at all."""
+
+import dataclasses
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from runner.config.check import Check, resolved
+from runner.config.effects import produced
+from runner.config.identity import job_id, replicate_id, sweep_id
+from runner.config.schema import Config
+from runner.config.sweep import Job as Composition
+from runner.config.sweep import Plan as Composer
+from runner.config.trust import user_directories
+from runner.sweep import frozen
+from runner.sweep.job import ending, read_json
+from runner.sweep.ledger import OF_THE_MACHINE, Ledger, Row
+from runner.sweep.protocols import Job, Point
+
+Anew = Literal["never", "if_changed", "always"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A point with its config.
+
+    Attributes:
+        point: as its source gave it.
+        job: its config before it was checked.
+        config: its config, every default filled in.
+        id: of the job that it is.
+    """
+
+    point: Point
+    job: Composition
+    config: Config
+    id: str
+
+
+class Plan:
+    """What the jobs of one command line are.
+
+    Args:
+        sweep: the command line, read.
+        argv: the same as it was typed, for the record.
+        trust: patterns of names trusted on the command line.
+    """
+
+    def __init__(self, sweep: Composer, argv: Sequence[str], trust: tuple[str, ...]) -> None:
+        self.sweep, self.argv, self.trust = sweep, list(argv), trust
+        self.base, self.settings = Check(sweep.base, trust).config, sweep.settings
+        self.shared = [setting.text for setting in sweep.space.fixed]
+        named = self.settings.id != "auto"
+        self.id = self.settings.id if named else sweep_id(resolved(self.base), sweep.space.keys)
+        self.folder = Path("outputs") / self.base.name / self.id
+        self.frozen = frozen.freeze([*user_directories(trust), *_home()])
+
+    @property
+    def typical(self) -> Job:
+        """What a job takes that sets nothing of its own, to ask whether there is room for one."""
+        return Job(id="", folder="", unresolved="", config={}, argv=[], **demand(self.base))
+
+    def ask(self, point: Point) -> tuple[Asked, Check]:
+        """Compose a point; its check says what is wrong with it."""
+        job = self.sweep.job(self.sweep.point(point.overrides))
+        checked = Check(job.composed, self.trust)
+        return Asked(point, job, checked.config, job_id(resolved(checked.config))), checked
+
+    def row(self, asked: Asked, number: int) -> Row:
+        """A new row of the ledger."""
+        return Row(
+            id=asked.id,
+            number=number,
+            overrides=list(asked.point.overrides),
+            path=f"{number}_{asked.id[:8]}",
+            values=dict(asked.job.point.values),
+            replicate_of=replicate_id(resolved(asked.config)),
+        )
+
+    def job(self, asked: Asked, row: Row, anew: Anew) -> Job:
+        """What an executor needs to run the job."""
+        return Job(
+            id=row.id,
+            folder=str((self.folder / row.path).resolve()),
+            unresolved=asked.job.composed.unresolved_yaml,
+            config=resolved(asked.config),
+            argv=self.argv,
+            trust=list(self.trust),
+            anew=anew,
+            retry=row.status == "failed",
+            timeout=self.settings.timeout,
+            memory=self.settings.memory,
+            **demand(asked.config),
+        )
+
+    def alone(self, row: Row) -> str:
+        """The line that runs a job by itself."""
+        words = [f"--trust={pattern}" for pattern in self.trust]
+        words += self.sweep.point(row.overrides).overrides
+        return shlex.join(["python", "-m", "runner", *words])
+
+
+def demand(config: Config) -> dict[str, Any]:
+    """The cores and GPUs that a job takes: `cores`, `gpus`, and `gpu` where the config names one.
+
+    A job of several processes takes their number times what one of them takes: that number is 1 for each
+    `device.parallel` that there is.
+    """
+    kind, _, index = config.device.type.partition(":")
+    on_gpu = kind != "cpu"
+    return {"cores": config.device.threads, "gpus": int(on_gpu), "gpu": int(index) if index else None}
+
+
+def objective_of(config: Config) -> tuple[str, str]:
+    """The metric that the jobs are compared by, and whether `min` or `max` of it is best; without the data."""
+    name = config.train.objective or produced(config)[0][0]
+    return name, config.train.mode or ("min" if name.endswith("/loss") else "max")
+
+
+def _home() -> list[Path]:
+    """The runner's own folder, where it is a checkout and not installed."""
+    home = Path(__file__).resolve().parents[2]
+    return [] if home.name in frozen.NO_CODE else [home]
+
+
+# ---- what becomes of a job that has been there before
+
+
+@dataclass
+class Decided:
+    """Which jobs run, and what there is to say of the others."""
+
+    run: dict[str, Anew] = field(default_factory=dict)  # by id, in order
+    other_code: dict[str, list[str]] = field(default_factory=dict)  # finished by other code: the modules that differ
+
+
+def decide(rows: Iterable[Row], ledger: Ledger, plan: Plan) -> Decided:
+    """What to do with each job that is asked for, after `sweep.retry` and `sweep.rerun`."""
+    decided = Decided()
+    settings = plan.settings
+    known: dict[str, list[str]] = {}
+    folders = user_directories(plan.trust)
+    for row in rows:
+        if not row.active:
+            continue
+        if row.code not in known:
+            known[row.code] = frozen.changed(ledger.modules(row.code), plan.frozen, folders) if row.code else []
+        differs = known[row.code]
+        if row.status in ("completed", "pruned"):
+            if differs and settings.rerun == "changed":
+                decided.run[row.id] = "always"
+            elif differs:
+                decided.other_code[row.id] = differs
+            continue
+        anew: Anew = "if_changed" if settings.rerun == "changed" else "never"
+        if row.status == "failed":
+            of_the_machine = row.cause in OF_THE_MACHINE
+            if settings.retry == "none" or (settings.retry == "machine" and not of_the_machine):
+                continue
+            anew = anew if of_the_machine else "if_changed"
+        decided.run[row.id] = anew
+    return decided
+
+
+def reconcile(ledger: Ledger, folder: Path) -> list[Row]:
+    """The rows, after what the directories say: the controller may have died before it wrote that down."""
+    rows = ledger.jobs()
+    with ledger.transaction():
+        for index, row in enumerate(rows):
+            job = folder / row.path
+            columns: dict[str, Any] = {}
+            if row.status in ("running", "waiting"):
+                if (job / "config.yaml").is_file():
+                    columns = ending(job, None)
+                elif row.status == "running":
+                    columns = {"status": "waiting"}
+            elif row.status == "completed" and not (job / "result.json").is_file():
+                columns = {"status": "waiting", "objective": None, "metrics": {}}  # somebody deleted it
+            elif row.status in ("failed", "interrupted"):  # or continued it by hand
+                result = read_json(job / "result.json") or {}
+                if result.get("status") == "completed":
+                    columns = ending(job, 0)
+            if columns.get("status") == "completed":
+                columns["end"] = (job / "result.json").stat().st_mtime
+            if columns:
+                remember_code(ledger, job, columns.get("code", ""))
+                ledger.update(row.id, **columns)
+                rows[index] = dataclasses.replace(row, **columns)
+    return rows
+
+
+def adopt(ledger: Ledger, folder: Path, asked: Sequence[Asked], plan: Plan) -> None:
+    """Rows for jobs that are new to the ledger; a directory of the job's name is the job's (a ledger was lost)."""
+    rows = ledger.jobs()
+    known = {row.id for row in rows}
+    names = [path.name.split("_", 1) for path in folder.iterdir() if re.fullmatch(r"\d+_[0-9a-f]{8}", path.name)]
+    there = {short: int(number) for number, short in names}
+    number = max([*(row.number for row in rows), *there.values(), -1]) + 1
+    new = []
+    for one in asked:
+        if one.id in known:
+            continue
+        known.add(one.id)
+        if one.id[:8] in there:
+            new.append(plan.row(one, there[one.id[:8]]))
+        else:
+            new.append(plan.row(one, number))
+            number += 1
+    ledger.add(new)
+
+
+def remember_code(ledger: Ledger, job: Path, code: str) -> None:
+    """Keep the hashes of the modules that a job ran, once for all jobs that ran them."""
+    if code and not ledger.modules(code):
+        record = read_json(job / "provenance.json") or {}
+        ledger.remember_modules(code, record["modules"]["files"])

@@ -1,0 +1,346 @@
+"""The process that jobs are forked from: everything imported, nothing computed, so that a job starts in milliseconds.
+
+It is told what to do in JSON lines, and says what has happened in JSON lines. When the controller is gone, however it
+went, it kills every job with all of its processes; each job watches for that itself too.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import faulthandler
+import importlib
+import json
+import os
+import select
+import selectors
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from runner.sweep import frozen, memory
+from runner.sweep.protocols import OUTPUT
+
+GRACE_SECONDS = 5.0  # between asking a job whose time is up to save, and killing it
+TICK_SECONDS = 0.1  # between two looks at memory and clocks, while jobs run
+SCAN_SECONDS = 2.0  # between two looks for the processes that jobs have started
+LEAST_LEFT = 0.03  # of the memory; with less left the largest job is killed, before the kernel chooses a process
+KERNEL_SECONDS = 5.0  # so long after the kernel killed for memory a process that was killed is taken for that one
+PRELOADED = (
+    "torch",
+    "torch._dynamo",  # what the first optimizer step imports, a second
+    "tensorboardX",
+    "runner.run",
+    "runner.preflight",
+    "runner.sweep.job",
+)
+# What may be imported before a fork, once a job has needed it: to import these starts no thread and touches no GPU.
+FORK_SAFE = {"torch", "torchvision", "torchmetrics", "numpy", "scipy", "sklearn", "pandas", "PIL", "yaml", "sympy"}
+MOST_SAID = 30_000  # bytes that a job leaves in its pipe, which holds 65,536 without anybody reading
+
+
+class Lines:
+    """The lines that arrive at a pipe."""
+
+    def __init__(self, handle: int) -> None:
+        self.handle, self.ended, self._rest = handle, False, b""
+
+    def read(self) -> list[dict[str, Any]]:
+        """Wait for something; the whole lines, as JSON objects. Nothing more comes once `ended`."""
+        data = os.read(self.handle, 1 << 20)
+        self.ended = not data
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+
+@dataclass
+class Child:
+    """A job that runs: its process, which leads a group of its own, and what was done to it."""
+
+    job: str
+    pid: int
+    said: int  # the end of the pipe in which it leaves what it has to say
+    timeout: float | None
+    memory: float | None
+    began: float = field(default_factory=time.monotonic)
+    members: list[int] = field(default_factory=list)  # further processes of its group, when last looked
+    cause: str = ""
+    error: str = ""
+    kill_at: float | None = None
+
+
+def main() -> None:
+    """Serve the controller at the other ends of standard input and output, until it is gone."""
+    orders, replies = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(2, 1)  # what an import prints
+    os.close(null)
+    lines = Lines(orders)
+    setup: list[dict[str, Any]] = []
+    while not setup and not lines.ended:
+        setup = lines.read()
+    if not setup:
+        return
+    frozen.install(frozen.Frozen(**setup.pop(0)["frozen"]))
+    preload(PRELOADED)
+    import torch
+
+    from runner import provenance
+
+    provenance.modules(Path.cwd())  # their hashes, as they are now
+    # Counted without CUDA being touched, which a fork would not survive.
+    gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
+    server = Server(lines, replies)
+    server.say(ready=True, gpus=gpus)
+    for order in setup:
+        server.obey(order)
+    server.serve()
+
+
+def preload(names: Iterable[str]) -> None:
+    """Import what jobs will import; what fails fails in the job that wants it, and is said there."""
+    for name in names:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+
+
+class Server:
+    """Forks a child for each job, and looks after them."""
+
+    def __init__(self, orders: Lines, replies: int) -> None:
+        self._orders, self._replies = orders, replies
+        self._children: dict[str, Child] = {}
+        self._woken, wake = os.pipe()
+        for handle in (self._woken, wake):
+            os.set_blocking(handle, False)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        self._wake = wake
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the controller decides what Ctrl-C means
+        self._kernel_kills, self._kernel_killed_at = memory.kills(), -KERNEL_SECONDS
+        self._scanned = 0.0
+
+    def serve(self) -> None:
+        """Until the controller is gone; then every job is killed."""
+        selector = selectors.DefaultSelector()
+        selector.register(self._orders.handle, selectors.EVENT_READ)
+        selector.register(self._woken, selectors.EVENT_READ)
+        self._selector = selector
+        while True:
+            for key, _ in selector.select(TICK_SECONDS if self._children else None):
+                if key.fd == self._woken:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._woken, 4096)
+                    continue
+                for order in self._orders.read():
+                    self.obey(order)
+                if self._orders.ended:
+                    self._end()
+            for child in list(self._children.values()):
+                self._reap(child)
+            if self._children:
+                self._look_at_clocks()
+                self._look_at_memory()
+
+    def say(self, **message: Any) -> None:
+        """Tell the controller."""
+        data = json.dumps(message).encode() + b"\n"
+        try:
+            while data:
+                data = data[os.write(self._replies, data) :]
+        except BrokenPipeError:
+            self._end()
+
+    def obey(self, order: dict[str, Any]) -> None:
+        """Do one thing."""
+        match order:
+            case {"start": job, "environment": environment}:
+                self._start(job, environment)
+            case {"stop": job}:
+                if job in self._children:
+                    os.kill(self._children[job].pid, signal.SIGTERM)  # not its workers, which it ends itself
+            case {"import": names}:
+                preload(names)
+
+    def _start(self, job: dict[str, Any], environment: dict[str, str]) -> None:
+        said, write = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there are threads: NumPy's BLAS has some, and looks after them
+            pid = os.fork()
+        if pid == 0:
+            self._become(job, environment, write)
+        with contextlib.suppress(OSError):  # the child does so too; whoever comes first
+            os.setpgid(pid, pid)
+        os.close(write)
+        os.set_blocking(said, False)
+        self._children[job["id"]] = Child(job["id"], pid, said, job["timeout"], job["memory"])
+        self.say(started=job["id"], pid=pid)
+
+    def _become(self, job: dict[str, Any], environment: dict[str, str], write: int) -> NoReturn:
+        """In the child: let go of all that is the server's, then be the job."""
+        os.setpgid(0, 0)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._selector.close()
+        for mine in (self._replies, self._woken, self._wake, *(child.said for child in self._children.values())):
+            os.close(mine)
+        be(job, environment, write, self._orders.handle)
+
+    def _reap(self, child: Child) -> None:
+        try:
+            dead = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            dead = None
+        if dead is None:
+            return
+        _kill_group(child.pid)  # what it has left behind, while the number of the group is still its own
+        _, waited = os.waitpid(child.pid, 0)
+        status = os.waitstatus_to_exitcode(waited)
+        del self._children[child.job]
+        message = _last_words(child.said)
+        if status == -signal.SIGKILL and not child.cause and self._kernel_has_killed():
+            child.cause, child.error = "memory", "the kernel killed it for want of memory"
+        error = child.error or message.get("error", "")
+        self.say(ended=child.job, status=status, cause=child.cause, error=error)
+        preload(message.get("modules", []))
+
+    def _kernel_has_killed(self) -> bool:
+        kills = memory.kills()
+        if kills > self._kernel_kills:
+            self._kernel_kills, self._kernel_killed_at = kills, time.monotonic()
+        return time.monotonic() - self._kernel_killed_at < KERNEL_SECONDS
+
+    def _look_at_clocks(self) -> None:
+        now = time.monotonic()
+        for child in self._children.values():
+            if child.kill_at is not None and now >= child.kill_at:
+                _kill_group(child.pid)
+            elif child.kill_at is None and child.timeout is not None and now - child.began >= child.timeout:
+                child.cause, child.error = "timeout", f"it took longer than sweep.timeout, {child.timeout:g} s"
+                child.kill_at = now + GRACE_SECONDS
+                os.kill(child.pid, signal.SIGTERM)
+
+    def _look_at_memory(self) -> None:
+        if time.monotonic() - self._scanned > SCAN_SECONDS:
+            groups = memory.groups()
+            for child in self._children.values():
+                child.members = [pid for pid in groups.get(child.pid, []) if pid != child.pid]
+            self._scanned = time.monotonic()
+        self._kernel_has_killed()
+        if any(child.cause == "memory" for child in self._children.values()):
+            return  # what is being killed gives its memory back first
+        held = {child.job: memory.resident(child.pid, child.members) for child in self._children.values()}
+        for job, size in held.items():
+            limit = self._children[job].memory
+            if limit is not None and size > limit * 2**30:
+                self._kill_for_memory(job, f"it held {size / 2**30:.3g} GiB, more than sweep.memory, {limit:g}")
+        left = memory.left()
+        if left is not None and left[0] < LEAST_LEFT * left[1] and held:
+            job = max(held, key=lambda name: held[name])
+            most = f"{held[job] / 2**30:.3g} GiB"
+            said = f"it held the most ({most}) when {left[0] / 2**30:.2g} GiB of {left[1] / 2**30:.3g} were left"
+            self._kill_for_memory(job, said)
+
+    def _kill_for_memory(self, job: str, error: str) -> None:
+        child = self._children[job]
+        child.cause, child.error = "memory", error
+        _kill_group(child.pid)
+
+    def _end(self) -> NoReturn:
+        for child in self._children.values():
+            _kill_group(child.pid)
+        os._exit(0)
+
+
+def _kill_group(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _last_words(said: int) -> dict[str, Any]:
+    try:
+        data = os.read(said, 1 << 16)
+        message: dict[str, Any] = json.loads(data) if data else {}
+    except (BlockingIOError, ValueError):  # a worker that it left behind holds the other end; or it was cut short
+        message = {}
+    os.close(said)
+    return message
+
+
+# ---- in the job's own process
+
+
+def be(job: dict[str, Any], environment: dict[str, str], write: int, lifeline: int) -> NoReturn:
+    """Run the job, with a file for what it prints, and end."""
+    _die_with_the_server()
+    threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()
+    console = os.open(Path(job["folder"]) / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    for handle in (1, 2):
+        os.dup2(console, handle)
+    os.close(console)
+    with contextlib.suppress(OSError):  # where memory runs out all the same, the job is what the kernel is to take
+        Path("/proc/self/oom_score_adj").write_text("500")
+    os.environ.update(environment)
+    faulthandler.enable()
+    atexit._clear()  # noqa: SLF001  what the server has registered is the server's
+    before = set(sys.modules)
+    status, error = 1, ""
+    try:
+        from runner.errors import ConfigError
+        from runner.sweep.job import attempt
+        from runner.sweep.protocols import OUTPUT, Job
+
+        try:
+            status = attempt(Job(**job))
+        except ConfigError as refused:
+            status, error = 2, "\n".join(map(str, refused.mistakes))
+            traceback.print_exc()
+    except SystemExit as ended:  # what somebody's code calls in the middle of a run
+        traceback.print_exc()
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:  # noqa: BLE001  KeyboardInterrupt, and whatever a run lets through
+        traceback.print_exc()
+    with contextlib.suppress(BaseException):
+        atexit._run_exitfuncs()  # noqa: SLF001  what the job has registered, as in a run of its own
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BaseException):
+            stream.flush()
+    words = json.dumps({"error": error[: MOST_SAID // 8], "modules": worth_preloading(before)}).encode()
+    os.write(write, words if len(words) <= MOST_SAID else b"")
+    os._exit(status & 0xFF)
+
+
+def worth_preloading(but: Container[str] = ()) -> list[str]:
+    """What this process has imported that a server may import before it forks."""
+    names = [name for name in sys.modules if name not in but]
+    return [name for name in names if name.partition(".")[0] in FORK_SAFE | sys.stdlib_module_names]
+
+
+def _die_with_the_server() -> None:
+    """Where the kernel can do it: also with the interpreter's lock held by whatever hangs."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; the server forks in its only thread
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def _watch(lifeline: int) -> None:
+    """Wait until the controller's end of the pipe is closed, which its end does, and take all our processes along."""
+    poll = select.poll()
+    poll.register(lifeline, 0)  # nothing is read: a hang-up is reported all the same
+    while not any(state & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, state in poll.poll()):
+        pass
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
