@@ -17,6 +17,7 @@ from runner.sweep.controller import Controller, Stop, stopping
 from runner.sweep.ledger import FILE, Ledger, Row
 from runner.sweep.plan import Asked, Plan, adopt, decide, objective_of, reconcile
 from runner.sweep.protocols import Event, Executor, Job, Point, Source
+from runner.sweep.report import report
 from runner.sweep.slots import Slots
 from runner.sweep.summary import after, before
 
@@ -166,7 +167,9 @@ def run(plan: Plan, ledger: Ledger, source: Source, asked: list[Asked], executor
     finally:
         board.close()
     final = [row for row in ledger.jobs() if row.active]
-    print("\n".join([*after(plan, final, objective, mode), str(plan.folder)]))
+    report(plan.folder)
+    for line in after(plan, final):
+        print(line)
     return status_of(final, stop)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,12 +94,6 @@ class Plan:
             memory=self.settings.memory,
             **demand(asked.config),
         )
-
-    def alone(self, row: Row) -> str:
-        """The line that runs a job by itself."""
-        words = [f"--trust={pattern}" for pattern in self.trust]
-        words += self.sweep.point(row.overrides).overrides
-        return shlex.join(["python", "-m", "runner", *words])
 
 
 def demand(config: Config) -> dict[str, Any]:

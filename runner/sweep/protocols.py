@@ -10,7 +10,6 @@ from typing import Any, Literal, Protocol
 
 from runner.sweep.ledger import Cause, Row
 
-
 OUTPUT = "output.txt"  # in a job's directory: what it prints, and the Python stack of a crash
 
 

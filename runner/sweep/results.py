@@ -17,6 +17,7 @@ from runner.config.names import did_you_mean, nearest
 from runner.errors import ConfigError, Mistake
 from runner.sweep.ledger import FILE, Ledger, Row
 from runner.sweep.noise import ALPHA, Mean, welch
+from runner.sweep.protocols import OUTPUT
 
 UNFINISHED = ("running", "interrupted", "pruned")  # whose last logged objective is worth showing
 Curve = list[tuple[int, float]]  # optimizer step, value
@@ -214,7 +215,8 @@ class Report:
     def log_of(self, row: Row) -> Path:
         """Where a job says what happened."""
         folder = self.folder / row.path
-        return next((file for file in (folder / "log.txt", folder / "output.txt") if file.is_file()), folder)
+        names = ("log.txt", OUTPUT) if row.cause not in ("exit", "crash") else (OUTPUT, "log.txt")
+        return next((file for name in names if (file := folder / name).is_file()), folder)
 
     def curves(self, row: Row, names: Sequence[str]) -> dict[str, Curve]:
         """The logged values of metrics of a job, without those that are no numbers."""

@@ -296,7 +296,7 @@ def be(job: dict[str, Any], environment: dict[str, str], write: int, lifeline: i
     try:
         from runner.errors import ConfigError
         from runner.sweep.job import attempt
-        from runner.sweep.protocols import OUTPUT, Job
+        from runner.sweep.protocols import Job
 
         try:
             status = attempt(Job(**job))

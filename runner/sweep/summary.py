@@ -3,14 +3,12 @@
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import get_args
 
 from runner.sweep.board import name_of
 from runner.sweep.frozen import MOST_ENTRIES
-from runner.sweep.job import LOG
-from runner.sweep.ledger import Row, Status
+from runner.sweep.ledger import Row
 from runner.sweep.plan import Asked, Decided, Plan
-from runner.sweep.protocols import OUTPUT, Source
+from runner.sweep.protocols import Source
 
 MOST_LISTED = 10  # rows of a kind on the console: the ledger has all of them
 
@@ -47,24 +45,10 @@ def listed(what: str, rows: Sequence[Row]) -> Iterator[str]:
         yield f"{what}: and {len(rows) - MOST_LISTED:,} more"
 
 
-def after(plan: Plan, rows: Sequence[Row], objective: str, mode: str) -> Iterator[str]:
-    """How it ended: the best jobs, and each that failed with its cause, its log and the line that runs it alone."""
-    sign = 1 if mode == "min" else -1
-    done = sorted((r for r in rows if r.objective is not None), key=lambda r: (sign * (r.objective or 0.0), r.number))
-    counts = Counter(row.status for row in rows)
-    yield ", ".join(f"{counts[status]:,} {status}" for status in get_args(Status) if counts[status])
-    for row in done[:MOST_LISTED]:
-        yield f"  {objective} {row.objective:<10.6g} {name_of(row)}"
-    failed = [row for row in rows if row.status == "failed"]
-    for row in failed:
-        job = plan.folder / row.path
-        said_where = OUTPUT if row.cause in ("exit", "crash") else LOG
-        log = next((job / name for name in (said_where, OUTPUT) if (job / name).is_file()), job)
-        yield f"failed ({row.cause}): {name_of(row)}\n  {row.error}\n  {log}\n  {plan.alone(row)}"
-    if failed:
-        yield f"again, with these: {shlex.join(['python', '-m', 'runner', *plan.argv, 'sweep.retry=all'])}"
+def after(plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
+    """What is left to be done, and how."""
     for row in rows:
         if row.status == "interrupted" and row.error:
             yield f"not continued: {name_of(row)}\n  {row.error}\n  sweep.rerun=changed starts it anew"
-    if counts["interrupted"] or counts["waiting"]:
+    if any(row.status in ("interrupted", "waiting") for row in rows):
         yield f"to go on: {shlex.join(['python', '-m', 'runner', *plan.argv])}"

@@ -1,4 +1,4 @@
-"""A user's project whose model ends its process in many ways, or hands on how it trained; and what a sweep of it left."""
+"""A user's project whose model ends its process in many ways, and what a sweep of it leaves."""
 
 import json
 import os
