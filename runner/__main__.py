@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from runner.errors import Mistake
+    from runner.torchrun import Place
 
 BEGAN = time.perf_counter()
 
@@ -43,17 +45,26 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
     # cuBLAS is deterministic only with a fixed workspace, and must find this before torch is imported.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     verb = argv[0] if argv else ""
+    from runner import torchrun
     from runner.errors import ConfigError, RunError
 
+    place = torchrun.place()
+    if place is not None and place.rank:
+        from runner.follow import follow
+        from runner.verbs.train import split_trust
+
+        return follow(place, split_trust(argv)[1])
     try:
+        if place is not None and verb in VERBS and verb != "resume":
+            raise ConfigError([torchrun.not_here(verb, "start it without torchrun")])
         if verb in VERBS:
             status: int = importlib.import_module(VERBS[verb]).main(argv[1:])
-            return status
+            return ended(status, place)
         if verb and verb[0].isalpha() and "=" not in verb:
             raise ConfigError([unknown_verb(verb)])
         from runner.verbs import train
 
-        return train.main(argv, began)
+        return ended(train.main(argv, began), place)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -65,6 +76,18 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough; nothing is left to be flushed at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def ended(status: int, place: "Place | None") -> int:
+    """The exit status, with which the other processes of torchrun end too where nothing was to be trained."""
+    if place is None:
+        return status
+    if status == 0:  # after any other, torchrun ends them
+        from runner.team import dismiss
+
+        dismiss(place, status)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what it sends to those that end a moment after the first
+    return status
 
 
 def unknown_verb(verb: str) -> "Mistake":

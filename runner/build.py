@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from runner import build_data, schedule, surgery
+from runner import build_data, parallel, schedule, surgery
 from runner import device as devices
 from runner.accumulate import Accumulating
 from runner.average import Average
-from runner.checkpoint import Checkpoints
+from runner.checkpoint import Checkpoints, ReadOnly
 from runner.component import Trust, component
 from runner.config.schema import Config
 from runner.config.trust import locate
@@ -22,10 +22,11 @@ from runner.errors import RunError
 from runner.optimizer import Constant, Schedule
 from runner.schedule import Duration, is_duration
 from runner.state import Run
+from runner.team import ALONE, Alone, Team
 from runner.update import Recipe, Update
 
 
-def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()) -> Run:
+def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = (), team: Alone = ALONE) -> Run:
     """Build every object of a run.
 
     Args:
@@ -33,14 +34,19 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
         folder: the run directory.
         plain: the config as it will stand in checkpoints.
         trust: patterns of names trusted on the command line.
+        team: the processes that train together.
 
     Raises:
         RunError: data, download or device refuse.
     """
-    device = devices.choose(config.device.type)
+    device = devices.choose(config.device.type, team.local_rank)
     devices.set_up(device, config.device.threads, config.device.deterministic)
-    parts = build_data.make_parts(config, trust)
-    splits = build_data.make_splits(config, parts, device, trust, folder)
+    team.start(device)
+    with team.first():
+        parts = build_data.make_parts(config, trust)
+        splits = build_data.make_splits(
+            config, parts, device, trust, folder if team.rank == 0 else None, team.rank, team.world
+        )
     train = splits["train"]
     steps_per_epoch = math.ceil((train.num_batches or 0) / config.train.accumulate)
     duration = Duration.parse(config.train.duration)
@@ -49,9 +55,11 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
         raise RunError(message)
     total_steps = duration.steps(steps_per_epoch)
     objective, mode = objective_of(config, splits)
-    checkpoints = Checkpoints(folder / "checkpoints", keep=config.train.keep, mode=mode)
+    kind = Checkpoints if team.rank == 0 else ReadOnly
+    checkpoints = kind(folder / "checkpoints", keep=config.train.keep, mode=mode)
     model = surgery.make_model(config, trust)
-    done = surgery.operate(config, model, trust, weights=not checkpoints.entries())
+    with team.first():
+        done = surgery.operate(config, model, trust, weights=not checkpoints.entries())
     model = model.to(device=device)
     if config.device.memory_format == "channels_last":
         model = model.to(memory_format=torch.channels_last)
@@ -63,7 +71,7 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
     step = component(config.step, "step", trust=trust, call=False)
     metrics = {which: make_metrics(config, device, trust) for which in ("train", "eval")}
     average = make_average(config, model, steps_per_epoch)
-    return Run(
+    run = Run(
         folder=folder,
         seed=config.seed,
         device=device,
@@ -94,7 +102,13 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
         pretrained=done.pretrained,
         frozen=done.frozen,
         thaw_at=None if config.freeze.until is None else Duration.parse(config.freeze.until).steps(steps_per_epoch),
+        team=team,
     )
+    if config.device.parallel == "data_parallel":
+        run.update.net = parallel.data_parallel(model)
+    if isinstance(team, Team):
+        parallel.share(run, team, find_unused=config.device.find_unused_parameters)
+    return run
 
 
 def make_update(

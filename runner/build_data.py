@@ -16,15 +16,23 @@ from runner.config.schema import Config
 from runner.config.trust import locate, user_directories
 from runner.download import provide
 from runner.errors import Mistake, RunError
-from runner.samples import Faults, Indices, Pipeline, Placement, Stream, to_image
+from runner.samples import Faults, Indices, Part, Pipeline, Placement, Stream, Turn, to_image
 
 Parts = dict[str, tuple[Any, Indices | None]]  # split → dataset and which of its samples; None: all
 
 
 def make_splits(
-    config: Config, parts: Parts, device: torch.device, trust: Trust = (), folder: Path | None = None
+    config: Config,
+    parts: Parts,
+    device: torch.device,
+    trust: Trust = (),
+    folder: Path | None = None,
+    rank: int = 0,
+    world: int = 1,
 ) -> dict[str, data.Split]:
     """The batches of train, val, test and what else is evaluated; bad samples that are skipped are listed in `folder`.
+
+    Process `rank` of `world` has its part of each batch in training, and whole batches in turn elsewhere.
 
     Raises:
         RunError: a split is empty, or its data is unsound.
@@ -39,10 +47,11 @@ def make_splits(
                 make_pipeline(config, "train" if name == "train" else "eval", trust),
                 Stream(config.seed, name),
                 placement,
-                loader_settings(config, name, dataset, indices, trust),
+                loader_settings(config, name, dataset, indices, trust, world),
                 limit=config.dataset.limit,
                 batch_transforms=make_transforms(config, "batch", trust) if name == "train" else None,
                 faults=make_faults(config, name, folder),
+                share=Part(rank, world) if name == "train" else Turn(rank, world),
             )
             for name, (dataset, indices) in parts.items()
         }
@@ -219,7 +228,7 @@ def make_faults(config: Config, split: str, folder: Path | None) -> Faults:
 
 
 def loader_settings(
-    config: Config, split: str, dataset: Any, indices: Indices | None, trust: Trust = ()
+    config: Config, split: str, dataset: Any, indices: Indices | None, trust: Trust = (), world: int = 1
 ) -> data.LoaderSettings:
     """The loader's settings for a split: evaluation takes every sample in order, in batches of its own size."""
     loader, training = config.loader, split == "train"
@@ -252,7 +261,7 @@ def loader_settings(
         return _sampler(node, f"loader.{name}", part, trust)
 
     return data.LoaderSettings(
-        batch_size=loader.batch_size if training else loader.eval.batch_size or loader.batch_size,
+        batch_size=loader.batch_size * world if training else loader.eval.batch_size or loader.batch_size,
         shuffle=loader.shuffle and training,
         drop_last=loader.drop_last and training,
         num_workers=workers,

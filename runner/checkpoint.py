@@ -199,6 +199,13 @@ class Checkpoints:
                 files.remove(path)
 
 
+class ReadOnly(Checkpoints):
+    """The same for a process that leaves writing to another."""
+
+    def save(self, state: dict[str, Any], step: int, metric: float | None, *, background: bool = False) -> None:
+        pass
+
+
 class _Saving:
     """A save in a thread of its own, which a normal end of the process waits for."""
 

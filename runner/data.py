@@ -6,6 +6,8 @@ and augmentation from keys (seed, epoch, index, transform name), so a batch depe
 before, and a resume skips straight to its batch.
 """
 
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -24,9 +26,11 @@ from runner.samples import (
     Faults,
     Indices,
     Order,
+    Part,
     Pipeline,
     Place,
     Placement,
+    Share,
     Stream,
     file_of,
     to_image,
@@ -81,11 +85,94 @@ class Mixed:
             yield changed
 
 
+class Shared:
+    """A split of which this process has a share of the batches.
+
+    Attributes:
+        given: the batches that nobody has asked about yet, each with how many of its samples count here, and how many
+            it has for all processes together.
+    """
+
+    def __init__(self, split: Any, share: Share) -> None:
+        self.split, self.share = split, share
+        self.size, self.num_batches, self.fingerprint = split.size, split.num_batches, split.fingerprint
+        self.order = getattr(split, "order", None)
+        self.plan = f"{split.plan}; shared by {share.world} processes"
+        self.given: deque[tuple[Any, tuple[int, int]]] = deque()
+        self.last = (0, 0)
+
+    def counts(self, batch: Any) -> tuple[int, int]:
+        """How many samples of a batch count here, and how many it has for all processes together.
+
+        Asked once for each batch, in order; a piece of a batch counts as that.
+        """
+        if self.given and self.given[0][0] is batch:
+            self.last = self.given.popleft()[1]
+        return self.last
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """What this process has of the batches of an epoch from number `start` on."""
+        self.given.clear()
+        for batch, counts in self._counted(epoch, start):
+            self.given.append((batch, counts))
+            yield batch
+
+    def _counted(self, epoch: int, start: int) -> Iterator[tuple[Any, tuple[int, int]]]:
+        for number, batch in enumerate(self.split.batches(epoch, start), start):
+            yield batch, self.share.counts(number, self.split.whole)
+
+
+class Sliced(Shared):
+    """The same where every process makes every batch: its transforms are of the whole one, or the dataset streams."""
+
+    def __init__(self, split: Split, share: Share) -> None:
+        super().__init__(split, share)
+        self.plan = f"{split.plan}; made by each of {share.world} processes, which takes its share"
+
+    def _counted(self, epoch: int, start: int) -> Iterator[tuple[Any, tuple[int, int]]]:
+        batches = self.split.batches(epoch, start)
+        yield from self._parts(batches, self.share) if isinstance(self.share, Part) else self._turns(batches)
+
+    def _parts(self, batches: Iterator[Any], share: Part) -> Iterator[tuple[Any, tuple[int, int]]]:
+        for batch in batches:
+            whole = _length(batch)
+            own = share.part(whole)
+            count = own.stop - own.start
+            yield _sliced(batch, own if count else slice(0, 1)), (count, whole)
+
+    def _turns(self, batches: Iterator[Any]) -> Iterator[tuple[Any, tuple[int, int]]]:
+        while turn := list(itertools.islice(batches, self.share.world)):
+            own = self.share.rank < len(turn)
+            batch = turn[self.share.rank if own else -1]
+            count = _length(batch) * own
+            yield batch, (count, count)
+
+
+def _length(batch: Any) -> int:
+    """Samples of a collated batch: the length of the first tensor or list in it."""
+    if isinstance(batch, Tensor):
+        return len(batch)
+    members = list(batch.values() if isinstance(batch, Mapping) else batch)
+    return _length(members[0]) if isinstance(members[0], Tensor | Mapping | list | tuple) else len(members)
+
+
+def _sliced(batch: Any, rows: slice) -> Any:
+    """These samples of a collated batch (tensors, and lists of other things, in any nesting)."""
+    if isinstance(batch, Tensor):
+        return batch[rows] if batch.dim() else batch
+    if isinstance(batch, Mapping):
+        return {name: _sliced(member, rows) for name, member in batch.items()}
+    if isinstance(batch, list | tuple):
+        nested = bool(batch) and isinstance(batch[0], Tensor | Mapping | list | tuple)
+        return [_sliced(member, rows) for member in batch] if nested else batch[rows]
+    return batch
+
+
 @dataclass(frozen=True)
 class LoaderSettings:
     """What the config says about making batches of one split."""
 
-    batch_size: int
+    batch_size: int  # of all processes together
     shuffle: bool
     drop_last: bool = False
     num_workers: int = 0
@@ -122,14 +209,19 @@ def make_split(
     limit: int | None = None,
     batch_transforms: Mapping[str, Callable[[Any], Any]] | None = None,
     faults: Faults | None = None,
+    share: Share | None = None,
 ) -> Split:
     """Batches of a dataset's samples `indices` (None: all), gathered from memory where that is possible and allowed.
+
+    With a `share`, what this process of several has of them.
 
     Raises:
         ValueError: `in_memory: true` cannot be had, or the split is empty.
         RunError: the data is unsound.
     """
     faults = faults or Faults(stream.split)
+    share = share if share is not None and share.world > 1 else None
+    sliced = share is not None and (bool(batch_transforms) or isinstance(dataset, IterableDataset))
     if isinstance(dataset, IterableDataset):
         samples = KeyedStream(dataset, pipeline, stream, limit, faults)
         split: Split = Streamed(
@@ -142,8 +234,11 @@ def make_split(
         )
     else:
         indices = chosen_indices(dataset, indices, stream.split, limit)
-        split = _indexed(dataset, indices, pipeline, stream, placement, settings, faults)
-    return Mixed(split, batch_transforms, stream) if batch_transforms else split
+        split = _indexed(dataset, indices, pipeline, stream, placement, settings, faults, None if sliced else share)
+    split = Mixed(split, batch_transforms, stream) if batch_transforms else split
+    if share is None:
+        return split
+    return Sliced(split, share) if sliced else Shared(split, share)
 
 
 def _indexed(
@@ -154,6 +249,7 @@ def _indexed(
     placement: Placement,
     settings: LoaderSettings,
     faults: Faults,
+    share: Share | None,
 ) -> Split:
     order = Order(len(indices), stream, shuffle=settings.shuffle, sampler=settings.sampler)
     found = for_gathering(dataset, indices, pipeline, stream, settings, faults)
@@ -170,6 +266,7 @@ def _indexed(
             drop_last=settings.drop_last,
             limit=settings.in_memory_limit,
             faults=faults,
+            share=share,
         )
     return Loaded(
         KeyedSamples(dataset, indices, pipeline, stream, faults),
@@ -180,6 +277,7 @@ def _indexed(
         batch_sampler=settings.batch_sampler,
         reason=found,
         num_workers=settings.num_workers,
+        share=share,
         **settings.options,
     )
 

@@ -3,8 +3,10 @@
 import torch
 
 
-def choose(name: str) -> torch.device:
+def choose(name: str, local_rank: int = 0) -> torch.device:
     """The device that `cpu`, `cuda`, `cuda:N`, `mps` or `auto` (a GPU where there is one) names.
+
+    Of several processes on this machine that train together each gets the GPU of its `local_rank`.
 
     Raises:
         ValueError: this machine has no such device.
@@ -14,12 +16,13 @@ def choose(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
+        index = local_rank if name == "cuda" else device.index
+        if index >= count:
             seen = f"torch sees {count} CUDA device{'s' * (count != 1)} here" + (
                 "" if torch.backends.cuda.is_built() else " (this build of torch has no CUDA)"
             )
             raise ValueError(seen)
-        return torch.device("cuda", device.index or 0)
+        return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
         message = "torch sees no Apple GPU here"
         raise ValueError(message)

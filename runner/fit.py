@@ -57,7 +57,7 @@ def begin(run: Run) -> int:
     """Get ready to train from `run.progress` on; the step at which to pause first."""
     progress = run.progress
     if progress.step == 0:
-        rng.seed_all(rng.key(run.seed, "train"))
+        rng.seed_all(rng.key(run.seed, "train", *run.team.stream))
     run.infinite_buffers = infinite_buffers(run.model)
     run.model.train()
     thaw_if_due(run)
@@ -127,6 +127,7 @@ def _next_pause(run: Run) -> int:
     due = [next_due(every, run.progress.step, run.steps_per_epoch) for every in rhythms]
     if run.thaw_at is not None and run.progress.step < run.thaw_at:
         due.append(run.thaw_at)
+    due.append(run.team.due)
     return min([run.total_steps, *[step for step in due if step is not None]])
 
 
@@ -143,6 +144,7 @@ def _is_due(run: Run, every: Duration | None) -> bool:
 
 def pause(run: Run) -> int:
     """Log, evaluate, save, whichever is due after this step; the step at which to pause next."""
+    run.team.agree(run.progress.step)
     progress, at_end = run.progress, run.progress.step >= run.total_steps or bool(run.stop.ended)
     if run.check_finite == "every_step":
         check_losses(run)
@@ -206,7 +208,7 @@ def check_state(run: Run) -> None:
     """Raise Fault where a parameter, a buffer or the optimizer's state is not finite (unless the check is off)."""
     if run.check_finite == "off":
         return
-    bad = not_finite(tensors_of(run.model, run.optimizer, run.infinite_buffers, run.loss))
+    bad = run.team.union(not_finite(tensors_of(run.model, run.optimizer, run.infinite_buffers, run.loss)))
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise Fault(f"at step {run.progress.step} {bad[0]}{more} is not finite", run.progress.step)
@@ -263,16 +265,16 @@ def evaluate(run: Run, name: str) -> dict[str, float] | None:
     """The loss and the metrics of a split, in eval mode, as `<split>/<name>`; None where a signal cut it short.
 
     With the averaged weights, where there are any. The same every time for the same weights, and without effect on
-    training: it draws from a stream of its own.
+    training: it draws from streams of its own.
     """
     losses, metrics = Losses(), run.metrics["eval"]
     for metric in metrics.values():
         metric.reset()
     run.model.eval()
     averaged = nullcontext() if run.average is None else run.average.in_model()
-    with torch.no_grad(), averaged, rng.stream(rng.key(run.seed, "evaluate", name)):
-        for batch in run.splits[name].batches(0):
-            outcome = run.update.evaluate(batch, run.model)
+    with torch.no_grad(), averaged, rng.isolated():
+        run.team.level(run.model)
+        for outcome in run.team.outcomes(outcomes(run, name), run.splits[name]):
             losses.add(outcome)
             for metric in metrics.values():
                 metric.update(outcome["output"], outcome["target"])
@@ -284,7 +286,16 @@ def evaluate(run: Run, name: str) -> dict[str, float] | None:
     values = {f"{name}/loss": losses.mean()}
     for metric_name, metric in metrics.items():
         values |= flat(f"{name}/{metric_name}", metric.compute())
-    return values
+    said: dict[str, float] = run.team.same(values)
+    return said
+
+
+def outcomes(run: Run, name: str) -> Iterator[Mapping[str, Any]]:
+    """What the step says of each batch of a split, each drawing from a stream of its own."""
+    split = run.splits[name]
+    for number, batch in enumerate(split.batches(0)):
+        rng.seed_all(rng.key(run.seed, "evaluate", name, run.team.number(number)))
+        yield run.update.evaluate(batch, run.model)
 
 
 def flat(name: str, value: Any) -> dict[str, float]:

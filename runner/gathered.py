@@ -11,7 +11,7 @@ from torch import Tensor
 
 from runner import rng
 from runner.batched import Chain
-from runner.samples import Fault, Faults, Indices, Order, Pipeline, Place, Placement, empty_batch
+from runner.samples import Fault, Faults, Indices, Order, Pipeline, Place, Placement, Share, empty_batch
 from runner.splitting import Whole, fingerprint
 
 # Gathered and transformed at once. On a CPU what stays in its cache: 128 images of 3x32x32 as float32 take 1.5 MB, and
@@ -32,10 +32,11 @@ class Gathered:
         chain: those forms; None where there are no transforms.
         order: the order of each epoch.
         placement: the device.
-        batch_size: samples of a batch.
+        batch_size: samples of a batch, of all processes together.
         drop_last: leave out an incomplete last batch.
         limit: bytes; what draws nothing is done once to all samples where the result takes no more.
         faults: what is done about NaN and labels out of range.
+        share: what this process has of each batch.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class Gathered:
         drop_last: bool = False,
         limit: int = 4 * 2**30,
         faults: Faults | None = None,
+        share: Share | None = None,
     ) -> None:
+        self.share = share or Share()
         self.order, self.placement, self.place = order, placement, pipeline.place
         self.fingerprint = fingerprint(whole, indices)
         self.sound = sound(whole, indices, faults or Faults(order.stream.split))
@@ -61,11 +64,14 @@ class Gathered:
         self.as_mapping = any(isinstance(place, str) for place in whole.tensors)
         self.chain = self._once(chain, limit)
         self.size = len(indices) if self.sound is None else int(self.sound.sum())
-        self.length = len(indices) if order.sampler is None else len(order(0))
-        self.num_batches = self.length // batch_size if drop_last else math.ceil(self.length / batch_size)
+        length = len(indices) if order.sampler is None else len(order(0))
+        self.num_batches = length // batch_size if drop_last else math.ceil(length / batch_size)
+        self.kept = min(length, self.num_batches * batch_size)  # of an epoch, by all processes
+        self.length = len(self.share.positions(np.arange(self.kept), batch_size))  # by this one
+        self.own_size = self.share.size(batch_size)
         sample_bytes = sum(self._bytes(place) for place in self.tensors)
         budget = CHUNK_BYTES.get(placement.device.type, GPU_CHUNK_BYTES)
-        self.chunk = batch_size * max(1, budget // max(1, sample_bytes * batch_size))
+        self.chunk = self.own_size * max(1, budget // max(1, sample_bytes * self.own_size))
         self.ahead = max(1, min(EPOCHS_AHEAD, budget // max(1, sample_bytes * self.length)))
         if order.sampler is not None or order.fixed:
             self.ahead = 1
@@ -73,9 +79,22 @@ class Gathered:
             f", batched: {', '.join(pipeline.transforms)}" if pipeline.transforms else ""
         )
         self.ready: dict[int, list[Any]] = {}
-        self.unchanging = None
-        if order.fixed and self.chain is None:
-            self.unchanging = self._views(self.tensors, np.arange(len(indices)))
+        self.unchanging = self._fixed() if order.fixed and self.chain is None else None
+
+    def whole(self, number: int) -> int:
+        """Samples that all processes together have of batch `number` of an epoch."""
+        return max(0, min(self.batch_size, self.kept - number * self.batch_size))
+
+    def _fixed(self) -> list[Any]:
+        """The batches of every epoch, where nothing about them changes."""
+        if self.share.world == 1:
+            return self._views(self.tensors, np.arange(len(self.indices)))[: self.num_batches]
+        positions = self._own(0)
+        return self._views(self._made(positions, []), positions)
+
+    def _own(self, epoch: int) -> Indices:
+        """The positions that this process has of an epoch."""
+        return self.share.positions(self.order(epoch)[: self.kept], self.batch_size)
 
     def _once(self, chain: Chain | None, limit: int) -> Chain | None:
         """Do now, to all samples, what draws nothing and comes first; what is left for each batch."""
@@ -101,10 +120,10 @@ class Gathered:
 
     def _views(self, members: dict[Place, Tensor], positions: Indices) -> list[Any]:
         """The batches of these samples, in the order of `positions`, without those that are skipped."""
-        parts = [self.placement.put(member).split(self.batch_size) for member in members.values()]
+        parts = [self.placement.put(member).split(self.own_size) for member in members.values()]
         rows = list(zip(*parts, strict=True))
         if self.sound is not None:
-            kept = [mask.nonzero()[:, 0] for mask in self.sound[torch.from_numpy(positions)].split(self.batch_size)]
+            kept = [mask.nonzero()[:, 0] for mask in self.sound[torch.from_numpy(positions)].split(self.own_size)]
             if not all(map(len, kept)):
                 raise empty_batch(self.order.stream.split)
             places = [which.to(self.placement.device) for which in kept]
@@ -114,13 +133,13 @@ class Gathered:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of an epoch from number `start` on: tuples (or mappings) of tensors [batch, ...]."""
         if self.unchanging is not None:
-            yield from self.unchanging[start : self.num_batches]
+            yield from self.unchanging[start:]
         elif self.ahead > 1:
             if epoch not in self.ready:
                 self._prepare(epoch)
             yield from self.ready[epoch][start:]
         else:
-            order = self.order(epoch)[: self.num_batches * self.batch_size][start * self.batch_size :]
+            order = self._own(epoch)[start * self.own_size :]
             keys = partial(self.order.stream.key, epoch)
             lot = self.chunk * max(1, LOT // self.chunk)
             for first in range(0, len(order), lot):
@@ -133,10 +152,10 @@ class Gathered:
 
     def _prepare(self, epoch: int) -> None:
         """Make this epoch's batches and some after it, each sample with the numbers of its own epoch."""
-        length = min(self.length, self.num_batches * self.batch_size)
+        length = self.length
         epochs = range(epoch, epoch + self.ahead)
         stream = self.order.stream
-        positions = np.concatenate([self.order(number)[:length] for number in epochs])
+        positions = np.concatenate([self._own(number) for number in epochs])
 
         def keys(name: str) -> np.ndarray[Any, Any]:
             return np.repeat(np.array([stream.key(number, name) for number in epochs], np.uint64), length)

@@ -26,6 +26,7 @@ from runner.samples import (
     Order,
     Pipeline,
     Placement,
+    Share,
     Stream,
     drawn,
     empty_batch,
@@ -161,8 +162,10 @@ class Loaded:
         collate_fn: Callable[[list[Any]], Any] | None = None,
         num_workers: int = 0,
         worker_init_fn: Callable[[int], None] | None = None,
+        share: Share | None = None,
         **settings: Any,
     ) -> None:
+        self.share = share or Share()
         self.order, self.placement, self.batch_size, self.drop_last = order, placement, batch_size, drop_last
         self.batch_sampler, self.samples = batch_sampler, samples
         self.size = len(samples)
@@ -183,6 +186,7 @@ class Loaded:
             **settings,
         )
         self.num_batches = len(self._positions(0))
+        self.sizes: list[int] = []  # of the batches of the epoch under way, of all processes together
         where = f"by {num_workers} worker{'s' * (num_workers != 1)}" if num_workers else "in this process"
         self.plan = f"sample by sample, {where}" + (f" ({reason})" if reason else "")
 
@@ -193,13 +197,19 @@ class Loaded:
         rows = [order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)]
         return rows[:-1] if self.drop_last and rows and len(rows[-1]) < self.batch_size else rows
 
+    def whole(self, number: int) -> int:
+        """Samples that all processes together have of batch `number` of the epoch under way."""
+        return self.sizes[number] if number < len(self.sizes) else 0
+
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of an epoch from number `start` on, as collated; what is skipped is not read.
 
         Raises:
             RunError: a sample cannot be had (and is not to be skipped), a worker died or hangs.
         """
-        self.rows.rows = [[(epoch, position) for position in row] for row in self._positions(epoch)[start:]]
+        positions = self._positions(epoch)
+        self.sizes = [len(row) for row in positions]
+        self.rows.rows = [[(epoch, position) for position in row] for row in self.share.rows(positions)[start:]]
         for batch, faults in watched(self.loader, self.samples):
             for fault in faults:
                 self.samples.faults.note(fault)

@@ -122,6 +122,28 @@ class Log:
                 self._console.say(f"the log cannot be written ({why}). The run goes on (train.on_save_error=go_on)")
 
 
+class NoLog:
+    """That of a process that leaves saying and writing to another."""
+
+    def say(self, what: object) -> None:
+        """Not here."""
+
+    def note(self, text: str) -> None:
+        """Not here."""
+
+    def scalars(self, step: int, epoch: float, values: Mapping[str, float], **_: Any) -> None:
+        """Not here."""
+
+    def evaluated(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        """Not here."""
+
+    def sync(self) -> None:
+        """Nothing to bring anywhere."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def final_report(metrics: Mapping[str, Any], run_dir: Path, say: Callable[[str], None] = print) -> None:
     """Say the final metrics, one a line, and the run directory."""
     width = max(map(len, metrics), default=0)

@@ -24,12 +24,19 @@ STANDARD_LIBRARY = sysconfig.get_path("stdlib") + "/"
 
 
 def collect(
-    root: Path, *, command: Sequence[str], seed: int, data: Any = None, plan: Any = None, device: Any = None
+    root: Path,
+    *,
+    command: Sequence[str],
+    seed: int,
+    data: Any = None,
+    plan: Any = None,
+    device: Any = None,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """All that can be known at the start of a run, as plain data; takes about 10 ms.
 
     Recorded as given: the `command` line, the `seed`, the fingerprint of the `data`, the `plan` of making batches, the
-    `device` (its type and name).
+    `device` (its type and name), the number of `processes` that train together.
     `root` is the working directory: its repository and its modules count. Threads are those that torch is set to.
     Nothing that is missing (git, /proc, a GPU) is an error.
     """
@@ -41,6 +48,7 @@ def collect(
             "seed": seed,
             "threads": _threads(),
             "device": device,
+            "processes": processes,
             "data": data,
             "plan": plan,
             "modules": modules(root),
@@ -89,7 +97,15 @@ def _source_hash(module: Any, path: str) -> str:
 
 # ---- what a resume compares
 
-COMPARED = ("modules", "versions", "threads", "device", "data", "plan")  # recorded anew by an inexact resume
+COMPARED = (
+    "modules",
+    "versions",
+    "threads",
+    "device",
+    "processes",
+    "data",
+    "plan",
+)  # recorded anew by an inexact resume
 LIBRARIES = ("torch", "cuda", "torchvision", "numpy")
 ACCEPT = "accept other numbers with `--inexact`"
 
@@ -115,6 +131,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], *, random_eval: b
     for name in LIBRARIES:
         compare(f"version of {name}", before["versions"].get(name), now["versions"].get(name))
     compare("device.threads", before["threads"], now["threads"])
+    compare("processes", before.get("processes"), now.get("processes"), "start as many (torchrun --nproc-per-node)")
     compare("device.type", before.get("device"), now.get("device"))
     for name, data in (before["data"] or {}).items():
         compare(f"dataset ({name})", data, (now["data"] or {}).get(name))

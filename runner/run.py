@@ -19,7 +19,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from runner import build, faults, fit, provenance
+from runner import build, faults, fit, provenance, torchrun
 from runner import device as devices
 from runner.component import Trust
 from runner.config.check import resolved
@@ -35,8 +35,10 @@ from runner.model_table import model_table
 from runner.numerics import Fault
 from runner.preflight import Preflight
 from runner.state import Run, Stop, change_settings, restore
+from runner.team import ALONE, Alone, Team
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
+ECHO_SECONDS = 3.0  # a terminal's Ctrl-C reaches every process, and torchrun then sends it to each again
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,25 @@ class Outcome:
 
 
 @contextmanager
-def stopping(stop: Stop) -> Iterator[None]:
+def stopping(stop: Stop, *, silent: bool = False) -> Iterator[None]:
     """SIGTERM, SIGUSR1 and Ctrl-C set a flag, and the step under way ends first; a second Ctrl-C leaves at once."""
     if threading.current_thread() is not threading.main_thread():
         with stop:
             yield
         return
 
+    asked_at = 0.0
+
     def handler(number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and stop.signal == signal.SIGINT:
+        nonlocal asked_at
+        if stop.shared and stop.wanted and time.monotonic() - asked_at < ECHO_SECONDS:
+            return
+        if number == signal.SIGINT and stop.wanted == signal.SIGINT:
             os._exit(EXIT_INTERRUPTED)
+        asked_at = time.monotonic()
         stop.on_signal(number)
+        if silent:
+            return
         again = "; Ctrl-C again leaves at once, with what is saved" if number == signal.SIGINT else ""
         said = f"\n{signal.Signals(number).name}: stopping after this step{again}\n"
         os.write(2, said.encode())  # `print` may be what was interrupted
@@ -143,6 +153,7 @@ def launch(
     """
     began = time.perf_counter() if began is None else began
     stop, status = Stop(), EXIT_FAILED
+    team = enlist(config, stop)
     run: Run | None = None
     log: Log | None = None
     result: dict[str, Any] = {
@@ -155,17 +166,20 @@ def launch(
     }
     with Lock(folder), stopping(stop):
         try:
+            team.watch(partial(give_up, folder, result))
             if again is None:
-                run = start(config, folder, unresolved, command, trust)
-                said: list[str] = []
+                run, said = start(config, folder, unresolved, command, trust, team), list[str]()
             else:
-                run, said = go_on(folder, again, command, trust, inexact=inexact)
+                run, said = go_on(folder, again, command, trust, team, inexact=inexact)
+            team.tell({"step": run.progress.step})
             run.stop = stop
             stop_in_time(run, began)
             log = open_log(run, config)
             introduce(run, config, found, said)
             result["seconds_startup"] = time.perf_counter() - began
             while (fault := fit_to(run)) is not None:
+                if team.world > 1:  # the search trains on in one process
+                    raise fault
                 rebuild = partial(at_last_checkpoint, config, folder, trust, said, again)
                 run = faults.answer(run, fault, rebuild, *answers_of(config))
                 run.stop = stop
@@ -175,7 +189,8 @@ def launch(
         except Exception as error:
             if again is not None and isinstance(error, ConfigError):
                 raise
-            result["error"] = f"{type(error).__name__}: {error}"
+            team.failed(error)
+            result["error"] = team.blame(error) or f"{type(error).__name__}: {error}"
             if isinstance(error, Fault):
                 result["fault"] = error.record()
             result["error"] += traceback_to(log, folder, error)
@@ -185,17 +200,10 @@ def launch(
             result |= figures(run)
         result |= inexact_steps(folder)
         result["seconds"] = time.perf_counter() - began
-        try:
-            write_json(folder / "result.json", result)
-        except OSError as error:  # a full disk; what it would say is said at least
-            status = EXIT_FAILED
-            print(f"{folder / 'result.json'} could not be written: {error.strerror or error}", file=sys.stderr)
-        if log is not None:
-            try:
-                log.close()
-            except OSError as error:
-                print(f"{folder / 'tb'} lacks its last events: {error.strerror or error}", file=sys.stderr)
+        status = status if write_result(folder, result) else EXIT_FAILED
+        close_log(log, folder)
         conclude(result, folder)
+        team.end()
     return Outcome(status, folder, result)
 
 
@@ -219,13 +227,49 @@ def stop_in_time(run: Run, began: float) -> None:
         run.stop.end_at(began + run.max_seconds - run.progress.seconds, "train.max_time is used up")
 
 
-def start(config: Config, folder: Path, unresolved: str, command: Sequence[str], trust: Trust) -> Run:
+def enlist(config: Config, stop: Stop) -> Alone:
+    """The processes that train together, of which this is rank 0: one alone, unless the config wants more."""
+    place = torchrun.place() if config.device.parallel in torchrun.PROCESSES else None
+    if place is None:
+        return ALONE
+    stop.shared = True
+    return Team(place, stop)
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> bool:
+    """Write `result.json`; whether that was possible, and where it was not (a full disk) it is said."""
+    try:
+        write_json(folder / "result.json", result)
+    except OSError as error:
+        print(f"{folder / 'result.json'} could not be written: {error.strerror or error}", file=sys.stderr)
+        return False
+    return True
+
+
+def close_log(log: Log | None, folder: Path) -> None:
+    """Close the log, if there is one; where the disk is full, say what it lacks."""
+    try:
+        if log is not None:
+            log.close()
+    except OSError as error:
+        print(f"{folder / 'tb'} lacks its last events: {error.strerror or error}", file=sys.stderr)
+
+
+def give_up(folder: Path, result: dict[str, Any], culprit: str) -> None:
+    """Write the result and end this process, which waits in vain for one that failed."""
+    write_result(folder, result | {"error": culprit})
+    print(f"The run failed: {culprit}", file=sys.stderr)
+    os._exit(EXIT_FAILED)
+
+
+def start(config: Config, folder: Path, unresolved: str, command: Sequence[str], trust: Trust, team: Alone) -> Run:
     """A new run: write down what it is, build it, write down where it comes from."""
     plain = resolved(config)
     write_config(folder, plain, unresolved)
+    team.tell({"config": plain, "folder": str(folder.absolute()), "rescheduled": [], "settings": {}})
     run: Run | None = None
     try:
-        run = build.build(config, folder, plain, trust)
+        run = build.build(config, folder, plain, trust, team)
     finally:
         write_json(folder / "provenance.json", facts(config, command, run))
     return run
@@ -239,7 +283,7 @@ def write_config(folder: Path, plain: Mapping[str, Any], unresolved: str) -> Non
 
 
 def go_on(
-    folder: Path, again: Continuation, command: Sequence[str], trust: Trust, *, inexact: bool
+    folder: Path, again: Continuation, command: Sequence[str], trust: Trust, team: Alone, *, inexact: bool
 ) -> tuple[Run, list[str]]:
     """The run as it was at its newest whole checkpoint, or as it began where there is none; and what is to be said.
 
@@ -253,7 +297,9 @@ def go_on(
         if plan.startswith("sample by sample"):
             config.loader.in_memory = False
     said = [*again.notes]
-    run = at_last_checkpoint(config, folder, trust, said, again)
+    where = {"config": resolved(config), "folder": str(folder.absolute())}
+    team.tell(where | {"rescheduled": again.rescheduled, "settings": again.settings})
+    run = at_last_checkpoint(config, folder, trust, said, again, team)
     if not run.checkpoints.entries():
         said.append("there is no checkpoint yet: it starts at step 0")
         write_json(folder / "provenance.json", facts(config, command, run))
@@ -301,10 +347,15 @@ def inexact_steps(folder: Path) -> dict[str, Any]:
 
 
 def at_last_checkpoint(
-    config: Config, folder: Path, trust: Trust, said: list[str], again: Continuation | None = None
+    config: Config,
+    folder: Path,
+    trust: Trust,
+    said: list[str],
+    again: Continuation | None = None,
+    team: Alone = ALONE,
 ) -> Run:
     """A run built anew, its newest whole checkpoint loaded; `said` gets what there is to say about damaged ones."""
-    run = build.build(config, folder, resolved(config), trust)
+    run = build.build(config, folder, resolved(config), trust, team)
     run.checkpoints.warn = said.append
     if run.checkpoints.entries():
         restore(run, run.checkpoints.load("last"), again.rescheduled if again is not None else ())
@@ -381,6 +432,7 @@ def facts(config: Config, command: Sequence[str], run: Run | None) -> dict[str, 
         data={name: {"samples": split.size, "sha256": split.fingerprint} for name, split in splits.items()},
         plan={name: split.plan for name, split in splits.items()},
         device=None if run is None else devices.describe(run.device),
+        processes=1 if run is None else run.team.world,
     )
 
 

@@ -6,7 +6,7 @@ on what ran before.
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,89 @@ def drawn(sampler: Iterable[Any], stream: Stream, epoch: int) -> list[Any]:
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(epoch)
         return list(sampler)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process of several has of each batch: all, for it is alone.
+
+    Attributes:
+        rank: the number of this process.
+        world: how many there are.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    def rows(self, rows: Sequence[Any]) -> list[Any]:
+        """What it has of the batches of an epoch, each a row of positions, in order."""
+        return list(rows)
+
+    def positions(self, order: Indices, batch_size: int) -> Indices:
+        """The same in one piece, of an epoch's positions in batches of `batch_size`."""
+        return order
+
+    def size(self, batch_size: int) -> int:
+        """Its samples of a whole batch."""
+        return batch_size
+
+    def counts(self, number: int, sizes: Callable[[int], int]) -> tuple[int, int]:
+        """Of its batch `number`: how many of the samples count, and how many the batch has for all processes together.
+
+        `sizes(k)` is the number of samples of batch k, 0 beyond the last.
+        """
+        return sizes(number), sizes(number)
+
+
+class _OneOfMany(Share):
+    def positions(self, order: Indices, batch_size: int) -> Indices:
+        rows = self.rows([order[first : first + batch_size] for first in range(0, len(order), batch_size)])
+        return np.concatenate(rows) if rows else order[:0]
+
+
+class Part(_OneOfMany):
+    """An even part of every batch, one sample more for the first ranks where it does not divide: for training.
+
+    Where there are fewer samples than processes, those without get some that do not count: all of them take part in
+    every step.
+    """
+
+    def part(self, length: int) -> slice:
+        """Where in a batch of that length its samples lie; maybe nowhere."""
+        base, more = divmod(length, self.world)
+        start = self.rank * base + min(self.rank, more)
+        return slice(start, start + base + (self.rank < more))
+
+    def taken(self, row: Any) -> Any:
+        """Its part of a row, or what stands in for it."""
+        own = row[self.part(len(row))]
+        return own if len(own) else row[:1]
+
+    def rows(self, rows: Sequence[Any]) -> list[Any]:
+        return [self.taken(row) for row in rows]
+
+    def size(self, batch_size: int) -> int:
+        return batch_size // self.world
+
+    def counts(self, number: int, sizes: Callable[[int], int]) -> tuple[int, int]:
+        whole = sizes(number)
+        part = self.part(whole)
+        return part.stop - part.start, whole
+
+
+class Turn(_OneOfMany):
+    """Whole batches, in turn: for evaluation, which then computes on the very batches of a single process.
+
+    In the last turn, those for whom none is left do the last one too, and it does not count.
+    """
+
+    def rows(self, rows: Sequence[Any]) -> list[Any]:
+        own = list(rows[self.rank :: self.world])
+        return own if len(own) * self.world >= len(rows) else [*own, rows[-1]]
+
+    def counts(self, number: int, sizes: Callable[[int], int]) -> tuple[int, int]:
+        size = sizes(number * self.world + self.rank)
+        return size, size
 
 
 @dataclass(frozen=True)

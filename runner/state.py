@@ -19,11 +19,12 @@ from runner.checkpoint import Checkpoints
 from runner.data import Split
 from runner.errors import ConfigError, Mistake, RunError
 from runner.freeze import Frozen
-from runner.log import Log
+from runner.log import Log, NoLog
 from runner.optimizer import Constant
 from runner.param_groups import compare_groups
 from runner.pretrained import Plan
 from runner.schedule import Duration
+from runner.team import ALONE, Alone
 from runner.update import Update
 
 
@@ -106,11 +107,26 @@ class Stop:
     deadline: float | None = None  # `time.perf_counter()` at which `train.max_time` is used up
     asked: bool = False  # the one thing that the loop looks at
     timer: threading.Timer | None = None
+    shared: bool = False  # several processes train, and agree first; till then one knows these two for itself:
+    wanted: int = 0  # the signal that came
+    late: str = ""  # why time is up
 
     def on_signal(self, number: int) -> None:
+        """A signal came."""
+        self.wanted = number
+        if not self.shared:
+            self.leave(number)
+
+    def leave(self, number: int) -> None:
         """Save and go, to be continued."""
         self.signal = number
         self.asked = True
+
+    def on_time(self, why: str) -> None:
+        """Time is up."""
+        self.late = why
+        if not self.shared:
+            self.end(why)
 
     def end(self, why: str) -> None:
         """Evaluate, save, and be done."""
@@ -120,7 +136,7 @@ class Stop:
     def end_at(self, deadline: float, why: str) -> None:
         """End at that `time.perf_counter()`, unless this is left (`with`) before."""
         self.deadline = deadline
-        self.timer = threading.Timer(deadline - time.perf_counter(), self.end, [why])
+        self.timer = threading.Timer(deadline - time.perf_counter(), self.on_time, [why])
         self.timer.daemon = True
         self.timer.start()
 
@@ -167,7 +183,8 @@ class Run:
     pretrained: Plan | None = None  # what was loaded
     frozen: Frozen = field(default_factory=Frozen)
     thaw_at: int | None = None  # the step from which on everything frozen trains
-    log: Log = field(init=False)  # opened when the step to begin at is known
+    team: Alone = ALONE  # the processes that train together
+    log: Log | NoLog = field(init=False)  # opened when the step to begin at is known
     progress: Progress = field(default_factory=Progress)
     losses: Losses = field(default_factory=Losses)
     clock: Clock = field(default_factory=Clock)
@@ -189,7 +206,7 @@ def state(run: Run) -> dict[str, Any]:
         "scheduler": run.schedule.state_dict(),
         "scaler": None,  # of fp16: the place for what does not exist yet
         "ema": None if run.average is None else run.average.state_dict(),
-        "rng": rng.state(),
+        "rng": _generators(run),
         "progress": vars(run.progress)
         | {"losses": list(run.losses.read()), "sizes": list(run.losses.sizes)}
         | {"averaged": 0 if run.average is None else run.average.count},
@@ -229,7 +246,21 @@ def restore(run: Run, saved: dict[str, Any], rescheduled: Iterable[str] = ()) ->
         part.load_state_dict(saved["step"][name])
     if sampler_of(run) is not None:
         sampler_of(run).load_state_dict(saved["step"]["sampler"])
-    rng.set_state(saved["rng"])
+    _set_generators(run, saved["rng"])
+
+
+def _generators(run: Run) -> dict[str, Any]:
+    """The state of the generators, and in `ranks` that of the other processes' (from 1 on)."""
+    states: list[dict[str, Any]] = run.team.gather(rng.state())
+    return states[0] | ({"ranks": states[1:]} if states[1:] else {})
+
+
+def _set_generators(run: Run, saved: dict[str, Any]) -> None:
+    states = [saved, *saved.get("ranks", [])]
+    if run.team.rank < len(states):
+        rng.set_state(states[run.team.rank])
+    else:  # more processes than it was saved by, which is not exact
+        rng.seed_all(rng.key(run.seed, "train", *run.team.stream, run.progress.step))
 
 
 def put_weights(run: Run, saved: dict[str, Any], which: str = "") -> None:
@@ -259,7 +290,7 @@ def change_settings(run: Run, settings: Mapping[str, tuple[Any, Any]]) -> None:
 
 
 def _same_keys(ours: Mapping[str, Any], saved: Mapping[str, Any], at: str) -> None:
-    for name in ours.keys() ^ saved.keys():
+    for name in (ours.keys() ^ saved.keys()) - {"ranks"}:
         rule = "lacks" if name in ours else "has, and this run does not,"
         raise RunError(f"the checkpoint {rule} `{at}{name}`")
     for name in ("progress", "metrics", "step", "rng"):

@@ -212,7 +212,9 @@ class Device:
     compile: bool | str = rule(False, unbuilt=NOT_YET)
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
     deterministic: Literal["strict", "warn", "off"] = "warn"
-    parallel: Literal["none", "data_parallel", "ddp", "fsdp"] = rule("none", unbuilt=NOT_YET)
+    parallel: Literal["none", "data_parallel", "ddp", "fsdp"] = "none"  # ddp and fsdp: under torchrun
+    sync_batchnorm: bool = False  # statistics of the whole batch, over all processes
+    find_unused_parameters: bool = False  # of ddp, for a model that does not use all of them in every step
 
 
 @dataclass

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from runner import torchrun
 from runner.config.recorded import continuation, recorded
 from runner.config.schema import Config
 from runner.errors import ConfigError, Mistake
@@ -21,6 +22,8 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError([Mistake("RUN", "is missing", remedy="python -m runner resume outputs/<name>/<run>")])
     folder = Path(overrides[0])
     config, unresolved = recorded(folder, overrides[1:])
+    if started := torchrun.mistakes(config.device.parallel, ["resume", *argv]):
+        raise ConfigError(started)
     return resume(folder, config, unresolved, ["resume", *argv], trust)
 
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from runner import torchrun
 from runner.config import compose
 from runner.errors import ConfigError, Mistake, count_line
 from runner.examine import examine, reporter
@@ -17,15 +18,21 @@ def main(argv: Sequence[str], began: float | None = None) -> int:
         return hydra_questions.answer(argv)
     overrides, trust = split_trust(argv)
     if {"-m", "--multirun"} & set(overrides):
+        if torchrun.place() is not None:
+            remedy = "without torchrun: `python -m runner -m …`; or one torchrun for each job"
+            raise ConfigError([torchrun.not_here("-m", remedy)])
         from runner.sweep import multirun
 
         return multirun.main([argument for argument in overrides if argument not in ("-m", "--multirun")], argv, trust)
     composed = compose.compose([argument for argument in overrides if argument != "--inexact"])
-    examined = examine(composed, trust, reporter())
-    if examined.mistakes:
-        print(count_line(len(examined.mistakes)), file=sys.stderr)
-        return 2
+    say = reporter()
+    examined = examine(composed, trust, say)
     config = examined.config
+    started = torchrun.mistakes(config.device.parallel, argv)
+    say(started)
+    if examined.mistakes or started:
+        print(count_line(len(examined.mistakes) + len(started)), file=sys.stderr)
+        return 2
     if config.run is None and "--inexact" in overrides:
         raise ConfigError([Mistake("--inexact", "has no effect without `run=RUN`", where="argument `--inexact`")])
     if config.run is not None:

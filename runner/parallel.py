@@ -1,0 +1,177 @@
+"""One model on several devices: the wrapper that a step calls, a rank's part in the loss, metrics of all ranks.
+
+`nn.DataParallel` splits each batch in one process. Under DistributedDataParallel and FSDP2 each process has its part of
+each batch; what it adds to the gradient is weighted by its share, so that their mean is the gradient of the batch.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from runner import metrics as metric_state
+from runner.accumulate import sums
+from runner.data import Shared
+from runner.state import Losses, Run
+from runner.team import Team
+
+POOL_BYTES = 64 * 2**20  # of outputs kept by a process before the training metrics of all processes see them
+
+
+def data_parallel(module: nn.Module) -> nn.Module:
+    """The module on all CUDA devices: batches are split, outputs gathered on the first."""
+    return DataParallel(module)
+
+
+def replicated(module: Any, device: torch.device, *, find_unused: bool = False) -> Any:
+    """A module (a model or a loss) whose gradients are averaged over the processes; one without any as it is."""
+    if not isinstance(module, nn.Module) or not any(parameter.requires_grad for parameter in module.parameters()):
+        return module
+    devices = [device.index] if device.type == "cuda" else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about what the user did not ask for
+        return DistributedDataParallel(
+            module, device_ids=devices, find_unused_parameters=find_unused, gradient_as_bucket_view=True
+        )
+
+
+def share(run: Run, team: Team, *, find_unused: bool = False) -> None:
+    """Let a run's update, losses and training metrics be those of all processes together."""
+    local(run.metrics["eval"])
+    local(run.metrics["train"])
+    run.update.net = replicated(run.model, run.device, find_unused=find_unused)
+    run.update.loss = replicated(run.loss, run.device, find_unused=find_unused)
+    if team.world == 1:
+        return
+    split: Any = run.splits["train"]
+    run.update.step = WeightedStep(run.step, run.loss, split, team.world)
+    run.losses = SharedLosses(team)
+    run.metrics["train"] = pooled(run.metrics["train"], split, team)
+    if run.update.metrics:
+        run.update.metrics = list(run.metrics["train"].values())
+
+
+class WeightedStep:
+    """A step whose loss counts by this process's share of the batch, and says the size of the whole batch.
+
+    The mean over the processes of what it gives is the loss of the whole batch; so is that of the gradients.
+
+    Args:
+        step: the step of one process.
+        loss: its loss: a mean over samples, unless its `reduction` says that it is their sum.
+        split: which knows what of its last batch counts.
+        world: the number of processes.
+    """
+
+    def __init__(self, step: Callable[..., Mapping[str, Any]], loss: Any, split: Shared, world: int) -> None:
+        self.step, self.loss, self.split, self.world, self.total = step, loss, split, world, sums(loss)
+
+    def __call__(self, batch: Any, net: nn.Module, loss: Callable[..., Any]) -> Mapping[str, Any]:
+        if not torch.is_grad_enabled():  # an evaluation, of whole batches
+            return self.step(batch, net, self.loss)
+        own, whole = self.split.counts(batch)
+        outcome = self.step(batch, net, loss)
+        weight = self.world * (float(own > 0) if self.total else own / whole)
+        value = outcome["loss"] if weight == 1 else outcome["loss"] * weight
+        return {**outcome, "loss": value, "size": whole}
+
+
+class SharedLosses(Losses):
+    """Losses of which each process has its part: read together, by one collective."""
+
+    def __init__(self, team: Team) -> None:
+        super().__init__()
+        self.team = team
+
+    def read(self) -> list[float]:
+        if self.on_device:
+            self.values += self.team.mean(torch.stack(self.on_device).double().tolist())
+            self.on_device.clear()
+        return self.values
+
+
+class Pool:
+    """What the training metrics are to see, until all processes hand it over, in the order of one process."""
+
+    def __init__(self, metrics: Mapping[str, Any], split: Shared, team: Team) -> None:
+        self.metrics, self.split, self.team = dict(metrics), split, team
+        self.waiting: list[tuple[bool, Tensor, Tensor]] = []
+        self.room: int | None = None  # steps
+
+    def add(self, output: Any, target: Any) -> None:
+        """Keep what a step gave; each process calls it as often."""
+        self.waiting.append((self.split.last[0] > 0, output, target))
+        if self.room is None:
+            size = sum(value.nbytes for value in (output, target) if isinstance(value, Tensor))
+            self.room = max(1, POOL_BYTES // max(1, *self.team.every(size)))
+        if len(self.waiting) >= self.room:
+            self.drain()
+
+    def drain(self) -> None:
+        """Let the metrics see it; each process calls it at the same step."""
+        waiting, self.waiting = self.waiting, []
+        if not waiting:
+            return
+        for seen in zip(*self.team.gather(waiting), strict=True):
+            parts = [(output, target) for counts, output, target in seen if counts]
+            output, target = (_joined(members) for members in zip(*parts, strict=True))
+            for metric in self.metrics.values():
+                metric.update(output, target)
+
+
+def _joined(parts: Any) -> Any:
+    """The batch whose parts these are."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(parts) if first.dim() else torch.stack(parts).mean(0)
+    if isinstance(first, Mapping):
+        return {name: _joined([part[name] for part in parts]) for name in first}
+    if isinstance(first, list) and first and isinstance(first[0], Tensor | Mapping | list):
+        return [_joined(members) for members in zip(*parts, strict=True)]
+    return [member for part in parts for member in part] if isinstance(first, list) else first
+
+
+class Pooled:
+    """A training metric that sees what all processes saw. The first of them takes what a step gives, for all."""
+
+    def __init__(self, name: str, pool: Pool) -> None:
+        self.metric, self.pool = pool.metrics[name], pool
+        self.takes = next(iter(pool.metrics)) == name
+
+    def update(self, output: Any, target: Any) -> None:
+        if self.takes:
+            self.pool.add(output, target)
+
+    def compute(self) -> Any:
+        self.pool.drain()
+        return self.metric.compute()
+
+    def reset(self) -> None:
+        self.pool.drain()
+        self.metric.reset()
+
+    def state_dict(self) -> dict[str, Any]:
+        self.pool.drain()
+        return metric_state.accumulators(self.metric)
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        device = next((value.device for value in vars(self.metric).values() if isinstance(value, Tensor)), None)
+        metric_state.set_accumulators(self.metric, saved, device or torch.device("cpu"))
+
+
+def pooled(metrics: Mapping[str, Any], split: Shared, team: Team) -> dict[str, Any]:
+    """The training metrics, each of them seeing what one process would have seen."""
+    pool = Pool(metrics, split, team)
+    return {name: Pooled(name, pool) for name in metrics}
+
+
+def local(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The metrics, those of torchmetrics not summing over processes themselves: each process has seen everything."""
+    for metric in metrics.values():
+        for module in metric.modules() if isinstance(metric, nn.Module) else ():
+            if hasattr(module, "sync_on_compute"):
+                vars(module).update(sync_on_compute=False, _to_sync=False)  # copied where it is constructed
+    return metrics
