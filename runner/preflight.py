@@ -157,6 +157,12 @@ def _check_device(config: Config, found: Preflight) -> None:
     except ValueError as error:
         remedy = "take `device.type=auto` or `cpu`"
         found.mistakes.append(Mistake("device.type", f"cannot be had ({error})", config.device.type, remedy=remedy))
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.device.parallel == "data_parallel" and config.device.type in ("auto", "cuda") and count < 2:
+        rule = f"has nothing to split batches over: torch sees {count} CUDA device{'s' * (count != 1)} here"
+        found.mistakes.append(
+            Mistake("device.parallel", rule, "data_parallel", remedy="leave it at `none`", suggestion="none")
+        )
 
 
 def _meta_model(config: Config, found: Preflight, trust: Trust) -> nn.Module | None:

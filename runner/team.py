@@ -113,6 +113,7 @@ class Team(Alone):
         self.group_store, self.store = _store("group", place), _store("runner", place)
         self.turns = 0
         self.heard = 0
+        self.over = False
         self.due = 1
         self.agreed = (0, time.perf_counter())
         self.store.set(f"process/{self.rank}", json.dumps([socket.gethostname(), os.getpid()]))
@@ -189,21 +190,23 @@ class Team(Alone):
         threading.Thread(target=self._watch, args=(lost,), name="watch", daemon=True).start()
 
     def _watch(self, lost: Callable[[str], None]) -> None:
-        while not self.store.check([f"ended/{self.rank}"]):
+        while not self.over:
             time.sleep(1)
             if culprit := self.culprit():
                 time.sleep(GRACE_SECONDS)
-                if not self.store.check([f"ended/{self.rank}"]):
+                if not self.over:
                     lost(culprit)
                 return
 
     def end(self) -> None:
         """Come to the end together: torchrun ends the others as soon as one of them has ended in any way but well."""
+        self.over = True
         self.store.set(f"ended/{self.rank}", "")
         until = time.monotonic() + BLAME_SECONDS
         keys = [f"ended/{rank}" for rank in range(self.world)]
-        while time.monotonic() < until and not self.store.check(keys) and not self.culprit():
-            time.sleep(POLL_SECONDS)
+        with contextlib.suppress(RuntimeError):  # the store ends with the process that holds it
+            while time.monotonic() < until and not self.store.check(keys) and not self.culprit():
+                time.sleep(POLL_SECONDS)
 
     # ---- collectives
 

@@ -10,6 +10,7 @@ from runner.config.interpret import yaml_text
 from runner.config.names import did_you_mean, nearest
 from runner.errors import Mistake
 from runner.schedule import Duration
+from runner.torchrun import PROCESSES
 
 PLATEAU = "ReduceLROnPlateau"
 NO_MULTIRUN = "has no effect without `-m`"
@@ -179,9 +180,29 @@ def _contradictions(config: schema.Config) -> Iterator[Finding]:
         if name in ("train", "val", "test") or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             rule = "must be a name of its own (letters, digits, `_`, `-`, `.`; not train, val or test)"
             yield Finding(Mistake(f"dataset.evaluate.{name}", rule))
+    yield from _several_processes(config)
     for name, rule_ in config.init.rules.items():
         if rule_ is not None and rule_.last and rule_.module is None and rule_.name is None:
             yield Finding(Mistake(f"init.rules.{name}.last", "needs a `module` or a `name` to choose from", value=True))
+
+
+def _several_processes(config: schema.Config) -> Iterator[Finding]:
+    device = config.device
+    if device.parallel in PROCESSES:
+        if device.type.startswith("cuda:"):
+            rule = f"must not name one GPU with device.parallel={device.parallel}: each process takes that of its rank"
+            yield Finding(Mistake("device.type", rule, device.type, suggestion="cuda"), ("device.parallel",))
+        if config.train.on_fault != "stop":
+            rule = f"must be stop with device.parallel={device.parallel}: one process alone can look for a fault"
+            yield Finding(
+                Mistake("train.on_fault", rule, config.train.on_fault, suggestion="stop"), ("device.parallel",)
+            )
+        if config.loader.bad_samples == "skip":
+            rule = f"must be error with device.parallel={device.parallel}: all processes count a batch before it is read"
+            yield Finding(Mistake("loader.bad_samples", rule, "skip", suggestion="error"), ("device.parallel",))
+    elif device.parallel == "data_parallel" and device.type not in ("auto", "cuda"):
+        rule = "must be auto or cuda with device.parallel=data_parallel, which splits batches over all GPUs"
+        yield Finding(Mistake("device.type", rule, device.type, suggestion="cuda"), ("device.parallel",))
 
 
 def _idle(owner: str, values: Any, names: tuple[str, ...], reason: str, *follows_from: str) -> Iterator[Finding]:
@@ -203,6 +224,11 @@ def _without_effect(config: schema.Config) -> Iterator[Finding]:
     chosen = config.dataset
     settings: tuple[str, ...]
     yield from _loader(config.loader, config.device.type)
+    if config.device.parallel not in PROCESSES:
+        yield from _idle("device", config.device, ("sync_batchnorm",), "in one process", "device.parallel")
+    if config.device.parallel != "ddp":
+        reason = "without device.parallel=ddp"
+        yield from _idle("device", config.device, ("find_unused_parameters",), reason, "device.parallel")
     if chosen.source is None:
         settings = ("val_fraction", "test_fraction", "split_seed", "stratify")
         yield from _idle("dataset", chosen, settings, "without `dataset.source`", "dataset.source", "dataset.train")

@@ -1,0 +1,310 @@
+"""Several processes train what one trains: the same batches, the same numbers, and one of them alone writes."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.crash.project import HARD, differences, ending, events, write
+
+ROOT = Path(__file__).parents[1]
+PARTS = '''
+import os
+import signal
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset
+
+RANK = int(os.environ.get("RANK", 0))
+
+
+class Points(Dataset):
+    def __init__(self, count, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        self.points = torch.randn(count, 5, generator=generator)
+        self.labels = (self.points.sum(1) > 0).long() + (self.points[:, 0] > 0).long()
+
+    def __len__(self):
+        return len(self.points)
+
+    def __getitem__(self, index):
+        return self.points[index], self.labels[index]
+
+
+class Flowing(IterableDataset):
+    def __init__(self, count):
+        self.points = Points(count)
+
+    def __iter__(self):
+        return (self.points[index] for index in range(len(self.points)))
+
+
+class Uneven:
+    """Batches of 7 and of 3 in turn."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def __iter__(self):
+        order, first, size = torch.randperm(self.length).tolist(), 0, 7
+        while first < self.length:
+            yield order[first : first + size]
+            first, size = first + size, 10 - size
+
+    def __len__(self):
+        return sum(1 for _ in self)
+
+
+def noise(point):
+    return point + 0.1 * torch.randn(5)
+
+
+def mix(batch):
+    share = torch.rand(())
+    return share * batch[0] + (1 - share) * batch[0].roll(1, 0), batch[1]
+
+
+class Net(nn.Module):
+    def __init__(self, norm=False, blocks=2):
+        super().__init__()
+        self.first = nn.Linear(5, 7)
+        self.norm = nn.BatchNorm1d(7) if norm else nn.Identity()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(7, 7), nn.Tanh()) for _ in range(blocks))
+        self.last = nn.Linear(7, 3)
+
+    def forward(self, x):
+        x = torch.tanh(self.norm(self.first(x)))
+        for block in self.blocks:
+            x = x + block(x)
+        return self.last(x)
+
+
+class Sometimes(Net):
+    """Uses its blocks in every other step of training only."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def forward(self, x):
+        x = torch.tanh(self.first(x))
+        self.count += self.training
+        for block in self.blocks if self.count % 2 else ():
+            x = x + block(x)
+        return self.last(x)
+
+
+class Seen:
+    """A metric that depends on the order of what it sees."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        self.value = torch.zeros((), dtype=torch.float64)
+
+    def update(self, output, target):
+        for number in (output.double().sum(1) + target).round(decimals=4):
+            self.value = 0.9 * self.value + number
+
+    def compute(self):
+        return self.value
+
+
+def unweighted(batch, model, loss):
+    output = model(batch[0])
+    parts = [loss(*some) for some in zip(output.tensor_split(2), batch[1].tensor_split(2))]
+    return {"loss": sum(parts) / 2, "output": output, "target": batch[1], "size": len(batch[1])}
+
+
+class Ending:
+    """A step in which one rank comes to its end."""
+
+    def __init__(self, rank, at, how):
+        self.rank, self.at, self.how, self.count = rank, at, how, 0
+
+    def __call__(self, batch, model, loss):
+        self.count += model.training
+        if self.count == self.at and self.rank == RANK and model.training:
+            if self.how == "error":
+                raise ValueError("a number that is none of ours")
+            os.kill(os.getpid(), getattr(signal, self.how))
+        output = model(batch[0])
+        return {"loss": loss(output, batch[1]), "output": output, "target": batch[1], "size": len(batch[1])}
+'''
+CONF = {
+    "experiment/points.yaml": """
+# @package _global_
+defaults: [override /dataset: points, override /transform: none, override /model: points, override /optimizer: sgd]
+name: points
+loader: {eval: {batch_size: 10}}
+metrics: {seen: {_target_: pieces.Seen}, accuracy: {_target_: runner.metrics.Accuracy}}
+optimizer: {lr: 0.1, momentum: 0.9, weight_decay: 0.01}
+train: {duration: 2ep, objective: val/loss, mode: min}
+log: {every: 3st, model_table: false, progress: false}
+device: {type: cpu}
+""",
+    "dataset/points.yaml": """
+train: {_target_: pieces.Points, count: 37}
+val: {_target_: pieces.Points, count: 25, seed: 1}
+sample: [{shape: [5], dtype: float32}, {shape: [], dtype: int64}]
+""",
+    "model/points.yaml": "_target_: pieces.Net",
+    "step/unweighted.yaml": "_target_: pieces.unweighted",
+    "step/ending.yaml": "{_target_: pieces.Ending, rank: 1, at: 3, how: error}",
+}
+POINTS = "experiment=points"
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory):
+    """`fleet(2, "seed=1")`: the command in the project by two ranks; their statuses, and what they printed."""
+    folder = tmp_path_factory.mktemp("ranks")
+    write(folder)
+    (folder / "pieces.py").write_text(PARTS)
+    for name, text in CONF.items():
+        (folder / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "conf" / name).write_text(text)
+    command = [sys.executable, "-m", "tests.ranks.fleet"]
+    server = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert server.stdout.readline() == "ready\n"
+
+    def run(world, *argv, kill=None):
+        order = {"argv": argv, "world": world, "folder": str(folder), "log": str(folder / "said"), "kill": kill}
+        server.stdin.write(json.dumps(order) + "\n")
+        server.stdin.flush()
+        statuses = json.loads(server.stdout.readline())
+        return statuses, [(folder / f"said{rank}").read_text() for rank in range(max(1, world))]
+
+    run.folder = folder
+    yield run
+    server.communicate()
+
+
+NAMES = (f"n{number}" for number in itertools.count())
+
+
+def trained(fleet, world, *argv, status=0):
+    """The run directory of a command."""
+    name = next(NAMES)
+    statuses, said = fleet(world, *argv, f"name={name}")
+    assert statuses == [status] * max(1, world), said
+    assert said[1:] == [""] * (world - 1) * (world > 0), "only rank 0 prints"
+    return next((fleet.folder / "outputs" / name).iterdir())
+
+
+def relative(one, other):
+    """The greatest difference of two models' tensors, relative to their norms."""
+    models = [torch.load(run / "checkpoints" / "last.pt", weights_only=True)["model"] for run in (one, other)]
+    assert list(models[0]) == list(models[1])
+    pairs = [(a.double(), models[1][name].double()) for name, a in models[0].items()]
+    return max(float((a - b).norm() / b.norm().clamp_min(1e-9)) for a, b in pairs)
+
+
+def result(run):
+    return json.loads((run / "result.json").read_text())
+
+
+# ---- the same numbers
+
+
+@pytest.fixture(scope="module")
+def alone(fleet):
+    """`alone(6, "…")`: the run of one process with batches of so many, made once."""
+    made = {}
+
+    def run(batch_size, *argv):
+        key = (batch_size, *argv)
+        if key not in made:
+            made[key] = trained(fleet, 0, POINTS, f"loader.batch_size={batch_size}", *argv)
+        return made[key]
+
+    return run
+
+
+DDP = "device.parallel=ddp"
+WAYS = {
+    "gathered": (),
+    "sample by sample": ("loader.in_memory=false",),
+    "workers": ("loader.num_workers=1",),
+    "augmented": ("+transform.train.noise={_target_: pieces.noise}",),
+    "mixed": ("+transform.batch.mix={_target_: pieces.mix}",),
+    "a stream": ("dataset.train={_target_: pieces.Flowing, count: 37}", "train.duration=10st"),
+    "batches of a sampler": ("loader.batch_sampler={_target_: pieces.Uneven, length: 37}", "loader.shuffle=false"),
+    "without the last": ("loader.drop_last=true",),
+    "a sum": ("loss.reduction=sum", "optimizer.lr=0.01"),
+}
+
+
+def compare(fleet, alone, world, batch_size, *argv):
+    one, many = (
+        alone(world * batch_size, *argv),
+        trained(fleet, world, POINTS, DDP, f"loader.batch_size={batch_size}", *argv),
+    )
+    assert relative(many, one) < 1e-6
+    lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, many)]
+    assert [line.keys() for line in lines[0]] == [line.keys() for line in lines[1]]
+    for line, other in zip(*lines, strict=True):
+        assert {name: float(value) for name, value in line.items()} == pytest.approx(other, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize(("world", "batch_size"), [(2, 4), (3, 2)])
+def test_several_processes_train_what_one_trains(fleet, alone, world, batch_size):
+    """The last batch of 37 samples has 5 for two ranks, and 1 for three of which two then have none."""
+    compare(fleet, alone, world, batch_size)
+
+
+@pytest.mark.parametrize("way", ["sample by sample", "augmented", "mixed", "a sum"])
+def test_batches_are_those_of_one_process(fleet, alone, way):
+    compare(fleet, alone, 2, 3, *WAYS[way])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("world", "batch_size"), [(2, 3), (3, 2), (4, 1)])
+@pytest.mark.parametrize("way", list(WAYS))
+def test_batches_are_those_of_one_process_in_every_way(fleet, alone, world, batch_size, way):
+    compare(fleet, alone, world, batch_size, *WAYS[way])
+
+
+def test_the_plain_mean_would_differ(fleet, alone):
+    """What the comparison above can see: a last batch in which each of two ranks counts alike, not each sample."""
+    plain = alone(8, "step=unweighted")
+
+    assert relative(plain, alone(8)) > 1e-3
+
+
+def test_one_process_evaluates_a_checkpoint_to_the_same_bits(fleet):
+    run = trained(fleet, 2, POINTS, DDP)
+    statuses, said = fleet(0, "evaluate", str(run), "--json")
+
+    assert statuses == [0], said
+    assert json.loads(said[0].splitlines()[-1])["metrics"] == result(run)["metrics"]
+
+
+# ---- resume
+
+
+@pytest.fixture(scope="module")
+def whole(fleet):
+    return trained(fleet, 2, HARD, DDP, "loader.batch_size=6")
+
+
+@pytest.mark.parametrize(("step", "rank"), [(2, 1), (7, 0)])
+def test_a_signal_to_one_rank_stops_all_and_a_resume_is_exact(fleet, whole, step, rank):
+    """Dropout, batch norm, random transforms, an accumulated metric: every rank goes on with its own streams."""
+    name = next(NAMES)
+    statuses, said = fleet(2, HARD, DDP, "loader.batch_size=6", f"name={name}", kill=[rank, step, "SIGTERM"])
+    run = next((fleet.folder / "outputs" / name).iterdir())
+    assert statuses == [75, 75], said
+    assert result(run)["steps"] == step
+    assert "continue with" in said[0]
+    statuses, said = fleet(2, "resume", str(run))
+
+    assert statuses == [0, 0], said
+    assert differences(ending(whole), ending(run)) == []
+    assert events(whole) == events(run)
