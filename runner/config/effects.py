@@ -198,7 +198,7 @@ def _several_processes(config: schema.Config) -> Iterator[Finding]:
                 Mistake("train.on_fault", rule, config.train.on_fault, suggestion="stop"), ("device.parallel",)
             )
         if config.loader.bad_samples == "skip":
-            rule = f"must be error with device.parallel={device.parallel}: all processes count a batch before it is read"
+            rule = f"must be error with device.parallel={device.parallel}: they count a batch before it is read"
             yield Finding(Mistake("loader.bad_samples", rule, "skip", suggestion="error"), ("device.parallel",))
     elif device.parallel == "data_parallel" and device.type not in ("auto", "cuda"):
         rule = "must be auto or cuda with device.parallel=data_parallel, which splits batches over all GPUs"
