@@ -237,6 +237,8 @@ WAYS = {
     "a stream": ("dataset.train={_target_: pieces.Flowing, count: 37}", "train.duration=10st"),
     "batches of a sampler": ("loader.batch_sampler={_target_: pieces.Uneven, length: 37}", "loader.shuffle=false"),
     "without the last": ("loader.drop_last=true",),
+    "accumulated": ("train.accumulate=2",),
+    "clipped and averaged": ("train.clip_norm=0.1", "train.ema=0.9"),
     "a sum": ("loss.reduction=sum", "optimizer.lr=0.01"),
 }
 
@@ -259,7 +261,7 @@ def test_several_processes_train_what_one_trains(fleet, alone, world, batch_size
     compare(fleet, alone, world, batch_size)
 
 
-@pytest.mark.parametrize("way", ["sample by sample", "augmented", "mixed", "a sum"])
+@pytest.mark.parametrize("way", ["sample by sample", "augmented", "mixed", "a sum", "accumulated"])
 def test_batches_are_those_of_one_process(fleet, alone, way):
     compare(fleet, alone, 2, 3, *WAYS[way])
 
