@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner import torchrun
 from runner.config import sweep
 from runner.config.check import Check
 from runner.config.compose import Composed
@@ -79,7 +80,7 @@ def examine_jobs(jobs: Sequence[Check], say: Say = lambda _: None) -> list[Mista
             say(list(new.values()))
 
     for job in jobs:  # what needs no torch is said of every job before torch is imported for the first
-        say_new(job.at_once)
+        say_new([*job.at_once, *job.placed(torchrun.in_a_sweep(job.config.device.parallel))])
     distinct = {replicate_id(job.composed.config): job for job in reversed(jobs)}
     for job in reversed(distinct.values()):
         examine(job.composed, job.trust, say_new)

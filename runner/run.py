@@ -153,7 +153,7 @@ def launch(
     """
     began = time.perf_counter() if began is None else began
     stop, status = Stop(), EXIT_FAILED
-    team = enlist(config, stop)
+    team = enlist(config, stop, command)
     run: Run | None = None
     log: Log | None = None
     result: dict[str, Any] = {
@@ -227,11 +227,17 @@ def stop_in_time(run: Run, began: float) -> None:
         run.stop.end_at(began + run.max_seconds - run.progress.seconds, "train.max_time is used up")
 
 
-def enlist(config: Config, stop: Stop) -> Alone:
-    """The processes that train together, of which this is rank 0: one alone, unless the config wants more."""
-    place = torchrun.place() if config.device.parallel in torchrun.PROCESSES else None
-    if place is None:
+def enlist(config: Config, stop: Stop, command: Sequence[str]) -> Alone:
+    """The processes that train together, of which this is rank 0: one alone, unless the config wants more.
+
+    Raises:
+        ConfigError: it does, and this process was started by `command` and not by torchrun.
+    """
+    place = torchrun.place()
+    if config.device.parallel not in torchrun.PROCESSES:
         return ALONE
+    if place is None:
+        raise ConfigError(torchrun.mistakes(config.device.parallel, command[3:]))
     stop.shared = True
     return Team(place, stop)
 

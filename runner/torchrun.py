@@ -48,6 +48,15 @@ def mistakes(parallel: str, argv: Sequence[str]) -> list[Mistake]:
     return []
 
 
+def in_a_sweep(parallel: str) -> list[Mistake]:
+    """What to say of the `device.parallel` of a sweep's job."""
+    if parallel not in PROCESSES:
+        return []
+    rule = "must not be in a sweep: each of its jobs is one process"
+    remedy = f"start each job by itself: torchrun --nproc-per-node 2 -m runner device.parallel={parallel} …"
+    return [Mistake("device.parallel", rule, parallel, remedy=remedy)]
+
+
 def not_here(what: str, remedy: str) -> Mistake:
     """What to say of a command that is for one process."""
     here = place()

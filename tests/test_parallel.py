@@ -310,3 +310,42 @@ def test_a_signal_to_one_rank_stops_all_and_a_resume_is_exact(fleet, whole, step
     assert statuses == [0, 0], said
     assert differences(ending(whole), ending(run)) == []
     assert events(whole) == events(run)
+
+
+# ---- refused, with the line to type
+
+
+REFUSED = {
+    "without torchrun": (0, (DDP,), "torchrun --nproc-per-node 2 -m runner device.parallel=ddp"),
+    "a resume without it": (0, ("resume", "RUN"), "torchrun --nproc-per-node 2 -m runner resume RUN"),
+    "without parallel": (2, (), "its 2 processes would train 2 copies"),
+    "a sweep": (2, ("-m", DDP, "seed=0,1"), "`python -m runner -m …`"),
+    "a sweep of such jobs": (0, ("-m", DDP, "seed=0,1"), "must not be in a sweep"),
+    "a verb": (2, ("check",), "start it without torchrun"),
+    "one process, synchronised": (0, ("device.sync_batchnorm=true",), "has no effect in one process"),
+    "unused without ddp": (0, ("device.find_unused_parameters=true",), "has no effect without device.parallel=ddp"),
+    "one GPU by name": (0, ("check", DDP, "device.type=cuda:1"), "each process takes that of its rank"),
+    "a fault": (0, ("check", DDP, "train.on_fault=skip"), "one process alone can look for a fault"),
+    "bad samples": (0, ("check", DDP, "loader.bad_samples=skip"), "they count a batch before it is read"),
+    "data_parallel on a CPU": (0, ("device.parallel=data_parallel",), "must be auto or cuda"),
+    "data_parallel on nothing": (0, ("device.parallel=data_parallel", "device.type=auto"), "torch sees 0 CUDA devices"),
+}
+
+
+@pytest.mark.parametrize("case", list(REFUSED))
+def test_what_cannot_be_is_refused_with_the_remedy(runner, fleet, whole, monkeypatch, case):
+    world, argv, wanted = REFUSED[case]
+    if world:
+        names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "TORCHELASTIC_RUN_ID")
+        for name in (*names, "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+            monkeypatch.setenv(name, "0" if name in names else str(world))
+    if "RUN" in argv:
+        argv, wanted = ("resume", str(whole)), wanted.replace("RUN", str(whole))
+    else:
+        argv = (*argv, *(["device.type=cpu"] if not any("device.type" in word for word in argv) else []))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    ran = runner(*argv)
+
+    assert ran.status == 2
+    assert wanted in ran.out + ran.err
+    assert not Path("outputs").exists()
