@@ -25,9 +25,9 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "audit": "runner.verbs.audit",
     "convert": "runner.verbs.convert",
     "report": "runner.verbs.report",
+    "promote": "runner.verbs.promote",
 }
 PLANNED = (
-    "promote",
     "replay",
     "diff",
     "blame",

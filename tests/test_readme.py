@@ -1,5 +1,7 @@
 """Every command of the README does what it says; its tree names every file."""
 
+import json
+import os
 import re
 import shlex
 import subprocess
@@ -31,15 +33,31 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next((folder / "outputs" / "digits_cnn").iterdir())
 
 
+@pytest.fixture(scope="module")
+def sweep_folder(run_folder: Path) -> Path:
+    """A sweep with that run as its only job, which `SWEEP` stands for."""
+    from runner.sweep.ledger import Ledger, Row
+
+    folder = run_folder.parent / "sweep"
+    folder.mkdir()
+    objective = json.loads((run_folder / "result.json").read_text())["objective"]
+    with Ledger(folder) as ledger:
+        ledger.set(name="digits_cnn", objective="val/accuracy", mode="max", command=["-m", "train.duration=1ep"])
+        path = os.path.relpath(run_folder, folder)
+        ledger.add([Row("0", 0, ["train.duration=1ep"], path, status="completed", objective=objective)])
+    return folder
+
+
 @pytest.mark.parametrize("line", COMMANDS)
-def test_command(line: str, runner: Callable[..., Any], run_folder: Path) -> None:
+def test_command(line: str, runner: Callable[..., Any], run_folder: Path, sweep_folder: Path) -> None:
     """The command ends with status 0, or with the one that its comment gives."""
     command, _, comment = line.partition("#")
     code = re.search(r"exit status (\d)", comment)
-    for name, text in re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", README, re.DOTALL):
+    for name, text in re.findall(r"```(?:python|yaml|csv)\n# (\S+)\n(.*?)```", README, re.DOTALL):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text)
-    ran = runner(*[str(run_folder) if word == "RUN" else word for word in shlex.split(command)[3:]])
+    folders = {"RUN": str(run_folder), "SWEEP": str(sweep_folder)}
+    ran = runner(*[folders.get(word, word) for word in shlex.split(command)[3:]])
 
     assert ran.status == (int(code[1]) if code else 0), ran.err
 

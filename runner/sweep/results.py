@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from runner.config.names import did_you_mean, nearest
 from runner.errors import ConfigError, Mistake
-from runner.sweep.ledger import FILE, Ledger, Row
+from runner.sweep.ledger import FILE, OF_THE_MACHINE, Ledger, Row
 from runner.sweep.noise import ALPHA, Mean, welch
 from runner.sweep.protocols import OUTPUT
 
@@ -188,29 +189,38 @@ class Report:
         """The entry of the best mean; None where no job is completed."""
         return self.entries[0] if self.entries and self.entries[0].rank == 1 else None
 
-    def job_line(self, row: Row) -> str:
-        """The command that runs this job alone, as a run of its own."""
+    def arguments(self, row: Row) -> list[str]:
+        """All arguments of a job: a run with them is this job alone."""
         of_the_sweep = ("sweep.", "hydra.", "hydra/")
         base = [text for text in self.settings.get("base") or [] if not text.startswith(of_the_sweep)]
-        base = [text for text in base if text not in row.overrides]
-        return shlex.join(["python", "-m", "runner", *self._trust(), *base, *row.overrides])
+        return [*(text for text in base if text not in row.overrides), *row.overrides]
+
+    def command(self, *arguments: str) -> str:
+        """A command line that trusts what the sweep trusted."""
+        return shlex.join(["python", "-m", "runner", *self._trust, *arguments])
+
+    def job_line(self, row: Row) -> str:
+        """The command that runs this job alone, as a run of its own."""
+        return self.command(*self.arguments(row))
 
     def again_line(self) -> str:
         """The command that takes up the sweep again, its failed jobs included."""
-        given = self.settings.get("command") or []
-        words = shlex.split(given) if isinstance(given, str) else list(map(str, given))
-        while words and words[0] in ("python", "-m", "runner") and "runner" in words:
-            words.pop(0)
-        words = [word for word in words if not word.startswith("sweep.retry=")]
-        if any(row.cause not in ("killed", "memory", "timeout", "lost") for row in self.failed):
+        words = [word for word in self._words if not word.startswith("sweep.retry=")]
+        if any(row.cause not in OF_THE_MACHINE for row in self.failed):
             words.append("sweep.retry=all")
         return shlex.join(["python", "-m", "runner", *words])
 
+    @cached_property
+    def _words(self) -> list[str]:
+        """The arguments of the sweep's command line."""
+        words = list(map(str, self.settings.get("command") or []))
+        return words[3:] if words[:3] == ["python", "-m", "runner"] else words
+
+    @cached_property
     def _trust(self) -> list[str]:
-        given = self.settings.get("command") or []
-        words = shlex.split(given) if isinstance(given, str) else list(map(str, given))
-        pairs = zip(words, [*words[1:], ""], strict=True)
-        return [w for a, b in pairs for w in ([a, b] if a == "--trust" else [a] if a.startswith("--trust=") else [])]
+        """What of them says whom to trust."""
+        given = [f"--trust={pattern}" for option, pattern in pairwise(self._words) if option == "--trust"]
+        return given + [word for word in self._words if word.startswith("--trust=")]
 
     def log_of(self, row: Row) -> Path:
         """Where a job says what happened."""

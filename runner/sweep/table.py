@@ -177,7 +177,7 @@ def _notes(report: Report) -> Iterator[str]:
 
 def as_json(report: Report) -> dict[str, Any]:
     """Plain data; what is not a number is null."""
-    best = report.best
+    best, columns = report.best, header(report)
     return {
         "sweep": str(report.folder),
         "id": report.settings.get("id", report.folder.name),
@@ -189,7 +189,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "test": noise.SAID if any(entry.p is not None for entry in report.entries) else None,
         "best": None if best is None else [row.number for row in best.rows],
         "entries": [_entry(entry, report) for entry in report.entries],
-        "jobs": [dict(zip(header(report), map(_plain, line), strict=True)) for line in lines(report)],
+        "jobs": [dict(zip(columns, map(_plain, line), strict=True)) for line in lines(report)],
         "failed": [
             {
                 "number": row.number,

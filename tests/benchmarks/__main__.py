@@ -1,6 +1,6 @@
 """Speed and start-up against other ways to do the same, as one table of ratios.
 
-usage: python -m tests.benchmarks [--repeats N] [--shared PATH] [--rows speed|startup|cfg|data|faults|resume ...]
+usage: python -m tests.benchmarks [--repeats N] [--shared PATH] [--rows speed|startup|cfg|report|data|faults|resume ...]
 Every measurement is a process of its own, in a terminal of its own (so that the progress bar is on, as it is for a
 user). In each round all take their turn: a busy machine slows them alike, and each round gives one ratio.
 """
@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import pty
+import random
 import statistics
 import subprocess
 import sys
@@ -19,9 +20,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from runner.sweep import ledger
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-GROUPS = ["speed", "startup", "cfg", "data", "faults", "resume"]
+GROUPS = ["speed", "startup", "cfg", "report", "data", "faults", "resume"]
 EPOCHS = 40  # of the default experiment, and so of its peers
 
 
@@ -136,6 +139,28 @@ def resumed_at(step: int) -> Callable[[Path], float]:
     return measure
 
 
+def report_of_a_thousand(folder: Path) -> float:
+    """Seconds until the report of a sweep of 1,000 jobs that trained nothing is there: five seeds of 200 points."""
+    sweep = folder / "outputs" / "noop" / "sweep"
+    sweep.mkdir(parents=True)
+    metrics = {"val/accuracy": 0.1, "val/loss": 2.3, "test/accuracy": 0.1, "test/loss": 2.3}
+    jobs = []
+    for number in range(1000):
+        values = {"optimizer.lr": 0.001 * (number // 5), "seed": number % 5}
+        job = ledger.Row(f"{number:016x}", number, [f"{key}={value}" for key, value in values.items()], f"{number}_0")
+        job.values, job.replicate_of, job.metrics, job.status = values, str(number // 5), metrics, "completed"
+        job.objective = random.random()
+        jobs.append(job)
+        (sweep / job.path).mkdir()
+        (sweep / job.path / "metrics.jsonl").write_text(json.dumps({"step": 0, "epoch": 0.0, **metrics}) + "\n")
+    with ledger.Ledger(sweep) as book:
+        book.set(id="sweep", name="noop", objective="val/accuracy", mode="max", base=["debug=noop"])
+        book.add(jobs)
+    start = time.monotonic()
+    command(["-m", "runner", "report", str(sweep)], folder)
+    return time.monotonic() - start
+
+
 def rows(peers: Path) -> list[Row]:
     """The comparisons, with their targets."""
     startup = first_step("-m", "runner", "device.type=cpu")
@@ -149,6 +174,7 @@ def rows(peers: Path) -> list[Row]:
         ),
         Row("startup", "first step", "s", startup, first_step(str(HERE / "bare_step.py")), 1.25, more=False),
         Row("cfg", "--cfg job", "s", cfg, bare_hydra, 1.5, more=False),
+        Row("report", "1,000 jobs, against 2 s", "s", report_of_a_thousand, lambda _: 2.0, 1.0, more=False),
         Row("data", "CIFAR batches, against PIL", "images/s", images, image_speed("pil"), 10, more=True),
         Row("data", "CIFAR batches, against a gather", "images/s", images, image_speed("gather"), 0.9, more=True),
         Row("faults", "a look at each loss", "steps/s", our_speed, our_speed_unchecked, 0.96, more=True),

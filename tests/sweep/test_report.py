@@ -134,7 +134,7 @@ def test_a_failed_job_has_its_cause_its_log_and_the_line_that_runs_it_again(swee
     assert "non-finite: Fault: the loss is NaN at step 3" in text
     assert str(folder / "1_x" / "log.txt") in text
     assert shlex.split(alone) == [
-        *["python", "-m", "runner", "--trust", "timm.*", "train.duration=1ep", "freeze.params=['fc\\..*']"],
+        *["python", "-m", "runner", "--trust=timm.*", "train.duration=1ep", "freeze.params=['fc\\..*']"],
         "optimizer.lr=1.0",
     ]
     again = text.splitlines()[-1].partition("places: ")[2]
@@ -308,6 +308,12 @@ def test_a_report_while_the_ledger_is_written(sweep):
 
 def test_a_sweep_without_jobs_has_a_report(sweep):
     assert "0 jobs" in table.text(gather(sweep()))
+
+
+def test_a_ledger_that_does_not_say_how_it_was_asked_for_has_a_report(sweep):
+    folder = sweep({"a": 1, "objective": 0.5}, {"a": 2, "status": "failed"}, settings={"command": None, "base": None})
+
+    assert "alone: python -m runner a=2" in table.text(gather(folder))
 
 
 def test_a_folder_that_cannot_be_written_has_its_table_all_the_same(sweep, monkeypatch):

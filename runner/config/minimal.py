@@ -1,0 +1,142 @@
+"""A config as the shortest experiment file that composes to it."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from runner.config.check import Check, parse, resolved
+from runner.config.compose import Composed, compose
+from runner.config.identity import job_id
+from runner.config.interpret import dotted
+from runner.config.schema import Config
+from runner.errors import ABSENT, ConfigError, Mistake
+
+NO_PART = ("sweep", "run")  # of what a run is
+_NO_GROUPS = ("experiment", "sweep", "debug")  # the file is the first itself, and Hydra lets it choose no debug
+_Path = tuple[str | int, ...]
+
+
+def write_experiment(
+    file: Path, header: str, overrides: Sequence[str], recorded: Mapping[str, Any], unresolved: str, cwd: Path
+) -> None:
+    """Write an experiment file that composes to a recorded config, and make sure that it does.
+
+    Its defaults list has the groups whose option differs from the plain defaults, the rest what differs then.
+
+    Args:
+        file: `conf/experiment/<name>.yaml`; it must not exist.
+        header: comment lines, without `# @package _global_`.
+        overrides: the arguments that the run was composed of: they chose its groups.
+        recorded: the resolved config of the run.
+        unresolved: the YAML of the same with interpolations in place.
+        cwd: where `conf/` is looked for.
+
+    Raises:
+        ConfigError: there is such a file, or none can be written from which the same config would be composed. Then
+            none is left behind.
+    """
+    groups, base = _groups(overrides, cwd)
+    wanted = parse(_of_a_run(recorded))
+    written: Any = OmegaConf.to_container(OmegaConf.create(unresolved), resolve=False)
+    as_written: Any = OmegaConf.to_container(base.unresolved, resolve=False)
+    problems: list[Mistake] = []
+    # With its interpolations, if they still lead to the same values.
+    for before, after in [(as_written, written), (resolved(Check(base).config), resolved(wanted))]:
+        removed: list[_Path] = []
+        values = _difference(_of_a_run(before), _of_a_run(after), (), removed)
+        text = f"# @package _global_\n{header}{_body(groups, values)}"
+        problems = [_removed(path) for path in removed] or _try(file, text, wanted, cwd)
+        if not problems:
+            return
+    raise ConfigError(problems)
+
+
+def _of_a_run(config: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {name: value for name, value in config.items() if name not in NO_PART}
+
+
+def _groups(overrides: Sequence[str], cwd: Path) -> tuple[dict[str, str | None], Composed]:
+    """Entries of a defaults list for the groups whose option is not the plain one, and what is composed with them.
+
+    Raises:
+        ConfigError: the plain defaults, or what the run was made of, cannot be composed any more.
+    """
+    plain, composed = compose(["experiment=null"], cwd), compose(list(overrides), cwd)
+    if mistakes := [*plain.mistakes, *composed.mistakes]:
+        raise ConfigError(mistakes)
+    entries, arguments = {}, ["experiment=null"]
+    for group, option in composed.choices.items():
+        if group.startswith("hydra/") or group in _NO_GROUPS or plain.choices.get(group, ABSENT) == option:
+            continue
+        known = group in plain.choices
+        entries[f"override /{group}" if known else f"/{group}"] = option
+        arguments.append(f"{'' if known else '+'}{group}={'null' if option is None else option}")
+    return entries, compose(arguments, cwd)
+
+
+def _body(groups: Mapping[str, str | None], values: Mapping[Any, Any]) -> str:
+    """The YAML of the file."""
+    defaults = yaml.safe_dump({"defaults": [{entry: option} for entry, option in groups.items()]}, sort_keys=False)
+    parts = [*([defaults] if groups else []), *([OmegaConf.to_yaml(OmegaConf.create(dict(values)))] if values else [])]
+    return "\n".join(parts)
+
+
+def _difference(old: dict[Any, Any], new: dict[Any, Any], path: _Path, removed: list[_Path]) -> dict[Any, Any]:
+    """What must be merged into `old` so that it becomes `new`."""
+    removed += [(*path, name) for name in old if name not in new]
+    changes: dict[Any, Any] = {}
+    for name, value in new.items():
+        before = old.get(name, ABSENT)
+        if isinstance(before, dict) and isinstance(value, dict):
+            inner = _difference(before, value, (*path, name), removed)
+            changes |= {name: inner} if inner else {}
+        elif before is ABSENT or not _same(before, value):
+            changes[name] = value
+    return changes
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether YAML would write both alike: 1 is not 1.0, nor true."""
+    return json.dumps(a, default=str, sort_keys=True) == json.dumps(b, default=str, sort_keys=True)
+
+
+def _removed(path: _Path) -> Mistake:
+    rule = "was taken away in the run (`~`), which a file cannot do"
+    return Mistake(dotted(path), rule, remedy="set it to null in the sweep instead, where that means the same")
+
+
+def _try(file: Path, text: str, wanted: Config, cwd: Path) -> list[Mistake]:
+    """Write the file and compose it; where another config comes of it, it is taken away again."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with file.open("x", encoding="utf-8") as opened:
+            opened.write(text)
+    except FileExistsError:
+        rule = "must be a new file: an experiment is never overwritten"
+        return [Mistake("--name", rule, str(file), remedy="choose another with `--name NAME`")]
+    problems: list[Mistake] = []
+    try:
+        problems = list(_problems(compose([f"experiment={file.stem}"], cwd), wanted))
+    finally:
+        if problems:
+            file.unlink()
+    return problems
+
+
+def _problems(composed: Composed, wanted: Config) -> Iterator[Mistake]:
+    """What keeps a composition from being the wanted config."""
+    checked = Check(composed)
+    if checked.at_once:
+        yield from checked.at_once
+        return
+    found, meant = resolved(parse(resolved(checked.config))), resolved(wanted)
+    differ = [name for name in found if name not in NO_PART and not _same(meant[name], found[name])]
+    rule = "would not be what the run was trained with, from a file: something in `conf/` has changed since"
+    for name in differ:
+        yield Mistake(name, rule, found[name], remedy=f"it was {json.dumps(meant[name], default=str)}")
+    if not differ and job_id(meant) != job_id(found):
+        yield Mistake("config", "would have the transforms, rules or groups of the run in another order, from a file")

@@ -1,0 +1,155 @@
+"""`python -m runner promote SWEEP [--name NAME] [--job JOB]`: the winner as `conf/experiment/<name>.yaml`."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from runner.config.compose import our_conf
+from runner.config.minimal import write_experiment
+from runner.errors import ConfigError, Mistake
+from runner.sweep.ledger import Row
+from runner.sweep.results import Entry, Report, gather, is_result
+from runner.sweep.table import score_text
+
+USAGE = "python -m runner promote outputs/<name>/<sweep> [--name NAME] [--job NUMBER]"
+HAS_WEIGHTS = ("completed", "pruned", "interrupted")
+
+
+@dataclass(frozen=True)
+class Winner:
+    """A job, and the entry of the table that it stands for."""
+
+    row: Row
+    entry: Entry
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the file, and say how to train with it.
+
+    Raises:
+        ConfigError: there is no such sweep, no such job, nothing to promote, or the file exists.
+    """
+    sweep, name, job = _arguments(argv)
+    report = gather(Path(sweep))
+    winner = _job(report, job) if job else _best(report)
+    name = name or f"{report.settings.get('name') or report.folder.parent.name}_best"
+    if not re.fullmatch(r"[A-Za-z0-9_][\w.\-]*", name):
+        raise ConfigError([Mistake("--name", "must be letters, digits, `_`, `-` and `.`", name)])
+    file = Path("conf") / "experiment" / f"{name}.yaml"
+    if (our_conf() / "experiment" / file.name).exists() and not file.exists():
+        raise ConfigError([Mistake("--name", "must not be that of a shipped experiment", name, remedy=USAGE)])
+    folder = report.folder / winner.row.path
+    recorded, unresolved = _config(folder)
+    header = _header(report, winner, name, folder)
+    write_experiment(file, header, report.arguments(winner.row), recorded, unresolved, Path.cwd())
+    print(f"{file}: {_said(report, winner)}\n{report.command(f'experiment={name}')}")
+    return 0
+
+
+def _arguments(argv: Sequence[str]) -> tuple[str, str, str]:
+    given, options, arguments = [], {"--name": "", "--job": ""}, iter(argv)
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if option in options:
+            options[option] = value if equals else next(arguments, "")
+            if not options[option]:
+                raise ConfigError([Mistake(option, "needs a value", where=f"argument `{argument}`", remedy=USAGE)])
+        elif argument.startswith("-"):
+            raise ConfigError([Mistake(argument, "is no option of `promote`", remedy=USAGE)])
+        else:
+            given.append(argument)
+    if len(given) != 1:
+        rule = "is missing" if not given else f"must be one folder, but there is `{' '.join(given)}`"
+        raise ConfigError([Mistake("SWEEP", rule, remedy=USAGE)])
+    return given[0], options["--name"], options["--job"]
+
+
+def _best(report: Report) -> Winner:
+    """The first replicate of the best mean: not the best seed."""
+    if report.best is None:
+        remedy = "`--job NUMBER` promotes one that was pruned" if any(r.status == "pruned" for r in report.rows) else ""
+        raise ConfigError([Mistake("SWEEP", "has no completed job to promote", str(report.folder), remedy=remedy)])
+    return Winner(next(row for row in report.best.rows if is_result(row)), report.best)
+
+
+def _job(report: Report, name: str) -> Winner:
+    """A job by its number, its folder or the beginning of its id."""
+    found = [r for r in report.rows if name in (str(r.number), r.path) or (len(name) >= 6 and r.id.startswith(name))]
+    if len(found) != 1:
+        rule = f"must be the number of a job, 0 to {max((row.number for row in report.rows), default=0)}"
+        raise ConfigError([Mistake("--job", rule, name, f"argument `--job {name}`")])
+    row = found[0]
+    if row.status not in HAS_WEIGHTS:
+        rule = f"must be completed, pruned or interrupted: job {row.number} is {row.status}"
+        raise ConfigError([Mistake("--job", rule, name, f"argument `--job {name}`")])
+    entries = [entry for entry in report.entries if row in entry.rows]
+    alone = Entry((row,), {}, None, row.objective)
+    return Winner(row, entries[0] if entries and is_result(row) else alone)
+
+
+def _config(folder: Path) -> tuple[dict[str, Any], str]:
+    try:
+        recorded: Any = yaml.safe_load((folder / "config.yaml").read_text())
+        return recorded, (folder / ".hydra" / "config.yaml").read_text()
+    except OSError as error:
+        rule = f"has no config any more ({error.strerror}: {error.filename})"
+        raise ConfigError([Mistake("SWEEP", rule, str(folder))]) from error
+
+
+def _header(report: Report, winner: Winner, name: str, folder: Path) -> str:
+    """What the shipped experiments say too, and where the numbers are."""
+    rows = [row for row in winner.entry.rows if is_result(row)] or [winner.row]
+    seconds = [row.end - row.start for row in rows if row.start is not None and row.end is not None]
+    lines = {
+        "command": report.command(f"experiment={name}"),
+        "time": f"{sum(seconds) / len(seconds):.3g} s, as a job of its sweep" if seconds else "not known",
+        "result": _said(report, winner),
+        "sweep": f"{report.settings.get('id') or report.folder.name}, {report.folder}",
+        "job": ", ".join(f"{row.number} ({row.id})" for row in rows),
+        "commit": _commit(folder),
+        "date": datetime.now().astimezone().strftime("%Y-%m-%d"),
+    }
+    width = max(map(len, lines)) + 1
+    said = [f"# {key + ':':<{width}} {value}" for key, value in lines.items()]
+    return "\n".join([f"# {_first(report, winner)}", *said, ""])
+
+
+def _first(report: Report, winner: Winner) -> str:
+    if winner.entry.rank == 1:
+        return f"The best of {sum(entry.rank is not None for entry in report.entries)} points of a sweep."
+    return f"Job {winner.row.number} of a sweep ({winner.row.status})."
+
+
+def _said(report: Report, winner: Winner) -> str:
+    """The score, and of what it is the mean."""
+    entry, row = winner.entry, winner.row
+    if entry.mean is None:
+        return f"{report.objective} {score_text(replace(entry, last=row.objective)) or 'unknown'}, {row.status}"
+    if entry.mean.n == 1:
+        return f"{report.objective} {score_text(entry)} (seed {_seed(row, report)})"
+    seeds = ", ".join(_seed(row, report) for row in entry.rows if is_result(row))
+    return f"{report.objective} {score_text(entry)} (mean and 95% interval of {entry.mean.n} seeds: {seeds})"
+
+
+def _seed(row: Row, report: Report) -> str:
+    recorded = report.folder / row.path / "config.yaml"
+    return str(row.values["seed"] if "seed" in row.values else _recorded_seed(recorded))
+
+
+def _recorded_seed(file: Path) -> object:
+    return (yaml.safe_load(file.read_text()) or {}).get("seed") if file.is_file() else "?"
+
+
+def _commit(folder: Path) -> str:
+    """The commit that the job ran, and whether the working tree had changes."""
+    file = folder / "provenance.json"
+    git = (json.loads(file.read_text()).get("git") if file.is_file() else None) or {}
+    if not git.get("commit"):
+        return "none: the job ran outside of a repository"
+    return str(git["commit"]) + (" with uncommitted changes" if git.get("diff") or git.get("dirty") else "")

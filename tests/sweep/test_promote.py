@@ -1,0 +1,197 @@
+"""The winner of a sweep as an experiment file: composed, it is the winner's config, to the last key."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from runner.__main__ import main
+from runner.config.check import Check, resolved
+from runner.config.compose import compose
+from runner.config.identity import job_id, replicate_id
+from runner.config.sweep import plan
+from runner.sweep.ledger import Ledger, Row
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """`sweep(["optimizer.lr=0.1,0.2"], [0.5, 0.7])`: the folder of a sweep with these objectives, its jobs recorded."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(overrides, objectives, **columns):
+        folder = Path("outputs") / "digits" / "sweep_1"
+        folder.mkdir(parents=True)
+        asked = plan(overrides, tmp_path)
+        rows = []
+        for number, (job, objective) in enumerate(zip(asked.jobs(), objectives, strict=True)):
+            checked = Check(job.composed)
+            assert not checked.at_once
+            config = resolved(checked.config)
+            row = Row(job_id(config), number, list(job.point.own), f"{number}_x", dict(job.point.values))
+            row.replicate_of, row.objective, row.start, row.end = replicate_id(config), objective, 1.0, 5.0
+            row.status = "failed" if objective is None else "completed"
+            rows.append(Row(**{**vars(row), **columns.get(f"job{number}", {})}))
+            (folder / row.path / ".hydra").mkdir(parents=True)
+            (folder / row.path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+            (folder / row.path / ".hydra" / "config.yaml").write_text(job.composed.unresolved_yaml)
+            git = {"git": {"commit": "c0ffee", "dirty": True, "diff": ""}}
+            (folder / row.path / "provenance.json").write_text(json.dumps(git))
+        with Ledger(folder) as ledger:
+            base = [setting.text for setting in asked.space.fixed]
+            command = ["python", "-m", "runner", "-m", *overrides]
+            ledger.set(id="sweep_1", name="digits", command=command, base=base, objective="val/accuracy", mode="max")
+            ledger.add(rows)
+        return folder
+
+    return make
+
+
+def recorded(folder, number):
+    return yaml.safe_load((folder / f"{number}_x" / "config.yaml").read_text())
+
+
+def composed(name):
+    checked = Check(compose([f"experiment={name}"]))
+    assert [] == checked.at_once
+    return resolved(checked.config)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param(["optimizer.lr=0.1,0.3"], marks=pytest.mark.exhaustive),
+        ["optimizer.lr=0.1,1e-5", "experiment=null"],
+        ["model=mlp,lenet", "transform=resize32", "optimizer=adamw"],
+        ["experiment=digits_lenet,digits_frozen_embedding"],
+        pytest.param(["experiment=digits_mlp", "model.hidden=[8],[16,8]", "seed=3"], marks=pytest.mark.exhaustive),
+        ["transform.train.shift.pixels=1,2", "+transform.train.more={_target_: torchvision.transforms.RandomErasing}"],
+        ["scheduler=step,cosine", "scheduler.interval=epoch,step"],
+        ["train.duration=2ep,3ep", "log.every='${train.evaluate_every}'"],
+        pytest.param(["freeze.params=['conv1\\..*'],[]", "freeze.until=5ep"][:1], marks=pytest.mark.exhaustive),
+        ["param_groups={head: {match: 'fc\\..*', lr_mult: 2}},{head: {match: 'fc\\..*', lr_mult: 3}}"],
+        ["debug=noop,one_batch"],
+        pytest.param(
+            ["init=kaiming,orthogonal", "loader=workers", "device=cpu", "log=quiet"], marks=pytest.mark.exhaustive
+        ),
+        ["name='1e-3'", "seed=4", "loss.label_smoothing=0,1e-3"],
+        pytest.param(["experiment=digits_data_parallel", "loader.batch_size=32,16"], marks=pytest.mark.exhaustive),
+    ],
+)
+def test_the_experiment_is_the_config_of_the_winner(overrides, sweep):
+    count = sum(1 for _ in plan(overrides, Path.cwd()).points())
+    folder = sweep(overrides, [*range(count)])
+
+    assert 0 == main(["promote", str(folder), "--name", "winner"])
+    assert recorded(folder, count - 1) == composed("winner")
+    assert job_id(recorded(folder, count - 1)) == job_id(composed("winner"))
+
+
+def test_the_file_is_minimal_and_says_where_it_comes_from(sweep, capsys):
+    folder = sweep(["model=mlp,lenet", "transform=resize32", "optimizer.lr=0.1"], [0.9, 0.8])
+    main(["promote", str(folder)])
+    said = capsys.readouterr().out
+    file = Path("conf/experiment/digits_best.yaml")
+    text = file.read_text()
+    data = yaml.safe_load(text)
+
+    assert text.startswith("# @package _global_\n# The best of 2 points of a sweep.\n")
+    for line in ("command", "time", "result", "sweep", "job", "commit", "date"):
+        assert f"\n# {line}:" in text
+    assert "val/accuracy 0.9 (seed 0)" in text
+    assert "c0ffee with uncommitted changes" in text
+    assert {"override /model": "mlp", "override /transform": "resize32"}.items() <= {
+        key: value for entry in data["defaults"] for key, value in entry.items()
+    }.items()
+    assert {"lr": 0.1, "weight_decay": 0.001, "fused": True} == data["optimizer"]
+    assert {"defaults", "name", "optimizer", "train", "device"} == set(data)
+    assert "python -m runner experiment=digits_best" in said
+
+
+def test_the_best_mean_is_promoted_and_not_the_best_seed(sweep):
+    folder = sweep(["optimizer.lr=0.1,0.3", "sweep.seeds=3", "seed=5"], [0.99, 0.1, 0.2, None, 0.7, 0.72])
+    main(["promote", str(folder), "--name", "mean"])
+    text = Path("conf/experiment/mean.yaml").read_text()
+
+    assert recorded(folder, 4) == composed("mean")
+    assert (0.3, 6) == (composed("mean")["optimizer"]["lr"], composed("mean")["seed"])
+    assert "0.71 ± 0.13 (mean and 95% interval of 2 seeds: 6, 7)" in text
+
+
+def test_nothing_is_overwritten(sweep, capsys):
+    folder = sweep(["optimizer.lr=0.1,0.3"], [0.1, 0.2])
+    main(["promote", str(folder), "--name", "a"])
+    before = Path("conf/experiment/a.yaml").read_text()
+
+    assert 2 == main(["promote", str(folder), "--name", "a"])
+    assert "must be a new file" in capsys.readouterr().err
+    assert before == Path("conf/experiment/a.yaml").read_text()
+    assert 2 == main(["promote", str(folder), "--name", "digits_lenet"])
+    assert "shipped experiment" in capsys.readouterr().err
+
+
+def test_a_pruned_job_is_promoted_by_name(sweep):
+    pruned = {"job1": {"status": "pruned"}}
+    folder = sweep(["optimizer.lr=0.1,0.3"], [0.1, 0.2], **pruned)
+
+    assert 0 == main(["promote", str(folder), "--name", "first"])
+    assert recorded(folder, 0) == composed("first")
+    assert 0 == main(["promote", str(folder), "--job", "1", "--name", "cut"])
+    assert recorded(folder, 1) == composed("cut")
+    assert "val/accuracy (0.2), pruned" in Path("conf/experiment/cut.yaml").read_text()
+
+
+def test_what_a_yaml_said_then_is_kept_when_it_changes(sweep, tmp_path):
+    file = tmp_path / "conf" / "model" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("_target_: models.mlp.MLP\nin_features: 64\nhidden: [32]\nclasses: 10\n")
+    folder = sweep(["model=mine,mlp"], [0.9, 0.1])
+    file.write_text("_target_: models.mlp.MLP\nin_features: 64\nhidden: [99]\nclasses: 10\n")
+
+    assert 0 == main(["promote", str(folder), "--name", "then"])
+    assert [32] == composed("then")["model"]["hidden"]
+
+
+def test_a_projects_own_experiments_are_taken_for_what_they_were(sweep, tmp_path):
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "study.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: mlp\n"
+        "name: study\nmodel: {hidden: [8]}\noptimizer: {lr: 0.5}\n"
+    )
+    made = sweep(["experiment=study", "optimizer.lr=0.1,0.2", "debug=overfit"], [0.9, 0.1])
+
+    assert 0 == main(["promote", str(made), "--name", "found"])
+    assert recorded(made, 0) == composed("found")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--job", "7"], "must be the number of a job, 0 to 1"),
+        (["--job", "1"], "job 1 is failed"),
+        (["--name", "a/b"], "must be letters"),
+        (["--name"], "needs a value"),
+        (["--nme", "x"], "is no option"),
+        (["more"], "must be one folder"),
+    ],
+)
+def test_what_cannot_be_promoted_is_refused(words, said, sweep, capsys):
+    folder = sweep(["optimizer.lr=0.1,0.3"], [0.1, None])
+
+    assert 2 == main(["promote", str(folder), *words])
+    assert said in capsys.readouterr().err
+    assert not Path("conf").exists()
+
+
+def test_a_sweep_without_a_result_has_no_winner(sweep, capsys):
+    assert 2 == main(["promote", str(sweep(["optimizer.lr=0.1,0.3"], [None, None]))])
+    assert "has no completed job" in capsys.readouterr().err
+
+
+def test_a_key_that_was_taken_away_cannot_be_promoted_and_leaves_no_file(sweep, capsys):
+    folder = sweep(["~transform.train.shift", "optimizer.lr=0.1,0.3"], [0.1, 0.3])
+
+    assert 2 == main(["promote", str(folder)])
+    assert "transform.train.shift was taken away" in capsys.readouterr().err
+    assert not list(Path().glob("conf/experiment/*"))
