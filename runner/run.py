@@ -19,7 +19,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from runner import build, faults, fit, provenance
+from runner import build, build_looks, faults, fit, provenance
 from runner import device as devices
 from runner.component import Trust
 from runner.config.check import resolved
@@ -191,10 +191,7 @@ def launch(
             status = EXIT_FAILED
             print(f"{folder / 'result.json'} could not be written: {error.strerror or error}", file=sys.stderr)
         if log is not None:
-            try:
-                log.close()
-            except OSError as error:
-                print(f"{folder / 'tb'} lacks its last events: {error.strerror or error}", file=sys.stderr)
+            close_log(log, run, config, result["status"])
         conclude(result, folder)
     return Outcome(status, folder, result)
 
@@ -332,6 +329,26 @@ def open_log(run: Run, config: Config) -> Log:
     return run.log
 
 
+def close_log(log: Log, run: Run | None, config: Config, status: str) -> None:
+    """Say last how the run ended."""
+    try:
+        try:
+            if run is not None and log is vars(run).get("log"):
+                show_hparams(run, config, status)
+        finally:
+            log.close()
+    except OSError as error:
+        print(f"TensorBoard lacks the last events: {error.strerror or error}", file=sys.stderr)
+
+
+def show_hparams(run: Run, config: Config, status: str) -> None:
+    """The run's row in TensorBoard's table of runs: config, last metrics, how it ended."""
+    wanted = config.log.hparams
+    if wanted:
+        metrics = {name: value for name, value in run.progress.last.items() if not name.startswith("train/")}
+        run.log.hparams(build_looks.hparams(run.config, None if wanted is True else [*wanted]), metrics, status)
+
+
 def fit_to(run: Run) -> Fault | None:
     """Train to the end, to a signal, or to a number that is none."""
     try:
@@ -393,7 +410,7 @@ def finish(run: Run, result: dict[str, Any]) -> int:
             fit.save(run)
             fit.settle(run)
         if "test" in run.splits:
-            test = fit.evaluate(run, "test")
+            test = fit.evaluate_and_show(run, "test")
             if test is not None:
                 progress.last |= test
                 run.log.evaluated(progress.step, progress.epoch, test)
@@ -410,6 +427,7 @@ def finish(run: Run, result: dict[str, Any]) -> int:
         result["stopped"] = run.stop.ended
         run.log.say(f"training ended after step {progress.step:,} of {run.total_steps:,}: {run.stop.ended}")
     result["metrics"] = {name: value for name, value in progress.last.items() if not name.startswith("train/")}
+    result["train"] = {name: value for name, value in progress.last.items() if name.startswith("train/")}
     result["objective"] = progress.last.get(run.objective)
     return EXIT_DONE
 
