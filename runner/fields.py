@@ -1,6 +1,7 @@
 """A step's own fields: what its outcome says beside loss, output, target and size."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from numbers import Real
 from typing import Any
 
@@ -54,8 +55,8 @@ class Fields:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {"values": self.read(), "sizes": self.sizes, "words": self.words}
+        return deepcopy({"values": self.read(), "sizes": self.sizes, "words": self.words})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave."""
-        self.waiting, self.sizes, self.words = dict(state["values"]), dict(state["sizes"]), dict(state["words"])
+        self.waiting, self.sizes, self.words = (deepcopy(state[name]) for name in ("values", "sizes", "words"))
