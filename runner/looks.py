@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -156,21 +157,21 @@ class Looks:
         """The same batches; waiting for them is timed, and the first one shows the model's graph and FLOPs."""
         if self.measured is not None and self.measured.waiting is not None:
             coming = self.measured.waiting.timed(coming)
-        counts = self.measured is not None and self.measured.mfu and self.measured.flops is None
-        return self._with_first(coming, log) if self.graph or counts else coming
-
-    def _with_first(self, coming: Iterator[Any], log: Log) -> Iterator[Any]:
-        for batch in coming:
-            first = batch[0] if self.grouped else batch
-            hung = self.inside is not None and self.inside.take_down()  # a copy of the model would have them too
-            if self.graph:
-                self.graph = False
-                self._draw(first, log)
-            if self.measured is not None and self.measured.mfu and self.measured.flops is None:
-                self._count(self.measured, first, log)
-            if self.inside is not None and hung:
-                self.inside.hang()
-            yield batch
+        measured = self.measured if self.measured is not None and self.measured.mfu else None
+        counts = measured is not None and measured.flops is None
+        batch = next(coming, None) if self.graph or counts else None
+        if batch is None:
+            return coming
+        first = batch[0] if self.grouped else batch
+        hung = self.inside is not None and self.inside.take_down()  # a copy of the model would have them too
+        if self.graph:
+            self.graph = False
+            self._draw(first, log)
+        if measured is not None and counts:
+            self._count(measured, first, log)
+        if self.inside is not None and hung:
+            self.inside.hang()
+        return chain([batch], coming)
 
     def _draw(self, batch: Any, log: Log) -> None:
         """The graph, of the model without its numbers; where it cannot do without, of a copy with them."""
