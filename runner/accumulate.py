@@ -1,6 +1,7 @@
 """Several micro-batches that make one optimizer step."""
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -76,6 +77,4 @@ def combined(outcomes: Sequence[Mapping[str, Any]], *, sums: bool = False) -> Ma
 
 
 def _is_number(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.numel() == 1 and value.is_floating_point()
-    return isinstance(value, float)
+    return isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)

@@ -14,6 +14,7 @@ from runner import build_data, parallel, schedule, surgery
 from runner import device as devices
 from runner.accumulate import Accumulating
 from runner.average import Average
+from runner.build_looks import make_looks
 from runner.checkpoint import Checkpoints, ReadOnly
 from runner.component import Trust, component
 from runner.config.schema import Config
@@ -71,6 +72,7 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
     step = component(config.step, "step", trust=trust, call=False)
     metrics = {which: make_metrics(config, device, trust) for which in ("train", "eval")}
     average = make_average(config, model, steps_per_epoch)
+    update = make_update(config, model, loss, step, optimizer, metrics["train"], average)
     run = Run(
         folder=folder,
         seed=config.seed,
@@ -79,7 +81,8 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
         loss=loss,
         step=step,
         optimizer=optimizer,
-        update=make_update(config, model, loss, step, optimizer, metrics["train"], average),
+        update=update,
+        looks=make_looks(config, model, update, optimizer, device, folder, parts["train"][0], trust),
         schedule=make_schedule(config, optimizer, steps_per_epoch, total_steps, trust),
         splits=splits,
         metrics=metrics,

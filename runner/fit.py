@@ -5,7 +5,7 @@ Nothing here waits for the device but a log line, an evaluation and a save.
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any
@@ -30,7 +30,7 @@ def fit(run: Run) -> None:
     due = begin(run)
     while progress.step < run.total_steps and not stop.asked:
         begun_at = (progress.step, progress.epoch)
-        for batch in batches(run):
+        for batch in run.looks.batches(batches(run), run.log):
             outcome = update(batch)
             run.schedule.step()
             losses.add(outcome)
@@ -65,6 +65,7 @@ def begin(run: Run) -> int:
     run.started_at = progress.step
     run.paused_at = progress.step - progress.evaluation_pending
     run.logged = (progress.step, time.perf_counter())
+    run.looks.begin(progress.step, sum(run.losses.sizes), run.clock.seconds)
     if run.evaluate_at_start and progress.step == 0 and progress.evaluated_at is None:
         progress.evaluation_pending = True
     due = pause(run) if progress.evaluation_pending else _next_pause(run)
@@ -74,6 +75,7 @@ def begin(run: Run) -> int:
 
 def finish(run: Run) -> None:
     """Nothing is left to train, or a signal came: what was not looked at yet, and the save under way."""
+    run.looks.end(run.log)
     if run.progress.step > run.paused_at and run.stop.signal is None:  # the last steps were left out
         pause(run)
     run.clock.pause()
@@ -121,13 +123,16 @@ def end_epoch(run: Run) -> None:
 
 
 def _next_pause(run: Run) -> int:
+    """The step at which to pause next; the step that comes now is looked into, if it is time for that."""
+    if run.progress.step < run.total_steps:
+        run.looks.open(run.progress.step, run.steps_per_epoch)
     if run.check_finite == "every_step":
         return run.progress.step + 1
     rhythms = (run.log_every, run.evaluate_every, run.checkpoint_every)
     due = [next_due(every, run.progress.step, run.steps_per_epoch) for every in rhythms]
     if run.thaw_at is not None and run.progress.step < run.thaw_at:
         due.append(run.thaw_at)
-    due.append(run.team.due)
+    due += [run.team.due, *run.looks.pauses(run.progress.step, run.steps_per_epoch)]
     return min([run.total_steps, *[step for step in due if step is not None]])
 
 
@@ -146,11 +151,12 @@ def pause(run: Run) -> int:
     """Log, evaluate, save, whichever is due after this step; the step at which to pause next."""
     run.team.agree(run.progress.step)
     progress, at_end = run.progress, run.progress.step >= run.total_steps or bool(run.stop.ended)
+    seen = run.looks.close(progress.step, run.log)
     if run.check_finite == "every_step":
         check_losses(run)
         check_state(run)
     if run.losses.sizes and (at_end or _is_due(run, run.log_every)):
-        log_line(run)
+        log_line(run, seen)
     improved = False
     if progress.evaluation_pending or at_end or _is_due(run, run.evaluate_every):
         improved = evaluate_and_compare(run)
@@ -158,7 +164,7 @@ def pause(run: Run) -> int:
     if run.stop.ended and not at_end:
         at_end = True
         if run.losses.sizes and not _is_due(run, run.log_every):
-            log_line(run)
+            log_line(run, seen)
     stopping = run.stop.signal is not None
     rhythm = run.checkpoint_every is not None and (improved or _is_due(run, run.checkpoint_every))
     if at_end or stopping or rhythm:
@@ -168,17 +174,22 @@ def pause(run: Run) -> int:
     return _next_pause(run)
 
 
-def log_line(run: Run) -> None:
-    """Read the losses since the last line (the one wait for the device), check them, write them.
+def log_line(run: Run, seen: dict[str, float]) -> None:
+    """Read the losses since the last line (the one wait for the device), check them, write them, and what was seen.
 
     Raises:
         Fault: a loss is not finite.
     """
     progress = run.progress
     check_losses(run)
-    logged = {"train/loss": run.losses.mean()}
+    fields = run.losses.fields
+    words = {f"train/{name}": word for name, word in fields.words.items()}
+    logged: dict[str, Any] = {f"train/{name}": value for name, value in fields.means().items()}
+    logged |= {name: word for name, word in words.items() if word != progress.last.get(name)}  # where it changes
+    logged["train/loss"] = run.losses.mean()
     for name, metric in run.metrics["train"].items():
         logged |= flat(f"train/{name}", metric.compute())
+    rest = seen | run.looks.scalars(progress.step, sum(run.losses.sizes), run.clock.seconds)
     if _is_due(run, run.log_every):  # else it is the last line; a run that is prolonged goes on with what it has
         for metric in run.metrics["train"].values():
             metric.reset()
@@ -190,7 +201,7 @@ def log_line(run: Run) -> None:
     rates = {f"lr/{group.get('name', i)}": float(group["lr"]) for i, group in enumerate(run.optimizer.param_groups)}
     if len(rates) == 1:
         rates = {"lr": rates.popitem()[1]}
-    run.log.scalars(progress.step, progress.epoch, logged | rates, steps_per_second=speed)
+    run.log.scalars(progress.step, progress.epoch, logged | rates | rest, steps_per_second=speed)
 
 
 def check_losses(run: Run) -> None:
@@ -224,7 +235,7 @@ def evaluate_and_compare(run: Run) -> bool:
     if run.evaluated and progress.evaluated_at != progress.step:
         values: dict[str, float] | None = {}
         for name in run.evaluated:
-            part = evaluate(run, name)
+            part = evaluate_and_show(run, name)
             values = None if values is None or part is None else values | part
         if values is None:
             progress.evaluation_pending = True
@@ -261,7 +272,17 @@ def stop_where_stale(run: Run) -> None:
         )
 
 
-def evaluate(run: Run, name: str) -> dict[str, float] | None:
+def evaluate_and_show(run: Run, name: str) -> dict[str, float] | None:
+    """`evaluate`, and what is to be looked at in it."""
+    looks = run.looks.at_evaluation(name, run.log)
+    values = evaluate(run, name, looks)
+    shown = [value for look in looks for value in look.values()] if values is not None else []
+    if shown:
+        run.log.show(run.progress.step, shown)
+    return values
+
+
+def evaluate(run: Run, name: str, looks: Sequence[Any] = ()) -> dict[str, float] | None:
     """The loss and the metrics of a split, in eval mode, as `<split>/<name>`; None where a signal cut it short.
 
     With the averaged weights, where there are any. The same every time for the same weights, and without effect on
@@ -271,10 +292,12 @@ def evaluate(run: Run, name: str) -> dict[str, float] | None:
     for metric in metrics.values():
         metric.reset()
     run.model.eval()
+    for look in looks:
+        look.begin(run.model)
     averaged = nullcontext() if run.average is None else run.average.in_model()
     with torch.no_grad(), averaged, rng.isolated():
         run.team.level(run.model)
-        for outcome in run.team.outcomes(outcomes(run, name), run.splits[name]):
+        for outcome in run.team.outcomes(outcomes(run, name, looks), run.splits[name]):
             losses.add(outcome)
             for metric in metrics.values():
                 metric.update(outcome["output"], outcome["target"])
@@ -283,19 +306,23 @@ def evaluate(run: Run, name: str) -> dict[str, float] | None:
     run.model.train()
     if run.stop.signal is not None:
         return None
-    values = {f"{name}/loss": losses.mean()}
+    values = {f"{name}/{field}": value for field, value in losses.fields.means().items()}
+    values[f"{name}/loss"] = losses.mean()
     for metric_name, metric in metrics.items():
         values |= flat(f"{name}/{metric_name}", metric.compute())
     said: dict[str, float] = run.team.same(values)
     return said
 
 
-def outcomes(run: Run, name: str) -> Iterator[Mapping[str, Any]]:
+def outcomes(run: Run, name: str, looks: Sequence[Any] = ()) -> Iterator[Mapping[str, Any]]:
     """What the step says of each batch of a split, each drawing from a stream of its own."""
     split = run.splits[name]
     for number, batch in enumerate(split.batches(0)):
         rng.seed_all(rng.key(run.seed, "evaluate", name, run.team.number(number)))
-        yield run.update.evaluate(batch, run.model)
+        outcome = run.update.evaluate(batch, run.model)
+        for look in looks:
+            look.add(batch, outcome)
+        yield outcome
 
 
 def flat(name: str, value: Any) -> dict[str, float]:

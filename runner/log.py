@@ -2,16 +2,19 @@
 
 import os
 import socket
+import struct
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from runner.files import Lines
+
+Value = float | str  # of an event: a number, or a word such as the stage of a training
 
 PLAIN_SECONDS = 5.0  # between two progress lines where the console is a file
 REFRESH_SECONDS = 0.5  # between two drawings of the progress bar, 5 to 10 ms each
@@ -42,8 +45,7 @@ class Log:
         self._go_on, self._refused = go_on, False
         self._text = os.open(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         self._lines = Lines(run_dir / "metrics.jsonl", until=start_step)
-        last = self._lines.last
-        self._events: _Events = _TensorBoard(run_dir / "tb", start_step, last) if tensorboard else _NoEvents()
+        self._events: _Events = _TensorBoard(run_dir / "tb", start_step) if tensorboard else _NoEvents()
         self._console: _Console = _Quiet(stream)
         if progress:
             bar = _is_terminal(stream)
@@ -65,7 +67,7 @@ class Log:
         self.note("".join(traceback.format_exception(error)).rstrip())
 
     def scalars(
-        self, step: int, epoch: float, values: Mapping[str, float], *, steps_per_second: float | None = None
+        self, step: int, epoch: float, values: Mapping[str, Value], *, steps_per_second: float | None = None
     ) -> None:
         """Log `values` of training (`<split>/<name>`) at optimizer step `step`; takes 20 µs, the bar drawn aside."""
         self._record(step, epoch, values)
@@ -77,6 +79,21 @@ class Log:
         line = f"step {step}  epoch {epoch:.4g}  {_words(values)}"
         self._console.evaluated(line, values)
         self.note(line)
+
+    def show(self, step: int, values: Sequence[Any]) -> None:
+        """Show histograms, images, texts or curves (`runner.summaries`) of step `step` in TensorBoard."""
+        with self._writing(events=True):
+            self._events.show(step, values)
+
+    def graph(self, definition: bytes) -> None:
+        """Show the graph of a model (a serialised GraphDef) in TensorBoard, unless there is one already."""
+        with self._writing(events=True):
+            self._events.graph(definition)
+
+    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float], status: str) -> None:
+        """Give TensorBoard's hparams page the run's row: what it was given, what it came to, and how it ended."""
+        with self._writing(events=True):
+            self._events.hparams(values, metrics, status)
 
     def sync(self) -> None:
         """Bring all that was logged to the disk: before a checkpoint is committed, so that a resume finds no gap."""
@@ -99,7 +116,7 @@ class Log:
         with self._writing(events=True):
             self._events.close()
 
-    def _record(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+    def _record(self, step: int, epoch: float, values: Mapping[str, Value]) -> None:
         with self._writing():
             self._lines.append({"step": step, "epoch": epoch, **values})
         with self._writing(events=True):
@@ -122,19 +139,28 @@ class Log:
                 self._console.say(f"the log cannot be written ({why}). The run goes on (train.on_save_error=go_on)")
 
 
-class NoLog:
+class NoLog(Log):
     """That of a process that leaves saying and writing to another."""
 
-    def say(self, what: object) -> None:
-        """Not here."""
+    def __init__(self) -> None:
+        """Nothing is opened."""
 
     def note(self, text: str) -> None:
         """Not here."""
 
-    def scalars(self, step: int, epoch: float, values: Mapping[str, float], **_: Any) -> None:
+    def say(self, what: object) -> None:
         """Not here."""
 
-    def evaluated(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+    def scalars(self, *_: Any, **__: Any) -> None:
+        """Not here."""
+
+    def evaluated(self, *_: Any, **__: Any) -> None:
+        """Not here."""
+
+    def show(self, *_: Any, **__: Any) -> None:
+        """Not here."""
+
+    def hparams(self, *_: Any, **__: Any) -> None:
         """Not here."""
 
     def sync(self) -> None:
@@ -150,22 +176,36 @@ def final_report(metrics: Mapping[str, Any], run_dir: Path, say: Callable[[str],
     say("\n".join([*(f"{name:<{width}}  {float(value):.6g}" for name, value in metrics.items()), str(run_dir)]))
 
 
-def _words(values: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+def _words(values: Mapping[str, Value]) -> str:
+    return "  ".join(
+        f"{name} {value if isinstance(value, str) else format(value, '.4g')}" for name, value in values.items()
+    )
 
 
 # ---- TensorBoard
 
 
 class _Events(Protocol):
-    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+    def scalars(self, step: int, values: Mapping[str, Value]) -> None: ...
+    def show(self, step: int, values: Sequence[Any]) -> None: ...
+    def graph(self, definition: bytes) -> None: ...
+    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float], status: str) -> None: ...
     def sync(self) -> None: ...
     def close(self) -> None: ...
     def drop(self) -> None: ...
 
 
 class _NoEvents:
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, Value]) -> None:
+        pass
+
+    def show(self, step: int, values: Sequence[Any]) -> None:
+        pass
+
+    def graph(self, definition: bytes) -> None:
+        pass
+
+    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float], status: str) -> None:
         pass
 
     def sync(self) -> None:
@@ -185,7 +225,7 @@ class _TensorBoard:
     its `flush` leaves what is still in the queue: a gap after a kill.
     """
 
-    def __init__(self, folder: Path, start_step: int, last: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, start_step: int) -> None:
         from tensorboardX import RecordWriter  # 14 ms that only those pay who want it
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.proto.summary_pb2 import Summary
@@ -194,36 +234,62 @@ class _TensorBoard:
         earlier = sorted(folder.glob("events.out.tfevents.*"))
         # The name decides the order of reading: a file started in the same second must be another, and come later.
         second = max([int(time.time()), *(int(path.name.split(".")[3]) + 1 for path in earlier)])
-        name = f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}"
-        self._writer = RecordWriter(str(folder / name))
+        self._name = f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}"
+        self._folder = folder
+        self._writer = RecordWriter(str(folder / self._name))
         self._Event, self._Summary = Event, Summary
-        self._held: dict[str, float] = {}
         self._held_step = start_step
+        # A start purges `start_step` too, since an evaluation may be done again: what stays is written anew.
+        self._held, self._has_graph = _standing(earlier, start_step, Event, SessionLog.START)
         self._synced = time.monotonic()
         self._write(file_version="brain.Event:2")
-        if earlier:
-            self._write(step=start_step, session_log=SessionLog(status=SessionLog.START))
-            # That purges `start_step` too, since an evaluation may be done again: what stays is written anew.
-            if last.get("step") == start_step:
-                self._held = {name: float(value) for name, value in last.items() if name not in ("step", "epoch")}
+        # TensorBoard takes the first start that it meets for no restart, so each file has one.
+        self._write(step=start_step, session_log=SessionLog(status=SessionLog.START))
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        if step == self._held_step:
-            values = {**self._held, **values}
+    def scalars(self, step: int, values: Mapping[str, Value]) -> None:
+        self.show(step, [self._value(name, value) for name, value in values.items()])
+
+    def _value(self, name: str, value: Value) -> Any:
+        if isinstance(value, str):
+            from runner.summaries import text
+
+            return text(name, value)
+        return self._Summary.Value(tag=name, simple_value=value)
+
+    def show(self, step: int, values: Sequence[Any]) -> None:
+        if step == self._held_step and self._held:
+            values = [*(self._held | {value.tag: value for value in values}).values()]
             self._held = {}
         self._write_held()
-        self._write_scalars(step, values)
+        self._write(step=step, summary=self._Summary(value=values))
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
 
     def _write_held(self) -> None:
         if self._held:
-            self._write_scalars(self._held_step, self._held)
+            self._write(step=self._held_step, summary=self._Summary(value=[*self._held.values()]))
             self._held = {}
 
-    def _write_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        value = [self._Summary.Value(tag=name, simple_value=number) for name, number in values.items()]
-        self._write(step=step, summary=self._Summary(value=value))
+    def graph(self, definition: bytes) -> None:
+        if not self._has_graph:
+            self._write(graph_def=definition)
+            self._has_graph = True
+
+    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float], status: str) -> None:
+        """As a run of its own, `tb/final`: for TensorBoard every scalar of a run with hparams is a metric of it."""
+        from tensorboardX import RecordWriter
+
+        from runner.summaries import hparams
+
+        folder = self._folder / "final"
+        folder.mkdir(exist_ok=True)
+        for earlier in folder.iterdir():  # of a run that was prolonged: TensorBoard keeps the first row that it reads
+            earlier.unlink()
+        writer = RecordWriter(str(folder / self._name))
+        shown = [*hparams(values, status), *(self._value(name, value) for name, value in metrics.items())]
+        for fields in ({"file_version": "brain.Event:2"}, {"step": 0, "summary": self._Summary(value=shown)}):
+            writer.write(self._Event(wall_time=time.time(), **fields).SerializeToString())
+        writer.close()
 
     def sync(self) -> None:
         self._write_held()
@@ -247,12 +313,38 @@ class _TensorBoard:
         self._writer.write(self._Event(wall_time=time.time(), **fields).SerializeToString())
 
 
+def _standing(files: Sequence[Path], step: int, event_type: Any, start: int) -> tuple[dict[str, Any], bool]:
+    """What the earlier event files say of `step`, by tag, and whether they have a graph."""
+    standing: dict[str, Any] = {}
+    has_graph = False
+    for path in files:
+        for record in _records(path):
+            event = event_type.FromString(record)
+            if event.HasField("session_log") and event.session_log.status == start and event.step <= step:
+                standing = {}
+            elif event.step == step:
+                standing |= {value.tag: value for value in event.summary.value}
+            has_graph = has_graph or bool(event.graph_def)
+    return standing, has_graph
+
+
+def _records(path: Path) -> Iterator[bytes]:
+    """The records of an event file, up to a torn one: length, its checksum, content, its checksum."""
+    with path.open("rb") as file:
+        while len(head := file.read(12)) == 12:
+            (length,) = struct.unpack("<Q", head[:8])
+            content = file.read(length + 4)
+            if len(content) < length + 4:
+                return
+            yield content[:-4]
+
+
 # ---- the console
 
 
 class _Console(Protocol):
     def say(self, what: object) -> None: ...
-    def progress(self, step: int, epoch: float, values: Mapping[str, float], rate: float | None) -> None: ...
+    def progress(self, step: int, epoch: float, values: Mapping[str, Value], rate: float | None) -> None: ...
     def evaluated(self, line: str, values: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...
 
@@ -275,7 +367,7 @@ class _Quiet:
         else:
             print(what, file=self._stream, flush=True)
 
-    def progress(self, step: int, epoch: float, values: Mapping[str, float], rate: float | None) -> None:
+    def progress(self, step: int, epoch: float, values: Mapping[str, Value], rate: float | None) -> None:
         pass
 
     def evaluated(self, line: str, values: Mapping[str, float]) -> None:
@@ -294,7 +386,7 @@ class _Plain(_Quiet):
         self._due = time.monotonic() + PLAIN_SECONDS
         self._unsaid = ""
 
-    def progress(self, step: int, epoch: float, values: Mapping[str, float], rate: float | None) -> None:
+    def progress(self, step: int, epoch: float, values: Mapping[str, Value], rate: float | None) -> None:
         pace = _pace(self._total - step, rate)
         self._unsaid = f"step {step}/{self._total}  epoch {epoch:.4g}  {_words(values)}  {pace}"
         if time.monotonic() >= self._due or step >= self._total:
@@ -327,14 +419,14 @@ class _Bar:
         self._task = self._bar.add_task("", total=total_steps, completed=start_step)
         self._total = total_steps
         self._step, self._where = start_step, ""
-        self._values: dict[str, float] = {}
+        self._values: dict[str, Value] = {}
         self._due = 0.0
         self._bar.start()
 
     def say(self, what: object) -> None:
         self._bar.console.print(what, markup=False, highlight=False, soft_wrap=isinstance(what, str))
 
-    def progress(self, step: int, epoch: float, values: Mapping[str, float], rate: float | None) -> None:
+    def progress(self, step: int, epoch: float, values: Mapping[str, Value], rate: float | None) -> None:
         self._step = step
         self._where = f"epoch {epoch:.4g}  {_pace(self._total - step, rate)}"
         self._values.update({name[6:]: value for name, value in values.items() if name.startswith("train/")})

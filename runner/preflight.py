@@ -8,7 +8,7 @@ import inspect
 import re
 import traceback
 import warnings
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +18,18 @@ import torch
 from torch import nn
 from torch.utils.data import default_collate
 
-from runner import build, build_data, rng, surgery
+from runner import build, build_data, build_looks, rng, surgery
 from runner import device as devices
 from runner.component import Refused, Trust, component
+from runner.config.effects import produced
 from runner.config.names import did_you_mean, nearest
 from runner.config.schema import Config, Freeze, Sample
 from runner.errors import ConfigError, Mistake, RunError
+from runner.fields import KNOWN
 from runner.freeze import Frozen, freeze
 from runner.init import Row, plan_rules
+from runner.inside import chosen
+from runner.meta import to_meta
 from runner.pretrained import Plan
 from runner.schedule import Duration
 
@@ -124,6 +128,7 @@ def preflight(config: Config, trust: Trust = (), wrong: Container[str] = ()) -> 
         groups: list[dict[str, Any]] | None = [{"params": [("stand-in", torch.empty(1, 1))]}]
         if found.model is not None and not _any(wrong, "init", "pretrained", "freeze", "param_groups", "optimizer"):
             groups = _check_surgery(config, found.model, found, trust, loss)
+        _check_hooks(config, found, trust, wrong)
         if groups is not None and "optimizer" not in wrong:
             _check_optimizer(config, groups, found, trust, schedule=not _any(wrong, "scheduler", "train"))
         if not _any(wrong, "dataset", "transform", "step"):
@@ -186,6 +191,12 @@ def _about_meta(error: BaseException | None) -> bool:
     """Whether an error only says that there are no numbers on the meta device."""
     without_forward = 'missing the required "forward"' in str(error)
     return (isinstance(error, NotImplementedError) and not without_forward) or "meta" in str(error).lower()
+
+
+def _check_hooks(config: Config, found: Preflight, trust: Trust, wrong: Container[str]) -> None:
+    if found.model is not None and "log" not in wrong:
+        with found.catching("log.hooks"):
+            chosen(found.model, build_looks.make_hooks(config, trust))
 
 
 def _check_surgery(
@@ -277,7 +288,7 @@ def _sample_batch(config: Config, found: Preflight, trust: Trust) -> Any:
     )
     if config.transform.on != "sample" and _misses_a_member(config, found, sample):
         return None
-    found.eval_batch = _to_meta(_collated(config, found, "eval", sample, trust))
+    found.eval_batch = to_meta(_collated(config, found, "eval", sample, trust))
     batch = None if found.eval_batch is None else _collated(config, found, "train", sample, trust)
     if batch is None:
         return None
@@ -293,7 +304,7 @@ def _sample_batch(config: Config, found: Preflight, trust: Trust) -> Any:
             rule = f"refuses a batch of two samples of zeros: {type(error).__name__}: {error}"
             found.mistakes.append(Mistake(f"transform.batch.{name}", rule))
             return None
-    return _to_meta(batch)
+    return to_meta(batch)
 
 
 def _misses_a_member(config: Config, found: Preflight, sample: Any) -> bool:
@@ -339,14 +350,6 @@ def _not_collated(config: Config, found: Preflight, which: str, transformed: Any
     rule = f"must end with what can be joined into a batch (tensors, numbers), but makes {kinds} of a sample"
     remedy = "torchvision.transforms.v2.ToImage, then ToDtype with dtype: torch.float32 and scale: true, make tensors"
     found.mistakes.append(Mistake(f"transform.{which}", rule, remedy=remedy))
-
-
-def _to_meta(batch: Any) -> Any:
-    if isinstance(batch, dict):
-        return {name: _to_meta(member) for name, member in batch.items()}
-    if isinstance(batch, list | tuple):
-        return [_to_meta(member) for member in batch]
-    return batch.to("meta") if isinstance(batch, torch.Tensor) else batch
 
 
 def _try_step(config: Config, found: Preflight, loss: Any, trust: Trust) -> None:
@@ -438,6 +441,20 @@ def _check_outcome(config: Config, found: Preflight, outcome: Any) -> None:
         found.mistakes.append(
             Mistake("step", f"must return `output` and `target` for the metrics, but returns {', '.join(outcome)}")
         )
+    else:
+        _check_names(config, found, [name for name in outcome if name not in KNOWN])
+
+
+def _check_names(config: Config, found: Preflight, fields: Sequence[str]) -> None:
+    """A metric that is waited for is one of the step's own fields, where it is no metric."""
+    known, prefixes = produced(config)
+    splits = list(dict.fromkeys(name.partition("/")[0] for name in known))
+    known += [f"{split}/{field}" for split in splits for field in fields]
+    for key, wanted in (("train.objective", config.train.objective), ("scheduler.monitor", config.scheduler.monitor)):
+        if wanted is not None and wanted not in known and not wanted.startswith(tuple(prefixes)):
+            right = nearest(wanted, known)
+            rule = f"must be one of {', '.join(f'`{name}`' for name in known)}: nothing else is produced"
+            found.mistakes.append(Mistake(key, rule, wanted, remedy=did_you_mean(right), suggestion=right))
 
 
 def _shapes(batch: Any) -> list[str]:

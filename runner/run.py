@@ -19,7 +19,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from runner import build, faults, fit, provenance, torchrun
+from runner import build, build_looks, faults, fit, provenance, torchrun
 from runner import device as devices
 from runner.component import Trust
 from runner.config.check import resolved
@@ -201,7 +201,7 @@ def launch(
         result |= inexact_steps(folder)
         result["seconds"] = time.perf_counter() - began
         status = status if write_result(folder, result) else EXIT_FAILED
-        close_log(log, folder)
+        close_log(log, folder, run, config, result["status"])
         conclude(result, folder)
         team.end()
     return Outcome(status, folder, result)
@@ -250,15 +250,6 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> bool:
         print(f"{folder / 'result.json'} could not be written: {error.strerror or error}", file=sys.stderr)
         return False
     return True
-
-
-def close_log(log: Log | None, folder: Path) -> None:
-    """Close the log, if there is one; where the disk is full, say what it lacks."""
-    try:
-        if log is not None:
-            log.close()
-    except OSError as error:
-        print(f"{folder / 'tb'} lacks its last events: {error.strerror or error}", file=sys.stderr)
 
 
 def give_up(folder: Path, result: dict[str, Any], culprit: str) -> None:
@@ -389,6 +380,29 @@ def open_log(run: Run, config: Config) -> Log:
     return run.log
 
 
+def close_log(log: Log | None, folder: Path, run: Run | None, config: Config, status: str) -> None:
+    """Close the log, if there is one, how the run ended last; where the disk is full, say what it lacks."""
+    if log is None:
+        return
+    shown = run if run is not None and run.__dict__.get("log") is log else None
+    try:
+        try:
+            if shown is not None:
+                show_hparams(shown, config, status)
+        finally:
+            log.close()
+    except OSError as error:
+        print(f"{folder / 'tb'} lacks its last events: {error.strerror or error}", file=sys.stderr)
+
+
+def show_hparams(run: Run, config: Config, status: str) -> None:
+    """The run's row in TensorBoard's table of runs: config, last metrics, how it ended."""
+    wanted = config.log.hparams
+    if wanted:
+        metrics = {name: value for name, value in run.progress.last.items() if not name.startswith("train/")}
+        run.log.hparams(build_looks.hparams(run.config, None if wanted is True else [*wanted]), metrics, status)
+
+
 def fit_to(run: Run) -> Fault | None:
     """Train to the end, to a signal, or to a number that is none."""
     try:
@@ -451,7 +465,7 @@ def finish(run: Run, result: dict[str, Any]) -> int:
             fit.save(run)
             fit.settle(run)
         if "test" in run.splits:
-            test = fit.evaluate(run, "test")
+            test = fit.evaluate_and_show(run, "test")
             if test is not None:
                 progress.last |= test
                 run.log.evaluated(progress.step, progress.epoch, test)
@@ -468,6 +482,7 @@ def finish(run: Run, result: dict[str, Any]) -> int:
         result["stopped"] = run.stop.ended
         run.log.say(f"training ended after step {progress.step:,} of {run.total_steps:,}: {run.stop.ended}")
     result["metrics"] = {name: value for name, value in progress.last.items() if not name.startswith("train/")}
+    result["train"] = {name: value for name, value in progress.last.items() if name.startswith("train/")}
     result["objective"] = progress.last.get(run.objective)
     return EXIT_DONE
 

@@ -1,6 +1,5 @@
 """A look at the data of a config: contact sheets, class balance, value ranges, before and after the transforms."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runner import build_data, data, rng
+from runner import build_data, data, pictures, rng
 from runner.component import Trust
 from runner.config.schema import Config
 from runner.errors import RunError
@@ -36,14 +35,14 @@ def inspect_splits(config: Config, folder: Path, trust: Trust = ()) -> dict[str,
             indices = data.chosen_indices(dataset, rows, name, config.dataset.limit) if _sized(dataset) else None
             raw = _raw(config, dataset, indices, name)
             batch = next(iter(splits[name].batches(0)), None)
-            pictures = {"raw": _images(config, raw), "": [] if batch is None else _batch_images(config, batch)}
+            images = {"raw": _images(config, raw), "": [] if batch is None else _batch_images(config, batch)}
             labels = {"raw": [_label(config, sample) for sample in raw], "": _batch_labels(config, batch)}
             found: dict[str, Any] = {"samples": splits[name].size, "plan": splits[name].plan}
             found["classes"] = _balance(config, dataset, indices)
             found["values"] = {"raw": _ranges(raw), "transformed": {} if batch is None else _ranges([batch])}
             found["pictures"] = []
-            for kind, images in pictures.items():
-                sheet = contact_sheet(images[:SHOWN], labels[kind], _names(dataset))
+            for kind, shown in images.items():
+                sheet = pictures.contact_sheet(shown[:SHOWN], labels[kind], _names(dataset))
                 if sheet is not None:
                     file = folder / f"{name}{'_' * bool(kind)}{kind}.png"
                     sheet.save(file)
@@ -96,23 +95,10 @@ def _batch_images(config: Config, batch: Any) -> list[Tensor]:
 
 
 def _picture(value: Any) -> Tensor | None:
-    """uint8 [3, H, W] of what is an image; numbers outside [0, 1] (normalised ones) are stretched to it."""
-    if value is None or (isinstance(value, Tensor) and value.dim() != 3):
-        return None
-    image = value.detach().cpu() if isinstance(value, Tensor) else None
-    if image is None:
-        if not hasattr(value, "convert"):
-            return None
-        image = to_image(value.convert("RGB"))
-    if image.shape[0] not in (1, 3):
-        return None
-    if image.dtype != torch.uint8:
-        image = image.float()
-        low, high = float(image.min()), float(image.max())
-        if low < 0 or high > 1:
-            image = (image - low) / (high - low or 1)
-        image = (image * 255).round().to(torch.uint8)
-    return image.as_subclass(Tensor).expand(3, -1, -1)
+    """uint8 [3, H, W] of what is an image."""
+    if hasattr(value, "convert"):
+        value = to_image(value.convert("RGB"))
+    return pictures.as_picture(value) if isinstance(value, Tensor) else None
 
 
 def _label(config: Config, sample: Any) -> Any:
@@ -136,29 +122,6 @@ def _batch_labels(config: Config, batch: Any) -> list[Any]:
 def _names(dataset: Any) -> list[str]:
     names = getattr(dataset, "classes", None)
     return [str(name) for name in names] if isinstance(names, list | tuple) else []
-
-
-def contact_sheet(images: list[Tensor], labels: list[Any], names: list[str], columns: int = 8) -> Any:
-    """A PIL image of images uint8 [3, H, W] in rows, each with its label below; None where there is no image."""
-    from PIL import Image, ImageDraw
-
-    if not images:
-        return None
-    scale = max(1, math.ceil(64 / max(image.shape[-1] for image in images)))
-    width = max(image.shape[-1] for image in images) * scale + 4
-    height = max(image.shape[-2] for image in images) * scale + 16
-    sheet = Image.new("RGB", (width * min(columns, len(images)), height * math.ceil(len(images) / columns)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, image in enumerate(images):
-        left, top = number % columns * width, number // columns * height
-        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-        size = (picture.width * scale, picture.height * scale)
-        sheet.paste(picture.resize(size, Image.Resampling.NEAREST), (left, top))
-        label = labels[number] if number < len(labels) else None
-        if label is not None:
-            known = isinstance(label, int) and 0 <= label < len(names)
-            draw.text((left + 1, top + height - 14), names[label] if known else str(label), fill="black")
-    return sheet
 
 
 def _balance(config: Config, dataset: Any, indices: Indices | None) -> dict[str, int] | None:

@@ -18,8 +18,10 @@ from runner.average import Average
 from runner.checkpoint import Checkpoints
 from runner.data import Split
 from runner.errors import ConfigError, Mistake, RunError
+from runner.fields import KNOWN, Fields
 from runner.freeze import Frozen
-from runner.log import Log, NoLog
+from runner.log import Log
+from runner.looks import Looks
 from runner.optimizer import Constant
 from runner.param_groups import compare_groups
 from runner.pretrained import Plan
@@ -29,17 +31,20 @@ from runner.update import Update
 
 
 class Losses:
-    """The losses since the last log line: kept on the device, read at once."""
+    """The losses since the last log line, and the step's own fields: kept on the device, read at once."""
 
     def __init__(self) -> None:
         self.on_device: list[Tensor] = []
         self.values: list[float] = []
         self.sizes: list[int] = []
+        self.fields = Fields()
 
     def add(self, outcome: Mapping[str, Any]) -> None:
         """Take the loss of a step, without waiting for it."""
         self.on_device.append(outcome["loss"].detach())
         self.sizes.append(outcome.get("size", 1))
+        if not KNOWN.issuperset(outcome):
+            self.fields.add(outcome, self.sizes[-1])
 
     def read(self) -> list[float]:
         """The values, with one wait for the device."""
@@ -58,6 +63,7 @@ class Losses:
         self.on_device.clear()
         self.values.clear()
         self.sizes.clear()
+        self.fields.clear()
 
 
 @dataclass
@@ -68,7 +74,7 @@ class Progress:
     epoch: int = 0
     batch: int = 0  # batches done of this epoch
     best: dict[str, Any] | None = None  # step, objective, metrics
-    last: dict[str, float] = field(default_factory=dict)  # the last value of each metric
+    last: dict[str, Any] = field(default_factory=dict)  # the last value of each metric, and of the step's own fields
     evaluated_at: int | None = None
     evaluation_pending: bool = False
     stale: int = 0  # evaluations since the best
@@ -86,6 +92,11 @@ class Clock:
     saving: float = 0.0
     started: float | None = None
     first_epoch: tuple[int, float] | None = None  # step and seconds of training at its end: warm-up is not speed
+
+    @property
+    def seconds(self) -> float:
+        """Of training, until now."""
+        return self.training + (0.0 if self.started is None else time.perf_counter() - self.started)
 
     def start(self) -> None:
         """Training begins or goes on."""
@@ -160,6 +171,7 @@ class Run:
     step: Callable[..., Mapping[str, Any]]
     optimizer: torch.optim.Optimizer
     update: Update  # one optimizer step
+    looks: Looks
     schedule: Constant
     splits: dict[str, Split]  # train, val, test
     metrics: dict[str, dict[str, Any]]  # train and eval → name → metric
@@ -184,7 +196,7 @@ class Run:
     frozen: Frozen = field(default_factory=Frozen)
     thaw_at: int | None = None  # the step from which on everything frozen trains
     team: Alone = ALONE  # the processes that train together
-    log: Log | NoLog = field(init=False)  # opened when the step to begin at is known
+    log: Log = field(init=False)  # opened when the step to begin at is known
     progress: Progress = field(default_factory=Progress)
     losses: Losses = field(default_factory=Losses)
     clock: Clock = field(default_factory=Clock)
@@ -209,7 +221,8 @@ def state(run: Run) -> dict[str, Any]:
         "rng": _generators(run),
         "progress": vars(run.progress)
         | {"losses": list(run.losses.read()), "sizes": list(run.losses.sizes)}
-        | {"averaged": 0 if run.average is None else run.average.count},
+        | {"averaged": 0 if run.average is None else run.average.count}
+        | {"fields": run.losses.fields.state_dict()},
         "metrics": {name: metric_state.accumulators(metric) for name, metric in run.metrics["train"].items()},
         "step": parts | ({} if sampler is None else {"sampler": sampler}),
         "config": run.config,
@@ -238,6 +251,7 @@ def restore(run: Run, saved: dict[str, Any], rescheduled: Iterable[str] = ()) ->
         run.average.count = averaged
         run.average.load_state_dict(saved["ema"] or saved["model"])
     run.losses.values, run.losses.sizes = fields.pop("losses"), fields.pop("sizes")
+    run.losses.fields.load_state_dict(fields.pop("fields"))
     for name, value in fields.items():
         setattr(run.progress, name, value)
     for name, metric in run.metrics["train"].items():

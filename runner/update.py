@@ -53,6 +53,17 @@ class Update:
         """What the step says of a batch that nothing is learnt from."""
         return self.step(batch, model, self.loss)
 
+    def watch(self, look: Do) -> Do:
+        """Have `look` called from now on where the gradients are there and not used yet; what ends it."""
+        apply = self.apply
+
+        def looked_at() -> None:
+            look()
+            apply()
+
+        vars(self)["apply"] = looked_at  # on this object alone, so that without it there is nothing to ask
+        return lambda: vars(self).pop("apply")
+
 
 class Unscaled:
     """No scaling of gradients; `runner.precision.Scaler` is the other one."""
@@ -108,3 +119,8 @@ class Recipe(Update):
         self.optimizer.zero_grad()
         for do in self.after:
             do()
+
+    def watch(self, look: Do) -> Do:
+        """Have `look` called from now on before all that stands before the optimizer's step; what ends it."""
+        self.before.insert(0, look)
+        return lambda: self.before.remove(look)

@@ -156,11 +156,11 @@ def test_a_stop_while_it_evaluates_evaluates_again(hard, project, whole, monkeyp
     """The evaluation under way is pending in the checkpoint, and done first."""
     original, calls = fit.evaluate, []
 
-    def evaluate(run, name):
+    def evaluate(run, name, *looks):
         calls.append(name)
         if len(calls) == 1:
             os.kill(os.getpid(), signal.SIGUSR1)
-        return original(run, name)
+        return original(run, name, *looks)
 
     with monkeypatch.context() as patch:
         patch.setattr(fit, "evaluate", evaluate)

@@ -14,6 +14,7 @@ from runner.torchrun import PROCESSES
 
 PLATEAU = "ReduceLROnPlateau"
 NO_MULTIRUN = "has no effect without `-m`"
+SUPERVISED = "runner.step.supervised"
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,8 @@ def _names(config: schema.Config) -> Iterator[Finding]:
     for key, name in uses.items():
         if name is None or name in names or name.startswith(tuple(prefixes)):
             continue
+        if config.step["_target_"] != SUPERVISED and any(name.startswith(known.split("/")[0] + "/") for known in names):
+            continue  # perhaps a field of its own, which the preflight will see
         bare = next((known for known in names if known.partition("/")[2] == name), "")
         right = bare or nearest(name, names) or nearest(name.replace("_", "/", 1), [*names, ""])
         if not right and "/" in name:
@@ -200,9 +203,18 @@ def _several_processes(config: schema.Config) -> Iterator[Finding]:
         if config.loader.bad_samples == "skip":
             rule = f"must be error with device.parallel={device.parallel}: they count a batch before it is read"
             yield Finding(Mistake("loader.bad_samples", rule, "skip", suggestion="error"), ("device.parallel",))
+        yield from _looks_into_one_process(config)
     elif device.parallel == "data_parallel" and device.type not in ("auto", "cuda"):
         rule = "must be auto or cuda with device.parallel=data_parallel, which splits batches over all GPUs"
         yield Finding(Mistake("device.type", rule, device.type, suggestion="cuda"), ("device.parallel",))
+
+
+def _looks_into_one_process(config: schema.Config) -> Iterator[Finding]:
+    for name in ("images", "confusion_matrix", "pr_curves", "embeddings", "histograms", "hooks", "graph", "profile"):
+        value = getattr(config.log, name)
+        if value:
+            rule = f"must be off with device.parallel={config.device.parallel}: it looks into one process"
+            yield Finding(Mistake(f"log.{name}", rule, value), ("device.parallel",))
 
 
 def _idle(owner: str, values: Any, names: tuple[str, ...], reason: str, *follows_from: str) -> Iterator[Finding]:
@@ -254,6 +266,7 @@ def _without_effect(config: schema.Config) -> Iterator[Finding]:
     transform = config.transform
     if not any(node is not None for node in (*transform.train.values(), *transform.eval.values())):
         yield from _idle("transform", transform, ("on",), "without transforms", "transform.train", "transform.eval")
+    yield from _log(config)
     yield from _shadowed("freeze.params", config.freeze.params)
     yield from _shadowed_rules(config.init.rules)
 
@@ -286,6 +299,23 @@ def _loader(loader: schema.Loader, device: str) -> Iterator[Finding]:
         yield from _idle("loader", loader, ("in_memory_limit",), reason, "loader.num_workers", "loader.in_memory")
     if device in ("cpu", "mps"):
         yield from _idle("loader", loader, ("pin_memory",), "without a CUDA device", "device.type")
+
+
+def _log(config: schema.Config) -> Iterator[Finding]:
+    log = config.log
+    evaluations = ("images", "confusion_matrix", "pr_curves", "embeddings")
+    if not log.tensorboard:
+        yield from _idle(
+            "log", log, ("histograms", "graph", *evaluations), "while `log.tensorboard` is false", "log.tensorboard"
+        )
+    elif all(name.startswith("train/") for name in produced(config)[0]) and config.dataset.test is None:
+        yield from _idle("log", log, evaluations, "without a val or test split", "dataset")
+    if not log.mfu:
+        yield from _idle("log", log, ("peak_flops",), "while `log.mfu` is false", "log.mfu")
+    for name, hook in log.hooks.items():
+        if hook is not None and not hook.forward and not hook.backward:
+            rule = "needs statistics to log: `forward` of the outputs, `backward` of their gradients, or both"
+            yield Finding(Mistake(f"log.hooks.{name}", rule, remedy="forward: [mean, std, abs_max, zeros]"))
 
 
 def _is_plateau(name: str) -> bool:

@@ -243,12 +243,54 @@ class Train:
     on_save_error: Literal["stop", "go_on"] = "stop"  # a full disk: end the run, or train on without checkpoints
 
 
+Statistic = Literal["mean", "std", "abs_max", "zeros"]
+
+
+@dataclass
+class LogHook:
+    """Statistics of the outputs (`forward`) and of their gradients (`backward`) of modules, chosen as in `init`."""
+
+    module: str | list[str] | None = None  # a type; subclasses count
+    name: Pattern | None = None  # of the module
+    forward: list[Statistic] = rule([])
+    backward: list[Statistic] = rule([])
+    optional: bool = False
+
+
+@dataclass
+class Profile:
+    """Steps to wait, to warm up, and to trace, so many times over; `torch.profiler.schedule` and its profiler's own."""
+
+    wait: int = rule(1, at_least=0)
+    warmup: int = rule(1, at_least=0)
+    active: int = rule(3, at_least=1)
+    repeat: int = rule(1, at_least=1)
+    record_shapes: bool = False
+    profile_memory: bool = False
+    with_stack: bool = False
+
+
 @dataclass
 class Log:
     every: Duration = Duration("50st")
     tensorboard: bool = True
     progress: bool = True
     model_table: bool = True
+    hparams: bool | list[Pattern] = True  # TensorBoard's table of runs: every key, or those that match
+    gradient_norm: bool = False  # of each logged step, before clipping; of each parameter group
+    hooks: dict[str, LogHook | None] = rule({})  # in each logged step, and only then
+    histograms: Duration | None = None  # rhythm of histograms of weights and gradients
+    graph: bool = False  # the model's, once
+    images: int = rule(0, at_least=0)  # samples of each evaluation shown with what was predicted
+    confusion_matrix: bool = False  # of each evaluation
+    pr_curves: bool = False  # of each evaluation
+    embeddings: int = rule(0, at_least=0)  # samples of each evaluation whose last features TensorBoard's projector gets
+    throughput: bool = False  # steps and samples per second
+    data_wait: bool = False  # share of the time that training waited for data
+    memory: bool = False  # the most in use since the last line: of the GPU, else of the process
+    mfu: bool = False  # share of the device's peak that the model's FLOPs are
+    peak_flops: float | None = rule(None, above=0)  # of the device, in FLOP/s, where it is not a known one
+    profile: Profile | None = None
 
 
 @dataclass

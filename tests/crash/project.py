@@ -173,14 +173,14 @@ def ending(run: Path) -> dict[str, Any]:
     return {"checkpoint": saved, "lines": lines, "result": best}
 
 
-def events(run: Path) -> list[tuple[int, str, float]]:
+def events(run: Path) -> list[tuple[int, str, bytes]]:
     """TensorBoard's events as it shows them: what a later start took back is not among them."""
-    found: list[tuple[int, str, float]] = []
-    for file in sorted((run / "tb").iterdir()):
+    found: list[tuple[int, str, bytes]] = []
+    for file in sorted((run / "tb").glob("events.*")):
         for event in EventFileLoader(str(file)).Load():
             if event.HasField("session_log"):
                 found = [entry for entry in found if entry[0] < event.step]
-            found += [(event.step, value.tag, value.tensor.float_val[0]) for value in event.summary.value]
+            found += [(event.step, value.tag, value.tensor.SerializeToString()) for value in event.summary.value]
     return sorted(found)
 
 

@@ -1,0 +1,114 @@
+"""From the config to what a run looks at."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from runner.component import Trust
+from runner.config.schema import Config
+from runner.config.trust import locate
+from runner.inside import Hook, Inside, chosen
+from runner.looks import Evaluation, Looks, Measured
+from runner.profiling import Profile
+from runner.schedule import Duration
+from runner.throughput import Waiting, peak_flops
+from runner.update import Update
+
+NO_HPARAMS = ("log", "run", "sweep", "name", "dataset.sample")  # they change no number
+
+
+def make_looks(
+    config: Config,
+    model: nn.Module,
+    update: Update,
+    optimizer: Optimizer,
+    device: torch.device,
+    folder: Path,
+    dataset: Any,
+    trust: Trust = (),
+) -> Looks:
+    """What the config wants to be looked at.
+
+    Args:
+        config: the checked config.
+        model: without a wrapper.
+        update: one optimizer step.
+        optimizer: whose groups have a gradient norm each.
+        device: of the run.
+        folder: the run directory.
+        dataset: of training; its `classes`, where it has some, are their names.
+        trust: patterns of names trusted on the command line.
+
+    Raises:
+        ConfigError: a hook matches nothing.
+    """
+    log = config.log
+    looks = Looks(model, update, graph=log.graph and log.tensorboard, grouped=config.train.accumulate > 1)
+    hooks = make_hooks(config, trust)
+    if log.gradient_norm or hooks or log.histograms is not None:
+        looks.inside = Inside(model, optimizer, chosen(model, hooks), gradient_norm=log.gradient_norm)
+        looks.every = Duration.parse(log.every) if log.gradient_norm or hooks else None
+        looks.histograms = None if log.histograms is None else Duration.parse(log.histograms)
+    if log.images or log.confusion_matrix or log.pr_curves or log.embeddings:
+        names = getattr(dataset, "classes", None)
+        looks.evaluation = Evaluation(
+            folder,
+            config.step.get("input", 0),
+            [str(name) for name in names] if isinstance(names, list | tuple) else [],
+            log.images,
+            log.confusion_matrix,
+            log.pr_curves,
+            log.embeddings,
+        )
+    if log.throughput or log.data_wait or log.memory or log.mfu:
+        looks.measured = Measured(
+            device, log.throughput, log.memory, Waiting() if log.data_wait else None, log.mfu, peak_of(config, device)
+        )
+    if log.profile is not None:
+        chosen_steps = {name: getattr(log.profile, name) for name in ("wait", "warmup", "active", "repeat")}
+        options = {name: getattr(log.profile, name) for name in ("record_shapes", "profile_memory", "with_stack")}
+        looks.profile = Profile(folder, device, **chosen_steps, options=options)
+    return looks
+
+
+def peak_of(config: Config, device: torch.device) -> float | None:
+    """The device's peak in FLOP/s at the config's precision; None where it is not known."""
+    if config.log.peak_flops is not None or device.type != "cuda":
+        return config.log.peak_flops
+    return peak_flops(torch.cuda.get_device_name(device), config.device.precision)
+
+
+def make_hooks(config: Config, trust: Trust = ()) -> list[Hook]:
+    """The config's hooks, their types located."""
+    hooks = []
+    for label, hook in config.log.hooks.items():
+        if hook is None:
+            continue
+        named = [hook.module] if isinstance(hook.module, str) else hook.module or []
+        modules = tuple(locate(path, trust) for path in named)
+        hooks.append(Hook(label, modules or None, hook.name, tuple(hook.forward), tuple(hook.backward), hook.optional))
+    return hooks
+
+
+def hparams(plain: Mapping[str, Any], patterns: Sequence[str] | None = None) -> dict[str, Any]:
+    """The config's numbers, booleans and strings by full key; all that may change a number, or those that match."""
+    flat = {key: value for key, value in _flat(plain) if isinstance(value, bool | int | float | str)}
+    if patterns is None:
+        idle = tuple(f"{key}." for key in NO_HPARAMS)
+        return {key: value for key, value in flat.items() if not f"{key}.".startswith(idle)}
+    return {key: value for key, value in flat.items() if any(re.fullmatch(pattern, key) for pattern in patterns)}
+
+
+def _flat(value: Any, key: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        members = value.items()
+    elif isinstance(value, list):
+        members = dict(enumerate(value)).items()
+    else:
+        return [(key, value)]
+    return [pair for name, member in members for pair in _flat(member, f"{key}.{name}" if key else str(name))]

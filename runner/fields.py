@@ -1,0 +1,62 @@
+"""A step's own fields: what its outcome says beside loss, output, target and size."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from numbers import Real
+from typing import Any
+
+from torch import Tensor
+
+KNOWN = frozenset({"loss", "output", "target", "size"})
+
+
+class Fields:
+    """Numbers (tensors by their mean) over several steps, and the last of each word; nothing waits for the device.
+
+    Whatever else an outcome has (None, lists, objects) is the step's own business.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: dict[str, list[Tensor | float]] = {}
+        self.sizes: dict[str, list[int]] = {}
+        self.words: dict[str, str] = {}
+
+    def add(self, outcome: Mapping[str, Any], size: int) -> None:
+        """Take the fields of a step of `size` samples, which is their weight in a mean."""
+        for name in outcome.keys() - KNOWN:
+            value = outcome[name]
+            if isinstance(value, str):
+                self.words[name] = value
+                continue
+            if isinstance(value, Tensor) and value.numel() and not value.is_complex():
+                value = value.detach().float().mean()
+            elif not isinstance(value, Real):
+                continue
+            self.waiting.setdefault(name, []).append(value if isinstance(value, Tensor) else float(value))
+            self.sizes.setdefault(name, []).append(size)
+
+    def read(self) -> dict[str, list[float]]:
+        """The numbers, with a wait for the device."""
+        for name, values in self.waiting.items():
+            self.waiting[name] = [float(value) for value in values]
+        return self.waiting  # type: ignore[return-value]  # floats by now
+
+    def means(self) -> dict[str, float]:
+        """Of each number its mean, weighted by the sizes."""
+        return {
+            name: sum(value * size for value, size in zip(values, self.sizes[name], strict=True))
+            / sum(self.sizes[name])
+            for name, values in sorted(self.read().items())
+        }
+
+    def clear(self) -> None:
+        """Forget them."""
+        self.waiting, self.sizes, self.words = {}, {}, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return deepcopy({"values": self.read(), "sizes": self.sizes, "words": self.words})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self.waiting, self.sizes, self.words = (deepcopy(state[name]) for name in ("values", "sizes", "words"))

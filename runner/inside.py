@@ -1,0 +1,226 @@
+"""A look into one training step: gradient norms, histograms, statistics of activations and gradients by module.
+
+Hooks are there for that step only, so that no other step has anything more to do. Nothing waits for the device before
+`close`, but histograms, which read the range of each tensor.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from runner import summaries
+from runner.errors import ConfigError, Mistake
+from runner.patterns import compiled, no_match
+
+BINS = 64
+STATISTICS = ("mean", "std", "abs_max", "zeros")
+
+
+@dataclass(frozen=True)
+class Hook:
+    """Which statistics of the outputs (`forward`) and of their gradients (`backward`) of which modules are logged."""
+
+    label: str  # its key below `log.hooks`
+    module: tuple[type[nn.Module], ...] | None  # subclasses count
+    name: str | None  # matched with `re.fullmatch` against the module's qualified name; the root's is empty
+    forward: tuple[str, ...]
+    backward: tuple[str, ...]
+    optional: bool = False  # whether it may match nothing
+
+
+Wanted = tuple[set[str], set[str]]  # statistics of outputs, of gradients
+
+
+def chosen(model: nn.Module, hooks: Sequence[Hook]) -> dict[str, Wanted]:
+    """For each module that a hook matches, which statistics; a model on the meta device will do.
+
+    Raises:
+        ConfigError: a hook matches nothing.
+    """
+    modules = dict(model.named_modules())
+    found: dict[str, Wanted] = {}
+    mistakes: list[Mistake] = []
+    for hook in hooks:
+        key = f"log.hooks.{hook.label}"
+        pattern = None if hook.name is None else compiled(f"{key}.name", hook.name, mistakes)
+        if hook.name is not None and pattern is None:
+            continue
+        named = [name for name in modules if pattern is None or pattern.fullmatch(name)]
+        matching = [name for name in named if hook.module is None or isinstance(modules[name], hook.module)]
+        for name in matching:
+            forward, backward = found.setdefault(name, (set(), set()))
+            forward.update(hook.forward)
+            backward.update(hook.backward)
+        if not matching and not hook.optional:
+            mistakes.append(_without_match(key, hook, named, modules))
+    if mistakes:
+        raise ConfigError(mistakes)
+    return found
+
+
+def _without_match(key: str, hook: Hook, named: Sequence[str], modules: Mapping[str, nn.Module]) -> Mistake:
+    if hook.name is not None and not named:
+        return no_match(f"{key}.name", hook.name, [name for name in modules if name], "a module")
+    kinds = sorted({type(module).__name__ for module in modules.values()})
+    wanted = " or ".join(kind.__name__ for kind in hook.module or ())
+    rule = f"must match a module{' of these names' * (hook.name is not None)}, and none is a {wanted}"
+    return Mistake(f"{key}.module", rule, remedy=f"types are {', '.join(kinds)}")
+
+
+class Statistics:
+    """Of all tensors of one step: of every micro-batch, of every call of a module."""
+
+    def __init__(self, wanted: Iterable[str]) -> None:
+        self.wanted = set(wanted)
+        self.parts: list[tuple[int, Tensor, Tensor, Tensor, Tensor]] = []
+
+    def add(self, tensor: Tensor) -> None:
+        """Take a tensor of any shape and float dtype in, without waiting for it."""
+        with torch.no_grad():
+            values = tensor.detach().float()
+            none = values.new_zeros(())
+            spread = bool(self.wanted & {"mean", "std"})
+            variance, mean = torch.var_mean(values, correction=0) if spread else (none, none)
+            largest = values.abs().amax() if "abs_max" in self.wanted else none
+            zeros = (values == 0).float().mean() if "zeros" in self.wanted else none
+        self.parts.append((values.numel(), mean, variance, largest, zeros))
+
+    def values(self) -> dict[str, Tensor]:
+        """Scalars on the device, by name."""
+        sizes, *columns = zip(*self.parts, strict=True)
+        mean, variance, largest, zeros = (torch.stack(column) for column in columns)
+        shares = torch.tensor(sizes, dtype=mean.dtype, device=mean.device) / sum(sizes)
+        middle = (shares * mean).sum()
+        found = {
+            "mean": middle,
+            "std": (shares * (variance + (mean - middle).square())).sum().sqrt(),
+            "abs_max": largest.amax(),
+            "zeros": (shares * zeros).sum(),
+        }
+        return {name: found[name] for name in STATISTICS if name in self.wanted}
+
+
+class Inside:
+    """Looks into a step between `open` and `close`.
+
+    Args:
+        model: whose modules and parameters are looked at.
+        optimizer: whose groups have a gradient norm each.
+        modules: by name, which statistics of their outputs and of the gradients of these; see `chosen`.
+        gradient_norm: whether the norm of all gradients, and of each group's, is wanted.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, modules: Mapping[str, Wanted], *, gradient_norm: bool
+    ) -> None:
+        self.model, self.optimizer, self.modules, self.gradient_norm = model, optimizer, modules, gradient_norm
+        self.numbers = self.histograms = False
+        self.handles: list[Any] = []
+        self.statistics: dict[str, Statistics] = {}
+        self.norms: dict[str, Tensor] = {}
+        self.gradients: list[Any] = []
+
+    def open(self, *, numbers: bool, histograms: bool) -> None:
+        """Before the step: `numbers` are norms and the statistics of the hooks."""
+        self.statistics, self.norms, self.gradients = {}, {}, []
+        self.numbers, self.histograms = numbers, histograms
+        if numbers:
+            self.hang()
+
+    def hang(self) -> None:
+        """Hang the hooks up."""
+        modules = dict(self.model.named_modules())
+        for name, wanted in self.modules.items():
+            self.handles.append(modules[name].register_forward_hook(self._hook(name or "(model)", wanted)))
+
+    def take_down(self) -> bool:
+        """Take the hooks away; whether there were any."""
+        handles, self.handles = self.handles, []
+        for handle in handles:
+            handle.remove()
+        return bool(handles)
+
+    def _hook(self, name: str, wanted: Wanted) -> Callable[[nn.Module, Any, Any], None]:
+        forward, backward = wanted
+
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            tensor = first_float(output)
+            if tensor is None:
+                return
+            if forward:
+                self.statistics.setdefault(f"forward/{name}", Statistics(forward)).add(tensor)
+            if backward and tensor.requires_grad:
+                gradients = self.statistics.setdefault(f"backward/{name}", Statistics(backward))
+                tensor.register_hook(gradients.add)  # a module's own backward hook would forbid in-place activations
+
+        return hook
+
+    def look(self) -> None:
+        """Between backward and the optimizer: norms, and histograms of the gradients."""
+        if self.numbers and self.gradient_norm:
+            self.norms = gradient_norms(self.optimizer)
+        if self.histograms:
+            named = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+            self.gradients = histogram_values("gradients", named)
+
+    def close(self) -> tuple[dict[str, float], list[Any]]:
+        """After the step, what was seen: numbers by name, and TensorBoard's messages."""
+        self.take_down()
+        seen = dict(self.norms)
+        for name, statistics in self.statistics.items():
+            if statistics.parts:
+                seen |= {f"{name}/{what}": value for what, value in statistics.values().items()}
+        numbers = torch.stack([value.float() for value in seen.values()]).tolist() if seen else []
+        shown = [*self.gradients]
+        if self.histograms:
+            shown += histogram_values("weights", dict(self.model.named_parameters()))
+        self.statistics, self.norms, self.gradients = {}, {}, []
+        return dict(zip(seen, numbers, strict=True)), shown
+
+
+def first_float(output: Any) -> Tensor | None:
+    """The first floating tensor in a module's output: itself, or in a tuple, list or mapping."""
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() else None
+    members = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
+    return next((tensor for member in members if (tensor := first_float(member)) is not None), None)
+
+
+def gradient_norms(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The 2-norm of all gradients, `gradient_norm`, and of each group's where there are several."""
+    groups = {
+        str(group.get("name", number)): [p.grad for p in group["params"] if p.grad is not None]
+        for number, group in enumerate(optimizer.param_groups)
+    }
+    norms = {name: torch.nn.utils.get_total_norm(gradients) for name, gradients in groups.items() if gradients}
+    if not norms:
+        return {}
+    found = {"gradient_norm": torch.linalg.vector_norm(torch.stack([whole(norm) for norm in norms.values()]))}
+    if len(groups) > 1:
+        found |= {f"gradient_norm/{name}": whole(norm) for name, norm in norms.items()}
+    return found
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that is sharded over ranks, put together; every rank must ask."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def histogram_values(prefix: str, tensors: Mapping[str, Tensor]) -> list[Any]:
+    """One histogram of BINS equally wide bins a tensor, without its NaNs and infinities, named `<prefix>/<name>`."""
+    flat = {name: whole(tensor).detach().float().flatten() for name, tensor in tensors.items() if tensor.numel()}
+    if not flat:
+        return []
+    flat = {name: values[torch.isfinite(values)] for name, values in flat.items()}
+    flat = {name: values for name, values in flat.items() if values.numel()}
+    bounds = [torch.stack([*values.aminmax(), values.sum(), values.square().sum()]) for values in flat.values()]
+    shown = []
+    for (name, values), (low, high, total, squares) in zip(flat.items(), torch.stack(bounds).tolist(), strict=True):
+        places = ((values - low) * (BINS / ((high - low) or 1))).long().clamp_(0, BINS - 1)
+        counts = torch.bincount(places, minlength=BINS).cpu()  # unlike histc it is deterministic on a GPU
+        shown.append(summaries.histogram(f"{prefix}/{name}", counts, low, high, total, squares))
+    return shown
