@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from runner.config.check import Check, parse, resolved
 from runner.config.compose import Composed, compose
 from runner.config.identity import job_id
-from runner.config.interpret import dotted
+from runner.config.interpret import default_of, dotted
 from runner.config.schema import Config
 from runner.errors import ABSENT, ConfigError, Mistake
 
@@ -94,7 +94,9 @@ def _difference(old: dict[Any, Any], new: dict[Any, Any], path: _Path, removed: 
         if isinstance(before, dict) and isinstance(value, dict):
             inner = _difference(before, value, (*path, name), removed)
             changes |= {name: inner} if inner else {}
-        elif before is ABSENT or not _same(before, value):
+        elif before is ABSENT:
+            changes |= {name: value} if not _same(default_of(dotted((*path, name))), value) else {}
+        elif not _same(before, value):
             changes[name] = value
     return changes
 

@@ -67,7 +67,7 @@ class Report:
         folder: of the sweep.
         settings: of the sweep, from the ledger.
         rows: every job, also those that are no longer asked for.
-        other_code: numbers of the jobs that ran with other code than the last one -> the modules that differ.
+        other_code: numbers of jobs that ran with a module that later changed -> the names of such modules.
     """
 
     folder: Path
@@ -287,17 +287,15 @@ def find(folder: Path) -> Path:
 
 
 def _other_code(rows: Iterable[Row], ledger: Ledger) -> Iterator[tuple[int, Sequence[str]]]:
-    ran = [row for row in rows if row.code and row.status == "completed"]
-    if not ran:
-        return
-    last = max(ran, key=lambda row: row.start or 0).code
-    now = ledger.modules(last)
-    changed: dict[str, list[str]] = {}
+    """Jobs with a module that was another one in a later job: number, and the names of such modules."""
+    ran = sorted((row for row in rows if row.code and row.status == "completed"), key=lambda row: row.start or 0)
+    modules = {code: ledger.modules(code) for code in {row.code for row in ran}}
+    latest: dict[str, str] = {}
     for row in ran:
-        if row.code != last:
-            if row.code not in changed:
-                then = ledger.modules(row.code)
-                changed[row.code] = sorted(m for m in then.keys() | now.keys() if then.get(m) != now.get(m))
+        latest |= modules[row.code]
+    changed = {code: sorted(m for m in known if known[m] != latest[m]) for code, known in modules.items()}
+    for row in sorted(ran, key=lambda row: row.number):
+        if changed[row.code]:
             yield row.number, changed[row.code]
 
 

@@ -117,6 +117,8 @@ def _number(value: float) -> str:
 
 def value_text(value: Any) -> str:
     """The value of a key, short."""
+    if isinstance(value, float) and float(_number(value)) == value:
+        return _number(value)
     said = value if isinstance(value, str) else as_text(value, 40)
     return said if len(said) <= 40 else said[:39] + "…"
 
@@ -168,8 +170,8 @@ def _notes(report: Report) -> Iterator[str]:
     for number, modules in report.other_code.items():
         by_modules.setdefault(tuple(modules), []).append(number)
     for changed, ran in by_modules.items():
-        what = f" ({', '.join(changed[:5])}{', …' if len(changed) > 5 else ''})" if changed else ""
-        yield f"\nof other code than the last job{what}: job {_numbers(ran)}; `sweep.rerun=changed` runs them again"
+        what = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
+        yield f"\nof other code than later jobs ({what}): job {_numbers(ran)}; `sweep.rerun=changed` runs them again"
 
 
 # ---- for programs

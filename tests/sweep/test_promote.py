@@ -195,3 +195,19 @@ def test_a_key_that_was_taken_away_cannot_be_promoted_and_leaves_no_file(sweep, 
     assert 2 == main(["promote", str(folder)])
     assert "transform.train.shift was taken away" in capsys.readouterr().err
     assert not list(Path().glob("conf/experiment/*"))
+
+
+def test_a_sweep_its_report_and_its_winner(runner):
+    """The whole way: two points of two seeds are trained, reported and promoted, and the file trains the winner."""
+    ran = runner("-m", "optimizer.lr=0.001,0.2", "sweep.seeds=2", "train.duration=30st", "model=mlp", "device=cpu")
+    assert 0 == ran.status
+    (folder,) = Path("outputs/digits_cnn").iterdir()
+    plain = json.loads(runner("report", str(folder), "--json").out)
+    assert ([2, 3], {"completed": 4}) == (plain["best"], plain["counts"])
+    assert {"ledger.sqlite", "report.csv", "report.json"} <= {path.name for path in folder.iterdir()}
+
+    assert 0 == runner("promote", str(folder), "--name", "winner").status
+    (first,) = folder.glob("2_*")
+    assert yaml.safe_load((first / "config.yaml").read_text()) == composed("winner")
+    again = runner("experiment=winner")
+    assert json.loads((first / "result.json").read_text())["weights_sha256"] == again.result["weights_sha256"]

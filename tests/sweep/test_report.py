@@ -77,7 +77,7 @@ def test_jobs_are_ranked_by_the_objective_with_the_keys_that_varied(sweep):
     assert text[3].split() == ["rank", "job", "optimizer.lr", "val/accuracy"]
     assert text[4].split() == ["1", "1", "0.2", "0.75", "best"]
     assert text[5].split() == ["2", "0", "0.1", "0.5"]
-    assert text[6].split() == ["2", "1.0", "failed", "(non-finite)"]
+    assert text[6].split() == ["2", "1", "failed", "(non-finite)"]
     assert text[7].split() == ["3", "0.4", "waiting"]
 
 
@@ -158,15 +158,17 @@ def test_jobs_that_are_no_longer_asked_for_are_reported_and_not_ranked(sweep):
 
 def test_jobs_of_other_code_are_reported(sweep):
     jobs = [{"a": i, "objective": 0.1 * i, "code": "old" if i < 2 else "new", "start": float(i)} for i in range(4)]
+    jobs.append({"a": 9, "objective": 0.0, "code": "another model", "start": 9.0})
     folder = sweep(*jobs)
     with Ledger(folder) as ledger:
         ledger.remember_modules("old", {"nets": "1", "data": "1"})
         ledger.remember_modules("new", {"nets": "2", "data": "1"})
+        ledger.remember_modules("another model", {"mlp": "1", "data": "1"})  # imports other modules, which is no change
     found = gather(folder)
 
     assert {0: ["nets"], 1: ["nets"]} == found.other_code
-    assert "of other code than the last job (nets): job 0-1" in table.text(found)
-    assert ["other code"] == table.notes(found.entries[-1], found)
+    assert "of other code than later jobs (nets): job 0-1" in table.text(found)
+    assert ["other code"] == table.notes(found.entries[-2], found)
 
 
 def test_a_sweep_that_runs_shows_what_its_directories_say(sweep):
