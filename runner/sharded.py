@@ -1,0 +1,80 @@
+"""FSDP2: a model, its gradients and its optimizer's state in shards, one on each process; whole in a checkpoint."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from runner.layout import Whole
+
+
+def shard(module: nn.Module, device: torch.device) -> None:
+    """Shard a module's parameters in place over all processes.
+
+    The blocks that a model repeats (members of a `ModuleList` or `Sequential` that have parts of their own) are gathered
+    and freed one by one, the rest together.
+    """
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for block in blocks(module):
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """The repeated parts with parameters, inner ones first."""
+    found: list[nn.Module] = []
+    for parent in module.modules():
+        if isinstance(parent, nn.ModuleList | nn.Sequential):
+            members = [m for m in parent if next(m.children(), None) is not None and next(m.parameters(), None) is not None]
+            found += [m for m in members if not isinstance(m, nn.ModuleList | nn.ModuleDict) and m not in found]
+    return found[::-1]
+
+
+class Sharded(Whole):
+    """How tensors that are spread over processes are saved and put back. Each process calls all of it."""
+
+    def whole(self, tree: Any) -> Any:
+        """The same with every sharded tensor whole, on the CPU of rank 0; the others get nothing in its place."""
+        if isinstance(tree, DTensor):
+            full = tree.detach().full_tensor()
+            return full.cpu() if dist.get_rank() == 0 else None
+        if isinstance(tree, Mapping):
+            changed = type(tree)((name, self.whole(member)) for name, member in tree.items())  # type: ignore[call-arg]
+            if hasattr(tree, "_metadata"):  # a state_dict's versions
+                changed._metadata = tree._metadata  # type: ignore[attr-defined]  # noqa: SLF001
+            return changed
+        return [self.whole(member) for member in tree] if isinstance(tree, list) else tree
+
+    def local(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What of the tensors lies here."""
+        return {name: t.detach().to_local() if isinstance(t, DTensor) else t for name, t in tensors.items()}
+
+    def model(self, module: nn.Module, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A saved state_dict as the module's `load_state_dict` takes it."""
+        return {name: spread(saved[name], like) for name, like in module.state_dict().items() if name in saved} | {
+            name: value for name, value in saved.items() if name not in module.state_dict()
+        }
+
+    def optimizer(self, optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A saved state as the optimizer's `load_state_dict` takes it."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        numbers = [number for group in saved["param_groups"] for number in group["params"]]
+        likes = dict(zip(numbers, parameters, strict=True))
+        state = {
+            number: {name: spread(value, likes[number]) for name, value in values.items()}
+            for number, values in saved["state"].items()
+        }
+        return {**saved, "state": state}
+
+
+def spread(value: Any, like: Any) -> Any:
+    """A whole tensor as the shards of one like it; anything else, also a tensor of another shape, as it is."""
+    if not isinstance(value, Tensor) or not isinstance(like, DTensor) or value.shape != like.shape:
+        return value
+    moved = value.to(like.device)
+    return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
