@@ -139,6 +139,18 @@ class Log:
                 self._console.say(f"the log cannot be written ({why}). The run goes on (train.on_save_error=go_on)")
 
 
+class WatchedLog(Log):
+    """A log that also hands each event to `watch`, once it is written: with that a sweep stops a run."""
+
+    def __init__(self, run_dir: Path, watch: Callable[[int, Mapping[str, float]], None], **settings: Any) -> None:
+        super().__init__(run_dir, **settings)
+        self._watch = watch
+
+    def _record(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        super()._record(step, epoch, values)
+        self._watch(step, values)
+
+
 class NoLog(Log):
     """That of a process that leaves saying and writing to another."""
 

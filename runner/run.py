@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -30,12 +30,15 @@ from runner.data import Split
 from runner.errors import ConfigError, Mistake, RunError
 from runner.examine import Examined
 from runner.files import Lock, remove, write_json, write_text
-from runner.log import Log, final_report
+from runner.log import Log, WatchedLog, final_report
 from runner.model_table import model_table
 from runner.numerics import Fault
 from runner.preflight import Preflight
-from runner.state import Run, Stop, change_settings, restore
+from runner.state import PRUNED, Run, Stop, change_settings, restore
 from runner.team import ALONE, Alone, Team
+
+# Asked whether to stop: the how-manieth value of the objective this is (from 1, also across resumes), and the value.
+Judge = Callable[[int, float], bool]
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 ECHO_SECONDS = 3.0  # a terminal's Ctrl-C reaches every process, and torchrun then sends it to each again
@@ -101,6 +104,7 @@ def train(
     trust: Trust,
     folder: Path,
     began: float | None = None,
+    judge: Judge | None = None,
 ) -> Outcome:
     """Train a config without mistakes in a run directory of its own.
 
@@ -111,6 +115,7 @@ def train(
         trust: patterns of names trusted on the command line.
         folder: the run directory; it exists.
         began: `time.perf_counter()` when the command was given.
+        judge: asked after each value of the objective but that of the last step whether the run is to stop as pruned.
     """
     return launch(
         examined.config,
@@ -120,6 +125,7 @@ def train(
         trust=trust,
         found=examined.found,
         began=began,
+        judge=judge,
     )
 
 
@@ -134,6 +140,7 @@ def launch(
     again: Continuation | None = None,
     inexact: bool = False,
     began: float | None = None,
+    judge: Judge | None = None,
 ) -> Outcome:
     """Train in a run directory that is ours.
 
@@ -147,6 +154,7 @@ def launch(
         again: to continue: how the config compares with what the run was started with.
         inexact: whether to continue although numbers may differ.
         began: `time.perf_counter()` when the command was given.
+        judge: asked after each value of the objective but that of the last step whether the run is to stop as pruned.
 
     Raises:
         ConfigError: another process is at work on it, or it cannot be continued exactly; nothing was touched.
@@ -174,7 +182,7 @@ def launch(
             team.tell({"step": run.progress.step})
             run.stop = stop
             stop_in_time(run, began)
-            log = open_log(run, config)
+            log = open_log(run, config, judge)
             introduce(run, config, found, said)
             result["seconds_startup"] = time.perf_counter() - began
             while (fault := fit_to(run)) is not None:
@@ -184,7 +192,7 @@ def launch(
                 run = faults.answer(run, fault, rebuild, *answers_of(config))
                 run.stop = stop
                 log.close()
-                log = open_log(run, config)
+                log = open_log(run, config, judge)
             status = finish(run, result)
         except Exception as error:
             if again is not None and isinstance(error, ConfigError):
@@ -365,9 +373,10 @@ def answers_of(config: Config) -> tuple[str, int]:
     return config.train.on_fault, config.train.max_faults
 
 
-def open_log(run: Run, config: Config) -> Log:
+def open_log(run: Run, config: Config, judge: Judge | None = None) -> Log:
     """The log of the run from its step on; what the checkpoints have to say goes there too."""
-    run.log = Log(
+    log = Log if judge is None else partial(WatchedLog, watch=Watch(run, judge))
+    run.log = log(
         run.folder,
         tensorboard=config.log.tensorboard,
         progress=config.log.progress,
@@ -403,6 +412,28 @@ def show_hparams(run: Run, config: Config, status: str) -> None:
         run.log.hparams(build_looks.hparams(run.config, None if wanted is True else [*wanted]), metrics, status)
 
 
+@dataclass
+class Watch:
+    """Asks `judge` at each new value of the objective; with its yes the run stops at this very step, and saves it."""
+
+    run: Run
+    judge: Judge
+    step: int = -1  # of the last value
+    count: int = 0  # of values, those before a resume included
+
+    def __call__(self, step: int, values: Mapping[str, float]) -> None:
+        run = self.run
+        at_end = step >= run.total_steps or run.stop.asked
+        if run.objective not in values or step == self.step or at_end:
+            return
+        if self.step < 0:
+            events = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
+            self.count = sum(run.objective in event and event["step"] < step for event in events)
+        self.step, self.count = step, self.count + 1
+        if self.judge(self.count, values[run.objective]):
+            run.stop.on_signal(PRUNED)
+
+
 def fit_to(run: Run) -> Fault | None:
     """Train to the end, to a signal, or to a number that is none."""
     try:
@@ -433,6 +464,9 @@ def conclude(result: Mapping[str, Any], folder: Path) -> None:
     """Say how it ended: the metrics, or the error in one paragraph, and the run directory."""
     if result["status"] == "completed":
         final_report(result["metrics"], folder)
+    elif result["status"] == "pruned":
+        print(f"pruned after step {result['steps']:,}; train it to the end with:")
+        print(f"python -m runner resume {folder}")
     elif result["status"] == "interrupted":
         print(f"stopped by {result['signal']} after step {result['steps']:,}; continue with:")
         print(f"python -m runner resume {folder}")
@@ -473,6 +507,10 @@ def finish(run: Run, result: dict[str, Any]) -> int:
     result["weights_sha256"] = weights_sha256(run.model.state_dict())
     if run.average is not None:
         result["ema_sha256"] = weights_sha256(run.average.state_dict())
+    if run.stop.signal == PRUNED:
+        result["status"] = "pruned"
+        result |= last_values(run)
+        return EXIT_DONE
     if run.stop.signal is not None:
         result["status"] = "interrupted"
         result["signal"] = signal.Signals(run.stop.signal).name
@@ -484,7 +522,15 @@ def finish(run: Run, result: dict[str, Any]) -> int:
     result["metrics"] = {name: value for name, value in progress.last.items() if not name.startswith("train/")}
     result["train"] = {name: value for name, value in progress.last.items() if name.startswith("train/")}
     result["objective"] = progress.last.get(run.objective)
+    result |= last_values(run)
     return EXIT_DONE
+
+
+def last_values(run: Run) -> dict[str, Any]:
+    """The `metrics` of the last weights, and the `objective`."""
+    last = run.progress.last
+    metrics = {name: value for name, value in last.items() if not name.startswith("train/")}
+    return {"metrics": metrics, "objective": last.get(run.objective)}
 
 
 def figures(run: Run) -> dict[str, Any]:

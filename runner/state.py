@@ -109,9 +109,15 @@ class Clock:
             self.started = None
 
 
+PRUNED = 999  # in the place of a signal's number: the sweep wants no more of this run
+
+
 @dataclass
 class Stop:
-    """Asked for by a signal's handler, or by training itself, which is then done; the step under way ends first."""
+    """Asked for by a signal's handler, by the sweep (`PRUNED`), or by training itself, which is then done.
+
+    The step under way ends first.
+    """
 
     signal: int | None = None
     ended: str = ""  # why training is done before its duration: `train.early_stop` or `train.max_time`, in words
@@ -123,7 +129,7 @@ class Stop:
     late: str = ""  # why time is up
 
     def on_signal(self, number: int) -> None:
-        """A signal came."""
+        """A signal came, or PRUNED in the place of its number."""
         self.wanted = number
         if not self.shared:
             self.leave(number)
