@@ -66,7 +66,8 @@ def examine_sweep(overrides: Sequence[str], trust: tuple[str, ...], say: Say = l
     Raises:
         ConfigError: the sweep itself cannot be composed, or cannot be enumerated.
     """
-    return examine_jobs([Check(job.composed, trust) for job in sweep.jobs(overrides, Path.cwd())], say)
+    jobs = sweep.plan(overrides, Path.cwd(), trust).to_be_checked()
+    return examine_jobs([Check(job.composed, trust) for job in jobs], say)
 
 
 def examine_jobs(jobs: Sequence[Check], say: Say = lambda _: None) -> list[Mistake]:

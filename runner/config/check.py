@@ -136,6 +136,16 @@ class Check:
                 for index, module in enumerate(modules):
                     yield ("init", "rules", label, "module", index), module
 
+    def of_the_sweep(self) -> list[Mistake]:
+        """`by_import` of the sweep's own components, which no job has."""
+        from runner.config.components import Found, check_component
+
+        found = Found(untrusted=frozenset(self._refused))
+        for path, slot, node in self._read[1].components:
+            if path[0] == "sweep":
+                check_component(path, slot, node, self.trust, found)
+        return self.placed(mistake for _, mistake in found.mistakes)
+
     def by_import(self) -> list[Mistake]:
         """What shows only when the targets are imported: names, slots and arguments."""
         from runner.config.components import Found, check_component, check_group_settings, check_module_type

@@ -1,5 +1,6 @@
 """A component's target against its slot, and its arguments against the target's signature. Imports what it checks."""
 
+import importlib
 import inspect
 import math
 import sys
@@ -110,6 +111,8 @@ def nested_slot(annotation: Any, outer: str) -> str:
     text = str(annotation)
     if "Callable" in text:
         return "nested"
+    if outer.endswith(("search_sampler", "pruner")):
+        return "nested pruner" if "Pruner" in text else "nested search_sampler"
     for word, slot in (
         ("Optimizer", "optimizer"),
         ("LRScheduler", "scheduler"),
@@ -152,6 +155,8 @@ def _elsewhere(slot: str, name: str) -> str:
         "model": ("torch.nn", "torchvision.models"),
         "dataset": ("torchvision.datasets",),
         "sampler": ("torch.utils.data",),
+        "search_sampler": ("optuna.samplers",),
+        "pruner": ("optuna.pruners",),
     }
     last = name.rpartition(".")[2]
     for home in homes.get(slot.removeprefix("nested "), ()):
@@ -230,6 +235,18 @@ def _subclass(kind: str) -> Callable[[Any, str], bool]:
     )
 
 
+def _of_optuna(base: str) -> Callable[[Any, str], bool]:
+    """A subclass of one of Optuna's base classes; it is imported where a name of its own is asked about only."""
+
+    def fits(target: Any, name: str) -> bool:
+        if not name.startswith("optuna."):
+            return False
+        module, _, last = base.rpartition(".")
+        return isinstance(target, type) and issubclass(target, getattr(importlib.import_module(module), last))
+
+    return fits
+
+
 def _model(target: Any, _name: str) -> bool:
     module = _bases()["model"]
     made = target if isinstance(target, type) else returned_class(target)
@@ -291,6 +308,8 @@ _FITS: dict[str, Callable[[Any, str], bool]] = {
     "module_function": _function_in("torch.nn.utils"),
     "step": _function_in("runner.step"),
     "tensor": lambda _, name: name in _TENSORS,
+    "search_sampler": _of_optuna("optuna.samplers.BaseSampler"),
+    "pruner": _of_optuna("optuna.pruners.BasePruner"),
 }
 _WORDS = {
     "model": "an nn.Module or a function annotated to return one",
@@ -306,6 +325,8 @@ _WORDS = {
     "module_function": "a function of your own that takes a module",
     "step": "a function of runner.step (or code of your own)",
     "tensor": f"one of {', '.join(_TENSORS)}",
+    "search_sampler": "a subclass of optuna.samplers.BaseSampler",
+    "pruner": "a subclass of optuna.pruners.BasePruner",
 }
 
 

@@ -32,6 +32,7 @@ def findings(config: schema.Config, choices: dict[str, str | None]) -> Iterator[
     yield from _downloads(config.dataset.downloads)
     yield from _names(config)
     yield from _contradictions(config)
+    yield from _search(config)
     if Duration.parse(config.train.duration).amount and not choices.get("debug"):
         yield from _without_effect(config)
 
@@ -215,6 +216,39 @@ def _looks_into_one_process(config: schema.Config) -> Iterator[Finding]:
         if value:
             rule = f"must be off with device.parallel={config.device.parallel}: it looks into one process"
             yield Finding(Mistake(f"log.{name}", rule, value), ("device.parallel",))
+
+
+def _search(config: schema.Config) -> Iterator[Finding]:
+    """A search needs a sampler; several objectives are of metrics that a completed run has, and nothing prunes them."""
+    search = config.sweep.search
+    if search.sampler is None:
+        reason = "without `sweep.search.sampler`"
+        yield from _idle("sweep.search", search, ("pruner", "trials", "objectives"), reason, "sweep.search.sampler")
+        return
+    for name in ("random", "seeds"):
+        if (value := getattr(config.sweep, name)) is not None:
+            rule = "must not stand beside `sweep.search.sampler`, which chooses each point by one result of one run"
+            yield Finding(Mistake(f"sweep.{name}", rule, value), ("sweep.search.sampler",))
+    if not search.objectives:
+        return
+    if search.pruner is not None:
+        rule = "must not stand beside several `sweep.search.objectives`: Optuna prunes by one"
+        yield Finding(Mistake("sweep.search.pruner", rule), ("sweep.search.objectives",))
+    if len(search.objectives) == 1:
+        rule = "must be two or more: a single one is `train.objective`"
+        yield Finding(Mistake("sweep.search.objectives", rule, dict(search.objectives)))
+    names, prefixes = produced(config)
+    kept = [name for name in names if not name.startswith("train/")]
+    if config.dataset.test is not None or config.dataset.test_fraction:
+        kept += [f"test/{name.partition('/')[2]}" for name in names if name.startswith("train/")]
+        prefixes += [f"test/{prefix.partition('/')[2]}" for prefix in prefixes]
+    for name in search.objectives:
+        if name not in kept and not name.startswith(tuple(prefixes)):
+            right = nearest(name, kept)
+            rule = f"must be one of {', '.join(f'`{known}`' for known in kept)}: no other metric is in a result"
+            remedy = did_you_mean(right)
+            found = Mistake(f"sweep.search.objectives.{name}", rule, remedy=remedy, suggestion=right)
+            yield Finding(found, ("metrics", "dataset"))
 
 
 def _idle(owner: str, values: Any, names: tuple[str, ...], reason: str, *follows_from: str) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ from runner.config.schema import Sweep
 from runner.errors import ConfigError, Mistake
 
 MAX_VALUES = 1_000_000  # of one key, and points of a grid: more is a mistake of typing
+MAX_CORNERS = 100
 TAGS = ("log",)
 OWN = ("sweep", "run", "hydra")  # they are of the sweep as a whole, or of one directory
 Parse = Callable[[str], Override]
@@ -51,6 +52,22 @@ class Axis:
     log: bool = False
     where: str = ""
 
+    @property
+    def is_even(self) -> bool:
+        """Whether the values are three or more numbers at equal distances, as `range` makes them."""
+        values = [member[0].value for member in self.members]
+        if len(self.keys) > 1 or len(values) < 3 or any(isinstance(v, bool) for v in values):
+            return False
+        if not all(isinstance(v, int | float) for v in values):
+            return False
+        step = (values[-1] - values[0]) / (len(values) - 1)
+        return bool(step) and all(math.isclose(b - a, step, rel_tol=1e-6) for a, b in itertools.pairwise(values))
+
+    @property
+    def extremes(self) -> tuple[tuple[Setting, ...], ...]:
+        """What stands for all of it: both ends of numbers on a scale, else each member."""
+        return (self.members[0], self.members[-1]) if self.is_even or self.log else self.members
+
     def draw(self, u: float) -> tuple[Setting, ...]:
         """The member at `u` in [0, 1); of numbers on a logarithmic scale the one that is nearest there."""
         if not self.log:
@@ -76,6 +93,11 @@ class Interval:
     def keys(self) -> tuple[str]:
         """The one key."""
         return (self.key,)
+
+    @property
+    def extremes(self) -> tuple[tuple[Setting], ...]:
+        """Both ends; of integers those that are drawn."""
+        return (self.at(self.low),), (self.at(self.high - 1 if self.integer else self.high),)
 
     def at(self, value: float) -> Setting:
         """The key at this value."""
@@ -140,6 +162,23 @@ class Space:
         for chosen in self._combinations():
             for replicate in self.seeds.members if self.seeds else [()]:
                 yield self.point([*itertools.chain(*chosen), *replicate])
+
+    def corners(self, chooses_group: Callable[[str], bool]) -> Iterator[Point]:
+        """Points in which every choice and every end occurs: choices of groups with each other, values one at a time.
+
+        Where groups have more than MAX_CORNERS combinations, they too one at a time.
+        """
+        extremes = [axis.extremes for axis in self.axes]
+        first = [members[0] for members in extremes]
+        groups = [i for i, members in enumerate(extremes) if any(chooses_group(s.text) for m in members for s in m)]
+        if math.prod(len(extremes[i]) for i in groups) > MAX_CORNERS:
+            groups = []
+        for combination in itertools.product(*(extremes[i] for i in groups)):
+            chosen = dict(zip(groups, combination, strict=True))
+            yield self.point(itertools.chain(*(chosen.get(i, member) for i, member in enumerate(first))))
+        for i, members in enumerate(extremes):
+            for other in members[1:] if i not in groups else ():
+                yield self.point(itertools.chain(*first[:i], other, *first[i + 1 :]))
 
     def point(self, settings: Iterable[Setting]) -> Point:
         """The point of these settings, with what all jobs share."""
@@ -302,7 +341,8 @@ def _of_scales(axes: Iterable[Axis | Interval], *, drawn: bool) -> Iterator[Mist
         remedy = "draw from it with `sweep.random=20`"
         if isinstance(axis, Interval):
             rule = "cannot be enumerated: an interval has no list of values"
-            yield Mistake(axis.key, rule, where=axis.where, remedy=f"{remedy}, or list them: `{axis.key}=0.1,0.2`")
+            others = f"let a search choose (`sweep=optuna_asha`), or list them: `{axis.key}=0.1,0.2`"
+            yield Mistake(axis.key, rule, where=axis.where, remedy=f"{remedy}, {others}")
         elif axis.log:
             rule = "has a scale (`tag(log, …)`) without effect where every value is taken"
             yield Mistake(axis.keys[0], rule, where=axis.where, remedy=f"{remedy}, or leave the tag out")

@@ -294,6 +294,16 @@ class Log:
 
 
 @dataclass
+class Search:
+    """Points that a sampler of Optuna chooses, each from what is known by then; `sampler` switches it on."""
+
+    sampler: Component | None = rule(None, slot="search_sampler")
+    pruner: Component | None = rule(None, slot="pruner")  # its steps: the 1st, 2nd, … logged value of the objective
+    trials: int = rule(20, at_least=1)  # finished ones of earlier invocations count
+    objectives: dict[str, Literal["min", "max"]] = rule({})  # two or more metrics instead of `train.objective`
+
+
+@dataclass
 class Sweep:
     # The sweep's folder; auto: a hash of the config without the swept keys, and of their names.
     id: str = rule("auto", regex=r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
@@ -307,6 +317,7 @@ class Sweep:
     memory: float | None = rule(None, above=0)  # GiB that a job's processes may hold together
     retry: Literal["machine", "all", "none"] = "machine"  # failed jobs to try again: only what the machine did, ...
     rerun: Literal["none", "changed"] = "none"  # finished jobs to run again: none, those whose code has changed
+    search: Search = rule(Search)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from runner.config.check import Check
 from runner.config.compose import Composed, Loader
 from runner.config.points import Point, Setting, Space, make_space
 from runner.config.schema import Sweep
-from runner.errors import ConfigError
+from runner.errors import ConfigError, Mistake
 
 _OF_THE_SWEEP = ("sweep", "hydra")  # groups and keys that are no part of a job
 
@@ -35,23 +35,24 @@ def jobs(overrides: Sequence[str], cwd: Path) -> Iterator[Job]:
     return plan(overrides, cwd).jobs()
 
 
-def plan(overrides: Sequence[str], cwd: Path, *, searched: bool = False) -> "Plan":
+def plan(overrides: Sequence[str], cwd: Path, trust: Sequence[str] = ()) -> "Plan":
     """A sweep from its command line.
 
     Args:
         overrides: the arguments of `-m`.
         cwd: where `conf/` and files of points are looked for.
-        searched: whether a search draws from the axes, so that they need not be enumerable.
+        trust: patterns of names trusted on the command line.
 
     Raises:
         ConfigError: the sweep itself cannot be composed, or cannot be enumerated.
     """
     loader = _Parsing(cwd)
     whole = loader.collect(list(overrides), RunMode.MULTIRUN)
-    checked = Check(whole)
+    checked = Check(whole, tuple(trust))
     wrong = [mistake for mistake in checked.at_once if mistake.key.partition(".")[0] == "sweep"]
     mistakes = [mistake for mistake in wrong if mistake.rule != effects.NO_MULTIRUN]
     settings = Sweep() if mistakes else checked.config.sweep
+    searched = whole.config.get("sweep", {}).get("search", {}).get("sampler") is not None
     try:
         space = make_space(
             loader.parse,
@@ -62,8 +63,14 @@ def plan(overrides: Sequence[str], cwd: Path, *, searched: bool = False) -> "Pla
             seed=checked.config.seed,
             searched=searched,
         )
+        if searched and not space.axes:
+            remedy = "give it something: `optimizer.lr='tag(log, interval(0.001, 0.1))'`"
+            rule = "has nothing to choose: no argument has several values"
+            mistakes += whole.blame([Mistake("sweep.search.sampler", rule, remedy=remedy)])
     except ConfigError as error:
         mistakes += error.mistakes
+    if searched:
+        mistakes += checked.of_the_sweep()
     if mistakes:
         said = {mistake.where for mistake in whole.mistakes}
         raise ConfigError([*whole.mistakes, *(m for m in mistakes if m.where not in said)])
@@ -123,6 +130,16 @@ class Plan:
             return self._known[tuple(own)]
         parsed = [(self._loader.parse(text), text) for text in own]
         return self.space.point([Setting(override.key_or_group, override.value(), text) for override, text in parsed])
+
+    @property
+    def is_search(self) -> bool:
+        """Whether a sampler chooses the points, so that they are not known before."""
+        return self.settings.search.sampler is not None
+
+    def to_be_checked(self) -> Iterator[Job]:
+        """What is looked at before the first job starts: each job, or of a search those at the corners of its space."""
+        points = self.space.corners(self._loader.chooses_group) if self.is_search else self.space.points()
+        return map(self.job, points)
 
     def job(self, point: Point) -> Job:
         """A point, composed.

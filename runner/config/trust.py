@@ -1,6 +1,6 @@
 """Names in a config are looked at before they are imported: importing executes.
 
-Trusted are torch, torchvision, torchmetrics, the runner's own packages and user code: a file under the working
+Trusted are torch, torchvision, torchmetrics, optuna, the runner's own packages and user code: a file under the working
 directory or below a directory named on the command line (`--trust DIR`). Everything else needs `--trust 'timm.*'`.
 """
 
@@ -20,7 +20,8 @@ from typing import Any
 
 from runner.config.names import did_you_mean, nearest
 
-LIBRARIES = ("torch", "torchvision", "torchmetrics")
+LIBRARIES = ("torch", "torchvision", "torchmetrics", "optuna")
+EXTRAS = {"torchmetrics": "metrics", "optuna": "optuna"}  # what installs a library that a run can do without
 OURS = ("runner", "models", "datasets")
 # What of a library may be imported beyond the library itself: importing other parts may do anything
 # (torch.utils.cpp_extension looks for a compiler with a subprocess).
@@ -33,6 +34,8 @@ _PARTS = (
     "torchvision.datasets",
     "torchvision.ops",
     "torchmetrics",
+    "optuna.samplers",
+    "optuna.pruners",
     "runner.metrics",
     "runner.step",
 )
@@ -100,9 +103,13 @@ def _of_runner(path: str) -> str:
 
 def _exists(first: str) -> None:
     if _spec(first) is None:
-        extra = "; it comes with the extra `metrics`" if first == "torchmetrics" else ""
-        message = f"there is no module `{first}`: it is not installed{extra}"
-        raise TargetError(message)
+        message = f"there is no module `{first}`: it is not installed"
+        raise TargetError(message, remedy=install(EXTRAS[first]) if first in EXTRAS else "")
+
+
+def install(extra: str) -> str:
+    """The line that installs what an extra of ours brings."""
+    return f"install it: pip install 'yaml-experiment-runner[{extra}]'"
 
 
 def _spec(name: str) -> importlib.machinery.ModuleSpec | None:

@@ -1,0 +1,422 @@
+"""A search: Optuna chooses each point from what is known by then, and says which jobs are not worth their time.
+
+The study is Optuna's journal in the sweep's folder, with one writer, the controller: a trial is on the disk before its
+job begins. What the journal says is never more than the jobs' directories say, so that a kill at any instant loses at
+most a question, which is asked again.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+import json
+import logging
+import math
+import os
+import re
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    check_distribution_compatibility,
+)
+from optuna.storages.journal import BaseJournalBackend, JournalStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from runner import rng
+from runner.component import Refused, component
+from runner.config import schema
+from runner.config.points import Axis, Interval, Setting, Space
+from runner.config.trust import locate
+from runner.errors import ConfigError, Mistake
+from runner.sweep.judge import Bench, Nobody, Reader
+from runner.sweep.ledger import OF_THE_MACHINE, Row
+from runner.sweep.protocols import Point
+
+JOURNAL = "study.jsonl"
+_NAME = "sweep"  # of the study: Hyperband's brackets are drawn from it
+_MORE = "more"
+_AGAIN = "again"  # marks a trial that holds a later result of another one: its number
+_PRUNED = "pruned"
+_DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
+
+
+class _Once(logging.Filter):
+    """Lets a warning pass once, whatever its numbers: Optuna repeats some of them for each trial."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = re.sub(r"\d+", "", record.getMessage())
+        new = text not in self._said
+        self._said.add(text)
+        return new
+
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+for handler in logging.getLogger("optuna").handlers:
+    handler.addFilter(_Once())
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One axis of the space as Optuna sees it: a distribution, and what its values stand for."""
+
+    name: str
+    distribution: BaseDistribution
+    settings: Callable[[Any], tuple[Setting, ...]]
+
+
+def dimension(axis: Axis | Interval) -> Dimension:
+    """An interval is a number, a range or a list on a scale one of its numbers, everything else one of its members."""
+    name = " ".join(axis.keys)
+    if isinstance(axis, Interval):
+        single = axis
+        if axis.integer:
+            whole = IntDistribution(int(axis.low), int(axis.high) - 1, log=axis.log)
+            return Dimension(name, whole, lambda value: (single.at(int(value)),))
+        scale = math.log if axis.log else float
+        low, width = scale(axis.low), scale(axis.high) - scale(axis.low)
+        number = FloatDistribution(axis.low, axis.high, log=axis.log)
+        return Dimension(name, number, lambda value: single.draw((scale(value) - low) / width))
+    numbers = [member[0].value for member in axis.members]
+    if axis.log or axis.is_even:
+        step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
+        distribution: BaseDistribution = FloatDistribution(min(numbers), max(numbers), log=axis.log)
+        if not axis.log and isinstance(step, int):
+            distribution = IntDistribution(min(numbers), max(numbers), step=abs(step))
+        of = math.log if axis.log else float
+        members = dict(zip(map(of, numbers), axis.members, strict=True))
+        return Dimension(name, distribution, lambda value: members[min(members, key=lambda n: abs(n - of(value)))])
+    named = {" ".join(setting.text for setting in member): member for member in axis.members}
+    return Dimension(name, CategoricalDistribution(tuple(named)), named.__getitem__)
+
+
+class Journal(BaseJournalBackend):
+    """Optuna's journal, a line an operation, with one writer and with transactions: all of one is there, or nothing.
+
+    Optuna's own file backend reads it too (its dashboard, for instance). Each line but the last one of a transaction
+    says that there is more, so that what a kill or a power cut has torn off is known, and dropped when it is opened.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self._operations: list[dict[str, Any]] = []
+        self._unwritten: list[dict[str, Any]] = []
+        self._depth = 0
+        if file is not None and file.is_file():
+            self._open(file)
+
+    def _open(self, file: Path) -> None:
+        content = file.read_bytes()
+        end = whole = 0
+        for line in content.splitlines(keepends=True):
+            try:
+                operation = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                operation = None
+            if not isinstance(operation, dict):
+                break
+            self._operations.append(operation)
+            end += len(line)
+            if not operation.pop(_MORE, False):
+                whole, kept = end, len(self._operations)
+        if whole < len(content):
+            os.truncate(file, whole)
+            del self._operations[kept if whole else 0 :]
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """What is written inside reaches the disk at the end, at once; what raises is written as far as it came."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            self._write()
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """The operations from a number on."""
+        yield from self._operations[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Add operations; they are on the disk when this, or the transaction, returns."""
+        self._operations += json.loads(json.dumps(logs))
+        self._unwritten += logs
+        self._write()
+
+    def _write(self) -> None:
+        if self._depth or not self._unwritten or self._file is None:
+            return
+        *before, last = self._unwritten
+        self._unwritten = []
+        lines = [json.dumps(log) + "\n" for log in [*({**log, _MORE: True} for log in before), last]]
+        with self._file.open("ab") as file:
+            file.write("".join(lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class Search:
+    """A source of points.
+
+    Args:
+        folder: the sweep's, which is locked.
+        space: what is searched.
+        settings: `sweep.search`.
+        objectives: metric → `min` or `max`; of one metric a job's `objective` is taken.
+        seed: of the sampler, where the config gives it none.
+        trust: patterns of names trusted on the command line.
+        elsewhere: whether jobs run on other machines, which share nothing with this one but files.
+
+    Raises:
+        ConfigError: the study in the folder is of something else.
+    """
+
+    known = False
+    watches = False  # jobs ask us, see `judge`
+
+    def __init__(
+        self,
+        folder: Path | None,
+        space: Space,
+        settings: schema.Search,
+        objectives: Mapping[str, str],
+        *,
+        seed: int = 0,
+        trust: tuple[str, ...] = (),
+        elsewhere: bool = False,
+    ) -> None:
+        self.total = settings.trials
+        self._folder = folder
+        self._space, self._settings, self._objectives = space, settings, dict(objectives)
+        self._seed, self._trust = seed, trust
+        self._dimensions = {dimension.name: dimension for dimension in map(dimension, space.axes)}
+        self._distributions = {name: dimension.distribution for name, dimension in self._dimensions.items()}
+        self._one_sampler: optuna.samplers.BaseSampler | None = None
+        directions = [_DIRECTIONS[mode] for mode in objectives.values()]
+        self._journal = Journal(None if folder is None else folder / JOURNAL)
+        self._storage = JournalStorage(self._journal)
+        self._study = optuna.create_study(  # one that is there keeps the directions that it has
+            storage=self._storage,
+            sampler=self._sampler(0),
+            pruner=self._pruner(),
+            study_name=_NAME,
+            directions=directions,
+            load_if_exists=True,
+        )
+        self._study_id = self._storage.get_study_id_from_name(_NAME)
+        self._refuse_other(directions)
+        self._results: dict[int, tuple[TrialState, list[float] | None]] = {}  # the newest one of each trial
+        self._earlier = deque(self._take_up())
+        self._asked = len(self._earlier)
+        self._lock = threading.RLock()  # jobs ask from threads of their own
+        self._running: dict[str, int] = {}  # job → trial
+        self._bench = Nobody()
+        if settings.pruner is not None and folder is not None:
+            self._bench = Reader(self._stop, next(iter(objectives))) if elsewhere else Bench(self._stop)
+        self.judge = self._bench.address
+
+    # ---- the source
+
+    def next(self) -> Point | None:
+        """The trials of earlier invocations first, so that each finds its job; then new ones."""
+        with self._lock:
+            if self._earlier:
+                trial = self._earlier.popleft()
+                return self._point(trial.number, trial.params)
+            if self.done:
+                return None
+            with self._journal.transaction():
+                self._study.sampler = self._sampler(self._asked)
+                new = self._study.ask(self._distributions)
+            self._asked += 1
+            return self._point(new.number, new.params)
+
+    @property
+    def done(self) -> bool:
+        """Whether no more points will come."""
+        return not self._earlier and self._asked >= self.total
+
+    def started(self, point: Point, job: Row) -> None:
+        """The job of a trial is about to begin, or to go on."""
+        with self._lock:
+            self._running[job.id] = point.tag
+        if self._folder is not None:
+            self._bench.follow(job.id, self._folder / job.path)
+
+    def reached(self, number: int, count: int, value: float) -> bool:
+        """The `count`-th value of the objective of a trial's job; True: the pruner has seen enough."""
+        with self._lock, self._journal.transaction():
+            trial = self._study.trials[number]
+            # Its result is known, and it is done again for another reason; or it was said before an interruption.
+            if trial.state.is_finished() or count < (trial.last_step or 0):
+                return False
+            if count in trial.intermediate_values:
+                return _PRUNED in trial.user_attrs
+            id_ = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+            self._storage.set_trial_intermediate_value(id_, count, value)
+            stop = self._study.pruner.prune(self._study, self._storage.get_trial(id_))
+            if stop:
+                self._storage.set_trial_user_attr(id_, _PRUNED, value=True)
+            return stop
+
+    def ended(self, point: Point, job: Row) -> None:
+        """Tell the study how a job ended, unless it is to go on: interrupted, or failed by no fault of its own."""
+        self._bench.leave(job.id)
+        with self._lock:
+            self._running.pop(job.id, None)
+            if job.status in ("completed", "pruned", "failed") and job.cause not in OF_THE_MACHINE:
+                with self._journal.transaction():
+                    self._tell(point.tag, *self._verdict(job))
+
+    def refused(self, point: Point, problem: str) -> None:
+        """A point that is no job counts as a failed one."""
+        with self._lock:
+            self._tell(point.tag, TrialState.FAIL, None)
+
+    def close(self) -> None:
+        """No job runs any more."""
+        self._bench.close()
+
+    def _stop(self, job: str, count: int, value: float) -> bool:
+        number = self._running.get(job)
+        return number is not None and self.reached(number, count, value)
+
+    # ---- the study
+
+    def _point(self, number: int, params: Mapping[str, Any]) -> Point:
+        settings = [s for name, dimension in self._dimensions.items() for s in dimension.settings(params[name])]
+        return Point(self._space.point(settings).overrides, number)
+
+    def _verdict(self, job: Row) -> tuple[TrialState, list[float] | None]:
+        if job.status == "completed":
+            several = len(self._objectives) > 1
+            values = [job.metrics.get(name) for name in self._objectives] if several else [job.objective]
+            if all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+                return TrialState.COMPLETE, [float(value) for value in values if value is not None]
+            return TrialState.FAIL, None
+        # A diverged job says something about its place, which samplers hear of pruned trials only.
+        bad = job.status == "pruned" or (job.cause == "non-finite" and len(self._objectives) == 1)
+        return (TrialState.PRUNED if bad else TrialState.FAIL), None
+
+    def _tell(self, number: int, state: TrialState, values: list[float] | None) -> None:
+        if number not in self._results:
+            self._study.tell(number, values, state)
+        elif state == TrialState.COMPLETE and self._results[number] != (state, values):  # a result of another attempt
+            trial = self._study.trials[number]
+            again = optuna.create_trial(
+                values=values,
+                params=trial.params,
+                distributions=trial.distributions,
+                user_attrs={_AGAIN: number},
+            )
+            self._study.add_trial(again)
+        else:
+            return
+        self._results[number] = (state, values)
+
+    def _take_up(self) -> list[FrozenTrial]:
+        """The trials of earlier invocations, and the newest results of those that are finished."""
+        kept = []
+        for trial in self._study.trials:
+            values = trial.values if trial.state == TrialState.COMPLETE else None
+            number = trial.user_attrs.get(_AGAIN, trial.number)
+            if trial.state.is_finished():
+                self._results[number] = (trial.state, values)
+            if number == trial.number:
+                kept.append(trial)
+        return kept
+
+    def _refuse_other(self, directions: list[StudyDirection]) -> None:
+        """A study that was begun with other objectives, or with other choices of a key, cannot be continued."""
+        remedy = "another `sweep.id` begins another study"
+        if self._study.directions != directions:
+            rule = "must be those that the study was begun with"
+            raise ConfigError([Mistake("sweep.search.objectives", rule, dict(self._objectives), remedy=remedy)])
+        mistakes = {}
+        for trial in self._study.trials:
+            for name in trial.distributions.keys() & self._distributions.keys():
+                try:
+                    check_distribution_compatibility(trial.distributions[name], self._distributions[name])
+                except ValueError:
+                    rule = "must have the kind of values, and the choices, that the study was begun with"
+                    mistakes[name] = Mistake(name, rule, _words(trial.distributions[name]), remedy=remedy)
+        if mistakes:
+            raise ConfigError(list(mistakes.values()))
+
+    # ---- its parts
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        """The sampler for the trial that is asked for as the `number`-th.
+
+        Optuna's own keep what they know in the study, except where their generator stands: a sampler that is made anew
+        for each trial, with a seed of that trial, asks the same after a restart. Others are made once.
+        """
+        node = self._settings.sampler
+        assert node is not None
+        kind = locate(node["_target_"], self._trust)
+        takes_seed = "seed" in inspect.signature(kind).parameters
+        keyed = takes_seed and str(kind.__module__).startswith("optuna.")
+        if keyed and not issubclass(kind, optuna.samplers.QMCSampler):  # whose points are one sequence of one seed
+            seed = rng.key(node.get("seed") or self._seed, "search", number) % 2**32
+            return self._build({**node, "seed": seed})
+        if self._one_sampler is None:
+            self._one_sampler = self._build({**node, "seed": node.get("seed") or self._seed} if takes_seed else node)
+        return self._one_sampler
+
+    def _build(self, node: Mapping[str, Any]) -> optuna.samplers.BaseSampler:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler: optuna.samplers.BaseSampler = component(node, "sweep.search.sampler", trust=self._trust)
+        return sampler
+
+    def _pruner(self) -> optuna.pruners.BasePruner:
+        node = self._settings.pruner
+        if node is None:
+            return optuna.pruners.NopPruner()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            pruner: optuna.pruners.BasePruner = component(node, "sweep.search.pruner", trust=self._trust)
+        return pruner
+
+
+def rehearse(
+    space: Space, settings: schema.Search, objectives: Mapping[str, str], trust: tuple[str, ...] = ()
+) -> list[Mistake]:
+    """What shows only when sampler and pruner are used: three trials in memory, before the first job begins."""
+    key = "sweep.search.sampler"
+    try:
+        search = Search(None, space, dataclasses.replace(settings, trials=3), objectives, trust=trust)
+        for number in range(3):
+            point = search.next()
+            assert point is not None
+            job = Row("", number, [], "", status="completed", objective=0.0, metrics=dict.fromkeys(objectives, 0.0))
+            if settings.pruner is not None:
+                key = "sweep.search.pruner"
+                search.reached(point.tag, 1, 0.0)
+                key = "sweep.search.sampler"
+            search.ended(point, job)
+    except Refused as error:
+        return [Mistake(error.key, f"is refused by `{error.node['_target_']}`: {error.cause}")]
+    except Exception as error:  # noqa: BLE001  whatever a sampler says to this space
+        return [Mistake(key, f"cannot search this space: {type(error).__name__}: {str(error).splitlines()[0]}")]
+    return []
+
+
+def _words(distribution: BaseDistribution) -> str:
+    if isinstance(distribution, CategoricalDistribution):
+        return ", ".join(str(choice).partition("=")[2] for choice in distribution.choices)
+    return str(distribution)
