@@ -5,18 +5,15 @@ job begins. What the journal says is never more than the jobs' directories say, 
 most a question, which is asked again.
 """
 
-import contextlib
 import dataclasses
 import inspect
-import json
 import logging
 import math
-import os
 import re
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +26,7 @@ from optuna.distributions import (
     IntDistribution,
     check_distribution_compatibility,
 )
-from optuna.storages.journal import BaseJournalBackend, JournalStorage
+from optuna.storages.journal import JournalStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -39,13 +36,13 @@ from runner.config import schema
 from runner.config.points import Axis, Interval, Setting, Space
 from runner.config.trust import locate
 from runner.errors import ConfigError, Mistake
+from runner.sweep.journal import Journal
 from runner.sweep.judge import Bench, Nobody, Reader
 from runner.sweep.ledger import OF_THE_MACHINE, Row
 from runner.sweep.protocols import Point
 
 JOURNAL = "study.jsonl"
 _NAME = "sweep"  # of the study: Hyperband's brackets are drawn from it
-_MORE = "more"
 _AGAIN = "again"  # marks a trial that holds a later result of another one: its number
 _PRUNED = "pruned"
 _DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
@@ -104,85 +101,17 @@ def dimension(axis: Axis | Interval) -> Dimension:
     return Dimension(name, CategoricalDistribution(tuple(named)), named.__getitem__)
 
 
-class Journal(BaseJournalBackend):
-    """Optuna's journal, a line an operation, with one writer and with transactions: all of one is there, or nothing.
-
-    Optuna's own file backend reads it too (its dashboard, for instance). Each line but the last one of a transaction
-    says that there is more, so that what a kill or a power cut has torn off is known, and dropped when it is opened.
-    """
-
-    def __init__(self, file: Path | None) -> None:
-        self._file = file
-        self._operations: list[dict[str, Any]] = []
-        self._unwritten: list[dict[str, Any]] = []
-        self._depth = 0
-        if file is not None and file.is_file():
-            self._open(file)
-
-    def _open(self, file: Path) -> None:
-        content = file.read_bytes()
-        end = whole = 0
-        for line in content.splitlines(keepends=True):
-            try:
-                operation = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                operation = None
-            if not isinstance(operation, dict):
-                break
-            self._operations.append(operation)
-            end += len(line)
-            if not operation.pop(_MORE, False):
-                whole, kept = end, len(self._operations)
-        if whole < len(content):
-            os.truncate(file, whole)
-            del self._operations[kept if whole else 0 :]
-
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        """What is written inside reaches the disk at the end, at once; what raises is written as far as it came."""
-        self._depth += 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
-            self._write()
-
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """The operations from a number on."""
-        yield from self._operations[log_number_from:]
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Add operations; they are on the disk when this, or the transaction, returns."""
-        self._operations += json.loads(json.dumps(logs))
-        self._unwritten += logs
-        self._write()
-
-    def _write(self) -> None:
-        if self._depth or not self._unwritten or self._file is None:
-            return
-        *before, last = self._unwritten
-        self._unwritten = []
-        lines = [json.dumps(log) + "\n" for log in [*({**log, _MORE: True} for log in before), last]]
-        with self._file.open("ab") as file:
-            file.write("".join(lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-
 class Search:
     """A source of points.
 
     Args:
-        folder: the sweep's, which is locked.
+        folder: the sweep's, which exists and is locked when the first point is asked for; None for a study in memory.
         space: what is searched.
         settings: `sweep.search`.
         objectives: metric → `min` or `max`; of one metric a job's `objective` is taken.
         seed: of the sampler, where the config gives it none.
         trust: patterns of names trusted on the command line.
         elsewhere: whether jobs run on other machines, which share nothing with this one but files.
-
-    Raises:
-        ConfigError: the study in the folder is of something else.
     """
 
     known = False
@@ -200,14 +129,30 @@ class Search:
         elsewhere: bool = False,
     ) -> None:
         self.total = settings.trials
-        self._folder = folder
+        self._folder, self._elsewhere = folder, elsewhere
         self._space, self._settings, self._objectives = space, settings, dict(objectives)
         self._seed, self._trust = seed, trust
         self._dimensions = {dimension.name: dimension for dimension in map(dimension, space.axes)}
         self._distributions = {name: dimension.distribution for name, dimension in self._dimensions.items()}
         self._one_sampler: optuna.samplers.BaseSampler | None = None
-        directions = [_DIRECTIONS[mode] for mode in objectives.values()]
-        self._journal = Journal(None if folder is None else folder / JOURNAL)
+        self._results: dict[int, tuple[TrialState, list[float] | None]] = {}  # the newest one of each trial
+        self._earlier: deque[FrozenTrial] = deque()
+        self._asked = 0
+        self._lock = threading.RLock()  # jobs ask from threads of their own
+        self._running: dict[str, int] = {}  # job → trial
+        self._bench = Nobody()
+        self._begun = False
+
+    def begin(self) -> None:
+        """Open the study, or begin it; again is harmless.
+
+        Raises:
+            ConfigError: the study in the folder is of something else.
+        """
+        if self._begun:
+            return
+        directions = [_DIRECTIONS[mode] for mode in self._objectives.values()]
+        self._journal = Journal(None if self._folder is None else self._folder / JOURNAL)
         self._storage = JournalStorage(self._journal)
         self._study = optuna.create_study(  # one that is there keeps the directions that it has
             storage=self._storage,
@@ -219,21 +164,22 @@ class Search:
         )
         self._study_id = self._storage.get_study_id_from_name(_NAME)
         self._refuse_other(directions)
-        self._results: dict[int, tuple[TrialState, list[float] | None]] = {}  # the newest one of each trial
-        self._earlier = deque(self._take_up())
-        self._asked = len(self._earlier)
-        self._lock = threading.RLock()  # jobs ask from threads of their own
-        self._running: dict[str, int] = {}  # job → trial
-        self._bench = Nobody()
-        if settings.pruner is not None and folder is not None:
-            self._bench = Reader(self._stop, next(iter(objectives))) if elsewhere else Bench(self._stop)
-        self.judge = self._bench.address
+        self._take_up()
+        if self._settings.pruner is not None and self._folder is not None:
+            objective = next(iter(self._objectives))
+            self._bench = Reader(self._stop, objective) if self._elsewhere else Bench(self._stop)
+        self._begun = True
 
     # ---- the source
 
     def next(self) -> Point | None:
-        """The trials of earlier invocations first, so that each finds its job; then new ones."""
+        """The trials of earlier invocations first, so that each finds its job; then new ones.
+
+        Raises:
+            ConfigError: the study in the folder is of something else.
+        """
         with self._lock:
+            self.begin()
             if self._earlier:
                 trial = self._earlier.popleft()
                 return self._point(trial.number, trial.params)
@@ -248,7 +194,12 @@ class Search:
     @property
     def done(self) -> bool:
         """Whether no more points will come."""
-        return not self._earlier and self._asked >= self.total
+        return self._begun and not self._earlier and self._asked >= self.total
+
+    @property
+    def judge(self) -> str:
+        """Where a job asks whether it is to stop; empty where nothing is pruned."""
+        return self._bench.address
 
     def started(self, point: Point, job: Row) -> None:
         """The job of a trial is about to begin, or to go on."""
@@ -281,6 +232,10 @@ class Search:
             if job.status in ("completed", "pruned", "failed") and job.cause not in OF_THE_MACHINE:
                 with self._journal.transaction():
                     self._tell(point.tag, *self._verdict(job))
+
+    def progress(self, point: Point, job: Row, step: int, metrics: Mapping[str, float]) -> bool:
+        """Nothing: jobs ask us."""
+        return False
 
     def refused(self, point: Point, problem: str) -> None:
         """A point that is no job counts as a failed one."""
@@ -328,17 +283,16 @@ class Search:
             return
         self._results[number] = (state, values)
 
-    def _take_up(self) -> list[FrozenTrial]:
+    def _take_up(self) -> None:
         """The trials of earlier invocations, and the newest results of those that are finished."""
-        kept = []
         for trial in self._study.trials:
             values = trial.values if trial.state == TrialState.COMPLETE else None
             number = trial.user_attrs.get(_AGAIN, trial.number)
             if trial.state.is_finished():
                 self._results[number] = (trial.state, values)
             if number == trial.number:
-                kept.append(trial)
-        return kept
+                self._earlier.append(trial)
+        self._asked = len(self._earlier)
 
     def _refuse_other(self, directions: list[StudyDirection]) -> None:
         """A study that was begun with other objectives, or with other choices of a key, cannot be continued."""

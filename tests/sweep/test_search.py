@@ -4,7 +4,6 @@ import functools
 import json
 import math
 import random
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ TPE = {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 3}
 ASHA = {"_target_": "optuna.pruners.SuccessiveHalvingPruner", "min_resource": 1, "reduction_factor": 2}
 SPACE = ("optimizer.lr=tag(log, interval(0.001, 1))", "model=small_cnn,mlp", "optimizer.momentum=interval(0, 0.9)")
 SAMPLER = ("sweep.search.sampler._target_=optuna.samplers.TPESampler",)
+TWO = (*SAMPLER, "seed=1,2")
 Ended = Mapping[str, Any]
 
 
@@ -176,7 +176,7 @@ def test_several_objectives_come_from_the_metrics(tmp_path: Path) -> None:
 def test_a_study_of_something_else_is_refused(arguments: Any, objectives: Any, words: str, tmp_path: Path) -> None:
     drive(search(tmp_path, trials=2))
     with pytest.raises(ConfigError, match=words):
-        search(tmp_path, *arguments, objectives=objectives)
+        search(tmp_path, *arguments, objectives=objectives).next()
 
 
 def test_a_wider_interval_goes_on_with_the_study(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_wider_interval_goes_on_with_the_study(tmp_path: Path) -> None:
 
 
 def test_jobs_ask_from_their_processes_and_are_pruned_once_they_lag(tmp_path: Path) -> None:
-    """ASHA on the values that jobs have: the first goes on, a worse one stops at its first rung, a better one does not."""
+    """ASHA on the values of jobs: the first goes on, a worse one stops at its first rung, a better one does not."""
     from runner.sweep.judge import judge_at
 
     source = search(tmp_path, pruner=ASHA)
@@ -197,10 +197,7 @@ def test_jobs_ask_from_their_processes_and_are_pruned_once_they_lag(tmp_path: Pa
         source.started(point, row(point))
         judge = judge_at(source.judge, row(point).id, tmp_path)
         assert judge is not None
-        asked: list[Any] = []
-        thread = threading.Thread(target=lambda: asked.extend(judge(count, level) for count in (1, 2, 3)))
-        thread.start()
-        thread.join()
+        asked = [judge(count, level) for count in (1, 2, 3)]
         stopped[number] = [count for count, stop in enumerate(asked, 1) if stop]
         source.ended(point, row(point, status="completed", objective=level))
     source.close()
@@ -272,16 +269,16 @@ def test_what_shows_only_in_use_is_said_before_the_first_job(settings: Any, word
         (("optimizer.lr=interval(0, 1)", "sweep.search.trials=3"), "has no effect without `sweep.search.sampler`"),
         (("optimizer.lr=interval(0, 1)",), "let a search choose"),
         (SAMPLER, "has nothing to choose"),
-        ((*SAMPLER, "seed=1,2", "sweep.search.sampler.sed=1"), "did you mean `sweep.search.sampler.seed`"),
+        ((*TWO, "sweep.search.sampler.sed=1"), "did you mean `sweep.search.sampler.seed`"),
         (("sweep.search.sampler._target_=optuna.samplers.TPESample", "seed=1,2"), "optuna.samplers.TPESampler"),
-        (("sweep.search.sampler._target_=optuna.pruners.NopPruner", "seed=1,2"), "subclass of optuna.samplers.BaseSampler"),
-        ((*SAMPLER, "sweep.search.pruner._target_=optuna.study.create_study", "seed=1,2"), "must be a subclass of optuna.pruners.BasePruner"),
-        ((*SAMPLER, "seed=1,2", "sweep.search.objectives={val/loss: min}"), "must be two or more"),
-        ((*SAMPLER, "seed=1,2", "sweep.search.objectives={val/loss: min, val/acuracy: max}"), "did you mean `val/accuracy`"),
-        ((*SAMPLER, "optimizer.lr=tag(log, interval(0.1, 1))", "optimizer.momentum=interval(-2, 0.5)"), "argument `optimizer.momentum=interval"),
+        (("sweep.search.sampler._target_=optuna.pruners.NopPruner", "seed=1,2"), "subclass of optuna.samplers"),
+        ((*TWO, "sweep.search.pruner._target_=optuna.study.create_study"), "subclass of optuna.pruners.BasePruner"),
+        ((*TWO, "sweep.search.objectives={val/loss: min}"), "must be two or more"),
+        ((*TWO, "sweep.search.objectives={val/loss: min, val/acuracy: max}"), "did you mean `val/accuracy`"),
+        ((*TWO, "optimizer.momentum=interval(-2, 0.5)"), "argument `optimizer.momentum=interval"),
         ((*SAMPLER, "model=mlp,small_cnn", "model.width=range(8, 16)"), "model.width is not an argument"),
         (("sweep=optuna_asha", "sweep.seeds=2"), "must not stand beside"),
-        (("sweep=optuna_asha", "sweep.search.objectives={val/loss: min, val/accuracy: max}"), "Optuna prunes by one"),
+        (("sweep=optuna_asha", "sweep.search.objectives={val/loss: min, val/accuracy: max}"), "prunes by one"),
     ],
 )  # fmt: skip
 def test_a_wrong_search_is_said_before_anything_starts(arguments: Any, words: str, runner: Any, tmp_path: Path) -> None:
