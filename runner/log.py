@@ -142,11 +142,11 @@ class Log:
 class WatchedLog(Log):
     """A log that also hands each event to `watch`, once it is written: with that a sweep stops a run."""
 
-    def __init__(self, run_dir: Path, watch: Callable[[int, Mapping[str, float]], None], **settings: Any) -> None:
+    def __init__(self, run_dir: Path, watch: Callable[[int, Mapping[str, Value]], None], **settings: Any) -> None:
         super().__init__(run_dir, **settings)
         self._watch = watch
 
-    def _record(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+    def _record(self, step: int, epoch: float, values: Mapping[str, Value]) -> None:
         super()._record(step, epoch, values)
         self._watch(step, values)
 

@@ -421,7 +421,7 @@ class Watch:
     step: int = -1  # of the last value
     count: int = 0  # of values, those before a resume included
 
-    def __call__(self, step: int, values: Mapping[str, float]) -> None:
+    def __call__(self, step: int, values: Mapping[str, Any]) -> None:
         run = self.run
         at_end = step >= run.total_steps or run.stop.asked
         if run.objective not in values or step == self.step or at_end:

@@ -49,6 +49,12 @@ def read(data: dict[str, Any]) -> tuple[schema.Config, Reading]:
     return config, reading
 
 
+def read_part(owner: type, data: dict[str, Any], path: Path) -> tuple[Any, Reading]:
+    """The same for a mapping that is no part of `Config`, with its place."""
+    reading = Reading()
+    return _dataclass(reading, owner, data, path), reading
+
+
 @cache
 def hints(owner: type) -> dict[str, Any]:
     """The field types of a dataclass, by field name."""

@@ -321,6 +321,50 @@ class Sweep:
 
 
 @dataclass
+class SubmititLauncher:
+    """`hydra.launcher` of `hydra/launcher=submitit_slurm` and `submitit_local`: the keys of Hydra's own of that name.
+
+    A job is one task on one node. What is null is left to the queue, cores and GPUs to what the job itself asks for.
+    """
+
+    timeout_min: int = rule(60, at_least=1)  # of the queue; a job that has not ended by then saves and is queued again
+    cpus_per_task: int | None = rule(None, at_least=1)
+    gpus_per_node: int | None = rule(None, at_least=0)
+    mem_gb: float | None = rule(None, above=0)
+    name: str = "runner"
+    stderr_to_stdout: bool = False
+    array_parallelism: int = rule(16, at_least=1)  # jobs in the queue at a time; a search chooses one when one ends
+    partition: str | None = None
+    qos: str | None = None
+    comment: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    gres: str | None = None
+    account: str | None = None
+    cpus_per_gpu: int | None = rule(None, at_least=1)
+    gpus_per_task: int | None = rule(None, at_least=1)
+    mem_per_gpu: str | None = None
+    mem_per_cpu: str | None = None
+    signal_delay_s: int = rule(120, at_least=1)  # between the signal to save and the end of its time
+    max_num_timeout: int = rule(100, at_least=0)  # how often it is queued again
+    additional_parameters: dict[str, Any] = rule({})  # of sbatch
+    setup: list[str] = rule([])  # lines of shell before the job: `module load …`
+
+
+@dataclass
+class RayOptions:
+    init: dict[str, Any] = rule({})  # arguments of ray.init; `address: auto` or `ray://…` names a cluster that runs
+    remote: dict[str, Any] = rule({})  # options of each task; num_cpus and num_gpus are those that the job asks for
+
+
+@dataclass
+class RayLauncher:
+    """`hydra.launcher` of `hydra/launcher=ray`: the keys of Hydra's own of that name."""
+
+    ray: RayOptions = rule(RayOptions)
+
+
+@dataclass
 class Config:
     model: Component = rule(slot="model")
     optimizer: Component = rule(slot="optimizer")

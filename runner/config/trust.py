@@ -21,7 +21,7 @@ from typing import Any
 from runner.config.names import did_you_mean, nearest
 
 LIBRARIES = ("torch", "torchvision", "torchmetrics", "optuna")
-EXTRAS = {"torchmetrics": "metrics", "optuna": "optuna"}  # what installs a library that a run can do without
+EXTRAS = {"torchmetrics": "metrics", "optuna": "optuna", "submitit": "slurm", "ray": "ray"}  # what a run can do without
 OURS = ("runner", "models", "datasets")
 # What of a library may be imported beyond the library itself: importing other parts may do anything
 # (torch.utils.cpp_extension looks for a compiler with a subprocess).

@@ -112,7 +112,7 @@ class Controller:
         while self._waiting or self._ask():
             asked, anew = self._waiting[0]
             row = self.rows[asked.id]
-            job = self._next = self._next or self._plan.job(asked, row, anew)
+            job = self._next = self._next or self._plan.job(asked, row, anew, self._source.judge)
             if not self._executor.has_room(job):
                 return
             self._waiting.popleft()

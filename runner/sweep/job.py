@@ -12,6 +12,7 @@ from runner.config.check import parse
 from runner.config.recorded import continuation, recorded
 from runner.errors import ConfigError
 from runner.files import Lock
+from runner.sweep.judge import judge_at
 from runner.sweep.ledger import Cause, Status
 from runner.sweep.protocols import OUTPUT, Job
 
@@ -35,7 +36,7 @@ def attempt(job: Job) -> int:
     _wait_for_the_last_attempt(folder)
     command, trust = ["python", "-m", "runner", *job.argv], tuple(job.trust)
     if job.anew != "always" and (folder / "config.yaml").is_file():
-        if (read_json(folder / RESULT) or {}).get("status") == "completed":
+        if (read_json(folder / RESULT) or {}).get("status") in ("completed", "pruned"):
             return 0
         try:
             return _go_on(job, folder, command, trust)
@@ -47,7 +48,10 @@ def attempt(job: Job) -> int:
 
     config = parse(job.config)
     found = preflight(config, trust) if config.log.model_table else None
-    return run.launch(config, folder, unresolved=job.unresolved, command=command, trust=trust, found=found).status
+    judge = judge_at(job.judge, job.id, folder)
+    return run.launch(
+        config, folder, unresolved=job.unresolved, command=command, trust=trust, found=found, judge=judge
+    ).status
 
 
 def _go_on(job: Job, folder: Path, command: list[str], trust: tuple[str, ...]) -> int:
@@ -59,8 +63,9 @@ def _go_on(job: Job, folder: Path, command: list[str], trust: tuple[str, ...]) -
     if again.changes:
         raise ConfigError(again.changes)
     put_aside(folder, [RESULT, LOG] if job.retry else [RESULT])
+    judge = judge_at(job.judge, job.id, folder)
     return run.launch(
-        again.config, folder, unresolved=again.unresolved, command=command, trust=trust, again=again
+        again.config, folder, unresolved=again.unresolved, command=command, trust=trust, again=again, judge=judge
     ).status
 
 
@@ -133,8 +138,8 @@ def ending(
     said = result.get("status")
     columns: dict[str, Any] = {"exit": status, "cause": "", "error": "", "objective": None, "metrics": {}}
     columns |= _code_and_data(folder)
-    if said == "completed":
-        done = {"status": "completed", "objective": _number(result.get("objective")), "metrics": result["metrics"]}
+    if said in ("completed", "pruned"):
+        done = {"status": said, "objective": _number(result.get("objective")), "metrics": result["metrics"]}
         return columns | done
     if status is not None and status < 0:
         result, said = {}, None  # it is of an earlier attempt, or was written before it was all over

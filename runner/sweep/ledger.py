@@ -35,7 +35,7 @@ class Row:
         cause: of a failed job, see `Cause`; else empty.
         host: the machine of the last attempt; `slot` its slot there, `pid` its process.
         start: of the last attempt, seconds since 1970; `end` likewise.
-        objective: the objective of the last weights, of a completed job.
+        objective: the objective of the last weights, of a completed or pruned job.
         metrics: the final metrics of a completed job, the last ones known of a pruned one.
         path: the job's directory, relative to the sweep's.
         error: one paragraph; for an interrupted job why it is not continued, where it is not.

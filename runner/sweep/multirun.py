@@ -9,6 +9,7 @@ from pathlib import Path
 
 from runner.config import sweep
 from runner.config.check import Check
+from runner.config.launcher import GROUP, OURS, chosen
 from runner.errors import Mistake, count_line
 from runner.examine import examine_jobs, reporter
 from runner.files import Lock, sync_folder
@@ -27,7 +28,7 @@ EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75
 class Listed:
     """A source that knows all of its points: a grid."""
 
-    watches, known = False, True
+    watches, known, judge = False, True, ""
 
     def __init__(self, points: Sequence[Point]) -> None:
         self._points = list(reversed(points))
@@ -52,15 +53,26 @@ class Listed:
     def refused(self, point: Point, problem: str) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
 
 def source_of(plan: Plan) -> Source:
     """Where the points of this command line come from."""
-    return Listed([Point(point.own) for point in plan.sweep.points()])
+    if not plan.sweep.is_search:
+        return Listed([Point(point.own) for point in plan.sweep.points()])
+    from runner.sweep import search  # imports Optuna
+
+    return search.source(plan)
 
 
 def executor_of(plan: Plan) -> Executor:
     """Where its jobs run."""
-    return Slots(plan.settings.slots, plan.frozen)
+    if chosen(plan.sweep.base) not in OURS:
+        return Slots(plan.settings.slots, plan.frozen)
+    from runner.sweep import clusters
+
+    return clusters.executor(plan)
 
 
 def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) -> int:
@@ -73,11 +85,11 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
         ConfigError: the sweep cannot be composed, or is in progress.
         RunError: jobs cannot be run here.
     """
-    if any(text.lstrip("+").startswith(("hydra/launcher=", "hydra/sweeper=")) for text in overrides):
+    if asks_for_hydras_own(overrides):
         from runner.sweep import through_hydra
 
         return through_hydra.main(overrides, argv, trust)
-    plan = Plan(sweep.plan(overrides, Path.cwd()), argv, trust)
+    plan = Plan(sweep.plan(overrides, Path.cwd(), trust), argv, trust)
     source = source_of(plan)
     asked, checks = known_points(plan, source)
     if any(check.at_once for check in checks):
@@ -85,7 +97,9 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
     with ExitStack() as stack:
         ledger, rows = opened(plan, stack)
         todo = decide(rows.values(), ledger, plan).run if ledger else {}
-        new = [check for one, check in zip(asked, checks, strict=True) if one.id not in rows or one.id in todo]
+        new = checks
+        if source.known:
+            new = [check for one, check in zip(asked, checks, strict=True) if one.id not in rows or one.id in todo]
         executor: Executor = Nowhere()
         if new or not source.known:
             executor = executor_of(plan)  # it gets ready while the jobs are examined
@@ -101,10 +115,16 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
         return run(plan, ledger, source, asked, executor)
 
 
+def asks_for_hydras_own(overrides: Sequence[str]) -> bool:
+    """Whether the command line names a launcher or sweeper of Hydra's, or of another plugin."""
+    named = dict(text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
+    return "hydra/sweeper" in named or named.get(GROUP, "ray") not in OURS
+
+
 def known_points(plan: Plan, source: Source) -> tuple[list[Asked], list[Check]]:
-    """All points of a source that knows them; else none, and the check of what all of its points will share."""
+    """All points of a source that knows them; else none, and the checks of the corners of its space."""
     if not source.known:
-        return [], [Check(plan.sweep.base, plan.trust)]
+        return [], [Check(job.composed, plan.trust) for job in plan.sweep.to_be_checked()]
     pairs = []
     while (point := source.next()) is not None:
         pairs.append(plan.ask(point))
@@ -166,6 +186,7 @@ def run(plan: Plan, ledger: Ledger, source: Source, asked: list[Asked], executor
             controller.run()
     finally:
         board.close()
+        source.close()
     final = [row for row in ledger.jobs() if row.active]
     report(plan.folder)
     for line in after(plan, final):

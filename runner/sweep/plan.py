@@ -79,8 +79,8 @@ class Plan:
             replicate_of=replicate_id(resolved(asked.config)),
         )
 
-    def job(self, asked: Asked, row: Row, anew: Anew) -> Job:
-        """What an executor needs to run the job."""
+    def job(self, asked: Asked, row: Row, anew: Anew, judge: str = "") -> Job:
+        """What an executor needs to run the job; `judge` is where it asks whether it is pruned."""
         return Job(
             id=row.id,
             folder=str((self.folder / row.path).resolve()),
@@ -92,6 +92,7 @@ class Plan:
             retry=row.status == "failed",
             timeout=self.settings.timeout,
             memory=self.settings.memory,
+            judge=judge,
             **demand(asked.config),
         )
 
@@ -172,7 +173,7 @@ def reconcile(ledger: Ledger, folder: Path) -> list[Row]:
                     columns = {"status": "waiting"}
             elif row.status == "completed" and not (job / "result.json").is_file():
                 columns = {"status": "waiting", "objective": None, "metrics": {}}  # somebody deleted it
-            elif row.status in ("failed", "interrupted"):  # or continued it by hand
+            elif row.status in ("failed", "interrupted", "pruned"):  # or continued it by hand
                 result = read_json(job / "result.json") or {}
                 if result.get("status") == "completed":
                     columns = ending(job, 0)

@@ -31,6 +31,10 @@ class Source(Protocol):
     known: bool  # whether all points exist at the start: they are checked, and counted, before the first job starts
     total: int | None  # how many jobs there will be, where that is known
 
+    @property
+    def judge(self) -> str:
+        """Where a job asks whether to stop as pruned, see `runner.sweep.judge`; empty where there is nobody to ask."""
+
     def next(self) -> Point | None:
         """A point for a slot that is free now; None where there is none now (see `done`)."""
 
@@ -50,6 +54,9 @@ class Source(Protocol):
     def refused(self, point: Point, problem: str) -> None:
         """The point is no job: its config is wrong. A known point is refused before anything starts."""
 
+    def close(self) -> None:
+        """No job runs any more."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -68,6 +75,7 @@ class Job:
         cores: CPU cores that it takes, and `gpus` GPUs; `gpu` the index of one that the config asks for by name.
         timeout: seconds until it is stopped for good; None for ever.
         memory: GiB that its processes may hold together; None without a limit of its own.
+        judge: where it asks whether to stop as pruned; empty where there is nobody to ask.
     """
 
     id: str
@@ -83,6 +91,7 @@ class Job:
     gpu: int | None = None
     timeout: float | None = None
     memory: float | None = None
+    judge: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ class Executor(Protocol):
         """The jobs were examined, so that what they import is imported in this process."""
 
     def has_room(self, job: Job) -> bool:
-        """Whether `start` would begin with it at once. An executor with a queue of its own always has room."""
+        """Whether `start` would begin with it at once, or where there is a queue, soon enough."""
 
     def start(self, job: Job) -> None:
         """Begin with a job."""

@@ -33,12 +33,16 @@ from optuna.trial import FrozenTrial, TrialState
 from runner import rng
 from runner.component import Refused, component
 from runner.config import schema
+from runner.config.check import Check
+from runner.config.launcher import OURS, chosen
 from runner.config.points import Axis, Interval, Setting, Space
+from runner.config.sweep import Plan as CommandLine
 from runner.config.trust import locate
 from runner.errors import ConfigError, Mistake
 from runner.sweep.journal import Journal
 from runner.sweep.judge import Bench, Nobody, Reader
 from runner.sweep.ledger import OF_THE_MACHINE, Row
+from runner.sweep.plan import Plan, objective_of
 from runner.sweep.protocols import Point
 
 JOURNAL = "study.jsonl"
@@ -128,7 +132,7 @@ class Search:
         trust: tuple[str, ...] = (),
         elsewhere: bool = False,
     ) -> None:
-        self.total = settings.trials
+        self.total: int | None = settings.trials
         self._folder, self._elsewhere = folder, elsewhere
         self._space, self._settings, self._objectives = space, settings, dict(objectives)
         self._seed, self._trust = seed, trust
@@ -194,7 +198,7 @@ class Search:
     @property
     def done(self) -> bool:
         """Whether no more points will come."""
-        return self._begun and not self._earlier and self._asked >= self.total
+        return self._begun and not self._earlier and self._asked >= self._settings.trials
 
     @property
     def judge(self) -> str:
@@ -254,7 +258,7 @@ class Search:
 
     def _point(self, number: int, params: Mapping[str, Any]) -> Point:
         settings = [s for name, dimension in self._dimensions.items() for s in dimension.settings(params[name])]
-        return Point(self._space.point(settings).overrides, number)
+        return Point(self._space.point(settings).own, number)
 
     def _verdict(self, job: Row) -> tuple[TrialState, list[float] | None]:
         if job.status == "completed":
@@ -347,13 +351,33 @@ class Search:
         return pruner
 
 
-def rehearse(
-    space: Space, settings: schema.Search, objectives: Mapping[str, str], trust: tuple[str, ...] = ()
-) -> list[Mistake]:
+def source(plan: Plan) -> Search:
+    """The search that a command line asks for.
+
+    Raises:
+        ConfigError: what shows only when sampler and pruner are used.
+    """
+    if mistakes := rehearse(plan.sweep, plan.trust):
+        raise ConfigError(mistakes)
+    settings, space = plan.settings.search, plan.sweep.space
+    elsewhere = chosen(plan.sweep.base) in OURS
+    objectives = objectives_of(plan.base, settings)
+    return Search(plan.folder, space, settings, objectives, seed=plan.base.seed, trust=plan.trust, elsewhere=elsewhere)
+
+
+def objectives_of(config: schema.Config, settings: schema.Search) -> dict[str, str]:
+    """What is searched for: metric → `min` or `max`."""
+    name, mode = objective_of(config)
+    return dict(settings.objectives) or {name: mode}
+
+
+def rehearse(asked: CommandLine, trust: tuple[str, ...] = ()) -> list[Mistake]:
     """What shows only when sampler and pruner are used: three trials in memory, before the first job begins."""
+    settings = dataclasses.replace(asked.settings.search, trials=3)
+    objectives = objectives_of(Check(asked.base, trust).config, settings)
     key = "sweep.search.sampler"
     try:
-        search = Search(None, space, dataclasses.replace(settings, trials=3), objectives, trust=trust)
+        search = Search(None, asked.space, settings, objectives, trust=trust)
         for number in range(3):
             point = search.next()
             assert point is not None
@@ -364,10 +388,13 @@ def rehearse(
                 key = "sweep.search.sampler"
             search.ended(point, job)
     except Refused as error:
-        return [Mistake(error.key, f"is refused by `{error.node['_target_']}`: {error.cause}")]
+        mistake = Mistake(error.key, f"is refused by `{error.node['_target_']}`: {error.cause}")
     except Exception as error:  # noqa: BLE001  whatever a sampler says to this space
-        return [Mistake(key, f"cannot search this space: {type(error).__name__}: {str(error).splitlines()[0]}")]
-    return []
+        said = str(error).splitlines()[0] if str(error) else ""
+        mistake = Mistake(key, f"cannot search this space: {type(error).__name__}: {said}")
+    else:
+        return []
+    return asked.base.blame([mistake])
 
 
 def _words(distribution: BaseDistribution) -> str:

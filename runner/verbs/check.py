@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
+from runner.config import sweep as sweeps
 from runner.config.compose import compose
 from runner.errors import ConfigError, Mistake, count_line, numbered
 from runner.examine import examine, examine_sweep
@@ -29,6 +31,11 @@ def main(argv: Sequence[str]) -> int:
     try:
         if sweep:
             examine_sweep(overrides, trust, say)
+            planned = sweeps.plan(overrides, Path.cwd(), trust)
+            if planned.is_search and not found:
+                from runner.sweep import search  # imports Optuna
+
+                say(search.rehearse(planned, trust))
         else:
             seen = examine(compose(overrides), trust, say).found
             notes, plan = seen.notes, seen.plan

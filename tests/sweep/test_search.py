@@ -15,7 +15,7 @@ from runner.config import schema, trust
 from runner.config.sweep import plan
 from runner.errors import ConfigError
 from runner.sweep.ledger import Row
-from runner.sweep.search import JOURNAL, Search, dimension, rehearse
+from runner.sweep.search import JOURNAL, Search, dimension
 
 TPE = {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 3}
 ASHA = {"_target_": "optuna.pruners.SuccessiveHalvingPruner", "min_resource": 1, "reduction_factor": 2}
@@ -247,20 +247,24 @@ def test_elsewhere_the_log_is_read_and_a_file_says_stop(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("arguments", "words"),
     [
-        ({"sampler": {"_target_": "optuna.samplers.CmaEsSampler", "restart_strategy": "x"}}, "sweep.search.sampler"),
-        ({"pruner": {**ASHA, "reduction_factor": 1}}, "reduction_factor"),
         (
-            {"sampler": {"_target_": "optuna.samplers.GridSampler", "search_space": {"x": [1]}}},
-            "cannot search this space",
+            ("sweep.search.sampler={_target_: optuna.samplers.CmaEsSampler, restart_strategy: x}",),
+            "1. sweep.search.sampler is refused by `optuna.samplers.CmaEsSampler`",
+        ),
+        (("sweep.search.pruner.reduction_factor=1",), "1. sweep.search.pruner is refused by"),
+        (
+            ("sweep.search.sampler={_target_: optuna.samplers.GridSampler, search_space: {x: [1]}}",),
+            "1. sweep.search.sampler cannot search this space: ValueError",
         ),
     ],
 )
-def test_what_shows_only_in_use_is_said_before_the_first_job(settings: Any, words: str) -> None:
-    mistakes = rehearse(space_of(*SPACE), schema.Search(**{"sampler": TPE} | settings), {"val/accuracy": "max"})
-    assert words in str(ConfigError(mistakes))
-    assert rehearse(space_of(*SPACE), schema.Search(sampler=TPE, pruner=ASHA), {"val/accuracy": "max"}) == []
+def test_what_shows_only_in_use_is_said_before_the_first_job(arguments: Any, words: str, runner: Any) -> None:
+    assert words in runner("check", "-m", "sweep=optuna_asha", *arguments).out
+    ran = runner("-m", "sweep=optuna_asha", *arguments)
+    assert (2, True) == (ran.status, words.removeprefix("1. ") in ran.err)
+    assert not Path("outputs").exists()
 
 
 @pytest.mark.parametrize(

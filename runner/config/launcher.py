@@ -1,0 +1,44 @@
+"""`hydra/launcher`: where the jobs of a sweep run. Some of Hydra's names are ours, with typed keys."""
+
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from runner.config import schema
+from runner.config.compose import Composed
+from runner.config.interpret import read_part
+from runner.config.trust import EXTRAS, install
+from runner.errors import ConfigError, Mistake
+
+GROUP = "hydra/launcher"
+OURS: dict[str, type] = {
+    "submitit_slurm": schema.SubmititLauncher,
+    "submitit_local": schema.SubmititLauncher,
+    "ray": schema.RayLauncher,
+}
+
+
+def chosen(composed: Composed) -> str:
+    """The launcher's name; `basic` where the command line chooses none: this machine, in slots."""
+    return composed.choices.get(GROUP) or "basic"
+
+
+def launcher(composed: Composed) -> Any:
+    """The settings of one of our launchers.
+
+    Raises:
+        ConfigError: a key of it is wrong, or its extra is not installed.
+    """
+    import importlib.util
+
+    name = chosen(composed)
+    data: Any = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
+    settings, reading = read_part(OURS[name], data, ("hydra", "launcher"))
+    mistakes = composed.blame(mistake for _, mistake in reading.mistakes)
+    package = name.partition("_")[0]
+    if importlib.util.find_spec(package) is None:
+        rule = f"needs `{package}`, which is not installed"
+        mistakes += composed.blame([Mistake(GROUP, rule, name, f"argument `{GROUP}={name}`", install(EXTRAS[package]))])
+    if mistakes:
+        raise ConfigError(mistakes)
+    return settings
