@@ -8,11 +8,14 @@ other, they become one gather (128 images of 3x32x32 on one core: 350 k images/s
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from runner import rng
+from runner.looped import Kind, OneByOne, as_tensor, given
 
 Places = tuple[Tensor | None, Tensor | None]  # rows and columns, int64 [N or 1, H'] and [N or 1, W']; None: as they are
 ATTEMPTS = 10  # torchvision draws a box so often before it takes the middle, or leaves the image alone
@@ -78,6 +81,14 @@ def affine(scale: Tensor, shift: Tensor) -> Affine:
     return Affine(0, run, scale, shift)
 
 
+@dataclass(frozen=True)
+class Looped(Step):
+    """A transform of single images; in place of uniforms it gets a seed for each sample, int64 [N]."""
+
+    reason: str  # why it has no batched form
+    repeatable: bool  # whether it gives the same each time, so that once is enough
+
+
 @dataclass
 class _Part:
     """A step of the transform `name`, which takes these columns of the transform's uniforms."""
@@ -89,7 +100,11 @@ class _Part:
 
 
 class Chain:
-    """Named transforms in order as batched steps.
+    """Named transforms in order as batched steps; what has no batched form goes through its images one by one.
+
+    Attributes:
+        draws: how many uniform numbers each transform takes for a sample.
+        looped: the transforms that take a seed for each sample instead, and why.
 
     Args:
         transforms: by name, in order.
@@ -97,19 +112,22 @@ class Chain:
         pil: whether the per-sample path would see a PIL image, whose semantics are then kept.
 
     Raises:
-        NotBatched: one of them has no batched form (the text names it), or PIL images would be left.
+        NotBatched: one of them refuses the sample (the text names it), or PIL images would be left.
     """
 
     def __init__(self, transforms: Mapping[str, Any], sample: Tensor, *, pil: bool = False) -> None:
         self.draws: dict[str, int] = {}
+        self.looped: dict[str, str] = {}
         self.stages: list[list[_Part]] = []
-        state = _State(sample[None], pil)
+        state = _State(sample[None], "pil" if pil else "tensor")
         for name, transform in transforms.items():
+            before = replace(state)
             try:
                 steps = _form(transform, state)
             except NotBatched as reason:
-                message = f"no batched form of {name}: {reason}"
-                raise NotBatched(message) from reason
+                state = before
+                steps = [_one_by_one(name, transform, state, str(reason))]
+                self.looped[name] = str(reason)
             drawn = 0
             for step, size in steps:
                 self._append(_Part(name, slice(drawn, drawn + step.draws), step, size))
@@ -133,7 +151,7 @@ class Chain:
 
     def split(self) -> tuple["Chain", "Chain"]:
         """What draws nothing and has nothing random before it (once is enough for it), and the rest."""
-        random = [any(part.step.draws for part in stage) for stage in self.stages]
+        random = [any(_is_random(part.step) for part in stage) for stage in self.stages]
         first = random.index(True) if any(random) else len(random)
         return self._of(self.stages[:first]), self._of(self.stages[first:])
 
@@ -141,13 +159,14 @@ class Chain:
         chain = Chain.__new__(Chain)
         names = {part.name for stage in stages for part in stage}
         chain.draws = {name: draws for name, draws in self.draws.items() if name in names}
+        chain.looped = {name: reason for name, reason in self.looped.items() if name in names}
         chain.stages = stages
         return chain
 
     def prepare(self, uniforms: Mapping[str, Tensor], count: int) -> list[tuple[Tensor, ...]]:
         """For each stage what it needs of `count` samples, [count, ...] on the CPU, so that any part can be sliced out.
 
-        `uniforms` has the numbers [count, draws] of each transform in `draws`.
+        `uniforms` has the numbers [count, draws] of each transform in `draws`, and the seeds of those in `looped`.
         """
         return [
             self._places(stage, uniforms, count)
@@ -169,20 +188,38 @@ class Chain:
         columns = torch.arange(width)[None] if columns is None else columns
         return rows.int().expand(count, -1), columns.int().expand(count, -1)
 
-    def __call__(self, images: Tensor, prepared: list[tuple[Tensor, ...]]) -> Tensor:
-        """The transformed images [N, C, H', W'] of [N, C, H, W]; `prepared` is a slice of what `prepare` gave."""
-        for stage, needs in zip(self.stages, prepared, strict=True):
+    def __call__(
+        self, images: Tensor, prepared: list[tuple[Tensor, ...]], device: torch.device | None = None
+    ) -> Tensor:
+        """The transformed images [N, C, H', W'] of [N, C, H, W]; `prepared` is a slice of what `prepare` gave.
+
+        `device` is where they go after the last transform of single images, which runs on the CPU.
+
+        Raises:
+            Failed: such a transform refused an image.
+        """
+        loops = [number for number, stage in enumerate(self.stages) if isinstance(stage[0].step, Looped)]
+        for number, (stage, needs) in enumerate(zip(self.stages, prepared, strict=True)):
             step = stage[0].step
             images = move(images, *needs) if isinstance(step, Window) else step.run(images, *needs)
+            if number in loops[-1:] and device is not None:
+                images = images.to(device, non_blocking=True)
         return images
 
     def alone(self, images: Tensor) -> Tensor:
         """The transformed images, with zeros for random numbers: for what draws nothing, and to see shapes."""
         zeros = {name: torch.zeros(len(images), draws) for name, draws in self.draws.items()}
+        zeros |= {name: torch.zeros(len(images), dtype=torch.int64) for name in self.looped}
         return self(images, self.prepare(zeros, len(images)))
 
 
+def _is_random(step: Step) -> bool:
+    return not step.repeatable if isinstance(step, Looped) else step.draws > 0
+
+
 def _numbers(part: _Part, uniforms: Mapping[str, Tensor], count: int) -> Tensor:
+    if isinstance(part.step, Looped):
+        return uniforms[part.name]
     return uniforms[part.name][:, part.columns] if part.step.draws else torch.empty(count, 0)
 
 
@@ -196,14 +233,39 @@ def _through(outer: Tensor | None, inner: Tensor | None) -> Tensor | None:
 
 @dataclass
 class _State:
-    """What the steps so far make of one raw sample [1, C, H, W], and whether it would be a PIL image."""
+    """What the steps so far make of one raw sample [1, C, H, W], and what it would be, sample by sample."""
 
     sample: Tensor
-    pil: bool
+    kind: Kind
+
+    @property
+    def pil(self) -> bool:
+        return self.kind == "pil"
 
     @property
     def size(self) -> tuple[int, int]:
         return (self.sample.shape[-2], self.sample.shape[-1]) if self.sample.dim() > 2 else (0, 0)
+
+
+def _one_by_one(name: str, transform: Any, state: _State, reason: str) -> tuple[Step, tuple[int, int]]:
+    """The transform as it is, for one image after the other; `state` goes on to what it makes of the sample.
+
+    Raises:
+        NotBatched: it refuses the sample.
+    """
+    single, size = OneByOne(transform, state.kind), state.size
+    try:
+        with rng.stream(0):
+            made, kind = as_tensor(transform(given(state.sample[0], state.kind)))
+    except Exception as error:
+        message = f"no batched form of {name} ({reason}), and it refuses a sample: {error}"
+        raise NotBatched(message) from error
+    state.sample, state.kind = made[None], kind
+    return Looped(0, single, reason, type(transform).__name__ in REPEATABLE and _is_torchvisions(transform)), size
+
+
+def _is_torchvisions(transform: Any) -> bool:
+    return type(transform).__module__.startswith("torchvision.transforms.")
 
 
 def _form(transform: Any, state: _State) -> list[tuple[Step, tuple[int, int]]]:
@@ -213,7 +275,7 @@ def _form(transform: Any, state: _State) -> list[tuple[Step, tuple[int, int]]]:
         steps = [Step(transform.draws, lambda images, u: transform.batched(images, u.to(images.device)))]
         if state.pil:
             raise NotBatched("it takes tensors, and the dataset gives PIL images")
-    elif not kind.__module__.startswith("torchvision.transforms."):
+    elif not _is_torchvisions(transform):
         raise NotBatched(f"{kind.__name__} has no `draws` and `batched`")
     elif kind.__name__ == "Compose":
         return [step for inner in transform.transforms for step in _form(inner, state)]
@@ -370,12 +432,15 @@ def _random_resized_crop(transform: Any, state: _State) -> list[Step]:
 def _check_interpolation(mode: str, state: _State) -> None:
     """Refuse what would not be within one grey level.
 
-    Pillow cuts bicubic bytes off between its two directions, whose order it chooses by size.
+    Pillow cuts bicubic bytes off between its two directions, whose order it chooses by size (13.0; formerly columns
+    first): up to 29 grey levels apart.
     """
     if mode not in ("nearest", "nearest-exact", "bilinear", "bicubic"):
         raise NotBatched(f"interpolation {mode}")
     if mode == "bicubic" and state.sample.dtype == torch.uint8:
-        raise NotBatched("bicubic of bytes, which depends on the order of the two directions")
+        raise NotBatched(
+            "bicubic of bytes depends on which direction comes first, and Pillow's versions differ in that"
+        )
 
 
 def _nearest(start: Tensor, length: Tensor, out: int, *, centred: bool) -> Tensor:
@@ -479,9 +544,13 @@ def _resize(transform: Any, state: _State) -> list[Step]:
     return [window(0, places)]
 
 
-def _to_image(_: Any, state: _State) -> list[Step]:
-    """ToImage and PILToTensor: the pixels as they are."""
-    state.pil = False
+def _to_image(transform: Any, state: _State) -> list[Step]:
+    """ToImage, PILToTensor and ToPureTensor: the pixels as they are. The last leaves PIL images alone."""
+    name = type(transform).__name__
+    if name == "PILToTensor" and not state.pil:
+        raise NotBatched("PILToTensor takes PIL images, and the dataset gives tensors")
+    if name != "ToPureTensor" or not state.pil:
+        state.kind = "image" if name == "ToImage" else "tensor"
     return []
 
 
@@ -489,7 +558,7 @@ def _to_tensor(_: Any, state: _State) -> list[Step]:
     """v1's ToTensor of a PIL image or array: bytes become numbers in [0, 1]. v2's leaves a tensor alone."""
     if not state.pil:
         raise NotBatched("ToTensor takes PIL images and arrays, and the dataset gives tensors")
-    state.pil = False
+    state.kind = "tensor"
     return [affine(torch.tensor(1 / 255), torch.tensor(0.0))] if state.sample.dtype == torch.uint8 else []
 
 
@@ -546,10 +615,10 @@ def _grey(_: Any) -> Callable[[Tensor], Tensor]:
 def _random_apply(transform: Any, state: _State) -> list[Step]:
     inner = transform.transforms
     inner = list(inner.values()) if isinstance(inner, Mapping) else list(inner)
-    size, pil = state.sample.shape, state.pil
-    probe = _State(state.sample, pil)
+    probe = replace(state)
     steps = [step for each in inner for step, _ in _form(each, probe)]
-    if probe.sample.shape != size or probe.sample.dtype != state.sample.dtype or probe.pil != pil:
+    before, after = state.sample, probe.sample
+    if (before.shape, before.dtype, state.kind) != (after.shape, after.dtype, probe.kind):
         raise NotBatched("RandomApply of what changes size or dtype")
 
     def run(images: Tensor, uniforms: Tensor) -> Tensor:
@@ -669,6 +738,8 @@ def adjust_hue(images: Tensor, factors: Tensor) -> Tensor:
     chosen = torch.where(grey[:, None], values, chosen)
     return chosen.clamp_(0, 255 if in_bytes else 1).to(images.dtype)
 
+
+REPEATABLE = ("Resize",)  # draws nothing, also where it has no batched form
 
 # ---- which transform has which form: v1 and v2 share their names and attributes
 
