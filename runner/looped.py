@@ -1,7 +1,7 @@
 """A transform of single images on a whole batch, for what has no batched form, with the numbers it draws alone.
 
-CIFAR with TrivialAugment between a batched crop and a batched normalisation, in memory on one core: 10 k images/s, where
-sample by sample it is 3 k.
+CIFAR with TrivialAugment between a batched crop and a batched normalisation, in memory on one core: 10 k images/s,
+where sample by sample it is 3 k.
 """
 
 from collections.abc import Callable
