@@ -8,12 +8,17 @@ other, they become one gather (128 images of 3x32x32 on one core: 350 k images/s
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from runner import rng
+from runner.looped import Kind, OneByOne, as_tensor, given
+
+How = Literal["pil", "v1", "v2"]  # whose colours: Pillow's, or those of torchvision's tensors
 Places = tuple[Tensor | None, Tensor | None]  # rows and columns, int64 [N or 1, H'] and [N or 1, W']; None: as they are
 ATTEMPTS = 10  # torchvision draws a box so often before it takes the middle, or leaves the image alone
 
@@ -78,6 +83,14 @@ def affine(scale: Tensor, shift: Tensor) -> Affine:
     return Affine(0, run, scale, shift)
 
 
+@dataclass(frozen=True)
+class Looped(Step):
+    """A transform of single images; in place of uniforms it gets a seed for each sample, int64 [N]."""
+
+    reason: str  # why it has no batched form
+    repeatable: bool  # whether it gives the same each time, so that once is enough
+
+
 @dataclass
 class _Part:
     """A step of the transform `name`, which takes these columns of the transform's uniforms."""
@@ -89,7 +102,11 @@ class _Part:
 
 
 class Chain:
-    """Named transforms in order as batched steps.
+    """Named transforms in order as batched steps; what has no batched form goes through its images one by one.
+
+    Attributes:
+        draws: how many uniform numbers each transform takes for a sample.
+        looped: the transforms that take a seed for each sample instead, and why.
 
     Args:
         transforms: by name, in order.
@@ -97,19 +114,22 @@ class Chain:
         pil: whether the per-sample path would see a PIL image, whose semantics are then kept.
 
     Raises:
-        NotBatched: one of them has no batched form (the text names it), or PIL images would be left.
+        NotBatched: one of them refuses the sample (the text names it), or PIL images would be left.
     """
 
     def __init__(self, transforms: Mapping[str, Any], sample: Tensor, *, pil: bool = False) -> None:
         self.draws: dict[str, int] = {}
+        self.looped: dict[str, str] = {}
         self.stages: list[list[_Part]] = []
-        state = _State(sample[None], pil)
+        state = _State(sample[None], "pil" if pil else "tensor")
         for name, transform in transforms.items():
+            before = replace(state)
             try:
                 steps = _form(transform, state)
             except NotBatched as reason:
-                message = f"no batched form of {name}: {reason}"
-                raise NotBatched(message) from reason
+                state = before
+                steps = [_one_by_one(name, transform, state, str(reason))]
+                self.looped[name] = str(reason)
             drawn = 0
             for step, size in steps:
                 self._append(_Part(name, slice(drawn, drawn + step.draws), step, size))
@@ -133,7 +153,7 @@ class Chain:
 
     def split(self) -> tuple["Chain", "Chain"]:
         """What draws nothing and has nothing random before it (once is enough for it), and the rest."""
-        random = [any(part.step.draws for part in stage) for stage in self.stages]
+        random = [any(_is_random(part.step) for part in stage) for stage in self.stages]
         first = random.index(True) if any(random) else len(random)
         return self._of(self.stages[:first]), self._of(self.stages[first:])
 
@@ -141,13 +161,14 @@ class Chain:
         chain = Chain.__new__(Chain)
         names = {part.name for stage in stages for part in stage}
         chain.draws = {name: draws for name, draws in self.draws.items() if name in names}
+        chain.looped = {name: reason for name, reason in self.looped.items() if name in names}
         chain.stages = stages
         return chain
 
     def prepare(self, uniforms: Mapping[str, Tensor], count: int) -> list[tuple[Tensor, ...]]:
         """For each stage what it needs of `count` samples, [count, ...] on the CPU, so that any part can be sliced out.
 
-        `uniforms` has the numbers [count, draws] of each transform in `draws`.
+        `uniforms` has the numbers [count, draws] of each transform in `draws`, and the seeds of those in `looped`.
         """
         return [
             self._places(stage, uniforms, count)
@@ -169,20 +190,38 @@ class Chain:
         columns = torch.arange(width)[None] if columns is None else columns
         return rows.int().expand(count, -1), columns.int().expand(count, -1)
 
-    def __call__(self, images: Tensor, prepared: list[tuple[Tensor, ...]]) -> Tensor:
-        """The transformed images [N, C, H', W'] of [N, C, H, W]; `prepared` is a slice of what `prepare` gave."""
-        for stage, needs in zip(self.stages, prepared, strict=True):
+    def __call__(
+        self, images: Tensor, prepared: list[tuple[Tensor, ...]], device: torch.device | None = None
+    ) -> Tensor:
+        """The transformed images [N, C, H', W'] of [N, C, H, W]; `prepared` is a slice of what `prepare` gave.
+
+        `device` is where they go after the last transform of single images, which runs on the CPU.
+
+        Raises:
+            Failed: such a transform refused an image.
+        """
+        loops = [number for number, stage in enumerate(self.stages) if isinstance(stage[0].step, Looped)]
+        for number, (stage, needs) in enumerate(zip(self.stages, prepared, strict=True)):
             step = stage[0].step
             images = move(images, *needs) if isinstance(step, Window) else step.run(images, *needs)
+            if number in loops[-1:] and device is not None:
+                images = images.to(device, non_blocking=True)
         return images
 
     def alone(self, images: Tensor) -> Tensor:
         """The transformed images, with zeros for random numbers: for what draws nothing, and to see shapes."""
         zeros = {name: torch.zeros(len(images), draws) for name, draws in self.draws.items()}
+        zeros |= {name: torch.zeros(len(images), dtype=torch.int64) for name in self.looped}
         return self(images, self.prepare(zeros, len(images)))
 
 
+def _is_random(step: Step) -> bool:
+    return not step.repeatable if isinstance(step, Looped) else step.draws > 0
+
+
 def _numbers(part: _Part, uniforms: Mapping[str, Tensor], count: int) -> Tensor:
+    if isinstance(part.step, Looped):
+        return uniforms[part.name]
     return uniforms[part.name][:, part.columns] if part.step.draws else torch.empty(count, 0)
 
 
@@ -196,14 +235,39 @@ def _through(outer: Tensor | None, inner: Tensor | None) -> Tensor | None:
 
 @dataclass
 class _State:
-    """What the steps so far make of one raw sample [1, C, H, W], and whether it would be a PIL image."""
+    """What the steps so far make of one raw sample [1, C, H, W], and what it would be, sample by sample."""
 
     sample: Tensor
-    pil: bool
+    kind: Kind
+
+    @property
+    def pil(self) -> bool:
+        return self.kind == "pil"
 
     @property
     def size(self) -> tuple[int, int]:
         return (self.sample.shape[-2], self.sample.shape[-1]) if self.sample.dim() > 2 else (0, 0)
+
+
+def _one_by_one(name: str, transform: Any, state: _State, reason: str) -> tuple[Step, tuple[int, int]]:
+    """The transform as it is, for one image after the other; `state` goes on to what it makes of the sample.
+
+    Raises:
+        NotBatched: it refuses the sample.
+    """
+    single, size = OneByOne(transform, state.kind), state.size
+    try:
+        with rng.stream(0):
+            made, kind = as_tensor(transform(given(state.sample[0], state.kind)))
+    except Exception as error:
+        message = f"no batched form of {name} ({reason}), and it refuses a sample: {error}"
+        raise NotBatched(message) from error
+    state.sample, state.kind = made[None], kind
+    return Looped(0, single, reason, type(transform).__name__ in REPEATABLE and _is_torchvisions(transform)), size
+
+
+def _is_torchvisions(transform: Any) -> bool:
+    return type(transform).__module__.startswith("torchvision.transforms.")
 
 
 def _form(transform: Any, state: _State) -> list[tuple[Step, tuple[int, int]]]:
@@ -213,7 +277,7 @@ def _form(transform: Any, state: _State) -> list[tuple[Step, tuple[int, int]]]:
         steps = [Step(transform.draws, lambda images, u: transform.batched(images, u.to(images.device)))]
         if state.pil:
             raise NotBatched("it takes tensors, and the dataset gives PIL images")
-    elif not kind.__module__.startswith("torchvision.transforms."):
+    elif not _is_torchvisions(transform):
         raise NotBatched(f"{kind.__name__} has no `draws` and `batched`")
     elif kind.__name__ == "Compose":
         return [step for inner in transform.transforms for step in _form(inner, state)]
@@ -222,7 +286,10 @@ def _form(transform: Any, state: _State) -> list[tuple[Step, tuple[int, int]]]:
     elif state.sample.dim() != 4:
         raise NotBatched(f"{kind.__name__} takes images, and a sample has {state.sample.dim() - 1} dimensions")
     else:
-        steps = FORMS[kind.__name__](transform, state)
+        try:
+            steps = FORMS[kind.__name__](transform, state)
+        except (RuntimeError, TypeError) as error:
+            raise NotBatched(f"{kind.__name__} refuses a sample: {error}") from error
     sizes = []
     for step in steps:
         sizes.append(state.size)
@@ -251,13 +318,18 @@ def _crop(size: Sequence[int]) -> Window:
 def _random_crop(transform: Any, state: _State) -> list[Step]:
     left, top, right, bottom = _padding(transform)
     height, width = transform.size
+    rows, columns = state.size[0] + top + bottom, state.size[1] + left + right
+    pads = [[left, top, right, bottom]]
     if transform.pad_if_needed:
-        missing = max(0, width - state.size[1] - left - right), max(0, height - state.size[0] - top - bottom)
-        left, right, top, bottom = left + missing[0], right + missing[0], top + missing[1], bottom + missing[1]
-    if height > state.size[0] + top + bottom or width > state.size[1] + left + right:
+        down, across = max(0, height - rows), max(0, width - columns)
+        rows, columns = rows + 2 * down, columns + 2 * across
+        if _is_v2(transform):
+            pads = [[left + across, top + down, right + across, bottom + down]]
+        else:  # v1 pads what is padded already: not the same where that mirrors
+            pads.append([across, down, across, down])
+    if height > rows or width > columns:
         raise NotBatched(f"the crop {height}x{width} is larger than the padded image")
-    pad = [_pad_step([left, top, right, bottom], transform)] if left or top or right or bottom else []
-    return [*pad, _crop(transform.size)]
+    return [*(_pad_step(padding, transform) for padding in pads if any(padding)), _crop(transform.size)]
 
 
 def _padding(transform: Any) -> tuple[int, int, int, int]:
@@ -345,12 +417,13 @@ def _random_resized_crop(transform: Any, state: _State) -> list[Step]:
     mode = getattr(transform.interpolation, "value", transform.interpolation)
     antialias = state.pil or bool(transform.antialias)
     if mode in ("nearest", "nearest-exact"):
-        centred = state.pil or mode == "nearest-exact"
+        both = zip(state.size, size, strict=True)
+        make = _pillows_nearest if state.pil else _torchs_nearest
+        down, across = (make(total, out, mode) for total, out in both)
 
         def places(rows: int, columns: int, uniforms: Tensor) -> Places:
             top, left, height, width, _ = _boxes((rows, columns), scale, ratio, uniforms, erasing=False)
-            down = _nearest(top, height, size[0], centred=centred)
-            return down, _nearest(left, width, size[1], centred=centred)
+            return down(top, height), across(left, width)
 
         return [window(2 * ATTEMPTS + 2, places)]
     _check_interpolation(mode, state)
@@ -370,22 +443,40 @@ def _random_resized_crop(transform: Any, state: _State) -> list[Step]:
 def _check_interpolation(mode: str, state: _State) -> None:
     """Refuse what would not be within one grey level.
 
-    Pillow cuts bicubic bytes off between its two directions, whose order it chooses by size.
+    Pillow cuts bicubic bytes off between its two directions, whose order it chooses by size (13.0; formerly columns
+    first): up to 29 grey levels apart.
     """
     if mode not in ("nearest", "nearest-exact", "bilinear", "bicubic"):
         raise NotBatched(f"interpolation {mode}")
     if mode == "bicubic" and state.sample.dtype == torch.uint8:
-        raise NotBatched("bicubic of bytes, which depends on the order of the two directions")
+        raise NotBatched(
+            "bicubic of bytes depends on which direction comes first, and Pillow's versions differ in that"
+        )
 
 
-def _nearest(start: Tensor, length: Tensor, out: int, *, centred: bool) -> Tensor:
-    """The nearest pixel of each of `out` in boxes [start, start+length): of its middle, or of its corner.
+def _nearest(start: Tensor, length: Tensor, out: int) -> Tensor:
+    """The pixel in the middle of each of `out` in boxes [start, start+length), int64 [N, out].
 
-    Pillow takes the middle, and adds up the steps in double precision (`ImagingScaleAffine`).
+    Pillow adds up the steps in double precision (`ImagingScaleAffine`).
     """
     step = (length[:, None].double() / out).repeat(1, out)
-    step[:, 0] = step[:, 0] / 2 if centred else 0
+    step[:, 0] = step[:, 0] / 2
     return start[:, None] + torch.minimum(step.cumsum(1).long(), length[:, None] - 1)
+
+
+def _pillows_nearest(_total: int, out: int, _mode: str) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda start, length: _nearest(start, length, out)
+
+
+def _torchs_nearest(total: int, out: int, mode: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The same of tensors: where torch's own interpolation takes the pixels of a box from, of each length."""
+    numbers = torch.arange(float(total))
+    lengths = [
+        torch.nn.functional.interpolate(numbers[None, None, None, :length], size=(1, out), mode=mode)[0, 0, 0]
+        for length in range(1, total + 1)
+    ]
+    table = torch.stack(lengths).long()
+    return lambda start, length: start[:, None] + table[length - 1]
 
 
 def _weights(start: Tensor, length: Tensor, total: int, out: int, mode: str, *, antialias: bool) -> Tensor:
@@ -410,11 +501,14 @@ def _weights(start: Tensor, length: Tensor, total: int, out: int, mode: str, *, 
 
 
 def resample(images: Tensor, down: Tensor, across: Tensor) -> Tensor:
-    """Images [N, C, H, W] by matrices [N, H', H] and [N, W', W]; bytes are rounded after each direction (Pillow)."""
+    """Images [N, C, H, W] by matrices [N or 1, H', H] and [N or 1, W', W].
+
+    Bytes are rounded once, at the end. Pillow and torch round after each direction, and differ in which comes first:
+    each lies within one grey level of this, and up to two from the other.
+    """
     count, channels, rows, columns = images.shape
-    wide = torch.bmm(images.to(down.dtype).reshape(count, channels * rows, columns), across.transpose(1, 2))
-    wide = _as(wide, images.dtype).to(down.dtype).view(count, channels, rows, -1)
-    return _as(torch.matmul(down[:, None], wide), images.dtype)
+    wide = torch.matmul(images.to(down.dtype).reshape(count, channels * rows, columns), across.transpose(1, 2))
+    return _as(torch.matmul(down[:, None], wide.view(count, channels, rows, -1)), images.dtype)
 
 
 def _as(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -422,8 +516,10 @@ def _as(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.to(dtype) if dtype.is_floating_point else values.add_(0.5).floor_().clamp_(0, 255).to(dtype)
 
 
-def _random_erasing(transform: Any, _: _State) -> list[Step]:
+def _random_erasing(transform: Any, state: _State) -> list[Step]:
     value = transform.value
+    if state.pil:
+        raise NotBatched("RandomErasing takes tensors, and gets PIL images")
     if value is None or isinstance(value, str):
         raise NotBatched("its random fill needs numbers for every pixel")
     fill = torch.tensor(value, dtype=torch.float32).view(-1, 1, 1)
@@ -467,21 +563,33 @@ def _resize(transform: Any, state: _State) -> list[Step]:
         resized: Tensor = functional.resize(images, size, **how)
         return resized
 
-    if not (state.pil and mode.startswith("nearest")):
-        return [Step(0, run)]
     height, width = run(state.sample, torch.empty(1, 0)).shape[-2:]
     zero = torch.zeros(1, dtype=torch.int64)
 
+    def weighted(images: Tensor, _: Tensor) -> Tensor:
+        rows, columns = images.shape[-2:]
+        down = _weights(zero, zero + rows, rows, height, mode, antialias=antialias).to(images.device)
+        across = _weights(zero, zero + columns, columns, width, mode, antialias=antialias).to(images.device)
+        return resample(images, down, across)
+
+    if state.sample.dtype == torch.uint8 and mode == "bilinear":
+        return [Step(0, weighted)]
+    if not (state.pil and mode.startswith("nearest")):
+        return [Step(0, run)]
+
     def places(rows: int, columns: int, _: Tensor) -> Places:
-        down = _nearest(zero, zero + rows, height, centred=True)
-        return down, _nearest(zero, zero + columns, width, centred=True)
+        return _nearest(zero, zero + rows, height), _nearest(zero, zero + columns, width)
 
     return [window(0, places)]
 
 
-def _to_image(_: Any, state: _State) -> list[Step]:
-    """ToImage and PILToTensor: the pixels as they are."""
-    state.pil = False
+def _to_image(transform: Any, state: _State) -> list[Step]:
+    """ToImage, PILToTensor and ToPureTensor: the pixels as they are. The last leaves PIL images alone."""
+    name = type(transform).__name__
+    if name == "PILToTensor" and not state.pil:
+        raise NotBatched("PILToTensor takes PIL images, and the dataset gives tensors")
+    if name != "ToPureTensor" or not state.pil:
+        state.kind = "image" if name == "ToImage" else "tensor"
     return []
 
 
@@ -489,7 +597,7 @@ def _to_tensor(_: Any, state: _State) -> list[Step]:
     """v1's ToTensor of a PIL image or array: bytes become numbers in [0, 1]. v2's leaves a tensor alone."""
     if not state.pil:
         raise NotBatched("ToTensor takes PIL images and arrays, and the dataset gives tensors")
-    state.pil = False
+    state.kind = "tensor"
     return [affine(torch.tensor(1 / 255), torch.tensor(0.0))] if state.sample.dtype == torch.uint8 else []
 
 
@@ -510,6 +618,14 @@ def _normalize(transform: Any, state: _State) -> list[Step]:
     mean = torch.tensor(transform.mean, dtype=torch.float64).view(-1, 1, 1)
     std = torch.tensor(transform.std, dtype=torch.float64).view(-1, 1, 1)
     return [affine((1 / std).float(), (-mean / std).float())]
+
+
+def _grayscale(transform: Any, state: _State) -> list[Step]:
+    """A PIL image gets the channels that are asked for also where it is grey already; a tensor stays as it is."""
+    wanted = transform.num_output_channels
+    if not state.pil or state.sample.shape[1] == 3:
+        return _as_it_is(transform, state)
+    return [Step(0, lambda images, _: images[:, :1].expand(-1, wanted, -1, -1))]
 
 
 def _some(function: Callable[[Any], Callable[[Tensor], Tensor]]) -> Callable[[Any, _State], list[Step]]:
@@ -546,10 +662,10 @@ def _grey(_: Any) -> Callable[[Tensor], Tensor]:
 def _random_apply(transform: Any, state: _State) -> list[Step]:
     inner = transform.transforms
     inner = list(inner.values()) if isinstance(inner, Mapping) else list(inner)
-    size, pil = state.sample.shape, state.pil
-    probe = _State(state.sample, pil)
+    probe = replace(state)
     steps = [step for each in inner for step, _ in _form(each, probe)]
-    if probe.sample.shape != size or probe.sample.dtype != state.sample.dtype or probe.pil != pil:
+    before, after = state.sample, probe.sample
+    if (before.shape, before.dtype, state.kind) != (after.shape, after.dtype, probe.kind):
         raise NotBatched("RandomApply of what changes size or dtype")
 
     def run(images: Tensor, uniforms: Tensor) -> Tensor:
@@ -570,7 +686,9 @@ def _random_apply(transform: Any, state: _State) -> list[Step]:
 def _color_jitter(transform: Any, state: _State) -> list[Step]:
     """Each image with its own four factors, in an order of its own (columns 0 to 3 the factors, 4 to 7 the order)."""
     ranges = [getattr(transform, name) for name in ("brightness", "contrast", "saturation", "hue")]
-    changes = [adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue]
+    how: How = "pil" if state.pil else "v2" if _is_v2(transform) else "v1"
+    changes = [partial(change, how=how) for change in ADJUSTMENTS]
+    _hsv(how)
     if state.sample.shape[1] != 3:
         raise NotBatched("ColorJitter of images that have not three channels")
 
@@ -591,43 +709,90 @@ def _color_jitter(transform: Any, state: _State) -> list[Step]:
     return [Step(8, run)]
 
 
-def _blend(images: Tensor, other: Tensor, factors: Tensor) -> Tensor:
-    """`other + factors * (images - other)`; bytes are cut off as in Pillow's Blend.c, floats clamped to [0, 1]."""
-    mixed = other + factors * (images.float() - other)
-    return mixed.clamp_(0, 1 if images.is_floating_point() else 255).to(images.dtype)
+def _blend(images: Tensor, other: Tensor, factors: Tensor, how: How) -> Tensor:
+    """`factors * images + (1 - factors) * other`, floats clamped to [0, 1], bytes cut off, with the library's rounding.
+
+    One grey level more or less in one adjustment becomes several in the next one.
+    """
+    if how == "pil":  # Blend.c
+        mixed = other + factors * (images.float() - other)
+    else:
+        rest = (1 - factors.double()).float()
+        mixed = images * factors
+        if how == "v2":  # `Tensor.add_` with an `alpha` multiplies and adds at once
+            return _cut((mixed.double() + rest.double() * other.double()).float(), images.dtype)
+        mixed = mixed + rest * other
+    return _cut(mixed, images.dtype)
 
 
-def _luma(images: Tensor) -> Tensor:
-    """ITU-R 601-2 luma, float32 [N, 1, H, W]; of bytes a whole number, with Pillow's integers (Convert.c)."""
-    if images.is_floating_point():
-        red, green, blue = images.float().unbind(1)
-        return (0.2989 * red + 0.587 * green + 0.114 * blue)[:, None]
-    red, green, blue = images.int().unbind(1)
-    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16)[:, None].float()
+def _cut(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return values.clamp_(0, 1 if dtype.is_floating_point else 255).to(dtype)
 
 
-def adjust_brightness(images: Tensor, factors: Tensor) -> Tensor:
+def _luma(images: Tensor, how: How) -> Tensor:
+    """ITU-R 601-2 luma, float32 [N, 1, H, W]; of bytes a whole number, for PIL with Pillow's integers (Convert.c)."""
+    if images.dtype == torch.uint8 and how == "pil":
+        red, green, blue = images.int().unbind(1)
+        return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16)[:, None].float()
+    red, green, blue = images.float().unbind(1)
+    luma = (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)[:, None]
+    return luma if images.is_floating_point() else luma.floor_()
+
+
+def adjust_brightness(images: Tensor, factors: Tensor, how: How = "pil") -> Tensor:
     """Images [N, 3, H, W] with factors [N, 1, 1, 1]: 0 is black, 1 as it is."""
-    return _blend(images, torch.zeros((), device=images.device), factors)
+    return _blend(images, torch.zeros((), device=images.device), factors, how)
 
 
-def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
+def adjust_contrast(images: Tensor, factors: Tensor, how: How = "pil") -> Tensor:
     """Images [N, 3, H, W] with factors [N, 1, 1, 1]: 0 is the grey of the mean luma, 1 as it is."""
-    mean = _luma(images).mean((1, 2, 3), keepdim=True)
-    return _blend(images, mean if images.is_floating_point() else (mean + 0.5).floor(), factors)
+    mean = _luma(images, how).mean((1, 2, 3), keepdim=True)
+    return _blend(images, (mean + 0.5).floor() if images.dtype == torch.uint8 and how == "pil" else mean, factors, how)
 
 
-def adjust_saturation(images: Tensor, factors: Tensor) -> Tensor:
+def adjust_saturation(images: Tensor, factors: Tensor, how: How = "pil") -> Tensor:
     """Images [N, 3, H, W] with factors [N, 1, 1, 1]: 0 is grey, 1 as it is."""
-    return _blend(images, _luma(images), factors)
+    return _blend(images, _luma(images, how), factors, how)
 
 
-def adjust_hue(images: Tensor, factors: Tensor) -> Tensor:
+def adjust_hue(images: Tensor, factors: Tensor, how: How = "pil") -> Tensor:
     """Images [N, 3, H, W] with shifts [N, 1, 1, 1] in [-0.5, 0.5] of the circle of hues.
 
-    Through HSV; of bytes in bytes, as Pillow does (Convert.c, rgb2hsv and hsv2rgb), so by 256ths of the circle.
+    Of a PIL image's bytes in bytes, so by 256ths of the circle; of a tensor in numbers, with torchvision's functions.
     """
-    in_bytes = not images.is_floating_point()
+    if images.dtype == torch.uint8 and how == "pil":
+        return _hue_of_bytes(images, factors)
+    to_hsv, to_rgb = _hsv(how)
+    hue, saturation, value = to_hsv(images if images.is_floating_point() else images.float() / 255).unbind(1)
+    changed: Tensor = to_rgb(torch.stack(((hue + factors[:, 0]) % 1.0, saturation, value), 1))
+    return changed if images.is_floating_point() else changed.mul_(256 - 1e-3).to(images.dtype)
+
+
+ADJUSTMENTS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
+
+
+def _hsv(how: How) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Torchvision's own, which take batches but are not public.
+
+    Raises:
+        NotBatched: this torchvision has none of these names.
+    """
+    try:
+        if how == "v1":
+            from torchvision.transforms import _functional_tensor as functional
+
+            found = functional._rgb2hsv, functional._hsv2rgb  # noqa: SLF001  see above
+        else:
+            from torchvision.transforms.v2.functional import _color
+
+            found = _color._rgb_to_hsv, _color._hsv_to_rgb  # noqa: SLF001
+    except (ImportError, AttributeError) as error:
+        raise NotBatched(f"this torchvision has other colour functions ({error})") from error
+    return found
+
+
+def _hue_of_bytes(images: Tensor, factors: Tensor) -> Tensor:
+    """Pillow's way through HSV in bytes (Convert.c, rgb2hsv and hsv2rgb)."""
     values = images.float()
     highest, lowest = values.amax(1), values.amin(1)
     span = highest - lowest
@@ -637,19 +802,12 @@ def adjust_hue(images: Tensor, factors: Tensor) -> Tensor:
     sector = torch.where(is_red, blue - green, torch.where(is_green, 2 + red - blue, 4 + green - red))
     hue = torch.where(grey, 0.0, torch.fmod(sector.float().double() / 6 + 1, 1).float().double())
     saturation = torch.where(grey, 0.0, span / torch.where(grey, 1.0, highest)).double()
-    shift = factors[:, 0].double()
-    if in_bytes:
-        saturation = (saturation * 255).floor() / 255
-        hue = torch.remainder((hue * 255).floor() + torch.trunc(shift * 255), 256) * (6 / 255)
-    else:
-        hue = torch.remainder(hue + shift, 1) * 6
+    saturation = (saturation * 255).floor() / 255
+    hue = torch.remainder((hue * 255).floor() + torch.trunc(factors[:, 0].double() * 255), 256) * (6 / 255)
     whole = hue.floor()
     part = hue - whole
     rest = (1 - saturation, 1 - saturation * part, 1 - saturation * (1 - part))
-    p, q, t = (highest * share for share in rest)
-    if in_bytes:
-        p, q, t = ((value + 0.5).floor() for value in (p, q, t))
-    p, q, t = p.float(), q.float(), t.float()
+    p, q, t = ((highest * share + 0.5).floor().float() for share in rest)
     sextant = torch.remainder(whole, 6).long()[:, None, None]
     choices = torch.stack(
         [
@@ -667,8 +825,10 @@ def adjust_hue(images: Tensor, factors: Tensor) -> Tensor:
     )
     chosen = choices.gather(1, sextant.expand(-1, 1, 3, -1, -1))[:, 0]
     chosen = torch.where(grey[:, None], values, chosen)
-    return chosen.clamp_(0, 255 if in_bytes else 1).to(images.dtype)
+    return chosen.clamp_(0, 255).to(images.dtype)
 
+
+REPEATABLE = ("Resize",)  # draws nothing, also where it has no batched form
 
 # ---- which transform has which form: v1 and v2 share their names and attributes
 
@@ -687,7 +847,7 @@ FORMS: dict[str, Callable[[Any, _State], list[Step]]] = {
     "Resize": _resize,
     "Pad": _pad,
     "CenterCrop": _as_it_is,
-    "Grayscale": _as_it_is,
+    "Grayscale": _grayscale,
     "RGB": _as_it_is,
     "Identity": _as_it_is,
     "ToImage": _to_image,

@@ -16,6 +16,7 @@ from runner.config.schema import Config
 from runner.config.trust import locate, user_directories
 from runner.download import provide
 from runner.errors import Mistake, RunError
+from runner.gathered import ways
 from runner.samples import Faults, Indices, Part, Pipeline, Placement, Stream, Turn, to_image
 
 Parts = dict[str, tuple[Any, Indices | None]]  # split → dataset and which of its samples; None: all
@@ -209,10 +210,12 @@ def foreseen(config: Config, pipeline: Pipeline, sample: Any) -> str:
         member = sample[pipeline.place]
         pil = not isinstance(member, torch.Tensor)
         try:
-            Chain(pipeline.transforms, to_image(member) if pil else member, pil=pil)
+            chain = Chain(pipeline.transforms, to_image(member) if pil else member, pil=pil)
         except NotBatched as error:
             reason = str(error)
-    return f"{names}: " + (f"sample by sample ({reason})" if reason else "batched where the data is in memory")
+        else:
+            return f"{names}: where the data is in memory{ways(pipeline.transforms, chain)}"
+    return f"{names}: sample by sample ({reason})"
 
 
 def make_faults(config: Config, split: str, folder: Path | None) -> Faults:

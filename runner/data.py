@@ -297,16 +297,18 @@ def for_gathering(
         whole = whole_data(dataset)
         if whole is None and settings.in_memory is True:
             whole = stacked(dataset, indices, stream, faults)
-        found = (
-            "the dataset's tensors are not known as a whole" if whole is None else _chained(whole, pipeline, settings)
-        )
+        found = "the dataset's tensors are not known as a whole"
+        if whole is not None:
+            found = _chained(whole, pipeline, settings, skip=faults.skip)
     if isinstance(found, str) and settings.in_memory is True:
         message = f"loader.in_memory: true cannot be had: {found}"
         raise ValueError(message)
     return found
 
 
-def _chained(whole: Whole, pipeline: Pipeline, settings: LoaderSettings) -> tuple[Whole, Chain | None] | str:
+def _chained(
+    whole: Whole, pipeline: Pipeline, settings: LoaderSettings, *, skip: bool
+) -> tuple[Whole, Chain | None] | str:
     """The whole data with the batched form of its transforms, or why that cannot be had."""
     size = sum(tensor.nbytes for tensor in whole.tensors.values())
     if settings.in_memory == "auto" and size > settings.in_memory_limit:
@@ -318,9 +320,12 @@ def _chained(whole: Whole, pipeline: Pipeline, settings: LoaderSettings) -> tupl
         return f"a sample has no member {pipeline.place!r}"
     try:
         pil = pipeline.place in whole.pil
-        return whole, Chain(pipeline.transforms, whole.tensors[pipeline.place][0], pil=pil)
+        chain = Chain(pipeline.transforms, whole.tensors[pipeline.place][0], pil=pil)
     except NotBatched as error:
         return str(error)
+    if skip and chain.looped:
+        return f"what {next(iter(chain.looped))} refuses is to be skipped"
+    return whole, chain
 
 
 def why_single(pipeline: Pipeline, settings: LoaderSettings, *, collates: bool) -> str:

@@ -1,8 +1,7 @@
 """Batches gathered from whole tensors: one index row for many batches, batched transforms, no work for one sample."""
 
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from runner import rng
 from runner.batched import Chain
+from runner.looped import Failed
 from runner.samples import Fault, Faults, Indices, Order, Pipeline, Place, Placement, Share, empty_batch
 from runner.splitting import Whole, fingerprint
 
@@ -57,10 +57,14 @@ class Gathered:
         self.share = share or Share()
         self.order, self.placement, self.place = order, placement, pipeline.place
         self.fingerprint = fingerprint(whole, indices)
-        self.sound = sound(whole, indices, faults or Faults(order.stream.split))
+        faults = faults or Faults(order.stream.split)
+        self.sound = sound(whole, indices, faults)
         self.indices, self.batch_size = indices, batch_size
         rows = torch.from_numpy(indices)
-        self.tensors = {place: tensor[rows].to(placement.device) for place, tensor in whole.tensors.items()}
+        homes = dict.fromkeys(whole.tensors, placement.device)
+        if chain is not None and chain.looped and pipeline.place is not None:
+            homes[pipeline.place] = torch.device("cpu")  # where single images are transformed
+        self.tensors = {place: tensor[rows].to(homes[place]) for place, tensor in whole.tensors.items()}
         self.as_mapping = any(isinstance(place, str) for place in whole.tensors)
         self.chain = self._once(chain, limit)
         self.size = len(indices) if self.sound is None else int(self.sound.sum())
@@ -73,11 +77,10 @@ class Gathered:
         budget = CHUNK_BYTES.get(placement.device.type, GPU_CHUNK_BYTES)
         self.chunk = self.own_size * max(1, budget // max(1, sample_bytes * self.own_size))
         self.ahead = max(1, min(EPOCHS_AHEAD, budget // max(1, sample_bytes * self.length)))
-        if order.sampler is not None or order.fixed:
+        if order.sampler is not None or order.fixed or (self.chain is not None and self.chain.looped):
             self.ahead = 1
-        self.plan = f"gathered from memory on {placement.device}" + (
-            f", batched: {', '.join(pipeline.transforms)}" if pipeline.transforms else ""
-        )
+        self.file, self.faults = whole.file, faults
+        self.plan = f"gathered from memory on {placement.device}{ways(pipeline.transforms, chain)}"
         self.ready: dict[int, list[Any]] = {}
         self.unchanging = self._fixed() if order.fixed and self.chain is None else None
 
@@ -140,11 +143,10 @@ class Gathered:
             yield from self.ready[epoch][start:]
         else:
             order = self._own(epoch)[start * self.own_size :]
-            keys = partial(self.order.stream.key, epoch)
             lot = self.chunk * max(1, LOT // self.chunk)
             for first in range(0, len(order), lot):
                 positions = order[first : first + lot]
-                prepared = self._numbers(positions, keys)
+                prepared = self._numbers(positions, [epoch])
                 for begin in range(0, len(positions), self.chunk):
                     part = slice(begin, begin + self.chunk)
                     some = [tuple(member[part] for member in needs) for needs in prepared]
@@ -154,35 +156,52 @@ class Gathered:
         """Make this epoch's batches and some after it, each sample with the numbers of its own epoch."""
         length = self.length
         epochs = range(epoch, epoch + self.ahead)
-        stream = self.order.stream
         positions = np.concatenate([self._own(number) for number in epochs])
-
-        def keys(name: str) -> np.ndarray[Any, Any]:
-            return np.repeat(np.array([stream.key(number, name) for number in epochs], np.uint64), length)
-
-        members = self._made(positions, self._numbers(positions, keys))
+        members = self._made(positions, self._numbers(positions, epochs))
         parts = {place: member.split(length) for place, member in members.items()}
         self.ready = {
             number: self._views({place: part[i] for place, part in parts.items()}, positions[i * length :][:length])
             for i, number in enumerate(epochs)
         }
 
-    def _numbers(self, positions: Indices, keys: Callable[[str], Any]) -> list[tuple[Tensor, ...]]:
-        """What the transforms draw for these samples; `keys(name)` is a transform's key, or one for each sample."""
+    def _numbers(self, positions: Indices, epochs: Sequence[int]) -> list[tuple[Tensor, ...]]:
+        """What the transforms draw for these samples, of which each epoch has as many."""
         if self.chain is None:
             return []
-        indices = self.indices[positions]
+        indices, key = self.indices[positions], self.order.stream.key
+        each = len(positions) // len(epochs)
+
+        def keys(name: str) -> Any:
+            found = [key(epoch, name) for epoch in epochs]
+            return found[0] if len(found) == 1 else np.repeat(np.array(found, np.uint64), each)
+
         numbers = {name: rng.uniforms(keys(name), indices, draws) for name, draws in self.chain.draws.items()}
+        for name in self.chain.looped:  # the seeds that these samples have one by one
+            seeds = [key(epochs[at // each], index, name) for at, index in enumerate(indices.tolist())]
+            numbers[name] = torch.tensor(seeds)
         return self.chain.prepare(numbers, len(positions))
 
     def _made(self, positions: Indices, numbers: list[tuple[Tensor, ...]]) -> dict[Place, Tensor]:
         """The samples at these positions, transformed with these numbers."""
-        rows = torch.from_numpy(positions).to(self.placement.device)
-        members = {place: tensor.index_select(0, rows) for place, tensor in self.tensors.items()}
+        rows = torch.from_numpy(positions)
+        members = {place: tensor.index_select(0, rows.to(tensor.device)) for place, tensor in self.tensors.items()}
         if self.chain is not None:
             assert self.place is not None
-            members[self.place] = self.chain(members[self.place], numbers)
+            try:
+                members[self.place] = self.chain(members[self.place], numbers, self.placement.device)
+            except Failed as error:
+                index = int(self.indices[positions[error.row]])
+                self.faults.note(Fault(index, error.error, self.file(index)))
+                raise  # unless it is skipped, which goes sample by sample
         return members
+
+
+def ways(transforms: Mapping[str, Any], chain: Chain | None) -> str:
+    """Which transforms run on whole batches, and which on one image after the other, and why."""
+    looped = {} if chain is None else chain.looped
+    whole = ", ".join(name for name in transforms if name not in looped)
+    single = ", ".join(f"{name} ({reason})" for name, reason in looped.items())
+    return (f", batched: {whole}" if whole else "") + (f", one by one: {single}" if single else "")
 
 
 def sound(whole: Whole, indices: Indices, faults: Faults) -> Tensor | None:

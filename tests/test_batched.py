@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms import functional as F
 
-from runner import batched
+from runner import batched, rng
 from runner.batched import Chain, NotBatched
 
 COUNT = 48
@@ -271,16 +271,55 @@ def test_windows_in_a_row_are_one_stage(images: Tensor, seed: int) -> None:
     ("transform", "reason"),
     [
         (v2.TrivialAugmentWide(), "one image at a time"),
-        (v2.RandomErasing(value="random"), "random fill"),
+        (v2.RandomChoice([v2.RandomRotation(20), v2.RandomInvert()]), "one image at a time"),
         (v2.RandomResizedCrop(24, interpolation=InterpolationMode.BICUBIC), "bicubic of bytes"),
-        (v2.RandomCrop(99), "larger than the padded image"),
-        (lambda image: image, "no `draws` and `batched`"),
-        (v2.Normalize([0.5], [0.5]), "float32"),
+        (lambda image: image.rotate(10), "no `draws` and `batched`"),
     ],
 )
-def test_what_has_no_batched_form_says_why(transform: Any, reason: str, images: Tensor) -> None:
+def test_what_has_no_batched_form_goes_one_by_one(transform: Any, reason: str, images: Tensor) -> None:
+    """The images are those that the transform makes of PIL images with these seeds; the reason is said."""
+    chain = Chain({"flip": v2.RandomVerticalFlip(1.0), "it": transform, "image": v2.ToImage()}, images[0], pil=True)
+    seeds = torch.arange(COUNT) * 1000
+    result = chain(images, chain.prepare({"flip": torch.zeros(COUNT, 1), "it": seeds}, COUNT))
+    expected = []
+    for image, seed in zip(pil(images), seeds.tolist(), strict=True):
+        rng.seed_all(seed)
+        expected.append(transform(F.vflip(image)))
+
+    assert (["it"], True) == (list(chain.looped), reason in chain.looped["it"])
+    assert torch.equal(pixels(expected), result)
+
+
+@pytest.mark.parametrize("kind", [v2.ToImage(), v2.ToPureTensor(), v2.PILToTensor(), v1.ToTensor()])
+def test_one_by_one_a_transform_gets_the_type_that_it_gets_alone(kind: Any, images: Tensor) -> None:
+    """A PIL image, a tv_tensor or a plain tensor; and what comes next, too."""
+    seen: list[type] = []
+
+    def look(image: Any) -> Any:
+        seen.append(type(image))
+        return image
+
+    transforms = {"before": look, "kind": kind, "after": look, "image": v2.ToImage(), "last": look}
+    Chain(transforms, images[0], pil=True)
+    together, seen[:] = list(seen), []
+    single = pil(images)[0]
+    for transform in transforms.values():
+        single = transform(single)
+
+    assert seen == together
+
+
+@pytest.mark.parametrize(
+    ("transform", "reason"),
+    [
+        (v2.RandomCrop(99), "larger than the padded image"),
+        (v2.Normalize([0.5], [0.5]), "float32"),
+        (str, "it gives str"),
+    ],
+)
+def test_what_refuses_a_sample_says_why(transform: Any, reason: str, images: Tensor) -> None:
     """The reason names the transform."""
-    with pytest.raises(NotBatched, match=f"^no batched form of it: .*{reason}"):
+    with pytest.raises(NotBatched, match=f"^no batched form of it .*{reason}"):
         Chain({"it": transform}, images[0], pil=True)
 
 

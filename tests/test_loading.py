@@ -106,12 +106,59 @@ def test_a_start_at_every_batch(ahead: int) -> None:
             assert same(expected[epoch][start:], [list(batch) for batch in made.batches(epoch, start)])
 
 
+def random_cifar(count: int = 20) -> Any:
+    """torchvision's CIFAR10 over random pixels, without its files."""
+    dataset: Any = datasets.CIFAR10.__new__(datasets.CIFAR10)
+    dataset.data = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    dataset.targets = [number % 10 for number in range(count)]
+    dataset.transform = dataset.target_transform = dataset.transforms = None
+    return dataset
+
+
+class Noise:
+    """A transform of any tensor that draws from all three generators."""
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return image + torch.rand(1) + float(np.random.rand()) + random.random()
+
+
+def test_what_goes_one_by_one_in_memory_is_what_goes_sample_by_sample() -> None:
+    """The same bits for one's own transform of tensors; TrivialAugment's pixels; from any start."""
+    own = {"shift": RandomShift(2), "noise": Noise(), "again": RandomShift(1)}
+    gathered, loaded = split(digits(), own), split(digits(), own, in_memory=False)
+    assert gathered.plan.endswith("batched: shift, again, one by one: noise (Noise has no `draws` and `batched`)")
+    assert same(epochs(gathered), epochs(loaded))
+    assert all(same(epochs(gathered, 1, start), epochs(loaded, 1, start)) for start in range(8))
+    pil = {"augment": v2.TrivialAugmentWide(), "resize": v2.Resize(20, interpolation=3), **TO_NUMBERS}
+    gathered, loaded = split(random_cifar(), pil), split(random_cifar(), pil, in_memory=False)
+    assert "one by one: augment (Triv" in gathered.plan
+    for one, two in zip(epochs(gathered), epochs(loaded), strict=True):
+        assert torch.allclose(one[0], two[0], atol=1e-6)
+
+
+def test_what_one_image_refuses_is_named_with_its_sample() -> None:
+    """Also where whole batches are made; where it is to be skipped, samples go one by one all the way."""
+
+    def refuse(image: Tensor) -> Tensor:
+        if float(image.sum()) == 0:
+            raise ValueError("no pixel")
+        return image[:, : 5 if float(image.sum()) == 36 else 6]
+
+    dataset = digits()
+    dataset.tensors[0][17] = 0
+    with pytest.raises(RunError, match=r"^train sample 17: ValueError: no pixel"):
+        epochs(split(dataset, {"refuse": refuse}))
+    dataset.tensors[0][17] = 1
+    with pytest.raises(RunError, match=r"^train sample 17: its shape is \[1, 5, 6\], that of the others \[1, 6, 6\]"):
+        epochs(split(dataset, {"refuse": refuse}, shuffle=False))
+    made = split(dataset, {"refuse": refuse}, faults=Faults(skip=True))
+    assert made.plan == "sample by sample, in this process (what refuse refuses is to be skipped)"
+    assert 29 == sum(len(batch[1]) for batch in epochs(made, 1))
+
+
 def test_cifar_images_are_gathered_as_the_pil_path_has_them() -> None:
     """Without random transforms, whole bytes and PIL images one by one give the same numbers."""
-    dataset: Any = datasets.CIFAR10.__new__(datasets.CIFAR10)
-    dataset.data = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
-    dataset.targets = list(range(10)) * 2
-    dataset.transform = dataset.target_transform = dataset.transforms = None
+    dataset = random_cifar()
     transforms = {**TO_NUMBERS, "normalize": v2.Normalize([0.49, 0.48, 0.44], [0.24, 0.23, 0.26])}
     gathered, loaded = split(dataset, transforms), split(dataset, transforms, in_memory=False)
 
