@@ -30,7 +30,9 @@ def blocks(module: nn.Module) -> list[nn.Module]:
     found: list[nn.Module] = []
     for parent in module.modules():
         if isinstance(parent, nn.ModuleList | nn.Sequential):
-            members = [m for m in parent if next(m.children(), None) is not None and next(m.parameters(), None) is not None]
+            members = [
+                m for m in parent if next(m.children(), None) is not None and next(m.parameters(), None) is not None
+            ]
             found += [m for m in members if not isinstance(m, nn.ModuleList | nn.ModuleDict) and m not in found]
     return found[::-1]
 

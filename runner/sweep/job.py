@@ -144,7 +144,7 @@ def ending(
     if status is not None and status < 0:
         result, said = {}, None  # it is of an earlier attempt, or was written before it was all over
     if known:
-        return _failed(columns, known, error or _WORDS.get(known, ""))
+        return _failed(columns, known, error or _WORDS.get(known, f"whoever ran it says: {known}"))
     if said == "interrupted" or (said is None and stopped):
         return columns | {"status": "interrupted"}
     if said == "failed":

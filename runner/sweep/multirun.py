@@ -188,7 +188,8 @@ def run(plan: Plan, ledger: Ledger, source: Source, asked: list[Asked], executor
         board.close()
         source.close()
     final = [row for row in ledger.jobs() if row.active]
-    report(plan.folder)
+    if len(stop.signals) < 2:  # "at once" leaves no time for pictures
+        report(plan.folder)
     for line in after(plan, final):
         print(line)
     return status_of(final, stop)

@@ -1,6 +1,6 @@
 """Speed and start-up against other ways to do the same, as one table of ratios.
 
-usage: python -m tests.benchmarks [--repeats N] [--shared PATH] [--rows speed|startup|cfg|report|data|faults|resume ...]
+usage: python -m tests.benchmarks [--repeats N] [--shared PATH] [--rows speed|startup|cfg|report|data|sweep|… ...]
 Every measurement is a process of its own, in a terminal of its own (so that the progress bar is on, as it is for a
 user). In each round all take their turn: a busy machine slows them alike, and each round gives one ratio.
 """
@@ -24,7 +24,7 @@ from runner.sweep import ledger
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-GROUPS = ["speed", "startup", "cfg", "report", "data", "faults", "resume"]
+GROUPS = ["speed", "startup", "cfg", "report", "data", "sweep", "faults", "resume"]
 EPOCHS = 40  # of the default experiment, and so of its peers
 
 
@@ -161,11 +161,41 @@ def report_of_a_thousand(folder: Path) -> float:
     return time.monotonic() - start
 
 
+def each_job(*arguments: str) -> Callable[[Path], float]:
+    """Milliseconds that one more job of a sweep takes: of a long sweep and a short one, start-up taken out."""
+
+    def measure(folder: Path) -> float:
+        seconds = []
+        for count in (10, 50):
+            (folder / str(count)).mkdir()  # in the same one the jobs of before would be done
+            start = time.monotonic()
+            rates = ",".join(f"{number / 1000}" for number in range(1, count + 1))
+            command([*arguments, "-m", "debug=noop", f"optimizer.lr={rates}"], folder / str(count))
+            seconds.append(time.monotonic() - start)
+        return (seconds[1] - seconds[0]) / 40 * 1000
+
+    return measure
+
+
+def slots(count: int) -> Callable[[Path], float]:
+    """Steps per second of as many one-core jobs of a sweep at once, all together."""
+
+    def measure(folder: Path) -> float:
+        seeds = ",".join(map(str, range(count)))
+        line = ["-m", "runner", "-m", f"seed={seeds}", f"sweep.slots={count}", f"train.duration={10 * EPOCHS}ep"]
+        command([*line, "device.type=cpu", "device.threads=1", "train.evaluate_every=null", "log=quiet"], folder)
+        results = [json.loads(path.read_text()) for path in folder.glob("outputs/*/*/*/result.json")]
+        return sum(float(result["steps_per_second"]) for result in results)
+
+    return measure
+
+
 def rows(peers: Path) -> list[Row]:
     """The comparisons, with their targets."""
     startup = first_step("-m", "runner", "device.type=cpu")
     cfg = whole("-m", "runner", "--cfg", "job")
     images = image_speed("ours")
+    hydra_job = each_job(str(HERE / "bare_hydra.py"), str(ROOT / "conf"))
     bare_hydra = whole(str(HERE / "bare_hydra.py"), str(ROOT / "conf"), "--cfg", "job")
     return [
         *(
@@ -177,6 +207,8 @@ def rows(peers: Path) -> list[Row]:
         Row("report", "1,000 jobs, against 2 s", "s", report_of_a_thousand, lambda _: 2.0, 1.0, more=False),
         Row("data", "CIFAR batches, against PIL", "images/s", images, image_speed("pil"), 10, more=True),
         Row("data", "CIFAR batches, against a gather", "images/s", images, image_speed("gather"), 0.9, more=True),
+        Row("sweep", "a job of noop, against Hydra", "ms", each_job("-m", "runner"), hydra_job, 0.5, more=False),
+        Row("sweep", "two slots, against one", "steps/s", slots(2), slots(1), 1.9, more=True),
         Row("faults", "a look at each loss", "steps/s", our_speed, our_speed_unchecked, 0.96, more=True),
         Row("resume", "resume at an epoch's last batch", "s", resumed_at(2157), resumed_at(1079), 1.05, more=False),
     ]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from runner.sweep.ledger import Ledger
@@ -53,7 +54,7 @@ class Net(nn.Module):
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "crash":
             ctypes.string_at(0)
-        if how == "nan":
+        if how == "fault":
             with torch.no_grad():
                 self.fc.weight.fill_(float("nan"))
         if how == "hang":
@@ -119,6 +120,27 @@ def start(folder, *argv, **more):
 def run(folder, *argv):
     """The exit status of the whole command."""
     return start(folder, *argv).wait()
+
+
+def here(folder, *argv):
+    """The same in this process, which has imported torch already; what it says goes to `said.txt`."""
+    from runner.__main__ import main
+
+    before = Path.cwd(), list(sys.path)
+    os.chdir(folder)
+    try:
+        with (folder / "said.txt").open("a") as said, redirect_stdout(said), redirect_stderr(said):
+            return main(list(argv))
+    finally:
+        os.chdir(before[0])
+        sys.path[:] = before[1]
+        for name in ("parts", "late"):
+            sys.modules.pop(name, None)
+
+
+def said(folder):
+    """All that commands have said here."""
+    return (folder / "said.txt").read_text()
 
 
 def sweep_of(folder):

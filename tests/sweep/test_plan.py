@@ -1,0 +1,127 @@
+"""Which jobs run: after how they ended before, `sweep.retry`, `sweep.rerun` and the code; and what directories say."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from runner.config import sweep
+from runner.sweep.job import ending
+from runner.sweep.ledger import Ledger, Row
+from runner.sweep.plan import Plan, decide, reconcile
+
+ENDINGS = {
+    "completed": ("completed", ""),
+    "pruned": ("pruned", ""),
+    "stopped": ("interrupted", ""),
+    "waiting": ("waiting", ""),
+    **{
+        cause: ("failed", cause)
+        for cause in ("exception", "non-finite", "exit", "crash", "killed", "memory", "timeout", "lost")
+    },
+}
+TO_DO = {"stopped", "waiting"}
+OF_THE_MACHINE = {"killed", "memory", "timeout", "lost"}
+OF_THE_JOB = {"exception", "non-finite", "exit", "crash"}
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    with Ledger(tmp_path) as opened:
+        yield opened
+
+
+def plan_of(*arguments):
+    return Plan(sweep.plan(["seed=0,1", *arguments], Path.cwd()), [], ())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "runs"),
+    [
+        ((), TO_DO | OF_THE_MACHINE),
+        (("sweep.retry=all",), TO_DO | OF_THE_MACHINE | OF_THE_JOB),
+        (("sweep.retry=none",), TO_DO),
+        (("sweep.rerun=changed",), TO_DO | OF_THE_MACHINE | {"completed", "pruned"}),
+    ],
+)
+def test_what_runs_again(ledger, arguments, runs):
+    ledger.remember_modules("old", {"runner.fit": "0" * 64})
+    rows = [Row(name, 0, [], name, status=s, cause=c, code="old") for name, (s, c) in ENDINGS.items()]
+    decided = decide(rows, ledger, plan_of(*arguments))
+
+    assert decided.run.keys() == runs
+    assert decided.other_code.keys() == {"completed", "pruned"} - runs
+    assert all(differs == ["runner.fit"] for differs in decided.other_code.values())
+
+
+def test_the_same_code_is_not_changed(ledger):
+    from runner.provenance import modules
+
+    ledger.remember_modules("same", modules(Path.cwd())["files"])
+    decided = decide([Row("a", 0, [], "a", status="completed", code="same")], ledger, plan_of("sweep.rerun=changed"))
+
+    assert ({}, {}) == (decided.run, decided.other_code)
+
+
+def put(folder, **result):
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text("{}")
+    (folder / "result.json").write_text(json.dumps({"metrics": {"val/loss": 1.5}, "objective": 1.5, **result}))
+
+
+@pytest.mark.parametrize(
+    ("result", "status", "known", "stopped", "expected"),
+    [
+        ({"status": "completed"}, 0, "", False, ("completed", "")),
+        ({"status": "completed"}, -signal.SIGSEGV, "", False, ("completed", "")),
+        ({"status": "completed"}, 0, "timeout", False, ("completed", "")),
+        ({"status": "interrupted"}, 75, "", True, ("interrupted", "")),
+        ({"status": "interrupted"}, 75, "timeout", False, ("failed", "timeout")),
+        ({"status": "failed", "error": "ValueError: x"}, 1, "", False, ("failed", "exception")),
+        ({"status": "failed", "error": "Fault: x", "fault": {}}, 1, "", False, ("failed", "non-finite")),
+        ({"status": "failed", "error": "MemoryError: "}, 1, "", False, ("failed", "memory")),
+        ({"status": "failed", "error": "OutOfMemoryError: CUDA"}, 1, "", False, ("failed", "memory")),
+        ({"status": "failed", "error": "ValueError: an earlier attempt"}, -9, "", False, ("failed", "killed")),
+        (None, -signal.SIGKILL, "", False, ("failed", "killed")),
+        (None, -signal.SIGKILL, "memory", False, ("failed", "memory")),
+        (None, -signal.SIGKILL, "", True, ("interrupted", "")),
+        (None, -signal.SIGSEGV, "", False, ("failed", "crash")),
+        (None, -signal.SIGABRT, "", False, ("failed", "crash")),
+        (None, -signal.SIGTERM, "", True, ("interrupted", "")),
+        (None, 0, "", False, ("failed", "exit")),
+        (None, 3, "", False, ("failed", "exit")),
+        (None, None, "lost", False, ("failed", "lost")),
+        (None, None, "", False, ("interrupted", "")),
+    ],
+)
+def test_how_a_job_ended(tmp_path, result, status, known, stopped, expected):
+    if result is not None:
+        put(tmp_path, **result)
+    columns = ending(tmp_path, status, known, stopped=stopped)
+
+    assert expected == (columns["status"], columns["cause"])
+    assert bool(columns["error"]) == (expected[0] == "failed")
+
+
+def test_the_ledger_learns_from_the_directories_what_it_missed(tmp_path, ledger):
+    put(tmp_path / "done", status="completed")
+    put(tmp_path / "by_hand", status="completed")
+    put(tmp_path / "wrong", status="failed", error="ValueError: x")
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "config.yaml").write_text("{}")
+    before = {"done": "running", "by_hand": "failed", "wrong": "running", "cut": "running", "not_begun": "running"}
+    before |= {"deleted": "completed", "stays": "waiting"}
+    ledger.add(Row(name, i, [], name, status=status) for i, (name, status) in enumerate(before.items()))
+    after = {row.id: row.status for row in reconcile(ledger, tmp_path)}
+
+    assert after == {
+        "done": "completed",
+        "by_hand": "completed",
+        "wrong": "failed",
+        "cut": "interrupted",
+        "not_begun": "waiting",
+        "deleted": "waiting",
+        "stays": "waiting",
+    }
+    assert after == {row.id: row.status for row in ledger.jobs()}

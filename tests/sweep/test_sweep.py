@@ -1,0 +1,317 @@
+"""Whole sweeps, as commands: every way to fail, to be cut off, and to go on."""
+
+import json
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from runner.sweep.job import put_aside
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
+from project import bits, here, processes_below, result, rows, said, start, sweep_of, wait_for, write
+
+QUICK = ("-m", "experiment=quick")
+SLOW = (*QUICK, "seed=range(0,6)", "train.duration=12ep", "model.pause=0.02")  # about 1 s a job
+HOW = {  # model.fail → cause
+    "exception": "exception",
+    "exit": "exit",
+    "exit0": "exit",
+    "kill": "killed",
+    "crash": "crash",
+    "fault": "non-finite",
+    "memory": "memory",
+    "hang": "timeout",
+}
+PUT_ASIDE = (("config", ".yaml"), ("log", ".txt"), ("result", ".json"), ("checkpoints", ""))
+LIMITS = ("sweep.timeout=6", "sweep.memory=1.5")
+
+
+@pytest.fixture
+def project(tmp_path):
+    write(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A sweep that nobody cut off."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write(folder)
+    assert here(folder, *SLOW) == 0, said(folder)
+    return folder
+
+
+def table(folder):
+    """What a report shows of each job."""
+    return [(row.number, row.values, row.status, row.objective, row.metrics) for row in rows(folder)]
+
+
+# ---- jobs that fail
+
+
+def test_each_way_to_fail_is_contained_told_and_tried_again_when_asked(project):
+    """A retry goes on from the job's checkpoint, and renames what the attempt before had said."""
+    fails = ",".join(["none", *HOW])
+    line = (*QUICK, f"model.fail={fails}", f"+model.once={project}/${{model.fail}}.once", *LIMITS)
+    assert here(project, *line) == 1
+    first = {row.values["model.fail"]: row for row in rows(project)}
+    assert {name: row.cause for name, row in first.items()} == {"none": "", **HOW}
+    assert first["none"].status == "completed"
+    for name in HOW:
+        assert f"model.fail={name}" in said(project).split("failed:")[-1]
+    assert "sweep.retry=all" in said(project)
+    assert processes_below(project) == []
+
+    assert here(project, *line, "sweep.retry=all") == 0
+    second = {row.values["model.fail"]: row for row in rows(project)}
+    assert {name: row.attempt for name, row in second.items()} == dict.fromkeys(HOW, 2) | {"none": 1}
+    assert {row.status for row in second.values()} == {"completed"}
+    job = sweep_of(project) / second["exception"].path
+    assert json.loads((job / "result.1.json").read_text())["status"] == "failed"
+    assert "RuntimeError: on purpose" in (job / "log.1.txt").read_text()
+    assert "RuntimeError: on purpose" not in (job / "log.txt").read_text()
+    weights = {result(project, row)["weights_sha256"] for row in second.values()}
+    assert len(weights) == 1, "whatever it went through, each ends with the same bits"
+
+
+@pytest.mark.exhaustive
+def test_thirty_of_a_hundred_jobs_fail_and_the_others_do_not(project):
+    every = [name for name in HOW if name != "exit0"] * 5
+    draw = random.Random(0)
+    fails = every[:30]
+    seeds = draw.sample(range(100), 30)
+    points = [
+        {"seed": seed, "model.fail": fails[seeds.index(seed)] if seed in seeds else "none"} for seed in range(100)
+    ]
+    (project / "points.jsonl").write_text("\n".join(map(json.dumps, points)))
+
+    assert here(project, *QUICK, "sweep.points=points.jsonl", *LIMITS) == 1
+    found = {row.values["seed"]: row for row in rows(project)}
+    for point in points:
+        row = found[point["seed"]]
+        assert row.cause == HOW.get(point["model.fail"], "")
+        assert row.status == ("completed" if point["model.fail"] == "none" else "failed")
+        assert (f"log:   {sweep_of(project).relative_to(project) / row.path}/" in said(project)) == bool(row.cause)
+    assert processes_below(project) == []
+
+
+def test_a_wrong_point_is_told_before_anything_is_made(project):
+    assert here(project, *QUICK, "model.at=1,2", "model.pause=0,x", "+model.onse=1") == 2
+    assert not (project / "outputs").exists()
+
+
+# ---- sweeps that are cut off
+
+
+def running(folder, attempt=1):
+    return lambda: [row for row in rows(folder) if row.status == "running" and row.pid and row.attempt >= attempt]
+
+
+def test_a_sweep_that_is_cut_off_in_every_way_ends_as_if_it_never_was(project, undisturbed, seed):
+    """Ctrl-C saves, twice stops at once, `kill -9` leaves no process; each time the same line goes on."""
+    draw = random.Random(seed)
+    sweep = start(project, *SLOW)
+    wait_for(running(project))
+    time.sleep(draw.uniform(0.2, 1))
+    sweep.send_signal(signal.SIGINT)
+    assert sweep.wait() == 130
+    stopped = [row for row in rows(project) if row.status == "interrupted"]
+    assert stopped
+    for row in stopped:
+        assert result(project, row)["status"] == "interrupted"
+        begun = result(project, row)["steps"] > 0
+        assert (sweep_of(project) / row.path / "checkpoints" / "last.pt").exists() or not begun
+
+    sweep = start(project, *SLOW)
+    wait_for(running(project, attempt=2))
+    time.sleep(draw.uniform(0, 1))
+    assert len(processes_below(project)) >= 3
+    sweep.kill()
+    sweep.wait()
+    wait_for(lambda: not processes_below(project), 3)
+
+    earlier = {row.pid for row in rows(project)}
+    sweep = start(project, *SLOW)
+    wait_for(lambda: [row for row in running(project)() if row.pid not in earlier])
+    sweep.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    sweep.send_signal(signal.SIGINT)
+    assert sweep.wait() == 130
+    assert {-signal.SIGKILL, None} >= {row.exit for row in rows(project) if row.status == "interrupted"}
+    assert processes_below(project) == []
+
+    assert here(project, *SLOW) == 0
+    assert table(undisturbed) == table(project)
+    assert bits(undisturbed) == bits(project)
+
+
+def killed(folder, seed, kills, line=SLOW):
+    """Kill the controller of one sweep at random instants until it ends by itself; how often it was."""
+    draw = random.Random(seed)
+    done, finished = 0, {}
+    while True:
+        sweep = start(folder, *line)
+        if done < kills:
+            if draw.random() < 0.8:
+                wait_for(lambda sweep=sweep: sweep.poll() is not None or running(folder)())
+            time.sleep(draw.uniform(0, 3))
+            sweep.kill()
+        status = sweep.wait()
+        wait_for(lambda: not processes_below(folder), 10)
+        for job, stamp in finished.items():
+            assert stamp == (job / "result.json").stat().st_mtime_ns, "no finished job runs twice"
+        jobs = folder.glob("outputs/*/*/*/result.json")
+        ended = [path for path in jobs if json.loads(path.read_text())["status"] == "completed"]
+        finished = {path.parent: path.stat().st_mtime_ns for path in ended}
+        if status != -signal.SIGKILL:
+            assert status == 0, said(folder)
+            return done
+        done += 1
+
+
+@pytest.mark.exhaustive
+def test_a_hundred_kills_of_the_controller(tmp_path, undisturbed, seed):
+    kills = number = 0
+    while kills < 100:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write(folder)
+        kills += killed(folder, seed + number, 12)
+        assert table(undisturbed) == table(folder)
+        assert bits(undisturbed) == bits(folder)
+        shutil.rmtree(folder)
+        number += 1
+    sys.stdout.write(f"{kills} kills of {number} sweeps\n")
+
+
+@pytest.mark.exhaustive
+def test_loader_workers_die_with_the_controller(project):
+    line = (*QUICK, "seed=0,1", "loader.num_workers=1", "model.pause=0.05", "train.duration=100ep")
+    sweep = start(project, *line)
+    wait_for(lambda: len(running(project)()) == 2 and len(processes_below(project)) >= 6)
+    sweep.kill()
+    sweep.wait()
+
+    wait_for(lambda: not processes_below(project), 3)
+
+
+# ---- the same jobs, however they are run
+
+
+def test_points_added_removed_and_given_twice(project):
+    """Finished jobs stay as they are, new ones run, those no longer asked for are told, two spellings are one job."""
+    assert here(project, *QUICK, "optimizer.lr=0.1,1e-1,0.2") == 0
+    before = bits(project)
+    assert len(before) == 2
+    stamps = {row.id: (row.start, row.end) for row in rows(project)}
+    assert here(project, *QUICK, "optimizer.lr=0.3,0.10,choice(0.3)", "log.every=1st") == 2, "Hydra's own grammar"
+    assert here(project, *QUICK, "optimizer.lr=0.3,0.10", "log.every=1st", "sweep.slots=1") == 0
+
+    after = {row.values["optimizer.lr"]: row for row in rows(project)}
+    assert {lr: (row.number, row.active) for lr, row in after.items()} == {
+        0.1: (0, True),
+        0.2: (1, False),
+        0.3: (2, True),
+    }
+    assert {row.id: (row.start, row.end) for lr, row in after.items() if lr != 0.3} == stamps
+    assert "no longer asked for: 1: optimizer.lr=0.2" in said(project)
+    assert "it runs once" in said(project)
+
+
+def test_a_job_has_the_same_bits_alone_in_a_sweep_shuffled_and_beside_others(project):
+    alone = {}
+    for seed in (0, 1, 2):
+        assert here(project, "experiment=quick", f"seed={seed}", "name=alone") == 0
+    for path in project.glob("outputs/alone/*/"):
+        seed = json.loads((path / "provenance.json").read_text())["seed"]
+        alone[seed] = json.loads((path / "result.json").read_text())["weights_sha256"]
+    for name, line in {
+        "shuffled": ("seed=2,0,1", "sweep.slots=1"),
+        "three": ("seed=1,2,0", "sweep.slots=3"),
+    }.items():
+        assert here(project, *QUICK, *line, f"sweep.id={name}") == 0
+        folder = project / "outputs" / "quick" / name
+        results = {
+            json.loads((job.parent / "provenance.json").read_text())["seed"]: json.loads(job.read_text())
+            for job in folder.glob("*/result.json")
+        }
+        assert {seed: ended["weights_sha256"] for seed, ended in results.items()} == alone
+
+
+def test_code_and_config_are_those_of_the_start(project):
+    """A module that nobody has imported yet, and a YAML, are edited while jobs wait: they run as they were."""
+    line = ("-m", "experiment=quick", "model=late", "seed=range(0,4)", "sweep.slots=1")
+    sweep = start(project, *line)
+    wait_for(running(project))
+    (project / "late.py").write_text("FACTOR = 0.0\n")
+    (project / "parts.py").write_text("raise SystemExit\n")
+    (project / "conf" / "experiment" / "quick.yaml").write_text("{train: {duration: 1st}}\n")
+    assert sweep.wait() == 0, said(project)
+    records = [json.loads((sweep_of(project) / row.path / "provenance.json").read_text()) for row in rows(project)]
+    assert {result(project, row)["steps"] for row in rows(project)} == {result(project, rows(project)[0])["steps"]}
+    assert {record["modules"]["total"] for record in records} == {rows(project)[0].code}
+    losses = [result(project, row)["metrics"]["val/loss"] for row in rows(project)]
+    assert max(losses) < 2.2, "a factor of zero would have learned nothing"
+
+
+def test_finished_jobs_of_other_code_stay_and_run_again_when_asked(project):
+    line = ("-m", "experiment=quick", "model=late", "seed=0,1", "train.duration=1ep")
+    assert here(project, *line) == 0
+    before = {row.id: (row.code, row.end) for row in rows(project)}
+    (project / "parts.py").write_text((project / "parts.py").read_text() + "# edited\n")
+    assert here(project, *line) == 0
+    assert before == {row.id: (row.code, row.end) for row in rows(project)}
+    assert "finished by other code" in said(project)
+
+    assert here(project, *line, "sweep.rerun=changed") == 0
+    after = rows(project)
+    assert all(row.code != before[row.id][0] and row.attempt == 2 for row in after)
+    job = sweep_of(project) / after[0].path
+    assert json.loads((job / "result.1.json").read_text())["status"] == "completed"
+    assert {"config.1.yaml", "log.1.txt", "checkpoints.1", "metrics.1.jsonl"} <= {path.name for path in job.iterdir()}
+
+
+def test_a_job_of_a_sweep_is_a_run(project, undisturbed):
+    """`resume`, `evaluate` and `explain` take its directory."""
+    job = sweep_of(undisturbed) / rows(undisturbed)[0].path
+    shutil.copytree(undisturbed, project, dirs_exist_ok=True)
+    job = project / job.relative_to(undisturbed)
+    for verb in ("resume", "evaluate", "explain"):
+        assert here(project, verb, str(job)) == 0
+
+
+@pytest.mark.exhaustive
+def test_a_second_controller_is_refused_and_a_lost_ledger_is_made_again(project, undisturbed):
+    shutil.copytree(undisturbed, project, dirs_exist_ok=True)
+    sweep = start(project, *SLOW, "seed=range(0,8)")
+    wait_for(running(project))
+    assert here(project, *SLOW) == 2
+    assert "must not be in progress" in said(project)
+    sweep.send_signal(signal.SIGTERM)
+    assert sweep.wait() == 75
+    jobs = sweep_of(project)
+    (jobs / "ledger.sqlite").unlink()
+    ended = {path: path.stat().st_mtime_ns for path in jobs.glob("*/result.json")}
+    assert here(project, *SLOW) == 0
+
+    assert ended.items() <= {path: path.stat().st_mtime_ns for path in jobs.glob("*/result.json")}.items()
+    assert table(undisturbed) == table(project)
+
+
+def test_what_is_put_aside_is_never_overwritten(tmp_path):
+    for attempt in range(3):
+        for name in ("config.yaml", "log.txt", "result.json", ".lock"):
+            (tmp_path / name).write_text(str(attempt))
+        (tmp_path / "checkpoints").mkdir()
+        put_aside(tmp_path, [path.name for path in tmp_path.iterdir()])
+
+    assert [(tmp_path / f"log.{number}.txt").read_text() for number in (1, 2, 3)] == ["0", "1", "2"]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        ".lock",
+        *(f"{name}.{number}{end}" for name, end in PUT_ASIDE for number in (1, 2, 3)),
+    }
