@@ -95,11 +95,11 @@ def _yaml(path: Path, _name: str, rows: _Rows) -> None:
 
 def _jsonl(path: Path, _name: str, rows: _Rows) -> None:
     with path.open(encoding="utf-8-sig") as file:
-        for line, text in enumerate(file, 1):
-            if not text.strip():
+        for line, said in enumerate(file, 1):
+            if not said.strip():
                 continue
             try:
-                item = json.loads(text, object_pairs_hook=_once)
+                item = json.loads(said, object_pairs_hook=_once)
             except (ValueError, RecursionError) as error:
                 problem = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else error
                 rows.wrong(f"cannot be read as JSON: {problem}", line)
@@ -159,8 +159,8 @@ def _cell(cell: str) -> str:
     try:
         override = OverridesParser.create().parse_override(f"key={cell}")
     except HydraException:
-        return _text(cell)
-    return _text(cell) if override.is_sweep_override() else cell
+        return text(cell)
+    return text(cell) if override.is_sweep_override() else cell
 
 
 def _flat(item: dict[Any, Any], above: str = "") -> Iterator[tuple[str, str]]:
@@ -170,18 +170,18 @@ def _flat(item: dict[Any, Any], above: str = "") -> Iterator[tuple[str, str]]:
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{key}.")
         else:
-            yield key, f"{key}={_text(value)}"
+            yield key, f"{key}={text(value)}"
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
     """A plain value in Hydra's grammar."""
     if isinstance(value, str):
         plain = re.fullmatch(_WORD, value) and value.lower() not in _NO_WORDS
         return value if plain else QuotedString(value, Quote.single).with_quotes()
     if isinstance(value, list):
-        return f"[{','.join(map(_text, value))}]"
+        return f"[{','.join(map(text, value))}]"
     if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{_text(inner)}' for key, inner in value.items())}}}"
+        return f"{{{','.join(f'{key}:{text(inner)}' for key, inner in value.items())}}}"
     if isinstance(value, float) and not math.isfinite(value):
         return {True: "inf", False: "-inf"}[value > 0] if not math.isnan(value) else "nan"
     return str(Override._get_value_element_as_str(value))  # noqa: SLF001  Hydra's own way to write a value

@@ -329,8 +329,11 @@ def _element(override: Override) -> str:
 
 
 def _member(key: str, element: str, raw: Any, where: str) -> tuple[Setting]:
-    text = f"{element}={Override._get_value_element_as_str(raw)}"  # noqa: SLF001  Hydra's own way to write a value
-    return (Setting(key, Override._convert_value(raw), text, where),)  # noqa: SLF001
+    value = Override._convert_value(raw)  # noqa: SLF001  Hydra's own way to read a value, and to write one:
+    text = Override._get_value_element_as_str(raw)  # noqa: SLF001
+    if "${" in str(value):  # whose braces it would escape
+        text = point_file.text(value)
+    return (Setting(key, value, f"{element}={text}", where),)
 
 
 def _of_scales(axes: Iterable[Axis | Interval], *, drawn: bool) -> Iterator[Mistake]:

@@ -319,13 +319,17 @@ def _as_it_is(row: Row, report: Report) -> Row:
 
 
 def _is_alive(pid: int | None) -> bool:
+    """Whether a process of this machine runs; one that ended and that nobody waited for does not."""
     try:
         os.kill(pid or 0, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         pass
-    return True
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:  # no Linux
+        return True
 
 
 def _json(file: Path) -> dict[str, Any]:

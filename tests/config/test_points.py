@@ -288,3 +288,10 @@ def test_a_point_is_found_again_by_what_is_its_own(tmp_path):
     made_up = sweep.point(["optimizer.lr=0.3"])
     assert ("train.duration=1ep", "optimizer.lr=0.3") == made_up.overrides
     assert {"optimizer.lr": 0.3} == made_up.values
+
+
+def test_a_value_that_points_to_a_default_is_composed_as_a_run_of_its_own_would_be(tmp_path):
+    first, _ = jobs(["train.checkpoint_every=${train.evaluate_every},2ep"], tmp_path)
+
+    assert "1ep" == first.composed.config["train"]["checkpoint_every"]
+    assert compose(list(first.point.overrides), tmp_path).config == first.composed.config

@@ -152,6 +152,17 @@ def test_what_a_yaml_said_then_is_kept_when_it_changes(sweep, tmp_path):
     assert [32] == composed("then")["model"]["hidden"]
 
 
+def test_an_interpolation_that_leads_elsewhere_now_is_written_out(sweep, monkeypatch):
+    monkeypatch.setenv("STUDY", "then")
+    folder = sweep(["name=${oc.env:STUDY}", "train.duration=3ep,4ep", "scheduler=cosine"], [0.1, 0.9])
+    main(["promote", str(folder), "--name", "same"])
+    assert "${oc.env:STUDY}" in Path("conf/experiment/same.yaml").read_text()
+
+    monkeypatch.setenv("STUDY", "now")
+    assert 0 == main(["promote", str(folder), "--name", "kept"])
+    assert ("then", "4ep") == (composed("kept")["name"], composed("kept")["scheduler"]["T_max"])
+
+
 def test_a_projects_own_experiments_are_taken_for_what_they_were(sweep, tmp_path):
     folder = tmp_path / "conf" / "experiment"
     folder.mkdir(parents=True)

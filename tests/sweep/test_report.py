@@ -7,6 +7,7 @@ import os
 import shlex
 import sqlite3
 import statistics
+import subprocess
 import sys
 
 import pytest
@@ -173,8 +174,13 @@ def test_jobs_of_other_code_are_reported(sweep):
 
 def test_a_sweep_that_runs_shows_what_its_directories_say(sweep):
     """The ledger says that all of them run; the controller was killed, or is about to write down how they ended."""
-    running = {"status": "running", "pid": os.getpid()}
-    cut = {"status": "running", "pid": 2**22 + 1}
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # ended, and nobody waited for it
+        cut_off_jobs_are_interrupted(sweep, ended.pid)
+
+
+def cut_off_jobs_are_interrupted(sweep, pid):
+    running, cut = {"status": "running", "pid": os.getpid()}, {"status": "running", "pid": pid}
     folder = sweep(
         {"a": 1, "log": line(10, 0.5) + line(20, 0.6) + '{"step": 30, "val/acc'} | running,
         {"a": 2, "log": line(10, 0.5)} | cut,
