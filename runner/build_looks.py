@@ -16,6 +16,7 @@ from runner.inside import Hook, Inside, chosen
 from runner.looks import Evaluation, Looks, Measured
 from runner.profiling import Profile
 from runner.schedule import Duration
+from runner.team import Alone
 from runner.throughput import Waiting, peak_flops
 from runner.update import Update
 
@@ -30,6 +31,7 @@ def make_looks(
     device: torch.device,
     folder: Path,
     dataset: Any,
+    team: Alone,
     trust: Trust = (),
 ) -> Looks:
     """What the config wants to be looked at.
@@ -42,6 +44,7 @@ def make_looks(
         device: of the run.
         folder: the run directory.
         dataset: of training; its `classes`, where it has some, are their names.
+        team: the processes that train together, of which the first one writes.
         trust: patterns of names trusted on the command line.
 
     Raises:
@@ -67,20 +70,26 @@ def make_looks(
         )
     if log.throughput or log.data_wait or log.memory or log.mfu:
         looks.measured = Measured(
-            device, log.throughput, log.memory, Waiting() if log.data_wait else None, log.mfu, peak_of(config, device)
+            device,
+            log.throughput,
+            log.memory,
+            Waiting() if log.data_wait else None,
+            log.mfu,
+            peak_of(config, device, team.world),
         )
-    if log.profile is not None:
+    if log.profile is not None and team.rank == 0:
         chosen_steps = {name: getattr(log.profile, name) for name in ("wait", "warmup", "active", "repeat")}
         options = {name: getattr(log.profile, name) for name in ("record_shapes", "profile_memory", "with_stack")}
         looks.profile = Profile(folder, device, **chosen_steps, options=options)
     return looks
 
 
-def peak_of(config: Config, device: torch.device) -> float | None:
-    """The device's peak in FLOP/s at the config's precision; None where it is not known."""
-    if config.log.peak_flops is not None or device.type != "cuda":
-        return config.log.peak_flops
-    return peak_flops(torch.cuda.get_device_name(device), config.device.precision)
+def peak_of(config: Config, device: torch.device, devices: int) -> float | None:
+    """The peak of so many devices in FLOP/s at the config's precision; None where it is not known."""
+    peak = config.log.peak_flops
+    if peak is None and device.type == "cuda":
+        peak = peak_flops(torch.cuda.get_device_name(device), config.device.precision)
+    return None if peak is None else peak * devices
 
 
 def make_hooks(config: Config, trust: Trust = ()) -> list[Hook]:

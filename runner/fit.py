@@ -250,8 +250,7 @@ def evaluate_and_compare(run: Run) -> bool:
     run.clock.start()
     if progress.evaluation_pending:
         return False
-    value = progress.last.get(run.objective, math.nan)
-    best = progress.best
+    value, best = objective_value(run), progress.best
     better = best is None or (value < best["objective"] if run.mode == "min" else value > best["objective"])
     if math.isfinite(value) and better:
         progress.best = {"step": progress.step, "objective": value, "metrics": dict(progress.last)}
@@ -259,6 +258,20 @@ def evaluate_and_compare(run: Run) -> bool:
         return True
     progress.stale += due
     return False
+
+
+def objective_value(run: Run) -> float:
+    """The last value of the objective; NaN where training has not said it yet.
+
+    Raises:
+        RunError: an evaluation does not say it, or it is a word.
+    """
+    value = run.progress.last.get(run.objective, math.nan)
+    missing = run.objective not in run.progress.last and run.objective.partition("/")[0] in run.evaluated
+    if missing or isinstance(value, str):
+        numbers = [name for name, known in run.progress.last.items() if not isinstance(known, str)]
+        raise RunError(f"train.objective: {run.objective} is none of the numbers there are: {', '.join(numbers)}")
+    return float(value)
 
 
 def stop_where_stale(run: Run) -> None:
@@ -274,8 +287,10 @@ def stop_where_stale(run: Run) -> None:
 
 def evaluate_and_show(run: Run, name: str) -> dict[str, float] | None:
     """`evaluate`, and what is to be looked at in it."""
-    looks = run.looks.at_evaluation(name, run.log)
+    looks = run.looks.at_evaluation(name, run.log) if run.team.rank == 0 else []
     values = evaluate(run, name, looks)
+    for look in looks:
+        look.end()
     shown = [value for look in looks for value in look.values()] if values is not None else []
     if shown:
         run.log.show(run.progress.step, shown)
@@ -292,15 +307,18 @@ def evaluate(run: Run, name: str, looks: Sequence[Any] = ()) -> dict[str, float]
     for metric in metrics.values():
         metric.reset()
     run.model.eval()
+    near, far = ([look for look in looks if look.near is near] for near in (True, False))
     for look in looks:
         look.begin(run.model)
     averaged = nullcontext() if run.average is None else run.average.in_model()
     with torch.no_grad(), averaged, rng.isolated():
         run.team.level(run.model)
-        for outcome in run.team.outcomes(outcomes(run, name, looks), run.splits[name]):
+        for outcome in run.team.outcomes(outcomes(run, name, near), run.splits[name]):
             losses.add(outcome)
             for metric in metrics.values():
                 metric.update(outcome["output"], outcome["target"])
+            for look in far:
+                look.add(None, outcome)
             if run.stop.signal is not None:
                 break
     run.model.train()
@@ -315,7 +333,7 @@ def evaluate(run: Run, name: str, looks: Sequence[Any] = ()) -> dict[str, float]
 
 
 def outcomes(run: Run, name: str, looks: Sequence[Any] = ()) -> Iterator[Mapping[str, Any]]:
-    """What the step says of each batch of a split, each drawing from a stream of its own."""
+    """What the step says of each batch of a split, each drawing from a stream of its own; `looks` see the batch too."""
     split = run.splits[name]
     for number, batch in enumerate(split.batches(0)):
         rng.seed_all(rng.key(run.seed, "evaluate", name, run.team.number(number)))

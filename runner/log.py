@@ -175,6 +175,9 @@ class NoLog(Log):
     def hparams(self, *_: Any, **__: Any) -> None:
         """Not here."""
 
+    def graph(self, *_: Any, **__: Any) -> None:
+        """Not here."""
+
     def sync(self) -> None:
         """Nothing to bring anywhere."""
 
@@ -291,7 +294,7 @@ class _TensorBoard:
         """As a run of its own, `tb/final`: for TensorBoard every scalar of a run with hparams is a metric of it."""
         from tensorboardX import RecordWriter
 
-        from runner.summaries import hparams
+        from runner.summaries import hparams, text
 
         folder = self._folder / "final"
         folder.mkdir(exist_ok=True)
@@ -299,6 +302,7 @@ class _TensorBoard:
             earlier.unlink()
         writer = RecordWriter(str(folder / self._name))
         shown = [*hparams(values, status), *(self._value(name, value) for name, value in metrics.items())]
+        shown.append(text("config", "\n".join(f"    {name}: {value}" for name, value in values.items())))
         for fields in ({"file_version": "brain.Event:2"}, {"step": 0, "summary": self._Summary(value=shown)}):
             writer.write(self._Event(wall_time=time.time(), **fields).SerializeToString())
         writer.close()

@@ -40,7 +40,7 @@ class Evaluation:
         """New looks at an evaluation of a split, see `runner.predictions`."""
         looks: list[Any] = []
         if self.images:
-            looks.append(Samples(split, self.images, self.place, self.names))
+            looks.append(Samples(split, self.images, self.place, self.names, say))
         if self.confusion_matrix:
             looks.append(ConfusionMatrix(split, self.names, say))
         if self.pr_curves:

@@ -6,6 +6,7 @@ each batch; what it adds to the gradient is weighted by its share, so that their
 
 import warnings
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from runner import metrics as metric_state
 from runner.accumulate import sums
 from runner.data import Shared
+from runner.errors import RunError
+from runner.fields import KNOWN, Fields
 from runner.state import Losses, Run
 from runner.team import Team
 
@@ -76,7 +79,43 @@ class WeightedStep:
         outcome = self.step(batch, net, loss)
         weight = self.world * (float(own > 0) if self.total else own / whole)
         value = outcome["loss"] if weight == 1 else outcome["loss"] * weight
-        return {**outcome, "loss": value, "size": whole}
+        fields = {name: _weighted(outcome[name], weight) for name in outcome.keys() - KNOWN}
+        return {**outcome, **fields, "loss": value, "size": whole}
+
+
+def _weighted(value: Any, weight: float) -> Any:
+    """A field's part in the mean over processes; what is no number stays as it is."""
+    if not isinstance(value, Tensor | Real):
+        return value
+    return value * weight if weight else 0.0
+
+
+class SharedFields(Fields):
+    """Fields of which each process has its part."""
+
+    def __init__(self, team: Team) -> None:
+        super().__init__()
+        self.team = team
+        self.shared: dict[str, int] = {}  # of each, how many are those of all processes already
+
+    def read(self) -> dict[str, list[float]]:
+        values = super().read()
+        parts = self.team.every({name: numbers[self.shared.get(name, 0) :] for name, numbers in values.items()})
+        for name in {name: None for part in parts for name in part}:
+            if len({len(part.get(name, [])) for part in parts}) > 1:
+                raise RunError(f"the step's own field `{name}` must be in what it says on every process, at every step")
+            means = [sum(members) / len(parts) for members in zip(*(part[name] for part in parts), strict=True)]
+            values[name][self.shared.get(name, 0) :] = means
+            self.shared[name] = len(values[name])
+        return values
+
+    def clear(self) -> None:
+        super().clear()
+        self.shared.clear()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.shared = {name: len(values) for name, values in self.waiting.items()}
 
 
 class SharedLosses(Losses):
@@ -85,6 +124,7 @@ class SharedLosses(Losses):
     def __init__(self, team: Team) -> None:
         super().__init__()
         self.team = team
+        self.fields = SharedFields(team)
 
     def read(self) -> list[float]:
         if self.on_device:

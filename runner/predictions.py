@@ -1,7 +1,7 @@
 """What an evaluation shows of a model: predictions on samples, confusion matrix, PR curves, features.
 
 Each look has `begin(model)`; `add(batch, outcome)`, called with each batch of the split and what the step said of it;
-and `values()`, called once at the end: TensorBoard's messages.
+`end()`; and `values()`, called once where the evaluation was not cut short: TensorBoard's messages.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,10 +47,19 @@ def as_classes(output: Any, target: Any) -> tuple[Tensor, Tensor] | None:
 
 
 class Look:
-    """One that needs nothing before it begins."""
+    """One that needs nothing before it begins.
+
+    Attributes:
+        near: whether it needs the batch; of several processes that evaluate together it then sees those of the first.
+    """
+
+    near = False
 
     def begin(self, model: nn.Module) -> None:
         """The evaluation begins."""
+
+    def end(self) -> None:
+        """It is over, or was cut short."""
 
 
 class ConfusionMatrix(Look):
@@ -121,8 +130,10 @@ class Samples(Look):
     Images are a sheet, right predictions green and wrong ones red; other inputs a table among the texts.
     """
 
-    def __init__(self, split: str, number: int, place: Any, names: Sequence[str]) -> None:
-        self.split, self.number, self.place, self.names = split, number, place, names
+    near = True
+
+    def __init__(self, split: str, number: int, place: Any, names: Sequence[str], say: Callable[[str], None]) -> None:
+        self.split, self.number, self.place, self.names, self.say = split, number, place, names, say
         self.kept: list[tuple[Any, Any, Any]] = []  # input, output, target of a batch
         self.missing = number
 
@@ -137,6 +148,7 @@ class Samples(Look):
     def values(self) -> list[Any]:
         rows = [row for kept in self.kept for row in _rows(*kept)]
         if not rows:
+            self.say(f"log.images: the step says no `output` of {self.split} that is a tensor")
             return []
         tag = f"{self.split}/predictions"
         drawn = [image for image, _, _ in rows if image is not None]
@@ -182,6 +194,8 @@ class Features(Look):
     `tb/projector/`, and are those of the last evaluation.
     """
 
+    near = True
+
     def __init__(
         self, split: str, number: int, place: Any, names: Sequence[str], folder: Path, say: Callable[[str], None]
     ) -> None:
@@ -226,7 +240,6 @@ class Features(Look):
 
     def values(self) -> list[Any]:
         """Nothing for the event file; writes the projector's own files."""
-        self.end()
         if not self.kept or len({kept[0].shape[1] for kept in self.kept}) > 1:
             self.say(f"log.embeddings: {self.split} shows no features of one size before the model's last layer")
             return []

@@ -122,6 +122,14 @@ def unweighted(batch, model, loss):
     return {"loss": sum(parts) / 2, "output": output, "target": batch[1], "size": len(batch[1])}
 
 
+def fielded(batch, model, loss):
+    output = model(batch[0])
+    right = (output.argmax(1) == batch[1]).float().mean()
+    return {"loss": loss(output, batch[1]), "target": batch[1], "output": output, "size": len(batch[1])} | {
+        "right": right, "three": 3, "rows": output.detach()
+    }
+
+
 class Ending:
     """A step in which one rank comes to its end."""
 
@@ -156,6 +164,7 @@ sample: [{shape: [5], dtype: float32}, {shape: [], dtype: int64}]
 """,
     "model/points.yaml": "_target_: pieces.Net",
     "step/unweighted.yaml": "_target_: pieces.unweighted",
+    "step/fielded.yaml": "_target_: pieces.fielded",
     "step/ending.yaml": "{_target_: pieces.Ending, rank: 1, at: 3, how: error}",
 }
 POINTS = "experiment=points"
@@ -240,6 +249,15 @@ WAYS = {
     "accumulated": ("train.accumulate=2",),
     "clipped and averaged": ("train.clip_norm=0.1", "train.ema=0.9"),
     "a sum": ("loss.reduction=sum", "optimizer.lr=0.01"),
+    "looked into": (
+        "step=fielded",
+        "log.gradient_norm=true",
+        "log.histograms=3st",
+        "log.graph=true",
+        "log.images=4",
+        "log.confusion_matrix=true",
+        "log.embeddings=8",
+    ),
 }
 
 
@@ -261,7 +279,7 @@ def test_several_processes_train_what_one_trains(fleet, alone, world, batch_size
     compare(fleet, alone, world, batch_size)
 
 
-@pytest.mark.parametrize("way", ["sample by sample", "augmented", "mixed", "a sum", "accumulated"])
+@pytest.mark.parametrize("way", ["sample by sample", "augmented", "mixed", "a sum", "accumulated", "looked into"])
 def test_batches_are_those_of_one_process(fleet, alone, way):
     compare(fleet, alone, 2, 3, *WAYS[way])
 

@@ -110,11 +110,12 @@ def test_probabilities_stay_as_they_are():
 def test_what_is_none_is_said_to_be(output, target, said):
     batch = (torch.rand(4, 3), target)
     looks = [ConfusionMatrix("val", [], said.append), PRCurves("val", [], said.append)]
+    looks += [Samples("val", 4, 0, [], said.append)] * (output is None)
     for look in looks:
         look.add(batch, {"loss": torch.tensor(0.0), "output": output, "target": target})
 
-    assert [look.values() for look in looks] == [[], []]
-    assert len(said) == 2
+    assert [value for look in looks for value in look.values()] == []
+    assert len(said) == len(looks)
 
 
 def test_targets_that_a_loss_ignores_are_no_class(said):
@@ -126,7 +127,7 @@ def test_targets_that_a_loss_ignores_are_no_class(said):
 
 def test_images_are_shown_with_their_classes_and_only_so_many(seed):
     batches = classification(seed)
-    (value,) = seen(Samples("val", 40, 0, ["zero", "one"]), batches)
+    (value,) = seen(Samples("val", 40, 0, ["zero", "one"], print), batches)
     sheet = Image.open(io.BytesIO(value.image.encoded_image_string))
 
     assert value.tag == "val/predictions"
@@ -136,7 +137,7 @@ def test_images_are_shown_with_their_classes_and_only_so_many(seed):
 @pytest.mark.parametrize("place", [0, [0], {"x": 0}])
 def test_other_inputs_are_a_table(place):
     batch = (torch.rand(3, 5), torch.tensor([[0.5], [1.0], [2.0]]))
-    (value,) = seen(Samples("val", 2, place, []), [(batch, batch[1] + 1)])
+    (value,) = seen(Samples("val", 2, place, [], print), [(batch, batch[1] + 1)])
 
     text = value.tensor.string_val[0].decode()
     assert text.splitlines() == [
@@ -168,6 +169,7 @@ def test_features_are_the_last_layers_input_with_labels_and_pictures(tmp_path, s
         inputs = torch.cat([batch[0] for batch, _ in batches])[:number]
         expected = model.body(inputs).relu()
 
+    look.end()
     assert look.values() == []
     assert not any(module._forward_pre_hooks for module in model.modules())
     tensors = np.loadtxt(tmp_path / "projector/val/tensors.tsv", delimiter="\t")
