@@ -15,8 +15,11 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from runner import metrics as metric_state
 from runner.accumulate import sums
 from runner.data import Shared
+from runner.freeze import Frozen
+from runner.layout import WHOLE, Whole
 from runner.state import Losses, Run
-from runner.team import Team
+from runner.sync_norm import synchronise
+from runner.team import Alone, Team
 
 POOL_BYTES = 64 * 2**20  # of outputs kept by a process before the training metrics of all processes see them
 
@@ -38,15 +41,33 @@ def replicated(module: Any, device: torch.device, *, find_unused: bool = False) 
         )
 
 
-def share(run: Run, team: Team, *, find_unused: bool = False) -> None:
+def spread(parallel: str, team: Alone, frozen: Frozen, model: nn.Module, loss: Any) -> Whole:
+    """Shard model and loss in place, before the optimizer is made, where `parallel` is fsdp; how tensors lie now."""
+    if parallel != "fsdp" or not isinstance(team, Team):
+        return WHOLE
+    from runner.sharded import Sharded, shard  # a second that only those pay who want it
+
+    device = next(model.parameters()).device
+    shard(model, device)
+    if isinstance(loss, nn.Module) and next(loss.parameters(), None) is not None:
+        shard(loss, device)
+    now = dict(model.named_parameters())
+    frozen.params = {name: now[name] for name in frozen.params}  # others than before
+    return Sharded()
+
+
+def share(run: Run, team: Team, find_unused: bool, sync_batchnorm: bool) -> None:
     """Let a run's update, losses and training metrics be those of all processes together."""
     local(run.metrics["eval"])
     local(run.metrics["train"])
-    run.update.net = replicated(run.model, run.device, find_unused=find_unused)
-    run.update.loss = replicated(run.loss, run.device, find_unused=find_unused)
+    if run.layout is WHOLE:
+        run.update.net = replicated(run.model, run.device, find_unused=find_unused)
+        run.update.loss = replicated(run.loss, run.device, find_unused=find_unused)
     if team.world == 1:
         return
     split: Any = run.splits["train"]
+    if sync_batchnorm:
+        synchronise(run.model, lambda: split.last[0] > 0)
     run.update.step = WeightedStep(run.step, run.loss, split, team.world)
     run.losses = SharedLosses(team)
     run.metrics["train"] = pooled(run.metrics["train"], split, team)
