@@ -21,6 +21,7 @@ from runner.config.schema import Config
 from runner.config.trust import locate
 from runner.errors import RunError
 from runner.layout import WHOLE, Whole
+from runner.looks import Looks
 from runner.optimizer import Constant, Schedule
 from runner.schedule import Duration, is_duration
 from runner.state import Run
@@ -84,7 +85,9 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
         step=step,
         optimizer=optimizer,
         update=update,
-        looks=make_looks(config, model, update, optimizer, device, folder, parts["train"][0], trust),
+        looks=Looks(model, update)
+        if team.rank
+        else make_looks(config, model, update, optimizer, device, folder, parts["train"][0], trust),
         schedule=make_schedule(config, optimizer, steps_per_epoch, total_steps, trust),
         splits=splits,
         metrics=metrics,

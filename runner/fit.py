@@ -299,8 +299,12 @@ def evaluate(run: Run, name: str, looks: Sequence[Any] = ()) -> dict[str, float]
     averaged = nullcontext() if run.average is None else run.average.in_model()
     with torch.no_grad(), averaged, rng.isolated():
         run.team.level(run.model)
-        for outcome in run.team.outcomes(outcomes(run, name, looks), run.splits[name]):
+        here = [look for look in looks if look.inputs]
+        for outcome in run.team.outcomes(outcomes(run, name, here), run.splits[name]):
             losses.add(outcome)
+            for look in looks:
+                if not look.inputs:
+                    look.add(None, outcome)
             for metric in metrics.values():
                 metric.update(outcome["output"], outcome["target"])
             if run.stop.signal is not None:

@@ -6,6 +6,7 @@ each batch; what it adds to the gradient is weighted by its share, so that their
 
 import warnings
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from runner import metrics as metric_state
 from runner.accumulate import sums
 from runner.data import Shared
+from runner.fields import KNOWN, Fields
 from runner.freeze import Frozen
 from runner.layout import WHOLE, Whole
 from runner.state import Losses, Run
@@ -95,9 +97,41 @@ class WeightedStep:
             return self.step(batch, net, self.loss)
         own, whole = self.split.counts(batch)
         outcome = self.step(batch, net, loss)
-        weight = self.world * (float(own > 0) if self.total else own / whole)
+        share = self.world * own / whole
+        weight = self.world * float(own > 0) if self.total else share
         value = outcome["loss"] if weight == 1 else outcome["loss"] * weight
-        return {**outcome, "loss": value, "size": whole}
+        fields = {name: weighted(outcome[name], share) for name in outcome.keys() - KNOWN}
+        return {**outcome, **fields, "loss": value, "size": whole}
+
+
+def weighted(value: Any, weight: float) -> Any:
+    """A number, or the mean of a tensor, times `weight`; anything else as it is."""
+    if isinstance(value, Tensor) and value.numel() and not value.is_complex():
+        return value.detach().float().mean() * weight
+    return torch.tensor(float(value) * weight) if isinstance(value, Real) else value
+
+
+class SharedFields(Fields):
+    """A step's own numbers, of which each process has its part; a word is that of rank 0.
+
+    A number that not every process says in every step is left out.
+    """
+
+    def __init__(self, team: Team) -> None:
+        super().__init__()
+        self.team = team
+
+    def read(self) -> dict[str, list[float]]:
+        new = {name: [float(v) for v in values if isinstance(v, Tensor)] for name, values in self.waiting.items()}
+        told = self.team.every(new)
+        for name in list(self.waiting):
+            parts = [part.get(name, []) for part in told]
+            if len({len(part) for part in parts}) > 1:
+                del self.waiting[name], self.sizes[name]
+                continue
+            before = [value for value in self.waiting[name] if not isinstance(value, Tensor)]
+            self.waiting[name] = [*before, *(sum(values) / self.team.world for values in zip(*parts, strict=True))]
+        return self.waiting  # type: ignore[return-value]  # floats by now
 
 
 class SharedLosses(Losses):
@@ -105,7 +139,7 @@ class SharedLosses(Losses):
 
     def __init__(self, team: Team) -> None:
         super().__init__()
-        self.team = team
+        self.team, self.fields = team, SharedFields(team)
 
     def read(self) -> list[float]:
         if self.on_device:

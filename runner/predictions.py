@@ -49,6 +49,8 @@ def as_classes(output: Any, target: Any) -> tuple[Tensor, Tensor] | None:
 class Look:
     """One that needs nothing before it begins."""
 
+    inputs = False  # whether it needs the batches themselves, of which each of several processes has its own
+
     def begin(self, model: nn.Module) -> None:
         """The evaluation begins."""
 
@@ -121,6 +123,8 @@ class Samples(Look):
     Images are a sheet, right predictions green and wrong ones red; other inputs a table among the texts.
     """
 
+    inputs = True
+
     def __init__(self, split: str, number: int, place: Any, names: Sequence[str]) -> None:
         self.split, self.number, self.place, self.names = split, number, place, names
         self.kept: list[tuple[Any, Any, Any]] = []  # input, output, target of a batch
@@ -181,6 +185,8 @@ class Features(Look):
     That layer is the last module with parameters of its own to be called, whichever the model has. The files stand in
     `tb/projector/`, and are those of the last evaluation.
     """
+
+    inputs = True
 
     def __init__(
         self, split: str, number: int, place: Any, names: Sequence[str], folder: Path, say: Callable[[str], None]
