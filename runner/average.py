@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from runner.layout import WHOLE, Whole
+
 
 class Average:
     """The mean with weights that fall by `decay` an update: `average = decay * average + (1 - decay) * weights`.
@@ -20,10 +22,11 @@ class Average:
         model: whose weights; its parameters stay the same objects.
         decay: between 0 and 1.
         every: optimizer steps between two updates; the first step is always one.
+        layout: how the parameters lie; of shards each process averages its own.
     """
 
-    def __init__(self, model: nn.Module, decay: float, every: int = 1) -> None:
-        self.model, self.decay, self.every = model, decay, every
+    def __init__(self, model: nn.Module, decay: float, every: int = 1, layout: Whole = WHOLE) -> None:
+        self.model, self.decay, self.every, self.layout = model, decay, every, layout
         self.count = 0  # optimizer steps seen
         saved = {id(value) for value in model.state_dict(keep_vars=True).values() if isinstance(value, Tensor)}
         self.parameters = [parameter for parameter in model.parameters() if id(parameter) in saved]
@@ -40,7 +43,8 @@ class Average:
         self.copies = [tensor.detach().clone() for tensor in self._copied()]
 
     def _averaged(self) -> list[Tensor]:
-        return [*self.parameters, *(getattr(module, name) for module, name in self.buffers)]
+        buffers = [getattr(module, name) for module, name in self.buffers]
+        return [*self.layout.here(self.parameters), *buffers]
 
     def _copied(self) -> list[Tensor]:
         return [getattr(module, name) for module, name in self.whole]
@@ -77,13 +81,17 @@ class Average:
             mean.copy_(kept)
 
     def _by_tensor(self) -> dict[int, Tensor]:
-        live = [*self._averaged(), *self._copied()]
+        buffers = [getattr(module, name) for module, name in self.buffers]
+        live = [*self.parameters, *buffers, *self._copied()]
         return {id(tensor): mean for tensor, mean in zip(live, [*self.means, *self.copies], strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
         """A plain state_dict, with the names of the model's."""
         means = self._by_tensor()
-        return {name: means.get(id(value), value) for name, value in self.model.state_dict(keep_vars=True).items()}
+        return {
+            name: self.layout.like(means[id(value)], value) if id(value) in means else value
+            for name, value in self.model.state_dict(keep_vars=True).items()
+        }
 
     @torch.no_grad()
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -91,4 +99,4 @@ class Average:
         means = self._by_tensor()
         for name, value in self.model.state_dict(keep_vars=True).items():
             if id(value) in means:
-                means[id(value)].copy_(saved[name])
+                means[id(value)].copy_(self.layout.here([saved[name]])[0])

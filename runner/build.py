@@ -20,6 +20,7 @@ from runner.component import Trust, component
 from runner.config.schema import Config
 from runner.config.trust import locate
 from runner.errors import RunError
+from runner.layout import WHOLE, Whole
 from runner.optimizer import Constant, Schedule
 from runner.schedule import Duration, is_duration
 from runner.state import Run
@@ -62,16 +63,17 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
     with team.first():
         done = surgery.operate(config, model, trust, weights=not checkpoints.entries())
     model = model.to(device=device)
-    if config.device.memory_format == "channels_last":
+    if config.device.memory_format == "channels_last" and config.device.parallel != "fsdp":  # it shards rows of weights
         model = model.to(memory_format=torch.channels_last)
     loss = component(build_data.weighted_loss(config, parts), "loss", trust=trust, call=False)
     if isinstance(loss, nn.Module):
         loss = loss.to(device)
+    layout = parallel.spread(config.device.parallel, team, done.frozen, model, loss)
     groups = surgery.make_groups(config, model, done.frozen, trust, loss)
     optimizer = component(config.optimizer, "optimizer", groups, trust=trust)
     step = component(config.step, "step", trust=trust, call=False)
     metrics = {which: make_metrics(config, device, trust) for which in ("train", "eval")}
-    average = make_average(config, model, steps_per_epoch)
+    average = make_average(config, model, steps_per_epoch, layout)
     update = make_update(config, model, loss, step, optimizer, metrics["train"], average)
     run = Run(
         folder=folder,
@@ -106,11 +108,12 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
         frozen=done.frozen,
         thaw_at=None if config.freeze.until is None else Duration.parse(config.freeze.until).steps(steps_per_epoch),
         team=team,
+        layout=layout,
     )
     if config.device.parallel == "data_parallel":
         run.update.net = parallel.data_parallel(model)
     if isinstance(team, Team):
-        parallel.share(run, team, find_unused=config.device.find_unused_parameters)
+        parallel.share(run, team, config.device.find_unused_parameters, config.device.sync_batchnorm)
     return run
 
 
@@ -163,12 +166,12 @@ def clipping(config: Config, model: nn.Module, loss: Any) -> list[Callable[[], A
     return clips
 
 
-def make_average(config: Config, model: nn.Module, steps_per_epoch: int) -> Average | None:
+def make_average(config: Config, model: nn.Module, steps_per_epoch: int, layout: Whole = WHOLE) -> Average | None:
     """The average of the weights, where the config asks for one."""
     if config.train.ema is None:
         return None
     every = Duration.parse(config.train.ema_every).steps(steps_per_epoch)
-    return Average(model, config.train.ema, max(1, every))
+    return Average(model, config.train.ema, max(1, every), layout)
 
 
 def _rhythm(text: str | None) -> Duration | None:

@@ -99,7 +99,7 @@ class Shared:
         self.order = getattr(split, "order", None)
         self.plan = f"{split.plan}; shared by {share.world} processes"
         self.given: deque[tuple[Any, tuple[int, int]]] = deque()
-        self.last = (0, 0)
+        self.last = (1, 1)
 
     def counts(self, batch: Any) -> tuple[int, int]:
         """How many samples of a batch count here, and how many it has for all processes together.

@@ -219,7 +219,9 @@ def check_state(run: Run) -> None:
     """Raise Fault where a parameter, a buffer or the optimizer's state is not finite (unless the check is off)."""
     if run.check_finite == "off":
         return
-    bad = run.team.union(not_finite(tensors_of(run.model, run.optimizer, run.infinite_buffers, run.loss)))
+    tensors = tensors_of(run.model, run.optimizer, run.infinite_buffers, run.loss)
+    here = dict(zip(tensors, run.layout.here(list(tensors.values())), strict=True))
+    bad = run.team.union(not_finite(here))
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise Fault(f"at step {run.progress.step} {bad[0]}{more} is not finite", run.progress.step)

@@ -1,6 +1,6 @@
 """How the tensors of a model and an optimizer lie: whole, where nothing shards them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,13 @@ class Whole:
         """A state with every tensor whole."""
         return tree
 
-    def local(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What of the tensors lies here."""
+    def here(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What of the tensors lies in this process, sharing their memory."""
         return tensors
+
+    def like(self, part: Tensor, whole: Tensor) -> Tensor:
+        """Such a part of a tensor that lies as `whole` does, as that tensor."""
+        return part
 
     def model(self, module: nn.Module, saved: Mapping[str, Any]) -> Mapping[str, Any]:
         """A saved state_dict as the module's `load_state_dict` takes it."""

@@ -16,10 +16,12 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from runner import metrics as metric_state
 from runner.accumulate import sums
 from runner.data import Shared
-from runner.errors import RunError
 from runner.fields import KNOWN, Fields
+from runner.freeze import Frozen
+from runner.layout import WHOLE, Whole
 from runner.state import Losses, Run
-from runner.team import Team
+from runner.sync_norm import synchronise
+from runner.team import Alone, Team
 
 POOL_BYTES = 64 * 2**20  # of outputs kept by a process before the training metrics of all processes see them
 
@@ -41,15 +43,33 @@ def replicated(module: Any, device: torch.device, *, find_unused: bool = False) 
         )
 
 
-def share(run: Run, team: Team, *, find_unused: bool = False) -> None:
+def spread(parallel: str, team: Alone, frozen: Frozen, model: nn.Module, loss: Any) -> Whole:
+    """Shard model and loss in place, before the optimizer is made, where `parallel` is fsdp; how tensors lie now."""
+    if parallel != "fsdp" or not isinstance(team, Team):
+        return WHOLE
+    from runner.sharded import Sharded, shard  # a second that only those pay who want it
+
+    device = next(model.parameters()).device
+    shard(model, device)
+    if isinstance(loss, nn.Module) and next(loss.parameters(), None) is not None:
+        shard(loss, device)
+    now = dict(model.named_parameters())
+    frozen.params = {name: now[name] for name in frozen.params}  # others than before
+    return Sharded()
+
+
+def share(run: Run, team: Team, find_unused: bool, sync_batchnorm: bool) -> None:
     """Let a run's update, losses and training metrics be those of all processes together."""
     local(run.metrics["eval"])
     local(run.metrics["train"])
-    run.update.net = replicated(run.model, run.device, find_unused=find_unused)
-    run.update.loss = replicated(run.loss, run.device, find_unused=find_unused)
+    if run.layout is WHOLE:
+        run.update.net = replicated(run.model, run.device, find_unused=find_unused)
+        run.update.loss = replicated(run.loss, run.device, find_unused=find_unused)
     if team.world == 1:
         return
     split: Any = run.splits["train"]
+    if sync_batchnorm:
+        synchronise(run.model, lambda: split.last[0] > 0)
     run.update.step = WeightedStep(run.step, run.loss, split, team.world)
     run.losses = SharedLosses(team)
     run.metrics["train"] = pooled(run.metrics["train"], split, team)
@@ -77,45 +97,41 @@ class WeightedStep:
             return self.step(batch, net, self.loss)
         own, whole = self.split.counts(batch)
         outcome = self.step(batch, net, loss)
-        weight = self.world * (float(own > 0) if self.total else own / whole)
+        share = self.world * own / whole
+        weight = self.world * float(own > 0) if self.total else share
         value = outcome["loss"] if weight == 1 else outcome["loss"] * weight
-        fields = {name: _weighted(outcome[name], weight) for name in outcome.keys() - KNOWN}
+        fields = {name: weighted(outcome[name], share) for name in outcome.keys() - KNOWN}
         return {**outcome, **fields, "loss": value, "size": whole}
 
 
-def _weighted(value: Any, weight: float) -> Any:
-    """A field's part in the mean over processes; what is no number stays as it is."""
-    if not isinstance(value, Tensor | Real):
-        return value
-    return value * weight if weight else 0.0
+def weighted(value: Any, weight: float) -> Any:
+    """A number, or the mean of a tensor, times `weight`; anything else as it is."""
+    if isinstance(value, Tensor) and value.numel() and not value.is_complex():
+        return value.detach().float().mean() * weight
+    return torch.tensor(float(value) * weight) if isinstance(value, Real) else value
 
 
 class SharedFields(Fields):
-    """Fields of which each process has its part."""
+    """A step's own numbers, of which each process has its part; a word is that of rank 0.
+
+    A number that not every process says in every step is left out.
+    """
 
     def __init__(self, team: Team) -> None:
         super().__init__()
         self.team = team
-        self.shared: dict[str, int] = {}  # of each, how many are those of all processes already
 
     def read(self) -> dict[str, list[float]]:
-        values = super().read()
-        parts = self.team.every({name: numbers[self.shared.get(name, 0) :] for name, numbers in values.items()})
-        for name in {name: None for part in parts for name in part}:
-            if len({len(part.get(name, [])) for part in parts}) > 1:
-                raise RunError(f"the step's own field `{name}` must be in what it says on every process, at every step")
-            means = [sum(members) / len(parts) for members in zip(*(part[name] for part in parts), strict=True)]
-            values[name][self.shared.get(name, 0) :] = means
-            self.shared[name] = len(values[name])
-        return values
-
-    def clear(self) -> None:
-        super().clear()
-        self.shared.clear()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.shared = {name: len(values) for name, values in self.waiting.items()}
+        new = {name: [float(v) for v in values if isinstance(v, Tensor)] for name, values in self.waiting.items()}
+        told = self.team.every(new)
+        for name in list(self.waiting):
+            parts = [part.get(name, []) for part in told]
+            if len({len(part) for part in parts}) > 1:
+                del self.waiting[name], self.sizes[name]
+                continue
+            before = [value for value in self.waiting[name] if not isinstance(value, Tensor)]
+            self.waiting[name] = [*before, *(sum(values) / self.team.world for values in zip(*parts, strict=True))]
+        return self.waiting  # type: ignore[return-value]  # floats by now
 
 
 class SharedLosses(Losses):
@@ -123,8 +139,7 @@ class SharedLosses(Losses):
 
     def __init__(self, team: Team) -> None:
         super().__init__()
-        self.team = team
-        self.fields = SharedFields(team)
+        self.team, self.fields = team, SharedFields(team)
 
     def read(self) -> list[float]:
         if self.on_device:

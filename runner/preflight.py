@@ -32,6 +32,7 @@ from runner.inside import chosen
 from runner.meta import to_meta
 from runner.pretrained import Plan
 from runner.schedule import Duration
+from runner.sync_norm import batch_norms
 
 STEPS_PER_EPOCH = 100  # a stand-in: the data is not touched yet
 
@@ -184,6 +185,9 @@ def _meta_model(config: Config, found: Preflight, trust: Trust) -> nn.Module | N
         rule = f"must give an nn.Module, but gives {type(model).__name__}"
         found.mistakes.append(Mistake("model", rule, config.model["_target_"]))
         return None
+    if config.device.sync_batchnorm and not batch_norms(model):
+        rule = "has no effect: the model has no batch normalisation"
+        found.mistakes.append(Mistake("device.sync_batchnorm", rule, value=True, suggestion="false"))
     return model
 
 

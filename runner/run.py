@@ -504,9 +504,9 @@ def finish(run: Run, result: dict[str, Any]) -> int:
                 progress.last |= test
                 run.log.evaluated(progress.step, progress.epoch, test)
     result["best"] = progress.best and {"step": progress.best["step"], "metrics": progress.best["metrics"]}
-    result["weights_sha256"] = weights_sha256(run.model.state_dict())
+    result["weights_sha256"] = weights_sha256(run.layout.whole(run.model.state_dict()))
     if run.average is not None:
-        result["ema_sha256"] = weights_sha256(run.average.state_dict())
+        result["ema_sha256"] = weights_sha256(run.layout.whole(run.average.state_dict()))
     if run.stop.signal == PRUNED:
         result["status"] = "pruned"
         result |= last_values(run)

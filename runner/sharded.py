@@ -1,6 +1,6 @@
 """FSDP2: a model, its gradients and its optimizer's state in shards, one on each process; whole in a checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,13 +16,13 @@ from runner.layout import Whole
 def shard(module: nn.Module, device: torch.device) -> None:
     """Shard a module's parameters in place over all processes.
 
-    The blocks that a model repeats (members of a `ModuleList` or `Sequential` that have parts of their own) are gathered
-    and freed one by one, the rest together.
+    The blocks that a model repeats (members of a `ModuleList` or `Sequential` with parts of their own) are gathered and
+    freed one by one, the rest together; all of it after each forward pass, so that whoever looks in between (a
+    checkpoint, an average of the weights) finds shards.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for block in blocks(module):
-        fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh)
+    for block in [*blocks(module), module]:
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:
@@ -30,11 +30,13 @@ def blocks(module: nn.Module) -> list[nn.Module]:
     found: list[nn.Module] = []
     for parent in module.modules():
         if isinstance(parent, nn.ModuleList | nn.Sequential):
-            members = [
-                m for m in parent if next(m.children(), None) is not None and next(m.parameters(), None) is not None
-            ]
-            found += [m for m in members if not isinstance(m, nn.ModuleList | nn.ModuleDict) and m not in found]
+            members = [member for member in parent if not isinstance(member, nn.ModuleList | nn.ModuleDict)]
+            found += [member for member in members if _has_parts(member) and member not in found]
     return found[::-1]
+
+
+def _has_parts(module: nn.Module) -> bool:
+    return next(module.children(), None) is not None and next(module.parameters(), None) is not None
 
 
 class Sharded(Whole):
@@ -43,7 +45,7 @@ class Sharded(Whole):
     def whole(self, tree: Any) -> Any:
         """The same with every sharded tensor whole, on the CPU of rank 0; the others get nothing in its place."""
         if isinstance(tree, DTensor):
-            full = tree.detach().full_tensor()
+            full = tree.full_tensor().detach()
             return full.cpu() if dist.get_rank() == 0 else None
         if isinstance(tree, Mapping):
             changed = type(tree)((name, self.whole(member)) for name, member in tree.items())  # type: ignore[call-arg]
@@ -52,9 +54,16 @@ class Sharded(Whole):
             return changed
         return [self.whole(member) for member in tree] if isinstance(tree, list) else tree
 
-    def local(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What of the tensors lies here."""
-        return {name: t.detach().to_local() if isinstance(t, DTensor) else t for name, t in tensors.items()}
+    def here(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What of the tensors lies in this process, sharing their memory."""
+        return [t.to_local().detach() if isinstance(t, DTensor) else t for t in tensors]
+
+    def like(self, part: Tensor, whole: Tensor) -> Tensor:
+        """Such a part of a tensor that lies as `whole` does, as that tensor."""
+        if not isinstance(whole, DTensor):
+            return part
+        where = (whole.device_mesh, whole.placements)
+        return DTensor.from_local(part, *where, run_check=False, shape=whole.shape, stride=whole.stride())
 
     def model(self, module: nn.Module, saved: Mapping[str, Any]) -> Mapping[str, Any]:
         """A saved state_dict as the module's `load_state_dict` takes it."""

@@ -20,7 +20,8 @@ from runner.data import Split
 from runner.errors import ConfigError, Mistake, RunError
 from runner.fields import KNOWN, Fields
 from runner.freeze import Frozen
-from runner.log import Log
+from runner.layout import WHOLE, Whole
+from runner.log import Log, NoLog
 from runner.looks import Looks
 from runner.optimizer import Constant
 from runner.param_groups import compare_groups
@@ -202,7 +203,8 @@ class Run:
     frozen: Frozen = field(default_factory=Frozen)
     thaw_at: int | None = None  # the step from which on everything frozen trains
     team: Alone = ALONE  # the processes that train together
-    log: Log = field(init=False)  # opened when the step to begin at is known
+    layout: Whole = WHOLE  # how their tensors lie
+    log: Log | NoLog = field(init=False)  # opened when the step to begin at is known
     progress: Progress = field(default_factory=Progress)
     losses: Losses = field(default_factory=Losses)
     clock: Clock = field(default_factory=Clock)
@@ -216,14 +218,14 @@ class Run:
 
 def state(run: Run) -> dict[str, Any]:
     """All that a resume needs: plain containers, numbers, strings and tensors."""
-    parts = {name: part.state_dict() for name, part in _with_state(run).items()}
+    parts = {name: run.layout.whole(part.state_dict()) for name, part in _with_state(run).items()}
     sampler = run.sampler_state if run.progress.batch else sampler_state(run)
     return {
-        "model": run.model.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
+        "model": run.layout.whole(run.model.state_dict()),
+        "optimizer": run.layout.whole(run.optimizer.state_dict()),
         "scheduler": run.schedule.state_dict(),
         "scaler": None,  # of fp16: the place for what does not exist yet
-        "ema": None if run.average is None else run.average.state_dict(),
+        "ema": None if run.average is None else run.layout.whole(run.average.state_dict()),
         "rng": _generators(run),
         "progress": vars(run.progress)
         | {"losses": list(run.losses.read()), "sizes": list(run.losses.sizes)}
@@ -247,15 +249,15 @@ def restore(run: Run, saved: dict[str, Any], rescheduled: Iterable[str] = ()) ->
         RunError: the checkpoint lacks something, or has something that this run does not know.
     """
     _same_keys(state(run), saved, "")
-    run.model.load_state_dict(saved["model"])
+    run.model.load_state_dict(run.layout.model(run.model, saved["model"]))
     compare_groups(saved["optimizer"]["param_groups"], run.optimizer.param_groups)
-    run.optimizer.load_state_dict(saved["optimizer"])
+    run.optimizer.load_state_dict(dict(run.layout.optimizer(run.optimizer, saved["optimizer"])))
     run.schedule.load_state_dict(_rescheduled(run, saved["scheduler"], rescheduled))
     fields = dict(saved["progress"])
     averaged = fields.pop("averaged")
     if run.average is not None:  # one that is new (`--inexact`) begins with the weights as they are
         run.average.count = averaged
-        run.average.load_state_dict(saved["ema"] or saved["model"])
+        run.average.load_state_dict(dict(run.layout.model(run.model, saved["ema"] or saved["model"])))
     run.losses.values, run.losses.sizes = fields.pop("losses"), fields.pop("sizes")
     run.losses.fields.load_state_dict(fields.pop("fields"))
     for name, value in fields.items():
@@ -263,7 +265,8 @@ def restore(run: Run, saved: dict[str, Any], rescheduled: Iterable[str] = ()) ->
     for name, metric in run.metrics["train"].items():
         metric_state.set_accumulators(metric, saved["metrics"][name], run.device)
     for name, part in _with_state(run).items():
-        part.load_state_dict(saved["step"][name])
+        own = saved["step"][name]
+        part.load_state_dict(run.layout.model(part, own) if isinstance(part, nn.Module) else own)
     if sampler_of(run) is not None:
         sampler_of(run).load_state_dict(saved["step"]["sampler"])
     _set_generators(run, saved["rng"])

@@ -1,6 +1,6 @@
 """Batch normalisation over the whole batch of several processes, as one process has it.
 
-On a GPU torch's own kernels do it (those of `nn.SyncBatchNorm`, which refuses a CPU); on a CPU the same is written here.
+On a GPU torch's own kernels do it, those of `nn.SyncBatchNorm`. That refuses a CPU; for that the same is written here.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,8 @@ def synchronise(model: nn.Module, counts: Callable[[], bool]) -> None:
 
 def _forward(module: _BatchNorm, counts: Callable[[], bool], input: Tensor) -> Tensor:  # noqa: A002  torch's name
     if not module.training:
-        return type(module).forward(module, input)
+        plain: Tensor = type(module).forward(module, input)
+        return plain
     module._check_input_dim(input)  # noqa: SLF001  what the type's own forward begins with
     momentum = 0.0 if module.momentum is None else module.momentum
     if module.track_running_stats and module.num_batches_tracked is not None:
@@ -53,7 +54,8 @@ def _forward(module: _BatchNorm, counts: Callable[[], bool], input: Tensor) -> T
         return own
     nothing = SyncBatchNorm.apply(input[:0], *rest)  # it only takes part, forward and backward
     stand_in = F.batch_norm(input, *tracked, *affine, training=tracked[0] is None, momentum=0.0, eps=module.eps)
-    return stand_in + 0 * nothing.sum()
+    joined: Tensor = stand_in + 0 * nothing.sum()
+    return joined
 
 
 class _Synchronised(torch.autograd.Function):
@@ -94,7 +96,7 @@ class _Synchronised(torch.autograd.Function):
         normal = ((wide - mean.view(shape)) * scale.view(shape)).to(input.dtype)
         ctx.save_for_backward(normal, weight, scale.to(input.dtype))
         ctx.others, ctx.shape, ctx.count, ctx.counts = others, shape, count, counts
-        output = normal if weight is None else normal * weight.to(input.dtype).view(shape)
+        output: Tensor = normal if weight is None else normal * weight.to(input.dtype).view(shape)
         return output.clone() if bias is None else output + bias.to(input.dtype).view(shape)
 
     @staticmethod

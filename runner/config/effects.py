@@ -204,18 +204,15 @@ def _several_processes(config: schema.Config) -> Iterator[Finding]:
         if config.loader.bad_samples == "skip":
             rule = f"must be error with device.parallel={device.parallel}: they count a batch before it is read"
             yield Finding(Mistake("loader.bad_samples", rule, "skip", suggestion="error"), ("device.parallel",))
-        yield from _looks_into_one_process(config)
+        if device.parallel == "fsdp":
+            for name in ("gradient_norm", "hooks", "histograms", "graph", "mfu"):
+                value = getattr(config.log, name)
+                if value:
+                    rule = "must be off with device.parallel=fsdp: a process has shards of the weights only"
+                    yield Finding(Mistake(f"log.{name}", rule, value), ("device.parallel",))
     elif device.parallel == "data_parallel" and device.type not in ("auto", "cuda"):
         rule = "must be auto or cuda with device.parallel=data_parallel, which splits batches over all GPUs"
         yield Finding(Mistake("device.type", rule, device.type, suggestion="cuda"), ("device.parallel",))
-
-
-def _looks_into_one_process(config: schema.Config) -> Iterator[Finding]:
-    for name in ("images", "confusion_matrix", "pr_curves", "embeddings", "histograms", "hooks", "graph", "profile"):
-        value = getattr(config.log, name)
-        if value:
-            rule = f"must be off with device.parallel={config.device.parallel}: it looks into one process"
-            yield Finding(Mistake(f"log.{name}", rule, value), ("device.parallel",))
 
 
 def _search(config: schema.Config) -> Iterator[Finding]:
