@@ -18,6 +18,7 @@ BEGAN = time.perf_counter()
 VERBS = {  # name → module; what a verb imports is paid by that verb only
     "check": "runner.verbs.check",
     "show": "runner.verbs.show",
+    "find": "runner.verbs.find",
     "why": "runner.verbs.why",
     "resume": "runner.verbs.resume",
     "evaluate": "runner.verbs.evaluate",

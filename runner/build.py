@@ -19,7 +19,7 @@ from runner.checkpoint import Checkpoints, ReadOnly
 from runner.component import Trust, component
 from runner.config.schema import Config
 from runner.config.trust import locate
-from runner.errors import RunError
+from runner.errors import Mistake, RunError
 from runner.layout import WHOLE, Whole
 from runner.optimizer import Constant, Schedule
 from runner.schedule import Duration, is_duration
@@ -205,13 +205,15 @@ def make_schedule(
 ) -> Constant:
     """The learning-rate schedule; none where nothing is trained.
 
-    A duration in the scheduler's arguments becomes a count of its interval; one that is the whole `train.duration` ends
-    with the run, so the warmup is taken off it.
+    A duration in the scheduler's arguments becomes a count of what it is stepped by: steps, epochs, or the evaluations
+    of a metric that it follows. One that is the whole `train.duration` (`planned_for`, where the run was prolonged)
+    ends with the run, so the warmup is taken off it.
     """
     chosen = config.scheduler
     if total_steps == 0 or (chosen._target_ is None and chosen.warmup is None):
         return Constant()
     warmup = 0 if chosen.warmup is None else Duration.parse(chosen.warmup).steps(steps_per_epoch)
+    evaluations = _rhythm(config.train.evaluate_every) if chosen.monitor is not None else None
 
     def count(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -221,7 +223,9 @@ def make_schedule(
         if not is_duration(value):
             return value
         steps = Duration.parse(value).steps(steps_per_epoch)
-        if value == config.train.duration:
+        if evaluations is not None:
+            return round(steps / max(1, evaluations.steps(steps_per_epoch)))
+        if value == (chosen.planned_for or config.train.duration):
             steps = max(1, steps - warmup)
         return steps if chosen.interval == "step" else max(1, math.ceil(steps / steps_per_epoch))
 
@@ -233,6 +237,20 @@ def make_schedule(
             return _scheduler(node, "scheduler", optimizer, trust)
 
     return Schedule(optimizer, make, interval=chosen.interval, warmup=warmup, monitor=chosen.monitor)
+
+
+def outlived(schedule: Constant, total_steps: int, steps_per_epoch: int) -> list[Mistake]:
+    """A scheduler that ends before the run does: OneCycleLR raises an error at the step after its last."""
+    scheduler = getattr(schedule, "scheduler", None)
+    if not isinstance(schedule, Schedule) or not isinstance(scheduler, torch.optim.lr_scheduler.OneCycleLR):
+        return []
+    left, planned = total_steps - schedule.warmup, scheduler.total_steps
+    if schedule.interval == "epoch":
+        left = math.floor(left / steps_per_epoch) if steps_per_epoch else 0
+    if left <= planned:
+        return []
+    rule = f"must reach to the end of the run: OneCycleLR ends after {planned:,} {schedule.interval}s"
+    return [Mistake("scheduler.total_steps", f"{rule}, and the run has {left:,}", remedy="give it a value of its own")]
 
 
 def _scheduler(node: Mapping[str, Any], key: str, optimizer: torch.optim.Optimizer, trust: Trust) -> Any:

@@ -147,6 +147,11 @@ def _is_due(run: Run, every: Duration | None) -> bool:
     return due is not None and due <= run.progress.step
 
 
+def _is_asked(run: Run) -> bool:
+    """Whether the schedule is about to look at a metric of training, which a line of the log computes."""
+    return (run.schedule.monitor or "").startswith("train/") and _is_due(run, run.evaluate_every)
+
+
 def pause(run: Run) -> int:
     """Log, evaluate, save, whichever is due after this step; the step at which to pause next."""
     run.team.agree(run.progress.step)
@@ -155,7 +160,7 @@ def pause(run: Run) -> int:
     if run.check_finite == "every_step":
         check_losses(run)
         check_state(run)
-    if run.losses.sizes and (at_end or _is_due(run, run.log_every)):
+    if run.losses.sizes and (at_end or _is_due(run, run.log_every) or _is_asked(run)):
         log_line(run, seen)
     improved = False
     if progress.evaluation_pending or at_end or _is_due(run, run.evaluate_every):
@@ -245,13 +250,13 @@ def evaluate_and_compare(run: Run) -> bool:
             progress.last |= values
             progress.evaluated_at = progress.step
             run.log.evaluated(progress.step, progress.epoch, values)
-            if due:
-                run.schedule.evaluated(progress.last)
         devices.synchronize(run.device)
     run.clock.evaluating += time.perf_counter() - begun
     run.clock.start()
     if progress.evaluation_pending:
         return False
+    if due:
+        run.schedule.evaluated(progress.last)
     value, best = objective_value(run), progress.best
     better = best is None or (value < best["objective"] if run.mode == "min" else value > best["objective"])
     if math.isfinite(value) and better:

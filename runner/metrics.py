@@ -21,6 +21,8 @@ class Accuracy:
     Small batches wait and are counted together: four small operators a step cost the small CNN 7% of its speed.
     """
 
+    higher_is_better = True
+
     def __init__(self, top_k: int = 1) -> None:
         self.top_k = top_k
         self.reset()
@@ -74,6 +76,8 @@ class MeanSquaredError:
 
     `update` takes two tensors of one shape. `compute` is NaN before any update.
     """
+
+    higher_is_better = False
 
     def __init__(self, *, root: bool = False) -> None:
         self.root = root

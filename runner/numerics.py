@@ -1,9 +1,13 @@
 """Numbers that are none: the check of a whole model and optimizer, and what is said about a fault."""
 
 import math
+import re
+import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,3 +115,41 @@ def tensors_of(
 def infinite_buffers(model: nn.Module) -> tuple[str, ...]:
     """The buffers that have no finite numbers on purpose, such as an attention mask's -inf."""
     return tuple(not_finite(dict(model.named_buffers())))
+
+
+@contextmanager
+def anomalies() -> Iterator[None]:
+    """torch.autograd's anomaly detection: a backward that makes a NaN is an error that names the line of its forward.
+
+    Raises:
+        RunError: a backward made a NaN. Its note has the whole traceback of the forward call.
+    """
+    told: list[str] = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", message="Error detected in")
+        shown = warnings.showwarning
+
+        def keep(message: Any, *rest: Any, **named: Any) -> None:
+            if str(message).startswith("Error detected in"):
+                told.append(str(message))
+            else:
+                shown(message, *rest, **named)
+
+        warnings.showwarning = keep
+        try:
+            with torch.autograd.set_detect_anomaly(mode=True):
+                yield
+        except RuntimeError as error:
+            if not told:
+                raise
+            raised = RunError(f"{error} The forward call: {_line(told[-1])}")
+            raised.add_note(told[-1])
+            raise raised from error
+
+
+def _line(traceback: str) -> str:
+    """The last line of a traceback that is neither in a library nor ours, or the last one."""
+    frames: list[tuple[str, str]] = re.findall(r'File "([^"]+)", line (\d+)', traceback)
+    ours = str(Path(__file__).parent)
+    own = [frame for frame in frames if "site-packages" not in frame[0] and not frame[0].startswith((ours, "<"))]
+    return ":".join((own or frames or [("unknown", "0")])[-1])

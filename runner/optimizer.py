@@ -10,6 +10,8 @@ from torch.optim import Optimizer
 class Constant:
     """No schedule: the rates stay as the optimizer has them."""
 
+    monitor: str | None = None  # the metric that it follows
+
     def step(self) -> None:
         """Nothing to do after a step."""
 
@@ -55,7 +57,7 @@ class Schedule(Constant):
     def _warm(self) -> None:
         if self.taken < self.warmup:
             for group, target in zip(self.optimizer.param_groups, self.targets, strict=True):
-                group["lr"] = target * (self.taken + 1) / self.warmup
+                set_rate(group, target * (self.taken + 1) / self.warmup)
 
     def step(self) -> None:
         """After an optimizer step."""
@@ -76,7 +78,7 @@ class Schedule(Constant):
             self.scheduler.step()
 
     def evaluated(self, metrics: dict[str, float]) -> None:
-        """After an evaluation, for a scheduler that follows a metric."""
+        """After an evaluation, for a scheduler that follows a metric; one during the warmup does not count."""
         if self.monitor is not None and self.scheduler is not None and self.taken >= self.warmup:
             self.scheduler.step(metrics[self.monitor])
 
@@ -96,6 +98,14 @@ class Schedule(Constant):
         self.taken, self.targets = state["taken"], state["targets"]
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Give a parameter group another rate; one that is a tensor stays the same tensor, as a CUDA graph needs it."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 def _plain(value: Any) -> Any:

@@ -267,7 +267,8 @@ def _wrong_settings(group: Group, optimizer: Callable[..., Optimizer], settings:
         for name in group.settings.keys() - known.keys():
             near = nearest(name, [*known, "lr_mult", "layer_decay", "max_dims"])
             remedy = f"did you mean `{near}`?" if near else f"it has {', '.join(known)}"
-            mistakes.append(Mistake(f"{key}.{name}", f"must be a setting of {title}", remedy=remedy, suggestion=near))
+            right = f"{key}.{near}" if near else ""
+            mistakes.append(Mistake(f"{key}.{name}", f"must be a setting of {title}", remedy=remedy, suggestion=right))
     scales = [name for name in ("lr_mult", "layer_decay") if getattr(group, name) is not None]
     base = group.settings.get("lr", _rate(optimizer, settings))
     if scales and base is None:

@@ -21,7 +21,7 @@ from torch.utils.data import default_collate
 from runner import build, build_data, build_looks, rng, surgery
 from runner import device as devices
 from runner.component import Refused, Trust, component
-from runner.config.effects import produced
+from runner.config.effects import PLATEAU, produced
 from runner.config.names import did_you_mean, nearest
 from runner.config.schema import Config, Freeze, Sample
 from runner.errors import ConfigError, Mistake, RunError
@@ -30,6 +30,7 @@ from runner.freeze import Frozen, freeze
 from runner.init import Row, plan_rules
 from runner.inside import chosen
 from runner.meta import to_meta
+from runner.optimizer import Constant
 from runner.pretrained import Plan
 from runner.schedule import Duration
 from runner.sync_norm import batch_norms
@@ -119,13 +120,13 @@ def preflight(config: Config, trust: Trust = (), wrong: Container[str] = ()) -> 
             _check_device(config, found)
         if "metrics" not in wrong:
             with found.catching("metrics"):
-                _check_metric_names(config, build.make_metrics(config, torch.device("cpu"), trust), found)
+                _check_metrics(config, build.make_metrics(config, torch.device("cpu"), trust), found, wrong)
         loss = None
         if "loss" not in wrong:
             with found.catching("loss"):
                 loss = component(config.loss, "loss", trust=trust, call=False)
         if "model" not in wrong:
-            found.model = _meta_model(config, found, trust)
+            found.model = meta_model(config, found, trust)
         groups: list[dict[str, Any]] | None = [{"params": [("stand-in", torch.empty(1, 1))]}]
         if found.model is not None and not _any(wrong, "init", "pretrained", "freeze", "param_groups", "optimizer"):
             groups = _check_surgery(config, found.model, found, trust, loss)
@@ -143,6 +144,12 @@ def _any(wrong: Container[str], *keys: str) -> bool:
     return any(key in wrong for key in keys)
 
 
+def _check_metrics(config: Config, metrics: Mapping[str, Any], found: Preflight, wrong: Container[str]) -> None:
+    _check_metric_names(config, metrics, found)
+    if not _any(wrong, "scheduler", "train"):
+        _check_direction(config, metrics, found)
+
+
 def _check_metric_names(config: Config, metrics: Mapping[str, Any], found: Preflight) -> None:
     """A collection names its metrics itself (torchmetrics' `MetricCollection`), which only the built one knows."""
     for key, wanted in (("train.objective", config.train.objective), ("scheduler.monitor", config.scheduler.monitor)):
@@ -155,6 +162,26 @@ def _check_metric_names(config: Config, metrics: Mapping[str, Any], found: Prefl
             right = nearest(wanted or "", names) or names[0]
             rule = f"must be one of {', '.join(f'`{known}`' for known in names)}"
             found.mistakes.append(Mistake(key, rule, wanted, remedy=did_you_mean(right), suggestion=right))
+
+
+def _check_direction(config: Config, metrics: Mapping[str, Any], found: Preflight) -> None:
+    """A plateau lowers the rate when its metric does not get better, so it must know what is better."""
+    monitor, chosen = config.scheduler.monitor, config.scheduler
+    if monitor is None or not (chosen._target_ or "").endswith(f".{PLATEAU}"):
+        return
+    name, _, inner = monitor.partition("/")[2].partition("/")
+    metric: Any = metrics.get(name)
+    if type(metric).__name__ == "MetricCollection" and inner in metric:
+        metric = metric[inner]
+    higher = False if name == "loss" else getattr(metric, "higher_is_better", None)
+    reason = "lower is better" if higher is False else "higher is better"
+    if config.train.mode is not None and monitor == config.train.objective:
+        higher, reason = config.train.mode == "max", f"train.mode is {config.train.mode}"
+    mode = chosen.arguments.get("mode", "min")
+    right = "max" if higher else "min"
+    if isinstance(higher, bool) and mode in ("min", "max") and mode != right:
+        rule = f"must be `{right}` for `{monitor}`, of which {reason}"
+        found.mistakes.append(Mistake("scheduler.mode", rule, mode, remedy=f"write `mode: {right}`", suggestion=right))
 
 
 def _check_device(config: Config, found: Preflight) -> None:
@@ -171,7 +198,8 @@ def _check_device(config: Config, found: Preflight) -> None:
         )
 
 
-def _meta_model(config: Config, found: Preflight, trust: Trust) -> nn.Module | None:
+def meta_model(config: Config, found: Preflight, trust: Trust) -> nn.Module | None:
+    """The model on the meta device; None, with a mistake or a note, where it cannot be built there."""
     try:
         with torch.device("meta"):
             model: Any = component(config.model, "model", trust=trust)
@@ -242,14 +270,8 @@ def _try_init_function(config: Config, found: Preflight, trust: Trust) -> None:
 def _check_optimizer(
     config: Config, groups: list[dict[str, Any]], found: Preflight, trust: Trust, *, schedule: bool
 ) -> None:
-    """Empty CPU tensors stand for the parameters: fused optimizers refuse meta ones."""
-    stand_ins = [
-        group | {"params": [(name, nn.Parameter(torch.empty([0] * p.dim(), dtype=p.dtype))) for name, p in members]}
-        for group in groups
-        if (members := group["params"])
-    ]
     with found.catching("optimizer"):
-        optimizer = component(config.optimizer, "optimizer", stand_ins, trust=trust)
+        optimizer = stand_in_optimizer(config, groups, trust)
         closure = inspect.signature(optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:
             rule = "needs a closure at each step, which is not built yet"
@@ -260,9 +282,36 @@ def _check_optimizer(
         with found.catching("scheduler"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             steps = Duration.parse(config.train.duration).steps(STEPS_PER_EPOCH)
+            rated = [group for group in optimizer.param_groups if "lr" in group]
+            before = {group.get("name", str(i)): float(group["lr"]) for i, group in enumerate(rated)}
             rates = build.make_schedule(config, optimizer, STEPS_PER_EPOCH, steps, trust)
+            _check_rates(config, before, rates, found)
             rates.step()  # some arguments are refused at the first step only
             rates.epoch()
+
+
+def stand_in_optimizer(config: Config, groups: list[dict[str, Any]], trust: Trust = ()) -> torch.optim.Optimizer:
+    """The config's optimizer over empty CPU tensors in place of the groups' parameters: fused ones refuse meta ones."""
+    stand_ins = [
+        group | {"params": [(name, nn.Parameter(torch.empty([0] * p.dim(), dtype=p.dtype))) for name, p in members]}
+        for group in groups
+        if (members := group["params"])
+    ]
+    optimizer: torch.optim.Optimizer = component(config.optimizer, "optimizer", stand_ins, trust=trust)
+    return optimizer
+
+
+def _check_rates(config: Config, before: Mapping[str, float], rates: Constant, found: Preflight) -> None:
+    """Two of torch's schedulers set rates instead of scaling them: one number would be the rate of every group."""
+    scheduler, given = getattr(rates, "scheduler", None), config.scheduler.arguments.get("max_lr")
+    sets = isinstance(scheduler, torch.optim.lr_scheduler.OneCycleLR | torch.optim.lr_scheduler.CyclicLR)
+    if sets and len(set(before.values())) > 1 and isinstance(given, int | float):
+        first = next(iter(before.values()))
+        own = ", ".join(f"{name} {rate:g}" for name, rate in before.items())
+        rule = f"would be the rate of every parameter group, so that their own ({own}) had no effect"
+        each = [float(f"{given * rate / first:g}") for rate in before.values()] if first else []
+        remedy = f"write one for each group, such as `{each}`"
+        found.mistakes.append(Mistake("scheduler.max_lr", rule, given, remedy=remedy))
 
 
 def zeros(sample: Sample) -> Any:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from runner import build, build_looks, faults, fit, provenance, torchrun
+from runner import build, build_looks, faults, fit, numerics, provenance, torchrun
 from runner import device as devices
 from runner.component import Trust
 from runner.config.check import resolved
 from runner.config.compose import Composed
+from runner.config.effects import too_long
 from runner.config.recorded import Continuation
 from runner.config.schema import Config
 from runner.data import Split
@@ -124,6 +125,7 @@ def train(
         command=["python", "-m", "runner", *argv],
         trust=trust,
         found=examined.found,
+        debugging=bool(composed.choices.get("debug")),
         began=began,
         judge=judge,
     )
@@ -139,6 +141,7 @@ def launch(
     found: Preflight | None = None,
     again: Continuation | None = None,
     inexact: bool = False,
+    debugging: bool = False,
     began: float | None = None,
     judge: Judge | None = None,
 ) -> Outcome:
@@ -153,6 +156,7 @@ def launch(
         found: what the preflight found, to be shown first.
         again: to continue: how the config compares with what the run was started with.
         inexact: whether to continue although numbers may differ.
+        debugging: whether a `debug` option was chosen, so that the run may be too short for what it does.
         began: `time.perf_counter()` when the command was given.
         judge: asked after each value of the objective but that of the last step whether the run is to stop as pruned.
 
@@ -176,7 +180,8 @@ def launch(
         try:
             team.watch(partial(give_up, folder, result))
             if again is None:
-                run, said = start(config, folder, unresolved, command, trust, team), list[str]()
+                run = start(config, folder, unresolved, command, trust, team, debugging=debugging)
+                said = list[str]()
             else:
                 run, said = go_on(folder, again, command, trust, team, inexact=inexact)
             team.tell({"step": run.progress.step})
@@ -185,7 +190,7 @@ def launch(
             log = open_log(run, config, judge)
             introduce(run, config, found, said)
             result["seconds_startup"] = time.perf_counter() - began
-            while (fault := fit_to(run)) is not None:
+            while (fault := fit_to(run, config)) is not None:
                 if team.world > 1:  # the search trains on in one process
                     raise fault
                 rebuild = partial(at_last_checkpoint, config, folder, trust, said, again)
@@ -267,7 +272,16 @@ def give_up(folder: Path, result: dict[str, Any], culprit: str) -> None:
     os._exit(EXIT_FAILED)
 
 
-def start(config: Config, folder: Path, unresolved: str, command: Sequence[str], trust: Trust, team: Alone) -> Run:
+def start(
+    config: Config,
+    folder: Path,
+    unresolved: str,
+    command: Sequence[str],
+    trust: Trust,
+    team: Alone,
+    *,
+    debugging: bool = False,
+) -> Run:
     """A new run: write down what it is, build it, write down where it comes from."""
     plain = resolved(config)
     write_config(folder, plain, unresolved)
@@ -277,7 +291,17 @@ def start(config: Config, folder: Path, unresolved: str, command: Sequence[str],
         run = build.build(config, folder, plain, trust, team)
     finally:
         write_json(folder / "provenance.json", facts(config, command, run))
+    if mistakes := lengths(config, run, debugging=debugging):
+        raise RunError("; ".join(map(str, mistakes)))
     return run
+
+
+def lengths(config: Config, run: Run, *, debugging: bool) -> list[Mistake]:
+    """What is too short or too long for the run, now that its steps are known; a `debug` run is short on purpose."""
+    outlived = build.outlived(run.schedule, run.total_steps, run.steps_per_epoch)
+    if debugging or run.total_steps == 0:
+        return outlived
+    return [*(finding.mistake for finding in too_long(config, run.steps_per_epoch)), *outlived]
 
 
 def write_config(folder: Path, plain: Mapping[str, Any], unresolved: str) -> None:
@@ -365,6 +389,8 @@ def at_last_checkpoint(
     if run.checkpoints.entries():
         restore(run, run.checkpoints.load("last"), again.rescheduled if again is not None else ())
         change_settings(run, again.settings if again is not None else {})
+    if mistakes := build.outlived(run.schedule, run.total_steps, run.steps_per_epoch):
+        raise ConfigError(mistakes)
     return run
 
 
@@ -434,10 +460,11 @@ class Watch:
             run.stop.on_signal(PRUNED)
 
 
-def fit_to(run: Run) -> Fault | None:
+def fit_to(run: Run, config: Config) -> Fault | None:
     """Train to the end, to a signal, or to a number that is none."""
     try:
-        fit.fit(run)
+        with numerics.anomalies() if config.train.detect_anomaly else nullcontext():
+            fit.fit(run)
     except Fault as fault:
         return fault
     return None

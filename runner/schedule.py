@@ -33,6 +33,12 @@ class Duration:
         """The span in optimizer steps, rounded to the nearest."""
         return int(self.amount) if self.unit == "st" else round(self.amount * steps_per_epoch)
 
+    def reaches(self, other: "Duration", steps_per_epoch: int | None = None) -> bool:
+        """Whether it is as long as another, or longer; False where only the unknown length of an epoch would tell."""
+        if self.unit == other.unit:
+            return self.amount >= other.amount
+        return steps_per_epoch is not None and self.steps(steps_per_epoch) >= other.steps(steps_per_epoch)
+
     def epochs(self, steps_per_epoch: int) -> int:
         """The span in whole epochs, rounded up: the number of times that an epoch ends or is cut short in it."""
         return math.ceil(self.amount if self.unit == "ep" else self.amount / steps_per_epoch)

@@ -343,4 +343,5 @@ def _rescheduled(run: Run, saved: dict[str, Any], names: Iterable[str]) -> dict[
     if not saved.get("scheduler"):
         return saved
     now = run.schedule.state_dict()["scheduler"]
+    names = [*names, "_schedule_phases"] if names else []  # what OneCycleLR makes of its length
     return saved | {"scheduler": saved["scheduler"] | {name: now[name] for name in names if name in now}}

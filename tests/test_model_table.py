@@ -162,3 +162,147 @@ def test_resnet50_at_224_has_the_published_numbers():
     assert table.total.trainable == 25_557_032
     assert math.isclose(table.total.macs, 4.09e9, rel_tol=1e-3)
     assert rows(table)["layer4.2.conv3"].output == "1x2048x7x7"
+
+
+# From the model cards in torchvision's documentation (torchvision/models/*.py): `num_params`, and `_ops` in billions of
+# multiply-accumulates to three decimals, at 224x224.
+PUBLISHED = {
+    "resnet50": (25_557_032, 4.089),
+    "vgg16": (138_357_544, 15.470),
+    "densenet161": (28_681_000, 7.728),
+}
+# One of each family for every day, all of them under `exhaustive`. Without `init_weights` the two build on meta.
+FAMILIES = {
+    "alexnet": {},
+    "convnext_tiny": {},
+    "efficientnet_b0": {},
+    "googlenet": {"aux_logits": False, "init_weights": False},
+    "inception_v3": {"init_weights": False},
+    "maxvit_t": {},
+    "mnasnet0_5": {},
+    "mobilenet_v3_small": {},
+    "regnet_y_400mf": {},
+    "resnext50_32x4d": {},
+    "shufflenet_v2_x0_5": {},
+    "squeezenet1_1": {},
+    "swin_t": {},
+    "vit_b_32": {},
+    "wide_resnet50_2": {},
+}
+
+
+def counted(model, inputs):
+    """What `torch.utils.flop_counter` counts, as multiply-accumulates forward and backward."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        output = model.eval()(inputs)
+        forward = counter.get_total_flops()
+        (output if isinstance(output, torch.Tensor) else output[0]).sum().backward()
+    return forward // 2, (counter.get_total_flops() - forward) // 2
+
+
+def check_torchvision(name, **kwargs):
+    models = pytest.importorskip("torchvision").models
+    if name.startswith("regnet"):  # asks tensors for their values while it is built
+        model = models.get_model(name, **kwargs).to("meta")
+    else:
+        model = build(models.get_model, name, **kwargs)
+    card = next(iter(models.get_model_weights(name))).meta
+    side = max(card["min_size"][0], 299 if name == "inception_v3" else 224)
+
+    table = model_table(model, meta(1, 3, side, side), training=True)
+
+    assert (table.total.macs, table.total.backward) == counted(model, meta(1, 3, side, side))
+    assert table.problem == ""
+    assert table.total.activations > 0
+    return table.total, card
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_numbers(name):
+    """Parameters exactly, multiply-accumulates to three decimals of a billion, and backward as the counter has it."""
+    total, card = check_torchvision(name)
+
+    assert PUBLISHED[name] == (total.trainable, round(total.macs / 1e9, 3))
+    assert PUBLISHED[name] == (card["num_params"], card["_ops"])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_of_torchvision(name):
+    """Forward and backward of each family run on the meta device and agree with the counter and with its card."""
+    total, card = check_torchvision(name, **FAMILIES[name])
+
+    assert card["num_params"] == total.trainable
+    assert card["_ops"] == pytest.approx(total.macs / 1e9, abs=1.5e-3)
+
+
+@pytest.mark.exhaustive
+def test_every_classifier_of_torchvision():
+    """All eighty of them."""
+    models = pytest.importorskip("torchvision").models
+    for name in models.list_models(module=models):
+        init = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        check_torchvision(name, **init)
+
+
+def test_backward_and_activations_of_each_layer_by_hand():
+    """A linear layer multiplies twice as often backwards, unless its input needs no gradient; it keeps its input."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), nn.Dropout(0.5)).to("meta")
+    model.train()
+
+    found = rows(model_table(model, meta(5, 4), training=True))
+
+    assert [found[name].macs for name in "0123"] == [5 * 4 * 8, 0, 5 * 8 * 3, 0]
+    assert [found[name].backward for name in "0123"] == [5 * 4 * 8, 0, 2 * 5 * 8 * 3, 0]
+    # The input; the ReLU's output, which the next layer keeps too; nothing more; the dropout's factors.
+    assert [found[name].activations for name in "0123"] == [5 * 4 * 4, 5 * 8 * 4, 0, 5 * 3 * 4]
+
+
+def test_frozen_layers_cost_less():
+    """No gradient of a frozen weight, and none at all before the first that trains."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)).to("meta")
+    model[0].requires_grad_(requires_grad=False)
+
+    total = model_table(model, meta(5, 4), training=True).total
+
+    assert (total.backward, total.activations) == (5 * 8 * 3, 5 * 8 * 4)
+
+
+class Recomputed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(self.block, x, use_reentrant=False)
+
+
+def test_a_checkpointed_layer_pays_again_in_the_backward():
+    """Activation checkpointing keeps the input alone, and multiplies once more."""
+    model = build(Recomputed)
+
+    total = model_table(model, meta(2, 8), training=True).total
+
+    assert (total.macs, total.backward) == counted(model, meta(2, 8))
+    assert total.backward == 2 * 8 * 16 * (1 + 1 + 2)  # the first layer again, its weight; both of the second
+    assert total.activations == 2 * 8 * 4
+
+
+def test_the_model_is_left_as_it_was_by_a_backward():
+    model = build(Net)
+    model.train()
+    before = torch.get_rng_state()
+
+    model_table(model, meta(2, 3, 6, 6), training=True)
+
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks or not m.training for m in model.modules())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_plain_data_has_flops_and_the_total():
+    data = model_table(build(nn.Linear, 4, 3), meta(1, 4), training=True).as_json()
+
+    assert data["total"]["parameters"] == 15
+    assert (data["total"]["flops_forward"], data["total"]["flops_backward"]) == (24, 24)
+    assert data["layers"][0]["activations"] == 16

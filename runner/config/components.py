@@ -403,6 +403,8 @@ def _unknown_argument(path: Path, name: str, value: Any, target: str, known: lis
 
 _REDUCTIONS = ("none", "mean", "sum", "batchmean")  # annotated as any text; refused only when a loss is computed
 
+_ONE_EACH = ("swa_lr",)
+
 
 def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str, found: Found) -> None:
     if slot == "loss" and parameter.name == "reduction" and parameter.default == "mean" and value not in _REDUCTIONS:
@@ -413,6 +415,8 @@ def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str
     if dtype is not None:
         found.wrong(path, "must be a dtype of torch", value, suggestion=dtype)
         return
+    if parameter.name in _ONE_EACH and slot.endswith("scheduler") and isinstance(value, list):
+        return  # PyTorch's annotation says one number, its documentation also one for each parameter group
     words = misfit(value, parameter, durations=slot.endswith("scheduler"))
     if not words and slot == "optimizer" and isinstance(value, float) and not math.isfinite(value):
         words = "must be a finite number"  # torch.optim's own checks let NaN pass

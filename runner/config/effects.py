@@ -1,5 +1,6 @@
 """Settings that do nothing, contradict each other, or name a metric that nothing will produce."""
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
@@ -9,7 +10,7 @@ from runner.config import schema
 from runner.config.interpret import yaml_text
 from runner.config.names import did_you_mean, nearest
 from runner.errors import Mistake
-from runner.schedule import Duration
+from runner.schedule import Duration, is_duration
 from runner.torchrun import PROCESSES
 
 PLATEAU = "ReduceLROnPlateau"
@@ -286,6 +287,9 @@ def _without_effect(config: schema.Config) -> Iterator[Finding]:
             "pretrained", config.pretrained, names, "while `pretrained.strategy` is none", "pretrained.strategy"
         )
     yield from _scheduler(config.scheduler)
+    yield from too_long(config)
+    yield from _plateau(config)
+    yield from _one_cycle(config)
     train = config.train
     if train.objective is None:
         yield from _idle("train", train, ("mode",), "without `train.objective`", "train.objective")
@@ -349,6 +353,56 @@ def _log(config: schema.Config) -> Iterator[Finding]:
             yield Finding(Mistake(f"log.hooks.{name}", rule, remedy="forward: [mean, std, abs_max, zeros]"))
 
 
+def too_long(config: schema.Config, steps_per_epoch: int | None = None) -> Iterator[Finding]:
+    """What would come true only when the run is over; steps and epochs compare where the epoch's length is known."""
+    run = Duration.parse(config.train.duration)
+    known = "" if steps_per_epoch is None else f" ({run.steps(steps_per_epoch):,} steps)"
+    rule = f"must be shorter than the run, whose train.duration is {config.train.duration}{known}"
+    for key, value, remedy in (
+        ("scheduler.warmup", config.scheduler.warmup, "the schedule after it would never begin: make it shorter"),
+        ("freeze.until", config.freeze.until, "nothing would ever thaw: make it shorter, or null"),
+    ):
+        if value is not None and Duration.parse(value).reaches(run, steps_per_epoch):
+            yield Finding(Mistake(key, rule, value, remedy=remedy), ("train.duration",))
+
+
+def _plateau(config: schema.Config) -> Iterator[Finding]:
+    """A plateau is asked after the evaluations that are due, the one at the end aside."""
+    if PLATEAU not in (config.scheduler._target_ or ""):
+        return
+    every, run = config.train.evaluate_every, config.train.duration
+    if every is None:
+        rule = f"must be given: {PLATEAU} is asked after each evaluation, and null means one at the end"
+        yield Finding(Mistake("train.evaluate_every", rule, every, suggestion="1ep", remedy=did_you_mean("1ep")))
+    elif Duration.parse(every).reaches(Duration.parse(run)):
+        rule = f"must be shorter than train.duration ({run}): {PLATEAU} is asked after each evaluation"
+        yield Finding(Mistake("train.evaluate_every", rule, every), ("train.duration",))
+
+
+def _one_cycle(config: schema.Config) -> Iterator[Finding]:
+    """OneCycleLR raises an error at the first step that it was not planned for."""
+    chosen, run = config.scheduler, Duration.parse(config.train.duration)
+    total = chosen.arguments.get("total_steps")
+    if not (chosen._target_ or "").endswith(".OneCycleLR") or total is None:
+        return
+    unit = "st" if chosen.interval == "step" else "ep"
+    if isinstance(total, int) and run.unit == unit:
+        warmup = Duration.parse(chosen.warmup) if chosen.warmup is not None else Duration(0, unit)
+        needed = math.ceil(run.amount - (warmup.amount if warmup.unit == unit else 0))
+        short = total < needed
+    else:
+        known = isinstance(total, str) and is_duration(total)
+        short = known and run.reaches(Duration.parse(total)) and total != config.train.duration
+        short = short and chosen.planned_for is None
+    if short:
+        rule = f"must reach to the end of the run (train.duration is {config.train.duration}): OneCycleLR ends with it"
+        text = "${train.duration}"
+        yield Finding(
+            Mistake("scheduler.total_steps", rule, total, remedy=did_you_mean(text), suggestion=text),
+            ("train.duration",),
+        )
+
+
 def _is_plateau(name: str) -> bool:
     """Whether a target is ReduceLROnPlateau, or misspells it."""
     return PLATEAU in name or nearest(name.rpartition(".")[2], [PLATEAU]) == PLATEAU
@@ -356,7 +410,7 @@ def _is_plateau(name: str) -> bool:
 
 def _scheduler(scheduler: schema.Scheduler) -> Iterator[Finding]:
     if scheduler._target_ is None:
-        settings = ("interval", "warmup", "monitor")
+        settings = ("interval", "warmup", "monitor", "planned_for")
         yield from _idle(
             "scheduler", scheduler, settings, "without a scheduler (`scheduler._target_`)", "scheduler._target_"
         )
@@ -364,7 +418,10 @@ def _scheduler(scheduler: schema.Scheduler) -> Iterator[Finding]:
             rule = "has no effect without a scheduler (`scheduler._target_`)"
             remedy = "choose one (`scheduler=cosine`) or leave it out"
             yield Finding(Mistake(f"scheduler.{name}", rule, value, remedy=remedy), ("scheduler._target_",))
-    elif scheduler._target_.startswith("torch.optim.lr_scheduler.") and not _is_plateau(scheduler._target_):
+        return
+    if scheduler.warmup is None:
+        yield from _idle("scheduler", scheduler, ("planned_for",), "without a warmup", "scheduler.warmup")
+    if scheduler._target_.startswith("torch.optim.lr_scheduler.") and not _is_plateau(scheduler._target_):
         yield from _idle("scheduler", scheduler, ("monitor",), f"without {PLATEAU}", "scheduler._target_")
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.check import parse, resolved
-from runner.config.schema import Config
+from runner.config.schema import Config, Scheduler
 from runner.errors import ABSENT, ConfigError, Mistake
 from runner.schedule import Duration
 
@@ -28,6 +28,7 @@ FREE = {
     "train.early_stop",  # like the duration, these two say when it is done
     "train.max_time",
     "train.check_finite",
+    "train.detect_anomaly",
     "train.on_fault",
     "train.max_faults",
     "train.on_save_error",
@@ -41,6 +42,7 @@ FREE = {
     "loader.timeout",
     "loader.eval.num_workers",
 }
+OWN_OF_SCHEDULER = {item.name for item in fields(Scheduler)}  # the rest are arguments of its `_target_`
 INEXACT = "give it its value back, or accept other numbers with `--inexact`"
 
 
@@ -114,11 +116,7 @@ def continuation(folder: Path, config: Config, unresolved: str) -> Continuation:
     kept: list[Keys] = []
     if was != wanted:
         notes.append(f"train.duration is {wanted}, and was {was}")
-        kept = [keys for keys in _followers(unresolved, was, after) if not _is_free(keys, after)]
-        for keys in kept:
-            old = _get(before, keys)
-            notes.append(f"{'.'.join(keys)} stays {old}, as it was recorded (a value of its own makes it follow)")
-            _put(after, keys, old)
+        kept = _keep(before, after, unresolved, notes)
     tree = OmegaConf.create(unresolved)
     for keys in kept:
         OmegaConf.update(tree, _dotted(keys), _get(after, keys))
@@ -131,7 +129,9 @@ def continuation(folder: Path, config: Config, unresolved: str) -> Continuation:
         if keys == ("train", "duration"):
             changes += _shorter(old, new)
             continue
-        if keys[0] == "scheduler" and keys[1:] and keys[1] not in ("_target_", "interval", "warmup", "monitor"):
+        if keys == ("scheduler", "planned_for") and keys in kept:
+            continue
+        if keys[0] == "scheduler" and keys[1:] and keys[1] not in OWN_OF_SCHEDULER:
             rescheduled.append(keys[1])
             if was != wanted:
                 notes.append(f"{'.'.join(keys)} is {new} from here on, and was {old}")
@@ -152,6 +152,20 @@ def continuation(folder: Path, config: Config, unresolved: str) -> Continuation:
     )
 
 
+def _keep(before: Mapping[str, Any], after: dict[str, Any], unresolved: str, notes: list[str]) -> list[Keys]:
+    """Give what followed `train.duration` and decides about bits its recorded value back; its keys."""
+    was, scheduler = before["train"]["duration"], after["scheduler"]
+    kept = [keys for keys in _followers(unresolved, was, after) if not _is_free(keys, after)]
+    for keys in kept:
+        old = _get(before, keys)
+        notes.append(f"{'.'.join(keys)} stays {old}, as it was recorded (a value of its own makes it follow)")
+        _put(after, keys, old)
+    if any(keys[0] == "scheduler" for keys in kept) and scheduler["warmup"] and scheduler["planned_for"] is None:
+        kept.append(("scheduler", "planned_for"))  # else the warmup would not be taken off any more
+        scheduler["planned_for"] = was
+    return kept
+
+
 def _followers(unresolved: str, was: str, after: Mapping[str, Any]) -> list[Keys]:
     """The keys whose values come from `train.duration` by interpolation."""
     tree = OmegaConf.create(unresolved)
@@ -162,9 +176,12 @@ def _followers(unresolved: str, was: str, after: Mapping[str, Any]) -> list[Keys
 
 
 def _is_free(keys: Keys, config: Mapping[str, Any]) -> bool:
+    monitor = config["scheduler"]["monitor"]
     # The objective and the best of a run are no part of its weights.
     if keys in (("train", "evaluate_every"), ("train", "evaluate_at_start")):
-        return config["scheduler"]["monitor"] is None and config["train"]["early_stop"] is None
+        return monitor is None and config["train"]["early_stop"] is None
+    if keys == ("log", "every"):  # the means of training are those since a line of the log
+        return not str(monitor).startswith("train/")
     return any(".".join(keys[:length]) in FREE for length in range(1, len(keys) + 1))
 
 

@@ -201,6 +201,8 @@ class Scheduler:
     interval: Literal["step", "epoch"] = "step"
     warmup: Duration | None = None  # linear, from nearly 0 to the schedule's first rate
     monitor: str | None = None  # a metric's name, for ReduceLROnPlateau
+    # The length of the run that the durations below were written for, where it trains for longer; null: train.duration.
+    planned_for: Duration | None = None
     arguments: dict[str, Any] = rule({}, rest=True)  # those of `_target_`
 
 
@@ -238,6 +240,7 @@ class Train:
         None, regex=schedule.TIME, like="1h30m"
     )  # of wall time over all resumes, then it is done
     check_finite: Literal["loss", "off", "every_step"] = rule("loss")
+    detect_anomaly: bool = False  # every backward checks its operators for NaN (torch.autograd); about half as fast
     on_fault: Literal["stop", "skip", "rollback"] = "stop"  # the others go back to the last checkpoint first
     max_faults: int = rule(3, at_least=1)  # how often `skip` and `rollback` help before the run stops after all
     on_save_error: Literal["stop", "go_on"] = "stop"  # a full disk: end the run, or train on without checkpoints

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runner.chart import Line, Panel, svg
 from runner.config.compose import compose
 from runner.config.schema import Config
 from runner.errors import ConfigError, Mistake, RunError
@@ -19,7 +20,6 @@ from runner.examine import examine
 from runner.verbs.train import split_trust
 
 USAGE = "python -m runner audit init [--init a,b,c] [--out FILE] [--json] [overrides]"
-COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
 
 
 @dataclass
@@ -42,9 +42,13 @@ class Audit:
     loss: float
     layers: list[Layer] = field(default_factory=list)
 
+    def spreads(self, what: str) -> list[float]:
+        """The standard deviations of the weighted layers."""
+        return [getattr(layer, what) for layer in self.layers if layer.weighted]
+
     def growth(self, what: str) -> float:
         """The factor by which a spread changes from one weighted layer to the next, in the geometric mean."""
-        values = [getattr(layer, what) for layer in self.layers if layer.weighted]
+        values = self.spreads(what)
         if len(values) < 2 or not all(math.isfinite(value) and value > 0 for value in (values[0], values[-1])):
             return math.nan
         return float((values[-1] / values[0]) ** (1 / (len(values) - 1)))
@@ -173,30 +177,13 @@ def _cells(layers: Mapping[str, Layer], name: str) -> tuple[str, str, str]:
 
 def picture(audits: Sequence[Audit]) -> str:
     """An SVG of both spreads over the weighted layers, on a logarithmic scale, one line a choice."""
-    width, height, left, top = 760, 300, 70, 40
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{2 * height}" font-family="sans-serif"',
-        'font-size="12"><rect width="100%" height="100%" fill="white"/>',
-    ]
-    for panel, what in enumerate(("activation", "gradient")):
-        lines = [[getattr(layer, what) for layer in one.layers if layer.weighted] for one in audits]
-        shown = [math.log10(v) for line in lines for v in line if math.isfinite(v) and v > 0] or [0.0]
-        low, high = math.floor(min(shown)), max(math.ceil(max(shown)), math.floor(min(shown)) + 1)
-        base, tall, wide = panel * height + top, height - 2 * top, width - left - 20
-        parts.append(f'<text x="{left}" y="{base - 12}">standard deviation of the {what}, layer by layer</text>')
-        for power in range(low, high + 1):
-            y = base + tall * (high - power) / (high - low)
-            parts.append(
-                f'<path d="M{left} {y:.1f}h{wide}" stroke="#ddd"/><text x="8" y="{y + 4:.1f}">1e{power}</text>'
+    return svg(
+        [
+            Panel(
+                f"standard deviation of the {what}, layer by layer",
+                [Line(one.init, list(enumerate(one.spreads(what)))) for one in audits],
+                log_y=True,
             )
-        for colour, one, line in zip(COLOURS * len(audits), audits, lines, strict=False):
-            xs = [left + wide * i / max(len(line) - 1, 1) for i in range(len(line))]
-            points = [
-                f"{x:.1f},{base + tall * (high - math.log10(v)) / (high - low):.1f}"
-                for x, v in zip(xs, line, strict=True)
-                if math.isfinite(v) and v > 0
-            ]
-            parts.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" stroke-width="2"/>')
-            place = left + 110 * audits.index(one)
-            parts.append(f'<text x="{place}" y="{base + tall + 24}" fill="{colour}">{one.init}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+            for what in ("activation", "gradient")
+        ]
+    )

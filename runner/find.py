@@ -1,0 +1,316 @@
+"""Two settings found by trying: a learning rate that trains fast, and the largest batch that fits into memory.
+
+Both build a run of their own in a temporary folder and throw it away.
+"""
+
+import dataclasses
+import gc
+import math
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner import build, fit, rng
+from runner import device as devices
+from runner.component import Trust
+from runner.config.schema import Config, Duration, Scheduler
+from runner.errors import RunError
+from runner.optimizer import set_rate
+from runner.state import Run
+
+SMOOTHED = 20  # the mean of a point and its neighbours covers one so many of all points
+DIVERGED = 3  # a loss so many times farther above the least one than that is below the first one
+
+
+@dataclasses.dataclass
+class RateTest:
+    """Losses under a growing rate, and what follows from them."""
+
+    rates: list[float]  # of `optimizer.lr`; the groups keep their ratios to it
+    losses: list[float]
+    smoothed: list[float]
+    suggestion: float | None  # halfway between the next two, on the logarithmic scale; None where no loss falls
+    begins: float | None  # where the smoothed loss has made a tenth of its fall
+    lowest: float | None  # where it is least
+    steepest: float | None  # where it falls fastest
+    diverged: bool  # whether it rose so far that the test ended there
+
+
+@contextmanager
+def trial_run(config: Config, steps: int, trust: Trust) -> Iterator[Run]:
+    """A run without schedule, in a folder that goes away; the global random numbers are afterwards as they were."""
+    short = dataclasses.replace(
+        config, scheduler=Scheduler(), train=dataclasses.replace(config.train, duration=Duration(f"{steps}st"))
+    )
+    with rng.isolated(), tempfile.TemporaryDirectory() as folder:
+        run = build.build(short, Path(folder), {}, trust)
+        rng.seed_all(rng.key(config.seed, "train"))
+        run.model.train()
+        yield run
+
+
+def endless(run: Run) -> Iterator[Any]:
+    """The batches of one epoch after another.
+
+    Raises:
+        RunError: an epoch has none.
+    """
+    while True:
+        batch = None
+        for batch in fit.batches(run):
+            yield batch
+        if batch is None:
+            raise RunError("an epoch of the train split has no batch")
+        run.progress.epoch += 1
+
+
+def rate_test(config: Config, low: float, high: float, steps: int, trust: Trust = ()) -> RateTest:
+    """Train with a rate that grows by the same factor each step, from `low` to `high`, until the loss diverges.
+
+    The learning-rate range test of Smith (Cyclical Learning Rates for Training Neural Networks, 2017, section 3.3),
+    with the exponential growth of Howard and Gugger (fastai, 2020), whose smoothing lags behind the rate: a mean over
+    neighbours on both sides takes its place. The suggestion lies in the middle of the valley, as that of fastai's
+    `valley` (2021): the steepest fall is often close to divergence (the small CNN on digits, 150 steps at one rate:
+    validation loss 2.3 with the steepest fall's 0.33, 0.27 with 0.1).
+
+    Raises:
+        RunError: the data cannot be had, a batch is refused, or the optimizer has no rate.
+    """
+    rates: list[float] = []
+    losses: list[float] = []
+    with trial_run(config, steps, trust) as run:
+        base = run.optimizer.defaults.get("lr")
+        if not base:
+            raise RunError(f"optimizer.lr: {type(run.optimizer).__name__} has no rate to scale (it is {base})")
+        shares = [float(group["lr"]) / float(base) for group in run.optimizer.param_groups]
+        for step, batch in enumerate(islice(endless(run), steps)):
+            rate = low * (high / low) ** (step / (steps - 1))
+            for group, share in zip(run.optimizer.param_groups, shares, strict=True):
+                set_rate(group, rate * share)
+            loss = run.update(batch)["loss"].item()
+            if not math.isfinite(loss):
+                return judged(rates, losses, diverged=True)
+            rates.append(rate)
+            losses.append(loss)
+            if has_diverged(losses):
+                return judged(rates, losses, diverged=True)
+    return judged(rates, losses, diverged=False)
+
+
+def has_diverged(losses: Sequence[float]) -> bool:
+    """Whether the mean of the last few losses lies far above the least mean so far; one bad batch does not count."""
+    span = max(1, len(losses) // SMOOTHED)
+    means = smooth(losses)
+    least = min(means)
+    return sum(losses[-span:]) / span > least + DIVERGED * max(abs(least), abs(means[0] - least))
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """The mean of each value and its neighbours, as many on both sides."""
+    reach = max(1, len(values) // SMOOTHED)
+    spans = [min(reach, place, len(values) - 1 - place) for place in range(len(values))]
+    return [math.fsum(values[i - s : i + s + 1]) / (2 * s + 1) for i, s in enumerate(spans)]
+
+
+def judged(rates: list[float], losses: list[float], *, diverged: bool) -> RateTest:
+    """Find where the loss begins to fall and where it is least, and the middle."""
+    smoothed = smooth(losses)
+    end = min(range(len(smoothed)), key=smoothed.__getitem__, default=0)
+    falls = [smoothed[i - 1] - smoothed[i + 1] for i in range(1, end)]  # the rates are equally far apart
+    if not falls or max(falls) <= 0:
+        return RateTest(rates, losses, smoothed, None, None, None, None, diverged)
+    tenth = smoothed[0] - (smoothed[0] - smoothed[end]) / 10
+    start = next(i for i in range(end, -1, -1) if i == 0 or smoothed[i - 1] >= tenth)
+    steepest = 1 + max(range(len(falls)), key=falls.__getitem__)
+    middle = math.sqrt(rates[start] * rates[end])
+    return RateTest(rates, losses, smoothed, middle, rates[start], rates[end], rates[steepest], diverged)
+
+
+@dataclasses.dataclass
+class Trial:
+    """One size of batch, tried for two steps."""
+
+    batch_size: int
+    fits: bool
+    peak: int | None = None  # bytes
+    seconds: float | None = None  # of the second step
+    problem: str = ""
+    samples: int = 0  # of the training split; 0: not known
+
+
+@dataclasses.dataclass
+class BatchSearch:
+    """What was tried, and what follows."""
+
+    batch_size: int | None  # the largest that fits; None: not even one sample does
+    too_large: int | None  # the least that does not, of those tried; None: every one that there are samples for fits
+    limit: int | None  # bytes; None: that of the GPU, found by running into it
+    measured: str
+    trials: list[Trial]
+
+
+def largest(fits: Callable[[int], bool], start: int, most: Callable[[], int]) -> tuple[int, int | None]:
+    """The largest number that fits (0: none) and the least that does not (None: `most` fits).
+
+    By doubling from `start`, then by halving the gap to a 32nd of the number; below 64 it is found exactly.
+    """
+    low, size = 0, min(start, most())
+    while fits(size):
+        low = size
+        if size >= most():
+            return low, None
+        size = min(2 * size, most())
+    while size - low > max(1, low // 32):
+        middle = (low + size) // 2
+        if fits(middle):
+            low = middle
+        else:
+            size = middle
+    return low, size
+
+
+def search_batch_size(
+    config: Config,
+    limit: int | None,
+    most: int | None,
+    trust: Trust = (),
+    say: Callable[[Trial], None] = lambda _: None,
+) -> BatchSearch:
+    """Try batch sizes with two real optimizer steps each: real data, gradients, the optimizer's state.
+
+    Args:
+        config: the checked config.
+        limit: bytes, for a CPU; null: nine tenths of the memory that is available now. A GPU has its own.
+        most: the largest size to be tried; no more than there are training samples.
+        trust: patterns of names trusted on the command line.
+        say: is told of each trial.
+
+    Raises:
+        RunError: the data cannot be had, or a step fails for another reason than memory.
+    """
+    device = devices.choose(config.device.type)
+    on_cpu = device.type == "cpu"
+    limit = (limit or available_memory() * 9 // 10) if on_cpu else None
+    trials: list[Trial] = []
+
+    def fits(size: int) -> bool:
+        trial = on_gpu(config, size, device, trust) if limit is None else in_child(config, size, limit, trust)
+        trials.append(trial)
+        say(trial)
+        return trial.fits
+
+    def end() -> int:
+        return min(most or 2**20, trials[0].samples or 2**20) if trials else most or 2**20
+
+    low, high = largest(fits, config.loader.batch_size, end)
+    what = "peak resident memory of a process of its own" if on_cpu else f"peak memory that torch allocated on {device}"
+    return BatchSearch(low or None, high, limit, what, trials)
+
+
+def _with_batches(config: Config, size: int) -> Any:
+    return dataclasses.replace(config.loader, batch_size=size)
+
+
+def two_steps(config: Config, size: int, trust: Trust) -> Trial:
+    """Take two optimizer steps with batches of this size; the first makes the optimizer's state."""
+    with trial_run(dataclasses.replace(config, loader=_with_batches(config, size)), 2, trust) as run:
+        began = 0.0
+        for batch in islice(endless(run), 2):
+            began = time.perf_counter()
+            run.update(batch)
+            devices.synchronize(run.device)
+        return Trial(size, fits=True, seconds=time.perf_counter() - began, samples=run.splits["train"].size)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it comes from, says that memory has run out."""
+    if error is None:
+        return False
+    said = str(error).lower()
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
+    found = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in said for word in words)
+    return found or is_out_of_memory(error.__cause__)
+
+
+def on_gpu(config: Config, size: int, device: torch.device, trust: Trust) -> Trial:
+    """Try a size on a GPU, in this process."""
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        trial = two_steps(config, size, trust)
+        trial.peak = torch.cuda.max_memory_allocated(device) if cuda else torch.mps.driver_allocated_memory()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        trial = Trial(size, fits=False, problem="out of memory")
+    gc.collect()
+    if cuda:
+        torch.cuda.empty_cache()
+    else:
+        torch.mps.empty_cache()
+    return trial
+
+
+def in_child(config: Config, size: int, limit: int, trust: Trust) -> Trial:
+    """Try a size on the CPU in a process of its own, whose peak is then known, and whose end harms nothing."""
+    context = multiprocessing.get_context("forkserver")  # a fork of this process could inherit locked threads
+    context.set_forkserver_preload(["runner.find"])  # torch, once for all trials
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_try, args=(config, size, limit, trust, theirs))
+    child.start()
+    theirs.close()
+    try:
+        trial: Trial | str = ours.recv()
+    except EOFError:
+        trial = Trial(size, fits=False, problem="the process was killed")
+    child.join()
+    if isinstance(trial, str):
+        raise RunError(f"a batch of {size}: {trial}")
+    return trial
+
+
+def _try(config: Config, size: int, limit: int, trust: Trust, answer: Any) -> None:
+    try:
+        _restrain(limit)
+        trial = two_steps(config, size, trust)
+        unit = 1 if sys.platform == "darwin" else 1024
+        trial.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        if trial.peak > limit:
+            trial.fits, trial.problem = False, "over the limit"
+        answer.send(trial)
+    except BaseException as error:  # noqa: BLE001  whatever it is, the parent says it
+        if is_out_of_memory(error):
+            answer.send(Trial(size, fits=False, problem="out of memory"))
+        else:
+            answer.send(f"{type(error).__name__}: {error}")
+
+
+def _restrain(limit: int) -> None:
+    """Let allocations far beyond the limit fail, so that a trial of twice the right size does not stop the machine."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return
+    facts = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+    data, resident = (int(facts[name].split()[0]) * 1024 for name in ("VmData", "VmRSS"))
+    room = data + max(0, limit - resident) * 5 // 4 + 2**28
+    resource.setrlimit(resource.RLIMIT_DATA, (room, room))
+
+
+def available_memory() -> int:
+    """Bytes that could be used now without swapping."""
+    facts = Path("/proc/meminfo")
+    if facts.is_file():
+        return next(int(line.split()[1]) * 1024 for line in facts.read_text().splitlines() if "MemAvailable" in line)
+    import os
+
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
