@@ -28,7 +28,7 @@ HOW = {  # model.fail → cause
     "hang": "timeout",
 }
 PUT_ASIDE = (("config", ".yaml"), ("log", ".txt"), ("result", ".json"), ("checkpoints", ""))
-LIMITS = ("sweep.timeout=6", "sweep.memory=1.5")
+LIMITS = ("sweep.timeout=9", "sweep.memory=1")
 
 
 @pytest.fixture
