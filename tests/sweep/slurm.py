@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A SLURM of one machine, as far as submitit speaks to one: sbatch, srun, sacct, scancel, scontrol by the script's name.
+"""A SLURM of one machine, as far as submitit speaks to one: sbatch, srun, sacct, scancel, scontrol by its own name.
 
 The folder `FAKE_SLURM` has a file for each job: its process group, and its state once it has ended.
 """
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 STATE = Path(os.environ["FAKE_SLURM"])
-SHELL = 'bash "$1"; status=$?; [ -e "$2.state" ] || echo $([ $status = 0 ] && echo COMPLETED || echo FAILED) > "$2.state"'
+SHELL = 'bash "$1" && state=COMPLETED || state=FAILED; [ -e "$2.state" ] || echo $state > "$2.state"'
 
 
 def begin(number, script):
@@ -36,7 +36,7 @@ def begin(number, script):
 def sbatch(script):
     number = 100 + len(list(STATE.glob("*.script")))
     begin(number, script)
-    print(f"Submitted batch job {number}")
+    sys.stdout.write(f"Submitted batch job {number}\n")
 
 
 def srun(*argv):
@@ -45,17 +45,17 @@ def srun(*argv):
         option = words.pop(0)
         if option in ("--output", "--error"):
             files[option] = words.pop(0).replace("%j", os.environ["SLURM_JOB_ID"]).replace("%t", "0")
-    out, error = (Path(files[name]).open("a") for name in ("--output", "--error"))
-    os.dup2(out.fileno(), 1)
-    os.dup2(error.fileno(), 2)
+    for handle, name in ((1, "--output"), (2, "--error")):
+        os.dup2(os.open(files[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), handle)
     os.execvp(words[0], words)
 
 
 def sacct(*argv):
-    print("JobID|State|NodeList")
+    sys.stdout.write("JobID|State|NodeList\n")
     for number in (argv[i + 1] for i, word in enumerate(argv) if word == "-j"):
         ended = STATE / f"{number}.state"
-        print(f"{number}|{ended.read_text().strip() if ended.exists() else 'RUNNING'}|here")
+        state = ended.read_text().strip() if ended.exists() else "RUNNING"
+        sys.stdout.write(f"{number}|{state}|here\n")
 
 
 def scancel(number, *argv):

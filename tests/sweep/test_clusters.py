@@ -160,10 +160,10 @@ def test_a_lost_node_is_the_machines_fault_and_the_job_goes_on(project, slurm):
 
 @pytest.mark.exhaustive
 def test_a_job_whose_time_is_up_saves_and_is_queued_again(project, slurm):
-    """SLURM's signal before the end of the time reaches submitit, which queues the job anew; it ends as if never cut."""
+    """SLURM's signal before the end of the time reaches submitit, which queues the job anew."""
     process = start(project, *QUICK, "seed=0", "train.duration=15ep", "model.pause=0.05", SLURM)
     job = wait_for(lambda: next((sweep_of(project) / r.path for r in rows(project)), None), 60)
-    wait_for(lambda: (job / "checkpoints").is_dir(), 90)
+    wait_for((job / "checkpoints").is_dir, 90)
     time.sleep(0.3)
     os.killpg(int((slurm / "100.group").read_text()), signal.SIGUSR2)
     assert process.wait() == 0
