@@ -430,6 +430,8 @@ class Loader(ConfigLoaderImpl):
     @staticmethod
     def _forced(override: Override, repository: IConfigRepository) -> Override:
         key, value = override.key_or_group, override._value  # noqa: SLF001  Hydra has no other way in
+        if key.startswith("hydra.launcher.") and override.type == OverrideType.CHANGE:
+            override.type = OverrideType.FORCE_ADD  # `runner.config.launcher` judges the keys
         if override.is_hydra_override() or override.is_delete():
             return override
         if not repository.group_exists(key) or isinstance(value, dict):

@@ -1,5 +1,6 @@
 """`hydra/launcher`: where the jobs of a sweep run. Some of Hydra's names are ours, with typed keys."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -7,6 +8,7 @@ from omegaconf import OmegaConf
 from runner.config import schema
 from runner.config.compose import Composed
 from runner.config.interpret import read_part
+from runner.config.names import did_you_mean, nearest
 from runner.config.trust import EXTRAS, install
 from runner.errors import ConfigError, Mistake
 
@@ -39,6 +41,27 @@ def launcher(composed: Composed) -> Any:
     if importlib.util.find_spec(package) is None:
         rule = f"needs `{package}`, which is not installed"
         mistakes += composed.blame([Mistake(GROUP, rule, name, f"argument `{GROUP}={name}`", install(EXTRAS[package]))])
+    elif isinstance(settings, schema.RayLauncher):
+        mistakes += composed.blame(_of_ray(settings.ray))
     if mistakes:
         raise ConfigError(mistakes)
     return settings
+
+
+def _of_ray(options: schema.RayOptions) -> Iterator[Mistake]:
+    """What Ray does not know; its own `init` swallows any name."""
+    import inspect
+
+    import ray
+
+    known = [name for name, p in inspect.signature(ray.init).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    for name in options.init:
+        if name not in ("address", *known) and not name.startswith("_"):
+            right = nearest(name, ["address", *known])
+            right = f"hydra.launcher.ray.init.{right}" if right else ""
+            key = f"hydra.launcher.ray.init.{name}"
+            yield Mistake(key, "is no argument of ray.init", remedy=did_you_mean(right), suggestion=right)
+    try:
+        ray.remote(**options.remote)(_of_ray) if options.remote else None
+    except (ValueError, TypeError) as error:
+        yield Mistake("hydra.launcher.ray.remote", f"is refused by Ray: {str(error).splitlines()[0]}")

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.config import effects
 from runner.config.check import Check
 from runner.config.compose import Composed, Loader
+from runner.config.launcher import OURS, chosen, launcher
 from runner.config.points import Point, Setting, Space, make_space
 from runner.config.schema import Sweep
 from runner.errors import ConfigError, Mistake
@@ -71,6 +72,11 @@ def plan(overrides: Sequence[str], cwd: Path, trust: Sequence[str] = ()) -> "Pla
         mistakes += error.mistakes
     if searched:
         mistakes += checked.of_the_sweep()
+    if chosen(whole) in OURS:
+        try:
+            launcher(whole)
+        except ConfigError as error:
+            mistakes += error.mistakes
     if mistakes:
         said = {mistake.where for mistake in whole.mistakes}
         raise ConfigError([*whole.mistakes, *(m for m in mistakes if m.where not in said)])

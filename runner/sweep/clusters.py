@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.config import schema
-from runner.config.launcher import chosen, launcher
-from runner.errors import RunError
+from runner.config.launcher import GROUP, chosen, launcher
+from runner.errors import ConfigError, Mistake, RunError
 from runner.files import write_json, write_text
 from runner.sweep.frozen import Frozen
 from runner.sweep.ledger import Cause
@@ -143,6 +144,10 @@ class Submitit(Queue):
     """
 
     def __init__(self, settings: schema.SubmititLauncher, cluster: str, frozen: Frozen) -> None:
+        if cluster == "slurm" and shutil.which("srun") is None:
+            rule, where = "needs SLURM, whose `srun` is not found here", f"argument `{GROUP}=submitit_slurm`"
+            remedy = f"on this machine alone: `{GROUP}=submitit_local`, or no launcher"
+            raise ConfigError([Mistake(GROUP, rule, where=where, remedy=remedy)])
         super().__init__(frozen, settings.array_parallelism, os.getpid() if cluster == "local" else 0)
         self._settings, self._cluster = settings, cluster
 

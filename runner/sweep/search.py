@@ -327,12 +327,13 @@ class Search:
         assert node is not None
         kind = locate(node["_target_"], self._trust)
         takes_seed = "seed" in inspect.signature(kind).parameters
+        own = self._seed if node.get("seed") is None else node["seed"]
         keyed = takes_seed and str(kind.__module__).startswith("optuna.")
         if keyed and not issubclass(kind, optuna.samplers.QMCSampler):  # whose points are one sequence of one seed
-            seed = rng.key(node.get("seed") or self._seed, "search", number) % 2**32
+            seed = rng.key(own, "search", number) % 2**32
             return self._build({**node, "seed": seed})
         if self._one_sampler is None:
-            self._one_sampler = self._build({**node, "seed": node.get("seed") or self._seed} if takes_seed else node)
+            self._one_sampler = self._build({**node, "seed": own} if takes_seed else node)
         return self._one_sampler
 
     def _build(self, node: Mapping[str, Any]) -> optuna.samplers.BaseSampler:

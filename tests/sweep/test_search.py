@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import random
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from runner.config.sweep import plan
 from runner.errors import ConfigError
 from runner.sweep.ledger import Row
 from runner.sweep.search import JOURNAL, Search, dimension
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
+import project
 
 TPE = {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 3}
 ASHA = {"_target_": "optuna.pruners.SuccessiveHalvingPruner", "min_resource": 1, "reduction_factor": 2}
@@ -300,3 +304,44 @@ def test_a_missing_extra_is_named(runner: Any, monkeypatch: pytest.MonkeyPatch) 
     find = trust._spec
     monkeypatch.setattr(trust, "_spec", lambda name: None if name == "optuna" else find(name))
     assert "pip install 'yaml-experiment-runner[optuna]'" in runner("check", "-m", "sweep=optuna_asha").out
+
+
+# ---- whole commands
+
+ROUND = (
+    *("-m", "experiment=quick", "train.duration=6ep", "model.pause=0.02", "sweep.slots=2", "sweep.search.trials=7"),
+    "sweep.search.sampler={_target_: optuna.samplers.TPESampler, n_startup_trials: 2}",
+    "sweep.search.pruner={_target_: optuna.pruners.SuccessiveHalvingPruner, min_resource: 1, reduction_factor: 2}",
+    "optimizer.lr=tag(log, interval(0.001, 1))",
+)
+
+
+def test_a_killed_search_loses_nothing_and_a_pruned_job_can_be_trained_to_its_end(tmp_path: Path) -> None:
+    project.write(tmp_path)
+    process = project.start(tmp_path, *ROUND)
+    project.wait_for(lambda: sum(r.status in ("completed", "pruned") for r in project.rows(tmp_path)) >= 2)
+    process.kill()
+    process.wait()
+    before = {row.id: row for row in project.rows(tmp_path) if row.status in ("completed", "pruned")}
+
+    assert project.here(tmp_path, *ROUND) == 0, project.said(tmp_path)
+    rows = project.rows(tmp_path)
+    folder = project.sweep_of(tmp_path)
+    assert 7 == len(rows) == len(states(folder)) and {"completed", "pruned"} == {row.status for row in rows}
+    assert before == {row.id: row for row in rows if row.id in before}, "what was finished did not run again"
+    pruned = next(row for row in rows if row.status == "pruned")
+    said = json.loads((folder / pruned.path / "result.json").read_text())
+    last = (folder / pruned.path / "checkpoints" / "last.pt").resolve()
+    assert last.name == f"step_{said['steps']:08d}.pt"
+    assert (
+        pruned.objective
+        == said["objective"]
+        == json.loads((folder / pruned.path / "metrics.jsonl").read_text().splitlines()[-1])["val/loss"]
+    )
+
+    assert project.here(tmp_path, "resume", str(folder / pruned.path)) == 0
+    assert project.here(tmp_path, *ROUND) == 0
+    (row,) = (row for row in project.rows(tmp_path) if row.id == pruned.id)
+    study = optuna.load_study(study_name="sweep", storage=storage(folder))
+    assert ("completed", row.objective, "COMPLETE") == (row.status, study.trials[-1].value, study.trials[-1].state.name)
+    assert 8 == len(study.trials)
