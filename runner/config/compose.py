@@ -456,7 +456,7 @@ class Loader(ConfigLoaderImpl):
         package = default.package or ""
         inside = loaded.config
         remedy = "give it on the command line"
-        if package.split(".")[0] == "hydra" and not path.is_relative_to(our_conf()):
+        if package.split(".")[0] == "hydra" and not path.is_relative_to(our_conf() / "hydra"):
             parent = self.repository.file(default.parent or "")
             where = f"{path}:1"
             if parent is not None and not str(self.repository.read[path].text).startswith("# @package hydra"):

@@ -163,6 +163,8 @@ def run(plan: Plan, ledger: Ledger, source: Source, asked: list[Asked], executor
         swept=list(plan.sweep.space.keys),
         objective=objective,
         mode=mode,
+        objectives=dict(plan.settings.search.objectives),
+        searched=plan.settings.search.sampler is not None,
     )
     adopt(ledger, plan.folder, asked, plan)
     rows = reconcile(ledger, plan.folder)

@@ -37,7 +37,7 @@ def _head(report: Report) -> str:
 def _table(report: Report) -> Iterator[str]:
     if not report.entries:
         return
-    names = list(report.objectives) or [report.objective]
+    names, searched = list(report.objectives) or [report.objective], report.settings.get("searched")
     way = {1: "more is better", -1: "less is better"}[report.sign]
     of_replicates = (
         f", mean ± {noise.CONFIDENCE:.0%} interval of n seeds (Student's t)" if report.has_replicates else ""
@@ -67,7 +67,7 @@ def _table(report: Report) -> Iterator[str]:
         yield f"… {len(report.entries) - SHOWN:,} more in {report.folder / 'report.csv'}"
     if any(entry.p is not None for entry in report.entries):
         yield f"within noise: {noise.SAID}"
-    elif report.best and not report.has_replicates and len(report.entries) > 1:
+    elif report.best and not report.has_replicates and len(report.entries) > 1 and not searched:
         yield "one job a point says nothing about noise: `sweep.seeds=5` gives replicates"
 
 

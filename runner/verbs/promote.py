@@ -75,6 +75,10 @@ def _best(report: Report) -> Winner:
     if report.best is None:
         remedy = "`--job NUMBER` promotes one that was pruned" if any(r.status == "pruned" for r in report.rows) else ""
         raise ConfigError([Mistake("SWEEP", "has no completed job to promote", str(report.folder), remedy=remedy)])
+    if report.objectives:
+        front = ", ".join(str(entry.rows[0].number) for entry in report.entries if entry.front)
+        rule = f"has several objectives and so no single winner: on the Pareto front are the jobs {front}"
+        raise ConfigError([Mistake("SWEEP", rule, str(report.folder), remedy="choose one with `--job NUMBER`")])
     return Winner(next(row for row in report.best.rows if is_result(row)), report.best)
 
 

@@ -257,7 +257,7 @@ AXES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", [0, 1, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in range(2, 20))])
 def test_jobs_are_composed_as_runs_of_their_own_would_be(number, tmp_path):
     """What is composed once and changed, and what is composed for each job, are the same config and the same blame."""
     import random

@@ -200,6 +200,17 @@ def test_a_sweep_without_a_result_has_no_winner(sweep, capsys):
     assert "has no completed job" in capsys.readouterr().err
 
 
+def test_of_several_objectives_one_must_choose(sweep, capsys):
+    scores = {f"job{n}": {"metrics": {"val/accuracy": 0.5 - n, "cost": 1.0 + (n == 2)}} for n in range(3)}
+    folder = sweep(["optimizer.lr=0.1,0.3,0.2"], [0.5, -0.5, -1.5], **scores)
+    with Ledger(folder) as ledger:
+        ledger.set(objectives={"val/accuracy": "max", "cost": "max"})
+
+    assert 2 == main(["promote", str(folder)])
+    assert "on the Pareto front are the jobs 0, 2" in capsys.readouterr().err
+    assert 0 == main(["promote", str(folder), "--job", "2"])
+
+
 def test_a_key_that_was_taken_away_cannot_be_promoted_and_leaves_no_file(sweep, capsys):
     folder = sweep(["~transform.train.shift", "optimizer.lr=0.1,0.3"], [0.1, 0.3])
 
