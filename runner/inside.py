@@ -159,18 +159,20 @@ class Inside:
 
         return hook
 
-    def look(self) -> None:
-        """Between backward and the optimizer: norms, and histograms of the gradients."""
+    def look(self, optimizer: Optimizer) -> None:
+        """Between backward and the step of an optimizer: norms and histograms of the gradients that it will use."""
         if self.numbers and self.gradient_norm:
-            self.norms = gradient_norms(self.optimizer)
+            names = {id(group): str(group.get("name", i)) for i, group in enumerate(self.optimizer.param_groups)}
+            self.norms |= gradient_norms({names[id(group)]: group["params"] for group in optimizer.param_groups})
         if self.histograms:
-            named = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-            self.gradients = histogram_values("gradients", named)
+            used = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
+            named = {name: p.grad for name, p in self.model.named_parameters() if id(p) in used and p.grad is not None}
+            self.gradients += histogram_values("gradients", named)
 
     def close(self) -> tuple[dict[str, float], list[Any]]:
         """After the step, what was seen: numbers by name, and TensorBoard's messages."""
         self.take_down()
-        seen = dict(self.norms)
+        seen = with_total(self.norms)
         for name, statistics in self.statistics.items():
             if statistics.parts:
                 seen |= {f"{name}/{what}": value for what, value in statistics.values().items()}
@@ -190,19 +192,18 @@ def first_float(output: Any) -> Tensor | None:
     return next((tensor for member in members if (tensor := first_float(member)) is not None), None)
 
 
-def gradient_norms(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The 2-norm of all gradients, `gradient_norm`, and of each group's where there are several."""
-    groups = {
-        str(group.get("name", number)): [p.grad for p in group["params"] if p.grad is not None]
-        for number, group in enumerate(optimizer.param_groups)
-    }
-    norms = {name: torch.nn.utils.get_total_norm(gradients) for name, gradients in groups.items() if gradients}
+def gradient_norms(groups: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+    """The 2-norm of the gradients of each group of parameters that has some."""
+    gradients = {name: [p.grad for p in parameters if p.grad is not None] for name, parameters in groups.items()}
+    return {name: whole(nn.utils.get_total_norm(members)) for name, members in gradients.items() if members}
+
+
+def with_total(norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The norm of them all, `gradient_norm`, and where there are several each of them by its name."""
     if not norms:
         return {}
-    found = {"gradient_norm": torch.linalg.vector_norm(torch.stack([whole(norm) for norm in norms.values()]))}
-    if len(groups) > 1:
-        found |= {f"gradient_norm/{name}": whole(norm) for name, norm in norms.items()}
-    return found
+    total = {"gradient_norm": torch.linalg.vector_norm(torch.stack([*norms.values()]))}
+    return total | ({f"gradient_norm/{name}": norm for name, norm in norms.items()} if len(norms) > 1 else {})
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ from runner.schedule import Duration, next_due
 from runner.throughput import Waiting, forward_flops, memory, rates
 from runner.update import Update
 
+NO_BATCH: Any = object()
+
 
 @dataclass
 class Evaluation:
@@ -159,8 +161,8 @@ class Looks:
             coming = self.measured.waiting.timed(coming)
         measured = self.measured if self.measured is not None and self.measured.mfu else None
         counts = measured is not None and measured.flops is None
-        batch = next(coming, None) if self.graph or counts else None
-        if batch is None:
+        batch = next(coming, NO_BATCH) if self.graph or counts else NO_BATCH
+        if batch is NO_BATCH:
             return coming
         first = batch[0] if self.grouped else batch
         hung = self.inside is not None and self.inside.take_down()  # a copy of the model would have them too

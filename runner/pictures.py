@@ -114,6 +114,7 @@ def sprite(images: Sequence[Tensor], side: int) -> tuple[Any, int]:
     side = min(side, LARGEST_SPRITE // columns)
     sheet = Image.new("RGB", (columns * side, columns * side), "white")
     for number, image in enumerate(images):
-        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).resize((side, side))
+        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        picture = picture.resize((side, side), Image.Resampling.NEAREST)
         sheet.paste(picture, (number % columns * side, number // columns * side))
     return sheet, side

@@ -5,6 +5,7 @@ what is off is not there.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 
 Step = Callable[..., Mapping[str, Any]]
 Do = Callable[[], object]
+Look = Callable[[Optimizer], object]
 
 
 class Update:
@@ -53,12 +55,12 @@ class Update:
         """What the step says of a batch that nothing is learnt from."""
         return self.step(batch, model, self.loss)
 
-    def watch(self, look: Do) -> Do:
-        """Have `look` called from now on where the gradients are there and not used yet; what ends it."""
+    def watch(self, look: Look) -> Do:
+        """Have `look(optimizer)` called from now on where its gradients are there and not used yet; what ends it."""
         apply = self.apply
 
         def looked_at() -> None:
-            look()
+            look(self.optimizer)
             apply()
 
         vars(self)["apply"] = looked_at  # on this object alone, so that without it there is nothing to ask
@@ -120,7 +122,8 @@ class Recipe(Update):
         for do in self.after:
             do()
 
-    def watch(self, look: Do) -> Do:
-        """Have `look` called from now on before all that stands before the optimizer's step; what ends it."""
-        self.before.insert(0, look)
-        return lambda: self.before.remove(look)
+    def watch(self, look: Look) -> Do:
+        """Have `look(optimizer)` called from now on before all that stands before its step; what ends it."""
+        first = partial(look, self.optimizer)
+        self.before.insert(0, first)
+        return lambda: self.before.remove(first)

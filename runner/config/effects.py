@@ -205,12 +205,6 @@ def _several_processes(config: schema.Config) -> Iterator[Finding]:
         if config.loader.bad_samples == "skip":
             rule = f"must be error with device.parallel={device.parallel}: they count a batch before it is read"
             yield Finding(Mistake("loader.bad_samples", rule, "skip", suggestion="error"), ("device.parallel",))
-        if device.parallel == "fsdp":
-            for name in ("gradient_norm", "hooks", "histograms", "graph", "mfu"):
-                value = getattr(config.log, name)
-                if value:
-                    rule = "must be off with device.parallel=fsdp: a process has shards of the weights only"
-                    yield Finding(Mistake(f"log.{name}", rule, value), ("device.parallel",))
     elif device.parallel == "data_parallel" and device.type not in ("auto", "cuda"):
         rule = "must be auto or cuda with device.parallel=data_parallel, which splits batches over all GPUs"
         yield Finding(Mistake("device.type", rule, device.type, suggestion="cuda"), ("device.parallel",))

@@ -19,12 +19,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from runner.sweep import ledger
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-GROUPS = ["speed", "startup", "cfg", "report", "data", "sweep", "faults", "resume"]
+GROUPS = ["speed", "startup", "cfg", "report", "data", "sweep", "faults", "resume", "inside"]
 EPOCHS = 40  # of the default experiment, and so of its peers
 
 
@@ -80,6 +81,32 @@ def our_speed(folder: Path, *overrides: str) -> float:
 def our_speed_unchecked(folder: Path) -> float:
     """The same without a look at whether the loss is finite."""
     return our_speed(folder, "train.check_finite=off")
+
+
+HOOKS = "++log.hooks={all: {module: torch.nn.Module, forward: [mean, std, zeros], backward: [mean, std]}}"
+INSIDE: dict[str, tuple[Any, ...]] = {  # the target, and what is looked at; an epoch is 17 steps, a log line each 50
+    "gradient norms": (1.05, "log.gradient_norm=true"),
+    "hooks on all modules": (1.05, HOOKS),
+    "histograms each epoch": (1.2, "log.histograms=1ep"),
+    "the graph": (1.05, "log.graph=true"),
+    "32 predictions each epoch": (2.0, "log.images=32"),
+    "confusion matrix each epoch": (2.0, "log.confusion_matrix=true"),
+    "PR curves each epoch": (2.0, "log.pr_curves=true"),
+    "256 embeddings each epoch": (5.0, "log.embeddings=256"),
+    "throughput, memory": (1.05, "log.throughput=true", "log.memory=true"),
+    "waiting for data": (1.05, "log.data_wait=true"),
+    "share of the peak": (1.05, "log.mfu=true", "log.peak_flops=1e11"),
+}
+
+
+def looking(*overrides: str) -> Callable[[Path], float]:
+    """Milliseconds of processor time a step with something looked at, by `inside.py`."""
+
+    def measure(folder: Path) -> float:
+        lines = command([str(HERE / "inside.py"), *overrides], folder).splitlines()
+        return float(json.loads(next(line for line in lines if line.startswith("{")))["ms_per_step"])
+
+    return measure
 
 
 def peer_speed(script: Path, name: str) -> Callable[[Path], float]:
@@ -196,6 +223,7 @@ def rows(peers: Path) -> list[Row]:
     cfg = whole("-m", "runner", "--cfg", "job")
     images = image_speed("ours")
     hydra_job = each_job(str(HERE / "bare_hydra.py"), str(ROOT / "conf"))
+    nothing_looked_at = looking()
     bare_hydra = whole(str(HERE / "bare_hydra.py"), str(ROOT / "conf"), "--cfg", "job")
     return [
         *(
@@ -210,6 +238,10 @@ def rows(peers: Path) -> list[Row]:
         Row("sweep", "a job of noop, against Hydra", "ms", each_job("-m", "runner"), hydra_job, 0.5, more=False),
         Row("sweep", "two slots, against one", "steps/s", slots(2), slots(1), 1.9, more=True),
         Row("faults", "a look at each loss", "steps/s", our_speed, our_speed_unchecked, 0.96, more=True),
+        *(
+            Row("inside", name, "ms", looking(*overrides), nothing_looked_at, target, more=False)
+            for name, (target, *overrides) in INSIDE.items()
+        ),
         Row("resume", "resume at an epoch's last batch", "s", resumed_at(2157), resumed_at(1079), 1.05, more=False),
     ]
 
