@@ -97,7 +97,8 @@ def check_group_settings(
 def _nested(path: Path, value: Any, annotation: Any, slot: str, trust: Sequence[str], found: Found) -> None:
     if isinstance(value, dict):
         if "_target_" in value:
-            check_component(path, nested_slot(annotation, slot), value, trust, found)
+            own = nested_slot(annotation, slot)
+            check_component(path, own, _matched(path, value, found) if own == MEMBER else value, trust, found)
             return
         for name, inner in value.items():
             _nested((*path, name), inner, annotation, slot, trust, found)
@@ -123,7 +124,21 @@ def nested_slot(annotation: Any, outer: str) -> str:
     ):
         if word in text:
             return f"nested {slot}"
-    return "nested scheduler" if outer.endswith("scheduler") else "nested"
+    same = next((slot for slot in ("scheduler", "optimizer") if outer.endswith(slot)), "")
+    return f"nested {same}".rstrip()
+
+
+MEMBER = "nested optimizer"  # one of several optimizers, with a `match` that is the runner's own
+
+
+def _matched(path: Path, node: dict[str, Any], found: Found) -> dict[str, Any]:
+    """One of several optimizers without its `match`, the patterns of the parameters that it takes."""
+    match = node.get("match")
+    if "match" not in node:
+        found.wrong((*path, "match"), "must be given: a pattern of the names of the parameters that it takes")
+    elif not isinstance(match, str) and not (isinstance(match, list) and all(isinstance(one, str) for one in match)):
+        found.wrong((*path, "match"), "must be a pattern, or a list of them", match)
+    return {name: value for name, value in node.items() if name != "match"}
 
 
 def _target(path: Path, slot: str, node: dict[str, Any], trust: Sequence[str], found: Found) -> Any:
@@ -360,6 +375,10 @@ def _by_position(slot: str, target: Any, takes: Accepts) -> list[str]:
     """The parameters that the runner fills."""
     own = slot.removeprefix("nested ")
     by_name = {"scheduler": "optimizer", "sampler": "data_source"}.get(own)
+    if slot == MEMBER:
+        return takes.positional[:1]
+    if own == "step" and "optimizer" in takes.named:
+        return [*takes.positional[:3], "optimizer"]
     if by_name in takes.own:
         return [str(by_name)]
     if isinstance(target, type):
@@ -414,7 +433,7 @@ def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str
         found.wrong(path, "must be a dtype of torch", value, suggestion=dtype)
         return
     words = misfit(value, parameter, durations=slot.endswith("scheduler"))
-    if not words and slot == "optimizer" and isinstance(value, float) and not math.isfinite(value):
+    if not words and slot.endswith("optimizer") and isinstance(value, float) and not math.isfinite(value):
         words = "must be a finite number"  # torch.optim's own checks let NaN pass
     if not words:
         return
