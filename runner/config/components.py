@@ -62,8 +62,11 @@ def check_component(path: Path, slot: str, node: dict[str, Any], trust: Sequence
     if target is not None and takes is not None:
         _check_arguments(path, slot, node, target, takes, found)
     named = takes.named if takes is not None else {}
+    several = slot == "optimizer" and any(isinstance(value, dict) and "_target_" in value for value in node.values())
     for name, value in node.items():
-        if name not in ("_target_", "_partial_"):
+        if several and name not in (*_KEYS, *named) and not isinstance(value, dict):
+            found.wrong((*path, name), "must be an optimizer (a mapping with `_target_` and `match`)", value)
+        elif name not in ("_target_", "_partial_"):
             parameter = named.get(name)
             _nested((*path, name), value, parameter.annotation if parameter else None, slot, trust, found)
     return target
@@ -135,6 +138,11 @@ def _matched(path: Path, node: dict[str, Any], found: Found) -> dict[str, Any]:
     """One of several optimizers without its `match`, the patterns of the parameters that it takes."""
     match = node.get("match")
     if "match" not in node:
+        meant = nearest("match", node)
+        if meant:
+            rule, right = f"is not an argument of `{node['_target_']}`", ".".join(map(str, (*path, "match")))
+            found.wrong((*path, meant), rule, node[meant], suggestion=right)
+            return {name: value for name, value in node.items() if name != meant}
         found.wrong((*path, "match"), "must be given: a pattern of the names of the parameters that it takes")
     elif not isinstance(match, str) and not (isinstance(match, list) and all(isinstance(one, str) for one in match)):
         found.wrong((*path, "match"), "must be a pattern, or a list of them", match)

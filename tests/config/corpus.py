@@ -19,7 +19,10 @@ from runner.errors import Mistake
 from runner.examine import examine
 
 # Names that a user chooses: a typing error in one is no mistake.
-CHOSEN = ("transform.train", "transform.eval", "metrics", "init.rules", "dataset.sample", "param_groups", "datasets")
+CHOSEN = (
+    *("transform.train", "transform.eval", "metrics", "init.rules", "dataset.sample", "dataset.downloads"),
+    *("dataset.evaluate", "param_groups", "datasets"),
+)
 # Arguments without which a target cannot be called.
 NEEDED = {
     "models.mlp.MLP": ("sizes",),
