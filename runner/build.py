@@ -5,23 +5,25 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
-from runner import build_data, parallel, schedule, surgery
+from runner import build_data, parallel, precision, schedule, surgery
 from runner import device as devices
 from runner.accumulate import Accumulating
 from runner.average import Average
 from runner.build_looks import make_looks
 from runner.checkpoint import Checkpoints, ReadOnly
+from runner.closure import Closure, Own, is_own, needs_closure
 from runner.component import Trust, component
 from runner.config.schema import Config
 from runner.config.trust import locate
 from runner.errors import Mistake, RunError
 from runner.layout import WHOLE, Whole
 from runner.optimizer import Constant, Schedule
+from runner.precision import Scaler
 from runner.schedule import Duration, is_duration
 from runner.state import Run
 from runner.team import ALONE, Alone, Team
@@ -42,7 +44,7 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
         RunError: data, download or device refuse.
     """
     device = devices.choose(config.device.type, team.local_rank)
-    devices.set_up(device, config.device.threads, config.device.deterministic)
+    devices.set_up(device, config.device.threads, config.device.deterministic, config.device.precision)
     team.start(device)
     with team.first():
         parts = build_data.make_parts(config, trust)
@@ -65,16 +67,21 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
     model = model.to(device=device)
     if config.device.memory_format == "channels_last" and config.device.parallel != "fsdp":  # it shards rows of weights
         model = model.to(memory_format=torch.channels_last)
-    loss = component(build_data.weighted_loss(config, parts), "loss", trust=trust, call=False)
+    if config.device.compile:
+        compile_in_place(model, config.device.compile)
+    node = build_data.weighted_loss(config, parts)
+    loss = None if node is None else component(node, "loss", trust=trust, call=False)
     if isinstance(loss, nn.Module):
         loss = loss.to(device)
     layout = parallel.spread(config.device.parallel, team, done.frozen, model, loss)
     groups = surgery.make_groups(config, model, done.frozen, trust, loss)
-    optimizer = component(config.optimizer, "optimizer", groups, trust=trust)
+    optimizer = make_optimizer(config, groups, device, trust)
+    scaler = Scaler(optimizer, device) if config.device.precision == "fp16" else None
     step = component(config.step, "step", trust=trust, call=False)
     metrics = {which: make_metrics(config, device, trust) for which in ("train", "eval")}
     average = make_average(config, model, steps_per_epoch, layout)
-    update = make_update(config, model, loss, step, optimizer, metrics["train"], average)
+    update = make_update(config, device, model, loss, step, optimizer, metrics["train"], average, scaler)
+    dataset = parts["train"][0] if "train" in parts else None
     run = Run(
         folder=folder,
         seed=config.seed,
@@ -84,7 +91,8 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
         step=step,
         optimizer=optimizer,
         update=update,
-        looks=make_looks(config, model, update, optimizer, device, folder, parts["train"][0], team, trust),
+        looks=make_looks(config, model, update, optimizer, device, folder, dataset, team, trust),
+        scaler=scaler,
         schedule=make_schedule(config, optimizer, steps_per_epoch, total_steps, trust),
         splits=splits,
         metrics=metrics,
@@ -117,41 +125,83 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
     return run
 
 
+def make_optimizer(
+    config: Config, groups: list[dict[str, Any]], device: torch.device, trust: Trust = ()
+) -> torch.optim.Optimizer:
+    """The optimizer over these groups, or several in its place, each over those that have its name."""
+    members = surgery.several(config)
+    if not members:
+        made: torch.optim.Optimizer = component(fast(config.optimizer, device, trust), "optimizer", groups, trust=trust)
+        return made
+    optimizers = {}
+    for name, node in members.items():
+        own = [group for group in groups if group["name"] == name]
+        optimizers[name] = component(fast(node, device, trust), f"optimizer.{name}", own, trust=trust)
+    rest = {name: value for name, value in config.optimizer.items() if name not in members}
+    return cast("torch.optim.Optimizer", component(rest, "optimizer", trust=trust, given=optimizers))
+
+
+def fast(node: Mapping[str, Any], device: torch.device, trust: Trust = ()) -> Mapping[str, Any]:
+    """An optimizer's node with `fused` on a GPU, where it has that and nothing else is said.
+
+    Elsewhere torch's own choice stands: `foreach` on other accelerators, a loop over the parameters on a CPU.
+    """
+    said = {"fused", "foreach", "capturable", "differentiable"} & {name for name, value in node.items() if value}
+    has_fused = "fused" in inspect.signature(locate(node["_target_"], trust)).parameters
+    return {**node, "fused": True} if device.type == "cuda" and has_fused and not said else node
+
+
 def make_update(
     config: Config,
+    device: torch.device,
     model: nn.Module,
     loss: Any,
     step: Any,
     optimizer: torch.optim.Optimizer,
     metrics: Mapping[str, Any],
     average: Average | None = None,
+    scaler: Scaler | None = None,
 ) -> Update:
     """One optimizer step with all that the recipe adds to it, and nothing else.
 
     Args:
         config: the checked config.
+        device: where it runs.
         model: what the step calls.
         loss: what the step calls with its output.
         step: see `runner.step`.
         optimizer: over the parameters of both.
         metrics: those of training, by name.
         average: of the weights.
+        scaler: of fp16's gradients.
     """
     before, after = clipping(config, model, loss), [] if average is None else [average.update]
+    if is_own(step):
+        return Own(model, loss, step, optimizer, after=after)
+    if config.device.precision in precision.DTYPES:
+        step = precision.Autocast(step, device, config.device.precision)
+    if needs_closure(optimizer):
+        return Closure(model, loss, step, optimizer, after)
     if config.train.accumulate > 1:
         return Accumulating(
             model,
             loss,
             step,
             optimizer,
+            scaler=scaler,
             before=before,
             after=after,
             count=config.train.accumulate,
             metrics=list(metrics.values()),
         )
-    if before or after:
-        return Recipe(model, loss, step, optimizer, before=before, after=after)
+    if before or after or scaler is not None:
+        return Recipe(model, loss, step, optimizer, scaler=scaler, before=before, after=after)
     return Update(model, loss, step, optimizer)
+
+
+def compile_in_place(model: nn.Module, mode: bool | str) -> None:
+    """Let torch.compile make the model's forward faster; its names, and so its state_dict, stay as they are."""
+    model.compile(mode=None if isinstance(mode, bool) else mode)
 
 
 def clipping(config: Config, model: nn.Module, loss: Any) -> list[Callable[[], Any]]:

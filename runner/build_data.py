@@ -40,8 +40,10 @@ def make_splits(
     """
     image_format = torch.channels_last if config.device.memory_format == "channels_last" else torch.contiguous_format
     placement = Placement(device, image_format)
+    without = config.dataset.steps_per_epoch
+    nothing: dict[str, data.Split] = {} if without is None else {"train": data.Nothing(without)}
     try:
-        return {
+        return nothing | {
             name: data.make_split(
                 dataset,
                 indices,
@@ -102,10 +104,10 @@ def make_parts(config: Config, trust: Trust = ()) -> Parts:
     return parts
 
 
-def weighted_loss(config: Config, parts: Parts) -> dict[str, Any]:
+def weighted_loss(config: Config, parts: Parts) -> dict[str, Any] | None:
     """The loss's node, with `dataset.class_weights` (given, or from the training split's class counts) as `weight`."""
     chosen = config.dataset.class_weights
-    if chosen is None:
+    if chosen is None or config.loss is None:
         return config.loss
     if isinstance(chosen, list):
         return {**config.loss, "weight": torch.tensor(chosen, dtype=torch.float32)}
@@ -128,7 +130,7 @@ def mistakes(config: Config, trust: Trust = ()) -> list[Mistake]:
             found.append(Mistake("dataset.folds", "has no effect without `dataset.source`: only that is split"))
         if chosen.val_fraction:
             found.append(Mistake("dataset.val_fraction", "must be 0 with folds: the fold is val", chosen.val_fraction))
-    if chosen.class_weights is not None:
+    if chosen.class_weights is not None and config.loss is not None:
         target = locate(config.loss["_target_"], trust)
         if "weight" not in inspect.signature(target).parameters:
             rule = f"needs a loss with an argument `weight`, and `{config.loss['_target_']}` has none"

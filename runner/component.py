@@ -15,7 +15,14 @@ from runner.errors import RunError
 Trust = tuple[str, ...]
 
 
-def component(node: Mapping[str, Any], key: str, *supplied: Any, trust: Trust = (), call: bool = True) -> Any:
+def component(
+    node: Mapping[str, Any],
+    key: str,
+    *supplied: Any,
+    trust: Trust = (),
+    call: bool = True,
+    given: Mapping[str, Any] | None = None,
+) -> Any:
     """What a `_target_` node describes: a class is instantiated; a function is called, or bound where `call` is false.
 
     Args:
@@ -23,6 +30,7 @@ def component(node: Mapping[str, Any], key: str, *supplied: Any, trust: Trust = 
         key: the node's place in the config, for messages.
         supplied: positional arguments that the runner gives.
         trust: patterns of names trusted on the command line.
+        given: arguments that the runner gives by name.
         call: whether a function in this slot is to be called now (a model) or with each sample or tensor (a transform).
 
     Raises:
@@ -33,7 +41,7 @@ def component(node: Mapping[str, Any], key: str, *supplied: Any, trust: Trust = 
         name: argument(value, f"{key}.{name}", _annotation(target, name), trust)
         for name, value in node.items()
         if name not in ("_target_", "_args_", "_partial_")
-    }
+    } | dict(given or {})
     positional = [argument(value, f"{key}._args_", None, trust) for value in node.get("_args_", [])]
     bound = node.get("_partial_", not (call or isinstance(target, type)))
     if bound:

@@ -10,6 +10,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, Protocol
 
 import numpy as np
@@ -64,6 +65,19 @@ class Split(Protocol):
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of an epoch from number `start` on."""
         ...
+
+
+class Nothing:
+    """The batches of a step that needs no data: None, so many an epoch."""
+
+    size, plan, fingerprint = 0, "no data", ""
+
+    def __init__(self, num_batches: int) -> None:
+        self.num_batches = num_batches
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[None]:
+        """None for each step that is left of the epoch."""
+        return repeat(None, self.num_batches - start)
 
 
 class Mixed:

@@ -1,5 +1,12 @@
 """The device of a run: which one, its threads, its determinism."""
 
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 
@@ -29,8 +36,8 @@ def choose(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
-def set_up(device: torch.device, threads: int, deterministic: str) -> None:
-    """Apply threads and determinism to this process.
+def set_up(device: torch.device, threads: int, deterministic: str, precision: str = "fp32") -> None:
+    """Apply threads, determinism and precision to this process.
 
     `strict` makes an operator without a deterministic kernel an error, `warn` a warning, `off` leaves torch's defaults.
     """
@@ -38,10 +45,49 @@ def set_up(device: torch.device, threads: int, deterministic: str) -> None:
     torch.use_deterministic_algorithms(deterministic != "off", warn_only=deterministic == "warn")
     # Filling every fresh tensor with NaN helps to find reads of uninitialised memory; it is no part of determinism.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made by a setter
+    # torch lets cuDNN use TensorFloat-32 unless told otherwise; fp32 is fp32 here.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = deterministic == "off"
     torch.backends.cudnn.deterministic = deterministic != "off"
     if device.type == "cuda":
         torch.cuda.set_device(device)
+
+
+@contextmanager
+def flags_kept() -> Iterator[None]:
+    """The process's flags of precision are afterwards as they were."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def cannot_compute(device: torch.device, precision: str) -> str:
+    """Why a device cannot compute in this precision; empty where it can."""
+    cuda = device.type == "cuda"
+    if precision == "tf32" and not (cuda and torch.cuda.get_device_capability(device) >= (8, 0)):
+        return "TensorFloat-32 is of NVIDIA's GPUs from Ampere (compute capability 8.0) on"
+    if precision == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bfloat16 is of NVIDIA's GPUs from Ampere (compute capability 8.0) on"
+    if precision in ("bf16", "fp16") and not torch.amp.is_autocast_available(device.type):
+        return f"torch has no autocast on {device.type}"
+    return ""
+
+
+def cannot_compile(device: torch.device) -> str:
+    """Why `torch.compile` cannot be had here; empty where it can."""
+    try:
+        torch.compile(len)  # refuses a Python that is too new; compiles nothing before the first call
+    except RuntimeError as error:
+        return str(error)
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "there is no triton"
+    default = "clang++" if sys.platform == "darwin" else "g++" if device.type == "cpu" else "gcc"
+    compiler = os.environ.get("CXX" if device.type == "cpu" else "CC", default)
+    if shutil.which(compiler) is None:
+        return f"there is no compiler `{compiler}` (the environment variable CXX, or CC for a GPU, names another)"
+    return ""
 
 
 def synchronize(device: torch.device) -> None:

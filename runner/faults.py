@@ -1,5 +1,6 @@
 """After a fault: train again from the last checkpoint in a copy, every tensor looked at, and say where it began."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -160,10 +161,21 @@ def check_input(batch: Any, at: str = "batch") -> None:
 
 
 @contextmanager
+def uncompiled() -> Iterator[None]:
+    """Compiled models run as they are written: hooks that come later would not be called in compiled code."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
 def watched(run: Run, skip: tuple[str, ...]) -> Iterator[Watch]:
     """Hooks that raise Found at the first bad input or output of a module and the first bad gradient."""
     watch = Watch()
     with ExitStack() as stack:
+        stack.enter_context(uncompiled())
         stack.callback(setattr, run.update, "step", run.update.step)
         run.update.step = partial(checked_step, run, skip, watch, run.update.step)
         for name, module in run.model.named_modules():
@@ -171,7 +183,7 @@ def watched(run: Run, skip: tuple[str, ...]) -> Iterator[Watch]:
             stack.callback(module.register_forward_hook(partial(check_output, run.model, skip, name)).remove)
         for name, parameter in run.model.named_parameters():
             if parameter.requires_grad:
-                hook = parameter.register_post_accumulate_grad_hook(partial(check_gradient, run.model, name))
+                hook = parameter.register_post_accumulate_grad_hook(partial(check_gradient, run, name))
                 stack.callback(hook.remove)
         yield watch
 
@@ -207,11 +219,13 @@ def check_output(
     raise Found(f"the output of `{name}`" if name else "the model's output", bad_value(bad), _type_of(model, name))
 
 
-def check_gradient(model: nn.Module, name: str, parameter: Tensor) -> None:
-    """Raise Found where a parameter's gradient is bad."""
+def check_gradient(run: Run, name: str, parameter: Tensor) -> None:
+    """Raise Found where a parameter's gradient is bad; infinite ones are no fault while a scaler may still help."""
+    if run.scaler is not None and run.scaler.grad_scaler.get_scale() > 1:
+        return
     if parameter.grad is not None and not is_finite(parameter.grad):
         value = bad_value(parameter.grad)
-        raise Found(f"the gradient of `{name}`", value, _type_of(model, name.rpartition(".")[0]))
+        raise Found(f"the gradient of `{name}`", value, _type_of(run.model, name.rpartition(".")[0]))
 
 
 def _type_of(model: nn.Module, name: str) -> str:

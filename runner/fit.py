@@ -218,6 +218,8 @@ def check_losses(run: Run) -> None:
         if not math.isfinite(value):
             step = run.progress.step - len(values) + offset
             raise Fault(f"the loss became {name_of(value)} at step {step}", step)
+    if run.scaler is not None and run.scaler.exhausted:
+        raise Fault("gradients are not finite, however little fp16's scaler scales them", run.progress.step)
 
 
 def check_state(run: Run) -> None:

@@ -70,7 +70,7 @@ def share(run: Run, team: Team, find_unused: bool, sync_batchnorm: bool) -> None
     split: Any = run.splits["train"]
     if sync_batchnorm:
         synchronise(run.model, lambda: split.last[0] > 0)
-    run.update.step = WeightedStep(run.step, run.loss, split, team.world)
+    run.update.step = WeightedStep(run.update.step, run.loss, split, team.world)
     run.losses = SharedLosses(team)
     run.metrics["train"] = pooled(run.metrics["train"], split, team)
     if run.update.metrics:

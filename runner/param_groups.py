@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -91,6 +91,38 @@ def build_groups(
             built.append({"params": rest, "name": label})
     if mistakes:
         raise ConfigError(mistakes)
+    return built
+
+
+def build_members(
+    model: nn.Module,
+    patterns: Mapping[str, str | Sequence[str]],
+    thawing: Container[str] = (),
+    loss: nn.Module | None = None,
+) -> list[dict[str, Any]]:
+    """Share the trainable parameters among several optimizers: the first whose pattern matches takes a parameter.
+
+    Args:
+        model, thawing, loss: as for `build_groups`.
+        patterns: of the names that each optimizer takes, by its name.
+
+    Returns:
+        One group for each optimizer, with its name.
+
+    Raises:
+        ConfigError: a pattern without match, an optimizer without trainable parameter, a parameter without optimizer.
+    """
+    groups = [Group(name, [match] if isinstance(match, str) else match) for name, match in patterns.items()]
+    try:
+        built = build_groups(model, groups, torch.optim.SGD, {}, thawing, loss)
+    except ConfigError as error:
+        mistakes = [replace(m, key=m.key.replace("param_groups.", "optimizer.", 1)) for m in error.mistakes]
+        raise ConfigError(mistakes) from error
+    left = [name for group in built[len(groups) :] for name, _ in group["params"]]
+    if left:
+        names = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
+        rule = f"must leave no parameter without an optimizer, but none matches {names}"
+        raise ConfigError([Mistake("optimizer", rule, remedy="freeze them (`freeze.params`), or match them")])
     return built
 
 

@@ -4,7 +4,6 @@ Plain meta tensors have shapes and dtypes but no numbers, so even a large model 
 """
 
 import dataclasses
-import inspect
 import re
 import traceback
 import warnings
@@ -20,6 +19,7 @@ from torch.utils.data import default_collate
 
 from runner import build, build_data, build_looks, rng, surgery
 from runner import device as devices
+from runner.closure import is_own, needs_closure
 from runner.component import Refused, Trust, component
 from runner.config.effects import PLATEAU, produced
 from runner.config.names import did_you_mean, nearest
@@ -122,12 +122,15 @@ def preflight(config: Config, trust: Trust = (), wrong: Container[str] = ()) -> 
             with found.catching("metrics"):
                 _check_metrics(config, build.make_metrics(config, torch.device("cpu"), trust), found, wrong)
         loss = None
-        if "loss" not in wrong:
+        if "loss" not in wrong and config.loss is not None:
             with found.catching("loss"):
                 loss = component(config.loss, "loss", trust=trust, call=False)
         if "model" not in wrong:
             found.model = meta_model(config, found, trust)
-        groups: list[dict[str, Any]] | None = [{"params": [("stand-in", torch.empty(1, 1))]}]
+        groups: list[dict[str, Any]] | None = [
+            {"params": [("stand-in", torch.empty(1, 1))], "name": name}
+            for name in surgery.several(config) or ["default"]
+        ]
         if found.model is not None and not _any(wrong, "init", "pretrained", "freeze", "param_groups", "optimizer"):
             groups = _check_surgery(config, found.model, found, trust, loss)
         _check_hooks(config, found, trust, wrong)
@@ -135,8 +138,9 @@ def preflight(config: Config, trust: Trust = (), wrong: Container[str] = ()) -> 
             _check_optimizer(config, groups, found, trust, schedule=not _any(wrong, "scheduler", "train"))
         if not _any(wrong, "dataset", "transform", "step"):
             found.batch = _sample_batch(config, found, trust)
-        if found.model is not None and found.batch is not None and loss is not None:
-            _try_step(config, found, loss, trust)
+        known = found.batch is not None or config.dataset.steps_per_epoch is not None
+        if found.model is not None and known and not _any(wrong, "dataset", "step", "loss", "optimizer"):
+            _try_step(config, found, loss, trust, groups)
     return found
 
 
@@ -186,16 +190,24 @@ def _check_direction(config: Config, metrics: Mapping[str, Any], found: Prefligh
 
 def _check_device(config: Config, found: Preflight) -> None:
     try:
-        devices.choose(config.device.type)
+        device = devices.choose(config.device.type)
     except ValueError as error:
         remedy = "take `device.type=auto` or `cpu`"
         found.mistakes.append(Mistake("device.type", f"cannot be had ({error})", config.device.type, remedy=remedy))
+        return
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if config.device.parallel == "data_parallel" and config.device.type in ("auto", "cuda") and count < 2:
         rule = f"has nothing to split batches over: torch sees {count} CUDA device{'s' * (count != 1)} here"
         found.mistakes.append(
             Mistake("device.parallel", rule, "data_parallel", remedy="leave it at `none`", suggestion="none")
         )
+    wanted = config.device.precision
+    if reason := devices.cannot_compute(device, wanted):
+        rule = f"cannot be had on {device.type}: {reason}"
+        found.mistakes.append(Mistake("device.precision", rule, wanted, remedy="take fp32", suggestion="fp32"))
+    if config.device.compile and (reason := devices.cannot_compile(device)):
+        rule = f"cannot be had here: {reason}"
+        found.mistakes.append(Mistake("device.compile", rule, config.device.compile, suggestion="false"))
 
 
 def meta_model(config: Config, found: Preflight, trust: Trust) -> nn.Module | None:
@@ -272,11 +284,7 @@ def _check_optimizer(
 ) -> None:
     with found.catching("optimizer"):
         optimizer = stand_in_optimizer(config, groups, trust)
-        closure = inspect.signature(optimizer.step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
-            rule = "needs a closure at each step, which is not built yet"
-            found.mistakes.append(Mistake("optimizer._target_", rule, config.optimizer["_target_"]))
-            return
+        found.mistakes += refused_beside(config, optimizer, trust)
         if not schedule:
             return
         with found.catching("scheduler"), warnings.catch_warnings():
@@ -297,8 +305,7 @@ def stand_in_optimizer(config: Config, groups: list[dict[str, Any]], trust: Trus
         for group in groups
         if (members := group["params"])
     ]
-    optimizer: torch.optim.Optimizer = component(config.optimizer, "optimizer", stand_ins, trust=trust)
-    return optimizer
+    return build.make_optimizer(config, stand_ins, torch.device("cpu"), trust)
 
 
 def _check_rates(config: Config, before: Mapping[str, float], rates: Constant, found: Preflight) -> None:
@@ -314,6 +321,32 @@ def _check_rates(config: Config, before: Mapping[str, float], rates: Constant, f
         found.mistakes.append(Mistake("scheduler.max_lr", rule, given, remedy=remedy))
 
 
+def refused_beside(config: Config, optimizer: torch.optim.Optimizer, trust: Trust = ()) -> list[Mistake]:
+    """What cannot be had where the optimizer calls a closure (LBFGS), or where the step itself calls the optimizer."""
+    train, precision = config.train, config.device.precision
+    set_so = {
+        "train.accumulate": train.accumulate if train.accumulate > 1 else None,
+        "train.clip_norm": train.clip_norm,
+        "train.clip_value": train.clip_value,
+        "device.precision": precision if precision in ("bf16", "fp16") else None,
+        "device.parallel": config.device.parallel if config.device.parallel != "none" else None,
+    }
+    if is_own(component(config.step, "step", trust=trust, call=False)):
+        reason = f"has no place where the step does its own backward and update, as `{config.step['_target_']}` does"
+    elif needs_closure(optimizer):
+        reason = f"has no place where the optimizer evaluates the loss itself, as `{config.optimizer['_target_']}` does"
+        set_so["device.precision"] = precision if precision == "fp16" else None
+    else:
+        inner = getattr(optimizer, "optimizers", {})
+        rule = "must not be one of several optimizers: it evaluates the loss itself"
+        return [
+            Mistake(f"optimizer.{name}._target_", rule, config.optimizer[name]["_target_"])
+            for name, member in inner.items()
+            if needs_closure(member)
+        ]
+    return [Mistake(key, reason, value) for key, value in set_so.items() if value is not None]
+
+
 def zeros(sample: Sample) -> Any:
     """A raw sample's member of zeros: a tensor, or a black PIL image."""
     if sample.mode is not None:
@@ -327,6 +360,8 @@ def zeros(sample: Sample) -> Any:
 def _sample_batch(config: Config, found: Preflight, trust: Trust) -> Any:
     """Two samples of zeros, transformed on the CPU and collated, on the meta device."""
     stated = config.dataset.sample
+    if config.dataset.steps_per_epoch is not None:
+        return None
     if stated is None:
         found.notes.append(
             "the dataset states no `sample`, so transforms, model and loss meet the first real batch first"
@@ -405,13 +440,19 @@ def _not_collated(config: Config, found: Preflight, which: str, transformed: Any
     found.mistakes.append(Mistake(f"transform.{which}", rule, remedy=remedy))
 
 
-def _try_step(config: Config, found: Preflight, loss: Any, trust: Trust) -> None:
+def _try_step(config: Config, found: Preflight, loss: Any, trust: Trust, groups: list[dict[str, Any]] | None) -> None:
     """Send the batch through the model, and through the step; whose fault an error is shows in which of them raises."""
     model = found.model
     assert model is not None
     step = component(config.step, "step", trust=trust, call=False)
+    given: dict[str, Any] = {}
+    if is_own(step):
+        if groups is None or found.mistakes:
+            return
+        own = [dict(group) for group in groups]  # an optimizer changes them
+        given["optimizer"] = build.make_optimizer(config, own, torch.device("cpu"), trust)
     training = model.training
-    model.eval()
+    model.train(bool(given))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # whatever is to be said of the real data is said when it comes
         try:
@@ -420,9 +461,13 @@ def _try_step(config: Config, found: Preflight, loss: Any, trust: Trust) -> None
             if not found.mistakes:
                 on_meta = loss.to("meta") if isinstance(loss, nn.Module) else loss
                 outcome = _trying(
-                    found, "loss", "or the step refuses", lambda: step(found.batch, model, on_meta), config.loss
+                    found,
+                    "step" if loss is None or given else "loss",
+                    "refuses" if loss is None or given else "or the step refuses",
+                    lambda: step(found.batch, model, on_meta, **given),
+                    config.loss,
                 )
-                _check_outcome(config, found, outcome)
+                _check_outcome(config, found, outcome, own=bool(given))
         finally:
             model.train(training)
 
@@ -472,7 +517,7 @@ def _trying(
         return None
 
 
-def _check_outcome(config: Config, found: Preflight, outcome: Any) -> None:
+def _check_outcome(config: Config, found: Preflight, outcome: Any, *, own: bool = False) -> None:
     if outcome is None:
         return
     if not isinstance(outcome, Mapping) or "loss" not in outcome:
@@ -487,7 +532,7 @@ def _check_outcome(config: Config, found: Preflight, outcome: Any) -> None:
         found.mistakes.append(
             Mistake("loss", f"must give one number to call `backward` on, but gives the shape {shape}")
         )
-    elif not outcome["loss"].requires_grad:
+    elif not own and not outcome["loss"].requires_grad:
         rule = "must depend on a parameter that trains, but has no gradient (a `detach`, or all that it uses is frozen)"
         found.mistakes.append(Mistake("loss", rule))
     elif any(config.metrics.values()) and not {"output", "target"} <= outcome.keys():

@@ -176,7 +176,7 @@ def launch(
         "steps": 0,
         "error": None,
     }
-    with Lock(folder), stopping(stop):
+    with Lock(folder), stopping(stop), devices.flags_kept():
         try:
             team.watch(partial(give_up, folder, result))
             if again is None:
@@ -481,7 +481,7 @@ def introduce(run: Run, config: Config, found: Preflight | None, said: Sequence[
         write_json(run.folder / "pretrained.json", run.pretrained.as_json())
         run.log.say(run.pretrained.summary())
     for name, split in run.splits.items():
-        run.log.say(f"{name}: {split.size:,} samples, {split.plan}")
+        run.log.say(f"{name}: {split.size:,} samples, {split.plan}" if split.size else f"{name}: {split.plan}")
     run.log.say(f"{run.total_steps:,} steps on {run.device}, in {run.folder}")
     for line in said:
         run.log.say(line)
@@ -490,7 +490,7 @@ def introduce(run: Run, config: Config, found: Preflight | None, said: Sequence[
 def conclude(result: Mapping[str, Any], folder: Path) -> None:
     """Say how it ended: the metrics, or the error in one paragraph, and the run directory."""
     if result["status"] == "completed":
-        final_report(result["metrics"], folder)
+        final_report(result["metrics"] or result.get("train", {}), folder)
     elif result["status"] == "pruned":
         print(f"pruned after step {result['steps']:,}; train it to the end with:")
         print(f"python -m runner resume {folder}")
@@ -532,6 +532,9 @@ def finish(run: Run, result: dict[str, Any]) -> int:
                 run.log.evaluated(progress.step, progress.epoch, test)
     result["best"] = progress.best and {"step": progress.best["step"], "metrics": progress.best["metrics"]}
     result["weights_sha256"] = weights_sha256(run.layout.whole(run.model.state_dict()))
+    if run.scaler is not None:
+        result["steps_skipped"] = run.scaler.skipped
+        run.log.say(f"fp16's scaler skipped {run.scaler.skipped:,} of {progress.step:,} steps (infinite gradients)")
     if run.average is not None:
         result["ema_sha256"] = weights_sha256(run.layout.whole(run.average.state_dict()))
     if run.stop.signal == PRUNED:

@@ -79,7 +79,7 @@ def make_optimizer(config: Config, trust: Trust = ()) -> torch.optim.Optimizer:
     """The config's optimizer with its parameter groups; empty tensors stand for the parameters of a meta model."""
     with rng.isolated():
         model = preflight.meta_model(config, preflight.Preflight(), trust) or surgery.make_model(config, trust)
-        loss = component(config.loss, "loss", trust=trust, call=False)
+        loss = None if config.loss is None else component(config.loss, "loss", trust=trust, call=False)
     frozen = freeze(model, config.freeze.params)
     return preflight.stand_in_optimizer(config, surgery.make_groups(config, model, frozen, trust, loss), trust)
 

@@ -25,6 +25,7 @@ from runner.log import Log, NoLog
 from runner.looks import Looks
 from runner.optimizer import Constant
 from runner.param_groups import compare_groups
+from runner.precision import Scaler
 from runner.pretrained import Plan
 from runner.schedule import Duration
 from runner.team import ALONE, Alone
@@ -174,7 +175,7 @@ class Run:
     seed: int
     device: torch.device
     model: nn.Module
-    loss: Callable[..., Any]
+    loss: Any  # called with output and target; None where the step needs none
     step: Callable[..., Mapping[str, Any]]
     optimizer: torch.optim.Optimizer
     update: Update  # one optimizer step
@@ -196,6 +197,7 @@ class Run:
     max_seconds: float | None = None  # of wall time, over all resumes
     accumulate: int = 1  # batches of the loader in an optimizer step
     average: Average | None = None  # of the weights
+    scaler: Scaler | None = None  # of fp16's gradients
     check_finite: str = "loss"
     on_save_error: str = "stop"
     config: dict[str, Any] = field(default_factory=dict)
@@ -224,7 +226,7 @@ def state(run: Run) -> dict[str, Any]:
         "model": run.layout.whole(run.model.state_dict()),
         "optimizer": run.layout.whole(run.optimizer.state_dict()),
         "scheduler": run.schedule.state_dict(),
-        "scaler": None,  # of fp16: the place for what does not exist yet
+        "scaler": None if run.scaler is None else run.scaler.state_dict(),
         "ema": None if run.average is None else run.layout.whole(run.average.state_dict()),
         "rng": _generators(run),
         "progress": vars(run.progress)
@@ -258,6 +260,8 @@ def restore(run: Run, saved: dict[str, Any], rescheduled: Iterable[str] = ()) ->
     if run.average is not None:  # one that is new (`--inexact`) begins with the weights as they are
         run.average.count = averaged
         run.average.load_state_dict(dict(run.layout.model(run.model, saved["ema"] or saved["model"])))
+    if run.scaler is not None and saved["scaler"]:
+        run.scaler.load_state_dict(saved["scaler"])
     run.losses.values, run.losses.sizes = fields.pop("losses"), fields.pop("sizes")
     run.losses.fields.load_state_dict(fields.pop("fields"))
     for name, value in fields.items():

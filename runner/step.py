@@ -3,6 +3,9 @@
 A step is any callable `step(batch, model, loss)` that returns a mapping with `loss` (a scalar tensor to call `backward`
 on) and, as it likes, `output` and `target` (what the metrics get) and `size` (the samples in the batch: the weight of
 its loss in a mean; 1 where it is absent).
+
+A step with an argument `optimizer` does its own backward and its own update, as a GAN does (`models.gan.adversarial`);
+in an evaluation it gets None there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,3 +38,8 @@ def supervised(
         output = model(*[batch[place] for place in input])
     wanted = batch[target]
     return {"loss": loss(output, wanted), "output": output, "target": wanted, "size": len(wanted)}
+
+
+def minimise(_batch: Any, model: nn.Module, _loss: Callable[..., Any] | None) -> dict[str, Any]:
+    """The model's own value is what is minimised: there is neither data nor loss (`dataset=none`, `loss=none`)."""
+    return {"loss": model()}

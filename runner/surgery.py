@@ -120,6 +120,11 @@ def make_groups(
         ConfigError: a pattern without match, a group without trainable parameter, nothing to train.
     """
     settings = {name: value for name, value in config.optimizer.items() if name != "_target_"}
+    own = loss if isinstance(loss, nn.Module) else None
+    thawing = frozen.params if config.freeze.until is not None else ()
+    if members := several(config):
+        patterns = {name: node["match"] for name, node in config.optimizer.items() if name in members}
+        return param_groups.build_members(model, patterns, thawing, own)
     groups = [
         param_groups.Group(
             label,
@@ -133,7 +138,11 @@ def make_groups(
         for label, group in config.param_groups.items()
         if group is not None
     ]
-    thawing = frozen.params if config.freeze.until is not None else ()
     target = locate(config.optimizer["_target_"], trust)
-    own = loss if isinstance(loss, nn.Module) else None
     return param_groups.build_groups(model, groups, target, settings, thawing, own)
+
+
+def several(config: Config) -> dict[str, dict[str, Any]]:
+    """The optimizers within the optimizer by name, each without its `match`; none where it is a single one."""
+    nodes = {name: node for name, node in config.optimizer.items() if isinstance(node, Mapping) and "match" in node}
+    return {name: {key: value for key, value in node.items() if key != "match"} for name, node in nodes.items()}

@@ -36,6 +36,24 @@ class Points(Dataset):
         return self.inputs[index], self.labels[index]
 
 
+class Words(Dataset):
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        self.inputs = torch.randint(10, (44, 3), generator=generator)
+        self.labels = torch.randint(3, (44,), generator=generator)
+
+    def __len__(self):
+        return len(self.inputs)
+
+    def __getitem__(self, index):
+        return self.inputs[index], self.labels[index]
+
+
+def ramp(tensor):
+    with torch.no_grad():
+        return tensor.copy_(torch.linspace(-1, 1, tensor.numel()).view_as(tensor))
+
+
 class Net(nn.Module):
     def __init__(self, norm=False):
         super().__init__()
@@ -68,6 +86,12 @@ sample: {shape: [6], dtype: float32}
 """,
     "model/net.yaml": "_target_: parity_parts.Net",
     "optimizer/plain.yaml": "{_target_: torch.optim.SGD, lr: 0.1}",
+    "optimizer/closure.yaml": "{_target_: torch.optim.LBFGS, lr: 0.5, max_iter: 4, line_search_fn: strong_wolfe}",
+    "optimizer/two.yaml": """
+_target_: runner.several.Optimizers
+matrices: {_target_: torch.optim.Muon, match: '.*weight', lr: 0.02}
+rest: {_target_: torch.optim.AdamW, match: '.*', lr: 0.01}
+""",
     "loss/tempered.yaml": "_target_: parity_parts.Tempered",
     "experiment/parity.yaml": """
 # @package _global_
@@ -277,6 +301,106 @@ def stopped_early() -> Trained:
     return Trained(losses, model.state_dict())
 
 
+def in_bf16() -> Trained:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for x, y in batches():
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return Trained(losses, model.state_dict())
+
+
+def in_fp16() -> Trained:
+    """With clipping, for which the gradients are unscaled first."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu")
+    losses = []
+    for x, y in batches():
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.float16):
+            loss = cross_entropy(model(x), y)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    return Trained(losses, model.state_dict(), {"scaler": scaler.state_dict()})
+
+
+def accumulated_in_fp16() -> Trained:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu")
+    losses, pair = [], []
+    for x, y in batches(11):
+        with torch.autocast("cpu", dtype=torch.float16):
+            loss = cross_entropy(model(x), y)
+        scaler.scale(loss / 2).backward()
+        pair.append(loss.detach())
+        if len(pair) == 2:
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            losses.append(((pair[0] * 0.5) + (pair[1] * 0.5)).item())
+            pair.clear()
+    return Trained(losses, model.state_dict(), {"scaler": scaler.state_dict()})
+
+
+def by_closure() -> Trained:
+    model = net()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=4, line_search_fn="strong_wolfe")
+    losses = []
+    for x, y in batches():
+
+        def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
+            optimizer.zero_grad()
+            loss = cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        losses.append(optimizer.step(closure).item())
+    return Trained(losses, model.state_dict())
+
+
+def by_two_optimizers() -> Trained:
+    """Matrices by Muon, the rest by AdamW."""
+    model = net()
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
+    rest = [parameter for parameter in model.parameters() if parameter.dim() != 2]
+    optimizers = [torch.optim.Muon(matrices, lr=0.02), torch.optim.AdamW(rest, lr=0.01)]
+    losses = []
+    for x, y in batches():
+        loss = cross_entropy(model(x), y)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        losses.append(loss.item())
+    return Trained(losses, model.state_dict())
+
+
+def compiled() -> Trained:
+    model = net()
+    model.compile()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for x, y in batches():
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return Trained(losses, model.state_dict())
+
+
 TABLE: dict[str, tuple[list[str], Callable[[], Trained]]] = {
     "plain": ([], plain),
     "label smoothing": (["+loss.label_smoothing=0.1"], smoothed),
@@ -290,6 +414,15 @@ TABLE: dict[str, tuple[list[str], Callable[[], Trained]]] = {
     ),
     "early stopping": (["train.early_stop=2", "train.duration=30ep", "optimizer.lr=2.0"], stopped_early),
     "evaluate at the start": (["train.evaluate_at_start=true"], plain),
+    "bf16": (["device.precision=bf16"], in_bf16),
+    "fp16": (["device.precision=fp16", "train.clip_norm=0.3"], in_fp16),
+    "fp16 and accumulate": (
+        ["device.precision=fp16", "train.accumulate=2", "loader.batch_size=11"],
+        accumulated_in_fp16,
+    ),
+    "LBFGS": (["optimizer=closure"], by_closure),
+    "two optimizers": (["optimizer=two"], by_two_optimizers),
+    "compile": (["device.compile=true"], compiled),
 }
 
 
@@ -309,6 +442,10 @@ def test_the_losses_and_weights_are_those_of_the_loop_by_hand(name: str) -> None
         assert actual.more["result"]["metrics"]["val/loss"] == pytest.approx(expected.more["val"], rel=1e-6)
     if "loss" in expected.more:
         assert expected.more["loss"] == actual.more["saved"]["step"]["loss"]
+    if "scaler" in expected.more:
+        scaler = dict(actual.more["saved"]["scaler"])
+        assert scaler.pop("skipped") == actual.more["result"]["steps_skipped"]
+        assert expected.more["scaler"] == scaler
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -322,3 +459,153 @@ def test_accumulation_is_a_bigger_batch(reduction: str) -> None:
     assert bigger.losses == pytest.approx(actual.losses, rel=1e-6)
     for name, value in bigger.model.items():
         torch.testing.assert_close(actual.model[name], value, rtol=1e-6, atol=1e-7)
+
+
+# ---- every optimizer of torch
+
+SPECIAL = {  # what needs something of its own
+    "LBFGS": "by a closure, above",
+    "SparseAdam": "below, with sparse gradients",
+    "Muon": "of matrices only, above with another for the rest",
+}
+OPTIMIZERS = sorted(
+    name
+    for name in torch.optim.__all__
+    if isinstance(getattr(torch.optim, name, None), type)
+    and issubclass(getattr(torch.optim, name), torch.optim.Optimizer)
+    and name != "Optimizer"
+)
+
+
+def test_every_optimizer_of_torch_is_in_the_table() -> None:
+    assert {"Adam", "AdamW", "SGD", "Adafactor", "Rprop", "ASGD"} <= set(OPTIMIZERS)
+    assert SPECIAL.keys() < set(OPTIMIZERS)
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in SPECIAL])
+def test_every_optimizer_gives_the_bits_of_the_loop_by_hand(name: str, tmp_path: Path) -> None:
+    (tmp_path / "conf" / "optimizer" / "one.yaml").write_text(f"{{_target_: torch.optim.{name}, lr: 0.01}}")
+    model = net()
+    optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.01)
+    losses = []
+    for x, y in batches():
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    actual = ours("optimizer=one")
+
+    assert losses == actual.losses
+    assert all(torch.equal(value, actual.model[key]) for key, value in model.state_dict().items())
+
+
+def test_sparse_gradients_by_sparse_adam(tmp_path: Path) -> None:
+    """An embedding with `sparse=True`, its rows summed."""
+    (tmp_path / "conf" / "dataset" / "words.yaml").write_text(
+        "{train: {_target_: parity_parts.Words}, sample: {shape: [3], dtype: int64}}"
+    )
+    (tmp_path / "conf" / "model" / "bag.yaml").write_text(
+        "{_target_: torch.nn.EmbeddingBag, num_embeddings: 10, embedding_dim: 3, mode: sum, sparse: true}"
+    )
+    (tmp_path / "conf" / "optimizer" / "sparse.yaml").write_text("{_target_: torch.optim.SparseAdam, lr: 0.01}")
+    fixed = "init.rules={all: {module: torch.nn.EmbeddingBag, weight: {_target_: parity_parts.ramp}}}"
+    actual = ours("dataset=words", "model=bag", "optimizer=sparse", fixed)
+    import parity_parts
+
+    model = nn.EmbeddingBag(10, 3, mode="sum", sparse=True)
+    parity_parts.ramp(model.weight)
+    optimizer = torch.optim.SparseAdam(model.parameters(), lr=0.01)
+    losses = []
+    words = parity_parts.Words()
+    for _ in range(3):
+        for rows in torch.arange(len(words)).split(8):
+            optimizer.zero_grad()
+            loss = cross_entropy(model(words.inputs[rows]), words.labels[rows])
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+
+    assert losses == actual.losses
+    assert torch.equal(model.weight, actual.model["weight"])
+
+
+def test_a_gan_is_that_of_two_optimizers_by_hand() -> None:
+    """The shipped step on the shipped model, as one writes it without a runner; and what a checkpoint holds of both."""
+    from runner import rng
+
+    actual = ours(
+        "dataset=digits",
+        "model=gan",
+        "step=adversarial",
+        "optimizer=gan",
+        "loss=bce_with_logits",
+        "metrics=none",
+        "train.objective=val/loss",
+        "train.mode=min",
+        "dataset.limit=64",
+        "train.duration=2ep",
+        "loader.batch_size=32",
+    )
+    from datasets.digits import Digits
+    from models.gan import GAN
+    from runner.data import chosen_indices
+    from runner.splitting import labels_of, split_indices
+
+    digits = Digits()
+    parts = split_indices(len(digits), {"val": 0.2, "test": 0.2}, 0, labels_of(digits, 1))
+    rows = chosen_indices(digits, parts["train"], "train", 64)
+    images = torch.stack([digits[int(row)][0] for row in rows])
+    with rng.stream(rng.key(0, "model")):
+        model = GAN()
+    g_optimizer = torch.optim.Adam(model.generator.parameters(), lr=0.001, betas=(0.5, 0.999))
+    d_optimizer = torch.optim.Adam(model.discriminator.parameters(), lr=0.0005, betas=(0.5, 0.999))
+    bce = nn.BCEWithLogitsLoss()
+    losses = []
+    rng.seed_all(rng.key(0, "train"))
+    for _ in range(2):
+        for start in (0, 32):
+            real = images[torch.arange(start, start + 32)]
+            fake = model.generator(torch.randn(32, 16))
+            d_optimizer.zero_grad()
+            d_real, d_fake = bce(model(real), torch.ones(32)), bce(model(fake.detach()), torch.zeros(32))
+            d_loss = (d_real + d_fake) / 2
+            d_loss.backward()
+            d_optimizer.step()
+            g_optimizer.zero_grad()
+            g_loss = bce(model(fake), torch.ones(32))
+            g_loss.backward()
+            g_optimizer.step()
+            losses.append((d_loss + g_loss).item())
+    saved = actual.more["saved"]["optimizer"]
+
+    assert losses == actual.losses
+    assert all(torch.equal(value, actual.model[key]) for key, value in model.state_dict().items())
+    assert [group["name"] for group in saved["param_groups"]] == ["generator", "discriminator"]
+    assert len(saved["state"]) == len(list(model.parameters()))
+
+
+def test_a_bare_function_is_minimised() -> None:
+    """2x² - 3x + 1 by gradient descent, without data."""
+    actual = ours(
+        "dataset=none",
+        "model=parabola",
+        "step=minimise",
+        "loss=none",
+        "metrics=none",
+        "train.duration=20st",
+        "~loader.batch_size",
+        "~loader.shuffle",
+    )
+    x = torch.zeros((), requires_grad=True)
+    losses = []
+    for _ in range(20):
+        value = 2 * x**2 - 3 * x + 1
+        value.backward()
+        with torch.no_grad():
+            x -= 0.1 * x.grad
+        x.grad = None
+        losses.append(value.item())
+
+    assert losses == actual.losses
+    assert torch.equal(x.detach(), actual.model["x"])

@@ -23,7 +23,7 @@ def update(config, seed=0, count=10):
     model, loss = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     average = build.make_average(config, model, 10)
-    made = build.make_update(config, model, loss, supervised, optimizer, {}, average)
+    made = build.make_update(config, torch.device("cpu"), model, loss, supervised, optimizer, {}, average)
     batches = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(count)]
     return made, batches
 

@@ -62,8 +62,11 @@ def check_component(path: Path, slot: str, node: dict[str, Any], trust: Sequence
     if target is not None and takes is not None:
         _check_arguments(path, slot, node, target, takes, found)
     named = takes.named if takes is not None else {}
+    several = slot == "optimizer" and any(isinstance(value, dict) and "_target_" in value for value in node.values())
     for name, value in node.items():
-        if name not in ("_target_", "_partial_"):
+        if several and name not in (*_KEYS, *named) and not isinstance(value, dict):
+            found.wrong((*path, name), "must be an optimizer (a mapping with `_target_` and `match`)", value)
+        elif name not in ("_target_", "_partial_"):
             parameter = named.get(name)
             _nested((*path, name), value, parameter.annotation if parameter else None, slot, trust, found)
     return target
@@ -97,7 +100,8 @@ def check_group_settings(
 def _nested(path: Path, value: Any, annotation: Any, slot: str, trust: Sequence[str], found: Found) -> None:
     if isinstance(value, dict):
         if "_target_" in value:
-            check_component(path, nested_slot(annotation, slot), value, trust, found)
+            own = nested_slot(annotation, slot)
+            check_component(path, own, _matched(path, value, found) if own == MEMBER else value, trust, found)
             return
         for name, inner in value.items():
             _nested((*path, name), inner, annotation, slot, trust, found)
@@ -123,7 +127,26 @@ def nested_slot(annotation: Any, outer: str) -> str:
     ):
         if word in text:
             return f"nested {slot}"
-    return "nested scheduler" if outer.endswith("scheduler") else "nested"
+    same = next((slot for slot in ("scheduler", "optimizer") if outer.endswith(slot)), "")
+    return f"nested {same}".rstrip()
+
+
+MEMBER = "nested optimizer"  # one of several optimizers, with a `match` that is the runner's own
+
+
+def _matched(path: Path, node: dict[str, Any], found: Found) -> dict[str, Any]:
+    """One of several optimizers without its `match`, the patterns of the parameters that it takes."""
+    match = node.get("match")
+    if "match" not in node:
+        meant = nearest("match", node)
+        if meant:
+            rule, right = f"is not an argument of `{node['_target_']}`", ".".join(map(str, (*path, "match")))
+            found.wrong((*path, meant), rule, node[meant], suggestion=right)
+            return {name: value for name, value in node.items() if name != meant}
+        found.wrong((*path, "match"), "must be given: a pattern of the names of the parameters that it takes")
+    elif not isinstance(match, str) and not (isinstance(match, list) and all(isinstance(one, str) for one in match)):
+        found.wrong((*path, "match"), "must be a pattern, or a list of them", match)
+    return {name: value for name, value in node.items() if name != "match"}
 
 
 def _target(path: Path, slot: str, node: dict[str, Any], trust: Sequence[str], found: Found) -> Any:
@@ -360,6 +383,10 @@ def _by_position(slot: str, target: Any, takes: Accepts) -> list[str]:
     """The parameters that the runner fills."""
     own = slot.removeprefix("nested ")
     by_name = {"scheduler": "optimizer", "sampler": "data_source"}.get(own)
+    if slot == MEMBER:
+        return takes.positional[:1]
+    if own == "step" and "optimizer" in takes.named:
+        return [*takes.positional[:3], "optimizer"]
     if by_name in takes.own:
         return [str(by_name)]
     if isinstance(target, type):
@@ -418,7 +445,7 @@ def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str
     if parameter.name in _ONE_EACH and slot.endswith("scheduler") and isinstance(value, list):
         return  # PyTorch's annotation says one number, its documentation also one for each parameter group
     words = misfit(value, parameter, durations=slot.endswith("scheduler"))
-    if not words and slot == "optimizer" and isinstance(value, float) and not math.isfinite(value):
+    if not words and slot.endswith("optimizer") and isinstance(value, float) and not math.isfinite(value):
         words = "must be a finite number"  # torch.optim's own checks let NaN pass
     if not words:
         return

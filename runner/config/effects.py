@@ -49,9 +49,12 @@ def without_multirun(arguments: Iterable[str]) -> Iterator[Mistake]:
 
 def _splits(dataset: schema.Dataset) -> Iterator[Finding]:
     given = [name for name in ("train", "val", "test") if getattr(dataset, name) is not None]
-    if dataset.source is None and dataset.train is None:
-        rule = "must be given (or `dataset.source`, which is then split)"
+    if dataset.source is None and dataset.train is None and dataset.steps_per_epoch is None:
+        rule = "must be given (or `dataset.source`, which is then split; a step without data has `dataset=none`)"
         yield Finding(Mistake("dataset.train", rule), ("dataset.source", "dataset"))
+    if dataset.steps_per_epoch is not None and (dataset.source is not None or "train" in given):
+        rule = "is for a step without data: it must not stand beside any"
+        yield Finding(Mistake("dataset.steps_per_epoch", rule, dataset.steps_per_epoch), ("dataset",))
     if dataset.source is not None and "train" in given:
         yield Finding(
             Mistake("dataset.source", "must not stand beside `dataset.train`: one of them is the training data")
@@ -181,6 +184,7 @@ def _contradictions(config: schema.Config) -> Iterator[Finding]:
     if config.loader.in_memory is True and loader.collate_fn is not None:
         rule = "must not be true with a `loader.collate_fn`, which joins samples one by one"
         yield Finding(Mistake("loader.in_memory", rule, value=True, suggestion="auto"), ("loader.collate_fn",))
+    yield from _contradictions_in_training(config)
     for name in config.dataset.evaluate:
         if name in ("train", "val", "test") or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             rule = "must be a name of its own (letters, digits, `_`, `-`, `.`; not train, val or test)"
@@ -243,6 +247,38 @@ def _search(config: schema.Config) -> Iterator[Finding]:
             yield Finding(found, ("metrics", "dataset"))
 
 
+CUDA_GRAPHED = ("reduce-overhead", "max-autotune")  # torch.compile's modes that capture CUDA graphs
+SUPERVISED, MINIMISE = "runner.step.supervised", "runner.step.minimise"
+
+
+def _contradictions_in_training(config: schema.Config) -> Iterator[Finding]:
+    device, train, step = config.device, config.train, config.step.get("_target_")
+    if device.compile in CUDA_GRAPHED and train.accumulate > 1:
+        rule = "must not stand beside `train.accumulate`: its CUDA graphs lose gradients then (pytorch#169545)"
+        right = "default" if device.compile == "reduce-overhead" else "max-autotune-no-cudagraphs"
+        yield Finding(Mistake("device.compile", rule, device.compile, suggestion=right), ("train.accumulate",))
+    loss = "" if config.loss is None else str(config.loss.get("_target_"))
+    if loss.endswith((".BCELoss", ".binary_cross_entropy")) and device.precision in ("bf16", "fp16"):
+        rule = f"is refused by torch in {device.precision} on a GPU: small probabilities become 0"
+        remedy = "let the model give logits, and take torch.nn.BCEWithLogitsLoss"
+        if device.type != "cpu":
+            yield Finding(Mistake("loss._target_", rule, loss, remedy=remedy), ("device.precision", "loss"))
+    if device.parallel in PROCESSES and config.dataset.steps_per_epoch is not None:
+        rule = "must be none without data (`dataset.steps_per_epoch`): there is no batch to share"
+        yield Finding(Mistake("device.parallel", rule, device.parallel), ("dataset.steps_per_epoch",))
+    if device.parallel == "fsdp" and device.precision == "fp16":
+        rule = "must not be fp16 with device.parallel=fsdp: each process would scale by what it sees in its own part"
+        yield Finding(Mistake("device.precision", rule, "fp16", suggestion="bf16"), ("device.parallel",))
+    if config.loss is None and step == SUPERVISED:
+        rule = "must be given: the supervised step calls it"
+        yield Finding(Mistake("loss", rule, value=None), ("step", "loss"))
+    several = any(isinstance(node, dict) and "_target_" in node for node in config.optimizer.values())
+    for label, group in config.param_groups.items():
+        if several and group is not None:
+            rule = "must not stand beside several optimizers: each has the settings of what it matches"
+            yield Finding(Mistake(f"param_groups.{label}", rule), ("optimizer",))
+
+
 def _idle(owner: str, values: Any, names: tuple[str, ...], reason: str, *follows_from: str) -> Iterator[Finding]:
     """One finding for each of these settings that is not at its default."""
     usual = type(values)()
@@ -292,6 +328,7 @@ def _without_effect(config: schema.Config) -> Iterator[Finding]:
     if train.checkpoint_every is None:
         yield from _idle("train", train, ("keep",), "while `train.checkpoint_every` is null", "train.checkpoint_every")
     yield from _idle_in_training(config)
+    yield from _idle_without_data(config)
     transform = config.transform
     if not any(node is not None for node in (*transform.train.values(), *transform.eval.values())):
         yield from _idle("transform", transform, ("on",), "without transforms", "transform.train", "transform.eval")
@@ -310,6 +347,26 @@ def _idle_in_training(config: schema.Config) -> Iterator[Finding]:
         yield from _idle("train", train, ("early_stop",), reason, "train.evaluate_every")
     if all(name.startswith("train/") for name in produced(config)[0]):
         yield from _idle("train", train, ("evaluate_at_start",), "without anything to evaluate", "dataset")
+
+    if config.device.compile == "reduce-overhead" and config.device.type in ("cpu", "mps"):
+        rule = "has no effect without a CUDA device: it is `true` with CUDA graphs"
+        mistake = Mistake("device.compile", rule, config.device.compile, remedy="take `true`", suggestion="true")
+        yield Finding(mistake, ("device.type",))
+    if config.loss is not None and config.step.get("_target_") == MINIMISE:
+        rule = "has no effect: what the model gives is minimised as it is"
+        yield Finding(Mistake("loss._target_", rule, config.loss.get("_target_"), remedy="take `loss=none`"), ("step",))
+
+
+def _idle_without_data(config: schema.Config) -> Iterator[Finding]:
+    """Whatever makes batches, where there are none."""
+    if config.dataset.steps_per_epoch is None:
+        return
+    reason, key = "without data (`dataset.steps_per_epoch`)", "dataset.steps_per_epoch"
+    for owner, values in (("loader", config.loader), ("transform", config.transform)):
+        names = tuple(item.name for item in fields(values) if item.name != "eval" or owner == "transform")
+        yield from _idle(owner, values, names, reason, key)
+    if not config.dataset.evaluate and config.dataset.val is None and config.dataset.test is None:
+        yield from _idle("dataset", config.dataset, ("sample", "limit", "classes", "class_weights"), reason, key)
 
 
 def _loader(loader: schema.Loader, device: str) -> Iterator[Finding]:

@@ -68,6 +68,7 @@ class Dataset:
     train: Component | None = rule(None, slot="dataset")
     val: Component | None = rule(None, slot="dataset")
     test: Component | None = rule(None, slot="dataset")
+    steps_per_epoch: int | None = rule(None, at_least=1)  # of a step that needs no data: its batches are None
     evaluate: dict[str, Component | None] = rule({}, slot="dataset")  # more to validate on, by name: `<name>/accuracy`
     source: Component | None = rule(None, slot="dataset")  # one dataset to be split by the fractions below
     val_fraction: float = rule(0.0, at_least=0, below=1)
@@ -210,8 +211,9 @@ class Scheduler:
 class Device:
     type: str = rule("auto", regex=r"auto|cpu|mps|cuda(:\d+)?")
     threads: int = rule(1, at_least=1)  # CPU threads of this process; their number changes weights bitwise
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = rule("fp32", unbuilt=NOT_YET)
-    compile: bool | str = rule(False, unbuilt=NOT_YET)
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"  # bf16 and fp16: autocast; fp16 with a GradScaler
+    compile: bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = False
+    cuda_graphs: bool = rule(False, unbuilt=NOT_YET)
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
     deterministic: Literal["strict", "warn", "off"] = "warn"
     parallel: Literal["none", "data_parallel", "ddp", "fsdp"] = "none"  # ddp and fsdp: under torchrun
@@ -371,7 +373,7 @@ class RayLauncher:
 class Config:
     model: Component = rule(slot="model")
     optimizer: Component = rule(slot="optimizer")
-    loss: Component = rule(slot="loss")
+    loss: Component | None = rule(slot="loss")  # null: the step needs none
     name: str = rule("run", regex=r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
     seed: int = rule(0, at_least=0)
     run: str | None = None  # an existing run directory: continue it

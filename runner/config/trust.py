@@ -38,6 +38,7 @@ _PARTS = (
     "optuna.samplers",
     "optuna.pruners",
     "runner.metrics",
+    "runner.several",
     "runner.step",
 )
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
@@ -77,8 +78,9 @@ def look(path: str, trust: Sequence[str] = ()) -> None:
         return
     if first not in (*LIBRARIES, *OURS):
         raise _stranger(path, first, trust)
-    if first == "runner" and not path.startswith(("runner.metrics.", "runner.step.")):
-        message = f"`{path}` is part of the runner itself; only runner.metrics and runner.step have components"
+    if first == "runner" and not path.startswith(("runner.metrics.", "runner.step.", "runner.several.")):
+        homes = "only runner.metrics, runner.step and runner.several have components"
+        message = f"`{path}` is part of the runner itself; {homes}"
         raise TargetError(message, _of_runner(path))
     _exists(first)
 

@@ -118,7 +118,7 @@ def audit(config: Config, name: str, trust: tuple[str, ...]) -> Audit:
     model = surgery.make_model(config, trust)
     surgery.operate(config, model, trust)
     model = model.to(device).train()
-    loss = component(config.loss, "loss", trust=trust, call=False)
+    loss = None if config.loss is None else component(config.loss, "loss", trust=trust, call=False)
     loss = loss.to(device) if isinstance(loss, nn.Module) else loss
     step = component(config.step, "step", trust=trust, call=False)
     batch = next(iter(make_splits(config, make_parts(config, trust), device, trust)["train"].batches(0)))

@@ -126,7 +126,9 @@ def explain(
     Returns:
         A row for each parameter and buffer, and the optimizer's groups: their names, settings and parameters.
     """
-    from runner import surgery
+    import torch
+
+    from runner import build, surgery
     from runner.checkpoint import Checkpoints
     from runner.component import component
 
@@ -134,9 +136,9 @@ def explain(
     saved = checkpoints.load("last") if checkpoints is not None and checkpoints.entries() else None
     model = surgery.make_model(config, trust)
     done = surgery.operate(config, model, trust, weights=saved is None)
-    loss = component(config.loss, "loss", trust=trust, call=False)
+    loss = None if config.loss is None else component(config.loss, "loss", trust=trust, call=False)
     groups = surgery.make_groups(config, model, done.frozen, trust, loss)
-    optimizer = component(config.optimizer, "optimizer", groups, trust=trust)
+    optimizer = build.make_optimizer(config, groups, torch.device("cpu"), trust)
     if saved is not None:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])

@@ -20,14 +20,8 @@ from runner.examine import examine
 
 # Names that a user chooses: a typing error in one is no mistake.
 CHOSEN = (
-    "transform.train",
-    "transform.eval",
-    "metrics",
-    "init.rules",
-    "dataset.sample",
-    "dataset.downloads",
-    "param_groups",
-    "datasets",
+    *("transform.train", "transform.eval", "metrics", "init.rules", "dataset.sample", "dataset.downloads"),
+    *("dataset.evaluate", "param_groups", "datasets"),
 )
 # Arguments without which a target cannot be called.
 NEEDED = {

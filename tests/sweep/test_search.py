@@ -327,7 +327,8 @@ def test_a_killed_search_loses_nothing_and_a_pruned_job_can_be_trained_to_its_en
     assert project.here(tmp_path, *ROUND) == 0, project.said(tmp_path)
     rows = project.rows(tmp_path)
     folder = project.sweep_of(tmp_path)
-    assert 7 == len(rows) == len(states(folder)) and {"completed", "pruned"} == {row.status for row in rows}
+    assert 7 == len(rows) == len(states(folder))
+    assert {"completed", "pruned"} == {row.status for row in rows}
     assert before == {row.id: row for row in rows if row.id in before}, "what was finished did not run again"
     pruned = next(row for row in rows if row.status == "pruned")
     said = json.loads((folder / pruned.path / "result.json").read_text())

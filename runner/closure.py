@@ -1,0 +1,81 @@
+"""Two more kinds of optimizer step: by a closure that is called several times (LBFGS), by the step itself (GANs)."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from runner.errors import RunError
+from runner.update import Do, Step, Update
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Whether an optimizer evaluates the model itself, as often as it likes."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def is_own(step: Callable[..., Any]) -> bool:
+    """Whether a step asks for the optimizer: it then does its own backward and its own update."""
+    return "optimizer" in inspect.signature(step).parameters
+
+
+class Closure(Update):
+    """The optimizer calls a closure that evaluates the loss and its gradients; each time dropout draws anew.
+
+    What is reported is the first evaluation: the loss before the step, as `optimizer.step(closure)` returns it.
+
+    What stands in `after` is done after each step.
+    """
+
+    def __init__(
+        self, net: nn.Module, loss: Callable[..., Any], step: Step, optimizer: Optimizer, after: Iterable[Do] = ()
+    ) -> None:
+        super().__init__(net, loss, step, optimizer)
+        self.after = list(after)
+
+    def __call__(self, batch: Any) -> Mapping[str, Any]:
+        """Take one optimizer step; what the step said the first time."""
+        outcomes: list[Mapping[str, Any]] = []
+
+        def closure() -> Any:
+            self.optimizer.zero_grad()
+            outcome = self.backward(batch)
+            if not outcomes:
+                outcomes.append(outcome)
+            return outcome["loss"]
+
+        self.optimizer.step(closure)
+        self.optimizer.zero_grad()
+        for do in self.after:
+            do()
+        if not outcomes:
+            message = f"{type(self.optimizer).__name__} never called its closure"
+            raise RunError(message)
+        return outcomes[0]
+
+
+class Own(Update):
+    """The step does its own backward and its own update, with the optimizer that its signature asks for.
+
+    In an evaluation it gets None in its place.
+    """
+
+    def __init__(
+        self, net: nn.Module, loss: Callable[..., Any], step: Step, optimizer: Optimizer, after: Iterable[Do] = ()
+    ) -> None:
+        super().__init__(net, loss, step, optimizer)
+        self.after = list(after)
+
+    def __call__(self, batch: Any) -> Mapping[str, Any]:
+        """Take one step; what it said."""
+        outcome = self.step(batch, self.net, self.loss, optimizer=self.optimizer)
+        for do in self.after:
+            do()
+        return outcome
+
+    def evaluate(self, batch: Any, model: nn.Module) -> Mapping[str, Any]:
+        """What the step says of a batch that nothing is learnt from."""
+        return self.step(batch, model, self.loss, optimizer=None)
