@@ -88,7 +88,7 @@ def test_landmarks_train_nothing_but_load(faces: Path, runner: Callable[..., Any
     assert [3, 3, 2] == facts["train"]["values"]["transformed"]["landmarks"]["shape"]
 
 
-@pytest.mark.parametrize("kind", ["csv", "npz", "npy"])
+@pytest.mark.parametrize("kind", ["csv", "npz", "npy", "parquet"])
 def test_table(kind: str, tmp_path: Path) -> None:
     """The same numbers from every format, as whole tensors."""
     features = np.arange(12, dtype=np.float64).reshape(4, 3)
@@ -100,14 +100,19 @@ def test_table(kind: str, tmp_path: Path) -> None:
         file.write_text("\n".join(["a,b,c,y", *lines]))
     elif kind == "npz":
         np.savez(file, x=features, y=labels)
+    elif kind == "parquet":
+        from pyarrow import parquet, table
+
+        columns = {name: features[:, number] for number, name in enumerate("abc")}
+        parquet.write_table(table({**columns, "y": labels}), file)
     else:
         np.save(file, np.column_stack([features, labels]))
         target = "3"
-    table = Table(str(file), target)
+    made = Table(str(file), target)
 
-    assert torch.equal(torch.from_numpy(features).float(), table.tensors[0])
-    assert labels.tolist() == table.tensors[1].tolist()
-    assert splitting.whole_data(table) is not None
+    assert torch.equal(torch.from_numpy(features).float(), made.tensors[0])
+    assert labels.tolist() == made.tensors[1].tolist()
+    assert splitting.whole_data(made) is not None
 
 
 def test_table_of_texts_and_of_numbers(tmp_path: Path) -> None:
@@ -203,6 +208,8 @@ def test_enums_are_said_by_their_value_or_name() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["loader.in_order=false"], "loader.in_order must be true"),
+        (["loader.pin_memory_device=cuda"], "loader.pin_memory_device is deprecated"),
         (["dataset.folds=5"], "dataset.fold must be given"),
         (["dataset.folds=5", "dataset.fold=5", "dataset.val_fraction=0"], "dataset.fold must be below"),
         (["dataset.folds=5", "dataset.fold=1"], "dataset.val_fraction must be 0"),
