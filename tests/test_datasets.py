@@ -134,6 +134,27 @@ def test_table_of_texts_and_of_numbers(tmp_path: Path) -> None:
         Table(str(file), "b")
 
 
+def test_cells_without_a_value_are_no_class(tmp_path: Path) -> None:
+    """Neither of numbers nor of texts, in CSV and Parquet; categories and small integers are read."""
+    from pyarrow import array, int8, parquet, table
+
+    file = tmp_path / "t.csv"
+    file.write_text("a,kind\n1,0\n2,nan\n")
+    with pytest.raises(ValueError, match="column 'kind' has cells without a value"):
+        Table(str(file), "kind")
+    file = tmp_path / "t.parquet"
+    numbers = array([1, 2, 3], int8())
+    for kind in (array(["a", None, "b"]), array([0, None, 1])):
+        parquet.write_table(table({"a": numbers, "kind": kind}), file)
+        with pytest.raises(ValueError, match="column 'kind' has cells without a value"):
+            Table(str(file), "kind")
+    parquet.write_table(table({"a": numbers, "kind": array(["b", "a", "b"]).dictionary_encode()}), file)
+    assert ([1, 0, 1], [[1], [2], [3]]) == tuple(tensor.tolist() for tensor in Table(str(file), "kind").tensors[::-1])
+    parquet.write_table(table({"a": numbers, "kind": array([[1, 2], [3, 4], [1, 2]])}), file)
+    with pytest.raises(ValueError, match="neither a number nor a text"):
+        Table(str(file), "kind")
+
+
 def test_table_is_not_unpickled(tmp_path: Path) -> None:
     """An array of objects, which only pickle could read, is refused."""
     np.save(tmp_path / "t.npy", np.array([[object()]]), allow_pickle=True)
