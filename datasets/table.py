@@ -50,10 +50,7 @@ class Table(TensorDataset):
         numbers = [as_numbers(columns[name], f"{path}: column {name!r}", dtype) for name in wanted]
         features = numbers[0] if isinstance(names, str) or numbers[0].dim() > 1 else torch.stack(numbers, 1)
         if classes:
-            values, labels = np.unique(columns[target], return_inverse=True)
-            whole = np.issubdtype(values.dtype, np.integer)
-            self.classes = [str(value) for value in values]
-            aim = torch.from_numpy((columns[target] if whole else labels).astype(np.int64))
+            aim, self.classes = as_classes(columns[target], f"{path}: column {target!r}")
         else:
             aim = as_numbers(columns[target], f"{path}: column {target!r}", dtype)
         self.files = [f"{path}: row {row}" for row in range(len(aim))]
@@ -81,7 +78,11 @@ def read(path: Path) -> Columns:
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("Parquet files need pyarrow: pip install pyarrow") from error
         table = parquet.read_table(path)
-        return {name: table[name].to_numpy() for name in table.column_names}
+        columns = {name: np.array(table[name].to_numpy()) for name in table.column_names}
+        for name, column in columns.items():
+            if column.dtype == object and any(value is None for value in column):
+                raise ValueError(f"{path}: column {name!r} has cells without a value")
+        return columns
     raise ValueError(f"{path} is no .csv, .npy, .npz or .parquet")
 
 
@@ -93,6 +94,22 @@ def _parsed(texts: Sequence[str]) -> npt.NDArray[np.generic]:
         except ValueError:
             continue
     return np.array(texts, dtype=str)
+
+
+def as_classes(column: npt.NDArray[np.generic], where: str) -> tuple[Tensor, list[str]]:
+    """Class indices int64 [N] and the names of the classes: integers as they are, else places in the sorted list.
+
+    Raises:
+        ValueError: there are cells without a value, or what cannot be sorted.
+    """
+    if np.issubdtype(column.dtype, np.floating) and np.isnan(column.astype(np.float64)).any():
+        raise ValueError(f"{where} has cells without a value, which are no class")
+    try:
+        values, labels = np.unique(column, return_inverse=True)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where} holds what is neither a number nor a text, such as {column[0]!r}") from error
+    indices = column if np.issubdtype(column.dtype, np.integer) else labels
+    return torch.from_numpy(indices.astype(np.int64)), [str(value) for value in values]
 
 
 def as_numbers(column: npt.NDArray[np.generic], where: str, dtype: torch.dtype) -> Tensor:

@@ -50,7 +50,7 @@ def make_splits(
                 make_pipeline(config, "train" if name == "train" else "eval", trust),
                 Stream(config.seed, name),
                 placement,
-                loader_settings(config, name, dataset, indices, trust, world),
+                loader_settings(config, name, dataset, indices, trust, world, pins=device.type == "cuda"),
                 limit=config.dataset.limit,
                 batch_transforms=make_transforms(config, "batch", trust) if name == "train" else None,
                 faults=make_faults(config, name, folder),
@@ -233,14 +233,21 @@ def make_faults(config: Config, split: str, folder: Path | None) -> Faults:
 
 
 def loader_settings(
-    config: Config, split: str, dataset: Any, indices: Indices | None, trust: Trust = (), world: int = 1
+    config: Config,
+    split: str,
+    dataset: Any,
+    indices: Indices | None,
+    trust: Trust = (),
+    world: int = 1,
+    *,
+    pins: bool = False,
 ) -> data.LoaderSettings:
     """The loader's settings for a split: evaluation takes every sample in order, in batches of its own size."""
     loader, training = config.loader, split == "train"
     workers = loader.num_workers
     if not training and loader.eval.num_workers is not None:
         workers = loader.eval.num_workers
-    options: dict[str, Any] = {"pin_memory": loader.pin_memory}
+    options: dict[str, Any] = {"pin_memory": pins and loader.pin_memory is not False}
     if loader.collate_fn is not None:
         options["collate_fn"] = component(loader.collate_fn, "loader.collate_fn", trust=trust, call=False)
     if workers:

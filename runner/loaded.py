@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from torch.utils.data._utils import signal_handling
 
 from runner import rng
+from runner.ahead import placed
 from runner.errors import RunError
 from runner.samples import (
     Fault,
@@ -210,12 +211,17 @@ class Loaded:
         positions = self._positions(epoch)
         self.sizes = [len(row) for row in positions]
         self.rows.rows = [[(epoch, position) for position in row] for row in self.share.rows(positions)[start:]]
-        for batch, faults in watched(self.loader, self.samples):
-            for fault in faults:
-                self.samples.faults.note(fault)
-            if batch is None:
-                raise empty_batch(self.order.stream.split)
-            yield self.placement.put(batch)
+        yield from placed(sound_batches(self.loader, self.samples), self.placement)
+
+
+def sound_batches(loader: DataLoader[Any], samples: "KeyedSamples | KeyedStream") -> Iterator[Any]:
+    """What a loader gives, without the samples that are left out."""
+    for batch, faults in watched(loader, samples):
+        for fault in faults:
+            samples.faults.note(fault)
+        if batch is None:
+            raise empty_batch(samples.stream.split)
+        yield batch
 
 
 def watched(loader: DataLoader[Any], samples: "KeyedSamples | KeyedStream") -> Iterator[Any]:
@@ -368,10 +374,5 @@ class Streamed:
             RunError: a sample cannot be had (and cannot or is not to be skipped), a worker died or hangs.
         """
         self.samples.epoch.fill_(epoch)
-        for number, (batch, faults) in enumerate(watched(self.loader, self.samples)):
-            for fault in faults:
-                self.samples.faults.note(fault)
-            if batch is None:
-                raise empty_batch(self.samples.stream.split)
-            if number >= start:
-                yield self.placement.put(batch)
+        coming = sound_batches(self.loader, self.samples)
+        yield from placed(itertools.islice(coming, start, None), self.placement)

@@ -88,7 +88,7 @@ def test_landmarks_train_nothing_but_load(faces: Path, runner: Callable[..., Any
     assert [3, 3, 2] == facts["train"]["values"]["transformed"]["landmarks"]["shape"]
 
 
-@pytest.mark.parametrize("kind", ["csv", "npz", "npy"])
+@pytest.mark.parametrize("kind", ["csv", "npz", "npy", "parquet"])
 def test_table(kind: str, tmp_path: Path) -> None:
     """The same numbers from every format, as whole tensors."""
     features = np.arange(12, dtype=np.float64).reshape(4, 3)
@@ -100,14 +100,19 @@ def test_table(kind: str, tmp_path: Path) -> None:
         file.write_text("\n".join(["a,b,c,y", *lines]))
     elif kind == "npz":
         np.savez(file, x=features, y=labels)
+    elif kind == "parquet":
+        from pyarrow import parquet, table
+
+        columns = {name: features[:, number] for number, name in enumerate("abc")}
+        parquet.write_table(table({**columns, "y": labels}), file)
     else:
         np.save(file, np.column_stack([features, labels]))
         target = "3"
-    table = Table(str(file), target)
+    made = Table(str(file), target)
 
-    assert torch.equal(torch.from_numpy(features).float(), table.tensors[0])
-    assert labels.tolist() == table.tensors[1].tolist()
-    assert splitting.whole_data(table) is not None
+    assert torch.equal(torch.from_numpy(features).float(), made.tensors[0])
+    assert labels.tolist() == made.tensors[1].tolist()
+    assert splitting.whole_data(made) is not None
 
 
 def test_table_of_texts_and_of_numbers(tmp_path: Path) -> None:
@@ -127,6 +132,27 @@ def test_table_of_texts_and_of_numbers(tmp_path: Path) -> None:
     file.write_text("a,b\n1,2\n3\n")
     with pytest.raises(ValueError, match=r"t\.csv:3 has 1 fields, the header 2"):
         Table(str(file), "b")
+
+
+def test_cells_without_a_value_are_no_class(tmp_path: Path) -> None:
+    """Neither of numbers nor of texts, in CSV and Parquet; categories and small integers are read."""
+    from pyarrow import array, int8, parquet, table
+
+    file = tmp_path / "t.csv"
+    file.write_text("a,kind\n1,0\n2,nan\n")
+    with pytest.raises(ValueError, match="column 'kind' has cells without a value"):
+        Table(str(file), "kind")
+    file = tmp_path / "t.parquet"
+    numbers = array([1, 2, 3], int8())
+    for kind in (array(["a", None, "b"]), array([0, None, 1])):
+        parquet.write_table(table({"a": numbers, "kind": kind}), file)
+        with pytest.raises(ValueError, match="column 'kind' has cells without a value"):
+            Table(str(file), "kind")
+    parquet.write_table(table({"a": numbers, "kind": array(["b", "a", "b"]).dictionary_encode()}), file)
+    assert ([1, 0, 1], [[1], [2], [3]]) == tuple(tensor.tolist() for tensor in Table(str(file), "kind").tensors[::-1])
+    parquet.write_table(table({"a": numbers, "kind": array([[1, 2], [3, 4], [1, 2]])}), file)
+    with pytest.raises(ValueError, match="neither a number nor a text"):
+        Table(str(file), "kind")
 
 
 def test_table_is_not_unpickled(tmp_path: Path) -> None:
@@ -203,6 +229,8 @@ def test_enums_are_said_by_their_value_or_name() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["loader.in_order=false"], "loader.in_order must be true"),
+        (["loader.pin_memory_device=cuda"], "loader.pin_memory_device is deprecated"),
         (["dataset.folds=5"], "dataset.fold must be given"),
         (["dataset.folds=5", "dataset.fold=5", "dataset.val_fraction=0"], "dataset.fold must be below"),
         (["dataset.folds=5", "dataset.fold=1"], "dataset.val_fraction must be 0"),

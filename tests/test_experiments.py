@@ -90,6 +90,7 @@ def test_two_steps_with_golden_losses(
     settings = ["train.duration=2st", "log.every=1st", "device.type=cpu"]
     if "override /dataset: none" not in (CONF / "experiment" / f"{name}.yaml").read_text():
         settings += ["dataset.limit=64", "loader.batch_size=32"]
+        settings.append("train.accumulate=1")  # the recipes with more of them take minutes on a CPU
     if name == "digits_frozen_embedding":  # which thaws in its middle, so not after the end
         settings.append("freeze.until=1st")
     ran = runner(f"experiment={name}", *settings)

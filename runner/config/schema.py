@@ -108,7 +108,8 @@ class Loader:
     in_memory_limit: float = rule(4.0, above=0)  # GiB; `auto` goes through the DataLoader beyond it
     shuffle: bool = True
     drop_last: bool = False
-    pin_memory: bool = False
+    pin_memory: bool | Literal["auto"] = "auto"  # auto: where batches go to a CUDA device
+    pin_memory_device: str = rule("", unbuilt="is deprecated by PyTorch: batches are pinned for `device.type`")
     sampler: Component | None = rule(None, slot="sampler")
     batch_sampler: Component | None = rule(None, slot="sampler")
     collate_fn: Component | None = rule(None, slot="function")
@@ -116,6 +117,8 @@ class Loader:
     multiprocessing_context: Literal["fork", "spawn", "forkserver"] | None = None
     prefetch_factor: int | None = rule(None, at_least=1)
     persistent_workers: bool = False
+    # Batches as they come would depend on which worker is faster, and no two runs would have the same.
+    in_order: bool = rule(True, unbuilt="must be true: the order of batches must not depend on the workers' speed")
     timeout: float = rule(60, at_least=0)  # seconds to wait for a worker's batch; 0 waits for ever
     bad_samples: Literal["error", "skip"] = "error"  # skip: leave them out and list them in bad_samples.jsonl
     bad_samples_limit: int = rule(100, at_least=1)  # a split with more of them ends the run all the same
