@@ -93,7 +93,7 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
     source = source_of(plan)
     asked, checks = known_points(plan, source)
     if any(check.at_once for check in checks):
-        return wrong(examine_jobs(checks, reporter()))
+        return wrong(examine_jobs(checks, plan.settings.processes, reporter()))
     with ExitStack() as stack:
         ledger, rows = opened(plan, stack)
         todo = decide(rows.values(), ledger, plan).run if ledger else {}
@@ -104,7 +104,7 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
         if new or not source.known:
             executor = executor_of(plan)  # it gets ready while the jobs are examined
             stack.callback(executor.close)
-            if mistakes := examine_jobs(new, reporter()):
+            if mistakes := examine_jobs(new, plan.settings.processes, reporter()):
                 return wrong(mistakes)
             executor.prepare()
         if ledger is None:  # nothing is made before all is known to be right
