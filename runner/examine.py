@@ -66,12 +66,15 @@ def examine_sweep(overrides: Sequence[str], trust: tuple[str, ...], say: Say = l
     Raises:
         ConfigError: the sweep itself cannot be composed, or cannot be enumerated.
     """
-    jobs = sweep.plan(overrides, Path.cwd(), trust).to_be_checked()
-    return examine_jobs([Check(job.composed, trust) for job in jobs], say)
+    plan = sweep.plan(overrides, Path.cwd(), trust)
+    return examine_jobs([Check(job.composed, trust) for job in plan.to_be_checked()], plan.settings.processes, say)
 
 
-def examine_jobs(jobs: Sequence[Check], say: Say = lambda _: None) -> list[Mistake]:
-    """Examine jobs together; each mistake once. Two that differ in nothing that is looked at are looked at once."""
+def examine_jobs(jobs: Sequence[Check], processes: int, say: Say = lambda _: None) -> list[Mistake]:
+    """Examine jobs of so many processes together; each mistake once.
+
+    Two that differ in nothing that is looked at are looked at once.
+    """
     seen: dict[str, Mistake] = {}
 
     def say_new(mistakes: list[Mistake]) -> None:
@@ -81,7 +84,7 @@ def examine_jobs(jobs: Sequence[Check], say: Say = lambda _: None) -> list[Mista
             say(list(new.values()))
 
     for job in jobs:  # what needs no torch is said of every job before torch is imported for the first
-        say_new([*job.at_once, *job.placed(torchrun.in_a_sweep(job.config.device.parallel))])
+        say_new([*job.at_once, *job.placed(torchrun.in_a_sweep(job.config.device.parallel, processes))])
     distinct = {replicate_id(job.composed.config): job for job in reversed(jobs)}
     for job in reversed(distinct.values()):
         examine(job.composed, job.trust, say_new)

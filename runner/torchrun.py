@@ -48,13 +48,15 @@ def mistakes(parallel: str, argv: Sequence[str]) -> list[Mistake]:
     return []
 
 
-def in_a_sweep(parallel: str) -> list[Mistake]:
-    """What to say of the `device.parallel` of a sweep's job."""
-    if parallel not in PROCESSES:
-        return []
-    rule = "must not be in a sweep: each of its jobs is one process"
-    remedy = f"start each job by itself: torchrun --nproc-per-node 2 -m runner device.parallel={parallel} …"
-    return [Mistake("device.parallel", rule, parallel, remedy=remedy)]
+def in_a_sweep(parallel: str, processes: int) -> list[Mistake]:
+    """What `device.parallel` of a sweep's job and the number of its `processes` do not agree in."""
+    if parallel in PROCESSES and processes == 1:
+        rule = "needs jobs of several processes"
+        return [Mistake("device.parallel", rule, parallel, remedy="`sweep.processes=2` gives each job two of them")]
+    if parallel not in PROCESSES and processes > 1:
+        rule = f"must be ddp or fsdp with sweep.processes={processes}, which would train {processes} copies"
+        return [Mistake("device.parallel", rule, parallel, remedy="`device.parallel=ddp`", suggestion="ddp")]
+    return []
 
 
 def not_here(what: str, remedy: str) -> Mistake:

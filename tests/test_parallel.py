@@ -374,7 +374,7 @@ REFUSED = {
     "a resume without it": (0, ("resume", "RUN"), "torchrun --nproc-per-node 2 -m runner resume RUN"),
     "without parallel": (2, (), "its 2 processes would train 2 copies"),
     "a sweep": (2, ("-m", DDP, "seed=0,1"), "`python -m runner -m …`"),
-    "a sweep of such jobs": (0, ("-m", DDP, "seed=0,1"), "must not be in a sweep"),
+    "a sweep of such jobs": (0, ("-m", DDP, "seed=0,1"), "needs jobs of several processes"),
     "a verb": (2, ("check",), "start it without torchrun"),
     "one process, synchronised": (0, ("device.sync_batchnorm=true",), "has no effect in one process"),
     "unused without ddp": (0, ("device.find_unused_parameters=true",), "has no effect without device.parallel=ddp"),

@@ -321,6 +321,7 @@ class Sweep:
     random: int | None = rule(None, at_least=1)  # so many points drawn from the axes, instead of all combinations
     random_seed: int = rule(0, at_least=0)
     slots: int | Literal["auto"] = rule("auto", at_least=1)  # jobs at a time; auto: as many as cores and GPUs allow
+    processes: int = rule(1, at_least=1)  # of each job, with device.parallel: ddp or fsdp; it takes as many slots
     timeout: float | None = rule(None, above=0)  # seconds for one attempt of a job
     memory: float | None = rule(None, above=0)  # GiB that a job's processes may hold together
     retry: Literal["machine", "all", "none"] = "machine"  # failed jobs to try again: only what the machine did, ...

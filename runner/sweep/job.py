@@ -10,19 +10,22 @@ from typing import Any, Literal
 
 from runner.config.check import parse
 from runner.config.recorded import continuation, recorded
-from runner.errors import ConfigError
+from runner.errors import ConfigError, Mistake
 from runner.files import Lock
 from runner.sweep.judge import judge_at
 from runner.sweep.ledger import Cause, Status
 from runner.sweep.protocols import OUTPUT, Job
 
-RESULT, LOG = "result.json", "log.txt"
+RESULT, LOG, REFUSED = "result.json", "log.txt", ".refused.tmp"
+EXIT_WRONG = 2
 LOCK_SECONDS = 60.0  # for the end of an attempt that was killed a moment ago; a killed process needs milliseconds
 OF_ALL_ATTEMPTS = {".lock", ".heartbeat", OUTPUT}  # what is printed is appended
 
 
 def attempt(job: Job) -> int:
-    """Run the job, or go on with it, in this process; the exit status of `python -m runner`.
+    """Run the job, or go on with it; the exit status of `python -m runner`.
+
+    In this process, or, where it is one of several processes, in as many that this one forks.
 
     Nothing that an earlier attempt left is overwritten: `result.json` becomes `result.1.json`, and where the attempt
     failed `log.txt` becomes `log.1.txt`; where the job starts anew so does everything else.
@@ -30,10 +33,43 @@ def attempt(job: Job) -> int:
     Raises:
         ConfigError: it cannot be continued exactly, and is not to be started anew; nothing was touched.
     """
-    from runner import run  # imports torch, which the parent has imported, or a first job of a machine does
-
     folder = Path(job.folder)
     _wait_for_the_last_attempt(folder)
+    if job.processes == 1:
+        return _alone(job, folder)
+    from runner.follow import follow
+    from runner.sweep.ranks import together
+
+    refusal = folder / REFUSED
+    status = together(
+        job.processes, lambda: _leading(job, folder, refusal), lambda place: follow(place, tuple(job.trust))
+    )
+    if refusal.exists():
+        text = refusal.read_text()
+        refusal.unlink()
+        raise ConfigError([Mistake(**mistake) for mistake in json.loads(text)])
+    return status
+
+
+def _leading(job: Job, folder: Path, refusal: Path) -> int:
+    """Rank 0: what it refuses is handed to the process that has forked it, and the others are let go."""
+    from runner import torchrun
+    from runner.team import dismiss
+
+    place = torchrun.place()
+    assert place is not None
+    try:
+        status = _alone(job, folder)
+    except ConfigError as error:
+        refusal.write_text(json.dumps([mistake.as_json() for mistake in error.mistakes]))
+        status = EXIT_WRONG
+    dismiss(place, status)
+    return status
+
+
+def _alone(job: Job, folder: Path) -> int:
+    from runner import run  # imports torch, which the parent has imported, or a first job of a machine does
+
     command, trust = ["python", "-m", "runner", *job.argv], tuple(job.trust)
     if job.anew != "always" and (folder / "config.yaml").is_file():
         if (read_json(folder / RESULT) or {}).get("status") in ("completed", "pruned"):

@@ -1,6 +1,7 @@
 """`python -m runner -m …`: a sweep that may be cut off anywhere, and goes on when the same line is given again."""
 
 import signal
+import sqlite3
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ from pathlib import Path
 from runner.config import sweep
 from runner.config.check import Check
 from runner.config.launcher import GROUP, OURS, chosen
-from runner.errors import Mistake, count_line
+from runner.errors import Mistake, RunError, count_line
 from runner.examine import examine_jobs, reporter
 from runner.files import Lock, sync_folder
 from runner.sweep.board import Tally, board_for
@@ -93,7 +94,7 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
     source = source_of(plan)
     asked, checks = known_points(plan, source)
     if any(check.at_once for check in checks):
-        return wrong(examine_jobs(checks, reporter()))
+        return wrong(examine_jobs(checks, plan.settings.processes, reporter()))
     with ExitStack() as stack:
         ledger, rows = opened(plan, stack)
         todo = decide(rows.values(), ledger, plan).run if ledger else {}
@@ -104,15 +105,19 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
         if new or not source.known:
             executor = executor_of(plan)  # it gets ready while the jobs are examined
             stack.callback(executor.close)
-            if mistakes := examine_jobs(new, reporter()):
+            if mistakes := examine_jobs(new, plan.settings.processes, reporter()):
                 return wrong(mistakes)
             executor.prepare()
-        if ledger is None:  # nothing is made before all is known to be right
-            plan.folder.mkdir(parents=True, exist_ok=True)
-            sync_folder(plan.folder.parent)
-            ledger, _ = opened(plan, stack, create=True)
-        assert ledger is not None
-        return run(plan, ledger, source, asked, executor)
+        try:
+            if ledger is None:  # nothing is made before all is known to be right
+                plan.folder.mkdir(parents=True, exist_ok=True)
+                sync_folder(plan.folder.parent)
+                ledger, _ = opened(plan, stack, create=True)
+            assert ledger is not None
+            return run(plan, ledger, source, asked, executor)
+        except (OSError, sqlite3.Error) as error:
+            rule = f"the sweep in {plan.folder} cannot write down what happens ({error}), and has stopped its jobs"
+            raise RunError(f"{rule}; the same line goes on") from error
 
 
 def asks_for_hydras_own(overrides: Sequence[str]) -> bool:

@@ -53,20 +53,25 @@ class Plan:
         self.base, self.settings = Check(sweep.base, trust).config, sweep.settings
         self.shared = [setting.text for setting in sweep.space.fixed]
         named = self.settings.id != "auto"
-        self.id = self.settings.id if named else sweep_id(resolved(self.base), sweep.space.keys)
+        self.id = self.settings.id if named else sweep_id(self.identified(self.base), sweep.space.keys)
         self.folder = Path("outputs") / self.base.name / self.id
         self.frozen = frozen.freeze([*user_directories(trust), *_home()])
 
     @property
     def typical(self) -> Job:
         """What a job takes that sets nothing of its own, to ask whether there is room for one."""
-        return Job(id="", folder="", unresolved="", config={}, argv=[], **demand(self.base))
+        return Job(id="", folder="", unresolved="", config={}, argv=[], **demand(self.base, self.settings.processes))
 
     def ask(self, point: Point) -> tuple[Asked, Check]:
         """Compose a point; its check says what is wrong with it."""
         job = self.sweep.job(self.sweep.point(point.overrides))
         checked = Check(job.composed, self.trust)
-        return Asked(point, job, checked.config, job_id(resolved(checked.config))), checked
+        return Asked(point, job, checked.config, job_id(self.identified(checked.config))), checked
+
+    def identified(self, config: Config) -> dict[str, Any]:
+        """The resolved config, with the number of processes: the batch of all of them follows it."""
+        several = {"processes": self.settings.processes} if self.settings.processes > 1 else {}
+        return resolved(config) | several
 
     def row(self, asked: Asked, number: int) -> Row:
         """A new row of the ledger."""
@@ -76,7 +81,7 @@ class Plan:
             overrides=list(asked.point.overrides),
             path=f"{number}_{asked.id[:8]}",
             values=dict(asked.job.point.values),
-            replicate_of=replicate_id(resolved(asked.config)),
+            replicate_of=replicate_id(self.identified(asked.config)),
         )
 
     def job(self, asked: Asked, row: Row, anew: Anew, judge: str = "") -> Job:
@@ -93,19 +98,20 @@ class Plan:
             timeout=self.settings.timeout,
             memory=self.settings.memory,
             judge=judge,
-            **demand(asked.config),
+            **demand(asked.config, self.settings.processes),
         )
 
 
-def demand(config: Config) -> dict[str, Any]:
-    """The cores and GPUs that a job takes: `cores`, `gpus`, and `gpu` where the config names one.
-
-    A job of several processes takes their number times what one of them takes: that number is 1 for each
-    `device.parallel` that there is.
-    """
+def demand(config: Config, processes: int) -> dict[str, Any]:
+    """What a job takes: `processes`, all of its `cores` and `gpus`, and `gpu` where the config names one."""
     kind, _, index = config.device.type.partition(":")
     on_gpu = kind != "cpu"
-    return {"cores": config.device.threads, "gpus": int(on_gpu), "gpu": int(index) if index else None}
+    return {
+        "processes": processes,
+        "cores": config.device.threads * processes,
+        "gpus": int(on_gpu) * processes,
+        "gpu": int(index) if index else None,
+    }
 
 
 def objective_of(config: Config) -> tuple[str, str]:

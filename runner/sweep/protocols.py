@@ -72,6 +72,7 @@ class Job:
         anew: whether to put what an earlier attempt left aside and start at step 0: `never` continues, or refuses where
             that cannot be done exactly; `if_changed` starts anew where it cannot; `always`.
         retry: whether the attempt before failed: then its log is put aside.
+        processes: that train together, and in each a rank of `device.parallel`.
         cores: CPU cores that it takes, and `gpus` GPUs; `gpu` the index of one that the config asks for by name.
         timeout: seconds until it is stopped for good; None for ever.
         memory: GiB that its processes may hold together; None without a limit of its own.
@@ -86,6 +87,7 @@ class Job:
     trust: list[str] = field(default_factory=list)
     anew: Literal["never", "if_changed", "always"] = "never"
     retry: bool = False
+    processes: int = 1
     cores: int = 1
     gpus: int = 0
     gpu: int | None = None

@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -89,7 +89,8 @@ def main() -> None:
     if not setup:
         return
     frozen.install(frozen.Frozen(**setup.pop(0)["frozen"]))
-    preload(PRELOADED)
+    with leaving_with(orders):
+        preload(PRELOADED)
     import torch
 
     from runner import provenance
@@ -102,6 +103,19 @@ def main() -> None:
     for order in setup:
         server.obey(order)
     server.serve()
+
+
+@contextlib.contextmanager
+def leaving_with(lifeline: int) -> Iterator[None]:
+    """End this process as soon as the controller ends, while it is busy with seconds of imports."""
+    done = threading.Event()
+    watch = threading.Thread(target=_watch, args=(lifeline, done), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watch.join()  # none of ours runs beside the one that forks
 
 
 def preload(names: Iterable[str]) -> None:
@@ -333,12 +347,13 @@ def _die_with_the_server() -> None:
             os._exit(1)
 
 
-def _watch(lifeline: int) -> None:
+def _watch(lifeline: int, done: threading.Event | None = None) -> None:
     """Wait until the controller's end of the pipe is closed, which its end does, and take all our processes along."""
     poll = select.poll()
     poll.register(lifeline, 0)  # nothing is read: a hang-up is reported all the same
-    while not any(state & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, state in poll.poll()):
-        pass
+    while not any(state & (select.POLLHUP | select.POLLERR) for _, state in poll.poll(None if done is None else 100)):
+        if done is not None and done.is_set():
+            return
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

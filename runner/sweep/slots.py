@@ -27,6 +27,7 @@ class _Place:
     """What a job occupies."""
 
     slot: int
+    processes: int
     cores: int
     gpus: list[int]
     pid: int | None = None
@@ -77,7 +78,8 @@ class Slots:
         if not self._ready:
             self._wait_until_ready()
         if isinstance(self._slots, int):
-            return len(self._places) < self._slots
+            taken = sum(place.processes for place in self._places.values())
+            return taken + job.processes <= self._slots or not self._places
         taken = sum(place.cores for place in self._places.values())
         fits = taken + job.cores <= self._cores or not self._places  # one that is too large for the machine runs alone
         return fits and len(self._free_gpus(job)) >= self._wanted_gpus(job)
@@ -96,7 +98,7 @@ class Slots:
         gpus = self._free_gpus(job)[: self._wanted_gpus(job)]
         taken = {place.slot for place in self._places.values()}
         slot = next(number for number in range(len(taken) + 1) if number not in taken)
-        self._places[job.id] = _Place(slot, job.cores, gpus)
+        self._places[job.id] = _Place(slot, job.processes, job.cores, gpus)
         environment = {}
         if gpus and job.gpu is None:  # one that the config names is left to it
             names = [self._visible[gpu] if gpu < len(self._visible) else str(gpu) for gpu in gpus]

@@ -112,6 +112,34 @@ def test_sweep_jobs_are_what_each_job_composes(tmp_path):
         assert job.config == compose(job.overrides).config
 
 
+TRICKY = (
+    ("model=mlp,small_cnn,lenet", "model.width=8,16"),
+    ("optimizer=sgd,adamw", "optimizer.lr=0.1,1e-1,'0.1'", "optimizer.weight_decay=null,0"),
+    ("transform.train.shift=null,{_target_: datasets.transforms.RandomShift, pixels: 1}", "seed=1,2"),
+    ("transform.train.shift.pixels=1,2", "transform=shift,none"),
+    ("scheduler=none,cosine,step", "train.duration=1ep,3ep", "scheduler.warmup=null,1ep"),
+    ("scheduler.T_max='${train.duration}',5ep", "train.duration=2ep,4ep", "scheduler=cosine"),
+    ("experiment=digits_mlp,digits_lenet,null", "loader.batch_size=16,32"),
+    ("+freeze.params=[],['conv1.*']", "++dataset.sample.shape=[1,8,8],[1,6,6]"),
+    ("metrics=none,classification", "train.objective=val/loss,null", "log=quiet,default"),
+    ("param_groups=none,no_decay", "++param_groups.head.match='fc.*','conv.*'", "++param_groups.head.lr_mult=2,3"),
+    ("debug=null,noop,one_batch", "train.evaluate_every=null,2st"),
+    ("init=kaiming,xavier", "++init.rules.more={name: fc, bias: 0},{name: conv1, bias: 1}"),
+)
+
+
+@pytest.mark.parametrize("overrides", TRICKY, ids=lambda overrides: overrides[0])
+def test_jobs_composed_on_a_shared_base_are_what_each_composes_alone(overrides):
+    """To the order of their keys, interpolations kept and followed, and with the same mistakes."""
+    for job in jobs(list(overrides), our_conf().parent):
+        alone = compose(list(job.point.overrides))
+        alone.unresolved["sweep"] = {}
+
+        assert alone.unresolved_yaml == job.composed.unresolved_yaml
+        assert alone.config == job.composed.config
+        assert [(m.key, m.rule) for m in alone.mistakes] == [(m.key, m.rule) for m in job.composed.mistakes]
+
+
 def test_sweep_over_a_glob_and_parameters_from_our_files():
     assert len(list(our_conf().glob("optimizer/*.yaml"))) == len(list(jobs(["optimizer=glob(*)"], our_conf().parent)))
     assert 4 == len(list(jobs(["sweep=lr_grid"], our_conf().parent)))

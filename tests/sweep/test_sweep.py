@@ -1,9 +1,12 @@
 """Whole sweeps, as commands: every way to fail, to be cut off, and to go on."""
 
 import json
+import os
 import random
+import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 from runner.sweep.job import put_aside
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
-from project import bits, here, processes_below, result, rows, said, start, sweep_of, wait_for, write
+from project import ENVIRONMENT, bits, here, processes_below, result, rows, said, start, sweep_of, wait_for, write
 
 QUICK = ("-m", "experiment=quick")
 SLOW = (*QUICK, "seed=range(0,6)", "train.duration=12ep", "model.pause=0.02")  # about 1 s a job
@@ -190,6 +193,42 @@ def test_a_hundred_kills_of_the_controller(tmp_path, undisturbed, seed):
 
 
 @pytest.mark.exhaustive
+def test_the_process_that_jobs_are_forked_from_is_killed(project, undisturbed):
+    """Its jobs are lost, another one runs the rest, and the same line goes on with the lost ones."""
+    sweep = start(project, *SLOW)
+    job = wait_for(running(project))[0]
+    server = int(Path(f"/proc/{job.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    time.sleep(0.3)
+    os.kill(server, signal.SIGKILL)
+    assert sweep.wait() == 1
+    lost = [row for row in rows(project) if row.status == "failed"]
+    assert lost
+    assert {row.cause for row in lost} == {"lost"}
+    assert len(lost) <= 2
+    assert here(project, *SLOW) == 0
+    assert bits(undisturbed) == bits(project)
+
+
+@pytest.mark.exhaustive
+def test_a_ledger_that_cannot_be_written_ends_the_sweep_in_a_sentence(project):
+    """A limit on the size of files stands for a disk that is full."""
+    line = ["ulimit -f 8; exec", sys.executable, "-m", "runner", *QUICK, "seed=range(0,99)", "debug=noop"]
+    ended = subprocess.run(
+        " ".join(map(shlex.quote, line)).replace("'ulimit -f 8; exec'", "ulimit -f 8; exec"),
+        shell=True,
+        cwd=project,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert processes_below(project) == []
+
+
+@pytest.mark.exhaustive
 def test_loader_workers_die_with_the_controller(project):
     line = (*QUICK, "seed=0,1", "loader.num_workers=1", "model.pause=0.05", "train.duration=100ep")
     sweep = start(project, *line)
@@ -315,3 +354,14 @@ def test_what_is_put_aside_is_never_overwritten(tmp_path):
         ".lock",
         *(f"{name}.{number}{end}" for name, end in PUT_ASIDE for number in (1, 2, 3)),
     }
+
+
+@pytest.mark.exhaustive
+def test_a_thousand_jobs_take_as_long_each_as_a_hundred(project):
+    """The clock of the ledger: what each hundred of them took."""
+    assert here(project, *QUICK, "debug=noop", "seed=range(0,1000)", "log.model_table=false") == 0
+    ends = sorted(row.end for row in rows(project))
+    hundreds = [ends[i + 99] - ends[i] for i in range(0, 1000, 100)]
+    sys.stdout.write(f"seconds for each hundred: {hundreds}\n")
+
+    assert min(hundreds[-3:]) < 1.5 * min(hundreds[:3])

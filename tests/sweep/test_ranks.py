@@ -1,0 +1,76 @@
+"""Jobs of several processes: they take several slots, and one that fails on any rank has failed."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
+from project import ENVIRONMENT, here, processes_below, result, rows, said, start, sweep_of, wait_for, write
+
+DDP = ("experiment=quick", "device.parallel=ddp", "train.checkpoint_every=1st", "+model.rank=1")
+NET = '''
+import os
+
+import parts
+
+
+class Net(parts.Net):
+    """Fails on one rank only."""
+
+    def __init__(self, rank, **arguments):
+        super().__init__(**arguments)
+        self.rank = rank
+
+    def end(self):
+        if os.environ.get("RANK") == str(self.rank):
+            super().end()
+'''
+
+
+@pytest.fixture
+def project(tmp_path):
+    write(tmp_path)
+    (tmp_path / "ranked.py").write_text(NET)
+    (tmp_path / "conf" / "model" / "net.yaml").write_text("{_target_: ranked.Net, fail: none, at: 3, pause: 0.0}")
+    yield tmp_path
+    sys.modules.pop("ranked", None)
+
+
+def test_what_fails_on_one_rank_has_failed_and_the_others_are_done(project):
+    line = ("-m", *DDP, "sweep.processes=2", "sweep.slots=2", "model.fail=exception,none,kill")
+    assert here(project, *line) == 1, said(project)
+    found = {row.values["model.fail"]: row for row in rows(project)}
+
+    assert {name: row.cause for name, row in found.items()} == {"none": "", "exception": "exception", "kill": "killed"}
+    assert "rank 1 failed: RuntimeError: on purpose" in found["exception"].error
+    assert processes_below(project) == []
+    assert max(row.slot for row in found.values()) == 0, "two slots are the two processes of one job"
+
+
+def test_processes_and_what_they_are_for_go_together(project):
+    assert here(project, "check", "-m", *DDP, "seed=0,1") == 2
+    assert here(project, "check", "-m", "experiment=quick", "sweep.processes=2", "seed=0,1") == 2
+    assert "`sweep.processes=2` gives each job two of them" in said(project)
+    assert "which would train 2 copies" in said(project)
+
+
+@pytest.mark.exhaustive
+def test_a_job_of_two_ranks_has_the_bits_of_torchrun_also_after_ctrl_c(project):
+    line = ("-m", *DDP, "sweep.processes=2", "seed=0,1", "train.duration=12ep", "model.pause=0.05")
+    sweep = start(project, *line)
+    wait_for(lambda: (project / "outputs").exists() and any(project.glob("outputs/*/*/*/checkpoints/step*")))
+    sweep.send_signal(signal.SIGINT)
+    assert sweep.wait() == 130
+    assert here(project, *line) == 0, said(project)
+    first = next(row for row in rows(project) if row.values["seed"] == 0)
+    record = json.loads((sweep_of(project) / first.path / "provenance.json").read_text())
+    assert record["resumed"][0]["exact"]
+
+    run = ["--standalone", "--nproc-per-node", "2", "-m", "runner", *DDP, "seed=0", "train.duration=12ep", "name=alone"]
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", *run], cwd=project, env=ENVIRONMENT, check=True)
+    (alone,) = project.glob("outputs/alone/*/result.json")
+    assert json.loads(alone.read_text())["weights_sha256"] == result(project, first)["weights_sha256"]
