@@ -140,6 +140,7 @@ def thaw_if_due(run: Run) -> None:
     """Let what was frozen for a time train from the step on that `freeze.until` names."""
     if run.thaw_at is not None and run.progress.step >= run.thaw_at:
         thaw(run.model, run.frozen)
+        run.wrap()
 
 
 def _is_due(run: Run, every: Duration | None) -> bool:

@@ -2,18 +2,23 @@
 
 import signal
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from runner import fit
 from runner.component import Trust
 from runner.config.check import parse
 from runner.config.recorded import Continuation
-from runner.errors import RunError
+from runner.errors import ConfigError, RunError
+from runner.files import Lock
 from runner.log import NoLog
-from runner.run import EXIT_FAILED, at_last_checkpoint, finish, stopping
+from runner.run import EXIT_FAILED, at_last_checkpoint, finish, new_result, stopping, write_result
 from runner.state import Stop
-from runner.team import Team
+from runner.team import POLL_SECONDS, Team
 from runner.torchrun import Place
+
+LOCK_SECONDS = 3.0  # threads of a killed process end, and let go of its lock, after its first one
 
 
 def follow(place: Place, trust: Trust) -> int:
@@ -36,8 +41,20 @@ def follow(place: Place, trust: Trust) -> int:
             status = finish(run, {})
         except Exception as error:  # noqa: BLE001  rank 0 learns of it, and records it
             team.failed(error)
-            if (culprit := team.blame(error)).startswith("rank 0"):  # it cannot say so itself
-                print(f"The run failed: {culprit}", file=sys.stderr)
+            if culprit := team.blame(error):
+                stand_in(Path(told["folder"]), culprit)
         team.end()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to those that end a moment after the first
     return status
+
+
+def stand_in(folder: Path, culprit: str) -> None:
+    """Say and record how the run ended, where rank 0 is gone: it holds the lock until it has done so itself."""
+    until = time.monotonic() + LOCK_SECONDS
+    while time.monotonic() < until:
+        with suppress(ConfigError), Lock(folder):
+            if not (folder / "result.json").exists():
+                write_result(folder, new_result() | {"error": culprit})
+                print(f"The run failed: {culprit}", file=sys.stderr)
+            return
+        time.sleep(POLL_SECONDS)

@@ -4,6 +4,7 @@
 each batch; what it adds to the gradient is weighted by its share, so that their mean is the gradient of the batch.
 """
 
+import gc
 import warnings
 from collections.abc import Callable, Mapping
 from numbers import Real
@@ -16,6 +17,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from runner import metrics as metric_state
 from runner.accumulate import sums
 from runner.data import Shared
+from runner.errors import RunError
 from runner.fields import KNOWN, Fields
 from runner.freeze import Frozen
 from runner.layout import WHOLE, Whole
@@ -63,7 +65,8 @@ def share(run: Run, team: Team, find_unused: bool, sync_batchnorm: bool) -> None
     local(run.metrics["eval"])
     local(run.metrics["train"])
     if run.layout is WHOLE:
-        run.update.net = replicated(run.model, run.device, find_unused=find_unused)
+        run.wrap = Wrap(run, find_unused=find_unused)
+        run.wrap()
         run.update.loss = replicated(run.loss, run.device, find_unused=find_unused)
     if team.world == 1:
         return
@@ -75,6 +78,23 @@ def share(run: Run, team: Team, find_unused: bool, sync_batchnorm: bool) -> None
     run.metrics["train"] = pooled(run.metrics["train"], split, team)
     if run.update.metrics:
         run.update.metrics = list(run.metrics["train"].values())
+
+
+class Wrap:
+    """Wraps the model of a run anew where other parameters train than before: the wrapper averages what did then."""
+
+    def __init__(self, run: Run, *, find_unused: bool) -> None:
+        self.run, self.find_unused = run, find_unused
+        self.trained: list[str] | None = None
+
+    def __call__(self) -> None:
+        trained = [name for name, parameter in self.run.model.named_parameters() if parameter.requires_grad]
+        if trained == self.trained:
+            return
+        self.trained = trained
+        self.run.update.net = self.run.model
+        gc.collect()  # the hooks of the old one go with it
+        self.run.update.net = replicated(self.run.model, self.run.device, find_unused=self.find_unused)
 
 
 class WeightedStep:
@@ -96,7 +116,13 @@ class WeightedStep:
         if not torch.is_grad_enabled():  # an evaluation, of whole batches
             return self.step(batch, net, self.loss)
         own, whole = self.split.counts(batch)
-        outcome = self.step(batch, net, loss)
+        try:
+            outcome = self.step(batch, net, loss)
+        except RuntimeError as error:
+            if "finished reduction in the prior iteration" not in str(error):
+                raise
+            message = "a step left out parameters that train: set device.find_unused_parameters=true, or freeze them"
+            raise RunError(message) from error
         share = self.world * own / whole
         weight = self.world * float(own > 0) if self.total else share
         value = outcome["loss"] if weight == 1 else outcome["loss"] * weight

@@ -168,14 +168,7 @@ def launch(
     team = enlist(config, stop, command)
     run: Run | None = None
     log: Log | None = None
-    result: dict[str, Any] = {
-        "status": "failed",
-        "metrics": {},
-        "best": None,
-        "objective": None,
-        "steps": 0,
-        "error": None,
-    }
+    result = new_result()
     with Lock(folder), stopping(stop), devices.flags_kept():
         try:
             team.watch(partial(give_up, folder, result))
@@ -218,6 +211,11 @@ def launch(
         conclude(result, folder)
         team.end()
     return Outcome(status, folder, result)
+
+
+def new_result() -> dict[str, Any]:
+    """A result before anything is known."""
+    return {"status": "failed", "metrics": {}, "best": None, "objective": None, "steps": 0, "error": None}
 
 
 def traceback_to(log: Log | None, folder: Path, error: Exception) -> str:

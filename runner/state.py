@@ -206,6 +206,7 @@ class Run:
     thaw_at: int | None = None  # the step from which on everything frozen trains
     team: Alone = ALONE  # the processes that train together
     layout: Whole = WHOLE  # how their tensors lie
+    wrap: Callable[[], object] = lambda: None  # renews what wraps the model, where other parameters train than before
     log: Log | NoLog = field(init=False)  # opened when the step to begin at is known
     progress: Progress = field(default_factory=Progress)
     losses: Losses = field(default_factory=Losses)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from runner.checkpoint import Checkpoints
 from tests.crash.project import HARD, differences, ending, events, write
 
 ROOT = Path(__file__).parents[1]
@@ -342,6 +343,32 @@ def test_one_process_evaluates_a_checkpoint_to_the_same_bits(fleet):
     assert json.loads(said[0].splitlines()[-1])["metrics"] == result(run)["metrics"]
 
 
+# ---- what not every step trains
+
+SOMETIMES = "model._target_=pieces.Sometimes"
+THAWING = ("freeze.params=['blocks.*']", "freeze.until=4st")
+
+
+@pytest.mark.parametrize("way", [DDP, FSDP])
+def test_frozen_parameters_thaw_as_in_one_process(fleet, alone, way):
+    many = trained(fleet, 2, POINTS, way, "loader.batch_size=4", *THAWING)
+
+    assert relative(many, alone(8, *THAWING)) < 1e-6
+    assert relative(many, alone(8)) > 1e-3
+
+
+def test_parameters_that_a_step_leaves_out_need_the_key(fleet, alone):
+    """Every other step uses the blocks: DDP says so, and the remedy is the key's name."""
+    argv, key = (POINTS, DDP, "loader.batch_size=4", SOMETIMES), "device.find_unused_parameters=true"
+    statuses, said = fleet(2, *argv, f"name={(name := next(NAMES))}", key)  # torch warns on each rank
+    refused, why = fleet(2, *argv, f"name={next(NAMES)}")
+
+    assert statuses == [0, 0], said
+    assert relative(next((fleet.folder / "outputs" / name).iterdir()), alone(8, SOMETIMES)) < 1e-6
+    assert refused == [1, 1]
+    assert "device.find_unused_parameters=true" in why[0]
+
+
 # ---- resume
 
 
@@ -364,6 +391,62 @@ def test_a_signal_to_one_rank_stops_all_and_a_resume_is_exact(fleet, whole, step
     assert statuses == [0, 0], said
     assert differences(ending(whole), ending(run)) == []
     assert events(whole) == events(run)
+
+
+@pytest.mark.parametrize("step", [2, 7])
+@pytest.mark.exhaustive
+def test_a_sharded_run_resumes_exactly(fleet, step):
+    name, argv = next(NAMES), (HARD, FSDP, "loader.batch_size=6", "train.ema=0.9")
+    whole = trained(fleet, 2, *argv)
+    statuses, said = fleet(2, *argv, f"name={name}", kill=[1, step, "SIGTERM"])
+    run = next((fleet.folder / "outputs" / name).iterdir())
+    assert statuses == [75, 75], said
+    assert fleet(2, "resume", str(run))[0] == [0, 0]
+
+    assert differences(ending(whole), ending(run)) == []
+
+
+def test_another_number_of_processes_is_refused_unless_inexact(fleet):
+    name = next(NAMES)
+    fleet(2, HARD, DDP, "loader.batch_size=6", f"name={name}", kill=[1, 7, "SIGTERM"])
+    run = next((fleet.folder / "outputs" / name).iterdir())
+    refused, said = fleet(3, "resume", str(run))
+    statuses, _ = fleet(3, "resume", str(run), "--inexact")
+
+    assert refused[0] == 2
+    assert "processes must be as it was for the steps so far (2), but is 3" in said[0]
+    assert statuses == [0, 0, 0]
+    assert result(run)["inexact"] == [7]
+
+
+# ---- one of them fails
+
+
+@pytest.mark.parametrize("rank", [1, 0])
+def test_a_killed_rank_ends_all_and_is_named_and_nothing_is_lost(fleet, whole, rank):
+    """Killed in step 7, after the checkpoint of step 5, which is whole: a resume ends as if nothing had been."""
+    name = next(NAMES)
+    statuses, said = fleet(2, HARD, DDP, "loader.batch_size=6", f"name={name}", kill=[rank, 7, "SIGKILL"])
+    run = next((fleet.folder / "outputs" / name).iterdir())
+    assert sorted(statuses) == [-9, 1], said
+    assert (run / "result.json").exists(), said
+    assert result(run)["error"].startswith(f"rank {rank} (process ")
+    assert result(run)["error"] in said[1 - rank]
+    assert Checkpoints(run / "checkpoints").load()["progress"]["step"] == 5
+    statuses, said = fleet(2, "resume", str(run))
+
+    assert statuses == [0, 0], said
+    assert differences(ending(whole), ending(run)) == []
+
+
+def test_an_error_in_one_rank_ends_all_and_is_named(fleet):
+    name = next(NAMES)
+    statuses, said = fleet(2, POINTS, DDP, "loader.batch_size=4", "step=ending", f"name={name}")
+    run = next((fleet.folder / "outputs" / name).iterdir())
+
+    assert statuses == [1, 1]
+    assert result(run)["error"] == "rank 1 failed: ValueError: a number that is none of ours"
+    assert "Traceback" not in said[0] + said[1]
 
 
 # ---- refused, with the line to type
