@@ -1,5 +1,6 @@
 """`hydra/launcher`: where the jobs of a sweep run. Some of Hydra's names are ours, with typed keys."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,12 +49,22 @@ def launcher(composed: Composed) -> Any:
     return settings
 
 
+def import_ray() -> Any:
+    """Ray, told before it is imported that whoever reaches a port of it must have a token to run code there.
+
+    Without one anybody can (CVE-2023-48022).
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+
+    return ray
+
+
 def _of_ray(options: schema.RayOptions) -> Iterator[Mistake]:
     """What Ray does not know; its own `init` swallows any name."""
     import inspect
 
-    import ray
-
+    ray = import_ray()
     known = [name for name, p in inspect.signature(ray.init).parameters.items() if p.kind is p.KEYWORD_ONLY]
     for name in options.init:
         if name not in ("address", *known) and not name.startswith("_"):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.config import schema
-from runner.config.launcher import GROUP, chosen, launcher
+from runner.config.launcher import GROUP, chosen, import_ray, launcher
 from runner.errors import ConfigError, Mistake, RunError
 from runner.files import write_json, write_text
 from runner.sweep.frozen import Frozen
@@ -207,15 +207,11 @@ class Ray(Queue):
     """Each job is a task of Ray: of the cluster at `ray.init.address`, or of a Ray that lasts as long as the sweep."""
 
     def __init__(self, asked: schema.RayLauncher, frozen: Frozen, typical: Job) -> None:
-        # Without it whoever reaches a port of the cluster runs code there (CVE-2023-48022).
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        import ray
-
-        self._ray: Any = ray
+        self._ray = import_ray()
         self._remote = asked.ray.remote
         settings = {"log_to_driver": False, **asked.ray.init}
         try:
-            ray.init(**settings)
+            self._ray.init(**settings)
         except Exception as error:
             raise RunError(f"Ray did not start: {str(error).strip()}") from error
         has = self._ray.cluster_resources()

@@ -1,14 +1,22 @@
 """Optuna's journal of a study, so that no kill leaves half of a question or of an answer in it."""
 
 import contextlib
+import io
 import json
 import os
-from collections.abc import Iterator
+import pickle
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend
 
+# All that Optuna's CMA-ES pickles into a study: its own state, and NumPy's arrays and numbers.
+_OF_CMA = {("cmaes._cma", "CMA"), ("cmaes._cmawm", "CMAwM"), ("cmaes._sepcma", "SepCMA")}
+_OF_NUMPY = {("numpy", "dtype"), ("numpy", "ndarray")} | {
+    (f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")
+}
 _MORE = "more"  # a key of an operation that is not the last one of its transaction
 
 
@@ -20,7 +28,7 @@ class Journal(BaseJournalBackend):
     """
 
     def __init__(self, file: Path | None) -> None:
-        self._file = file
+        self.file = file
         self._operations: list[dict[str, Any]] = []
         self._unwritten: list[dict[str, Any]] = []
         self._depth = 0
@@ -66,12 +74,40 @@ class Journal(BaseJournalBackend):
         self._write()
 
     def _write(self) -> None:
-        if self._depth or not self._unwritten or self._file is None:
+        if self._depth or not self._unwritten or self.file is None:
             return
         *before, last = self._unwritten
         self._unwritten = []
         lines = [json.dumps(log) + "\n" for log in [*({**log, _MORE: True} for log in before), last]]
-        with self._file.open("ab") as file:
+        with self.file.open("ab") as file:
             file.write("".join(lines).encode())
             file.flush()
             os.fsync(file.fileno())
+
+
+def refused(attributes: Mapping[str, Any]) -> str:
+    """The first thing in a trial's attributes that Optuna would unpickle and that its CMA-ES does not write; or none.
+
+    A study may come from a stranger, and unpickling calls whatever a pickle names.
+    """
+    parts: dict[str, dict[int, str]] = {}
+    for name, value in attributes.items():
+        if found := re.fullmatch(r"(.*optimizer):(\d+)", name):
+            parts.setdefault(found[1], {})[int(found[2])] = str(value)
+    for texts in parts.values():
+        reader = _Reader(io.BytesIO(bytes.fromhex("".join(texts[i] for i in sorted(texts)))))
+        try:
+            reader.load()
+        except Exception as error:  # noqa: BLE001  a pickle may be broken in any way
+            return reader.refused or str(error)
+    return ""
+
+
+class _Reader(pickle.Unpickler):
+    refused = ""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _OF_CMA | _OF_NUMPY:
+            self.refused = f"{module}.{name}"
+            raise pickle.UnpicklingError(self.refused)
+        return super().find_class(module, name)

@@ -39,7 +39,7 @@ from runner.config.points import Axis, Interval, Setting, Space
 from runner.config.sweep import Plan as CommandLine
 from runner.config.trust import locate
 from runner.errors import ConfigError, Mistake
-from runner.sweep.journal import Journal
+from runner.sweep.journal import Journal, refused
 from runner.sweep.judge import Bench, Nobody, Reader
 from runner.sweep.ledger import OF_THE_MACHINE, Row
 from runner.sweep.plan import Plan, objective_of
@@ -306,6 +306,9 @@ class Search:
             raise ConfigError([Mistake("sweep.search.objectives", rule, dict(self._objectives), remedy=remedy)])
         mistakes = {}
         for trial in self._study.trials:
+            if found := refused(trial.system_attrs):
+                rule = f"holds a pickled `{found}`, which no sampler of Optuna writes"
+                raise ConfigError([Mistake(str(self._journal.file), rule, remedy="it is not from here: delete it")])
             for name in trial.distributions.keys() & self._distributions.keys():
                 try:
                     check_distribution_compatibility(trial.distributions[name], self._distributions[name])

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--points", type=int, default=20)
     arguments = parser.parse_args()
-    print(f"seed  random search ({arguments.points} points)  TPE with ASHA: steps until as good, value, share of steps")
+    print(f"seed  best of {arguments.points} random points  TPE with ASHA: steps until as good, value, share")
     shares = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(arguments.seeds):

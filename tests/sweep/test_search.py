@@ -3,7 +3,9 @@
 import functools
 import json
 import math
+import pickle
 import random
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -183,6 +185,24 @@ def test_a_study_of_something_else_is_refused(arguments: Any, objectives: Any, w
         search(tmp_path, *arguments, objectives=objectives).next()
 
 
+class Harmful:
+    def __reduce__(self) -> Any:
+        return print, ("unpickled",)
+
+
+def test_a_study_of_a_stranger_is_not_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """CMA-ES keeps its state as a pickle in the study: what it does not write itself is refused, and not called."""
+    cma = {"_target_": "optuna.samplers.CmaEsSampler"}
+    for trials in (10, 12):  # the second time it reads its own
+        drive(search(tmp_path, SPACE[0], SPACE[2], sampler=cma, trials=trials))
+    journal = (tmp_path / JOURNAL).read_text()
+    (state,) = set(re.findall(r'"cma:optimizer:0": "([0-9a-f]+)"', journal)[-1:])
+    (tmp_path / JOURNAL).write_text(journal.replace(state, pickle.dumps(Harmful()).hex() + "0"))
+    with pytest.raises(ConfigError, match=r"holds a pickled `builtins\.print`"):
+        search(tmp_path, SPACE[0], SPACE[2], sampler=cma).next()
+    assert not capsys.readouterr().out
+
+
 def test_a_wider_interval_goes_on_with_the_study(tmp_path: Path) -> None:
     first = drive(search(tmp_path, trials=3))
     wider = drive(search(tmp_path, "optimizer.lr=tag(log, interval(0.0001, 10))", *SPACE[1:], trials=5))
@@ -334,11 +354,8 @@ def test_a_killed_search_loses_nothing_and_a_pruned_job_can_be_trained_to_its_en
     said = json.loads((folder / pruned.path / "result.json").read_text())
     last = (folder / pruned.path / "checkpoints" / "last.pt").resolve()
     assert last.name == f"step_{said['steps']:08d}.pt"
-    assert (
-        pruned.objective
-        == said["objective"]
-        == json.loads((folder / pruned.path / "metrics.jsonl").read_text().splitlines()[-1])["val/loss"]
-    )
+    logged = (folder / pruned.path / "metrics.jsonl").read_text().splitlines()
+    assert pruned.objective == said["objective"] == json.loads(logged[-1])["val/loss"]
 
     assert project.here(tmp_path, "resume", str(folder / pruned.path)) == 0
     assert project.here(tmp_path, *ROUND) == 0
