@@ -25,8 +25,8 @@ FLAGS = """data-path model device batch-size epochs workers opt lr momentum weig
 bias-weight-decay transformer-embedding-decay label-smoothing mixup-alpha cutmix-alpha lr-scheduler lr-warmup-epochs
 lr-warmup-method lr-warmup-decay lr-step-size lr-gamma lr-min print-freq output-dir resume start-epoch cache-dataset
 sync-bn test-only auto-augment ra-magnitude augmix-severity random-erase amp world-size dist-url model-ema
-model-ema-steps model-ema-decay use-deterministic-algorithms interpolation val-resize-size val-crop-size train-crop-size clip-grad-norm
-ra-sampler ra-reps weights backend use-v2"""
+model-ema-steps model-ema-decay use-deterministic-algorithms interpolation val-resize-size val-crop-size train-crop-size
+clip-grad-norm ra-sampler ra-reps weights backend use-v2"""
 
 
 def test_every_flag_is_in_the_table() -> None:
