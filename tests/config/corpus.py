@@ -205,7 +205,7 @@ def _of_arguments(  # noqa: C901  as above
     def case(kind: str, argument: str, key: str, suggestion: str | None = None, more: tuple[str, ...] = ()) -> Case:
         return Case(kind, "", "", (*more, argument), key, f"argument `{argument}`", suggestion)
 
-    groups = sorted(folder.name for folder in our_conf().iterdir() if folder.is_dir())
+    groups = sorted(folder.name for folder in our_conf().iterdir() if any(folder.glob("*.yaml")))  # not those of Hydra
     for group in groups:
         options = sorted(file.stem for file in (our_conf() / group).glob("*.yaml"))
         built = [option for option in options if is_built(our_conf() / group / f"{option}.yaml")]
