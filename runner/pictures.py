@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 CELLS_WITH_NUMBERS = 20  # a confusion matrix of more classes shows shades only
+LARGEST_ON_SHEET = 160  # pixels of an image's longer side
 LARGEST_SPRITE = 8192  # pixels; what TensorBoard's projector takes at most
 
 
@@ -40,8 +41,11 @@ def contact_sheet(
     names: Sequence[str] = (),
     columns: int = 8,
     colours: Sequence[str] = (),
+    points: Sequence[Sequence[Sequence[float]]] = (),
 ) -> Any:
     """A PIL image of images uint8 [3, H, W] in rows, each with its label below; None where there is no image.
+
+    Small ones are magnified by a whole number, large ones reduced to LARGEST_ON_SHEET pixels.
 
     Args:
         images: of one sheet.
@@ -49,26 +53,36 @@ def contact_sheet(
         names: of the classes.
         columns: images in a row.
         colours: of the labels; black where there is none.
+        points: x and y of what is marked on each image, in its pixels.
     """
     from PIL import Image, ImageDraw
 
     if not images:
         return None
     texts = [_text(label, names) for label in labels]
-    scale = max(1, math.ceil(64 / max(image.shape[-1] for image in images)))
-    width = max(image.shape[-1] for image in images) * scale + 4
-    height = max(image.shape[-2] for image in images) * scale + 16
+    largest = max(max(image.shape[-2:]) for image in images)
+    scale = LARGEST_ON_SHEET / largest if largest > LARGEST_ON_SHEET else max(1, math.ceil(64 / largest))
+    sizes = [(max(1, round(image.shape[-1] * scale)), max(1, round(image.shape[-2] * scale))) for image in images]
+    width, height = max(size[0] for size in sizes) + 4, max(size[1] for size in sizes) + 16
     sheet = Image.new("RGB", (width * min(columns, len(images)), height * math.ceil(len(images) / columns)), "white")
     draw = ImageDraw.Draw(sheet)
     for number, image in enumerate(images):
         left, top = number % columns * width, number // columns * height
         picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-        size = (picture.width * scale, picture.height * scale)
-        sheet.paste(picture.resize(size, Image.Resampling.NEAREST), (left, top))
+        method = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BILINEAR
+        sheet.paste(picture.resize(sizes[number], method), (left, top))
+        inside = [(x, y) for x, y in (points[number] if number < len(points) else ()) if _is_on(x, y, image)]
+        for x, y in inside:
+            across, down = left + (x + 0.5) * scale, top + (y + 0.5) * scale
+            draw.ellipse([across - 2, down - 2, across + 2, down + 2], fill="red", outline="white")
         if number < len(texts):
             colour = colours[number] if number < len(colours) else "black"
             draw.text((left + 1, top + height - 14), texts[number], fill=colour)
     return sheet
+
+
+def _is_on(x: float, y: float, image: Tensor) -> bool:
+    return 0 <= x < image.shape[-1] and 0 <= y < image.shape[-2]
 
 
 def _text(label: Any, names: Sequence[str]) -> str:

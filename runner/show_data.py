@@ -35,14 +35,16 @@ def inspect_splits(config: Config, folder: Path, trust: Trust = ()) -> dict[str,
             indices = data.chosen_indices(dataset, rows, name, config.dataset.limit) if _sized(dataset) else None
             raw = _raw(config, dataset, indices, name)
             batch = next(iter(splits[name].batches(0)), None)
-            images = {"raw": _images(config, raw), "": [] if batch is None else _batch_images(config, batch)}
+            samples = {"raw": raw, "": [] if batch is None else _rows(batch)}
             labels = {"raw": [_label(config, sample) for sample in raw], "": _batch_labels(config, batch)}
             found: dict[str, Any] = {"samples": splits[name].size, "plan": splits[name].plan}
             found["classes"] = _balance(config, dataset, indices)
             found["values"] = {"raw": _ranges(raw), "transformed": {} if batch is None else _ranges([batch])}
             found["pictures"] = []
-            for kind, shown in images.items():
-                sheet = pictures.contact_sheet(shown[:SHOWN], labels[kind], _names(dataset))
+            for kind, some in samples.items():
+                images = [_picture(_member(sample, build_data.place_of(config, "input"))) for sample in some]
+                shown = [image for image in images if image is not None]
+                sheet = pictures.contact_sheet(shown, labels[kind], _names(dataset), points=list(map(_points, some)))
                 if sheet is not None:
                     file = folder / f"{name}{'_' * bool(kind)}{kind}.png"
                     sheet.save(file)
@@ -82,16 +84,20 @@ def _member(sample: Any, place: Any) -> Any:
         return sample.get("image") if isinstance(sample, Mapping) else None
 
 
-def _images(config: Config, samples: list[Any]) -> list[Tensor]:
-    place = build_data.place_of(config, "input")
-    return [image for sample in samples if (image := _picture(_member(sample, place))) is not None]
+def _rows(batch: Any) -> list[Any]:
+    """The first samples of a batch of tensors: mappings, or lists."""
+    members = batch if isinstance(batch, Mapping) else dict(enumerate(batch))
+    tensors = {place: member for place, member in members.items() if isinstance(member, Tensor) and member.dim()}
+    count = min([SHOWN, *map(len, tensors.values())]) if tensors else 0
+    rows = [{place: member[row] for place, member in tensors.items()} for row in range(count)]
+    return rows if isinstance(batch, Mapping) else [[row.get(place) for place in members] for row in rows]
 
 
-def _batch_images(config: Config, batch: Any) -> list[Tensor]:
-    member = _member(batch, build_data.place_of(config, "input"))
-    if not isinstance(member, Tensor) or member.dim() != 4:
-        return []
-    return [image for row in member[:SHOWN] if (image := _picture(row)) is not None]
+def _points(sample: Any) -> list[list[float]]:
+    """X and y of the points on a sample's image: members of two columns beside it, where members have names."""
+    members = list(sample.values()) if isinstance(sample, Mapping) else []
+    pairs = [m for m in members if isinstance(m, Tensor) and m.dim() == 2 and m.shape[1] == 2]
+    return [point for member in pairs for point in member.tolist()]
 
 
 def _picture(value: Any) -> Tensor | None:
@@ -156,12 +162,13 @@ def _ranges(samples: list[Any]) -> dict[str, dict[str, Any]]:
     for sample in samples:
         items = sample.items() if isinstance(sample, Mapping) else enumerate(sample)
         for place, member in items:
-            value = to_image(member) if hasattr(member, "convert") else member
-            members.setdefault(str(place), []).append(torch.as_tensor(value).as_subclass(Tensor))
+            number = _as_numbers(member)
+            if number is not None:
+                members.setdefault(str(place), []).append(number)
     for place, tensors in members.items():
         numbers = torch.cat([tensor.flatten().double() for tensor in tensors])
         found[place] = {
-            "shape": min({tuple(tensor.shape) for tensor in tensors}),
+            "shape": _shape([tuple(tensor.shape) for tensor in tensors]),
             "dtype": str(tensors[0].dtype),
             "min": float(numbers.min()),
             "max": float(numbers.max()),
@@ -171,11 +178,30 @@ def _ranges(samples: list[Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _as_numbers(member: Any) -> Tensor | None:
+    """A member as a plain tensor; None where it is none (a text, a nested sample)."""
+    try:
+        number = to_image(member) if hasattr(member, "convert") else torch.as_tensor(member)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return number.as_subclass(Tensor) if number.numel() else None
+
+
+def _shape(shapes: list[tuple[int, ...]]) -> list[int | str]:
+    """The sizes of each dimension: one number, or `least-greatest`; where their number differs, how many there are."""
+    counts = {len(shape) for shape in shapes}
+    if len(counts) > 1:
+        return [f"{min(counts)} to {max(counts)} dimensions"]
+    ends = [(min(sizes), max(sizes)) for sizes in zip(*shapes, strict=True)]
+    return [low if low == high else f"{low}-{high}" for low, high in ends]
+
+
 def table(facts: Mapping[str, Any]) -> str:
     """The facts as text."""
     lines = []
     for name, split in facts.items():
-        lines.append(f"{name}: {split['samples']:,} samples, {split['plan']}")
+        count = f"{split['samples']:,}" if split["samples"] else "an unknown number of"
+        lines.append(f"{name}: {count} samples, {split['plan']}")
         if split["classes"]:
             total = sum(split["classes"].values())
             shares = (f"{label}: {count} ({count / total:.1%})" for label, count in split["classes"].items())
@@ -183,6 +209,6 @@ def table(facts: Mapping[str, Any]) -> str:
         for kind, members in split["values"].items():
             for place, v in members.items():
                 numbers = " ".join(f"{word} {v[word]:.4g}" for word in ("min", "max", "mean", "std"))
-                lines.append(f"  {kind:<12} {place}: {list(v['shape'])} {v['dtype']} {numbers}")
+                lines.append(f"  {kind:<12} {place}: [{', '.join(map(str, v['shape']))}] {v['dtype']} {numbers}")
         lines += [f"  {file}" for file in split["pictures"]]
     return "\n".join(lines)
