@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from runner.errors import RunError
-from runner.update import Do, Step, Update
+from runner.update import Do, Look, Step, Update
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
@@ -56,6 +56,21 @@ class Closure(Update):
             raise RunError(message)
         return outcomes[0]
 
+    def watch(self, look: Look) -> Do:
+        """Have `look(optimizer)` called once, after the next evaluation; what ends it."""
+        backward = self.backward
+        seen: list[bool] = []
+
+        def looked_at(batch: Any) -> Mapping[str, Any]:
+            outcome = backward(batch)
+            if not seen:
+                seen.append(True)
+                look(self.optimizer)
+            return outcome
+
+        vars(self)["backward"] = looked_at
+        return lambda: vars(self).pop("backward")
+
 
 class Own(Update):
     """The step does its own backward and its own update, with the optimizer that its signature asks for.
@@ -79,3 +94,14 @@ class Own(Update):
     def evaluate(self, batch: Any, model: nn.Module) -> Mapping[str, Any]:
         """What the step says of a batch that nothing is learnt from."""
         return self.step(batch, model, self.loss, optimizer=None)
+
+    def watch(self, look: Look) -> Do:
+        """Have `look(optimizer)` called from now on before each step of each optimizer; what ends it."""
+        members = getattr(self.optimizer, "optimizers", {"": self.optimizer}).values()
+        handles = [member.register_step_pre_hook(lambda optimizer, *_: look(optimizer)) for member in members]
+
+        def end() -> None:
+            for handle in handles:
+                handle.remove()
+
+        return end

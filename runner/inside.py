@@ -169,14 +169,22 @@ class Inside:
             named = {name: p.grad for name, p in self.model.named_parameters() if id(p) in used and p.grad is not None}
             self.gradients += histogram_values("gradients", named)
 
-    def close(self) -> tuple[dict[str, float], list[Any]]:
-        """After the step, what was seen: numbers by name, and TensorBoard's messages."""
+    def close(self, scale: float = 1.0) -> tuple[dict[str, float], list[Any]]:
+        """After the step, what was seen: numbers by name, and TensorBoard's messages.
+
+        The losses were multiplied by `scale`, and so were the gradients that the hooks saw.
+        """
         self.take_down()
         seen = with_total(self.norms)
         for name, statistics in self.statistics.items():
             if statistics.parts:
                 seen |= {f"{name}/{what}": value for what, value in statistics.values().items()}
         numbers = torch.stack([value.float() for value in seen.values()]).tolist() if seen else []
+        if scale != 1:
+            scaled = [name.startswith("backward/") and not name.endswith("/zeros") for name in seen]
+            numbers = [
+                number / scale if is_scaled else number for number, is_scaled in zip(numbers, scaled, strict=True)
+            ]
         shown = [*self.gradients]
         if self.histograms:
             shown += histogram_values("weights", dict(self.model.named_parameters()))

@@ -132,7 +132,7 @@ class Looks:
             return {}
         self.undo()
         self.undo = None
-        numbers, shown = self.inside.close()
+        numbers, shown = self.inside.close(self.update.scale)
         if shown:
             log.show(step, shown)
         return numbers
@@ -199,6 +199,8 @@ class Looks:
             log.say(f"log.mfu: the FLOPs of the model cannot be counted ({type(error).__name__}: {error})")
             return
         measured.flops = 3 * flops / samples
+        if not flops:
+            log.say("log.mfu: the model has no products or convolutions to count")
         if measured.peak_flops is None:
             log.say(f"log.mfu: the peak of this {measured.device.type} is not known: give it as log.peak_flops")
 

@@ -52,6 +52,11 @@ class Scaler(Unscaled):
         self.grad_scaler.update()
 
     @property
+    def scale(self) -> float:  # type: ignore[override]  # read only
+        """What the loss is multiplied by now; waits for the device."""
+        return self.grad_scaler.get_scale()
+
+    @property
     def skipped(self) -> int:
         """Steps skipped so far; waits for the device."""
         return int(self._skipped)

@@ -5,7 +5,6 @@ what is off is not there.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,9 +26,11 @@ class Update:
 
     Attributes:
         metrics: those of training that it updates itself, micro-batch by micro-batch; the loop updates the others.
+        scale: what the loss is multiplied by before its backward.
     """
 
     metrics: Sequence[Any] = ()
+    scale: float = 1.0
 
     def __init__(self, net: nn.Module, loss: Callable[..., Any], step: Step, optimizer: Optimizer) -> None:
         self.net, self.loss, self.step, self.optimizer = net, loss, step, optimizer
@@ -69,6 +70,8 @@ class Update:
 
 class Unscaled:
     """No scaling of gradients; `runner.precision.Scaler` is the other one."""
+
+    scale: float = 1.0
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
@@ -124,6 +127,10 @@ class Recipe(Update):
 
     def watch(self, look: Look) -> Do:
         """Have `look(optimizer)` called from now on before all that stands before its step; what ends it."""
-        first = partial(look, self.optimizer)
+
+        def first() -> None:
+            self.scale = self.scaler.scale
+            look(self.optimizer)
+
         self.before.insert(0, first)
         return lambda: self.before.remove(first)

@@ -4,9 +4,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from runner.closure import Closure, Own
 from runner.errors import ConfigError
 from runner.inside import BINS, Hook, Inside, Statistics, chosen, histogram_values
-from runner.update import Update
+from runner.precision import Scaler
+from runner.several import Optimizers
+from runner.update import Recipe, Update
 
 
 class Net(nn.Module):
@@ -48,7 +51,7 @@ def look(model, optimizer, update, hooks=(), **what):
     undo = update.watch(inside.look)
     update(batch)
     undo()
-    return *inside.close(), batch
+    return *inside.close(update.scale), batch
 
 
 ALL = ("mean", "std", "abs_max", "zeros")
@@ -190,3 +193,70 @@ def test_an_optional_hook_may_match_nothing_and_two_hooks_may_share_a_module():
     ]
 
     assert chosen(Net(), hooks)["head"] == ({"mean", "std"}, {"zeros"})
+
+
+def test_a_closure_is_looked_at_in_its_first_evaluation(seed):
+    torch.manual_seed(seed)
+    model = Net()
+    twin = Net()
+    twin.load_state_dict(model.state_dict())
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+    numbers, shown, (inputs, labels) = look(
+        model, optimizer, Closure(model, F.cross_entropy, step, optimizer), gradient_norm=True, histograms=True
+    )
+    F.cross_entropy(twin(inputs), labels).backward()
+
+    expected = nn.utils.clip_grad_norm_(twin.parameters(), 1e9).item()
+    assert numbers == {"gradient_norm": pytest.approx(expected, rel=1e-6)}
+    assert sum(value.tag == "gradients/first.weight" for value in shown) == 1
+
+
+def test_several_optimizers_are_looked_at_each_before_its_step(seed):
+    """One optimizer's step changes what the other's gradient is, so a look after both would see another."""
+    torch.manual_seed(seed)
+    model = nn.ModuleDict({"a": nn.Linear(6, 3), "b": nn.Linear(3, 3)})
+    optimizers = Optimizers(
+        one=torch.optim.SGD([{"params": list(model["a"].parameters()), "name": "one"}], lr=1.0),
+        two=torch.optim.SGD([{"params": list(model["b"].parameters()), "name": "two"}], lr=1.0),
+    )
+    expected = {}
+
+    def alternating(batch, model, loss, optimizer):
+        for name, part in (("one", "a"), ("two", "b")):
+            value = loss(model["b"](model["a"](batch[0])), batch[1])
+            optimizer.zero_grad()
+            value.backward()
+            expected[f"gradient_norm/{name}"] = nn.utils.clip_grad_norm_(model[part].parameters(), 1e9).item()
+            optimizer[name].step()
+        return {"loss": value.detach()}
+
+    numbers, shown, _ = look(
+        model,
+        optimizers,
+        Own(model, F.cross_entropy, alternating, optimizers),
+        gradient_norm=True,
+        histograms=True,
+    )
+
+    assert {name: value for name, value in numbers.items() if "/" in name} == pytest.approx(expected, rel=1e-6)
+    assert numbers["gradient_norm"] == pytest.approx(sum(value**2 for value in expected.values()) ** 0.5, rel=1e-6)
+    assert sorted(v.tag for v in shown if v.tag.startswith("gradients/")) == [
+        f"gradients/{name}" for name in ("a.bias", "a.weight", "b.bias", "b.weight")
+    ]
+    assert not any(member._optimizer_step_pre_hooks for member in optimizers.optimizers.values())
+
+
+def test_a_scaled_loss_and_clipping_change_nothing_of_what_is_seen(seed):
+    """The scaler's gradients are unscaled, and looked at before they are clipped."""
+    seen = []
+    for scaled in (False, True):
+        torch.manual_seed(seed)
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scaler = Scaler(optimizer, torch.device("cpu")) if scaled else None
+        clip = [lambda model=model: nn.utils.clip_grad_norm_(model.parameters(), 1e-3)]
+        update = Recipe(model, F.cross_entropy, step, optimizer, scaler=scaler, before=clip if scaled else ())
+        seen.append(look(model, optimizer, update, [Hook("all", None, "shared", ALL, ALL)], gradient_norm=True)[0])
+        assert len(update.before) == scaled
+
+    assert seen[1] == pytest.approx(seen[0], rel=1e-4)

@@ -329,6 +329,7 @@ def test_what_is_off_adds_no_call_and_what_is_on_none_between_its_steps(hard, pr
         ),
         (["log.peak_flops=1e12"], "log.peak_flops has no effect while `log.mfu` is false"),
         (["log.histograms=0st"], "log.histograms must"),
+        (["device.compile=true", "log.embeddings=4"], "log.embeddings must be off with `device.compile`"),
         (["++log.profile={active: 0}"], "log.profile.active must be at least 1"),
         ([FIELDED[1], "train.objective=val/rigth"], "did you mean `val/right`?"),
         (["train.objective=val/right"], "train.objective must be one of"),

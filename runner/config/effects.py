@@ -14,8 +14,8 @@ from runner.schedule import Duration, is_duration
 from runner.torchrun import PROCESSES
 
 PLATEAU = "ReduceLROnPlateau"
+SUPERVISED, MINIMISE = "runner.step.supervised", "runner.step.minimise"
 NO_MULTIRUN = "has no effect without `-m`"
-SUPERVISED = "runner.step.supervised"
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,6 @@ def _search(config: schema.Config) -> Iterator[Finding]:
 
 
 CUDA_GRAPHED = ("reduce-overhead", "max-autotune")  # torch.compile's modes that capture CUDA graphs
-SUPERVISED, MINIMISE = "runner.step.supervised", "runner.step.minimise"
 
 
 def _contradictions_in_training(config: schema.Config) -> Iterator[Finding]:
@@ -387,6 +386,20 @@ def _loader(loader: schema.Loader, device: str) -> Iterator[Finding]:
         yield from _idle("loader", loader, ("pin_memory",), "without a CUDA device", "device.type")
 
 
+def _out_of_sight(config: schema.Config) -> Iterator[Finding]:
+    """What cannot be looked at the way the model runs."""
+    device, off = config.device, []
+    if device.compile:
+        off = [("hooks", "`device.compile`: what is compiled calls no hooks", "device.compile")]
+        off.append(("embeddings", off[0][1], "device.compile"))
+    if device.parallel == "fsdp":
+        why = "device.parallel=fsdp: a process has shards of the weights only"
+        off += [(name, why, "device.parallel") for name in ("gradient_norm", "hooks", "histograms", "graph", "mfu")]
+    for name, why, key in off:
+        if value := getattr(config.log, name):
+            yield Finding(Mistake(f"log.{name}", f"must be off with {why}", value), (key,))
+
+
 def _log(config: schema.Config) -> Iterator[Finding]:
     log = config.log
     evaluations = ("images", "confusion_matrix", "pr_curves", "embeddings")
@@ -396,6 +409,7 @@ def _log(config: schema.Config) -> Iterator[Finding]:
         )
     elif all(name.startswith("train/") for name in produced(config)[0]) and config.dataset.test is None:
         yield from _idle("log", log, evaluations, "without a val or test split", "dataset")
+    yield from _out_of_sight(config)
     if not log.mfu:
         yield from _idle("log", log, ("peak_flops",), "while `log.mfu` is false", "log.mfu")
     for name, hook in log.hooks.items():

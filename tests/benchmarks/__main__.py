@@ -85,17 +85,17 @@ def our_speed_unchecked(folder: Path) -> float:
 
 HOOKS = "++log.hooks={all: {module: torch.nn.Module, forward: [mean, std, zeros], backward: [mean, std]}}"
 INSIDE: dict[str, tuple[Any, ...]] = {  # the target, and what is looked at; an epoch is 17 steps, a log line each 50
-    "gradient norms": (1.05, "log.gradient_norm=true"),
-    "hooks on all modules": (1.05, HOOKS),
-    "histograms each epoch": (1.2, "log.histograms=1ep"),
-    "the graph": (1.05, "log.graph=true"),
+    "gradient norms": (1.1, "log.gradient_norm=true"),
+    "hooks on all modules": (1.1, HOOKS),
+    "histograms each epoch": (1.5, "log.histograms=1ep"),
+    "the graph": (1.1, "log.graph=true"),
     "32 predictions each epoch": (2.0, "log.images=32"),
     "confusion matrix each epoch": (2.0, "log.confusion_matrix=true"),
     "PR curves each epoch": (2.0, "log.pr_curves=true"),
     "256 embeddings each epoch": (5.0, "log.embeddings=256"),
-    "throughput, memory": (1.05, "log.throughput=true", "log.memory=true"),
-    "waiting for data": (1.05, "log.data_wait=true"),
-    "share of the peak": (1.05, "log.mfu=true", "log.peak_flops=1e11"),
+    "throughput, memory": (1.1, "log.throughput=true", "log.memory=true"),
+    "waiting for data": (1.1, "log.data_wait=true"),
+    "share of the peak": (1.1, "log.mfu=true", "log.peak_flops=1e11"),
 }
 
 
