@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import math
 import multiprocessing
+import os
 import resource
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +215,7 @@ def search_batch_size(
 
     low, high = largest(fits, config.loader.batch_size, end)
     what = "peak resident memory of a process of its own" if on_cpu else f"peak memory that torch allocated on {device}"
-    return BatchSearch(low or None, high, limit, what, trials)
+    return BatchSearch(min(low, end()) or None, high, limit, what, trials)
 
 
 def _with_batches(config: Config, size: int) -> Any:
@@ -264,7 +266,7 @@ def on_gpu(config: Config, size: int, device: torch.device, trust: Trust) -> Tri
 def in_child(config: Config, size: int, limit: int, trust: Trust) -> Trial:
     """Try a size on the CPU in a process of its own, whose peak is then known, and whose end harms nothing."""
     context = multiprocessing.get_context("forkserver")  # a fork of this process could inherit locked threads
-    context.set_forkserver_preload(["runner.find"])  # torch, once for all trials
+    start_server()
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_try, args=(config, size, limit, trust, theirs))
     child.start()
@@ -277,6 +279,20 @@ def in_child(config: Config, size: int, limit: int, trust: Trust) -> Trial:
     if isinstance(trial, str):
         raise RunError(f"a batch of {size}: {trial}")
     return trial
+
+
+def start_server() -> None:
+    """Start the process that trials are forked from, unless it runs: it imports torch once for all of them."""
+    forkserver.set_forkserver_preload(["runner.find"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # Python 3.11 does not hand its path on
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def _try(config: Config, size: int, limit: int, trust: Trust, answer: Any) -> None:
@@ -311,6 +327,4 @@ def available_memory() -> int:
     facts = Path("/proc/meminfo")
     if facts.is_file():
         return next(int(line.split()[1]) * 1024 for line in facts.read_text().splitlines() if "MemAvailable" in line)
-    import os
-
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -113,6 +113,17 @@ def test_doubling_and_halving(start: int, limit: int) -> None:
     assert len(tried) == len(set(tried)) <= 24
 
 
+def test_a_batch_is_tried_in_a_process_of_its_own(runner: Callable[..., Any]) -> None:
+    """Its peak and speed are measured; as many samples as there are at most; nothing is created."""
+    found = json.loads(runner("find", "batch_size", "dataset.limit=3", "--memory=64GiB", "--json", *QUIET).out)
+
+    assert (3, None) == (found["batch_size"], found["too_large"])
+    assert 1 == len(found["trials"])
+    assert found["trials"][0]["peak"] > 2**20
+    assert not created()
+
+
+@pytest.mark.exhaustive  # ten trials of seconds
 def test_the_largest_batch_within_a_limit_of_memory(runner: Callable[..., Any]) -> None:
     """What fits was measured below the limit, what does not above it, each in a process of its own."""
     known = created()
