@@ -67,10 +67,11 @@ def endless(run: Run) -> Iterator[Any]:
         RunError: an epoch has none.
     """
     while True:
-        batch = None
+        empty = True
         for batch in fit.batches(run):
+            empty = False
             yield batch
-        if batch is None:
+        if empty:
             raise RunError("an epoch of the train split has no batch")
         run.progress.epoch += 1
 
@@ -92,7 +93,7 @@ def rate_test(config: Config, low: float, high: float, steps: int, trust: Trust 
     with trial_run(config, steps, trust) as run:
         base = run.optimizer.defaults.get("lr")
         if not base:
-            raise RunError(f"optimizer.lr: {type(run.optimizer).__name__} has no rate to scale (it is {base})")
+            raise RunError(f"optimizer.lr: {type(run.optimizer).__name__} has no rate of its own to try others for")
         shares = [float(group["lr"]) / float(base) for group in run.optimizer.param_groups]
         for step, batch in enumerate(islice(endless(run), steps)):
             rate = low * (high / low) ** (step / (steps - 1))
@@ -199,6 +200,8 @@ def search_batch_size(
     Raises:
         RunError: the data cannot be had, or a step fails for another reason than memory.
     """
+    if config.dataset.steps_per_epoch is not None:
+        raise RunError("loader.batch_size: there is no data to make batches of")
     device = devices.choose(config.device.type)
     on_cpu = device.type == "cpu"
     limit = (limit or available_memory() * 9 // 10) if on_cpu else None
