@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import math
 import multiprocessing
+import os
 import resource
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +67,11 @@ def endless(run: Run) -> Iterator[Any]:
         RunError: an epoch has none.
     """
     while True:
-        batch = None
+        empty = True
         for batch in fit.batches(run):
+            empty = False
             yield batch
-        if batch is None:
+        if empty:
             raise RunError("an epoch of the train split has no batch")
         run.progress.epoch += 1
 
@@ -90,7 +93,7 @@ def rate_test(config: Config, low: float, high: float, steps: int, trust: Trust 
     with trial_run(config, steps, trust) as run:
         base = run.optimizer.defaults.get("lr")
         if not base:
-            raise RunError(f"optimizer.lr: {type(run.optimizer).__name__} has no rate to scale (it is {base})")
+            raise RunError(f"optimizer.lr: {type(run.optimizer).__name__} has no rate of its own to try others for")
         shares = [float(group["lr"]) / float(base) for group in run.optimizer.param_groups]
         for step, batch in enumerate(islice(endless(run), steps)):
             rate = low * (high / low) ** (step / (steps - 1))
@@ -197,6 +200,8 @@ def search_batch_size(
     Raises:
         RunError: the data cannot be had, or a step fails for another reason than memory.
     """
+    if config.dataset.steps_per_epoch is not None:
+        raise RunError("loader.batch_size: there is no data to make batches of")
     device = devices.choose(config.device.type)
     on_cpu = device.type == "cpu"
     limit = (limit or available_memory() * 9 // 10) if on_cpu else None
@@ -213,7 +218,7 @@ def search_batch_size(
 
     low, high = largest(fits, config.loader.batch_size, end)
     what = "peak resident memory of a process of its own" if on_cpu else f"peak memory that torch allocated on {device}"
-    return BatchSearch(low or None, high, limit, what, trials)
+    return BatchSearch(min(low, end()) or None, high, limit, what, trials)
 
 
 def _with_batches(config: Config, size: int) -> Any:
@@ -264,7 +269,7 @@ def on_gpu(config: Config, size: int, device: torch.device, trust: Trust) -> Tri
 def in_child(config: Config, size: int, limit: int, trust: Trust) -> Trial:
     """Try a size on the CPU in a process of its own, whose peak is then known, and whose end harms nothing."""
     context = multiprocessing.get_context("forkserver")  # a fork of this process could inherit locked threads
-    context.set_forkserver_preload(["runner.find"])  # torch, once for all trials
+    start_server()
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_try, args=(config, size, limit, trust, theirs))
     child.start()
@@ -277,6 +282,20 @@ def in_child(config: Config, size: int, limit: int, trust: Trust) -> Trial:
     if isinstance(trial, str):
         raise RunError(f"a batch of {size}: {trial}")
     return trial
+
+
+def start_server() -> None:
+    """Start the process that trials are forked from, unless it runs: it imports torch once for all of them."""
+    forkserver.set_forkserver_preload(["runner.find"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # Python 3.11 does not hand its path on
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def _try(config: Config, size: int, limit: int, trust: Trust, answer: Any) -> None:
@@ -311,6 +330,4 @@ def available_memory() -> int:
     facts = Path("/proc/meminfo")
     if facts.is_file():
         return next(int(line.split()[1]) * 1024 for line in facts.read_text().splitlines() if "MemAvailable" in line)
-    import os
-
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -97,7 +97,7 @@ def count_steps(config: Config, trust: Trust = ()) -> tuple[int, str]:
     loader = dataclasses.replace(config.loader, in_memory=False, num_workers=0, collate_fn=None)
     quiet = dataclasses.replace(config, dataset=train, loader=loader, transform=Transform())
     try:
-        parts = {"train": build_data.make_parts(quiet, trust)["train"]}
+        parts = {name: part for name, part in build_data.make_parts(quiet, trust).items() if name == "train"}
         found = build_data.make_splits(quiet, parts, cpu, trust)["train"].num_batches
     except (RunError, OSError) as error:
         reason = str(error).partition(". Where this machine")[0]

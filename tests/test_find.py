@@ -82,6 +82,18 @@ def test_the_valley_and_its_middle() -> None:
     assert find.has_diverged(losses)
 
 
+def test_a_step_without_data(runner: Callable[..., Any]) -> None:
+    """A rate is found for it; there is no batch to size. Several optimizers have no rate in common."""
+    found = json.loads(runner("find", "lr", "experiment=minimise", "--json", *QUIET).out)
+    sized = runner("find", "batch_size", "experiment=minimise", *QUIET)
+    several = runner("find", "lr", "experiment=digits_gan", *QUIET)
+
+    assert 1e-3 < found["suggestion"] < 1
+    assert (1, 1) == (sized.status, several.status)
+    assert "no data" in sized.err
+    assert "no rate of its own" in several.err
+
+
 def test_losses_that_never_fall(runner: Callable[..., Any]) -> None:
     """There is no suggestion, and the exit status is 1."""
     test = find.judged([1.0, 2.0, 3.0, 4.0], [1.0, 1.1, 1.2, 1.3], diverged=False)
@@ -113,6 +125,17 @@ def test_doubling_and_halving(start: int, limit: int) -> None:
     assert len(tried) == len(set(tried)) <= 24
 
 
+def test_a_batch_is_tried_in_a_process_of_its_own(runner: Callable[..., Any]) -> None:
+    """Its peak and speed are measured; as many samples as there are at most; nothing is created."""
+    found = json.loads(runner("find", "batch_size", "dataset.limit=3", "--memory=64GiB", "--json", *QUIET).out)
+
+    assert (3, None) == (found["batch_size"], found["too_large"])
+    assert 1 == len(found["trials"])
+    assert found["trials"][0]["peak"] > 2**20
+    assert not created()
+
+
+@pytest.mark.exhaustive  # ten trials of seconds
 def test_the_largest_batch_within_a_limit_of_memory(runner: Callable[..., Any]) -> None:
     """What fits was measured below the limit, what does not above it, each in a process of its own."""
     known = created()

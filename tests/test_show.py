@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+CONF = Path(__file__).parents[1] / "conf"
+
 
 def created() -> set[str]:
     return {str(path) for path in Path().rglob("*") if path.is_file()}
@@ -62,6 +64,16 @@ def test_without_the_data_an_epoch_is_assumed(runner: Callable[..., Any]) -> Non
     assert "an epoch is taken to have 100 steps" in json.loads(assumed.out)["notes"][0]
     assert not json.loads(told.out)["notes"]
     assert not created()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+def test_every_shipped_experiment(name: str, runner: Callable[..., Any]) -> None:
+    """A rate for each of its groups, and the table of its model where it has inputs."""
+    planned = json.loads(runner("show", "schedule", "--json", "--epoch=3", f"experiment={name}", "device=cpu").out)
+    shown = runner("show", "model", "--json", f"experiment={name}", "device=cpu")
+
+    assert all(rates[0] > 0 for rates in planned["lr"].values())
+    assert shown.status == (2 if name == "minimise" else 0)
 
 
 def test_the_model_for_any_input(runner: Callable[..., Any]) -> None:

@@ -21,12 +21,14 @@ from runner.errors import ConfigError
 TEXT = (Path(__file__).parents[1] / "docs" / "torchvision_reference.md").read_text()
 ROWS = re.findall(r"^\| `(--[a-z0-9-]+)` \| `(.*?)` \|", TEXT, re.MULTILINE)
 HERE = {flag: line.replace("\\|", "|") for flag, line in ROWS}
-FLAGS = """data-path model device batch-size epochs workers opt lr momentum weight-decay norm-weight-decay
-bias-weight-decay transformer-embedding-decay label-smoothing mixup-alpha cutmix-alpha lr-scheduler lr-warmup-epochs
-lr-warmup-method lr-warmup-decay lr-step-size lr-gamma lr-min print-freq output-dir resume start-epoch cache-dataset
-sync-bn test-only auto-augment ra-magnitude augmix-severity random-erase amp world-size dist-url model-ema
-model-ema-steps model-ema-decay use-deterministic-algorithms interpolation val-resize-size val-crop-size train-crop-size
-clip-grad-norm ra-sampler ra-reps weights backend use-v2"""
+FLAGS = """
+data-path model device batch-size epochs workers opt lr momentum weight-decay norm-weight-decay
+bias-weight-decay transformer-embedding-decay label-smoothing mixup-alpha cutmix-alpha lr-scheduler
+lr-warmup-epochs lr-warmup-method lr-warmup-decay lr-step-size lr-gamma lr-min print-freq output-dir resume
+start-epoch cache-dataset sync-bn test-only auto-augment ra-magnitude augmix-severity random-erase amp
+world-size dist-url model-ema model-ema-steps model-ema-decay use-deterministic-algorithms interpolation
+val-resize-size val-crop-size train-crop-size clip-grad-norm ra-sampler ra-reps weights backend use-v2
+"""
 
 
 def test_every_flag_is_in_the_table() -> None:
