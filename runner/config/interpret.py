@@ -261,7 +261,7 @@ def _union(reading: Reading, kinds: tuple[Any, ...], value: Any, path: Path, rul
     plain = [kind for kind in kinds if kind is not type(None)]
     if len(plain) == 1:
         return _value(reading, plain[0], value, path, rules)
-    words = " or ".join(_word(kind) for kind in plain) + (" or null" if type(None) in kinds else "")
+    words = " or ".join(dict.fromkeys(map(_word, plain))) + (" or null" if type(None) in kinds else "")
     choices = [
         str(v).lower() if isinstance(v, bool) else str(v)
         for kind in plain

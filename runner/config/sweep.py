@@ -52,7 +52,7 @@ def plan(overrides: Sequence[str], cwd: Path, trust: Sequence[str] = ()) -> "Pla
     checked = Check(whole, tuple(trust))
     wrong = [mistake for mistake in checked.at_once if mistake.key.partition(".")[0] == "sweep"]
     mistakes = [mistake for mistake in wrong if mistake.rule != effects.NO_MULTIRUN]
-    settings = Sweep() if mistakes else checked.config.sweep
+    settings = checked.config.sweep  # a wrong key has its default
     searched = whole.config.get("sweep", {}).get("search", {}).get("sampler") is not None
     try:
         space = make_space(

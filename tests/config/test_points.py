@@ -228,6 +228,12 @@ def test_a_sweep_that_makes_no_sense_is_refused(arguments, key, said):
     assert found[0].where or key == "sweep"
 
 
+def test_all_that_is_wrong_with_a_sweep_is_said_at_once():
+    found = mistakes("optimizer.lr=1,2", "model=mlp,lenet", "sweep.zip=[optimizer.lr,mode]", "sweep.seed=3", "seed=[0,")
+
+    assert {"sweep.zip", "sweep.seed", "seed"} == {m.key for m in found}
+
+
 def test_sweep_settings_without_m_are_refused(runner):
     ran = runner("check", "sweep.seeds=3", "sweep=lr_grid")
 
