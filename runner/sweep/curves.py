@@ -1,6 +1,7 @@
 """The learning curves of a sweep over each other, as a picture."""
 
 import math
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURED = 8  # entries with a colour and a place in the legend; the others are grey
+LABEL = 48  # characters of an entry's values in the legend: a longer one would leave no room for the curves
 MISSING = "curves.png needs matplotlib: pip install 'yaml-experiment-runner[report]'"
 _ENDS = {"pruned": "x", "failed": "v", "interrupted": "|"}
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C564B")  # Okabe and Ito
@@ -53,7 +55,7 @@ def draw(report: Report, file: Path) -> bool:
 
 def _title(report: Report) -> str:
     ranked = sum(entry.rank is not None for entry in report.entries)
-    keys = ", ".join(report.keys)
+    keys = textwrap.fill(", ".join(report.keys), LABEL)
     return f"{keys}\n(the best {COLOURED} of {ranked})" if ranked > COLOURED else keys
 
 
@@ -104,4 +106,6 @@ def _label(entry: Entry, report: Report) -> str:
     values = ", ".join(value_text(entry.values[key]) for key in report.keys) or f"job {entry.rows[0].number}"
     several = len(entry.rows) > 1
     ends = [f"{n} {status}" if several else status for status, n in entry.statuses.items() if status != "completed"]
+    values = values if len(values) <= LABEL else values[: LABEL - 1] + "…"
+    values = f"{entry.rank}. {values}" if entry.rank else values
     return "  ".join([values, score_text(entry), ", ".join(ends)]).strip()
