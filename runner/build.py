@@ -22,6 +22,7 @@ from runner.config.schema import Config
 from runner.config.trust import locate
 from runner.errors import Mistake, RunError
 from runner.layout import WHOLE, Whole
+from runner.memory import Splitting
 from runner.optimizer import Constant, Schedule
 from runner.precision import Scaler
 from runner.schedule import Duration, is_duration
@@ -182,8 +183,9 @@ def make_update(
         step = precision.Autocast(step, device, config.device.precision)
     if needs_closure(optimizer):
         return Closure(model, loss, step, optimizer, after)
-    if config.train.accumulate > 1:
-        return Accumulating(
+    if config.train.accumulate > 1 or config.train.split_on_oom:
+        kind = partial(Splitting, model=model) if config.train.split_on_oom else Accumulating
+        return kind(
             model,
             loss,
             step,
