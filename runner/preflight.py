@@ -514,7 +514,8 @@ def _trying(
                 name = named.pop()
                 found.mistakes.append(Mistake(f"{key}.{name}", f"is refused ({said})", scalars[name]))
                 return None
-            rule = f"{verb} a batch of two samples ({', '.join(_shapes(found.batch))}): {said}"
+            batch = "no data" if found.batch is None else f"a batch of two samples ({', '.join(_shapes(found.batch))})"
+            rule = f"{verb} {batch}: {said}"
             found.mistakes.append(Mistake(key, rule, where=raised_in(error)))
         return None
 
