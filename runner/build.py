@@ -147,7 +147,8 @@ def fast(node: Mapping[str, Any], device: torch.device, trust: Trust = ()) -> Ma
 
     Elsewhere torch's own choice stands: `foreach` on other accelerators, a loop over the parameters on a CPU.
     """
-    said = {"fused", "foreach", "capturable", "differentiable"} & {name for name, value in node.items() if value}
+    said = any(node.get(name) is not None for name in ("fused", "foreach"))
+    said = said or any(node.get(name) for name in ("capturable", "differentiable"))
     has_fused = "fused" in inspect.signature(locate(node["_target_"], trust)).parameters
     return {**node, "fused": True} if device.type == "cuda" and has_fused and not said else node
 
