@@ -9,6 +9,7 @@ from torch import nn
 from runner import build
 from runner.closure import is_own, needs_closure
 from runner.several import Optimizers
+from runner.step import supervised
 
 
 def made(seed=0):
@@ -31,7 +32,7 @@ def step(model, optimizer):
 def test_its_groups_are_those_of_its_members_the_same_objects():
     """So a scheduler's rates hold for them, also after a checkpoint was loaded."""
     model, optimizer = made()
-    other, again = made(1)
+    _, again = made(1)
     step(model, optimizer)
     again.load_state_dict(optimizer.state_dict())
     for one in (optimizer, again):
@@ -95,4 +96,4 @@ def test_what_asks_for_a_closure_or_for_the_optimizer():
     assert needs_closure(torch.optim.LBFGS(parameter))
     assert not needs_closure(torch.optim.Adam(parameter))
     assert is_own(Stepping())
-    assert not is_own(lambda batch, model, loss: None)
+    assert not is_own(supervised)
