@@ -34,13 +34,18 @@ class Accumulating(Recipe):
             first = first or size
             loss = outcome["loss"] if self.sums else outcome["loss"] / self.count
             self.scaler.backward(loss if self.sums or size == first else loss * (size / first))
-            for metric in self.metrics:
-                metric.update(outcome["output"].detach(), outcome["target"])
+            if self.metrics:
+                self.note(outcome)
             outcomes.append({name: _detached(value) for name, value in outcome.items() if name not in _LARGE})
         whole = sum(outcome.get("size", 1) for outcome in outcomes)
         if whole != first * self.count and not self.sums:
             self._correct(first * self.count / whole)
         return combined(outcomes, sums=self.sums)
+
+    def note(self, outcome: Mapping[str, Any]) -> None:
+        """Give the metrics of training what they get of a micro-batch."""
+        for metric in self.metrics:
+            metric.update(outcome["output"].detach(), outcome["target"])
 
     def _correct(self, factor: float) -> None:
         for group in self.optimizer.param_groups:

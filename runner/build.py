@@ -22,6 +22,7 @@ from runner.config.schema import Config
 from runner.config.trust import locate
 from runner.errors import Mistake, RunError
 from runner.layout import WHOLE, Whole
+from runner.memory import Splitting
 from runner.optimizer import Constant, Schedule
 from runner.precision import Scaler
 from runner.schedule import Duration, is_duration
@@ -146,7 +147,8 @@ def fast(node: Mapping[str, Any], device: torch.device, trust: Trust = ()) -> Ma
 
     Elsewhere torch's own choice stands: `foreach` on other accelerators, a loop over the parameters on a CPU.
     """
-    said = {"fused", "foreach", "capturable", "differentiable"} & {name for name, value in node.items() if value}
+    said = any(node.get(name) is not None for name in ("fused", "foreach"))
+    said = said or any(node.get(name) for name in ("capturable", "differentiable"))
     has_fused = "fused" in inspect.signature(locate(node["_target_"], trust)).parameters
     return {**node, "fused": True} if device.type == "cuda" and has_fused and not said else node
 
@@ -182,8 +184,9 @@ def make_update(
         step = precision.Autocast(step, device, config.device.precision)
     if needs_closure(optimizer):
         return Closure(model, loss, step, optimizer, after)
-    if config.train.accumulate > 1:
-        return Accumulating(
+    if config.train.accumulate > 1 or config.train.split_on_oom:
+        kind = partial(Splitting, model=model) if config.train.split_on_oom else Accumulating
+        return kind(
             model,
             loss,
             step,

@@ -139,7 +139,8 @@ def checked_step(
     Raises:
         Found: the first number that is none.
     """
-    watch.micro_batch = (watch.micro_batch or 0) + 1 if run.accumulate > 1 else None
+    whole = getattr(run.update, "parts", 1) == 1  # else it is unknown which part of which micro-batch this is
+    watch.micro_batch = (watch.micro_batch or 0) + 1 if run.accumulate > 1 and whole else None
     check_input(batch)
     outcome = step(batch, *rest, **named)
     for name, tensor in run.model.named_buffers():
@@ -243,7 +244,7 @@ def finding_of(run: Run, found: Found, micro_batch: int | None = None) -> Findin
         batches = range(first + micro_batch, first + micro_batch + 1)
     members = [samples_of(split, progress.epoch, batch) for batch in batches]
     samples = None if None in members else [index for member in members if member is not None for index in member]
-    if samples is not None and found.rows is not None:
+    if samples is not None and found.rows is not None and getattr(run.update, "parts", 1) == 1:
         samples = [samples[row] for row in found.rows if row < len(samples)]
     return Finding(
         step=progress.step + 1,

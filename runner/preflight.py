@@ -21,7 +21,7 @@ from runner import build, build_data, build_looks, rng, surgery
 from runner import device as devices
 from runner.closure import is_own, needs_closure
 from runner.component import Refused, Trust, component
-from runner.config.effects import PLATEAU, produced
+from runner.config.effects import PLATEAU, SUPERVISED, produced
 from runner.config.names import did_you_mean, nearest
 from runner.config.schema import Config, Freeze, Sample
 from runner.errors import ConfigError, Mistake, RunError
@@ -138,7 +138,8 @@ def preflight(config: Config, trust: Trust = (), wrong: Container[str] = ()) -> 
             _check_optimizer(config, groups, found, trust, schedule=not _any(wrong, "scheduler", "train"))
         if not _any(wrong, "dataset", "transform", "step"):
             found.batch = _sample_batch(config, found, trust)
-        known = found.batch is not None or config.dataset.steps_per_epoch is not None
+        without = config.dataset.steps_per_epoch is not None and config.step.get("_target_") != SUPERVISED
+        known = found.batch is not None or without
         if found.model is not None and known and not _any(wrong, "dataset", "step", "loss", "optimizer"):
             _try_step(config, found, loss, trust, groups)
     return found
@@ -326,6 +327,7 @@ def refused_beside(config: Config, optimizer: torch.optim.Optimizer, trust: Trus
     train, precision = config.train, config.device.precision
     set_so = {
         "train.accumulate": train.accumulate if train.accumulate > 1 else None,
+        "train.split_on_oom": train.split_on_oom or None,
         "train.clip_norm": train.clip_norm,
         "train.clip_value": train.clip_value,
         "device.precision": precision if precision in ("bf16", "fp16") else None,
@@ -456,7 +458,7 @@ def _try_step(config: Config, found: Preflight, loss: Any, trust: Trust, groups:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # whatever is to be said of the real data is said when it comes
         try:
-            if config.step["_target_"] == "runner.step.supervised":
+            if config.step["_target_"] == SUPERVISED:
                 _try_model(config, found, model)
             if not found.mistakes:
                 on_meta = loss.to("meta") if isinstance(loss, nn.Module) else loss
@@ -512,7 +514,8 @@ def _trying(
                 name = named.pop()
                 found.mistakes.append(Mistake(f"{key}.{name}", f"is refused ({said})", scalars[name]))
                 return None
-            rule = f"{verb} a batch of two samples ({', '.join(_shapes(found.batch))}): {said}"
+            batch = "no data" if found.batch is None else f"a batch of two samples ({', '.join(_shapes(found.batch))})"
+            rule = f"{verb} {batch}: {said}"
             found.mistakes.append(Mistake(key, rule, where=raised_in(error)))
         return None
 

@@ -19,7 +19,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from runner import build, build_looks, faults, fit, numerics, provenance, torchrun
+from runner import build, build_looks, faults, fit, memory, numerics, provenance, torchrun
 from runner import device as devices
 from runner.component import Trust
 from runner.config.check import resolved
@@ -409,6 +409,8 @@ def open_log(run: Run, config: Config, judge: Judge | None = None) -> Log:
         go_on=config.train.on_save_error == "go_on",
     )
     run.checkpoints.warn = run.log.say
+    if isinstance(run.update, memory.Splitting):
+        run.update.warn = run.log.say
     run.on_save_error = config.train.on_save_error
     return run.log
 
@@ -465,7 +467,28 @@ def fit_to(run: Run, config: Config) -> Fault | None:
             fit.fit(run)
     except Fault as fault:
         return fault
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        raise RunError(too_much(run)) from error
     return None
+
+
+def too_much(run: Run) -> str:
+    """That the memory was not enough: for which batch, what to change, and the peak."""
+    loader, evaluating = run.config["loader"], not run.model.training
+    key, size = "loader.batch_size", loader["batch_size"]
+    if evaluating and loader["eval"]["batch_size"] is not None:
+        key, size = "loader.eval.batch_size", loader["eval"]["batch_size"]
+    where = "in the evaluation after" if evaluating else "in the step after"
+    ways = memory.advice(
+        size,
+        run.accumulate,
+        run.config["device"]["precision"],
+        evaluating=evaluating,
+        splits=run.config["train"]["split_on_oom"],
+    )
+    return f"out of memory {where} step {run.progress.step:,} with {key}={size}; {memory.peak(run.device)}. {ways}"
 
 
 def introduce(run: Run, config: Config, found: Preflight | None, said: Sequence[str]) -> None:

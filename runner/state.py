@@ -23,6 +23,7 @@ from runner.freeze import Frozen
 from runner.layout import WHOLE, Whole
 from runner.log import Log, NoLog
 from runner.looks import Looks
+from runner.memory import Splitting
 from runner.optimizer import Constant
 from runner.param_groups import compare_groups
 from runner.precision import Scaler
@@ -232,7 +233,7 @@ def state(run: Run) -> dict[str, Any]:
         "rng": _generators(run),
         "progress": vars(run.progress)
         | {"losses": list(run.losses.read()), "sizes": list(run.losses.sizes)}
-        | {"averaged": 0 if run.average is None else run.average.count}
+        | {"averaged": 0 if run.average is None else run.average.count, "parts": getattr(run.update, "parts", 1)}
         | {"fields": run.losses.fields.state_dict()},
         "metrics": {name: metric_state.accumulators(metric) for name, metric in run.metrics["train"].items()},
         "step": parts | ({} if sampler is None else {"sampler": sampler}),
@@ -257,7 +258,9 @@ def restore(run: Run, saved: dict[str, Any], rescheduled: Iterable[str] = ()) ->
     run.optimizer.load_state_dict(dict(run.layout.optimizer(run.optimizer, saved["optimizer"])))
     run.schedule.load_state_dict(_rescheduled(run, saved["scheduler"], rescheduled))
     fields = dict(saved["progress"])
-    averaged = fields.pop("averaged")
+    averaged, parts = fields.pop("averaged"), fields.pop("parts")
+    if isinstance(run.update, Splitting):
+        run.update.parts = parts
     if run.average is not None:  # one that is new (`--inexact`) begins with the weights as they are
         run.average.count = averaged
         run.average.load_state_dict(dict(run.layout.model(run.model, saved["ema"] or saved["model"])))

@@ -609,3 +609,40 @@ def test_a_bare_function_is_minimised() -> None:
 
     assert losses == actual.losses
     assert torch.equal(x.detach(), actual.model["x"])
+
+
+def test_more_sets_to_validate_on_have_metrics_of_their_own_names(parts: Any) -> None:
+    """As the objective, too; and they are no part of training."""
+    more = "+dataset.evaluate.{name}={{_target_: parity_parts.Points, count: 12, seed: {seed}}}"
+    settings = [more.format(name="again", seed=3), more.format(name="other", seed=4)]
+    actual = ours(*settings, "train.objective=other/loss", "train.mode=min")
+    metrics, best = actual.more["result"]["metrics"], actual.more["result"]["best"]
+
+    assert {"val/loss", "again/loss", "other/loss", "other/accuracy"} <= metrics.keys()
+    assert metrics["val/loss"] == metrics["again/loss"] != metrics["other/loss"]
+    assert actual.more["result"]["objective"] == metrics["other/loss"]
+    assert best["metrics"]["other/loss"] == min(line.get("other/loss", 9) for line in actual.more["lines"])
+    assert all(torch.equal(value, actual.model[key]) for key, value in plain().model.items())
+
+
+def test_flags_of_precision_are_set_for_the_run_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorFloat-32 is off in fp32, also for cuDNN, where torch has it on; afterwards all is as it was."""
+    from runner import device as devices
+    from runner import fit
+
+    seen = []
+    begin = fit.begin
+
+    def look(run: Any) -> int:
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        return begin(run)
+
+    monkeypatch.setattr(fit, "begin", look)
+    assert torch.backends.cudnn.allow_tf32
+    ours("train.duration=1st")
+    assert seen == [(False, False)]
+    assert torch.backends.cudnn.allow_tf32
+    with devices.flags_kept():
+        devices.set_up(torch.device("cpu"), 1, "warn", "tf32")
+        assert torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32

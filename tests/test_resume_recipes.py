@@ -186,3 +186,115 @@ def test_saving_and_evaluating_at_other_rhythms_changes_no_bit_of_the_average(co
 
     assert sums[0]["ema_sha256"] == sums[1]["ema_sha256"]
     assert sums[0]["weights_sha256"] == sums[1]["weights_sha256"]
+
+
+# ---- other kinds of optimizer step
+
+KINDS = {
+    "fp16": ["device.precision=fp16", "train.clip_norm=1.0", "train.accumulate=2", "loader.batch_size=6"],
+    "bf16": ["device.precision=bf16", "train.ema=0.9"],
+    "several": ["optimizer=two", "param_groups=none"],
+    "closure": ["optimizer=closure"],
+    "split": ["train.split_on_oom=true", "model.most=7"],
+    "loss": ["loss=tempered"],
+}
+PARTS = """
+import torch
+from torch import nn
+
+from parts import Net
+
+
+class Tempered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, output, target):
+        return nn.functional.cross_entropy(output * self.scale, target)
+
+
+class Roomy(Net):
+    def __init__(self, most=100):
+        super().__init__()
+        self.most = most
+
+    def forward(self, x):
+        if self.training and len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(x)
+"""
+
+
+@pytest.fixture
+def kinds(project):
+    (project / "more.py").write_text(PARTS)
+    options = {
+        "optimizer/two": "_target_: runner.several.Optimizers\n"
+        "matrices: {_target_: torch.optim.Muon, match: 'head.weight', lr: 0.02}\n"
+        "rest: {_target_: torch.optim.AdamW, match: '.*', lr: 0.01}",
+        "optimizer/closure": "{_target_: torch.optim.LBFGS, lr: 0.5, max_iter: 3}",
+        "loss/tempered": "_target_: more.Tempered",
+        "model/roomy": "{_target_: more.Roomy, most: 100}",
+    }
+    for name, text in options.items():
+        (project / "conf" / f"{name}.yaml").parent.mkdir(exist_ok=True)
+        (project / "conf" / f"{name}.yaml").write_text(text)
+    yield
+    sys.modules.pop("more", None)
+
+
+def stop_after(step, monkeypatch):
+    from runner.state import Losses
+
+    original, calls = Losses.add, []
+
+    def add(self, outcome):
+        original(self, outcome)
+        calls.append(1)
+        if len(calls) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Losses, "add", add)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("kinds")
+def test_every_kind_of_step_goes_on_to_the_same_bits(command, monkeypatch, kind):
+    base = [HARD, *KINDS[kind], *(["model=roomy"] if kind == "split" else [])]
+    status, straight = command(*base)
+    assert status == 0
+    with monkeypatch.context() as patch:
+        stop_after(5, patch)
+        status, folder = command(*base)
+    assert status == 75
+    assert command("resume", str(folder))[0] == 0
+
+    assert differences(ending(straight), ending(folder)) == []
+    assert events(straight) == events(folder)
+
+
+def test_the_skipped_steps_of_fp16_are_counted_and_no_fault(command, project, monkeypatch):
+    """The first scale is made too large: infinite gradients, which the scaler answers by halving it."""
+    original = torch.amp.GradScaler.__init__
+
+    def large(self, device):
+        original(self, device, init_scale=2.0**40)
+
+    monkeypatch.setattr(torch.amp.GradScaler, "__init__", large)
+    status, folder = command(HARD, "device.precision=fp16", "train.duration=10ep", "log.every=1st")
+    result = json.loads((folder / "result.json").read_text())
+
+    assert (status, result["steps"]) == (0, 40)
+    assert 3 < result["steps_skipped"] < 40
+    assert f"skipped {result['steps_skipped']} of 40 steps" in (folder / "log.txt").read_text()
+
+
+def test_gradients_that_no_scale_makes_finite_are_a_fault(command, project):
+    """NaN at every step: the scale falls until that is said, and the gradient is named."""
+    bad = ["step.sample=17", "step.place=gradient", "step.value=nan", "loader.batch_size=44"]
+    status, folder = command(HARD, "device.precision=fp16", *bad, "log.every=1st", "train.duration=80st")
+    result = json.loads((folder / "result.json").read_text())
+
+    assert (status, result["fault"]["tensor"]) == (1, "the gradient of `conv.bias`")
+    assert 16 < result["fault"]["step"] < 40

@@ -247,6 +247,23 @@ def _search(config: schema.Config) -> Iterator[Finding]:
             yield Finding(found, ("metrics", "dataset"))
 
 
+def _several_processes_cannot(config: schema.Config) -> Iterator[Finding]:
+    device = config.device
+    if device.parallel not in PROCESSES:
+        return
+    if config.dataset.steps_per_epoch is not None:
+        rule = "must be none without data (`dataset.steps_per_epoch`): there is no batch to share"
+        yield Finding(Mistake("device.parallel", rule, device.parallel), ("dataset.steps_per_epoch",))
+    if device.parallel == "fsdp" and device.precision == "fp16":
+        rule = "must not be fp16 with device.parallel=fsdp: each process would scale by what it sees in its own part"
+        yield Finding(Mistake("device.precision", rule, "fp16", suggestion="bf16"), ("device.parallel",))
+    if config.train.split_on_oom:
+        rule = (
+            f"must be false with device.parallel={device.parallel}: the others would wait for the one that tries again"
+        )
+        yield Finding(Mistake("train.split_on_oom", rule, value=True, suggestion="false"), ("device.parallel",))
+
+
 CUDA_GRAPHED = ("reduce-overhead", "max-autotune")  # torch.compile's modes that capture CUDA graphs
 
 
@@ -262,12 +279,10 @@ def _contradictions_in_training(config: schema.Config) -> Iterator[Finding]:
         remedy = "let the model give logits, and take torch.nn.BCEWithLogitsLoss"
         if device.type != "cpu":
             yield Finding(Mistake("loss._target_", rule, loss, remedy=remedy), ("device.precision", "loss"))
-    if device.parallel in PROCESSES and config.dataset.steps_per_epoch is not None:
-        rule = "must be none without data (`dataset.steps_per_epoch`): there is no batch to share"
-        yield Finding(Mistake("device.parallel", rule, device.parallel), ("dataset.steps_per_epoch",))
-    if device.parallel == "fsdp" and device.precision == "fp16":
-        rule = "must not be fp16 with device.parallel=fsdp: each process would scale by what it sees in its own part"
-        yield Finding(Mistake("device.precision", rule, "fp16", suggestion="bf16"), ("device.parallel",))
+    yield from _several_processes_cannot(config)
+    if config.dataset.steps_per_epoch is not None and step == SUPERVISED:
+        rule = "needs data, and `dataset.steps_per_epoch` says that there is none"
+        yield Finding(Mistake("step._target_", rule, step), ("dataset.steps_per_epoch", "step"))
     if config.loss is None and step == SUPERVISED:
         rule = "must be given: the supervised step calls it"
         yield Finding(Mistake("loss", rule, value=None), ("step", "loss"))

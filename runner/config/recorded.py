@@ -27,6 +27,7 @@ FREE = {
     "train.keep",
     "train.early_stop",  # like the duration, these two say when it is done
     "train.max_time",
+    "train.split_on_oom",  # where memory was enough it changes nothing; where not, there was no number
     "train.check_finite",
     "train.detect_anomaly",
     "train.on_fault",

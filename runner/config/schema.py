@@ -228,6 +228,7 @@ class Device:
 class Train:
     duration: Duration = rule(Duration("10ep"), may_be_zero=True)
     accumulate: int = rule(1, at_least=1)  # batches of the loader in an optimizer step; all steps are optimizer steps
+    split_on_oom: bool = False  # compute a batch that does not fit in parts, with the same generators
     clip_norm: float | None = rule(None, above=0)  # of all gradients together
     clip_value: float | None = rule(None, above=0)  # of each element; before `clip_norm` where both are given
     ema: float | None = rule(None, above=0, below=1)  # decay of an average of the weights, which evaluations then use

@@ -112,6 +112,7 @@ def audit(config: Config, name: str, trust: tuple[str, ...]) -> Audit:
     from runner import device as devices
     from runner import rng, surgery
     from runner.build_data import make_parts, make_splits
+    from runner.closure import is_own
     from runner.component import component
 
     device = devices.choose(config.device.type)
@@ -121,6 +122,9 @@ def audit(config: Config, name: str, trust: tuple[str, ...]) -> Audit:
     loss = None if config.loss is None else component(config.loss, "loss", trust=trust, call=False)
     loss = loss.to(device) if isinstance(loss, nn.Module) else loss
     step = component(config.step, "step", trust=trust, call=False)
+    if is_own(step):
+        rule = "does its own backward and update: there is no gradient of one loss to look at"
+        raise ConfigError([Mistake("step._target_", rule, config.step["_target_"])])
     batch = next(iter(make_splits(config, make_parts(config, trust), device, trust)["train"].batches(0)))
     layers: dict[str, Layer] = {}
 

@@ -137,6 +137,7 @@ def _first_difference(one: Path, other: Path, steps: Sequence[int]) -> tuple[int
     files = [{entry.step: run.folder / entry.file for entry in run.entries()} for run in runs]
     for step in steps:
         a, b = (run.load(names[step]) for run, names in zip(runs, files, strict=True))
+        a["progress"]["seconds"] = b["progress"]["seconds"]  # of wall time, which no two runs share
         found = [name for part in PARTS for name in _differences(a[part], b[part], part)]
         if found:
             return step, found

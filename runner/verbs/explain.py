@@ -225,7 +225,7 @@ def _group_key(config: Config, name: str) -> str:
     for label in (name, name.rpartition("_")[0]):
         if config.param_groups.get(label) is not None:
             return f"param_groups.{label}"
-    return "optimizer"
+    return f"optimizer.{name}" if isinstance(config.optimizer.get(name), dict) else "optimizer"
 
 
 def _spell_state(value: Any) -> str:

@@ -25,7 +25,7 @@ from runner.sweep import ledger
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-GROUPS = ["speed", "startup", "cfg", "report", "data", "sweep", "faults", "resume", "inside"]
+GROUPS = ["speed", "startup", "cfg", "report", "data", "sweep", "faults", "resume", "inside", "recipe"]
 EPOCHS = 40  # of the default experiment, and so of its peers
 
 
@@ -96,6 +96,20 @@ INSIDE: dict[str, tuple[Any, ...]] = {  # the target, and what is looked at; an 
     "throughput, memory": (1.1, "log.throughput=true", "log.memory=true"),
     "waiting for data": (1.1, "log.data_wait=true"),
     "share of the peak": (1.1, "log.mfu=true", "log.peak_flops=1e11"),
+}
+
+
+RECIPE: dict[str, tuple[Any, ...]] = {  # the target, and what is added to the default experiment (6,090 weights)
+    "2 batches of 32 a step": (1.8, "train.accumulate=2", "loader.batch_size=32"),
+    "clipping by norm": (1.3, "train.clip_norm=1"),
+    "clipping by value": (1.3, "train.clip_value=1"),
+    "average of the weights": (1.3, "train.ema=0.999"),
+    "average every 32 steps": (1.1, "train.ema=0.999", "train.ema_every=32st"),
+    "ready to split batches": (1.5, "train.split_on_oom=true"),
+    "early stopping, a time limit": (1.05, "train.early_stop=100", "train.max_time=1h"),
+    "bf16 (on a CPU)": (2.0, "device.precision=bf16"),
+    "fp16 (on a CPU)": (10.0, "device.precision=fp16"),
+    "torch.compile": (1.1, "device.compile=true"),
 }
 
 
@@ -241,6 +255,10 @@ def rows(peers: Path) -> list[Row]:
         *(
             Row("inside", name, "ms", looking(*overrides), nothing_looked_at, target, more=False)
             for name, (target, *overrides) in INSIDE.items()
+        ),
+        *(
+            Row("recipe", name, "ms", looking(*overrides), nothing_looked_at, target, more=False)
+            for name, (target, *overrides) in RECIPE.items()
         ),
         Row("resume", "resume at an epoch's last batch", "s", resumed_at(2157), resumed_at(1079), 1.05, more=False),
     ]

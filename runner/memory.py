@@ -1,0 +1,148 @@
+"""Out of memory: what to say, and a batch that is computed in parts instead."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runner import rng
+from runner.accumulate import Accumulating
+
+GIB = 2**30
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the CPU, has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # torch has no class for it
+
+
+def peak(device: torch.device) -> str:
+    """The most memory that was in use so far, in words."""
+    if device.type == "cuda":
+        most, whole = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+        return f"the peak was {most / GIB:.2f} of the {whole / GIB:.2f} GiB of {device}"
+    import resource  # not on Windows
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f"the peak of this process was {most / GIB:.2f} GiB"
+
+
+def advice(batch_size: int, accumulate: int, precision: str, *, evaluating: bool, splits: bool) -> str:
+    """What to change where a batch does not fit."""
+    if evaluating:
+        return f"an evaluation needs smaller batches: loader.eval.batch_size={max(1, batch_size // 2)}"
+    ways = []
+    if batch_size > 1:
+        half, twice = (batch_size + 1) // 2, accumulate * 2
+        ways.append(f"loader.batch_size={half} train.accumulate={twice} makes the same steps of smaller batches")
+        if not splits:
+            ways.append("train.split_on_oom=true computes a batch in parts where it has to")
+    if precision in ("fp32", "tf32"):
+        ways.append("device.precision=bf16 halves most of what a batch needs")
+    return "; ".join(ways) or "one sample is too much: a smaller model, or another device"
+
+
+class Splitting(Accumulating):
+    """A batch that does not fit is computed in parts, twice as many each time: the optimizer step stays the same.
+
+    What the failed attempt changed is put back first: the generators, the buffers, the state of step and loss. The
+    number of parts is kept for the batches to come. As with accumulation, a normalisation layer sees the parts.
+
+    Attributes:
+        parts: of each batch of the loader.
+        warn: told when the parts become more.
+    """
+
+    def __init__(self, *args: Any, model: nn.Module, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.model, self.parts, self.each = model, 1, self.count
+        self.warn: Callable[[str], object] = print
+        self.waiting: list[Mapping[str, Any]] = []
+
+    def backward(self, batch: Any) -> Mapping[str, Any]:
+        """Compute the gradients of a batch, or of a group of them, in as many parts as it takes.
+
+        Raises:
+            torch.OutOfMemoryError: a single sample does not fit.
+        """
+        group = batch if self.each > 1 else [batch]
+        before = self._changeable()
+        while True:
+            self.count = self.each * self.parts
+            try:
+                outcome = super().backward([part for member in group for part in cut(member, self.parts)])
+                break
+            except Exception as error:
+                if not is_out_of_memory(error) or self.parts >= max(map(samples, group)):
+                    raise
+            # Only here, where the error and all that its frames held is gone, is the memory free.
+            self._put_back(before)
+            self.parts *= 2
+            self.warn(f"out of memory: batches are computed in {self.parts} parts from here on (train.split_on_oom)")
+        for seen in self.waiting:
+            super().note(seen)
+        self.waiting.clear()
+        return outcome
+
+    def note(self, outcome: Mapping[str, Any]) -> None:
+        """Keep what the metrics get until the whole step is done."""
+        self.waiting.append({"output": outcome["output"].detach(), "target": outcome["target"]})
+
+    def _changeable(self) -> tuple[Any, ...]:
+        owners = [owner for owner in (self.model, self.loss) if isinstance(owner, nn.Module)]
+        buffers = [(buffer, buffer.clone()) for owner in owners for buffer in owner.buffers()]
+        parts = [part for part in (self.step,) if hasattr(part, "state_dict")]
+        return rng.state(), buffers, [(part, deepcopy(part.state_dict())) for part in parts]
+
+    def _put_back(self, before: tuple[Any, ...]) -> None:
+        generators, buffers, parts = before
+        self.waiting.clear()
+        self.optimizer.zero_grad()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for part, state in parts:
+            part.load_state_dict(state)
+        rng.set_state(generators)
+
+
+def samples(batch: Any) -> int:
+    """The samples of a batch: the first dimension of its first tensor that has one; 1 where none has."""
+    return next((len(tensor) for tensor in _tensors(batch) if tensor.dim()), 1)
+
+
+def cut(batch: Any, parts: int) -> list[Any]:
+    """A batch in parts of nearly equal size: each tensor and list as long as the batch is cut, the rest is in all."""
+    whole = samples(batch)
+    if parts == 1:
+        return [batch]
+    bounds = [whole * part // parts for part in range(parts + 1)]
+    return [_slice(batch, whole, slice(a, b)) for a, b in pairwise(bounds) if a < b]
+
+
+def _slice(value: Any, whole: int, rows: slice) -> Any:
+    if isinstance(value, Tensor):
+        return value[rows] if value.dim() and len(value) == whole else value
+    if isinstance(value, Mapping):
+        return {name: _slice(member, whole, rows) for name, member in value.items()}
+    if isinstance(value, tuple | list):
+        if len(value) == whole and not any(isinstance(member, Tensor | Mapping | tuple | list) for member in value):
+            return value[rows]
+        return [_slice(member, whole, rows) for member in value]
+    return value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | Sequence) and not isinstance(value, str):
+        for member in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(member)
