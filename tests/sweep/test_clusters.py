@@ -129,6 +129,30 @@ def test_a_signal_lets_jobs_save(launcher, project):
     assert run(project, *LONG, launcher) == 0, said(project)
 
 
+RANKED = """
+import os
+
+import parts
+
+
+class Net(parts.Net):
+    def end(self):
+        if os.environ.get("RANK") == "1":
+            super().end()
+"""
+
+
+@pytest.mark.exhaustive
+def test_a_job_that_fails_on_any_rank_has_failed(project):
+    (project / "ranked.py").write_text(RANKED)
+    (project / "conf" / "model" / "net.yaml").write_text("{_target_: ranked.Net, fail: none, at: 3, pause: 0.0}")
+    line = (*QUICK, LOCAL, "device.parallel=ddp", "sweep.processes=2", "train.duration=1ep")
+    assert run(project, *line, "model.fail=none,exception,kill") == 1
+    found = {row.values["model.fail"]: (row.status, row.cause) for row in rows(project)}
+    expected = {"none": ("completed", ""), "exception": ("failed", "exception"), "kill": ("failed", "killed")}
+    assert expected == found, said(project)
+
+
 @pytest.mark.exhaustive
 def test_a_search_prunes_jobs_elsewhere(project):
     """What the jobs log is read from their files; a job that lags behind is told by another one."""
