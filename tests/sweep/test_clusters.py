@@ -146,7 +146,7 @@ class Net(parts.Net):
 def test_a_job_that_fails_on_any_rank_has_failed(project):
     (project / "ranked.py").write_text(RANKED)
     (project / "conf" / "model" / "net.yaml").write_text("{_target_: ranked.Net, fail: none, at: 3, pause: 0.0}")
-    line = (*QUICK, LOCAL, "device.parallel=ddp", "sweep.processes=2", "train.duration=1ep")
+    line = (*QUICK, LOCAL, "device.parallel=ddp", "sweep.processes=2")
     assert run(project, *line, "model.fail=none,exception,kill") == 1
     found = {row.values["model.fail"]: (row.status, row.cause) for row in rows(project)}
     expected = {"none": ("completed", ""), "exception": ("failed", "exception"), "kill": ("failed", "killed")}
