@@ -6,6 +6,7 @@ import math
 import pickle
 import random
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -363,3 +364,36 @@ def test_a_killed_search_loses_nothing_and_a_pruned_job_can_be_trained_to_its_en
     study = optuna.load_study(study_name="sweep", storage=storage(folder))
     assert ("completed", row.objective, "COMPLETE") == (row.status, study.trials[-1].value, study.trials[-1].state.name)
     assert 8 == len(study.trials)
+
+
+@pytest.mark.exhaustive
+def test_a_search_that_is_killed_again_and_again_ends_as_one_that_never_was(tmp_path: Path, seed: int) -> None:
+    """With one slot a search depends on nothing but its seed: the same points, bits and verdicts after any kill."""
+    draw = random.Random(seed)
+    line = (*ROUND, "sweep.slots=1", "sweep.search.trials=10")
+    folders = []
+    for name in ("undisturbed", "killed"):
+        folders.append(tmp_path / name)
+        folders[-1].mkdir()
+        project.write(folders[-1])
+    assert project.here(folders[0], *line) == 0, project.said(folders[0])
+    kills = 0
+    while True:
+        process = project.start(folders[1], *line)
+        try:
+            process.wait(timeout=4 + draw.random() * 6)
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    assert process.returncode == 0, project.said(folders[1])
+    assert kills > 0
+    assert project.bits(folders[0]) == project.bits(folders[1])
+    whole, cut = (
+        [(t.params, t.value, t.state, t.intermediate_values) for t in optuna.load_study(
+            study_name="sweep", storage=storage(project.sweep_of(folder))
+        ).trials]
+        for folder in folders
+    )  # fmt: skip
+    assert whole == cut
