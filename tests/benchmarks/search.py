@@ -66,7 +66,7 @@ def main() -> None:
     print(f"seed  best of {arguments.points} random points  TPE with ASHA: steps until as good, value, share")
     shares = []
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(arguments.seeds):
+        for seed in range(1, arguments.seeds + 1):
             row = measure(Path(folder), seed, arguments.points)
             found = row["reached"]
             shares.append(found[0] / row["steps"] if found else float("inf"))

@@ -13,7 +13,7 @@ import pytest
 from runner.config.launcher import OURS
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
-from project import bits, processes_below, rows, run, start, sweep_of, wait_for, write
+from project import bits, processes_below, rows, run, said, start, sweep_of, wait_for, write
 
 QUICK = ("-m", "experiment=quick")
 FAILS = (*QUICK, "model.fail=none,exception,kill,exit", "train.duration=1ep", "sweep.retry=none")
@@ -42,6 +42,12 @@ def slurm(tmp_path, monkeypatch):
         monkeypatch.setitem(environment, "PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
         monkeypatch.setitem(environment, "FAKE_SLURM", str(state))
     return state
+
+
+def jobs_below(folder):
+    """The processes that work in a folder, without those of Ray, of which some outlive a driver that was killed."""
+    processes = [Path(f"/proc/{number}/cmdline") for number in processes_below(folder)]
+    return [text for process in processes if process.exists() and b"ray" not in (text := process.read_bytes())]
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -101,8 +107,8 @@ def test_a_killed_controller_takes_its_jobs_along_and_the_same_line_goes_on(laun
     wait_for(lambda: any((sweep_of(project) / r.path / "checkpoints").is_dir() for r in rows(project)), 90)
     killed.kill()
     killed.wait()
-    wait_for(lambda: not processes_below(project), 60)
-    assert run(project, *LONG, launcher) == 0
+    wait_for(lambda: not jobs_below(project), 60)
+    assert run(project, *LONG, launcher) == 0, said(project)
     assert [("completed", "")] * 3 == [(row.status, row.cause) for row in rows(project)]
 
     undisturbed = tmp_path / "undisturbed"
@@ -120,7 +126,31 @@ def test_a_signal_lets_jobs_save(launcher, project):
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 75
     assert "interrupted" in {row.status for row in rows(project)}
-    assert run(project, *LONG, launcher) == 0
+    assert run(project, *LONG, launcher) == 0, said(project)
+
+
+RANKED = """
+import os
+
+import parts
+
+
+class Net(parts.Net):
+    def end(self):
+        if os.environ.get("RANK") == "1":
+            super().end()
+"""
+
+
+@pytest.mark.exhaustive
+def test_a_job_that_fails_on_any_rank_has_failed(project):
+    (project / "ranked.py").write_text(RANKED)
+    (project / "conf" / "model" / "net.yaml").write_text("{_target_: ranked.Net, fail: none, at: 3, pause: 0.0}")
+    line = (*QUICK, LOCAL, "device.parallel=ddp", "sweep.processes=2")
+    assert run(project, *line, "model.fail=none,exception,kill") == 1
+    found = {row.values["model.fail"]: (row.status, row.cause) for row in rows(project)}
+    expected = {"none": ("completed", ""), "exception": ("failed", "exception"), "kill": ("failed", "killed")}
+    assert expected == found, said(project)
 
 
 @pytest.mark.exhaustive

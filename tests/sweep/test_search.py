@@ -7,6 +7,7 @@ import pickle
 import random
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -339,10 +340,10 @@ ROUND = (
 def test_a_killed_search_loses_nothing_and_a_pruned_job_can_be_trained_to_its_end(tmp_path: Path) -> None:
     project.write(tmp_path)
     process = project.start(tmp_path, *ROUND)
-    project.wait_for(lambda: sum(r.status in ("completed", "pruned") for r in project.rows(tmp_path)) >= 2)
+    project.wait_for(lambda: len(done_in(tmp_path)) >= 2)
     process.kill()
     process.wait()
-    before = {row.id: row for row in project.rows(tmp_path) if row.status in ("completed", "pruned")}
+    before = {row.id: row for row in done_in(tmp_path)}
 
     assert project.here(tmp_path, *ROUND) == 0, project.said(tmp_path)
     rows = project.rows(tmp_path)
@@ -363,3 +364,42 @@ def test_a_killed_search_loses_nothing_and_a_pruned_job_can_be_trained_to_its_en
     study = optuna.load_study(study_name="sweep", storage=storage(folder))
     assert ("completed", row.objective, "COMPLETE") == (row.status, study.trials[-1].value, study.trials[-1].state.name)
     assert 8 == len(study.trials)
+
+
+def done_in(folder: Path) -> list[Row]:
+    return [row for row in project.rows(folder) if row.status in ("completed", "pruned")]
+
+
+@pytest.mark.exhaustive
+def test_a_search_that_is_killed_again_and_again_ends_as_one_that_never_was(tmp_path: Path, seed: int) -> None:
+    """With one slot a search depends on nothing but its seed: the same points, bits and verdicts after any kill."""
+    draw = random.Random(seed)
+    line = (*ROUND, "sweep.slots=1", "sweep.search.trials=10")
+    folders = []
+    for name in ("undisturbed", "killed"):
+        folders.append(tmp_path / name)
+        folders[-1].mkdir()
+        project.write(folders[-1])
+    assert project.here(folders[0], *line) == 0, project.said(folders[0])
+    kills = finished = 0
+    while True:
+        process = project.start(folders[1], *line)
+        finished += draw.randrange(1, 4)
+        while process.poll() is None and len(done_in(folders[1])) < finished:
+            time.sleep(0.02)
+        if process.poll() is not None:
+            break
+        time.sleep(draw.random() / 2)
+        process.kill()
+        process.wait()
+        kills += 1
+    assert process.returncode == 0, project.said(folders[1])
+    assert kills > 0
+    assert project.bits(folders[0]) == project.bits(folders[1])
+    whole, cut = (
+        [(t.params, t.value, t.state, t.intermediate_values) for t in optuna.load_study(
+            study_name="sweep", storage=storage(project.sweep_of(folder))
+        ).trials]
+        for folder in folders
+    )  # fmt: skip
+    assert whole == cut
