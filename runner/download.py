@@ -73,7 +73,7 @@ def fetch(urls: str | Sequence[str], file: Path, sha256: str, *, size: int | Non
     Args:
         urls: http or https; of several each is a mirror of the others.
         file: where to; it is never written over.
-        sha256: of the content, hexadecimal, or how it begins.
+        sha256: of the content, hexadecimal, or how it begins; empty where nobody knows it.
         size: bytes; more are not taken.
 
     Raises:
@@ -85,6 +85,8 @@ def fetch(urls: str | Sequence[str], file: Path, sha256: str, *, size: int | Non
             file.parent.mkdir(parents=True, exist_ok=True)
             with _part(file) as part:
                 if part is not None:
+                    if not sha256:
+                        part.truncate(0)  # nothing would tell whether its beginning is of the same file
                     _fill(part, file, urls, sha256, size)
                     return True
         except OSError as error:

@@ -141,6 +141,15 @@ def test_a_part_of_something_else_is_thrown_away(part: bytes, server: Any, file:
     assert (CONTENT, ["data.bin"]) == (file.read_bytes(), left(file))
 
 
+def test_without_a_hash_nothing_is_gone_on_from(server: Any, file: Path) -> None:
+    """A part of who knows what would become the beginning of the file."""
+    file.parent.mkdir()
+    (file.parent / ".data.bin.part").write_bytes(b"of another file")
+    fetch(server.url, file, "")
+
+    assert (CONTENT, [None]) == (file.read_bytes(), server.asked)
+
+
 def test_another_content_is_not_kept(server: Any, file: Path) -> None:
     """Said with both hashes, after one attempt: the server would give the same again."""
     server.content = CONTENT[:-1] + b"?"
