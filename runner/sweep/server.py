@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -123,6 +124,7 @@ def preload(names: Iterable[str]) -> None:
     for name in names:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
+    gc.freeze()  # a collection in a job does not copy the pages of what is here (7 of 65 ms of a job of noop)
 
 
 class Server:
