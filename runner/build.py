@@ -77,6 +77,7 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
     layout = parallel.spread(config.device.parallel, team, done.frozen, model, loss)
     groups = surgery.make_groups(config, model, done.frozen, trust, loss)
     optimizer = make_optimizer(config, groups, device, trust)
+    layout.ready(optimizer)
     scaler = Scaler(optimizer, device) if config.device.precision == "fp16" else None
     step = component(config.step, "step", trust=trust, call=False)
     metrics = {which: make_metrics(config, device, trust) for which in ("train", "eval")}

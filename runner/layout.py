@@ -22,6 +22,9 @@ class Whole:
         """Such a part of a tensor that lies as `whole` does, as that tensor."""
         return part
 
+    def ready(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let an optimizer use what works on tensors that lie so."""
+
     def model(self, module: nn.Module, saved: Mapping[str, Any]) -> Mapping[str, Any]:
         """A saved state_dict as the module's `load_state_dict` takes it."""
         return saved

@@ -11,6 +11,7 @@ from numbers import Real
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -73,7 +74,7 @@ def share(run: Run, team: Team, find_unused: bool, sync_batchnorm: bool) -> None
     split: Any = run.splits["train"]
     if sync_batchnorm:
         synchronise(run.model, lambda: split.last[0] > 0)
-    run.update.step = WeightedStep(run.update.step, run.loss, split, team.world)
+    run.update.step = WeightedStep(run.update.step, run.loss, split, team)
     run.losses = SharedLosses(team)
     run.metrics["train"] = pooled(run.metrics["train"], split, team)
     if run.update.metrics:
@@ -100,17 +101,18 @@ class Wrap:
 class WeightedStep:
     """A step whose loss counts by this process's share of the batch, and says the size of the whole batch.
 
-    The mean over the processes of what it gives is the loss of the whole batch; so is that of the gradients.
+    The mean over the processes of what it gives is the loss of the whole batch; so is that of the gradients. A share is
+    one of samples, or, where a classification loss divides by something else, of that (see `divisor`).
 
     Args:
         step: the step of one process.
         loss: its loss: a mean over samples, unless its `reduction` says that it is their sum.
         split: which knows what of its last batch counts.
-        world: the number of processes.
+        team: the processes.
     """
 
-    def __init__(self, step: Callable[..., Mapping[str, Any]], loss: Any, split: Shared, world: int) -> None:
-        self.step, self.loss, self.split, self.world, self.total = step, loss, split, world, sums(loss)
+    def __init__(self, step: Callable[..., Mapping[str, Any]], loss: Any, split: Shared, team: Team) -> None:
+        self.step, self.loss, self.split, self.team, self.total = step, loss, split, team, sums(loss)
 
     def __call__(self, batch: Any, net: nn.Module, loss: Callable[..., Any]) -> Mapping[str, Any]:
         if not torch.is_grad_enabled():  # an evaluation, of whole batches
@@ -123,11 +125,40 @@ class WeightedStep:
                 raise
             message = "a step left out parameters that train: set device.find_unused_parameters=true, or freeze them"
             raise RunError(message) from error
-        share = self.world * own / whole
-        weight = self.world * float(own > 0) if self.total else share
-        value = outcome["loss"] if weight == 1 else outcome["loss"] * weight
+        share = self.team.world * own / whole
         fields = {name: weighted(outcome[name], share) for name in outcome.keys() - KNOWN}
-        return {**outcome, **fields, "loss": value, "size": whole}
+        return {**outcome, **fields, "loss": self._weighted(outcome, own, share), "size": whole}
+
+    def _weighted(self, outcome: Mapping[str, Any], own: int, share: float) -> Tensor:
+        loss: Tensor = outcome["loss"]
+        if self.total:
+            return loss * (self.team.world * float(own > 0))
+        mass = divisor(self.loss, outcome.get("target"))
+        if mass is None:
+            return loss if share == 1 else loss * share
+        mass = mass * float(own > 0)
+        weight = self.team.world * mass / self.team.total(mass)
+        return torch.where(mass > 0, loss * weight, torch.zeros_like(loss))  # where it has nothing its mean is NaN
+
+
+def divisor(loss: Any, target: Any) -> Tensor | None:
+    """What cross entropy of class indices divides its sum by; None where that is the number of samples.
+
+    That is so unless classes have weights, or an index is ignored, which is looked for where it is set or a sample has
+    several targets.
+    """
+    function = getattr(loss, "func", loss)
+    if not isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and function not in (F.cross_entropy, F.nll_loss):
+        return None
+    settings = getattr(loss, "keywords", None) or vars(loss)
+    weight, ignored = getattr(loss, "weight", settings.get("weight")), settings.get("ignore_index", -100)
+    if not isinstance(target, Tensor) or target.is_floating_point():
+        return None
+    if weight is None and ignored < 0 and target.dim() < 2:
+        return None
+    kept = target != ignored
+    mass: Tensor = kept.float() if weight is None else weight[target.where(kept, 0)] * kept
+    return mass.sum()
 
 
 def weighted(value: Any, weight: float) -> Any:

@@ -517,7 +517,7 @@ def conclude(result: Mapping[str, Any], folder: Path) -> None:
         print(f"python -m runner resume {folder}")
     elif result["status"] == "interrupted":
         print(f"stopped by {result['signal']} after step {result['steps']:,}; continue with:")
-        print(f"python -m runner resume {folder}")
+        print(f"{torchrun.command()} -m runner resume {folder}")
     else:
         print(f"The run failed: {result['error']}", file=sys.stderr)
         if "nor could log.txt" not in result["error"]:

@@ -65,6 +65,13 @@ class Sharded(Whole):
         where = (whole.device_mesh, whole.placements)
         return DTensor.from_local(part, *where, run_check=False, shape=whole.shape, stride=whole.stride())
 
+    def ready(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let an optimizer use what works on tensors that lie so: of torch's fused ones only Adam's know shards."""
+        for member in getattr(optimizer, "optimizers", {"": optimizer}).values():
+            for group in () if isinstance(member, torch.optim.Adam) else member.param_groups:
+                if group.get("fused"):
+                    group["fused"] = False
+
     def model(self, module: nn.Module, saved: Mapping[str, Any]) -> Mapping[str, Any]:
         """A saved state_dict as the module's `load_state_dict` takes it."""
         return {name: spread(saved[name], like) for name, like in module.state_dict().items() if name in saved} | {

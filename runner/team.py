@@ -261,6 +261,12 @@ class Team(Alone):
         dist.all_gather(parts, padded)
         return [part[:count] for part, count in zip(parts, counts, strict=True)]
 
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes of a tensor, on its device and without waiting for it."""
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
     def gather(self, value: Any) -> list[Any]:
         tensors: list[Tensor] = []
         plans = self.every(_described(value, tensors))

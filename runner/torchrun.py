@@ -29,6 +29,12 @@ def place() -> Place | None:
     return Place(*(int(os.environ[name]) for name in names))
 
 
+def command() -> str:
+    """What started this process, up to `-m runner`."""
+    here = place()
+    return "python" if here is None else f"torchrun --nproc-per-node {here.local_world}"
+
+
 def mistakes(parallel: str, argv: Sequence[str]) -> list[Mistake]:
     """What `device.parallel` and the way this process was started do not agree in.
 

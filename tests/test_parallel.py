@@ -2,13 +2,18 @@
 
 import itertools
 import json
+import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from runner import preflight
 from runner.checkpoint import Checkpoints
 from tests.crash.project import HARD, differences, ending, events, write
 
@@ -184,8 +189,8 @@ def fleet(tmp_path_factory):
     server = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert server.stdout.readline() == "ready\n"
 
-    def run(world, *argv, kill=None):
-        order = {"argv": argv, "world": world, "folder": str(folder), "log": str(folder / "said"), "kill": kill}
+    def run(world, *argv, kill=None, where=folder):
+        order = {"argv": argv, "world": world, "folder": str(where), "log": str(folder / "said"), "kill": kill}
         server.stdin.write(json.dumps(order) + "\n")
         server.stdin.flush()
         statuses = json.loads(server.stdout.readline())
@@ -238,17 +243,21 @@ def alone(fleet):
 
 
 DDP = "device.parallel=ddp"
+RHYTHM = ("train.evaluate_every=5st", "train.checkpoint_every=5st")
 WAYS = {
     "gathered": (),
     "sample by sample": ("loader.in_memory=false",),
     "workers": ("loader.num_workers=1",),
     "augmented": ("+transform.train.noise={_target_: pieces.noise}",),
     "mixed": ("+transform.batch.mix={_target_: pieces.mix}",),
-    "a stream": ("dataset.train={_target_: pieces.Flowing, count: 37}", "train.duration=10st"),
+    "a stream": ("dataset.train={_target_: pieces.Flowing, count: 37}", "train.duration=10st", *RHYTHM),
     "batches of a sampler": ("loader.batch_sampler={_target_: pieces.Uneven, length: 37}", "loader.shuffle=false"),
     "without the last": ("loader.drop_last=true",),
     "accumulated": ("train.accumulate=2",),
     "clipped and averaged": ("train.clip_norm=0.1", "train.ema=0.9"),
+    "class weights": ("dataset.class_weights=[1,5,0.2]",),
+    "a class ignored": ("loss.ignore_index=1", "loader.drop_last=true"),  # else one batch has nothing else: NaN
+    "a function": ("loss={_target_: torch.nn.functional.cross_entropy, ignore_index: 0}",),
     "a sum": ("loss.reduction=sum", "optimizer.lr=0.01"),
     "looked into": (
         "step=fielded",
@@ -280,7 +289,7 @@ def test_several_processes_train_what_one_trains(fleet, alone, world, batch_size
     compare(fleet, alone, world, batch_size)
 
 
-@pytest.mark.parametrize("way", ["sample by sample", "augmented", "mixed", "a sum", "accumulated", "looked into"])
+@pytest.mark.parametrize("way", ["sample by sample", "mixed", "a sum", "class weights", "looked into"])
 def test_batches_are_those_of_one_process(fleet, alone, way):
     compare(fleet, alone, 2, 3, *WAYS[way])
 
@@ -447,6 +456,58 @@ def test_an_error_in_one_rank_ends_all_and_is_named(fleet):
     assert statuses == [1, 1]
     assert result(run)["error"] == "rank 1 failed: ValueError: a number that is none of ours"
     assert "Traceback" not in said[0] + said[1]
+
+
+# ---- as it is typed
+
+LINES = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("torchrun ")]
+
+
+def test_the_lines_of_the_readme(fleet, tmp_path):
+    assert len(LINES) == 3
+    for line in LINES:
+        words = shlex.split(line, comments=True)
+        runs = sorted((tmp_path / "outputs" / "digits_cnn").glob("*"))
+        argv = [str(runs[0]) if word == "RUN" else word for word in words[5:]]
+        assert words[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "runner"]
+        statuses, said = fleet(2, *argv, where=tmp_path)
+
+        assert statuses == [0, 0], said
+
+
+def test_torchrun_itself_stops_all_and_says_with_what_to_go_on(tmp_path):
+    """SIGTERM to torchrun, as a cluster sends it: it ends with 1, its ranks with 75; `result.json` says the rest."""
+    argv = [
+        "device.parallel=ddp",
+        "device=cpu",
+        "train.duration=100000st",
+        "loader.batch_size=32",
+        f"run={tmp_path}/run",
+    ]
+    (tmp_path / "run").mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "runner", *argv]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+        while process.poll() is None and not (tmp_path / "run" / "checkpoints" / "last.pt").exists():
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate()
+
+    assert process.returncode == 1, err
+    assert "torchrun --nproc-per-node 2 -m runner resume" in out
+    assert result(tmp_path / "run")["status"] == "interrupted"
+    assert result(tmp_path / "run")["signal"] == "SIGTERM"
+
+
+def test_data_parallel_saves_what_one_device_would(runner, monkeypatch):
+    """Without GPUs torch's wrapper passes on to the model; what is seen is that no name or number changes."""
+    monkeypatch.setattr(preflight, "_check_device", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    argv = ("train.duration=2st", "device.type=auto")
+    wrapped, bare = [runner(*argv, f"device.parallel={how}").folder for how in ("data_parallel", "none")]
+
+    assert relative(wrapped, bare) == 0
 
 
 # ---- refused, with the line to type
