@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.compat.proto.node_def_pb2 import NodeDef
 
 from runner import log as log_module
 from runner.log import Log, final_report
@@ -141,6 +144,29 @@ def test_resumed_and_checkpointed_before_anything_is_logged_there_is_no_gap(tmp_
 
     assert scalars(tmp_path) == expected_scalars(8)
     killed.close()
+
+
+def test_what_an_abandoned_future_logged_does_not_come_back(tmp_path):
+    log = make(tmp_path)
+    train(log, range(1, 9))
+    log.close()
+    log = make(tmp_path, start=6)  # with another rhythm of evaluation: none at step 8
+    log.scalars(8, 0.8, {"train/loss": 1 / 8, "lr": 0.5})
+    log.close()
+    log = make(tmp_path, start=8)
+    log.close()
+
+    assert scalars(tmp_path) == expected_scalars(8) | {"val/loss": [(4, 0.5)]}
+
+
+def test_a_graph_is_shown_once(tmp_path):
+    for start in (0, 0, 3):
+        log = make(tmp_path, start=start)
+        log.graph(GraphDef(node=[NodeDef(name=f"from {start}")]).SerializeToString())
+        log.close()
+    graphs = [e.graph_def for p in sorted((tmp_path / "tb").iterdir()) for e in EventFileLoader(str(p)).Load()]
+
+    assert [GraphDef.FromString(graph).node[0].name for graph in graphs if graph] == ["from 0"]
 
 
 def test_what_was_synced_survives_a_kill(tmp_path):

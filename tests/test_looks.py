@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import sys
 from collections import Counter
@@ -13,6 +14,9 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from runner.log import Log
+from runner.looks import Looks
+from runner.update import Update
 from tests.crash.project import HARD, differences, ending, events, write
 
 HOOKS = "{all: {name: '.*', forward: [mean, std, abs_max, zeros], backward: [mean, std, abs_max, zeros]}}"
@@ -107,6 +111,32 @@ def test_with_everything_on_a_run_ends_with_the_bits_of_one_with_everything_off(
     results = [json.loads((folder / "result.json").read_text()) for folder in (off, on)]
     assert results[0]["weights_sha256"] == results[1]["weights_sha256"]
     assert len(list((on / "profile").iterdir())) == 1
+
+
+class Noisy(torch.nn.Module):
+    """Draws also where it is evaluated, and needs its numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(x) + torch.rand(4) + random.random() if float(x.sum()) < 1e9 else x
+
+
+def test_a_graph_that_needs_numbers_is_drawn_of_a_copy_and_draws_nothing_from_training(tmp_path):
+    model = Noisy()
+    update = Update(model, torch.nn.MSELoss(), lambda batch, net, loss: {"loss": loss(net(batch), batch)}, None)
+    log = Log(tmp_path, tensorboard=True, progress=False, total_steps=1)
+    before = torch.get_rng_state().tolist(), random.getstate()
+    batches = [torch.ones(2, 4), torch.zeros(2, 4)]
+
+    assert list(Looks(model, update, graph=True).batches(iter(batches), log)) == batches
+    assert before == (torch.get_rng_state().tolist(), random.getstate())
+    log.close()
+    board = EventAccumulator(str(tmp_path / "tb"))
+    board.Reload()
+    assert "layer/linear" in {node.name for node in board.Graph().node}
 
 
 def test_tensorboard_reads_all_that_was_seen(hard, project):
