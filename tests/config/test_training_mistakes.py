@@ -31,7 +31,7 @@ MISTAKES = [
     ([GAN, "+optimizer.third=1"], "optimizer.third must be an optimizer"),
     (
         [GAN, "optimizer.generator._target_=torch.optim.LBFGS", "~optimizer.generator.betas"],
-        "must not be one of several",
+        "step refuses a batch of two samples",
     ),
     ([GAN, "optimizer=adam"], "step refuses a batch of two samples"),
     ([*LBFGS, "train.clip_value=1"], "train.clip_value has no place where the optimizer evaluates the loss itself"),
