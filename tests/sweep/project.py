@@ -2,6 +2,7 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -153,7 +154,7 @@ def rows(folder):
     try:
         with Ledger(sweep_of(folder), read_only=True) as ledger:
             return ledger.jobs()
-    except ValueError:
+    except (ValueError, sqlite3.OperationalError):  # no table in it yet
         return []
 
 
