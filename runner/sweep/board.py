@@ -39,21 +39,21 @@ class Tally:
         self._took, self._begun = 0, time.time()
         for row in rows:
             self.update(row)
-        self._took = 0
 
     def update(self, row: Row) -> None:
         """Take note of a row."""
         if not row.active:
             return
-        if row.id in self._statuses:
-            self.counts[self._statuses[row.id]] -= 1
+        before = self._statuses.get(row.id)
+        if before is not None:
+            self.counts[before] -= 1
         self._statuses[row.id] = row.status
         self.counts[row.status] += 1
         self.running.pop(row.id, None)
+        self._took += before == "running" != row.status
         if row.status == "running":
             self.running[row.id] = row
         elif row.status == "completed":
-            self._took += 1
             self.best = best_of([self.best, row] if self.best else [row], self.mode)
 
     @property
@@ -185,7 +185,11 @@ class Table:
         grid = Grid("slot", "job", "for", box=None, header_style="bold", pad_edge=False)
         now = time.time()
         for row in running[:MOST_RUNNING]:
-            grid.add_row(Text(str(row.slot)), Text(name_of(row), no_wrap=True), Text(clock(now - (row.start or now))))
+            grid.add_row(
+                Text("" if row.slot is None else str(row.slot)),
+                Text(name_of(row), no_wrap=True),
+                Text(clock(now - (row.start or now))),
+            )
         more = [Text(f"and {len(running) - MOST_RUNNING} more")] if len(running) > MOST_RUNNING else []
         return Group(*([grid] if running else []), *more, Text(self._tally.line()))
 

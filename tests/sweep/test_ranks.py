@@ -4,12 +4,10 @@ import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
-from project import ENVIRONMENT, here, processes_below, result, rows, said, start, sweep_of, wait_for, write
+from tests.sweep.project import ENVIRONMENT, here, processes_below, result, rows, said, start, sweep_of, wait_for, write
 
 DDP = ("experiment=quick", "device.parallel=ddp", "train.checkpoint_every=1st", "+model.rank=1")
 NET = '''

@@ -14,9 +14,19 @@ from pathlib import Path
 import pytest
 
 from runner.sweep.job import put_aside
-
-sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
-from project import ENVIRONMENT, bits, here, processes_below, result, rows, said, start, sweep_of, wait_for, write
+from tests.sweep.project import (
+    ENVIRONMENT,
+    bits,
+    here,
+    processes_below,
+    result,
+    rows,
+    said,
+    start,
+    sweep_of,
+    wait_for,
+    write,
+)
 
 QUICK = ("-m", "experiment=quick")
 SLOW = (*QUICK, "seed=range(0,6)", "train.duration=12ep", "model.pause=0.02")  # about 1 s a job
