@@ -169,7 +169,7 @@ def test_tensorboard_reads_all_that_was_seen(hard, project):
     assert len((folder / "tb/projector/val/tensors.tsv").read_text().splitlines()) == 12
 
 
-@pytest.mark.parametrize("step", [2, 3, 5, 7, 8])
+@pytest.mark.parametrize("step", [2, 5, *(pytest.param(step, marks=pytest.mark.exhaustive) for step in (3, 7, 8))])
 def test_stopped_and_resumed_nothing_seen_is_missing_or_double(hard, project, monkeypatch, step):
     """The step before one that is looked into, one that is, one that is evaluated."""
     whole = made(hard, project, HARD, *SEEN)
@@ -218,7 +218,7 @@ def test_a_steps_own_fields_are_logged_saved_and_may_be_the_objective(hard, proj
     assert words == [(3, b"warm"), (6, b"hot")]
 
 
-@pytest.mark.parametrize("step", [1, 4, 5, 7])
+@pytest.mark.parametrize("step", [4, *(pytest.param(step, marks=pytest.mark.exhaustive) for step in (1, 5, 7))])
 def test_a_steps_own_fields_go_on_as_if_it_had_never_stopped(hard, project, monkeypatch, step):
     whole = made(hard, project, *FIELDED)
     with monkeypatch.context() as patch:
