@@ -18,6 +18,7 @@ from runner.build_looks import make_looks
 from runner.checkpoint import Checkpoints, ReadOnly
 from runner.closure import Closure, Own, is_own, needs_closure
 from runner.component import Trust, component
+from runner.config.effects import CUDA_GRAPHED
 from runner.config.schema import Config
 from runner.config.trust import locate
 from runner.errors import Mistake, RunError
@@ -28,7 +29,7 @@ from runner.precision import Scaler
 from runner.schedule import Duration, is_duration
 from runner.state import Run
 from runner.team import ALONE, Alone, Team
-from runner.update import Recipe, Update
+from runner.update import Kept, Recipe, Update
 
 
 def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = (), team: Alone = ALONE) -> Run:
@@ -183,6 +184,8 @@ def make_update(
         return Own(model, loss, step, optimizer, after=after)
     if config.device.precision in precision.DTYPES:
         step = precision.Autocast(step, device, config.device.precision)
+    if config.device.compile in CUDA_GRAPHED and device.type == "cuda":
+        step = Kept(step)
     if needs_closure(optimizer):
         return Closure(model, loss, step, optimizer, after)
     if config.train.accumulate > 1 or config.train.split_on_oom:

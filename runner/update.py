@@ -68,6 +68,17 @@ class Update:
         return lambda: vars(self).pop("apply")
 
 
+class Kept:
+    """A step whose output is a copy: a CUDA graph of torch.compile writes the next one over it, and metrics keep it."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+
+    def __call__(self, *args: Any, **named: Any) -> Mapping[str, Any]:
+        outcome = self.step(*args, **named)
+        return {name: value.clone() if isinstance(value, Tensor) else value for name, value in outcome.items()}
+
+
 class Unscaled:
     """No scaling of gradients; `runner.precision.Scaler` is the other one."""
 

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from runner import build
 from runner.config.check import parse
 from runner.step import supervised
+from runner.update import Kept
 
 
 def settings(**train):
@@ -146,3 +147,28 @@ def test_the_metrics_see_each_micro_batch():
     made(batches[:2])
 
     assert [8, 8] == made.metrics[0].sizes
+
+
+def test_what_a_cuda_graph_writes_over_is_copied_first():
+    """The output is another tensor with the same numbers, and the loss still has its gradient."""
+    model = nn.Linear(3, 2)
+    outcome = Kept(supervised)((torch.ones(4, 3), torch.zeros(4, dtype=torch.int64)), model, nn.CrossEntropyLoss())
+    outcome["loss"].backward()
+
+    assert model.weight.grad is not None
+    assert torch.equal(outcome["output"], model(torch.ones(4, 3)))
+
+
+def test_outputs_are_copied_only_where_graphs_are_captured():
+    graphed = settings()
+    graphed.device.compile = "reduce-overhead"
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))])
+    kinds = {
+        (config.device.compile, device): type(
+            build.make_update(config, torch.device(device), nn.Linear(3, 2), None, supervised, optimizer, {}).step
+        )
+        for config in (graphed, settings())
+        for device in ("cuda", "cpu")
+    }
+
+    assert [key for key, kind in kinds.items() if kind is Kept] == [("reduce-overhead", "cuda")]
