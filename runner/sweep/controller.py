@@ -14,7 +14,6 @@ from typing import Any
 from runner.errors import ConfigError
 from runner.examine import examine
 from runner.sweep.board import Board
-from runner.sweep.follow import Follower
 from runner.sweep.job import ending
 from runner.sweep.ledger import Ledger, Row
 from runner.sweep.plan import Anew, Asked, Plan, decide, remember_code
@@ -72,9 +71,8 @@ class Controller:
         self._waiting: deque[tuple[Asked, Anew]] = deque()
         self._next: Job | None = None  # of the first that waits
         self._to_come: set[str] = set()  # what waits or runs
-        self._running: dict[str, Follower] = {}
+        self._running: set[str] = set()
         self._asked_to_stop: set[str] = set()
-        self._pruned: dict[str, dict[str, float]] = {}
 
     def add(self, asked: Asked, anew: Anew | None) -> None:
         """A point that has its row: to be run (`anew` as in `Job`), or as it is (None)."""
@@ -100,8 +98,6 @@ class Controller:
                 return
             for event in self._executor.wait(WAIT_SECONDS):
                 self._take(event)
-            if self._source.watches:
-                self._follow()
             self._board.tick()
 
     def _source_is_done(self) -> bool:
@@ -120,7 +116,7 @@ class Controller:
             Path(job.folder).mkdir(exist_ok=True)
             started = {"status": "running", "start": time.time(), "end": None, "attempt": row.attempt + 1, "cause": ""}
             self._update(row.id, **started, error="", exit=None, host="", slot=None, pid=None)
-            self._running[row.id] = Follower(Path(job.folder))
+            self._running.add(row.id)
             self._executor.start(job)
             self._board.started(self.rows[row.id])
 
@@ -152,13 +148,12 @@ class Controller:
             self._update(event.job, host=event.host, slot=event.slot, pid=event.pid)
             self._board.started(self.rows[event.job])
             return
-        if self._running.pop(event.job, None) is None:
+        if event.job not in self._running:
             return  # it was ended from here, and its executor says so too
+        self._running.remove(event.job)
         folder = self._plan.folder / self.rows[event.job].path
         stopped = event.job in self._asked_to_stop
         columns = ending(folder, event.exit, event.cause, event.error, stopped=stopped)
-        if event.job in self._pruned and columns["status"] in ("interrupted", "failed"):
-            columns |= {"status": "pruned", "cause": "", "error": "", "metrics": self._pruned[event.job]}
         remember_code(self._ledger, folder, columns["code"])
         self._to_come.discard(event.job)
         self._update(event.job, end=time.time(), **columns)
@@ -170,16 +165,6 @@ class Controller:
     def _update(self, job: str, **columns: Any) -> None:
         self._ledger.update(job, **columns)
         self.rows[job] = dataclasses.replace(self.rows[job], **columns)
-
-    def _follow(self) -> None:
-        """Hand what running jobs have logged to the source, which may want some of them stopped."""
-        for job, follower in self._running.items():
-            for step, metrics in follower.new():
-                prune = [self._source.progress(point, self.rows[job], step, metrics) for point in self._points[job]]
-                if any(prune) and job not in self._asked_to_stop:
-                    self._pruned[job] = metrics
-                    self._asked_to_stop.add(job)
-                    self._executor.stop(job)
 
     def _stop_jobs(self, *, at_once: bool) -> None:
         if at_once:

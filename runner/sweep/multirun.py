@@ -3,7 +3,7 @@
 import signal
 import sqlite3
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -29,7 +29,7 @@ EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75
 class Listed:
     """A source that knows all of its points: a grid."""
 
-    watches, known, judge = False, True, ""
+    known, judge = True, ""
 
     def __init__(self, points: Sequence[Point]) -> None:
         self._points = list(reversed(points))
@@ -44,9 +44,6 @@ class Listed:
 
     def started(self, point: Point, job: Row) -> None:
         pass
-
-    def progress(self, point: Point, job: Row, step: int, metrics: Mapping[str, float]) -> bool:
-        return False
 
     def ended(self, point: Point, job: Row) -> None:
         pass

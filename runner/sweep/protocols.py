@@ -4,7 +4,7 @@ Jobs, places and events are plain data, so that they go through a pipe, a queue 
 launchers are imported more than once in a process, and nothing pickled survives that.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -17,7 +17,7 @@ OUTPUT = "output.txt"  # in a job's directory: what it prints, and the Python st
 class Point:
     """One job that is asked for: the arguments that not all jobs share (`runner.config.points.Point.own`).
 
-    `tag` comes back with the job in `Source.ended` and `Source.progress`; nobody else looks at it.
+    `tag` comes back with the job in `Source.ended`; nobody else looks at it.
     """
 
     overrides: tuple[str, ...]
@@ -27,7 +27,6 @@ class Point:
 class Source(Protocol):
     """Where points come from. A grid knows all of them at the start; a search makes one for each slot that is free."""
 
-    watches: bool  # whether `progress` wants to be called: following a job's log costs a little
     known: bool  # whether all points exist at the start: they are checked, and counted, before the first job starts
     total: int | None  # how many jobs there will be, where that is known
 
@@ -44,9 +43,6 @@ class Source(Protocol):
 
     def started(self, point: Point, job: Row) -> None:
         """The point is this job, which may have run before: then `ended` follows at once, without a run."""
-
-    def progress(self, point: Point, job: Row, step: int, metrics: Mapping[str, float]) -> bool:
-        """A line of the job's `metrics.jsonl`; True: stop it, it is pruned."""
 
     def ended(self, point: Point, job: Row) -> None:
         """The job is completed, failed, interrupted or pruned: its row says how, with its objective and metrics."""

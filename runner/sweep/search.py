@@ -119,7 +119,6 @@ class Search:
     """
 
     known = False
-    watches = False  # jobs ask us, see `judge`
 
     def __init__(
         self,
@@ -236,10 +235,6 @@ class Search:
             if job.status in ("completed", "pruned", "failed") and job.cause not in OF_THE_MACHINE:
                 with self._journal.transaction():
                     self._tell(point.tag, *self._verdict(job))
-
-    def progress(self, point: Point, job: Row, step: int, metrics: Mapping[str, float]) -> bool:
-        """Nothing: jobs ask us."""
-        return False
 
     def refused(self, point: Point, problem: str) -> None:
         """A point that is no job counts as a failed one."""
