@@ -56,9 +56,8 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
     train = splits["train"]
     steps_per_epoch = math.ceil((train.num_batches or 0) / config.train.accumulate)
     duration = Duration.parse(config.train.duration)
-    if duration.unit == "ep" and train.num_batches is None:
-        message = "train.duration: an iterable dataset has no length, so it must be in steps (`500st`), not epochs"
-        raise RunError(message)
+    if train.num_batches is None:
+        in_steps(config)
     total_steps = duration.steps(steps_per_epoch)
     objective, mode = objective_of(config, splits)
     kind = Checkpoints if team.rank == 0 else ReadOnly
@@ -229,6 +228,23 @@ def make_average(config: Config, model: nn.Module, steps_per_epoch: int, layout:
         return None
     every = Duration.parse(config.train.ema_every).steps(steps_per_epoch)
     return Average(model, config.train.ema, max(1, every), layout)
+
+
+def in_steps(config: Config) -> None:
+    """Refuse epochs where a dataset does not know its length.
+
+    Raises:
+        RunError: a duration or a rhythm is in epochs; names all that are.
+    """
+    spans = {
+        "train.duration": config.train.duration,
+        "train.evaluate_every": config.train.evaluate_every,
+        "train.checkpoint_every": config.train.checkpoint_every,
+        "log.every": config.log.every,
+    }
+    wrong = [f"{key}={text}" for key, text in spans.items() if text is not None and text.endswith("ep")]
+    if wrong:
+        raise RunError(f"an iterable dataset has no length, so these must be in steps (`500st`): {', '.join(wrong)}")
 
 
 def _rhythm(text: str | None) -> Duration | None:

@@ -265,3 +265,25 @@ def test_no_wait_for_the_device_in_a_step(runner: Runner, monkeypatch: pytest.Mo
 
     assert ran.status == 0
     assert reads == []
+
+
+STREAM = """
+import torch
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        for _ in range(100):
+            yield torch.zeros(1, 8, 8), 0
+"""
+
+
+def test_a_dataset_without_a_length_needs_steps(runner, tmp_path, monkeypatch):
+    """Every span in epochs is named at once."""
+    (tmp_path / "streams.py").write_text(STREAM)
+    monkeypatch.syspath_prepend(tmp_path)
+    plain = ["experiment=null", "dataset=none", "dataset.steps_per_epoch=null", "dataset.train={_target_: streams.Stream}"]
+    ran = runner(*plain, "train.duration=3st")
+
+    assert ran.status == 1
+    assert "in steps (`500st`): train.evaluate_every=1ep, train.checkpoint_every=1ep" in ran.err
