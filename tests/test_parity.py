@@ -638,7 +638,7 @@ def test_flags_of_precision_are_set_for_the_run_and_put_back(monkeypatch: pytest
         return begin(run)
 
     monkeypatch.setattr(fit, "begin", look)
-    assert torch.backends.cudnn.allow_tf32
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch begins
     ours("train.duration=1st")
     assert seen == [(False, False)]
     assert torch.backends.cudnn.allow_tf32

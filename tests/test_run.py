@@ -282,7 +282,12 @@ def test_a_dataset_without_a_length_needs_steps(runner, tmp_path, monkeypatch):
     """Every span in epochs is named at once."""
     (tmp_path / "streams.py").write_text(STREAM)
     monkeypatch.syspath_prepend(tmp_path)
-    plain = ["experiment=null", "dataset=none", "dataset.steps_per_epoch=null", "dataset.train={_target_: streams.Stream}"]
+    plain = [
+        "experiment=null",
+        "dataset=none",
+        "dataset.steps_per_epoch=null",
+        "dataset.train={_target_: streams.Stream}",
+    ]
     ran = runner(*plain, "train.duration=3st")
 
     assert ran.status == 1

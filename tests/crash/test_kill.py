@@ -177,7 +177,7 @@ def test_asked_to_stop_at_200_instants_it_saves_and_ends_at_once(warm, seed):
 
 def test_a_second_ctrl_c_leaves_at_once_and_loses_nothing_committed(warm):
     folder = warm.folder / "outputs" / "hard" / "twice"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     warm.start(*OFTEN, "train.duration=1000ep", f"run={folder}")
     while not (folder / "checkpoints" / "manifest.json").exists():
         time.sleep(0.01)
@@ -190,7 +190,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_loses_nothing_committed(warm):
 
 def test_a_second_process_on_a_run_is_refused(warm):
     folder = warm.folder / "outputs" / "hard" / "shared"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     warm.start(*OFTEN, "train.duration=1000ep", f"run={folder}")
     warm.wait_for_training()
     other = Warm(warm.folder)

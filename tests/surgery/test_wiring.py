@@ -9,10 +9,9 @@ import pytest
 import torch
 import yaml
 
-from runner import surgery
+from runner import build, surgery
 from runner.build_data import make_parts, make_splits
 from runner.checkpoint import Checkpoints
-from runner.component import component
 from runner.config.check import check
 from runner.config.compose import compose
 from runner.preflight import preflight
@@ -55,7 +54,7 @@ def test_explain_agrees_with_the_live_model_and_optimizer(name, capsys):
     said = json.loads(capsys.readouterr().out)
     config = config_of(f"experiment={name}", "device.type=cpu")
     model, done, groups = made(config)
-    optimizer = component(config.optimizer, "optimizer", groups)
+    optimizer = build.make_optimizer(config, groups, torch.device("cpu"))
     rows = {row["name"]: row for row in said["tensors"]}
     assert rows.keys() == {n for n, _ in [*model.named_parameters(), *model.named_buffers()]}
     state = {} if done.pretrained is None else done.pretrained.tensors
