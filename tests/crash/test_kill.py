@@ -191,9 +191,9 @@ def test_a_second_ctrl_c_leaves_at_once_and_loses_nothing_committed(warm):
 def test_a_second_process_on_a_run_is_refused(warm):
     folder = warm.folder / "outputs" / "hard" / "shared"
     folder.mkdir(parents=True)
+    other = Warm(warm.folder)  # takes seconds, in which the run would end
     warm.start(*OFTEN, "train.duration=1000ep", f"run={folder}")
     warm.wait_for_training()
-    other = Warm(warm.folder)
     other.start("resume", str(folder))
     status = other.status()
     other.close()
