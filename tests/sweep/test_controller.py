@@ -62,6 +62,7 @@ def seconds_of(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.exhaustive  # compares times
 def test_jobs_cost_the_controller_the_same_whether_they_are_many_or_few(seconds_of):
     few, _ = seconds_of(50)
     many, rows = seconds_of(400)
