@@ -46,14 +46,15 @@ def together(count: int, lead: Callable[[], int], follow: Callable[[Place], int]
 
 
 def first_failure(ranks: list[int]) -> int:
-    """Wait for all of them; the exit status of the first that did not end well, or 0."""
+    """Wait for all of them; the exit status of the first that did not end well, or 0.
+
+    Of those that ended between two looks a signal comes first: the others fail because their peer is gone.
+    """
     left, status, deadline = list(ranks), 0, None
     while left:
-        for pid in list(left):
-            ended, waited = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                left.remove(pid)
-                status = status or os.waitstatus_to_exitcode(waited)
+        ended = [found for pid in left if (found := os.waitpid(pid, os.WNOHANG))[0]]
+        left = [pid for pid in left if pid not in dict(ended)]
+        status = status or min((s for _, waited in ended if (s := os.waitstatus_to_exitcode(waited))), default=0)
         if status and deadline is None:
             deadline = time.monotonic() + GRACE_SECONDS
         for pid in left if deadline is not None and time.monotonic() > deadline else ():
