@@ -22,19 +22,26 @@ def is_own(step: Callable[..., Any]) -> bool:
     return "optimizer" in inspect.signature(step).parameters
 
 
-class Closure(Update):
-    """The optimizer calls a closure that evaluates the loss and its gradients; each time dropout draws anew.
-
-    What is reported is the first evaluation: the loss before the step, as `optimizer.step(closure)` returns it.
-
-    What stands in `after` is done after each step.
-    """
+class Followed(Update):
+    """With something to do after each step (an average of the weights), in order."""
 
     def __init__(
         self, net: nn.Module, loss: Callable[..., Any], step: Step, optimizer: Optimizer, after: Iterable[Do] = ()
     ) -> None:
         super().__init__(net, loss, step, optimizer)
         self.after = list(after)
+
+    def follow(self) -> None:
+        """A step is done."""
+        for do in self.after:
+            do()
+
+
+class Closure(Followed):
+    """The optimizer calls a closure that evaluates the loss and its gradients; each time dropout draws anew.
+
+    What is reported is the first evaluation: the loss before the step, as `optimizer.step(closure)` returns it.
+    """
 
     def __call__(self, batch: Any) -> Mapping[str, Any]:
         """Take one optimizer step; what the step said the first time."""
@@ -49,8 +56,7 @@ class Closure(Update):
 
         self.optimizer.step(closure)
         self.optimizer.zero_grad()
-        for do in self.after:
-            do()
+        self.follow()
         if not outcomes:
             message = f"{type(self.optimizer).__name__} never called its closure"
             raise RunError(message)
@@ -72,23 +78,16 @@ class Closure(Update):
         return lambda: vars(self).pop("backward")
 
 
-class Own(Update):
+class Own(Followed):
     """The step does its own backward and its own update, with the optimizer that its signature asks for.
 
     In an evaluation it gets None in its place.
     """
 
-    def __init__(
-        self, net: nn.Module, loss: Callable[..., Any], step: Step, optimizer: Optimizer, after: Iterable[Do] = ()
-    ) -> None:
-        super().__init__(net, loss, step, optimizer)
-        self.after = list(after)
-
     def __call__(self, batch: Any) -> Mapping[str, Any]:
         """Take one step; what it said."""
         outcome = self.step(batch, self.net, self.loss, optimizer=self.optimizer)
-        for do in self.after:
-            do()
+        self.follow()
         return outcome
 
     def evaluate(self, batch: Any, model: nn.Module) -> Mapping[str, Any]:
