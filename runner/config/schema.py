@@ -35,9 +35,6 @@ def rule(default: Any = dataclasses.MISSING, **rules: Any) -> Any:
     return field(default=default, metadata=rules)
 
 
-NOT_YET = "is part of the contract but not built yet"
-
-
 @dataclass
 class Sample:
     """One raw sample's member: a tensor or array (`shape`, `dtype`) or a PIL image (`mode`, `size`: width, height)."""
@@ -216,7 +213,9 @@ class Device:
     threads: int = rule(1, at_least=1)  # CPU threads of this process; their number changes weights bitwise
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"  # bf16 and fp16: autocast; fp16 with a GradScaler
     compile: bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = False
-    cuda_graphs: bool = rule(False, unbuilt=NOT_YET)
+    cuda_graphs: bool = rule(
+        False, unbuilt="must be false: not built yet (device.compile=reduce-overhead has torch.compile capture them)"
+    )
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
     deterministic: Literal["strict", "warn", "off"] = "warn"
     parallel: Literal["none", "data_parallel", "ddp", "fsdp"] = "none"  # ddp and fsdp: under torchrun

@@ -19,7 +19,7 @@ MISTAKES = [
     (["device.compile=fast"], "device.compile must be"),
     (["device.compile=reduce-overhead", "train.accumulate=2"], "pytorch#169545"),
     (["device.compile=reduce-overhead", "device.type=cpu"], "device.compile has no effect without a CUDA device"),
-    (["device.cuda_graphs=true"], "device.cuda_graphs is part of the contract but not built yet"),
+    (["device.cuda_graphs=true"], "device.cuda_graphs must be false: not built yet"),
     ([GAN, "train.clip_norm=1"], "train.clip_norm has no place where the step does its own backward"),
     ([GAN, "train.accumulate=2"], "train.accumulate has no place where the step does its own"),
     ([GAN, "device.precision=fp16"], "device.precision has no place where the step does its own"),
