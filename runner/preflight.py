@@ -145,6 +145,17 @@ def preflight(config: Config, trust: Trust = (), wrong: Container[str] = ()) -> 
     return found
 
 
+def outline(config: Config, trust: Trust = ()) -> Preflight:
+    """What the model's table is made from, of a config that has been examined: no mistake is looked for again."""
+    found = Preflight(notes=build_data.downloads_to_come(config))
+    with rng.isolated():
+        found.model = meta_model(config, found, trust)
+        if found.model is not None:
+            freeze(found.model, config.freeze.params, norm_stats=config.freeze.norm_stats)
+        found.batch = _sample_batch(config, found, trust)
+    return found
+
+
 def _any(wrong: Container[str], *keys: str) -> bool:
     return any(key in wrong for key in keys)
 

@@ -42,6 +42,7 @@ from runner.team import ALONE, Alone, Team
 Judge = Callable[[int, float], bool]
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
+_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml writes the same 5 times faster
 ECHO_SECONDS = 3.0  # a terminal's Ctrl-C reaches every process, and torchrun then sends it to each again
 
 
@@ -306,7 +307,7 @@ def write_config(folder: Path, plain: Mapping[str, Any], unresolved: str) -> Non
     """`.hydra/config.yaml`, and then `config.yaml`, which makes the folder a run."""
     (folder / ".hydra").mkdir(exist_ok=True)
     write_text(folder / ".hydra" / "config.yaml", unresolved)
-    write_text(folder / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
+    write_text(folder / "config.yaml", yaml.dump(plain, Dumper=_Dumper, sort_keys=False))
 
 
 def go_on(

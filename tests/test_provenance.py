@@ -164,6 +164,23 @@ def test_a_module_counts_by_its_content_and_its_name(tmp_path, monkeypatch):
     assert {n for n in second["files"] if second["files"][n] != first["files"][n]} == {"mine"}
 
 
+def test_modules_are_found_whenever_and_however_often_they_are_imported(tmp_path, monkeypatch):
+    """Only what is new is looked at: what was imported again, behind a newer one, is new as well."""
+    names = ["first", "second", "third"]
+    for name in names:
+        (tmp_path / f"{name}.py").write_text(name)
+    found = []
+    for step in (["first"], ["second"], ["first", "third", "second"]):
+        for name in step:
+            sys.modules.pop(name, None)
+            imported(name, tmp_path / f"{name}.py", monkeypatch)
+        found.append([name for name in modules(tmp_path)["files"] if name in names])
+    del sys.modules["first"]
+    found.append([name for name in modules(tmp_path)["files"] if name in names])
+
+    assert found == [["first"], ["first", "second"], names, names[1:]]
+
+
 def test_the_runner_counts_wherever_one_works_and_what_is_installed_does_not(tmp_path, monkeypatch):
     for folder in ("lib/site-packages/other", "site-packages-of-mine"):
         (tmp_path / folder).mkdir(parents=True)

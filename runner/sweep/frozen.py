@@ -9,12 +9,14 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from runner import provenance
 
 MOST_ENTRIES = 20_000  # files and folders that are looked at; a data set under the working directory has millions
 NO_CODE = {"outputs", "node_modules", "site-packages", "dist-packages", "__pycache__"}
@@ -22,13 +24,18 @@ NO_CODE = {"outputs", "node_modules", "site-packages", "dist-packages", "__pycac
 
 @dataclass
 class Frozen:
-    """Sources of modules by their real paths; `complete` says that all under the folders were looked at."""
+    """Sources of modules by their real paths; `complete` says that all under the folders were looked at.
+
+    `repository` is its state when that was, of the one that `root` lies in.
+    """
 
     sources: dict[str, str] = field(
         default_factory=dict
     )  # text of one byte a character: any encoding goes through JSON
     stamps: dict[str, list[int]] = field(default_factory=dict)  # when it was last changed (ns), its size
     complete: bool = True
+    root: str = ""
+    repository: dict[str, Any] | None = None
 
     def add(self, path: str) -> None:
         """Read a file, unless it cannot be read."""
@@ -44,7 +51,14 @@ class Frozen:
             return
 
 
-def freeze(folders: Iterable[Path]) -> Frozen:
+def freeze(root: Path, folders: Iterable[Path]) -> Frozen:
+    """What the working directory `root` and the modules below the folders are now."""
+    with provenance.Repository(root) as repository:  # git works while files are read
+        frozen = read(folders)
+        return replace(frozen, root=str(root), repository=repository.state())
+
+
+def read(folders: Iterable[Path]) -> Frozen:
     """Read every module below the folders (a level of all of them before the next one), and those imported from there.
 
     Hidden folders, virtual environments, outputs and what is installed are no code of the project.
@@ -82,7 +96,11 @@ def _is_installed(path: str) -> bool:
 
 
 def install(frozen: Frozen) -> None:
-    """From now on this process, and what is forked from it, imports these sources and not what the disk has."""
+    """From now on this process, and what is forked from it, imports these sources and not what the disk has.
+
+    What it records of the repository is as it was then too.
+    """
+    provenance.AT_SUBMISSION[Path(frozen.root)] = frozen.repository
     sys.meta_path.insert(0, _Finder(frozen))
 
 

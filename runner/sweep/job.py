@@ -80,10 +80,10 @@ def _alone(job: Job, folder: Path) -> int:
             if job.anew == "never":
                 raise
     put_aside(folder, [path.name for path in folder.iterdir()])
-    from runner.preflight import preflight
+    from runner.preflight import outline
 
     config = parse(job.config)
-    found = preflight(config, trust) if config.log.model_table else None
+    found = outline(config, trust) if config.log.model_table else None
     judge = judge_at(job.judge, job.id, folder)
     return run.launch(
         config, folder, unresolved=job.unresolved, command=command, trust=trust, found=found, judge=judge

@@ -55,7 +55,7 @@ class Plan:
         named = self.settings.id != "auto"
         self.id = self.settings.id if named else sweep_id(self.identified(self.base), sweep.space.keys)
         self.folder = Path("outputs") / self.base.name / self.id
-        self.frozen = frozen.freeze([*user_directories(trust), *_home()])
+        self.frozen = frozen.freeze(Path.cwd(), [*user_directories(trust), *_home()])
 
     @property
     def typical(self) -> Job:

@@ -20,11 +20,12 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from runner import provenance
 from runner.sweep import frozen, memory
 from runner.sweep.protocols import OUTPUT
 
@@ -43,6 +44,7 @@ PRELOADED = (
 )
 # What may be imported before a fork, once a job has needed it: to import these starts no thread and touches no GPU.
 FORK_SAFE = {"torch", "torchvision", "torchmetrics", "numpy", "scipy", "sklearn", "pandas", "PIL", "yaml", "sympy"}
+MANY = 8  # so many jobs pay for `memory.join_pages`
 MOST_SAID = 30_000  # bytes that a job leaves in its pipe, which holds 65,536 without anybody reading
 
 
@@ -94,8 +96,6 @@ def main() -> None:
         preload(PRELOADED)
     import torch
 
-    from runner import provenance
-
     provenance.modules(Path.cwd())  # their hashes, as they are now
     # Counted without CUDA being touched, which a fork would not survive.
     gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
@@ -142,6 +142,7 @@ class Server:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the controller decides what Ctrl-C means
         self._kernel_kills, self._kernel_killed_at = memory.kills(), -KERNEL_SECONDS
         self._scanned = 0.0
+        self._started = 0
 
     def serve(self) -> None:
         """Until the controller is gone; then every job is killed."""
@@ -186,6 +187,9 @@ class Server:
                 preload(names)
 
     def _start(self, job: dict[str, Any], environment: dict[str, str]) -> None:
+        if self._started == MANY:
+            memory.join_pages()
+        self._started += 1
         said, write = os.pipe()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there are threads: NumPy's BLAS has some, and looks after them
@@ -307,7 +311,7 @@ def be(job: dict[str, Any], environment: dict[str, str], write: int, lifeline: i
     os.environ.update(environment)
     faulthandler.enable()
     atexit._clear()  # noqa: SLF001  what the server has registered is the server's
-    before = set(sys.modules)
+    last = provenance.last_imported()
     status, error = 1, ""
     try:
         from runner.errors import ConfigError
@@ -329,15 +333,15 @@ def be(job: dict[str, Any], environment: dict[str, str], write: int, lifeline: i
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(BaseException):
             stream.flush()
-    words = json.dumps({"error": error[: MOST_SAID // 8], "modules": worth_preloading(before)}).encode()
+    words = json.dumps({"error": error[: MOST_SAID // 8], "modules": worth_preloading(last)}).encode()
     os.write(write, words if len(words) <= MOST_SAID else b"")
     os._exit(status & 0xFF)
 
 
-def worth_preloading(but: Container[str] = ()) -> list[str]:
-    """What this process has imported that a server may import before it forks."""
-    names = [name for name in sys.modules if name not in but]
-    return [name for name in names if name.partition(".")[0] in FORK_SAFE | sys.stdlib_module_names]
+def worth_preloading(after: Any = None) -> list[str]:
+    """What this process has imported, after the module `after`, that a server may import before it forks."""
+    may = FORK_SAFE | sys.stdlib_module_names
+    return [name for name in provenance.imported_since(after) if name.partition(".")[0] in may]
 
 
 def _die_with_the_server() -> None:
