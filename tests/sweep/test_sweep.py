@@ -299,7 +299,10 @@ def test_a_job_has_the_same_bits_alone_in_a_sweep_shuffled_and_beside_others(pro
 
 
 def test_code_and_config_are_those_of_the_start(project):
-    """A module that nobody has imported yet, and a YAML, are edited while jobs wait: they run, and are told, as they were."""
+    """A module that nobody has imported yet, and a YAML, are edited while jobs wait: they run as they were.
+
+    So is the commit that their records name.
+    """
     git(project, "init", "-q")
     git(project, "add", ".")
     git(project, "commit", "-q", "-m", "of the start")
