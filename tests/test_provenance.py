@@ -2,7 +2,6 @@ import hashlib
 import json
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -121,9 +120,7 @@ def test_a_git_that_hangs_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(provenance, "GIT_SECONDS", 0.2)
 
-    began = time.perf_counter()
-    assert record(tmp_path)["git"] is None
-    assert time.perf_counter() - began < 5
+    assert record(tmp_path)["git"] is None, "after the minute it would have said that nothing has changed"
 
 
 def test_the_repositorys_own_programs_are_not_run(repository):

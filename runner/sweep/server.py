@@ -187,8 +187,8 @@ class Server:
                 preload(names)
 
     def _start(self, job: dict[str, Any], environment: dict[str, str]) -> None:
-        if self._started == MANY:
-            memory.join_pages()
+        if self._started == MANY and (left := memory.left()) is not None and left[0] > left[1] // 4:
+            memory.join_pages()  # what runs keeps the old ones, so that both are held for a while
         self._started += 1
         said, write = os.pipe()
         with warnings.catch_warnings():
