@@ -4,6 +4,7 @@ import sqlite3
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -100,7 +101,10 @@ def sweep_of(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ..
         return wrong(examine_jobs(checks, plan.settings.processes, reporter()))
     with ExitStack() as stack:
         ledger, rows = opened(plan, stack)
-        todo = decide(rows.values(), ledger, plan).run if ledger else {}
+        wanted = [
+            replace(rows[one.id], active=True) for one in asked if one.id in rows
+        ]  # also if it was left out before
+        todo = decide(wanted, ledger, plan).run if ledger else {}
         new = checks
         if source.known:
             new = [check for one, check in zip(asked, checks, strict=True) if one.id not in rows or one.id in todo]
@@ -232,7 +236,7 @@ class Nowhere:
         pass
 
     def has_room(self, job: Job) -> bool:
-        return False
+        raise RunError("what is left to be done has changed while it was looked at: give the same line again")
 
     def start(self, job: Job) -> None:
         raise AssertionError

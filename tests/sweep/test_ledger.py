@@ -120,13 +120,17 @@ def test_what_is_put_aside_keeps_its_journal_from_the_next_one(tmp_path):
 
 def test_a_disk_that_is_full_is_told_as_that(tmp_path):
     """A limit on the pages of the file stands for it, small enough that SQLite gives the transaction up."""
+
+    def fill():
+        with ledger.transaction():
+            for i in range(100):
+                ledger._db.execute("INSERT INTO sweep VALUES (?, ?)", (str(i), "y" * 2000))
+
     with Ledger(tmp_path) as ledger:
         ledger._db.execute("PRAGMA cache_size=1")
         ledger._db.execute("PRAGMA max_page_count=12")
-        with pytest.raises(sqlite3.OperationalError, match="full"), ledger.transaction():
-            for i in range(100):
-                ledger.update("a", error="x")
-                ledger._db.execute("INSERT INTO sweep VALUES (?, ?)", (str(i), "y" * 2000))
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            fill()
         assert ledger.settings() == {}
 
 

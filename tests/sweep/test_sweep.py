@@ -292,6 +292,18 @@ def test_a_damaged_ledger_is_put_aside_and_made_again_from_the_directories(proje
     assert damage == "empty" or damaged == ledger.with_name("ledger.1.sqlite").read_bytes()
 
 
+def test_a_point_that_was_cut_off_and_left_out_goes_on_when_it_is_asked_for_again(project, undisturbed):
+    """Nothing else is left to be done then."""
+    shutil.copytree(undisturbed, project, dirs_exist_ok=True)
+    last = rows(project)[-1]
+    (sweep_of(project) / last.path / "result.json").unlink()
+    assert here(project, *SLOW, "seed=range(0,5)") == 0
+    assert not rows(project)[-1].active
+    assert here(project, *SLOW) == 0
+
+    assert table(undisturbed) == table(project)
+
+
 @pytest.mark.exhaustive
 def test_a_job_whose_result_is_damaged_is_continued_from_its_checkpoint(project, undisturbed):
     """By hand, and by its sweep where the ledger is lost too."""
