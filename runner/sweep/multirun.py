@@ -11,7 +11,7 @@ from pathlib import Path
 from runner.config import sweep
 from runner.config.check import Check
 from runner.config.launcher import GROUP, OURS, chosen
-from runner.errors import Mistake, RunError, count_line
+from runner.errors import ConfigError, Mistake, RunError, count_line
 from runner.examine import examine_jobs, reporter
 from runner.files import Lock, sync_folder
 from runner.sweep.board import Console, Tally, board_for
@@ -95,6 +95,9 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
 def sweep_of(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...], stop: Stop) -> int:
     """`main` by launchers of ours."""
     plan = Plan(sweep.plan(overrides, Path.cwd(), trust), argv, trust)
+    if (plan.folder / "config.yaml").is_file():
+        rule, where = "must be the name of a sweep, but is that of a run", plan.sweep.base.layers.blame(("sweep", "id"))
+        raise ConfigError([Mistake("sweep.id", f"{rule} in {plan.folder.parent}", plan.id, where)])
     source = source_of(plan)
     asked, checks = known_points(plan, source)
     if any(check.at_once for check in checks):

@@ -120,6 +120,15 @@ def test_a_wrong_point_is_told_before_anything_is_made(project):
     assert not (project / "outputs").exists()
 
 
+def test_the_name_of_a_run_is_none_of_a_sweep(project):
+    run = project / "outputs" / "quick" / "mine"
+    run.mkdir(parents=True)
+    (run / "config.yaml").touch()
+    assert here(project, *QUICK, "seed=0,1", "sweep.id=mine") == 2
+    assert "sweep.id must be the name of a sweep, but is that of a run" in said(project)
+    assert [path.name for path in run.iterdir()] == ["config.yaml"]
+
+
 # ---- sweeps that are cut off
 
 
