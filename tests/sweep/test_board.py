@@ -2,8 +2,12 @@
 
 import io
 import os
+from types import SimpleNamespace
 
 from runner.sweep.board import Console
+from runner.sweep.plan import Asked, Decided
+from runner.sweep.protocols import Point
+from runner.sweep.summary import before
 
 
 def test_a_console_that_is_gone_is_written_to_in_silence():
@@ -28,3 +32,13 @@ def test_a_console_of_few_letters_gets_the_others_spelt_out():
     Console(stream).say("0.5 ± 0.1")
 
     assert stream.buffer.getvalue() == b"0.5 \\xb1 0.1\n"
+
+
+def test_points_that_are_given_twice_are_told_in_few_lines():
+    """Values of a key without effect on the result: every point is the same job."""
+    asked = [Asked(Point((f"log.every={n}st",)), None, None, "a") for n in range(100)]
+    plan = SimpleNamespace(frozen=SimpleNamespace(complete=True))
+    lines = list(before(plan, [], asked, Decided(), SimpleNamespace(known=False)))
+
+    assert lines[0] == "log.every=1st is the same job as log.every=0st: it runs once"
+    assert lines[10:] == ["and 89 more points are jobs that are listed already"]
