@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from runner.errors import Mistake
@@ -104,5 +104,19 @@ def unknown_verb(verb: str) -> "Mistake":
     return Mistake(verb, "is no verb", where=f"argument `{verb}`", remedy=remedy, suggestion=near[0] if near else "")
 
 
+def process() -> NoReturn:
+    """`main` as a process of its own, which a signal ends with the contract's status before and after the work too."""
+    from runner import torchrun
+
+    asked = [signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+    if torchrun.place() is None:  # which signals what it has started for reasons of its own
+        for number in asked:
+            signal.signal(number, lambda *_: os._exit(75))  # nothing is under way, so that there is nothing to save
+    status = main(began=BEGAN)
+    for number in (*asked, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # Python takes a while to end, and would end with another status
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main(began=BEGAN))
+    process()

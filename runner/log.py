@@ -60,7 +60,7 @@ class Log:
         """Write `text` to `log.txt` only."""
         now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
         with self._writing():
-            os.write(self._text, f"{now}  {text}\n".encode())
+            os.write(self._text, f"{now}  {text}\n".encode(errors="backslashreplace"))
 
     def exception(self, error: BaseException) -> None:
         """Write the traceback of `error` to `log.txt` only: the console gets a paragraph from whoever caught it."""

@@ -197,7 +197,7 @@ def launch(
             if again is not None and isinstance(error, ConfigError):
                 raise
             team.failed(error)
-            result["error"] = team.blame(error) or f"{type(error).__name__}: {error}"
+            result["error"] = team.blame(error) or words_of(error)
             if isinstance(error, Fault):
                 result["fault"] = error.record()
             result["error"] += traceback_to(log, folder, error)
@@ -212,6 +212,15 @@ def launch(
         conclude(result, folder)
         team.end()
     return Outcome(status, folder, result)
+
+
+def words_of(error: Exception) -> str:
+    """`ValueError: …`, also of one that cannot say what it is; the bytes of a file name that are no UTF-8 spelt out."""
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001  of somebody's `__str__`
+        text = f"{type(error).__name__}, which has no text"
+    return text.encode(errors="backslashreplace").decode()
 
 
 def new_result() -> dict[str, Any]:

@@ -188,6 +188,37 @@ def test_a_loss_that_is_not_finite_fails_the_run(runner: Runner) -> None:
     assert "Traceback" in (folder / "log.txt").read_text()
 
 
+class Mute(Exception):
+    """An error that cannot be printed."""
+
+    def __str__(self) -> str:
+        """Raises."""
+        raise ValueError
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (FileNotFoundError("no caf\udce9.png"), "FileNotFoundError: no caf\\udce9.png"),
+        (Mute(), "Mute, which has no text"),
+    ],
+)
+def test_an_error_without_words_is_recorded_all_the_same(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    """A file name that is no UTF-8, an exception whose text raises."""
+
+    def fail(_run: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fit, "fit", fail)
+    assert runner(*SHORT).status == 1
+    folder = next(Path("outputs/digits_cnn").iterdir())
+
+    assert json.loads((folder / "result.json").read_text())["error"] == said
+    assert "Traceback" in (folder / "log.txt").read_text()
+
+
 def test_what_the_data_refuses_fails_the_run_in_one_paragraph(runner: Runner) -> None:
     """A download that cannot be had is an error of the run, with the config recorded."""
     ran = runner("experiment=cifar10_resnet18", "device=cpu")

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,9 +20,38 @@ class Default:
 
 
 def signature_default(target: str, name: str) -> Default | None:
-    """The default of argument `name` of the class or function `target`; None where there is none or it cannot be read.
+    """The default of argument `name` of the class or function `target`; None where none can be read."""
+    found = _parameter(target, name)
+    if found is None or found.default is None:
+        return None
+    try:
+        value = ast.literal_eval(found.default)
+    except ValueError:
+        value = ast.unparse(found.default)
+    return Default(value, f"{_short(found.file)}:{found.argument.lineno}")
 
-    An argument that only `**kwargs` takes is looked for in the class that a function returns, and in a class's bases.
+
+@cache
+def takes_floats(target: str, name: str) -> bool:
+    """Whether argument `name` of `target` is annotated with `float` and not with `int`, so that `1` is `1.0` there."""
+    found = _parameter(target, name)
+    if found is None or found.argument.annotation is None:
+        return False
+    kinds = {node.id for node in ast.walk(found.argument.annotation) if isinstance(node, ast.Name)}
+    return "float" in kinds and "int" not in kinds
+
+
+@dataclass(frozen=True)
+class _Parameter:
+    file: Path
+    argument: ast.arg
+    default: ast.expr | None
+
+
+def _parameter(target: str, name: str) -> _Parameter | None:
+    """Argument `name` of the class or function `target`; None where it cannot be read.
+
+    One that only `**kwargs` takes is looked for in the class that a function returns, and in a class's bases.
     """
     found = _definition(target, [])
     for _ in range(_MOST_FILES):
@@ -34,9 +64,9 @@ def signature_default(target: str, name: str) -> Default | None:
                 (n for n in node.body if isinstance(n, ast.FunctionDef) and n.name in ("__init__", "__new__")), node
             )
         if isinstance(function, ast.FunctionDef):
-            default = _default(function, name, file)
-            if default is not None or function.args.kwarg is None:
-                return default
+            own = next((parameter for parameter in _own(function, file) if parameter.argument.arg == name), None)
+            if own is not None or function.args.kwarg is None:
+                return own
         behind = node.returns if isinstance(node, ast.FunctionDef) else next(iter(getattr(node, "bases", [])), None)
         if isinstance(behind, ast.Subscript):
             behind = behind.value
@@ -44,18 +74,13 @@ def signature_default(target: str, name: str) -> Default | None:
     return None
 
 
-def _default(function: ast.FunctionDef, name: str, file: Path) -> Default | None:
+def _own(function: ast.FunctionDef, file: Path) -> Iterator[_Parameter]:
     arguments = function.args
     positional = [*arguments.posonlyargs, *arguments.args]
-    by_position = zip(reversed(positional), reversed(arguments.defaults), strict=False)
+    without = [None] * (len(positional) - len(arguments.defaults))
+    by_position = zip(positional, [*without, *arguments.defaults], strict=True)
     for argument, default in [*by_position, *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]:
-        if argument.arg == name and default is not None:
-            try:
-                value = ast.literal_eval(default)
-            except ValueError:
-                value = ast.unparse(default)
-            return Default(value, f"{_short(file)}:{argument.lineno}")
-    return None
+        yield _Parameter(file, argument, default)
 
 
 def _short(file: Path) -> str:

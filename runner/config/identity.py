@@ -5,6 +5,8 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from runner.config.definition import takes_floats
+
 # What cannot change a result, and why. Everything else counts, also what is not known yet.
 WITHOUT_EFFECT = {
     "name": "names the output directory",
@@ -49,11 +51,23 @@ def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = dict(config)
     for key in WITHOUT_EFFECT:
         kept = _without(kept, key)
+    kept = {name: _with_floats(value) for name, value in kept.items()}
     device = dict(kept.get("device") or {})
     if str(device.get("type")).startswith(_INDEXED):
         device["type"] = str(device["type"]).partition(":")[0]
         kept["device"] = device
     return kept
+
+
+def _with_floats(value: Any, target: str = "", name: str = "") -> Any:
+    """With `1` as `1.0` where a component's signature says that it is a float; the schema's own are so already."""
+    if isinstance(value, Mapping):
+        inner = str(value.get("_target_", ""))
+        return {key: _with_floats(member, inner, str(key)) for key, member in value.items()}
+    if isinstance(value, list):
+        return [_with_floats(member, target, name) for member in value]
+    is_meant = type(value) is int and bool(target) and abs(value) <= 2**53 and takes_floats(target, name)
+    return float(value) if is_meant else value
 
 
 def _without(config: dict[str, Any], key: str) -> dict[str, Any]:

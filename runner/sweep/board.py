@@ -1,18 +1,64 @@
 """What a sweep says while it runs: a live table on a terminal, lines elsewhere."""
 
+import contextlib
 import os
 import shlex
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, TextIO
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, TextIO, cast
 
 from runner.sweep.ledger import Row
 
 REFRESH_SECONDS = 0.5
 PLAIN_SECONDS = 30.0  # between two lines that only say that jobs are running
 MOST_RUNNING = 16  # rows of the live table
+
+
+class Console:
+    """A text stream that a sweep can do without: nothing is said any more once nobody takes it.
+
+    A terminal that was closed, `| head`, a file on a full disk.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream  # None where standard output was closed from the start
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def write(self, text: str) -> int:
+        if self._stream is not None:
+            with self._all_the_same():
+                try:
+                    self._stream.write(text)
+                except UnicodeEncodeError:
+                    encoding = self._stream.encoding
+                    self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            with self._all_the_same():
+                self._stream.flush()
+
+    def say(self, text: str) -> None:
+        """A line."""
+        self.write(f"{text}\n")
+        self.flush()
+
+    @contextlib.contextmanager
+    def _all_the_same(self) -> Iterator[None]:
+        assert self._stream is not None
+        try:
+            yield
+        except OSError:  # what is still in its buffer would end the interpreter with a status of its own
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
 
 
 class Board(Protocol):
@@ -105,9 +151,8 @@ def how(row: Row) -> str:
     return f"{row.status} ({row.cause})" if row.cause else row.status
 
 
-def board_for(tally: Tally, stream: TextIO | None = None) -> Board:
+def board_for(tally: Tally, stream: Console) -> Board:
     """A live table where the stream is a terminal."""
-    stream = stream or sys.stdout
     live = stream.isatty() and os.environ.get("TERM") != "dumb"
     return Table(tally, stream) if live else Lines(tally, stream)
 
@@ -115,7 +160,7 @@ def board_for(tally: Tally, stream: TextIO | None = None) -> Board:
 class Lines:
     """A line for each job that ends, and now and then one that says how far it is."""
 
-    def __init__(self, tally: Tally, stream: TextIO) -> None:
+    def __init__(self, tally: Tally, stream: Console) -> None:
         self._tally, self._stream = tally, stream
         self._due = time.monotonic() + PLAIN_SECONDS
 
@@ -129,7 +174,7 @@ class Lines:
         self.say(f"[{self._tally.ended}{of}] {name_of(row)}  {how(row)}{value}  {_seconds(row)}")
 
     def say(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        self._stream.say(text)
         self._due = time.monotonic() + PLAIN_SECONDS
 
     def tick(self) -> None:
@@ -147,12 +192,12 @@ def _seconds(row: Row) -> str:
 class Table:
     """rich's live display: what runs, and in the last line how far it is; what has failed stays above it."""
 
-    def __init__(self, tally: Tally, stream: TextIO) -> None:
-        from rich.console import Console  # 27 ms that only a terminal pays
+    def __init__(self, tally: Tally, stream: Console) -> None:
+        from rich.console import Console as Screen  # 27 ms that only a terminal pays
         from rich.live import Live
 
         self._tally = tally
-        self._console = Console(file=stream)
+        self._console = Screen(file=cast("TextIO", stream))
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._due = 0.0
         self._live.start()

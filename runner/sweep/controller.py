@@ -1,6 +1,7 @@
 """The one process of a sweep that decides: it asks for points, starts jobs where there is room, writes the ledger."""
 
 import dataclasses
+import os
 import signal
 import threading
 import time
@@ -16,28 +17,47 @@ from runner.examine import examine
 from runner.sweep.board import Board
 from runner.sweep.job import ending
 from runner.sweep.ledger import Ledger, Row
-from runner.sweep.plan import Anew, Asked, Plan, decide, remember_code
+from runner.sweep.plan import Anew, Asked, Plan, decide, numbers_of, reconciled, remember_code
 from runner.sweep.protocols import Event, Executor, Job, Point, Source
 
+EXIT_STOPPED, EXIT_INTERRUPTED = 75, 130
 WAIT_SECONDS = 0.2  # so long at most until a signal, or the clock of the board, is looked at
 
 
 @dataclasses.dataclass
 class Stop:
-    """The signals that have asked the sweep to stop: the first one lets jobs save, a second one does not."""
+    """The signals that have asked the sweep to stop: the first one lets jobs save, a Ctrl-C after it does not.
+
+    Attributes:
+        signals: those that came.
+        noted: whether somebody looks at them, so that they need not end this process.
+    """
 
     signals: list[int] = dataclasses.field(default_factory=list)
+    noted: bool = False
+
+    @property
+    def status(self) -> int:
+        """The exit status of what the first one stopped."""
+        return EXIT_INTERRUPTED if self.signals[0] == signal.SIGINT else EXIT_STOPPED
 
 
 @contextmanager
 def stopping(stop: Stop) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGUSR1 are noted, and no more."""
+    """SIGINT, SIGTERM and SIGUSR1 are noted, and no more; before that they end this process as `kill -9` would.
+
+    An exception in its place may be lost in a callback of an import. The same SIGTERM reaches a process more than once
+    (`timeout`, a queue), so that only Ctrl-C means more the second time.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handler(number: int, _frame: FrameType | None) -> None:
-        stop.signals.append(number)
+        if number == signal.SIGINT or not stop.signals:
+            stop.signals.append(number)
+        if not stop.noted:
+            os._exit(stop.status)
 
     numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
     before = {number: signal.signal(number, handler) for number in numbers}
@@ -67,7 +87,8 @@ class Controller:
         self._board, self._stop = board, stop
         self.rows: dict[str, Row] = {row.id: row for row in ledger.jobs()}
         self._points: dict[str, list[Point]] = {}  # what each job was asked for as
-        self._number = max((row.number for row in self.rows.values()), default=-1)
+        self._there = numbers_of(plan.folder)
+        self._number = max([*(row.number for row in self.rows.values()), *self._there.values(), -1])
         self._waiting: deque[tuple[Asked, Anew]] = deque()
         self._next: Job | None = None  # of the first that waits
         self._to_come: set[str] = set()  # what waits or runs
@@ -134,9 +155,12 @@ class Controller:
                 self._source.refused(point, str(error))
                 continue
             if asked.id not in self.rows:
-                self._number += 1
-                self.rows[asked.id] = self._plan.row(asked, self._number)
-                self._ledger.add([self.rows[asked.id]])
+                number = self._there.get(asked.id[:8])
+                if number is None:
+                    number = self._number = self._number + 1
+                row = self._plan.row(asked, number)
+                self._ledger.add([row])
+                self.rows[asked.id] = reconciled(row, self._ledger, self._plan.folder)
             self._update(asked.id, active=True)
             row = self.rows[asked.id]
             to_come = asked.id in self._to_come

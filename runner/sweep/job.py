@@ -175,7 +175,7 @@ def ending(
     columns: dict[str, Any] = {"exit": status, "cause": "", "error": "", "objective": None, "metrics": {}}
     columns |= _code_and_data(folder)
     if said in ("completed", "pruned"):
-        done = {"status": said, "objective": _number(result.get("objective")), "metrics": result["metrics"]}
+        done = {"status": said, "objective": _number(result.get("objective")), "metrics": result.get("metrics") or {}}
         return columns | done
     if status is not None and status < 0:
         result, said = {}, None  # it is of an earlier attempt, or was written before it was all over
@@ -188,13 +188,18 @@ def ending(
     if status is None:  # whoever watched it is gone too: it is continued
         return columns | {"status": "interrupted"}
     if status < 0:
-        name = signal.Signals(-status).name
+        name = signal_name(-status)
         if -status in _CRASHES:
             return _failed(columns, "crash", f"{name} ended the process; {OUTPUT} has the Python stack")
         return _failed(columns, "killed", f"{name} ended the process")
     if error:  # it could not be continued exactly; nothing was touched
         return columns | {"status": "interrupted", "error": error}
     return _failed(columns, "exit", f"the process ended itself, with status {status}, before the run was over")
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL`; the real-time signals have no names."""
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
 _WORDS = {"lost": "the process that ran it, or its machine, is gone"}

@@ -1,29 +1,29 @@
 """`python -m runner -m …`: a sweep that may be cut off anywhere, and goes on when the same line is given again."""
 
-import signal
 import sqlite3
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from runner.config import sweep
 from runner.config.check import Check
 from runner.config.launcher import GROUP, OURS, chosen
-from runner.errors import Mistake, RunError, count_line
+from runner.errors import ConfigError, Mistake, RunError, count_line
 from runner.examine import examine_jobs, reporter
 from runner.files import Lock, sync_folder
-from runner.sweep.board import Tally, board_for
-from runner.sweep.controller import Controller, Stop, stopping
-from runner.sweep.ledger import FILE, Ledger, Row
+from runner.sweep.board import Console, Tally, board_for
+from runner.sweep.controller import EXIT_STOPPED, Controller, Stop, stopping
+from runner.sweep.ledger import FILE, Ledger, Row, put_aside
 from runner.sweep.plan import Asked, Plan, adopt, decide, objective_of, reconcile
 from runner.sweep.protocols import Event, Executor, Job, Point, Source
 from runner.sweep.report import report
 from runner.sweep.slots import Slots
 from runner.sweep.summary import after, before
 
-EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
+EXIT_DONE, EXIT_FAILED, EXIT_WRONG = 0, 1, 2
 
 
 class Listed:
@@ -87,14 +87,27 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
         from runner.sweep import through_hydra
 
         return through_hydra.main(overrides, argv, trust)
+    stop = Stop()
+    with stopping(stop):
+        return sweep_of(overrides, argv, trust, stop)
+
+
+def sweep_of(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...], stop: Stop) -> int:
+    """`main` by launchers of ours."""
     plan = Plan(sweep.plan(overrides, Path.cwd(), trust), argv, trust)
+    if (plan.folder / "config.yaml").is_file():
+        rule, where = "must be the name of a sweep, but is that of a run", plan.sweep.base.layers.blame(("sweep", "id"))
+        raise ConfigError([Mistake("sweep.id", f"{rule} in {plan.folder.parent}", plan.id, where)])
     source = source_of(plan)
     asked, checks = known_points(plan, source)
     if any(check.at_once for check in checks):
         return wrong(examine_jobs(checks, plan.settings.processes, reporter()))
     with ExitStack() as stack:
         ledger, rows = opened(plan, stack)
-        todo = decide(rows.values(), ledger, plan).run if ledger else {}
+        wanted = [
+            replace(rows[one.id], active=True) for one in asked if one.id in rows
+        ]  # also if it was left out before
+        todo = decide(wanted, ledger, plan).run if ledger else {}
         new = checks
         if source.known:
             new = [check for one, check in zip(asked, checks, strict=True) if one.id not in rows or one.id in todo]
@@ -111,7 +124,7 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
                 sync_folder(plan.folder.parent)
                 ledger, _ = opened(plan, stack, create=True)
             assert ledger is not None
-            return run(plan, ledger, source, asked, executor)
+            return run(plan, ledger, source, asked, executor, stop)
         except (OSError, sqlite3.Error) as error:
             rule = f"the sweep in {plan.folder} cannot write down what happens ({error}), and has stopped its jobs"
             raise RunError(f"{rule}; the same line goes on") from error
@@ -144,15 +157,26 @@ def opened(plan: Plan, stack: ExitStack, *, create: bool = False) -> tuple[Ledge
 
     Raises:
         ConfigError: another process is at work on it.
+        RunError: it cannot be read, or nothing can be written there.
     """
     if not create and not (plan.folder / FILE).is_file():
         return None, {}
-    stack.enter_context(Lock(plan.folder))
-    ledger = stack.enter_context(Ledger(plan.folder))
-    return ledger, {row.id: row for row in reconcile(ledger, plan.folder)}
+    try:
+        stack.enter_context(Lock(plan.folder))
+        try:
+            ledger = stack.enter_context(Ledger(plan.folder))
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            said = f"{plan.folder / FILE} is damaged ({error}) and now called {put_aside(plan.folder)}"
+            print(f"{said}: what the directories of its jobs say is in a new one", file=sys.stderr)
+            ledger = stack.enter_context(Ledger(plan.folder))
+        return ledger, {row.id: row for row in reconcile(ledger, plan.folder)}
+    except (OSError, sqlite3.Error) as error:
+        raise RunError(f"the sweep in {plan.folder} cannot be taken up: {error}") from error
 
 
-def run(plan: Plan, ledger: Ledger, source: Source, asked: list[Asked], executor: Executor) -> int:
+def run(plan: Plan, ledger: Ledger, source: Source, asked: list[Asked], executor: Executor, stop: Stop) -> int:
     """Bring the ledger up to what is asked for, run what is left, and say how it ended; the exit status."""
     objective, mode = objective_of(asked[0].config if asked else plan.base)
     earlier = ledger.settings()
@@ -178,31 +202,31 @@ def run(plan: Plan, ledger: Ledger, source: Source, asked: list[Asked], executor
                 ledger.update(row.id, active=row.active)
     decided = decide(rows, ledger, plan)
     tally = Tally(rows, len(ids) if source.known else source.total, objective, mode)
-    stop = Stop()
-    board = board_for(tally)
+    console = Console(sys.stdout)
+    board = board_for(tally, console)
     controller = Controller(plan, ledger, source, executor, board, stop)
+    stop.noted = True
     try:
-        with stopping(stop):
-            for line in before(plan, rows, asked, decided, source):
-                board.say(line)
-            for one in asked:
-                controller.add(one, decided.run.pop(one.id, None))
-            controller.run()
+        for line in before(plan, rows, asked, decided, source):
+            board.say(line)
+        for one in asked:
+            controller.add(one, decided.run.pop(one.id, None))
+        controller.run()
     finally:
         board.close()
         source.close()
     final = [row for row in ledger.jobs() if row.active]
     if len(stop.signals) < 2:  # "at once" leaves no time for pictures
-        report(plan.folder)
+        report(plan.folder, console.say)
     for line in after(plan, final):
-        print(line)
+        console.say(line)
     return status_of(final, stop)
 
 
 def status_of(rows: Sequence[Row], stop: Stop) -> int:
     """The exit status of a sweep that ended with these rows."""
     if stop.signals:
-        return EXIT_INTERRUPTED if stop.signals[0] == signal.SIGINT else EXIT_STOPPED
+        return stop.status
     if any(row.status == "failed" or (row.status == "interrupted" and row.error) for row in rows):
         return EXIT_FAILED
     return EXIT_STOPPED if any(row.status == "interrupted" for row in rows) else EXIT_DONE
@@ -215,7 +239,7 @@ class Nowhere:
         pass
 
     def has_room(self, job: Job) -> bool:
-        return False
+        raise RunError("what is left to be done has changed while it was looked at: give the same line again")
 
     def start(self, job: Job) -> None:
         raise AssertionError

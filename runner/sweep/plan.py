@@ -169,35 +169,44 @@ def reconcile(ledger: Ledger, folder: Path) -> list[Row]:
     """The rows, after what the directories say: the controller may have died before it wrote that down."""
     rows = ledger.jobs()
     with ledger.transaction():
-        for index, row in enumerate(rows):
-            job = folder / row.path
-            columns: dict[str, Any] = {}
-            if row.status in ("running", "waiting"):
-                if (job / "config.yaml").is_file():
-                    columns = ending(job, None)
-                elif row.status == "running":
-                    columns = {"status": "waiting"}
-            elif row.status == "completed" and not (job / "result.json").is_file():
-                columns = {"status": "waiting", "objective": None, "metrics": {}}  # somebody deleted it
-            elif row.status in ("failed", "interrupted", "pruned"):  # or continued it by hand
-                result = read_json(job / "result.json") or {}
-                if result.get("status") == "completed":
-                    columns = ending(job, 0)
-            if columns.get("status") == "completed":
-                columns["end"] = (job / "result.json").stat().st_mtime
-            if columns:
-                remember_code(ledger, job, columns.get("code", ""))
-                ledger.update(row.id, **columns)
-                rows[index] = dataclasses.replace(row, **columns)
-    return rows
+        return [reconciled(row, ledger, folder) for row in rows]
+
+
+def reconciled(row: Row, ledger: Ledger, folder: Path) -> Row:
+    """One row, after what its directory says."""
+    job = folder / row.path
+    columns: dict[str, Any] = {}
+    if row.status in ("running", "waiting"):
+        if (job / "config.yaml").is_file():
+            columns = ending(job, None)
+        elif row.status == "running":
+            columns = {"status": "waiting"}
+    elif row.status == "completed" and not (job / "result.json").is_file():
+        columns = {"status": "waiting", "objective": None, "metrics": {}}  # somebody deleted it
+    elif row.status in ("failed", "interrupted", "pruned"):  # or continued it by hand
+        result = read_json(job / "result.json") or {}
+        if result.get("status") == "completed":
+            columns = ending(job, 0)
+    if not columns:
+        return row
+    if columns["status"] == "completed":
+        columns["end"] = (job / "result.json").stat().st_mtime
+    remember_code(ledger, job, columns.get("code", ""))
+    ledger.update(row.id, **columns)
+    return dataclasses.replace(row, **columns)
+
+
+def numbers_of(folder: Path) -> dict[str, int]:
+    """The number of each job that has a directory, by the beginning of its id: a ledger that was lost knew more."""
+    names = [path.name.split("_", 1) for path in folder.iterdir() if re.fullmatch(r"\d+_[0-9a-f]{8}", path.name)]
+    return {short: int(number) for number, short in names}
 
 
 def adopt(ledger: Ledger, folder: Path, asked: Sequence[Asked], plan: Plan) -> None:
     """Rows for jobs that are new to the ledger; a directory of the job's name is the job's (a ledger was lost)."""
     rows = ledger.jobs()
     known = {row.id for row in rows}
-    names = [path.name.split("_", 1) for path in folder.iterdir() if re.fullmatch(r"\d+_[0-9a-f]{8}", path.name)]
-    there = {short: int(number) for number, short in names}
+    there = numbers_of(folder)
     number = max([*(row.number for row in rows), *there.values(), -1]) + 1
     new = []
     for one in asked:

@@ -45,6 +45,8 @@ PRELOADED = (
 # What may be imported before a fork, once a job has needed it: to import these starts no thread and touches no GPU.
 FORK_SAFE = {"torch", "torchvision", "torchmetrics", "numpy", "scipy", "sklearn", "pandas", "PIL", "yaml", "sympy"}
 MANY = 8  # so many jobs pay for `memory.join_pages`
+# The controller decides what these mean, also where they reach all of its processes (a queue, systemd).
+OF_THE_CONTROLLER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 MOST_SAID = 30_000  # bytes that a job leaves in its pipe, which holds 65,536 without anybody reading
 
 
@@ -80,6 +82,8 @@ class Child:
 
 def main() -> None:
     """Serve the controller at the other ends of standard input and output, until it is gone."""
+    for number in OF_THE_CONTROLLER:
+        signal.signal(number, signal.SIG_IGN)
     orders, replies = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
@@ -139,7 +143,6 @@ class Server:
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         self._wake = wake
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the controller decides what Ctrl-C means
         self._kernel_kills, self._kernel_killed_at = memory.kills(), -KERNEL_SECONDS
         self._scanned = 0.0
         self._started = 0
@@ -191,9 +194,16 @@ class Server:
             memory.join_pages()  # what runs keeps the old ones, so that both are held for a while
         self._started += 1
         said, write = os.pipe()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that there are threads: NumPy's BLAS has some, and looks after them
-            pid = os.fork()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that there are threads: NumPy's BLAS has some, and looks after them
+                pid = os.fork()
+        except OSError as error:  # as many processes as there may be, or no memory for one
+            os.close(said)
+            os.close(write)
+            refused = f"no process could be started for it: {error.strerror}"
+            self.say(ended=job["id"], status=None, cause="lost", error=refused)
+            return
         if pid == 0:
             self._become(job, environment, write)
         with contextlib.suppress(OSError):  # the child does so too; whoever comes first
@@ -207,7 +217,8 @@ class Server:
         """In the child: let go of all that is the server's, then be the job."""
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in (signal.SIGCHLD, *OF_THE_CONTROLLER):
+            signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         self._selector.close()
         for mine in (self._replies, self._woken, self._wake, *(child.said for child in self._children.values())):
@@ -299,7 +310,20 @@ def _last_words(said: int) -> dict[str, Any]:
 
 
 def be(job: dict[str, Any], environment: dict[str, str], write: int, lifeline: int) -> NoReturn:
-    """Run the job, with a file for what it prints, and end."""
+    """Run the job, and end, whatever happens: what comes after this is the server's."""
+    status, words = 1, b""
+    try:
+        status, words = _attempt(job, environment, lifeline)
+    except BaseException as error:  # noqa: BLE001  a disk without room for what it prints, a limit on threads
+        words = json.dumps({"error": f"{type(error).__name__}: {error}"[: MOST_SAID // 8]}).encode()
+    finally:
+        with contextlib.suppress(OSError):  # it may have closed every file
+            os.write(write, words)
+        os._exit(status & 0xFF)
+
+
+def _attempt(job: dict[str, Any], environment: dict[str, str], lifeline: int) -> tuple[int, bytes]:
+    """Its exit status, and what it has to say; what it prints goes to a file."""
     _die_with_the_server()
     threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()
     console = os.open(Path(job["folder"]) / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
@@ -334,8 +358,7 @@ def be(job: dict[str, Any], environment: dict[str, str], write: int, lifeline: i
         with contextlib.suppress(BaseException):
             stream.flush()
     words = json.dumps({"error": error[: MOST_SAID // 8], "modules": worth_preloading(last)}).encode()
-    os.write(write, words if len(words) <= MOST_SAID else b"")
-    os._exit(status & 0xFF)
+    return status, words if len(words) <= MOST_SAID else b""
 
 
 def worth_preloading(after: Any = None) -> list[str]:
@@ -358,7 +381,7 @@ def _watch(lifeline: int, done: threading.Event | None = None) -> None:
     poll = select.poll()
     poll.register(lifeline, 0)  # nothing is read: a hang-up is reported all the same
     while not any(state & (select.POLLHUP | select.POLLERR) for _, state in poll.poll(None if done is None else 100)):
-        if done is not None and done.is_set():
+        if done is None or done.is_set():  # without `done`: a job has closed every file, this one too
             return
     os.killpg(os.getpgrp(), signal.SIGKILL)
 

@@ -19,6 +19,7 @@ from runner.sweep.protocols import Event, Job
 from runner.sweep.server import Lines, worth_preloading
 
 BOOTSTRAP = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from runner.sweep.server import main; main()"
+CLOSE_SECONDS = 10.0  # for the server to end by itself; one that is busy importing takes a second or two
 MOST_DEATHS = 3  # of the server, one after the other without a job that ended in between
 
 
@@ -127,20 +128,23 @@ class Slots:
         return []
 
     def _lost(self) -> list[Event]:
-        """The server is gone, and its jobs with it: another one for what is left to be done."""
-        for place in self._places.values():
-            if place.pid is not None:
-                with contextlib.suppress(OSError):
-                    os.killpg(place.pid, signal.SIGKILL)
+        """The server is gone, and its jobs with it: another one for what is left to be done, unless it keeps dying."""
+        self._kill_jobs()
         error = "the process that jobs are forked from was killed"
         events = [Event("ended", job, cause="lost", error=error) for job in self._places]
         self._places.clear()
         self.close()
         self._deaths += 1
-        if self._deaths >= MOST_DEATHS:
-            raise RunError(f"the process that jobs are forked from ended {MOST_DEATHS} times")
-        self._begin()
+        self._ready = False
+        if self._deaths < MOST_DEATHS:
+            self._begin()
         return events
+
+    def _kill_jobs(self) -> None:
+        for place in self._places.values():
+            if place.pid is not None:
+                with contextlib.suppress(OSError):
+                    os.killpg(place.pid, signal.SIGKILL)
 
     def stop(self, job: str) -> None:
         self._tell(stop=job)
@@ -155,16 +159,23 @@ class Slots:
             with contextlib.suppress(OSError):
                 stream.close()
         self._selector.close()
-        self._server.wait()
+        try:
+            self._server.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:  # it was stopped (SIGSTOP), or hangs
+            self._kill_jobs()
+            self._server.kill()
+            self._server.wait()
 
     def _wait_until_ready(self) -> None:
         while not self._ready:
+            if self._deaths >= MOST_DEATHS:
+                status = self._server.wait()
+                raise RunError(f"the process that jobs are forked from ended {MOST_DEATHS} times, with status {status}")
             self._selector.select()
             for message in self._replies.read():
                 self._heard(message)
             if self._replies.ended:
-                message_ = f"the process that jobs are forked from ended with status {self._server.wait()}"
-                raise RunError(message_)
+                self._lost()
 
     def _tell(self, **order: Any) -> None:
         stream = self._server.stdin

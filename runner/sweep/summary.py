@@ -24,11 +24,12 @@ def before(plan: Plan, rows: Sequence[Row], asked: Sequence[Asked], decided: Dec
         words += [f"{done:,} done before"] if done else []
         yield ", ".join(words)
     first: dict[str, Asked] = {}
-    for one in asked:
-        if one.id in first:
-            twice = f"{shlex.join(one.point.overrides)} is the same job as {shlex.join(first[one.id].point.overrides)}"
-            yield f"{twice}: it runs once"
-        first.setdefault(one.id, one)
+    twice = [(one, first[one.id]) for one in asked if first.setdefault(one.id, one) is not one]
+    for one, other in twice[:MOST_LISTED]:
+        same = f"{shlex.join(one.point.overrides)} is the same job as {shlex.join(other.point.overrides)}"
+        yield f"{same}: it runs once"
+    if len(twice) > MOST_LISTED:
+        yield f"and {len(twice) - MOST_LISTED:,} more points are jobs that are listed already"
     yield from listed("no longer asked for", [row for row in rows if not row.active])
     yield from listed(
         "finished by other code (sweep.rerun=changed runs it again)", [by_id[i] for i in decided.other_code]

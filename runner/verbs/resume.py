@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from runner import torchrun
@@ -57,7 +58,9 @@ def resume(folder: Path, config: Config, unresolved: str, argv: Sequence[str], t
 def is_completed(folder: Path) -> bool:
     """Whether a run is completed; then its result is said."""
     file = folder / "result.json"
-    result = json.loads(file.read_text()) if file.is_file() else {}
+    result = {}
+    with suppress(OSError, ValueError):  # there is none, or it is damaged: its checkpoints say how far it is
+        result = json.loads(file.read_text())
     if result.get("status") != "completed":
         return False
     from runner.log import final_report

@@ -51,6 +51,33 @@ def test_what_may_change_a_result_is_another_job(overrides):
     assert job_id(config_of()) != job_id(config_of(*overrides))
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("optimizer.lr=1", "optimizer.lr=1.0"),
+        ("optimizer.momentum=0", "optimizer.momentum=0.0"),
+        ("train.clip_norm=1", "train.clip_norm=1.0"),
+        ("optimizer=adamw optimizer.betas=[0,0.9]", "optimizer=adamw optimizer.betas=[0.0,0.9]"),
+        ("+loss.label_smoothing=0", "+loss.label_smoothing=0.0"),
+    ],
+)
+def test_a_float_has_one_identity_however_it_is_spelt(one, other):
+    assert job_id(config_of(*one.split())) == job_id(config_of(*other.split()))
+    assert sweep_of(*one.split(), "seed=0,1") == sweep_of(*other.split(), "seed=0,1")
+
+
+def test_an_integer_and_a_float_are_two_where_nobody_says_what_is_meant():
+    def ids(target, name):
+        return {job_id({"model": {"_target_": target, name: value}}) for value in (1, 1.0)}
+
+    assert [len(ids(*of)) for of in (("f", "a"), ("models.cnn.SmallCNN", "width"), ("torch.optim.SGD", "lr"))] == [
+        2,
+        2,
+        1,
+    ]
+    assert job_id(config_of("optimizer.lr=1")) != job_id(config_of("optimizer.lr=true"))
+
+
 def test_the_index_of_a_device_is_no_other_job():
     assert job_id(config_of("device.type=cuda:1")) == job_id(config_of("device.type=cuda"))
 

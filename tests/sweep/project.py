@@ -122,14 +122,14 @@ def run(folder, *argv):
     return start(folder, *argv).wait()
 
 
-def here(folder, *argv):
-    """The same in this process, which has imported torch already; what it says goes to `said.txt`."""
+def here(folder, *argv, stdout=None):
+    """The same in this process, which has imported torch already; what it says goes to `said.txt`, or to `stdout`."""
     from runner.__main__ import main
 
     before = Path.cwd(), list(sys.path)
     os.chdir(folder)
     try:
-        with (folder / "said.txt").open("a") as said, redirect_stdout(said), redirect_stderr(said):
+        with (folder / "said.txt").open("a") as said, redirect_stdout(stdout or said), redirect_stderr(said):
             return main(list(argv))
     finally:
         os.chdir(before[0])

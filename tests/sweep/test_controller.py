@@ -1,14 +1,16 @@
 """The controller alone, with jobs that are done as soon as they are begun."""
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
 from runner.config import sweep
-from runner.sweep.board import Tally, board_for
-from runner.sweep.controller import Controller, Stop
+from runner.sweep.board import Console, Tally, board_for
+from runner.sweep.controller import Controller, Stop, stopping
 from runner.sweep.ledger import Ledger, Row
 from runner.sweep.multirun import Listed
 from runner.sweep.plan import Plan, adopt
@@ -50,7 +52,7 @@ def seconds_of(tmp_path, monkeypatch):
         with Ledger(plan.folder) as ledger, (folder / "said").open("w") as said:
             asked = [plan.ask(Point(point.own))[0] for point in plan.sweep.points()]
             adopt(ledger, plan.folder, asked, plan)
-            board = board_for(Tally(ledger.jobs(), count, "val/loss", "min"), said)
+            board = board_for(Tally(ledger.jobs(), count, "val/loss", "min"), Console(said))
             executor = Instant()
             controller = Controller(plan, ledger, Listed([]), executor, board, Stop())
             for one in asked:
@@ -70,6 +72,48 @@ def test_jobs_cost_the_controller_the_same_whether_they_are_many_or_few(seconds_
     assert [row.objective for row in rows] == list(range(400))
     assert {(row.status, row.attempt) for row in rows} == {("completed", 1)}
     assert many / 400 < 1.5 * few / 50
+
+
+@pytest.mark.parametrize(
+    ("sent", "noted"),
+    [
+        ("TERM TERM USR1", "TERM"),
+        ("INT INT", "INT INT"),
+        ("TERM INT", "TERM INT"),
+        ("INT TERM", "INT"),
+    ],
+)
+def test_only_a_ctrl_c_means_more_the_second_time(sent, noted):
+    """What stops jobs at once is the second of the signals that were noted."""
+    stop = Stop(noted=True)
+    with stopping(stop):
+        for name in sent.split():
+            os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
+
+    assert [getattr(signal, f"SIG{name}") for name in noted.split()] == stop.signals
+
+
+class Chosen(Listed):
+    """A source that makes its points one by one."""
+
+    known = False
+
+
+def test_a_point_whose_directory_outlived_its_row_keeps_number_and_result(tmp_path, monkeypatch):
+    """The ledger of a search was lost."""
+    monkeypatch.chdir(tmp_path)
+    plan = Plan(sweep.plan(["seed=range(0,3)"], tmp_path), [], ())
+    points = [Point(point.own) for point in plan.sweep.points()]
+    folder = plan.folder / f"5_{plan.ask(points[1])[0].id[:8]}"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    (folder / "result.json").write_text('{"status": "completed", "metrics": {}, "objective": 9.0}')
+    with Ledger(plan.folder) as ledger, (tmp_path / "said").open("w") as said:
+        board = board_for(Tally([], 3, "val/loss", "min"), Console(said))
+        Controller(plan, ledger, Chosen(points), Instant(), board, Stop()).run()
+        rows = {row.values["seed"]: (row.number, row.objective, row.attempt) for row in ledger.jobs()}
+
+    assert rows == {0: (6, 0.0, 1), 1: (5, 9.0, 0), 2: (7, 2.0, 1)}
 
 
 def test_what_is_left_is_told_by_how_fast_jobs_have_ended():

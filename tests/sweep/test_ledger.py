@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.sweep.ledger import FILE, Ledger, Row
+from runner.sweep.ledger import FILE, Ledger, Row, put_aside
 
 FULL = Row(
     id="a1",
@@ -87,6 +87,51 @@ with ledger.transaction():
 
     with Ledger(tmp_path, read_only=True) as ledger:
         assert {"waiting"} == {row.status for row in ledger.jobs()}
+
+
+@pytest.mark.parametrize("damage", ["garbage", "cut", "overwritten"])
+def test_a_damaged_ledger_is_told_from_one_that_cannot_be_opened(tmp_path, damage):
+    with Ledger(tmp_path) as ledger:
+        ledger.add(Row(str(i), i, ["x" * 500], str(i)) for i in range(50))
+    whole = (tmp_path / FILE).read_bytes()
+    middle = len(whole) // 2
+    damaged = {"garbage": b"x" * 5000, "cut": whole[:middle], "overwritten": whole[:middle] + b"x" * middle}[damage]
+    (tmp_path / FILE).write_bytes(damaged)
+
+    with pytest.raises(sqlite3.DatabaseError) as raised:
+        Ledger(tmp_path)
+    assert not isinstance(raised.value, sqlite3.OperationalError)
+
+
+def test_what_is_put_aside_keeps_its_journal_from_the_next_one(tmp_path):
+    names = [FILE, f"{FILE}-journal"]
+    for attempt in "ab":
+        for name in names:
+            (tmp_path / name).write_text(attempt)
+        put_aside(tmp_path)
+
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "ledger.1.sqlite": "a",
+        "ledger.1.sqlite-journal": "a",
+        "ledger.2.sqlite": "b",
+        "ledger.2.sqlite-journal": "b",
+    }
+
+
+def test_a_disk_that_is_full_is_told_as_that(tmp_path):
+    """A limit on the pages of the file stands for it, small enough that SQLite gives the transaction up."""
+
+    def fill():
+        with ledger.transaction():
+            for i in range(100):
+                ledger._db.execute("INSERT INTO sweep VALUES (?, ?)", (str(i), "y" * 2000))
+
+    with Ledger(tmp_path) as ledger:
+        ledger._db.execute("PRAGMA cache_size=1")
+        ledger._db.execute("PRAGMA max_page_count=12")
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            fill()
+        assert ledger.settings() == {}
 
 
 def test_a_transaction_that_raises_changes_nothing(tmp_path):

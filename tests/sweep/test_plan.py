@@ -88,6 +88,7 @@ def put(folder, **result):
         (None, -signal.SIGKILL, "", True, ("interrupted", "")),
         (None, -signal.SIGSEGV, "", False, ("failed", "crash")),
         (None, -signal.SIGABRT, "", False, ("failed", "crash")),
+        (None, -40, "", False, ("failed", "killed")),
         (None, -signal.SIGTERM, "", True, ("interrupted", "")),
         (None, 0, "", False, ("failed", "exit")),
         (None, 3, "", False, ("failed", "exit")),
@@ -102,6 +103,13 @@ def test_how_a_job_ended(tmp_path, result, status, known, stopped, expected):
 
     assert expected == (columns["status"], columns["cause"])
     assert bool(columns["error"]) == (expected[0] == "failed")
+
+
+def test_a_result_that_somebody_cut_down_says_what_it_says(tmp_path):
+    (tmp_path / "result.json").write_text('{"status": "completed"}')
+    columns = ending(tmp_path, None)
+
+    assert ("completed", None, {}) == (columns["status"], columns["objective"], columns["metrics"])
 
 
 def test_the_ledger_learns_from_the_directories_what_it_missed(tmp_path, ledger):

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from runner.sweep import multirun
 from runner.sweep.job import put_aside
+from runner.sweep.report import report
 from tests.sweep.project import (
     ENVIRONMENT,
     bits,
@@ -118,11 +120,25 @@ def test_a_wrong_point_is_told_before_anything_is_made(project):
     assert not (project / "outputs").exists()
 
 
+def test_the_name_of_a_run_is_none_of_a_sweep(project):
+    run = project / "outputs" / "quick" / "mine"
+    run.mkdir(parents=True)
+    (run / "config.yaml").touch()
+    assert here(project, *QUICK, "seed=0,1", "sweep.id=mine") == 2
+    assert "sweep.id must be the name of a sweep, but is that of a run" in said(project)
+    assert [path.name for path in run.iterdir()] == ["config.yaml"]
+
+
 # ---- sweeps that are cut off
 
 
 def running(folder, attempt=1):
     return lambda: [row for row in rows(folder) if row.status == "running" and row.pid and row.attempt >= attempt]
+
+
+def server_of(job):
+    """The process that a job was forked from."""
+    return int(Path(f"/proc/{job.pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_a_sweep_that_is_cut_off_in_every_way_ends_as_if_it_never_was(project, undisturbed, seed):
@@ -131,8 +147,10 @@ def test_a_sweep_that_is_cut_off_in_every_way_ends_as_if_it_never_was(project, u
     sweep = start(project, *SLOW)
     wait_for(running(project))
     time.sleep(draw.uniform(0.2, 1))
+    os.kill(server_of(running(project)()[0]), signal.SIGTERM)  # as a queue does, which signals every process
     sweep.send_signal(signal.SIGINT)
     assert sweep.wait() == 130
+    assert not [row for row in rows(project) if row.status == "failed"]
     stopped = [row for row in rows(project) if row.status == "interrupted"]
     assert stopped
     for row in stopped:
@@ -207,15 +225,106 @@ def test_the_process_that_jobs_are_forked_from_is_killed(project, undisturbed):
     """Its jobs are lost, another one runs the rest, and the same line goes on with the lost ones."""
     sweep = start(project, *SLOW)
     job = wait_for(running(project))[0]
-    server = int(Path(f"/proc/{job.pid}/stat").read_text().rpartition(")")[2].split()[1])
     time.sleep(0.3)
-    os.kill(server, signal.SIGKILL)
+    os.kill(server_of(job), signal.SIGKILL)
     assert sweep.wait() == 1
     lost = [row for row in rows(project) if row.status == "failed"]
     assert lost
     assert {row.cause for row in lost} == {"lost"}
     assert len(lost) <= 2
     assert here(project, *SLOW) == 0
+    assert bits(undisturbed) == bits(project)
+
+
+def test_a_signal_to_a_sweep_that_has_not_begun_ends_it_with_the_status_of_the_contract(project):
+    sweep = start(project, *SLOW)
+    wait_for(lambda: len(processes_below(project)) > 1)
+    sweep.send_signal(signal.SIGUSR1)
+    assert sweep.wait() == 75
+    assert said(project) == ""
+    wait_for(lambda: not processes_below(project), 3)
+
+
+@pytest.mark.exhaustive
+def test_a_signal_at_any_moment_ends_a_sweep_with_the_status_of_the_contract(project, undisturbed, seed):
+    """From when Python itself has begun to when it ends, of a sweep of which nothing is left to be done."""
+    shutil.copytree(undisturbed, project, dirs_exist_ok=True)
+    draw = random.Random(seed)
+    begun = time.monotonic()
+    assert start(project, *SLOW).wait() == 0
+    seconds = time.monotonic() - begun
+    for number, status in ((signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)) * 10:
+        sweep = start(project, *SLOW)
+        time.sleep(draw.uniform(0.2, seconds))
+        sweep.send_signal(number)
+        assert sweep.wait() in (0, status)
+    assert "Traceback" not in said(project)
+    assert here(project, *SLOW) == 0
+    assert table(undisturbed) == table(project)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_report_is_written_lets_it_be_written(project, undisturbed, monkeypatch, number):
+    shutil.copytree(undisturbed, project, dirs_exist_ok=True)
+    (sweep_of(project) / "report.csv").unlink()
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), number)
+        return report(*arguments)
+
+    monkeypatch.setattr(multirun, "report", interrupted)
+
+    assert here(project, *SLOW) == {signal.SIGTERM: 75, signal.SIGINT: 130}[number]
+    assert (sweep_of(project) / "report.csv").is_file()
+
+
+def test_a_console_that_is_gone_stops_no_sweep(project, undisturbed):
+    shutil.copytree(undisturbed, project, dirs_exist_ok=True)
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as gone:
+        assert here(project, *SLOW, stdout=gone) == 0
+
+
+@pytest.mark.parametrize("damage", ["garbage", "cut", "empty"])
+def test_a_damaged_ledger_is_put_aside_and_made_again_from_the_directories(project, undisturbed, damage):
+    shutil.copytree(undisturbed, project, dirs_exist_ok=True)
+    ledger = sweep_of(project) / "ledger.sqlite"
+    whole = ledger.read_bytes()
+    damaged = {"garbage": b"no ledger " * 500, "cut": whole[: len(whole) // 2], "empty": b""}[damage]
+    ledger.write_bytes(damaged)
+    jobs = {path: path.stat().st_mtime_ns for path in project.glob("outputs/*/*/*/result.json")}
+    assert here(project, *SLOW) == 0, said(project)
+
+    assert table(undisturbed) == table(project)
+    assert jobs == {path: path.stat().st_mtime_ns for path in project.glob("outputs/*/*/*/result.json")}
+    assert damage == "empty" or damaged == ledger.with_name("ledger.1.sqlite").read_bytes()
+
+
+def test_a_point_that_was_cut_off_and_left_out_goes_on_when_it_is_asked_for_again(project, undisturbed):
+    """Nothing else is left to be done then."""
+    shutil.copytree(undisturbed, project, dirs_exist_ok=True)
+    last = rows(project)[-1]
+    (sweep_of(project) / last.path / "result.json").unlink()
+    assert here(project, *SLOW, "seed=range(0,5)") == 0
+    assert not rows(project)[-1].active
+    assert here(project, *SLOW) == 0
+
+    assert table(undisturbed) == table(project)
+
+
+@pytest.mark.exhaustive
+def test_a_job_whose_result_is_damaged_is_continued_from_its_checkpoint(project, undisturbed):
+    """By hand, and by its sweep where the ledger is lost too."""
+    shutil.copytree(undisturbed, project, dirs_exist_ok=True)
+    first, second, *_ = rows(project)
+    folder = sweep_of(project)
+    for row, text in ((first, ""), (second, '{"status": "comp')):
+        (folder / row.path / "result.json").write_text(text)
+    (folder / "ledger.sqlite").unlink()
+    assert here(project, "resume", str(folder / first.path)) == 0
+    assert here(project, *SLOW) == 0
+
     assert bits(undisturbed) == bits(project)
 
 
