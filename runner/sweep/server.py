@@ -43,6 +43,8 @@ PRELOADED = (
 )
 # What may be imported before a fork, once a job has needed it: to import these starts no thread and touches no GPU.
 FORK_SAFE = {"torch", "torchvision", "torchmetrics", "numpy", "scipy", "sklearn", "pandas", "PIL", "yaml", "sympy"}
+# What a queue (SLURM) or `systemctl stop` may send to every process there is; a job is asked to stop by its controller.
+NOT_OURS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 MOST_SAID = 30_000  # bytes that a job leaves in its pipe, which holds 65,536 without anybody reading
 
 
@@ -78,6 +80,8 @@ class Child:
 
 def main() -> None:
     """Serve the controller at the other ends of standard input and output, until it is gone."""
+    for number in NOT_OURS:
+        signal.signal(number, signal.SIG_IGN)
     orders, replies = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
@@ -189,9 +193,11 @@ class Server:
         said, write = os.pipe()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there are threads: NumPy's BLAS has some, and looks after them
+            signal.pthread_sigmask(signal.SIG_BLOCK, NOT_OURS)  # what comes before the child listens is not lost
             pid = os.fork()
         if pid == 0:
             self._become(job, environment, write)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, NOT_OURS)
         with contextlib.suppress(OSError):  # the child does so too; whoever comes first
             os.setpgid(pid, pid)
         os.close(write)
@@ -205,6 +211,9 @@ class Server:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGUSR1):  # SIGUSR2 means something to submitit alone
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, NOT_OURS)
         self._selector.close()
         for mine in (self._replies, self._woken, self._wake, *(child.said for child in self._children.values())):
             os.close(mine)
