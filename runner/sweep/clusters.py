@@ -14,8 +14,8 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -289,12 +289,12 @@ class Ray(Queue):
         self._ray = import_ray()
         self._remote = asked.ray.remote
         settings = {"log_to_driver": False, **asked.ray.init}
-        mark = f"RUNNER_RAY={uuid.uuid4().hex}"  # what is started here has it, and ends with us
-        file = str(Path(__file__).with_name("keeper.py"))
+        began = datetime.now().astimezone().strftime("session_%Y-%m-%d_%H-%M-%S")
         self._keeper = subprocess.Popen(  # noqa: S603  ours
-            [sys.executable, file, mark], stdin=subprocess.PIPE, start_new_session=True
+            [sys.executable, str(Path(__file__).with_name("keeper.py")), str(os.getpid()), began],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
         )
-        os.environ[mark.partition("=")[0]] = mark.partition("=")[2]
         try:
             self._ray.init(**settings)
         except Exception as error:

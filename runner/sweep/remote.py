@@ -35,58 +35,79 @@ class Work:
 
     def __init__(self, job: str, frozen: str, path: list[str], here: str, place: str, owner: int = 0) -> None:
         self.arguments = (job, frozen, path, here, place, owner)
+        self._place, self._owner, self._parent = Path(place), owner, 0
+        self._signalled = False
         self._slots: Any = None  # while the job runs in it
-        self._job = ""
+        self._job: Any = None
 
     def __call__(self) -> str:
-        parent = os.getppid()
-        text, frozen, path, here, place, owner = self.arguments
+        self._parent = os.getppid()
+        text, frozen, path, here, *_ = self.arguments
         sys.path.extend(entry for entry in path if entry not in sys.path)
         os.chdir(here)
-        from runner.files import write_json
         from runner.sweep.frozen import Frozen
         from runner.sweep.protocols import Job
         from runner.sweep.slots import Slots
 
-        folder, asked, job = Path(place), False, Job(**json.loads(text))
-        if (folder / RUNNING).exists():  # the queue took it back, and begins it again: it goes on
-            job = dataclasses.replace(job, anew="if_changed" if job.anew == "always" else job.anew, retry=False)
-        slots, answer, until = Slots(1, Frozen(**json.loads(Path(frozen).read_text()))), None, float("inf")
+        self._job = Job(**json.loads(text))
+        if (self._place / RUNNING).exists():  # the queue took it back, and begins it again: it goes on
+            anew = "if_changed" if self._job.anew == "always" else self._job.anew
+            self._job = dataclasses.replace(self._job, anew=anew, retry=False)
         if "SUBMITIT_EXECUTOR" in os.environ:  # what SLURM sends before it ends a job, or takes it back
-            signal.signal(signal.SIGTERM, lambda *_: slots.stop(job.id))
+            signal.signal(signal.SIGTERM, self._note)
+        slots = Slots(1, Frozen(**json.loads(Path(frozen).read_text())))
         try:
-            ready = slots.has_room(job)
-            while answer is None or time.monotonic() < until:
-                if os.getppid() != parent or (owner and not _lives(owner)):
-                    return _answer(None, "lost", "whoever had started it was gone")
-                if not asked and (folder / STOP).exists():
-                    asked, until = True, 0.0
-                    if ready:
-                        return _answer(None)
-                    slots.stop(job.id)
-                if ready:
-                    ready = False
-                    slots.start(job)
-                    self._slots, self._job = slots, job.id
-                for event in slots.wait(POLL_SECONDS):
-                    if event.kind == "started":
-                        write_json(folder / RUNNING, {"host": socket.gethostname(), "pid": event.pid})
-                        continue
-                    answer = _answer(event.exit, event.cause, event.error)
-                    self._slots = None
-                    # Stopped, but not from here: the queue is about to end this process too, and knows what comes next.
-                    by_the_queue = event.exit in (INTERRUPTED, -signal.SIGTERM) and not (asked or owner)
-                    until = time.monotonic() + AFTERWARDS_SECONDS * by_the_queue
-            return answer
+            return self._watch(slots)
         finally:
+            self._slots = None
             slots.kill()
+
+    def _watch(self, slots: Any) -> str:
+        """Start the job, unless it is to stop already, and stay with it."""
+        from runner.files import write_json
+
+        asked = False
+        if slots.has_room(self._job) and not self._is_to_stop() and self._is_wanted():
+            slots.start(self._job)
+            self._slots = slots
+        while self._is_wanted():
+            if self._is_to_stop() and not asked:
+                asked = True
+                slots.stop(self._job.id)
+            for event in slots.wait(POLL_SECONDS) if self._slots else ():
+                if event.kind == "started":
+                    write_json(self._place / RUNNING, {"host": socket.gethostname(), "pid": event.pid})
+                    continue
+                self._slots = None
+                if event.exit in (INTERRUPTED, -signal.SIGTERM):
+                    self._wait_to_be_ended()
+                return _answer(event.exit, event.cause, event.error)
+            if not self._slots:  # it did not begin
+                self._wait_to_be_ended()
+                return _answer(None)
+        return _answer(None, "lost", "whoever had started it was gone")
+
+    def _is_to_stop(self) -> bool:
+        return self._signalled or (self._place / STOP).exists()
+
+    def _is_wanted(self) -> bool:
+        return os.getppid() == self._parent and (not self._owner or _lives(self._owner))
+
+    def _wait_to_be_ended(self) -> None:
+        """Where not we have stopped the job the queue has, and is about to say what comes next: it may begin again."""
+        deadline = time.monotonic() + AFTERWARDS_SECONDS * (not self._owner)
+        while time.monotonic() < deadline and not (self._place / STOP).exists() and self._is_wanted():
+            time.sleep(POLL_SECONDS)
+
+    def _note(self, *_: object) -> None:
+        self._signalled = True
 
     def checkpoint(self) -> Any:
         """What submitit calls, in the middle of the above, when time is nearly up: save and end, to be queued again."""
         from submitit.helpers import DelayedSubmission
 
         if self._slots is not None:
-            self._slots.stop(self._job)
+            self._slots.stop(self._job.id)
             while not any(event.kind == "ended" for event in self._slots.wait(POLL_SECONDS)):
                 pass
         return DelayedSubmission(Work(*self.arguments))
