@@ -31,11 +31,13 @@ def main(driver: str, began: str) -> None:
 
 
 def of_session(driver: str, began: str) -> list[int]:
-    """The processes that hold a file of the session open: all do, of their logs."""
+    """The processes that hold a file of the session open, as all do of their logs; without the driver itself."""
     found = []
     for process in Path("/proc").iterdir():
+        if not process.name.isdigit() or process.name == driver:
+            continue
         with contextlib.suppress(OSError):  # another user's, or gone by now
-            names = [str(file.readlink()) for file in (process / "fd").iterdir()] if process.name.isdigit() else []
+            names = [str(file.readlink()) for file in (process / "fd").iterdir()]
             sessions = {name[1] for name in map(re.compile(r".*/(session_[\d_-]+)/").match, names) if name}
             if any(name.endswith(f"_{driver}") and name >= began for name in sessions):
                 found.append(int(process.name))
