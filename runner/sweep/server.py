@@ -45,8 +45,8 @@ PRELOADED = (
 # What may be imported before a fork, once a job has needed it: to import these starts no thread and touches no GPU.
 FORK_SAFE = {"torch", "torchvision", "torchmetrics", "numpy", "scipy", "sklearn", "pandas", "PIL", "yaml", "sympy"}
 MANY = 8  # so many jobs pay for `memory.join_pages`
-# The controller decides what these mean, also where they reach all of its processes (a queue, systemd).
-OF_THE_CONTROLLER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# The controller decides what these mean, also where they reach all of its processes (SLURM, `systemctl stop`).
+OF_THE_CONTROLLER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 MOST_SAID = 30_000  # bytes that a job leaves in its pipe, which holds 65,536 without anybody reading
 
 
@@ -194,6 +194,8 @@ class Server:
             memory.join_pages()  # what runs keeps the old ones, so that both are held for a while
         self._started += 1
         said, write = os.pipe()
+        pid = -1
+        signal.pthread_sigmask(signal.SIG_BLOCK, OF_THE_CONTROLLER)  # what comes before the child listens is not lost
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that there are threads: NumPy's BLAS has some, and looks after them
@@ -204,6 +206,9 @@ class Server:
             refused = f"no process could be started for it: {error.strerror}"
             self.say(ended=job["id"], status=None, cause="lost", error=refused)
             return
+        finally:
+            if pid != 0:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_THE_CONTROLLER)
         if pid == 0:
             self._become(job, environment, write)
         with contextlib.suppress(OSError):  # the child does so too; whoever comes first
@@ -217,9 +222,10 @@ class Server:
         """In the child: let go of all that is the server's, then be the job."""
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, *OF_THE_CONTROLLER):
+        for number in {signal.SIGCHLD, *OF_THE_CONTROLLER} - {signal.SIGUSR2}:  # that one is submitit's alone
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_THE_CONTROLLER)
         self._selector.close()
         for mine in (self._replies, self._woken, self._wake, *(child.said for child in self._children.values())):
             os.close(mine)

@@ -1,41 +1,101 @@
 #!/usr/bin/env python
-"""A SLURM of one machine, as far as submitit speaks to one: sbatch, srun, sacct, scancel, scontrol by its own name.
+"""A SLURM of one machine: sbatch, srun, squeue, sacct, scancel, scontrol, each by its own name, as 22.05 behaves.
 
-The folder `FAKE_SLURM` has a file for each job: its process group, and its state once it has ended.
+The folder `FAKE_SLURM` has for each job its script, its process group, its state: PENDING, RUNNING, how it ended.
+A file `held` there keeps new jobs waiting. Signals reach every process of a step, as without cgroups.
 """
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 STATE = Path(os.environ["FAKE_SLURM"])
-SHELL = 'bash "$1" && state=COMPLETED || state=FAILED; [ -e "$2.state" ] || echo $state > "$2.state"'
+SHELL = 'bash "$1" && state=COMPLETED || state=FAILED; [ "$(cat "$2.state")" = RUNNING ] && echo $state > "$2.state"'
+KILL_WAIT = 10.0
 
 
-def begin(number, script):
+def begin(number):
     """Run a batch script in a session of its own, which outlives whoever asked for it."""
     names = ("JOB_ID", "NTASKS", "JOB_NUM_NODES", "NODEID", "PROCID", "LOCALID")
-    environment = {f"SLURM_{name}": value for name, value in zip(names, (str(number), *"11000"), strict=True)}
+    environment = {f"SLURM_{name}": value for name, value in zip(names, (number, *"11000"), strict=True)}
     environment["SLURM_JOB_NODELIST"] = socket.gethostname()
-    job = STATE / str(number)
+    job = STATE / number
+    say(number, "RUNNING")
     with (STATE / f"{number}.out").open("a") as out:
         process = subprocess.Popen(
-            ["sh", "-c", SHELL, "sh", script, str(job)],
+            ["sh", "-c", SHELL, "sh", (STATE / f"{number}.script").read_text(), str(job)],
             env=os.environ | environment,
             start_new_session=True,
             stdout=out,
             stderr=out,
         )
     (STATE / f"{number}.group").write_text(str(process.pid))
-    (STATE / f"{number}.script").write_text(script)
+
+
+def say(number, state):
+    """Note a state, whole."""
+    new = STATE / f"{number}.{os.getpid()}.new"
+    new.write_text(state)
+    new.replace(STATE / f"{number}.state")
+
+
+def state(number):
+    """The state of a job; empty for one that is not known."""
+    file = STATE / f"{number}.state"
+    return file.read_text().strip() if file.exists() else ""
+
+
+def step(number):
+    """The processes of a job but its batch script."""
+    found = []
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            mine = f"SLURM_JOB_ID={number}".encode() in (process / "environ").read_bytes().split(b"\0")
+            if process.name.isdigit() and mine and (process / "comm").read_text().strip() not in ("sh", "bash"):
+                found.append(int(process.name))
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def send(number, name):
+    """Signal a job."""
+    for pid in step(number):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, getattr(signal, f"SIG{name.removeprefix('SIG')}"))
+
+
+def end(number, then):
+    """In the background: end a job, with KILL_WAIT seconds to save."""
+    asked = step(number)
+    if os.fork():
+        return
+    os.setsid()
+    for pid in asked:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + KILL_WAIT
+    while step(number) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    group = STATE / f"{number}.group"
+    if group.exists():
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(group.read_text()), signal.SIGKILL)
+    while step(number):
+        send(number, "KILL")
+    then()
 
 
 def sbatch(script):
-    number = 100 + len(list(STATE.glob("*.script")))
-    begin(number, script)
+    number = str(100 + len(list(STATE.glob("*.script"))))
+    (STATE / f"{number}.script").write_text(script)
+    if (STATE / "held").exists():
+        say(number, "PENDING")
+    else:
+        begin(number)
     sys.stdout.write(f"Submitted batch job {number}\n")
 
 
@@ -50,25 +110,39 @@ def srun(*argv):
     os.execvp(words[0], words)
 
 
+def squeue(*argv):
+    (jobs,) = (word.removeprefix("--jobs=").split(",") for word in argv if word.startswith("--jobs="))
+    known = {number: state(number).partition(" ")[0] for number in jobs if state(number)}
+    if len(jobs) == 1 and not known:
+        sys.exit("slurm_load_jobs error: Invalid job id specified")
+    sys.stdout.writelines(f"{number} {told}\n" for number, told in known.items())
+
+
 def sacct(*argv):
-    sys.stdout.write("JobID|State|NodeList\n")
-    for number in (argv[i + 1] for i, word in enumerate(argv) if word == "-j"):
-        ended = STATE / f"{number}.state"
-        state = ended.read_text().strip() if ended.exists() else "RUNNING"
-        sys.stdout.write(f"{number}|{state}|here\n")
+    (number,) = (word.removeprefix("--jobs=") for word in argv if word.startswith("--jobs="))
+    sys.stdout.write(f"{state(number)}\n" if state(number) else "")
 
 
-def scancel(number, *argv):
-    group = int((STATE / f"{number}.group").read_text())
-    if argv:
-        os.killpg(group, getattr(signal, f"SIG{argv[-1].removeprefix('SIG')}"))
+def scancel(*argv):
+    *options, number = argv
+    for option in options:
+        if option.startswith("--signal="):
+            send(number, option.removeprefix("--signal="))
+            return
+    if "--state=PENDING" in options and state(number) != "PENDING":
         return
-    (STATE / f"{number}.state").write_text("CANCELLED by 0")
-    os.killpg(group, signal.SIGKILL)
+    waited = state(number) == "PENDING"
+    say(number, "CANCELLED by 0")
+    if not waited:
+        end(number, lambda: None)
 
 
-def scontrol(_requeue, number):
-    begin(number, (STATE / f"{number}.script").read_text())
+def scontrol(what, number):
+    if what == "requeue":
+        say(number, "PENDING")
+        end(number, lambda: begin(number))
+    elif what == "release":
+        begin(number)
 
 
 if __name__ == "__main__":
