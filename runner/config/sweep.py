@@ -1,5 +1,6 @@
 """All jobs of a sweep, composed before the first starts."""
 
+import re
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -50,9 +51,13 @@ def plan(overrides: Sequence[str], cwd: Path, trust: Sequence[str] = ()) -> "Pla
     loader = _Parsing(cwd)
     whole = loader.collect(list(overrides), RunMode.MULTIRUN)
     checked = Check(whole, tuple(trust))
-    wrong = [mistake for mistake in checked.at_once if mistake.key.partition(".")[0] == "sweep"]
-    mistakes = [mistake for mistake in wrong if mistake.rule != effects.NO_MULTIRUN]
     settings = checked.config.sweep  # a wrong key has its default
+    of_no_job = {*_OF_THE_SWEEP, *(["seed"] if settings.seeds else [])}  # keys that no job has as they are said here
+    found = [*whole.mistakes, *checked.at_once]
+    mistakes = [m for m in found if re.split("[./]", m.key)[0] in of_no_job and m.rule != effects.NO_MULTIRUN]
+    if whole.config.get("run") is not None:
+        rule = "must not be set in a sweep: each job has a directory of its own, and the same line goes on"
+        mistakes += whole.blame([Mistake("run", rule, whole.config["run"], remedy="`sweep.id` names a sweep")])
     searched = whole.config.get("sweep", {}).get("search", {}).get("sampler") is not None
     try:
         space = make_space(
@@ -123,7 +128,7 @@ class Plan:
     def points(self) -> Iterator[Point]:
         """Each point, in order."""
         for point in self.space.points():
-            self._known[point.own] = point
+            self._known.setdefault(point.own, point)  # of two rows that say the same the first has its place
             yield point
 
     def jobs(self) -> Iterator[Job]:
