@@ -243,6 +243,23 @@ def test_the_curves_are_drawn_over_each_other(sweep):
     assert not list(folder.glob(".*tmp"))
 
 
+def test_whatever_a_value_looks_like_it_has_its_place_in_the_legend(sweep, monkeypatch):
+    """What matplotlib would take for a formula, for a line without a name, or has no letters for."""
+    from matplotlib.figure import Figure
+
+    names, legends = ["$\\frac$", "${a}_${b}", "_x", "日本語"], []
+    legend = Figure.legend
+    monkeypatch.setattr(Figure, "legend", lambda *args, **more: legends.append(legend(*args, **more)) or legends[-1])
+    log = line(10, 0.1) + line(20, 0.2)
+    folder = sweep(*({"a": name, "status": "pruned", "log": log} for name in names), {"a": 1, "objective": 0.5})
+    report(folder, lambda _: None)
+
+    (drawn,) = legends
+    said = [text.get_text() for text in drawn.get_texts()]
+    assert ["1. 1  0.5", *(f"– {name}  (0.2)  pruned" for name in names)] == said
+    assert "a  val/accuracy" == drawn.get_title().get_text()
+
+
 def test_without_curves_nothing_is_drawn(sweep):
     folder = sweep({"a": 1, "objective": 0.5, "log": line(0 + 1, 0.5)})
 
