@@ -114,5 +114,5 @@ def _label(entry: Entry, report: Report) -> str:
     several = len(entry.rows) > 1
     ends = [f"{n} {status}" if several else status for status, n in entry.statuses.items() if status != "completed"]
     values = values if len(values) <= LABEL else values[: LABEL - 1] + "…"
-    rank = f"{entry.rank}." if entry.rank else "–"  # a label that begins with `_` would be left out of the legend
+    rank = f"{entry.rank}." if entry.rank else "-"  # a label that begins with `_` would be left out of the legend
     return "  ".join(filter(None, [f"{rank} {values}", score_text(entry), ", ".join(ends)]))

@@ -108,6 +108,15 @@ def test_replicates_are_one_entry_with_mean_and_interval(sweep):
     assert "Welch" in table.text(report_)
 
 
+def test_no_value_breaks_the_lines_of_the_table(sweep):
+    jobs = [{"a": "x\ny", "seed": s, "objective": v} for s, v in enumerate([1e250, 2e250])]
+    folder = sweep(*jobs, {"a": "z", "seed": 0, "objective": 0.5}, {"a": "z", "seed": 1, "objective": 0.6})
+    text = table.text(gather(folder)).splitlines()
+
+    assert ["1", "0-1", "'x\\ny'", "1.5e+250", "±", "6.4e+250", "2", "best"] == text[4].split()
+    assert text[5].endswith("within noise of the best (p = 0.2)")
+
+
 def test_the_best_mean_wins_and_not_the_best_seed(sweep):
     lucky = [{"lr": 1, "seed": seed, "objective": value} for seed, value in enumerate([0.99, 0.1, 0.1])]
     steady = [{"lr": 2, "seed": seed, "objective": value} for seed, value in enumerate([0.8, 0.8, 0.81])]
@@ -256,7 +265,7 @@ def test_whatever_a_value_looks_like_it_has_its_place_in_the_legend(sweep, monke
 
     (drawn,) = legends
     said = [text.get_text() for text in drawn.get_texts()]
-    assert ["1. 1  0.5", *(f"– {name}  (0.2)  pruned" for name in names)] == said
+    assert ["1. 1  0.5", *(f"- {name}  (0.2)  pruned" for name in names)] == said
     assert "a  val/accuracy" == drawn.get_title().get_text()
 
 
