@@ -46,8 +46,9 @@ def draw(report: Report, file: Path) -> bool:
         axes = figure.add_subplot(1, len(names), place)
         _panel(axes, report, name, logged[name])
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    legend = figure.legend(handles[::-1], labels[::-1], loc="outside right upper", fontsize=8, frameon=False)
-    legend.set_title(_title(report), {"size": 8})
+    sizes: dict[str, Any] = {"fontsize": 8, "title_fontsize": 8}
+    legend = figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False, **sizes)
+    legend.set_title(_title(report))
     for text in [legend.get_title(), *legend.get_texts()]:
         text.set_parse_math(False)  # `${a}_${b}` is no formula
     figure.suptitle(f"{report.settings.get('name') or report.folder.parent.name}: {report.folder.name}", fontsize=10)
