@@ -57,7 +57,8 @@ def examine(composed: Composed, trust: tuple[str, ...], say: Say = lambda _: Non
 
     wrong = {mistake.key.split(".")[0] for mistake in mistakes} | {group.split("/")[0] for group in composed.unknown}
     found = preflight(checked.config, trust, wrong)
-    if refused := checked.placed(found.mistakes):
+    said = {(mistake.key, mistake.where) for mistake in mistakes}
+    if refused := [mistake for mistake in checked.placed(found.mistakes) if (mistake.key, mistake.where) not in said]:
         say(refused)
     return Examined(checked.config, found, [*mistakes, *refused])
 

@@ -183,6 +183,7 @@ def reconcile(ledger: Ledger, folder: Path) -> list[Row]:
                 result = read_json(job / "result.json") or {}
                 if result.get("status") == "completed":
                     columns = ending(job, 0)
+                    columns["start"] = (job / "result.json").stat().st_mtime - result.get("seconds", 0.0)
             if columns.get("status") == "completed":
                 columns["end"] = (job / "result.json").stat().st_mtime
             if columns:

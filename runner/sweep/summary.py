@@ -24,6 +24,8 @@ def before(plan: Plan, rows: Sequence[Row], asked: Sequence[Asked], decided: Dec
         words += [f"{count:,} of them {status} before" for status, count in again.items()]
         words += [f"{done:,} done before"] if done else []
         yield ", ".join(words)
+    elif source.total is not None and rows:
+        yield f"a search of {source.total:,} trials, with {len(rows):,} job{'s' * (len(rows) != 1)} from before"
     first: dict[str, Asked] = {}
     for one in asked:
         if one.id in first:

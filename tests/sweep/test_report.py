@@ -207,6 +207,17 @@ def cut_off_jobs_are_interrupted(sweep, pid):
     assert "(0.6)" in table.text(found)
 
 
+@pytest.mark.parametrize("status", ["pruned", "failed", "interrupted"])
+def test_a_job_that_was_continued_by_hand_counts(status, sweep):
+    """The ledger learns of it when the sweep's line is given again; the report does not wait for that."""
+    folder = sweep({"a": 1, "objective": 0.5}, {"a": 2, "status": status, "objective": 0.3, "cause": "exception"})
+    result = {"status": "completed", "objective": 0.9, "metrics": {"val/accuracy": 0.9}, "error": None, "seconds": 2.0}
+    (folder / "1_x" / "result.json").write_text(json.dumps(result))
+    best, _ = gather(folder).entries
+
+    assert ("completed", "", 0.9) == (best.rows[0].status, best.rows[0].cause, best.mean.value)
+
+
 def test_a_pruned_job_is_marked_with_what_it_reached(sweep):
     log = line(10, 0.2) + line(20, 0.3)
     found = gather(sweep({"a": 1, "objective": 0.5}, {"a": 2, "status": "pruned", "log": log}))
