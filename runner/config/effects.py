@@ -16,6 +16,7 @@ from runner.torchrun import PROCESSES
 PLATEAU = "ReduceLROnPlateau"
 SUPERVISED, MINIMISE = "runner.step.supervised", "runner.step.minimise"
 NO_MULTIRUN = "has no effect without `-m`"
+OF_THE_SWEEP = ("sweep", "hydra")  # groups and keys that are no part of a job
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,6 @@ from runner.config.points import Point, Setting, Space, make_space
 from runner.config.schema import Sweep
 from runner.errors import ConfigError, Mistake
 
-_OF_THE_SWEEP = ("sweep", "hydra")  # groups and keys that are no part of a job
-
 
 @dataclass(frozen=True)
 class Job:
@@ -52,7 +50,10 @@ def plan(overrides: Sequence[str], cwd: Path, trust: Sequence[str] = ()) -> "Pla
     whole = loader.collect(list(overrides), RunMode.MULTIRUN)
     checked = Check(whole, tuple(trust))
     settings = checked.config.sweep  # a wrong key has its default
-    of_no_job = {*_OF_THE_SWEEP, *(["seed"] if settings.seeds else [])}  # keys that no job has as they are said here
+    of_no_job = {
+        *effects.OF_THE_SWEEP,
+        *(["seed"] if settings.seeds else []),
+    }  # keys that no job has as they are said here
     found = [*whole.mistakes, *checked.at_once]
     mistakes = [m for m in found if re.split("[./]", m.key)[0] in of_no_job and m.rule != effects.NO_MULTIRUN]
     if whole.config.get("run") is not None:
@@ -104,8 +105,8 @@ def _is_of_the_sweep(loader: "_Parsing", whole: Composed, text: str) -> bool:
         return False
     key = override.key_or_group
     if key == "sweep" and not override.is_sweep_override():
-        return whole.layers.sets_only("sweep", _OF_THE_SWEEP)
-    return key.partition(".")[0].partition("/")[0] in _OF_THE_SWEEP and not override.is_sweep_override()
+        return whole.layers.sets_only("sweep", effects.OF_THE_SWEEP)
+    return key.partition(".")[0].partition("/")[0] in effects.OF_THE_SWEEP and not override.is_sweep_override()
 
 
 @dataclass

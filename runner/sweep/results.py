@@ -282,6 +282,7 @@ def find(folder: Path) -> Path:
         rule = "must be the folder of a sweep, and does not exist"
     right = nearest(folder.name, [path.name for path in known])
     near = next((str(path) for path in known if path.name == right), "")
+    near = str(folder.parent) if (folder.parent / FILE).is_file() else near  # a job of it
     listed = f"the sweeps here are {', '.join(map(str, sorted(known)[:5]))}" if known else ""
     raise ConfigError([Mistake("SWEEP", rule, str(folder), remedy=did_you_mean(near) or listed, suggestion=near)])
 

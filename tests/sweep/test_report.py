@@ -317,7 +317,7 @@ def test_the_verb_prints_table_or_json(sweep, capsys):
         ([], "SWEEP is missing"),
         (["a", "b"], "must be one folder"),
         (["outputs/digits/sweep_2"], "did you mean `outputs/digits/sweep_1`"),
-        (["outputs/digits/sweep_1/0_x"], "is that of a run"),
+        (["outputs/digits/sweep_1/0_x"], "did you mean `outputs/digits/sweep_1`"),
         (["outputs/digits"], "has no ledger.sqlite"),
         (["outputs/digits/sweep_broken"], "cannot be read"),
         (["outputs/digits/sweep_empty"], "cannot be read"),
