@@ -1,6 +1,7 @@
 """All that can be known to be wrong with a command line: first without torch, then with it, then on a meta model."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from runner.preflight import Preflight
 
 Say = Callable[[list[Mistake]], None]
+MOST_ALIKE = 3  # values that break one rule in one place, of the many that `range(-1000, 0)` has
 
 
 def reporter() -> Say:
@@ -55,7 +57,8 @@ def examine(composed: Composed, trust: tuple[str, ...], say: Say = lambda _: Non
 
     wrong = {mistake.key.split(".")[0] for mistake in mistakes} | {group.split("/")[0] for group in composed.unknown}
     found = preflight(checked.config, trust, wrong)
-    if refused := checked.placed(found.mistakes):
+    said = {(mistake.key, mistake.where) for mistake in mistakes}
+    if refused := [mistake for mistake in checked.placed(found.mistakes) if (mistake.key, mistake.where) not in said]:
         say(refused)
     return Examined(checked.config, found, [*mistakes, *refused])
 
@@ -71,14 +74,19 @@ def examine_sweep(overrides: Sequence[str], trust: tuple[str, ...], say: Say = l
 
 
 def examine_jobs(jobs: Sequence[Check], processes: int, say: Say = lambda _: None) -> list[Mistake]:
-    """Examine jobs of so many processes together; each mistake once.
+    """Examine jobs of so many processes together; each mistake once, and no more than a few of one range or interval.
 
     Two that differ in nothing that is looked at are looked at once.
     """
     seen: dict[str, Mistake] = {}
+    alike: Counter[tuple[str, str, str]] = Counter()
 
     def say_new(mistakes: list[Mistake]) -> None:
-        new = {str(mistake): mistake for mistake in mistakes if str(mistake) not in seen}
+        new: dict[str, Mistake] = {}
+        for mistake in mistakes:
+            if str(mistake) not in seen | new:
+                alike[kind := (mistake.key, mistake.rule, mistake.where)] += 1
+                new |= {str(mistake): mistake} if alike[kind] <= MOST_ALIKE else {}
         seen.update(new)
         if new:
             say(list(new.values()))

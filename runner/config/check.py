@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from runner.config import effects, schema
 from runner.config.blame import shown
 from runner.config.compose import Composed
@@ -75,7 +77,17 @@ class Check:
             keys = (finding.mistake.key, *finding.follows_from)
             if not any(bad == key or bad.startswith(f"{key}.") for key in keys for bad in wrong):
                 found += self.placed([finding.mistake])
-        return [*composed.mistakes, *self._independent([*found, *effects.without_multirun(composed.overrides)])]
+        if not self._is_job_of_a_preset:
+            found += effects.without_multirun(composed.overrides)
+        return [*composed.mistakes, *self._independent(found)]
+
+    @property
+    def _is_job_of_a_preset(self) -> bool:
+        """Whether the option of `sweep` says more than how to sweep, and the arguments are those of one of its jobs."""
+        swept = set(OmegaConf.select(self.composed.hydra, "sweeper.params") or {})
+        swept |= {"seed"} if self.config.sweep.seeds else set()
+        given = {text.partition("=")[0] for text in self.composed.overrides}
+        return swept <= given and not self.composed.layers.sets_only("sweep", effects.OF_THE_SWEEP)
 
     def _independent(self, mistakes: list[Mistake], before: Sequence[Mistake] = ()) -> list[Mistake]:
         """Without those that only follow from another one, or that an alias repeats."""

@@ -408,7 +408,9 @@ class Loader(ConfigLoaderImpl):
         try:
             override = self.parse(text)
         except HydraException as error:
-            first = str(error).splitlines()[0]
+            first, *more = str(error).splitlines()
+            if first.startswith("Error parsing override") and more:  # what a function says is below
+                first = re.sub(r"^\w+ while evaluating '.*': ", "", more[0])
             problem = "cannot be read as `key=value`" + (f": {first}" if equals else "")
             remedy = f"quote it: '{key}=\"{value}\"'" if equals and value else ""
             if not equals and re.fullmatch(r"[\w.@/]+", key):

@@ -16,6 +16,7 @@ from runner.torchrun import PROCESSES
 PLATEAU = "ReduceLROnPlateau"
 SUPERVISED, MINIMISE = "runner.step.supervised", "runner.step.minimise"
 NO_MULTIRUN = "has no effect without `-m`"
+OF_THE_SWEEP = ("sweep", "hydra")  # groups and keys that are no part of a job
 
 
 @dataclass(frozen=True)
@@ -225,11 +226,10 @@ def _search(config: schema.Config) -> Iterator[Finding]:
         if (value := getattr(config.sweep, name)) is not None:
             rule = "must not stand beside `sweep.search.sampler`, which chooses each point by one result of one run"
             yield Finding(Mistake(f"sweep.{name}", rule, value), ("sweep.search.sampler",))
+    if search.pruner is not None:
+        yield from _pruner(config)
     if not search.objectives:
         return
-    if search.pruner is not None:
-        rule = "must not stand beside several `sweep.search.objectives`: Optuna prunes by one"
-        yield Finding(Mistake("sweep.search.pruner", rule), ("sweep.search.objectives",))
     if len(search.objectives) == 1:
         rule = "must be two or more: a single one is `train.objective`"
         yield Finding(Mistake("sweep.search.objectives", rule, dict(search.objectives)))
@@ -245,6 +245,17 @@ def _search(config: schema.Config) -> Iterator[Finding]:
             remedy = did_you_mean(right)
             found = Mistake(f"sweep.search.objectives.{name}", rule, remedy=remedy, suggestion=right)
             yield Finding(found, ("metrics", "dataset"))
+
+
+def _pruner(config: schema.Config) -> Iterator[Finding]:
+    """A pruner needs one objective, and values of it before the end."""
+    if config.sweep.search.objectives:
+        rule = "must not stand beside several `sweep.search.objectives`: Optuna prunes by one"
+        yield Finding(Mistake("sweep.search.pruner", rule), ("sweep.search.objectives",))
+    objective = config.train.objective or produced(config)[0][0]
+    if config.train.evaluate_every is None and not objective.startswith("train/"):
+        rule = f"has no effect with train.evaluate_every=null: `{objective}` has one value, at the end of a job"
+        yield Finding(Mistake("sweep.search.pruner", rule), ("train.evaluate_every",))
 
 
 def _several_processes_cannot(config: schema.Config) -> Iterator[Finding]:

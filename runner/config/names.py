@@ -80,6 +80,8 @@ ELSEWHERE = {
     "dataset.validation": "dataset.val",
     "loss_fn": "loss",
     "exp": "experiment",
+    "hydra/sweeper=optuna": "sweep=optuna_asha",
+    "hydra/launcher=joblib": "sweep.slots",
 }
 
 

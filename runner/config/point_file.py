@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 
 from runner.config import document
+from runner.config.names import did_you_mean, nearest
 from runner.errors import Mistake
 
 # A key of a config or of a group (with its package), as Hydra takes it.
-_KEY = r"\+{0,2}[A-Za-z_][\w\-/]*(\.[\w\-]+)*(@[\w.\-]+)?"
+_KEY = r"(?a)\+{0,2}[A-Za-z_][\w\-/]*(\.[\w\-]+)*(@[\w.\-]+)?"
 _WORD = r"[A-Za-z_][\w./+\-]*"  # a text that needs no quotes, unless it is one of these
 _NO_WORDS = {"null", "true", "false", "nan", "inf"}
 
@@ -39,11 +41,13 @@ def read(path: Path, name: str, where: str) -> tuple[list[Row], list[Mistake]]:
     readers: dict[str, Callable[[Path, str, _Rows], None]] = {
         ".yaml": _yaml, ".yml": _yaml, ".csv": _csv, ".jsonl": _jsonl,
     }  # fmt: skip
-    if path.suffix.lower() not in readers:
-        rule = f"must be a file that ends in {', '.join(readers)}"
-        return [], [Mistake("sweep.points", rule, name, where)]
-    if not path.is_file():
-        return [], [Mistake("sweep.points", "must be an existing file", name, where)]
+    if path.suffix.lower() not in readers or not path.is_file():
+        is_known = path.suffix.lower() in readers
+        rule = "must be an existing file" if is_known else f"must be a file that ends in {', '.join(readers)}"
+        beside = [file.name for file in path.parent.glob("*") if file.suffix.lower() in readers and file.is_file()]
+        near = nearest(path.name, beside)
+        right = str(Path(name).with_name(near)) if near else ""
+        return [], [Mistake("sweep.points", rule, name, where, did_you_mean(right), right)]
     rows = _Rows(name)
     try:
         readers[path.suffix.lower()](path, name, rows)
@@ -74,7 +78,10 @@ class _Rows:
             self.wrong("is not a key", line, repr(key))
         if not arguments:
             self.wrong("has a point that sets no key", line)
-        elif not bad:
+        twice = [key for key, number in Counter(key.lstrip("+") for key, _ in arguments).items() if number > 1]
+        for key in twice:
+            self.wrong("is set twice by one point", line, key)
+        if arguments and not bad and not twice:
             self.rows.append(Row(f"{self.name}:{line}", tuple(arguments)))
 
 
@@ -140,11 +147,12 @@ def _csv(path: Path, _name: str, rows: _Rows) -> None:
 
 
 def _good_header(header: list[str], line: int, rows: _Rows) -> bool:
-    before = len(rows.mistakes)
+    before, bare = len(rows.mistakes), [key.lstrip("+") for key in header]
     for key in dict.fromkeys(header):
         if not re.fullmatch(_KEY, key):
             rows.wrong("is not a key; the first line has the keys, with commas between them", line, repr(key))
-        if header.count(key) > 1:
+    for key in dict.fromkeys(bare):
+        if bare.count(key) > 1:
             rows.wrong("stands twice in the first line", line, key)
     return len(rows.mistakes) == before
 
@@ -154,7 +162,7 @@ def _cell(cell: str) -> str:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    if re.fullmatch(r"[\w.+\-]+", cell):
+    if re.fullmatch(r"[\w.+\-]+", cell, re.ASCII):
         return cell
     try:
         override = OverridesParser.create().parse_override(f"key={cell}")
@@ -176,7 +184,7 @@ def _flat(item: dict[Any, Any], above: str = "") -> Iterator[tuple[str, str]]:
 def text(value: Any) -> str:
     """A plain value in Hydra's grammar."""
     if isinstance(value, str):
-        plain = re.fullmatch(_WORD, value) and value.lower() not in _NO_WORDS
+        plain = re.fullmatch(_WORD, value, re.ASCII) and value.lower() not in _NO_WORDS
         return value if plain else QuotedString(value, Quote.single).with_quotes()
     if isinstance(value, list):
         return f"[{','.join(map(text, value))}]"

@@ -23,6 +23,7 @@ from runner.errors import ConfigError, Mistake
 
 MAX_VALUES = 1_000_000  # of one key, and points of a grid: more is a mistake of typing
 MAX_CORNERS = 100
+IN_VAIN = 20  # draws without a new point, for each point there is, after which there are no more: one in e^20 is missed
 TAGS = ("log",)
 OWN = ("sweep", "run", "hydra")  # they are of the sweep as a whole, or of one directory
 Parse = Callable[[str], Override]
@@ -159,7 +160,7 @@ class Space:
 
     def points(self) -> Iterator[Point]:
         """Every point; of a grid in the order of Hydra's basic sweeper: the last axis changes fastest."""
-        for chosen in self._combinations():
+        for chosen in self.combinations():
             for replicate in self.seeds.members if self.seeds else [()]:
                 yield self.point([*itertools.chain(*chosen), *replicate])
 
@@ -192,19 +193,23 @@ class Space:
             {setting.text: setting.where for setting in ordered if setting.where},
         )
 
-    def _combinations(self) -> Iterator[tuple[tuple[Setting, ...], ...]]:
+    def combinations(self) -> Iterator[tuple[tuple[Setting, ...], ...]]:
+        """A member of each axis; of drawn ones fewer than `random` where there are no more different ones."""
         if self.random is None:
             yield from itertools.product(*(axis.members for axis in self.axes if isinstance(axis, Axis)))
             return
-        seen: set[tuple[tuple[Setting, ...], ...]] = set()
+        seen: set[tuple[str, ...]] = set()
+        in_vain = 0
         for number in itertools.count():
+            if len(seen) == self.random or in_vain > IN_VAIN * (len(seen) + 100):
+                return
             chosen = tuple(axis.draw(uniform(self.random_seed, axis.keys, number)) for axis in self.axes)
-            texts = tuple(tuple(Setting(s.key, None, s.text) for s in member) for member in chosen)
+            texts = tuple(setting.text for member in chosen for setting in member)
+            in_vain += 1
             if texts not in seen:
                 seen.add(texts)
+                in_vain = 0
                 yield chosen
-            if len(seen) == self.random:
-                return
 
 
 def uniform(seed: int, keys: Sequence[str], number: int) -> float:
@@ -432,14 +437,16 @@ def _seeds(
     if any("seed" in axis.keys for axis in axes):
         rule = "must not stand beside a sweep over `seed`: both are replicates"
         return None, [Mistake("sweep.seeds", rule, count, where)]
+    if count > MAX_VALUES:
+        return None, [Mistake("sweep.seeds", f"must be at most {MAX_VALUES:,}", count, where)]
     values = range(first, first + count)
     return Axis(("seed",), tuple((Setting("seed", v, f"seed={v}", where),) for v in values)), []
 
 
 def _of_number(space: Space, settings: Sweep, origin: Callable[[str], str]) -> Iterator[Mistake]:
     """What is wrong with how many points there are."""
-    lengths = [len(axis.members) for axis in space.axes if isinstance(axis, Axis)]
-    total = math.prod(lengths)
+    axes = [*space.axes, *([space.seeds] if space.seeds else [])]
+    total = math.prod(len(axis.members) for axis in axes if isinstance(axis, Axis))
     if space.random is None:
         if settings.random_seed:
             rule = "has no effect without `sweep.random`"
@@ -454,6 +461,8 @@ def _of_number(space: Space, settings: Sweep, origin: Callable[[str], str]) -> I
     elif not space.axes:
         remedy = "give it something: `optimizer.lr='tag(log, interval(0.001, 0.1))'`"
         yield Mistake("sweep.random", "has nothing to draw from", space.random, where, remedy)
-    elif space.random > total and len(lengths) == len(space.axes):
+    elif space.random > MAX_VALUES:
+        yield Mistake("sweep.random", f"must be at most {MAX_VALUES:,}", space.random, where)
+    elif (total := sum(1 for _ in space.combinations())) < space.random:
         rule = f"must be at most {total}: there are no more different points"
-        yield Mistake("sweep.random", rule, space.random, where, "leave it out to take each", str(total))
+        yield Mistake("sweep.random", rule, space.random, where, suggestion=str(total))

@@ -1,5 +1,6 @@
 """All jobs of a sweep, composed before the first starts."""
 
+import re
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -19,8 +20,6 @@ from runner.config.launcher import OURS, chosen, launcher
 from runner.config.points import Point, Setting, Space, make_space
 from runner.config.schema import Sweep
 from runner.errors import ConfigError, Mistake
-
-_OF_THE_SWEEP = ("sweep", "hydra")  # groups and keys that are no part of a job
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,16 @@ def plan(overrides: Sequence[str], cwd: Path, trust: Sequence[str] = ()) -> "Pla
     loader = _Parsing(cwd)
     whole = loader.collect(list(overrides), RunMode.MULTIRUN)
     checked = Check(whole, tuple(trust))
-    wrong = [mistake for mistake in checked.at_once if mistake.key.partition(".")[0] == "sweep"]
-    mistakes = [mistake for mistake in wrong if mistake.rule != effects.NO_MULTIRUN]
     settings = checked.config.sweep  # a wrong key has its default
+    of_no_job = {
+        *effects.OF_THE_SWEEP,
+        *(["seed"] if settings.seeds else []),
+    }  # keys that no job has as they are said here
+    found = [*whole.mistakes, *checked.at_once]
+    mistakes = [m for m in found if re.split("[./]", m.key)[0] in of_no_job and m.rule != effects.NO_MULTIRUN]
+    if whole.config.get("run") is not None:
+        rule = "must not be set in a sweep: each job has a directory of its own, and the same line goes on"
+        mistakes += whole.blame([Mistake("run", rule, whole.config["run"], remedy="`sweep.id` names a sweep")])
     searched = whole.config.get("sweep", {}).get("search", {}).get("sampler") is not None
     try:
         space = make_space(
@@ -99,8 +105,8 @@ def _is_of_the_sweep(loader: "_Parsing", whole: Composed, text: str) -> bool:
         return False
     key = override.key_or_group
     if key == "sweep" and not override.is_sweep_override():
-        return whole.layers.sets_only("sweep", _OF_THE_SWEEP)
-    return key.partition(".")[0].partition("/")[0] in _OF_THE_SWEEP and not override.is_sweep_override()
+        return whole.layers.sets_only("sweep", effects.OF_THE_SWEEP)
+    return key.partition(".")[0].partition("/")[0] in effects.OF_THE_SWEEP and not override.is_sweep_override()
 
 
 @dataclass
@@ -123,7 +129,7 @@ class Plan:
     def points(self) -> Iterator[Point]:
         """Each point, in order."""
         for point in self.space.points():
-            self._known[point.own] = point
+            self._known.setdefault(point.own, point)  # of two rows that say the same the first has its place
             yield point
 
     def jobs(self) -> Iterator[Job]:

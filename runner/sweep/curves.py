@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,18 +46,23 @@ def draw(report: Report, file: Path) -> bool:
         axes = figure.add_subplot(1, len(names), place)
         _panel(axes, report, name, logged[name])
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles[::-1], labels[::-1], loc="outside right upper", fontsize=8, frameon=False, title=_title(report)
-    )
+    sizes: dict[str, Any] = {"fontsize": 8, "title_fontsize": 8}
+    legend = figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False, **sizes)
+    legend.set_title(_title(report))
+    for text in [legend.get_title(), *legend.get_texts()]:
+        text.set_parse_math(False)  # `${a}_${b}` is no formula
     figure.suptitle(f"{report.settings.get('name') or report.folder.parent.name}: {report.folder.name}", fontsize=10)
-    write_atomic(file, lambda opened: figure.savefig(opened, format="png"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box in the place of a letter says enough
+        write_atomic(file, lambda opened: figure.savefig(opened, format="png"))
     return True
 
 
 def _title(report: Report) -> str:
-    ranked = sum(entry.rank is not None for entry in report.entries)
-    keys = textwrap.fill(", ".join(report.keys), LABEL)
-    return f"{keys}\n(the best {COLOURED} of {ranked})" if ranked > COLOURED else keys
+    """What the words of a label are, and what has none."""
+    names = textwrap.fill(f"{', '.join(report.keys)}  {report.objective}".strip(), LABEL)
+    more = len(report.entries) - COLOURED
+    return f"{names}\n(grey: {more:,} more)" if more > 0 else names
 
 
 def _panel(axes: "Axes", report: Report, name: str, logged: Mapping[int, Curve]) -> None:
@@ -71,7 +77,8 @@ def _panel(axes: "Axes", report: Report, name: str, logged: Mapping[int, Curve])
     for place, entry in reversed(list(enumerate(report.entries[:COLOURED]))):
         _entry(axes, entry, report, _COLOURS[place], logged)
     values = [value for line in logged.values() for _, value in line]
-    if name.endswith("loss") and min(values) > 0 and max(values) > 30 * min(values):
+    less_is_better = name.endswith("loss") or (name == report.objective and report.sign < 0)
+    if less_is_better and min(values) > 0 and max(values) > 30 * min(values):
         axes.set_yscale("log")
     axes.set_xlabel("optimizer step")
     axes.set_title(name, fontsize=10)
@@ -82,7 +89,7 @@ def _panel(axes: "Axes", report: Report, name: str, logged: Mapping[int, Curve])
 
 
 def _entry(axes: "Axes", entry: Entry, report: Report, colour: str, logged: Mapping[int, Curve]) -> None:
-    """The jobs of an entry; replicates thin, and the mean of those that were not cut short."""
+    """The jobs of an entry; replicates thin, and the mean of those that are done, or of all as far as all came."""
     lines = [(row, logged[row.number]) for row in entry.rows if logged[row.number]]
     label = _label(entry, report)
     several = len(lines) > 1
@@ -90,11 +97,12 @@ def _entry(axes: "Axes", entry: Entry, report: Report, colour: str, logged: Mapp
         style: dict[str, Any] = {"color": colour, "zorder": 2 if several else 3}
         style |= {"linewidth": 0.7, "alpha": 0.45} if several else {"linewidth": 1.6, "label": label}
         style |= {"linestyle": "--"} if row.status in _ENDS else {}
+        style |= {"marker": "."} if len(line) == 1 else {}
         axes.plot([step for step, _ in line], [value for _, value in line], **style)
         if row.status in _ENDS:
             axes.plot(*line[-1], marker=_ENDS[row.status], color=colour, markersize=7, markeredgewidth=2, zorder=4)
     if several:
-        whole = [dict(line) for row, line in lines if row.status not in _ENDS] or [dict(line) for _, line in lines]
+        whole = [dict(line) for row, line in lines if row.status == "completed"] or [dict(line) for _, line in lines]
         steps = sorted(set.intersection(*map(set, whole)))
         means = [math.fsum(values[step] for values in whole) / len(whole) for step in steps]
         axes.plot(steps, means, color=colour, linewidth=2, label=label, zorder=3)
@@ -107,5 +115,5 @@ def _label(entry: Entry, report: Report) -> str:
     several = len(entry.rows) > 1
     ends = [f"{n} {status}" if several else status for status, n in entry.statuses.items() if status != "completed"]
     values = values if len(values) <= LABEL else values[: LABEL - 1] + "…"
-    values = f"{entry.rank}. {values}" if entry.rank else values
-    return "  ".join([values, score_text(entry), ", ".join(ends)]).strip()
+    rank = f"{entry.rank}." if entry.rank else "-"  # a label that begins with `_` would be left out of the legend
+    return "  ".join(filter(None, [f"{rank} {values}", score_text(entry), ", ".join(ends)]))

@@ -45,10 +45,11 @@ def welch(a: Mean, b: Mean) -> float | None:
     """
     if a.n < 2 or b.n < 2:
         return None
-    va, vb = a.std**2 / a.n, b.std**2 / b.n
-    if va + vb == 0:
+    scale = max(a.std, b.std)
+    if scale == 0:
         return float(a.value == b.value)
     from scipy.special import stdtr
 
+    va, vb = (a.std / scale) ** 2 / a.n, (b.std / scale) ** 2 / b.n  # a diverged loss of 1e200 has a square too
     freedom = (va + vb) ** 2 / (va**2 / (a.n - 1) + vb**2 / (b.n - 1))
-    return 2 * float(stdtr(freedom, -abs(a.value - b.value) / math.sqrt(va + vb)))
+    return 2 * float(stdtr(freedom, -abs(a.value / scale - b.value / scale) / math.sqrt(va + vb)))

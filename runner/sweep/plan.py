@@ -187,6 +187,7 @@ def reconciled(row: Row, ledger: Ledger, folder: Path) -> Row:
         result = read_json(job / "result.json") or {}
         if result.get("status") == "completed":
             columns = ending(job, 0)
+            columns["start"] = (job / "result.json").stat().st_mtime - result.get("seconds", 0.0)
     if not columns:
         return row
     if columns["status"] == "completed":

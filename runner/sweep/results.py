@@ -282,6 +282,7 @@ def find(folder: Path) -> Path:
         rule = "must be the folder of a sweep, and does not exist"
     right = nearest(folder.name, [path.name for path in known])
     near = next((str(path) for path in known if path.name == right), "")
+    near = str(folder.parent) if (folder.parent / FILE).is_file() else near  # a job of it
     listed = f"the sweeps here are {', '.join(map(str, sorted(known)[:5]))}" if known else ""
     raise ConfigError([Mistake("SWEEP", rule, str(folder), remedy=did_you_mean(near) or listed, suggestion=near)])
 
@@ -301,15 +302,20 @@ def _other_code(rows: Iterable[Row], ledger: Ledger) -> Iterator[tuple[int, Sequ
 
 def _as_it_is(row: Row, report: Report) -> Row:
     """The row with what the job's directory says where the controller has not written it down (yet)."""
-    if row.status not in UNFINISHED or (row.status == "pruned" and row.objective is not None):
+    if row.status not in (*UNFINISHED, "failed"):
         return row
     folder, status, known = report.folder / row.path, row.status, row.metrics
     result = _json(folder / "result.json")
-    if status != "pruned" and result.get("status") in ("completed", "failed", "pruned", "interrupted"):
+    continued = result.get("status") == "completed"  # by hand
+    if not continued and (status == "failed" or (status == "pruned" and row.objective is not None)):
+        return row
+    if continued or (status != "pruned" and result.get("status") in ("failed", "pruned", "interrupted")):
         status, known = result["status"], result.get("metrics") or {}
         if status in ("completed", "failed"):
-            error = result.get("error") or ""
-            return replace(row, status=status, objective=result.get("objective"), metrics=known, error=error)
+            cause, error = ("", "") if continued else (row.cause, result.get("error") or "")
+            return replace(
+                row, status=status, cause=cause, objective=result.get("objective"), metrics=known, error=error
+            )
     here = row.host in ("", socket.gethostname()) and row.pid is not None
     if status == "running" and here and not _is_alive(row.pid):
         status = "interrupted"

@@ -336,7 +336,8 @@ class Search:
 
     def _build(self, node: Mapping[str, Any]) -> optuna.samplers.BaseSampler:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            known = Warning if self._asked else optuna.exceptions.ExperimentalWarning  # one trial has said the others
+            warnings.simplefilter("ignore", known)
             sampler: optuna.samplers.BaseSampler = component(node, "sweep.search.sampler", trust=self._trust)
         return sampler
 

@@ -19,10 +19,13 @@ def before(plan: Plan, rows: Sequence[Row], asked: Sequence[Asked], decided: Dec
     if source.known:
         again = Counter(by_id[job].status for job in decided.run if by_id[job].status != "waiting")
         done = sum(row.active and row.status in ("completed", "pruned") and row.id not in decided.run for row in rows)
-        words = [f"{len({one.id for one in asked}):,} jobs, {len(decided.run):,} to run"]
+        number = len({one.id for one in asked})
+        words = [f"{number:,} job{'s' * (number != 1)}, {len(decided.run):,} to run"]
         words += [f"{count:,} of them {status} before" for status, count in again.items()]
         words += [f"{done:,} done before"] if done else []
         yield ", ".join(words)
+    elif source.total is not None and rows:
+        yield f"a search of {source.total:,} trials, with {len(rows):,} job{'s' * (len(rows) != 1)} from before"
     first: dict[str, Asked] = {}
     twice = [(one, first[one.id]) for one in asked if first.setdefault(one.id, one) is not one]
     for one, other in twice[:MOST_LISTED]:

@@ -108,7 +108,8 @@ def mean_text(mean: Mean) -> str:
     if half == 0:
         return f"{_number(mean.value)} ± 0"
     places = max(0, 1 - math.floor(math.log10(half)))
-    return f"{mean.value:.{places}f} ± {half:.{places}f}" if places <= 8 else f"{mean.value:.6g} ± {half:.2g}"
+    readable = places <= 8 and half < 1e6
+    return f"{mean.value:.{places}f} ± {half:.{places}f}" if readable else f"{mean.value:.6g} ± {half:.2g}"
 
 
 def _number(value: float) -> str:
@@ -119,7 +120,7 @@ def value_text(value: Any) -> str:
     """The value of a key, short."""
     if isinstance(value, float) and float(_number(value)) == value:
         return _number(value)
-    said = value if isinstance(value, str) else as_text(value, 40)
+    said = value if isinstance(value, str) and value.isprintable() else as_text(value, 40)
     return said if len(said) <= 40 else said[:39] + "…"
 
 

@@ -15,9 +15,11 @@ from runner.config.minimal import write_experiment
 from runner.errors import ConfigError, Mistake
 from runner.sweep.ledger import Row
 from runner.sweep.results import Entry, Report, gather, is_result
-from runner.sweep.table import score_text
+from runner.sweep.table import point_text, score_text
 
 USAGE = "python -m runner promote outputs/<name>/<sweep> [--name NAME] [--job NUMBER]"
+NO_NAMES = ("null",)
+MOST_LISTED = 3  # points within noise of the winner
 HAS_WEIGHTS = ("completed", "pruned", "interrupted")
 
 
@@ -39,8 +41,9 @@ def main(argv: Sequence[str]) -> int:
     report = gather(Path(sweep))
     winner = _job(report, job) if job else _best(report)
     name = name or f"{report.settings.get('name') or report.folder.parent.name}_best"
-    if not re.fullmatch(r"[A-Za-z0-9_][\w.\-]*", name):
-        raise ConfigError([Mistake("--name", "must be letters, digits, `_`, `-` and `.`", name)])
+    if not re.fullmatch(r"[A-Za-z0-9_][\w.\-]{,99}", name, re.ASCII) or name in NO_NAMES or name.endswith(".yaml"):
+        rule = "must be at most 100 letters (a to z), digits, `_`, `-` and `.`: what `experiment=NAME` can choose"
+        raise ConfigError([Mistake("--name", rule, name)])
     file = Path("conf") / "experiment" / f"{name}.yaml"
     if (our_conf() / "experiment" / file.name).exists() and not file.exists():
         raise ConfigError([Mistake("--name", "must not be that of a shipped experiment", name, remedy=USAGE)])
@@ -48,7 +51,10 @@ def main(argv: Sequence[str]) -> int:
     recorded, unresolved = _config(folder)
     header = _header(report, winner, name, folder)
     write_experiment(file, header, report.arguments(winner.row), recorded, unresolved, Path.cwd())
-    print(f"{file}: {_said(report, winner)}\n{report.command(f'experiment={name}')}")
+    print(f"{file}: {_said(report, winner)}")
+    if noise := _noise(report, winner):
+        print(f"within noise of it: {noise}")
+    print(report.command(f"experiment={name}"))
     return 0
 
 
@@ -114,6 +120,7 @@ def _header(report: Report, winner: Winner, name: str, folder: Path) -> str:
         "command": report.command(f"experiment={name}"),
         "time": f"{sum(seconds) / len(seconds):.3g} s, as a job of its sweep" if seconds else "not known",
         "result": _said(report, winner),
+        **({"noise": f"within it {noise}"} if (noise := _noise(report, winner)) else {}),
         "sweep": f"{report.settings.get('id') or report.folder.name}, {report.folder}",
         "job": ", ".join(f"{row.number} ({row.id})" for row in rows),
         "commit": _commit(folder),
@@ -141,13 +148,16 @@ def _said(report: Report, winner: Winner) -> str:
     return f"{report.objective} {score_text(entry)} (mean and 95% interval of {entry.mean.n} seeds: {seeds})"
 
 
+def _noise(report: Report, winner: Winner) -> str:
+    """The points that replicates do not tell from the best, where that is the winner."""
+    close = [entry for entry in report.entries if entry.within_noise and winner.entry.rank == 1]
+    said = [f"{point_text(entry.rows[0], report.keys)} (p = {entry.p:.2g})" for entry in close[:MOST_LISTED]]
+    return ", ".join(said) + (f" and {len(close) - len(said)} more" if len(close) > len(said) else "")
+
+
 def _seed(row: Row, report: Report) -> str:
-    recorded = report.folder / row.path / "config.yaml"
-    return str(row.values["seed"] if "seed" in row.values else _recorded_seed(recorded))
-
-
-def _recorded_seed(file: Path) -> object:
-    return (yaml.safe_load(file.read_text()) or {}).get("seed") if file.is_file() else "?"
+    file = report.folder / row.path / "config.yaml"  # resolved: the point may have said `${...}`
+    return str((yaml.safe_load(file.read_text()) or {}).get("seed")) if file.is_file() else "?"
 
 
 def _commit(folder: Path) -> str:

@@ -301,3 +301,95 @@ def test_a_value_that_points_to_a_default_is_composed_as_a_run_of_its_own_would_
 
     assert "1ep" == first.composed.config["train"]["checkpoint_every"]
     assert compose(list(first.point.overrides), tmp_path).config == first.composed.config
+
+
+@pytest.mark.parametrize(
+    ("argument", "most"),
+    [
+        ("seed=int(interval(1, 4))", 3),
+        ("seed=1,1,2", 2),
+        ("train.keep=tag(log, choice(1, 2, 2))", 2),
+        ("optimizer.lr=interval(0.1, 0.2)", None),
+    ],
+)
+def test_as_many_points_are_drawn_as_there_are_different_ones(argument, most):
+    """To ask for more is a mistake and no endless search for them."""
+    if most is None:
+        assert 2000 == len({p["optimizer.lr"] for p in points(argument, "sweep.random=2000")})
+    else:
+        assert most == len({tuple(p.values()) for p in points(argument, f"sweep.random={most}")})
+        (found,) = mistakes(argument, f"sweep.random={most + 1}")
+        assert (f"must be at most {most}", str(most)) == (found.rule.partition(":")[0], found.suggestion)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "where"),
+    [
+        ("p.csv", "seed,+seed\n1,2\n3,4\n", "p.csv:1"),
+        ("p.yaml", "- {seed: 1}\n- {optimizer: {lr: 1}, optimizer.lr: 2}\n", "p.yaml:2"),
+        ("p.jsonl", '{"seed": 1, "+seed": 2}\n', "p.jsonl:1"),
+    ],
+)
+def test_a_key_that_a_point_sets_twice_is_refused(name, text, where, tmp_path):
+    (tmp_path / name).write_text(text)
+    (found,) = mistakes(f"sweep.points={name}", cwd=tmp_path)
+
+    assert (where, True) == (found.where, "twice" in found.rule)
+
+
+@pytest.mark.parametrize(("name", "near"), [("pionts.csv", "points.csv"), ("points.cvs", "points.csv")])
+def test_the_file_of_points_that_was_meant_is_named(name, near, tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "points.csv").write_text("seed\n1\n")
+    (found,) = mistakes(f"sweep.points=sub/{name}", cwd=tmp_path)
+
+    assert f"sub/{near}" == found.suggestion
+
+
+@pytest.mark.parametrize("text", ["é", "naïve", "中文", "x\u00a0y"])
+def test_a_text_of_a_file_may_have_any_letters(text, tmp_path):
+    (tmp_path / "p.csv").write_text(f"model.x\n{text}\n", encoding="utf-8")
+    (tmp_path / "p.yaml").write_text(f"- model: {{x: {text}}}\n", encoding="utf-8")
+    found = [
+        job.composed.config["model"]["x"]
+        for name in ("p.csv", "p.yaml")
+        for job in jobs([f"sweep.points={name}"], tmp_path)
+    ]
+
+    assert [text, text] == found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "near"),
+    [
+        (["run=x", "seed=0,1"], "run", ""),
+        (["seed=x", "sweep.seeds=2"], "seed", "0"),
+        (["hydra/sweeper=optuna", "seed=0,1"], "hydra/sweeper", "sweep=optuna_asha"),
+        (["hydra/launcher=joblib", "seed=0,1"], "hydra/launcher", "sweep.slots"),
+        (["sweep.seeds=1000000000"], "sweep.seeds", ""),
+        (["seed=range(0,100)", "sweep.random=1000000000"], "sweep.random", ""),
+    ],
+)
+def test_what_no_job_has_as_it_is_said_is_judged_all_the_same(arguments, key, near):
+    assert [(key, near)] == [(m.key, m.suggestion) for m in mistakes(*arguments)]
+
+
+def test_what_a_function_says_is_the_reason():
+    (found,) = mistakes("optimizer.lr=interval(0.1)")
+
+    assert found.rule.endswith("missing a required argument: 'end'")
+
+
+def test_a_range_of_wrong_values_is_a_few_mistakes(tmp_path, monkeypatch):
+    from runner.examine import examine_sweep
+
+    monkeypatch.chdir(tmp_path)
+    assert 3 == len(examine_sweep(["seed=range(-100,0)"], ()))
+
+
+def test_a_row_that_stands_twice_is_blamed_on_its_first_line(tmp_path):
+    (tmp_path / "p.csv").write_text("seed\n1\n1\n")
+    sweep = plan(["sweep.points=p.csv"], tmp_path)
+    first, _ = sweep.points()
+
+    assert {"seed=1": "p.csv:2"} == sweep.point(first.own).places

@@ -62,3 +62,7 @@ def test_without_a_compiler_compiling_is_refused(runner, monkeypatch):
 
     assert ran.status == 2
     assert "device.compile cannot be had here: there is no compiler `no-such-compiler`" in ran.err
+
+
+def test_a_metric_that_nobody_computes_is_one_mistake(runner):
+    assert runner("check", "train.objective=val/foo").out.endswith("\n1 mistake.\n")

@@ -43,3 +43,12 @@ def test_a_single_number_says_nothing_about_noise():
 def test_means_without_noise_are_the_same_or_are_not():
     assert 1 == welch(Mean.of([1.0, 1.0]), Mean.of([1.0, 1.0]))
     assert 0 == welch(Mean.of([1.0, 1.0]), Mean.of([1.1, 1.1]))
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-3, 1e250])
+def test_the_test_does_not_depend_on_the_scale(scale):
+    """A diverged loss overflows when it is squared."""
+    a, b = [1.0, 2.0, 4.0], [3.0, 5.0]
+    scaled = [Mean.of([scale * x for x in numbers]) for numbers in (a, b)]
+
+    assert pytest.approx(welch(Mean.of(a), Mean.of(b))) == welch(*scaled)

@@ -118,6 +118,17 @@ def test_the_best_mean_is_promoted_and_not_the_best_seed(sweep):
     assert "0.71 ± 0.13 (mean and 95% interval of 2 seeds: 6, 7)" in text
 
 
+def test_what_is_within_noise_of_the_winner_is_said(sweep, capsys):
+    scores = [0.70, 0.74, 0.71, 0.73, 0.1, 0.12]
+    folder = sweep(["optimizer.lr=0.1,0.3,0.4", "seed='${train.keep}',4"], scores)
+    main(["promote", str(folder), "--name", "mean"])
+    text = Path("conf/experiment/mean.yaml").read_text()
+
+    assert "\n# noise:   within it optimizer.lr=0.3 (p = 1)\n" in text
+    assert "2 seeds: 3, 4)" in text
+    assert "within noise of it: optimizer.lr=0.3" in capsys.readouterr().out
+
+
 def test_nothing_is_overwritten(sweep, capsys):
     folder = sweep(["optimizer.lr=0.1,0.3"], [0.1, 0.2])
     main(["promote", str(folder), "--name", "a"])
@@ -181,7 +192,10 @@ def test_a_projects_own_experiments_are_taken_for_what_they_were(sweep, tmp_path
     [
         (["--job", "7"], "must be the number of a job, 0 to 1"),
         (["--job", "1"], "job 1 is failed"),
-        (["--name", "a/b"], "must be letters"),
+        (["--name", "a/b"], "must be at most 100 letters"),
+        (["--name", "né"], "must be at most 100 letters"),
+        (["--name", "x" * 300], "must be at most 100 letters"),
+        (["--name", "null"], "must be at most 100 letters"),
         (["--name"], "needs a value"),
         (["--nme", "x"], "is no option"),
         (["more"], "must be one folder"),

@@ -108,6 +108,15 @@ def test_replicates_are_one_entry_with_mean_and_interval(sweep):
     assert "Welch" in table.text(report_)
 
 
+def test_no_value_breaks_the_lines_of_the_table(sweep):
+    jobs = [{"a": "x\ny", "seed": s, "objective": v} for s, v in enumerate([1e250, 2e250])]
+    folder = sweep(*jobs, {"a": "z", "seed": 0, "objective": 0.5}, {"a": "z", "seed": 1, "objective": 0.6})
+    text = table.text(gather(folder)).splitlines()
+
+    assert ["1", "0-1", "'x\\ny'", "1.5e+250", "±", "6.4e+250", "2", "best"] == text[4].split()
+    assert text[5].endswith("within noise of the best (p = 0.2)")
+
+
 def test_the_best_mean_wins_and_not_the_best_seed(sweep):
     lucky = [{"lr": 1, "seed": seed, "objective": value} for seed, value in enumerate([0.99, 0.1, 0.1])]
     steady = [{"lr": 2, "seed": seed, "objective": value} for seed, value in enumerate([0.8, 0.8, 0.81])]
@@ -198,6 +207,17 @@ def cut_off_jobs_are_interrupted(sweep, pid):
     assert "(0.6)" in table.text(found)
 
 
+@pytest.mark.parametrize("status", ["pruned", "failed", "interrupted"])
+def test_a_job_that_was_continued_by_hand_counts(status, sweep):
+    """The ledger learns of it when the sweep's line is given again; the report does not wait for that."""
+    folder = sweep({"a": 1, "objective": 0.5}, {"a": 2, "status": status, "objective": 0.3, "cause": "exception"})
+    result = {"status": "completed", "objective": 0.9, "metrics": {"val/accuracy": 0.9}, "error": None, "seconds": 2.0}
+    (folder / "1_x" / "result.json").write_text(json.dumps(result))
+    best, _ = gather(folder).entries
+
+    assert ("completed", "", 0.9) == (best.rows[0].status, best.rows[0].cause, best.mean.value)
+
+
 def test_a_pruned_job_is_marked_with_what_it_reached(sweep):
     log = line(10, 0.2) + line(20, 0.3)
     found = gather(sweep({"a": 1, "objective": 0.5}, {"a": 2, "status": "pruned", "log": log}))
@@ -243,6 +263,23 @@ def test_the_curves_are_drawn_over_each_other(sweep):
     assert not list(folder.glob(".*tmp"))
 
 
+def test_whatever_a_value_looks_like_it_has_its_place_in_the_legend(sweep, monkeypatch):
+    """What matplotlib would take for a formula, for a line without a name, or has no letters for."""
+    from matplotlib.figure import Figure
+
+    names, legends = ["$\\frac$", "${a}_${b}", "_x", "日本語"], []
+    legend = Figure.legend
+    monkeypatch.setattr(Figure, "legend", lambda *args, **more: legends.append(legend(*args, **more)) or legends[-1])
+    log = line(10, 0.1) + line(20, 0.2)
+    folder = sweep(*({"a": name, "status": "pruned", "log": log} for name in names), {"a": 1, "objective": 0.5})
+    report(folder, lambda _: None)
+
+    (drawn,) = legends
+    said = [text.get_text() for text in drawn.get_texts()]
+    assert ["1. 1  0.5", *(f"- {name}  (0.2)  pruned" for name in names)] == said
+    assert "a  val/accuracy" == drawn.get_title().get_text()
+
+
 def test_without_curves_nothing_is_drawn(sweep):
     folder = sweep({"a": 1, "objective": 0.5, "log": line(0 + 1, 0.5)})
 
@@ -280,7 +317,7 @@ def test_the_verb_prints_table_or_json(sweep, capsys):
         ([], "SWEEP is missing"),
         (["a", "b"], "must be one folder"),
         (["outputs/digits/sweep_2"], "did you mean `outputs/digits/sweep_1`"),
-        (["outputs/digits/sweep_1/0_x"], "is that of a run"),
+        (["outputs/digits/sweep_1/0_x"], "did you mean `outputs/digits/sweep_1`"),
         (["outputs/digits"], "has no ledger.sqlite"),
         (["outputs/digits/sweep_broken"], "cannot be read"),
         (["outputs/digits/sweep_empty"], "cannot be read"),

@@ -307,6 +307,7 @@ def test_what_shows_only_in_use_is_said_before_the_first_job(arguments: Any, wor
         ((*TWO, "optimizer.momentum=interval(-2, 0.5)"), "argument `optimizer.momentum=interval"),
         ((*SAMPLER, "model=mlp,small_cnn", "model.width=range(8, 16)"), "model.width is not an argument"),
         (("sweep=optuna_asha", "sweep.seeds=2"), "must not stand beside"),
+        (("sweep=optuna_asha", "train.evaluate_every=null"), "`val/accuracy` has one value, at the end of a job"),
         (("sweep=optuna_asha", "sweep.search.objectives={val/loss: min, val/accuracy: max}"), "prunes by one"),
     ],
 )  # fmt: skip
@@ -360,7 +361,10 @@ def test_a_killed_search_loses_nothing_and_a_pruned_job_can_be_trained_to_its_en
 
     assert project.here(tmp_path, "resume", str(folder / pruned.path)) == 0
     assert project.here(tmp_path, *ROUND) == 0
+    assert "a search of 7 trials, with 7 jobs from before" in project.said(tmp_path)
     (row,) = (row for row in project.rows(tmp_path) if row.id == pruned.id)
+    took = json.loads((folder / pruned.path / "result.json").read_text())["seconds"]
+    assert row.end - row.start == pytest.approx(took), "the pause before it was continued is not its time"
     study = optuna.load_study(study_name="sweep", storage=storage(folder))
     assert ("completed", row.objective, "COMPLETE") == (row.status, study.trials[-1].value, study.trials[-1].state.name)
     assert 8 == len(study.trials)

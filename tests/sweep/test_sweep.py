@@ -115,6 +115,21 @@ def test_thirty_of_a_hundred_jobs_fail_and_the_others_do_not(project):
     assert processes_below(project) == []
 
 
+def test_a_preset_of_ones_own_may_set_what_its_jobs_share(project):
+    """A job of it is a run of its own with the job's arguments; the preset alone is no run."""
+    (project / "conf" / "sweep").mkdir()
+    (project / "conf" / "sweep" / "mine.yaml").write_text(
+        "# @package _global_\nhydra: {sweeper: {params: {optimizer.lr: '0.1,0.2'}}}\nloader: {batch_size: 32}\n"
+    )
+    assert here(project, *QUICK, "sweep=mine", "train.duration=1st") == 0, said(project)
+    first, _ = rows(project)
+    alone = "experiment=quick", "sweep=mine", "train.duration=1st", "optimizer.lr=0.1"
+    assert here(project, *alone) == 0, said(project)
+    (run,) = (path for path in project.glob("outputs/quick/*/result.json") if path.parent.name[0] == "2")
+    assert json.loads(run.read_text())["weights_sha256"] == result(project, first)["weights_sha256"]
+    assert here(project, *alone[:3]) == 2
+
+
 def test_a_wrong_point_is_told_before_anything_is_made(project):
     assert here(project, *QUICK, "model.at=1,2", "model.pause=0,x", "+model.onse=1") == 2
     assert not (project / "outputs").exists()
