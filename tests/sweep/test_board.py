@@ -38,7 +38,7 @@ def test_points_that_are_given_twice_are_told_in_few_lines():
     """Values of a key without effect on the result: every point is the same job."""
     asked = [Asked(Point((f"log.every={n}st",)), None, None, "a") for n in range(100)]
     plan = SimpleNamespace(frozen=SimpleNamespace(complete=True))
-    lines = list(before(plan, [], asked, Decided(), SimpleNamespace(known=False)))
+    lines = list(before(plan, [], asked, Decided(), SimpleNamespace(known=False, total=None)))
 
     assert lines[0] == "log.every=1st is the same job as log.every=0st: it runs once"
     assert lines[10:] == ["and 89 more points are jobs that are listed already"]
