@@ -54,7 +54,7 @@ def test_a_job_that_cannot_be_forked_is_lost_and_no_more(monkeypatch):
 
     monkeypatch.setattr(os, "fork", refuse)
     bare = object.__new__(server.Server)
-    bare._children, said = {}, []
+    bare._children, bare._started, said = {}, 0, []
     bare.say = lambda **message: said.append(message)
     bare._start(JOB, {})
 
