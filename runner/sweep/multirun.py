@@ -17,7 +17,7 @@ from runner.files import Lock, sync_folder
 from runner.sweep.board import Console, Tally, board_for
 from runner.sweep.controller import EXIT_STOPPED, Controller, Stop, stopping
 from runner.sweep.ledger import FILE, Ledger, Row, put_aside
-from runner.sweep.plan import Asked, Plan, adopt, decide, objective_of, reconcile
+from runner.sweep.plan import Asked, Plan, adopt, decide, mark, objective_of, reconcile
 from runner.sweep.protocols import Event, Executor, Job, Point, Source
 from runner.sweep.report import report
 from runner.sweep.slots import Slots
@@ -195,11 +195,8 @@ def run(plan: Plan, ledger: Ledger, source: Source, asked: list[Asked], executor
     adopt(ledger, plan.folder, asked, plan)
     rows = reconcile(ledger, plan.folder)
     ids = {one.id for one in asked}
-    with ledger.transaction():
-        for row in rows:
-            if source.known and row.active != (row.id in ids):
-                row.active = row.id in ids
-                ledger.update(row.id, active=row.active)
+    if source.known:
+        mark(ledger, rows, asked)
     decided = decide(rows, ledger, plan)
     tally = Tally(rows, len(ids) if source.known else source.total, objective, mode)
     console = Console(sys.stdout)

@@ -222,6 +222,26 @@ def adopt(ledger: Ledger, folder: Path, asked: Sequence[Asked], plan: Plan) -> N
     ledger.add(new)
 
 
+def mark(ledger: Ledger, rows: Iterable[Row], asked: Iterable[Asked]) -> None:
+    """Write into the rows which jobs are asked for, and as what: with a `sweep.id` other keys may lead to the same job.
+
+    A job's own line is what all jobs share now and its arguments, which would lack what was shared before.
+    """
+    points: dict[str, Asked] = {}
+    for one in asked:
+        points.setdefault(one.id, one)
+    with ledger.transaction():
+        for row in rows:
+            now = points.get(row.id)
+            columns: dict[str, Any] = {"active": now is not None} if row.active != (now is not None) else {}
+            if now is not None and row.overrides != list(now.point.overrides):
+                columns |= {"overrides": list(now.point.overrides), "values": dict(now.job.point.values)}
+            if columns:
+                ledger.update(row.id, **columns)
+                for name, value in columns.items():
+                    setattr(row, name, value)
+
+
 def remember_code(ledger: Ledger, job: Path, code: str) -> None:
     """Keep the hashes of the modules that a job ran, once for all jobs that ran them."""
     if code and not ledger.modules(code):

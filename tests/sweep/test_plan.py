@@ -9,7 +9,8 @@ import pytest
 from runner.config import sweep
 from runner.sweep.job import ending
 from runner.sweep.ledger import Ledger, Row
-from runner.sweep.plan import Plan, decide, reconcile
+from runner.sweep.plan import Plan, decide, mark, reconcile
+from runner.sweep.protocols import Point
 
 ENDINGS = {
     "completed": ("completed", ""),
@@ -53,6 +54,20 @@ def test_what_runs_again(ledger, arguments, runs):
     assert decided.run.keys() == runs
     assert decided.other_code.keys() == {"completed", "pruned"} - runs
     assert all(differs == ["runner.fit"] for differs in decided.other_code.values())
+
+
+def test_rows_say_what_is_asked_for_now_and_with_which_arguments(ledger):
+    """The learning rate was shared by all jobs, and is swept now."""
+    plan = plan_of("optimizer.lr=0.1,0.2")
+    asked = [plan.ask(Point(point.own))[0] for point in plan.sweep.points()]
+    before = [Row(one.id, i, ["seed=0"], str(i), values={"seed": 0}, active=False) for i, one in enumerate(asked)]
+    ledger.add([*before, Row("other", 9, ["seed=2"], "9")])
+    mark(ledger, rows := ledger.jobs(), asked)
+
+    assert rows == ledger.jobs()
+    assert [row.overrides for row in rows] == [*(list(one.point.overrides) for one in asked), ["seed=2"]]
+    assert [row.values for row in rows[:2]] == [{"seed": 0, "optimizer.lr": 0.1}, {"seed": 0, "optimizer.lr": 0.2}]
+    assert [row.active for row in rows] == [True] * len(asked) + [False]
 
 
 def test_the_same_code_is_not_changed(ledger):
