@@ -39,4 +39,4 @@ def write(gathered: Report) -> list[str]:
         said.append(curves.MISSING)
     except OSError as error:
         return [f"the report could not be written to {folder}: {error.strerror or error}"]
-    return [f"\n{', '.join(map(str, written))}", *said]
+    return [f"\nin {folder}: {', '.join(file.name for file in written)}", *said]

@@ -153,10 +153,11 @@ class Report:
         numbers = [row.objective for row in rows if is_result(row)]
         known = [number for number in numbers if number is not None]
         last = [row.objective for row in rows if row.objective is not None and row.status in UNFINISHED]
+        several = {name: [_finite(row.metrics.get(name)) for row in rows if is_result(row)] for name in self.objectives}
         scores = {
-            name: sum(float(row.metrics[name]) for row in rows if is_result(row)) / len(known)
-            for name in self.objectives
-            if known and all(name in row.metrics for row in rows if is_result(row))
+            name: sum(value for value in values if value is not None) / len(values)
+            for name, values in several.items()
+            if values and None not in values
         }
         return Entry(
             tuple(rows),
@@ -313,15 +314,19 @@ def _as_it_is(row: Row, report: Report) -> Row:
         status, known = result["status"], result.get("metrics") or {}
         if status in ("completed", "failed"):
             cause, error = ("", "") if continued else (row.cause, result.get("error") or "")
-            return replace(
-                row, status=status, cause=cause, objective=result.get("objective"), metrics=known, error=error
-            )
+            objective = _finite(result.get("objective"))
+            return replace(row, status=status, cause=cause, objective=objective, metrics=known, error=error)
     here = row.host in ("", socket.gethostname()) and row.pid is not None
     if status == "running" and here and not _is_alive(row.pid):
         status = "interrupted"
     last = logged(folder / "metrics.jsonl", [report.objective])[report.objective]
-    given = known.get(report.objective)
+    given = _finite(known.get(report.objective))
     return replace(row, status=status, objective=last[-1][1] if last else given, metrics=known)
+
+
+def _finite(value: Any) -> float | None:
+    """A number of a result, where NaN and infinity are texts."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _is_alive(pid: int | None) -> bool:

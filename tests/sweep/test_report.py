@@ -218,6 +218,18 @@ def test_a_job_that_was_continued_by_hand_counts(status, sweep):
     assert ("completed", "", 0.9) == (best.rows[0].status, best.rows[0].cause, best.mean.value)
 
 
+@pytest.mark.parametrize("status", ["pruned", "completed"])
+def test_a_job_without_an_objective_that_is_a_number_has_none(status, sweep):
+    """In files NaN and infinity are texts."""
+    cut, metrics = {"status": "pruned", "objective": None}, {"val/accuracy": "nan"}
+    folder = sweep({"a": 1, "objective": 0.5}, {"a": 2, "metrics": metrics} | cut, {"a": 3, "log": line(1, 0.4)} | cut)
+    result = {"status": status, "objective": "inf", "metrics": metrics, "error": None, "seconds": 2.0}
+    (folder / "1_x" / "result.json").write_text(json.dumps(result))
+    entries = gather(folder).entries
+
+    assert {0: 0.5, 1: None, 2: 0.4} == {entry.rows[0].number: entry.rows[0].objective for entry in entries}
+
+
 def test_a_pruned_job_is_marked_with_what_it_reached(sweep):
     log = line(10, 0.2) + line(20, 0.3)
     found = gather(sweep({"a": 1, "objective": 0.5}, {"a": 2, "status": "pruned", "log": log}))
@@ -228,11 +240,11 @@ def test_a_pruned_job_is_marked_with_what_it_reached(sweep):
 
 
 def test_two_objectives_have_a_pareto_front(sweep):
-    values = [(0.9, 10), (0.8, 5), (0.7, 7), (0.6, 1)]
+    values = [(0.9, 10), (0.8, 5), (0.7, 7), (0.6, 1), (0.5, "nan")]
     jobs = [{"a": i, "objective": x, "metrics": {"val/accuracy": x, "val/cost": y}} for i, (x, y) in enumerate(values)]
     found = gather(sweep(*jobs, settings={"objectives": {"val/accuracy": "max", "val/cost": "min"}}))
 
-    assert [True, True, False, True] == [entry.front for entry in found.entries]
+    assert [True, True, False, True, False] == [entry.front for entry in found.entries]
 
 
 def test_files_say_the_same_as_the_table(sweep):
