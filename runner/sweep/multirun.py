@@ -23,6 +23,7 @@ from runner.sweep.report import report
 from runner.sweep.slots import Slots
 from runner.sweep.summary import after, before
 
+MANY = 200  # points, whose check takes some seconds
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG = 0, 1, 2
 
 
@@ -99,14 +100,15 @@ def sweep_of(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ..
         rule, where = "must be the name of a sweep, but is that of a run", plan.sweep.base.layers.blame(("sweep", "id"))
         raise ConfigError([Mistake("sweep.id", f"{rule} in {plan.folder.parent}", plan.id, where)])
     source = source_of(plan)
+    if source.known and source.total and source.total > MANY:
+        Console(sys.stdout).say(f"{source.total:,} points: each is checked before the first job starts")
     asked, checks = known_points(plan, source)
     if any(check.at_once for check in checks):
         return wrong(examine_jobs(checks, plan.settings.processes, reporter()))
     with ExitStack() as stack:
         ledger, rows = opened(plan, stack)
-        wanted = [
-            replace(rows[one.id], active=True) for one in asked if one.id in rows
-        ]  # also if it was left out before
+        # Those that were left out before are asked for again.
+        wanted = [replace(rows[one.id], active=True) for one in asked if one.id in rows]
         todo = decide(wanted, ledger, plan).run if ledger else {}
         new = checks
         if source.known:
