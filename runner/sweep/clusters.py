@@ -288,7 +288,7 @@ class Ray(Queue):
     def __init__(self, asked: schema.RayLauncher, frozen: Frozen, typical: Job) -> None:
         self._ray = import_ray()
         self._remote = asked.ray.remote
-        settings = {"log_to_driver": False, **asked.ray.init}
+        settings = {"log_to_driver": False, "address": "local", **asked.ray.init}
         began = datetime.now().astimezone().strftime("session_%Y-%m-%d_%H-%M-%S")
         self._keeper = subprocess.Popen(  # noqa: S603  ours
             [sys.executable, str(Path(__file__).with_name("keeper.py")), str(os.getpid()), began],
@@ -299,7 +299,8 @@ class Ray(Queue):
             self._ray.init(**settings)
         except Exception as error:
             self.close()
-            raise RunError(f"Ray did not start: {str(error).strip()}") from error
+            remedy = "" if settings["address"] == "local" else "; is RAY_AUTH_TOKEN its token (docs/clusters.md)?"
+            raise RunError(f"Ray did not start: {str(error).strip()}{remedy}") from error
         has = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         self._largest = {name: max((node.get(name, 0) for node in has), default=0) for name in ("CPU", "GPU")}
         needs = dict(zip(("CPU", "GPU"), self._needs(typical), strict=True))

@@ -80,12 +80,15 @@ def test_the_shipped_launchers_and_their_keys_are_checked(name, runner):
     assert (2, True) == (ran.status, f"did you mean `hydra.launcher.{right}`?" in ran.out), ran.out
 
 
-def test_a_missing_extra_is_named(runner, monkeypatch):
+@pytest.mark.parametrize(("package", "launcher", "extra"), [("submitit", SLURM, "slurm"), ("ray", RAY, "ray")])
+def test_a_missing_extra_is_named(package, launcher, extra, runner, monkeypatch):
     from importlib import util
 
     find = util.find_spec
-    monkeypatch.setattr(util, "find_spec", lambda name, *more: None if name == "submitit" else find(name, *more))
-    assert "pip install 'yaml-experiment-runner[slurm]'" in runner("check", "-m", SLURM, "seed=0,1").out
+    monkeypatch.setattr(util, "find_spec", lambda name, *more: None if name == package else find(name, *more))
+    for ran in (runner("check", "-m", launcher, "seed=0,1"), runner("-m", launcher, "seed=0,1")):
+        assert (2, True) == (ran.status, f"pip install 'yaml-experiment-runner[{extra}]'" in ran.out + ran.err)
+    assert not Path("outputs").exists()
 
 
 def test_no_slurm_is_said_before_anything_is_made(runner, monkeypatch):

@@ -72,3 +72,30 @@ def test_a_job_of_two_ranks_has_the_bits_of_torchrun_also_after_ctrl_c(project):
     subprocess.run([sys.executable, "-m", "torch.distributed.run", *run], cwd=project, env=ENVIRONMENT, check=True)
     (alone,) = project.glob("outputs/alone/*/result.json")
     assert json.loads(alone.read_text())["weights_sha256"] == result(project, first)["weights_sha256"]
+
+
+@pytest.mark.exhaustive
+def test_a_rank_that_hangs_is_a_timeout_and_takes_the_others_along(project):
+    line = ("-m", *DDP, "sweep.processes=2", "seed=0", "model.fail=hang", "sweep.timeout=15", "sweep.retry=none")
+    assert here(project, *line) == 1, said(project)
+    (row,) = rows(project)
+    assert ("failed", "timeout") == (row.status, row.cause)
+    assert processes_below(project) == []
+
+
+@pytest.mark.exhaustive
+def test_a_killed_controller_takes_all_ranks_along_and_the_same_line_goes_on(project):
+    line = ("-m", *DDP, "sweep.processes=2", "seed=0", "train.duration=12ep", "model.pause=0.05")
+    sweep = start(project, *line)
+    wait_for(lambda: (project / "outputs").exists() and any(project.glob("outputs/*/*/*/checkpoints/step*")), 120)
+    sweep.kill()
+    sweep.wait()
+    wait_for(lambda: not processes_below(project), 20)
+    assert here(project, *line) == 0, said(project)
+    (row,) = rows(project)
+    record = json.loads((sweep_of(project) / row.path / "provenance.json").read_text())
+    assert [True] == [one["exact"] for one in record["resumed"]]
+    undisturbed = result(project, row)["weights_sha256"]
+    assert here(project, *line, "sweep.id=again") == 0
+    (again,) = project.glob("outputs/*/again/0_*/result.json")
+    assert json.loads(again.read_text())["weights_sha256"] == undisturbed
