@@ -209,6 +209,7 @@ def check_torchvision(name, **kwargs):
         model = build(models.get_model, name, **kwargs)
     card = next(iter(models.get_model_weights(name))).meta
     side = max(card["min_size"][0], 299 if name == "inception_v3" else 224)
+    side = getattr(model, "image_size", side)  # a transformer's own: the first weights of vit_h_14 are for a larger one
 
     table = model_table(model, meta(1, 3, side, side), training=True)
 
