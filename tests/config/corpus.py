@@ -102,6 +102,8 @@ def cases(seed: int) -> list[Case]:
     chance = random.Random(seed)
     found: list[Case] = []
     for file in sorted(our_conf().rglob("*.yaml")):
+        if file.is_relative_to(our_conf() / "hydra"):
+            continue  # a project may not have files of Hydra's groups
         if file.name != "config.yaml" and is_built(file):
             found += _of_file(file, chance)
     return [*found, *_of_arguments(chance)]

@@ -44,7 +44,7 @@ def judge(cases, folder):
     print(  # noqa: T201  the measured numbers, with the seed
         f"seed {SEED}, {len(cases)} cases:",
         {what: f"{right[what]}/{asked[what]}" for what in asked},
-        *wrong[:40],
+        *sorted(wrong, key=lambda said: not said.startswith("rejected"))[:40],
         sep="\n",
     )
     return shares
