@@ -21,7 +21,7 @@ from runner.examine import examine
 # Names that a user chooses: a typing error in one is no mistake.
 CHOSEN = (
     *("transform.train", "transform.eval", "metrics", "init.rules", "dataset.sample", "dataset.downloads"),
-    *("dataset.evaluate", "param_groups", "datasets"),
+    *("dataset.evaluate", "param_groups", "datasets", "log.hooks", "transform.batch"),
 )
 # Arguments without which a target cannot be called.
 NEEDED = {
