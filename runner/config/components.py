@@ -4,11 +4,11 @@ import importlib
 import inspect
 import math
 import sys
-import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from runner.config import allowed
 from runner.config.interpret import as_number, yaml_text
 from runner.config.names import did_you_mean, nearest
 from runner.config.signature import Accepts, accepts, choices, misfit, returned_class
@@ -79,7 +79,7 @@ def check_module_type(path: Path, name: str, trust: Sequence[str], found: Found)
     except TargetError as error:
         found.wrong(path, error.rule, name, suggestion=error.suggestion, remedy=error.remedy, where=error.where)
         return
-    if not (isinstance(kind, type) and _model(kind, name)):
+    if not (isinstance(kind, type) and issubclass(kind, _bases()["model"])):
         found.wrong(path, "must be a type of module, such as torch.nn.Conv2d", name)
 
 
@@ -162,7 +162,9 @@ def _target(path: Path, slot: str, node: dict[str, Any], trust: Sequence[str], f
         return None
     problem = misplaced(slot, target, name, trust)
     if problem:
-        found.wrong(here, problem, name, suggestion=_elsewhere(slot, name))
+        refused = _could_fit(slot.removeprefix("nested "), target) and name.partition(".")[0] in LIBRARIES
+        remedy = f"if you trust it: --trust '{name}'" if refused else ""
+        found.wrong(here, problem, name, suggestion="" if refused else _elsewhere(slot, name), remedy=remedy)
         return None
     return target
 
@@ -198,8 +200,8 @@ def _origin(target: Any) -> str:
 def misplaced(slot: str, target: Any, name: str, trust: Sequence[str]) -> str:
     """Why a target does not fit its slot, in words; empty where it does.
 
-    User code fits any slot, unless it is plainly another slot's class. A library's name must be what the slot is for:
-    otherwise a config could call anything that a library can reach.
+    User code fits any slot, unless it is plainly another slot's class. What a library defines must be what the slot is
+    for: otherwise a config could call anything that a library can reach.
     """
     if not callable(target):
         return "must be a class or a function"
@@ -212,14 +214,25 @@ def misplaced(slot: str, target: Any, name: str, trust: Sequence[str]) -> str:
         if first != name.partition(".")[0] and not _is_user_or_ours(first, trust):
             return f"is `{origin}.{getattr(target, '__qualname__', name)}`, which is neither trusted nor user code"
         return _other_kind(own, target)
-    if own == "nested":
-        fitting = [kind for kind in _FITS if _FITS[kind](target, name)]
-        return (
-            ""
-            if fitting
-            else "must be a module, dataset, sampler, transform, loss, init function, optimizer, scheduler or metric"
-        )
-    return "" if _FITS[own](target, name) else f"must be {_WORDS[own]}"
+    if any(fits(target, name) for kind, fits in _FITS.items() if own in (kind, "nested")):
+        return ""
+    words = _ANY if own == "nested" else _WORDS[own]
+    refused = allowed.reason(target) if _could_fit(own, target) else ""
+    return f"must be {words}" if not refused else f"may not be named here: {refused}"
+
+
+_ANY = "a module, dataset, sampler, transform, loss, init function, optimizer, scheduler or metric"
+
+
+def _could_fit(slot: str, target: Any) -> bool:
+    """Whether a library's class or function is of the slot's kind, wherever it is defined."""
+    made = target if isinstance(target, type) else returned_class(target)
+    bases = _bases()
+    kinds = [bases[slot]] if slot in bases else list(bases.values()) if slot in _OF_ANY_BASE else []
+    return made is not None and issubclass(made, tuple(kinds))
+
+
+_OF_ANY_BASE = ("nested", "loss", "metric", "transform")
 
 
 def _is_user_or_ours(first: str, trust: Sequence[str]) -> bool:
@@ -254,15 +267,15 @@ def _bases() -> dict[str, type]:
 
 def _subclass(kind: str) -> Callable[[Any, str], bool]:
     return lambda target, _: (
-        isinstance(target, type) and issubclass(target, _bases()[kind]) and not _origin(target).startswith(_LOADERS)
+        isinstance(target, type) and issubclass(target, _bases()[kind]) and allowed.takes(kind, target)
     )
 
 
-def _of_optuna(base: str) -> Callable[[Any, str], bool]:
+def _of_optuna(slot: str, base: str) -> Callable[[Any, str], bool]:
     """A subclass of one of Optuna's base classes; it is imported where a name of its own is asked about only."""
 
     def fits(target: Any, name: str) -> bool:
-        if not name.startswith("optuna."):
+        if not name.startswith("optuna.") or not allowed.takes(slot, target):
             return False
         module, _, last = base.rpartition(".")
         return isinstance(target, type) and issubclass(target, getattr(importlib.import_module(module), last))
@@ -271,68 +284,54 @@ def _of_optuna(base: str) -> Callable[[Any, str], bool]:
 
 
 def _model(target: Any, _name: str) -> bool:
-    module = _bases()["model"]
     made = target if isinstance(target, type) else returned_class(target)
-    return made is not None and issubclass(made, module) and not _origin(target).startswith(_LOADERS)
+    return made is not None and issubclass(made, _bases()["model"]) and allowed.takes("model", target)
 
 
-# Parts of torch that run or load code given as data.
-_LOADERS = (
-    "torch.jit",
-    "torch.fx",
-    "torch.hub",
-    "torch.package",
-    "torch.export",
-    "torch.distributed",
-    "torch._",
-    "torch.utils.data.datapipes",
-)
+def _defined_in(slot: str) -> Callable[[Any, str], bool]:
+    """A function, or a class whose objects are called."""
 
+    def fits(target: Any, _name: str) -> bool:
+        called = not isinstance(target, type) or any("__call__" in vars(base) for base in target.__mro__)
+        return called and allowed.takes(slot, target)
 
-def _defined_in(*modules: str) -> Callable[[Any, str], bool]:
-    def inside(target: Any, name: str) -> bool:
-        origin = getattr(target, "__module__", None)
-        places = (origin,) if origin and origin != "torch._jit_internal" else (name.rpartition(".")[0],)
-        return any(place == module or str(place).startswith(f"{module}.") for module in modules for place in places)
-
-    return inside
+    return fits
 
 
 def _metric(target: Any, _name: str) -> bool:
     parts = ("update", "compute", "reset")
-    return isinstance(target, type) and all(callable(getattr(target, part, None)) for part in parts)
+    has_parts = isinstance(target, type) and all(callable(getattr(target, part, None)) for part in parts)
+    return has_parts and allowed.takes("metric", target)
 
 
-def _loss(target: Any, name: str) -> bool:
-    if isinstance(target, type):
-        return issubclass(target, _bases()["model"]) and not _origin(target).startswith(_LOADERS)
-    return name.startswith("torch.nn.functional.") and not isinstance(target, types.ModuleType)
+def _loss(target: Any, _name: str) -> bool:
+    if not isinstance(target, type):
+        return allowed.takes("loss", target)
+    taken = allowed.takes("model", target) or allowed.takes("metric", target)
+    return taken and issubclass(target, _bases()["model"])
 
 
-def _function_in(*modules: str) -> Callable[[Any, str], bool]:
-    inside = _defined_in(*modules)
-    return lambda target, name: not isinstance(target, type) and inside(target, name)
+def _function_in(slot: str) -> Callable[[Any, str], bool]:
+    return lambda target, _: not isinstance(target, type) and allowed.takes(slot, target)
 
 
-_TENSORS = [
-    f"torch.{name}" for name in ("tensor", "ones", "zeros", "full", "arange", "linspace", "eye", "rand", "randn")
-]
+_TENSORS = allowed.NAMED["tensor"]
 _FITS: dict[str, Callable[[Any, str], bool]] = {
     "model": _model,
     "optimizer": _subclass("optimizer"),
     "scheduler": _subclass("scheduler"),
     "dataset": _subclass("dataset"),
     "sampler": _subclass("sampler"),
-    "transform": _defined_in("torchvision.transforms"),
+    "transform": _defined_in("transform"),
     "loss": _loss,
     "metric": _metric,
-    "init": _function_in("torch.nn.init"),
-    "function": _function_in("torch.utils.data"),
-    "module_function": _function_in("torch.nn.utils"),
-    "step": _function_in("runner.step"),
-    "tensor": lambda _, name: name in _TENSORS,
-    "search_sampler": _of_optuna("optuna.samplers.BaseSampler"),
-    "pruner": _of_optuna("optuna.pruners.BasePruner"),
+    "init": _function_in("init"),
+    "function": _function_in("function"),
+    "module_function": _function_in("module_function"),
+    "step": _function_in("step"),
+    "tensor": _function_in("tensor"),
+    "search_sampler": _of_optuna("search_sampler", "optuna.samplers.BaseSampler"),
+    "pruner": _of_optuna("pruner", "optuna.pruners.BasePruner"),
 }
 _WORDS = {
     "model": "an nn.Module or a function annotated to return one",
@@ -344,7 +343,7 @@ _WORDS = {
     "loss": "an nn.Module or a function of torch.nn.functional (or code of your own)",
     "metric": "a class with `update`, `compute` and `reset`",
     "init": "a function of torch.nn.init (or code of your own)",
-    "function": "a function of torch.utils.data (or code of your own)",
+    "function": f"one of {', '.join(allowed.NAMED['function'])} (or code of your own)",
     "module_function": "a function of your own that takes a module",
     "step": "a function of runner.step (or code of your own)",
     "tensor": f"one of {', '.join(_TENSORS)}",

@@ -1,7 +1,8 @@
 """Names in a config are looked at before they are imported: importing executes.
 
-Trusted are torch, torchvision, torchmetrics, optuna, the runner's own packages and user code: a file under the working
-directory or below a directory named on the command line (`--trust DIR`). Everything else needs `--trust 'timm.*'`.
+User code is a file that the import system takes from the working directory or from a directory named on the command
+line (`--trust DIR`). Of torch, torchvision, torchmetrics and optuna only the parts below are imported; what a slot takes
+of them is in `allowed.py`. Everything else needs `--trust NAME`.
 """
 
 import fnmatch
@@ -9,6 +10,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import inspect
+import itertools
 import os
 import re
 import sys
@@ -24,8 +26,8 @@ from runner.config.names import did_you_mean, nearest
 LIBRARIES = ("torch", "torchvision", "torchmetrics", "optuna")
 EXTRAS = {"torchmetrics": "metrics", "optuna": "optuna", "submitit": "slurm", "ray": "ray"}  # what a run can do without
 OURS = ("runner", "models", "datasets")
-# What of a library may be imported beyond the library itself: importing other parts may do anything
-# (torch.utils.cpp_extension looks for a compiler with a subprocess).
+# What of a library may be imported and be led through; other parts may do anything when they are imported
+# (torch.utils.cpp_extension looks for a compiler with a subprocess) and hold functions that do anything.
 _PARTS = (
     "torch.nn",
     "torch.optim",
@@ -41,6 +43,7 @@ _PARTS = (
     "runner.several",
     "runner.step",
 )
+_NO_PARTS = ("torch.utils.data.datapipes",)
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
@@ -75,6 +78,7 @@ def look(path: str, trust: Sequence[str] = ()) -> None:
         message = f"`{path}` leads through `{private}`, which is private"
         raise TargetError(message, remedy=f"if you trust it: --trust '{path}'")
     if is_user_code(first, trust):
+        _look_at_files(path, trust)
         return
     if first not in (*LIBRARIES, *OURS):
         raise _stranger(path, first, trust)
@@ -94,7 +98,7 @@ def _stranger(path: str, first: str, trust: Sequence[str]) -> TargetError:
     if _spec(first) is None:
         return TargetError(f"there is no module `{first}` (neither installed nor under the working directory)")
     message = f"`{first}` is neither one of {', '.join((*LIBRARIES, *OURS))} nor code under the working directory"
-    return TargetError(message, remedy=f"if you trust it: --trust '{first}.*'")
+    return TargetError(message, remedy=f"if you trust it: --trust '{path}'")
 
 
 def _of_runner(path: str) -> str:
@@ -123,14 +127,64 @@ def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
 
 
 def is_user_code(first: str, trust: Sequence[str]) -> bool:
-    """Whether importing `first` would take it from a directory of the user's (and not from one of the runner's)."""
+    """Whether importing `first` takes it from a directory of the user's (and not from one of the runner's)."""
     directories = user_directories(trust)
     if any(_ours(directory) for directory in directories) and first in OURS:
         return False
-    found = importlib.machinery.PathFinder.find_spec(first, [str(directory) for directory in directories])
-    if found is None or (found.origin is None and not found.submodule_search_locations):
+    if first in sys.builtin_module_names or first in sys.stdlib_module_names or first == "outputs":
         return False
-    return first not in sys.builtin_module_names and first not in sys.stdlib_module_names and first != "outputs"
+    # A folder without `__init__.py` gives way to a package further down the path, or is merged with its like there.
+    found = importlib.machinery.PathFinder.find_spec(first, [*map(str, directories), *sys.path])
+    return found is not None and _is_of_the_user(found, directories) and not _is_loaded_from_elsewhere(first)
+
+
+def _is_of_the_user(found: importlib.machinery.ModuleSpec, directories: Sequence[Path]) -> bool:
+    """Whether all files that a module is loaded from lie in the user's directories, and none in an environment."""
+    files = [found.origin] if found.origin else list(found.submodule_search_locations or ())
+    return bool(files) and all(_is_users_file(Path(file), directories) for file in files)
+
+
+def _is_users_file(file: Path, directories: Sequence[Path]) -> bool:
+    file = file.resolve()
+    if not _INSTALLED.isdisjoint(file.parts):
+        return False
+    for directory in directories:
+        if file.is_relative_to(directory):
+            between = [p for p in (file, *file.parents) if p != directory and p.is_relative_to(directory)]
+            if not any((folder / "pyvenv.cfg").exists() for folder in between):
+                return True
+    return False
+
+
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
+
+
+def _is_loaded_from_elsewhere(first: str) -> bool:
+    """Whether an installed package of that name is loaded already: importing gives that one."""
+    file = getattr(sys.modules.get(first), "__file__", None)
+    return file is not None and not _INSTALLED.isdisjoint(Path(file).resolve().parts)
+
+
+def _look_at_files(path: str, trust: Sequence[str]) -> None:
+    """Raise TargetError where a part of a name in user code would be loaded from a file that is not the user's.
+
+    The files are found as the import system finds them, but no package is imported for it.
+    """
+    directories = user_directories(trust)
+    parts = path.split(".")
+    folders = [*map(str, directories), *sys.path]
+    for count in range(1, len(parts) + 1):
+        name = ".".join(parts[:count])
+        found = importlib.machinery.PathFinder.find_spec(name, folders)
+        if found is None:
+            return
+        if not _is_of_the_user(found, directories):
+            place = found.origin or next(iter(found.submodule_search_locations or ()), "")
+            message = f"`{name}` is {place}, which is no code of this project's"
+            raise TargetError(message, remedy=f"if you trust it: --trust '{path}'")
+        if found.submodule_search_locations is None:
+            return
+        folders = list(found.submodule_search_locations)
 
 
 @cache  # a fifth of what examining a job takes: it is asked 40 times a job
@@ -162,23 +216,36 @@ def locate(path: str, trust: Sequence[str] = ()) -> Any:
         if not isinstance(found, types.ModuleType) and hidden is not None and not hasattr(found, part):
             found = hidden  # torchvision.models.alexnet is a function, and the module that defines it
         if inner is None and isinstance(found, types.ModuleType) and _is_submodule(found, name):
-            if parts[0] in (*LIBRARIES, "runner") and not name.startswith(_PARTS) and not trusted_by(path, trust):
-                message = f"`{name}` is not among the parts of `{parts[0]}` that a config may import"
-                raise TargetError(message, remedy=f"if you trust it: --trust '{path}'")
+            _may_be_led_through(name, path, trust)
             found = _import(name)
         else:
             found = _attribute(found, part, name, path)
-        if (
-            isinstance(found, types.ModuleType)
-            and found.__name__.partition(".")[0] != parts[0]
-            and not trusted_by(path, trust)
-        ):
-            message = f"`{path}` leads out of `{parts[0]}` into the module `{found.__name__}`"
-            raise TargetError(message)
+        if isinstance(found, types.ModuleType):
+            _may_be_led_through(found.__name__, path, trust)
     if isinstance(found, types.ModuleType):
         message = f"`{path}` is a module"
         raise TargetError(message, _nearest_inside(found, parts[-1], path + "."))
     return found
+
+
+def _may_be_led_through(module: str, path: str, trust: Sequence[str]) -> None:
+    """Raise TargetError where a name leads through a module that a config may not use, however it is spelled."""
+    first = path.partition(".")[0]
+    if trusted_by(path, trust):
+        return
+    if module.partition(".")[0] != first:
+        message = f"`{path}` leads out of `{first}` into the module `{module}`"
+        raise TargetError(message)
+    if first not in (*LIBRARIES, "runner"):
+        return
+    if any(part.startswith("_") for part in module.split(".")):
+        message = f"`{path}` leads through `{module}`, which is private"
+        raise TargetError(message, remedy=f"if you trust it: --trust '{path}'")
+    above = any(part.startswith(f"{module}.") for part in _PARTS)
+    inside = any(f"{module}.".startswith(f"{part}.") for part in _PARTS)
+    if not above and (not inside or any(f"{module}.".startswith(f"{part}.") for part in _NO_PARTS)):
+        message = f"`{module}` is not among the parts of `{first}` that a config may import"
+        raise TargetError(message, remedy=f"if you trust it: --trust '{path}'")
 
 
 def trusted_by(path: str, trust: Sequence[str]) -> bool:
@@ -190,8 +257,14 @@ def _make_importable(path: str, trust: Sequence[str]) -> None:
     first = path.partition(".")[0]
     if is_user_code(first, trust):
         for directory in user_directories(trust):
-            if str(directory) not in sys.path and (directory != Path.cwd() or "" not in sys.path):
+            names = {str(directory), ""} if directory == Path.cwd() else {str(directory)}
+            if names.isdisjoint(_before_installed(sys.path)):
                 sys.path.insert(0, str(directory))
+
+
+def _before_installed(folders: Sequence[str]) -> list[str]:
+    """The folders that come before those of installed packages, which would win there."""
+    return list(itertools.takewhile(lambda folder: _INSTALLED.isdisjoint(Path(folder).parts), folders))
 
 
 def _is_submodule(package: types.ModuleType, name: str) -> bool:
