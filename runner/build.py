@@ -54,6 +54,8 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
             config, parts, device, trust, folder if team.rank == 0 else None, team.rank, team.world
         )
     train = splits["train"]
+    if train.num_batches == 0:
+        raise RunError(without_batch(config, train.size, team.world))
     steps_per_epoch = math.ceil((train.num_batches or 0) / config.train.accumulate)
     duration = Duration.parse(config.train.duration)
     if train.num_batches is None:
@@ -125,6 +127,19 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
     if isinstance(team, Team):
         parallel.share(run, team, config.device.find_unused_parameters, config.device.sync_batchnorm)
     return run
+
+
+def without_batch(config: Config, size: int, world: int) -> str:
+    """Why an epoch of training has no batch, and what to change."""
+    each = config.loader.batch_size
+    if config.loader.batch_sampler is not None or not config.loader.drop_last:
+        key = "loader.batch_sampler" if config.loader.batch_sampler is not None else "loader.sampler"
+        return f"{key} gives no batch of the {size:,} samples of train: there is no step"
+    whole = f"loader.batch_size={each}" + (f" times {world} processes" if world > 1 else "")
+    return (
+        f"train has {size:,} samples, fewer than {whole}, and loader.drop_last=true drops them: there is no step. "
+        f"Take loader.drop_last=false or loader.batch_size={max(1, size // world)}"
+    )
 
 
 def make_optimizer(

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -87,6 +87,8 @@ def batches(run: Run) -> Iterator[Any]:
     progress = run.progress
     run.sampler_state = sampler_state(run)  # an epoch under way is drawn again from here
     coming: Iterator[Any] = run.splits["train"].batches(progress.epoch, progress.batch * run.accumulate)
+    if run.rehearse is not None:
+        coming = rehearsed(run, coming)
     if run.accumulate > 1:
         coming = groups(coming, run.accumulate)
     left_out = {batch: counts for epoch, batch, counts in progress.left_out if epoch == progress.epoch}
@@ -102,6 +104,16 @@ def _without(left_out: Mapping[int, int], coming: Iterator[Any], run: Run) -> It
             run.progress.step += 1
             run.schedule.step()
         run.progress.batch += 1
+
+
+def rehearsed(run: Run, coming: Iterator[Any]) -> Iterator[Any]:
+    """The same batches; the first is shown to `run.rehearse` before it is trained on."""
+    rehearse, run.rehearse = run.rehearse, None
+    first = list(islice(coming, 1))
+    for batch in first:
+        if rehearse is not None:
+            rehearse(batch)
+    return chain(first, coming)
 
 
 def groups(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:

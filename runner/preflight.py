@@ -8,7 +8,7 @@ import re
 import traceback
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -634,6 +634,59 @@ def _try_metrics(
             if mistake is not None:
                 found.mistakes.append(mistake)
                 break
+
+
+def misfits(
+    config: Config,
+    model: nn.Module,
+    loss: Any,
+    batch: Any,
+    trust: Trust,
+    *,
+    rest: bool,
+    size: int,
+    metrics: bool = False,
+) -> list[Mistake]:
+    """What a run of the supervised step would come upon only after its first step, of a batch on the meta device.
+
+    Args:
+        config: the checked config.
+        model: on the meta device; it is put into training mode.
+        loss: of the run.
+        batch: on the meta device.
+        trust: patterns of names trusted on the command line.
+        rest: whether an epoch has a batch of one sample.
+        size: the samples of an epoch.
+        metrics: whether to send what comes of the batch through the metrics.
+    """
+    step = component(config.step, "step", trust=trust, call=False)
+    found = Preflight(model=model, batch=batch)
+    with rng.isolated(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        on_meta = meta_copy(loss) if isinstance(loss, nn.Module) else loss
+        model.train()
+        if metrics:
+            with suppress(Exception):  # the real step comes next, and says it of real numbers
+                outcome = step(batch, model, on_meta)
+                _try_metrics(config, found, {"train": outcome}, trust)
+        error = refuses_one(batch, lambda part: step(part, model, on_meta)) if rest else None
+    if error is not None:
+        whole = config.loader.batch_size
+        sizes = f"{size:,} samples in batches of {whole:,} leave a last batch of one" if whole > 1 else "each has one"
+        rule = f"makes a batch that the model cannot train on: {sizes} ({type(error).__name__}: {error})"
+        remedy = (
+            f"take `loader.drop_last=true` or another size, such as `loader.batch_size={_without_rest(size, whole)}`"
+        )
+        if whole == 1:
+            remedy = "take `loader.batch_size=2` or more"
+        found.mistakes.append(Mistake("loader.batch_size", rule, whole, remedy=remedy))
+    return found.mistakes
+
+
+def _without_rest(size: int, batch_size: int) -> int:
+    """The nearest smaller batch size, else larger, that leaves no batch of a single sample."""
+    smaller = range(batch_size - 1, 1, -1)
+    return next((other for other in smaller if size % other != 1), batch_size + 1)
 
 
 def misfit(

@@ -207,6 +207,7 @@ class Run:
     thaw_at: int | None = None  # the step from which on everything frozen trains
     team: Alone = ALONE  # the processes that train together
     layout: Whole = WHOLE  # how their tensors lie
+    rehearse: Callable[[Any], object] | None = None  # is shown the first batch before anything is learnt from it
     wrap: Callable[[], object] = lambda: None  # renews what wraps the model, where other parameters train than before
     log: Log | NoLog = field(init=False)  # opened when the step to begin at is known
     progress: Progress = field(default_factory=Progress)

@@ -206,10 +206,10 @@ class Layers:
     def blame(self, path: Path_, *, follow: bool = True) -> str:
         """Where a key got its value: the winner's line, the line that chose its group, the lines it points to."""
         settings = self.settings(path)
-        parts = self.parts(path)
-        if parts and not (settings and isinstance(settings[-1].value, dict)):
-            return parts[-1][1].where
+        own = "" if settings and settings[-1].where.startswith("argument ") else self._arguments_below(path)
         if not settings:
+            if own:
+                return own
             return self.blame(path[:-1], follow=follow) if len(path) > 1 else schema_line(path) or self._primary
         setting = settings[-1]
         more = [f"chosen by {setting.chosen}"] if setting.chosen else []
@@ -218,7 +218,12 @@ class Layers:
                 pointed = target(reference, path)
                 if pointed != path:
                     more.append(f"`${{{reference}}}` is set by {self.origin(pointed)}")
-        return setting.where + (f" ({'; '.join(more)})" if more else "")
+        where = setting.where + (f" ({'; '.join(more)})" if more else "")
+        return f"{own}, over {where}" if own else where
+
+    def _arguments_below(self, path: Path_) -> str:
+        """The arguments that set something below a key, in words; the last of several to one place."""
+        return ", ".join(dict.fromkeys({at: setting.where for at, setting in self.parts(path)}.values()))
 
     def chooser(self, group: str) -> str:
         """Who chose the option of a group."""

@@ -182,6 +182,11 @@ def _contradictions(config: schema.Config) -> Iterator[Finding]:
     if loader.in_memory is True and loader.num_workers > 0:
         rule = "must not be true with `loader.num_workers` above 0, which means the per-sample path"
         yield Finding(Mistake("loader.in_memory", rule, value=True, suggestion="auto"), ("loader.num_workers",))
+    limit = config.dataset.limit
+    if loader.drop_last and loader.batch_sampler is None and limit is not None and limit < loader.batch_size:
+        rule = f"must be at least loader.batch_size, {loader.batch_size}: loader.drop_last drops what is fewer"
+        remedy = "take `loader.drop_last=false`"
+        yield Finding(Mistake("dataset.limit", rule, limit, remedy=remedy), ("loader.batch_size", "loader.drop_last"))
     if config.loader.in_memory is True and loader.collate_fn is not None:
         rule = "must not be true with a `loader.collate_fn`, which joins samples one by one"
         yield Finding(Mistake("loader.in_memory", rule, value=True, suggestion="auto"), ("loader.collate_fn",))
