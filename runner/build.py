@@ -104,6 +104,7 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
         log_every=Duration.parse(config.log.every),
+        log_means=config.log.mean,
         evaluate_every=_rhythm(config.train.evaluate_every),
         checkpoint_every=_rhythm(config.train.checkpoint_every),
         objective=objective,
@@ -122,11 +123,19 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
         team=team,
         layout=layout,
     )
-    if config.device.parallel == "data_parallel":
+    if splits_batches(config, device, step, optimizer):
         run.update.net = parallel.data_parallel(model)
     if isinstance(team, Team):
         parallel.share(run, team, config.device.find_unused_parameters, config.device.sync_batchnorm)
     return run
+
+
+def splits_batches(config: Config, device: torch.device, step: Any, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `nn.DataParallel` splits each batch over the GPUs here; with `auto` that is where it can, on several."""
+    if config.device.parallel != "auto":
+        return config.device.parallel == "data_parallel"
+    several_gpus = device.type == "cuda" and config.device.type in ("auto", "cuda") and torch.cuda.device_count() > 1
+    return several_gpus and not is_own(step) and not needs_closure(optimizer)
 
 
 def without_batch(config: Config, size: int, world: int) -> str:

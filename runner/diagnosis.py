@@ -3,20 +3,24 @@
 The error itself says where it came from: its traceback passes through the model, the loss, a metric or the step.
 """
 
+import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
 from torch import Tensor, nn
 
-from runner import fit, remedies, update
+from runner import fit, provenance, remedies, update
 from runner.accumulate import Accumulating
 from runner.config.effects import SUPERVISED
 from runner.config.schema import Config
-from runner.errors import ConfigError, Mistake, RunError, own_line
+from runner.config.trust import TargetError
+from runner.errors import ConfigError, Mistake, RunError, Stopped, in_words, own_line
 from runner.preflight import Preflight
 from runner.state import Run
 from runner.step import supervised
@@ -57,6 +61,37 @@ def in_one_line(mistake: Mistake, blame: Blame | None = None) -> str:
     return str(replace(mistake, where=where, remedy="")).replace("\n", " ") + f". {mistake.remedy}" * bool(
         mistake.remedy
     )
+
+
+@contextmanager
+def of_a_record(folder: Path) -> Iterator[None]:
+    """Turn what a recorded config meets, whose code is another or gone by now, into words.
+
+    Raises:
+        ConfigError: a name leads nowhere any more.
+        RunError: a part refuses its arguments, or what was saved of it; which modules have changed is said, too.
+    """
+    try:
+        yield
+    except (ConfigError, Stopped):
+        raise
+    except TargetError as error:
+        rule = f"cannot be built from its record: {error.rule}{changed_modules(folder)}"
+        raise ConfigError([Mistake("RUN", rule, str(folder), error.where, error.remedy)]) from error
+    except Exception as error:
+        text = str(error) if isinstance(error, RunError) else in_words(error)
+        raise RunError(f"{folder}: {text}{changed_modules(folder)}".replace("\n", " ")) from error
+
+
+def changed_modules(folder: Path) -> str:
+    """Which modules of the project are other than a run recorded, in words; empty where none is known."""
+    try:
+        before = json.loads((folder / "provenance.json").read_text())["modules"]["files"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+    now = provenance.modules(Path.cwd())["files"]
+    other = [name for name, digest in before.items() if name in now and now[name] != digest]
+    return f" (changed since the run: {', '.join(other[:4])}{' …' * (len(other) > 4)})" if other else ""
 
 
 def _said(error: Exception) -> str:

@@ -363,7 +363,7 @@ def refused_beside(config: Config, optimizer: torch.optim.Optimizer, trust: Trus
         "train.clip_norm": train.clip_norm,
         "train.clip_value": train.clip_value,
         "device.precision": precision if precision in ("bf16", "fp16") else None,
-        "device.parallel": config.device.parallel if config.device.parallel != "none" else None,
+        "device.parallel": config.device.parallel if config.device.parallel not in ("none", "auto") else None,
     }
     if is_own(component(config.step, "step", trust=trust, call=False)):
         reason = f"has no place where the step does its own backward and update, as `{config.step['_target_']}` does"
@@ -752,7 +752,11 @@ def _trying(
         return action()
     except Exception as error:  # noqa: BLE001  a user's model may raise anything
         said = f"{type(error).__name__}: {error}"
-        if _about_meta(error) or _runs(with_numbers):
+        made, ran = _ran(with_numbers)
+        if ran:
+            found.notes.append(f"the {key} does not run on the meta device ({said}): it was tried on the CPU")
+            return made
+        if _about_meta(error):
             found.notes.append(
                 f"the {key} does not run on the meta device ({said}); it meets the first real batch first"
             )
@@ -768,15 +772,14 @@ def _trying(
         return None
 
 
-def _runs(action: Callable[[], Any] | None) -> bool:
-    """Whether it does not raise; False where it is not to be tried."""
+def _ran(action: Callable[[], Any] | None) -> tuple[Any, bool]:
+    """What an action gives, and whether it does; not where it raises, or there is none."""
     if action is None:
-        return False
+        return None, False
     try:
-        action()
+        return action(), True
     except Exception:  # noqa: BLE001  a user's model may raise anything
-        return False
-    return True
+        return None, False
 
 
 def _check_outcome(config: Config, found: Preflight, outcome: Any, *, own: bool = False) -> None:

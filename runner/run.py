@@ -482,11 +482,10 @@ def close_log(log: Log | None, folder: Path, run: Run | None, config: Config, st
 
 
 def show_hparams(run: Run, config: Config, status: str) -> None:
-    """The run's row in TensorBoard's table of runs: config, last metrics, how it ended."""
+    """The run's row in TensorBoard's table of runs: config, and how it ended."""
     wanted = config.log.hparams
     if wanted:
-        metrics = {name: value for name, value in run.progress.last.items() if not name.startswith("train/")}
-        run.log.hparams(build_looks.hparams(run.config, None if wanted is True else [*wanted]), metrics, status)
+        run.log.hparams(build_looks.hparams(run.config, None if wanted is True else [*wanted]), status)
 
 
 @dataclass

@@ -161,3 +161,42 @@ def test_auxiliary_outputs_train_with_their_weights(mine: Callable[..., Any]) ->
 
     assert (0, 0) == (alone.status, both.status)
     assert alone.folder.joinpath("metrics.jsonl").read_text() != both.folder.joinpath("metrics.jsonl").read_text()
+
+
+CHANGES = {
+    "the module is gone": ("", 2, "cannot be built from its record"),
+    "another size": ("super().__init__(2, 2, dtype=torch.float32) #", 0, ""),
+    "a layer more": (
+        "super().__init__(2, 2); self.more = torch.nn.Linear(2, 2) #",
+        1,
+        "the checkpoint lacks more.weight",
+    ),
+    "another shape": ("super().__init__(2, 2, bias=False) #", 1, "the model lacks bias"),
+    "it raises": ("raise OSError('no vectors.npy') #", 1, "no vectors.npy"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_run_whose_code_has_changed_is_explained_and_evaluated_or_refused_in_words(
+    mine: Callable[..., Any], runner: Callable[..., Any], change: str
+) -> None:
+    """No traceback: what is missing, and which module is another than the run recorded."""
+    Path("conf/model").mkdir(parents=True, exist_ok=True)
+    Path("conf/model/plain.yaml").write_text("_target_: mine.Plain\n")
+    line = "        super().__init__(2, 2) # plain\n"
+    plain = f"\nclass Plain(torch.nn.Linear):\n    def __init__(self):\n{line}"
+    Path("mine.py").write_text(MINE + plain)
+    ran = mine("whole", "model=plain", "++dataset.val._target_=mine.Data", "++dataset.val.kind=whole")
+    assert ran.status == 0, ran.err
+    code, status, said = CHANGES[change]
+    sys.modules.pop("mine")
+    Path("mine.py").write_text((MINE + plain).replace("super().__init__(2, 2) # plain", code))
+    if not code:
+        Path("mine.py").unlink()
+
+    for verb in ("evaluate", "explain"):
+        sys.modules.pop("mine", None)
+        again = runner(verb, str(ran.folder))
+        assert (status, "Traceback" in again.err) == (again.status, False), again.err
+        assert said in again.err
+        assert status != 1 or "(changed since the run: mine)" in again.err

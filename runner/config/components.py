@@ -19,7 +19,16 @@ Path = tuple[str | int, ...]
 _KEYS = ("_target_", "_args_", "_partial_")
 # How many arguments the runner gives by position: to the constructor, and to the call of a bound function.
 _CONSTRUCTOR = {"optimizer": 1, "scheduler": 1}
-_CALL = {"transform": 1, "loss": 2, "init": 1, "function": 1, "module_function": 1, "step": 3}
+_CALL = {
+    "transform": 1,
+    "loss": 2,
+    "init": 1,
+    "function": 1,
+    "module_function": 1,
+    "step": 3,
+    "hook": 3,
+    "gradient_hook": 2,
+}
 _SUPPLIED = {"params": "the model's parameters", "optimizer": "the optimizer", "data_source": "the dataset"}
 
 OLD_ARGUMENTS = {
@@ -232,7 +241,7 @@ def _other_kind(slot: str, target: Any) -> str:
         return ""
     bases = _bases()
     own = bases.get(slot)
-    called = slot in ("function", "module_function", "init")
+    called = slot in ("function", "module_function", "init", "hook", "gradient_hook")
     if (own is None and not called) or (own is not None and issubclass(target, own)):
         return ""
     other = next((kind for kind, base in bases.items() if kind != slot and issubclass(target, base)), None)
@@ -329,6 +338,8 @@ _FITS: dict[str, Callable[[Any, str], bool]] = {
     "init": _function_in("torch.nn.init"),
     "function": _function_in("torch.utils.data"),
     "module_function": _function_in("torch.nn.utils"),
+    "hook": lambda _target, _name: False,  # no library has one
+    "gradient_hook": lambda _target, _name: False,
     "step": _function_in("runner.step"),
     "tensor": lambda _, name: name in _TENSORS,
     "search_sampler": _of_optuna("optuna.samplers.BaseSampler"),
@@ -346,6 +357,8 @@ _WORDS = {
     "init": "a function of torch.nn.init (or code of your own)",
     "function": "a function of torch.utils.data (or code of your own)",
     "module_function": "a function of your own that takes a module",
+    "hook": "a function of your own that takes a module, its inputs and its output",
+    "gradient_hook": "a function of your own that takes a module and the gradient of its output",
     "step": "a function of runner.step (or code of your own)",
     "tensor": f"one of {', '.join(_TENSORS)}",
     "search_sampler": "a subclass of optuna.samplers.BaseSampler",

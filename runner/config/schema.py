@@ -218,7 +218,8 @@ class Device:
     )
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
     deterministic: Literal["strict", "warn", "off"] = "warn"
-    parallel: Literal["none", "data_parallel", "ddp", "fsdp"] = "none"  # ddp and fsdp: under torchrun
+    # data_parallel: over the GPUs of one process; auto: that where there are several; ddp and fsdp: under torchrun
+    parallel: Literal["none", "auto", "data_parallel", "ddp", "fsdp"] = "none"
     sync_batchnorm: bool = False  # statistics of the whole batch, over all processes
     find_unused_parameters: bool = False  # of ddp, for a model that does not use all of them in every step
 
@@ -256,12 +257,16 @@ Statistic = Literal["mean", "std", "abs_max", "zeros"]
 
 @dataclass
 class LogHook:
-    """Statistics of the outputs (`forward`) and of their gradients (`backward`) of modules, chosen as in `init`."""
+    """Statistics of the outputs (`forward`) and of their gradients (`backward`) of modules, chosen as in `init`.
+
+    A component in the place of statistics is a function of the user's own whose values are logged:
+    `forward(module, inputs, output)`, `backward(module, gradient)`.
+    """
 
     module: str | list[str] | None = None  # a type; subclasses count
     name: Pattern | None = None  # of the module
-    forward: list[Statistic] = rule([])
-    backward: list[Statistic] = rule([])
+    forward: list[Statistic] | Component = rule([], slot="hook")
+    backward: list[Statistic] | Component = rule([], slot="gradient_hook")
     optional: bool = False
 
 
@@ -281,6 +286,7 @@ class Profile:
 @dataclass
 class Log:
     every: Duration = Duration("50st")
+    mean: bool = True  # of training: a line has the means since the last one; false: the values at its step
     tensorboard: bool = True
     progress: bool = True
     model_table: bool = True
