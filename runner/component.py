@@ -25,6 +25,8 @@ def component(
 ) -> Any:
     """What a `_target_` node describes: a class is instantiated; a function is called, or bound where `call` is false.
 
+    Its own `_partial_` says nothing more: what it is bound to first is passed here. Nested, it is kept.
+
     Args:
         node: `_target_` and the arguments; nested nodes are built first.
         key: the node's place in the config, for messages.
@@ -36,6 +38,18 @@ def component(
     Raises:
         RunError: the callable refuses its arguments.
     """
+    plain = {name: value for name, value in node.items() if name != "_partial_"}
+    return _made(plain, key, *supplied, trust=trust, call=call, given=given)
+
+
+def _made(
+    node: Mapping[str, Any],
+    key: str,
+    *supplied: Any,
+    trust: Trust = (),
+    call: bool = True,
+    given: Mapping[str, Any] | None = None,
+) -> Any:
     target = locate(node["_target_"], trust)
     arguments = {
         name: argument(value, f"{key}.{name}", _annotation(target, name), trust)
@@ -80,7 +94,7 @@ def argument(value: Any, key: str, annotation: Any, trust: Trust = ()) -> Any:
     """An argument ready to be passed: nested components are built; names of dtypes and enum members are those."""
     if isinstance(value, Mapping):
         if "_target_" in value:
-            return component(value, key, trust=trust, call="Callable" not in str(annotation))
+            return _made(value, key, trust=trust, call="Callable" not in str(annotation))
         return {name: argument(member, f"{key}.{name}", None, trust) for name, member in value.items()}
     if isinstance(value, list | tuple):
         return [argument(member, f"{key}[{i}]", annotation, trust) for i, member in enumerate(value)]

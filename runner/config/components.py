@@ -66,7 +66,13 @@ def check_component(path: Path, slot: str, node: dict[str, Any], trust: Sequence
     for name, value in node.items():
         if several and name not in (*_KEYS, *named) and not isinstance(value, dict):
             found.wrong((*path, name), "must be an optimizer (a mapping with `_target_` and `match`)", value)
-        elif name not in ("_target_", "_partial_"):
+        elif name == "_partial_":
+            if value is True and slot in _BUILT:
+                rule = f"must not be true: {_BUILT[slot]} is wanted here"
+                found.wrong(
+                    (*path, name), rule, remedy="leave `_partial_` out: the runner passes what is missing itself"
+                )
+        elif name != "_target_":
             parameter = named.get(name)
             _nested((*path, name), value, parameter.annotation if parameter else None, slot, trust, found)
     return target
@@ -131,6 +137,14 @@ def nested_slot(annotation: Any, outer: str) -> str:
     return f"nested {same}".rstrip()
 
 
+# Parameters whose annotation asks for an object: a bound constructor is none. (A scheduler in a scheduler and one of
+# several optimizers are completed by the runner.)
+_BUILT = {
+    "nested sampler": "a sampler",
+    "nested dataset": "a dataset",
+    "nested metric": "a metric",
+    "nested tensor": "a tensor",
+}
 MEMBER = "nested optimizer"  # one of several optimizers, with a `match` that is the runner's own
 
 
@@ -375,7 +389,7 @@ def _check_arguments(path: Path, slot: str, node: dict[str, Any], target: Any, t
             _check_value(here, value, parameter, slot, found)
         elif not takes.open:
             _unknown_argument(here, name, value, node["_target_"], [n for n in takes.named if n not in before], found)
-    if not node.get("_partial_"):
+    if not (slot.startswith("nested") and node.get("_partial_")):
         _check_missing(path, slot, node, target, takes, filled, found)
 
 
