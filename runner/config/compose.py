@@ -605,7 +605,7 @@ class Loader(ConfigLoaderImpl):
         self.repository.instead[file[1] if file else ""] = None
 
     def _cut_circle(self) -> None:
-        """Note defaults lists that lead back to where they began, and go on without the entry that closes the circle."""
+        """Note defaults lists that lead back to where they began, and go on without the entry that closes it."""
         ring = self.repository.circle()
         if not ring:
             raise ConfigError([*self._mistakes, Mistake("defaults", "cannot be composed: nested too deeply")]) from None
