@@ -501,12 +501,9 @@ def _component_line(value: Any, annotation: Any) -> str:
         if isinstance(kind, type) and not plain and converted(value, kind) is UNFIT:
             if issubclass(kind, enum.Enum) or _origin_is(kind, ("torch", "device"), ("torch", "dtype")):
                 continue
-            arguments = (
-                "".join(f", {name}: {yaml_text(inner)}" for name, inner in value.items())
-                if isinstance(value, dict)
-                else ", …"
-            )
-            return f"{{_target_: {value if named else f'{kind.__module__}.{kind.__qualname__}'}{'' if named else arguments}}}"
+            given = {} if named else value if isinstance(value, dict) else {"…": None}
+            arguments = "".join(", …" if name == "…" else f", {name}: {yaml_text(v)}" for name, v in given.items())
+            return f"{{_target_: {value if named else f'{kind.__module__}.{kind.__qualname__}'}{arguments}}}"
     return ""
 
 
@@ -533,7 +530,9 @@ def _dtype_problem(value: Any, parameter: inspect.Parameter) -> str | None:
     kind = kind_of(parameter)
     if kind is str or (isinstance(parameter.default, str) and kind is inspect.Parameter.empty):
         return None  # its own text
-    if str in getattr(kind, "__args__", ()) or (_DTYPE in str(kind) and converted(value, kind) is not UNFIT):
+    if str in getattr(kind, "__args__", ()) or (
+        _DTYPE in str(kind) and not isinstance(converted(value, kind), str | type(UNFIT))
+    ):
         return None
     import torch
 

@@ -193,7 +193,9 @@ def _object(value: Any, kind: type) -> Any:
     if (kind.__module__, kind.__name__) in (("torch", "device"), ("torch", "dtype")):
         return _of_torch(value, kind) if isinstance(value, str) else UNFIT
     if kind is os.PathLike or issubclass(kind, pathlib.PurePath):
-        return (pathlib.Path if kind is os.PathLike else kind)(value) if isinstance(value, str) else UNFIT
+        return (
+            (kind if issubclass(kind, pathlib.PurePath) else pathlib.Path)(value) if isinstance(value, str) else UNFIT
+        )
     if issubclass(kind, dict | list | tuple | set | frozenset | bytes) or kind.__module__.startswith(
         ("numpy", "typing")
     ):
@@ -222,7 +224,7 @@ def _of_torch(value: str, kind: type) -> Any:
     torch = sys.modules.get("torch")
     if kind.__name__ == "device":
         try:
-            return kind(value)  # type: ignore[call-arg]
+            return kind(value)
         except (RuntimeError, ValueError):
             return UNFIT
     found = getattr(torch, value.removeprefix("torch."), None)
@@ -431,7 +433,7 @@ def _fits_container(value: Any, container: Any, args: tuple[Any, ...], *, durati
     return not inner or all(_fits(member, inner[0], durations=durations) for member in value)
 
 
-def _words(annotation: Any) -> str:
+def _words(annotation: Any) -> str:  # noqa: C901  one kind after another
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(_words(kind) for kind in args))
