@@ -192,14 +192,16 @@ def _object(value: Any, kind: type) -> Any:
         return value
     if (kind.__module__, kind.__name__) in (("torch", "device"), ("torch", "dtype")):
         return _of_torch(value, kind) if isinstance(value, str) else UNFIT
-    if kind is os.PathLike or issubclass(kind, pathlib.PurePath):
-        return (
-            (kind if issubclass(kind, pathlib.PurePath) else pathlib.Path)(value) if isinstance(value, str) else UNFIT
-        )
+    if issubclass(kind, pathlib.PurePath):
+        return kind(value) if isinstance(value, str) else UNFIT
+    if kind is os.PathLike:
+        return pathlib.Path(value) if isinstance(value, str) else UNFIT
     if issubclass(kind, dict | list | tuple | set | frozenset | bytes) or kind.__module__.startswith(
         ("numpy", "typing")
     ):
         return value
+    if kind.__module__.startswith("torch") and isinstance(value, int | float):
+        return value  # torch's annotations say Tensor where it takes a number too
     return UNFIT if isinstance(value, str | int | float | list | dict) else value
 
 
