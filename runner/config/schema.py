@@ -386,7 +386,9 @@ class Config:
     loss: Component | None = rule(slot="loss")  # null: the step needs none
     name: str = rule("run", regex=r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
     seed: int = rule(0, at_least=0)
-    run: str | None = None  # an existing run directory: continue it
+    run: str | None = rule(
+        None, regex=r".*\S.*", like="outputs/digits_cnn/RUN"
+    )  # an existing run directory: continue it
     dataset: Dataset = rule(Dataset)
     transform: Transform = rule(Transform)
     loader: Loader = rule(Loader)
