@@ -77,6 +77,11 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough; nothing is left to be flushed at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a folder that cannot be written, a file that cannot be read
+        from runner.errors import refusal
+
+        print(refusal(error), file=sys.stderr)
+        return 1
 
 
 def ended(status: int, place: "Place | None") -> int:

@@ -253,10 +253,17 @@ class Lock:
 
     Raises:
         ConfigError: another process (or another Lock of this one) holds it.
+        RunError: nothing can be written there.
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self._handle = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            self._handle = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            remedy = f"a copy can go on: `cp -r {run_dir} COPY`, `python -m runner resume COPY`"
+            raise RunError(f"{run_dir} cannot be written ({error.strerror}): {remedy}") from error
         self._stopped: threading.Event | None = None  # set to end the signs of life, where there are some
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -21,6 +21,25 @@ REFRESH_SECONDS = 0.5  # between two drawings of the progress bar, 5 to 10 ms ea
 SYNC_SECONDS = 30.0  # after so long TensorBoard sees what was logged
 
 
+class Text:
+    """The file `log.txt` of a run, which is added to."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._text = os.open(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+
+    def note(self, text: str) -> None:
+        """Write `text`."""
+        now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        os.write(self._text, f"{now}  {text}\n".encode(errors="backslashreplace"))
+
+    def exception(self, error: BaseException) -> None:
+        """Write the traceback of `error`, and close the file."""
+        try:
+            self.note("".join(traceback.format_exception(error)).rstrip())
+        finally:
+            os.close(self._text)
+
+
 class Log:
     """The log of one run; it draws no random number, so nothing here changes a model.
 
