@@ -182,7 +182,9 @@ class Checkpoints:
             if not (best := self.best()):
                 raise RunError(f"{self.folder} has no best checkpoint: none was saved with a finite metric")
             return _tensors(self.folder / best.file, map_location, best.sha256)
-        path = Path(which).resolve()
+        return self._load_file(Path(which).resolve(), map_location)
+
+    def _load_file(self, path: Path, map_location: Any) -> dict[str, Any]:
         try:
             committed = _read_manifest(path.parent)
         except DamagedManifest as error:
@@ -455,7 +457,7 @@ def _verify_archive(path: Path) -> None:
             wrong = archive.testzip()
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # noqa: BLE001  whatever a damaged directory of an archive leads to
+    except Exception as error:
         raise RunError(f"{path} is damaged: {error}") from error
     if wrong is not None:
         raise RunError(f"{path} is damaged: {wrong} does not have its checksum")

@@ -93,7 +93,7 @@ def refusal(error: OSError) -> str:
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP):
         for place in (*reversed(path.parents), path):
             if place.is_symlink() and not place.exists():
-                target = os.readlink(place)
+                target = place.readlink()
                 return f"{place} is a link to {target}, which is not there: mount or make that, or {ELSEWHERE}"
             if place.exists() and not place.is_dir() and (place != path or error.errno == errno.EEXIST):
                 return f"{place} is a file where a folder must be ({why}): rename it, or {ELSEWHERE}"
@@ -102,8 +102,9 @@ def refusal(error: OSError) -> str:
     if error.errno == errno.EROFS or (error.errno in (errno.EACCES, errno.EPERM) and not path.exists()):
         return f"{path} cannot be made or written ({why}): get the right to, or {ELSEWHERE}"
     if error.errno in (errno.EACCES, errno.EPERM):
-        what = "read" if not os.access(path, os.R_OK) else "written"
-        return f"{path} cannot be {what} ({why}): get the right to, or {ELSEWHERE}"
+        if not os.access(path, os.R_OK):
+            return f"{path} cannot be read ({why}): get the right to read it (`chmod u+r`, or ask its owner)"
+        return f"{path} cannot be written ({why}): get the right to, or {ELSEWHERE}"
     return f"{path} cannot be used ({why})"
 
 

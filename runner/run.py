@@ -210,17 +210,21 @@ def launch(
             if isinstance(error, Fault):
                 result["fault"] = error.record()
             result["error"] += traceback_to(log, folder, error)
-        if run is not None:
-            with suppress(RunError):  # the last save; what it would say comes too late
-                run.checkpoints.wait()
-            result |= figures(run)
-        result |= inexact_steps(folder)
-        result["seconds"] = time.perf_counter() - began
+        result |= outcome_of(run, folder) | {"seconds": time.perf_counter() - began}
         status = status if write_result(folder, result) else EXIT_FAILED
         close_log(log, folder, run, config, result["status"])
         conclude(result, folder)
         team.end()
     return Outcome(status, folder, result)
+
+
+def outcome_of(run: Run | None, folder: Path) -> dict[str, Any]:
+    """The figures of a run for its result, its last save waited for; and where it was not exact."""
+    if run is None:
+        return inexact_steps(folder)
+    with suppress(RunError):  # the last save; what it would say comes too late
+        run.checkpoints.wait()
+    return figures(run) | inexact_steps(folder)
 
 
 def cannot_go_on(folder: Path, result: dict[str, Any], log: Log | None, team: Alone) -> Outcome:
@@ -241,10 +245,23 @@ def cause_of(error: Exception) -> str:
         text = refusal(error)
     else:
         text = str(error).encode(errors="backslashreplace").decode() if ours else words_of(error)
-    here = f"{Path.cwd()}{os.sep}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(here)]
-    own = [f for f in frames if not Path(f.filename).is_relative_to(OURS) and "site-packages" not in f.filename]
-    return f"{text} ({own[-1].filename.removeprefix(here)}:{own[-1].lineno})" if own else text
+    place = place_of(error)
+    return text if not place or place in text else f"{text} ({place})"
+
+
+def place_of(error: BaseException | None) -> str:
+    """The `file:line` of the user's own code that an error, or what caused it, comes from; empty where there is none."""
+    here, found = Path.cwd(), ""
+    while error is not None:
+        frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        if isinstance(error, SyntaxError) and error.filename:
+            frames.append((error.filename, error.lineno))
+        for name, line in frames:
+            file = Path(name)
+            own = file.is_relative_to(here) and not file.is_relative_to(OURS) and "site-packages" not in file.parts
+            found = f"{file.relative_to(here)}:{line}" if own else found
+        error = error.__cause__ or error.__context__
+    return found
 
 
 def words_of(error: Exception) -> str:
@@ -265,7 +282,7 @@ def traceback_to(log: Log | None, folder: Path, error: Exception) -> str:
     """Write the traceback of what ended the run to `log.txt`; what to say where that cannot be."""
     try:
         if log is None:
-            Text(folder).exception(error)  # noqa: LOG004  not a logger of the standard library
+            Text(folder).exception(error)
         else:
             log.exception(error)  # noqa: LOG004
     except OSError as refused:
@@ -381,9 +398,8 @@ def go_on(
     try:
         run = at_last_checkpoint(config, folder, trust, said, again, team)
     except Exception:
-        changed = (
-            [] if before is None else provenance.changes(before | latest_facts(before), facts(config, command, None))
-        )
+        known = {} if before is None else before | latest_facts(before) | {"data": None, "plan": None}
+        changed = provenance.changes(known, facts(config, command, None)) if known else []
         if changed and not inexact:
             raise ConfigError([*again.changes, *changed]) from None
         raise

@@ -56,7 +56,7 @@ def recorded(
     folder: Path,
     overrides: Sequence[str] = (),
     verb: str = "resume",
-    say: Callable[[str], object] = lambda text: print(text, file=sys.stderr),
+    say: Callable[[str], object] = lambda text: sys.stderr.write(f"{text}\n"),
 ) -> tuple[Config, str]:
     """The config of the run in `folder` and its YAML with interpolations kept.
 
@@ -122,9 +122,9 @@ def no_run(given: Path, verb: str) -> Mistake:
         )
     known = [file.parent for file in Path("outputs").glob("*/*/config.yaml")]
     near = nearest(given.name, [run.name for run in known])
-    path = next((run for run in known if run.name == near), None)
-    if path is not None:
-        return Mistake("RUN", rule, str(given), remedy=f"did you mean `{path}`?", suggestion=str(path))
+    for run in known:
+        if run.name == near:
+            return Mistake("RUN", rule, str(given), remedy=f"did you mean `{run}`?", suggestion=str(run))
     remedy = f"the runs are below outputs/<name>/: `{command} outputs/<name>/<run>`"
     return Mistake("RUN", rule, str(given), remedy=remedy)
 
@@ -136,11 +136,12 @@ def _whole(folder: Path, say: Callable[[str], object]) -> tuple[Any, Any]:
         ConfigError: neither of the two files can be read.
     """
     written, kept = folder / "config.yaml", folder / ".hydra" / "config.yaml"
-    (data, wrong), (unresolved, amiss) = _read(written), _read(kept)
+    (read, wrong), (unresolved, amiss) = _read(written), _read(kept)
+    data: Any = None
     config = None
-    if data is not None:
+    if read is not None:
         try:
-            data = OmegaConf.to_container(data)
+            data = OmegaConf.to_container(read)
             config = resolved(parse(data))
         except (ConfigError, OmegaConfBaseException) as error:
             data, wrong = None, _first_line(error)

@@ -74,7 +74,11 @@ def chosen(folder: Path, checkpoint: str) -> str:
     name = Path(checkpoint).name
     near = f"{name}.pt" if f"{name}.pt" in known else nearest(name, known)
     command = f"python -m runner evaluate {shlex.quote(str(folder))} --checkpoint"
-    remedy = f"did you mean `{command} {near}`?" if near else f"there are {', '.join(['last', 'best', *known])}"
+    remedy = (
+        f"did you mean `{command} {shlex.quote(str(folder / 'checkpoints' / near))}`?"
+        if near
+        else f"there are {', '.join(['last', 'best', *known])}"
+    )
     rule = "must be last, best or a file"
     raise ConfigError(
         [Mistake("--checkpoint", rule, checkpoint, f"argument `--checkpoint {checkpoint}`", remedy, near)]
