@@ -32,7 +32,7 @@ from runner.data import Split
 from runner.errors import ConfigError, Mistake, RunError, refusal
 from runner.examine import Examined
 from runner.files import Lock, remove, write_json, write_text
-from runner.log import Log, Text, WatchedLog, final_report
+from runner.log import Log, Text, WatchedLog, final_report, mend
 from runner.model_table import model_table
 from runner.numerics import Fault
 from runner.preflight import Preflight
@@ -250,7 +250,7 @@ def cause_of(error: Exception) -> str:
 
 
 def place_of(error: BaseException | None) -> str:
-    """The `file:line` of the user's own code that an error, or what caused it, comes from; empty where there is none."""
+    """The `file:line` of the user's own code that an error, or its cause, comes from; empty where there is none."""
     here, found = Path.cwd(), ""
     while error is not None:
         frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
@@ -513,6 +513,12 @@ def answers_of(config: Config) -> tuple[str, int]:
 
 def open_log(run: Run, config: Config, judge: Judge | None = None) -> Log:
     """The log of the run from its step on; what the checkpoints have to say goes there too."""
+    progress = run.progress
+    said = list[str]()
+    if progress.step:
+        # The lines that a checkpoint knows of: its losses are those since a line, and an evaluation has one.
+        since = progress.step - len(run.losses.sizes) - len(progress.left_out)
+        said = mend(run.folder, progress.step, max(since, progress.evaluated_at or 0), run.steps_per_epoch)
     log = Log if judge is None else partial(WatchedLog, watch=Watch(run, judge))
     run.log = log(
         run.folder,
@@ -522,6 +528,8 @@ def open_log(run: Run, config: Config, judge: Judge | None = None) -> Log:
         start_step=run.progress.step,
         go_on=config.train.on_save_error == "go_on",
     )
+    for line in said:
+        run.log.say(line)
     run.checkpoints.warn = run.log.say
     if isinstance(run.update, memory.Splitting):
         run.update.warn = run.log.say

@@ -450,6 +450,31 @@ def test_what_a_run_has_lost_is_said_with_what_can_still_be_done(hard, whole, tm
     assert json.loads((folder / "result.json").read_text())["steps"] == 13
 
 
+@pytest.mark.parametrize("damage", [None, b"", b"\0" * 4096, b"2/3"])
+def test_log_lines_that_are_lost_are_taken_from_tensorboards_events(hard, project, whole, monkeypatch, damage):
+    """The resumed run's lines are those of the whole one, to single precision; weights and events to the bit."""
+    folder = stopped(hard, project, monkeypatch, 9, HARD)
+    lines = folder / "metrics.jsonl"
+    text = lines.read_bytes()
+    lines.unlink()
+    if damage is not None:
+        lines.write_bytes(text[: len(text) * 2 // 3] if damage == b"2/3" else damage)
+    status, out, err = hard("resume", str(folder))
+
+    assert (status, "from TensorBoard's events" in out) == (0, True), out + err
+    assert [pytest.approx(line, rel=1e-6) for line in ending(whole)["lines"]] == ending(folder)["lines"]
+    assert events(whole) == events(folder)
+    assert ending(whole)["result"] == ending(folder)["result"]
+
+
+def test_log_lines_that_nothing_else_holds_are_said_to_be_lost(hard, project, monkeypatch):
+    folder = stopped(hard, project, monkeypatch, 9, HARD, "log.tensorboard=false")
+    (folder / "metrics.jsonl").unlink()
+    status, out, err = hard("resume", str(folder))
+
+    assert (status, "what was logged up to step 9 is lost" in out) == (0, True), out + err
+
+
 def test_without_any_config_the_line_is_given_that_takes_it_from_a_checkpoint(hard, whole, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder, symlinks=True)
