@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -28,10 +29,10 @@ from runner.config.effects import SUPERVISED, too_long
 from runner.config.recorded import Continuation
 from runner.config.schema import Config
 from runner.data import Split
-from runner.errors import ConfigError, Mistake, RunError
+from runner.errors import ConfigError, Mistake, RunError, refusal
 from runner.examine import Examined
 from runner.files import Lock, remove, write_json, write_text
-from runner.log import Log, WatchedLog, final_report
+from runner.log import Log, Text, WatchedLog, final_report, mend
 from runner.meta import meta_copy, to_meta
 from runner.model_table import model_table
 from runner.numerics import Fault
@@ -44,6 +45,7 @@ Judge = Callable[[int, float], bool]
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml writes the same 5 times faster
+OURS = Path(__file__).parent
 ECHO_SECONDS = 3.0  # a terminal's Ctrl-C reaches every process, and torchrun then sends it to each again
 
 
@@ -179,20 +181,24 @@ def launch(
     run: Run | None = None
     log: Log | None = None
     result = new_result()
+    stands = again is None  # a run that goes on is not touched until it stands where it stood
     with Lock(folder), stopping(stop), devices.flags_kept():
         try:
-            team.watch(partial(give_up, folder, result))
+            team.watch(lambda culprit: give_up(folder, result if stands else None, culprit))
+            said, record = list[str](), dict[str, Any]()
             if again is None:
                 run = start(
                     config, folder, unresolved, command, trust, team, found=found, blame=blame, debugging=debugging
                 )
-                said = list[str]()
             else:
-                run, said = go_on(folder, again, command, trust, team, inexact=inexact)
+                run, record = go_on(folder, again, command, trust, team, said, inexact=inexact)
             team.tell({"step": run.progress.step})
             run.stop = stop
             stop_in_time(run, began)
             log = open_log(run, config, judge)
+            if again is not None:
+                take_up(folder, run, again, record)
+                stands = True
             introduce(run, config, found, said)
             result["seconds_startup"] = time.perf_counter() - began
             while (fault := fit_to(run, config)) is not None:
@@ -208,21 +214,74 @@ def launch(
             if again is not None and isinstance(error, ConfigError):
                 raise
             team.failed(error)
+            if not stands:
+                result["error"] = team.blame(error) or cause_of(error)
+                return cannot_go_on(folder, result, log, team)
             result["error"] = team.blame(error) or diagnosis.words(error, run, config, found, blame)
             if isinstance(error, Fault):
                 result["fault"] = error.record()
             result["error"] += traceback_to(log, folder, error)
-        if run is not None:
-            with suppress(RunError):  # the last save; what it would say comes too late
-                run.checkpoints.wait()
-            result |= figures(run)
-        result |= inexact_steps(folder)
-        result["seconds"] = time.perf_counter() - began
+        result |= outcome_of(run, folder) | {"seconds": time.perf_counter() - began}
         status = status if write_result(folder, result) else EXIT_FAILED
         close_log(log, folder, run, config, result["status"])
         conclude(result, folder)
         team.end()
     return Outcome(status, folder, result)
+
+
+def outcome_of(run: Run | None, folder: Path) -> dict[str, Any]:
+    """The figures of a run for its result, its last save waited for; and where it was not exact."""
+    if run is None:
+        return inexact_steps(folder)
+    with suppress(RunError):  # the last save; what it would say comes too late
+        run.checkpoints.wait()
+    return figures(run) | inexact_steps(folder)
+
+
+def cannot_go_on(folder: Path, result: dict[str, Any], log: Log | None, team: Alone) -> Outcome:
+    """Say why a run does not go on; its directory stays as it was, with the result that it had."""
+    if log is not None:
+        with suppress(OSError):
+            log.close()
+    print(f"{folder} cannot go on: {result['error']}", file=sys.stderr)
+    print("Its result, metrics and checkpoints are as they were.", file=sys.stderr)
+    team.end()
+    return Outcome(EXIT_FAILED, folder, result)
+
+
+def cause_of(error: Exception) -> str:
+    """An error in one paragraph, with the line of the user's own code that it comes from, where there is one."""
+    ours = type(error).__module__.partition(".")[0] == "runner"
+    if isinstance(error, OSError) and not ours:
+        text = refusal(error)
+    else:
+        text = str(error).encode(errors="backslashreplace").decode() if ours else words_of(error)
+    place = place_of(error)
+    return text if not place or place in text else f"{text} ({place})"
+
+
+def place_of(error: BaseException | None) -> str:
+    """The `file:line` of the user's own code that an error, or its cause, comes from; empty where there is none."""
+    here, found = Path.cwd(), ""
+    while error is not None:
+        frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        if isinstance(error, SyntaxError) and error.filename:
+            frames.append((error.filename, error.lineno))
+        for name, line in frames:
+            file = Path(name)
+            own = file.is_relative_to(here) and not file.is_relative_to(OURS) and "site-packages" not in file.parts
+            found = f"{file.relative_to(here)}:{line}" if own else found
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def words_of(error: Exception) -> str:
+    """`ValueError: …`, also of one that cannot say what it is; the bytes of a file name that are no UTF-8 spelt out."""
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001  of somebody's `__str__`
+        text = f"{type(error).__name__}, which has no text"
+    return text.encode(errors="backslashreplace").decode()
 
 
 def new_result() -> dict[str, Any]:
@@ -233,10 +292,8 @@ def new_result() -> dict[str, Any]:
 def traceback_to(log: Log | None, folder: Path, error: Exception) -> str:
     """Write the traceback of what ended the run to `log.txt`; what to say where that cannot be."""
     try:
-        if log is None:  # a log that cuts nothing off
-            log = Log(folder, tensorboard=False, progress=False, total_steps=0, start_step=sys.maxsize)
-            log.exception(error)  # noqa: LOG004  not a logger of the standard library
-            log.close()
+        if log is None:
+            Text(folder).exception(error)
         else:
             log.exception(error)  # noqa: LOG004
     except OSError as refused:
@@ -275,9 +332,10 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> bool:
     return True
 
 
-def give_up(folder: Path, result: dict[str, Any], culprit: str) -> None:
-    """Write the result and end this process, which waits in vain for one that failed."""
-    write_result(folder, result | {"error": culprit})
+def give_up(folder: Path, result: dict[str, Any] | None, culprit: str) -> None:
+    """Write the result, if there is one, and end this process, which waits in vain for one that failed."""
+    if result is not None:
+        write_result(folder, result | {"error": culprit})
     print(f"The run failed: {culprit}", file=sys.stderr)
     os._exit(EXIT_FAILED)
 
@@ -361,46 +419,91 @@ def write_config(folder: Path, plain: Mapping[str, Any], unresolved: str) -> Non
 
 
 def go_on(
-    folder: Path, again: Continuation, command: Sequence[str], trust: Trust, team: Alone, *, inexact: bool
-) -> tuple[Run, list[str]]:
-    """The run as it was at its newest whole checkpoint, or as it began where there is none; and what is to be said.
+    folder: Path,
+    again: Continuation,
+    command: Sequence[str],
+    trust: Trust,
+    team: Alone,
+    said: list[str],
+    *,
+    inexact: bool,
+) -> tuple[Run, dict[str, Any]]:
+    """The run as it was at its newest whole checkpoint, or as it began where there is none; and its new provenance.
+
+    Nothing is written. `said` gets what is to be said.
 
     Raises:
-        ConfigError: something differs from what it was, so that its numbers may; nothing was touched.
+        ConfigError: something differs from what it was, so that its numbers may.
+        RunError: it had checkpoints, and none is left that is whole.
     """
     config = again.config
-    before = json.loads(record.read_text()) if (record := folder / "provenance.json").is_file() else None
+    before = recorded_facts(folder)
     if before is not None and config.loader.in_memory == "auto":  # the plan of making batches is kept
         plan = provenance.plan_kind((before["plan"] or {}).get("train", ""))
         if plan.startswith("sample by sample"):
             config.loader.in_memory = False
-    said = [*again.notes]
+    said += again.notes
     where = {"config": resolved(config), "folder": str(folder.absolute())}
     team.tell(where | {"rescheduled": again.rescheduled, "settings": again.settings})
-    run = at_last_checkpoint(config, folder, trust, said, again, team)
+    try:
+        run = at_last_checkpoint(config, folder, trust, said, again, team)
+    except Exception:
+        known = {} if before is None else before | latest_facts(before) | {"data": None, "plan": None}
+        changed = provenance.changes(known, facts(config, command, None)) if known else []
+        if changed and not inexact:
+            raise ConfigError([*again.changes, *changed]) from None
+        raise
     if not run.checkpoints.entries():
         said.append("there is no checkpoint yet: it starts at step 0")
-        write_json(folder / "provenance.json", facts(config, command, run))
-    elif before is None:
-        raise ConfigError([Mistake("run", "has checkpoints, but no provenance.json to compare with", str(folder))])
+        record = facts(config, command, run)
     else:
         now = facts(config, command, run)
         transforms = config.transform.eval
-        baseline = before | before.get("resumed", [{}])[-1].get("facts", {})
-        changes = [
-            *again.changes,
-            *provenance.changes(baseline, now, random_eval=any(node is not None for node in transforms.values())),
-        ]
+        changes = list(again.changes)
+        if before is None:
+            changes.append(unknown_provenance(folder))
+        else:
+            random_eval = any(node is not None for node in transforms.values())
+            changes += provenance.changes(before | latest_facts(before), now, random_eval=random_eval)
         if changes and not inexact:
             raise ConfigError(changes)
         said += [f"not exact from here on (--inexact): {change.key} {change.rule}" for change in changes]
-        write_json(folder / "provenance.json", with_resume(before, now, run.progress.step, changes))
+        record = with_resume(now if before is None else before, now, run.progress.step, changes)
+    said.append(f"continues at step {run.progress.step:,}")
+    return run, record
+
+
+def take_up(folder: Path, run: Run, again: Continuation, record: Mapping[str, Any]) -> None:
+    """Write down that a run goes on: from here on its earlier result is not so any more."""
+    write_json(folder / "provenance.json", record)
     if run.checkpoints.entries():
         run.checkpoints.finish()
-    remove(folder / "result.json")  # what it says is not so any more
     write_config(folder, run.config, again.unresolved)
-    said.append(f"continues at step {run.progress.step:,}")
-    return run, said
+    remove(folder / "result.json")
+
+
+def recorded_facts(folder: Path) -> dict[str, Any] | None:
+    """The `provenance.json` of a run; None where it is missing or damaged."""
+    try:
+        record = json.loads((folder / "provenance.json").read_bytes())
+        provenance.changes(record | latest_facts(record), record)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+    return record if isinstance(record["data"], dict | None) and isinstance(record["plan"], dict | None) else None
+
+
+def latest_facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What an inexact resume has recorded anew."""
+    facts: dict[str, Any] = record.get("resumed", [{}])[-1].get("facts", {})
+    return facts
+
+
+def unknown_provenance(folder: Path) -> Mistake:
+    """What to say of a run with checkpoints whose provenance is not known."""
+    file = folder / "provenance.json"
+    rule = "is damaged" if file.exists() else "is missing"
+    remedy = f"put it back from a copy, or {provenance.ACCEPT}"
+    return Mistake(str(file), f"{rule}, so that code, versions and data cannot be compared", remedy=remedy)
 
 
 def with_resume(
@@ -418,8 +521,7 @@ def with_resume(
 
 def inexact_steps(folder: Path) -> dict[str, Any]:
     """`inexact` for the result: the steps at which the run went on with something else than before."""
-    record = folder / "provenance.json"
-    resumed = json.loads(record.read_text()).get("resumed", []) if record.is_file() else []
+    resumed = (recorded_facts(folder) or {}).get("resumed", [])
     steps = [entry["step"] for entry in resumed if not entry["exact"]]
     return {"inexact": steps} if steps else {}
 
@@ -435,12 +537,23 @@ def at_last_checkpoint(
     """A run built anew, its newest whole checkpoint loaded; `said` gets what there is to say about damaged ones."""
     run = build.build(config, folder, resolved(config), trust, team)
     run.checkpoints.warn = said.append
-    if run.checkpoints.entries():
+    if not run.checkpoints.entries():
+        run.checkpoints.refuse_lost(steps_of(folder))
+    else:
         restore(run, run.checkpoints.load("last"), again.rescheduled if again is not None else ())
         change_settings(run, again.settings if again is not None else {})
     if mistakes := build.outlived(run.schedule, run.total_steps, run.steps_per_epoch):
         raise ConfigError(mistakes)
     return run
+
+
+def steps_of(folder: Path) -> int:
+    """The steps after which a run has saved, as its `result.json` says; 0 where that is not known."""
+    try:
+        result = json.loads((folder / "result.json").read_bytes())
+        return int(result["steps"]) if result["status"] in ("completed", "interrupted", "pruned") else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def answers_of(config: Config) -> tuple[str, int]:
@@ -450,6 +563,12 @@ def answers_of(config: Config) -> tuple[str, int]:
 
 def open_log(run: Run, config: Config, judge: Judge | None = None) -> Log:
     """The log of the run from its step on; what the checkpoints have to say goes there too."""
+    progress = run.progress
+    said = list[str]()
+    if progress.step:
+        # The lines that a checkpoint knows of: its losses are those since a line, and an evaluation has one.
+        since = progress.step - len(run.losses.sizes) - len(progress.left_out)
+        said = mend(run.folder, progress.step, max(since, progress.evaluated_at or 0), run.steps_per_epoch)
     log = Log if judge is None else partial(WatchedLog, watch=Watch(run, judge))
     run.log = log(
         run.folder,
@@ -459,6 +578,8 @@ def open_log(run: Run, config: Config, judge: Judge | None = None) -> Log:
         start_step=run.progress.step,
         go_on=config.train.on_save_error == "go_on",
     )
+    for line in said:
+        run.log.say(line)
     run.checkpoints.warn = run.log.say
     if isinstance(run.update, memory.Splitting):
         run.update.warn = run.log.say
