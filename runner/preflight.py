@@ -29,7 +29,7 @@ from runner.fields import KNOWN
 from runner.freeze import Frozen, freeze
 from runner.init import Row, plan_rules
 from runner.inside import chosen
-from runner.memory import cut, samples
+from runner.memory import cut, is_out_of_memory, samples
 from runner.meta import meta_copy, to_meta
 from runner.optimizer import Constant
 from runner.pretrained import Plan
@@ -616,7 +616,7 @@ def refuses_one(batch: Any, step: Callable[[Any], Any]) -> Exception | None:
     try:
         step(cut(batch, samples(batch))[0])
     except Exception as error:  # noqa: BLE001  a user's model may raise anything
-        return None if _about_meta(error) else error
+        return None if _about_meta(error) or is_out_of_memory(error) else error
     return None
 
 
@@ -756,7 +756,7 @@ def _trying(
         if ran:
             found.notes.append(f"the {key} does not run on the meta device ({said}): it was tried on the CPU")
             return made
-        if _about_meta(error):
+        if _about_meta(error) or is_out_of_memory(error):
             found.notes.append(
                 f"the {key} does not run on the meta device ({said}); it meets the first real batch first"
             )
