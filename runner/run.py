@@ -32,7 +32,7 @@ from runner.data import Split
 from runner.errors import ConfigError, Mistake, RunError, refusal
 from runner.examine import Examined
 from runner.files import Lock, remove, write_json, write_text
-from runner.log import Log, Text, WatchedLog, final_report, mend
+from runner.log import Log, Text, WatchedLog, final_report, lasting_console, mend
 from runner.model_table import model_table
 from runner.numerics import Fault
 from runner.preflight import Preflight
@@ -79,10 +79,13 @@ def stopping(stop: Stop, *, silent: bool = False) -> Iterator[None]:
             return
         again = "; Ctrl-C again leaves at once, with what is saved" if number == signal.SIGINT else ""
         said = f"\n{signal.Signals(number).name}: stopping after this step{again}\n"
-        os.write(2, said.encode())  # `print` may be what was interrupted
+        with suppress(OSError):
+            os.write(2, said.encode())  # `print` may be what was interrupted
 
     numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
     before = {number: signal.signal(number, handler) for number in numbers}
+    if hasattr(signal, "SIGHUP"):  # the terminal was closed, which is no wish to stop
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with stop:
             yield
@@ -173,7 +176,7 @@ def launch(
     log: Log | None = None
     result = new_result()
     stands = again is None  # a run that goes on is not touched until it stands where it stood
-    with Lock(folder), stopping(stop), devices.flags_kept():
+    with Lock(folder), stopping(stop), devices.flags_kept(), lasting_console():
         try:
             team.watch(lambda culprit: give_up(folder, result if stands else None, culprit))
             said, record = list[str](), dict[str, Any]()
@@ -342,6 +345,7 @@ def start(
     """A new run: write down what it is, build it, write down where it comes from."""
     plain = resolved(config)
     write_config(folder, plain, unresolved)
+    remove(folder / "result.json")  # of an attempt that failed before it had a config
     team.tell({"config": plain, "folder": str(folder.absolute()), "rescheduled": [], "settings": {}})
     run: Run | None = None
     try:

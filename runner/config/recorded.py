@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -73,7 +74,7 @@ def recorded(
     """
     if not is_run(folder):
         raise ConfigError([no_run(folder, verb)])
-    data, unresolved = _whole(folder, say)
+    data, unresolved = whole_config(folder, say)
     if not overrides:
         return parse(data), OmegaConf.to_yaml(unresolved)
     for override in overrides:
@@ -129,22 +130,20 @@ def no_run(given: Path, verb: str) -> Mistake:
     return Mistake("RUN", rule, str(given), remedy=remedy)
 
 
-def _whole(folder: Path, say: Callable[[str], object]) -> tuple[Any, Any]:
+def whole_config(folder: Path, say: Callable[[str], object]) -> tuple[Any, Any]:
     """The resolved data of a run's config, and the same with interpolations; each from the other where it is gone.
 
     Raises:
         ConfigError: neither of the two files can be read.
     """
     written, kept = folder / "config.yaml", folder / ".hydra" / "config.yaml"
-    (read, wrong), (unresolved, amiss) = _read(written), _read(kept)
-    data: Any = None
+    (data, wrong), (unresolved, amiss) = _read(written, _plain), _read(kept, OmegaConf.load)
     config = None
-    if read is not None:
+    if data is not None:
         try:
-            data = OmegaConf.to_container(read)
             config = resolved(parse(data))
-        except (ConfigError, OmegaConfBaseException) as error:
-            data, wrong = None, _first_line(error)
+        except ConfigError as error:
+            data, wrong = _edited(written), _first_line(error)
     other = None
     if unresolved is not None and (data is None or (config is not None and _lacks(data, config))):
         try:
@@ -172,19 +171,37 @@ def _whole(folder: Path, say: Callable[[str], object]) -> tuple[Any, Any]:
     return data, unresolved
 
 
+def _plain(file: Path) -> Any:
+    """What YAML's own rules read, as they wrote it: the text 1e-3 is no number for them."""
+    return yaml.load(file.read_bytes(), Loader=_Loader)  # noqa: S506  safe, in C
+
+
+def _edited(file: Path) -> Any:
+    """The mapping as OmegaConf reads what people write (1e-3 is a number), where the config is right then."""
+    try:
+        data = OmegaConf.to_container(OmegaConf.load(file))
+        parse(data)  # type: ignore[arg-type]
+    except (OSError, YAMLError, ValueError, OmegaConfBaseException):
+        return None
+    return data
+
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
 def _lost(why: str) -> str:
     return f"cannot be used ({why})" if why != "missing" else "is missing"
 
 
-def _read(file: Path) -> tuple[Any, str]:
+def _read(file: Path, load: Callable[[Path], Any]) -> tuple[Any, str]:
     """The mapping in a YAML file; None and why, where there is none."""
     try:
-        data = OmegaConf.load(file)
+        data = load(file)
     except FileNotFoundError:
         return None, "missing"
     except (OSError, YAMLError, ValueError, OmegaConfBaseException, RecursionError) as error:
         return None, _first_line(error)
-    if not OmegaConf.is_dict(data) or not data:
+    if not (isinstance(data, dict) or OmegaConf.is_dict(data)) or not data:
         return None, "it holds no mapping"
     return data, ""
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner import torchrun
-from runner.config.recorded import continuation, recorded
+from runner.config.recorded import continuation, is_run, recorded
 from runner.config.schema import Config
 from runner.errors import ConfigError, Mistake
 from runner.verbs.train import split_trust
 
-STARTED = {".lock", ".heartbeat", ".hydra"}  # what a run leaves that was killed before it had a config
+# What a run leaves that was killed, or that failed, before it had a config.
+STARTED = {".lock", ".heartbeat", ".hydra", "log.txt", "result.json"}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,7 +43,12 @@ def resume(folder: Path, config: Config, unresolved: str, argv: Sequence[str], t
     command = ["python", "-m", "runner", *argv]
     from runner import run  # a second of torch that a wrong RUN does not wait for
 
-    if {path.name for path in folder.iterdir() if not path.name.endswith(".tmp")} <= STARTED:
+    if not is_run(folder):
+        there = {path.name for path in folder.iterdir() if not path.name.endswith(".tmp")} - STARTED
+        if there:
+            listed = ", ".join(sorted(there)[:5])
+            rule = f"must be an empty folder or a run directory: it has no config.yaml, but {listed}"
+            raise ConfigError([Mistake("run", rule, str(folder), remedy="name a new folder, and make it: `mkdir -p`")])
         return run.launch(config, folder, unresolved=unresolved, command=command, trust=trust).status
     again = continuation(folder, config, unresolved)
     if again.changes and not inexact:
