@@ -147,12 +147,11 @@ def whole_config(folder: Path, say: Callable[[str], object]) -> tuple[Any, Any]:
     other = None
     if unresolved is not None and (data is None or (config is not None and _lacks(data, config))):
         try:
-            other = _resolve(unresolved)
-            reference = resolved(parse(other))
+            other = resolved(parse(_resolve(unresolved)))
         except ConfigError as error:
             other, amiss = None, _first_line(error)
     if data is not None and other is not None:  # some keys are not there: of an older version, or cut off?
-        lost = [keys for keys, was, now in _differences(config, reference) if _absent(data, keys) and was != now]
+        lost = [keys for keys, was, now in _differences(config, other) if _absent(data, keys) and was != now]
         if lost:
             data, wrong = None, f"it lacks {'.'.join(lost[0])}"
     if data is None and other is None:
