@@ -411,6 +411,8 @@ def go_on(
         raise
     asked = foresee(run, again, said)
     if not run.checkpoints.entries():
+        if asked:
+            raise ConfigError(asked)
         said.append("there is no checkpoint yet: it starts at step 0")
         record = facts(config, command, run)
     else:
@@ -535,6 +537,9 @@ WORDS = f"""say what the rate is to do from here on:
 
 def foresee(run: Run, again: Continuation, said: list[str]) -> list[Mistake]:
     """Say what the rate of a run that trains for longer will do; a mistake where it would rise, and nobody said so."""
+    if again.schedule == "constant" and not run.checkpoints.entries():
+        rule = "has no effect on a run without a checkpoint, which starts at step 0"
+        return [Mistake("--schedule", rule, where="argument `--schedule constant`")]
     rates = forecast(run) if again.was else []
     if not rates or (len(rates) == 1 and again.schedule != "constant"):
         return []
