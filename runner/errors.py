@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import sysconfig
+import traceback
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -78,6 +80,25 @@ class ConfigError(ValueError):
     def __init__(self, mistakes: list[Mistake]) -> None:
         self.mistakes = mistakes
         super().__init__(f"{numbered(mistakes)}\n{count_line(len(mistakes))}")
+
+
+def own_line(error: BaseException) -> str:
+    """`file:line` of the last line of the user's own code that an error passed through; empty where there is none.
+
+    It is relative to the working directory where it lies below that. Installed packages, the standard library and this
+    package are not the user's own.
+    """
+    others = (f"{Path(__file__).parent}{os.sep}", f"{sysconfig.get_path('stdlib')}{os.sep}", "<")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(others) and "site-packages" not in frame.filename:
+            return f"{frame.filename.removeprefix(f'{Path.cwd()}{os.sep}')}:{frame.lineno}"
+    return ""
+
+
+def in_words(error: BaseException) -> str:
+    """`KeyError: 'x' (dsets.py:12)`: an error, and the line of the user's own code that it came through."""
+    line = own_line(error)
+    return f"{type(error).__name__}: {error}{f' ({line})' * bool(line)}"
 
 
 class RunError(RuntimeError):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import socket
 import struct
 import sys
@@ -21,6 +22,7 @@ Value = float | str  # of an event: a number, or a word such as the stage of a t
 
 PLAIN_SECONDS = 5.0  # between two progress lines where the console is a file
 REFRESH_SECONDS = 0.5  # between two drawings of the progress bar, 5 to 10 ms each
+ROW = ".hparams"  # how the file with the run's row of TensorBoard's table ends
 SYNC_SECONDS = 30.0  # after so long TensorBoard sees what was logged
 
 
@@ -112,10 +114,10 @@ class Log:
         with self._writing(events=True):
             self._events.graph(definition)
 
-    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float], status: str) -> None:
-        """Give TensorBoard's hparams page the run's row: what it was given, what it came to, and how it ended."""
+    def hparams(self, values: Mapping[str, Any], status: str) -> None:
+        """Give TensorBoard's hparams page the run's row: what it was given, and how it ended."""
         with self._writing(events=True):
-            self._events.hparams(values, metrics, status)
+            self._events.hparams(values, status)
 
     def sync(self) -> None:
         """Bring all that was logged to the disk: before a checkpoint is committed, so that a resume finds no gap."""
@@ -226,7 +228,7 @@ class _Events(Protocol):
     def scalars(self, step: int, values: Mapping[str, Value]) -> None: ...
     def show(self, step: int, values: Sequence[Any]) -> None: ...
     def graph(self, definition: bytes) -> None: ...
-    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float], status: str) -> None: ...
+    def hparams(self, values: Mapping[str, Any], status: str) -> None: ...
     def sync(self) -> None: ...
     def close(self) -> None: ...
     def drop(self) -> None: ...
@@ -242,7 +244,7 @@ class _NoEvents:
     def graph(self, definition: bytes) -> None:
         pass
 
-    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float], status: str) -> None:
+    def hparams(self, values: Mapping[str, Any], status: str) -> None:
         pass
 
     def sync(self) -> None:
@@ -268,7 +270,7 @@ class _TensorBoard:
         from tensorboardX.proto.summary_pb2 import Summary
 
         folder.mkdir(exist_ok=True)
-        earlier = own_event_files(folder)
+        earlier = [path for path in own_event_files(folder) if not path.name.endswith(ROW)]
         # The name decides the order of reading: a file started in the same second must be another, and come later.
         second = max([int(time.time()), *(int(path.name.split(".")[3]) + 1 for path in earlier)])
         self._name = f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}"
@@ -312,19 +314,23 @@ class _TensorBoard:
             self._write(graph_def=definition)
             self._has_graph = True
 
-    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float], status: str) -> None:
-        """As a run of its own, `tb/final`: for TensorBoard every scalar of a run with hparams is a metric of it."""
+    def hparams(self, values: Mapping[str, Any], status: str) -> None:
+        """In a file of its own beside the events, so that TensorBoard shows one run, and its newest row.
+
+        TensorBoard keeps the first row that it reads of a run, and a prolonged run has another.
+        """
         from tensorboardX import RecordWriter
 
         from runner.summaries import hparams, text
 
-        folder = self._folder / "final"
-        folder.mkdir(exist_ok=True)
-        for earlier in folder.iterdir():  # of a run that was prolonged: TensorBoard keeps the first row that it reads
+        for earlier in self._folder.glob(f"events.out.tfevents.*{ROW}"):
             earlier.unlink()
-        writer = RecordWriter(str(folder / self._name))
-        shown = [*hparams(values, status), *(self._value(name, value) for name, value in metrics.items())]
-        shown.append(text("config", "\n".join(f"    {name}: {value}" for name, value in values.items())))
+        shutil.rmtree(self._folder / "final", ignore_errors=True)  # where earlier versions had it, as a run of its own
+        writer = RecordWriter(str(self._folder / f"{self._name}{ROW}"))
+        shown = [
+            *hparams(values, status),
+            text("config", "\n".join(f"    {key}: {value}" for key, value in values.items())),
+        ]
         for fields in ({"file_version": "brain.Event:2"}, {"step": 0, "summary": self._Summary(value=shown)}):
             writer.write(self._Event(wall_time=time.time(), **fields).SerializeToString())
         writer.close()

@@ -20,12 +20,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from runner import build, build_looks, faults, fit, memory, numerics, provenance, torchrun
+from runner import build, build_looks, diagnosis, faults, fit, memory, numerics, provenance, torchrun
 from runner import device as devices
 from runner.component import Trust
 from runner.config.check import resolved
 from runner.config.compose import Composed
-from runner.config.effects import too_long
+from runner.config.effects import SUPERVISED, too_long
 from runner.config.recorded import Continuation, without_schedule
 from runner.config.schema import Config
 from runner.data import Split
@@ -33,10 +33,11 @@ from runner.errors import ConfigError, Mistake, RunError, refusal
 from runner.examine import Examined
 from runner.files import Lock, remove, write_json, write_text
 from runner.log import Log, Text, WatchedLog, final_report, lasting_console, mend
+from runner.meta import meta_copy, to_meta
 from runner.model_table import model_table
 from runner.numerics import Fault
 from runner.optimizer import Constant
-from runner.preflight import Preflight
+from runner.preflight import Preflight, misfits
 from runner.schedule import Duration
 from runner.state import PRUNED, Run, Stop, change_settings, follow, forecast, hold, planned, restore
 from runner.team import ALONE, Alone, Team
@@ -129,6 +130,7 @@ def train(
     return launch(
         examined.config,
         folder,
+        blame=composed.blame,
         unresolved=composed.unresolved_yaml,
         command=["python", "-m", "runner", *argv],
         trust=trust,
@@ -137,6 +139,11 @@ def train(
         began=began,
         judge=judge,
     )
+
+
+def as_recorded(mistakes: list[Mistake]) -> list[Mistake]:
+    """Mistakes about a config of which nothing but its record is known."""
+    return [replace(mistake, where=mistake.where or f"config.yaml: {mistake.key}") for mistake in mistakes]
 
 
 def launch(
@@ -152,6 +159,7 @@ def launch(
     debugging: bool = False,
     began: float | None = None,
     judge: Judge | None = None,
+    blame: diagnosis.Blame = as_recorded,
 ) -> Outcome:
     """Train in a run directory that is ours.
 
@@ -167,6 +175,7 @@ def launch(
         debugging: whether a `debug` option was chosen, so that the run may be too short for what it does.
         began: `time.perf_counter()` when the command was given.
         judge: asked after each value of the objective but that of the last step whether the run is to stop as pruned.
+        blame: gives a mistake that only the data shows the place that set its key.
 
     Raises:
         ConfigError: another process is at work on it, or it cannot be continued exactly; nothing was touched.
@@ -183,7 +192,9 @@ def launch(
             team.watch(lambda culprit: give_up(folder, result if stands else None, culprit))
             said, record = list[str](), dict[str, Any]()
             if again is None:
-                run = start(config, folder, unresolved, command, trust, team, debugging=debugging)
+                run = start(
+                    config, folder, unresolved, command, trust, team, found=found, blame=blame, debugging=debugging
+                )
             else:
                 run, record = go_on(folder, again, command, trust, team, said, inexact=inexact)
             team.tell({"step": run.progress.step})
@@ -208,10 +219,10 @@ def launch(
             if again is not None and isinstance(error, ConfigError):
                 raise
             team.failed(error)
-            result["error"] = team.blame(error) or words_of(error)
             if not stands:
                 result["error"] = team.blame(error) or cause_of(error)
                 return cannot_go_on(folder, result, log, team)
+            result["error"] = team.blame(error) or diagnosis.words(error, run, config, found, blame)
             if isinstance(error, Fault):
                 result["fault"] = error.record()
             result["error"] += traceback_to(log, folder, error)
@@ -342,6 +353,8 @@ def start(
     trust: Trust,
     team: Alone,
     *,
+    found: Preflight | None = None,
+    blame: diagnosis.Blame,
     debugging: bool = False,
 ) -> Run:
     """A new run: write down what it is, build it, write down where it comes from."""
@@ -356,7 +369,44 @@ def start(
         write_json(folder / "provenance.json", facts(config, command, run))
     if mistakes := lengths(config, run, debugging=debugging):
         raise RunError("; ".join(map(str, mistakes)))
+    try_the_first_batch(run, config, found, trust, blame)
     return run
+
+
+def try_the_first_batch(
+    run: Run, config: Config, found: Preflight | None, trust: Trust, blame: diagnosis.Blame
+) -> None:
+    """Let what only real data shows be found before the first step.
+
+    That is a batch of one sample at the end of an epoch, which batch norm cannot train on, and, where the dataset
+    states no sample, a metric that does not fit what the model gives.
+
+    Raises:
+        RunError: a made-up batch is known, and the model refuses one sample of it.
+    """
+    if run.team.world > 1 or config.device.compile or config.step["_target_"] != SUPERVISED or not run.total_steps:
+        return
+
+    def told(mistakes: list[Mistake]) -> None:
+        if mistakes:
+            raise RunError("; ".join(diagnosis.in_one_line(mistake, blame) for mistake in mistakes))
+
+    rest = smallest_batch(run, config) == 1
+    if found is not None and found.batch is not None and found.model is not None:
+        told(misfits(config, found.model, run.loss, found.batch, trust, rest=rest, size=run.splits["train"].size))
+    else:
+        size = run.splits["train"].size
+        run.rehearse = lambda batch: told(
+            misfits(config, meta_copy(run.model), run.loss, to_meta(batch), trust, rest=rest, size=size, metrics=True)
+        )
+
+
+def smallest_batch(run: Run, config: Config) -> int:
+    """Samples in the smallest batch of an epoch of training; 0 where the config does not say it."""
+    size, whole = run.splits["train"].size, config.loader.batch_size
+    if config.loader.batch_sampler is not None or not size:
+        return 0
+    return whole if config.loader.drop_last else size % whole or whole
 
 
 def lengths(config: Config, run: Run, *, debugging: bool) -> list[Mistake]:
@@ -624,11 +674,10 @@ def close_log(log: Log | None, folder: Path, run: Run | None, config: Config, st
 
 
 def show_hparams(run: Run, config: Config, status: str) -> None:
-    """The run's row in TensorBoard's table of runs: config, last metrics, how it ended."""
+    """The run's row in TensorBoard's table of runs: config, and how it ended."""
     wanted = config.log.hparams
     if wanted:
-        metrics = {name: value for name, value in run.progress.last.items() if not name.startswith("train/")}
-        run.log.hparams(build_looks.hparams(run.config, None if wanted is True else [*wanted]), metrics, status)
+        run.log.hparams(build_looks.hparams(run.config, None if wanted is True else [*wanted]), status)
 
 
 @dataclass

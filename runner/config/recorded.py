@@ -422,7 +422,7 @@ def _is_free(keys: Keys, config: Mapping[str, Any]) -> bool:
     # The objective and the best of a run are no part of its weights.
     if keys in (("train", "evaluate_every"), ("train", "evaluate_at_start")):
         return monitor is None and config["train"]["early_stop"] is None
-    if keys == ("log", "every"):  # the means of training are those since a line of the log
+    if keys in (("log", "every"), ("log", "mean")):  # the means of training are those since a line of the log
         return not str(monitor).startswith("train/")
     return any(".".join(keys[:length]) in FREE for length in range(1, len(keys) + 1))
 

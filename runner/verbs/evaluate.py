@@ -12,7 +12,7 @@ from pathlib import Path
 
 from runner.config.names import nearest
 from runner.config.recorded import recorded
-from runner.errors import ConfigError, Mistake
+from runner.errors import ConfigError, Mistake, RunError
 from runner.verbs.train import split_trust
 
 USAGE = "python -m runner evaluate RUN [--checkpoint last|best|PATH] [--weights raw|ema] [--json] [overrides]"
@@ -38,18 +38,22 @@ def main(argv: Sequence[str]) -> int:
     folder = Path(positional[0])
     config, _ = recorded(folder, positional[1:], "evaluate")
     checkpoint = chosen(folder, options["--checkpoint"])
-    from runner import build, fit
+    from runner import build, diagnosis, fit
     from runner.log import final_report
     from runner.state import put_weights
 
-    run = build.build(config, folder, {}, trust)
-    run.checkpoints.warn = lambda text: print(text, file=sys.stderr)
-    saved = run.checkpoints.load(checkpoint)
-    put_weights(run, saved, options["--weights"])
-    metrics: dict[str, float] = {}
-    for name in run.splits:
-        if name != "train":
-            metrics |= fit.evaluate(run, name) or {}
+    with diagnosis.of_a_record(folder):
+        run = build.build(config, folder, {}, trust)
+        run.checkpoints.warn = lambda text: print(text, file=sys.stderr)
+        saved = run.checkpoints.load(checkpoint)
+        put_weights(run, saved, options["--weights"])
+        metrics: dict[str, float] = {}
+        try:
+            for name in run.splits:
+                if name != "train":
+                    metrics |= fit.evaluate(run, name) or {}
+        except Exception as error:
+            raise RunError(diagnosis.words(error, run, config, None, None)) from error
     if as_json:
         print(json.dumps({"run": str(folder), "step": saved["progress"]["step"], "metrics": metrics}))
     else:

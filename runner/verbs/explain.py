@@ -97,7 +97,13 @@ def main(argv: Sequence[str]) -> int:
     else:
         config, _ = recorded(folder, rest[1:], "explain")
     try:
-        rows, groups = explain(config, composed, folder, trust)
+        if folder is None:
+            rows, groups = explain(config, composed, folder, trust)
+        else:
+            from runner.diagnosis import of_a_record
+
+            with of_a_record(folder):
+                rows, groups = explain(config, composed, folder, trust)
     except ConfigError as error:
         raise ConfigError(composed.blame(error.mistakes) if composed else error.mistakes) from error
     except RunError as error:  # a download, or a function of the user's
@@ -133,6 +139,7 @@ def explain(
     from runner import build, surgery
     from runner.checkpoint import Checkpoints
     from runner.component import component
+    from runner.state import compare_model
 
     warn = lambda text: print(text, file=sys.stderr)  # noqa: E731
     checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", warn=warn)
@@ -143,6 +150,7 @@ def explain(
     groups = surgery.make_groups(config, model, done.frozen, trust, loss)
     optimizer = build.make_optimizer(config, groups, torch.device("cpu"), trust)
     if saved is not None:
+        compare_model(model, saved["model"])
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
     place = _places(composed)
