@@ -130,6 +130,8 @@ def process() -> NoReturn:
     if torchrun.place() is None:  # which signals what it has started for reasons of its own
         for number in asked:
             signal.signal(number, lambda *_: os._exit(75))  # nothing is under way, so that there is nothing to save
+        if hasattr(signal, "SIGHUP") and (sys.argv[1:2] == ["resume"] or not {*sys.argv[1:2]} & {*VERBS}):
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # training goes on where its terminal is closed
     status = main(began=BEGAN)
     for number in (*asked, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # Python takes a while to end, and would end with another status

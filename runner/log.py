@@ -10,11 +10,11 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, cast
 
 from runner.files import Lines, put_aside, to_json, whole_lines, write_atomic
 
@@ -531,6 +531,51 @@ def _same_number(logged: Any, single: float) -> bool:
 
 
 # ---- the console
+
+
+class _Lasting:
+    """A stream that a run can do without: once nobody takes it (`| head`, a closed terminal) nothing is said there."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._all_the_same():
+            self._stream.write(text)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        self.write("".join(lines))
+
+    def flush(self) -> None:
+        with self._all_the_same():
+            self._stream.flush()
+
+    @contextmanager
+    def _all_the_same(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:  # what is still in its buffer would end the interpreter with a status of its own
+            with suppress(OSError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+
+
+@contextmanager
+def lasting_console() -> Iterator[None]:
+    """Let standard output and error go away without ending what writes to them."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast("TextIO", stream and _Lasting(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            sys.stdout.flush()
+        sys.stdout, sys.stderr = before
 
 
 class _Console(Protocol):

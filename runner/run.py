@@ -26,18 +26,20 @@ from runner.component import Trust
 from runner.config.check import resolved
 from runner.config.compose import Composed
 from runner.config.effects import SUPERVISED, too_long
-from runner.config.recorded import Continuation
+from runner.config.recorded import Continuation, without_schedule
 from runner.config.schema import Config
 from runner.data import Split
 from runner.errors import ConfigError, Mistake, RunError, refusal
 from runner.examine import Examined
 from runner.files import Lock, remove, write_json, write_text
-from runner.log import Log, Text, WatchedLog, final_report, mend
+from runner.log import Log, Text, WatchedLog, final_report, lasting_console, mend
 from runner.meta import meta_copy, to_meta
 from runner.model_table import model_table
 from runner.numerics import Fault
+from runner.optimizer import Constant
 from runner.preflight import Preflight, misfits
-from runner.state import PRUNED, Run, Stop, change_settings, restore
+from runner.schedule import Duration
+from runner.state import PRUNED, Run, Stop, change_settings, follow, forecast, hold, planned, restore
 from runner.team import ALONE, Alone, Team
 
 # Asked whether to stop: the how-manieth value of the objective this is (from 1, also across resumes), and the value.
@@ -80,10 +82,13 @@ def stopping(stop: Stop, *, silent: bool = False) -> Iterator[None]:
             return
         again = "; Ctrl-C again leaves at once, with what is saved" if number == signal.SIGINT else ""
         said = f"\n{signal.Signals(number).name}: stopping after this step{again}\n"
-        os.write(2, said.encode())  # `print` may be what was interrupted
+        with suppress(OSError):
+            os.write(2, said.encode())  # `print` may be what was interrupted
 
     numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
     before = {number: signal.signal(number, handler) for number in numbers}
+    if hasattr(signal, "SIGHUP"):  # the terminal was closed, which is no wish to stop
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with stop:
             yield
@@ -182,7 +187,7 @@ def launch(
     log: Log | None = None
     result = new_result()
     stands = again is None  # a run that goes on is not touched until it stands where it stood
-    with Lock(folder), stopping(stop), devices.flags_kept():
+    with Lock(folder), stopping(stop), devices.flags_kept(), lasting_console():
         try:
             team.watch(lambda culprit: give_up(folder, result if stands else None, culprit))
             said, record = list[str](), dict[str, Any]()
@@ -355,7 +360,8 @@ def start(
     """A new run: write down what it is, build it, write down where it comes from."""
     plain = resolved(config)
     write_config(folder, plain, unresolved)
-    team.tell({"config": plain, "folder": str(folder.absolute()), "rescheduled": [], "settings": {}})
+    remove(folder / "result.json")  # of an attempt that failed before it had a config
+    team.tell({"config": plain, "folder": str(folder.absolute()), "rescheduled": [], "settings": {}, "schedule": ""})
     run: Run | None = None
     try:
         run = build.build(config, folder, plain, trust, team)
@@ -444,7 +450,7 @@ def go_on(
             config.loader.in_memory = False
     said += again.notes
     where = {"config": resolved(config), "folder": str(folder.absolute())}
-    team.tell(where | {"rescheduled": again.rescheduled, "settings": again.settings})
+    team.tell(where | {"rescheduled": again.rescheduled, "settings": again.settings, "schedule": again.schedule})
     try:
         run = at_last_checkpoint(config, folder, trust, said, again, team)
     except Exception:
@@ -453,7 +459,10 @@ def go_on(
         if changed and not inexact:
             raise ConfigError([*again.changes, *changed]) from None
         raise
+    asked = foresee(run, again, said)
     if not run.checkpoints.entries():
+        if asked:
+            raise ConfigError(asked)
         said.append("there is no checkpoint yet: it starts at step 0")
         record = facts(config, command, run)
     else:
@@ -465,10 +474,12 @@ def go_on(
         else:
             random_eval = any(node is not None for node in transforms.values())
             changes += provenance.changes(before | latest_facts(before), now, random_eval=random_eval)
-        if changes and not inexact:
-            raise ConfigError(changes)
+        if asked or (changes and not inexact):
+            raise ConfigError([*asked, *([] if inexact else changes)])
         said += [f"not exact from here on (--inexact): {change.key} {change.rule}" for change in changes]
         record = with_resume(now if before is None else before, now, run.progress.step, changes)
+        if again.schedule:
+            record["resumed"][-1]["schedule"] = again.schedule
     said.append(f"continues at step {run.progress.step:,}")
     return run, record
 
@@ -478,7 +489,8 @@ def take_up(folder: Path, run: Run, again: Continuation, record: Mapping[str, An
     write_json(folder / "provenance.json", record)
     if run.checkpoints.entries():
         run.checkpoints.finish()
-    write_config(folder, run.config, again.unresolved)
+    unresolved = without_schedule(again)[1] if again.schedule == "constant" else again.unresolved
+    write_config(folder, run.config, unresolved)
     remove(folder / "result.json")
 
 
@@ -540,11 +552,70 @@ def at_last_checkpoint(
     if not run.checkpoints.entries():
         run.checkpoints.refuse_lost(steps_of(folder))
     else:
-        restore(run, run.checkpoints.load("last"), again.rescheduled if again is not None else ())
-        change_settings(run, again.settings if again is not None else {})
+        put_back(run, run.checkpoints.load("last"), again)
     if mistakes := build.outlived(run.schedule, run.total_steps, run.steps_per_epoch):
+        if again is not None and again.was:
+            mistakes = [replace(mistake, remedy=f"{mistake.remedy}, or say `{FOLLOW}`") for mistake in mistakes]
         raise ConfigError(mistakes)
     return run
+
+
+def put_back(run: Run, saved: dict[str, Any], again: Continuation | None) -> None:
+    """Restore a run from a checkpoint, with what is otherwise from here on."""
+    if again is None:
+        restore(run, saved)
+        return
+    plan = None
+    if again.schedule == "constant" and not saved["scheduler"]:  # by a checkpoint of this process
+        run.schedule = Constant()
+    elif again.schedule in ("follow", "constant"):
+        plan = planned(run, saved["progress"]["step"])
+    restore(run, saved, again.rescheduled)
+    change_settings(run, again.settings)
+    if plan is not None:
+        (follow if again.schedule == "follow" else hold)(run, plan)
+    if again.schedule == "constant":
+        run.config = without_schedule(again)[0]
+
+
+FOLLOW = "--schedule follow"
+WORDS = f"""say what the rate is to do from here on:
+{FOLLOW}    as the schedule of the new duration plans for this step and the rest
+--schedule constant  stay as it is (where it has come to 0: as it was before that)
+--schedule continue  as above"""
+
+
+def foresee(run: Run, again: Continuation, said: list[str]) -> list[Mistake]:
+    """Say what the rate of a run that trains for longer will do; a mistake where it would rise, and nobody said so."""
+    if again.schedule == "constant" and not run.checkpoints.entries():
+        rule = "has no effect on a run without a checkpoint, which starts at step 0"
+        return [Mistake("--schedule", rule, where="argument `--schedule constant`")]
+    rates = forecast(run) if again.was else []
+    if not rates or (len(rates) == 1 and again.schedule != "constant"):
+        return []
+    names = [str(group.get("name", place)) for place, group in enumerate(run.optimizer.param_groups)]
+    courses = list(zip(*rates, strict=True))
+    words = [rate_words(list(one), run.progress.step, run.total_steps) for one in courses[:3]]
+    whose = [f" of {name}" for name in names] if len(names) > 1 else [""]
+    lines = [f"the learning rate{name} {text}" for name, text in zip(whose, words, strict=False)]
+    old_end = max(0, Duration.parse(again.was).steps(run.steps_per_epoch) - run.progress.step)
+    rises = any(max(one[old_end:]) > one[old_end] * (1 + 1e-6) + 1e-12 for one in courses)
+    if rises and not again.schedule and not again.rescheduled:
+        rule = f"of a run that trained for {again.was} would make the rate rise again: {'; '.join(lines)}"
+        return [Mistake("scheduler", rule, remedy=WORDS, suggestion=FOLLOW)]
+    said += [f"{line} ({'--schedule ' + again.schedule if again.schedule else 'as planned'})" for line in lines]
+    return []
+
+
+def rate_words(rates: Sequence[float], start: int, end: int) -> str:
+    """What a rate does from one step to another, in words."""
+    first, last, most = rates[0], rates[-1], max(rates)
+    if most == min(rates):
+        return f"stays {first:.4g} to the end (step {end:,})"
+    if most > first * (1 + 1e-6) + 1e-12:
+        at = start + rates.index(most)
+        return f"is {first:.4g} now, rises to {most:.4g} at step {at:,}, and is {last:.4g} at the end (step {end:,})"
+    return f"is {first:.4g} now and falls to {last:.4g} at the end (step {end:,})"
 
 
 def steps_of(folder: Path) -> int:

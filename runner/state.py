@@ -24,7 +24,7 @@ from runner.layout import WHOLE, Whole
 from runner.log import Log, NoLog
 from runner.looks import Looks
 from runner.memory import Splitting
-from runner.optimizer import Constant
+from runner.optimizer import Constant, Schedule, course, put_rates_and_momenta, rates_and_momenta, set_rate
 from runner.param_groups import compare_groups
 from runner.precision import Scaler
 from runner.pretrained import Plan
@@ -343,6 +343,48 @@ def change_settings(run: Run, settings: Mapping[str, tuple[Any, Any]]) -> None:
                 group["lr"] = group["lr"] * new / old
             elif group.get(name) == old:
                 group[name] = new
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a schedule plans for a step: the rates at each step up to it, its state there, and what it sets there."""
+
+    rates: list[list[float]]
+    state: dict[str, Any]
+    settings: list[dict[str, Any]]
+
+
+def planned(run: Run, step: int) -> Planned:
+    """What the schedule of a run plans for `step`; the run was built, and not restored yet."""
+    rates = course(run.schedule, run.optimizer, 0, step, run.steps_per_epoch)
+    return Planned(rates, deepcopy(run.schedule.state_dict()), rates_and_momenta(run.optimizer))
+
+
+def follow(run: Run, plan: Planned) -> None:
+    """Go on with the schedule as it plans for this step, whatever the rates were."""
+    run.schedule.load_state_dict(plan.state)
+    put_rates_and_momenta(run.optimizer, plan.settings)
+
+
+def hold(run: Run, plan: Planned) -> None:
+    """Let the rates stay as they are; one that has come to 0 is the last one before that was not."""
+    for place, group in enumerate(run.optimizer.param_groups):
+        if not float(group["lr"]):
+            set_rate(group, next((rates[place] for rates in reversed(plan.rates) if rates[place]), 0.0))
+    run.schedule = Constant()
+
+
+def forecast(run: Run) -> list[list[float]]:
+    """The rates of each group from this step to the last one; empty where a metric decides about them."""
+    schedule = run.schedule
+    if not isinstance(schedule, Schedule) or schedule.monitor is not None:
+        now = [float(group["lr"]) for group in run.optimizer.param_groups]
+        return [now] if schedule.monitor is None else []
+    state_now, settings = deepcopy(schedule.state_dict()), rates_and_momenta(run.optimizer)
+    rates = course(schedule, run.optimizer, run.progress.step, run.total_steps, run.steps_per_epoch)
+    schedule.load_state_dict(state_now)
+    put_rates_and_momenta(run.optimizer, settings)
+    return rates
 
 
 def _same_keys(ours: Mapping[str, Any], saved: Mapping[str, Any], at: str) -> None:

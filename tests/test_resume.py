@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import json
+import math
 import os
 import random
 import shutil
@@ -211,13 +212,119 @@ def test_a_schedule_that_followed_the_duration_stays_and_this_is_said(hard, proj
     status, _, err = hard(*cosine)
     assert status == 0, err
     folder = newest(project)
-    _, out, _ = hard("resume", str(folder), "train.duration=2ep")
+    _, out, _ = hard("resume", str(folder), "train.duration=2ep", "--schedule", "continue")
 
     assert "scheduler.T_max stays 1ep" in out
     assert torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["scheduler"]["scheduler"]["T_max"] == 4
     _, out, err = hard("resume", str(folder), "train.duration=3ep", "scheduler.T_max=3ep")
     assert "scheduler.T_max is 3ep from here on" in out, err
     assert torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["scheduler"]["scheduler"]["T_max"] == 12
+
+
+@pytest.fixture
+def cosine(hard, project, tmp_path):
+    """A finished run of 8 steps whose rate has come to 0, in a folder of its own."""
+    (project / "conf" / "experiment" / "cosine.yaml").write_text(COSINE)
+    run = tmp_path / "cosine"
+    run.mkdir()
+    status, _, err = hard("experiment=cosine", "train.duration=2ep", "log.every=1st", f"run={run}")
+    assert status == 0, err
+    return run
+
+
+def rates(folder):
+    return {line["step"]: line["lr"] for line in ending(folder)["lines"] if "lr" in line}
+
+
+def cosine_rate(step, steps, rate=0.05):
+    return rate * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def test_a_rate_that_would_rise_again_asks_for_a_word_and_touches_nothing(hard, cosine):
+    before = contents(cosine)
+    status, _, err = hard("resume", str(cosine), "train.duration=4ep")
+
+    assert status == 2
+    assert "would make the rate rise again: the learning rate is 0 now, rises to" in err
+    assert all(f"--schedule {word}" in err for word in ("follow", "constant", "continue"))
+    assert contents(cosine) == before
+
+
+def test_the_schedule_follows_the_new_duration_from_here(hard, cosine):
+    """Each rate is that of the cosine over 16 steps; a later resume goes on with it."""
+    before = rates(cosine)
+    base = before[4] * 2
+    status, out, err = hard("resume", str(cosine), "train.duration=4ep", "--schedule", "follow")
+
+    assert status == 0, err
+    assert f"the learning rate is {base / 2:.4g} now and falls to 0 at the end (step 16) (--schedule follow)" in out
+    expected = {step: cosine_rate(step, 16, base) for step in range(9, 17)}
+    assert rates(cosine) == pytest.approx(before | expected, abs=1e-12)
+    config = yaml.safe_load((cosine / "config.yaml").read_text())
+    assert (config["scheduler"]["T_max"], config["scheduler"]["planned_for"]) == ("4ep", None)
+    assert json.loads((cosine / "provenance.json").read_text())["resumed"][0]["schedule"] == "follow"
+    assert hard("resume", str(cosine), "train.duration=8ep", "--schedule=follow")[0] == 0
+    assert rates(cosine)[24] == pytest.approx(cosine_rate(24, 32, base))
+
+
+def test_the_last_rate_stays_where_it_has_come_to_0_that_before(hard, cosine):
+    base = rates(cosine)[4] * 2
+    last = cosine_rate(7, 8, base)
+    status, out, err = hard("resume", str(cosine), "train.duration=4ep", "--schedule", "constant")
+
+    assert status == 0, err
+    assert f"the learning rate stays {last:.4g} to the end (step 16)" in out
+    assert [rates(cosine)[step] for step in range(9, 17)] == pytest.approx([last] * 8)
+    assert yaml.safe_load((cosine / "config.yaml").read_text())["scheduler"]["_target_"] is None
+    assert hard("resume", str(cosine), "train.duration=5ep")[0] == 0
+    assert rates(cosine)[20] == pytest.approx(last)
+
+
+def test_a_run_that_was_prolonged_with_a_word_is_interrupted_and_goes_on_the_same(hard, cosine, tmp_path, monkeypatch):
+    for word in ("follow", "constant", "continue"):
+        straight, cut = tmp_path / f"{word}1", tmp_path / f"{word}2"
+        shutil.copytree(cosine, straight, symlinks=True)
+        shutil.copytree(cosine, cut, symlinks=True)
+        assert hard("resume", str(straight), "train.duration=4ep", "--schedule", word)[0] == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.optim.SGD, "step", stopping(torch.optim.SGD.step, 3))
+            assert hard("resume", str(cut), "train.duration=4ep", "--schedule", word)[0] == 75
+        assert hard("resume", str(cut))[0] == 0
+        assert ending(straight)["result"]["weights_sha256"] == ending(cut)["result"]["weights_sha256"]
+        assert rates(straight) == rates(cut)
+
+
+def stopping(step, count):
+    """An optimizer's step that sends SIGTERM to this process in its call of that number."""
+    calls = itertools.count(1)
+
+    def counted(*args, **kwargs):
+        done = step(*args, **kwargs)
+        if next(calls) == count:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return done
+
+    return counted
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--schedule", "follow"], "has no effect without a longer duration"),
+        (["--schedule", "folow", "train.duration=4ep"], "did you mean `follow`?"),
+        (["--schedule"], "--schedule must be follow, constant or continue"),
+    ],
+)
+def test_a_word_that_means_nothing_is_a_mistake(hard, cosine, words, said):
+    status, _, err = hard("resume", str(cosine), *words)
+
+    assert (status, said in err) == (2, True), err
+
+
+def test_a_schedule_that_does_not_follow_the_duration_has_nothing_to_follow(hard, whole):
+    status, _, err = hard("resume", str(whole), "train.duration=4ep", "--schedule", "follow")
+
+    assert (status, "no argument of scheduler is the duration of the run" in err) == (2, True), err
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -73,7 +74,7 @@ def recorded(
     """
     if not is_run(folder):
         raise ConfigError([no_run(folder, verb)])
-    data, unresolved = _whole(folder, say)
+    data, unresolved = whole_config(folder, say)
     if not overrides:
         return parse(data), OmegaConf.to_yaml(unresolved)
     for override in overrides:
@@ -129,31 +130,28 @@ def no_run(given: Path, verb: str) -> Mistake:
     return Mistake("RUN", rule, str(given), remedy=remedy)
 
 
-def _whole(folder: Path, say: Callable[[str], object]) -> tuple[Any, Any]:
+def whole_config(folder: Path, say: Callable[[str], object]) -> tuple[Any, Any]:
     """The resolved data of a run's config, and the same with interpolations; each from the other where it is gone.
 
     Raises:
         ConfigError: neither of the two files can be read.
     """
     written, kept = folder / "config.yaml", folder / ".hydra" / "config.yaml"
-    (read, wrong), (unresolved, amiss) = _read(written), _read(kept)
-    data: Any = None
+    (data, wrong), (unresolved, amiss) = _read(written, _plain), _read(kept, OmegaConf.load)
     config = None
-    if read is not None:
+    if data is not None:
         try:
-            data = OmegaConf.to_container(read)
             config = resolved(parse(data))
-        except (ConfigError, OmegaConfBaseException) as error:
-            data, wrong = None, _first_line(error)
+        except ConfigError as error:
+            data, wrong = _edited(written), _first_line(error)
     other = None
     if unresolved is not None and (data is None or (config is not None and _lacks(data, config))):
         try:
-            other = _resolve(unresolved)
-            reference = resolved(parse(other))
+            other = resolved(parse(_resolve(unresolved)))
         except ConfigError as error:
             other, amiss = None, _first_line(error)
     if data is not None and other is not None:  # some keys are not there: of an older version, or cut off?
-        lost = [keys for keys, was, now in _differences(config, reference) if _absent(data, keys) and was != now]
+        lost = [keys for keys, was, now in _differences(config, other) if _absent(data, keys) and was != now]
         if lost:
             data, wrong = None, f"it lacks {'.'.join(lost[0])}"
     if data is None and other is None:
@@ -172,19 +170,37 @@ def _whole(folder: Path, say: Callable[[str], object]) -> tuple[Any, Any]:
     return data, unresolved
 
 
+def _plain(file: Path) -> Any:
+    """What YAML's own rules read, as they wrote it: the text 1e-3 is no number for them."""
+    return yaml.load(file.read_bytes(), Loader=_Loader)  # noqa: S506  safe, in C
+
+
+def _edited(file: Path) -> Any:
+    """The mapping as OmegaConf reads what people write (1e-3 is a number), where the config is right then."""
+    try:
+        data = OmegaConf.to_container(OmegaConf.load(file))
+        parse(data)  # type: ignore[arg-type]
+    except (OSError, YAMLError, ValueError, OmegaConfBaseException):
+        return None
+    return data
+
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
 def _lost(why: str) -> str:
     return f"cannot be used ({why})" if why != "missing" else "is missing"
 
 
-def _read(file: Path) -> tuple[Any, str]:
+def _read(file: Path, load: Callable[[Path], Any]) -> tuple[Any, str]:
     """The mapping in a YAML file; None and why, where there is none."""
     try:
-        data = OmegaConf.load(file)
+        data = load(file)
     except FileNotFoundError:
         return None, "missing"
     except (OSError, YAMLError, ValueError, OmegaConfBaseException, RecursionError) as error:
         return None, _first_line(error)
-    if not OmegaConf.is_dict(data) or not data:
+    if not (isinstance(data, dict) or OmegaConf.is_dict(data)) or not data:
         return None, "it holds no mapping"
     return data, ""
 
@@ -234,6 +250,8 @@ class Continuation:
         longer: whether it is to train for longer than it was.
         rescheduled: arguments of the scheduler that are given anew; they hold from now on.
         settings: arguments of the optimizer that are given anew, as they were and as they are.
+        was: the duration that it was started with, where it is to train for longer.
+        schedule: what the learning rate does then: see `continuation`.
     """
 
     config: Config
@@ -243,38 +261,75 @@ class Continuation:
     longer: bool = False
     rescheduled: tuple[str, ...] = ()
     settings: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    was: str = ""
+    schedule: str = ""
 
 
-def continuation(folder: Path, config: Config, unresolved: str) -> Continuation:
+def continuation(folder: Path, config: Config, unresolved: str, schedule: str = "") -> Continuation:
     """Compare a config with the one that the run in `folder` was started with.
 
     A longer duration is fine. What followed it by interpolation and decides about bits (a schedule's length) keeps its
     recorded value, unless it was given a value of its own too.
+
+    Args:
+        folder: the run directory.
+        config: to go on with.
+        unresolved: its YAML with interpolations kept.
+        schedule: what the learning rate does in a run that trains for longer: `follow` the new duration from here on,
+            stay `constant`, or `continue` as it was planned; empty where that was not said.
+
+    Raises:
+        ConfigError: `schedule` has no effect.
     """
     before, after = resolved(recorded(folder, say=lambda _: None)[0]), resolved(config)
     notes: list[str] = []
     was, wanted = before["train"]["duration"], after["train"]["duration"]
     kept: list[Keys] = []
+    if schedule:
+        _has_effect(schedule, before, was != wanted)
+    tree = OmegaConf.create(unresolved)
     if was != wanted:
         notes.append(f"train.duration is {wanted}, and was {was}")
-        kept = _keep(before, after, unresolved, notes)
-    tree = OmegaConf.create(unresolved)
+        if schedule == "follow":
+            _follow(before, after, tree)
+        kept = _keep(before, after, unresolved, notes, schedule)
     for keys in kept:
         OmegaConf.update(tree, _dotted(keys), _get(after, keys))
     ends = [f"train.{name}" for name in ("early_stop", "max_time") if before["train"][name] != after["train"][name]]
     notes += [f"{key} is {after['train'][key[6:]]}, and was {before['train'][key[6:]]}" for key in ends]
+    changes, rescheduled, settings = _changes(before, after, kept, notes, schedule)
+    return Continuation(
+        config=parse(after),
+        unresolved=OmegaConf.to_yaml(tree) if kept or schedule == "follow" else unresolved,
+        changes=changes,
+        notes=notes,
+        longer=was != wanted or bool(ends),
+        rescheduled=tuple(rescheduled),
+        settings=settings,
+        was=was if was != wanted else "",
+        schedule=schedule,
+    )
+
+
+def _changes(
+    before: Mapping[str, Any], after: Mapping[str, Any], kept: Sequence[Keys], notes: list[str], schedule: str
+) -> tuple[list[Mistake], list[str], dict[str, tuple[Any, Any]]]:
+    """What changes the numbers; the scheduler's arguments and the optimizer's settings that are given anew."""
     changes: list[Mistake] = []
     rescheduled: list[str] = []
     settings: dict[str, tuple[Any, Any]] = {}
+    longer = before["train"]["duration"] != after["train"]["duration"]
     for keys, old, new in _differences(before, after):
         if keys == ("train", "duration"):
             changes += _shorter(old, new)
             continue
-        if keys == ("scheduler", "planned_for") and keys in kept:
+        if keys == ("scheduler", "planned_for") and (keys in kept or schedule == "follow"):
+            continue
+        if schedule == "follow" and keys[0] == "scheduler" and keys[1:] and keys[1] not in OWN_OF_SCHEDULER:
             continue
         if keys[0] == "scheduler" and keys[1:] and keys[1] not in OWN_OF_SCHEDULER:
             rescheduled.append(keys[1])
-            if was != wanted:
+            if longer:
                 notes.append(f"{'.'.join(keys)} is {new} from here on, and was {old}")
                 continue
         if keys[0] == "optimizer" and len(keys) == 2 and ABSENT not in (old, new):
@@ -282,21 +337,67 @@ def continuation(folder: Path, config: Config, unresolved: str) -> Continuation:
         if not _is_free(keys, after):
             said = "not given" if old is ABSENT else old
             changes.append(Mistake(".".join(keys), f"must stay as the run was started with ({said})", new, "", INEXACT))
-    return Continuation(
-        config=parse(after),
-        unresolved=OmegaConf.to_yaml(tree) if kept else unresolved,
-        changes=changes,
-        notes=notes,
-        longer=was != wanted or bool(ends),
-        rescheduled=tuple(rescheduled),
-        settings=settings,
-    )
+    return changes, rescheduled, settings
 
 
-def _keep(before: Mapping[str, Any], after: dict[str, Any], unresolved: str, notes: list[str]) -> list[Keys]:
+def without_schedule(again: Continuation) -> tuple[dict[str, Any], str]:
+    """The config of a run whose rates are constant from here on, and its YAML with interpolations kept."""
+    data = resolved(again.config) | {"scheduler": {}}
+    tree = OmegaConf.create(again.unresolved)
+    OmegaConf.update(tree, "scheduler", {"_target_": None}, merge=False)
+    return resolved(parse(data)), OmegaConf.to_yaml(tree)
+
+
+def _has_effect(schedule: str, before: Mapping[str, Any], longer: bool) -> None:
+    scheduler, where = before["scheduler"], f"argument `--schedule {schedule}`"
+    rule = ""
+    if not longer:
+        rule = "has no effect without a longer duration (`train.duration=…`)"
+    elif scheduler["_target_"] is None and schedule != "continue":
+        rule = "has no effect: the run has no scheduler, and its rates are constant"
+    elif schedule == "follow" and scheduler["monitor"] is not None:
+        rule = f"has no effect: the rates follow {scheduler['monitor']} and not the duration"
+    if rule:
+        raise ConfigError([Mistake("--schedule", rule, where=where)])
+
+
+def _follow(before: Mapping[str, Any], after: dict[str, Any], tree: Any) -> None:
+    """Let the scheduler's arguments that were the old duration, or what it was planned for, be the new one.
+
+    Raises:
+        ConfigError: none is.
+    """
+    wanted, scheduler = after["train"]["duration"], after["scheduler"]
+    old = {before["train"]["duration"], before["scheduler"]["planned_for"]} - {None}
+
+    def renew(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: renew(member) for name, member in value.items()}
+        if isinstance(value, list):
+            return [renew(member) for member in value]
+        return wanted if value in old else value
+
+    for name in [name for name in scheduler if name not in OWN_OF_SCHEDULER]:
+        renewed = renew(scheduler[name])
+        if renewed != scheduler[name]:
+            OmegaConf.update(tree, f"scheduler.{name}", renewed)
+            scheduler[name] = renewed
+    scheduler["planned_for"] = None
+    OmegaConf.update(tree, "scheduler.planned_for", None)
+    if not any(scheduler[name] != before["scheduler"].get(name) for name in scheduler if name not in OWN_OF_SCHEDULER):
+        rule = "has no effect: no argument of scheduler is the duration of the run"
+        remedy = "give it a value of its own (`scheduler.NAME=…`)"
+        raise ConfigError([Mistake("--schedule", rule, "follow", "argument `--schedule follow`", remedy)])
+
+
+def _keep(
+    before: Mapping[str, Any], after: dict[str, Any], unresolved: str, notes: list[str], schedule: str
+) -> list[Keys]:
     """Give what followed `train.duration` and decides about bits its recorded value back; its keys."""
     was, scheduler = before["train"]["duration"], after["scheduler"]
     kept = [keys for keys in _followers(unresolved, was, after) if not _is_free(keys, after)]
+    if schedule == "follow":
+        kept = [keys for keys in kept if keys[0] != "scheduler"]
     for keys in kept:
         old = _get(before, keys)
         notes.append(f"{'.'.join(keys)} stays {old}, as it was recorded (a value of its own makes it follow)")

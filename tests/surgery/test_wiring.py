@@ -183,9 +183,9 @@ def test_a_resume_needs_the_pretrained_file_no_more_and_refuses_changed_groups(r
     ran = runner(*settings, "train.duration=2st")
     file.unlink()
     (ran.folder / "result.json").unlink()
-    assert runner("resume", str(ran.folder), "train.duration=3st").status == 0
+    assert runner("resume", str(ran.folder), "train.duration=3st", "--schedule=continue").status == 0
     (ran.folder / "result.json").unlink()
-    arguments = ["param_groups.head.match=fc.weight", "train.duration=4st", "--inexact"]
+    arguments = ["param_groups.head.match=fc.weight", "train.duration=4st", "--schedule=continue", "--inexact"]
     changed = runner("resume", str(ran.folder), *arguments)
     assert changed.status != 0
     assert "`fc.weight` was in group `default` when the checkpoint was taken, and is in group `head` now" in changed.err
