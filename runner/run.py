@@ -553,7 +553,7 @@ def finish(run: Run, result: dict[str, Any]) -> int:
     progress = run.progress
     if run.stop.signal is None:
         if progress.step == 0:
-            fit.evaluate_and_compare(run)
+            fit.evaluate_and_compare(run, {})
             fit.save(run)
             fit.settle(run)
         if "test" in run.splits:
@@ -580,6 +580,9 @@ def finish(run: Run, result: dict[str, Any]) -> int:
     if run.stop.ended:
         result["stopped"] = run.stop.ended
         run.log.say(f"training ended after step {progress.step:,} of {run.total_steps:,}: {run.stop.ended}")
+    if progress.step and run.objective not in progress.last:
+        known = fit.numbers_of(progress.last)
+        run.log.say(f"train.objective: {run.objective} was never said, so nothing was compared; there are {known}")
     result["metrics"] = {name: value for name, value in progress.last.items() if not name.startswith("train/")}
     result["train"] = {name: value for name, value in progress.last.items() if name.startswith("train/")}
     result["objective"] = progress.last.get(run.objective)
