@@ -45,7 +45,6 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
         sys.path[0] = str(Path.cwd())
     # cuBLAS is deterministic only with a fixed workspace, and must find this before torch is imported.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    verb = argv[0] if argv else ""
     from runner import torchrun
     from runner.errors import ConfigError, RunError
 
@@ -56,16 +55,7 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
 
         return follow(place, split_trust(argv)[1])
     try:
-        if place is not None and verb in VERBS and verb != "resume":
-            raise ConfigError([torchrun.not_here(verb, "start it without torchrun")])
-        if verb in VERBS:
-            status: int = importlib.import_module(VERBS[verb]).main(argv[1:])
-            return ended(status, place)
-        if verb and verb[0].isalpha() and "=" not in verb:
-            raise ConfigError([unknown_verb(verb)])
-        from runner.verbs import train
-
-        return ended(train.main(argv, began), place)
+        return serve(argv, began, place)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -77,6 +67,34 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough; nothing is left to be flushed at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a folder that cannot be written, a file that cannot be read
+        from runner.errors import refusal
+
+        print(refusal(error), file=sys.stderr)
+        return 1
+
+
+def serve(argv: list[str], began: float | None, place: "Place | None") -> int:
+    """Do what the command line asks, in the one process that reads it; the exit status.
+
+    Raises:
+        ConfigError: the request is wrong.
+        RunError: a verb could not do it.
+    """
+    from runner import torchrun
+    from runner.errors import ConfigError
+
+    verb = argv[0] if argv else ""
+    if place is not None and verb in VERBS and verb != "resume":
+        raise ConfigError([torchrun.not_here(verb, "start it without torchrun")])
+    if verb in VERBS:
+        status: int = importlib.import_module(VERBS[verb]).main(argv[1:])
+        return ended(status, place)
+    if verb and verb[0].isalpha() and "=" not in verb:
+        raise ConfigError([unknown_verb(verb)])
+    from runner.verbs import train
+
+    return ended(train.main(argv, began), place)
 
 
 def ended(status: int, place: "Place | None") -> int:

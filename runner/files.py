@@ -1,17 +1,21 @@
 """Files: the one writer of what must survive a crash, the one reader of `.pt` files, run directories and their lock."""
 
+import bisect
 import contextlib
 import errno
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
 import re
+import shutil
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -147,11 +151,69 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+@dataclass
+class Place:
+    """A whole line of a JSON lines file: its step, its number from 1, and where it lies."""
+
+    step: int
+    number: int
+    start: int
+    end: int
+
+
+def whole_lines(path: Path, until: float = math.inf) -> tuple[list[Place], list[int]]:
+    """The whole lines of a JSON lines file with growing steps up to `until`, and the numbers of the damaged ones.
+
+    Where steps do not grow, the fewest lines that are in the way count as damaged.
+    """
+    places, damaged, end = list[Place](), list[int](), 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            start, end = end, end + len(line)
+            event = _parse_event(line)
+            if event is None:
+                damaged.append(number)
+            elif event["step"] <= until:
+                places.append(Place(event["step"], number, start, end))
+    if any(one.step >= other.step for one, other in itertools.pairwise(places)):
+        kept = _growing(places)
+        damaged += {place.number for place in places} - {place.number for place in kept}
+        places = kept
+    return places, sorted(damaged)
+
+
+def _growing(places: list[Place]) -> list[Place]:
+    """The longest part of them whose steps grow (patience sorting)."""
+    tops: list[int] = []  # the least step that ends a growing part of each length
+    ends: list[int] = []  # the place of that
+    before: list[int] = []
+    for at, place in enumerate(places):
+        length = bisect.bisect_left(tops, place.step)
+        before.append(ends[length - 1] if length else -1)
+        tops[length : length + 1] = [place.step]
+        ends[length : length + 1] = [at]
+    kept, at = list[Place](), ends[-1] if ends else -1
+    while at >= 0:
+        kept.append(places[at])
+        at = before[at]
+    return kept[::-1]
+
+
+def put_aside(path: Path) -> str:
+    """Copy a damaged file: `metrics.jsonl` is then `metrics.1.jsonl` too, or the first number that is free."""
+    number = 1
+    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    shutil.copyfile(path, aside)
+    return aside.name
+
+
 class Lines:
     """A JSON lines file: one object an event, in the order of their `step`, one line a step, flushed per event.
 
-    An event with the step of the last line is merged into that line. What is opened is cut at the first line that is
-    torn or belongs to a step after `until`: what a resume at step `until` will log again.
+    An event with the step of the last line is merged into that line. What is opened loses its torn end and every line
+    of a step after `until`: what a resume at step `until` will log again. A damaged line before whole ones is left out;
+    the file as it was is put aside then.
     """
 
     def __init__(self, path: Path, until: float = math.inf) -> None:
@@ -161,14 +223,19 @@ class Lines:
 
     def truncate_after(self, step: float) -> None:
         """Drop every event with a step greater than `step`, and a torn end; `last` is what is left at the end."""
+        places, _ = whole_lines(self.path, step)
+        if any(one.end != other.start for one, other in itertools.pairwise([Place(0, 0, 0, 0), *places])):
+            whole = self.path.read_bytes()
+            put_aside(self.path)
+            write_atomic(self.path, lambda file: file.writelines(whole[place.start : place.end] for place in places))
+            os.close(self._handle)
+            self._handle = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            places, _ = whole_lines(self.path)
         self.last: dict[str, Any] = {}
         self._start_of_last = self._end = 0
-        with self.path.open("rb") as file:
-            for line in file:
-                event = _parse_event(line)
-                if event is None or event["step"] > step:
-                    break
-                self.last, self._start_of_last, self._end = event, self._end, self._end + len(line)
+        if places:
+            self._start_of_last, self._end = places[-1].start, places[-1].end
+            self.last = json.loads(os.pread(self._handle, self._end - self._start_of_last, self._start_of_last))
         os.ftruncate(self._handle, self._end)
 
     def append(self, event: dict[str, Any]) -> None:
@@ -253,10 +320,17 @@ class Lock:
 
     Raises:
         ConfigError: another process (or another Lock of this one) holds it.
+        RunError: nothing can be written there.
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self._handle = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            self._handle = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            remedy = f"a copy can go on: `cp -r {run_dir} COPY`, `python -m runner resume COPY`"
+            raise RunError(f"{run_dir} cannot be written ({error.strerror}): {remedy}") from error
         self._stopped: threading.Event | None = None  # set to end the signs of life, where there are some
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -87,6 +87,8 @@ def batches(run: Run) -> Iterator[Any]:
     progress = run.progress
     run.sampler_state = sampler_state(run)  # an epoch under way is drawn again from here
     coming: Iterator[Any] = run.splits["train"].batches(progress.epoch, progress.batch * run.accumulate)
+    if run.rehearse is not None:
+        coming = rehearsed(run, coming)
     if run.accumulate > 1:
         coming = groups(coming, run.accumulate)
     left_out = {batch: counts for epoch, batch, counts in progress.left_out if epoch == progress.epoch}
@@ -102,6 +104,16 @@ def _without(left_out: Mapping[int, int], coming: Iterator[Any], run: Run) -> It
             run.progress.step += 1
             run.schedule.step()
         run.progress.batch += 1
+
+
+def rehearsed(run: Run, coming: Iterator[Any]) -> Iterator[Any]:
+    """The same batches; the first is shown to `run.rehearse` before it is trained on."""
+    rehearse, run.rehearse = run.rehearse, None
+    first = list(islice(coming, 1))
+    for batch in first:
+        if rehearse is not None:
+            rehearse(batch)
+    return chain(first, coming)
 
 
 def groups(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
@@ -132,6 +144,8 @@ def _next_pause(run: Run) -> int:
     due = [next_due(every, run.progress.step, run.steps_per_epoch) for every in rhythms]
     if run.thaw_at is not None and run.progress.step < run.thaw_at:
         due.append(run.thaw_at)
+    if not run.log_means:  # a line is of its own step: what came before is forgotten at the step before
+        due += [max(step - 1, run.progress.step + 1) for step in lines_to_come(run)]
     due += [run.team.due, *run.looks.pauses(run.progress.step, run.steps_per_epoch)]
     return min([run.total_steps, *[step for step in due if step is not None]])
 
@@ -148,10 +162,14 @@ def _is_due(run: Run, every: Duration | None) -> bool:
     return due is not None and due <= run.progress.step
 
 
+def compares_training(run: Run) -> bool:
+    """Whether evaluations compare a metric of training, which a line of the log computes."""
+    return any(name.startswith("train/") for name in (run.objective, run.schedule.monitor or ""))
+
+
 def _is_asked(run: Run) -> bool:
-    """Whether an evaluation is about to compare a metric of training, which a line of the log computes."""
-    compared = (run.objective, run.schedule.monitor or "")
-    return any(name.startswith("train/") for name in compared) and _is_due(run, run.evaluate_every)
+    """Whether such an evaluation is about to come."""
+    return compares_training(run) and _is_due(run, run.evaluate_every)
 
 
 def pause(run: Run) -> int:
@@ -162,16 +180,19 @@ def pause(run: Run) -> int:
     if run.check_finite == "every_step":
         check_losses(run)
         check_state(run)
+    ends = at_end and (run.log_means or progress.step >= run.total_steps)
     said: Mapping[str, Any] = progress.last if progress.evaluation_pending else {}
-    if run.losses.sizes and (at_end or _is_due(run, run.log_every) or _is_asked(run)):
+    if run.losses.sizes and (ends or _is_due(run, run.log_every) or _is_asked(run)):
         said = log_line(run, seen)
     improved = False
     if progress.evaluation_pending or at_end or _is_due(run, run.evaluate_every):
         improved = evaluate_and_compare(run, said)
     stop_where_stale(run)
+    if not run.log_means and progress.step + 1 in lines_to_come(run):
+        forget(run)
     if run.stop.ended and not at_end:
         at_end = True
-        if run.losses.sizes and not _is_due(run, run.log_every):
+        if run.losses.sizes and run.log_means and not _is_due(run, run.log_every):
             log_line(run, seen)
     stopping = run.stop.signal is not None
     rhythm = run.checkpoint_every is not None and (improved or _is_due(run, run.checkpoint_every))
@@ -180,6 +201,21 @@ def pause(run: Run) -> int:
     thaw_if_due(run)
     run.paused_at = progress.step
     return _next_pause(run)
+
+
+def lines_to_come(run: Run) -> list[int]:
+    """The next steps at which a line of training is due, for each reason that there is."""
+    asked = run.evaluate_every if compares_training(run) else None
+    due = [next_due(every, run.progress.step, run.steps_per_epoch) for every in (run.log_every, asked)]
+    return [step for step in (*due, run.total_steps) if step is not None]
+
+
+def forget(run: Run) -> None:
+    """Begin what the next line of training says anew; losses that are not finite are an error all the same."""
+    check_losses(run)
+    for metric in run.metrics["train"].values():
+        metric.reset()
+    run.losses.clear()
 
 
 def log_line(run: Run, seen: dict[str, float]) -> dict[str, Any]:
@@ -282,7 +318,7 @@ def evaluate_and_compare(run: Run, said: Mapping[str, Any]) -> bool:
     run.clock.start()
     if progress.evaluation_pending:
         return False
-    known = {name: value for name, value in progress.last.items() if not name.startswith("train/")} | said
+    known = {name: value for name, value in progress.last.items() if not name.startswith("train/")} | dict(said)
     if due:
         follow_metric(run, known)
     value, best = objective_value(run), progress.best

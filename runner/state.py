@@ -200,6 +200,7 @@ class Run:
     average: Average | None = None  # of the weights
     scaler: Scaler | None = None  # of fp16's gradients
     check_finite: str = "loss"
+    log_means: bool = True  # whether a line of training has means since the last one, or the values at its step
     on_save_error: str = "stop"
     config: dict[str, Any] = field(default_factory=dict)
     pretrained: Plan | None = None  # what was loaded
@@ -207,6 +208,7 @@ class Run:
     thaw_at: int | None = None  # the step from which on everything frozen trains
     team: Alone = ALONE  # the processes that train together
     layout: Whole = WHOLE  # how their tensors lie
+    rehearse: Callable[[Any], object] | None = None  # is shown the first batch before anything is learnt from it
     wrap: Callable[[], object] = lambda: None  # renews what wraps the model, where other parameters train than before
     log: Log | NoLog = field(init=False)  # opened when the step to begin at is known
     progress: Progress = field(default_factory=Progress)
@@ -294,6 +296,27 @@ def _set_generators(run: Run, saved: dict[str, Any]) -> None:
         rng.seed_all(rng.key(run.seed, "train", *run.team.stream, run.progress.step))
 
 
+def compare_model(model: nn.Module, saved: Mapping[str, Any]) -> None:
+    """See whether a saved state_dict is one of this model.
+
+    Raises:
+        RunError: tensors are missing, unknown, or of another shape; all of them are named, or the first few.
+    """
+    own = model.state_dict()
+    differences = {
+        "the checkpoint lacks": [name for name in own if name not in saved],
+        "the model lacks": [name for name in saved if name not in own],
+        "other shapes have": [
+            f"{name} ({list(tensor.shape)}, saved as {list(saved[name].shape)})"
+            for name, tensor in own.items()
+            if name in saved and hasattr(tensor, "shape") and tensor.shape != saved[name].shape
+        ],
+    }
+    said = [f"{what} {', '.join(names[:4])}{' …' * (len(names) > 4)}" for what, names in differences.items() if names]
+    if said:
+        raise RunError(f"the model is not the one that was saved: {'; '.join(said)}")
+
+
 def put_weights(run: Run, saved: dict[str, Any], which: str = "") -> None:
     """What evaluating needs of a checkpoint: its `raw` weights or their `ema` (unless told, that where there is one).
 
@@ -302,7 +325,9 @@ def put_weights(run: Run, saved: dict[str, Any], which: str = "") -> None:
     """
     if which == "ema" and saved["ema"] is None:
         raise ConfigError([Mistake("--weights", "must be raw: the checkpoint has no average of the weights", which)])
-    run.model.load_state_dict(saved["model" if which == "raw" or saved["ema"] is None else "ema"])
+    weights = saved["model" if which == "raw" or saved["ema"] is None else "ema"]
+    compare_model(run.model, weights)
+    run.model.load_state_dict(weights)
     run.average = None
     for name, part in _with_state(run).items():
         part.load_state_dict(saved["step"][name])

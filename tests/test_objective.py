@@ -75,7 +75,7 @@ def test_a_plateau_waits_for_a_value_and_refuses_a_word():
     fit.follow_metric(run, {"val/loss": 1.0})
     fit.follow_metric(run, {"train/late": 2.0})
     assert [2.0] == seen
-    with pytest.raises(RunError, match="scheduler.monitor: train/late is none of the numbers there are: val/loss"):
+    with pytest.raises(RunError, match=r"scheduler\.monitor: train/late is none of the numbers there are: val/loss"):
         fit.follow_metric(run, {"train/late": "warm", "val/loss": 1.0})
     schedule.monitor = "val/late"
     with pytest.raises(RunError, match="val/late is none of the numbers"):

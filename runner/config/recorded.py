@@ -1,6 +1,9 @@
 """The config of an existing run: with overrides applied where they belong, compared with the one it was run with."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -8,8 +11,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from runner.config.check import parse, resolved
+from runner.config.names import nearest
 from runner.config.schema import Config, Scheduler
 from runner.errors import ABSENT, ConfigError, Mistake
 from runner.schedule import Duration
@@ -47,32 +52,167 @@ OWN_OF_SCHEDULER = {item.name for item in fields(Scheduler)}  # the rest are arg
 INEXACT = "give it its value back, or accept other numbers with `--inexact`"
 
 
-def recorded(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, str]:
+def recorded(
+    folder: Path,
+    overrides: Sequence[str] = (),
+    verb: str = "resume",
+    say: Callable[[str], object] = lambda text: sys.stderr.write(f"{text}\n"),
+) -> tuple[Config, str]:
     """The config of the run in `folder` and its YAML with interpolations kept.
+
+    Where one of the two files is missing or damaged the other one takes its place, and `say` is told.
 
     Args:
         folder: a run directory.
         overrides: `key=value`, values in YAML; a leading `+` or `++` is allowed.
+        verb: of the command, for the remedy.
+        say: told what is made up for.
 
     Raises:
         ConfigError: the folder is no run, an override is wrong, or the config with it.
     """
-    if not (folder / "config.yaml").is_file():
-        rule = "must be a run directory (one with a config.yaml)" if folder.is_dir() else "must be a run directory"
-        raise ConfigError([Mistake("RUN", rule, str(folder))])
+    if not is_run(folder):
+        raise ConfigError([no_run(folder, verb)])
+    data, unresolved = _whole(folder, say)
     if not overrides:
-        data: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        return parse(data), (folder / ".hydra" / "config.yaml").read_text()
-    unresolved: Any = OmegaConf.load(folder / ".hydra" / "config.yaml")
+        return parse(data), OmegaConf.to_yaml(unresolved)
     for override in overrides:
         key, separator, _ = override.lstrip("+").partition("=")
         if not separator:
             raise ConfigError([Mistake(override, "must be `key=value`", where=f"argument `{override}`")])
         try:
             unresolved = OmegaConf.merge(unresolved, OmegaConf.from_dotlist([override.lstrip("+")]))
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, YAMLError) as error:
             raise ConfigError([Mistake(key, str(error), where=f"argument `{override}`")]) from error
     return parse(_resolve(unresolved)), OmegaConf.to_yaml(unresolved)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run directory, also one that has lost its `config.yaml` since it was trained."""
+    if (folder / "config.yaml").exists():
+        return True
+    return (folder / ".hydra" / "config.yaml").is_file() and any((folder / "checkpoints").glob("step_*.pt"))
+
+
+def no_run(given: Path, verb: str) -> Mistake:
+    """What to say about a path that is no run directory: the run that is meant, where one can be told."""
+    command = f"python -m runner {verb}"
+    rule = "must be a run directory (one with a config.yaml)" if given.is_dir() else "must be a run directory"
+    inside = next((parent for parent in given.parents if is_run(parent)), None)
+    if inside is not None:  # a checkpoint, or another file or folder of a run
+        checkpoint = f" --checkpoint {shlex.quote(str(given))}" if verb == "evaluate" and given.is_file() else ""
+        line = f"{command} {shlex.quote(str(inside))}{checkpoint}"
+        return Mistake("RUN", rule, str(given), remedy=f"it is in the run {inside}: `{line}`", suggestion=str(inside))
+    runs = [file.parent for pattern in ("*", "*/*", "*/*/*") for file in given.glob(f"{pattern}/config.yaml")]
+    runs = [run for run in runs if run.name != ".hydra"]
+    if runs:
+        newest = max(runs, key=lambda run: (run.stat().st_mtime_ns, run.name))
+        remedy = (
+            f"the newest of the {len(runs)} run{'s' * (len(runs) != 1)} in it: `{command} {shlex.quote(str(newest))}`"
+        )
+        return Mistake("RUN", rule, str(given), remedy=remedy, suggestion=str(newest))
+    beside = [file.parent for file in given.absolute().parent.glob("*/config.yaml")]
+    near = nearest(given.name, [run.name for run in beside])
+    if near:
+        path = given.parent / near
+        return Mistake("RUN", rule, str(given), remedy=f"did you mean `{path}`?", suggestion=str(path))
+    if given.is_dir():
+        return Mistake(
+            "RUN", rule, str(given), remedy="no run was begun in it, or it has lost all that says what it was"
+        )
+    known = [file.parent for file in Path("outputs").glob("*/*/config.yaml")]
+    near = nearest(given.name, [run.name for run in known])
+    for run in known:
+        if run.name == near:
+            return Mistake("RUN", rule, str(given), remedy=f"did you mean `{run}`?", suggestion=str(run))
+    remedy = f"the runs are below outputs/<name>/: `{command} outputs/<name>/<run>`"
+    return Mistake("RUN", rule, str(given), remedy=remedy)
+
+
+def _whole(folder: Path, say: Callable[[str], object]) -> tuple[Any, Any]:
+    """The resolved data of a run's config, and the same with interpolations; each from the other where it is gone.
+
+    Raises:
+        ConfigError: neither of the two files can be read.
+    """
+    written, kept = folder / "config.yaml", folder / ".hydra" / "config.yaml"
+    (read, wrong), (unresolved, amiss) = _read(written), _read(kept)
+    data: Any = None
+    config = None
+    if read is not None:
+        try:
+            data = OmegaConf.to_container(read)
+            config = resolved(parse(data))
+        except (ConfigError, OmegaConfBaseException) as error:
+            data, wrong = None, _first_line(error)
+    other = None
+    if unresolved is not None and (data is None or (config is not None and _lacks(data, config))):
+        try:
+            other = _resolve(unresolved)
+            reference = resolved(parse(other))
+        except ConfigError as error:
+            other, amiss = None, _first_line(error)
+    if data is not None and other is not None:  # some keys are not there: of an older version, or cut off?
+        lost = [keys for keys, was, now in _differences(config, reference) if _absent(data, keys) and was != now]
+        if lost:
+            data, wrong = None, f"it lacks {'.'.join(lost[0])}"
+    if data is None and other is None:
+        rule = f"cannot be read: {wrong}"
+        checkpoint = shlex.quote(str(folder / "checkpoints" / "last.pt"))
+        load = f"torch.load({checkpoint!r}, weights_only=True)['config']"
+        line = f'python -c "import torch, yaml; print(yaml.safe_dump({load}, sort_keys=False))" > {written}'
+        remedy = f"nor can {kept} ({amiss}); a checkpoint holds it too: {line}"
+        raise ConfigError([Mistake(str(written), rule, remedy=remedy)])
+    if data is None:
+        say(f"{written} {_lost(wrong)}: the config is taken from {kept}")
+        return other, unresolved
+    if unresolved is None:
+        say(f"{kept} {_lost(amiss)}: overrides are applied to {written}, whose interpolations are resolved")
+        return data, OmegaConf.create(data)
+    return data, unresolved
+
+
+def _lost(why: str) -> str:
+    return f"cannot be used ({why})" if why != "missing" else "is missing"
+
+
+def _read(file: Path) -> tuple[Any, str]:
+    """The mapping in a YAML file; None and why, where there is none."""
+    try:
+        data = OmegaConf.load(file)
+    except FileNotFoundError:
+        return None, "missing"
+    except (OSError, YAMLError, ValueError, OmegaConfBaseException, RecursionError) as error:
+        return None, _first_line(error)
+    if not OmegaConf.is_dict(data) or not data:
+        return None, "it holds no mapping"
+    return data, ""
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ConfigError):
+        mistake = error.mistakes[0]
+        return f"{mistake.key} {mistake.rule}"
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno else str(error)
+    mark = getattr(error, "problem_mark", None)
+    line = f", line {mark.line + 1}" if mark is not None else ""
+    return f"{getattr(error, 'problem', None) or str(error).partition(chr(10))[0]}{line}"
+
+
+def _lacks(data: Any, full: Any) -> bool:
+    """Whether a recorded config lacks a key that every recorded config has."""
+    if isinstance(data, dict) and isinstance(full, dict):
+        return any(name not in data or _lacks(data[name], value) for name, value in full.items())
+    return False
+
+
+def _absent(data: Any, keys: Keys) -> bool:
+    for key in keys:
+        if not isinstance(data, dict) or key not in data:
+            return True
+        data = data[key]
+    return False
 
 
 def _resolve(unresolved: Any) -> Any:
@@ -111,7 +251,7 @@ def continuation(folder: Path, config: Config, unresolved: str) -> Continuation:
     A longer duration is fine. What followed it by interpolation and decides about bits (a schedule's length) keeps its
     recorded value, unless it was given a value of its own too.
     """
-    before, after = resolved(recorded(folder)[0]), resolved(config)
+    before, after = resolved(recorded(folder, say=lambda _: None)[0]), resolved(config)
     notes: list[str] = []
     was, wanted = before["train"]["duration"], after["train"]["duration"]
     kept: list[Keys] = []
@@ -181,7 +321,7 @@ def _is_free(keys: Keys, config: Mapping[str, Any]) -> bool:
     # The objective and the best of a run are no part of its weights.
     if keys in (("train", "evaluate_every"), ("train", "evaluate_at_start")):
         return monitor is None and config["train"]["early_stop"] is None
-    if keys == ("log", "every"):  # the means of training are those since a line of the log
+    if keys in (("log", "every"), ("log", "mean")):  # the means of training are those since a line of the log
         return not str(monitor).startswith("train/")
     return any(".".join(keys[:length]) in FREE for length in range(1, len(keys) + 1))
 

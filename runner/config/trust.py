@@ -94,7 +94,7 @@ def _stranger(path: str, first: str, trust: Sequence[str]) -> TargetError:
     if _spec(first) is None:
         return TargetError(f"there is no module `{first}` (neither installed nor under the working directory)")
     message = f"`{first}` is neither one of {', '.join((*LIBRARIES, *OURS))} nor code under the working directory"
-    return TargetError(message, remedy=f"if you trust it: --trust '{first}.*'")
+    return TargetError(message, remedy=f"if you trust it: --trust '{path}'")
 
 
 def _of_runner(path: str) -> str:

@@ -100,9 +100,12 @@ def _go_on(job: Job, folder: Path, command: list[str], trust: tuple[str, ...]) -
         raise ConfigError(again.changes)
     put_aside(folder, [RESULT, LOG] if job.retry else [RESULT])
     judge = judge_at(job.judge, job.id, folder)
-    return run.launch(
+    outcome = run.launch(
         again.config, folder, unresolved=again.unresolved, command=command, trust=trust, again=again, judge=judge
-    ).status
+    )
+    if outcome.status == run.EXIT_FAILED and not (folder / RESULT).exists():
+        run.write_result(folder, outcome.result)  # it could not go on: what it had is in the file put aside
+    return outcome.status
 
 
 def put_aside(folder: Path, names: list[str]) -> None:

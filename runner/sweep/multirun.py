@@ -120,6 +120,8 @@ def sweep_of(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ..
             if mistakes := examine_jobs(new, plan.settings.processes, reporter()):
                 return wrong(mistakes)
             executor.prepare()
+        for note in sweep.notes(check.composed for check in new):
+            Console(sys.stdout).say(f"note: {note}")
         try:
             if ledger is None:  # nothing is made before all is known to be right
                 plan.folder.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     plan: list[str] = []
     try:
         if sweep:
-            examine_sweep(overrides, trust, say)
+            examine_sweep(overrides, trust, say, notes.extend)
             planned = sweeps.plan(overrides, Path.cwd(), trust)
             if planned.is_search and not found:
                 from runner.sweep import search  # imports Optuna
@@ -38,7 +38,9 @@ def main(argv: Sequence[str]) -> int:
                 say(search.rehearse(planned, trust))
         else:
             seen = examine(compose(overrides), trust, say).found
-            notes, plan = seen.notes, seen.plan
+            notes, plan = seen.notes, [*seen.plan]
+            if seen.pretrained is not None:
+                plan.append(seen.pretrained.summary())
     except ConfigError as error:
         say(error.mistakes)
     if as_json:

@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from runner import torchrun
@@ -58,13 +57,15 @@ def resume(folder: Path, config: Config, unresolved: str, argv: Sequence[str], t
 def is_completed(folder: Path) -> bool:
     """Whether a run is completed; then its result is said."""
     file = folder / "result.json"
-    result = {}
-    with suppress(OSError, ValueError):  # there is none, or it is damaged: its checkpoints say how far it is
-        result = json.loads(file.read_text())
-    if result.get("status") != "completed":
+    try:  # where there is none, or it is damaged, its checkpoints say how far it is
+        result = json.loads(file.read_bytes())
+        if result["status"] != "completed":
+            return False
+        metrics = {str(name): float(value) for name, value in result["metrics"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     from runner.log import final_report
 
-    final_report(result["metrics"], folder)
+    final_report(metrics, folder)
     print("This run is completed; nothing was done.", file=sys.stderr)
     return True
