@@ -785,7 +785,7 @@ def finish(run: Run, result: dict[str, Any]) -> int:
     progress = run.progress
     if run.stop.signal is None:
         if progress.step == 0:
-            fit.evaluate_and_compare(run)
+            fit.evaluate_and_compare(run, {})
             fit.save(run)
             fit.settle(run)
         if "test" in run.splits:
@@ -812,11 +812,19 @@ def finish(run: Run, result: dict[str, Any]) -> int:
     if run.stop.ended:
         result["stopped"] = run.stop.ended
         run.log.say(f"training ended after step {progress.step:,} of {run.total_steps:,}: {run.stop.ended}")
+    say_unknown(run)
     result["metrics"] = {name: value for name, value in progress.last.items() if not name.startswith("train/")}
     result["train"] = {name: value for name, value in progress.last.items() if name.startswith("train/")}
     result["objective"] = progress.last.get(run.objective)
     result |= last_values(run)
     return EXIT_DONE
+
+
+def say_unknown(run: Run) -> None:
+    """Say that the objective had no value, where a run that trained never had one."""
+    if run.progress.step and run.objective not in run.progress.last:
+        known = fit.numbers_of(run.progress.last)
+        run.log.say(f"train.objective: {run.objective} was never said, so nothing was compared; there are {known}")
 
 
 def last_values(run: Run) -> dict[str, Any]:
