@@ -32,7 +32,8 @@ NOT_WEIGHTS = re.compile(
 )
 SAFE_NAMES = re.compile(r"torch\.\w+Storage|torch\._(utils|tensor)\._rebuild\w*|collections\.OrderedDict")
 DEEPEST = 4  # nestings searched for a state_dict
-MOST_SEARCHED = 100_000  # mappings looked into for one: a few that hold each other many times would never end
+# Mappings looked into for one (a hundred names count as one): a few that hold each other many times would never end.
+MOST_SEARCHED = 20_000
 MOST_JSON = 1 << 26  # bytes of an index of shards, or of a manifest
 MOST_HEADER = 1 << 25  # bytes of a safetensors header: of a hundred thousand tensors it has ten million
 MOST_NAMED = 1 << 26  # bytes of a pickle that are looked through for the names in it
@@ -547,9 +548,9 @@ def _search(node: Any, path: list[str]) -> list[tuple[list[str], Mapping[str, An
         nonlocal looked
         if not isinstance(node, Mapping) or not depth:
             return []
-        looked += 1
+        looked += 1 + len(node) // 100
         if looked > MOST_SEARCHED:
-            rule = f"must be given: the file has more than {MOST_SEARCHED:,} mappings in which a state_dict may be"
+            rule = "must be given: the file has too many mappings in which a state_dict may be"
             raise _wrong(rule, None, key="key")
         for usual in (USUAL, AVERAGES):
             found = [hit for name in usual if name in node for hit in search(node[name], [*path, name], depth - 1)]
@@ -557,7 +558,8 @@ def _search(node: Any, path: list[str]) -> list[tuple[list[str], Mapping[str, An
                 return found
         if any(isinstance(value, Tensor) for value in node.values()) and all(isinstance(name, str) for name in node):
             return [(path, node)]
-        others = [n for n in node if isinstance(n, str) and n not in AVERAGES and not NOT_WEIGHTS.fullmatch(n)]
+        inner = [n for n, member in node.items() if isinstance(member, Mapping) and isinstance(n, str)]
+        others = [name for name in inner if name not in AVERAGES and not NOT_WEIGHTS.fullmatch(name)]
         return [hit for name in others for hit in search(node[name], [*path, name], depth - 1)]
 
     return search(node, path, DEEPEST)
