@@ -11,8 +11,10 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import socket
+import stat
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -391,10 +393,47 @@ def _in_progress(run_dir: Path, holder: str) -> Mistake:
     return Mistake("run", "must not be in progress", str(run_dir), remedy=remedy)
 
 
-def load_tensors(path: Path, map_location: Any = "cpu", sha256: str | None = None) -> Any:
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a file to be read, if it is a regular one: a pipe or a device could keep its reader for ever.
+
+    Raises:
+        OSError: it is none, or cannot be opened.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    kinds = {
+        "a directory": stat.S_ISDIR,
+        "a named pipe": stat.S_ISFIFO,
+        "a device": stat.S_ISCHR,
+        "a disk": stat.S_ISBLK,
+    }
+    kind = next((name for name, is_kind in kinds.items() if is_kind(mode)), "none")
+    raise OSError(errno.EINVAL, f"it is {kind}, no regular file", str(path))
+
+
+def read_small(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most so many bytes.
+
+    Raises:
+        OSError: it is larger, no regular file, or cannot be read.
+    """
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
+    return content
+
+
+def load_tensors(
+    path: Path, map_location: Any = "cpu", sha256: str | None = None, content: io.BytesIO | None = None
+) -> Any:
     """Read a `.pt` or `.pth` file of tensors and plain containers: the one place that does, never unpickling more.
 
-    With `sha256` (hexadecimal) the content is verified first: `torch.load` does not check the archive's CRCs.
+    With `sha256` (hexadecimal) the content is verified first: `torch.load` does not check the archive's CRCs. `content`
+    is read in the place of the file, which then only has the name.
 
     Raises:
         RunError: the file cannot be read or is not such a file; says why.
@@ -402,7 +441,7 @@ def load_tensors(path: Path, map_location: Any = "cpu", sha256: str | None = Non
     import torch  # slow to import, and much here does without
 
     try:
-        with path.open("rb") as file:
+        with content or open_regular(path) as file:
             if sha256 is not None and (actual := hashlib.file_digest(file, "sha256").hexdigest()) != sha256:
                 raise RunError(f"{path} is damaged: its SHA-256 is {actual}, but {sha256} was recorded")
             file.seek(0)
@@ -410,12 +449,15 @@ def load_tensors(path: Path, map_location: Any = "cpu", sha256: str | None = Non
     except (RunError, MemoryError):
         raise
     except Exception as error:  # torch raises whatever its unpickler and archive reader meet
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that one is a seek before a torn file's start
+        # A seek before a torn file's start is an EINVAL without a file name.
+        if isinstance(error, OSError) and (error.errno != errno.EINVAL or error.filename):
             raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
         raise RunError(f"{path} {_what_is_wrong(path, error)}") from error
 
 
 def _what_is_wrong(path: Path, error: Exception) -> str:
+    if path.is_dir():
+        return f"is damaged, or holds more than tensors and plain containers: {_first_sentence(error)}"
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
@@ -427,7 +469,8 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
     if refused := _refused_names(path, error):
         return (
             f"holds pickled objects ({', '.join(refused)}), and loading them would run code: only tensors, numbers, "
-            f"strings and plain containers are read; if you trust it: `python -m runner convert {path} --trust`"
+            "strings and plain containers are read; if you trust it: "
+            f"`python -m runner convert {shlex.quote(str(path))} --trust`"
         )
     if head.startswith(b"PK"):
         return f"is cut short or damaged: {_first_sentence(error)}"

@@ -288,6 +288,8 @@ def _check_surgery(
         found.pretrained = surgery.plan_pretrained(config, model, download=False)
         if found.pretrained is None and config.pretrained.strategy != "none":
             found.notes.append(f"the weights {config.pretrained.path} are not on this machine yet")
+        if found.pretrained is not None:
+            found.plan.append(found.pretrained.summary())
     frozen = Frozen()
     groups: list[dict[str, Any]] | None = None
     with found.catching("freeze"):

@@ -19,6 +19,7 @@ from runner.patterns import compiled, nearest, no_match
 from runner.weights import find_state, locate, read
 
 SHOWN = 12  # rows of the table in an error
+MOST_EXPANDED = 1 << 28  # bytes that a tensor may have beyond those of the file, by strides of 0 (`expand`)
 # What torch.nn.utils stores in the place of a `weight`: two endings and their shapes; how the weight is made of it.
 REPARAMETRIZED: tuple[tuple[str, tuple[str, str], Callable[[list[int], list[int]], bool], str, str], ...] = (
     (
@@ -538,6 +539,10 @@ def _unusable(value: Tensor) -> str:
     """Why a tensor has no numbers that could be copied."""
     if value.is_meta:
         return "has no data (it was saved from the meta device)"
+    if value.layout == torch.strided and not value.is_nested:
+        claimed, held = value.numel() * value.element_size(), value.untyped_storage().nbytes()
+        if claimed > max(held, MOST_EXPANDED):
+            return f"claims {claimed:,} bytes, of which the file has {held:,}"
     if value.layout != torch.strided or value.is_nested:
         return f"is not dense ({value.layout})"
     return "is quantized" if value.is_quantized else ""

@@ -531,7 +531,14 @@ def test_an_average_is_taken_when_asked():
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        ([STATE], "holds a list of 1, a mapping of tensors at [0]; save the mapping itself"),
+        (
+            [STATE],
+            "holds a list of 1, a mapping of tensors at [0]\n   `'pretrained.key=\"0\"'` takes it; or save the mapping",
+        ),
+        (
+            {"models": [STATE, STATE]},
+            "a list of 2 is under `models`, a mapping of tensors at [0]\n   `pretrained.key=models.0`",
+        ),
         ({}, "holds nothing: an empty dict"),
         ({"state_dict": {}}, "keys state_dict, and none has tensors"),
         (torch.ones(3), "holds a Tensor"),
@@ -553,6 +560,17 @@ def test_a_key_that_is_not_there_is_a_mistake():
     (mistake,) = caught.value.mistakes
     assert (mistake.key, mistake.suggestion) == ("pretrained.key", "state_dict")
     assert find_state({"a.b": {"c": STATE}}, "a.b.c")[0] == STATE
+    assert find_state({"models": [{}, STATE]}, "models.1")[0] == STATE
+    with pytest.raises(ConfigError, match="`models` has 0, 1"):
+        find_state({"models": [STATE, STATE]}, "models.2")
+
+
+def test_mappings_that_hold_each_other_many_times_are_not_searched_for_ever():
+    node: dict[str, object] = {}
+    for _ in range(4):
+        node = {f"{i}": node for i in range(2000)}
+    with pytest.raises(ConfigError, match="too many mappings"):
+        find_state(node)
 
 
 # Sources
