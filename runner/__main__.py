@@ -45,7 +45,6 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
         sys.path[0] = str(Path.cwd())
     # cuBLAS is deterministic only with a fixed workspace, and must find this before torch is imported.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    verb = argv[0] if argv else ""
     from runner import torchrun
     from runner.errors import ConfigError, RunError
 
@@ -56,16 +55,7 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
 
         return follow(place, split_trust(argv)[1])
     try:
-        if place is not None and verb in VERBS and verb != "resume":
-            raise ConfigError([torchrun.not_here(verb, "start it without torchrun")])
-        if verb in VERBS:
-            status: int = importlib.import_module(VERBS[verb]).main(argv[1:])
-            return ended(status, place)
-        if verb and verb[0].isalpha() and "=" not in verb:
-            raise ConfigError([unknown_verb(verb)])
-        from runner.verbs import train
-
-        return ended(train.main(argv, began), place)
+        return serve(argv, began, place)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -77,6 +67,34 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough; nothing is left to be flushed at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a folder that cannot be written, a file that cannot be read
+        from runner.errors import refusal
+
+        print(refusal(error), file=sys.stderr)
+        return 1
+
+
+def serve(argv: list[str], began: float | None, place: "Place | None") -> int:
+    """Do what the command line asks, in the one process that reads it; the exit status.
+
+    Raises:
+        ConfigError: the request is wrong.
+        RunError: a verb could not do it.
+    """
+    from runner import torchrun
+    from runner.errors import ConfigError
+
+    verb = argv[0] if argv else ""
+    if place is not None and verb in VERBS and verb != "resume":
+        raise ConfigError([torchrun.not_here(verb, "start it without torchrun")])
+    if verb in VERBS:
+        status: int = importlib.import_module(VERBS[verb]).main(argv[1:])
+        return ended(status, place)
+    if verb and verb[0].isalpha() and "=" not in verb:
+        raise ConfigError([unknown_verb(verb)])
+    from runner.verbs import train
+
+    return ended(train.main(argv, began), place)
 
 
 def ended(status: int, place: "Place | None") -> int:
@@ -112,6 +130,8 @@ def process() -> NoReturn:
     if torchrun.place() is None:  # which signals what it has started for reasons of its own
         for number in asked:
             signal.signal(number, lambda *_: os._exit(75))  # nothing is under way, so that there is nothing to save
+        if hasattr(signal, "SIGHUP") and (sys.argv[1:2] == ["resume"] or not {*sys.argv[1:2]} & {*VERBS}):
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # training goes on where its terminal is closed
     status = main(began=BEGAN)
     for number in (*asked, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # Python takes a while to end, and would end with another status

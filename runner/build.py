@@ -54,6 +54,8 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
             config, parts, device, trust, folder if team.rank == 0 else None, team.rank, team.world
         )
     train = splits["train"]
+    if train.num_batches == 0:
+        raise RunError(without_batch(config, train.size, team.world))
     steps_per_epoch = math.ceil((train.num_batches or 0) / config.train.accumulate)
     duration = Duration.parse(config.train.duration)
     if train.num_batches is None:
@@ -102,6 +104,7 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
         log_every=Duration.parse(config.log.every),
+        log_means=config.log.mean,
         evaluate_every=_rhythm(config.train.evaluate_every),
         checkpoint_every=_rhythm(config.train.checkpoint_every),
         objective=objective,
@@ -120,11 +123,32 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
         team=team,
         layout=layout,
     )
-    if config.device.parallel == "data_parallel":
+    if splits_batches(config, device, step, optimizer):
         run.update.net = parallel.data_parallel(model)
     if isinstance(team, Team):
         parallel.share(run, team, config.device.find_unused_parameters, config.device.sync_batchnorm)
     return run
+
+
+def splits_batches(config: Config, device: torch.device, step: Any, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `nn.DataParallel` splits each batch over the GPUs here; with `auto` that is where it can, on several."""
+    if config.device.parallel != "auto":
+        return config.device.parallel == "data_parallel"
+    several_gpus = device.type == "cuda" and config.device.type in ("auto", "cuda") and torch.cuda.device_count() > 1
+    return several_gpus and not is_own(step) and not needs_closure(optimizer)
+
+
+def without_batch(config: Config, size: int, world: int) -> str:
+    """Why an epoch of training has no batch, and what to change."""
+    each = config.loader.batch_size
+    if config.loader.batch_sampler is not None or not config.loader.drop_last:
+        key = "loader.batch_sampler" if config.loader.batch_sampler is not None else "loader.sampler"
+        return f"{key} gives no batch of the {size:,} samples of train: there is no step"
+    whole = f"loader.batch_size={each}" + (f" times {world} processes" if world > 1 else "")
+    return (
+        f"train has {size:,} samples, fewer than {whole}, and loader.drop_last=true drops them: there is no step. "
+        f"Take loader.drop_last=false or loader.batch_size={max(1, size // world)}"
+    )
 
 
 def make_optimizer(

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from runner.component import Trust
-from runner.config.schema import Config
+from runner.component import Trust, component
+from runner.config.schema import Config, LogHook
 from runner.config.trust import locate
-from runner.inside import Hook, Inside, chosen
+from runner.inside import Hook, Inside, OwnHook, chosen
 from runner.looks import Evaluation, Looks, Measured
 from runner.profiling import Profile
 from runner.schedule import Duration
@@ -55,6 +55,7 @@ def make_looks(
     hooks = make_hooks(config, trust)
     if log.gradient_norm or hooks or log.histograms is not None:
         looks.inside = Inside(model, optimizer, chosen(model, hooks), gradient_norm=log.gradient_norm)
+        looks.inside.scaler = getattr(update, "scaler", None)
         looks.every = Duration.parse(log.every) if log.gradient_norm or hooks else None
         looks.histograms = None if log.histograms is None else Duration.parse(log.histograms)
     if log.images or log.confusion_matrix or log.pr_curves or log.embeddings:
@@ -100,8 +101,16 @@ def make_hooks(config: Config, trust: Trust = ()) -> list[Hook]:
             continue
         named = [hook.module] if isinstance(hook.module, str) else hook.module or []
         modules = tuple(locate(path, trust) for path in named)
-        hooks.append(Hook(label, modules or None, hook.name, tuple(hook.forward), tuple(hook.backward), hook.optional))
+        forward, backward = (_looked_at(label, hook, which, trust) for which in ("forward", "backward"))
+        hooks.append(Hook(label, modules or None, hook.name, forward, backward, hook.optional))
     return hooks
+
+
+def _looked_at(label: str, hook: LogHook, which: str, trust: Trust) -> tuple[str | OwnHook, ...]:
+    wanted = getattr(hook, which)
+    if not isinstance(wanted, Mapping):
+        return tuple(wanted)
+    return (OwnHook(label, component(wanted, f"log.hooks.{label}.{which}", trust=trust, call=False)),)
 
 
 def hparams(plain: Mapping[str, Any], patterns: Sequence[str] | None = None) -> dict[str, Any]:

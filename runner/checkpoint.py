@@ -8,6 +8,7 @@ import re
 import shutil
 import threading
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -43,8 +44,11 @@ class Checkpoints:
     it stands in the manifest; `last.pt` and `best.pt` are for people, loading goes by the manifest. `warn` is told, in
     one sentence, of each damaged or uncommitted file met. Making the object touches nothing on the disk.
 
+    A manifest that is missing or damaged is made again from the checkpoints: each says its step and its metric, and its
+    archive has checksums.
+
     Raises:
-        RunError: there is a manifest, and it is damaged.
+        RunError: there is a manifest, and it cannot be read.
     """
 
     def __init__(
@@ -56,10 +60,27 @@ class Checkpoints:
     ) -> None:
         self.folder, self.keep, self.mode, self.warn = folder, keep, mode, warn
         self._saving: _Saving | None = None
-        committed = _read_manifest(folder)
-        self._entries = committed or []
+        committed, self._remade = _manifest_of(folder)
+        self._entries = committed
+        listed = {entry.file for entry in committed}
         # Without a manifest, what lies there may be all that somebody has: it is never deleted.
-        self._foreign = set() if committed is not None else {path.name for path in folder.glob("step_*.pt")}
+        self._foreign = {path.name for path in folder.glob("step_*.pt")} - listed if self._remade else set[str]()
+
+    def refuse_lost(self, steps: int) -> None:
+        """Refuse to begin anew where there were checkpoints, and none is left.
+
+        Args:
+            steps: after which the run has saved, as far as that is known.
+
+        Raises:
+            RunError: there are files, and none is whole; or none is there, and `steps` says that there was one.
+        """
+        files_there = sorted(path.name for path in self.folder.glob("step_*.pt"))
+        anew = f"move {self.folder} away to begin at step 0 (with {self.folder.parent / 'result.json'}), or train anew"
+        if files_there:
+            raise RunError(f"{self.folder} holds no whole checkpoint ({', '.join(files_there)} are damaged): {anew}")
+        if steps:
+            raise RunError(f"{self.folder} holds no checkpoint, though the run has saved at step {steps:,}: {anew}")
 
     def entries(self) -> list[Entry]:
         """All committed checkpoints, oldest first."""
@@ -125,11 +146,14 @@ class Checkpoints:
         best = self._best(entries)
         entries = [e for e in entries if e in entries[-self.keep :] or e == best]
         _write_manifest(self.folder, entries)
-        self._entries = entries
+        self._entries, self._remade = entries, ""
         self.finish()
 
     def finish(self) -> None:
         """What follows from the manifest: the links, and no other file; again where a save was cut short before it."""
+        if self._remade:
+            _write_manifest(self.folder, self._entries)
+            self._remade = ""
         best = self._best(self._entries)
         files.replace_link(self.folder / "last.pt", self._entries[-1].file)
         if best:
@@ -143,22 +167,34 @@ class Checkpoints:
         """The state of the `last` or the `best` checkpoint or of a file, its SHA-256 verified.
 
         Where the last is damaged, the newest whole one is taken, and `warn` is told. A file of another folder is
-        verified by the manifest beside it; without one it is read unverified, and `warn` is told.
+        verified by the manifest beside it; without one it is read unverified, and `warn` is told. With a damaged one
+        the checksums of its archive are looked at.
 
         Raises:
             RunError: there is none, or none is whole.
         """
         self.wait()
+        if self._remade:
+            self.warn(self._remade)
         if which == "last":
             return self._load_newest_whole(map_location)
         if which == "best":
             if not (best := self.best()):
                 raise RunError(f"{self.folder} has no best checkpoint: none was saved with a finite metric")
             return _tensors(self.folder / best.file, map_location, best.sha256)
-        path = Path(which).resolve()
-        committed = _read_manifest(path.parent)
+        return self._load_file(Path(which).resolve(), map_location)
+
+    def _load_file(self, path: Path, map_location: Any) -> dict[str, Any]:
+        try:
+            committed = _read_manifest(path.parent)
+        except DamagedManifest as error:
+            committed = None
+            self.warn(f"{error}: {path.name} is verified by the checksums of its archive alone")
+            _verify_archive(path)
+        else:
+            if committed is None:
+                self.warn(f"{path} is read unverified: there is no {MANIFEST} beside it")
         if committed is None:
-            self.warn(f"{path} is read unverified: there is no {MANIFEST} beside it")
             return _tensors(path, map_location, None)
         for entry in committed:
             if entry.file == path.name:
@@ -342,11 +378,16 @@ def _entry(file: str, step: int, metric: float | str | None, sha256: str) -> Ent
     return Entry(file, step, None if metric is None else float(metric), sha256)
 
 
+class DamagedManifest(RunError):
+    """A manifest that does not say what it said when it was written."""
+
+
 def _read_manifest(folder: Path) -> list[Entry] | None:
     """The committed checkpoints, oldest first; None without a manifest.
 
     Raises:
-        RunError: it is damaged.
+        DamagedManifest: it is damaged.
+        RunError: it cannot be read.
     """
     path = folder / MANIFEST
     try:
@@ -359,5 +400,64 @@ def _read_manifest(folder: Path) -> list[Entry] | None:
         return None
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is damaged, so that no checkpoint beside it can be verified: {error}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedManifest(f"{path} is damaged ({error})") from error
+
+
+def _manifest_of(folder: Path) -> tuple[list[Entry], str]:
+    """The committed checkpoints, and what to say where their manifest had to be made again; else empty."""
+    try:
+        committed, why = _read_manifest(folder), f"{folder / MANIFEST} is missing"
+    except DamagedManifest as error:
+        committed, why = None, str(error)
+    if committed is not None:
+        return committed, ""
+    found, lost = [], []
+    for path in sorted(folder.glob("step_*.pt")):
+        try:
+            found.append(_entry_of(path))
+        except RunError as error:
+            lost.append(str(error))
+    if not found and not lost:
+        return [], ""
+    by_step = {entry.step: entry for entry in found}  # of a step that was saved again the later file
+    entries = [by_step[step] for step in sorted(by_step)]
+    steps = ", ".join(f"{entry.step:,}" for entry in entries) or "none"
+    passed = f"; passed over: {'; '.join(lost)}" if lost else ""
+    return entries, f"{why}: it is made again from the checkpoints (whole are those of the steps: {steps}){passed}"
+
+
+def _entry_of(path: Path) -> Entry:
+    """What the manifest said of a checkpoint, from the file itself.
+
+    Raises:
+        RunError: it is not whole, or no checkpoint of a run.
+    """
+    _verify_archive(path)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    state = _tensors(path, "cpu", sha256)
+    try:
+        progress = state["progress"]
+        step, best = int(progress["step"]), progress.get("best")
+        metric = best["objective"] if best is not None and best["step"] == step else None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{path} is no checkpoint of a run: it does not say its step") from error
+    return Entry(path.name, step, metric, sha256)
+
+
+def _verify_archive(path: Path) -> None:
+    """Compare each record of a `.pt` archive with its checksum, which `torch.load` does not look at.
+
+    Raises:
+        RunError: one differs, or it is no archive.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:
+        raise RunError(f"{path} is damaged: {error}") from error
+    if wrong is not None:
+        raise RunError(f"{path} is damaged: {wrong} does not have its checksum")

@@ -1,14 +1,15 @@
 """A `_target_` node as a live object: the one place that instantiates what a config names."""
 
-import enum
 import functools
 import inspect
+import itertools
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from runner.config.signature import UNFIT, accepts, converted, kind_of, wants_class
 from runner.config.trust import locate
 from runner.errors import RunError
 
@@ -25,6 +26,8 @@ def component(
 ) -> Any:
     """What a `_target_` node describes: a class is instantiated; a function is called, or bound where `call` is false.
 
+    Its own `_partial_` says nothing more: what it is bound to first is passed here. Nested, it is kept.
+
     Args:
         node: `_target_` and the arguments; nested nodes are built first.
         key: the node's place in the config, for messages.
@@ -36,13 +39,28 @@ def component(
     Raises:
         RunError: the callable refuses its arguments.
     """
+    plain = {name: value for name, value in node.items() if name != "_partial_"}
+    return _made(plain, key, *supplied, trust=trust, call=call, given=given)
+
+
+def _made(
+    node: Mapping[str, Any],
+    key: str,
+    *supplied: Any,
+    trust: Trust = (),
+    call: bool = True,
+    given: Mapping[str, Any] | None = None,
+) -> Any:
     target = locate(node["_target_"], trust)
-    arguments = {
-        name: argument(value, f"{key}.{name}", _annotation(target, name), trust)
-        for name, value in node.items()
-        if name not in ("_target_", "_args_", "_partial_")
-    } | dict(given or {})
-    positional = [argument(value, f"{key}._args_", None, trust) for value in node.get("_args_", [])]
+    names = [name for name in node if name not in ("_target_", "_args_", "_partial_")]
+    kinds, by_position = (
+        _kinds(target, {*names, *(given or {})}, len(supplied)) if names or "_args_" in node else ({}, [])
+    )
+    arguments = {name: argument(node[name], f"{key}.{name}", kinds.get(name), trust) for name in names} | dict(
+        given or {}
+    )
+    placed = itertools.zip_longest(node.get("_args_", []), by_position[: len(node.get("_args_", []))])
+    positional = [argument(value, f"{key}._args_", kind, trust) for value, kind in placed]
     bound = node.get("_partial_", not (call or isinstance(target, type)))
     if bound:
         return functools.partial(target, *supplied, *positional, **arguments) if arguments or positional else target
@@ -80,29 +98,39 @@ def argument(value: Any, key: str, annotation: Any, trust: Trust = ()) -> Any:
     """An argument ready to be passed: nested components are built; names of dtypes and enum members are those."""
     if isinstance(value, Mapping):
         if "_target_" in value:
-            return component(value, key, trust=trust, call="Callable" not in str(annotation))
-        return {name: argument(member, f"{key}.{name}", None, trust) for name, member in value.items()}
+            if wants_class(annotation):
+                value = {"_partial_": True, **value}
+            return _made(value, key, trust=trust, call="Callable" not in str(annotation))
+        return _as_said({n: argument(member, f"{key}.{n}", None, trust) for n, member in value.items()}, annotation)
     if isinstance(value, list | tuple):
-        return [argument(member, f"{key}[{i}]", annotation, trust) for i, member in enumerate(value)]
-    if isinstance(value, str) and value.startswith("torch."):
+        return _as_said(
+            [argument(v, f"{key}[{i}]", _inner(annotation), trust) for i, v in enumerate(value)], annotation
+        )
+    if isinstance(value, str) and value.startswith("torch.") and not _is_text(annotation):
         dtype = getattr(torch, value.removeprefix("torch."), None)
         return dtype if isinstance(dtype, torch.dtype) else value
-    return _member(value, annotation) if isinstance(value, str) else value
+    return _as_said(value, annotation)
 
 
-def _member(text: str, annotation: Any) -> Any:
-    """The enum member that a text means by its value or its name, where the annotation has an enum; else the text."""
-    for kind in (annotation, *typing.get_args(annotation)):
-        if isinstance(kind, type) and issubclass(kind, enum.Enum):
-            for member in kind:
-                if text in (member.value, member.name, member.name.lower()):
-                    return member
-    return text
+def _as_said(value: Any, annotation: Any) -> Any:
+    made = value if annotation is None else converted(value, annotation)
+    return value if made is UNFIT else made
 
 
-def _annotation(target: Any, name: str) -> Any:
-    try:
-        parameter = inspect.signature(target).parameters.get(name)
-    except (TypeError, ValueError):
-        return None
-    return None if parameter is None else parameter.annotation
+def _inner(annotation: Any) -> Any:
+    """For a list's members, what says how a component among them is built; plain ones are read with the whole list."""
+    return annotation if "Callable" in str(annotation) or wants_class(annotation) else None
+
+
+def _is_text(annotation: Any) -> bool:
+    return annotation is str or (str in typing.get_args(annotation) and "dtype" not in str(annotation))
+
+
+def _kinds(target: Any, named: set[str], supplied: int) -> tuple[dict[str, Any], list[Any]]:
+    """What each argument wants, by name; and of those that are not named, by position after the supplied ones."""
+    takes = accepts(target)
+    if takes is None:
+        return {}, []
+    kinds = {name: kind_of(parameter) for name, parameter in {**takes.further, **takes.own}.items()}
+    kinds = {name: None if kind is inspect.Parameter.empty else kind for name, kind in kinds.items()}
+    return kinds, [kinds[name] for name in takes.positional[supplied:] if name not in named]

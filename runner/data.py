@@ -20,6 +20,7 @@ from torch.utils.data import IterableDataset
 
 from runner import rng
 from runner.batched import Chain, NotBatched
+from runner.errors import in_words
 from runner.gathered import Gathered
 from runner.loaded import KeyedSamples, KeyedStream, Loaded, Streamed
 from runner.samples import (
@@ -371,7 +372,7 @@ def stacked(dataset: Any, indices: Indices, stream: Stream, faults: Faults) -> W
             with rng.stream(stream.key(0, index, "dataset")):
                 sample = dataset[index]
         except Exception as error:  # noqa: BLE001  a user's dataset may raise anything
-            faults.note(Fault(index, f"{type(error).__name__}: {error}", file_of(dataset, index)))
+            faults.note(Fault(index, in_words(error), file_of(dataset, index)))
             bad.add(index)
             continue
         for place, member in _members_of(sample, index).items():

@@ -1,8 +1,13 @@
 """What goes wrong, by whom it is answered: the user's request (exit 2), the run (exit 1), a wish to stop (75, 130)."""
 
+import errno
+import os
 import signal
+import sysconfig
+import traceback
 from dataclasses import asdict, dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any, Final
 
 
@@ -77,8 +82,54 @@ class ConfigError(ValueError):
         super().__init__(f"{numbered(mistakes)}\n{count_line(len(mistakes))}")
 
 
+def own_line(error: BaseException) -> str:
+    """`file:line` of the last line of the user's own code that an error passed through; empty where there is none.
+
+    It is relative to the working directory where it lies below that. Installed packages, the standard library and this
+    package are not the user's own.
+    """
+    others = (f"{Path(__file__).parent}{os.sep}", f"{sysconfig.get_path('stdlib')}{os.sep}", "<")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(others) and "site-packages" not in frame.filename:
+            return f"{frame.filename.removeprefix(f'{Path.cwd()}{os.sep}')}:{frame.lineno}"
+    return ""
+
+
+def in_words(error: BaseException) -> str:
+    """`KeyError: 'x' (dsets.py:12)`: an error, and the line of the user's own code that it came through."""
+    line = own_line(error)
+    return f"{type(error).__name__}: {error}{f' ({line})' * bool(line)}"
+
+
 class RunError(RuntimeError):
     """What only a download, the data or a device could show, in one paragraph. Exit status 1."""
+
+
+def refusal(error: OSError) -> str:
+    """Say which file the system has refused, why, and what can be done about it."""
+    path = None if error.filename is None else Path(os.fsdecode(error.filename))
+    why = error.strerror or str(error)
+    if path is None:
+        return f"the system refuses a file: {why}"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP):
+        for place in (*reversed(path.parents), path):
+            if place.is_symlink() and not place.exists():
+                target = place.readlink()
+                return f"{place} is a link to {target}, which is not there: mount or make that, or {ELSEWHERE}"
+            if place.exists() and not place.is_dir() and (place != path or error.errno == errno.EEXIST):
+                return f"{place} is a file where a folder must be ({why}): rename it, or {ELSEWHERE}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path} cannot be written ({why}): make room, or {ELSEWHERE}"
+    if error.errno == errno.EROFS or (error.errno in (errno.EACCES, errno.EPERM) and not path.exists()):
+        return f"{path} cannot be made or written ({why}): get the right to, or {ELSEWHERE}"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        if not os.access(path, os.R_OK):
+            return f"{path} cannot be read ({why}): get the right to read it (`chmod u+r`, or ask its owner)"
+        return f"{path} cannot be written ({why}): get the right to, or {ELSEWHERE}"
+    return f"{path} cannot be used ({why})"
+
+
+ELSEWHERE = "use another working directory, or for one run a folder elsewhere (`run=DIR`)"
 
 
 class Stopped(Exception):  # asked for, no error

@@ -57,20 +57,28 @@ def examine(composed: Composed, trust: tuple[str, ...], say: Say = lambda _: Non
 
     wrong = {mistake.key.split(".")[0] for mistake in mistakes} | {group.split("/")[0] for group in composed.unknown}
     found = preflight(checked.config, trust, wrong)
+    found.notes[:0] = composed.notes
     said = {(mistake.key, mistake.where) for mistake in mistakes}
     if refused := [mistake for mistake in checked.placed(found.mistakes) if (mistake.key, mistake.where) not in said]:
         say(refused)
     return Examined(checked.config, found, [*mistakes, *refused])
 
 
-def examine_sweep(overrides: Sequence[str], trust: tuple[str, ...], say: Say = lambda _: None) -> list[Mistake]:
-    """Examine every job of a sweep; each mistake once.
+def examine_sweep(
+    overrides: Sequence[str],
+    trust: tuple[str, ...],
+    say: Say = lambda _: None,
+    note: Callable[[list[str]], None] = lambda _: None,
+) -> list[Mistake]:
+    """Examine every job of a sweep; each mistake once. `note` gets the notes of all jobs.
 
     Raises:
         ConfigError: the sweep itself cannot be composed, or cannot be enumerated.
     """
     plan = sweep.plan(overrides, Path.cwd(), trust)
-    return examine_jobs([Check(job.composed, trust) for job in plan.to_be_checked()], plan.settings.processes, say)
+    checks = [Check(job.composed, trust) for job in plan.to_be_checked()]
+    note(sweep.notes(check.composed for check in checks))
+    return examine_jobs(checks, plan.settings.processes, say)
 
 
 def examine_jobs(jobs: Sequence[Check], processes: int, say: Say = lambda _: None) -> list[Mistake]:

@@ -1,17 +1,23 @@
 """Files: the one writer of what must survive a crash, the one reader of `.pt` files, run directories and their lock."""
 
+import bisect
 import contextlib
 import errno
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
 import re
+import shlex
+import shutil
 import socket
+import stat
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -147,11 +153,69 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+@dataclass
+class Place:
+    """A whole line of a JSON lines file: its step, its number from 1, and where it lies."""
+
+    step: int
+    number: int
+    start: int
+    end: int
+
+
+def whole_lines(path: Path, until: float = math.inf) -> tuple[list[Place], list[int]]:
+    """The whole lines of a JSON lines file with growing steps up to `until`, and the numbers of the damaged ones.
+
+    Where steps do not grow, the fewest lines that are in the way count as damaged.
+    """
+    places, damaged, end = list[Place](), list[int](), 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            start, end = end, end + len(line)
+            event = _parse_event(line)
+            if event is None:
+                damaged.append(number)
+            elif event["step"] <= until:
+                places.append(Place(event["step"], number, start, end))
+    if any(one.step >= other.step for one, other in itertools.pairwise(places)):
+        kept = _growing(places)
+        damaged += {place.number for place in places} - {place.number for place in kept}
+        places = kept
+    return places, sorted(damaged)
+
+
+def _growing(places: list[Place]) -> list[Place]:
+    """The longest part of them whose steps grow (patience sorting)."""
+    tops: list[int] = []  # the least step that ends a growing part of each length
+    ends: list[int] = []  # the place of that
+    before: list[int] = []
+    for at, place in enumerate(places):
+        length = bisect.bisect_left(tops, place.step)
+        before.append(ends[length - 1] if length else -1)
+        tops[length : length + 1] = [place.step]
+        ends[length : length + 1] = [at]
+    kept, at = list[Place](), ends[-1] if ends else -1
+    while at >= 0:
+        kept.append(places[at])
+        at = before[at]
+    return kept[::-1]
+
+
+def put_aside(path: Path) -> str:
+    """Copy a damaged file: `metrics.jsonl` is then `metrics.1.jsonl` too, or the first number that is free."""
+    number = 1
+    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    shutil.copyfile(path, aside)
+    return aside.name
+
+
 class Lines:
     """A JSON lines file: one object an event, in the order of their `step`, one line a step, flushed per event.
 
-    An event with the step of the last line is merged into that line. What is opened is cut at the first line that is
-    torn or belongs to a step after `until`: what a resume at step `until` will log again.
+    An event with the step of the last line is merged into that line. What is opened loses its torn end and every line
+    of a step after `until`: what a resume at step `until` will log again. A damaged line before whole ones is left out;
+    the file as it was is put aside then.
     """
 
     def __init__(self, path: Path, until: float = math.inf) -> None:
@@ -161,14 +225,19 @@ class Lines:
 
     def truncate_after(self, step: float) -> None:
         """Drop every event with a step greater than `step`, and a torn end; `last` is what is left at the end."""
+        places, _ = whole_lines(self.path, step)
+        if any(one.end != other.start for one, other in itertools.pairwise([Place(0, 0, 0, 0), *places])):
+            whole = self.path.read_bytes()
+            put_aside(self.path)
+            write_atomic(self.path, lambda file: file.writelines(whole[place.start : place.end] for place in places))
+            os.close(self._handle)
+            self._handle = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            places, _ = whole_lines(self.path)
         self.last: dict[str, Any] = {}
         self._start_of_last = self._end = 0
-        with self.path.open("rb") as file:
-            for line in file:
-                event = _parse_event(line)
-                if event is None or event["step"] > step:
-                    break
-                self.last, self._start_of_last, self._end = event, self._end, self._end + len(line)
+        if places:
+            self._start_of_last, self._end = places[-1].start, places[-1].end
+            self.last = json.loads(os.pread(self._handle, self._end - self._start_of_last, self._start_of_last))
         os.ftruncate(self._handle, self._end)
 
     def append(self, event: dict[str, Any]) -> None:
@@ -253,10 +322,17 @@ class Lock:
 
     Raises:
         ConfigError: another process (or another Lock of this one) holds it.
+        RunError: nothing can be written there.
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self._handle = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            self._handle = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            remedy = f"a copy can go on: `cp -r {run_dir} COPY`, `python -m runner resume COPY`"
+            raise RunError(f"{run_dir} cannot be written ({error.strerror}): {remedy}") from error
         self._stopped: threading.Event | None = None  # set to end the signs of life, where there are some
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -317,10 +393,47 @@ def _in_progress(run_dir: Path, holder: str) -> Mistake:
     return Mistake("run", "must not be in progress", str(run_dir), remedy=remedy)
 
 
-def load_tensors(path: Path, map_location: Any = "cpu", sha256: str | None = None) -> Any:
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a file to be read, if it is a regular one: a pipe or a device could keep its reader for ever.
+
+    Raises:
+        OSError: it is none, or cannot be opened.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    kinds = {
+        "a directory": stat.S_ISDIR,
+        "a named pipe": stat.S_ISFIFO,
+        "a device": stat.S_ISCHR,
+        "a disk": stat.S_ISBLK,
+    }
+    kind = next((name for name, is_kind in kinds.items() if is_kind(mode)), "none")
+    raise OSError(errno.EINVAL, f"it is {kind}, no regular file", str(path))
+
+
+def read_small(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most so many bytes.
+
+    Raises:
+        OSError: it is larger, no regular file, or cannot be read.
+    """
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
+    return content
+
+
+def load_tensors(
+    path: Path, map_location: Any = "cpu", sha256: str | None = None, content: io.BytesIO | None = None
+) -> Any:
     """Read a `.pt` or `.pth` file of tensors and plain containers: the one place that does, never unpickling more.
 
-    With `sha256` (hexadecimal) the content is verified first: `torch.load` does not check the archive's CRCs.
+    With `sha256` (hexadecimal) the content is verified first: `torch.load` does not check the archive's CRCs. `content`
+    is read in the place of the file, which then only has the name.
 
     Raises:
         RunError: the file cannot be read or is not such a file; says why.
@@ -328,7 +441,7 @@ def load_tensors(path: Path, map_location: Any = "cpu", sha256: str | None = Non
     import torch  # slow to import, and much here does without
 
     try:
-        with path.open("rb") as file:
+        with content or open_regular(path) as file:
             if sha256 is not None and (actual := hashlib.file_digest(file, "sha256").hexdigest()) != sha256:
                 raise RunError(f"{path} is damaged: its SHA-256 is {actual}, but {sha256} was recorded")
             file.seek(0)
@@ -336,12 +449,15 @@ def load_tensors(path: Path, map_location: Any = "cpu", sha256: str | None = Non
     except (RunError, MemoryError):
         raise
     except Exception as error:  # torch raises whatever its unpickler and archive reader meet
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that one is a seek before a torn file's start
+        # A seek before a torn file's start is an EINVAL without a file name.
+        if isinstance(error, OSError) and (error.errno != errno.EINVAL or error.filename):
             raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
         raise RunError(f"{path} {_what_is_wrong(path, error)}") from error
 
 
 def _what_is_wrong(path: Path, error: Exception) -> str:
+    if path.is_dir():
+        return f"is damaged, or holds more than tensors and plain containers: {_first_sentence(error)}"
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
@@ -353,7 +469,8 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
     if refused := _refused_names(path, error):
         return (
             f"holds pickled objects ({', '.join(refused)}), and loading them would run code: only tensors, numbers, "
-            f"strings and plain containers are read; if you trust it: `python -m runner convert {path} --trust`"
+            "strings and plain containers are read; if you trust it: "
+            f"`python -m runner convert {shlex.quote(str(path))} --trust`"
         )
     if head.startswith(b"PK"):
         return f"is cut short or damaged: {_first_sentence(error)}"

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -87,6 +87,8 @@ def batches(run: Run) -> Iterator[Any]:
     progress = run.progress
     run.sampler_state = sampler_state(run)  # an epoch under way is drawn again from here
     coming: Iterator[Any] = run.splits["train"].batches(progress.epoch, progress.batch * run.accumulate)
+    if run.rehearse is not None:
+        coming = rehearsed(run, coming)
     if run.accumulate > 1:
         coming = groups(coming, run.accumulate)
     left_out = {batch: counts for epoch, batch, counts in progress.left_out if epoch == progress.epoch}
@@ -102,6 +104,16 @@ def _without(left_out: Mapping[int, int], coming: Iterator[Any], run: Run) -> It
             run.progress.step += 1
             run.schedule.step()
         run.progress.batch += 1
+
+
+def rehearsed(run: Run, coming: Iterator[Any]) -> Iterator[Any]:
+    """The same batches; the first is shown to `run.rehearse` before it is trained on."""
+    rehearse, run.rehearse = run.rehearse, None
+    first = list(islice(coming, 1))
+    for batch in first:
+        if rehearse is not None:
+            rehearse(batch)
+    return chain(first, coming)
 
 
 def groups(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
@@ -132,6 +144,8 @@ def _next_pause(run: Run) -> int:
     due = [next_due(every, run.progress.step, run.steps_per_epoch) for every in rhythms]
     if run.thaw_at is not None and run.progress.step < run.thaw_at:
         due.append(run.thaw_at)
+    if not run.log_means:  # a line is of its own step: what came before is forgotten at the step before
+        due += [max(step - 1, run.progress.step + 1) for step in lines_to_come(run)]
     due += [run.team.due, *run.looks.pauses(run.progress.step, run.steps_per_epoch)]
     return min([run.total_steps, *[step for step in due if step is not None]])
 
@@ -148,9 +162,14 @@ def _is_due(run: Run, every: Duration | None) -> bool:
     return due is not None and due <= run.progress.step
 
 
+def compares_training(run: Run) -> bool:
+    """Whether evaluations compare a metric of training, which a line of the log computes."""
+    return any(name.startswith("train/") for name in (run.objective, run.schedule.monitor or ""))
+
+
 def _is_asked(run: Run) -> bool:
-    """Whether the schedule is about to look at a metric of training, which a line of the log computes."""
-    return (run.schedule.monitor or "").startswith("train/") and _is_due(run, run.evaluate_every)
+    """Whether such an evaluation is about to come."""
+    return compares_training(run) and _is_due(run, run.evaluate_every)
 
 
 def pause(run: Run) -> int:
@@ -161,15 +180,19 @@ def pause(run: Run) -> int:
     if run.check_finite == "every_step":
         check_losses(run)
         check_state(run)
-    if run.losses.sizes and (at_end or _is_due(run, run.log_every) or _is_asked(run)):
-        log_line(run, seen)
+    ends = at_end and (run.log_means or progress.step >= run.total_steps)
+    said: Mapping[str, Any] = progress.last if progress.evaluation_pending else {}
+    if run.losses.sizes and (ends or _is_due(run, run.log_every) or _is_asked(run)):
+        said = log_line(run, seen)
     improved = False
     if progress.evaluation_pending or at_end or _is_due(run, run.evaluate_every):
-        improved = evaluate_and_compare(run)
+        improved = evaluate_and_compare(run, said)
     stop_where_stale(run)
+    if not run.log_means and progress.step + 1 in lines_to_come(run):
+        forget(run)
     if run.stop.ended and not at_end:
         at_end = True
-        if run.losses.sizes and not _is_due(run, run.log_every):
+        if run.losses.sizes and run.log_means and not _is_due(run, run.log_every):
             log_line(run, seen)
     stopping = run.stop.signal is not None
     rhythm = run.checkpoint_every is not None and (improved or _is_due(run, run.checkpoint_every))
@@ -180,21 +203,40 @@ def pause(run: Run) -> int:
     return _next_pause(run)
 
 
-def log_line(run: Run, seen: dict[str, float]) -> None:
+def lines_to_come(run: Run) -> list[int]:
+    """The next steps at which a line of training is due, for each reason that there is."""
+    asked = run.evaluate_every if compares_training(run) else None
+    due = [next_due(every, run.progress.step, run.steps_per_epoch) for every in (run.log_every, asked)]
+    return [step for step in (*due, run.total_steps) if step is not None]
+
+
+def forget(run: Run) -> None:
+    """Begin what the next line of training says anew; losses that are not finite are an error all the same."""
+    check_losses(run)
+    for metric in run.metrics["train"].values():
+        metric.reset()
+    run.losses.clear()
+
+
+def log_line(run: Run, seen: dict[str, float]) -> dict[str, Any]:
     """Read the losses since the last line (the one wait for the device), check them, write them, and what was seen.
+
+    Returns:
+        What the line says of training.
 
     Raises:
         Fault: a loss is not finite.
+        RunError: a name has two values.
     """
     progress = run.progress
     check_losses(run)
     fields = run.losses.fields
     words = {f"train/{name}": word for name, word in fields.words.items()}
     logged: dict[str, Any] = {f"train/{name}": value for name, value in fields.means().items()}
-    logged |= {name: word for name, word in words.items() if word != progress.last.get(name)}  # where it changes
-    logged["train/loss"] = run.losses.mean()
+    add(logged, {name: word for name, word in words.items() if word != progress.last.get(name)})  # where it changes
+    add(logged, {"train/loss": run.losses.mean()})
     for name, metric in run.metrics["train"].items():
-        logged |= flat(f"train/{name}", metric.compute())
+        add(logged, flat(f"train/{name}", metric.compute()))
     rest = seen | run.looks.scalars(progress.step, sum(run.losses.sizes), run.clock.seconds)
     if _is_due(run, run.log_every):  # else it is the last line; a run that is prolonged goes on with what it has
         for metric in run.metrics["train"].values():
@@ -208,6 +250,21 @@ def log_line(run: Run, seen: dict[str, float]) -> None:
     if len(rates) == 1:
         rates = {"lr": rates.popitem()[1]}
     run.log.scalars(progress.step, progress.epoch, logged | rates | rest, steps_per_second=speed)
+    return logged
+
+
+def add(values: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Add further values by name to a line of the log.
+
+    Raises:
+        RunError: a name has a value already.
+    """
+    if twice := values.keys() & more.keys():
+        names = ", ".join(f"`{name}`" for name in sorted(twice))
+        raise RunError(
+            f"{names} has two values: a metric and a field of the step, or two metrics, must not share a name"
+        )
+    values.update(more)
 
 
 def check_losses(run: Run) -> None:
@@ -235,8 +292,11 @@ def check_state(run: Run) -> None:
         raise Fault(f"at step {run.progress.step} {bad[0]}{more} is not finite", run.progress.step)
 
 
-def evaluate_and_compare(run: Run) -> bool:
-    """Evaluate what training evaluates; whether the objective is the best so far."""
+def evaluate_and_compare(run: Run, said: Mapping[str, Any]) -> bool:
+    """Evaluate what training evaluates; whether the objective is the best so far.
+
+    `said` holds what the log line of this step says of training: an older value of the objective does not count.
+    """
     progress = run.progress
     progress.evaluation_pending = False
     run.clock.pause()
@@ -258,9 +318,12 @@ def evaluate_and_compare(run: Run) -> bool:
     run.clock.start()
     if progress.evaluation_pending:
         return False
+    known = {name: value for name, value in progress.last.items() if not name.startswith("train/")} | dict(said)
     if due:
-        run.schedule.evaluated(progress.last)
+        follow_metric(run, known)
     value, best = objective_value(run), progress.best
+    if run.objective not in known:
+        return False
     better = best is None or (value < best["objective"] if run.mode == "min" else value > best["objective"])
     if math.isfinite(value) and better:
         progress.best = {"step": progress.step, "objective": value, "metrics": dict(progress.last)}
@@ -268,6 +331,24 @@ def evaluate_and_compare(run: Run) -> bool:
         return True
     progress.stale += due
     return False
+
+
+def follow_metric(run: Run, known: Mapping[str, Any]) -> None:
+    """Let a schedule that follows a metric look at its value; it waits for one that training has not said now.
+
+    Raises:
+        RunError: an evaluation does not say it, or it is a word.
+    """
+    name = run.schedule.monitor
+    if name is not None and (name in known or not name.startswith("train/")):
+        if isinstance(known.get(name, ""), str):
+            raise RunError(f"scheduler.monitor: {name} is none of the numbers there are: {numbers_of(known)}")
+        run.schedule.evaluated(dict(known))
+
+
+def numbers_of(values: Mapping[str, Any]) -> str:
+    """The names of the values that are no words."""
+    return ", ".join(name for name, value in values.items() if not isinstance(value, str))
 
 
 def objective_value(run: Run) -> float:
@@ -279,8 +360,8 @@ def objective_value(run: Run) -> float:
     value = run.progress.last.get(run.objective, math.nan)
     missing = run.objective not in run.progress.last and run.objective.partition("/")[0] in run.evaluated
     if missing or isinstance(value, str):
-        numbers = [name for name, known in run.progress.last.items() if not isinstance(known, str)]
-        raise RunError(f"train.objective: {run.objective} is none of the numbers there are: {', '.join(numbers)}")
+        numbers = numbers_of(run.progress.last)
+        raise RunError(f"train.objective: {run.objective} is none of the numbers there are: {numbers}")
     return float(value)
 
 
@@ -288,10 +369,10 @@ def stop_where_stale(run: Run) -> None:
     """Training is done where the objective has not become better for as many evaluations as `train.early_stop` says."""
     progress = run.progress
     if run.early_stop is not None and progress.stale >= run.early_stop and progress.step < run.total_steps:
-        best = progress.best or {"objective": math.nan, "step": 0}
+        best = progress.best
+        since = f"{best['objective']:.6g} at step {best['step']:,}" if best else "it was never a finite number"
         run.stop.end(
-            f"train.early_stop: {run.objective} has not become better in {progress.stale} evaluations "
-            f"({best['objective']:.6g} at step {best['step']:,})"
+            f"train.early_stop: {run.objective} has not become better in {progress.stale} evaluations ({since})"
         )
 
 
@@ -302,6 +383,8 @@ def evaluate_and_show(run: Run, name: str) -> dict[str, float] | None:
     for look in looks:
         look.end()
     shown = [value for look in looks for value in look.values()] if values is not None else []
+    if hidden := (values or {}).keys() & {value.tag for value in shown}:
+        raise RunError(f"`{hidden.pop()}` is also the name of a picture or a curve (log): give the metric another name")
     if shown:
         run.log.show(run.progress.step, shown)
     return values
@@ -335,9 +418,9 @@ def evaluate(run: Run, name: str, looks: Sequence[Any] = ()) -> dict[str, float]
     if run.stop.signal is not None:
         return None
     values = {f"{name}/{field}": value for field, value in losses.fields.means().items()}
-    values[f"{name}/loss"] = losses.mean()
+    add(values, {f"{name}/loss": losses.mean()})
     for metric_name, metric in metrics.items():
-        values |= flat(f"{name}/{metric_name}", metric.compute())
+        add(values, flat(f"{name}/{metric_name}", metric.compute()))
     said: dict[str, float] = run.team.same(values)
     return said
 
@@ -357,13 +440,16 @@ def flat(name: str, value: Any) -> dict[str, float]:
     """A metric's value by name; one that is a mapping or a vector has a name for each of its members.
 
     Raises:
-        RunError: it is no number.
+        RunError: it is no number, or two members have one name.
     """
     if isinstance(value, Mapping):
-        return {f"{name}/{member}": number for member, part in value.items() for number in flat("", part).values()}
+        members: dict[str, float] = {}
+        for member, part in value.items():
+            add(members, flat(f"{name}/{member}", part))
+        return members
     if (isinstance(value, Tensor) and value.numel() != 1) or isinstance(value, list | tuple):
-        members: Iterable[Any] = value.flatten().tolist() if isinstance(value, Tensor) else value
-        return {f"{name}/{i}": float(member) for i, member in enumerate(members)}
+        numbers: Iterable[Any] = value.flatten().tolist() if isinstance(value, Tensor) else value
+        return {f"{name}/{i}": float(number) for i, number in enumerate(numbers)}
     try:
         return {name: float(value)}
     except (TypeError, ValueError) as error:

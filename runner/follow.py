@@ -31,7 +31,9 @@ def follow(place: Place, trust: Trust) -> int:
     with stopping(stop, silent=True):
         try:
             config, folder = parse(told["config"]), Path(told["folder"])
-            again = Continuation(config, "", rescheduled=tuple(told["rescheduled"]), settings=told["settings"])
+            again = Continuation(
+                config, "", rescheduled=tuple(told["rescheduled"]), settings=told["settings"], schedule=told["schedule"]
+            )
             run = at_last_checkpoint(config, folder, trust, [], again, team)
             run.stop, run.log = stop, NoLog()
             step = team.hear()["step"]

@@ -4,20 +4,84 @@ Hooks are there for that step only, so that no other step has anything more to d
 `close`, but histograms, which read the range of each tensor.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from runner import summaries
-from runner.errors import ConfigError, Mistake
+from runner import rng, summaries
+from runner.errors import ConfigError, Mistake, RunError, in_words
 from runner.patterns import compiled, no_match
 
 BINS = 64
 STATISTICS = ("mean", "std", "abs_max", "zeros")
+
+
+@dataclass(frozen=True)
+class OwnHook:
+    """A function of the user's own, of which is logged what it returns: a number, a tensor's mean, or several by name.
+
+    It looks, and changes nothing: it gets detached tensors, draws from generators of its own, and what it returns does
+    not take the place of an output.
+    """
+
+    label: str  # its key below `log.hooks`
+    call: Callable[..., Any]  # `call(module, inputs, output)` or `call(module, gradient)`
+
+    def values(self, name: str, module: nn.Module, *given: Any) -> Iterator[tuple[str, Tensor | float]]:
+        """What it says of one call of a module, by the name that it is logged with.
+
+        Raises:
+            RunError: it raises, returns no number, or has changed a tensor in place.
+        """
+        before = versions(module, given)
+        try:
+            with torch.no_grad(), rng.isolated():
+                said = self.call(module, *map(detached, given))
+        except Exception as error:
+            raise RunError(f"log.hooks.{self.label} raised at `{name}`: {in_words(error)}") from error
+        if versions(module, given) != before:
+            raise RunError(f"log.hooks.{self.label} changed a tensor of `{name}` in place: a hook only looks; clone it")
+        named = said.items() if isinstance(said, Mapping) else [("", said)]
+        for member, value in named:
+            if value is None:
+                continue
+            if isinstance(value, Tensor) and value.numel() and not value.is_complex():
+                value = value.detach().float().mean()  # noqa: PLW2901
+            elif not isinstance(value, Real):
+                kind = type(value).__name__
+                raise RunError(f"log.hooks.{self.label} must return numbers, or a mapping of them, but returns {kind}")
+            yield (
+                f"{name}/{self.label}{f'/{member}' * bool(member)}",
+                value if isinstance(value, Tensor) else float(value),
+            )
+
+
+def detached(value: Any) -> Any:
+    """The same with each tensor (in lists, tuples and mappings) detached from the graph."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, Mapping):
+        return {name: detached(member) for name, member in value.items()}
+    return type(value)(map(detached, value)) if type(value) in (list, tuple) else value
+
+
+def versions(module: nn.Module, given: Any) -> list[int]:
+    """How often each tensor of a module, and each one given, was changed in place."""
+
+    def tensors(value: Any) -> Iterator[Tensor]:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Mapping | list | tuple):
+            for member in value.values() if isinstance(value, Mapping) else value:
+                yield from tensors(member)
+
+    return [tensor._version for tensor in (*module.parameters(), *module.buffers(), *tensors(given))]  # noqa: SLF001
 
 
 @dataclass(frozen=True)
@@ -27,12 +91,12 @@ class Hook:
     label: str  # its key below `log.hooks`
     module: tuple[type[nn.Module], ...] | None  # subclasses count
     name: str | None  # matched with `re.fullmatch` against the module's qualified name; the root's is empty
-    forward: tuple[str, ...]
-    backward: tuple[str, ...]
+    forward: tuple[str | OwnHook, ...]
+    backward: tuple[str | OwnHook, ...]
     optional: bool = False  # whether it may match nothing
 
 
-Wanted = tuple[set[str], set[str]]  # statistics of outputs, of gradients
+Wanted = tuple[set[str | OwnHook], set[str | OwnHook]]  # statistics of outputs, of gradients
 
 
 def chosen(model: nn.Module, hooks: Sequence[Hook]) -> dict[str, Wanted]:
@@ -121,12 +185,14 @@ class Inside:
         self.numbers = self.histograms = False
         self.handles: list[Any] = []
         self.statistics: dict[str, Statistics] = {}
+        self.said: dict[str, list[Tensor | float]] = {}  # by hooks of the user's own
+        self.scaler: Any = None  # of fp16's losses, whose gradients these hooks see unscaled
         self.norms: dict[str, Tensor] = {}
         self.gradients: list[Any] = []
 
     def open(self, *, numbers: bool, histograms: bool) -> None:
         """Before the step: `numbers` are norms and the statistics of the hooks."""
-        self.statistics, self.norms, self.gradients = {}, {}, []
+        self.statistics, self.said, self.norms, self.gradients = {}, {}, {}, []
         self.numbers, self.histograms = numbers, histograms
         if numbers:
             self.hang()
@@ -145,12 +211,17 @@ class Inside:
         return bool(handles)
 
     def _hook(self, name: str, wanted: Wanted) -> Callable[[nn.Module, Any, Any], None]:
-        forward, backward = wanted
+        forward, backward = ({what for what in part if isinstance(what, str)} for part in wanted)
+        own, own_backward = ([what for what in part if isinstance(what, OwnHook)] for part in wanted)
 
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            for one in own:
+                self._take(one.values(f"forward/{name}", module, args, output))
             tensor = first_float(output)
             if tensor is None:
                 return
+            if own_backward and tensor.requires_grad:
+                tensor.register_hook(partial(self._gradient, name, own_backward, module))
             if forward:
                 self.statistics.setdefault(f"forward/{name}", Statistics(forward)).add(tensor)
             if backward and tensor.requires_grad:
@@ -158,6 +229,15 @@ class Inside:
                 tensor.register_hook(gradients.add)  # a module's own backward hook would forbid in-place activations
 
         return hook
+
+    def _gradient(self, name: str, own: Sequence[OwnHook], module: nn.Module, gradient: Tensor) -> None:
+        scale = 1.0 if self.scaler is None else self.scaler.scale
+        for one in own:
+            self._take(one.values(f"backward/{name}", module, gradient if scale == 1 else gradient / scale))
+
+    def _take(self, values: Iterable[tuple[str, Tensor | float]]) -> None:
+        for name, value in values:
+            self.said.setdefault(name, []).append(value)
 
     def look(self, optimizer: Optimizer) -> None:
         """Between backward and the step of an optimizer: norms and histograms of the gradients that it will use."""
@@ -188,8 +268,9 @@ class Inside:
         shown = [*self.gradients]
         if self.histograms:
             shown += histogram_values("weights", dict(self.model.named_parameters()))
-        self.statistics, self.norms, self.gradients = {}, {}, []
-        return dict(zip(seen, numbers, strict=True)), shown
+        own = {name: sum(map(float, values)) / len(values) for name, values in self.said.items()}
+        self.statistics, self.said, self.norms, self.gradients = {}, {}, {}, []
+        return dict(zip(seen, numbers, strict=True)) | own, shown
 
 
 def first_float(output: Any) -> Tensor | None:

@@ -19,7 +19,7 @@ from torch.utils.data._utils import signal_handling
 
 from runner import rng
 from runner.ahead import placed
-from runner.errors import RunError
+from runner.errors import RunError, in_words
 from runner.samples import (
     Fault,
     Faults,
@@ -76,7 +76,7 @@ class KeyedSamples(Dataset[Any]):
             wrong = self.faults.wrong(raw)  # a crop may leave a NaN out in one epoch, and not in the next
             sample = raw if wrong else self.pipeline.apply(raw, keys, uniforms)
         except Exception as error:  # noqa: BLE001  a user's dataset and transforms may raise anything
-            return Fault(index, f"{type(error).__name__}: {error}", file_of(self.dataset, index))
+            return Fault(index, in_words(error), file_of(self.dataset, index))
         if not wrong and self.pipeline.transforms:
             wrong = self.faults.wrong(sample)
         if not wrong and self.shapes is not None and signature(sample) != self.shapes:
@@ -318,14 +318,14 @@ class KeyedStream(IterableDataset[Any]):
                 except StopIteration:
                     return
                 except Exception as error:  # noqa: BLE001  a user's dataset may raise anything
-                    yield Fault(count, f"{type(error).__name__}: {error}", worker=worker, final=True)
+                    yield Fault(count, in_words(error), worker=worker, final=True)
                     return
                 try:
                     wrong = self.faults.wrong(raw)
                     sample = raw if wrong else self.pipeline.apply(raw, keys)
                     wrong = wrong or self.faults.wrong(sample)
                 except Exception as error:  # noqa: BLE001  a user's transforms, too
-                    sample, wrong = None, f"{type(error).__name__}: {error}"
+                    sample, wrong = None, in_words(error)
             if not wrong and self.of_one_shape:
                 shapes = shapes or signature(sample)
                 if signature(sample) != shapes:

@@ -1,24 +1,48 @@
 """What a run says while it trains: `metrics.jsonl`, TensorBoard events, `log.txt` and the console."""
 
+import json
+import math
 import os
+import re
+import shutil
 import socket
 import struct
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, cast
 
-from runner.files import Lines
+from runner.files import Lines, put_aside, to_json, whole_lines, write_atomic
 
 Value = float | str  # of an event: a number, or a word such as the stage of a training
 
 PLAIN_SECONDS = 5.0  # between two progress lines where the console is a file
 REFRESH_SECONDS = 0.5  # between two drawings of the progress bar, 5 to 10 ms each
+ROW = ".hparams"  # how the file with the run's row of TensorBoard's table ends
 SYNC_SECONDS = 30.0  # after so long TensorBoard sees what was logged
+
+
+class Text:
+    """The file `log.txt` of a run, which is added to."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._text = os.open(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+
+    def note(self, text: str) -> None:
+        """Write `text`."""
+        now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        os.write(self._text, f"{now}  {text}\n".encode(errors="backslashreplace"))
+
+    def exception(self, error: BaseException) -> None:
+        """Write the traceback of `error`, and close the file."""
+        try:
+            self.note("".join(traceback.format_exception(error)).rstrip())
+        finally:
+            os.close(self._text)
 
 
 class Log:
@@ -90,10 +114,10 @@ class Log:
         with self._writing(events=True):
             self._events.graph(definition)
 
-    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float], status: str) -> None:
-        """Give TensorBoard's hparams page the run's row: what it was given, what it came to, and how it ended."""
+    def hparams(self, values: Mapping[str, Any], status: str) -> None:
+        """Give TensorBoard's hparams page the run's row: what it was given, and how it ended."""
         with self._writing(events=True):
-            self._events.hparams(values, metrics, status)
+            self._events.hparams(values, status)
 
     def sync(self) -> None:
         """Bring all that was logged to the disk: before a checkpoint is committed, so that a resume finds no gap."""
@@ -204,7 +228,7 @@ class _Events(Protocol):
     def scalars(self, step: int, values: Mapping[str, Value]) -> None: ...
     def show(self, step: int, values: Sequence[Any]) -> None: ...
     def graph(self, definition: bytes) -> None: ...
-    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float], status: str) -> None: ...
+    def hparams(self, values: Mapping[str, Any], status: str) -> None: ...
     def sync(self) -> None: ...
     def close(self) -> None: ...
     def drop(self) -> None: ...
@@ -220,7 +244,7 @@ class _NoEvents:
     def graph(self, definition: bytes) -> None:
         pass
 
-    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float], status: str) -> None:
+    def hparams(self, values: Mapping[str, Any], status: str) -> None:
         pass
 
     def sync(self) -> None:
@@ -246,7 +270,7 @@ class _TensorBoard:
         from tensorboardX.proto.summary_pb2 import Summary
 
         folder.mkdir(exist_ok=True)
-        earlier = sorted(folder.glob("events.out.tfevents.*"))
+        earlier = [path for path in own_event_files(folder) if not path.name.endswith(ROW)]
         # The name decides the order of reading: a file started in the same second must be another, and come later.
         second = max([int(time.time()), *(int(path.name.split(".")[3]) + 1 for path in earlier)])
         self._name = f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}"
@@ -290,19 +314,23 @@ class _TensorBoard:
             self._write(graph_def=definition)
             self._has_graph = True
 
-    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float], status: str) -> None:
-        """As a run of its own, `tb/final`: for TensorBoard every scalar of a run with hparams is a metric of it."""
+    def hparams(self, values: Mapping[str, Any], status: str) -> None:
+        """In a file of its own beside the events, so that TensorBoard shows one run, and its newest row.
+
+        TensorBoard keeps the first row that it reads of a run, and a prolonged run has another.
+        """
         from tensorboardX import RecordWriter
 
         from runner.summaries import hparams, text
 
-        folder = self._folder / "final"
-        folder.mkdir(exist_ok=True)
-        for earlier in folder.iterdir():  # of a run that was prolonged: TensorBoard keeps the first row that it reads
+        for earlier in self._folder.glob(f"events.out.tfevents.*{ROW}"):
             earlier.unlink()
-        writer = RecordWriter(str(folder / self._name))
-        shown = [*hparams(values, status), *(self._value(name, value) for name, value in metrics.items())]
-        shown.append(text("config", "\n".join(f"    {name}: {value}" for name, value in values.items())))
+        shutil.rmtree(self._folder / "final", ignore_errors=True)  # where earlier versions had it, as a run of its own
+        writer = RecordWriter(str(self._folder / f"{self._name}{ROW}"))
+        shown = [
+            *hparams(values, status),
+            text("config", "\n".join(f"    {key}: {value}" for key, value in values.items())),
+        ]
         for fields in ({"file_version": "brain.Event:2"}, {"step": 0, "summary": self._Summary(value=shown)}):
             writer.write(self._Event(wall_time=time.time(), **fields).SerializeToString())
         writer.close()
@@ -329,13 +357,27 @@ class _TensorBoard:
         self._writer.write(self._Event(wall_time=time.time(), **fields).SerializeToString())
 
 
+def own_event_files(folder: Path) -> list[Path]:
+    """The event files in a folder that a run has written, in the order of their names: each begins with a start."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    def is_own(path: Path) -> bool:
+        if not re.fullmatch(r"events\.out\.tfevents\.\d{10}\..+", path.name):
+            return False
+        with suppress(OSError):
+            first = [event for _, event in zip(range(2), _events_of(path, Event), strict=False)]
+            return len(first) == 2 and first[1].session_log.status == SessionLog.START
+        return False
+
+    return [path for path in sorted(folder.glob("events.out.tfevents.*")) if is_own(path)]
+
+
 def _standing(files: Sequence[Path], step: int, event_type: Any, start: int) -> tuple[dict[str, Any], bool]:
     """What the earlier event files say of `step`, by tag, and whether they have a graph."""
     standing: dict[str, Any] = {}
     has_graph = False
     for path in files:
-        for record in _records(path):
-            event = event_type.FromString(record)
+        for event in _events_of(path, event_type):
             if event.HasField("session_log") and event.session_log.status == start and event.step <= step:
                 standing = {}
             elif event.step == step:
@@ -344,18 +386,196 @@ def _standing(files: Sequence[Path], step: int, event_type: Any, start: int) -> 
     return standing, has_graph
 
 
-def _records(path: Path) -> Iterator[bytes]:
-    """The records of an event file, up to a torn one: length, its checksum, content, its checksum."""
+def _events_of(path: Path, event_type: Any, *, verify: bool = False) -> Iterator[Any]:
+    """The events of a file, without those that are damaged."""
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    for record in _records(path, verify=verify):
+        try:
+            event = event_type.FromString(record)
+        except DecodeError:
+            continue
+        yield event
+
+
+def _records(path: Path, *, verify: bool = False) -> Iterator[bytes]:
+    """The records of an event file, up to a torn one: length, its checksum, content, its checksum.
+
+    With `verify` those are left out whose content does not have its checksum (0.1 µs a byte).
+    """
+    size = path.stat().st_size
     with path.open("rb") as file:
         while len(head := file.read(12)) == 12:
             (length,) = struct.unpack("<Q", head[:8])
+            if file.tell() + length + 4 > size:
+                return
             content = file.read(length + 4)
             if len(content) < length + 4:
                 return
-            yield content[:-4]
+            if not verify or _has_checksum(content):
+                yield content[:-4]
+
+
+def _has_checksum(content: bytes) -> bool:
+    from tensorboardX.record_writer import masked_crc32c
+
+    same: bool = struct.pack("<I", masked_crc32c(content[:-4])) == content[-4:]
+    return same
+
+
+# ---- what was lost of `metrics.jsonl`
+
+
+def mend(run_dir: Path, until: int, known: int, steps_per_epoch: int) -> list[str]:
+    """Keep the whole lines of `metrics.jsonl`, and take from TensorBoard's events what it has lost; what to say of it.
+
+    Args:
+        run_dir: the run directory.
+        until: the step at which the run goes on; what was logged later is no loss.
+        known: the last step that has a line, as the checkpoint says.
+        steps_per_epoch: for the epoch of a line that is made again; 0 where that is not known.
+    """
+    path = run_dir / "metrics.jsonl"
+    path.touch()
+    places, damaged = whole_lines(path, until)
+    content = path.read_bytes()
+    lines = {place.step: content[place.start : place.end] for place in places}
+    events = {step: json.loads(line) for step, line in lines.items()}
+    found = _from_events(events, run_dir / "tb", until)
+    if found:  # what is to be written is looked at twice
+        found = _from_events(events, run_dir / "tb", until, verify=True)
+    last = max([-1, *events, *found])
+    inside = [number for number in damaged if places and number < places[-1].number]
+    said = []
+    if inside:
+        many = len(inside) > 1
+        numbers = ", ".join(map(str, inside[:5])) + (", …" if len(inside) > 5 else "")
+        verb = "are damaged and left out" if many else "is damaged and left out"
+        said.append(f"line{'s' * many} {numbers} {verb}")
+    if found:
+        new = [step for step in found if step not in events]
+        if new:
+            said.append(f"the lines of {_steps(new)} are made again from TensorBoard's events, in single precision")
+        if len(new) < len(found):
+            changed = [step for step in found if step in events]
+            said.append(
+                f"numbers of {_steps(changed)} were others than in TensorBoard's events, and are taken from there"
+            )
+    if last < known:
+        since = f"after step {last:,} " if last >= 0 else ""
+        said.append(f"what was logged {since}up to step {known:,} is lost: no other file holds it")
+    if inside or found:
+        aside = put_aside(path) if content else ""
+        said.append(f"the file as it was is {aside}" if aside else "it was empty or missing")
+        for step, values in found.items():
+            epoch = {"epoch": step // steps_per_epoch} if steps_per_epoch else {}
+            lines[step] = f"{to_json({'step': step} | epoch | events.get(step, {}) | values)}\n".encode()
+        write_atomic(path, lambda file: file.writelines(lines[step] for step in sorted(lines)))
+    return [f"{path.name}: {line}" for line in said]
+
+
+def _steps(steps: Sequence[int]) -> str:
+    steps = sorted(steps)
+    if len(steps) == 1:
+        return f"step {steps[0]:,}"
+    return f"{len(steps):,} steps from {steps[0]:,} to {steps[-1]:,}"
+
+
+def _from_events(
+    lines: Mapping[int, Mapping[str, Any]], folder: Path, until: int, *, verify: bool = False
+) -> dict[int, dict[str, float]]:
+    """By step, what the event files say otherwise than the lines do, or what only they say."""
+    known = {name for line in lines.values() for name in line}
+    found: dict[int, dict[str, float]] = {}
+    for step, values in _logged_events(folder, verify=verify).items():
+        line = lines.get(step)
+        if step > until:
+            continue
+        if line is None:
+            found[step] = values
+            continue
+        other = {name: v for name, v in values.items() if name in known and not _same_number(line.get(name), v)}
+        if other:
+            found[step] = other
+    return found
+
+
+def _logged_events(folder: Path, *, verify: bool) -> dict[int, dict[str, float]]:
+    """The numbers that the event files of a run show: step → tag → value; a start takes back what is not before it."""
+    if not folder.is_dir():
+        return {}
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    logged: dict[int, dict[str, float]] = {}
+    for path in own_event_files(folder):
+        for event in _events_of(path, Event, verify=verify):
+            if event.HasField("session_log") and event.session_log.status == SessionLog.START:
+                logged = {step: values for step, values in logged.items() if step < event.step}
+                continue
+            numbers = {v.tag: v.simple_value for v in event.summary.value if v.WhichOneof("value") == "simple_value"}
+            if numbers:
+                logged[event.step] = logged.get(event.step, {}) | numbers
+    return logged
+
+
+def _same_number(logged: Any, single: float) -> bool:
+    """Whether a number of a line is that of an event, which has single precision."""
+    try:
+        value = float(logged)
+        rounded = struct.unpack("<f", struct.pack("<f", value))[0]
+    except (TypeError, ValueError):
+        return False
+    except OverflowError:
+        rounded = math.copysign(math.inf, value)
+    return rounded == single or (math.isnan(rounded) and math.isnan(single))
 
 
 # ---- the console
+
+
+class _Lasting:
+    """A stream that a run can do without: once nobody takes it (`| head`, a closed terminal) nothing is said there."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._all_the_same():
+            self._stream.write(text)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        self.write("".join(lines))
+
+    def flush(self) -> None:
+        with self._all_the_same():
+            self._stream.flush()
+
+    @contextmanager
+    def _all_the_same(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:  # what is still in its buffer would end the interpreter with a status of its own
+            with suppress(OSError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+
+
+@contextmanager
+def lasting_console() -> Iterator[None]:
+    """Let standard output and error go away without ending what writes to them."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast("TextIO", stream and _Lasting(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            sys.stdout.flush()
+        sys.stdout, sys.stderr = before
 
 
 class _Console(Protocol):

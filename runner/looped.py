@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from runner import rng
+from runner.errors import in_words
 from runner.samples import to_image
 
 Kind = Literal["pil", "image", "tensor"]  # a PIL image, a tv_tensors.Image, any other tensor
@@ -46,7 +47,7 @@ class OneByOne:
                 try:
                     made.append(as_tensor(self.transform(given(member, self.kind)))[0])
                 except Exception as error:
-                    raise Failed(row, f"{type(error).__name__}: {error}") from error
+                    raise Failed(row, in_words(error)) from error
                 if (made[row].shape, made[row].dtype) != (made[0].shape, made[0].dtype):
                     text = f"its shape is {list(made[row].shape)}, that of the others {list(made[0].shape)}"
                     raise Failed(row, text)

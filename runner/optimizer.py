@@ -1,5 +1,6 @@
 """The learning-rate schedule: any `torch.optim.lr_scheduler`, per step or per epoch, with a warmup before it."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -98,6 +99,41 @@ class Schedule(Constant):
         self.taken, self.targets = state["taken"], state["targets"]
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
+
+
+def course(schedule: Constant, optimizer: Optimizer, start: int, end: int, steps_per_epoch: int) -> list[list[float]]:
+    """Step a schedule as training does from step `start` to `end`; the rates of the groups at each, both included."""
+    rates = [[float(group["lr"]) for group in optimizer.param_groups]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the optimizer was not stepped before
+        for step in range(start, end):
+            schedule.step()
+            if steps_per_epoch and (step + 1) % steps_per_epoch == 0:
+                schedule.epoch()
+            rates.append([float(group["lr"]) for group in optimizer.param_groups])
+    return rates
+
+
+def rates_and_momenta(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """What a schedule changes of each group, as it is now."""
+    return [{name: _now(group[name]) for name in CHANGED if name in group} for group in optimizer.param_groups]
+
+
+def put_rates_and_momenta(optimizer: Optimizer, saved: list[dict[str, Any]]) -> None:
+    """Put back what `rates_and_momenta` gave."""
+    for group, values in zip(optimizer.param_groups, saved, strict=True):
+        for name, value in values.items():
+            if name == "lr":
+                set_rate(group, value)
+            else:
+                group[name] = value
+
+
+CHANGED = ("lr", "initial_lr", "momentum", "betas", "max_lr", "min_lr", "max_momentum", "base_momentum")
+
+
+def _now(value: Any) -> Any:
+    return float(value) if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
 def set_rate(group: dict[str, Any], rate: float) -> None:

@@ -8,7 +8,7 @@ import re
 import traceback
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.data import default_collate
 
-from runner import build, build_data, build_looks, rng, surgery
+from runner import build, build_data, build_looks, fit, remedies, rng, surgery
 from runner import device as devices
 from runner.closure import is_own, needs_closure
 from runner.component import Refused, Trust, component
@@ -29,12 +29,15 @@ from runner.fields import KNOWN
 from runner.freeze import Frozen, freeze
 from runner.init import Row, plan_rules
 from runner.inside import chosen
-from runner.meta import to_meta
+from runner.memory import cut, is_out_of_memory, samples
+from runner.meta import meta_copy, to_meta
 from runner.optimizer import Constant
 from runner.pretrained import Plan
 from runner.schedule import Duration
+from runner.step import part_of
 from runner.sync_norm import batch_norms
 
+MOST_NUMBERS = 100_000_000  # of a model that is built a second time, to be sure that a refusal is not the meta device's
 STEPS_PER_EPOCH = 100  # a stand-in: the data is not touched yet
 
 
@@ -45,6 +48,7 @@ class Preflight:
     model: nn.Module | None = None
     batch: Any = None
     eval_batch: Any = None  # where training's transforms and evaluation's make different things
+    train_shapes: list[str] = field(default_factory=list)  # of that batch, where this one is of an evaluation
     init_rows: list[Row] = field(default_factory=list)
     pretrained: Plan | None = None
     mistakes: list[Mistake] = field(default_factory=list)
@@ -161,6 +165,11 @@ def _any(wrong: Container[str], *keys: str) -> bool:
 
 
 def _check_metrics(config: Config, metrics: Mapping[str, Any], found: Preflight, wrong: Container[str]) -> None:
+    for name, metric in metrics.items():
+        lacks = [part for part in ("update", "compute", "reset") if not callable(getattr(metric, part, None))]
+        if lacks:
+            rule = f"must have `update`, `compute` and `reset`, and has no `{'`, no `'.join(lacks)}`"
+            found.mistakes.append(Mistake(f"metrics.{name}", rule, type(metric).__name__))
     _check_metric_names(config, metrics, found)
     if not _any(wrong, "scheduler", "train"):
         _check_direction(config, metrics, found)
@@ -228,11 +237,9 @@ def meta_model(config: Config, found: Preflight, trust: Trust) -> nn.Module | No
         with torch.device("meta"):
             model: Any = component(config.model, "model", trust=trust)
     except Refused as error:
-        if _about_meta(error.cause):
-            found.notes.append(f"the model cannot be built on the meta device ({error.said})")
-        else:
-            found.mistakes.append(refusal(error))
-        return None
+        model = _on_cpu(config, found, trust, error)
+        if model is None:
+            return None
     if not isinstance(model, nn.Module):
         rule = f"must give an nn.Module, but gives {type(model).__name__}"
         found.mistakes.append(Mistake("model", rule, config.model["_target_"]))
@@ -241,6 +248,20 @@ def meta_model(config: Config, found: Preflight, trust: Trust) -> nn.Module | No
         rule = "has no effect: the model has no batch normalisation"
         found.mistakes.append(Mistake("device.sync_batchnorm", rule, value=True, suggestion="false"))
     return model
+
+
+def _on_cpu(config: Config, found: Preflight, trust: Trust, refused: Refused) -> Any:
+    """The model built with its numbers, and then without: what a constructor does may need them (weights of a file).
+
+    Where the CPU refuses it too, that is the mistake; None then.
+    """
+    try:
+        model: Any = surgery.make_model(config, trust)
+    except Refused as error:
+        found.mistakes.append(refusal(error))
+        return None
+    found.notes.append(f"the model cannot be built on the meta device ({refused.said}): it was built with its numbers")
+    return meta_copy(model) if isinstance(model, nn.Module) else model
 
 
 def _about_meta(error: BaseException | None) -> bool:
@@ -267,6 +288,8 @@ def _check_surgery(
         found.pretrained = surgery.plan_pretrained(config, model, download=False)
         if found.pretrained is None and config.pretrained.strategy != "none":
             found.notes.append(f"the weights {config.pretrained.path} are not on this machine yet")
+        if found.pretrained is not None:
+            found.plan.append(found.pretrained.summary())
     frozen = Frozen()
     groups: list[dict[str, Any]] | None = None
     with found.catching("freeze"):
@@ -342,7 +365,7 @@ def refused_beside(config: Config, optimizer: torch.optim.Optimizer, trust: Trus
         "train.clip_norm": train.clip_norm,
         "train.clip_value": train.clip_value,
         "device.precision": precision if precision in ("bf16", "fp16") else None,
-        "device.parallel": config.device.parallel if config.device.parallel != "none" else None,
+        "device.parallel": config.device.parallel if config.device.parallel not in ("none", "auto") else None,
     }
     if is_own(component(config.step, "step", trust=trust, call=False)):
         reason = f"has no place where the step does its own backward and update, as `{config.step['_target_']}` does"
@@ -454,7 +477,10 @@ def _not_collated(config: Config, found: Preflight, which: str, transformed: Any
 
 
 def _try_step(config: Config, found: Preflight, loss: Any, trust: Trust, groups: list[dict[str, Any]] | None) -> None:
-    """Send the batch through the model, and through the step; whose fault an error is shows in which of them raises."""
+    """Send the batch through model and step, as training and evaluation do, and what comes of it through the metrics.
+
+    Whose fault an error is shows in which of them raises.
+    """
     model = found.model
     assert model is not None
     step = component(config.step, "step", trust=trust, call=False)
@@ -465,40 +491,243 @@ def _try_step(config: Config, found: Preflight, loss: Any, trust: Trust, groups:
         own = [dict(group) for group in groups]  # an optimizer changes them
         given["optimizer"] = build.make_optimizer(config, own, torch.device("cpu"), trust)
     training = model.training
-    model.train(bool(given))
+    on_meta = loss.to("meta") if isinstance(loss, nn.Module) else loss
+    before = len(found.mistakes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # whatever is to be said of the real data is said when it comes
         try:
-            if config.step["_target_"] == SUPERVISED:
-                _try_model(config, found, model)
-            if not found.mistakes:
-                on_meta = loss.to("meta") if isinstance(loss, nn.Module) else loss
-                outcome = _trying(
-                    found,
-                    "step" if loss is None or given else "loss",
-                    "refuses" if loss is None or given else "or the step refuses",
-                    lambda: step(found.batch, model, on_meta, **given),
-                    config.loss,
-                )
-                _check_outcome(config, found, outcome, own=bool(given))
+            outcomes = {"train": _outcome(config, found, step, model.train(), on_meta, given, trust)}
+            if len(found.mistakes) == before:
+                _check_outcome(config, found, outcomes["train"], own=bool(given))
+            if len(found.mistakes) == before and found.eval_batch is not None:
+                evaluated = dataclasses.replace(found, batch=found.eval_batch, train_shapes=_shapes(found.batch))
+                without = dict.fromkeys(given)
+                outcomes["eval"] = _outcome(config, evaluated, step, model.eval(), on_meta, without, trust)
+            if len(found.mistakes) == before:
+                _try_metrics(config, found, outcomes, trust)
+            if len(found.mistakes) == before and config.loader.batch_size == 1 and not given:
+                _try_one_sample(found, step, model.train(), on_meta)
         finally:
             model.train(training)
 
 
-def _try_model(config: Config, found: Preflight, model: nn.Module) -> None:
-    """The batch of training and, where its shape is another, that of evaluation through the model."""
+def _outcome(
+    config: Config,
+    found: Preflight,
+    step: Any,
+    model: nn.Module,
+    loss: Any,
+    given: Mapping[str, Any],
+    trust: Trust,
+) -> Mapping[str, Any] | None:
+    """What the step says of the batch with the model in the mode that it is in; None where something refuses it."""
+    before = len(found.mistakes)
+    made = None
+    if config.step["_target_"] == SUPERVISED:
+        made = _try_model(config, found, model, trust)
+        if len(found.mistakes) > before:
+            return None
+        for name in ("output", "auxiliary"):
+            if model.training and isinstance(made, torch.Tensor) and config.step.get(name) is not None:
+                rule = "has no effect: the model gives one tensor while it trains"
+                found.mistakes.append(Mistake(f"step.{name}", rule, config.step[name], remedy="leave it out"))
+                return None
+
+    def with_numbers() -> Any:
+        on_cpu = None if config.loss is None else component(config.loss, "loss", trust=trust, call=False)
+        return step(remedies.zeros(found.batch), _with_numbers(config, model, trust), on_cpu)
+
+    named = loss is None or bool(given)
+    key, verb = ("step", "refuses") if named else ("loss", "or the step refuses")
+    outcome: Mapping[str, Any] | None = _trying(
+        found,
+        key,
+        verb,
+        lambda: step(found.batch, model, loss, **given),
+        config.loss,
+        _remedy(config, found, made),
+        None if given else with_numbers,
+    )
+    return outcome
+
+
+def _with_numbers(config: Config, model: nn.Module, trust: Trust) -> nn.Module:
+    """The same model on the CPU and in the same mode, for what the meta device alone may have refused.
+
+    Raises:
+        MemoryError: it is too large to be built for a check.
+    """
+    if sum(parameter.numel() for parameter in model.parameters()) > MOST_NUMBERS:
+        raise MemoryError
+    return surgery.make_model(config, trust).train(model.training)
+
+
+def _remedy(config: Config, found: Preflight, made: Any) -> Callable[[BaseException], str]:
+    """What to change where the supervised step refuses the model's output beside the target."""
+    if made is None or config.step["_target_"] != SUPERVISED:
+        return lambda _: ""
+    place, output = config.step.get("target", 1), config.step.get("output")
+    try:
+        target = found.batch[place]
+        made = made if output is None or isinstance(made, torch.Tensor) else part_of(made, output)
+    except (LookupError, TypeError):
+        return lambda _: remedies.for_members(found.batch) or remedies.for_output(made)
+    return lambda error: remedies.for_loss(made, target, error)
+
+
+def _try_model(config: Config, found: Preflight, model: nn.Module, trust: Trust) -> Any:
+    """The batch through the model; its output, None where that is not known."""
     try:
         inputs = found.inputs(config)
     except (LookupError, TypeError) as error:
         rule = f"must name what a sample has ({', '.join(_shapes(found.batch))}): {type(error).__name__}: {error}"
         found.mistakes.append(Mistake("step.input", rule, config.step.get("input", 0)))
-        return
-    _trying(found, "model", "refuses", lambda: call(model, inputs))
-    evaluated = dataclasses.replace(found, batch=found.eval_batch)
-    if not found.mistakes and found.eval_batch is not None and _shapes(found.batch) != _shapes(found.eval_batch):
-        _trying(
-            evaluated, "transform.eval", "makes what the model refuses,", lambda: call(model, evaluated.inputs(config))
+        return None
+    key, verb = "model", "refuses" if model.training else "refuses in an evaluation"
+    if not model.training and found.train_shapes != _shapes(found.batch):
+        key, verb = "transform.eval", "makes what the model refuses,"
+    return _trying(
+        found,
+        key,
+        verb,
+        lambda: call(model, inputs),
+        remedy=lambda error: remedies.for_model(model, inputs, found.batch, error),
+        with_numbers=lambda: call(_with_numbers(config, model, trust), remedies.zeros(inputs)),
+    )
+
+
+def _try_one_sample(found: Preflight, step: Any, model: nn.Module, loss: Any) -> None:
+    """A batch of one, as `loader.batch_size=1` makes it: batch norm cannot train on a single number a channel."""
+    error = refuses_one(found.batch, lambda batch: step(batch, model, loss))
+    if error is not None:
+        rule = f"must be larger: {_one_sample(error)}"
+        remedy = "take `loader.batch_size=2` or more, and `loader.drop_last=true` where one sample is left over"
+        found.mistakes.append(Mistake("loader.batch_size", rule, 1, remedy=remedy))
+
+
+def _one_sample(error: Exception) -> str:
+    return f"the model cannot train on a batch of one sample ({type(error).__name__}: {error})"
+
+
+def refuses_one(batch: Any, step: Callable[[Any], Any]) -> Exception | None:
+    """What a step says that refuses the first sample of a batch on the meta device, where it takes the whole batch."""
+    try:
+        step(batch)
+    except Exception:  # noqa: BLE001  a user's model may raise anything
+        return None
+    try:
+        step(cut(batch, samples(batch))[0])
+    except Exception as error:  # noqa: BLE001  a user's model may raise anything
+        return None if _about_meta(error) or is_out_of_memory(error) else error
+    return None
+
+
+def _try_metrics(
+    config: Config, found: Preflight, outcomes: Mapping[str, Mapping[str, Any] | None], trust: Trust
+) -> None:
+    """Outputs and targets of the shapes that the step gives, with made-up numbers, through each metric."""
+    for name, node in config.metrics.items():
+        if node is None or any(mistake.key == f"metrics.{name}" for mistake in found.mistakes):
+            continue
+        for which, outcome in outcomes.items():
+            if not isinstance(outcome, Mapping) or not {"output", "target"} <= outcome.keys():
+                continue
+            mistake = misfit(name, node, outcome["output"], outcome["target"], trust, training=which == "train")
+            if mistake is not None:
+                found.mistakes.append(mistake)
+                break
+
+
+def misfits(
+    config: Config,
+    model: nn.Module,
+    loss: Any,
+    batch: Any,
+    trust: Trust,
+    *,
+    rest: bool,
+    size: int,
+    metrics: bool = False,
+) -> list[Mistake]:
+    """What a run of the supervised step would come upon only after its first step, of a batch on the meta device.
+
+    Args:
+        config: the checked config.
+        model: on the meta device; it is put into training mode.
+        loss: of the run.
+        batch: on the meta device.
+        trust: patterns of names trusted on the command line.
+        rest: whether an epoch has a batch of one sample.
+        size: the samples of an epoch.
+        metrics: whether to send what comes of the batch through the metrics.
+    """
+    step = component(config.step, "step", trust=trust, call=False)
+    found = Preflight(model=model, batch=batch)
+    with rng.isolated(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        on_meta = meta_copy(loss) if isinstance(loss, nn.Module) else loss
+        model.train()
+        if metrics:
+            with suppress(Exception):  # the real step comes next, and says it of real numbers
+                outcome = step(batch, model, on_meta)
+                _try_metrics(config, found, {"train": outcome}, trust)
+        error = refuses_one(batch, lambda part: step(part, model, on_meta)) if rest else None
+    if error is not None:
+        whole = config.loader.batch_size
+        sizes = f"{size:,} samples in batches of {whole:,} leave a last batch of one" if whole > 1 else "each has one"
+        rule = f"makes a batch that the model cannot train on: {sizes} ({type(error).__name__}: {error})"
+        remedy = (
+            f"take `loader.drop_last=true` or another size, such as `loader.batch_size={_without_rest(size, whole)}`"
         )
+        if whole == 1:
+            remedy = "take `loader.batch_size=2` or more"
+        found.mistakes.append(Mistake("loader.batch_size", rule, whole, remedy=remedy))
+    return found.mistakes
+
+
+def _without_rest(size: int, batch_size: int) -> int:
+    """The nearest smaller batch size, else larger, that leaves no batch of a single sample."""
+    smaller = range(batch_size - 1, 1, -1)
+    return next((other for other in smaller if size % other != 1), batch_size + 1)
+
+
+def misfit(
+    name: str, node: Mapping[str, Any], output: Any, target: Any, trust: Trust = (), *, training: bool = False
+) -> Mistake | None:
+    """What a new metric says of outputs and targets of these shapes and dtypes, whatever numbers they have.
+
+    It gets several made-up ones (logits, shares, zeros), and is refused where it takes none of them.
+    """
+    key, given = f"metrics.{name}", f"output {remedies.spell(output)}, target {remedies.spell(target)}"
+    if training and not isinstance(output, torch.Tensor):
+        rule = f"needs one tensor as the output, and the model gives several while it trains ({given})"
+        return Mistake(key, rule, remedy=remedies.for_output(output))
+    refused: Exception | None = None
+    for made in (remedies.logits, remedies.shares, remedies.zeros):
+        try:
+            metric: Any = component(node, key, trust=trust)
+            metric.reset()
+            metric.update(made(output), remedies.labels(target, output))
+        except Exception as error:  # noqa: BLE001  a metric may raise anything
+            refused = refused or error
+            continue
+        try:
+            fit.flat(key, metric.compute())
+        except Exception as error:  # noqa: BLE001
+            refused = refused or error
+            continue
+        return None
+    assert refused is not None
+    said = str(refused) if isinstance(refused, RunError) else f"{type(refused).__name__}: {refused}"
+    if isinstance(refused, Refused):
+        return None  # said already
+    wanted, classes = node.get("num_classes"), output.shape[1] if getattr(output, "ndim", 0) > 1 else 0
+    where = raised_in(refused)
+    if isinstance(wanted, int) and classes > 1 and wanted != classes:
+        rule = f"must be {classes}, as many as the model gives ({given}): {said}"
+        return Mistake(f"{key}.num_classes", rule, wanted, where, f"write `{classes}`", str(classes))
+    remedy = "its `update(output, target)` gets both in this order, unnamed" if isinstance(refused, TypeError) else ""
+    return Mistake(key, f"does not fit what the step gives ({given}): {said}", where=where, remedy=remedy)
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
@@ -509,13 +738,27 @@ def call(model: nn.Module, inputs: Any) -> Any:
 
 
 def _trying(
-    found: Preflight, key: str, verb: str, action: Callable[[], Any], node: Mapping[str, Any] | None = None
+    found: Preflight,
+    key: str,
+    verb: str,
+    action: Callable[[], Any],
+    node: Mapping[str, Any] | None = None,
+    remedy: Callable[[BaseException], str] = lambda _: "",
+    with_numbers: Callable[[], Any] | None = None,
 ) -> Any:
+    """What an action on the meta device gives; None, with a note or a mistake, where it raises.
+
+    A refusal counts where the same `with_numbers`, on the CPU, is refused as well.
+    """
     try:
         return action()
     except Exception as error:  # noqa: BLE001  a user's model may raise anything
         said = f"{type(error).__name__}: {error}"
-        if _about_meta(error):
+        made, ran = _ran(with_numbers)
+        if ran:
+            found.notes.append(f"the {key} does not run on the meta device ({said}): it was tried on the CPU")
+            return made
+        if _about_meta(error) or is_out_of_memory(error):
             found.notes.append(
                 f"the {key} does not run on the meta device ({said}); it meets the first real batch first"
             )
@@ -527,8 +770,18 @@ def _trying(
                 return None
             batch = "no data" if found.batch is None else f"a batch of two samples ({', '.join(_shapes(found.batch))})"
             rule = f"{verb} {batch}: {said}"
-            found.mistakes.append(Mistake(key, rule, where=raised_in(error)))
+            found.mistakes.append(Mistake(key, rule, where=raised_in(error), remedy=remedy(error)))
         return None
+
+
+def _ran(action: Callable[[], Any] | None) -> tuple[Any, bool]:
+    """What an action gives, and whether it does; not where it raises, or there is none."""
+    if action is None:
+        return None, False
+    try:
+        return action(), True
+    except Exception:  # noqa: BLE001  a user's model may raise anything
+        return None, False
 
 
 def _check_outcome(config: Config, found: Preflight, outcome: Any, *, own: bool = False) -> None:

@@ -4,7 +4,7 @@ import math
 import re
 import shlex
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,6 +19,32 @@ from runner.patterns import compiled, nearest, no_match
 from runner.weights import find_state, locate, read
 
 SHOWN = 12  # rows of the table in an error
+MOST_EXPANDED = 1 << 28  # bytes that a tensor may have beyond those of the file, by strides of 0 (`expand`)
+# What torch.nn.utils stores in the place of a `weight`: two endings and their shapes; how the weight is made of it.
+REPARAMETRIZED: tuple[tuple[str, tuple[str, str], Callable[[list[int], list[int]], bool], str, str], ...] = (
+    (
+        "weight_norm",
+        ("_g", "_v"),
+        lambda g, v: len(g) == len(v) and all(a in {1, b} for a, b in zip(g, v, strict=True)),
+        "{0}_g · {0}_v / |{0}_v|",
+        "torch.nn.utils.remove_weight_norm(layer)",
+    ),
+    (
+        "spectral_norm",
+        ("_orig", "_u"),
+        lambda orig, u: len(orig) > 1 and len(u) == 1 and u[0] in orig,
+        "{0}_orig / its largest singular value",
+        "torch.nn.utils.remove_spectral_norm(layer)",
+    ),
+    (
+        "prune",
+        ("_orig", "_mask"),
+        lambda orig, mask: orig == mask,
+        "{0}_orig · {0}_mask",
+        "torch.nn.utils.prune.remove(layer, '{0}')",
+    ),
+)
+PARAMETRIZATIONS = re.compile(r"(?P<layer>(?:.+\.)?)parametrizations\.(?P<name>[^.]+)\..+")
 LOADED = ("loaded", "tied", "slice", "sum", "repeat", "interpolate")
 
 
@@ -41,6 +67,11 @@ class Options:
     expect_loaded: float | None = None  # tensors of the model: a count (int) or a fraction (float, 1.0 is all)
     expect_missing: Sequence[str] = ()  # patterns of what alone may be missing
     optional: bool = False  # whether settings without effect, and fewer tensors than expected, are no errors
+
+    @property
+    def expects(self) -> bool:
+        """Whether it is said how much must load."""
+        return self.optional or self.expect_loaded is not None or bool(self.expect_missing)
 
 
 @dataclass
@@ -173,13 +204,17 @@ def plan(
     mistakes = [*matching.mistakes, *matching.without_effect]
     if any(row.action == "mismatch" for row in made.rows):
         mistakes.append(_mismatch(made.rows))
+    layers = matching.reparametrized()
     if shortfall:
-        proposal, suggestion = _proposal(matching)
+        proposal, suggestion, _ = _proposal(matching)
         last = shortfall.pop()
-        mistakes += [
-            *shortfall,
-            Mistake(last.key, last.rule, remedy=made.table(SHOWN) + proposal, suggestion=suggestion),
-        ]
+        remedy = made.table(SHOWN) + "".join(f"\n{line}" for line in _how_written(layers)) + proposal
+        mistakes += [*shortfall, Mistake(last.key, last.rule, remedy=remedy, suggestion=suggestion)]
+    elif not mistakes and made.rows:
+        mistakes += _derived_taken(made.rows, matching)
+        made.notes += _how_written(layers)
+        if options.strategy in {"filtered", "partial"} and not options.expects:
+            mistakes += _unsaid(matching, made)
     if mistakes:
         raise ConfigError(mistakes)
     return made
@@ -223,6 +258,7 @@ class _Matching:
         self.rows: list[Row] = []
         self.tensors: dict[str, Any] = {}
         self.names: dict[str, str] = {}  # the file's names after prefixes and rename rules → as they are in the file
+        self.chosen: set[str] | None = None  # those of them that `include` and `exclude` let through
 
     def run(self) -> None:
         """Fill in rows, tensors and mistakes."""
@@ -274,6 +310,13 @@ class _Matching:
             rule = "must be a fraction up to 1.0, or a whole number of tensors"
             self.mistakes.append(Mistake("pretrained.expect.loaded", rule, options.expect_loaded))
 
+    def reparametrized(self) -> list["_Reparametrized"]:
+        """The tensors that the file holds only in parts, though the model has them whole."""
+        now = {name: here for here, name in self.names.items()}
+        own = {name for layer in _reparametrized(self.target) for name in layer.stored}
+        # What the model holds in parts too is matched part by part.
+        return [layer for layer in _reparametrized(self.state) if not any(now.get(n, n) in own for n in layer.stored)]
+
     def _renamed(self) -> dict[str, str]:
         """The file's names after prefixes and rename rules → as they are in the file."""
         options = self.options
@@ -318,6 +361,7 @@ class _Matching:
             include = self._matches("include", options.include, names)
             exclude = self._matches("exclude", options.exclude, names)
             chosen = [name for name in names if name in include and name not in exclude]
+        self.chosen = set(chosen)
         return {name: names[name] for name in chosen if name in self.target}
 
     def _matches(self, key: str, patterns: Sequence[str], names: Mapping[str, str]) -> set[str]:
@@ -449,18 +493,18 @@ class _Matching:
             which = "other than `pretrained.expect.missing`" if options.expect_missing else "with the strategy full"
             rule = f"must leave no tensor of the model missing {which}, but {len(unexpected)} of {total} are"
             mistakes.append(
-                Mistake("pretrained", f"{rule}: {', '.join(unexpected[:3])}{', …' if unexpected[3:] else ''}")
+                Mistake("pretrained.path", f"{rule}: {', '.join(unexpected[:3])}{', …' if unexpected[3:] else ''}")
             )
         unused = [row.source for row in made.rows if row.action == "unused"]
         if unused and options.strategy == "full":
             rule = f"must use every tensor of the file with the strategy full, but {len(unused)} are unused"
-            mistakes.append(Mistake("pretrained", f"{rule}: {', '.join(unused[:3])}{', …' if unused[3:] else ''}"))
+            mistakes.append(Mistake("pretrained.path", f"{rule}: {', '.join(unused[:3])}{', …' if unused[3:] else ''}"))
         wanted = options.expect_loaded
         least = 1 if wanted is None else wanted if isinstance(wanted, int) else math.ceil(wanted * total - 1e-9)
         mismatched = any(row.action == "mismatch" for row in made.rows)  # reported as such
         told = mistakes or (options.strategy == "layers" and self.without_effect)
         if made.loaded < least and not mismatched and not (told and wanted is None):
-            key = "pretrained" if wanted is None else "pretrained.expect.loaded"
+            key = "pretrained.path" if wanted is None else "pretrained.expect.loaded"
             mistakes.append(Mistake(key, f"must load at least {least} of {total} tensors, but loads {made.loaded}"))
         return mistakes
 
@@ -495,6 +539,10 @@ def _unusable(value: Tensor) -> str:
     """Why a tensor has no numbers that could be copied."""
     if value.is_meta:
         return "has no data (it was saved from the meta device)"
+    if value.layout == torch.strided and not value.is_nested:
+        claimed, held = value.numel() * value.element_size(), value.untyped_storage().nbytes()
+        if claimed > max(held, MOST_EXPANDED):
+            return f"claims {claimed:,} bytes, of which the file has {held:,}"
     if value.layout != torch.strided or value.is_nested:
         return f"is not dense ({value.layout})"
     return "is quantized" if value.is_quantized else ""
@@ -524,14 +572,114 @@ def _lossy(value: Tensor, wanted: Tensor, *, parameter: bool) -> str:
     return ""
 
 
-def _proposal(matching: _Matching) -> tuple[str, str]:
-    """Rename rules that make more load, as text to paste and as an argument; empty where none are found."""
+def _proposal(matching: _Matching) -> tuple[str, str, int]:
+    """Rename rules that make more load, as text to paste and as an argument, and how many load then; or nothing."""
     target = {n: tuple(_shape(v)) for n, v in matching.target.items() if isinstance(v, Tensor)}
-    source = {now: tuple(_shape(matching.state[name])) for now, name in matching.names.items()}
-    rules = renaming.propose(source, target)
-    if not rules:
-        return "", ""
+    here = {name: now for now, name in matching.names.items()}
+    ours = {name for layer in _reparametrized(matching.target) for name in layer.stored}
+    theirs = {here[name] for layer in _reparametrized(matching.state) for name in layer.stored}
+    # Parts of a weight go to parts of one, never to the whole, nor the whole to a part.
+    open_to = {name: shape for name, shape in target.items() if theirs or name not in ours}
+    source = {
+        now: tuple(_shape(matching.state[name]))
+        for now, name in matching.names.items()
+        if (matching.chosen is None or now in matching.chosen) and (ours or now not in theirs)
+    }
+    rules = renaming.propose(source, open_to)
+    crossed = ((name, renaming.apply(rules, name)) for name in source)
+    if not rules or any(new in target and (name in theirs) != (new in ours) for name, new in crossed):
+        return "", "", 0
     loads = sum(target.get(renaming.apply(rules, name)) == shape for name, shape in source.items())
     every = [*matching.options.rename, *rules]
     block, argument = renaming.as_yaml(every), renaming.as_argument(every)
-    return f"\nto load {loads} of {len(target)}:\n{block}\nor the argument {shlex.quote(argument)}", argument
+    return f"\nto load {loads} of {len(target)}:\n{block}\nor the argument {shlex.quote(argument)}", argument, loads
+
+
+@dataclass(frozen=True)
+class _Reparametrized:
+    """A tensor that a file does not hold itself, but what it is computed from."""
+
+    tensor: str  # its name in a plain model, after prefixes and rename rules
+    stored: tuple[str, ...]  # the names of what stands for it
+    how: str  # what wrote it so
+    formula: str
+    remedy: str  # the call that makes it plain
+
+
+def _reparametrized(state: Mapping[str, Any]) -> list[_Reparametrized]:
+    """The tensors of a state_dict that weight_norm, spectral_norm, prune or a parametrization took apart."""
+    by_tensor: dict[str, list[str]] = {}
+    for name in state:
+        if match := PARAMETRIZATIONS.fullmatch(name):
+            by_tensor.setdefault(match["layer"] + match["name"], []).append(name)
+    how, formula = "torch.nn.utils.parametrize", "what its parametrizations compute"
+    call = "torch.nn.utils.parametrize.remove_parametrizations(layer, '{}')"
+    found = [
+        _Reparametrized(tensor, tuple(stored), how, formula, call.format(tensor.rpartition(".")[2]))
+        for tensor, stored in by_tensor.items()
+    ]
+    for how, (first, second), fits, formula, call in REPARAMETRIZED:
+        for name in state:
+            tensor = name.removesuffix(first)
+            if name == tensor or tensor + second not in state or tensor in state:
+                continue
+            if fits(_shape(state[name]), _shape(state[tensor + second])):
+                short = tensor.rpartition(".")[2]
+                stored = tuple(tensor + end for end in (first, second, "_v") if tensor + end in state)
+                parts = tuple(dict.fromkeys(stored))
+                written = f"torch.nn.utils.{how}"
+                found.append(_Reparametrized(tensor, parts, written, formula.format(short), call.format(short)))
+    return found
+
+
+def _how_written(layers: Sequence[_Reparametrized]) -> list[str]:
+    """One line for each way in which layers of the file were written."""
+    lines = []
+    for how in dict.fromkeys(layer.how for layer in layers):
+        of_it = [layer for layer in layers if layer.how == how]
+        names = ", ".join(f"`{layer.tensor}`" for layer in of_it[:3]) + (", …" if of_it[3:] else "")
+        first = of_it[0]
+        lines.append(
+            f"the file does not hold {names} but {', '.join(name.rpartition('.')[2] for name in first.stored)}: "
+            f"written under {how}, {first.tensor.rpartition('.')[2]} = {first.formula}, which no rename gives; "
+            f"where it was saved, call {first.remedy} before the save"
+        )
+    return lines
+
+
+def _derived_taken(rows: Sequence[Row], matching: _Matching) -> list[Mistake]:
+    """A rename rule that takes a part of a weight for the whole of it, or the whole for a part."""
+    theirs, ours = (
+        {name: layer for layer in _reparametrized(state) for name in layer.stored}
+        for state in (matching.state, matching.target)
+    )
+    mistakes = []
+    for row in rows:
+        if row.action not in LOADED or (row.source in theirs) == (row.name in ours):
+            continue
+        layer = theirs.get(row.source) or ours[row.name]
+        whole = f"{layer.tensor.rpartition('.')[2]} = {layer.formula}"
+        side, remedy = "the model", f"call {layer.remedy} before it is loaded, and apply {layer.how} again after it"
+        if row.source in theirs:
+            side, remedy = "the file", f"where it was saved, call {layer.remedy} before the save"
+        rule = f"must not take {row.source} for {row.name}: {side} has it under {layer.how}, where {whole}"
+        mistakes.append(Mistake("pretrained.path", rule, remedy=remedy))
+    return mistakes
+
+
+def _unsaid(matching: "_Matching", made: Plan) -> list[Mistake]:
+    """That a rename would load more: a mistake where it would double what loads, else a note."""
+    left = [row.name for row in made.rows if row.action == "left"]
+    if not left or not any(row.action == "unused" for row in made.rows):
+        return []
+    proposal, suggestion, loads = _proposal(matching)
+    gained = loads - made.loaded
+    if gained <= 0:
+        return []
+    total = sum(bool(row.name) for row in made.rows)
+    if gained < made.loaded:
+        made.notes.append(f"{gained} more would load with {suggestion}")
+        return []
+    meant = f"\nif no more is meant to load: pretrained.expect.loaded={made.loaded}"
+    rule = f"loads {made.loaded} of {total} tensors, and a rename would load {loads}"
+    return [Mistake("pretrained.path", rule, remedy=made.table(SHOWN) + proposal + meant, suggestion=suggestion)]

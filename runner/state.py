@@ -24,7 +24,7 @@ from runner.layout import WHOLE, Whole
 from runner.log import Log, NoLog
 from runner.looks import Looks
 from runner.memory import Splitting
-from runner.optimizer import Constant
+from runner.optimizer import Constant, Schedule, course, put_rates_and_momenta, rates_and_momenta, set_rate
 from runner.param_groups import compare_groups
 from runner.precision import Scaler
 from runner.pretrained import Plan
@@ -200,6 +200,7 @@ class Run:
     average: Average | None = None  # of the weights
     scaler: Scaler | None = None  # of fp16's gradients
     check_finite: str = "loss"
+    log_means: bool = True  # whether a line of training has means since the last one, or the values at its step
     on_save_error: str = "stop"
     config: dict[str, Any] = field(default_factory=dict)
     pretrained: Plan | None = None  # what was loaded
@@ -207,6 +208,7 @@ class Run:
     thaw_at: int | None = None  # the step from which on everything frozen trains
     team: Alone = ALONE  # the processes that train together
     layout: Whole = WHOLE  # how their tensors lie
+    rehearse: Callable[[Any], object] | None = None  # is shown the first batch before anything is learnt from it
     wrap: Callable[[], object] = lambda: None  # renews what wraps the model, where other parameters train than before
     log: Log | NoLog = field(init=False)  # opened when the step to begin at is known
     progress: Progress = field(default_factory=Progress)
@@ -294,6 +296,27 @@ def _set_generators(run: Run, saved: dict[str, Any]) -> None:
         rng.seed_all(rng.key(run.seed, "train", *run.team.stream, run.progress.step))
 
 
+def compare_model(model: nn.Module, saved: Mapping[str, Any]) -> None:
+    """See whether a saved state_dict is one of this model.
+
+    Raises:
+        RunError: tensors are missing, unknown, or of another shape; all of them are named, or the first few.
+    """
+    own = model.state_dict()
+    differences = {
+        "the checkpoint lacks": [name for name in own if name not in saved],
+        "the model lacks": [name for name in saved if name not in own],
+        "other shapes have": [
+            f"{name} ({list(tensor.shape)}, saved as {list(saved[name].shape)})"
+            for name, tensor in own.items()
+            if name in saved and hasattr(tensor, "shape") and tensor.shape != saved[name].shape
+        ],
+    }
+    said = [f"{what} {', '.join(names[:4])}{' …' * (len(names) > 4)}" for what, names in differences.items() if names]
+    if said:
+        raise RunError(f"the model is not the one that was saved: {'; '.join(said)}")
+
+
 def put_weights(run: Run, saved: dict[str, Any], which: str = "") -> None:
     """What evaluating needs of a checkpoint: its `raw` weights or their `ema` (unless told, that where there is one).
 
@@ -302,7 +325,9 @@ def put_weights(run: Run, saved: dict[str, Any], which: str = "") -> None:
     """
     if which == "ema" and saved["ema"] is None:
         raise ConfigError([Mistake("--weights", "must be raw: the checkpoint has no average of the weights", which)])
-    run.model.load_state_dict(saved["model" if which == "raw" or saved["ema"] is None else "ema"])
+    weights = saved["model" if which == "raw" or saved["ema"] is None else "ema"]
+    compare_model(run.model, weights)
+    run.model.load_state_dict(weights)
     run.average = None
     for name, part in _with_state(run).items():
         part.load_state_dict(saved["step"][name])
@@ -318,6 +343,48 @@ def change_settings(run: Run, settings: Mapping[str, tuple[Any, Any]]) -> None:
                 group["lr"] = group["lr"] * new / old
             elif group.get(name) == old:
                 group[name] = new
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a schedule plans for a step: the rates at each step up to it, its state there, and what it sets there."""
+
+    rates: list[list[float]]
+    state: dict[str, Any]
+    settings: list[dict[str, Any]]
+
+
+def planned(run: Run, step: int) -> Planned:
+    """What the schedule of a run plans for `step`; the run was built, and not restored yet."""
+    rates = course(run.schedule, run.optimizer, 0, step, run.steps_per_epoch)
+    return Planned(rates, deepcopy(run.schedule.state_dict()), rates_and_momenta(run.optimizer))
+
+
+def follow(run: Run, plan: Planned) -> None:
+    """Go on with the schedule as it plans for this step, whatever the rates were."""
+    run.schedule.load_state_dict(plan.state)
+    put_rates_and_momenta(run.optimizer, plan.settings)
+
+
+def hold(run: Run, plan: Planned) -> None:
+    """Let the rates stay as they are; one that has come to 0 is the last one before that was not."""
+    for place, group in enumerate(run.optimizer.param_groups):
+        if not float(group["lr"]):
+            set_rate(group, next((rates[place] for rates in reversed(plan.rates) if rates[place]), 0.0))
+    run.schedule = Constant()
+
+
+def forecast(run: Run) -> list[list[float]]:
+    """The rates of each group from this step to the last one; empty where a metric decides about them."""
+    schedule = run.schedule
+    if not isinstance(schedule, Schedule) or schedule.monitor is not None:
+        now = [float(group["lr"]) for group in run.optimizer.param_groups]
+        return [now] if schedule.monitor is None else []
+    state_now, settings = deepcopy(schedule.state_dict()), rates_and_momenta(run.optimizer)
+    rates = course(schedule, run.optimizer, run.progress.step, run.total_steps, run.steps_per_epoch)
+    schedule.load_state_dict(state_now)
+    put_rates_and_momenta(run.optimizer, settings)
+    return rates
 
 
 def _same_keys(ours: Mapping[str, Any], saved: Mapping[str, Any], at: str) -> None:

@@ -11,7 +11,7 @@ in an evaluation it gets None there.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def supervised(
@@ -20,6 +20,8 @@ def supervised(
     loss: Callable[..., Any],
     input: int | str | Sequence[int | str] | Mapping[str, int | str] = 0,  # noqa: A002  the config's own word
     target: int | str = 1,
+    output: int | str | None = None,
+    auxiliary: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """`loss(model(batch[input]), batch[target])`.
 
@@ -29,15 +31,47 @@ def supervised(
         loss: called with the model's output and the target.
         input: index or key of the model's argument; a list of them gives positional, a mapping gives named arguments.
         target: index or key of the target.
+        output: index, key or field of the model's output that loss and metrics get, where the model returns several;
+            a model that returns one tensor (in an evaluation, for instance) gives that.
+        auxiliary: further outputs by key or field, each with the weight that its own loss has in the sum; one that
+            the model does not return counts nothing in an evaluation, and is an error while it trains.
     """
     if isinstance(input, int | str):
-        output = model(batch[input])
+        made = model(batch[input])
     elif isinstance(input, Mapping):
-        output = model(**{name: batch[place] for name, place in input.items()})
+        made = model(**{name: batch[place] for name, place in input.items()})
     else:
-        output = model(*[batch[place] for place in input])
+        made = model(*[batch[place] for place in input])
     wanted = batch[target]
-    return {"loss": loss(output, wanted), "output": output, "target": wanted, "size": len(wanted)}
+    main = made if output is None or isinstance(made, Tensor) else part_of(made, output)
+    value = loss(main, wanted)
+    if auxiliary and (model.training or not isinstance(made, Tensor)):
+        absent = _REQUIRED if model.training else None
+        parts = ((part_of(made, name, absent), weight) for name, weight in auxiliary.items())
+        value = value + sum(weight * loss(part, wanted) for part, weight in parts if part is not None)
+    return {"loss": value, "output": main, "target": wanted, "size": len(wanted)}
+
+
+_REQUIRED: Any = object()
+
+
+def part_of(made: Any, place: int | str, default: Any = _REQUIRED) -> Any:
+    """One of the several outputs of a model: by index, by key of a mapping, or by field of a named tuple.
+
+    Raises:
+        LookupError: the output has no such part, and there is no default.
+    """
+    found = default
+    if isinstance(made, Mapping):
+        found = made.get(place, default)
+    elif isinstance(made, list | tuple) and isinstance(place, int):
+        found = made[place] if place < len(made) else default
+    elif isinstance(made, tuple) and place in getattr(made, "_fields", ()):
+        found = getattr(made, str(place))
+    if found is _REQUIRED:
+        message = f"the model's output has no part {place!r}"
+        raise LookupError(message)
+    return found
 
 
 def minimise(_batch: Any, model: nn.Module, _loss: Callable[..., Any] | None) -> dict[str, Any]:

@@ -85,7 +85,8 @@ def plan_pretrained(config: Config, model: nn.Module, *, download: bool) -> Plan
     if chosen.strategy == "none":
         return None
     if chosen.path is None:
-        raise ConfigError([Mistake("pretrained.path", f"must be given for the strategy {chosen.strategy}")])
+        rule, remedy = f"must be given for the strategy {chosen.strategy}", "`pretrained.path=w.pt`, or a run directory"
+        raise ConfigError([Mistake("pretrained.path", rule, remedy=remedy)])
     mismatch = chosen.shape_mismatch
     options = Options(
         strategy=chosen.strategy,

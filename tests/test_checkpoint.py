@@ -317,22 +317,97 @@ def test_a_best_that_is_damaged_is_an_error_and_no_other(three):
         Checkpoints(three).load("best")
 
 
-def test_every_flipped_bit_of_the_manifest_is_found_or_changes_nothing(three, told, seed):
+def trained(step, best):
+    """What a run saves: its own step, and the best so far."""
+    best = {"step": best[0], "objective": best[1], "metrics": {}}
+    return state(step) | {"progress": {"step": step, "best": best}}
+
+
+@pytest.fixture
+def run_of_three(tmp_path):
+    """The checkpoints of a run whose best is that of step 1."""
+    folder = tmp_path / "checkpoints"
+    for step, metric in ((1, 0.1), (2, None), (3, None)):
+        Checkpoints(folder).save(trained(step, (1, 0.1)), step, metric)
+    return folder
+
+
+def test_every_flipped_bit_of_the_manifest_changes_nothing(run_of_three, told, seed):
+    """It was white space, or the manifest is made again from the checkpoints, and this is said."""
     draw = random.Random(seed)
-    file = three / "manifest.json"
+    file = run_of_three / "manifest.json"
     whole = file.read_bytes()
-    expected = Checkpoints(three).entries()
-    refused = 0
-    for _ in range(300):
+    expected = Checkpoints(run_of_three).entries()
+    for _ in range(100):
         at, bit = draw.randrange(len(whole)), 1 << draw.randrange(8)
         file.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
-        try:
-            entries = Checkpoints(three).entries()
-        except RunError:
-            refused += 1
-        else:
-            assert entries == expected  # it was white space
-    assert refused > 200
+        checkpoints = Checkpoints(run_of_three, warn=told)
+        assert checkpoints.entries() == expected
+        assert step_of(checkpoints.load()) == 3
+    assert len(told) > 70
+    assert all("is damaged" in text and "made again from the checkpoints" in text for text in told)
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"[]", b'{"entries": 3, "sha256": ""}', b"[" * 100_000])
+def test_a_manifest_that_is_lost_is_made_again_as_it_was(run_of_three, told, damage):
+    file = run_of_three / "manifest.json"
+    whole = file.read_bytes()
+    file.unlink()
+    if damage is not None:
+        file.write_bytes(damage)
+
+    checkpoints = Checkpoints(run_of_three, warn=told)
+    assert (step_of(checkpoints.load()), step_of(checkpoints.load("best"))) == (3, 1)
+    assert "(whole are those of the steps: 1, 2, 3)" in told[0]
+    checkpoints.finish()
+    assert file.read_bytes() == whole
+
+
+def test_without_a_manifest_nothing_damaged_loads(run_of_three, told, seed):
+    """The archive's own checksums are looked at: a flipped bit is found, or is where no value is."""
+    draw = random.Random(seed)
+    (run_of_three / "manifest.json").unlink()
+    file = run_of_three / "step_00000003.pt"
+    whole = file.read_bytes()
+    found = 0
+    for _ in range(60):
+        at, bit = draw.randrange(len(whole)), 1 << draw.randrange(8)
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
+        step = step_of(Checkpoints(run_of_three, warn=told).load())
+        assert step in (2, 3)
+        found += step == 2
+    assert found > 20
+
+
+def test_a_damaged_checkpoint_without_a_manifest_is_passed_over_and_stays(run_of_three, told):
+    (run_of_three / "manifest.json").unlink()
+    (run_of_three / "step_00000002.pt").write_bytes(b"PK")
+
+    checkpoints = Checkpoints(run_of_three, keep=1, warn=told)
+    checkpoints.load()
+    checkpoints.save(trained(4, (4, 0.05)), 4, 0.05)
+    assert "step_00000002.pt is damaged" in told[0]
+    assert [n for n in names(run_of_three) if n.startswith("step")] == ["step_00000002.pt", "step_00000004.pt"]
+
+
+def test_where_all_checkpoints_are_damaged_a_run_does_not_begin_anew(run_of_three):
+    (run_of_three / "manifest.json").unlink()
+    for file in run_of_three.glob("step_*.pt"):
+        file.write_bytes(b"PK")
+
+    with pytest.raises(RunError, match="holds no whole checkpoint"):
+        Checkpoints(run_of_three).refuse_lost(0)
+
+
+def test_a_file_beside_a_damaged_manifest_is_verified_by_its_archive(run_of_three, tmp_path, told):
+    (run_of_three / "manifest.json").write_bytes(b"{")
+    other = Checkpoints(tmp_path / "other", warn=told)
+
+    assert step_of(other.load(run_of_three / "step_00000002.pt")) == 2
+    assert "verified by the checksums of its archive" in told[0]
+    (run_of_three / "step_00000002.pt").write_bytes(b"PK")
+    with pytest.raises(RunError, match="is damaged"):
+        other.load(run_of_three / "step_00000002.pt")
 
 
 def test_an_older_manifest_put_back_does_not_load_silently(three, told):
@@ -476,13 +551,13 @@ def test_a_step_saved_again_never_leaves_the_manifest_wrong(three, monkeypatch, 
     assert not any("damaged" in text for text in told)
 
 
-def test_without_a_manifest_nothing_is_deleted(three, told):
+def test_without_a_manifest_nothing_that_is_no_checkpoint_is_deleted(three, told):
     (three / "manifest.json").unlink()
+    torch.save({"weights": 1}, three / "step_00000002.pt")
 
     checkpoints = Checkpoints(three, keep=1, warn=told)
-    with pytest.raises(RunError, match="no committed"):
-        checkpoints.load()
     for step in (3, 4):
         checkpoints.save(state(step), step, None)
 
-    assert [n for n in names(three) if n.startswith("step")] == [f"step_0000000{i}.pt" for i in (1, 2, 3, 4)]
+    assert [n for n in names(three) if n.startswith("step")] == ["step_00000002.pt", "step_00000004.pt"]
+    assert step_of(Checkpoints(three).load()) == 4

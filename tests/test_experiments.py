@@ -81,11 +81,16 @@ def test_header_gives_command_time_and_result(name: str) -> None:
     assert command[1] == "python -m runner" + ("" if name == "digits_cnn" else f" experiment={name}")
 
 
+# Of a ResNet only the first loss holds on every processor: batch norm over six images, many layers deep, amplifies the
+# rounding of one update. With other kernels (ATEN_CPU_CAPABILITY default and avx2, ONEDNN_MAX_CPU_ISA SSE41 and AVX2,
+# MKL_CBWR COMPATIBLE and AVX2, two threads) it differs by 3e-6 at most; the second differs by 5e-3 (cifar10_resnet18)
+# and 5e-2 (imagenet_resnet50), still by 6e-3 with a hundredth of its rate. Both losses of the others: by 2e-7 at most.
+FIRST_LOSS_ALONE = {"cifar10_resnet18", "finetune_resnet18", "imagenet_resnet50", "imagenet_resnet50_strong"}
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.usefixtures("cifar10", "image_folder", "resnet18_weights")
-def test_two_steps_with_golden_losses(
-    name: str, runner: Callable[..., Any], golden: Callable[[str, list[float]], None]
-) -> None:
+def test_two_steps_with_golden_losses(name: str, runner: Callable[..., Any], golden: Callable[..., None]) -> None:
     """Two steps of each shipped experiment run through, with the losses of record."""
     settings = ["train.duration=2st", "log.every=1st", "device.type=cpu"]
     if "override /dataset: none" not in (CONF / "experiment" / f"{name}.yaml").read_text():
@@ -100,7 +105,8 @@ def test_two_steps_with_golden_losses(
 
     assert ran.status == 0
     assert ran.result["steps"] == 2
-    golden(name, [event["train/loss"] for event in events])
+    steps, tolerance = (1, 1e-4) if name in FIRST_LOSS_ALONE else (2, 1e-5)
+    golden(name, [event["train/loss"] for event in events], steps, tolerance)
 
 
 @pytest.mark.parametrize("option", sorted(path.stem for path in (CONF / "debug").glob("*.yaml")))

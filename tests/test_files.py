@@ -198,12 +198,32 @@ def test_whatever_byte_a_crash_ends_the_file_at_whole_lines_are_kept(tmp_path):
         assert [event["step"] for event in read(file)] == [*kept, 20]
 
 
-def test_zeros_that_a_power_cut_left_are_cut_off(tmp_path):
-    (tmp_path / "m.jsonl").write_bytes(b'{"step": 1}\n' + bytes(100) + b'\n{"step": 3}\n')
+def test_zeros_that_a_power_cut_left_are_cut_out_and_whole_lines_stay(tmp_path):
+    whole = b'{"step": 1}\n' + bytes(100) + b'\n{"step": 3}\n' + bytes(100)
+    (tmp_path / "m.jsonl").write_bytes(whole)
 
-    files.Lines(tmp_path / "m.jsonl").close()
+    lines = files.Lines(tmp_path / "m.jsonl")
+    lines.append({"step": 4})
+    lines.close()
 
-    assert read(tmp_path / "m.jsonl") == [{"step": 1}]
+    assert [event["step"] for event in read(tmp_path / "m.jsonl")] == [1, 3, 4]
+    assert (tmp_path / "m.1.jsonl").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("steps", "kept"),
+    [
+        ([1, 2, 3], [1, 2, 3]),
+        ([1, 900, 3, 4], [1, 3, 4]),
+        ([5, 1, 6, 7], [1, 6, 7]),
+        ([1, 2, 2, 3], [1, 2, 3]),
+        ([], []),
+    ],
+)
+def test_a_step_that_a_flipped_bit_has_changed_costs_that_line_alone(tmp_path, steps, kept):
+    (tmp_path / "m.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in steps))
+
+    assert [place.step for place in files.whole_lines(tmp_path / "m.jsonl")[0]] == kept
 
 
 def test_steps_do_not_go_back(tmp_path):

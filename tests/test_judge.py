@@ -94,6 +94,6 @@ def test_values_are_counted_through_a_resume(begin: Begin) -> None:
     assert [(i + 1, line["val/accuracy"]) for i, line in enumerate(lines(ended.folder)[:3])] == asked
 
 
-def test_a_training_metric_is_judged_at_its_log_lines(begin: Begin) -> None:
-    ended = begin("loss", lambda count, _: count == 2, "log.every=3st", "train.objective=train/loss", "train.mode=min")
-    assert (ended.result["status"], ended.result["steps"]) == ("pruned", 6)
+def test_a_training_metric_is_judged_at_its_log_lines_and_at_evaluations(begin: Begin) -> None:
+    ended = begin("loss", lambda count, _: count == 3, "log.every=3st", "train.objective=train/loss", "train.mode=min")
+    assert (ended.result["status"], ended.result["steps"]) == ("pruned", 6)  # after steps 3, 4 and 6

@@ -146,6 +146,115 @@ def test_resumed_and_checkpointed_before_anything_is_logged_there_is_no_gap(tmp_
     killed.close()
 
 
+# ---- what is lost of metrics.jsonl
+
+
+def damage(path, how, draw):
+    """Damage the file as a disk or a person does."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    at = draw.randrange(len(lines))
+    if how == "deleted":
+        path.unlink()
+    elif how == "flipped":
+        whole = bytearray(b"".join(lines))
+        place = draw.randrange(len(whole))
+        whole[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(whole)
+    else:
+        kept = {
+            "empty": b"",
+            "truncated": b"".join(lines)[: draw.randrange(sum(map(len, lines)))],
+            "lacks a line": b"".join(lines[:at] + lines[at + 1 :]),
+            "lacks the first half": b"".join(lines[len(lines) // 2 :]),
+            "has zeros": b"".join([*lines[:at], bytes(4096), *lines[at + 1 :]]),
+            "has a line twice": b"".join([*lines[: at + 1], lines[at], *lines[at + 1 :]]),
+            "has foreign text": b"".join([*lines[:at], b"<<<<<<< HEAD\n", *lines[at:]]),
+        }
+        path.write_bytes(kept[how])
+
+
+HOW = (
+    "deleted",
+    "flipped",
+    "empty",
+    "truncated",
+    "lacks a line",
+    "lacks the first half",
+    "has zeros",
+    "has a line twice",
+    "has foreign text",
+)
+
+
+def logged_until(folder, last, *, tensorboard):
+    folder.mkdir()
+    log = make(folder, tensorboard=tensorboard)
+    train(log, range(1, last + 1))
+    log.close()
+    return {event["step"]: event for event in events(folder)}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_what_metrics_jsonl_has_lost_is_taken_from_tensorboards_events(tmp_path, seed, how):
+    """Every line is there again, to single precision, and whatever was not whole is said."""
+    draw = random.Random(f"{seed} {how}")
+    for number in range(10):
+        folder = tmp_path / str(number)
+        before = logged_until(folder, 16, tensorboard=True)
+        whole = (folder / "metrics.jsonl").read_bytes()
+        damage(folder / "metrics.jsonl", how, draw)
+        damaged = (folder / "metrics.jsonl").read_bytes() if how != "deleted" else b""
+        said = log_module.mend(folder, 16, 16, 0)
+        after = {event["step"]: event for event in events(folder)}
+
+        names = {step: set(event) - {"epoch"} for step, event in before.items()}
+        assert list(after) == list(before), said
+        for step, event in before.items():
+            for name in names[step]:
+                assert float(after[step][name]) == pytest.approx(float(event[name]), rel=1e-6), said
+        assert said or how == "flipped" or damaged == whole
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_without_events_whole_lines_stay_and_what_is_lost_is_said(tmp_path, seed, how):
+    draw = random.Random(f"{seed} {how}")
+    for number in range(10):
+        folder = tmp_path / str(number)
+        before = logged_until(folder, 16, tensorboard=False)
+        lines = (folder / "metrics.jsonl").read_bytes().splitlines()
+        damage(folder / "metrics.jsonl", how, draw)
+        damaged = (folder / "metrics.jsonl").read_bytes().splitlines() if how != "deleted" else []
+        said = log_module.mend(folder, 16, 16, 0)
+        after = (folder / "metrics.jsonl").read_bytes().splitlines()
+
+        assert after == [line for line in dict.fromkeys(damaged) if line in lines or line in after]
+        if len(after) < len(before) and how not in ("lacks a line", "lacks the first half"):  # nothing tells of those
+            assert said
+
+
+def test_a_foreign_event_file_is_left_alone(tmp_path):
+    """One of PyTorch's own writer, of another name, of another content; a folder of that name."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    logged_until(tmp_path / "run", 8, tensorboard=True)
+    tb = tmp_path / "run" / "tb"
+    with SummaryWriter(str(tb)) as writer:
+        writer.add_scalar("train/loss", 99.0, 8)
+    (tb / "events.out.tfevents.copy").write_bytes(b"\0" * 50)
+    (tb / "events.out.tfevents.9999999999999.host").write_bytes(b"\xff" * 50)
+    (tb / "events.out.tfevents.1700000000.host.1").write_bytes(b"\xff" * 500)
+    (tb / "events.out.tfevents.1700000001.host.1").mkdir()
+    foreign = {path: path.read_bytes() for path in tb.iterdir() if path.is_file()}
+
+    assert log_module.mend(tmp_path / "run", 8, 8, 0) == []
+    log = make(tmp_path / "run", start=8)
+    train(log, range(9, 17))
+    log.close()
+    assert events(tmp_path / "run")[3]["train/loss"] == 1 / 8
+    assert [event["step"] for event in events(tmp_path / "run")] == list(range(2, 17, 2))
+    assert all(path.read_bytes() == whole for path, whole in foreign.items())
+
+
 def test_what_an_abandoned_future_logged_does_not_come_back(tmp_path):
     log = make(tmp_path)
     train(log, range(1, 9))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -46,6 +47,24 @@ class Fielded(Counting):
         right = (outcome["output"].argmax(1) == outcome["target"]).float()
         stage = "warm" if self.count < 5 else "hot"
         return outcome | {"right": right.mean(), "samples": len(right), "stage": stage}
+
+def peak(module, inputs, output):
+    return {"largest": output.abs().max(), "drawn": torch.rand(()), "none": None}
+
+class Spread:
+    def __init__(self, factor):
+        self.factor = factor
+    def __call__(self, module, gradient):
+        return gradient.std() * self.factor
+
+def scaling(module, inputs, output):
+    output.mul_(2)
+
+def wordy(module, gradient):
+    return "large"
+
+def failing(module, inputs, output):
+    return 1 / 0
 '''
 
 
@@ -233,7 +252,8 @@ def test_a_steps_own_fields_go_on_as_if_it_had_never_stopped(hard, project, monk
 
 def test_hparams_are_a_row_for_each_run_with_its_last_metrics(hard, project):
     folder = made(hard, project, HARD, "seed=3")
-    board = EventAccumulator(str(folder / "tb" / "final"))
+    runs = EventMultiplexer().AddRunsFromDirectory(str(project / "outputs")).Reload().Runs()
+    board = EventAccumulator(str(folder / "tb"))
     board.Reload()
     content = board.PluginTagToContent("hparams")
     start = hparams_metadata.parse_session_start_info_plugin_data(content[hparams_metadata.SESSION_START_INFO_TAG])
@@ -244,15 +264,15 @@ def test_hparams_are_a_row_for_each_run_with_its_last_metrics(hard, project):
     assert start.hparams["model._target_"].string_value == "parts.Net"
     assert not any(name.startswith(("log.", "sweep.")) for name in start.hparams)
     assert end.status == 1  # success
-    assert set(board.PluginTagToContent("scalars")) == set(metrics)
-    assert board.Tensors("val/loss")[0].tensor_proto.float_val[0] == pytest.approx(metrics["val/loss"])
+    assert [run for run in runs if folder.name in run] == [f"hard/{folder.name}/tb"]  # TensorBoard shows it once
+    assert set(board.PluginTagToContent("scalars")) >= set(metrics)
+    assert board.Tensors("val/loss")[-1].tensor_proto.float_val[0] == pytest.approx(metrics["val/loss"])
 
 
 def test_a_prolonged_run_has_one_row(hard, project):
     folder = made(hard, project, HARD, "train.duration=2ep", "log.hparams=[train.*, seed]")
     assert hard("resume", str(folder), "train.duration=3ep")[0] == 0
-    (file,) = (folder / "tb" / "final").iterdir()
-    board = EventAccumulator(str(file))
+    board = EventAccumulator(str(folder / "tb"))
     board.Reload()
     start = hparams_metadata.parse_session_start_info_plugin_data(
         board.PluginTagToContent("hparams")[hparams_metadata.SESSION_START_INFO_TAG]
@@ -260,6 +280,80 @@ def test_a_prolonged_run_has_one_row(hard, project):
 
     assert start.hparams["train.duration"].string_value == "3ep"
     assert "optimizer.lr" not in start.hparams
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+OWN = "{mine: {name: conv, forward: {_target_: more.peak}, backward: {_target_: more.Spread, factor: 2}}}"
+
+
+def test_hooks_of_ones_own_are_logged_and_move_no_weight(hard, project):
+    """What they return is in the line of the step, by name; they draw random numbers of their own."""
+    plain = made(hard, project, HARD, "log.every=3st")
+    looked = made(hard, project, HARD, "log.every=3st", f"++log.hooks={OWN}")
+    line = lines(looked)[0]
+    results = [json.loads((folder / "result.json").read_text()) for folder in (plain, looked)]
+
+    assert {name for name in line if name.startswith(("forward", "backward"))} == {
+        "forward/conv/mine/largest",
+        "forward/conv/mine/drawn",
+        "backward/conv/mine",
+    }
+    assert line["forward/conv/mine/largest"] > 0
+    assert line["backward/conv/mine"] > 0
+    assert results[0]["weights_sha256"] == results[1]["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("hook", "status", "said"),
+    [
+        ("{name: cnv, forward: {_target_: more.peak}}", 2, "log.hooks.a.name must match a module, but is 'cnv'"),
+        ("{name: conv, forward: {_target_: more.peek}}", 2, "did you mean `more.peak`?"),
+        ("{name: conv, forward: {_target_: torch.mean}}", 2, "must be a function of your own that takes a module"),
+        (
+            "{name: conv, forward: {_target_: more.scaling}}",
+            1,
+            "log.hooks.a changed a tensor of `forward/conv` in place",
+        ),
+        (
+            "{name: conv, backward: {_target_: more.wordy}}",
+            1,
+            "must return numbers, or a mapping of them, but returns str",
+        ),
+        (
+            "{name: conv, forward: {_target_: more.failing}}",
+            1,
+            "log.hooks.a raised at `forward/conv`: ZeroDivisionError",
+        ),
+    ],
+)
+def test_a_hook_that_cannot_be_is_said(hard, hook, status, said):
+    """Before the run where its name or its pattern is wrong; with its key where it raises or does more than look."""
+    ended, text = hard(HARD, "log.every=1st", f"++log.hooks={{a: {hook}}}")
+
+    assert (status, True) == (ended, said in text), text
+
+
+def test_a_line_of_training_may_be_of_its_own_step(hard, project, monkeypatch):
+    """The values of each third step, and of the last, as a log of every step has them; also after a resume."""
+    every = {line["step"]: line for line in lines(made(hard, project, HARD, FIELDED[1], "log.every=1st"))}
+    names = ("train/loss", "train/accuracy", "train/right")
+    third = lines(made(hard, project, HARD, FIELDED[1], "log.every=3st", "log.mean=false"))
+    means = lines(made(hard, project, HARD, FIELDED[1], "log.every=3st"))
+    with monkeypatch.context() as patch:
+        stop_after(5, patch)
+        assert hard(HARD, FIELDED[1], "log.every=3st", "log.mean=false")[0] == 75
+    folder = newest(project)
+    assert hard("resume", str(folder))[0] == 0
+
+    at = [line["step"] for line in third if "train/loss" in line]
+    assert at == [3, 6, 9, 12]
+    for name in names:
+        assert [line[name] for line in third if name in line] == [every[step][name] for step in at]
+        assert [line[name] for line in lines(folder) if name in line] == [every[step][name] for step in at]
+    assert means[0]["train/loss"] != third[0]["train/loss"]
 
 
 class Operators(TorchDispatchMode):

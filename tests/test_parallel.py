@@ -14,7 +14,10 @@ import pytest
 import torch
 
 from runner import preflight
+from runner.build import splits_batches
 from runner.checkpoint import Checkpoints
+from runner.config.schema import Config, Device
+from runner.step import supervised
 from tests.crash.project import HARD, differences, ending, events, write
 
 ROOT = Path(__file__).parents[1]
@@ -547,3 +550,23 @@ def test_what_cannot_be_is_refused_with_the_remedy(runner, fleet, whole, monkeyp
     assert ran.status == 2
     assert wanted in ran.out + ran.err
     assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("parallel", "device", "kind", "gpus", "splits"),
+    [
+        ("auto", "cuda", "auto", 2, True),
+        ("auto", "cuda", "auto", 1, False),
+        ("auto", "cuda", "cuda:1", 2, False),
+        ("auto", "cpu", "auto", 0, False),
+        ("data_parallel", "cuda", "cuda", 2, True),
+        ("none", "cuda", "auto", 2, False),
+    ],
+)
+def test_auto_splits_batches_where_there_are_several_gpus(monkeypatch, parallel, device, kind, gpus, splits):
+    """And not where one GPU is named, where there is one, or none."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    config = Config(model={}, optimizer={}, loss={}, device=Device(type=kind, parallel=parallel))
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+
+    assert splits == splits_batches(config, torch.device(device), supervised, optimizer)

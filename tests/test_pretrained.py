@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import json
+import re
 import shlex
 import threading
 
@@ -11,6 +12,7 @@ import torch
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from torch import nn
+from torch.nn.utils import prune
 
 from runner.errors import ConfigError, RunError
 from runner.pretrained import Options, load, plan, prepare
@@ -256,6 +258,80 @@ def test_names_that_shapes_do_not_explain_get_no_proposal():
     assert not mistake.suggestion
 
 
+# Layers that the file holds in parts
+
+
+class Parts(nn.Module):
+    """Two layers, of which one is to be written under a reparametrization."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 5), nn.Linear(5, 4)
+
+
+def pruned(layer):
+    prune.l1_unstructured(layer, "weight", 0.3)
+
+
+REPARAMETRIZATIONS = {
+    "weight_norm": nn.utils.weight_norm,
+    "spectral_norm": nn.utils.spectral_norm,
+    "prune": pruned,
+    "parametrizations.weight_norm": nn.utils.parametrizations.weight_norm,
+    "parametrizations.spectral_norm": nn.utils.parametrizations.spectral_norm,
+    "parametrizations.orthogonal": nn.utils.parametrizations.orthogonal,
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's own, about its older weight_norm
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("way", REPARAMETRIZATIONS)
+def test_parts_of_a_weight_are_never_taken_for_it(way, prefix):
+    """weight = g v / |v|, orig / sigma, orig mask, …: no rename rule makes these numbers."""
+    source = Parts()
+    REPARAMETRIZATIONS[way](source.a)
+    state = {prefix + name: value for name, value in source.state_dict().items()}
+    options = {"strip_prefix": prefix or None}
+    for strategy in ("full", "filtered"):
+        least = {"expect_loaded": 1.0} if strategy == "filtered" else {}
+        said = str(refused(state, Options(strategy, **options, **least), Parts())[-1])
+        assert "to load" not in said
+        assert "which no rename gives; where it was saved, call torch.nn.utils." in said
+    assert "`" + prefix + "a.weight`" in " ".join(plan(Parts(), state, Options("filtered", **options)).notes)
+    part = next(name for name in state if "a." in name and state[name].shape == (5, 6))
+    rename = [(rf"a\..*{re.escape(part.rpartition('.')[2])}$", "a.weight")]
+    (mistake,) = refused(state, Options("filtered", **options, rename=rename), Parts())
+    assert f"must not take {part} for a.weight" in str(mistake)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("way", REPARAMETRIZATIONS)
+def test_a_model_that_holds_parts_takes_parts_and_no_whole_weight(way):
+    source, model = Parts(), Parts()
+    REPARAMETRIZATIONS[way](source.a)
+    REPARAMETRIZATIONS[way](model.a)
+    state = source.state_dict()
+    assert take(state, Options("full"), model) == state.keys()
+    renamed = {f"net.{name}": value for name, value in state.items()}
+    assert f"to load {len(state)} of {len(state)}" in str(refused(renamed, Options("full"), model)[-1])
+    assert "to load" not in str(refused(Parts().state_dict(), Options("full"), model)[-1])
+
+
+def test_a_rename_that_would_load_far_more_is_said_before_a_partial_load():
+    """29 of 105 tensors without a word, where a rename loads all: a mistake, unless `expect` says that it is meant."""
+    state = {name.replace("layer1.", "stage.").replace("bn1", "norm"): value for name, value in STATE.items()}
+    for strategy in ("filtered", "partial"):
+        (mistake,) = refused(state, Options(strategy))
+        assert "loads 4 of 16 tensors, and a rename would load 16" in str(mistake)
+        assert "pretrained.expect.loaded=4" in str(mistake)
+        assert len(take(state, Options(strategy, expect_loaded=4))) == 4
+    head = {name.replace("fc.", "head."): value for name, value in STATE.items()}
+    made = plan(fresh(), head, Options("filtered"))
+    assert made.loaded == 14
+    assert any("2 more would load with pretrained.rename=" in note for note in made.notes)
+    assert not plan(fresh(), head, Options("filtered", exclude=[r"head\..*"])).notes
+
+
 # Shapes and dtypes
 
 
@@ -455,7 +531,14 @@ def test_an_average_is_taken_when_asked():
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        ([STATE], "holds a list of 1, a mapping of tensors at [0]; save the mapping itself"),
+        (
+            [STATE],
+            "holds a list of 1, a mapping of tensors at [0]\n   `'pretrained.key=\"0\"'` takes it; or save the mapping",
+        ),
+        (
+            {"models": [STATE, STATE]},
+            "a list of 2 is under `models`, a mapping of tensors at [0]\n   `pretrained.key=models.0`",
+        ),
         ({}, "holds nothing: an empty dict"),
         ({"state_dict": {}}, "keys state_dict, and none has tensors"),
         (torch.ones(3), "holds a Tensor"),
@@ -477,6 +560,17 @@ def test_a_key_that_is_not_there_is_a_mistake():
     (mistake,) = caught.value.mistakes
     assert (mistake.key, mistake.suggestion) == ("pretrained.key", "state_dict")
     assert find_state({"a.b": {"c": STATE}}, "a.b.c")[0] == STATE
+    assert find_state({"models": [{}, STATE]}, "models.1")[0] == STATE
+    with pytest.raises(ConfigError, match="`models` has 0, 1"):
+        find_state({"models": [STATE, STATE]}, "models.2")
+
+
+def test_mappings_that_hold_each_other_many_times_are_not_searched_for_ever():
+    node: dict[str, object] = {}
+    for _ in range(4):
+        node = {f"{i}": node for i in range(2000)}
+    with pytest.raises(ConfigError, match="too many mappings"):
+        find_state(node)
 
 
 # Sources

@@ -1,7 +1,10 @@
 """Exact resume: whatever instant a run stops at, it ends with the bits that it would have ended with."""
 
+import contextlib
+import io
 import itertools
 import json
+import math
 import os
 import random
 import shutil
@@ -12,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from runner import fit
 from runner.checkpoint import Checkpoints
@@ -208,13 +212,119 @@ def test_a_schedule_that_followed_the_duration_stays_and_this_is_said(hard, proj
     status, _, err = hard(*cosine)
     assert status == 0, err
     folder = newest(project)
-    _, out, _ = hard("resume", str(folder), "train.duration=2ep")
+    _, out, _ = hard("resume", str(folder), "train.duration=2ep", "--schedule", "continue")
 
     assert "scheduler.T_max stays 1ep" in out
     assert torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["scheduler"]["scheduler"]["T_max"] == 4
     _, out, err = hard("resume", str(folder), "train.duration=3ep", "scheduler.T_max=3ep")
     assert "scheduler.T_max is 3ep from here on" in out, err
     assert torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["scheduler"]["scheduler"]["T_max"] == 12
+
+
+@pytest.fixture
+def cosine(hard, project, tmp_path):
+    """A finished run of 8 steps whose rate has come to 0, in a folder of its own."""
+    (project / "conf" / "experiment" / "cosine.yaml").write_text(COSINE)
+    run = tmp_path / "cosine"
+    run.mkdir()
+    status, _, err = hard("experiment=cosine", "train.duration=2ep", "log.every=1st", f"run={run}")
+    assert status == 0, err
+    return run
+
+
+def rates(folder):
+    return {line["step"]: line["lr"] for line in ending(folder)["lines"] if "lr" in line}
+
+
+def cosine_rate(step, steps, rate=0.05):
+    return rate * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def test_a_rate_that_would_rise_again_asks_for_a_word_and_touches_nothing(hard, cosine):
+    before = contents(cosine)
+    status, _, err = hard("resume", str(cosine), "train.duration=4ep")
+
+    assert status == 2
+    assert "would make the rate rise again: the learning rate is 0 now, rises to" in err
+    assert all(f"--schedule {word}" in err for word in ("follow", "constant", "continue"))
+    assert contents(cosine) == before
+
+
+def test_the_schedule_follows_the_new_duration_from_here(hard, cosine):
+    """Each rate is that of the cosine over 16 steps; a later resume goes on with it."""
+    before = rates(cosine)
+    base = before[4] * 2
+    status, out, err = hard("resume", str(cosine), "train.duration=4ep", "--schedule", "follow")
+
+    assert status == 0, err
+    assert f"the learning rate is {base / 2:.4g} now and falls to 0 at the end (step 16) (--schedule follow)" in out
+    expected = {step: cosine_rate(step, 16, base) for step in range(9, 17)}
+    assert rates(cosine) == pytest.approx(before | expected, abs=1e-12)
+    config = yaml.safe_load((cosine / "config.yaml").read_text())
+    assert (config["scheduler"]["T_max"], config["scheduler"]["planned_for"]) == ("4ep", None)
+    assert json.loads((cosine / "provenance.json").read_text())["resumed"][0]["schedule"] == "follow"
+    assert hard("resume", str(cosine), "train.duration=8ep", "--schedule=follow")[0] == 0
+    assert rates(cosine)[24] == pytest.approx(cosine_rate(24, 32, base))
+
+
+def test_the_last_rate_stays_where_it_has_come_to_0_that_before(hard, cosine):
+    base = rates(cosine)[4] * 2
+    last = cosine_rate(7, 8, base)
+    status, out, err = hard("resume", str(cosine), "train.duration=4ep", "--schedule", "constant")
+
+    assert status == 0, err
+    assert f"the learning rate stays {last:.4g} to the end (step 16)" in out
+    assert [rates(cosine)[step] for step in range(9, 17)] == pytest.approx([last] * 8)
+    assert yaml.safe_load((cosine / "config.yaml").read_text())["scheduler"]["_target_"] is None
+    assert hard("resume", str(cosine), "train.duration=5ep")[0] == 0
+    assert rates(cosine)[20] == pytest.approx(last)
+
+
+def test_a_run_that_was_prolonged_with_a_word_is_interrupted_and_goes_on_the_same(hard, cosine, tmp_path, monkeypatch):
+    for word in ("follow", "constant", "continue"):
+        straight, cut = tmp_path / f"{word}1", tmp_path / f"{word}2"
+        shutil.copytree(cosine, straight, symlinks=True)
+        shutil.copytree(cosine, cut, symlinks=True)
+        assert hard("resume", str(straight), "train.duration=4ep", "--schedule", word)[0] == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.optim.SGD, "step", stopping(torch.optim.SGD.step, 3))
+            assert hard("resume", str(cut), "train.duration=4ep", "--schedule", word)[0] == 75
+        assert hard("resume", str(cut))[0] == 0
+        assert ending(straight)["result"]["weights_sha256"] == ending(cut)["result"]["weights_sha256"]
+        assert rates(straight) == rates(cut)
+
+
+def stopping(step, count):
+    """An optimizer's step that sends SIGTERM to this process in its call of that number."""
+    calls = itertools.count(1)
+
+    def counted(*args, **kwargs):
+        done = step(*args, **kwargs)
+        if next(calls) == count:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return done
+
+    return counted
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--schedule", "follow"], "has no effect without a longer duration"),
+        (["--schedule", "folow", "train.duration=4ep"], "did you mean `follow`?"),
+        (["--schedule"], "--schedule must be follow, constant or continue"),
+    ],
+)
+def test_a_word_that_means_nothing_is_a_mistake(hard, cosine, words, said):
+    status, _, err = hard("resume", str(cosine), *words)
+
+    assert (status, said in err) == (2, True), err
+
+
+def test_a_schedule_that_does_not_follow_the_duration_has_nothing_to_follow(hard, whole):
+    status, _, err = hard("resume", str(whole), "train.duration=4ep", "--schedule", "follow")
+
+    assert (status, "no argument of scheduler is the duration of the run" in err) == (2, True), err
 
 
 @pytest.mark.parametrize(
@@ -274,6 +384,217 @@ def test_another_world_is_refused_by_name_and_nothing_is_touched(hard, project, 
     assert status == 2
     assert said in err
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+# ---- a run that cannot go on
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def without_module(project, monkeypatch):
+    (project / "parts.py").rename(project / "away.txt")
+    monkeypatch.delitem(sys.modules, "parts")
+
+
+def with_a_broken_module(project, monkeypatch):
+    shutil.copy(project / "parts.py", project / "away.txt")
+    (project / "parts.py").write_text("def (:\n")
+    monkeypatch.delitem(sys.modules, "parts")
+
+
+def with_another_layer(_project, monkeypatch):
+    made = sys.modules["parts"].Net.__init__
+
+    def init(self):
+        made(self)
+        self.more = torch.nn.Linear(3, 3)
+
+    monkeypatch.setattr(sys.modules["parts"].Net, "__init__", init)
+
+
+def without_data(_project, monkeypatch):
+    def init(self, count, seed=0):
+        raise FileNotFoundError(2, "No such file or directory", "grids.csv")
+
+    monkeypatch.setattr(sys.modules["parts"].Grids, "__init__", init)
+
+
+def with_a_full_disk(_project, monkeypatch):
+    from runner import run
+
+    def write_json(path, _value):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(run, "write_json", write_json)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "said"),
+    [
+        (without_module, 1, "there is no module `parts`"),
+        (with_a_broken_module, 1, "SyntaxError: invalid syntax (parts.py:1)"),
+        (with_another_layer, 1, "more.weight"),
+        (without_data, 1, "grids.csv"),
+        (with_a_full_disk, 1, "provenance.json cannot be written (No space left on device)"),
+    ],
+)
+def test_a_completed_run_that_cannot_go_on_loses_nothing(
+    hard, project, whole, tmp_path, monkeypatch, change, status, said
+):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder, symlinks=True)
+    before = contents(folder)
+    with monkeypatch.context() as patch:
+        change(project, patch)
+        found, _, err = hard("resume", str(folder), "train.duration=4ep")
+    if (project / "away.txt").exists():
+        (project / "away.txt").replace(project / "parts.py")
+
+    after = {path: text for path, text in contents(folder).items() if "tb" not in path.parts}
+    assert (found, said in err, "Traceback" in err) == (status, True, False), err
+    assert after == {path: text for path, text in before.items() if "tb" not in path.parts}
+
+
+def test_a_run_whose_code_has_changed_so_that_it_cannot_load_is_refused_by_the_modules_name(
+    hard, whole, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder, symlinks=True)
+    record = json.loads((folder / "provenance.json").read_text())
+    record["modules"]["files"]["parts"] = "0"
+    (folder / "provenance.json").write_text(json.dumps(record))
+    with_another_layer(None, monkeypatch)
+    status, _, err = hard("resume", str(folder), "train.duration=4ep")
+
+    assert (status, "module parts must have the source that it had" in err, "1 mistake." in err) == (2, True, True)
+    assert json.loads((folder / "result.json").read_text())["status"] == "completed"
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(hard, whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder, symlinks=True)
+    shutil.rmtree(folder / "checkpoints")
+    before = contents(folder)
+    status, _, err = hard("resume", str(folder), "train.duration=4ep")
+
+    assert (status, "holds no checkpoint, though the run has saved at step 12" in err) == (1, True), err
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [
+        ("{run}/checkpoints/last.pt", "`python -m runner resume {run}`"),
+        ("{run}/checkpoints", "`python -m runner resume {run}`"),
+        ("{run}/metrics.jsonl", "`python -m runner resume {run}`"),
+        ("{parent}", "`python -m runner resume {run}`"),
+        ("{run}x", "did you mean `{run}`?"),
+    ],
+)
+def test_what_is_no_run_directory_is_answered_with_the_run_that_is_meant(hard, whole, tmp_path, given, near):
+    run = tmp_path / "mine" / "2026-01-01_run"
+    shutil.copytree(whole, run, symlinks=True)
+    status, _, err = hard("resume", given.format(run=run, parent=run.parent))
+
+    assert (status, near.format(run=run) in err) == (2, True), err
+
+
+def test_a_checkpoints_name_without_its_ending_is_answered_with_the_file(hard, whole):
+    status, _, err = hard("evaluate", str(whole), "--checkpoint", "step_00000012")
+
+    assert (status, f"--checkpoint {whole}/checkpoints/step_00000012.pt" in err) == (2, True), err
+
+
+# ---- a run that has lost some of its files
+
+
+def lose(name, content=None):
+    def change(folder):
+        path = folder / name
+        if content is None:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        else:
+            path.write_bytes(content(path.read_bytes()) if callable(content) else content)
+
+    return change
+
+
+GARBAGE = b"\0\xff{"
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "said"),
+    [
+        (lose(".hydra"), 0, ".hydra/config.yaml is missing: overrides are applied to"),
+        (lose(".hydra/config.yaml", GARBAGE), 0, "overrides are applied to"),
+        (lose("config.yaml"), 0, "config.yaml is missing: the config is taken from"),
+        (lose("config.yaml", GARBAGE), 0, "the config is taken from"),
+        (lose("config.yaml", b""), 0, "it holds no mapping): the config is taken from"),
+        (lose("config.yaml", lambda text: text[: text.index(b"\ntrain:") + 1]), 0, "it lacks train.duration"),
+        (lose("config.yaml", lambda text: text.replace(b"seed: 0", b"sfed: 0", 1)), 0, "sfed is not a key"),
+        (lose("result.json", GARBAGE), 0, ""),
+        (lose("result.json", b"[]"), 0, ""),
+        (lose("result.json"), 0, ""),
+        (lose("provenance.json"), 2, "provenance.json is missing, so that code, versions and data cannot be compared"),
+        (lose("provenance.json", GARBAGE), 2, "provenance.json is damaged"),
+        (lose("provenance.json", b'{"modules": []}'), 2, "provenance.json is damaged"),
+        (lose("checkpoints/manifest.json"), 0, "manifest.json is missing: it is made again"),
+        (lose("checkpoints/manifest.json", GARBAGE), 0, "it is made again"),
+    ],
+)
+def test_what_a_run_has_lost_is_said_with_what_can_still_be_done(hard, whole, tmp_path, change, status, said):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder, symlinks=True)
+    change(folder)
+    found, out, err = hard("resume", str(folder), "train.duration=3.25ep")
+    if status == 2:
+        assert "or accept other numbers with `--inexact`" in err
+        assert hard("resume", str(folder), "train.duration=3.25ep", "--inexact")[0] == 0
+
+    assert (found, said in out + err, "Traceback" in out + err) == (status, True, False), out + err
+    assert json.loads((folder / "result.json").read_text())["steps"] == 13
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"\0" * 4096, b"2/3"])
+def test_log_lines_that_are_lost_are_taken_from_tensorboards_events(hard, project, whole, monkeypatch, damage):
+    """The resumed run's lines are those of the whole one, to single precision; weights and events to the bit."""
+    folder = stopped(hard, project, monkeypatch, 9, HARD)
+    lines = folder / "metrics.jsonl"
+    text = lines.read_bytes()
+    lines.unlink()
+    if damage is not None:
+        lines.write_bytes(text[: len(text) * 2 // 3] if damage == b"2/3" else damage)
+    status, out, err = hard("resume", str(folder))
+
+    assert (status, "from TensorBoard's events" in out) == (0, True), out + err
+    assert [pytest.approx(line, rel=1e-6) for line in ending(whole)["lines"]] == ending(folder)["lines"]
+    assert events(whole) == events(folder)
+    assert ending(whole)["result"] == ending(folder)["result"]
+
+
+def test_log_lines_that_nothing_else_holds_are_said_to_be_lost(hard, project, monkeypatch):
+    folder = stopped(hard, project, monkeypatch, 9, HARD, "log.tensorboard=false")
+    (folder / "metrics.jsonl").unlink()
+    status, out, err = hard("resume", str(folder))
+
+    assert (status, "what was logged up to step 9 is lost" in out) == (0, True), out + err
+
+
+def test_without_any_config_the_line_is_given_that_takes_it_from_a_checkpoint(hard, whole, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder, symlinks=True)
+    was = (folder / "config.yaml").read_bytes()
+    (folder / "config.yaml").write_bytes(b"")
+    shutil.rmtree(folder / ".hydra")
+    status, _, err = hard("evaluate", str(folder))
+    code = err.partition('python -c "')[2].partition('" > ')[0]
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        exec(code, {})
+
+    assert (status, code != "") == (2, True), err
+    assert yaml.safe_load(text.getvalue()) == yaml.safe_load(was)
 
 
 def test_the_same_line_with_run_goes_on_too(hard, project, whole, monkeypatch):

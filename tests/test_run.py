@@ -1,8 +1,11 @@
 """Whole runs: the run directory, the bits of the weights, evaluation, resume, failure."""
 
+import errno
+import io
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +157,78 @@ def test_ctrl_c_saves_and_says_how_to_go_on(runner: Runner, monkeypatch: pytest.
     assert "python -m runner resume outputs/digits_cnn/" in stopped.out
 
 
+def test_a_closed_terminal_does_not_end_a_run(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its SIGHUP comes after the second step."""
+    interrupt_after(2, monkeypatch, signal.SIGHUP)
+    ran = runner(*SHORT)
+
+    assert (ran.status, ran.result["status"], ran.result["steps"]) == (0, "completed", 8)
+
+
+@pytest.mark.parametrize("refusal", [errno.EPIPE, errno.EIO])
+def test_a_console_that_is_gone_does_not_end_a_run(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
+) -> None:
+    """`| head` has read enough (EPIPE), the terminal is closed (EIO)."""
+
+    class Gone(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise OSError(refusal, os.strerror(refusal))
+
+    from runner.__main__ import main
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    monkeypatch.setattr(sys, "stderr", Gone())
+    assert main(list(SHORT)) == 0
+    (folder,) = (tmp_path / "outputs" / "digits_cnn").iterdir()
+    assert json.loads((folder / "result.json").read_text())["status"] == "completed"
+
+
+def test_a_run_that_failed_before_it_had_a_config_begins_in_its_folder(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk was full when its first file was written."""
+    from runner import run
+
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    with monkeypatch.context() as patch:
+
+        def full(path: Path, _text: str) -> str:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+        patch.setattr(run, "write_text", full)
+        assert runner(*SHORT, f"run={folder}").status == 1
+    assert not (folder / "config.yaml").exists()
+    assert (folder / "result.json").exists()
+    ran = runner(*SHORT, f"run={folder}")
+
+    assert (ran.status, ran.result["status"]) == (0, "completed")
+
+
+def test_a_folder_of_something_else_is_no_place_for_a_run(runner: Runner, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+    ran = runner(*SHORT, f"run={tmp_path / 'mine'}")
+
+    assert (ran.status, "it has no config.yaml, but thesis.tex" in ran.err) == (2, True)
+
+
+@pytest.mark.parametrize("verb", [[], ["show", "schedule"], ["show", "data"], ["audit", "init"]])
+@pytest.mark.parametrize("place", ["file", "link"])
+def test_outputs_that_is_no_folder_is_said_in_a_sentence(
+    runner: Runner, tmp_path: Path, verb: list[str], place: str
+) -> None:
+    if place == "file":
+        (tmp_path / "outputs").touch()
+    else:
+        (tmp_path / "outputs").symlink_to("/nonexistent/disk")
+    ran = runner(*verb, *SHORT)
+
+    said = {"file": "outputs is a file where a folder must be", "link": "outputs is a link to /nonexistent/disk"}[place]
+    assert (ran.status, said in ran.err, ran.err.count("\n")) == (1, True, 1), ran.err
+
+
 def test_resume_of_a_completed_run_touches_nothing(runner: Runner) -> None:
     """It prints the result, exits with 0, and every file is as it was."""
     folder = runner(*SHORT).folder
@@ -215,7 +290,7 @@ def test_an_error_without_words_is_recorded_all_the_same(
     assert runner(*SHORT).status == 1
     folder = next(Path("outputs/digits_cnn").iterdir())
 
-    assert json.loads((folder / "result.json").read_text())["error"] == said
+    assert json.loads((folder / "result.json").read_text())["error"].partition(" (/")[0] == said
     assert "Traceback" in (folder / "log.txt").read_text()
 
 

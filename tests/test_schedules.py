@@ -462,10 +462,10 @@ def test_prolonged_without_a_checkpoint(train: Callable[..., Any], runner: Calla
     before = logged(train(yaml_text))
     folder = train(yaml_text, "name=again").folder
     for duration in ("6ep", "7ep"):
-        for file in ("checkpoints", "metrics.jsonl"):
+        for file in ("checkpoints", "metrics.jsonl", "result.json"):
             path = folder / file
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        assert runner("resume", str(folder), f"train.duration={duration}").status == 0
+        assert runner("resume", str(folder), f"train.duration={duration}", "--schedule=continue").status == 0
     after = logged(Ran(folder))
 
     assert before == (after[0][:TOTAL], after[1][:TOTAL])

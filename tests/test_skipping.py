@@ -301,9 +301,11 @@ def test_a_transform_that_fails_in_a_stream() -> None:
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_stream_that_raises_has_no_next_sample(number: int) -> None:
     """A generator is over then, so going on would silently lose the rest: refused, with the reason."""
-    with pytest.raises(RunError, match=r"train sample 7.*: OSError: truncated; an iterable dataset that raised has no"):
+    with pytest.raises(
+        RunError, match=r"train sample 7.*: OSError: truncated .*py:\d+\); an iterable dataset that raised has no"
+    ):
         epochs(split(Numbers(raises), skipping(), transforms={}, **workers(number)), 1)
-    with pytest.raises(RunError, match=r"train sample 7.*: OSError: truncated$"):
+    with pytest.raises(RunError, match=r"train sample 7.*: OSError: truncated \(.*py:\d+\)$"):
         epochs(split(Numbers(raises), transforms={}, **workers(number)), 1)
     assert [] == multiprocessing.active_children()
 

@@ -119,7 +119,7 @@ def takes(slot: str, target: Any) -> bool:
     """Whether an object is defined where the slot's things are; its base class is asked about elsewhere."""
     if reason(target):
         return False
-    module, name = home(target)
+    module, _name = home(target)
     modules = (CLASSES if isinstance(target, type) else FUNCTIONS).get(slot, ())
     return within(module, modules) or any(target is _named(full) for full in NAMED.get(slot, ()))
 

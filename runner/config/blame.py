@@ -14,11 +14,14 @@ import yaml
 
 from runner.config import document, schema
 from runner.config.document import Document
+from runner.config.recipes import KEPT, RATES, left_out
 from runner.errors import ABSENT, Mistake
 
 if TYPE_CHECKING:
     from hydra.core.default_element import ResultDefault
     from hydra.core.override_parser.types import Override
+
+    from runner.config.recipes import Superseded
 
 Path_ = tuple[str | int, ...]
 REFERENCE = re.compile(r"\$\{(\.*[\w.\-\[\]]+)\}")
@@ -75,6 +78,13 @@ class _File:
     package: Path_
     chosen: str
     cwd: Path
+    superseded: "Mapping[str, Superseded]" = dataclasses.field(default_factory=dict)
+
+    def left_out(self, path: Path_) -> "tuple[Setting, Superseded] | None":
+        """The setting of a recipe that was written for another option, and that option."""
+        reason = left_out(path, self.superseded)
+        found = dataclasses.replace(self, superseded={}).setting(path) if reason else None
+        return (found, reason) if found and reason else None
 
     def placed(self, places: Mapping[str, str]) -> "_File":
         return dataclasses.replace(self, chosen=places.get(self.chosen, self.chosen))
@@ -84,6 +94,10 @@ class _File:
         if below != self.package[: len(below)] or (len(path) < len(self.package) and not self.loaded.data):
             return None
         if node_path and node_path[0] == "defaults" and not self.package:
+            return None
+        reason = left_out(path, self.superseded)
+        kept = [name for name in KEPT.get(str(path[0]), ()) if reason and name in self.loaded.data[str(path[0])]]
+        if reason and not kept:
             return None
         if self.loaded.root is None and path == self.package:
             return Setting({}, place(self.loaded.path, 1, self.cwd), self.chosen)  # an empty file
@@ -96,6 +110,8 @@ class _File:
         value: Any = self.loaded.data
         for part in node_path:
             value = value[part]
+        if reason:  # the group as a whole
+            value = {name: value[name] for name in kept}
         return Setting(value, place(self.loaded.path, line, self.cwd), self.chosen)
 
 
@@ -140,7 +156,12 @@ class Layers:
 
     @classmethod
     def of(
-        cls, files: Files, defaults: "Sequence[ResultDefault]", overrides: "Sequence[Override]", cwd: Path
+        cls,
+        files: Files,
+        defaults: "Sequence[ResultDefault]",
+        overrides: "Sequence[Override]",
+        cwd: Path,
+        superseded: "Mapping[str, Mapping[str, Superseded]] | None" = None,
     ) -> "Layers":
         """From Hydra's defaults list and overrides."""
         layers: list[_File | _Argument] = []
@@ -153,7 +174,8 @@ class Layers:
             chosen = "" if default.primary else _chooser(files, defaults, overrides, default, cwd)
             if default.primary:
                 primary = place(path, 1, cwd)
-            layers.append(_File(files.read[path], package, chosen, cwd))
+            of_others = (superseded or {}).get(default.config_path or "", {})
+            layers.append(_File(files.read[path], package, chosen, cwd, of_others))
         for override in overrides:
             if override.key_or_group.partition("@")[0] in _groups(defaults) and not isinstance(override.value(), dict):
                 continue
@@ -177,6 +199,53 @@ class Layers:
         """Every layer that sets the key, in order; the winner last."""
         found = [layer.setting(path) for layer in self._layers]
         return [setting for setting in found if setting is not None]
+
+    def left_out(self, path: Path_) -> "list[tuple[Setting, Superseded]]":
+        """Settings of the key that recipes wrote for an option that is not in force."""
+        found = [layer.left_out(path) for layer in self._layers if isinstance(layer, _File)]
+        return [one for one in found if one is not None]
+
+    def notes_on_recipes(self) -> list[str]:
+        """One line for each group of a recipe that is left out, and for rates that were meant for another optimizer."""
+        notes = []
+        for layer in self._layers:
+            if not isinstance(layer, _File):
+                continue
+            for group, reason in layer.superseded.items():
+                found = layer.left_out((group,))
+                names = [n for n in layer.loaded.data.get(group, {}) if n not in KEPT.get(group, ())]
+                keys = ", ".join(f"{group}.{name}" for name in names)
+                if found is not None:
+                    notes.append(f"{keys} of {found[0].where} left out: {reason}")
+            if "optimizer" in layer.superseded:
+                notes += [
+                    f"{dotted(path)} = {value} ({self.origin(path)}) is a rate {layer.superseded['optimizer']}"
+                    for path, value in _rates(layer.loaded.data)
+                    if self.origin(path).startswith(f"{place(layer.loaded.path, 0, self.cwd)[:-1]}")
+                ]
+        return notes
+
+    def notes_on_targets(self, config: dict[str, Any]) -> list[str]:
+        """One line for each component whose `_target_` was changed, with the settings that stay from the one before."""
+        notes = []
+        for path, node in _components(config, ()):
+            targets = [
+                (i, s.value) for i, layer in enumerate(self._layers) if (s := layer.setting((*path, "_target_")))
+            ]
+            changed = next((i for i, value in reversed(targets) if value != targets[-1][1]), None)
+            if changed is None:
+                continue
+            since = next(i for i, _ in targets if i > changed)
+            stay = {}
+            for name in node:
+                setters = [i for i, layer in enumerate(self._layers) if layer.setting((*path, name))]
+                if not name.startswith("_") and setters and setters[-1] < since:
+                    stay[name] = self.origin((*path, name))
+            if stay:
+                said = ", ".join(f"{dotted((*path, name))} = {node[name]} ({where})" for name, where in stay.items())
+                before = dict(targets)[changed]
+                notes.append(f"written for {before}, and used for {targets[-1][1]}: {said}")
+        return notes
 
     def references(self, path: Path_) -> list[Path_]:
         """The keys that the interpolations of the winner point to."""
@@ -206,10 +275,10 @@ class Layers:
     def blame(self, path: Path_, *, follow: bool = True) -> str:
         """Where a key got its value: the winner's line, the line that chose its group, the lines it points to."""
         settings = self.settings(path)
-        parts = self.parts(path)
-        if parts and not (settings and isinstance(settings[-1].value, dict)):
-            return parts[-1][1].where
+        own = "" if settings and settings[-1].where.startswith("argument ") else self._arguments_below(path)
         if not settings:
+            if own:
+                return own
             return self.blame(path[:-1], follow=follow) if len(path) > 1 else schema_line(path) or self._primary
         setting = settings[-1]
         more = [f"chosen by {setting.chosen}"] if setting.chosen else []
@@ -218,7 +287,12 @@ class Layers:
                 pointed = target(reference, path)
                 if pointed != path:
                     more.append(f"`${{{reference}}}` is set by {self.origin(pointed)}")
-        return setting.where + (f" ({'; '.join(more)})" if more else "")
+        where = setting.where + (f" ({'; '.join(more)})" if more else "")
+        return f"{own}, over {where}" if own else where
+
+    def _arguments_below(self, path: Path_) -> str:
+        """The arguments that set something below a key, in words; the last of several to one place."""
+        return ", ".join(dict.fromkeys({at: setting.where for at, setting in self.parts(path)}.values()))
 
     def chooser(self, group: str) -> str:
         """Who chose the option of a group."""
@@ -239,6 +313,27 @@ class Layers:
         """The first place of `blame` alone."""
         settings = self.settings(path)
         return settings[-1].where if settings else schema_line(path) or self._primary
+
+
+def _components(value: Any, path: Path_) -> Iterator[tuple[Path_, dict[str, Any]]]:
+    """Every mapping with a `_target_`, and its path."""
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield path, value
+        for name, inner in value.items():
+            yield from _components(inner, (*path, name))
+
+
+def _rates(data: Mapping[str, Any]) -> Iterator[tuple[Path_, Any]]:
+    """The settings of other groups that are in the optimizer's own unit."""
+    for group, names in RATES.items():
+        stack: list[tuple[Path_, Any]] = [((group,), data.get(group))]
+        while stack:
+            path, value = stack.pop()
+            if isinstance(value, dict):
+                stack += [((*path, name), inner) for name, inner in value.items()]
+            elif path[-1] in names and isinstance(value, int | float):
+                yield path, value
 
 
 def target(reference: str, path: Path_) -> Path_:

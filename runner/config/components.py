@@ -1,8 +1,10 @@
 """A component's target against its slot, and its arguments against the target's signature. Imports what it checks."""
 
+import enum
 import importlib
 import inspect
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +13,17 @@ from typing import Any
 from runner.config import allowed
 from runner.config.interpret import as_number, yaml_text
 from runner.config.names import did_you_mean, nearest
-from runner.config.signature import Accepts, accepts, choices, misfit, returned_class
+from runner.config.signature import (
+    UNFIT,
+    Accepts,
+    accepts,
+    choices,
+    converted,
+    kind_of,
+    misfit,
+    returned_class,
+    wants_class,
+)
 from runner.config.trust import LIBRARIES, OURS, TargetError, is_user_code, locate, trusted_by
 from runner.errors import ABSENT, Mistake
 
@@ -19,7 +31,16 @@ Path = tuple[str | int, ...]
 _KEYS = ("_target_", "_args_", "_partial_")
 # How many arguments the runner gives by position: to the constructor, and to the call of a bound function.
 _CONSTRUCTOR = {"optimizer": 1, "scheduler": 1}
-_CALL = {"transform": 1, "loss": 2, "init": 1, "function": 1, "module_function": 1, "step": 3}
+_CALL = {
+    "transform": 1,
+    "loss": 2,
+    "init": 1,
+    "function": 1,
+    "module_function": 1,
+    "step": 3,
+    "hook": 3,
+    "gradient_hook": 2,
+}
 _SUPPLIED = {"params": "the model's parameters", "optimizer": "the optimizer", "data_source": "the dataset"}
 
 OLD_ARGUMENTS = {
@@ -66,7 +87,13 @@ def check_component(path: Path, slot: str, node: dict[str, Any], trust: Sequence
     for name, value in node.items():
         if several and name not in (*_KEYS, *named) and not isinstance(value, dict):
             found.wrong((*path, name), "must be an optimizer (a mapping with `_target_` and `match`)", value)
-        elif name not in ("_target_", "_partial_"):
+        elif name == "_partial_":
+            if value is True and slot in _BUILT:
+                rule = f"must not be true: {_BUILT[slot]} is wanted here"
+                found.wrong(
+                    (*path, name), rule, remedy="leave `_partial_` out: the runner passes what is missing itself"
+                )
+        elif name != "_target_":
             parameter = named.get(name)
             _nested((*path, name), value, parameter.annotation if parameter else None, slot, trust, found)
     return target
@@ -131,6 +158,14 @@ def nested_slot(annotation: Any, outer: str) -> str:
     return f"nested {same}".rstrip()
 
 
+# Parameters whose annotation asks for an object: a bound constructor is none. (A scheduler in a scheduler and one of
+# several optimizers are completed by the runner.)
+_BUILT = {
+    "nested sampler": "a sampler",
+    "nested dataset": "a dataset",
+    "nested metric": "a metric",
+    "nested tensor": "a tensor",
+}
 MEMBER = "nested optimizer"  # one of several optimizers, with a `match` that is the runner's own
 
 
@@ -245,7 +280,7 @@ def _other_kind(slot: str, target: Any) -> str:
         return ""
     bases = _bases()
     own = bases.get(slot)
-    called = slot in ("function", "module_function", "init")
+    called = slot in ("function", "module_function", "init", "hook", "gradient_hook")
     if (own is None and not called) or (own is not None and issubclass(target, own)):
         return ""
     other = next((kind for kind, base in bases.items() if kind != slot and issubclass(target, base)), None)
@@ -328,6 +363,8 @@ _FITS: dict[str, Callable[[Any, str], bool]] = {
     "init": _function_in("init"),
     "function": _function_in("function"),
     "module_function": _function_in("module_function"),
+    "hook": lambda _target, _name: False,  # no library has one
+    "gradient_hook": lambda _target, _name: False,
     "step": _function_in("step"),
     "tensor": _function_in("tensor"),
     "search_sampler": _of_optuna("search_sampler", "optuna.samplers.BaseSampler"),
@@ -345,6 +382,8 @@ _WORDS = {
     "init": "a function of torch.nn.init (or code of your own)",
     "function": f"one of {', '.join(allowed.NAMED['function'])} (or code of your own)",
     "module_function": "a function of your own that takes a module",
+    "hook": "a function of your own that takes a module, its inputs and its output",
+    "gradient_hook": "a function of your own that takes a module and the gradient of its output",
     "step": "a function of runner.step (or code of your own)",
     "tensor": f"one of {', '.join(_TENSORS)}",
     "search_sampler": "a subclass of optuna.samplers.BaseSampler",
@@ -361,6 +400,8 @@ def _check_arguments(path: Path, slot: str, node: dict[str, Any], target: Any, t
     if len(positional) > room and not takes.takes_any_number:
         found.wrong((*path, "_args_"), f"may have at most {room} values", len(positional))
     refused = _refused_weights(path, node, target, takes, found)
+    for index, (value, name) in enumerate(zip(positional, free, strict=False)):
+        _check_value((*path, "_args_", index), value, takes.own[name], slot, found)
     for name, value in node.items():
         if name in _KEYS or name in refused:
             continue
@@ -374,7 +415,7 @@ def _check_arguments(path: Path, slot: str, node: dict[str, Any], target: Any, t
             _check_value(here, value, parameter, slot, found)
         elif not takes.open:
             _unknown_argument(here, name, value, node["_target_"], [n for n in takes.named if n not in before], found)
-    if not node.get("_partial_"):
+    if not (slot.startswith("nested") and node.get("_partial_")):
         _check_missing(path, slot, node, target, takes, filled, found)
 
 
@@ -430,6 +471,7 @@ def _unknown_argument(path: Path, name: str, value: Any, target: str, known: lis
 _REDUCTIONS = ("none", "mean", "sum", "batchmean")  # annotated as any text; refused only when a loss is computed
 
 _ONE_EACH = ("swa_lr",)
+_DTYPE = "torch.dtype"
 
 
 def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str, found: Found) -> None:
@@ -449,18 +491,42 @@ def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str
     if not words:
         return
     right, remedy = _right_value(value, parameter), ""
-    if isinstance(value, list) and "Tensor" in words:
+    if isinstance(value, list | int | float) and "Tensor" in words:
         remedy = f"write `{{_target_: torch.tensor, data: {value}}}`"
+    elif not right and (line := _component_line(value, kind_of(parameter))):
+        remedy = f"write `{line}`"
     if not right and not remedy and isinstance(parameter.default, bool | int | float | str | None):
         right = yaml_text(parameter.default)
         remedy = f"the default is `{right}`"
     found.wrong(path, words, value, suggestion=right, remedy=remedy)
 
 
+def _component_line(value: Any, annotation: Any) -> str:
+    """The node to write where a class, something to call or an object is wanted and a plain value was given."""
+    kinds = [kind for kind in (annotation, *getattr(annotation, "__args__", ())) if kind is not type(None)]
+    called = any(getattr(kind, "__origin__", kind) is Callable for kind in kinds)
+    named = isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value)
+    if named and (wants_class(annotation) or called):
+        return f"{{_target_: {value}}}"
+    for kind in kinds:
+        plain = getattr(kind, "__module__", "builtins") in ("builtins", "typing", "types", "collections.abc")
+        if isinstance(kind, type) and not plain and converted(value, kind) is UNFIT:
+            if issubclass(kind, enum.Enum) or _origin_is(kind, ("torch", "device"), ("torch", "dtype")):
+                continue
+            given = {} if named else value if isinstance(value, dict) else {"…": None}
+            arguments = "".join(", …" if name == "…" else f", {name}: {yaml_text(v)}" for name, v in given.items())
+            return f"{{_target_: {value if named else f'{kind.__module__}.{kind.__qualname__}'}{arguments}}}"
+    return ""
+
+
+def _origin_is(kind: type, *names: tuple[str, str]) -> bool:
+    return (kind.__module__, kind.__name__) in names
+
+
 def _right_value(value: Any, parameter: inspect.Parameter) -> str:
     if isinstance(value, str):
-        right = nearest(value, choices(parameter.annotation))
-        if right:
+        right = nearest(value, choices(kind_of(parameter))) or ("cuda" if value.lower() == "gpu" else "")
+        if right and (right != "cuda" or "torch.device" in str(kind_of(parameter))):
             return right
     annotation = parameter.annotation
     if annotation in (int, float) or isinstance(parameter.default, int | float):
@@ -473,14 +539,21 @@ def _dtype_problem(value: Any, parameter: inspect.Parameter) -> str | None:
     """The nearest dtype where a text is meant to be one and is not."""
     if not isinstance(value, str) or "dtype" not in str(parameter.annotation) + parameter.name:
         return None
+    kind = kind_of(parameter)
+    if kind is str or (isinstance(parameter.default, str) and kind is inspect.Parameter.empty):
+        return None  # its own text
+    if str in getattr(kind, "__args__", ()) or (
+        _DTYPE in str(kind) and not isinstance(converted(value, kind), str | type(UNFIT))
+    ):
+        return None
     import torch
 
     names = [f"torch.{name}" for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)]
     if value in names:
         return None
-    return nearest(value if value.startswith("torch.") else f"torch.{value}", names) or (
-        f"torch.{value}" if f"torch.{value}" in names else ""
-    )
+    if f"torch.{value}" in names:
+        return f"torch.{value}"
+    return nearest(value if value.startswith("torch.") else f"torch.{value}", names)
 
 
 def _refused_weights(path: Path, node: dict[str, Any], target: Any, takes: Accepts, found: Found) -> set[str]:

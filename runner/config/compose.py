@@ -5,6 +5,7 @@ and the rest is composed again, so that one report can name everything.
 """
 
 import copy
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,11 +30,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.config import document
+from runner.config import document, recipes
 from runner.config.blame import Layers, argument, as_path, shown
 from runner.config.document import Document
 from runner.config.interpolate import fill_in_referenced_defaults, resolve
 from runner.config.names import did_you_mean, nearest, other_name
+from runner.config.recipes import Superseded
 from runner.errors import ConfigError, Mistake
 
 CONFIG_NAME = "config"  # of the primary config
@@ -103,6 +105,11 @@ class Composed:
     def config(self) -> dict[str, Any]:
         """Plain data with interpolations resolved; one that cannot be is left as it is written."""
         return self._resolution[0]
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What a user should know about settings that were written for another component than the one they meet."""
+        return [*self.layers.notes_on_recipes(), *self.layers.notes_on_targets(self.config)]
 
     @property
     def unresolvable(self) -> list[Mistake]:
@@ -181,6 +188,8 @@ class _Repository(ConfigRepository):
         self.read: dict[Path, Document] = {}
         self.mistakes: list[Mistake] = []
         self.instead: dict[str, str | None] = {}  # an unknown option -> the nearest one
+        self.cut: set[tuple[str, str]] = set()  # entries of defaults lists that close a circle
+        self._edges: dict[str, list[str]] = {}  # the files that each file's defaults list names
         super().__init__(config_search_path)
 
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
@@ -214,7 +223,9 @@ class _Repository(ConfigRepository):
         if result is not None and isinstance(self._find(config_path), _Source):
             listed = result.defaults_list or []
             known = [default for i, default in enumerate(listed) if self._known(config_path, default, listed[:i])]
-            result.defaults_list = known
+            targets = {id(default): self._target(config_path, default) for default in known}
+            self._edges[config_path] = [path for path in targets.values() if path]
+            result.defaults_list = [d for d in known if (config_path, targets[id(d)]) not in self.cut]
         return result
 
     def _find(self, config_path: str) -> ConfigSource | None:
@@ -257,6 +268,45 @@ class _Repository(ConfigRepository):
         right = nearest(group, self.all_groups())
         self._note(Mistake(group, "is no config group", where=where, remedy=did_you_mean(right), suggestion=right))
         return False
+
+    def _target(self, config_path: str, default: InputDefault) -> str:
+        """The config path that an entry of a defaults list names as it stands; empty where it names none."""
+        folder = config_path.rpartition("/")[0]
+        if isinstance(default, ConfigDefault):
+            path = default.path or ""
+        elif isinstance(default, GroupDefault) and not default.override and isinstance(default.value, str):
+            path = f"{default.group}/{default.value}"
+        else:
+            return ""
+        return path.lstrip("/") if path.startswith("/") or not folder else f"{folder}/{path}"
+
+    def circle(self) -> list[str]:
+        """Files whose defaults lists lead back to the first of them, which stands at the end again; empty for none."""
+        done: set[str] = set()
+
+        def walk(path: str, above: list[str]) -> list[str]:
+            if path in above:
+                return [*above[above.index(path) :], path]
+            if path in done:
+                return []
+            found = next((ring for child in self._edges.get(path, ()) if (ring := walk(child, [*above, path]))), [])
+            done.add(path)
+            return found
+
+        return next((ring for path in list(self._edges) if (ring := walk(path, []))), [])
+
+    def place_of(self, config_path: str, target: str) -> str:
+        """The line of a defaults list that names a file."""
+        path = self.file(config_path)
+        if path is None:
+            return config_path
+        entries = self.read[path].data.get("defaults")
+        for index, entry in enumerate(entries if isinstance(entries, list) else []):
+            said = entry if isinstance(entry, str) else "/".join(map(str, next(iter(entry.items()), ())))
+            if said.split("@")[0].split()[-1].rpartition("/")[2] == target.rpartition("/")[2]:
+                found = document.find(self.read[path].root, ("defaults", index))
+                return f"{path}:{found[0] if found else 1}"
+        return f"{path}:1"
 
     def _known_file(self, path: Path, default: ConfigDefault, before: Sequence[InputDefault]) -> bool:
         """Whether an entry of a defaults list that names a file alone is `_self_`, once, or may be a file."""
@@ -316,6 +366,7 @@ class Loader(ConfigLoaderImpl):
         self._parser = OverridesParser.create()
         self._mistakes: list[Mistake] = []
         self._defaults: list[ResultDefault] = []
+        self._superseded: dict[str, dict[str, Superseded]] = {}
         self._parsed: list[Override] = []
         self._left_out: set[str] = set()
         self._unknown: set[str] = set()
@@ -343,13 +394,13 @@ class Loader(ConfigLoaderImpl):
         hydra = config.pop("hydra")
         fill_in_referenced_defaults(config)
         choices = {str(group): option for group, option in hydra.runtime.choices.items()}
-        layers = Layers.of(self.repository, self._defaults, self._parsed, self.cwd)
+        layers = Layers.of(self.repository, self._defaults, self._parsed, self.cwd, self._superseded)
         return Composed(config, hydra, choices, overrides, layers, self._mistakes, self._unknown)
 
     def _compose(self, overrides: list[str], run_mode: RunMode) -> DictConfig:
         self._mode = run_mode
         self._mistakes, self._left_out, self._unknown = [], set(), set()
-        self.repository.mistakes, self.repository.instead = [], {}
+        self.repository.mistakes, self.repository.instead, self.repository.cut = [], {}, set()
         self.repository.read.clear()
         while True:
             try:
@@ -357,6 +408,14 @@ class Loader(ConfigLoaderImpl):
                 break
             except MissingConfigException as error:
                 self._replace_option(error)
+            except RecursionError:
+                self._cut_circle()
+            except OSError as error:
+                rule = f"cannot be read: {error.strerror or error}"
+                remedy = "make it readable, or start elsewhere"
+                raise ConfigError(
+                    [*self._mistakes, Mistake(str(error.filename or "conf"), rule, remedy=remedy)]
+                ) from error
             except (HydraException, OmegaConfBaseException, ValueError, IndexError, TypeError, AssertionError) as error:
                 self._leave_out(overrides, error)
         read = [loaded.mistake for loaded in self.repository.read.values() if loaded.mistake]
@@ -447,6 +506,11 @@ class Loader(ConfigLoaderImpl):
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
         self._defaults = [default for default in defaults if self._may_configure_hydra(default, repo)]
+        self._superseded = recipes.superseded(self._defaults, self._parsed, repo, self, CONFIG_NAME)
+        for path, groups in self._superseded.items():
+            loaded = repo.load_config(path)
+            if loaded is not None and isinstance(loaded.config, DictConfig):
+                recipes.leave_out(loaded.config, groups)
         return super()._compose_config_from_defaults_list(self._defaults, repo)
 
     def _may_configure_hydra(self, default: ResultDefault, repo: IConfigRepository) -> bool:
@@ -539,6 +603,18 @@ class Loader(ConfigLoaderImpl):
         key = entry[1] if entry else (file[1] if file else "")
         self._mistakes.append(Mistake(key, _first(text.partition(": ")[2]), where=f"{path}:{line}", suggestion=right))
         self.repository.instead[file[1] if file else ""] = None
+
+    def _cut_circle(self) -> None:
+        """Note defaults lists that lead back to where they began, and go on without the entry that closes it."""
+        ring = self.repository.circle()
+        if not ring:
+            raise ConfigError([*self._mistakes, Mistake("defaults", "cannot be composed: nested too deeply")]) from None
+        places = [self.repository.place_of(path, after) for path, after in itertools.pairwise(ring)]
+        rule = f"leads back to its own file: {' names '.join(f'`{path}`' for path in ring)}"
+        where = places[-1] + (f" (by {', '.join(places[:-1])})" if places[:-1] else "")
+        remedy = "take one of these entries out"
+        self._mistakes.append(Mistake(f"{ring[-2]}: defaults", rule, where=where, remedy=remedy))
+        self.repository.cut.add((ring[-2], ring[-1]))
 
     def _composes_without(self, overrides: Sequence[str], line: str) -> bool:
         try:

@@ -1,6 +1,7 @@
 """A YAML file with the line of every node, read as OmegaConf reads it, within a limit of size."""
 
 import re
+import shlex
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -58,7 +59,10 @@ class Document:
 
 def load(path: Path, *, items: bool = False) -> Document:
     """Read a file that is a mapping, or a list of `items`; what is wrong with it is in `mistake`, never raised."""
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except OSError as error:
+        return Document(path, mistake=_not_read(path, error))
     return _load(path, stat.st_mtime_ns, stat.st_size, items)
 
 
@@ -69,7 +73,7 @@ def _load(path: Path, _changed: int, size: int, items: bool) -> Document:
         if size > MAX_BYTES:
             message = f"is larger than {MAX_BYTES:,} bytes"
             raise _Refused(message)
-        document.text = path.read_text(encoding="utf-8")
+        document.text = path.read_text(encoding="utf-8-sig")  # Windows writes a byte order mark
         _measure_depth(document.text)
         loader = _Loader(document.text)
         try:
@@ -108,11 +112,20 @@ def _load(path: Path, _changed: int, size: int, items: bool) -> Document:
             str(path), f"cannot be read as YAML: {problem}{context}", where=f"{path}:{line}", remedy=remedy
         )
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        document.mistake = Mistake(str(path), "must be UTF-8 text", where=f"{path}:{line}")
+        start = path.read_bytes()[: error.start + 2]
+        line, utf16 = start[:-2].count(b"\n") + 1, start[:2] in (b"\xff\xfe", b"\xfe\xff")
+        remedy = f"{'it is UTF-16: ' if utf16 else ''}save it as UTF-8"
+        document.mistake = Mistake(str(path), "must be UTF-8 text", where=f"{path}:{line}", remedy=remedy)
+    except OSError as error:
+        document.mistake = _not_read(path, error)
     except _Refused as error:
         document.mistake = Mistake(str(path), str(error), where=f"{path}:1")
     return document
+
+
+def _not_read(path: Path, error: OSError) -> Mistake:
+    remedy = f"see `ls -l {shlex.quote(str(path))}`"
+    return Mistake(str(path), f"cannot be read: {error.strerror or error}", where=f"{path}:1", remedy=remedy)
 
 
 class _Refused(ValueError):

@@ -35,6 +35,7 @@ def findings(config: schema.Config, choices: dict[str, str | None]) -> Iterator[
     yield from _names(config)
     yield from _contradictions(config)
     yield from _search(config)
+    yield from _pretrained(config.pretrained)  # also where one only tries: the weights would be other ones
     if Duration.parse(config.train.duration).amount and not choices.get("debug"):
         yield from _without_effect(config)
 
@@ -182,6 +183,11 @@ def _contradictions(config: schema.Config) -> Iterator[Finding]:
     if loader.in_memory is True and loader.num_workers > 0:
         rule = "must not be true with `loader.num_workers` above 0, which means the per-sample path"
         yield Finding(Mistake("loader.in_memory", rule, value=True, suggestion="auto"), ("loader.num_workers",))
+    limit = config.dataset.limit
+    if loader.drop_last and loader.batch_sampler is None and limit is not None and limit < loader.batch_size:
+        rule = f"must be at least loader.batch_size, {loader.batch_size}: loader.drop_last drops what is fewer"
+        remedy = "take `loader.drop_last=false`"
+        yield Finding(Mistake("dataset.limit", rule, limit, remedy=remedy), ("loader.batch_size", "loader.drop_last"))
     if config.loader.in_memory is True and loader.collate_fn is not None:
         rule = "must not be true with a `loader.collate_fn`, which joins samples one by one"
         yield Finding(Mistake("loader.in_memory", rule, value=True, suggestion="auto"), ("loader.collate_fn",))
@@ -336,11 +342,6 @@ def _without_effect(config: schema.Config) -> Iterator[Finding]:
         yield from _idle(
             "dataset", chosen, settings, "where nothing is split off", "dataset.val_fraction", "dataset.test_fraction"
         )
-    if config.pretrained.strategy == "none":
-        names = tuple(item.name for item in fields(schema.Pretrained) if item.name != "strategy")
-        yield from _idle(
-            "pretrained", config.pretrained, names, "while `pretrained.strategy` is none", "pretrained.strategy"
-        )
     yield from _scheduler(config.scheduler)
     yield from too_long(config)
     yield from _plateau(config)
@@ -360,6 +361,19 @@ def _without_effect(config: schema.Config) -> Iterator[Finding]:
     yield from _log(config)
     yield from _shadowed("freeze.params", config.freeze.params)
     yield from _shadowed_rules(config.init.rules)
+
+
+def _pretrained(pretrained: schema.Pretrained) -> Iterator[Finding]:
+    """Weights that nothing would load, and a strategy without weights."""
+    if pretrained.strategy == "none":
+        names = tuple(item.name for item in fields(pretrained) if item.name not in ("strategy", "path"))
+        reason, key = "while `pretrained.strategy` is none", "pretrained.strategy"
+        if pretrained.path is not None:
+            rule = f"has no effect {reason}: the weights would stay as they are initialised"
+            remedy = "`pretrained=full` loads every tensor; filtered, partial and layers load some"
+            mistake = Mistake("pretrained.path", rule, pretrained.path, remedy=remedy, suggestion="null")
+            yield Finding(mistake, (key,))
+        yield from _idle("pretrained", pretrained, names, reason, key)
 
 
 def _idle_in_training(config: schema.Config) -> Iterator[Finding]:

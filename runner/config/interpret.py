@@ -467,13 +467,19 @@ def check_node(reading: Reading, value: Any, path: Path) -> None:
                 check_node(reading, inner, (*path, name))
 
 
+_OF_HYDRA = {
+    "_convert_": "every list and mapping arrives as a plain one, as with `_convert_: all`",
+    "_recursive_": "what is nested is built first; what is to be called later has `_partial_: true`",
+}
 _HOMES = {"optimizer": "torch.optim", "scheduler": "torch.optim.lr_scheduler", "loss": "torch.nn"}
 
 
 def _own_key(reading: Reading, name: str, value: Any, path: Path) -> None:
     """`_target_`, `_args_` and `_partial_` of a component; other `_keys_` are refused."""
     here = (*path, name)
-    if name not in _RUNNER_KEYS:
+    if name in _OF_HYDRA:
+        reading.wrong(here, "is Hydra's, and has no effect here", value, remedy=f"leave it out: {_OF_HYDRA[name]}")
+    elif name not in _RUNNER_KEYS:
         near = nearest(name, _RUNNER_KEYS)
         reading.wrong(here, UNKNOWN_KEY, suggestion=dotted((*path, near)) if near else "")
     elif name == "_target_" and not (isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value)):

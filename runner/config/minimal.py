@@ -21,7 +21,13 @@ _Path = tuple[str | int, ...]
 
 
 def write_experiment(
-    file: Path, header: str, overrides: Sequence[str], recorded: Mapping[str, Any], unresolved: str, cwd: Path
+    file: Path,
+    header: str,
+    overrides: Sequence[str],
+    recorded: Mapping[str, Any],
+    unresolved: str,
+    cwd: Path,
+    trust: tuple[str, ...] = (),
 ) -> None:
     """Write an experiment file that composes to a recorded config, and make sure that it does.
 
@@ -34,6 +40,7 @@ def write_experiment(
         recorded: the resolved config of the run.
         unresolved: the YAML of the same with interpolations in place.
         cwd: where `conf/` is looked for.
+        trust: patterns of names trusted on the command line.
 
     Raises:
         ConfigError: there is such a file, or none can be written from which the same config would be composed. Then
@@ -45,11 +52,11 @@ def write_experiment(
     as_written: Any = OmegaConf.to_container(base.unresolved, resolve=False)
     problems: list[Mistake] = []
     # With its interpolations, if they still lead to the same values.
-    for before, after in [(as_written, written), (resolved(Check(base).config), resolved(wanted))]:
+    for before, after in [(as_written, written), (resolved(Check(base, trust).config), resolved(wanted))]:
         removed: list[_Path] = []
         values = _difference(_of_a_run(before), _of_a_run(after), (), removed)
         text = f"# @package _global_\n{header}{_body(groups, values)}"
-        problems = [_removed(path) for path in removed] or _try(file, text, wanted, cwd)
+        problems = [_removed(path) for path in removed] or _try(file, text, wanted, cwd, trust)
         if not problems:
             return
     raise ConfigError(problems)
@@ -111,7 +118,7 @@ def _removed(path: _Path) -> Mistake:
     return Mistake(dotted(path), rule, remedy="set it to null in the sweep instead, where that means the same")
 
 
-def _try(file: Path, text: str, wanted: Config, cwd: Path) -> list[Mistake]:
+def _try(file: Path, text: str, wanted: Config, cwd: Path, trust: tuple[str, ...]) -> list[Mistake]:
     """Write the file and compose it; where another config comes of it, it is taken away again."""
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -122,16 +129,16 @@ def _try(file: Path, text: str, wanted: Config, cwd: Path) -> list[Mistake]:
         return [Mistake("--name", rule, str(file), remedy="choose another with `--name NAME`")]
     problems: list[Mistake] = []
     try:
-        problems = list(_problems(compose([f"experiment={file.stem}"], cwd), wanted))
+        problems = list(_problems(compose([f"experiment={file.stem}"], cwd), wanted, trust))
     finally:
         if problems:
             file.unlink()
     return problems
 
 
-def _problems(composed: Composed, wanted: Config) -> Iterator[Mistake]:
+def _problems(composed: Composed, wanted: Config, trust: tuple[str, ...]) -> Iterator[Mistake]:
     """What keeps a composition from being the wanted config."""
-    checked = Check(composed)
+    checked = Check(composed, trust)
     if checked.at_once:
         yield from checked.at_once
         return

@@ -1,15 +1,21 @@
 """The config of an existing run: with overrides applied where they belong, compared with the one it was run with."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from runner.config.check import parse, resolved
+from runner.config.names import nearest
 from runner.config.schema import Config, Scheduler
 from runner.errors import ABSENT, ConfigError, Mistake
 from runner.schedule import Duration
@@ -47,32 +53,182 @@ OWN_OF_SCHEDULER = {item.name for item in fields(Scheduler)}  # the rest are arg
 INEXACT = "give it its value back, or accept other numbers with `--inexact`"
 
 
-def recorded(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, str]:
+def recorded(
+    folder: Path,
+    overrides: Sequence[str] = (),
+    verb: str = "resume",
+    say: Callable[[str], object] = lambda text: sys.stderr.write(f"{text}\n"),
+) -> tuple[Config, str]:
     """The config of the run in `folder` and its YAML with interpolations kept.
+
+    Where one of the two files is missing or damaged the other one takes its place, and `say` is told.
 
     Args:
         folder: a run directory.
         overrides: `key=value`, values in YAML; a leading `+` or `++` is allowed.
+        verb: of the command, for the remedy.
+        say: told what is made up for.
 
     Raises:
         ConfigError: the folder is no run, an override is wrong, or the config with it.
     """
-    if not (folder / "config.yaml").is_file():
-        rule = "must be a run directory (one with a config.yaml)" if folder.is_dir() else "must be a run directory"
-        raise ConfigError([Mistake("RUN", rule, str(folder))])
+    if not is_run(folder):
+        raise ConfigError([no_run(folder, verb)])
+    data, unresolved = whole_config(folder, say)
     if not overrides:
-        data: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        return parse(data), (folder / ".hydra" / "config.yaml").read_text()
-    unresolved: Any = OmegaConf.load(folder / ".hydra" / "config.yaml")
+        return parse(data), OmegaConf.to_yaml(unresolved)
     for override in overrides:
         key, separator, _ = override.lstrip("+").partition("=")
         if not separator:
             raise ConfigError([Mistake(override, "must be `key=value`", where=f"argument `{override}`")])
         try:
             unresolved = OmegaConf.merge(unresolved, OmegaConf.from_dotlist([override.lstrip("+")]))
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, YAMLError) as error:
             raise ConfigError([Mistake(key, str(error), where=f"argument `{override}`")]) from error
     return parse(_resolve(unresolved)), OmegaConf.to_yaml(unresolved)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run directory, also one that has lost its `config.yaml` since it was trained."""
+    if (folder / "config.yaml").exists():
+        return True
+    return (folder / ".hydra" / "config.yaml").is_file() and any((folder / "checkpoints").glob("step_*.pt"))
+
+
+def no_run(given: Path, verb: str) -> Mistake:
+    """What to say about a path that is no run directory: the run that is meant, where one can be told."""
+    command = f"python -m runner {verb}"
+    rule = "must be a run directory (one with a config.yaml)" if given.is_dir() else "must be a run directory"
+    inside = next((parent for parent in given.parents if is_run(parent)), None)
+    if inside is not None:  # a checkpoint, or another file or folder of a run
+        checkpoint = f" --checkpoint {shlex.quote(str(given))}" if verb == "evaluate" and given.is_file() else ""
+        line = f"{command} {shlex.quote(str(inside))}{checkpoint}"
+        return Mistake("RUN", rule, str(given), remedy=f"it is in the run {inside}: `{line}`", suggestion=str(inside))
+    runs = [file.parent for pattern in ("*", "*/*", "*/*/*") for file in given.glob(f"{pattern}/config.yaml")]
+    runs = [run for run in runs if run.name != ".hydra"]
+    if runs:
+        newest = max(runs, key=lambda run: (run.stat().st_mtime_ns, run.name))
+        remedy = (
+            f"the newest of the {len(runs)} run{'s' * (len(runs) != 1)} in it: `{command} {shlex.quote(str(newest))}`"
+        )
+        return Mistake("RUN", rule, str(given), remedy=remedy, suggestion=str(newest))
+    beside = [file.parent for file in given.absolute().parent.glob("*/config.yaml")]
+    near = nearest(given.name, [run.name for run in beside])
+    if near:
+        path = given.parent / near
+        return Mistake("RUN", rule, str(given), remedy=f"did you mean `{path}`?", suggestion=str(path))
+    if given.is_dir():
+        return Mistake(
+            "RUN", rule, str(given), remedy="no run was begun in it, or it has lost all that says what it was"
+        )
+    known = [file.parent for file in Path("outputs").glob("*/*/config.yaml")]
+    near = nearest(given.name, [run.name for run in known])
+    for run in known:
+        if run.name == near:
+            return Mistake("RUN", rule, str(given), remedy=f"did you mean `{run}`?", suggestion=str(run))
+    remedy = f"the runs are below outputs/<name>/: `{command} outputs/<name>/<run>`"
+    return Mistake("RUN", rule, str(given), remedy=remedy)
+
+
+def whole_config(folder: Path, say: Callable[[str], object]) -> tuple[Any, Any]:
+    """The resolved data of a run's config, and the same with interpolations; each from the other where it is gone.
+
+    Raises:
+        ConfigError: neither of the two files can be read.
+    """
+    written, kept = folder / "config.yaml", folder / ".hydra" / "config.yaml"
+    (data, wrong), (unresolved, amiss) = _read(written, _plain), _read(kept, OmegaConf.load)
+    config = None
+    if data is not None:
+        try:
+            config = resolved(parse(data))
+        except ConfigError as error:
+            data, wrong = _edited(written), _first_line(error)
+    other = None
+    if unresolved is not None and (data is None or (config is not None and _lacks(data, config))):
+        try:
+            other = resolved(parse(_resolve(unresolved)))
+        except ConfigError as error:
+            other, amiss = None, _first_line(error)
+    if data is not None and other is not None:  # some keys are not there: of an older version, or cut off?
+        lost = [keys for keys, was, now in _differences(config, other) if _absent(data, keys) and was != now]
+        if lost:
+            data, wrong = None, f"it lacks {'.'.join(lost[0])}"
+    if data is None and other is None:
+        rule = f"cannot be read: {wrong}"
+        checkpoint = shlex.quote(str(folder / "checkpoints" / "last.pt"))
+        load = f"torch.load({checkpoint!r}, weights_only=True)['config']"
+        line = f'python -c "import torch, yaml; print(yaml.safe_dump({load}, sort_keys=False))" > {written}'
+        remedy = f"nor can {kept} ({amiss}); a checkpoint holds it too: {line}"
+        raise ConfigError([Mistake(str(written), rule, remedy=remedy)])
+    if data is None:
+        say(f"{written} {_lost(wrong)}: the config is taken from {kept}")
+        return other, unresolved
+    if unresolved is None:
+        say(f"{kept} {_lost(amiss)}: overrides are applied to {written}, whose interpolations are resolved")
+        return data, OmegaConf.create(data)
+    return data, unresolved
+
+
+def _plain(file: Path) -> Any:
+    """What YAML's own rules read, as they wrote it: the text 1e-3 is no number for them."""
+    return yaml.load(file.read_bytes(), Loader=_Loader)  # noqa: S506  safe, in C
+
+
+def _edited(file: Path) -> Any:
+    """The mapping as OmegaConf reads what people write (1e-3 is a number), where the config is right then."""
+    try:
+        data = OmegaConf.to_container(OmegaConf.load(file))
+        parse(data)  # type: ignore[arg-type]
+    except (OSError, YAMLError, ValueError, OmegaConfBaseException):
+        return None
+    return data
+
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _lost(why: str) -> str:
+    return f"cannot be used ({why})" if why != "missing" else "is missing"
+
+
+def _read(file: Path, load: Callable[[Path], Any]) -> tuple[Any, str]:
+    """The mapping in a YAML file; None and why, where there is none."""
+    try:
+        data = load(file)
+    except FileNotFoundError:
+        return None, "missing"
+    except (OSError, YAMLError, ValueError, OmegaConfBaseException, RecursionError) as error:
+        return None, _first_line(error)
+    if not (isinstance(data, dict) or OmegaConf.is_dict(data)) or not data:
+        return None, "it holds no mapping"
+    return data, ""
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ConfigError):
+        mistake = error.mistakes[0]
+        return f"{mistake.key} {mistake.rule}"
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno else str(error)
+    mark = getattr(error, "problem_mark", None)
+    line = f", line {mark.line + 1}" if mark is not None else ""
+    return f"{getattr(error, 'problem', None) or str(error).partition(chr(10))[0]}{line}"
+
+
+def _lacks(data: Any, full: Any) -> bool:
+    """Whether a recorded config lacks a key that every recorded config has."""
+    if isinstance(data, dict) and isinstance(full, dict):
+        return any(name not in data or _lacks(data[name], value) for name, value in full.items())
+    return False
+
+
+def _absent(data: Any, keys: Keys) -> bool:
+    for key in keys:
+        if not isinstance(data, dict) or key not in data:
+            return True
+        data = data[key]
+    return False
 
 
 def _resolve(unresolved: Any) -> Any:
@@ -94,6 +250,8 @@ class Continuation:
         longer: whether it is to train for longer than it was.
         rescheduled: arguments of the scheduler that are given anew; they hold from now on.
         settings: arguments of the optimizer that are given anew, as they were and as they are.
+        was: the duration that it was started with, where it is to train for longer.
+        schedule: what the learning rate does then: see `continuation`.
     """
 
     config: Config
@@ -103,38 +261,75 @@ class Continuation:
     longer: bool = False
     rescheduled: tuple[str, ...] = ()
     settings: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    was: str = ""
+    schedule: str = ""
 
 
-def continuation(folder: Path, config: Config, unresolved: str) -> Continuation:
+def continuation(folder: Path, config: Config, unresolved: str, schedule: str = "") -> Continuation:
     """Compare a config with the one that the run in `folder` was started with.
 
     A longer duration is fine. What followed it by interpolation and decides about bits (a schedule's length) keeps its
     recorded value, unless it was given a value of its own too.
+
+    Args:
+        folder: the run directory.
+        config: to go on with.
+        unresolved: its YAML with interpolations kept.
+        schedule: what the learning rate does in a run that trains for longer: `follow` the new duration from here on,
+            stay `constant`, or `continue` as it was planned; empty where that was not said.
+
+    Raises:
+        ConfigError: `schedule` has no effect.
     """
-    before, after = resolved(recorded(folder)[0]), resolved(config)
+    before, after = resolved(recorded(folder, say=lambda _: None)[0]), resolved(config)
     notes: list[str] = []
     was, wanted = before["train"]["duration"], after["train"]["duration"]
     kept: list[Keys] = []
+    if schedule:
+        _has_effect(schedule, before, was != wanted)
+    tree = OmegaConf.create(unresolved)
     if was != wanted:
         notes.append(f"train.duration is {wanted}, and was {was}")
-        kept = _keep(before, after, unresolved, notes)
-    tree = OmegaConf.create(unresolved)
+        if schedule == "follow":
+            _follow(before, after, tree)
+        kept = _keep(before, after, unresolved, notes, schedule)
     for keys in kept:
         OmegaConf.update(tree, _dotted(keys), _get(after, keys))
     ends = [f"train.{name}" for name in ("early_stop", "max_time") if before["train"][name] != after["train"][name]]
     notes += [f"{key} is {after['train'][key[6:]]}, and was {before['train'][key[6:]]}" for key in ends]
+    changes, rescheduled, settings = _changes(before, after, kept, notes, schedule)
+    return Continuation(
+        config=parse(after),
+        unresolved=OmegaConf.to_yaml(tree) if kept or schedule == "follow" else unresolved,
+        changes=changes,
+        notes=notes,
+        longer=was != wanted or bool(ends),
+        rescheduled=tuple(rescheduled),
+        settings=settings,
+        was=was if was != wanted else "",
+        schedule=schedule,
+    )
+
+
+def _changes(
+    before: Mapping[str, Any], after: Mapping[str, Any], kept: Sequence[Keys], notes: list[str], schedule: str
+) -> tuple[list[Mistake], list[str], dict[str, tuple[Any, Any]]]:
+    """What changes the numbers; the scheduler's arguments and the optimizer's settings that are given anew."""
     changes: list[Mistake] = []
     rescheduled: list[str] = []
     settings: dict[str, tuple[Any, Any]] = {}
+    longer = before["train"]["duration"] != after["train"]["duration"]
     for keys, old, new in _differences(before, after):
         if keys == ("train", "duration"):
             changes += _shorter(old, new)
             continue
-        if keys == ("scheduler", "planned_for") and keys in kept:
+        if keys == ("scheduler", "planned_for") and (keys in kept or schedule == "follow"):
+            continue
+        if schedule == "follow" and keys[0] == "scheduler" and keys[1:] and keys[1] not in OWN_OF_SCHEDULER:
             continue
         if keys[0] == "scheduler" and keys[1:] and keys[1] not in OWN_OF_SCHEDULER:
             rescheduled.append(keys[1])
-            if was != wanted:
+            if longer:
                 notes.append(f"{'.'.join(keys)} is {new} from here on, and was {old}")
                 continue
         if keys[0] == "optimizer" and len(keys) == 2 and ABSENT not in (old, new):
@@ -142,21 +337,67 @@ def continuation(folder: Path, config: Config, unresolved: str) -> Continuation:
         if not _is_free(keys, after):
             said = "not given" if old is ABSENT else old
             changes.append(Mistake(".".join(keys), f"must stay as the run was started with ({said})", new, "", INEXACT))
-    return Continuation(
-        config=parse(after),
-        unresolved=OmegaConf.to_yaml(tree) if kept else unresolved,
-        changes=changes,
-        notes=notes,
-        longer=was != wanted or bool(ends),
-        rescheduled=tuple(rescheduled),
-        settings=settings,
-    )
+    return changes, rescheduled, settings
 
 
-def _keep(before: Mapping[str, Any], after: dict[str, Any], unresolved: str, notes: list[str]) -> list[Keys]:
+def without_schedule(again: Continuation) -> tuple[dict[str, Any], str]:
+    """The config of a run whose rates are constant from here on, and its YAML with interpolations kept."""
+    data = resolved(again.config) | {"scheduler": {}}
+    tree = OmegaConf.create(again.unresolved)
+    OmegaConf.update(tree, "scheduler", {"_target_": None}, merge=False)
+    return resolved(parse(data)), OmegaConf.to_yaml(tree)
+
+
+def _has_effect(schedule: str, before: Mapping[str, Any], longer: bool) -> None:
+    scheduler, where = before["scheduler"], f"argument `--schedule {schedule}`"
+    rule = ""
+    if not longer:
+        rule = "has no effect without a longer duration (`train.duration=…`)"
+    elif scheduler["_target_"] is None and schedule != "continue":
+        rule = "has no effect: the run has no scheduler, and its rates are constant"
+    elif schedule == "follow" and scheduler["monitor"] is not None:
+        rule = f"has no effect: the rates follow {scheduler['monitor']} and not the duration"
+    if rule:
+        raise ConfigError([Mistake("--schedule", rule, where=where)])
+
+
+def _follow(before: Mapping[str, Any], after: dict[str, Any], tree: Any) -> None:
+    """Let the scheduler's arguments that were the old duration, or what it was planned for, be the new one.
+
+    Raises:
+        ConfigError: none is.
+    """
+    wanted, scheduler = after["train"]["duration"], after["scheduler"]
+    old = {before["train"]["duration"], before["scheduler"]["planned_for"]} - {None}
+
+    def renew(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: renew(member) for name, member in value.items()}
+        if isinstance(value, list):
+            return [renew(member) for member in value]
+        return wanted if value in old else value
+
+    for name in [name for name in scheduler if name not in OWN_OF_SCHEDULER]:
+        renewed = renew(scheduler[name])
+        if renewed != scheduler[name]:
+            OmegaConf.update(tree, f"scheduler.{name}", renewed)
+            scheduler[name] = renewed
+    scheduler["planned_for"] = None
+    OmegaConf.update(tree, "scheduler.planned_for", None)
+    if not any(scheduler[name] != before["scheduler"].get(name) for name in scheduler if name not in OWN_OF_SCHEDULER):
+        rule = "has no effect: no argument of scheduler is the duration of the run"
+        remedy = "give it a value of its own (`scheduler.NAME=…`)"
+        raise ConfigError([Mistake("--schedule", rule, "follow", "argument `--schedule follow`", remedy)])
+
+
+def _keep(
+    before: Mapping[str, Any], after: dict[str, Any], unresolved: str, notes: list[str], schedule: str
+) -> list[Keys]:
     """Give what followed `train.duration` and decides about bits its recorded value back; its keys."""
     was, scheduler = before["train"]["duration"], after["scheduler"]
     kept = [keys for keys in _followers(unresolved, was, after) if not _is_free(keys, after)]
+    if schedule == "follow":
+        kept = [keys for keys in kept if keys[0] != "scheduler"]
     for keys in kept:
         old = _get(before, keys)
         notes.append(f"{'.'.join(keys)} stays {old}, as it was recorded (a value of its own makes it follow)")
@@ -181,7 +422,7 @@ def _is_free(keys: Keys, config: Mapping[str, Any]) -> bool:
     # The objective and the best of a run are no part of its weights.
     if keys in (("train", "evaluate_every"), ("train", "evaluate_at_start")):
         return monitor is None and config["train"]["early_stop"] is None
-    if keys == ("log", "every"):  # the means of training are those since a line of the log
+    if keys in (("log", "every"), ("log", "mean")):  # the means of training are those since a line of the log
         return not str(monitor).startswith("train/")
     return any(".".join(keys[:length]) in FREE for length in range(1, len(keys) + 1))
 

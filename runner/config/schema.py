@@ -218,7 +218,8 @@ class Device:
     )
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
     deterministic: Literal["strict", "warn", "off"] = "warn"
-    parallel: Literal["none", "data_parallel", "ddp", "fsdp"] = "none"  # ddp and fsdp: under torchrun
+    # data_parallel: over the GPUs of one process; auto: that where there are several; ddp and fsdp: under torchrun
+    parallel: Literal["none", "auto", "data_parallel", "ddp", "fsdp"] = "none"
     sync_batchnorm: bool = False  # statistics of the whole batch, over all processes
     find_unused_parameters: bool = False  # of ddp, for a model that does not use all of them in every step
 
@@ -256,12 +257,16 @@ Statistic = Literal["mean", "std", "abs_max", "zeros"]
 
 @dataclass
 class LogHook:
-    """Statistics of the outputs (`forward`) and of their gradients (`backward`) of modules, chosen as in `init`."""
+    """Statistics of the outputs (`forward`) and of their gradients (`backward`) of modules, chosen as in `init`.
+
+    A component in the place of statistics is a function of the user's own whose values are logged:
+    `forward(module, inputs, output)`, `backward(module, gradient)`.
+    """
 
     module: str | list[str] | None = None  # a type; subclasses count
     name: Pattern | None = None  # of the module
-    forward: list[Statistic] = rule([])
-    backward: list[Statistic] = rule([])
+    forward: list[Statistic] | Component = rule([], slot="hook")
+    backward: list[Statistic] | Component = rule([], slot="gradient_hook")
     optional: bool = False
 
 
@@ -281,6 +286,7 @@ class Profile:
 @dataclass
 class Log:
     every: Duration = Duration("50st")
+    mean: bool = True  # of training: a line has the means since the last one; false: the values at its step
     tensorboard: bool = True
     progress: bool = True
     model_table: bool = True
@@ -380,7 +386,9 @@ class Config:
     loss: Component | None = rule(slot="loss")  # null: the step needs none
     name: str = rule("run", regex=r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
     seed: int = rule(0, at_least=0)
-    run: str | None = None  # an existing run directory: continue it
+    run: str | None = rule(
+        None, regex=r".*\S.*", like="outputs/digits_cnn/RUN"
+    )  # an existing run directory: continue it
     dataset: Dataset = rule(Dataset)
     transform: Transform = rule(Transform)
     loader: Loader = rule(Loader)

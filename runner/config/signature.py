@@ -6,6 +6,9 @@ import dataclasses
 import enum
 import inspect
 import numbers
+import os
+import pathlib
+import sys
 import textwrap
 import types
 import typing
@@ -82,16 +85,152 @@ def accepts(target: Callable[..., Any], depth: int = 0) -> Accepts | None:
 
 def _typed(parameter: inspect.Parameter, target: Callable[..., Any]) -> inspect.Parameter:
     """The parameter with its annotation read where it is written as text."""
-    if not isinstance(parameter.annotation, str):
+    written = parameter.annotation
+    if not isinstance(written, str) and "ForwardRef(" not in repr(written):
         return parameter
     function, _ = _body(target)
+    # Names of these modules are often imported for type checkers only.
+    torch = sys.modules.get("torch")
+    common = {**vars(typing), **vars(collections.abc), "pathlib": pathlib, "Path": pathlib.Path, "os": os}
+    names = {**common, **({"torch": torch} if torch else {}), **getattr(function, "__globals__", {})}
     try:
-        # Names of `typing` and `collections.abc` are often imported for type checkers only.
-        names = {**vars(typing), **vars(collections.abc), **getattr(function, "__globals__", {})}
-        read = eval(parameter.annotation, names)  # noqa: S307  source code, already imported
+        holder = types.SimpleNamespace(__annotations__={"it": written}, __module__="")
+        read = typing.get_type_hints(holder, globalns=names)["it"]
     except Exception:  # noqa: BLE001  names under TYPE_CHECKING, for instance
-        read = inspect.Parameter.empty
+        read = inspect.Parameter.empty if isinstance(written, str) else written
     return parameter.replace(annotation=read)
+
+
+_BY_DEFAULT = (enum.Enum, tuple, set, frozenset, pathlib.PurePath)
+
+
+def kind_of(parameter: inspect.Parameter) -> Any:
+    """The annotation of a parameter; without one, the type of a default that says more than a plain value does."""
+    default = parameter.default
+    if parameter.annotation is not inspect.Parameter.empty or default is inspect.Parameter.empty:
+        return parameter.annotation
+    if isinstance(default, type):
+        return type
+    own = type(default)
+    named = (own.__module__, own.__name__) in (("torch", "device"), ("torch", "dtype"))
+    module = any(base.__module__ == "torch.nn.modules.module" for base in own.__mro__)
+    return own if isinstance(default, _BY_DEFAULT) or named or module else inspect.Parameter.empty
+
+
+def wants_class(annotation: Any) -> bool:
+    """Whether an annotation asks for a class, and not for an object of one."""
+    return annotation is type or any(
+        get_origin(kind) is type or kind is type for kind in (annotation, *get_args(annotation))
+    )
+
+
+class _Unfit:
+    """Stands for a value that a parameter cannot take."""
+
+
+UNFIT: Any = _Unfit()
+
+
+def converted(value: Any, annotation: Any) -> Any:
+    """A plain value as the annotation says it: an enum's member, a tuple, a path, a device, a dtype; else itself.
+
+    `UNFIT` where the annotation names something else that no plain value is.
+    """
+    annotation = getattr(annotation, "__value__", getattr(annotation, "__supertype__", annotation))
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is typing.Annotated:
+        return converted(value, args[0])
+    if origin in (Union, types.UnionType):
+        return _of_union(value, args)
+    if origin is type or annotation is type:
+        return value if isinstance(value, type) else UNFIT
+    container = origin or annotation
+    if container in (tuple, set, frozenset) and isinstance(value, list):
+        return container(_members(value, args, container))
+    if isinstance(value, list) and args and container in (list, *_ITERABLE):
+        return _members(value, args, container)
+    if isinstance(value, dict) and len(args) == 2 and container in (dict, collections.abc.Mapping):
+        return {name: inner if (made := converted(inner, args[1])) is UNFIT else made for name, inner in value.items()}
+    return _object(value, annotation) if isinstance(annotation, type) else value
+
+
+def _members(value: list[Any], args: tuple[Any, ...], container: Any) -> list[Any]:
+    kinds = [kind for kind in args if kind is not Ellipsis]
+    if not kinds:
+        return value
+    each = kinds if container is tuple and Ellipsis not in args and len(kinds) == len(value) else kinds[:1] * len(value)
+    made = [converted(member, kind) for member, kind in zip(value, each, strict=True)]
+    return [member if one is UNFIT else one for member, one in zip(value, made, strict=True)]
+
+
+def _of_union(value: Any, kinds: tuple[Any, ...]) -> Any:
+    """An enum's member where there is one, the value where a plain type takes it, else the first that takes it."""
+    enums = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, enum.Enum)]
+    for kind in enums:
+        if (member := converted(value, kind)) is not UNFIT:
+            return member
+    if any(kind in _PLAIN and _PLAIN[kind](value) for kind in kinds):
+        return value
+    for kind in kinds:
+        if kind not in _PLAIN and kind not in enums and _fits(value, kind, durations=False):
+            made = converted(value, kind)
+            if made is not UNFIT:
+                return made
+    return UNFIT if all(isinstance(kind, type) for kind in kinds) else value
+
+
+def _object(value: Any, kind: type) -> Any:
+    """A plain value as an object of a class that can be written as one."""
+    if kind in _PLAIN or kind is object:
+        return value
+    if issubclass(kind, enum.Enum):
+        return _enum_member(value, kind)
+    try:
+        if isinstance(value, kind):
+            return value
+    except TypeError:  # a protocol, a TypedDict
+        return value
+    if (kind.__module__, kind.__name__) in (("torch", "device"), ("torch", "dtype")):
+        return _of_torch(value, kind) if isinstance(value, str) else UNFIT
+    if issubclass(kind, pathlib.PurePath):
+        return kind(value) if isinstance(value, str) else UNFIT
+    if kind is os.PathLike:
+        return pathlib.Path(value) if isinstance(value, str) else UNFIT
+    if issubclass(kind, dict | list | tuple | set | frozenset | bytes) or kind.__module__.startswith(
+        ("numpy", "typing")
+    ):
+        return value
+    if kind.__module__.startswith("torch") and isinstance(value, int | float):
+        return value  # torch's annotations say Tensor where it takes a number too
+    return UNFIT if isinstance(value, str | int | float | list | dict) else value
+
+
+def _enum_member(value: Any, kind: type[enum.Enum]) -> Any:
+    if isinstance(value, kind):
+        return value
+    name = value.rpartition(".")[2] if isinstance(value, str) else None  # `Mode.FAST`, as Python writes it
+    for member in kind.__members__.values():
+        if value == member.value and type(value) is type(member.value):
+            return member
+    if name is not None:
+        for known, member in kind.__members__.items():
+            if name in (known, known.lower()):
+                return member
+    try:
+        return kind(value)
+    except (ValueError, KeyError, TypeError):
+        return UNFIT
+
+
+def _of_torch(value: str, kind: type) -> Any:
+    torch = sys.modules.get("torch")
+    if kind.__name__ == "device":
+        try:
+            return kind(value)
+        except (RuntimeError, ValueError):
+            return UNFIT
+    found = getattr(torch, value.removeprefix("torch."), None)
+    return found if isinstance(found, kind) else UNFIT
 
 
 def _body(target: Callable[..., Any]) -> tuple[Callable[..., Any] | None, type | None]:
@@ -233,7 +372,7 @@ def misfit(value: Any, parameter: inspect.Parameter, *, durations: bool) -> str:
         return ""
     if parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
         return ""
-    annotation = parameter.annotation
+    annotation = kind_of(parameter)
     if annotation is inspect.Parameter.empty:
         number = isinstance(default, int | float) or (
             default is not inspect.Parameter.empty and isinstance(default, bool)
@@ -281,10 +420,7 @@ def _fits(value: Any, annotation: Any, *, durations: bool) -> bool:
         return False  # what is written in YAML is called only where it is a component
     if (origin or annotation) in (list, tuple, set, *_ITERABLE):
         return _fits_container(value, origin or annotation, args, durations=durations)
-    # What is written in YAML is no tensor or module; it may be a dtype or a device, which are made from texts.
-    is_class = isinstance(annotation, type) and annotation.__module__.startswith("torch")
-    is_object = is_class and annotation.__name__[0].isupper() and not issubclass(annotation, enum.Enum)
-    return not (is_object and isinstance(value, str | list | dict))
+    return converted(value, annotation) is not UNFIT
 
 
 def _fits_container(value: Any, container: Any, args: tuple[Any, ...], *, durations: bool) -> bool:
@@ -299,12 +435,20 @@ def _fits_container(value: Any, container: Any, args: tuple[Any, ...], *, durati
     return not inner or all(_fits(member, inner[0], durations=durations) for member in value)
 
 
-def _words(annotation: Any) -> str:
+def _words(annotation: Any) -> str:  # noqa: C901  one kind after another
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(_words(kind) for kind in args))
     if origin is Literal:
         return "one of " + ", ".join(f"`{choice}`" for choice in args)
+    if origin is type or annotation is type:
+        return "a class (`{_target_: …}`)"
+    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+        return "one of " + ", ".join(f"`{choice}`" for choice in choices(annotation))
+    if isinstance(annotation, type) and (issubclass(annotation, pathlib.PurePath) or annotation is os.PathLike):
+        return "a path"
+    if (getattr(annotation, "__module__", ""), getattr(annotation, "__name__", "")) == ("torch", "device"):
+        return "a device, such as `cpu` or `cuda:0`"
     plain = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "null"}
     if annotation in plain:
         return plain[annotation]
@@ -323,5 +467,6 @@ def choices(annotation: Any) -> list[str]:
     if get_origin(annotation) is Literal:
         return [str(choice) for choice in get_args(annotation)]
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        return [str(member.value) for member in annotation]
+        plain = all(isinstance(member.value, str | int | float) for member in annotation)
+        return [str(member.value) if plain else name for name, member in annotation.__members__.items()]
     return [choice for kind in get_args(annotation) for choice in choices(kind)]

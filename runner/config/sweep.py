@@ -1,11 +1,12 @@
 """All jobs of a sweep, composed before the first starts."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -33,6 +34,15 @@ class Job:
 def jobs(overrides: Sequence[str], cwd: Path) -> Iterator[Job]:
     """Each job of a sweep. Raises ConfigError as `plan` does."""
     return plan(overrides, cwd).jobs()
+
+
+def notes(jobs: Iterable[Composed]) -> list[str]:
+    """The notes of these jobs, each once; those that differ in values alone have the same."""
+    distinct: dict[Any, Composed] = {}
+    for job in jobs:
+        targets = tuple(text for text in job.overrides if "_target_" in text)
+        distinct.setdefault((tuple(job.choices.items()), targets), job)
+    return list(dict.fromkeys(note for job in distinct.values() for note in job.notes))
 
 
 def plan(overrides: Sequence[str], cwd: Path, trust: Sequence[str] = ()) -> "Plan":

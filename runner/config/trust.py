@@ -1,8 +1,8 @@
 """Names in a config are looked at before they are imported: importing executes.
 
 User code is a file that the import system takes from the working directory or from a directory named on the command
-line (`--trust DIR`). Of torch, torchvision, torchmetrics and optuna only the parts below are imported; what a slot takes
-of them is in `allowed.py`. Everything else needs `--trust NAME`.
+line (`--trust DIR`). Of torch, torchvision, torchmetrics and optuna only the parts below are imported; what a slot
+takes of them is in `allowed.py`. Everything else needs `--trust NAME`.
 """
 
 import fnmatch

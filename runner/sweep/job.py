@@ -1,6 +1,7 @@
 """One attempt of a job in this process, and how a job ended, as its directory says it."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from runner.sweep.protocols import OUTPUT, Job
 
 RESULT, LOG, REFUSED = "result.json", "log.txt", ".refused.tmp"
 EXIT_WRONG = 2
+EXIT_DISK = getattr(os, "EX_IOERR", 74)  # of a job that could not write how it ended
 LOCK_SECONDS = 60.0  # for the end of an attempt that was killed a moment ago; a killed process needs milliseconds
 OF_ALL_ATTEMPTS = {".lock", ".heartbeat", OUTPUT}  # what is printed is appended
 
@@ -85,9 +87,10 @@ def _alone(job: Job, folder: Path) -> int:
     config = parse(job.config)
     found = outline(config, trust) if config.log.model_table else None
     judge = judge_at(job.judge, job.id, folder)
-    return run.launch(
+    outcome = run.launch(
         config, folder, unresolved=job.unresolved, command=command, trust=trust, found=found, judge=judge
-    ).status
+    )
+    return outcome.status if (folder / RESULT).exists() else EXIT_DISK
 
 
 def _go_on(job: Job, folder: Path, command: list[str], trust: tuple[str, ...]) -> int:
@@ -100,9 +103,12 @@ def _go_on(job: Job, folder: Path, command: list[str], trust: tuple[str, ...]) -
         raise ConfigError(again.changes)
     put_aside(folder, [RESULT, LOG] if job.retry else [RESULT])
     judge = judge_at(job.judge, job.id, folder)
-    return run.launch(
+    outcome = run.launch(
         again.config, folder, unresolved=again.unresolved, command=command, trust=trust, again=again, judge=judge
-    ).status
+    )
+    if outcome.status == run.EXIT_FAILED and not (folder / RESULT).exists():
+        run.write_result(folder, outcome.result)  # it could not go on: what it had is in the file put aside
+    return outcome.status if (folder / RESULT).exists() else EXIT_DISK
 
 
 def put_aside(folder: Path, names: list[str]) -> None:
@@ -179,6 +185,7 @@ def ending(
         return columns | done
     if status is not None and status < 0:
         result, said = {}, None  # it is of an earlier attempt, or was written before it was all over
+    known = known or _of_the_disk(said, status, error)
     if known:
         return _failed(columns, known, error or _WORDS.get(known, f"whoever ran it says: {known}"))
     if said == "interrupted" or (said is None and stopped):
@@ -197,12 +204,19 @@ def ending(
     return _failed(columns, "exit", f"the process ended itself, with status {status}, before the run was over")
 
 
+def _of_the_disk(said: str | None, status: int | None, error: str) -> Cause | Literal[""]:
+    return "disk" if said is None and (status == EXIT_DISK or is_of_the_disk(error)) else ""
+
+
 def signal_name(number: int) -> str:
     """`SIGKILL`; the real-time signals have no names."""
     return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
-_WORDS = {"lost": "the process that ran it, or its machine, is gone"}
+_WORDS = {
+    "lost": "the process that ran it, or its machine, is gone",
+    "disk": "how it ended could not be written: the disk is full, or may not be written",
+}
 
 
 def _failed(columns: dict[str, Any], cause: Cause, error: str) -> dict[str, Any]:
@@ -216,7 +230,17 @@ def _cause_of(result: dict[str, Any]) -> Cause:
         return "non-finite"
     if any(words in error for words in _OUT_OF_MEMORY):
         return "memory"
+    if is_of_the_disk(error):
+        return "disk"
     return "killed" if "is killed by signal: Killed" in error else "exception"
+
+
+def is_of_the_disk(error: str) -> bool:
+    """Whether an error says that a disk is full, or broken, or has come to be read-only."""
+    return any(os.strerror(number) in error for number in _OF_THE_DISK)
+
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)
 
 
 def _number(value: Any) -> float | None:

@@ -15,8 +15,8 @@ FILE = "ledger.sqlite"
 
 Status = Literal["waiting", "running", "completed", "failed", "interrupted", "pruned"]
 # Why a job failed. What the machine did is tried again by the next invocation, what the job did is listed.
-Cause = Literal["exception", "non-finite", "exit", "crash", "killed", "memory", "timeout", "lost"]
-OF_THE_MACHINE: tuple[Cause, ...] = ("killed", "memory", "timeout", "lost")
+Cause = Literal["exception", "non-finite", "exit", "crash", "killed", "memory", "timeout", "lost", "disk"]
+OF_THE_MACHINE: tuple[Cause, ...] = ("killed", "memory", "timeout", "lost", "disk")
 
 
 @dataclass

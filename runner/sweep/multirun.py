@@ -120,6 +120,8 @@ def sweep_of(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ..
             if mistakes := examine_jobs(new, plan.settings.processes, reporter()):
                 return wrong(mistakes)
             executor.prepare()
+        for note in sweep.notes(check.composed for check in new):
+            Console(sys.stdout).say(f"note: {note}")
         try:
             if ledger is None:  # nothing is made before all is known to be right
                 plan.folder.mkdir(parents=True, exist_ok=True)
@@ -166,16 +168,32 @@ def opened(plan: Plan, stack: ExitStack, *, create: bool = False) -> tuple[Ledge
     try:
         stack.enter_context(Lock(plan.folder))
         try:
-            ledger = stack.enter_context(Ledger(plan.folder))
+            ledger = stack.enter_context(sound(Ledger(plan.folder)))
         except sqlite3.OperationalError:
             raise
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, ValueError, TypeError, KeyError) as error:
             said = f"{plan.folder / FILE} is damaged ({error}) and now called {put_aside(plan.folder)}"
             print(f"{said}: what the directories of its jobs say is in a new one", file=sys.stderr)
             ledger = stack.enter_context(Ledger(plan.folder))
         return ledger, {row.id: row for row in reconcile(ledger, plan.folder)}
     except (OSError, sqlite3.Error) as error:
         raise RunError(f"the sweep in {plan.folder} cannot be taken up: {error}") from error
+
+
+def sound(ledger: Ledger) -> Ledger:
+    """A ledger whose tables can be read.
+
+    Raises:
+        sqlite3.DatabaseError: they are those of something else; it is closed.
+    """
+    try:
+        ledger.settings()
+        ledger.jobs()
+    except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
+        ledger.close()
+        foreign = not isinstance(error, sqlite3.OperationalError) or "no such" in str(error)
+        raise (sqlite3.DatabaseError(f"no ledger: {error}") if foreign else error) from error
+    return ledger
 
 
 def run(plan: Plan, ledger: Ledger, source: Source, asked: list[Asked], executor: Executor, stop: Stop) -> int:

@@ -107,6 +107,11 @@ class Report:
         return [row for row in self.rows if not row.active]
 
     @cached_property
+    def finished_before(self) -> list[Entry]:
+        """Of the jobs that it did not ask for any more those with a result, each for itself, the best first."""
+        return sorted((self._entry([row]) for row in self.removed if is_result(row)), key=self._badness)
+
+    @cached_property
     def failed(self) -> list[Row]:
         """The jobs that failed."""
         return [row for row in self.active if row.status == "failed"]
@@ -254,9 +259,13 @@ def gather(folder: Path) -> Report:
         with Ledger(folder, read_only=True) as ledger:
             settings, rows = ledger.settings(), ledger.jobs()
             other = dict(_other_code(rows, ledger))
-    except (sqlite3.DatabaseError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (sqlite3.Error, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         rule = f"must be the folder of a sweep, but its {FILE} cannot be read ({error})"
-        raise ConfigError([Mistake("SWEEP", rule, str(folder))]) from error
+        remedy = (
+            "its jobs are run directories, which `evaluate`, `explain` and `resume` take; the sweep's line, given "
+            f"again, puts {FILE} aside and makes it anew from them"
+        )
+        raise ConfigError([Mistake("SWEEP", rule, str(folder), remedy=remedy)]) from error
     report = Report(folder, settings, rows, other)
     return replace(report, rows=[_as_it_is(row, report) for row in rows])
 

@@ -345,13 +345,18 @@ def _attempt(job: dict[str, Any], environment: dict[str, str], lifeline: int) ->
     status, error = 1, ""
     try:
         from runner.errors import ConfigError
-        from runner.sweep.job import attempt
+        from runner.sweep.job import attempt, is_of_the_disk
         from runner.sweep.protocols import Job
 
         try:
             status = attempt(Job(**job))
         except ConfigError as refused:
             status, error = 2, "\n".join(map(str, refused.mistakes))
+            traceback.print_exc()
+        except OSError as refused:
+            if not is_of_the_disk(str(refused)):
+                raise
+            error = f"{type(refused).__name__}: {refused}"
             traceback.print_exc()
     except SystemExit as ended:  # what somebody's code calls in the middle of a run
         traceback.print_exc()

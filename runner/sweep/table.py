@@ -162,17 +162,36 @@ def _notes(report: Report) -> Iterator[str]:
     if report.removed:
         numbers = _numbers([row.number for row in report.removed])
         yield f"\nno longer asked for, and left out of the table: job {numbers}"
-        done = [row for row in report.removed if is_result(row)]
-        if done:
-            best = max(done, key=lambda row: report.sign * (row.objective or 0))
-            what = point_text(best, report.varied)
-            yield f"  the best of them: job {best.number}, {what}, {report.objective} {_number(best.objective or 0)}"
+        yield from _finished_before(report)
     by_modules: dict[tuple[str, ...], list[int]] = {}
     for number, modules in report.other_code.items():
         by_modules.setdefault(tuple(modules), []).append(number)
     for changed, ran in by_modules.items():
         what = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
         yield f"\nof other code than later jobs ({what}): job {_numbers(ran)}; `sweep.rerun=changed` runs them again"
+
+
+def _finished_before(report: Report) -> Iterator[str]:
+    """The finished jobs that are no longer asked for, in a table of their own."""
+    done = report.finished_before
+    if not done:
+        return
+    first = done[0].rows[0]
+    what = point_text(first, report.varied)
+    yield f"  the best of them: job {first.number}, {what}, {report.objective} {_number(first.objective or 0)}"
+    best = report.best.mean.value if report.best and report.best.mean else -report.sign * math.inf
+    lines = [["job", *report.varied, report.objective, ""]]
+    for entry in done[:SHOWN]:
+        row = entry.rows[0]
+        better = report.sign * (row.objective or 0) > report.sign * best
+        values = [value_text(row.values.get(key)) for key in report.varied]
+        lines.append([str(row.number), *values, score_text(entry), "better than the best above" * better])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+    if len(done) > SHOWN:
+        yield f"  … {len(done) - SHOWN:,} more in {report.folder / 'report.csv'}"
+    yield f"  one of them as an experiment: python -m runner promote {report.folder} --job {first.number}"
 
 
 # ---- for programs
@@ -207,6 +226,7 @@ def as_json(report: Report) -> dict[str, Any]:
         ],
         "rerun_failed": report.again_line() if report.failed else None,
         "removed": [row.number for row in report.removed],
+        "finished_before": [_entry(entry, report) for entry in report.finished_before],
         "other_code": {str(number): list(modules) for number, modules in report.other_code.items()},
     }
 

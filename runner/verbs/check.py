@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     plan: list[str] = []
     try:
         if sweep:
-            examine_sweep(overrides, trust, say)
+            examine_sweep(overrides, trust, say, notes.extend)
             planned = sweeps.plan(overrides, Path.cwd(), trust)
             if planned.is_search and not found:
                 from runner.sweep import search  # imports Optuna

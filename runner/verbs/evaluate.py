@@ -5,12 +5,14 @@ training evaluated (`train.ema`), unless told otherwise.
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from runner.config.names import nearest
 from runner.config.recorded import recorded
-from runner.errors import ConfigError, Mistake
+from runner.errors import ConfigError, Mistake, RunError
 from runner.verbs.train import split_trust
 
 USAGE = "python -m runner evaluate RUN [--checkpoint last|best|PATH] [--weights raw|ema] [--json] [overrides]"
@@ -34,21 +36,54 @@ def main(argv: Sequence[str]) -> int:
     if options["--weights"] not in ("", "raw", "ema"):
         raise ConfigError([Mistake("--weights", "must be raw or ema", options["--weights"])])
     folder = Path(positional[0])
-    config, _ = recorded(folder, positional[1:])
-    from runner import build, fit
+    config, _ = recorded(folder, positional[1:], "evaluate")
+    checkpoint = chosen(folder, options["--checkpoint"])
+    from runner import build, diagnosis, fit
     from runner.log import final_report
     from runner.state import put_weights
 
-    run = build.build(config, folder, {}, trust)
-    run.checkpoints.warn = lambda text: print(text, file=sys.stderr)
-    saved = run.checkpoints.load(options["--checkpoint"])
-    put_weights(run, saved, options["--weights"])
-    metrics: dict[str, float] = {}
-    for name in run.splits:
-        if name != "train":
-            metrics |= fit.evaluate(run, name) or {}
+    with diagnosis.of_a_record(folder):
+        run = build.build(config, folder, {}, trust)
+        run.checkpoints.warn = lambda text: print(text, file=sys.stderr)
+        saved = run.checkpoints.load(checkpoint)
+        put_weights(run, saved, options["--weights"])
+        metrics: dict[str, float] = {}
+        try:
+            for name in run.splits:
+                if name != "train":
+                    metrics |= fit.evaluate(run, name) or {}
+        except Exception as error:
+            raise RunError(diagnosis.words(error, run, config, None, None)) from error
     if as_json:
         print(json.dumps({"run": str(folder), "step": saved["progress"]["step"], "metrics": metrics}))
     else:
         final_report(metrics, folder)
     return 0
+
+
+def chosen(folder: Path, checkpoint: str) -> str:
+    """The checkpoint that `--checkpoint` names: `last`, `best`, a path, or a file's name in the run's folder.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if checkpoint in ("last", "best"):
+        return checkpoint
+    beside = folder / "checkpoints" / checkpoint
+    if checkpoint and Path(checkpoint).is_file():
+        return checkpoint
+    if checkpoint and beside.is_file():
+        return str(beside)
+    known = sorted(path.name for path in (folder / "checkpoints").glob("*.pt"))
+    name = Path(checkpoint).name
+    near = f"{name}.pt" if f"{name}.pt" in known else nearest(name, known)
+    command = f"python -m runner evaluate {shlex.quote(str(folder))} --checkpoint"
+    remedy = (
+        f"did you mean `{command} {shlex.quote(str(folder / 'checkpoints' / near))}`?"
+        if near
+        else f"there are {', '.join(['last', 'best', *known])}"
+    )
+    rule = "must be last, best or a file"
+    raise ConfigError(
+        [Mistake("--checkpoint", rule, checkpoint, f"argument `--checkpoint {checkpoint}`", remedy, near)]
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 from runner.config.blame import as_path
 from runner.config.compose import Composed, compose
-from runner.config.recorded import recorded
+from runner.config.recorded import is_run, no_run, recorded
 from runner.config.schema import Config
 from runner.errors import ConfigError, Mistake, RunError
 from runner.examine import examine
@@ -81,10 +81,12 @@ def main(argv: Sequence[str]) -> int:
     """
     rest, trust = split_trust(argv)
     as_json, rest = "--json" in rest, [argument for argument in rest if argument != "--json"]
-    folder = Path(rest[0]) if rest and (Path(rest[0]) / "config.yaml").is_file() else None
+    folder = Path(rest[0]) if rest and is_run(Path(rest[0])) else None
     composed = None
     if folder is None:
         if rest and "=" not in rest[0] and not rest[0].startswith(("~", "-")):
+            if Path(rest[0]).exists() or "/" in rest[0]:
+                raise ConfigError([no_run(Path(rest[0]), "explain")])
             rule = "must be an override (`key=value`) or a run directory, which has a `config.yaml`"
             raise ConfigError([Mistake(rest[0], rule, where=f"argument `{rest[0]}`")])
         composed = compose(rest)
@@ -93,9 +95,15 @@ def main(argv: Sequence[str]) -> int:
             raise ConfigError(examined.mistakes)
         config = examined.config
     else:
-        config, _ = recorded(folder, rest[1:])
+        config, _ = recorded(folder, rest[1:], "explain")
     try:
-        rows, groups = explain(config, composed, folder, trust)
+        if folder is None:
+            rows, groups = explain(config, composed, folder, trust)
+        else:
+            from runner.diagnosis import of_a_record
+
+            with of_a_record(folder):
+                rows, groups = explain(config, composed, folder, trust)
     except ConfigError as error:
         raise ConfigError(composed.blame(error.mistakes) if composed else error.mistakes) from error
     except RunError as error:  # a download, or a function of the user's
@@ -131,8 +139,10 @@ def explain(
     from runner import build, surgery
     from runner.checkpoint import Checkpoints
     from runner.component import component
+    from runner.state import compare_model
 
-    checkpoints = None if folder is None else Checkpoints(folder / "checkpoints")
+    warn = lambda text: print(text, file=sys.stderr)  # noqa: E731
+    checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", warn=warn)
     saved = checkpoints.load("last") if checkpoints is not None and checkpoints.entries() else None
     model = surgery.make_model(config, trust)
     done = surgery.operate(config, model, trust, weights=saved is None)
@@ -140,6 +150,7 @@ def explain(
     groups = surgery.make_groups(config, model, done.frozen, trust, loss)
     optimizer = build.make_optimizer(config, groups, torch.device("cpu"), trust)
     if saved is not None:
+        compare_model(model, saved["model"])
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
     place = _places(composed)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -9,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 from runner.config.compose import our_conf
 from runner.config.minimal import write_experiment
+from runner.config.recorded import is_run, whole_config
 from runner.errors import ConfigError, Mistake
 from runner.sweep.ledger import Row
 from runner.sweep.results import Entry, Report, gather, is_result
 from runner.sweep.table import point_text, score_text
+from runner.verbs.train import split_trust
 
-USAGE = "python -m runner promote outputs/<name>/<sweep> [--name NAME] [--job NUMBER]"
+USAGE = "python -m runner promote outputs/<name>/<sweep> [--name NAME] [--job NUMBER] [--trust PATTERN]"
 NO_NAMES = ("null",)
 MOST_LISTED = 3  # points within noise of the winner
 HAS_WEIGHTS = ("completed", "pruned", "interrupted")
@@ -37,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ConfigError: there is no such sweep, no such job, nothing to promote, or the file exists.
     """
-    sweep, name, job = _arguments(argv)
+    rest, trust = split_trust(argv)
+    sweep, name, job = _arguments(rest)
     report = gather(Path(sweep))
     winner = _job(report, job) if job else _best(report)
     name = name or f"{report.settings.get('name') or report.folder.parent.name}_best"
@@ -50,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     folder = report.folder / winner.row.path
     recorded, unresolved = _config(folder)
     header = _header(report, winner, name, folder)
-    write_experiment(file, header, report.arguments(winner.row), recorded, unresolved, Path.cwd())
+    write_experiment(file, header, report.arguments(winner.row), recorded, unresolved, Path.cwd(), trust)
     print(f"{file}: {_said(report, winner)}")
     if noise := _noise(report, winner):
         print(f"within noise of it: {noise}")
@@ -104,12 +109,10 @@ def _job(report: Report, name: str) -> Winner:
 
 
 def _config(folder: Path) -> tuple[dict[str, Any], str]:
-    try:
-        recorded: Any = yaml.safe_load((folder / "config.yaml").read_text())
-        return recorded, (folder / ".hydra" / "config.yaml").read_text()
-    except OSError as error:
-        rule = f"has no config any more ({error.strerror}: {error.filename})"
-        raise ConfigError([Mistake("SWEEP", rule, str(folder))]) from error
+    if not is_run(folder):
+        raise ConfigError([Mistake("SWEEP", "has no config of this job any more", str(folder))])
+    recorded, unresolved = whole_config(folder, lambda text: print(text, file=sys.stderr))
+    return recorded, OmegaConf.to_yaml(unresolved)
 
 
 def _header(report: Report, winner: Winner, name: str, folder: Path) -> str:
@@ -157,13 +160,19 @@ def _noise(report: Report, winner: Winner) -> str:
 
 def _seed(row: Row, report: Report) -> str:
     file = report.folder / row.path / "config.yaml"  # resolved: the point may have said `${...}`
-    return str((yaml.safe_load(file.read_text()) or {}).get("seed")) if file.is_file() else "?"
+    try:
+        return str(yaml.safe_load(file.read_bytes())["seed"])
+    except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError):
+        return "?"
 
 
 def _commit(folder: Path) -> str:
     """The commit that the job ran, and whether the working tree had changes."""
     file = folder / "provenance.json"
-    git = (json.loads(file.read_text()).get("git") if file.is_file() else None) or {}
+    try:
+        git = json.loads(file.read_bytes())["git"] or {}
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        return f"not known: {file.name} {'is missing' if isinstance(error, FileNotFoundError) else 'is damaged'}"
     if not git.get("commit"):
         return "none: the job ran outside of a repository"
     return str(git["commit"]) + (" with uncommitted changes" if git.get("diff") or git.get("dirty") else "")

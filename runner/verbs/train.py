@@ -6,6 +6,7 @@ from pathlib import Path
 
 from runner import torchrun
 from runner.config import compose
+from runner.config.names import did_you_mean, nearest
 from runner.errors import ConfigError, Mistake, count_line
 from runner.examine import examine, reporter
 from runner.files import make_run_dir
@@ -17,6 +18,7 @@ def main(argv: Sequence[str], began: float | None = None) -> int:
     if any(argument.split("=")[0] in hydra_questions.FLAGS for argument in argv):
         return hydra_questions.answer(argv)
     overrides, trust = split_trust(argv)
+    overrides, schedule = split_schedule(overrides)
     if {"-m", "--multirun"} & set(overrides):
         if torchrun.place() is not None:
             remedy = "without torchrun: `python -m runner -m …`; or one torchrun for each job"
@@ -35,6 +37,9 @@ def main(argv: Sequence[str], began: float | None = None) -> int:
         return 2
     if config.run is None and "--inexact" in overrides:
         raise ConfigError([Mistake("--inexact", "has no effect without `run=RUN`", where="argument `--inexact`")])
+    if config.run is None and schedule:
+        where = f"argument `--schedule {schedule}`"
+        raise ConfigError([Mistake("--schedule", "has no effect without `run=RUN`", where=where)])
     if config.run is not None:
         from runner.verbs import resume
 
@@ -58,3 +63,26 @@ def split_trust(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
         else:
             rest.append(argument)
     return rest, tuple(pattern for pattern in trust if pattern)
+
+
+SCHEDULES = ("follow", "constant", "continue")  # of a run that trains for longer
+
+
+def split_schedule(argv: Sequence[str]) -> tuple[list[str], str]:
+    """The command line without `--schedule WORD` (or `--schedule=WORD`), and the word; empty where there is none.
+
+    Raises:
+        ConfigError: it is none of SCHEDULES.
+    """
+    rest, word, arguments = [], "", iter(argv)
+    for argument in arguments:
+        option, separator, value = argument.partition("=")
+        if option != "--schedule":
+            rest.append(argument)
+            continue
+        word = value if separator else next(arguments, "")
+        if word not in SCHEDULES:
+            near = nearest(word, SCHEDULES)
+            rule = f"must be {', '.join(SCHEDULES[:-1])} or {SCHEDULES[-1]}"
+            raise ConfigError([Mistake("--schedule", rule, word, f"argument `{argument}`", did_you_mean(near), near)])
+    return rest, word

@@ -80,6 +80,9 @@ def layers(composed: Composed, path: tuple[str | int, ...]) -> list[Answer]:
     found = [
         Answer(s.where, REMOVED if s.value is ABSENT else s.value, s.chosen) for s in composed.layers.settings(path)
     ]
+    passed_over = [
+        Answer(s.where, s.value, note=f"  (left out: {reason})") for s, reason in composed.layers.left_out(path)
+    ]
     swept = OmegaConf.select(composed.hydra, "sweeper.params") or {}
     if blame.dotted(path) in swept:
         where = composed.layers.origin(("hydra", "sweeper", "params", blame.dotted(path)))
@@ -96,6 +99,7 @@ def layers(composed: Composed, path: tuple[str | int, ...]) -> list[Answer]:
         )
     default = _default(composed, path)
     answers = [*([default] if default else []), *found]
+    answers = [*answers[:-1], *passed_over, *answers[-1:]]  # the winner last
     return [*answers, *_references(composed, path, found)]
 
 

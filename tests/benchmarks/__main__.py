@@ -175,7 +175,7 @@ def resumed_at(step: int) -> Callable[[Path], float]:
         rhythm = ["train.evaluate_every=null", "train.checkpoint_every=null"]
         command(["-m", "runner", *settings, *rhythm, f"train.duration={step}st"], folder)
         (run,) = folder.glob("outputs/*/*")
-        return whole("-m", "runner", "resume", str(run), f"train.duration={step + 1}st")(folder)
+        return whole("-m", "runner", "resume", str(run), f"train.duration={step + 1}st", "--schedule=continue")(folder)
 
     return measure
 

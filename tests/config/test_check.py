@@ -189,3 +189,11 @@ def test_settings_inside_a_setting_without_effect_are_named(runner):
     assert "pretrained.expect.loaded has no effect while `pretrained.strategy` is none, but is 0.5" in ran.out
     assert "leave it at `null`" in ran.out
     assert "leave it at `0.0`" in ran.out
+
+
+@pytest.mark.parametrize("preset", ["debug=noop", "debug=one_batch", "debug=fast", "train.duration=0st"])
+def test_weights_without_a_strategy_are_a_mistake_also_in_a_short_run(runner, preset):
+    ran = runner("check", "pretrained.path=w.pt", preset)
+    assert ran.status == 2
+    assert "pretrained.path has no effect while `pretrained.strategy` is none" in ran.out
+    assert "`pretrained=full` loads every tensor" in ran.out

@@ -21,7 +21,7 @@ def rules(*overrides, folder=None):
 
 
 @pytest.mark.parametrize(
-    "overrides", [[], ["experiment=digits_mlp"], ["optimizer=adam", "optimizer.lr=0.5"], ["scheduler=step"]]
+    "overrides", [[], ["experiment=digits_mlp"], ["~experiment", "optimizer=adam"], ["scheduler=step"]]
 )
 def test_config_is_what_hydra_composes(overrides):
     with initialize_config_dir(str(our_conf()), version_base="1.3"):

@@ -176,7 +176,7 @@ def ending(run: Path) -> dict[str, Any]:
 def events(run: Path) -> list[tuple[int, str, bytes]]:
     """TensorBoard's events as it shows them: what a later start took back is not among them."""
     found: list[tuple[int, str, bytes]] = []
-    for file in sorted((run / "tb").glob("events.*")):
+    for file in sorted(file for file in (run / "tb").glob("events.*") if file.suffix != ".hparams"):
         for event in EventFileLoader(str(file)).Load():
             if event.HasField("session_log"):
                 found = [entry for entry in found if entry[0] < event.step]

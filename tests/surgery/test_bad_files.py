@@ -1,19 +1,25 @@
 """Malicious and broken files: none runs anything, none is loaded silently wrong, each is a clear error."""
 
+import bz2
 import encodings.cp437  # noqa: F401  zipfile imports it for names that are not UTF-8
 import functools
 import gzip
 import hashlib
 import io
 import json
+import lzma
+import os
 import pickle
 import random
 import struct
 import sys
 import tarfile
+import time
 import warnings
 import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -150,9 +156,42 @@ def _odd_containers(good):
     yield "JSON", b'{"error": "not found"}'
     yield "YAML", b"weights: !!python/object/apply:os.system ['evil']\n"
     yield "gzip", gzip.compress(good)
+    yield "bzip2", bz2.compress(good)
+    yield "xz", lzma.compress(good)
+    yield "zstd", b"\x28\xb5\x2f\xfd" + bytes(40)
+    yield "7z", b"7z\xbc\xaf\x27\x1c" + bytes(40)
+    yield "rar", b"Rar!\x1a\x07\x01\x00" + bytes(40)
+    yield "hdf5", b"\x89HDF\r\n\x1a\n" + bytes(40)
+    yield "gguf", b"GGUF\x03" + bytes(40)
+    yield "npy", _numpy(lambda file: np.save(file, np.ones(3)))
+    yield "npz", _numpy(lambda file: np.savez(file, **{n: v.numpy() for n, v in STATE.items()}))
+    yield "an npz that is a bomb", _numpy(lambda file: np.savez_compressed(file, a=np.zeros(1 << 18)))
+    yield "a zip of a checkpoint", _zip_of({"best.pt": good, "__MACOSX/._best.pt": b""})
+    yield "a pickle of arrays", pickle.dumps({"model": {name: value.numpy() for name, value in STATE.items()}})
+    yield "a list of two", saved({"models": [STATE, STATE]})
+    yield "records that overlap", _overlapping(good)
     yield "tar", _tar(good)
     yield "noise", random.Random(6).randbytes(5000)
     yield "zeros", bytes(5000)
+
+
+def _numpy(write):
+    file = io.BytesIO()
+    write(file)
+    return file.getvalue()
+
+
+def _overlapping(good):
+    """Two hundred names in the directory of an archive for the same large record."""
+    packed = _changed(good, "archive/data/0", lambda _: bytes(1 << 20))
+    end = packed.rindex(b"PK\x05\x06")
+    size, start = struct.unpack("<II", packed[end + 12 : end + 20])
+    at = packed.rindex(b"archive/data/0", start, end) - 46
+    length = 46 + sum(struct.unpack("<HHH", packed[at + 28 : at + 34]))
+    more = packed[at : at + length] * 200
+    count = struct.unpack("<H", packed[end + 10 : end + 12])[0] + 200
+    tail = struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, count, count, size + len(more), start, 0)
+    return packed[:end] + more + tail
 
 
 def _odd_contents():
@@ -178,6 +217,8 @@ def _odd_contents():
     yield "no data", saved({name: value.to("meta") for name, value in STATE.items()})
     yield "a class", saved(MODEL)
     yield "a class inside", saved({"state_dict": STATE, "model": MODEL})
+    yield "more than its storage", saved(STATE | {"2.bias": torch.ones(1).expand(2**40)})
+    yield "more than its storage, in shape", saved(STATE | {"2.weight": torch.ones(1).expand(2, 2**45)})
     yield "a set", saved({"state_dict": {1, 2}})
     yield "numpy", saved({"state_dict": {name: value.numpy() for name, value in STATE.items()}})
 
@@ -211,6 +252,8 @@ def _safetensors(chance):
         yield f"safetensors {name}", file(header | {first: header[first] | change})
     yield "safetensors longest header", struct.pack("<Q", 2**63) + b"{" + data
     yield "safetensors of nothing", file({})
+    yield "safetensors nested", file(b"{" + b'"a":{' * 100_000)
+    yield "safetensors with a long header", file(b"{" + b" " * (1 << 25) + b"}")
     yield "safetensors of a list", file([1, 2])
     yield "safetensors of noise", file(b"{" + chance.randbytes(50))
     yield "safetensors with a gap", file(header, data + bytes(16))
@@ -355,6 +398,23 @@ CLEAR = {
     "empty": "is empty",
     "an LFS pointer": "is a Git LFS pointer",
     "a list": "holds a list of 1, a mapping of tensors at [0]",
+    "a list of two": "`pretrained.key=models.0` takes it",
+    "gzip": "is compressed by gzip",
+    "bzip2": "is compressed by bzip2",
+    "xz": "is compressed by xz",
+    "zstd": "is compressed by zstd",
+    "7z": "is a 7z archive",
+    "rar": "is a RAR archive",
+    "hdf5": "is an HDF5 file",
+    "gguf": "is a GGUF file",
+    "npy": "is one array of NumPy",
+    "npz": "is an .npz of NumPy",
+    "an npz that is a bomb": "is an .npz of NumPy",
+    "a zip of a checkpoint": "is a zip archive with best.pt in it",
+    "a pickle of arrays": "asks for numpy._core.multiarray._reconstruct, numpy.dtype, numpy.ndarray",
+    "records that overlap": "records of the archive overlap",
+    "JSON": "is text (JSON), not weights",
+    "safetensors with a long header": "has a header of",
     "an empty dict": "holds nothing: an empty dict",
     "NaN": "2.bias holds NaN",
     "half the keys": "are: 0.bias",
@@ -375,6 +435,45 @@ def test_an_error_says_what_is_wrong(tmp_path, watch):
         assert words in said, name
         if name in {"a class", "zip os system reduce"}:
             assert f"python -m runner convert {tmp_path / 'weights.pth'} --trust" in said
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to a device", "sparse"])
+def test_what_is_no_file_or_larger_than_the_memory_is_refused_at_once(tmp_path, kind):
+    """Opening a pipe waits for its writer for ever; /dev/zero has no end."""
+    file = tmp_path / "w.pt"
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "sparse":
+        with file.open("wb") as opened:
+            opened.truncate(1 << 42)
+    else:
+        file = Path("/dev/zero") if kind == "device" else file
+        if kind != "device":
+            file.symlink_to("/dev/zero")
+    begun = time.monotonic()
+    with pytest.raises(ConfigError) as caught:
+        prepare(MODEL, str(file), Options("full"), sha256="0" * 64)
+    assert time.monotonic() - begun < 2
+    words = "of memory" if kind == "sparse" else "no regular file"
+    assert words in str(caught.value)
+
+
+def test_pipes_beside_the_weights_are_not_waited_for(tmp_path):
+    """A manifest, an index or a shard that is one."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    os.mkfifo(tmp_path / "manifest.json")
+    torch.save(STATE, tmp_path / "best.pt")
+    assert prepare(MODEL, str(tmp_path / "best.pt"), Options("full")).loaded == len(STATE)
+    (tmp_path / "hub").mkdir()
+    safetensors.save_file(STATE, tmp_path / "hub" / "b.safetensors")
+    index = {"weight_map": {"0.weight": "a.safetensors", "0.bias": "b.safetensors"}}
+    (tmp_path / "hub" / "model.safetensors.index.json").write_text(json.dumps(index))
+    os.mkfifo(tmp_path / "hub" / "a.safetensors")
+    with pytest.raises(ConfigError, match="no regular file"):
+        prepare(MODEL, str(tmp_path / "hub" / "model.safetensors.index.json"), Options("full"))
+    os.mkfifo(tmp_path / "other.index.json")
+    with pytest.raises(ConfigError, match="no regular file"):
+        prepare(MODEL, str(tmp_path / "other.index.json"), Options("full"))
 
 
 def test_every_flipped_bit_of_a_modern_file_is_noticed(tmp_path, watch):

@@ -19,11 +19,11 @@ ENDINGS = {
     "waiting": ("waiting", ""),
     **{
         cause: ("failed", cause)
-        for cause in ("exception", "non-finite", "exit", "crash", "killed", "memory", "timeout", "lost")
+        for cause in ("exception", "non-finite", "exit", "crash", "killed", "memory", "timeout", "lost", "disk")
     },
 }
 TO_DO = {"stopped", "waiting"}
-OF_THE_MACHINE = {"killed", "memory", "timeout", "lost"}
+OF_THE_MACHINE = {"killed", "memory", "timeout", "lost", "disk"}
 OF_THE_JOB = {"exception", "non-finite", "exit", "crash"}
 
 
@@ -97,6 +97,11 @@ def put(folder, **result):
         ({"status": "failed", "error": "Fault: x", "fault": {}}, 1, "", False, ("failed", "non-finite")),
         ({"status": "failed", "error": "MemoryError: "}, 1, "", False, ("failed", "memory")),
         ({"status": "failed", "error": "OutOfMemoryError: CUDA"}, 1, "", False, ("failed", "memory")),
+        ({"status": "failed", "error": "SaveError: a.pt (No space left on device)"}, 1, "", False, ("failed", "disk")),
+        ({"status": "failed", "error": "OSError: [Errno 122] Disk quota exceeded"}, 1, "", False, ("failed", "disk")),
+        ({"status": "failed", "error": "OSError: [Errno 5] Input/output error"}, 1, "", False, ("failed", "disk")),
+        (None, 74, "", False, ("failed", "disk")),
+        (None, 74, "timeout", False, ("failed", "timeout")),
         ({"status": "failed", "error": "ValueError: an earlier attempt"}, -9, "", False, ("failed", "killed")),
         (None, -signal.SIGKILL, "", False, ("failed", "killed")),
         (None, -signal.SIGKILL, "memory", False, ("failed", "memory")),

@@ -19,13 +19,13 @@ def sweep(tmp_path, monkeypatch):
     """`sweep(["optimizer.lr=0.1,0.2"], [0.5, 0.7])`: the folder of a sweep with these objectives, its jobs recorded."""
     monkeypatch.chdir(tmp_path)
 
-    def make(overrides, objectives, **columns):
+    def make(overrides, objectives, trust=(), **columns):
         folder = Path("outputs") / "digits" / "sweep_1"
         folder.mkdir(parents=True)
-        asked = plan(overrides, tmp_path)
+        asked = plan(overrides, tmp_path, trust)
         rows = []
         for number, (job, objective) in enumerate(zip(asked.jobs(), objectives, strict=True)):
-            checked = Check(job.composed)
+            checked = Check(job.composed, trust)
             assert not checked.at_once
             config = resolved(checked.config)
             row = Row(job_id(config), number, list(job.point.own), f"{number}_x", dict(job.point.values))
@@ -85,6 +85,45 @@ def test_the_experiment_is_the_config_of_the_winner(overrides, sweep):
     assert 0 == main(["promote", str(folder), "--name", "winner"])
     assert recorded(folder, count - 1) == composed("winner")
     assert job_id(recorded(folder, count - 1)) == job_id(composed("winner"))
+
+
+def test_a_finished_job_that_is_no_longer_asked_for_is_promoted_by_its_number(sweep):
+    folder = sweep(["optimizer.lr=0.1,0.3"], [0.5, 0.9], job1={"active": False})
+
+    assert 0 == main(["promote", str(folder), "--name", "winner"])
+    assert recorded(folder, 0) == composed("winner")
+    assert 0 == main(["promote", str(folder), "--name", "other", "--job", "1"])
+    assert recorded(folder, 1) == composed("other")
+
+
+def test_a_sweep_that_was_run_with_trust_is_promoted_with_it(sweep, capsys):
+    """Not by what the ledger says was trusted: that may come from a stranger."""
+    more = "+transform.train.more={_target_: rich.text.Text}"
+    folder = sweep([more, "optimizer.lr=0.1,0.3"], [0.5, 0.9], trust=("rich.*",))
+
+    assert 2 == main(["promote", str(folder), "--name", "winner"])
+    assert "--trust" in capsys.readouterr().err
+    assert 0 == main(["promote", str(folder), "--name", "winner", "--trust", "rich.*"])
+    text = Path("conf/experiment/winner.yaml").read_text()
+    assert "rich.text.Text" in text
+
+
+@pytest.mark.parametrize("content", [None, b"\0\xff{", b""])
+def test_a_job_with_damaged_files_is_promoted_all_the_same(sweep, content):
+    """Its config is there twice, and the rest is for the header."""
+    folder = sweep(["optimizer.lr=0.1,0.3"], [0.5, 0.9])
+    wanted = recorded(folder, 1)
+    for name in ("config.yaml", "provenance.json"):
+        (folder / "1_x" / name).unlink()
+        if content is not None:
+            (folder / "1_x" / name).write_bytes(content)
+    (folder / "1_x" / "checkpoints").mkdir()
+    (folder / "1_x" / "checkpoints" / "step_00000001.pt").write_bytes(b"")
+
+    assert 0 == main(["promote", str(folder), "--name", "winner"])
+    assert wanted == composed("winner")
+    said = "missing" if content is None else "damaged"
+    assert f"# commit:  not known: provenance.json is {said}" in Path("conf/experiment/winner.yaml").read_text()
 
 
 def test_the_file_is_minimal_and_says_where_it_comes_from(sweep, capsys):

@@ -1,5 +1,6 @@
 """The report of a sweep: its table, failures, files and picture; on ledgers written here."""
 
+import contextlib
 import csv
 import io
 import json
@@ -164,6 +165,26 @@ def test_jobs_that_are_no_longer_asked_for_are_reported_and_not_ranked(sweep):
     assert 0 == gather(folder).best.rows[0].number
     assert "no longer asked for, and left out of the table: job 1" in text
     assert "the best of them: job 1, a=2, val/accuracy 0.9" in text
+
+
+def test_finished_jobs_that_are_no_longer_asked_for_have_a_table_of_their_own(sweep):
+    folder = sweep(
+        {"a": 1, "objective": 0.5},
+        {"a": 2, "objective": 0.4, "active": False},
+        {"a": 3, "objective": 0.9, "active": False},
+        {"a": 4, "status": "failed", "active": False},
+    )
+    lines = table.text(gather(folder)).splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("no longer asked for"))
+
+    assert lines[at] == "no longer asked for, and left out of the table: job 1-3"
+    assert [line.split() for line in lines[at + 2 : at + 5]] == [
+        ["job", "a", "val/accuracy"],
+        ["2", "3", "0.9", "better", "than", "the", "best", "above"],
+        ["1", "2", "0.4"],
+    ]
+    assert f"promote {folder} --job 2" in lines[at + 5]
+    assert [entry["jobs"] for entry in table.as_json(gather(folder))["finished_before"]] == [[2], [1]]
 
 
 def test_jobs_of_other_code_are_reported(sweep):
@@ -333,6 +354,8 @@ def test_the_verb_prints_table_or_json(sweep, capsys):
         (["outputs/digits"], "has no ledger.sqlite"),
         (["outputs/digits/sweep_broken"], "cannot be read"),
         (["outputs/digits/sweep_empty"], "cannot be read"),
+        (["outputs/digits/sweep_other"], "cannot be read"),
+        (["outputs/digits/sweep_other"], "the sweep's line, given again, puts ledger.sqlite aside"),
     ],
 )
 def test_what_is_no_sweep_is_refused(words, said, sweep, capsys):
@@ -343,6 +366,9 @@ def test_what_is_no_sweep_is_refused(words, said, sweep, capsys):
     for name, content in {"sweep_broken": b"no database " * 100, "sweep_empty": b""}.items():
         (folder.parent / name).mkdir()
         (folder.parent / name / FILE).write_bytes(content)
+    (folder.parent / "sweep_other").mkdir()
+    with contextlib.closing(sqlite3.connect(folder.parent / "sweep_other" / FILE)) as other:
+        other.executescript("CREATE TABLE sweep (key, value); CREATE TABLE jobs (a); INSERT INTO jobs VALUES (1);")
     before = sorted(folder.parent.rglob("*"))
 
     assert 2 == main(["report", *words])

@@ -1,11 +1,13 @@
 """Whole sweeps, as commands: every way to fail, to be cut off, and to go on."""
 
+import contextlib
 import json
 import os
 import random
 import shlex
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -302,19 +304,22 @@ def test_a_console_that_is_gone_stops_no_sweep(project, undisturbed):
         assert here(project, *SLOW, stdout=gone) == 0
 
 
-@pytest.mark.parametrize("damage", ["garbage", "cut", "empty"])
+@pytest.mark.parametrize("damage", ["garbage", "cut", "empty", "other"])
 def test_a_damaged_ledger_is_put_aside_and_made_again_from_the_directories(project, undisturbed, damage):
     shutil.copytree(undisturbed, project, dirs_exist_ok=True)
     ledger = sweep_of(project) / "ledger.sqlite"
     whole = ledger.read_bytes()
-    damaged = {"garbage": b"no ledger " * 500, "cut": whole[: len(whole) // 2], "empty": b""}[damage]
+    damaged = {"garbage": b"no ledger " * 500, "cut": whole[: len(whole) // 2], "empty": b"", "other": b""}[damage]
     ledger.write_bytes(damaged)
+    if damage == "other":  # a database of something else
+        with contextlib.closing(sqlite3.connect(ledger)) as other:
+            other.executescript("CREATE TABLE jobs (a); INSERT INTO jobs VALUES (1);")
     jobs = {path: path.stat().st_mtime_ns for path in project.glob("outputs/*/*/*/result.json")}
     assert here(project, *SLOW) == 0, said(project)
 
     assert table(undisturbed) == table(project)
     assert jobs == {path: path.stat().st_mtime_ns for path in project.glob("outputs/*/*/*/result.json")}
-    assert damage == "empty" or damaged == ledger.with_name("ledger.1.sqlite").read_bytes()
+    assert damage in ("empty", "other") or damaged == ledger.with_name("ledger.1.sqlite").read_bytes()
 
 
 def test_a_point_that_was_cut_off_and_left_out_goes_on_when_it_is_asked_for_again(project, undisturbed):
