@@ -66,7 +66,7 @@ def make_parts(config: Config, trust: Trust = ()) -> Parts:
     """The dataset of each split, and which of its samples the split has.
 
     Raises:
-        RunError: a dataset cannot be downloaded, had or split.
+        RunError: a dataset cannot be downloaded, had or split, or a split's classes are not those of train.
     """
     chosen, parts = config.dataset, Parts()
     for node in chosen.downloads.values():
@@ -101,6 +101,10 @@ def make_parts(config: Config, trust: Trust = ()) -> Parts:
         for key, node in (named | more).items():
             if node is not None:
                 parts[key.removeprefix("evaluate.")] = (component(node, f"dataset.{key}", trust=trust), None)
+    try:
+        splitting.compare_classes({name: dataset for name, (dataset, _) in parts.items()})
+    except ValueError as error:
+        raise RunError(f"dataset: {error}") from error
     return parts
 
 

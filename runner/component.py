@@ -3,6 +3,7 @@
 import functools
 import inspect
 import itertools
+import re
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -75,7 +76,8 @@ class Refused(RunError):
 
     def __init__(self, key: str, node: Mapping[str, Any], cause: Exception, remedy: str = "") -> None:
         self.key, self.node, self.cause = key, node, cause
-        self.said = f"{type(cause).__name__}: {cause}"
+        said = re.sub(r"`(?=\w+=\w+`)", f"`{key}.", str(cause)) if isinstance(cause, ValueError) else str(cause)
+        self.said = f"{type(cause).__name__}: {said}"
         super().__init__(f"{key}: {node['_target_']} refused: {self.said}{remedy}")
 
 

@@ -2,8 +2,9 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from runner.samples import file_of
 Indices = npt.NDArray[np.int64]
 Place = int | str
 
+MANY = 20  # samples from which as many classes as samples are no classes
+CLASSES_SHOWN = 12  # names in an error
+HIDDEN_FOLDERS = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 FINGERPRINT_BYTES = 256 * 2**20  # of more data, rows at equal distances
 
 
@@ -59,6 +63,9 @@ def split_indices(
         parts["train"].append(rest)
     split = {name: np.sort(np.concatenate(members)) for name, members in parts.items()}
     for name, indices in split.items():
+        if not len(indices) and labels is not None and length >= MANY and len(np.unique(classes)) * 2 > length:
+            message = f"{length} samples have {len(np.unique(classes))} different labels: `dataset.stratify=false`"
+            raise ValueError(message)
         if not len(indices):
             message = f"the {name} split is empty: {length} samples, fractions {dict(fractions)}"
             raise ValueError(message)
@@ -75,6 +82,64 @@ def labels_of(dataset: Any, place: Place = 1) -> Tensor:
     if whole is not None and place in whole.tensors:
         return whole.tensors[place]
     return torch.tensor([int(dataset[i][place]) for i in range(len(dataset))])
+
+
+def compare_classes(datasets: Mapping[str, Any]) -> None:
+    """Compare the class names of every split with those of train: each name has one index.
+
+    Raises:
+        ValueError: a split has a class that train does not have, or has it under another index; or a hidden folder
+            is a class.
+    """
+    known: tuple[str, dict[str, int]] | None = None
+    for split in sorted(datasets, key="train".__ne__):
+        for dataset, indices in _named_classes(datasets[split]):
+            hidden = [name for name in indices if _is_hidden(dataset, name)]
+            if hidden:
+                folder = Path(dataset.root) / hidden[0]
+                raise ValueError(f"{split} has {folder} as the class {indices[hidden[0]]}: remove this hidden folder")
+            if known is None and split == "train":
+                known = (split, indices)
+            if known is None or indices.items() <= known[1].items():
+                continue
+            strange = [repr(name) for name in indices if name not in known[1]]
+            moved = [name for name in indices if known[1].get(name, indices[name]) != indices[name]]
+            said = [f"train has no {', '.join(strange[:CLASSES_SHOWN])}"] if strange else []
+            said += (
+                [f"{moved[0]!r} is {indices[moved[0]]} in {split} and {known[1][moved[0]]} in train"] if moved else []
+            )
+            message = (
+                f"the classes of {split} are not those of train: {'; '.join(said)}. {split}: {_listed(indices)}; "
+                f"train: {_listed(known[1])}. Each split needs the class names of train (an empty folder counts with "
+                "`allow_empty: true`), or whole numbers as labels"
+            )
+            raise ValueError(message)
+
+
+def _named_classes(dataset: Any) -> Iterator[tuple[Any, dict[str, int]]]:
+    """The datasets below this one that name their classes, with the index of each name."""
+    indices, names = getattr(dataset, "class_to_idx", None), getattr(dataset, "classes", None)
+    if isinstance(indices, Mapping) and all(isinstance(index, int) for index in indices.values()):
+        yield dataset, {str(name): index for name, index in indices.items()}
+    elif isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+        yield dataset, {name: index for index, name in enumerate(names)}
+    else:
+        inner = getattr(dataset, "datasets", None)
+        members = inner if isinstance(inner, list | tuple) else [getattr(dataset, "dataset", None)]
+        for member in members:
+            if member is not None and member is not dataset:
+                yield from _named_classes(member)
+
+
+def _is_hidden(dataset: Any, name: str) -> bool:
+    root = getattr(dataset, "root", None)
+    hidden = name.startswith(".") or name in HIDDEN_FOLDERS
+    return hidden and isinstance(root, str | Path) and (Path(root) / name).is_dir()
+
+
+def _listed(indices: Mapping[str, int]) -> str:
+    shown = [f"{name!r} {index}" for name, index in list(indices.items())[:CLASSES_SHOWN]]
+    return f"{', '.join(shown)}{', …' if len(indices) > CLASSES_SHOWN else ''} ({len(indices)})"
 
 
 class Part(Subset[Any]):
