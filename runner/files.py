@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import socket
 import threading
@@ -427,7 +428,8 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
     if refused := _refused_names(path, error):
         return (
             f"holds pickled objects ({', '.join(refused)}), and loading them would run code: only tensors, numbers, "
-            f"strings and plain containers are read; if you trust it: `python -m runner convert {path} --trust`"
+            f"strings and plain containers are read; if you trust it: "
+            f"`python -m runner convert {shlex.quote(str(path))} --trust`"
         )
     if head.startswith(b"PK"):
         return f"is cut short or damaged: {_first_sentence(error)}"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import tarfile
 import urllib.parse
 import zipfile
@@ -183,7 +184,8 @@ def _what_is_wrong(error: RunError, file: Path) -> str:
     names = sorted(name for name in found | {refused.group(1)} if not SAFE_NAMES.fullmatch(name))
     return (
         f"holds pickled objects ({', '.join(names[:12])}), and loading them would run code: only tensors, numbers, "
-        f"strings and plain containers are read; if you trust the file: `python -m runner convert {file} --trust`"
+        f"strings and plain containers are read; if you trust the file: "
+        f"`python -m runner convert {shlex.quote(str(file))} --trust`"
     )
 
 
@@ -203,7 +205,7 @@ def _verify_archive(file: Path) -> None:
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
             if any(record.filename.endswith("/constants.pkl") for record in records):
-                trust = f"if you trust it: `python -m runner convert {file} --trust`"
+                trust = f"if you trust it: `python -m runner convert {shlex.quote(str(file))} --trust`"
                 raise RunError(f"{file} is a TorchScript archive, code and all: {trust}")
             if any(record.compress_type != zipfile.ZIP_STORED for record in records):
                 raise RunError(f"{file} is a compressed archive, which torch.save does not write: pack it anew")

@@ -3,6 +3,7 @@
 The one place that unpickles, that is, runs whatever code the file asks for: by hand, and in a process of its own.
 """
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -49,15 +50,18 @@ def understand(argv: Sequence[str]) -> tuple[Path, Path, str]:
         elif argument != "--trust":
             positional.append(argument)
     if len(positional) != 1:
-        raise ConfigError([Mistake("FILE", "must be one file", remedy=USAGE)])
+        whole = " ".join(positional)
+        quoted = f"quote it: `python -m runner convert {shlex.quote(whole)} --trust`"
+        raise ConfigError([Mistake("FILE", "must be one file", remedy=quoted if Path(whole).is_file() else USAGE)])
     file = Path(positional[0])
     out = Path(options["--out"]) if options["--out"] else file.with_name(f"{file.stem}.state_dict.pt")
     mistakes = []
     if not file.is_file():
         mistakes.append(Mistake("FILE", "must be a file", str(file)))
     if "--trust" not in argv:
+        command = f"python -m runner convert {shlex.quote(str(file))} --trust"
         rule = "must be given: unpickling runs whatever code the file holds"
-        mistakes.append(Mistake("--trust", rule, remedy=f"if you trust it: `python -m runner convert {file} --trust`"))
+        mistakes.append(Mistake("--trust", rule, remedy=f"if you trust it: `{command}`"))
     if not out.parent.is_dir():
         mistakes.append(Mistake("--out", "must be in a folder that exists", str(out)))
     if out.exists():
