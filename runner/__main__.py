@@ -87,10 +87,13 @@ def serve(argv: list[str], began: float | None, place: "Place | None") -> int:
     verb = argv[0] if argv else ""
     if place is not None and verb in VERBS and verb != "resume":
         raise ConfigError([torchrun.not_here(verb, "start it without torchrun")])
+    if verb in VERBS and {"-h", "--help"} & set(argv[1:]):
+        print(str(importlib.import_module(VERBS[verb]).__doc__).replace("`", ""))
+        return ended(0, place)
     if verb in VERBS:
         status: int = importlib.import_module(VERBS[verb]).main(argv[1:])
         return ended(status, place)
-    if verb and verb[0].isalpha() and "=" not in verb:
+    if verb and verb[0].isalpha() and "=" not in verb and not value_stands_apart(argv):
         raise ConfigError([unknown_verb(verb)])
     from runner.verbs import train
 
@@ -107,6 +110,13 @@ def ended(status: int, place: "Place | None") -> int:
         dismiss(place, status)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what it sends to those that end a moment after the first
     return status
+
+
+def value_stands_apart(argv: list[str]) -> bool:
+    """Whether the command line begins with a key whose value is the next argument, `optimizer.lr 0.1`."""
+    from runner.config import arguments
+
+    return argv[0] not in PLANNED and 0 in arguments.pairs(argv)
 
 
 def unknown_verb(verb: str) -> "Mistake":

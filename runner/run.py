@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -756,7 +757,7 @@ def conclude(result: Mapping[str, Any], folder: Path) -> None:
         final_report(result["metrics"] or result.get("train", {}), folder)
     elif result["status"] == "pruned":
         print(f"pruned after step {result['steps']:,}; train it to the end with:")
-        print(f"python -m runner resume {folder}")
+        print(f"python -m runner resume {shlex.quote(str(folder))}")
     elif result["status"] == "interrupted":
         print(f"stopped by {result['signal']} after step {result['steps']:,}; continue with:")
         print(f"{torchrun.command()} -m runner resume {folder}")

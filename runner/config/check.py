@@ -9,8 +9,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from runner.config import effects, schema
+from runner.config.arguments import for_shell
 from runner.config.blame import shown
 from runner.config.compose import Composed
+from runner.config.interpolate import from_environment
 from runner.config.interpret import UNKNOWN_KEY, Reading, dotted, plain, read
 from runner.config.trust import TargetError, look
 from runner.errors import ABSENT, ConfigError, Mistake
@@ -181,8 +183,23 @@ class Check:
                 where = f"{mistake.where}; named by {self.composed.layers.blame(_as_path(mistake.key))}"
             else:
                 where = self.composed.layers.blame(self._blamed(mistake))
-            placed.append(shown(replace(mistake, where=where), self.composed.layers.cwd))
+            said = mistake if mistake.where else self._as_written(mistake, where)
+            placed.append(shown(replace(said, where=where), self.composed.layers.cwd))
         return placed
+
+    def _as_written(self, mistake: Mistake, where: str) -> Mistake:
+        """The mistake with a remedy that can be written where the value was: in a file, or on the command line."""
+        path = self._blamed(mistake)
+        settings = self.composed.layers.settings(path)
+        is_argument = where.startswith("argument `")
+        decoded = from_environment(mistake.value, settings[-1].value) if settings else ""
+        if decoded:
+            line = for_shell(f'{mistake.key}="{decoded}"') if is_argument else f"{path[-1]}: {decoded}"
+            return replace(mistake, remedy=f"the environment gives texts: write `{line}`", suggestion=decoded)
+        if is_argument and re.fullmatch(r"'[^']*'", mistake.suggestion):
+            line = f'{mistake.key}="{mistake.suggestion[1:-1]}"'
+            return replace(mistake, remedy=f"quote it: {for_shell(line)}")
+        return mistake
 
     @cached_property
     def _with_dots(self) -> dict[str, Path_]:

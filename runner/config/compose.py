@@ -30,7 +30,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.config import document, recipes
+from runner.config import arguments, document, recipes
 from runner.config.blame import Layers, argument, as_path, shown
 from runner.config.document import Document
 from runner.config.interpolate import fill_in_referenced_defaults, resolve
@@ -240,6 +240,15 @@ class _Repository(ConfigRepository):
         source = self._find(path)
         return Path(source.path) / source._normalize_file_name(path) if isinstance(source, _Source) else None  # noqa: SLF001
 
+    def yml(self, config_path: str) -> Path | None:
+        """A file of the project's that would be this option if it ended in `.yaml`; None where it is read, or none."""
+        for source in self.sources:
+            if source.provider == "project":
+                file = Path(source.path) / f"{config_path.removesuffix('.yml')}.yml"
+                if config_path and file.is_file() and not file.with_suffix(".yaml").is_file():
+                    return file
+        return None
+
     def _known(self, config_path: str, default: InputDefault, before: Sequence[InputDefault]) -> bool:
         path = self.file(config_path)
         if isinstance(default, ConfigDefault):
@@ -371,6 +380,7 @@ class Loader(ConfigLoaderImpl):
         self._left_out: set[str] = set()
         self._unknown: set[str] = set()
         self._mode = RunMode.RUN
+        self._of_the_runner = False  # Hydra composes for its own launchers, whose folders are said to it so
 
     def load_configuration(
         self,
@@ -390,6 +400,7 @@ class Loader(ConfigLoaderImpl):
 
     def collect(self, overrides: list[str], run_mode: RunMode) -> Composed:
         """Compose; nothing is raised."""
+        self._of_the_runner = True
         config = self._compose(overrides, run_mode)
         hydra = config.pop("hydra")
         fill_in_referenced_defaults(config)
@@ -423,6 +434,12 @@ class Loader(ConfigLoaderImpl):
             path = self.repository.file(default.config_path or "")
             unread = path in self.repository.read and self.repository.read[path].mistake and default.package
             self._unknown |= {str(default.package)} if unread else set()
+            twin = self.repository.yml(default.config_path or "")
+            if twin is not None and path is not None:
+                remedy = f"rename it to {twin.stem}.yaml"
+                self._mistakes.append(
+                    Mistake(str(twin), f"is not read, but {path}: files end in `.yaml`", remedy=remedy)
+                )
         self._mistakes = [self._nearest_to_delete(mistake, config) for mistake in self._mistakes]
         self._mistakes = [shown(m, self.cwd) for m in (*self._mistakes, *read, *self.repository.mistakes)]
         OmegaConf.set_struct(config, False)
@@ -434,6 +451,7 @@ class Loader(ConfigLoaderImpl):
         """Every override that can be read, with plain values forced in: our own check judges every key."""
         _, repository = super()._parse_overrides_and_create_caching_repo(config_name, [])
         parsed = []
+        self._left_out |= self._apart(overrides)
         for text in overrides:
             override = self._parse(text) if text not in self._left_out else None
             if override is not None:
@@ -461,32 +479,45 @@ class Loader(ConfigLoaderImpl):
         return override
 
     def _parse(self, text: str) -> Override | None:
-        key, equals, value = text.partition("=")
-        key = key.lstrip("+~")
-        problem, remedy = "", ""
+        key, _, value = text.partition("=")
         try:
             override = self.parse(text)
         except HydraException as error:
-            first, *more = str(error).splitlines()
-            if first.startswith("Error parsing override") and more:  # what a function says is below
-                first = re.sub(r"^\w+ while evaluating '.*': ", "", more[0])
-            problem = "cannot be read as `key=value`" + (f": {first}" if equals else "")
-            remedy = f"quote it: '{key}=\"{value}\"'" if equals and value else ""
-            if not equals and re.fullmatch(r"[\w.@/]+", key):
-                remedy = f"write `{key}=VALUE`"
-            if text.startswith("--"):
-                problem = "is no option of the runner; a key is set without dashes"
-                remedy = f"write `{text.lstrip('-')}{'' if equals else '=VALUE'}`"
+            mistake = arguments.unread(text, error, self.parse)
         else:
+            if instead := self._hydras_without_effect(override):
+                mistake = Mistake(override.key_or_group, arguments.NO_EFFECT, where=argument(text), remedy=instead)
+                self._left_out.add(text)
+                self._mistakes.append(mistake)
+                return None
             if self._mode == RunMode.MULTIRUN or not override.is_sweep_override():
                 return override
             problem = "has several values, which only a sweep takes"
-            remedy = (
-                f"sweep over them: `-m {text}`; a list is `{key}=[{value}]`, a text with commas `{key}='\"{value}\"'`"
-            )
+            remedy = f"sweep over them: `-m {arguments.for_shell(text)}`"
+            if override.is_choice_sweep() and "choice(" not in value:
+                as_list, as_text = (arguments.for_shell(f"{key}={said}") for said in (f"[{value}]", f'"{value}"'))
+                remedy += f"; a list is `{as_list}`, a text with commas `{as_text}`"
+            mistake = Mistake(key.lstrip("+~"), problem, where=argument(text), remedy=remedy)
         self._left_out.add(text)
-        self._mistakes.append(Mistake(key or text, problem, where=argument(text), remedy=remedy))
+        self._mistakes.append(mistake)
         return None
+
+    def _hydras_without_effect(self, override: Override) -> str:
+        """What to do in the place of a key of Hydra's own; empty where Hydra itself asks, or the key has an effect."""
+        if not self._of_the_runner or not override.key_or_group.startswith(("hydra.", "hydra/")):
+            return ""
+        return arguments.without_effect(override.key_or_group, override._value)  # noqa: SLF001
+
+    def _apart(self, overrides: Sequence[str]) -> set[str]:
+        """Note keys whose value is the next argument; those arguments."""
+        found: set[str] = set()
+        for at, after in arguments.pairs(overrides).items():
+            text, value = overrides[at], overrides[after]
+            said = arguments.flag if text.startswith("-") else arguments.valueless
+            if not {text, value} <= self._left_out:
+                self._mistakes.append(said(text, value, self.parse))
+            found |= {text, value}
+        return found
 
     @staticmethod
     def _forced(override: Override, repository: IConfigRepository) -> Override:
@@ -538,7 +569,10 @@ class Loader(ConfigLoaderImpl):
                     continue
                 found = document.find(self.repository.read[path].root, tuple(key.split(".")))
                 where = f"{path}:{found[0] if found else 1}"
-                self.repository._note(Mistake(key, _OURS_ONLY, where=where, remedy=remedy))  # noqa: SLF001
+                plain = getattr(value, "_value", lambda value=value: value)()
+                instead = arguments.without_effect(key, plain)
+                rule = arguments.NO_EFFECT if instead else _OURS_ONLY
+                self.repository._note(Mistake(key, rule, where=where, remedy=instead or remedy))  # noqa: SLF001
                 inside.pop("hydra", None)
         return True
 
@@ -547,8 +581,9 @@ class Loader(ConfigLoaderImpl):
         missing = str(error.missing_cfg_file)
         group, _, option = missing.rpartition("/")
         options = self.repository.get_group_options(group) if group else []
-        other = other_name(f"{group}={option}")
+        other = other_name(f"{group}={option}") or (arguments.device(option) if group == "device" else "")
         right = "" if other else nearest(option, options)
+        misspelt = self.repository.yml(missing)
         where = self._who_chose(group, option)
         first, stem = group.partition("/")[0], option.removesuffix(".yaml")
         if not options and stem in self.repository.get_group_options(first):  # a path to the option's file
@@ -558,6 +593,8 @@ class Loader(ConfigLoaderImpl):
         if not right and not other and "." in option and group:
             other = f"{group}._target_={option}"
             remedy = f"a class is set by `{other}`"
+        if misspelt is not None:
+            right, remedy = "", f"Hydra reads files that end in `.yaml` alone: rename {misspelt} to {option}.yaml"
         choices = f" (there are {', '.join(options)})" if options and len(options) <= 20 else ""
         rule = f"has no option `{option}`{choices}"
         self._mistakes.append(Mistake(group or missing, rule, where=where, remedy=remedy, suggestion=right or other))

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -47,6 +48,11 @@ def resolve(config: DictConfig, layers: Layers) -> tuple[dict[str, Any], list[Mi
             return [walk(inner, (*path, index)) for index, inner in enumerate(value)]
         if not isinstance(value, str) or "${" not in value:
             return value
+        if foreign := _FOREIGN.search(value):
+            key, remedy = dotted(path), _instead(foreign[1], foreign[2], path)
+            rule = f"has an interpolation of Hydra's that the runner does not have (`${{{foreign[1]}:…}}`)"
+            mistakes.append(Mistake(key, rule, value, layers.blame(path, follow=False), remedy))
+            return value
         try:
             node: Any = config
             for part in path[:-1]:
@@ -71,6 +77,30 @@ def resolve(config: DictConfig, layers: Layers) -> tuple[dict[str, Any], list[Mi
         rule = f"must not grow beyond {MAX_SIZE:,} characters with its interpolations written out"
         return plain, [Mistake(dotted(bomb), rule, where=layers.blame(bomb, follow=False))]
     return walk(plain, ()), mistakes
+
+
+_FOREIGN = re.compile(r"\$\{(now|hydra|env|eval|add|sub|mul|div|python_version|resolve_default):([^{}]*)")
+
+
+def _instead(kind: str, inner: str, path: tuple[str | int, ...]) -> str:
+    """What to write in the place of an interpolation that the runner does not have."""
+    if kind == "now":
+        return "leave it out: a run's folder has its date and time"
+    if kind == "env":
+        return f"write `${{oc.env:{inner}}}`"
+    if inner.startswith("runtime.choices."):
+        return "write the option's name out"
+    if kind == "hydra" and inner.startswith(("runtime.cwd", "runtime.output_dir", "run.dir", "sweep.dir")):
+        return "leave it out: paths are relative to the working directory, and a run's own files have their folder"
+    said = "a run's number and name are in its folder" if path == ("name",) else "the runner has no such value"
+    return f"write the value out: {said}"
+
+
+def from_environment(value: Any, raw: Any) -> str:
+    """How to write a value that the environment gives as a text, and that is none; empty where it is no such value."""
+    if not (isinstance(value, str) and isinstance(raw, str) and re.fullmatch(r"\$\{oc\.env:[^{}]*\}", raw)):
+        return ""
+    return "" if isinstance(yaml.safe_load(value), str) else f"${{oc.decode:{raw}}}"
 
 
 def _too_large(config: dict[str, Any]) -> tuple[str | int, ...] | None:

@@ -143,7 +143,9 @@ def _unknown(reading: Reading, name: object, value: Any, known: list[str], path:
     if isinstance(value, dict) and len(value) == 1 and other_name(f"{key}.{next(iter(value))}"):
         reading.wrong(path, UNKNOWN_KEY, suggestion=other_name(f"{key}.{next(iter(value))}"))
         return
-    full = other_name(key) or (other_name(str(name)) if len(path) == 1 else "")
+    full = (
+        other_name(f"{key}={yaml_text(value)}") or other_name(key) or (other_name(str(name)) if len(path) == 1 else "")
+    )
     near = nearest(str(name), [*known, *(_GROUPS_ONLY if len(path) == 1 else ())])
     elsewhere = all_keys().get(str(name), ())
     if near:
@@ -378,7 +380,10 @@ def _text(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
     if "like" in rules and not (isinstance(value, str) and re.fullmatch(rules["regex"], value)):
         return reading.wrong(path, f"must be like `{rules['like']}`", value)
     if not isinstance(value, str):
-        suggestion = f"'{value}'" if isinstance(value, int | float) and not isinstance(value, bool) else ""
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        ways = (f"{value}", f"cuda:{value}") if number else ()
+        fits = next((way for way in ways if "regex" not in rules or re.fullmatch(rules["regex"], way)), "")
+        suggestion = f"'{fits}'" if fits == str(value) and fits else fits
         return reading.wrong(path, "must be a text", value, suggestion)
     if "regex" in rules and not re.fullmatch(rules["regex"], value):
         words = re.findall("[a-z]{3,}", rules["regex"]) if "|" in rules["regex"] else []

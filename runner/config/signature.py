@@ -191,18 +191,29 @@ def _object(value: Any, kind: type) -> Any:
     except TypeError:  # a protocol, a TypedDict
         return value
     if (kind.__module__, kind.__name__) in (("torch", "device"), ("torch", "dtype")):
-        return _of_torch(value, kind) if isinstance(value, str) else UNFIT
+        return _of_torch(value, kind) if isinstance(value, str) else value
     if issubclass(kind, pathlib.PurePath):
         return kind(value) if isinstance(value, str) else UNFIT
     if kind is os.PathLike:
         return pathlib.Path(value) if isinstance(value, str) else UNFIT
-    if issubclass(kind, dict | list | tuple | set | frozenset | bytes) or kind.__module__.startswith(
-        ("numpy", "typing")
-    ):
-        return value
-    if kind.__module__.startswith("torch") and isinstance(value, int | float):
-        return value  # torch's annotations say Tensor where it takes a number too
-    return UNFIT if isinstance(value, str | int | float | list | dict) else value
+    return UNFIT if _surely_fails(value, kind) else value
+
+
+def _surely_fails(value: Any, kind: type) -> bool:
+    """Whether a plain value can never stand for an object of a class: libraries take more than they annotate."""
+    if not isinstance(value, str | int | float | list | dict) or kind.__module__ == "builtins":
+        return False
+    if kind.__module__.startswith("torch"):  # it says Tensor where it takes a number too
+        return kind.__name__[0].isupper() and isinstance(value, str | list | dict)
+    return not _of_a_library(kind)
+
+
+@cache
+def _of_a_library(kind: type) -> bool:
+    """Whether a class comes with Python or an installed package, and not from the user's own files."""
+    top = kind.__module__.partition(".")[0]
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
+    return top in sys.stdlib_module_names or not file or "site-packages" in file or "dist-packages" in file
 
 
 def _enum_member(value: Any, kind: type[enum.Enum]) -> Any:

@@ -45,9 +45,11 @@ def main(argv: Sequence[str]) -> int:
         plain = [mistake.as_json() for mistake in found]
         print(json.dumps({"mistakes": plain, "count": len(found), "notes": notes, "plan": plan}, default=str))
     else:
-        for line in plan:
-            print(line)
-        for note in notes:
-            print(f"note: {note}")
-        print(count_line(len(found)) if found else "No mistakes.")
+        _print(plan, notes, len(found))
     return 2 if found else 0
+
+
+def _print(plan: Sequence[str], notes: Sequence[str], count: int) -> None:
+    for line in (*plan, *(f"note: {note}" for note in notes)):
+        print(line)
+    print(count_line(count) if count else "No mistakes.")
