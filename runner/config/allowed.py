@@ -90,10 +90,16 @@ def home(target: Any) -> tuple[str, str]:
     if not isinstance(target, type | types.FunctionType | types.BuiltinFunctionType):
         return "", ""
     module, name = str(getattr(target, "__module__", "")), str(getattr(target, "__name__", ""))
-    if isinstance(target, types.BuiltinFunctionType) and module.startswith("torch"):
-        # torch.nn.functional gives functions of torch's C++ part as its own; `torch` gives the rest of them.
-        module = next((face for face in ("torch.nn.functional", "torch") if _has(face, name, target)), module)
-    return (module, name) if _has(module, name, target) else ("", "")
+    if not isinstance(target, types.BuiltinFunctionType) and _has(module, name, target):
+        return module, name
+    if isinstance(target, type) or not module.startswith("torch"):
+        return "", ""
+    # Functions of torch's C++ part, and those that torch makes of two, are defined where torch shows them.
+    for face in ("torch.nn.functional", "torch"):
+        for shown, function in vars(sys.modules[face]).items() if face in sys.modules else ():
+            if function is target and not shown.startswith("_"):
+                return face, shown
+    return "", ""
 
 
 def _has(module: str, name: str, target: Any) -> bool:

@@ -448,8 +448,11 @@ class Loader(ConfigLoaderImpl):
     def _parse_overrides_and_create_caching_repo(
         self, config_name: str | None, overrides: list[str]
     ) -> tuple[list[Override], CachingConfigRepository]:
-        """Every override that can be read, with plain values forced in: our own check judges every key."""
-        _, repository = super()._parse_overrides_and_create_caching_repo(config_name, [])
+        """Every override that can be read, with plain values forced in: our own check judges every key.
+
+        `hydra.searchpath` is taken from the command line alone: a package that it names is imported.
+        """
+        _, repository = super()._parse_overrides_and_create_caching_repo(None, [])
         parsed = []
         self._left_out |= self._apart(overrides)
         for text in overrides:
@@ -459,7 +462,7 @@ class Loader(ConfigLoaderImpl):
         self._parsed = parsed
         searched = [o for o in parsed if o.get_key_element() == "hydra.searchpath"]
         if searched:
-            self._process_config_searchpath(config_name, searched, repository)
+            self._process_config_searchpath(None, searched, repository)
         return parsed, repository
 
     def _nearest_to_delete(self, mistake: Mistake, config: DictConfig) -> Mistake:
@@ -561,6 +564,8 @@ class Loader(ConfigLoaderImpl):
                 where = f"{parent}:{defaults_line(self.repository.read[parent], group)}"
             self.repository._note(Mistake(package, _OURS_ONLY, where=where, remedy=remedy))  # noqa: SLF001
             return False
+        if default.primary and not path.is_relative_to(our_conf()):
+            self._refuse_options_of_hydra(path)
         if package == "" and "hydra" in inside and not (default.primary and path.is_relative_to(our_conf())):
             for key, value in _leaves(inside._get_node("hydra"), "hydra"):  # noqa: SLF001
                 if default.primary and _same_in_ours(key, value):
@@ -575,6 +580,19 @@ class Loader(ConfigLoaderImpl):
                 self.repository._note(Mistake(key, rule, where=where, remedy=instead or remedy))  # noqa: SLF001
                 inside.pop("hydra", None)
         return True
+
+    def _refuse_options_of_hydra(self, path: Path) -> None:
+        """Note what a primary config of the user's chooses of Hydra's groups, but for what ours chooses too."""
+        entries, own = (
+            document.load(file).data.get("defaults", []) for file in (path, our_conf() / f"{CONFIG_NAME}.yaml")
+        )
+        for index, entry in enumerate(entries if isinstance(entries, list) else []):
+            name = str(next(iter(entry), "") if isinstance(entry, dict) else entry)
+            group = (name.split() or [""])[-1].lstrip("/")
+            if entry not in own and re.match(r"hydra\b", group.partition("@")[0]):
+                found = document.find(self.repository.read[path].root, ("defaults", index))
+                where, remedy = f"{path}:{found[0] if found else 1}", "give it on the command line"
+                self.repository._note(Mistake(group.replace("/", "."), _OURS_ONLY, where=where, remedy=remedy))  # noqa: SLF001
 
     def _replace_option(self, error: MissingConfigException) -> None:
         """Go on with the nearest option in the place of one that does not exist, or with nothing."""

@@ -96,6 +96,8 @@ def test_every_experiment_with_every_option(experiment):
 def example(parameter):
     """A value that a required parameter takes."""
     text = str(parameter.annotation)
+    if "torch.dtype" in text:
+        return "torch.float32"
     if parameter.name in VALUES and parameter.annotation is not int:
         return VALUES[parameter.name]
     if "Callable" in text:
@@ -167,7 +169,7 @@ def test_torchvision_classes_fit_their_slots():
             if isinstance(kind, type) and not issubclass(kind, enum.Enum):
                 wrong += refused("transform", f"{place}.{name}", kind)
     for name, kind in public(vision.datasets):
-        if isinstance(kind, type):
+        if isinstance(kind, type) and "LSUN" not in name:  # they unpickle a file of the working directory
             wrong += refused("dataset", f"torchvision.datasets.{name}", kind)
 
     assert [] == wrong
