@@ -16,7 +16,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+from runner import safe_io
 from runner.errors import ConfigError, Mistake, RunError
+from runner.escape import shell_word, strict_json
 
 
 class _Hashing(io.BufferedWriter):
@@ -103,9 +105,9 @@ def to_json(value: Any, indent: int | None = None) -> str:
         TypeError: something in it is not plain.
     """
     try:
-        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+        return strict_json(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))
     except ValueError:  # rare, so the copy is made only then
-        return json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
+        return strict_json(json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False))
 
 
 def _without_nan(value: Any) -> Any:
@@ -156,15 +158,15 @@ class Lines:
 
     def __init__(self, path: Path, until: float = math.inf) -> None:
         self.path = path
-        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._handle = safe_io.open_regular(path, os.O_RDWR | os.O_CREAT)
         self.truncate_after(until)
 
     def truncate_after(self, step: float) -> None:
         """Drop every event with a step greater than `step`, and a torn end; `last` is what is left at the end."""
         self.last: dict[str, Any] = {}
         self._start_of_last = self._end = 0
-        with self.path.open("rb") as file:
-            for line in file:
+        with safe_io.open_read(self.path) as file:
+            for line in safe_io.lines(file):
                 event = _parse_event(line)
                 if event is None or event["step"] > step:
                     break
@@ -207,7 +209,7 @@ class Lines:
 
 def _parse_event(line: bytes) -> dict[str, Any] | None:
     try:
-        event = json.loads(line)
+        event = safe_io.loads(line)
     except ValueError:
         return None
     whole = line.endswith(b"\n") and isinstance(event, dict) and isinstance(event.get("step"), int)
@@ -252,11 +254,12 @@ class Lock:
     over when it was not for DEAD_SECONDS.
 
     Raises:
-        ConfigError: another process (or another Lock of this one) holds it.
+        ConfigError: another process (or another Lock of this one) holds it, or something in it leads elsewhere.
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self._handle = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        safe_io.refuse_foreign(run_dir)
+        self._handle = safe_io.open_regular(run_dir / ".lock", os.O_RDWR | os.O_CREAT)
         self._stopped: threading.Event | None = None  # set to end the signs of life, where there are some
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -328,7 +331,7 @@ def load_tensors(path: Path, map_location: Any = "cpu", sha256: str | None = Non
     import torch  # slow to import, and much here does without
 
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             if sha256 is not None and (actual := hashlib.file_digest(file, "sha256").hexdigest()) != sha256:
                 raise RunError(f"{path} is damaged: its SHA-256 is {actual}, but {sha256} was recorded")
             file.seek(0)
@@ -341,8 +344,13 @@ def load_tensors(path: Path, map_location: Any = "cpu", sha256: str | None = Non
         raise RunError(f"{path} {_what_is_wrong(path, error)}") from error
 
 
+def _opened(path: Path) -> BinaryIO:
+    """Open a regular file, also through a link, without waiting for a pipe. Raises OSError."""
+    return safe_io.open_read(path.resolve())
+
+
 def _what_is_wrong(path: Path, error: Exception) -> str:
-    with path.open("rb") as file:
+    with _opened(path) as file:
         head = file.read(512)
     if not head:
         return "is empty"
@@ -353,7 +361,8 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
     if refused := _refused_names(path, error):
         return (
             f"holds pickled objects ({', '.join(refused)}), and loading them would run code: only tensors, numbers, "
-            f"strings and plain containers are read; if you trust it: `python -m runner convert {path} --trust`"
+            f"strings and plain containers are read; if you trust it: "
+            f"`python -m runner convert {shell_word(str(path))} --trust`"
         )
     if head.startswith(b"PK"):
         return f"is cut short or damaged: {_first_sentence(error)}"

@@ -1,6 +1,7 @@
 """What a run says while it trains: `metrics.jsonl`, TensorBoard events, `log.txt` and the console."""
 
 import os
+import re
 import socket
 import struct
 import sys
@@ -12,12 +13,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from runner import safe_io
+from runner.escape import one_line, printable
 from runner.files import Lines
 
 Value = float | str  # of an event: a number, or a word such as the stage of a training
 
 PLAIN_SECONDS = 5.0  # between two progress lines where the console is a file
 REFRESH_SECONDS = 0.5  # between two drawings of the progress bar, 5 to 10 ms each
+LONGEST_TAG = 1_000  # characters of a name in TensorBoard
+_SECOND = re.compile(r"events\.out\.tfevents\.\d{1,11}\.")
 SYNC_SECONDS = 30.0  # after so long TensorBoard sees what was logged
 
 
@@ -43,7 +48,7 @@ class Log:
     ) -> None:
         stream = stream or sys.stdout
         self._go_on, self._refused = go_on, False
-        self._text = os.open(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._text = safe_io.open_regular(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._lines = Lines(run_dir / "metrics.jsonl", until=start_step)
         self._events: _Events = _TensorBoard(run_dir / "tb", start_step) if tensorboard else _NoEvents()
         self._console: _Console = _Quiet(stream)
@@ -53,14 +58,14 @@ class Log:
 
     def say(self, what: object) -> None:
         """Print `what` and write it to `log.txt`; on a terminal rich draws it in its own way (`__rich__`)."""
-        self._console.say(what)
+        self._console.say(printable(what) if isinstance(what, str) else what)
         self.note(str(what))
 
     def note(self, text: str) -> None:
         """Write `text` to `log.txt` only."""
         now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
         with self._writing():
-            os.write(self._text, f"{now}  {text}\n".encode(errors="backslashreplace"))
+            os.write(self._text, f"{now}  {printable(text)}\n".encode(errors="backslashreplace"))
 
     def exception(self, error: BaseException) -> None:
         """Write the traceback of `error` to `log.txt` only: the console gets a paragraph from whoever caught it."""
@@ -187,13 +192,16 @@ class NoLog(Log):
 
 def final_report(metrics: Mapping[str, Any], run_dir: Path, say: Callable[[str], None] = print) -> None:
     """Say the final metrics, one a line, and the run directory."""
-    width = max(map(len, metrics), default=0)
-    say("\n".join([*(f"{name:<{width}}  {float(value):.6g}" for name, value in metrics.items()), str(run_dir)]))
+    shown = {one_line(name): value for name, value in metrics.items()}
+    width = max(map(len, shown), default=0)
+    lines = [f"{name:<{width}}  {float(value):.6g}" for name, value in shown.items()]
+    say("\n".join([*lines, printable(run_dir)]))
 
 
 def _words(values: Mapping[str, Value]) -> str:
     return "  ".join(
-        f"{name} {value if isinstance(value, str) else format(value, '.4g')}" for name, value in values.items()
+        f"{one_line(name)} {one_line(value) if isinstance(value, str) else format(value, '.4g')}"
+        for name, value in values.items()
     )
 
 
@@ -246,7 +254,7 @@ class _TensorBoard:
         from tensorboardX.proto.summary_pb2 import Summary
 
         folder.mkdir(exist_ok=True)
-        earlier = sorted(folder.glob("events.out.tfevents.*"))
+        earlier = sorted(path for path in folder.glob("events.out.tfevents.*") if _SECOND.match(path.name))
         # The name decides the order of reading: a file started in the same second must be another, and come later.
         second = max([int(time.time()), *(int(path.name.split(".")[3]) + 1 for path in earlier)])
         self._name = f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}"
@@ -269,13 +277,16 @@ class _TensorBoard:
             from runner.summaries import text
 
             return text(name, value)
-        return self._Summary.Value(tag=name, simple_value=value)
+        return self._Summary.Value(tag=one_line(name)[:LONGEST_TAG], simple_value=value)
 
     def show(self, step: int, values: Sequence[Any]) -> None:
         if step == self._held_step and self._held:
             values = [*(self._held | {value.tag: value for value in values}).values()]
             self._held = {}
         self._write_held()
+        for value in values:
+            if not value.tag.isprintable():
+                value.tag = one_line(value.tag)
         self._write(step=step, summary=self._Summary(value=values))
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
@@ -298,7 +309,7 @@ class _TensorBoard:
 
         folder = self._folder / "final"
         folder.mkdir(exist_ok=True)
-        for earlier in folder.iterdir():  # of a run that was prolonged: TensorBoard keeps the first row that it reads
+        for earlier in folder.glob("events.out.tfevents.*"):  # TensorBoard keeps the first row that it reads
             earlier.unlink()
         writer = RecordWriter(str(folder / self._name))
         shown = [*hparams(values, status), *(self._value(name, value) for name, value in metrics.items())]
@@ -331,11 +342,16 @@ class _TensorBoard:
 
 def _standing(files: Sequence[Path], step: int, event_type: Any, start: int) -> tuple[dict[str, Any], bool]:
     """What the earlier event files say of `step`, by tag, and whether they have a graph."""
+    from google.protobuf.message import DecodeError
+
     standing: dict[str, Any] = {}
     has_graph = False
     for path in files:
         for record in _records(path):
-            event = event_type.FromString(record)
+            try:
+                event = event_type.FromString(record)
+            except DecodeError:  # what comes after is as unsound
+                break
             if event.HasField("session_log") and event.session_log.status == start and event.step <= step:
                 standing = {}
             elif event.step == step:
@@ -346,9 +362,12 @@ def _standing(files: Sequence[Path], step: int, event_type: Any, start: int) -> 
 
 def _records(path: Path) -> Iterator[bytes]:
     """The records of an event file, up to a torn one: length, its checksum, content, its checksum."""
-    with path.open("rb") as file:
+    with safe_io.open_read(path) as file:
+        size = os.fstat(file.fileno()).st_size
         while len(head := file.read(12)) == 12:
             (length,) = struct.unpack("<Q", head[:8])
+            if length > size:
+                return
             content = file.read(length + 4)
             if len(content) < length + 4:
                 return

@@ -9,9 +9,13 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.config.check import parse, resolved
+from runner.config import document
+from runner.config.blame import Layers, shown
+from runner.config.check import Check, parse, resolved
+from runner.config.compose import Composed
 from runner.config.schema import Config, Scheduler
 from runner.errors import ABSENT, ConfigError, Mistake
+from runner.safe_io import refuse_foreign
 from runner.schedule import Duration
 
 Keys = tuple[str, ...]
@@ -47,23 +51,29 @@ OWN_OF_SCHEDULER = {item.name for item in fields(Scheduler)}  # the rest are arg
 INEXACT = "give it its value back, or accept other numbers with `--inexact`"
 
 
-def recorded(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, str]:
+def recorded(folder: Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> tuple[Config, str]:
     """The config of the run in `folder` and its YAML with interpolations kept.
+
+    A record is judged like a composed config: it may come from a stranger, and what it names is trusted by `trust`
+    alone, whatever was trusted when it was recorded.
 
     Args:
         folder: a run directory.
         overrides: `key=value`, values in YAML; a leading `+` or `++` is allowed.
+        trust: patterns of names trusted on the command line.
 
     Raises:
-        ConfigError: the folder is no run, an override is wrong, or the config with it.
+        ConfigError: the folder is no run or leads elsewhere, an override is wrong, or the config with it.
     """
     if not (folder / "config.yaml").is_file():
         rule = "must be a run directory (one with a config.yaml)" if folder.is_dir() else "must be a run directory"
         raise ConfigError([Mistake("RUN", rule, str(folder))])
+    refuse_foreign(folder)
+    with_interpolations = _document(folder / ".hydra" / "config.yaml")
     if not overrides:
-        data: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        return parse(data), (folder / ".hydra" / "config.yaml").read_text()
-    unresolved: Any = OmegaConf.load(folder / ".hydra" / "config.yaml")
+        resolved_one = _document(folder / "config.yaml")
+        return _judged(resolved_one, resolved_one.data, trust), with_interpolations.text
+    unresolved: Any = OmegaConf.create(with_interpolations.data)
     for override in overrides:
         key, separator, _ = override.lstrip("+").partition("=")
         if not separator:
@@ -72,7 +82,39 @@ def recorded(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, str]:
             unresolved = OmegaConf.merge(unresolved, OmegaConf.from_dotlist([override.lstrip("+")]))
         except OmegaConfBaseException as error:
             raise ConfigError([Mistake(key, str(error), where=f"argument `{override}`")]) from error
-    return parse(_resolve(unresolved)), OmegaConf.to_yaml(unresolved)
+    return _judged(with_interpolations, unresolved, trust), OmegaConf.to_yaml(unresolved)
+
+
+def _document(path: Path) -> document.Document:
+    """Read a recorded config within limits.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        read = document.load_record(path)
+    except OSError as error:
+        raise ConfigError([Mistake("RUN", f"has no {path.name} to read ({error.strerror})", str(path))]) from error
+    if read.mistake is not None:
+        raise ConfigError([shown(read.mistake, Path.cwd())])
+    return read
+
+
+def _judged(source: document.Document, config: Any, trust: Sequence[str]) -> Config:
+    """Check a record: plain data as it is, or a config whose interpolations are followed first.
+
+    Raises:
+        ConfigError: a key, a name, a slot or an argument is wrong.
+    """
+    layers = Layers.of_a_file(source, Path.cwd())
+    tree = config if OmegaConf.is_config(config) else OmegaConf.create()
+    composed = Composed(tree, OmegaConf.create(), {}, [], layers)
+    if tree is not config:
+        composed.__dict__["_resolution"] = (deepcopy(config), [])  # `${…}` in what was resolved is text
+    checked = Check(composed, tuple(trust))
+    if mistakes := checked.of_a_record():
+        raise ConfigError(mistakes)
+    return checked.config
 
 
 def _resolve(unresolved: Any) -> Any:
@@ -105,13 +147,15 @@ class Continuation:
     settings: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
-def continuation(folder: Path, config: Config, unresolved: str) -> Continuation:
+def continuation(folder: Path, config: Config, unresolved: str, trust: Sequence[str] = ()) -> Continuation:
     """Compare a config with the one that the run in `folder` was started with.
 
     A longer duration is fine. What followed it by interpolation and decides about bits (a schedule's length) keeps its
     recorded value, unless it was given a value of its own too.
     """
-    before, after = resolved(recorded(folder)[0]), resolved(config)
+    refuse_foreign(folder)
+    record = _document(folder / "config.yaml")
+    before, after = resolved(parse(deepcopy(record.data))), resolved(config)
     notes: list[str] = []
     was, wanted = before["train"]["duration"], after["train"]["duration"]
     kept: list[Keys] = []
@@ -143,7 +187,7 @@ def continuation(folder: Path, config: Config, unresolved: str) -> Continuation:
             said = "not given" if old is ABSENT else old
             changes.append(Mistake(".".join(keys), f"must stay as the run was started with ({said})", new, "", INEXACT))
     return Continuation(
-        config=parse(after),
+        config=_judged(record, after, trust) if kept else parse(after),
         unresolved=OmegaConf.to_yaml(tree) if kept else unresolved,
         changes=changes,
         notes=notes,

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     if options["--weights"] not in ("", "raw", "ema"):
         raise ConfigError([Mistake("--weights", "must be raw or ema", options["--weights"])])
     folder = Path(positional[0])
-    config, _ = recorded(folder, positional[1:])
+    config, _ = recorded(folder, positional[1:], trust)
     from runner import build, fit
     from runner.log import final_report
     from runner.state import put_weights

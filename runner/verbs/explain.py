@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
             raise ConfigError(examined.mistakes)
         config = examined.config
     else:
-        config, _ = recorded(folder, rest[1:])
+        config, _ = recorded(folder, rest[1:], trust)
     try:
         rows, groups = explain(config, composed, folder, trust)
     except ConfigError as error:

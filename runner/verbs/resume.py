@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     if not overrides:
         raise ConfigError([Mistake("RUN", "is missing", remedy="python -m runner resume outputs/<name>/<run>")])
     folder = Path(overrides[0])
-    config, unresolved = recorded(folder, overrides[1:])
+    config, unresolved = recorded(folder, overrides[1:], trust)
     if started := torchrun.mistakes(config.device.parallel, ["resume", *argv]):
         raise ConfigError(started)
     return resume(folder, config, unresolved, ["resume", *argv], trust)
@@ -45,7 +45,7 @@ def resume(folder: Path, config: Config, unresolved: str, argv: Sequence[str], t
 
     if {path.name for path in folder.iterdir() if not path.name.endswith(".tmp")} <= STARTED:
         return run.launch(config, folder, unresolved=unresolved, command=command, trust=trust).status
-    again = continuation(folder, config, unresolved)
+    again = continuation(folder, config, unresolved, trust)
     if again.changes and not inexact:
         raise ConfigError(again.changes)
     if not again.longer and not again.changes and is_completed(folder):
