@@ -20,7 +20,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+from runner import safe_io
 from runner.errors import ConfigError, Mistake, RunError
+from runner.escape import shell_word, strict_json
 
 
 class _Hashing(io.BufferedWriter):
@@ -107,9 +109,9 @@ def to_json(value: Any, indent: int | None = None) -> str:
         TypeError: something in it is not plain.
     """
     try:
-        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+        return strict_json(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))
     except ValueError:  # rare, so the copy is made only then
-        return json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
+        return strict_json(json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False))
 
 
 def _without_nan(value: Any) -> Any:
@@ -167,8 +169,8 @@ def whole_lines(path: Path, until: float = math.inf) -> tuple[list[Place], list[
     Where steps do not grow, the fewest lines that are in the way count as damaged.
     """
     places, damaged, end = list[Place](), list[int](), 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+    with safe_io.open_read(path) as file:
+        for number, line in enumerate(safe_io.lines(file), 1):
             start, end = end, end + len(line)
             event = _parse_event(line)
             if event is None:
@@ -202,9 +204,10 @@ def _growing(places: list[Place]) -> list[Place]:
 def put_aside(path: Path) -> str:
     """Copy a damaged file: `metrics.jsonl` is then `metrics.1.jsonl` too, or the first number that is free."""
     number = 1
-    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+    while os.path.lexists(aside := path.with_name(f"{path.stem}.{number}{path.suffix}")):
         number += 1
-    shutil.copyfile(path, aside)
+    with safe_io.open_read(path) as damaged, aside.open("xb") as file:
+        shutil.copyfileobj(damaged, file)
     return aside.name
 
 
@@ -218,24 +221,24 @@ class Lines:
 
     def __init__(self, path: Path, until: float = math.inf) -> None:
         self.path = path
-        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._handle = safe_io.open_regular(path, os.O_RDWR | os.O_CREAT)
         self.truncate_after(until)
 
     def truncate_after(self, step: float) -> None:
         """Drop every event with a step greater than `step`, and a torn end; `last` is what is left at the end."""
         places, _ = whole_lines(self.path, step)
         if any(one.end != other.start for one, other in itertools.pairwise([Place(0, 0, 0, 0), *places])):
-            whole = self.path.read_bytes()
+            kept = [os.pread(self._handle, place.end - place.start, place.start) for place in places]
             put_aside(self.path)
-            write_atomic(self.path, lambda file: file.writelines(whole[place.start : place.end] for place in places))
+            write_atomic(self.path, lambda file: file.writelines(kept))
             os.close(self._handle)
-            self._handle = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            self._handle = safe_io.open_regular(self.path, os.O_RDWR)
             places, _ = whole_lines(self.path)
         self.last: dict[str, Any] = {}
         self._start_of_last = self._end = 0
         if places:
             self._start_of_last, self._end = places[-1].start, places[-1].end
-            self.last = json.loads(os.pread(self._handle, self._end - self._start_of_last, self._start_of_last))
+            self.last = safe_io.loads(os.pread(self._handle, self._end - self._start_of_last, self._start_of_last))
         os.ftruncate(self._handle, self._end)
 
     def append(self, event: dict[str, Any]) -> None:
@@ -274,7 +277,7 @@ class Lines:
 
 def _parse_event(line: bytes) -> dict[str, Any] | None:
     try:
-        event = json.loads(line)
+        event = safe_io.loads(line)
     except ValueError:
         return None
     whole = line.endswith(b"\n") and isinstance(event, dict) and isinstance(event.get("step"), int)
@@ -319,17 +322,19 @@ class Lock:
     over when it was not for DEAD_SECONDS.
 
     Raises:
-        ConfigError: another process (or another Lock of this one) holds it.
+        ConfigError: another process (or another Lock of this one) holds it, or something in it leads elsewhere.
         RunError: nothing can be written there.
     """
 
     def __init__(self, run_dir: Path) -> None:
+        safe_io.refuse_foreign(run_dir)
         try:
-            self._handle = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._handle = safe_io.open_regular(run_dir / ".lock", os.O_RDWR | os.O_CREAT)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
-            remedy = f"a copy can go on: `cp -r {run_dir} COPY`, `python -m runner resume COPY`"
+            folder = shell_word(str(run_dir))
+            remedy = f"a copy can go on: `cp -r {folder} COPY`, `python -m runner resume COPY`"
             raise RunError(f"{run_dir} cannot be written ({error.strerror}): {remedy}") from error
         self._stopped: threading.Event | None = None  # set to end the signs of life, where there are some
         try:
@@ -402,7 +407,7 @@ def load_tensors(path: Path, map_location: Any = "cpu", sha256: str | None = Non
     import torch  # slow to import, and much here does without
 
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             if sha256 is not None and (actual := hashlib.file_digest(file, "sha256").hexdigest()) != sha256:
                 raise RunError(f"{path} is damaged: its SHA-256 is {actual}, but {sha256} was recorded")
             file.seek(0)
@@ -415,8 +420,13 @@ def load_tensors(path: Path, map_location: Any = "cpu", sha256: str | None = Non
         raise RunError(f"{path} {_what_is_wrong(path, error)}") from error
 
 
+def _opened(path: Path) -> io.BufferedReader:
+    """Open a regular file, also through a link, without waiting for a pipe. Raises OSError."""
+    return safe_io.open_read(path.resolve())
+
+
 def _what_is_wrong(path: Path, error: Exception) -> str:
-    with path.open("rb") as file:
+    with _opened(path) as file:
         head = file.read(512)
     if not head:
         return "is empty"
@@ -427,7 +437,8 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
     if refused := _refused_names(path, error):
         return (
             f"holds pickled objects ({', '.join(refused)}), and loading them would run code: only tensors, numbers, "
-            f"strings and plain containers are read; if you trust it: `python -m runner convert {path} --trust`"
+            f"strings and plain containers are read; if you trust it: "
+            f"`python -m runner convert {shell_word(str(path))} --trust`"
         )
     if head.startswith(b"PK"):
         return f"is cut short or damaged: {_first_sentence(error)}"

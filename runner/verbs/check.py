@@ -38,9 +38,7 @@ def main(argv: Sequence[str]) -> int:
                 say(search.rehearse(planned, trust))
         else:
             seen = examine(compose(overrides), trust, say).found
-            notes, plan = seen.notes, [*seen.plan]
-            if seen.pretrained is not None:
-                plan.append(seen.pretrained.summary())
+            notes, plan = seen.notes, [*seen.plan, *([seen.pretrained.summary()] if seen.pretrained else [])]
     except ConfigError as error:
         say(error.mistakes)
     if as_json:
