@@ -57,10 +57,10 @@ def main(argv: Sequence[str]) -> int:
     recorded, unresolved = _config(folder)
     header = _header(report, winner, name, folder)
     write_experiment(file, header, report.arguments(winner.row), recorded, unresolved, Path.cwd(), trust)
-    print(f"{file}: {_said(report, winner)}")
+    print(printable(f"{file}: {_said(report, winner)}"))
     if noise := _noise(report, winner):
-        print(f"within noise of it: {noise}")
-    print(report.command(f"experiment={name}"))
+        print(printable(f"within noise of it: {noise}"))
+    print(report.command(*(f"--trust={pattern}" for pattern in trust), f"experiment={name}"))
     return 0
 
 
