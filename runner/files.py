@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import shlex
 import shutil
 import socket
 import stat
@@ -22,7 +21,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+from runner import safe_io
 from runner.errors import ConfigError, Mistake, RunError
+from runner.escape import shell_word, strict_json
 
 
 class _Hashing(io.BufferedWriter):
@@ -109,9 +110,9 @@ def to_json(value: Any, indent: int | None = None) -> str:
         TypeError: something in it is not plain.
     """
     try:
-        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+        return strict_json(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))
     except ValueError:  # rare, so the copy is made only then
-        return json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
+        return strict_json(json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False))
 
 
 def _without_nan(value: Any) -> Any:
@@ -169,8 +170,8 @@ def whole_lines(path: Path, until: float = math.inf) -> tuple[list[Place], list[
     Where steps do not grow, the fewest lines that are in the way count as damaged.
     """
     places, damaged, end = list[Place](), list[int](), 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+    with safe_io.open_read(path) as file:
+        for number, line in enumerate(safe_io.lines(file), 1):
             start, end = end, end + len(line)
             event = _parse_event(line)
             if event is None:
@@ -204,9 +205,10 @@ def _growing(places: list[Place]) -> list[Place]:
 def put_aside(path: Path) -> str:
     """Copy a damaged file: `metrics.jsonl` is then `metrics.1.jsonl` too, or the first number that is free."""
     number = 1
-    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+    while os.path.lexists(aside := path.with_name(f"{path.stem}.{number}{path.suffix}")):
         number += 1
-    shutil.copyfile(path, aside)
+    with safe_io.open_read(path) as damaged, aside.open("xb") as file:
+        shutil.copyfileobj(damaged, file)
     return aside.name
 
 
@@ -220,24 +222,24 @@ class Lines:
 
     def __init__(self, path: Path, until: float = math.inf) -> None:
         self.path = path
-        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._handle = safe_io.open_regular(path, os.O_RDWR | os.O_CREAT)
         self.truncate_after(until)
 
     def truncate_after(self, step: float) -> None:
         """Drop every event with a step greater than `step`, and a torn end; `last` is what is left at the end."""
         places, _ = whole_lines(self.path, step)
         if any(one.end != other.start for one, other in itertools.pairwise([Place(0, 0, 0, 0), *places])):
-            whole = self.path.read_bytes()
+            kept = [os.pread(self._handle, place.end - place.start, place.start) for place in places]
             put_aside(self.path)
-            write_atomic(self.path, lambda file: file.writelines(whole[place.start : place.end] for place in places))
+            write_atomic(self.path, lambda file: file.writelines(kept))
             os.close(self._handle)
-            self._handle = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            self._handle = safe_io.open_regular(self.path, os.O_RDWR)
             places, _ = whole_lines(self.path)
         self.last: dict[str, Any] = {}
         self._start_of_last = self._end = 0
         if places:
             self._start_of_last, self._end = places[-1].start, places[-1].end
-            self.last = json.loads(os.pread(self._handle, self._end - self._start_of_last, self._start_of_last))
+            self.last = safe_io.loads(os.pread(self._handle, self._end - self._start_of_last, self._start_of_last))
         os.ftruncate(self._handle, self._end)
 
     def append(self, event: dict[str, Any]) -> None:
@@ -276,7 +278,7 @@ class Lines:
 
 def _parse_event(line: bytes) -> dict[str, Any] | None:
     try:
-        event = json.loads(line)
+        event = safe_io.loads(line)
     except ValueError:
         return None
     whole = line.endswith(b"\n") and isinstance(event, dict) and isinstance(event.get("step"), int)
@@ -321,17 +323,19 @@ class Lock:
     over when it was not for DEAD_SECONDS.
 
     Raises:
-        ConfigError: another process (or another Lock of this one) holds it.
+        ConfigError: another process (or another Lock of this one) holds it, or something in it leads elsewhere.
         RunError: nothing can be written there.
     """
 
     def __init__(self, run_dir: Path) -> None:
+        safe_io.refuse_foreign(run_dir)
         try:
-            self._handle = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._handle = safe_io.open_regular(run_dir / ".lock", os.O_RDWR | os.O_CREAT)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
-            remedy = f"a copy can go on: `cp -r {run_dir} COPY`, `python -m runner resume COPY`"
+            folder = shell_word(str(run_dir))
+            remedy = f"a copy can go on: `cp -r {folder} COPY`, `python -m runner resume COPY`"
             raise RunError(f"{run_dir} cannot be written ({error.strerror}): {remedy}") from error
         self._stopped: threading.Event | None = None  # set to end the signs of life, where there are some
         try:
@@ -455,10 +459,15 @@ def load_tensors(
         raise RunError(f"{path} {_what_is_wrong(path, error)}") from error
 
 
+def _opened(path: Path) -> io.BufferedReader:
+    """Open a regular file, also through a link, without waiting for a pipe. Raises OSError."""
+    return safe_io.open_read(path.resolve())
+
+
 def _what_is_wrong(path: Path, error: Exception) -> str:
     if path.is_dir():
         return f"is damaged, or holds more than tensors and plain containers: {_first_sentence(error)}"
-    with path.open("rb") as file:
+    with _opened(path) as file:
         head = file.read(512)
     if not head:
         return "is empty"
@@ -470,7 +479,7 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
         return (
             f"holds pickled objects ({', '.join(refused)}), and loading them would run code: only tensors, numbers, "
             "strings and plain containers are read; if you trust it: "
-            f"`python -m runner convert {shlex.quote(str(path))} --trust`"
+            f"`python -m runner convert {shell_word(str(path))} --trust`"
         )
     if head.startswith(b"PK"):
         return f"is cut short or damaged: {_first_sentence(error)}"

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import shutil
 import socket
 import struct
 import sys
@@ -16,6 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, TextIO, cast
 
+from runner import safe_io
+from runner.escape import one_line, printable
 from runner.files import Lines, put_aside, to_json, whole_lines, write_atomic
 
 Value = float | str  # of an event: a number, or a word such as the stage of a training
@@ -23,6 +24,7 @@ Value = float | str  # of an event: a number, or a word such as the stage of a t
 PLAIN_SECONDS = 5.0  # between two progress lines where the console is a file
 REFRESH_SECONDS = 0.5  # between two drawings of the progress bar, 5 to 10 ms each
 ROW = ".hparams"  # how the file with the run's row of TensorBoard's table ends
+LONGEST_TAG = 1_000  # characters of a name in TensorBoard
 SYNC_SECONDS = 30.0  # after so long TensorBoard sees what was logged
 
 
@@ -30,12 +32,12 @@ class Text:
     """The file `log.txt` of a run, which is added to."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._text = os.open(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._text = safe_io.open_regular(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def note(self, text: str) -> None:
         """Write `text`."""
         now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        os.write(self._text, f"{now}  {text}\n".encode(errors="backslashreplace"))
+        os.write(self._text, f"{now}  {printable(text)}\n".encode(errors="backslashreplace"))
 
     def exception(self, error: BaseException) -> None:
         """Write the traceback of `error`, and close the file."""
@@ -67,7 +69,7 @@ class Log:
     ) -> None:
         stream = stream or sys.stdout
         self._go_on, self._refused = go_on, False
-        self._text = os.open(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._text = safe_io.open_regular(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._lines = Lines(run_dir / "metrics.jsonl", until=start_step)
         self._events: _Events = _TensorBoard(run_dir / "tb", start_step) if tensorboard else _NoEvents()
         self._console: _Console = _Quiet(stream)
@@ -77,14 +79,14 @@ class Log:
 
     def say(self, what: object) -> None:
         """Print `what` and write it to `log.txt`; on a terminal rich draws it in its own way (`__rich__`)."""
-        self._console.say(what)
+        self._console.say(printable(what) if isinstance(what, str) else what)
         self.note(str(what))
 
     def note(self, text: str) -> None:
         """Write `text` to `log.txt` only."""
         now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
         with self._writing():
-            os.write(self._text, f"{now}  {text}\n".encode(errors="backslashreplace"))
+            os.write(self._text, f"{now}  {printable(text)}\n".encode(errors="backslashreplace"))
 
     def exception(self, error: BaseException) -> None:
         """Write the traceback of `error` to `log.txt` only: the console gets a paragraph from whoever caught it."""
@@ -211,13 +213,16 @@ class NoLog(Log):
 
 def final_report(metrics: Mapping[str, Any], run_dir: Path, say: Callable[[str], None] = print) -> None:
     """Say the final metrics, one a line, and the run directory."""
-    width = max(map(len, metrics), default=0)
-    say("\n".join([*(f"{name:<{width}}  {float(value):.6g}" for name, value in metrics.items()), str(run_dir)]))
+    shown = {one_line(name): value for name, value in metrics.items()}
+    width = max(map(len, shown), default=0)
+    lines = [f"{name:<{width}}  {float(value):.6g}" for name, value in shown.items()]
+    say("\n".join([*lines, printable(run_dir)]))
 
 
 def _words(values: Mapping[str, Value]) -> str:
     return "  ".join(
-        f"{name} {value if isinstance(value, str) else format(value, '.4g')}" for name, value in values.items()
+        f"{one_line(name)} {one_line(value) if isinstance(value, str) else format(value, '.4g')}"
+        for name, value in values.items()
     )
 
 
@@ -293,13 +298,16 @@ class _TensorBoard:
             from runner.summaries import text
 
             return text(name, value)
-        return self._Summary.Value(tag=name, simple_value=value)
+        return self._Summary.Value(tag=one_line(name)[:LONGEST_TAG], simple_value=value)
 
     def show(self, step: int, values: Sequence[Any]) -> None:
         if step == self._held_step and self._held:
             values = [*(self._held | {value.tag: value for value in values}).values()]
             self._held = {}
         self._write_held()
+        for value in values:
+            if not value.tag.isprintable():
+                value.tag = one_line(value.tag)
         self._write(step=step, summary=self._Summary(value=values))
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
@@ -325,7 +333,11 @@ class _TensorBoard:
 
         for earlier in self._folder.glob(f"events.out.tfevents.*{ROW}"):
             earlier.unlink()
-        shutil.rmtree(self._folder / "final", ignore_errors=True)  # where earlier versions had it, as a run of its own
+        final = self._folder / "final"  # where earlier versions had it, as a run of its own
+        for earlier in final.glob("events.out.tfevents.*"):
+            earlier.unlink()
+        with suppress(OSError):  # there is none, or it has files of others
+            final.rmdir()
         writer = RecordWriter(str(self._folder / f"{self._name}{ROW}"))
         shown = [
             *hparams(values, status),
@@ -403,8 +415,8 @@ def _records(path: Path, *, verify: bool = False) -> Iterator[bytes]:
 
     With `verify` those are left out whose content does not have its checksum (0.1 µs a byte).
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with safe_io.open_read(path) as file:
+        size = os.fstat(file.fileno()).st_size
         while len(head := file.read(12)) == 12:
             (length,) = struct.unpack("<Q", head[:8])
             if file.tell() + length + 4 > size:

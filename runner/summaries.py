@@ -5,6 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
+from runner.escape import printable
+
+LONGEST_TAG, LONGEST_TEXT = 1_000, 200_000  # characters
 THRESHOLDS = 127  # of a precision-recall curve; tensorboardX takes no more
 
 
@@ -19,7 +22,9 @@ def text(tag: str, markdown: str) -> Any:
     """A text in Markdown."""
     from tensorboardX import summary
 
-    return summary.text(tag, markdown).value[0]
+    said = printable(markdown)
+    said = said if len(said) <= LONGEST_TEXT else said[: LONGEST_TEXT - 1] + "…"
+    return summary.text(printable(tag)[:LONGEST_TAG], said).value[0]
 
 
 def image(tag: str, png: bytes, width: int, height: int) -> Any:
@@ -85,13 +90,14 @@ def hparams(values: Mapping[str, Any], status: str) -> list[Any]:
         return Summary.Value(tag=f"_hparams_/{tag}", metadata=SummaryMetadata(plugin_data=plugin))
 
     start = SessionStartInfo()
-    for name, value in values.items():
+    for key, value in values.items():
+        name = printable(key)[:LONGEST_TAG]
         if isinstance(value, bool):
             start.hparams[name].bool_value = value
         elif isinstance(value, int | float):
             start.hparams[name].number_value = value
         else:
-            start.hparams[name].string_value = value
+            start.hparams[name].string_value = printable(value)[:LONGEST_TEXT]
     names = {"completed": "STATUS_SUCCESS", "failed": "STATUS_FAILURE"}
     end = SessionEndInfo(status=Status.Value(names.get(status, "STATUS_UNKNOWN")))
     return [message("session_start_info", session_start_info=start), message("session_end_info", session_end_info=end)]

@@ -164,7 +164,7 @@ def test_auxiliary_outputs_train_with_their_weights(mine: Callable[..., Any]) ->
 
 
 CHANGES = {
-    "the module is gone": ("", 2, "cannot be built from its record"),
+    "the module is gone": ("", 2, "but is 'mine.Plain'"),
     "another size": ("super().__init__(2, 2, dtype=torch.float32) #", 0, ""),
     "a layer more": (
         "super().__init__(2, 2); self.more = torch.nn.Linear(2, 2) #",

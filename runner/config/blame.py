@@ -182,6 +182,11 @@ class Layers:
             layers.append(_Argument.of(override))
         return cls(layers, primary, cwd)
 
+    @classmethod
+    def of_a_file(cls, loaded: Document, cwd: Path) -> "Layers":
+        """The one layer of a config that was not composed."""
+        return cls([_File(loaded, (), "", cwd)], place(loaded.path, 1, cwd), cwd)
+
     def with_arguments(self, overrides: "Sequence[Override]") -> "Layers":
         """The same layers with further arguments over them."""
         return Layers([*self._layers, *map(_Argument.of, overrides)], self._primary, self.cwd)

@@ -160,8 +160,20 @@ class Check:
                 check_component(path, slot, node, self.trust, found)
         return self.placed(mistake for _, mistake in found.mistakes)
 
+    def of_a_record(self) -> list[Mistake]:
+        """Check keys, names, slots and arguments alone: what else was right when it was recorded may stay as it is."""
+        mistakes = [
+            *self.placed(mistake for _, mistake in self._read[1].mistakes),
+            *self.placed(self._refused.values()),
+        ]
+        found = [*self.composed.mistakes, *self.composed.unresolvable, *mistakes]
+        return found or self._independent(self._imported())
+
     def by_import(self) -> list[Mistake]:
         """What shows only when the targets are imported: names, slots and arguments."""
+        return self._independent(self._imported(), self.at_once)
+
+    def _imported(self) -> list[Mistake]:
         from runner.config.components import Found, check_component, check_group_settings, check_module_type
 
         found = Found(untrusted=frozenset(self._refused))
@@ -173,7 +185,7 @@ class Check:
         if ("optimizer",) not in self._refused:
             groups = {label: group.settings for label, group in self.config.param_groups.items() if group is not None}
             check_group_settings(self.config.optimizer, groups, self.trust, found)
-        return self._independent(self.placed(mistake for _, mistake in found.mistakes), self.at_once)
+        return self.placed(mistake for _, mistake in found.mistakes)
 
     def placed(self, mistakes: Iterable[Mistake]) -> list[Mistake]:
         """The mistakes with what made them: a missing argument is blamed on the line of its `_target_`."""

@@ -1,5 +1,6 @@
 """A YAML file with the line of every node, read as OmegaConf reads it, within a limit of size."""
 
+import os
 import re
 import shlex
 from collections.abc import Hashable, Iterator
@@ -13,11 +14,14 @@ from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import GrammarParseError
 from omegaconf.grammar_parser import parse
 
+from runner import safe_io
 from runner.errors import Mistake
 
 MAX_NODES = 20_000  # aliases counted as often as they are used: 212 bytes of nested aliases make 10^9 nodes
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 100
+RECORDED = 5  # times these limits for a recorded config, into which several files were composed
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "merge")}
 
 
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml reads 5 times faster
@@ -40,6 +44,12 @@ class _Loader(_Base):  # type: ignore[misc]
                 seen[key.value] = key
         mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
         return mapping
+
+
+class _PlainLoader(_Loader):
+    """YAML's own reading of scalars, with which `config.yaml` is written: the text 1e-3 is no number for it."""
+
+    yaml_implicit_resolvers = _Base.yaml_implicit_resolvers
 
 
 @dataclass
@@ -66,20 +76,36 @@ def load(path: Path, *, items: bool = False) -> Document:
     return _load(path, stat.st_mtime_ns, stat.st_size, items)
 
 
+def load_record(path: Path, *, plain: bool = False) -> Document:
+    """Read the config of a run directory, which is no link; what is wrong with it is in `mistake`.
+
+    Args:
+        path: of the file.
+        plain: whether it is read as YAML alone has it (`config.yaml`), not as OmegaConf reads what people write.
+
+    Raises:
+        OSError: it cannot be read, is a link, or is no regular file.
+    """
+    with safe_io.open_read(path) as file:
+        stat = os.fstat(file.fileno())
+    loader = _PlainLoader if plain else _Loader
+    return _load(path, stat.st_mtime_ns, stat.st_size, items=False, times=RECORDED, loader_type=loader)
+
+
 @lru_cache(maxsize=1024)
-def _load(path: Path, _changed: int, size: int, items: bool) -> Document:
+def _load(path: Path, _changed: int, size: int, items: bool, times: int = 1, loader_type: Any = _Loader) -> Document:
     document = Document(path)
     try:
-        if size > MAX_BYTES:
-            message = f"is larger than {MAX_BYTES:,} bytes"
+        if size > MAX_BYTES * times:
+            message = f"is larger than {MAX_BYTES * times:,} bytes"
             raise _Refused(message)
-        document.text = path.read_text(encoding="utf-8-sig")  # Windows writes a byte order mark
+        document.text = _text(path)
         _measure_depth(document.text)
-        loader = _Loader(document.text)
+        loader = loader_type(document.text)
         try:
             root = loader.get_single_node()
-            if _weight(root, {}, set()) > MAX_NODES:
-                message = f"has more than {MAX_NODES:,} nodes with its aliases written out"
+            if _weight(root, {}, set()) > MAX_NODES * times:
+                message = f"has more than {MAX_NODES * times:,} nodes with its aliases written out"
                 raise _Refused(message)
             data: Any = None if root is None else loader.construct_document(root)
         finally:
@@ -92,7 +118,7 @@ def _load(path: Path, _changed: int, size: int, items: bool) -> Document:
             document.items = list(data or ())
         else:
             document.data = dict(data or {})
-        for place, error in list(_unreadable(document.items or document.data, ())):
+        for place, error in list(_unreadable(document.items or document.data, ())) if times == 1 else ():
             found = find(root, place)
             rule = f"has an interpolation that cannot be read: {error}"
             document.mistake = document.mistake or Mistake(
@@ -112,8 +138,7 @@ def _load(path: Path, _changed: int, size: int, items: bool) -> Document:
             str(path), f"cannot be read as YAML: {problem}{context}", where=f"{path}:{line}", remedy=remedy
         )
     except UnicodeDecodeError as error:
-        start = path.read_bytes()[: error.start + 2]
-        line, utf16 = start[:-2].count(b"\n") + 1, start[:2] in (b"\xff\xfe", b"\xfe\xff")
+        line, utf16 = error.object[: error.start].count(b"\n") + 1, error.object[:2] in (b"\xff\xfe", b"\xfe\xff")
         remedy = f"{'it is UTF-16: ' if utf16 else ''}save it as UTF-8"
         document.mistake = Mistake(str(path), "must be UTF-8 text", where=f"{path}:{line}", remedy=remedy)
     except OSError as error:
@@ -130,6 +155,12 @@ def _not_read(path: Path, error: OSError) -> Mistake:
 
 class _Refused(ValueError):
     pass
+
+
+def _text(path: Path) -> str:
+    """The text of a regular file, also through a link: a config group may be one."""
+    data = safe_io.read_bytes(path.resolve())
+    return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")  # Windows writes a byte order mark
 
 
 def _unreadable(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -149,7 +180,10 @@ def _unreadable(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple
 
 def _measure_depth(text: str) -> None:
     depth = 0
-    for event in yaml.parse(text, _Loader) if text.count("[") + text.count("{") + text.count("- ") > MAX_DEPTH else ():
+    nested = (
+        sum(map(text.count, "[{-?")) > MAX_DEPTH or "\n" + " " * MAX_DEPTH in text
+    )  # else there is nothing to measure
+    for event in yaml.parse(text, _Loader) if nested else ():
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             message = f"is nested deeper than {MAX_DEPTH}"
@@ -168,6 +202,8 @@ def _weight(node: yaml.Node | None, known: dict[int, int], above: set[int]) -> i
     if id(node) in above:
         message = "contains an alias of a node that it is inside of"
         raise _Refused(message)
+    if node is not None and node.tag not in _PLAIN_TAGS:
+        raise yaml.constructor.ConstructorError(None, None, f"the tag {node.tag!r} is not taken", node.start_mark)
     if id(node) not in known:
         inside = above | {id(node)}
         known[id(node)] = 1 + sum(_weight(child, known, inside) for child in _children(node))

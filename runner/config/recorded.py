@@ -1,7 +1,5 @@
 """The config of an existing run: with overrides applied where they belong, compared with the one it was run with."""
 
-import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -9,15 +7,19 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from runner.config.check import parse, resolved
+from runner.config import document
+from runner.config.blame import Layers
+from runner.config.check import Check, parse, resolved
+from runner.config.compose import Composed
 from runner.config.names import nearest
 from runner.config.schema import Config, Scheduler
 from runner.errors import ABSENT, ConfigError, Mistake
+from runner.escape import printable, shell_word
+from runner.safe_io import refuse_foreign
 from runner.schedule import Duration
 
 Keys = tuple[str, ...]
@@ -56,27 +58,33 @@ INEXACT = "give it its value back, or accept other numbers with `--inexact`"
 def recorded(
     folder: Path,
     overrides: Sequence[str] = (),
+    trust: Sequence[str] = (),
+    *,
     verb: str = "resume",
-    say: Callable[[str], object] = lambda text: sys.stderr.write(f"{text}\n"),
+    say: Callable[[str], object] = lambda text: sys.stderr.write(f"{printable(text)}\n"),
 ) -> tuple[Config, str]:
     """The config of the run in `folder` and its YAML with interpolations kept.
 
-    Where one of the two files is missing or damaged the other one takes its place, and `say` is told.
+    Where one of the two files is missing or damaged the other one takes its place, and `say` is told. A record is
+    judged like a composed config: it may come from a stranger, and what it names is trusted by `trust` alone, whatever
+    was trusted when it was recorded.
 
     Args:
         folder: a run directory.
         overrides: `key=value`, values in YAML; a leading `+` or `++` is allowed.
+        trust: patterns of names trusted on the command line.
         verb: of the command, for the remedy.
         say: told what is made up for.
 
     Raises:
-        ConfigError: the folder is no run, an override is wrong, or the config with it.
+        ConfigError: the folder is no run or leads elsewhere, an override is wrong, or the config with it.
     """
     if not is_run(folder):
         raise ConfigError([no_run(folder, verb)])
-    data, unresolved = whole_config(folder, say)
+    whole = whole_config(folder, say)
     if not overrides:
-        return parse(data), OmegaConf.to_yaml(unresolved)
+        return _judged(whole.source, whole.data, trust), OmegaConf.to_yaml(whole.unresolved)
+    unresolved = whole.unresolved
     for override in overrides:
         key, separator, _ = override.lstrip("+").partition("=")
         if not separator:
@@ -85,7 +93,28 @@ def recorded(
             unresolved = OmegaConf.merge(unresolved, OmegaConf.from_dotlist([override.lstrip("+")]))
         except (OmegaConfBaseException, YAMLError) as error:
             raise ConfigError([Mistake(key, str(error), where=f"argument `{override}`")]) from error
-    return parse(_resolve(unresolved)), OmegaConf.to_yaml(unresolved)
+    return _judged(whole.interpolated, unresolved, trust), OmegaConf.to_yaml(unresolved)
+
+
+def _judged(source: document.Document, config: Any, trust: Sequence[str]) -> Config:
+    """Check a record: plain data as it is, or a config whose interpolations are followed first.
+
+    Raises:
+        ConfigError: a key, a name, a slot or an argument is wrong.
+    """
+    composed = _composed(source, OmegaConf.create())
+    if OmegaConf.is_config(config):
+        composed = _composed(source, config)
+    else:
+        composed.__dict__["_resolution"] = (deepcopy(config), [])  # `${…}` in what was resolved is text
+    checked = Check(composed, tuple(trust))
+    if mistakes := checked.of_a_record():
+        raise ConfigError(mistakes)
+    return checked.config
+
+
+def _composed(source: document.Document, tree: Any) -> Composed:
+    return Composed(tree, OmegaConf.create(), {}, [], Layers.of_a_file(source, Path.cwd()))
 
 
 def is_run(folder: Path) -> bool:
@@ -101,15 +130,15 @@ def no_run(given: Path, verb: str) -> Mistake:
     rule = "must be a run directory (one with a config.yaml)" if given.is_dir() else "must be a run directory"
     inside = next((parent for parent in given.parents if is_run(parent)), None)
     if inside is not None:  # a checkpoint, or another file or folder of a run
-        checkpoint = f" --checkpoint {shlex.quote(str(given))}" if verb == "evaluate" and given.is_file() else ""
-        line = f"{command} {shlex.quote(str(inside))}{checkpoint}"
+        checkpoint = f" --checkpoint {shell_word(str(given))}" if verb == "evaluate" and given.is_file() else ""
+        line = f"{command} {shell_word(str(inside))}{checkpoint}"
         return Mistake("RUN", rule, str(given), remedy=f"it is in the run {inside}: `{line}`", suggestion=str(inside))
     runs = [file.parent for pattern in ("*", "*/*", "*/*/*") for file in given.glob(f"{pattern}/config.yaml")]
     runs = [run for run in runs if run.name != ".hydra"]
     if runs:
         newest = max(runs, key=lambda run: (run.stat().st_mtime_ns, run.name))
         remedy = (
-            f"the newest of the {len(runs)} run{'s' * (len(runs) != 1)} in it: `{command} {shlex.quote(str(newest))}`"
+            f"the newest of the {len(runs)} run{'s' * (len(runs) != 1)} in it: `{command} {shell_word(str(newest))}`"
         )
         return Mistake("RUN", rule, str(given), remedy=remedy, suggestion=str(newest))
     beside = [file.parent for file in given.absolute().parent.glob("*/config.yaml")]
@@ -130,90 +159,108 @@ def no_run(given: Path, verb: str) -> Mistake:
     return Mistake("RUN", rule, str(given), remedy=remedy)
 
 
-def whole_config(folder: Path, say: Callable[[str], object]) -> tuple[Any, Any]:
-    """The resolved data of a run's config, and the same with interpolations; each from the other where it is gone.
+@dataclass(frozen=True)
+class Whole:
+    """The config that a run directory holds, as far as its files can be read.
+
+    Attributes:
+        data: plain, resolved.
+        unresolved: the same with interpolations.
+        source: the file that `data` is from.
+        interpolated: the file that `unresolved` is from.
+    """
+
+    data: dict[str, Any]
+    unresolved: Any
+    source: document.Document
+    interpolated: document.Document
+
+
+def whole_config(folder: Path, say: Callable[[str], object]) -> Whole:
+    """Read the config of a run, not judged yet: of two files, each from the other where it is gone.
 
     Raises:
-        ConfigError: neither of the two files can be read.
+        ConfigError: neither of the two files can be read, or something in the folder leads elsewhere.
     """
+    refuse_foreign(folder)
     written, kept = folder / "config.yaml", folder / ".hydra" / "config.yaml"
-    (data, wrong), (unresolved, amiss) = _read(written, _plain), _read(kept, OmegaConf.load)
-    config = None
-    if data is not None:
+    (source, wrong), (interpolated, amiss) = _read(written, plain=True), _read(kept)
+    data, config = None, None
+    if source is not None:
         try:
-            config = resolved(parse(data))
+            config = resolved(parse(deepcopy(source.data)))
+            data = source.data
         except ConfigError as error:
             data, wrong = _edited(written), _first_line(error)
     other = None
-    if unresolved is not None and (data is None or (config is not None and _lacks(data, config))):
-        try:
-            other = resolved(parse(_resolve(unresolved)))
-        except ConfigError as error:
-            other, amiss = None, _first_line(error)
+    if interpolated is not None and (data is None or (config is not None and _lacks(data, config))):
+        other, wrong_too = _followed(interpolated)
+        amiss = wrong_too or amiss
     if data is not None and other is not None:  # some keys are not there: of an older version, or cut off?
         lost = [keys for keys, was, now in _differences(config, other) if _absent(data, keys) and was != now]
         if lost:
             data, wrong = None, f"it lacks {'.'.join(lost[0])}"
-    if data is None and other is None:
-        rule = f"cannot be read: {wrong}"
-        checkpoint = shlex.quote(str(folder / "checkpoints" / "last.pt"))
-        load = f"torch.load({checkpoint!r}, weights_only=True)['config']"
-        line = f'python -c "import torch, yaml; print(yaml.safe_dump({load}, sort_keys=False))" > {written}'
-        remedy = f"nor can {kept} ({amiss}); a checkpoint holds it too: {line}"
-        raise ConfigError([Mistake(str(written), rule, remedy=remedy)])
-    if data is None:
+    if data is not None and source is not None:
+        if interpolated is None:
+            say(f"{kept} {_lost(amiss)}: overrides are applied to {written}, whose interpolations are resolved")
+            return Whole(data, OmegaConf.create(deepcopy(data)), source, source)
+        return Whole(data, OmegaConf.create(interpolated.data), source, interpolated)
+    if other is not None and interpolated is not None:
         say(f"{written} {_lost(wrong)}: the config is taken from {kept}")
-        return other, unresolved
-    if unresolved is None:
-        say(f"{kept} {_lost(amiss)}: overrides are applied to {written}, whose interpolations are resolved")
-        return data, OmegaConf.create(data)
-    return data, unresolved
+        return Whole(other, OmegaConf.create(interpolated.data), interpolated, interpolated)
+    rule = f"cannot be read: {wrong}"
+    checkpoint = shell_word(str(folder / "checkpoints" / "last.pt"))
+    load = "torch.load(sys.argv[1], weights_only=True)['config']"
+    code = f'python -c "import sys, torch, yaml; print(yaml.safe_dump({load}, sort_keys=False))"'
+    line = f"{code} {checkpoint} > {shell_word(str(written))}"
+    remedy = f"nor can {kept} ({amiss}); a checkpoint holds it too: {line}"
+    raise ConfigError([Mistake(str(written), rule, remedy=remedy)])
 
 
-def _plain(file: Path) -> Any:
-    """What YAML's own rules read, as they wrote it: the text 1e-3 is no number for them."""
-    return yaml.load(file.read_bytes(), Loader=_Loader)  # noqa: S506  safe, in C
+def _followed(interpolated: document.Document) -> tuple[dict[str, Any] | None, str]:
+    """What the file with interpolations comes to, within limits; None and why, where that is no config."""
+    composed = _composed(interpolated, OmegaConf.create(interpolated.data))
+    try:
+        if composed.unresolvable:
+            raise ConfigError(composed.unresolvable)
+        return resolved(parse(composed.config)), ""
+    except ConfigError as error:
+        return None, _first_line(error)
 
 
 def _edited(file: Path) -> Any:
     """The mapping as OmegaConf reads what people write (1e-3 is a number), where the config is right then."""
+    read, _ = _read(file)
     try:
-        data = OmegaConf.to_container(OmegaConf.load(file))
-        parse(data)  # type: ignore[arg-type]
-    except (OSError, YAMLError, ValueError, OmegaConfBaseException):
-        return None
-    return data
-
-
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        if read is not None:
+            parse(deepcopy(read.data))
+            return read.data
+    except ConfigError:
+        pass
+    return None
 
 
 def _lost(why: str) -> str:
     return f"cannot be used ({why})" if why != "missing" else "is missing"
 
 
-def _read(file: Path, load: Callable[[Path], Any]) -> tuple[Any, str]:
+def _read(file: Path, *, plain: bool = False) -> tuple[document.Document | None, str]:
     """The mapping in a YAML file; None and why, where there is none."""
     try:
-        data = load(file)
+        read = document.load_record(file, plain=plain)
     except FileNotFoundError:
         return None, "missing"
-    except (OSError, YAMLError, ValueError, OmegaConfBaseException, RecursionError) as error:
-        return None, _first_line(error)
-    if not (isinstance(data, dict) or OmegaConf.is_dict(data)) or not data:
-        return None, "it holds no mapping"
-    return data, ""
+    except OSError as error:
+        return None, error.strerror or str(error)
+    if read.mistake is not None:
+        line = (read.mistake.where or "").rpartition(":")[2]
+        return None, f"{read.mistake.rule}{f', line {line}' if line.isdigit() else ''}"
+    return (read, "") if read.data else (None, "it holds no mapping")
 
 
-def _first_line(error: Exception) -> str:
-    if isinstance(error, ConfigError):
-        mistake = error.mistakes[0]
-        return f"{mistake.key} {mistake.rule}"
-    if isinstance(error, OSError):
-        return os.strerror(error.errno) if error.errno else str(error)
-    mark = getattr(error, "problem_mark", None)
-    line = f", line {mark.line + 1}" if mark is not None else ""
-    return f"{getattr(error, 'problem', None) or str(error).partition(chr(10))[0]}{line}"
+def _first_line(error: ConfigError) -> str:
+    mistake = error.mistakes[0]
+    return f"{mistake.key} {mistake.rule}"
 
 
 def _lacks(data: Any, full: Any) -> bool:
@@ -265,7 +312,9 @@ class Continuation:
     schedule: str = ""
 
 
-def continuation(folder: Path, config: Config, unresolved: str, schedule: str = "") -> Continuation:
+def continuation(
+    folder: Path, config: Config, unresolved: str, trust: Sequence[str] = (), schedule: str = ""
+) -> Continuation:
     """Compare a config with the one that the run in `folder` was started with.
 
     A longer duration is fine. What followed it by interpolation and decides about bits (a schedule's length) keeps its
@@ -275,13 +324,15 @@ def continuation(folder: Path, config: Config, unresolved: str, schedule: str = 
         folder: the run directory.
         config: to go on with.
         unresolved: its YAML with interpolations kept.
+        trust: patterns of names trusted on the command line.
         schedule: what the learning rate does in a run that trains for longer: `follow` the new duration from here on,
             stay `constant`, or `continue` as it was planned; empty where that was not said.
 
     Raises:
         ConfigError: `schedule` has no effect.
     """
-    before, after = resolved(recorded(folder, say=lambda _: None)[0]), resolved(config)
+    whole = whole_config(folder, lambda _: None)
+    before, after = resolved(parse(deepcopy(whole.data))), resolved(config)
     notes: list[str] = []
     was, wanted = before["train"]["duration"], after["train"]["duration"]
     kept: list[Keys] = []
@@ -299,7 +350,7 @@ def continuation(folder: Path, config: Config, unresolved: str, schedule: str = 
     notes += [f"{key} is {after['train'][key[6:]]}, and was {before['train'][key[6:]]}" for key in ends]
     changes, rescheduled, settings = _changes(before, after, kept, notes, schedule)
     return Continuation(
-        config=parse(after),
+        config=_judged(whole.source, after, trust) if kept or schedule == "follow" else parse(after),
         unresolved=OmegaConf.to_yaml(tree) if kept or schedule == "follow" else unresolved,
         changes=changes,
         notes=notes,

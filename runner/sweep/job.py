@@ -97,8 +97,8 @@ def _go_on(job: Job, folder: Path, command: list[str], trust: tuple[str, ...]) -
     """Continue the run in the folder with the config that it was started with. Raises ConfigError."""
     from runner import run
 
-    config, unresolved = recorded(folder)
-    again = continuation(folder, config, unresolved)
+    config, unresolved = recorded(folder, trust=trust)
+    again = continuation(folder, config, unresolved, trust)
     if again.changes:
         raise ConfigError(again.changes)
     put_aside(folder, [RESULT, LOG] if job.retry else [RESULT])

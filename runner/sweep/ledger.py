@@ -4,12 +4,15 @@ The truth of a job is its directory. The ledger says what was asked for, and how
 """
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
+
+from runner import safe_io
 
 FILE = "ledger.sqlite"
 
@@ -104,9 +107,11 @@ class Ledger:
     Raises:
         FileNotFoundError: `read_only`, and there is none.
         sqlite3.DatabaseError: it is damaged; an `OperationalError`: it cannot be opened, or written.
+        ConfigError: something in the folder leads elsewhere.
     """
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        safe_io.refuse_foreign(folder)
         file = folder / FILE
         if read_only and not file.is_file():
             raise FileNotFoundError(str(file))
@@ -149,7 +154,7 @@ class Ledger:
 
     def settings(self) -> dict[str, Any]:
         """What is known about the sweep: id, name, created, command, base, swept, objective, mode, space."""
-        return {key: json.loads(value) for key, value in self._db.execute("SELECT key, value FROM sweep")}
+        return {key: safe_io.loads(value) for key, value in self._db.execute("SELECT key, value FROM sweep")}
 
     def set(self, **settings: Any) -> None:
         """Write settings of the sweep; plain data."""
@@ -159,7 +164,7 @@ class Ledger:
     def modules(self, code: str) -> dict[str, str]:
         """The SHA-256 of each module's source behind the hash `code`; empty where it is not known."""
         row = self._db.execute("SELECT modules FROM code WHERE hash = ?", (code,)).fetchone()
-        return json.loads(row[0]) if row else {}
+        return safe_io.loads(row[0]) if row else {}
 
     def remember_modules(self, code: str, modules: dict[str, str]) -> None:
         """Keep what is behind a hash; again is harmless."""
@@ -214,6 +219,8 @@ def _stored(name: str, value: Any) -> Any:
 def _row(values: tuple[Any, ...]) -> Row:
     named = dict(zip(_COLUMNS, values, strict=True))
     for name in _JSON:
-        named[name] = json.loads(named[name])
+        named[name] = safe_io.loads(named[name])
+    if not re.fullmatch(r"\d+(_\w+)?", str(named["path"]), re.ASCII):
+        raise ValueError(f"the path of a job must be the name of a folder in it, but is {named['path']!r}")
     named["active"] = bool(named["active"])
     return Row(**named)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from runner.escape import printable
 from runner.files import write_text
 from runner.sweep import curves, table
 from runner.sweep.results import Report, gather
@@ -18,9 +19,9 @@ def report(folder: Path, say: Callable[[str], object] = print) -> Report:
         ConfigError: it is no folder of a sweep.
     """
     gathered = gather(folder)
-    say(table.text(gathered))
+    say(printable(table.text(gathered)))
     for line in write(gathered):
-        say(line)
+        say(printable(line))
     return gathered
 
 

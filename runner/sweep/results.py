@@ -3,19 +3,18 @@
 import json
 import math
 import os
-import shlex
 import socket
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from runner.config.names import did_you_mean, nearest
 from runner.errors import ConfigError, Mistake
+from runner.escape import shell_line
 from runner.sweep.ledger import FILE, OF_THE_MACHINE, Ledger, Row
 from runner.sweep.noise import ALPHA, Mean, welch
 from runner.sweep.protocols import OUTPUT
@@ -202,8 +201,8 @@ class Report:
         return [*(text for text in base if text not in row.overrides), *row.overrides]
 
     def command(self, *arguments: str) -> str:
-        """A command line that trusts what the sweep trusted."""
-        return shlex.join(["python", "-m", "runner", *self._trust, *arguments])
+        """A command line to paste; whom the sweep trusted is for the reader to say again."""
+        return shell_line(["python", "-m", "runner", *arguments])
 
     def job_line(self, row: Row) -> str:
         """The command that runs this job alone, as a run of its own."""
@@ -214,19 +213,15 @@ class Report:
         words = [word for word in self._words if not word.startswith("sweep.retry=")]
         if any(row.cause not in OF_THE_MACHINE for row in self.failed):
             words.append("sweep.retry=all")
-        return shlex.join(["python", "-m", "runner", *words])
+        return shell_line(["python", "-m", "runner", *words])
 
     @cached_property
     def _words(self) -> list[str]:
-        """The arguments of the sweep's command line."""
+        """The arguments of the sweep's command line, but for whom it trusted: a record may come from a stranger."""
         words = list(map(str, self.settings.get("command") or []))
-        return words[3:] if words[:3] == ["python", "-m", "runner"] else words
-
-    @cached_property
-    def _trust(self) -> list[str]:
-        """What of them says whom to trust."""
-        given = [f"--trust={pattern}" for option, pattern in pairwise(self._words) if option == "--trust"]
-        return given + [word for word in self._words if word.startswith("--trust=")]
+        words = words[3:] if words[:3] == ["python", "-m", "runner"] else words
+        pairs = zip(["", *words], words, strict=False)
+        return [word for before, word in pairs if before != "--trust" and not word.startswith("--trust")]
 
     def log_of(self, row: Row) -> Path:
         """Where a job says what happened."""

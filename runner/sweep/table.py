@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from runner.errors import as_text
+from runner.escape import csv_cell
 from runner.sweep import noise
 from runner.sweep.ledger import Row, Status
 from runner.sweep.noise import Mean
@@ -287,7 +288,7 @@ def as_csv(report: Report) -> str:
     """One line a job."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(header(report))
+    writer.writerow(map(csv_cell, header(report)))
     writer.writerows([_cell(value) for value in line] for line in lines(report))
     return file.getvalue()
 
@@ -295,4 +296,6 @@ def as_csv(report: Report) -> str:
 def _cell(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
-    return json.dumps(value) if isinstance(value, list | Mapping) else value
+    if isinstance(value, list | Mapping):
+        value = json.dumps(value)
+    return csv_cell(value) if isinstance(value, str) else value

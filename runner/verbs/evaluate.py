@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     if options["--weights"] not in ("", "raw", "ema"):
         raise ConfigError([Mistake("--weights", "must be raw or ema", options["--weights"])])
     folder = Path(positional[0])
-    config, _ = recorded(folder, positional[1:], "evaluate")
+    config, _ = recorded(folder, positional[1:], trust, verb="evaluate")
     checkpoint = chosen(folder, options["--checkpoint"])
     from runner import build, diagnosis, fit
     from runner.log import final_report

@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
             raise ConfigError(examined.mistakes)
         config = examined.config
     else:
-        config, _ = recorded(folder, rest[1:], "explain")
+        config, _ = recorded(folder, rest[1:], trust, verb="explain")
     try:
         if folder is None:
             rows, groups = explain(config, composed, folder, trust)

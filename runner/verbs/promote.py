@@ -16,6 +16,7 @@ from runner.config.compose import our_conf
 from runner.config.minimal import write_experiment
 from runner.config.recorded import is_run, whole_config
 from runner.errors import ConfigError, Mistake
+from runner.escape import printable
 from runner.sweep.ledger import Row
 from runner.sweep.results import Entry, Report, gather, is_result
 from runner.sweep.table import point_text, score_text
@@ -56,10 +57,10 @@ def main(argv: Sequence[str]) -> int:
     recorded, unresolved = _config(folder)
     header = _header(report, winner, name, folder)
     write_experiment(file, header, report.arguments(winner.row), recorded, unresolved, Path.cwd(), trust)
-    print(f"{file}: {_said(report, winner)}")
+    print(printable(f"{file}: {_said(report, winner)}"))
     if noise := _noise(report, winner):
-        print(f"within noise of it: {noise}")
-    print(report.command(f"experiment={name}"))
+        print(printable(f"within noise of it: {noise}"))
+    print(report.command(*(f"--trust={pattern}" for pattern in trust), f"experiment={name}"))
     return 0
 
 
@@ -111,8 +112,8 @@ def _job(report: Report, name: str) -> Winner:
 def _config(folder: Path) -> tuple[dict[str, Any], str]:
     if not is_run(folder):
         raise ConfigError([Mistake("SWEEP", "has no config of this job any more", str(folder))])
-    recorded, unresolved = whole_config(folder, lambda text: print(text, file=sys.stderr))
-    return recorded, OmegaConf.to_yaml(unresolved)
+    whole = whole_config(folder, lambda text: print(printable(text), file=sys.stderr))
+    return whole.data, OmegaConf.to_yaml(whole.unresolved)
 
 
 def _header(report: Report, winner: Winner, name: str, folder: Path) -> str:

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     if not overrides:
         raise ConfigError([Mistake("RUN", "is missing", remedy="python -m runner resume outputs/<name>/<run>")])
     folder = Path(overrides[0])
-    config, unresolved = recorded(folder, overrides[1:])
+    config, unresolved = recorded(folder, overrides[1:], trust)
     if started := torchrun.mistakes(config.device.parallel, ["resume", *argv]):
         raise ConfigError(started)
     return resume(folder, config, unresolved, ["resume", *argv], trust)
@@ -53,7 +53,7 @@ def resume(folder: Path, config: Config, unresolved: str, argv: Sequence[str], t
             rule = f"must be an empty folder or a run directory: it has no config.yaml, but {listed}"
             raise ConfigError([Mistake("run", rule, str(folder), remedy="name a new folder, and make it: `mkdir -p`")])
         return run.launch(config, folder, unresolved=unresolved, command=command, trust=trust).status
-    again = continuation(folder, config, unresolved, schedule)
+    again = continuation(folder, config, unresolved, trust, schedule)
     if again.changes and not inexact:
         raise ConfigError(again.changes)
     if not again.longer and not again.changes and is_completed(folder):

@@ -27,6 +27,7 @@ SETTINGS = {
     "objective": "val/accuracy",
     "mode": "max",
 }
+UNTRUSTING = ["python", "-m", "runner", "-m", "optimizer.lr=0.1,1", "train.duration=1ep"]  # nothing of whom it trusted
 
 
 @pytest.fixture
@@ -145,17 +146,17 @@ def test_a_failed_job_has_its_cause_its_log_and_the_line_that_runs_it_again(swee
     assert "non-finite: Fault: the loss is NaN at step 3" in text
     assert str(folder / "1_x" / "log.txt") in text
     assert shlex.split(alone) == [
-        *["python", "-m", "runner", "--trust=timm.*", "train.duration=1ep", "freeze.params=['fc\\..*']"],
+        *["python", "-m", "runner", "train.duration=1ep", "freeze.params=['fc\\..*']"],
         "optimizer.lr=1.0",
     ]
     again = text.splitlines()[-1].partition("places: ")[2]
-    assert shlex.split(again) == [*SETTINGS["command"], "sweep.retry=all"]
+    assert shlex.split(again) == [*UNTRUSTING, "sweep.retry=all"]
 
 
 def test_what_the_machine_did_is_run_again_by_the_same_line(sweep):
     folder = sweep({"a": 1, "objective": 1.0}, {"a": 2, "status": "failed", "cause": "killed", "exit": -9})
 
-    assert shlex.split(gather(folder).again_line()) == SETTINGS["command"]
+    assert shlex.split(gather(folder).again_line()) == UNTRUSTING
 
 
 def test_jobs_that_are_no_longer_asked_for_are_reported_and_not_ranked(sweep):
@@ -413,3 +414,40 @@ def test_a_folder_that_cannot_be_written_has_its_table_all_the_same(sweep, monke
 def test_a_missing_sweep_is_a_mistake(tmp_path):
     with pytest.raises(ConfigError):
         gather(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("path", ["../../../../away", "/tmp/away", "..", "", "0_x/../../y", "0_x\n"])
+def test_a_ledger_whose_jobs_lie_elsewhere_is_refused(sweep, path):
+    folder = sweep({"seed": 0, "objective": 0.5})
+    with contextlib.closing(sqlite3.connect(folder / FILE)) as database, database:
+        database.execute("UPDATE jobs SET path = ?", (path,))
+
+    with pytest.raises(ConfigError, match="the path of a job must be the name of a folder in it"):
+        gather(folder)
+
+
+def test_a_ledger_that_is_a_link_is_refused(sweep, tmp_path):
+    folder = sweep({"seed": 0, "objective": 0.5})
+    (folder / FILE).replace(tmp_path / "mine.sqlite")
+    (folder / FILE).symlink_to(tmp_path / "mine.sqlite")
+
+    with pytest.raises(ConfigError, match="must be no link"):
+        gather(folder)
+
+
+def test_what_a_ledger_says_is_no_line_that_trusts_no_formula_and_no_escape(sweep):
+    words = ["python", "-m", "runner", "-m", "--trust=*", "--trust", "os.*", "name=$(touch away)", "seed=0,1"]
+    folder = sweep(
+        {"name": "=cmd|' /C calc'!A0", "objective": 0.5},
+        {"name": "$(touch away)\x1b]0;mine\x07", "status": "failed", "cause": "exception", "error": "\x1b[2J@SUM(A1)"},
+        settings={"command": words, "base": ["seed=0"]},
+    )
+    lines = []
+    found = report(folder, say=lines.append)
+    cells = list(csv.reader(io.StringIO((folder / "report.csv").read_text())))
+    text = "\n".join(lines)
+
+    assert "--trust" not in text + found.again_line() + (folder / "report.csv").read_text()
+    assert shlex.split(found.again_line())[3:5] == ["-m", "name=$(touch away)"]
+    assert ("\x1b" in text, "\x07" in text, "\\x1b" in text) == (False, False, True)
+    assert not [cell for line in cells for cell in line if cell.startswith(("=", "@", "\x1b"))]
