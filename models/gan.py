@@ -62,7 +62,7 @@ def adversarial(batch: Any, model: GAN, loss: Callable[..., Any], optimizer: Any
         batch: images first.
         model: both halves.
         loss: of logits and shares of the real, such as BCEWithLogitsLoss.
-        optimizer: `runner.several.Optimizers`, or None.
+        optimizer: `runner.train.optimizer_step.several_optimizers.Optimizers`, or None.
     """
     real = batch[0]
     drawn = model.draw(len(real))

@@ -10,24 +10,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from runner.errors import Mistake
-    from runner.torchrun import Place
+    from runner.core.errors import Mistake
+    from runner.train.distributed.environment import Place
+
 
 BEGAN = time.perf_counter()
 
+
 VERBS = {  # name → module; what a verb imports is paid by that verb only
-    "check": "runner.verbs.check",
-    "show": "runner.verbs.show",
-    "find": "runner.verbs.find",
-    "why": "runner.verbs.why",
-    "resume": "runner.verbs.resume",
-    "evaluate": "runner.verbs.evaluate",
-    "explain": "runner.verbs.explain",
-    "audit": "runner.verbs.audit",
-    "convert": "runner.verbs.convert",
-    "report": "runner.verbs.report",
-    "promote": "runner.verbs.promote",
+    "check": "runner.cli.check",
+    "show": "runner.cli.show",
+    "find": "runner.cli.find",
+    "why": "runner.cli.why",
+    "resume": "runner.cli.resume",
+    "evaluate": "runner.cli.evaluate",
+    "explain": "runner.cli.explain",
+    "audit": "runner.cli.audit",
+    "convert": "runner.cli.convert",
+    "report": "runner.cli.report",
+    "promote": "runner.cli.promote",
 }
+
+
 PLANNED = (
     "replay",
     "diff",
@@ -45,13 +49,13 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
         sys.path[0] = str(Path.cwd())
     # cuBLAS is deterministic only with a fixed workspace, and must find this before torch is imported.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    from runner import torchrun
-    from runner.errors import ConfigError, RunError
+    from runner.core.errors import ConfigError, RunError
+    from runner.train.distributed import environment
 
-    place = torchrun.place()
+    place = environment.place()
     if place is not None and place.rank:
-        from runner.follow import follow
-        from runner.verbs.train import split_trust
+        from runner.cli.options import split_trust
+        from runner.experiment.worker_rank import follow
 
         return follow(place, split_trust(argv)[1])
     try:
@@ -68,7 +72,7 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a folder that cannot be written, a file that cannot be read
-        from runner.errors import refusal
+        from runner.core.errors import refusal
 
         print(refusal(error), file=sys.stderr)
         return 1
@@ -81,12 +85,12 @@ def serve(argv: list[str], began: float | None, place: "Place | None") -> int:
         ConfigError: the request is wrong.
         RunError: a verb could not do it.
     """
-    from runner import torchrun
-    from runner.errors import ConfigError
+    from runner.core.errors import ConfigError
+    from runner.experiment.preflight import processes as processes_preflight
 
     verb = argv[0] if argv else ""
     if place is not None and verb in VERBS and verb != "resume":
-        raise ConfigError([torchrun.not_here(verb, "start it without torchrun")])
+        raise ConfigError([processes_preflight.not_here(verb, "start it without torchrun")])
     if verb in VERBS and {"-h", "--help"} & set(argv[1:]):
         print(str(importlib.import_module(VERBS[verb]).__doc__).replace("`", ""))
         return ended(0, place)
@@ -95,7 +99,7 @@ def serve(argv: list[str], began: float | None, place: "Place | None") -> int:
         return ended(status, place)
     if verb and verb[0].isalpha() and "=" not in verb and not value_stands_apart(argv):
         raise ConfigError([unknown_verb(verb)])
-    from runner.verbs import train
+    from runner.cli import train
 
     return ended(train.main(argv, began), place)
 
@@ -105,7 +109,7 @@ def ended(status: int, place: "Place | None") -> int:
     if place is None:
         return status
     if status == 0:  # after any other, torchrun ends them
-        from runner.team import dismiss
+        from runner.train.distributed.process_group import dismiss
 
         dismiss(place, status)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what it sends to those that end a moment after the first
@@ -123,7 +127,7 @@ def unknown_verb(verb: str) -> "Mistake":
     """What to say about a first argument that is no verb."""
     import difflib
 
-    from runner.errors import Mistake
+    from runner.core.errors import Mistake
 
     if verb in PLANNED:
         return Mistake(verb, "is planned but not built yet", where=f"argument `{verb}`")
@@ -134,10 +138,10 @@ def unknown_verb(verb: str) -> "Mistake":
 
 def process() -> NoReturn:
     """`main` as a process of its own, which a signal ends with the contract's status before and after the work too."""
-    from runner import torchrun
+    from runner.train.distributed import environment
 
     asked = [signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
-    if torchrun.place() is None:  # which signals what it has started for reasons of its own
+    if environment.place() is None:  # which signals what it has started for reasons of its own
         for number in asked:
             signal.signal(number, lambda *_: os._exit(75))  # nothing is under way, so that there is nothing to save
         if hasattr(signal, "SIGHUP") and (sys.argv[1:2] == ["resume"] or not {*sys.argv[1:2]} & {*VERBS}):

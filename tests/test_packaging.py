@@ -50,5 +50,5 @@ def test_installed_wheel_trains_from_another_folder(wheel: Path, tmp_path: Path)
 
 def test_reading_a_config_imports_no_torch() -> None:
     """`--cfg`, completion and `why` answer at once: torch alone takes seconds."""
-    code = "import sys, runner.config.check; assert 'torch' not in sys.modules"
+    code = "import sys, runner.config.check.check; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

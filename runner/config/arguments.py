@@ -10,12 +10,13 @@ import yaml
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from runner.config.blame import argument, schema_keys
-from runner.config.interpret import all_keys, yaml_text
-from runner.config.names import ELSEWHERE, nearest, other_name
-from runner.errors import Mistake
+from runner.config.origins import argument, schema_keys
+from runner.config.parsing import all_keys, yaml_text
+from runner.config.suggestions import ELSEWHERE, nearest, other_name
+from runner.core.errors import Mistake
 
 Parse = Callable[[str], Override]
+
 
 # Options of Hydra's own that the runner does not take, by their long name.
 _HYDRAS = {
@@ -27,7 +28,11 @@ _HYDRAS = {
     "--resolve": "put `--cfg job` beside it",
     "--package": "put `--cfg job` beside it",
 }
+
+
 _SHORT = {"-cn": "--config-name", "-cd": "--config-dir", "-cp": "--config-path", "-r": "--run", "-p": "--package"}
+
+
 _TAKES_VALUE = ("--config-name", "--config-dir", "--config-path", "--experimental-rerun", "--package")
 
 
@@ -208,8 +213,14 @@ def without_effect(key: str, value: Any) -> str:
 
 
 NO_EFFECT = "has no effect here: the runner makes the folders and logs of its runs itself"
+
+
 _FOLDERS = "`name=NAME` names a run, whose folder is outputs/NAME/DATE; `run=DIR` is a run's folder itself"
+
+
 _OF_SWEEPS = "`name=NAME` names a sweep, whose folder is outputs/NAME/SWEEP; `sweep.id=ID` is the folder's own name"
+
+
 _NO_EFFECT = {
     "hydra.run.dir": _FOLDERS,
     "hydra.sweep.dir": _OF_SWEEPS,

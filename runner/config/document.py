@@ -14,13 +14,21 @@ from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import GrammarParseError
 from omegaconf.grammar_parser import parse
 
-from runner import safe_io
-from runner.errors import Mistake
+from runner.core import safe_io
+from runner.core.errors import Mistake
 
 MAX_NODES = 20_000  # aliases counted as often as they are used: 212 bytes of nested aliases make 10^9 nodes
+
+
 MAX_BYTES = 1_000_000
+
+
 MAX_DEPTH = 100
+
+
 RECORDED = 5  # times these limits for a recorded config, into which several files were composed
+
+
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "merge")}
 
 

@@ -5,7 +5,8 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from runner.config.definition import takes_floats
+from runner.config.defaults import takes_floats
+from runner.config.moved import with_first_names
 
 # What cannot change a result, and why. Everything else counts, also what is not known yet.
 WITHOUT_EFFECT = {
@@ -23,6 +24,8 @@ WITHOUT_EFFECT = {
     "train.keep": "which checkpoints stay on the disk",
     "train.on_save_error": "what to do about a full disk",
 }
+
+
 _INDEXED = ("cuda:",)  # which of several devices of a kind: a slot gives each job its own
 
 
@@ -48,7 +51,7 @@ def sweep_id(base: Mapping[str, Any], swept: Collection[str]) -> str:
 
 
 def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
-    kept = dict(config)
+    kept: dict[str, Any] = with_first_names(dict(config))
     for key in WITHOUT_EFFECT:
         kept = _without(kept, key)
     kept = {name: _with_floats(value) for name, value in kept.items()}

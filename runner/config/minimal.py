@@ -8,15 +8,20 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from runner.config.check import Check, parse, resolved
-from runner.config.compose import Composed, compose
+from runner.config.check.check import Check, parse, resolved
+from runner.config.compose import compose
+from runner.config.hydra_loader import Composed
 from runner.config.identity import job_id
-from runner.config.interpret import default_of, dotted
+from runner.config.parsing import default_of, dotted
 from runner.config.schema import Config
-from runner.errors import ABSENT, ConfigError, Mistake
+from runner.core.errors import ABSENT, ConfigError, Mistake
 
 NO_PART = ("sweep", "run")  # of what a run is
+
+
 _NO_GROUPS = ("experiment", "sweep", "debug")  # the file is the first itself, and Hydra lets it choose no debug
+
+
 _Path = tuple[str | int, ...]
 
 

@@ -33,9 +33,15 @@ GROUPS = (
     "loss",
     "metrics",
 )
+
+
 KEPT = {"dataset": ("limit", "split_seed", "folds", "fold")}  # the runner's own keys of these groups, for any option
+
+
 # Settings of other groups in the optimizer's own unit: a rate for SGD is none for Adam.
 RATES = {"scheduler": ("max_lr", "base_lr", "eta_min", "min_lr", "swa_lr"), "param_groups": ("lr",)}
+
+
 Options = dict[str, tuple[str, ...]]
 
 

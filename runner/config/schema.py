@@ -8,12 +8,19 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, NewType
 
-from runner import schedule
+from runner.core import durations
+
+PROCESSES = ("ddp", "fsdp")  # the values of `device.parallel` that train with several processes
+
 
 # A mapping with a `_target_` (a dotted path) and the arguments of that callable; `slot` in the metadata says what fits.
 Component = NewType("Component", dict[str, Any])
+
+
 # `5ep` (epochs, fractions allowed) or `500st` (optimizer steps).
 Duration = NewType("Duration", str)
+
+
 # A regular expression, matched with `re.fullmatch`.
 Pattern = NewType("Pattern", str)
 
@@ -243,7 +250,7 @@ class Train:
     )
     mode: Literal["min", "max"] | None = None  # null: min for a loss, max otherwise
     max_time: str | None = rule(
-        None, regex=schedule.TIME, like="1h30m"
+        None, regex=durations.TIME, like="1h30m"
     )  # of wall time over all resumes, then it is done
     check_finite: Literal["loss", "off", "every_step"] = rule("loss")
     detect_anomaly: bool = False  # every backward checks its operators for NaN (torch.autograd); about half as fast
@@ -392,7 +399,7 @@ class Config:
     dataset: Dataset = rule(Dataset)
     transform: Transform = rule(Transform)
     loader: Loader = rule(Loader)
-    step: Component = rule({"_target_": "runner.step.supervised"}, slot="step")
+    step: Component = rule({"_target_": "runner.train.steps.supervised"}, slot="step")
     init: Init = rule(Init)
     pretrained: Pretrained = rule(Pretrained)
     freeze: Freeze = rule(Freeze)

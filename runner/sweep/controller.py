@@ -12,15 +12,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from runner.errors import ConfigError
-from runner.examine import examine
-from runner.sweep.board import Board
-from runner.sweep.job import ending
+from runner.core.errors import ConfigError
+from runner.experiment.examine import examine
+from runner.sweep.console import Board
+from runner.sweep.interfaces import Event, Executor, Job, Point, Source
+from runner.sweep.jobs import Anew, Asked, Plan
 from runner.sweep.ledger import Ledger, Row
-from runner.sweep.plan import Anew, Asked, Plan, decide, numbers_of, reconciled, remember_code
-from runner.sweep.protocols import Event, Executor, Job, Point, Source
+from runner.sweep.outcome import ending
+from runner.sweep.reconcile import decide, numbers_of, reconciled, remember_code
 
 EXIT_STOPPED, EXIT_INTERRUPTED = 75, 130
+
+
 WAIT_SECONDS = 0.2  # so long at most until a signal, or the clock of the board, is looked at
 
 

@@ -12,13 +12,18 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from runner import safe_io
+from runner.core import safe_io
 
 FILE = "ledger.sqlite"
 
+
 Status = Literal["waiting", "running", "completed", "failed", "interrupted", "pruned"]
+
+
 # Why a job failed. What the machine did is tried again by the next invocation, what the job did is listed.
 Cause = Literal["exception", "non-finite", "exit", "crash", "killed", "memory", "timeout", "lost", "disk"]
+
+
 OF_THE_MACHINE: tuple[Cause, ...] = ("killed", "memory", "timeout", "lost", "disk")
 
 
@@ -71,13 +76,19 @@ class Row:
 
 
 _JSON = {"overrides", "values", "metrics"}
+
+
 _TYPES = {"number": "INTEGER", "slot": "INTEGER", "pid": "INTEGER", "exit": "INTEGER", "attempt": "INTEGER"} | {
     "active": "INTEGER",
     "start": "REAL",
     "end": "REAL",
     "objective": "REAL",
 }
+
+
 _COLUMNS = {f.name: {"values": "values_"}.get(f.name, f.name) for f in fields(Row)}  # `values` is a word of SQL
+
+
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS sweep (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS code (hash TEXT PRIMARY KEY, modules TEXT NOT NULL);

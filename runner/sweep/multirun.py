@@ -8,70 +8,38 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from runner.config import sweep
-from runner.config.check import Check
-from runner.config.launcher import GROUP, OURS, chosen
-from runner.errors import ConfigError, Mistake, RunError, count_line
-from runner.examine import examine_jobs, reporter
-from runner.files import Lock, sync_folder
-from runner.sweep.board import Console, Tally, board_for
+from runner.config.check.check import Check
+from runner.core.errors import ConfigError, Mistake, RunError, count_line
+from runner.core.files import sync_folder
+from runner.core.lock import Lock
+from runner.experiment.examine import reporter
+from runner.sweep.console import Console, Tally, board_for
 from runner.sweep.controller import EXIT_STOPPED, Controller, Stop, stopping
+from runner.sweep.examine import examine_jobs
+from runner.sweep.executors.choose import Nowhere, executor_of
+from runner.sweep.interfaces import Executor, Point, Source
+from runner.sweep.jobs import Asked, Plan, objective_of
+from runner.sweep.launcher import GROUP, OURS
 from runner.sweep.ledger import FILE, Ledger, Row, put_aside
-from runner.sweep.plan import Asked, Plan, adopt, decide, mark, objective_of, reconcile
-from runner.sweep.protocols import Event, Executor, Job, Point, Source
-from runner.sweep.report import report
-from runner.sweep.slots import Slots
+from runner.sweep.reconcile import adopt, decide, mark, reconcile
+from runner.sweep.report.write import report
+from runner.sweep.search.grid import Listed
+from runner.sweep.space import request
 from runner.sweep.summary import after, before
 
 MANY = 200  # points, whose check takes some seconds
+
+
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG = 0, 1, 2
-
-
-class Listed:
-    """A source that knows all of its points: a grid."""
-
-    known, judge = True, ""
-
-    def __init__(self, points: Sequence[Point]) -> None:
-        self._points = list(reversed(points))
-        self.total: int | None = len(points)
-
-    def next(self) -> Point | None:
-        return self._points.pop() if self._points else None
-
-    @property
-    def done(self) -> bool:
-        return not self._points
-
-    def started(self, point: Point, job: Row) -> None:
-        pass
-
-    def ended(self, point: Point, job: Row) -> None:
-        pass
-
-    def refused(self, point: Point, problem: str) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 def source_of(plan: Plan) -> Source:
     """Where the points of this command line come from."""
     if not plan.sweep.is_search:
         return Listed([Point(point.own) for point in plan.sweep.points()])
-    from runner.sweep import search  # imports Optuna
+    from runner.sweep.search import optuna_search  # imports Optuna
 
-    return search.source(plan)
-
-
-def executor_of(plan: Plan) -> Executor:
-    """Where its jobs run."""
-    if chosen(plan.sweep.base) not in OURS:
-        return Slots(plan.settings.slots, plan.frozen)
-    from runner.sweep import clusters
-
-    return clusters.executor(plan)
+    return optuna_search.source(plan)
 
 
 def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) -> int:
@@ -85,9 +53,9 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
         RunError: jobs cannot be run here.
     """
     if asks_for_hydras_own(overrides):
-        from runner.sweep import through_hydra
+        from runner.sweep import hydra_launcher
 
-        return through_hydra.main(overrides, argv, trust)
+        return hydra_launcher.main(overrides, argv, trust)
     stop = Stop()
     with stopping(stop):
         return sweep_of(overrides, argv, trust, stop)
@@ -95,7 +63,7 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
 
 def sweep_of(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...], stop: Stop) -> int:
     """`main` by launchers of ours."""
-    plan = Plan(sweep.plan(overrides, Path.cwd(), trust), argv, trust)
+    plan = Plan(request.plan(overrides, Path.cwd(), trust), argv, trust)
     if (plan.folder / "config.yaml").is_file():
         rule, where = "must be the name of a sweep, but is that of a run", plan.sweep.base.layers.blame(("sweep", "id"))
         raise ConfigError([Mistake("sweep.id", f"{rule} in {plan.folder.parent}", plan.id, where)])
@@ -120,7 +88,7 @@ def sweep_of(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ..
             if mistakes := examine_jobs(new, plan.settings.processes, reporter()):
                 return wrong(mistakes)
             executor.prepare()
-        for note in sweep.notes(check.composed for check in new):
+        for note in request.notes(check.composed for check in new):
             Console(sys.stdout).say(f"note: {note}")
         try:
             if ledger is None:  # nothing is made before all is known to be right
@@ -247,28 +215,3 @@ def status_of(rows: Sequence[Row], stop: Stop) -> int:
     if any(row.status == "failed" or (row.status == "interrupted" and row.error) for row in rows):
         return EXIT_FAILED
     return EXIT_STOPPED if any(row.status == "interrupted" for row in rows) else EXIT_DONE
-
-
-class Nowhere:
-    """An executor for a sweep of which nothing is left to run."""
-
-    def prepare(self) -> None:
-        pass
-
-    def has_room(self, job: Job) -> bool:
-        raise RunError("what is left to be done has changed while it was looked at: give the same line again")
-
-    def start(self, job: Job) -> None:
-        raise AssertionError
-
-    def wait(self, seconds: float) -> Sequence[Event]:
-        return []
-
-    def stop(self, job: str) -> None:
-        pass
-
-    def kill(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass

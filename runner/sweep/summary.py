@@ -4,11 +4,12 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from runner.sweep.board import name_of
-from runner.sweep.frozen import MOST_ENTRIES
+from runner.sweep.code_snapshot import MOST_ENTRIES
+from runner.sweep.console import name_of
+from runner.sweep.interfaces import Source
+from runner.sweep.jobs import Asked, Plan
 from runner.sweep.ledger import Row
-from runner.sweep.plan import Asked, Decided, Plan
-from runner.sweep.protocols import Source
+from runner.sweep.reconcile import Decided
 
 MOST_LISTED = 10  # rows of a kind on the console: the ledger has all of them
 

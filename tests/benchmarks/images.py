@@ -41,12 +41,13 @@ def cifar(samples: int) -> CIFAR10:
 
 def ours(dataset: CIFAR10) -> Callable[[int], Iterator[tuple[Tensor, Tensor]]]:
     """The runner's split, as a config builds it."""
-    from runner import data
-    from runner.samples import Pipeline, Placement, Stream
+    from runner.data import batches as data_batches
+    from runner.data import interfaces
+    from runner.data.samples import Pipeline, Placement, Stream
 
-    settings = data.LoaderSettings(batch_size=BATCH, shuffle=True)
+    settings = interfaces.LoaderSettings(batch_size=BATCH, shuffle=True)
     place = Placement(torch.device("cpu"))
-    return data.make_split(dataset, None, Pipeline(TRANSFORMS), Stream(0, "train"), place, settings).batches
+    return data_batches.make_split(dataset, None, Pipeline(TRANSFORMS), Stream(0, "train"), place, settings).batches
 
 
 def pil(dataset: CIFAR10) -> Callable[[int], Iterator[tuple[Tensor, Tensor]]]:

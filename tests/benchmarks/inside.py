@@ -10,8 +10,8 @@ import sys
 import time
 from typing import Any
 
-from runner import fit
 from runner.__main__ import main
+from runner.train import loop
 
 EPOCHS, WARM = 40, 5
 STEPS = 17
@@ -20,13 +20,13 @@ STEPS = 17
 def measured(*overrides: str) -> float:
     """Milliseconds a step."""
     marks: list[float] = []
-    end_epoch = fit.end_epoch
+    end_epoch = loop.end_epoch
 
     def marking(run: Any) -> None:
         marks.append(time.process_time())
         end_epoch(run)
 
-    fit.end_epoch = marking
+    loop.end_epoch = marking
     status = main(["device.type=cpu", "device.threads=1", f"train.duration={EPOCHS}ep", *overrides])
     assert status == 0
     return 1000 * (marks[-1] - marks[WARM]) / (STEPS * (EPOCHS - 1 - WARM))

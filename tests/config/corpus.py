@@ -12,11 +12,12 @@ from typing import Any
 import yaml
 
 from runner.config import document
-from runner.config.blame import schema_keys
-from runner.config.check import Check
-from runner.config.compose import compose, our_conf
-from runner.errors import Mistake
-from runner.examine import examine
+from runner.config.check.check import Check
+from runner.config.compose import compose
+from runner.config.hydra_loader import our_conf
+from runner.config.origins import schema_keys
+from runner.core.errors import Mistake
+from runner.experiment.examine import examine
 
 # Names that a user chooses: a typing error in one is no mistake.
 CHOSEN = (

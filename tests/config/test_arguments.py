@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from runner.__main__ import main
-from runner.config.check import Check
+from runner.config.check.check import Check
 from runner.config.compose import compose
 
 

@@ -8,11 +8,12 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from runner.config.check import Check, check
-from runner.config.compose import CONFIG_NAME, compose, our_conf
-from runner.config.sweep import jobs
-from runner.errors import ConfigError
-from runner.examine import examine_sweep
+from runner.config.check.check import Check, check
+from runner.config.compose import compose
+from runner.config.hydra_loader import CONFIG_NAME, our_conf
+from runner.core.errors import ConfigError
+from runner.sweep.examine import examine_sweep
+from runner.sweep.space.request import jobs
 
 
 def rules(*overrides, folder=None):
@@ -165,7 +166,7 @@ def test_checking_keys_needs_no_torch():
     code = """
 import sys
 from runner.__main__ import main
-from runner.config.check import Check
+from runner.config.check.check import Check
 from runner.config.compose import compose
 
 Check(compose(["+train.epocs=3"])).at_once
@@ -177,7 +178,7 @@ sys.exit("torch" in sys.modules)
 
 
 def test_recorded_config_is_read_back():
-    from runner.config.check import parse, resolved
+    from runner.config.check.check import parse, resolved
 
     config = check(compose(["init=constant", "scheduler=plateau", "loader=workers"]))
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from runner.config.check import Check
+from runner.config.check.check import Check
 from runner.config.compose import compose
 from tests.config import corpus
 

@@ -2,10 +2,11 @@
 
 import pytest
 
-from runner.config.check import Check, resolved
-from runner.config.compose import compose, our_conf
+from runner.config.check.check import Check, resolved
+from runner.config.compose import compose
+from runner.config.hydra_loader import our_conf
 from runner.config.identity import job_id, replicate_id, sweep_id
-from runner.config.sweep import plan
+from runner.sweep.space.request import plan
 
 CWD = our_conf().parent
 

@@ -8,12 +8,13 @@ from typing import Literal, get_args, get_origin
 import pytest
 import torch
 
-from runner.config.check import check, parse, resolved
-from runner.config.components import Found, check_component
-from runner.config.compose import compose, our_conf
-from runner.config.signature import accepts
-from runner.config.trust import look
-from runner.errors import ConfigError
+from runner.config.check.check import check, parse, resolved
+from runner.config.check.components import Found, check_component
+from runner.config.check.imports import look
+from runner.config.check.signature import accepts
+from runner.config.compose import compose
+from runner.config.hydra_loader import our_conf
+from runner.core.errors import ConfigError
 
 GROUPS = ("loader", "init", "optimizer", "scheduler", "log", "debug")
 # Required arguments that an annotation does not tell.

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from runner.config.compose import compose, our_conf
+from runner.config.compose import compose
+from runner.config.hydra_loader import our_conf
 from runner.config.recipes import GROUPS
-from runner.config.sweep import jobs
+from runner.sweep.space.request import jobs
 
 HEADER = "# @package _global_\n"
 # A group, what a recipe sets below its first option, and the key that must be gone with the second.
@@ -22,7 +23,7 @@ CASES = {
     "param_groups": ("no_decay", "none", "{mine: {match: '.*', lr: 0.3}}", "mine"),
     "scheduler": ("cosine", "step", "{eta_min: 0.1}", "eta_min"),
     "loss": ("cross_entropy", "mse", "{label_smoothing: 0.1}", "label_smoothing"),
-    "metrics": ("classification", "none", "{f: {_target_: runner.metrics.Accuracy}}", "f"),
+    "metrics": ("classification", "none", "{f: {_target_: runner.train.metrics.Accuracy}}", "f"),
 }
 
 

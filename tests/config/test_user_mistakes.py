@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.config.check import Check
+from runner.config.check.check import Check
 from runner.config.compose import compose
 
 RECIPE = "# @package _global_\n"

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from runner.config.launcher import OURS
+from runner.sweep.launcher import OURS
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
 from project import bits, processes_below, rows, run, said, start, sweep_of, wait_for, write
 
 from runner.config.schema import SubmititLauncher
-from runner.sweep.clusters import OnSlurm
-from runner.sweep.frozen import Frozen
-from runner.sweep.protocols import Job
+from runner.sweep.code_snapshot import Frozen
+from runner.sweep.executors.submitit_cluster import OnSlurm
+from runner.sweep.interfaces import Job
 
 QUICK = ("-m", "experiment=quick")
 FAILS = (*QUICK, "model.fail=none,exception,kill,exit", "train.duration=1ep", "sweep.retry=none")

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from runner.config import sweep
-from runner.sweep.board import Console, Tally, board_for
+from runner.sweep.console import Console, Tally, board_for
 from runner.sweep.controller import Controller, Stop, stopping
+from runner.sweep.interfaces import Event, Point
+from runner.sweep.jobs import Plan
 from runner.sweep.ledger import Ledger, Row
-from runner.sweep.multirun import Listed
-from runner.sweep.plan import Plan, adopt
-from runner.sweep.protocols import Event, Point
+from runner.sweep.reconcile import adopt
+from runner.sweep.search.grid import Listed
+from runner.sweep.space import request
 
 
 class Instant:
@@ -47,7 +48,7 @@ def seconds_of(tmp_path, monkeypatch):
         folder.mkdir()
         monkeypatch.chdir(folder)
         begun = time.process_time()
-        plan = Plan(sweep.plan([f"seed=range(0,{count})"], folder), [], ())
+        plan = Plan(request.plan([f"seed=range(0,{count})"], folder), [], ())
         plan.folder.mkdir(parents=True)
         with Ledger(plan.folder) as ledger, (folder / "said").open("w") as said:
             asked = [plan.ask(Point(point.own))[0] for point in plan.sweep.points()]
@@ -102,7 +103,7 @@ class Chosen(Listed):
 def test_a_point_whose_directory_outlived_its_row_keeps_number_and_result(tmp_path, monkeypatch):
     """The ledger of a search was lost."""
     monkeypatch.chdir(tmp_path)
-    plan = Plan(sweep.plan(["seed=range(0,3)"], tmp_path), [], ())
+    plan = Plan(request.plan(["seed=range(0,3)"], tmp_path), [], ())
     points = [Point(point.own) for point in plan.sweep.points()]
     folder = plan.folder / f"5_{plan.ask(points[1])[0].id[:8]}"
     folder.mkdir(parents=True)

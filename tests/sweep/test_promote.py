@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from runner.__main__ import main
-from runner.config.check import Check, resolved
+from runner.config.check.check import Check, resolved
 from runner.config.compose import compose
 from runner.config.identity import job_id, replicate_id
-from runner.config.sweep import plan
 from runner.sweep.ledger import Ledger, Row
+from runner.sweep.space.request import plan
 
 
 @pytest.fixture

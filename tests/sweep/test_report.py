@@ -13,11 +13,11 @@ import sys
 
 import pytest
 
-from runner.errors import ConfigError
-from runner.sweep import curves, table
+from runner.core.errors import ConfigError
 from runner.sweep.ledger import FILE, Ledger, Row
-from runner.sweep.report import report
-from runner.sweep.results import gather
+from runner.sweep.report import curves, table
+from runner.sweep.report.results import gather
+from runner.sweep.report.write import report
 
 SETTINGS = {
     "id": "sweep_1",
@@ -405,7 +405,7 @@ def test_a_folder_that_cannot_be_written_has_its_table_all_the_same(sweep, monke
         raise PermissionError(13, "Permission denied")
 
     folder, said = sweep({"a": 1, "objective": 0.5}), []
-    monkeypatch.setattr("runner.sweep.report.write_text", refuse)
+    monkeypatch.setattr("runner.sweep.report.write.write_text", refuse)
     report(folder, said.append)
 
     assert "could not be written" in said[-1]

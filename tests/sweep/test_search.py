@@ -15,11 +15,13 @@ from typing import Any
 import optuna
 import pytest
 
-from runner.config import schema, trust
-from runner.config.sweep import plan
-from runner.errors import ConfigError
+from runner.config import schema
+from runner.config.check import imports
+from runner.core.errors import ConfigError
 from runner.sweep.ledger import Row
-from runner.sweep.search import JOURNAL, Search, dimension
+from runner.sweep.search.distributions import dimension
+from runner.sweep.search.optuna_search import JOURNAL, Search
+from runner.sweep.space.request import plan
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
 import project
@@ -212,7 +214,7 @@ def test_a_wider_interval_goes_on_with_the_study(tmp_path: Path) -> None:
 
 def test_jobs_ask_from_their_processes_and_are_pruned_once_they_lag(tmp_path: Path) -> None:
     """ASHA on the values of jobs: the first goes on, a worse one stops at its first rung, a better one does not."""
-    from runner.sweep.judge import judge_at
+    from runner.sweep.pruning import judge_at
 
     source = search(tmp_path, pruner=ASHA)
     stopped: dict[int, list[int]] = {}
@@ -249,7 +251,7 @@ def test_what_was_answered_is_answered_again_after_a_restart(tmp_path: Path) -> 
 
 
 def test_elsewhere_the_log_is_read_and_a_file_says_stop(tmp_path: Path) -> None:
-    from runner.sweep.judge import PRUNE, Reader, judge_at
+    from runner.sweep.pruning import PRUNE, Reader, judge_at
 
     asked: list[Any] = []
 
@@ -323,8 +325,8 @@ def test_the_shipped_search_has_no_mistake(runner: Any) -> None:
 
 
 def test_a_missing_extra_is_named(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = trust._spec
-    monkeypatch.setattr(trust, "_spec", lambda name: None if name == "optuna" else find(name))
+    find = imports._spec
+    monkeypatch.setattr(imports, "_spec", lambda name: None if name == "optuna" else find(name))
     assert "pip install 'yaml-experiment-runner[optuna]'" in runner("check", "-m", "sweep=optuna_asha").out
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from runner.sweep import multirun
-from runner.sweep.job import put_aside
-from runner.sweep.report import report
+from runner.sweep.executors.attempt import put_aside
+from runner.sweep.report import write as report_write
+from runner.sweep.report.write import report
 from tests.sweep.project import (
     ENVIRONMENT,
     bits,
@@ -290,7 +290,7 @@ def test_a_signal_while_the_report_is_written_lets_it_be_written(project, undist
         os.kill(os.getpid(), number)
         return report(*arguments)
 
-    monkeypatch.setattr(multirun, "report", interrupted)
+    monkeypatch.setattr(report_write, "report", interrupted)
 
     assert here(project, *SLOW) == {signal.SIGTERM: 75, signal.SIGINT: 130}[number]
     assert (sweep_of(project) / "report.csv").is_file()

@@ -1,0 +1,56 @@
+"""`python -m runner check [-m] [--json] [--trust PATTERN] [overrides]`: all that is wrong, with nothing touched."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from runner.cli import check_resume
+from runner.cli.options import split_trust
+from runner.config.compose import compose
+from runner.core.errors import ConfigError, Mistake, count_line, numbered
+from runner.experiment.examine import examine
+from runner.sweep.examine import examine_sweep
+from runner.sweep.space import request as sweeps
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the report; 0 where nothing is wrong, else 2."""
+    if argv and argv[0] == "resume":
+        return check_resume.main(argv[1:])
+    rest, trust = split_trust(argv)
+    as_json, sweep = "--json" in rest, bool({"-m", "--multirun"} & set(rest))
+    overrides = [argument for argument in rest if argument not in ("--json", "-m", "--multirun")]
+    found: list[Mistake] = []
+
+    def say(mistakes: list[Mistake]) -> None:
+        if mistakes and not as_json:
+            print(numbered(mistakes, start=len(found) + 1), flush=True)
+        found.extend(mistakes)
+
+    notes: list[str] = []
+    plan: list[str] = []
+    try:
+        if sweep:
+            examine_sweep(overrides, trust, say, notes.extend)
+            planned = sweeps.plan(overrides, Path.cwd(), trust)
+            if planned.is_search and not found:
+                from runner.sweep.search import optuna_search  # imports Optuna
+
+                say(optuna_search.rehearse(planned, trust))
+        else:
+            seen = examine(compose(overrides), trust, say).found
+            notes, plan = seen.notes, seen.plan
+    except ConfigError as error:
+        say(error.mistakes)
+    if as_json:
+        plain = [mistake.as_json() for mistake in found]
+        print(json.dumps({"mistakes": plain, "count": len(found), "notes": notes, "plan": plan}, default=str))
+    else:
+        _print(plan, notes, len(found))
+    return 2 if found else 0
+
+
+def _print(plan: Sequence[str], notes: Sequence[str], count: int) -> None:
+    for line in (*plan, *(f"note: {note}" for note in notes)):
+        print(line)
+    print(count_line(count) if count else "No mistakes.")

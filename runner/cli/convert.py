@@ -1,0 +1,83 @@
+"""`python -m runner convert FILE --trust [--out OUT] [--main MODULE]`: a pickled model as a plain file of tensors.
+
+The one place that unpickles, that is, runs whatever code the file asks for: by hand, and in a process of its own.
+"""
+
+import pickle
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from runner.core.errors import ConfigError, Mistake
+from runner.model.pretrained.unpickle import _tensors
+
+USAGE = "python -m runner convert FILE --trust [--out OUT] [--main MODULE]"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Convert a file and verify that the result opens without unpickling; 1 where the file could not be unpickled.
+
+    Raises:
+        ConfigError: no such file, no `--trust`, or the output exists already.
+    """
+    file, out, main_module = understand(argv)
+    command = [sys.executable, "-m", "runner.model.pretrained.unpickle", str(file), str(out), main_module]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  this module
+    if child.returncode:
+        last = child.stderr.strip().splitlines()[-1:] or [f"it ended with the status {child.returncode}"]
+        print(f"{file} could not be unpickled: {last[0]}", file=sys.stderr)
+        return 1
+    from runner.model.pretrained.files import Located, find_state, read
+
+    print(child.stdout, end="")
+    raw = read(Located(out))
+    try:
+        state, _ = find_state(raw)
+    except ConfigError as error:  # several, or none by itself: which is for who loads it to say
+        count = _tensors(raw)
+        print(f"{count} tensors in {out}; to load from it: {error.mistakes[0].remedy or error.mistakes[0].rule}")
+        return 0 if count else 1
+    print(f"{len(state)} tensors in {out}")
+    return 0
+
+
+def understand(argv: Sequence[str]) -> tuple[Path, Path, str]:
+    """File, output and the module for `__main__` of a command line; raises ConfigError as `main`."""
+    arguments, options, positional = iter(argv), {"--out": "", "--main": ""}, []
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name in options:
+            options[name] = value or next(arguments, "")
+        elif argument != "--trust":
+            positional.append(argument)
+    if len(positional) != 1:
+        whole = shlex.quote(" ".join(positional))
+        remedy = (
+            f"a path with spaces is quoted: `python -m runner convert {whole} --trust`" if positional[1:] else USAGE
+        )
+        raise ConfigError([Mistake("FILE", "must be one file", remedy=remedy)])
+    file = Path(positional[0])
+    out = Path(options["--out"]) if options["--out"] else file.with_name(f"{file.stem}.state_dict.pt")
+    mistakes = []
+    if not file.is_file():
+        mistakes.append(Mistake("FILE", "must be a file", str(file)))
+    if "--trust" not in argv:
+        again = f"python -m runner convert {shlex.quote(str(file))} --trust"
+        rule = "must be given: unpickling runs whatever code the file holds"
+        mistakes.append(Mistake("--trust", rule, remedy=f"if you trust it: `{again}`"))
+    if not out.parent.is_dir():
+        mistakes.append(Mistake("--out", "must be in a folder that exists", str(out)))
+    if out.exists():
+        mistakes.append(Mistake("--out", "must not exist yet", str(out)))
+    if mistakes:
+        raise ConfigError(mistakes)
+    return file, out, options["--main"]
+
+
+# `torch.load` takes a module for `pickle_module`; this one is as Python's but for the class above.
+load, loads, dump, dumps = pickle.load, pickle.loads, pickle.dump, pickle.dumps
+
+
+UnpicklingError = pickle.UnpicklingError

@@ -1,0 +1,91 @@
+"""`python -m runner evaluate RUN`: the metrics of a checkpoint.
+
+`--checkpoint last|best|PATH` says of which, `--weights raw|ema` with which of its weights: with the average that
+training evaluated (`train.ema`), unless told otherwise.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from runner.cli.options import split_trust
+from runner.config.suggestions import nearest
+from runner.core.errors import ConfigError, Mistake, RunError
+from runner.experiment.record.recorded import recorded
+
+USAGE = "python -m runner evaluate RUN [--checkpoint last|best|PATH] [--weights raw|ema] [--json] [overrides]"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluate a checkpoint of a run on every split but train; the exit status."""
+    rest, trust = split_trust(argv)
+    arguments, as_json, positional = iter(rest), False, []
+    options = {"--checkpoint": "last", "--weights": ""}
+    for argument in arguments:
+        name, separator, value = argument.partition("=")
+        if name in options:
+            options[name] = value if separator else next(arguments, "")
+        elif argument == "--json":
+            as_json = True
+        else:
+            positional.append(argument)
+    if not positional:
+        raise ConfigError([Mistake("RUN", "is missing", remedy=USAGE)])
+    if options["--weights"] not in ("", "raw", "ema"):
+        raise ConfigError([Mistake("--weights", "must be raw or ema", options["--weights"])])
+    folder = Path(positional[0])
+    config, _ = recorded(folder, positional[1:], trust, verb="evaluate")
+    checkpoint = chosen(folder, options["--checkpoint"])
+    from runner.experiment import diagnosis
+    from runner.experiment.builders import run as run_builder
+    from runner.log.console import final_report
+    from runner.train import evaluation
+    from runner.train.state_dict import put_weights
+
+    with diagnosis.of_a_record(folder):
+        run = run_builder.build(config, folder, {}, trust)
+        run.checkpoints.warn = lambda text: print(text, file=sys.stderr)
+        saved = run.checkpoints.load(checkpoint)
+        put_weights(run, saved, options["--weights"])
+        metrics: dict[str, float] = {}
+        try:
+            for name in run.splits:
+                if name != "train":
+                    metrics |= evaluation.evaluate(run, name) or {}
+        except Exception as error:
+            raise RunError(diagnosis.words(error, run, config, None, None)) from error
+    if as_json:
+        print(json.dumps({"run": str(folder), "step": saved["progress"]["step"], "metrics": metrics}))
+    else:
+        final_report(metrics, folder)
+    return 0
+
+
+def chosen(folder: Path, checkpoint: str) -> str:
+    """The checkpoint that `--checkpoint` names: `last`, `best`, a path, or a file's name in the run's folder.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if checkpoint in ("last", "best"):
+        return checkpoint
+    beside = folder / "checkpoints" / checkpoint
+    if checkpoint and Path(checkpoint).is_file():
+        return checkpoint
+    if checkpoint and beside.is_file():
+        return str(beside)
+    known = sorted(path.name for path in (folder / "checkpoints").glob("*.pt"))
+    name = Path(checkpoint).name
+    near = f"{name}.pt" if f"{name}.pt" in known else nearest(name, known)
+    command = f"python -m runner evaluate {shlex.quote(str(folder))} --checkpoint"
+    remedy = (
+        f"did you mean `{command} {shlex.quote(str(folder / 'checkpoints' / near))}`?"
+        if near
+        else f"there are {', '.join(['last', 'best', *known])}"
+    )
+    rule = "must be last, best or a file"
+    raise ConfigError(
+        [Mistake("--checkpoint", rule, checkpoint, f"argument `--checkpoint {checkpoint}`", remedy, near)]
+    )

@@ -1,0 +1,24 @@
+"""`python -m runner resume RUN [--inexact] [--schedule WORD] [overrides]`: go on from the newest checkpoint."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from runner.cli.options import split_trust
+from runner.core.errors import ConfigError, Mistake
+from runner.experiment.preflight import processes as processes_preflight
+from runner.experiment.record.recorded import recorded
+from runner.experiment.resume import resume, split_schedule
+
+
+def main(argv: Sequence[str]) -> int:
+    """Resume the run that the first argument names; the exit status."""
+    rest, trust = split_trust(argv)
+    rest, _ = split_schedule(rest)
+    overrides = [argument for argument in rest if argument != "--inexact"]
+    if not overrides:
+        raise ConfigError([Mistake("RUN", "is missing", remedy="python -m runner resume outputs/<name>/<run>")])
+    folder = Path(overrides[0])
+    config, unresolved = recorded(folder, overrides[1:], trust)
+    if started := processes_preflight.mistakes(config.device.parallel, ["resume", *argv]):
+        raise ConfigError(started)
+    return resume(folder, config, unresolved, ["resume", *argv], trust)

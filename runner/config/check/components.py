@@ -1,0 +1,376 @@
+"""A component's target against its slot, and its arguments against the target's signature. Imports what it checks."""
+
+import enum
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from runner.config.check.imports import LIBRARIES, TargetError, locate
+from runner.config.check.signature import UNFIT, Accepts, accepts, choices, converted, kind_of, misfit, wants_class
+from runner.config.check.slots import _bases, _could_fit, _elsewhere, _origin, misplaced, nested_slot
+from runner.config.parsing import as_number, yaml_text
+from runner.config.suggestions import did_you_mean, nearest
+from runner.core.errors import ABSENT, Mistake
+
+Path = tuple[str | int, ...]
+
+
+_KEYS = ("_target_", "_args_", "_partial_")
+
+
+# How many arguments the runner gives by position: to the constructor, and to the call of a bound function.
+_CONSTRUCTOR = {"optimizer": 1, "scheduler": 1}
+
+
+_CALL = {
+    "transform": 1,
+    "loss": 2,
+    "init": 1,
+    "function": 1,
+    "module_function": 1,
+    "step": 3,
+    "hook": 3,
+    "gradient_hook": 2,
+}
+
+
+_SUPPLIED = {"params": "the model's parameters", "optimizer": "the optimizer", "data_source": "the dataset"}
+
+
+OLD_ARGUMENTS = {
+    "size_average": "reduction",
+    "reduce": "reduction",
+    "resample": "interpolation",
+    "fillcolor": "fill",
+    "learning_rate": "lr",
+    "pretrained": "weights",
+    "n_classes": "num_classes",
+    "nclass": "num_classes",
+    "num_class": "num_classes",
+    "classes": "num_classes",
+    "wd": "weight_decay",
+    "dropout_rate": "dropout",
+    "filters": "out_channels",
+    "units": "out_features",
+}
+
+
+@dataclass
+class Found:
+    """Mistakes with their paths."""
+
+    mistakes: list[tuple[Path, Mistake]] = field(default_factory=list)
+    untrusted: frozenset[Path] = frozenset()  # components whose names were refused before anything was imported
+
+    def wrong(
+        self, path: Path, rule: str, value: object = ABSENT, *, suggestion: str = "", remedy: str = "", where: str = ""
+    ) -> None:
+        """Note a mistake."""
+        key = ".".join(map(str, path))
+        self.mistakes.append((path, Mistake(key, rule, value, where, remedy or did_you_mean(suggestion), suggestion)))
+
+
+def check_component(path: Path, slot: str, node: dict[str, Any], trust: Sequence[str], found: Found) -> Any:
+    """Check one component and all that is nested in it; the object that its `_target_` names, where there is one."""
+    target = _target(path, slot, node, trust, found)
+    takes = None if target is None else accepts(target)
+    if target is not None and takes is not None:
+        _check_arguments(path, slot, node, target, takes, found)
+    named = takes.named if takes is not None else {}
+    several = slot == "optimizer" and any(isinstance(value, dict) and "_target_" in value for value in node.values())
+    for name, value in node.items():
+        if several and name not in (*_KEYS, *named) and not isinstance(value, dict):
+            found.wrong((*path, name), "must be an optimizer (a mapping with `_target_` and `match`)", value)
+        elif name == "_partial_":
+            if value is True and slot in _BUILT:
+                rule = f"must not be true: {_BUILT[slot]} is wanted here"
+                found.wrong(
+                    (*path, name), rule, remedy="leave `_partial_` out: the runner passes what is missing itself"
+                )
+        elif name != "_target_":
+            parameter = named.get(name)
+            _nested((*path, name), value, parameter.annotation if parameter else None, slot, trust, found)
+    return target
+
+
+def check_module_type(path: Path, name: str, trust: Sequence[str], found: Found) -> None:
+    """Check that the `module` of an init rule is a type of module."""
+    try:
+        kind = locate(name, trust)
+    except TargetError as error:
+        found.wrong(path, error.rule, name, suggestion=error.suggestion, remedy=error.remedy, where=error.where)
+        return
+    if not (isinstance(kind, type) and issubclass(kind, _bases()["model"])):
+        found.wrong(path, "must be a type of module, such as torch.nn.Conv2d", name)
+
+
+def check_group_settings(
+    optimizer: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]], trust: Sequence[str], found: Found
+) -> None:
+    """Check the types of what param groups set of the optimizer; that it has such settings is seen with the model."""
+    try:
+        takes = accepts(locate(optimizer["_target_"], trust))
+    except (TargetError, KeyError):  # said already
+        return
+    for label, settings in groups.items():
+        for name, value in settings.items():
+            if takes is not None and name in takes.named:
+                _check_value(("param_groups", label, name), value, takes.named[name], "optimizer", found)
+
+
+def _nested(path: Path, value: Any, annotation: Any, slot: str, trust: Sequence[str], found: Found) -> None:
+    if isinstance(value, dict):
+        if "_target_" in value:
+            own = nested_slot(annotation, slot)
+            check_component(path, own, _matched(path, value, found) if own == MEMBER else value, trust, found)
+            return
+        for name, inner in value.items():
+            _nested((*path, name), inner, annotation, slot, trust, found)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _nested((*path, index), inner, annotation, slot, trust, found)
+
+
+# Parameters whose annotation asks for an object: a bound constructor is none. (A scheduler in a scheduler and one of
+# several optimizers are completed by the runner.)
+_BUILT = {
+    "nested sampler": "a sampler",
+    "nested dataset": "a dataset",
+    "nested metric": "a metric",
+    "nested tensor": "a tensor",
+}
+
+
+MEMBER = "nested optimizer"  # one of several optimizers, with a `match` that is the runner's own
+
+
+def _matched(path: Path, node: dict[str, Any], found: Found) -> dict[str, Any]:
+    """One of several optimizers without its `match`, the patterns of the parameters that it takes."""
+    match = node.get("match")
+    if "match" not in node:
+        meant = nearest("match", node)
+        if meant:
+            rule, right = f"is not an argument of `{node['_target_']}`", ".".join(map(str, (*path, "match")))
+            found.wrong((*path, meant), rule, node[meant], suggestion=right)
+            return {name: value for name, value in node.items() if name != meant}
+        found.wrong((*path, "match"), "must be given: a pattern of the names of the parameters that it takes")
+    elif not isinstance(match, str) and not (isinstance(match, list) and all(isinstance(one, str) for one in match)):
+        found.wrong((*path, "match"), "must be a pattern, or a list of them", match)
+    return {name: value for name, value in node.items() if name != "match"}
+
+
+def _target(path: Path, slot: str, node: dict[str, Any], trust: Sequence[str], found: Found) -> Any:
+    name = node["_target_"]
+    here = (*path, "_target_")
+    if path in found.untrusted:
+        return None
+    try:
+        target = locate(name, trust)
+    except TargetError as error:
+        right = error.suggestion or ("" if error.where else _elsewhere(slot, name))
+        found.wrong(here, error.rule, name, suggestion=right, remedy=error.remedy, where=error.where)
+        return None
+    problem = misplaced(slot, target, name, trust)
+    if problem:
+        refused = _could_fit(slot.removeprefix("nested "), target) and name.partition(".")[0] in LIBRARIES
+        remedy = f"if you trust it: --trust '{name}'" if refused else ""
+        found.wrong(here, problem, name, suggestion="" if refused else _elsewhere(slot, name), remedy=remedy)
+        return None
+    return target
+
+
+def _check_arguments(path: Path, slot: str, node: dict[str, Any], target: Any, takes: Accepts, found: Found) -> None:
+    before = _by_position(slot, target, takes)
+    positional = node.get("_args_", [])
+    free = [name for name in takes.positional if name not in before]
+    filled = [*before, *free[: len(positional)]]
+    room = len(free)
+    if len(positional) > room and not takes.takes_any_number:
+        found.wrong((*path, "_args_"), f"may have at most {room} values", len(positional))
+    refused = _refused_weights(path, node, target, takes, found)
+    for index, (value, name) in enumerate(zip(positional, free, strict=False)):
+        _check_value((*path, "_args_", index), value, takes.own[name], slot, found)
+    for name, value in node.items():
+        if name in _KEYS or name in refused:
+            continue
+        here = (*path, name)
+        parameter = takes.named.get(name)
+        if name in before:
+            found.wrong(here, f"is supplied by the runner ({_SUPPLIED.get(name, 'each call gives it')}): leave it out")
+        elif name in filled:
+            found.wrong(here, "is already given in `_args_`")
+        elif parameter is not None:
+            _check_value(here, value, parameter, slot, found)
+        elif not takes.open:
+            _unknown_argument(here, name, value, node["_target_"], [n for n in takes.named if n not in before], found)
+    if not (slot.startswith("nested") and node.get("_partial_")):
+        _check_missing(path, slot, node, target, takes, filled, found)
+
+
+def _by_position(slot: str, target: Any, takes: Accepts) -> list[str]:
+    """The parameters that the runner fills."""
+    own = slot.removeprefix("nested ")
+    by_name = {"scheduler": "optimizer", "sampler": "data_source"}.get(own)
+    if slot == MEMBER:
+        return takes.positional[:1]
+    if own == "step" and "optimizer" in takes.named:
+        return [*takes.positional[:3], "optimizer"]
+    if by_name in takes.own:
+        return [str(by_name)]
+    if isinstance(target, type):
+        count = _CONSTRUCTOR.get(own, 0) if own == slot else 0
+    else:
+        count = _CONSTRUCTOR.get(own, _CALL.get(own, 0))
+    return takes.positional[:count]
+
+
+def _check_missing(
+    path: Path, slot: str, node: dict[str, Any], target: Any, takes: Accepts, filled: list[str], found: Found
+) -> None:
+    if slot.startswith("nested") and not isinstance(target, type):
+        return  # a function that is handed over: who calls it gives the rest
+    missing = [
+        name
+        for name, parameter in takes.own.items()
+        if parameter.default is inspect.Parameter.empty
+        and parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        and name not in node
+        and name not in filled
+    ]
+    for name in missing:
+        if not (takes.takes_any_number and len(filled) >= len(takes.positional)):
+            found.wrong((*path, name), f"must be given: `{node['_target_']}` has no default for it")
+
+
+def _unknown_argument(path: Path, name: str, value: Any, target: str, known: list[str], found: Found) -> None:
+    near = nearest(name, known)
+    habit = OLD_ARGUMENTS.get(name, "")
+    if not near and habit in known:
+        near = habit
+    if not near and name in ("target", "class", "class_path", "type") and "." in str(value):
+        near = "_target_"
+    suggestion = ".".join(map(str, (*path[:-1], near))) if near else ""
+    remedy = did_you_mean(suggestion)
+    if not near:
+        remedy = f"it takes {', '.join(f'`{k}`' for k in known)}" if known else "it takes no arguments"
+    found.wrong(path, f"is not an argument of `{target}`", value, suggestion=suggestion, remedy=remedy)
+
+
+_REDUCTIONS = ("none", "mean", "sum", "batchmean")  # annotated as any text; refused only when a loss is computed
+
+
+_ONE_EACH = ("swa_lr",)
+
+
+_DTYPE = "torch.dtype"
+
+
+def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str, found: Found) -> None:
+    if slot == "loss" and parameter.name == "reduction" and parameter.default == "mean" and value not in _REDUCTIONS:
+        right = nearest(str(value), _REDUCTIONS)
+        found.wrong(path, f"must be one of {', '.join(_REDUCTIONS)}", value, suggestion=right)
+        return
+    dtype = _dtype_problem(value, parameter)
+    if dtype is not None:
+        found.wrong(path, "must be a dtype of torch", value, suggestion=dtype)
+        return
+    if parameter.name in _ONE_EACH and slot.endswith("scheduler") and isinstance(value, list):
+        return  # PyTorch's annotation says one number, its documentation also one for each parameter group
+    words = misfit(value, parameter, durations=slot.endswith("scheduler"))
+    if not words and slot.endswith("optimizer") and isinstance(value, float) and not math.isfinite(value):
+        words = "must be a finite number"  # torch.optim's own checks let NaN pass
+    if not words:
+        return
+    right, remedy = _right_value(value, parameter), ""
+    if isinstance(value, list | int | float) and "Tensor" in words:
+        remedy = f"write `{{_target_: torch.tensor, data: {value}}}`"
+    elif not right and (line := _component_line(value, kind_of(parameter))):
+        remedy = f"write `{line}`"
+    if not right and not remedy and isinstance(parameter.default, bool | int | float | str | None):
+        right = yaml_text(parameter.default)
+        remedy = f"the default is `{right}`"
+    found.wrong(path, words, value, suggestion=right, remedy=remedy)
+
+
+def _component_line(value: Any, annotation: Any) -> str:
+    """The node to write where a class, something to call or an object is wanted and a plain value was given."""
+    kinds = [kind for kind in (annotation, *getattr(annotation, "__args__", ())) if kind is not type(None)]
+    called = any(getattr(kind, "__origin__", kind) is Callable for kind in kinds)
+    named = isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value)
+    if named and (wants_class(annotation) or called):
+        return f"{{_target_: {value}}}"
+    for kind in kinds:
+        plain = getattr(kind, "__module__", "builtins") in ("builtins", "typing", "types", "collections.abc")
+        if isinstance(kind, type) and not plain and converted(value, kind) is UNFIT:
+            if issubclass(kind, enum.Enum) or _origin_is(kind, ("torch", "device"), ("torch", "dtype")):
+                continue
+            given = {} if named else value if isinstance(value, dict) else {"…": None}
+            arguments = "".join(", …" if name == "…" else f", {name}: {yaml_text(v)}" for name, v in given.items())
+            return f"{{_target_: {value if named else f'{kind.__module__}.{kind.__qualname__}'}{arguments}}}"
+    return ""
+
+
+def _origin_is(kind: type, *names: tuple[str, str]) -> bool:
+    return (kind.__module__, kind.__name__) in names
+
+
+def _right_value(value: Any, parameter: inspect.Parameter) -> str:
+    if isinstance(value, str):
+        right = nearest(value, choices(kind_of(parameter))) or ("cuda" if value.lower() == "gpu" else "")
+        if right and (right != "cuda" or "torch.device" in str(kind_of(parameter))):
+            return right
+    annotation = parameter.annotation
+    if annotation in (int, float) or isinstance(parameter.default, int | float):
+        whole = annotation is int or (annotation is inspect.Parameter.empty and isinstance(parameter.default, int))
+        return as_number(value, whole=whole)
+    return ""
+
+
+def _dtype_problem(value: Any, parameter: inspect.Parameter) -> str | None:
+    """The nearest dtype where a text is meant to be one and is not."""
+    if not isinstance(value, str) or "dtype" not in str(parameter.annotation) + parameter.name:
+        return None
+    kind = kind_of(parameter)
+    if kind is str or (isinstance(parameter.default, str) and kind is inspect.Parameter.empty):
+        return None  # its own text
+    if str in getattr(kind, "__args__", ()) or (
+        _DTYPE in str(kind) and not isinstance(converted(value, kind), str | type(UNFIT))
+    ):
+        return None
+    import torch
+
+    names = [f"torch.{name}" for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)]
+    if value in names:
+        return None
+    if f"torch.{value}" in names:
+        return f"torch.{value}"
+    return nearest(value if value.startswith("torch.") else f"torch.{value}", names)
+
+
+def _refused_weights(path: Path, node: dict[str, Any], target: Any, takes: Accepts, found: Found) -> set[str]:
+    """`weights=` and `pretrained=true` of a library's model: weights come through `pretrained:`, recorded."""
+    if _origin(target).partition(".")[0] != "torchvision" or isinstance(target, type):
+        return set()
+    refused = {name for name in ("weights", "weights_backbone", "pretrained", "pretrained_backbone") if node.get(name)}
+    for name in refused:
+        rule = "is refused here: weights come through `pretrained:`, where they are recorded and verified"
+        found.wrong((*path, name), rule, node[name], remedy=_pretrained_block(node[name], takes))
+    return refused
+
+
+def _pretrained_block(wanted: Any, takes: Accepts) -> str:
+    """The `pretrained:` block that says the same."""
+    file, source = "FILE.pth", ""
+    annotation = takes.named["weights"].annotation if "weights" in takes.named else None
+    for kind in (annotation, *getattr(annotation, "__args__", ())):
+        members = getattr(kind, "__members__", {})
+        if members:
+            member = (
+                members.get(str(wanted).rpartition(".")[2]) or members.get("DEFAULT") or next(iter(members.values()))
+            )
+            file, source = member.url.rpartition("/")[2], f"  # from {member.url}"
+            break
+    return f"write instead:\npretrained:\n  strategy: full\n  path: {file}{source}"

@@ -1,0 +1,4 @@
+"""Rules between several keys, one file a wing.
+
+Read `collect.py`.
+"""

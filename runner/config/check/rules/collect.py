@@ -1,0 +1,120 @@
+"""Run every rule that needs several keys and no torch."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+
+from runner.config import schema
+from runner.config.check.rules.data import _downloads, _idle_without_data, _loader, _samples, _splits
+from runner.config.check.rules.log import _log
+from runner.config.check.rules.model import _shadowed, _shadowed_rules
+from runner.config.check.rules.rule import Finding, _idle
+from runner.config.check.rules.sweep import _search
+from runner.config.check.rules.train import (
+    _contradictions_in_training,
+    _idle_in_training,
+    _names,
+    _one_cycle,
+    _plateau,
+    _scheduler,
+    _several_processes,
+    too_long,
+)
+from runner.config.schema import PROCESSES
+from runner.core.durations import Duration
+from runner.core.errors import Mistake
+
+
+def findings(config: schema.Config, choices: dict[str, str | None]) -> Iterator[Finding]:
+    """All that is wrong between the keys of a config."""
+    yield from _splits(config.dataset)
+    yield from _samples(config.dataset.sample)
+    yield from _downloads(config.dataset.downloads)
+    yield from _names(config)
+    yield from _contradictions(config)
+    yield from _search(config)
+    yield from _pretrained(config.pretrained)  # also where one only tries: the weights would be other ones
+    if Duration.parse(config.train.duration).amount and not choices.get("debug"):
+        yield from _without_effect(config)
+
+
+def _contradictions(config: schema.Config) -> Iterator[Finding]:
+    loader = config.loader
+    if loader.sampler is not None and loader.batch_sampler is not None:
+        yield Finding(
+            Mistake("loader.sampler", "must not stand beside `loader.batch_sampler`"), ("loader.batch_sampler",)
+        )
+    if loader.batch_sampler is not None and loader.drop_last:
+        rule = "must not stand beside `loader.batch_sampler`, which makes the batches"
+        yield Finding(Mistake("loader.drop_last", rule, value=True, suggestion="false"), ("loader.batch_sampler",))
+    if loader.in_memory is True and loader.num_workers > 0:
+        rule = "must not be true with `loader.num_workers` above 0, which means the per-sample path"
+        yield Finding(Mistake("loader.in_memory", rule, value=True, suggestion="auto"), ("loader.num_workers",))
+    limit = config.dataset.limit
+    if loader.drop_last and loader.batch_sampler is None and limit is not None and limit < loader.batch_size:
+        rule = f"must be at least loader.batch_size, {loader.batch_size}: loader.drop_last drops what is fewer"
+        remedy = "take `loader.drop_last=false`"
+        yield Finding(Mistake("dataset.limit", rule, limit, remedy=remedy), ("loader.batch_size", "loader.drop_last"))
+    if config.loader.in_memory is True and loader.collate_fn is not None:
+        rule = "must not be true with a `loader.collate_fn`, which joins samples one by one"
+        yield Finding(Mistake("loader.in_memory", rule, value=True, suggestion="auto"), ("loader.collate_fn",))
+    yield from _contradictions_in_training(config)
+    for name in config.dataset.evaluate:
+        if name in ("train", "val", "test") or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            rule = "must be a name of its own (letters, digits, `_`, `-`, `.`; not train, val or test)"
+            yield Finding(Mistake(f"dataset.evaluate.{name}", rule))
+    yield from _several_processes(config)
+    for name, rule_ in config.init.rules.items():
+        if rule_ is not None and rule_.last and rule_.module is None and rule_.name is None:
+            yield Finding(Mistake(f"init.rules.{name}.last", "needs a `module` or a `name` to choose from", value=True))
+
+
+def _without_effect(config: schema.Config) -> Iterator[Finding]:
+    chosen = config.dataset
+    settings: tuple[str, ...]
+    yield from _loader(config.loader, config.device.type)
+    if config.device.parallel not in PROCESSES:
+        yield from _idle("device", config.device, ("sync_batchnorm",), "in one process", "device.parallel")
+    if config.device.parallel != "ddp":
+        reason = "without device.parallel=ddp"
+        yield from _idle("device", config.device, ("find_unused_parameters",), reason, "device.parallel")
+    if chosen.source is None:
+        settings = ("val_fraction", "test_fraction", "split_seed", "stratify")
+        yield from _idle("dataset", chosen, settings, "without `dataset.source`", "dataset.source", "dataset.train")
+    elif not chosen.val_fraction and not chosen.test_fraction and chosen.folds is None:
+        settings = ("split_seed", "stratify")
+        yield from _idle(
+            "dataset", chosen, settings, "where nothing is split off", "dataset.val_fraction", "dataset.test_fraction"
+        )
+    yield from _scheduler(config.scheduler)
+    yield from too_long(config)
+    yield from _plateau(config)
+    yield from _one_cycle(config)
+    train = config.train
+    if train.objective is None:
+        yield from _idle("train", train, ("mode",), "without `train.objective`", "train.objective")
+    if train.on_fault == "stop":
+        yield from _idle("train", train, ("max_faults",), "while `train.on_fault` is stop", "train.on_fault")
+    if train.checkpoint_every is None:
+        yield from _idle("train", train, ("keep",), "while `train.checkpoint_every` is null", "train.checkpoint_every")
+    yield from _idle_in_training(config)
+    yield from _idle_without_data(config)
+    transform = config.transform
+    if not any(node is not None for node in (*transform.train.values(), *transform.eval.values())):
+        yield from _idle("transform", transform, ("on",), "without transforms", "transform.train", "transform.eval")
+    yield from _log(config)
+    yield from _shadowed("freeze.params", config.freeze.params)
+    yield from _shadowed_rules(config.init.rules)
+
+
+def _pretrained(pretrained: schema.Pretrained) -> Iterator[Finding]:
+    """Weights that nothing would load, and a strategy without weights."""
+    if pretrained.strategy == "none":
+        names = tuple(item.name for item in fields(pretrained) if item.name not in ("strategy", "path"))
+        reason, key = "while `pretrained.strategy` is none", "pretrained.strategy"
+        if pretrained.path is not None:
+            rule = f"has no effect {reason}: the weights would stay as they are initialised"
+            remedy = "`pretrained=full` loads every tensor; filtered, partial and layers load some"
+            mistake = Mistake("pretrained.path", rule, pretrained.path, remedy=remedy, suggestion="null")
+            yield Finding(mistake, (key,))
+        yield from _idle("pretrained", pretrained, names, reason, key)

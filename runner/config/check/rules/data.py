@@ -1,0 +1,118 @@
+"""Rules for `dataset`, `transform` and `loader`: settings that contradict each other or have no effect."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+from runner.config import schema
+from runner.config.check.rules.rule import Finding, _idle
+from runner.config.parsing import yaml_text
+from runner.config.suggestions import did_you_mean, nearest
+from runner.core.errors import Mistake
+
+_DTYPES = (
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "uint8",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "bool",
+    "complex64",
+    "complex128",
+)
+
+
+def _splits(dataset: schema.Dataset) -> Iterator[Finding]:
+    given = [name for name in ("train", "val", "test") if getattr(dataset, name) is not None]
+    if dataset.source is None and dataset.train is None and dataset.steps_per_epoch is None:
+        rule = "must be given (or `dataset.source`, which is then split; a step without data has `dataset=none`)"
+        yield Finding(Mistake("dataset.train", rule), ("dataset.source", "dataset"))
+    if dataset.steps_per_epoch is not None and (dataset.source is not None or "train" in given):
+        rule = "is for a step without data: it must not stand beside any"
+        yield Finding(Mistake("dataset.steps_per_epoch", rule, dataset.steps_per_epoch), ("dataset",))
+    if dataset.source is not None and "train" in given:
+        yield Finding(
+            Mistake("dataset.source", "must not stand beside `dataset.train`: one of them is the training data")
+        )
+    fractions = {name: getattr(dataset, f"{name}_fraction") for name in ("val", "test")}
+    if sum(fractions.values()) >= 1:
+        rule = "and `dataset.test_fraction` together must be below 1"
+        yield Finding(Mistake("dataset.val_fraction", rule, sum(fractions.values())), ("dataset.test_fraction",))
+    for name, fraction in fractions.items():
+        if fraction and dataset.source is not None and name in given:
+            rule = f"must not stand beside `dataset.{name}`: one of them is the {name} data"
+            yield Finding(Mistake(f"dataset.{name}_fraction", rule, fraction), (f"dataset.{name}",))
+
+
+def _downloads(downloads: dict[str, schema.Download | None]) -> Iterator[Finding]:
+    taken: dict[str, str] = {}
+    for name, node in downloads.items():
+        if node is None:
+            continue
+        for key, path in (("to", node.to), ("unpack", node.unpack)):
+            if path in taken:
+                mistake = Mistake(f"dataset.downloads.{name}.{key}", f"is the place of `{taken[path]}` already", path)
+                yield Finding(mistake, (taken[path],))
+            elif path is not None:
+                taken[path] = f"dataset.downloads.{name}.{key}"
+        if node.unpack is None:
+            limits = [item for item in fields(node) if item.name in ("members_limit", "size_limit", "ratio_limit")]
+            for item in limits:
+                value, text = getattr(node, item.name), yaml_text(item.default)
+                if value != item.default:
+                    key, remedy = f"dataset.downloads.{name}.{item.name}", f"leave it at `{text}`"
+                    rule = "has no effect without `unpack`"
+                    yield Finding(Mistake(key, rule, value, remedy=remedy, suggestion=text))
+
+
+def _samples(sample: Any) -> Iterator[Finding]:
+    """Each member is a tensor (`shape`, `dtype`) or an image (`mode`, `size`)."""
+    members = {"dataset.sample": sample}
+    if isinstance(sample, list | dict):
+        pairs = sample.items() if isinstance(sample, dict) else enumerate(sample)
+        members = {f"dataset.sample.{name}": member for name, member in pairs}
+    for key, member in members.items():
+        if member is None:
+            continue
+        if member.dtype is not None and member.dtype not in _DTYPES:
+            right = nearest(member.dtype.removeprefix("torch."), _DTYPES)
+            right = right or (member.dtype.removeprefix("torch.") if member.dtype[6:] in _DTYPES else "")
+            rule = "must be the name of a dtype, such as float32"
+            yield Finding(Mistake(f"{key}.dtype", rule, member.dtype, remedy=did_you_mean(right), suggestion=right))
+        if (member.shape is None) == (member.mode is None):
+            rule = "must have either `shape` (of a tensor) or `mode` and `size` (of an image)"
+            yield Finding(Mistake(key, rule), (key,))
+
+
+def _idle_without_data(config: schema.Config) -> Iterator[Finding]:
+    """Whatever makes batches, where there are none."""
+    if config.dataset.steps_per_epoch is None:
+        return
+    reason, key = "without data (`dataset.steps_per_epoch`)", "dataset.steps_per_epoch"
+    for owner, values in (("loader", config.loader), ("transform", config.transform)):
+        names = tuple(item.name for item in fields(values) if item.name != "eval" or owner == "transform")
+        yield from _idle(owner, values, names, reason, key)
+    if not config.dataset.evaluate and config.dataset.val is None and config.dataset.test is None:
+        yield from _idle("dataset", config.dataset, ("sample", "limit", "classes", "class_weights"), reason, key)
+
+
+def _loader(loader: schema.Loader, device: str) -> Iterator[Finding]:
+    if loader.num_workers == 0 and not loader.eval.num_workers:
+        settings = ("prefetch_factor", "persistent_workers", "multiprocessing_context", "worker_init_fn", "timeout")
+        yield from _idle(
+            "loader",
+            loader,
+            settings,
+            "while `loader.num_workers` is 0",
+            "loader.num_workers",
+            "loader.eval.num_workers",
+        )
+    if loader.num_workers or loader.in_memory is False or loader.collate_fn is not None:
+        reason = "where samples do not stay in memory"
+        yield from _idle("loader", loader, ("in_memory_limit",), reason, "loader.num_workers", "loader.in_memory")
+    if device in ("cpu", "mps"):
+        yield from _idle("loader", loader, ("pin_memory",), "without a CUDA device", "device.type")

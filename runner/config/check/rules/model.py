@@ -1,0 +1,35 @@
+"""Rules for `init` and `param_groups`: a rule that an earlier one hides."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from runner.config import schema
+from runner.config.check.rules.rule import Finding
+from runner.core.errors import Mistake
+
+
+def _shadowed(key: str, patterns: list[Any]) -> Iterator[Finding]:
+    for index, pattern in enumerate(patterns):
+        earlier = next((i for i, other in enumerate(patterns[:index]) if other in (pattern, ".*")), None)
+        if earlier is not None:
+            rule = f"has no effect: `{key}.{earlier}` matches the same names first"
+            yield Finding(Mistake(f"{key}.{index}", rule, pattern, remedy="leave it out"), (f"{key}.{earlier}",))
+
+
+def _shadowed_rules(rules: dict[str, schema.InitRule | None]) -> Iterator[Finding]:
+    """A rule all of whose tensors an earlier rule sets for every module that it can match."""
+    seen: list[tuple[str, schema.InitRule]] = []
+    for name, rule in rules.items():
+        if rule is None:
+            continue
+        for earlier, other in seen:
+            wider = (
+                other.module in (None, rule.module)
+                and other.name in (None, ".*", rule.name)
+                and other.last <= rule.last
+            )
+            if wider and not other.last and rule.tensors and set(rule.tensors) <= set(other.tensors):
+                text = f"has no effect: `init.rules.{earlier}` comes first for all of its tensors"
+                yield Finding(Mistake(f"init.rules.{name}", text, remedy="put it first, or leave it out"))
+                break
+        seen.append((name, rule))

@@ -1,0 +1,214 @@
+"""Rules for `optimizer`, `scheduler`, `train` and `device`: contradictions and settings without effect."""
+
+import math
+from collections.abc import Iterator
+
+from runner.config import schema
+from runner.config.check.rules.rule import MINIMISE, SUPERVISED, Finding, _idle
+from runner.config.schema import PROCESSES
+from runner.config.suggestions import did_you_mean, nearest
+from runner.core.durations import Duration, is_duration
+from runner.core.errors import Mistake
+
+PLATEAU = "ReduceLROnPlateau"
+
+
+CUDA_GRAPHED = ("reduce-overhead", "max-autotune")  # torch.compile's modes that capture CUDA graphs
+
+
+def produced(config: schema.Config) -> tuple[list[str], list[str]]:
+    """The names `<split>/<metric>` that training produces, and prefixes of those that a metric makes up itself."""
+    splits = ["train"]
+    if config.dataset.val is not None or (
+        config.dataset.source is not None and (config.dataset.val_fraction > 0 or config.dataset.folds is not None)
+    ):
+        splits.insert(0, "val")
+    splits += [name for name, node in config.dataset.evaluate.items() if node is not None]
+    metrics = {name: node for name, node in config.metrics.items() if node is not None}
+    names = [f"{split}/{name}" for split in splits for name in ("loss", *metrics)]
+    prefixes = [
+        f"{split}/{name}/"
+        for split in splits
+        for name, node in metrics.items()
+        if not str(node.get("_target_")).startswith("runner.train.metrics.")
+    ]
+    return names, prefixes
+
+
+def _names(config: schema.Config) -> Iterator[Finding]:
+    names, prefixes = produced(config)
+    uses = {"train.objective": config.train.objective}
+    if PLATEAU in (config.scheduler._target_ or ""):
+        uses["scheduler.monitor"] = config.scheduler.monitor
+        if config.scheduler.monitor is None:
+            rule = f"must be given: {PLATEAU} waits for a metric"
+            yield Finding(Mistake("scheduler.monitor", rule, remedy=did_you_mean(names[0]), suggestion=names[0]))
+    for key, name in uses.items():
+        if name is None or name in names or name.startswith(tuple(prefixes)):
+            continue
+        if config.step["_target_"] != SUPERVISED and any(name.startswith(known.split("/")[0] + "/") for known in names):
+            continue  # perhaps a field of its own, which the preflight will see
+        bare = next((known for known in names if known.partition("/")[2] == name), "")
+        right = bare or nearest(name, names) or nearest(name.replace("_", "/", 1), [*names, ""])
+        if not right and "/" in name:
+            right = next((known for known in names if known.partition("/")[2] == name.partition("/")[2]), "")
+        if name.replace("_", "/", 1) in names:
+            right = name.replace("_", "/", 1)
+        rule = f"must be one of {', '.join(f'`{known}`' for known in names)}: nothing else is produced while training"
+        only_the_split = name.partition("/")[2] in {known.partition("/")[2] for known in names}
+        follows_from = ("metrics", "dataset") if only_the_split else ("metrics",)
+        yield Finding(Mistake(key, rule, name, remedy=did_you_mean(right), suggestion=right), follows_from)
+
+
+def _several_processes(config: schema.Config) -> Iterator[Finding]:
+    device = config.device
+    if device.parallel in PROCESSES:
+        if device.type.startswith("cuda:"):
+            rule = f"must not name one GPU with device.parallel={device.parallel}: each process takes that of its rank"
+            yield Finding(Mistake("device.type", rule, device.type, suggestion="cuda"), ("device.parallel",))
+        if config.train.on_fault != "stop":
+            rule = f"must be stop with device.parallel={device.parallel}: one process alone can look for a fault"
+            yield Finding(
+                Mistake("train.on_fault", rule, config.train.on_fault, suggestion="stop"), ("device.parallel",)
+            )
+        if config.loader.bad_samples == "skip":
+            rule = f"must be error with device.parallel={device.parallel}: they count a batch before it is read"
+            yield Finding(Mistake("loader.bad_samples", rule, "skip", suggestion="error"), ("device.parallel",))
+    elif device.parallel == "data_parallel" and device.type not in ("auto", "cuda"):
+        rule = "must be auto or cuda with device.parallel=data_parallel, which splits batches over all GPUs"
+        yield Finding(Mistake("device.type", rule, device.type, suggestion="cuda"), ("device.parallel",))
+
+
+def _several_processes_cannot(config: schema.Config) -> Iterator[Finding]:
+    device = config.device
+    if device.parallel not in PROCESSES:
+        return
+    if config.dataset.steps_per_epoch is not None:
+        rule = "must be none without data (`dataset.steps_per_epoch`): there is no batch to share"
+        yield Finding(Mistake("device.parallel", rule, device.parallel), ("dataset.steps_per_epoch",))
+    if device.parallel == "fsdp" and device.precision == "fp16":
+        rule = "must not be fp16 with device.parallel=fsdp: each process would scale by what it sees in its own part"
+        yield Finding(Mistake("device.precision", rule, "fp16", suggestion="bf16"), ("device.parallel",))
+    if config.train.split_on_oom:
+        rule = (
+            f"must be false with device.parallel={device.parallel}: the others would wait for the one that tries again"
+        )
+        yield Finding(Mistake("train.split_on_oom", rule, value=True, suggestion="false"), ("device.parallel",))
+
+
+def _contradictions_in_training(config: schema.Config) -> Iterator[Finding]:
+    device, train, step = config.device, config.train, config.step.get("_target_")
+    if device.compile in CUDA_GRAPHED and train.accumulate > 1:
+        rule = "must not stand beside `train.accumulate`: its CUDA graphs lose gradients then (pytorch#169545)"
+        right = "default" if device.compile == "reduce-overhead" else "max-autotune-no-cudagraphs"
+        yield Finding(Mistake("device.compile", rule, device.compile, suggestion=right), ("train.accumulate",))
+    loss = "" if config.loss is None else str(config.loss.get("_target_"))
+    if loss.endswith((".BCELoss", ".binary_cross_entropy")) and device.precision in ("bf16", "fp16"):
+        rule = f"is refused by torch in {device.precision} on a GPU: small probabilities become 0"
+        remedy = "let the model give logits, and take torch.nn.BCEWithLogitsLoss"
+        if device.type != "cpu":
+            yield Finding(Mistake("loss._target_", rule, loss, remedy=remedy), ("device.precision", "loss"))
+    yield from _several_processes_cannot(config)
+    if config.dataset.steps_per_epoch is not None and step == SUPERVISED:
+        rule = "needs data, and `dataset.steps_per_epoch` says that there is none"
+        yield Finding(Mistake("step._target_", rule, step), ("dataset.steps_per_epoch", "step"))
+    if config.loss is None and step == SUPERVISED:
+        rule = "must be given: the supervised step calls it"
+        yield Finding(Mistake("loss", rule, value=None), ("step", "loss"))
+    several = any(isinstance(node, dict) and "_target_" in node for node in config.optimizer.values())
+    for label, group in config.param_groups.items():
+        if several and group is not None:
+            rule = "must not stand beside several optimizers: each has the settings of what it matches"
+            yield Finding(Mistake(f"param_groups.{label}", rule), ("optimizer",))
+
+
+def _idle_in_training(config: schema.Config) -> Iterator[Finding]:
+    """Settings of `train` that need another one, or something to evaluate."""
+    train = config.train
+    if train.ema is None:
+        yield from _idle("train", train, ("ema_every",), "without `train.ema`", "train.ema")
+    if train.evaluate_every is None:
+        reason = "while `train.evaluate_every` is null: there is one evaluation, at the end"
+        yield from _idle("train", train, ("early_stop",), reason, "train.evaluate_every")
+    if all(name.startswith("train/") for name in produced(config)[0]):
+        yield from _idle("train", train, ("evaluate_at_start",), "without anything to evaluate", "dataset")
+
+    if config.device.compile == "reduce-overhead" and config.device.type in ("cpu", "mps"):
+        rule = "has no effect without a CUDA device: it is `true` with CUDA graphs"
+        mistake = Mistake("device.compile", rule, config.device.compile, remedy="take `true`", suggestion="true")
+        yield Finding(mistake, ("device.type",))
+    if config.loss is not None and config.step.get("_target_") == MINIMISE:
+        rule = "has no effect: what the model gives is minimised as it is"
+        yield Finding(Mistake("loss._target_", rule, config.loss.get("_target_"), remedy="take `loss=none`"), ("step",))
+
+
+def too_long(config: schema.Config, steps_per_epoch: int | None = None) -> Iterator[Finding]:
+    """What would come true only when the run is over; steps and epochs compare where the epoch's length is known."""
+    run = Duration.parse(config.train.duration)
+    known = "" if steps_per_epoch is None else f" ({run.steps(steps_per_epoch):,} steps)"
+    rule = f"must be shorter than the run, whose train.duration is {config.train.duration}{known}"
+    for key, value, remedy in (
+        ("scheduler.warmup", config.scheduler.warmup, "the schedule after it would never begin: make it shorter"),
+        ("freeze.until", config.freeze.until, "nothing would ever thaw: make it shorter, or null"),
+    ):
+        if value is not None and Duration.parse(value).reaches(run, steps_per_epoch):
+            yield Finding(Mistake(key, rule, value, remedy=remedy), ("train.duration",))
+
+
+def _plateau(config: schema.Config) -> Iterator[Finding]:
+    """A plateau is asked after the evaluations that are due, the one at the end aside."""
+    if PLATEAU not in (config.scheduler._target_ or ""):
+        return
+    every, run = config.train.evaluate_every, config.train.duration
+    if every is None:
+        rule = f"must be given: {PLATEAU} is asked after each evaluation, and null means one at the end"
+        yield Finding(Mistake("train.evaluate_every", rule, every, suggestion="1ep", remedy=did_you_mean("1ep")))
+    elif Duration.parse(every).reaches(Duration.parse(run)):
+        rule = f"must be shorter than train.duration ({run}): {PLATEAU} is asked after each evaluation"
+        yield Finding(Mistake("train.evaluate_every", rule, every), ("train.duration",))
+
+
+def _one_cycle(config: schema.Config) -> Iterator[Finding]:
+    """OneCycleLR raises an error at the first step that it was not planned for."""
+    chosen, run = config.scheduler, Duration.parse(config.train.duration)
+    total = chosen.arguments.get("total_steps")
+    if not (chosen._target_ or "").endswith(".OneCycleLR") or total is None:
+        return
+    unit = "st" if chosen.interval == "step" else "ep"
+    if isinstance(total, int) and run.unit == unit:
+        warmup = Duration.parse(chosen.warmup) if chosen.warmup is not None else Duration(0, unit)
+        needed = math.ceil(run.amount - (warmup.amount if warmup.unit == unit else 0))
+        short = total < needed
+    else:
+        known = isinstance(total, str) and is_duration(total)
+        short = known and run.reaches(Duration.parse(total)) and total != config.train.duration
+        short = short and chosen.planned_for is None
+    if short:
+        rule = f"must reach to the end of the run (train.duration is {config.train.duration}): OneCycleLR ends with it"
+        text = "${train.duration}"
+        yield Finding(
+            Mistake("scheduler.total_steps", rule, total, remedy=did_you_mean(text), suggestion=text),
+            ("train.duration",),
+        )
+
+
+def _is_plateau(name: str) -> bool:
+    """Whether a target is ReduceLROnPlateau, or misspells it."""
+    return PLATEAU in name or nearest(name.rpartition(".")[2], [PLATEAU]) == PLATEAU
+
+
+def _scheduler(scheduler: schema.Scheduler) -> Iterator[Finding]:
+    if scheduler._target_ is None:
+        settings = ("interval", "warmup", "monitor", "planned_for")
+        yield from _idle(
+            "scheduler", scheduler, settings, "without a scheduler (`scheduler._target_`)", "scheduler._target_"
+        )
+        for name, value in scheduler.arguments.items():
+            rule = "has no effect without a scheduler (`scheduler._target_`)"
+            remedy = "choose one (`scheduler=cosine`) or leave it out"
+            yield Finding(Mistake(f"scheduler.{name}", rule, value, remedy=remedy), ("scheduler._target_",))
+        return
+    if scheduler.warmup is None:
+        yield from _idle("scheduler", scheduler, ("planned_for",), "without a warmup", "scheduler.warmup")
+    if scheduler._target_.startswith("torch.optim.lr_scheduler.") and not _is_plateau(scheduler._target_):
+        yield from _idle("scheduler", scheduler, ("monitor",), f"without {PLATEAU}", "scheduler._target_")

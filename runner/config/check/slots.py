@@ -1,0 +1,222 @@
+"""Slots of the config and the objects that fit each: model, optimizer, transform, metric, loss, and so on."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from runner.config.check import allowed
+from runner.config.check.imports import LIBRARIES, OURS, is_user_code, trusted_by
+from runner.config.check.signature import returned_class
+from runner.config.suggestions import nearest
+
+_ANY = "a module, dataset, sampler, transform, loss, init function, optimizer, scheduler or metric"
+
+
+_OF_ANY_BASE = ("nested", "loss", "metric", "transform")
+
+
+_TENSORS = allowed.NAMED["tensor"]
+
+
+def nested_slot(annotation: Any, outer: str) -> str:
+    """The slot that a parameter's annotation stands for; `nested` (any slot) where it says none."""
+    text = str(annotation)
+    if "Callable" in text:
+        return "nested"
+    if outer.endswith(("search_sampler", "pruner")):
+        return "nested pruner" if "Pruner" in text else "nested search_sampler"
+    for word, slot in (
+        ("Optimizer", "optimizer"),
+        ("LRScheduler", "scheduler"),
+        ("Sampler", "sampler"),
+        ("torch.utils.data.dataset.Dataset", "dataset"),
+        ("torchmetrics.metric.Metric", "metric"),
+        ("torch.Tensor", "tensor"),
+    ):
+        if word in text:
+            return f"nested {slot}"
+    same = next((slot for slot in ("scheduler", "optimizer") if outer.endswith(slot)), "")
+    return f"nested {same}".rstrip()
+
+
+def _elsewhere(slot: str, name: str) -> str:
+    """The same or nearly the same name where the slot's things live (in what is imported already)."""
+    homes = {
+        "loss": ("torch.nn", "torch.nn.functional"),
+        "optimizer": ("torch.optim",),
+        "scheduler": ("torch.optim.lr_scheduler",),
+        "init": ("torch.nn.init",),
+        "transform": ("torchvision.transforms.v2",),
+        "model": ("torch.nn", "torchvision.models"),
+        "dataset": ("torchvision.datasets",),
+        "sampler": ("torch.utils.data",),
+        "search_sampler": ("optuna.samplers",),
+        "pruner": ("optuna.pruners",),
+    }
+    last = name.rpartition(".")[2]
+    for home in homes.get(slot.removeprefix("nested "), ()):
+        if home in sys.modules and home != name.rpartition(".")[0]:
+            right = last if hasattr(sys.modules[home], last) else nearest(last, dir(sys.modules[home]))
+            if right and not right.startswith("_"):
+                return f"{home}.{right}"
+    return ""
+
+
+def _origin(target: Any) -> str:
+    module = getattr(target, "__module__", None) or type(target).__module__
+    return str(module)
+
+
+def misplaced(slot: str, target: Any, name: str, trust: Sequence[str]) -> str:
+    """Why a target does not fit its slot, in words; empty where it does.
+
+    User code fits any slot, unless it is plainly another slot's class. What a library defines must be what the slot is
+    for: otherwise a config could call anything that a library can reach.
+    """
+    if not callable(target):
+        return "must be a class or a function"
+    own = slot.removeprefix("nested ")
+    if trusted_by(name, trust):
+        return _other_kind(own, target)
+    origin = _origin(target)
+    first = origin.partition(".")[0]
+    if first not in LIBRARIES and first != "runner":
+        if first != name.partition(".")[0] and not _is_user_or_ours(first, trust):
+            return f"is `{origin}.{getattr(target, '__qualname__', name)}`, which is neither trusted nor user code"
+        return _other_kind(own, target)
+    if any(fits(target, name) for kind, fits in _FITS.items() if own in (kind, "nested")):
+        return ""
+    words = _ANY if own == "nested" else _WORDS[own]
+    refused = allowed.reason(target) if _could_fit(own, target) else ""
+    return f"must be {words}" if not refused else f"may not be named here: {refused}"
+
+
+def _could_fit(slot: str, target: Any) -> bool:
+    """Whether a library's class or function is of the slot's kind, wherever it is defined."""
+    made = target if isinstance(target, type) else returned_class(target)
+    bases = _bases()
+    kinds = [bases[slot]] if slot in bases else list(bases.values()) if slot in _OF_ANY_BASE else []
+    return made is not None and issubclass(made, tuple(kinds))
+
+
+def _is_user_or_ours(first: str, trust: Sequence[str]) -> bool:
+    return first in OURS or is_user_code(first, trust)
+
+
+def _other_kind(slot: str, target: Any) -> str:
+    """A class of the user's own that is plainly for another slot."""
+    if not isinstance(target, type):
+        return ""
+    bases = _bases()
+    own = bases.get(slot)
+    called = slot in ("function", "module_function", "init", "hook", "gradient_hook")
+    if (own is None and not called) or (own is not None and issubclass(target, own)):
+        return ""
+    other = next((kind for kind, base in bases.items() if kind != slot and issubclass(target, base)), None)
+    return f"must be {_WORDS[slot]}, but this is for `{other}`" if other else ""
+
+
+def _bases() -> dict[str, type]:
+    from torch import nn, optim
+    from torch.utils import data
+
+    return {
+        "model": nn.Module,
+        "optimizer": optim.Optimizer,
+        "scheduler": optim.lr_scheduler.LRScheduler,
+        "dataset": data.Dataset,
+        "sampler": data.Sampler,
+    }
+
+
+def _subclass(kind: str) -> Callable[[Any, str], bool]:
+    return lambda target, _: (
+        isinstance(target, type) and issubclass(target, _bases()[kind]) and allowed.takes(kind, target)
+    )
+
+
+def _of_optuna(slot: str, base: str) -> Callable[[Any, str], bool]:
+    """A subclass of one of Optuna's base classes; it is imported where a name of its own is asked about only."""
+
+    def fits(target: Any, name: str) -> bool:
+        if not name.startswith("optuna.") or not allowed.takes(slot, target):
+            return False
+        module, _, last = base.rpartition(".")
+        return isinstance(target, type) and issubclass(target, getattr(importlib.import_module(module), last))
+
+    return fits
+
+
+def _model(target: Any, _name: str) -> bool:
+    made = target if isinstance(target, type) else returned_class(target)
+    return made is not None and issubclass(made, _bases()["model"]) and allowed.takes("model", target)
+
+
+def _defined_in(slot: str) -> Callable[[Any, str], bool]:
+    """A function, or a class whose objects are called."""
+
+    def fits(target: Any, _name: str) -> bool:
+        called = not isinstance(target, type) or any("__call__" in vars(base) for base in target.__mro__)
+        return called and allowed.takes(slot, target)
+
+    return fits
+
+
+def _metric(target: Any, _name: str) -> bool:
+    parts = ("update", "compute", "reset")
+    has_parts = isinstance(target, type) and all(callable(getattr(target, part, None)) for part in parts)
+    return has_parts and allowed.takes("metric", target)
+
+
+def _loss(target: Any, _name: str) -> bool:
+    if not isinstance(target, type):
+        return allowed.takes("loss", target)
+    taken = allowed.takes("model", target) or allowed.takes("metric", target)
+    return taken and issubclass(target, _bases()["model"])
+
+
+def _function_in(slot: str) -> Callable[[Any, str], bool]:
+    return lambda target, _: not isinstance(target, type) and allowed.takes(slot, target)
+
+
+_FITS: dict[str, Callable[[Any, str], bool]] = {
+    "model": _model,
+    "optimizer": _subclass("optimizer"),
+    "scheduler": _subclass("scheduler"),
+    "dataset": _subclass("dataset"),
+    "sampler": _subclass("sampler"),
+    "transform": _defined_in("transform"),
+    "loss": _loss,
+    "metric": _metric,
+    "init": _function_in("init"),
+    "function": _function_in("function"),
+    "module_function": _function_in("module_function"),
+    "hook": lambda _target, _name: False,  # no library has one
+    "gradient_hook": lambda _target, _name: False,
+    "step": _function_in("step"),
+    "tensor": _function_in("tensor"),
+    "search_sampler": _of_optuna("search_sampler", "optuna.samplers.BaseSampler"),
+    "pruner": _of_optuna("pruner", "optuna.pruners.BasePruner"),
+}
+
+
+_WORDS = {
+    "model": "an nn.Module or a function annotated to return one",
+    "optimizer": "a subclass of torch.optim.Optimizer",
+    "scheduler": "a subclass of torch.optim.lr_scheduler.LRScheduler",
+    "dataset": "a subclass of torch.utils.data.Dataset",
+    "sampler": "a subclass of torch.utils.data.Sampler",
+    "transform": "defined in torchvision.transforms (or code of your own)",
+    "loss": "an nn.Module or a function of torch.nn.functional (or code of your own)",
+    "metric": "a class with `update`, `compute` and `reset`",
+    "init": "a function of torch.nn.init (or code of your own)",
+    "function": f"one of {', '.join(allowed.NAMED['function'])} (or code of your own)",
+    "module_function": "a function of your own that takes a module",
+    "hook": "a function of your own that takes a module, its inputs and its output",
+    "gradient_hook": "a function of your own that takes a module and the gradient of its output",
+    "step": "a function of runner.train.steps (or code of your own)",
+    "tensor": f"one of {', '.join(_TENSORS)}",
+    "search_sampler": "a subclass of optuna.samplers.BaseSampler",
+    "pruner": "a subclass of optuna.pruners.BasePruner",
+}

@@ -1,0 +1,703 @@
+"""Hydra's config loader with our search path, and the defaults list that it composed."""
+
+import copy
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository, IConfigRepository
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.default_element import ConfigDefault, GroupDefault, InputDefault, ResultDefault
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException, MissingConfigException
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from runner.config import arguments, document, recipes
+from runner.config.document import Document
+from runner.config.interpolation import fill_in_referenced_defaults, resolve
+from runner.config.moved import with_current_names
+from runner.config.origins import Layers, argument, as_path, shown
+from runner.config.recipes import Superseded
+from runner.config.suggestions import did_you_mean, nearest, other_name
+from runner.core.errors import ConfigError, Mistake
+from runner.core.paths import PACKAGE
+
+CONFIG_NAME = "config"  # of the primary config
+
+
+_OURS_ONLY = "may be set by the runner's own files and the command line only"
+
+
+# All that a file beside the primary config may set: texts of a sweep's values, which we enumerate ourselves.
+_HYDRA_FROM_FILES = {"hydra.sweeper.params"}
+
+
+_RECIPES = ("experiment/", "debug/")  # groups whose files set keys of every other group
+
+
+_GLOBAL_HEADER = "its first line must be `# @package _global_`"
+
+
+_NOTHING = ConfigResult(provider="none", path="", config=OmegaConf.create(), header={"package": "_global_"})
+
+
+def our_conf() -> Path:
+    """The shipped config groups: inside an installed package, beside it in a checkout."""
+    package = PACKAGE.resolve()
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def search_path(cwd: Path) -> ConfigSearchPath:
+    """Where groups are found: Hydra's own, `conf/` of the working directory, ours."""
+    Plugins.instance()  # registers Hydra's sources
+    path = ConfigSearchPathImpl()
+    path.append("hydra", "pkg://hydra.conf")
+    theirs, ours = (cwd / "conf").resolve(), our_conf()
+    if theirs.is_dir() and theirs != ours:
+        path.append("project", f"file://{theirs}")
+    path.append("main", f"file://{ours}")
+    path.append("schema", "structured://")
+    return path
+
+
+@dataclass
+class Composed:
+    """One run's configuration before it is checked.
+
+    Attributes:
+        unresolved: as written, interpolations in place, without Hydra's own node.
+        hydra: Hydra's own node.
+        choices: the option of each group.
+        overrides: the arguments that arrived.
+        layers: who set what.
+        mistakes: what kept Hydra from composing.
+        unknown: keys of groups whose option is not known: what is missing there is no further mistake.
+    """
+
+    unresolved: DictConfig
+    hydra: DictConfig
+    choices: dict[str, str | None]
+    overrides: list[str]
+    layers: Layers
+    mistakes: list[Mistake] = field(default_factory=list)
+    unknown: set[str] = field(default_factory=set)
+
+    @property
+    def unresolved_yaml(self) -> str:
+        """The config as written, interpolations in place."""
+        return OmegaConf.to_yaml(self.unresolved)
+
+    def blame(self, mistakes: Iterable[Mistake]) -> list[Mistake]:
+        """The same mistakes, each with the place that made it where it has none yet."""
+        return [m if m.where else replace(m, where=self.layers.blame(as_path(m.key))) for m in mistakes]
+
+    def placed(self, places: Mapping[str, str]) -> "Composed":
+        """The same with arguments that were said elsewhere than on the command line, at their places."""
+        arguments = {argument(text): where for text, where in places.items()}
+        mistakes = [replace(m, where=arguments.get(m.where, m.where)) for m in self.mistakes]
+        return replace(self, layers=self.layers.placed(arguments), mistakes=mistakes)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Plain data with interpolations resolved; one that cannot be is left as it is written."""
+        return self._resolution[0]
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What a user should know about settings that were written for another component than the one they meet."""
+        return [*self.layers.notes_on_recipes(), *self.layers.notes_on_targets(self.config)]
+
+    @property
+    def unresolvable(self) -> list[Mistake]:
+        """One mistake for each interpolation that leads nowhere."""
+        return self._resolution[1]
+
+    @cached_property
+    def _resolution(self) -> tuple[dict[str, Any], list[Mistake]]:
+        data, mistakes = resolve(self.unresolved, self.layers)
+        return with_current_names(data), mistakes
+
+
+class _Source(FileConfigSource):
+    """Hydra's file source, but with lines and a node limit, and an unreadable file is noted, not raised."""
+
+    read: dict[Path, Document]
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = Path(self.path) / self._normalize_file_name(config_path)
+        loaded = document.load(path)
+        self.read[path] = loaded
+        try:
+            header = ConfigSource._get_header_dict(loaded.text[:512])  # noqa: SLF001  Hydra's own reading of `@package`
+        except ValueError as error:
+            header = {"package": None}
+            loaded.mistake = loaded.mistake or Mistake(
+                f"{path}", f"has a header that Hydra cannot read: {error}", where=f"{path}:1"
+            )
+        problem = _package_problem(config_path, header["package"])
+        if problem and loaded.data:
+            loaded.mistake = loaded.mistake or Mistake(str(path), problem, where=f"{path}:1", remedy=_GLOBAL_HEADER)
+            header = {"package": "_global_"}
+        return ConfigResult(self.provider, f"file://{self.path}", OmegaConf.create(loaded.data), header)
+
+
+def _package_problem(config_path: str, package: str | None) -> str:
+    """What is wrong with the `@package` of a file, in words."""
+    first = (package or "").partition(".")[0]
+    if first.startswith("_") and first not in ("_global_", "_group_", "_name_"):
+        return f"is for the package `{package}`, which Hydra does not know"
+    if package is None and config_path.startswith(_RECIPES):
+        return "does not say that its keys are those of the root"
+    return ""
+
+
+class _Repository(ConfigRepository):
+    """Hydra's repository on our sources; it checks each file's defaults list as the file is read."""
+
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        self.read: dict[Path, Document] = {}
+        self.mistakes: list[Mistake] = []
+        self.instead: dict[str, str | None] = {}  # an unknown option -> the nearest one
+        self.cut: set[tuple[str, str]] = set()  # entries of defaults lists that close a circle
+        self._edges: dict[str, list[str]] = {}  # the files that each file's defaults list names
+        super().__init__(config_search_path)
+
+    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
+        super().initialize_sources(config_search_path)
+        for index, source in enumerate(self.sources):
+            if source.scheme() == "file":  # not isinstance: Hydra's scan for plugins executes their modules again
+                self.sources[index] = _Source(source.provider, f"file://{source.path}")
+                self.sources[index].read = self.read  # type: ignore[attr-defined]
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> "_Repository":
+        twin = copy.copy(self)  # Hydra copies it for each composition; what was read is shared
+        twin.sources = list(self.sources)
+        return twin
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        if config_path in self.instead:
+            other = self.instead[config_path]
+            if other is None:
+                return _NOTHING
+            config_path = other
+        try:
+            result = super().load_config(config_path)
+        except (ValueError, AssertionError) as error:  # a malformed defaults list
+            path = self.file(config_path)
+            if path is None or (loaded := self.read.get(path)) is None:
+                raise
+            found = document.find(loaded.root, ("defaults",))
+            where = f"{path}:{found[0] if found else 1}"
+            loaded.mistake = loaded.mistake or Mistake("defaults", f"cannot be read: {error}", where=where)
+            return _NOTHING
+        if result is not None and isinstance(self._find(config_path), _Source):
+            listed = result.defaults_list or []
+            known = [default for i, default in enumerate(listed) if self._known(config_path, default, listed[:i])]
+            targets = {id(default): self._target(config_path, default) for default in known}
+            self._edges[config_path] = [path for path in targets.values() if path]
+            result.defaults_list = [d for d in known if (config_path, targets[id(d)]) not in self.cut]
+        return result
+
+    def _find(self, config_path: str) -> ConfigSource | None:
+        for source in self.sources:
+            if source.is_config(config_path):
+                return source
+        return None
+
+    def file(self, config_path: str) -> Path | None:
+        """The file that an option is read from; None for Hydra's own."""
+        path = self.instead.get(config_path) or config_path
+        source = self._find(path)
+        return Path(source.path) / source._normalize_file_name(path) if isinstance(source, _Source) else None  # noqa: SLF001
+
+    def yml(self, config_path: str) -> Path | None:
+        """A file of the project's that would be this option if it ended in `.yaml`; None where it is read, or none."""
+        for source in self.sources:
+            if source.provider == "project":
+                file = Path(source.path) / f"{config_path.removesuffix('.yml')}.yml"
+                if config_path and file.is_file() and not file.with_suffix(".yaml").is_file():
+                    return file
+        return None
+
+    def _known(self, config_path: str, default: InputDefault, before: Sequence[InputDefault]) -> bool:
+        path = self.file(config_path)
+        if isinstance(default, ConfigDefault):
+            return path is None or self._known_file(path, default, before)
+        if not isinstance(default, GroupDefault) or default.group is None:
+            return True
+        folder = config_path.rpartition("/")[0]
+        absolute = default.group.startswith("/")
+        group = default.group.lstrip("/") if absolute or not folder else f"{folder}/{default.group}"
+        where = f"{path}:{defaults_line(self.read[path], default.group) if path else 1}"
+        if folder in [recipe.rstrip("/") for recipe in _RECIPES] and self._of_the_root(default.group.lstrip("/")):
+            rule = ""
+            if not absolute and not self.group_exists(group):
+                rule = f"is looked for beside this file, as `{group}`"
+            elif absolute and not default.override and default.package is None:
+                rule = "is chosen already, by the root"
+            if rule:
+                remedy = f"write `override /{default.group.lstrip('/')}: {default.value}`"
+                self._note(Mistake(default.group.lstrip("/"), rule, where=where, remedy=remedy))
+                return False
+        if group.split("/")[0] == "hydra" and config_path != CONFIG_NAME:
+            self._note(Mistake(group, "may be chosen on the command line only", default.value, where))
+            return False
+        if default.optional or self.group_exists(group) or self.group_exists(default.group.lstrip("/")):
+            return True
+        right = nearest(group, self.all_groups())
+        self._note(Mistake(group, "is no config group", where=where, remedy=did_you_mean(right), suggestion=right))
+        return False
+
+    def _target(self, config_path: str, default: InputDefault) -> str:
+        """The config path that an entry of a defaults list names as it stands; empty where it names none."""
+        folder = config_path.rpartition("/")[0]
+        if isinstance(default, ConfigDefault):
+            path = default.path or ""
+        elif isinstance(default, GroupDefault) and not default.override and isinstance(default.value, str):
+            path = f"{default.group}/{default.value}"
+        else:
+            return ""
+        return path.lstrip("/") if path.startswith("/") or not folder else f"{folder}/{path}"
+
+    def circle(self) -> list[str]:
+        """Files whose defaults lists lead back to the first of them, which stands at the end again; empty for none."""
+        done: set[str] = set()
+
+        def walk(path: str, above: list[str]) -> list[str]:
+            if path in above:
+                return [*above[above.index(path) :], path]
+            if path in done:
+                return []
+            found = next((ring for child in self._edges.get(path, ()) if (ring := walk(child, [*above, path]))), [])
+            done.add(path)
+            return found
+
+        return next((ring for path in list(self._edges) if (ring := walk(path, []))), [])
+
+    def place_of(self, config_path: str, target: str) -> str:
+        """The line of a defaults list that names a file."""
+        path = self.file(config_path)
+        if path is None:
+            return config_path
+        entries = self.read[path].data.get("defaults")
+        for index, entry in enumerate(entries if isinstance(entries, list) else []):
+            said = entry if isinstance(entry, str) else "/".join(map(str, next(iter(entry.items()), ())))
+            if said.split("@")[0].split()[-1].rpartition("/")[2] == target.rpartition("/")[2]:
+                found = document.find(self.read[path].root, ("defaults", index))
+                return f"{path}:{found[0] if found else 1}"
+        return f"{path}:1"
+
+    def _known_file(self, path: Path, default: ConfigDefault, before: Sequence[InputDefault]) -> bool:
+        """Whether an entry of a defaults list that names a file alone is `_self_`, once, or may be a file."""
+        name = default.path or ""
+        index = len(before)
+        again = name == "_self_" and any(isinstance(d, ConfigDefault) and d.path == name for d in before)
+        if not again and (name == "_self_" or not name.startswith("_")):
+            return True
+        found = document.find(self.read[path].root, ("defaults", index))
+        rule = "stands in the defaults list twice" if again else "is no file beside this one"
+        right = "" if again else "_self_"
+        where = f"{path}:{found[0] if found else 1}"
+        self._note(Mistake(name, rule, where=where, remedy=did_you_mean(right), suggestion=right))
+        return False
+
+    def _of_the_root(self, group: str) -> bool:
+        """Whether the primary config chooses an option of the group."""
+        path = self.file(CONFIG_NAME)
+        entries = document.load(path).data.get("defaults") if path else None
+        return any(isinstance(entry, dict) and group in entry for entry in entries or [])
+
+    def _note(self, mistake: Mistake) -> None:
+        if mistake not in self.mistakes:
+            self.mistakes.append(mistake)
+
+    def all_groups(self, parent: str = "") -> list[str]:
+        """Every group of the files, nested ones included."""
+        groups: list[str] = []
+        for source in self.sources:
+            if isinstance(source, _Source):
+                base = Path(source.path)
+                groups += [str(p.relative_to(base)) for p in (base / parent).rglob("*") if p.is_dir()]
+        return sorted({group for group in groups if not group.startswith("hydra")})
+
+
+def defaults_line(loaded: Document, group: str, value: object = None) -> int:
+    """The line of a group's entry in a file's defaults list (1 where there is none)."""
+    entries = loaded.data.get("defaults", [])
+    for index, entry in enumerate(entries if isinstance(entries, list) else []):
+        if isinstance(entry, dict):
+            for name, option in entry.items():
+                if str(name).split()[-1].split("@")[0].lstrip("/") == group.lstrip("/") and value in (None, option):
+                    found = document.find(loaded.root, ("defaults", index))
+                    return found[0] if found else 1
+    return 1
+
+
+class Loader(ConfigLoaderImpl):
+    """Hydra's loader on our repository. As Hydra uses it, mistakes raise `ConfigError`; `collect` gives them back."""
+
+    repository: _Repository
+
+    def __init__(self, cwd: Path) -> None:
+        self.cwd = cwd
+        self.config_search_path = search_path(cwd)
+        self.repository = _Repository(self.config_search_path)
+        self._parser = OverridesParser.create()
+        self._mistakes: list[Mistake] = []
+        self._defaults: list[ResultDefault] = []
+        self._superseded: dict[str, dict[str, Superseded]] = {}
+        self._parsed: list[Override] = []
+        self._left_out: set[str] = set()
+        self._unknown: set[str] = set()
+        self._mode = RunMode.RUN
+        self._of_the_runner = False  # Hydra composes for its own launchers, whose folders are said to it so
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """What Hydra calls. Raises ConfigError."""
+        if config_name is None:  # `--hydra-help` composes Hydra's own node alone
+            return super().load_configuration(None, overrides, run_mode, from_shell, validate_sweep_overrides)
+        config = self._compose(overrides, run_mode)
+        if self._mistakes:
+            raise ConfigError(self._mistakes)
+        return config
+
+    def collect(self, overrides: list[str], run_mode: RunMode) -> Composed:
+        """Compose; nothing is raised."""
+        self._of_the_runner = True
+        config = self._compose(overrides, run_mode)
+        hydra = config.pop("hydra")
+        fill_in_referenced_defaults(config)
+        choices = {str(group): option for group, option in hydra.runtime.choices.items()}
+        layers = Layers.of(self.repository, self._defaults, self._parsed, self.cwd, self._superseded)
+        return Composed(config, hydra, choices, overrides, layers, self._mistakes, self._unknown)
+
+    def _compose(self, overrides: list[str], run_mode: RunMode) -> DictConfig:
+        self._mode = run_mode
+        self._mistakes, self._left_out, self._unknown = [], set(), set()
+        self.repository.mistakes, self.repository.instead, self.repository.cut = [], {}, set()
+        self.repository.read.clear()
+        while True:
+            try:
+                config = super().load_configuration(CONFIG_NAME, overrides, run_mode, validate_sweep_overrides=False)
+                break
+            except MissingConfigException as error:
+                self._replace_option(error)
+            except RecursionError:
+                self._cut_circle()
+            except OSError as error:
+                rule = f"cannot be read: {error.strerror or error}"
+                remedy = "make it readable, or start elsewhere"
+                raise ConfigError(
+                    [*self._mistakes, Mistake(str(error.filename or "conf"), rule, remedy=remedy)]
+                ) from error
+            except (HydraException, OmegaConfBaseException, ValueError, IndexError, TypeError, AssertionError) as error:
+                self._leave_out(overrides, error)
+        read = [loaded.mistake for loaded in self.repository.read.values() if loaded.mistake]
+        for default in self._defaults:
+            path = self.repository.file(default.config_path or "")
+            unread = path in self.repository.read and self.repository.read[path].mistake and default.package
+            self._unknown |= {str(default.package)} if unread else set()
+            twin = self.repository.yml(default.config_path or "")
+            if twin is not None and path is not None:
+                remedy = f"rename it to {twin.stem}.yaml"
+                self._mistakes.append(
+                    Mistake(str(twin), f"is not read, but {path}: files end in `.yaml`", remedy=remedy)
+                )
+        self._mistakes = [self._nearest_to_delete(mistake, config) for mistake in self._mistakes]
+        self._mistakes = [shown(m, self.cwd) for m in (*self._mistakes, *read, *self.repository.mistakes)]
+        OmegaConf.set_struct(config, False)
+        return config
+
+    def _parse_overrides_and_create_caching_repo(
+        self, config_name: str | None, overrides: list[str]
+    ) -> tuple[list[Override], CachingConfigRepository]:
+        """Every override that can be read, with plain values forced in: our own check judges every key.
+
+        `hydra.searchpath` is taken from the command line alone: a package that it names is imported.
+        """
+        _, repository = super()._parse_overrides_and_create_caching_repo(None, [])
+        parsed = []
+        self._left_out |= self._apart(overrides)
+        for text in overrides:
+            override = self._parse(text) if text not in self._left_out else None
+            if override is not None:
+                parsed.append(self._forced(override, repository))
+        self._parsed = parsed
+        searched = [o for o in parsed if o.get_key_element() == "hydra.searchpath"]
+        if searched:
+            self._process_config_searchpath(None, searched, repository)
+        return parsed, repository
+
+    def _nearest_to_delete(self, mistake: Mistake, config: DictConfig) -> Mistake:
+        """Where an argument deletes a key that is not there, the nearest one that is."""
+        if not mistake.where.startswith("argument `~") or mistake.remedy:
+            return mistake
+        parent, _, last = mistake.key.rpartition(".")
+        node = OmegaConf.select(config, parent) if parent else config
+        right = nearest(last, map(str, node)) if isinstance(node, DictConfig) else ""
+        right = f"{parent}.{right}".lstrip(".") if right else ""
+        return replace(mistake, remedy=did_you_mean(right and f"~{right}"), suggestion=right)
+
+    def parse(self, text: str) -> Override:
+        """One argument in Hydra's grammar. Raises HydraException."""
+        override = self._parser.parse_overrides([text])[0]
+        override.config_loader = self
+        return override
+
+    def _parse(self, text: str) -> Override | None:
+        key, _, value = text.partition("=")
+        try:
+            override = self.parse(text)
+        except HydraException as error:
+            mistake = arguments.unread(text, error, self.parse)
+        else:
+            if instead := self._hydras_without_effect(override):
+                mistake = Mistake(override.key_or_group, arguments.NO_EFFECT, where=argument(text), remedy=instead)
+                self._left_out.add(text)
+                self._mistakes.append(mistake)
+                return None
+            if self._mode == RunMode.MULTIRUN or not override.is_sweep_override():
+                return override
+            problem = "has several values, which only a sweep takes"
+            remedy = f"sweep over them: `-m {arguments.for_shell(text)}`"
+            if override.is_choice_sweep() and "choice(" not in value:
+                as_list, as_text = (arguments.for_shell(f"{key}={said}") for said in (f"[{value}]", f'"{value}"'))
+                remedy += f"; a list is `{as_list}`, a text with commas `{as_text}`"
+            mistake = Mistake(key.lstrip("+~"), problem, where=argument(text), remedy=remedy)
+        self._left_out.add(text)
+        self._mistakes.append(mistake)
+        return None
+
+    def _hydras_without_effect(self, override: Override) -> str:
+        """What to do in the place of a key of Hydra's own; empty where Hydra itself asks, or the key has an effect."""
+        if not self._of_the_runner or not override.key_or_group.startswith(("hydra.", "hydra/")):
+            return ""
+        return arguments.without_effect(override.key_or_group, override._value)  # noqa: SLF001
+
+    def _apart(self, overrides: Sequence[str]) -> set[str]:
+        """Note keys whose value is the next argument; those arguments."""
+        found: set[str] = set()
+        for at, after in arguments.pairs(overrides).items():
+            text, value = overrides[at], overrides[after]
+            said = arguments.flag if text.startswith("-") else arguments.valueless
+            if not {text, value} <= self._left_out:
+                self._mistakes.append(said(text, value, self.parse))
+            found |= {text, value}
+        return found
+
+    @staticmethod
+    def _forced(override: Override, repository: IConfigRepository) -> Override:
+        key, value = override.key_or_group, override._value  # noqa: SLF001  Hydra has no other way in
+        if key.startswith("hydra.launcher.") and override.type == OverrideType.CHANGE:
+            override.type = OverrideType.FORCE_ADD  # `runner.sweep.launcher` judges the keys
+        if override.is_hydra_override() or override.is_delete():
+            return override
+        if not repository.group_exists(key) or isinstance(value, dict):
+            if override.package is None:
+                override.type = OverrideType.FORCE_ADD
+        elif value is None:
+            override.type = OverrideType.DEL  # `experiment=null`, which Hydra writes `~experiment`
+        elif isinstance(value, bool | int | float):
+            override._value = (override.input_line or "").partition("=")[2]  # noqa: SLF001  an option named `18`
+        return override
+
+    def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+        self._defaults = [default for default in defaults if self._may_configure_hydra(default, repo)]
+        self._superseded = recipes.superseded(self._defaults, self._parsed, repo, self, CONFIG_NAME)
+        for path, groups in self._superseded.items():
+            loaded = repo.load_config(path)
+            if loaded is not None and isinstance(loaded.config, DictConfig):
+                recipes.leave_out(loaded.config, groups)
+        return super()._compose_config_from_defaults_list(self._defaults, repo)
+
+    def _may_configure_hydra(self, default: ResultDefault, repo: IConfigRepository) -> bool:
+        """Take what a file of the user's says about Hydra out of it (a callback is code); only the command line may."""
+        path = self.repository.file(default.config_path or "")
+        loaded = repo.load_config(default.config_path or "")
+        if path is None or loaded is None or not isinstance(loaded.config, DictConfig):
+            return True
+        package = default.package or ""
+        inside = loaded.config
+        remedy = "give it on the command line"
+        if package.split(".")[0] == "hydra" and not path.is_relative_to(our_conf() / "hydra"):
+            parent = self.repository.file(default.parent or "")
+            where = f"{path}:1"
+            if parent is not None and not str(self.repository.read[path].text).startswith("# @package hydra"):
+                group = (default.config_path or "").rpartition("/")[0]
+                where = f"{parent}:{defaults_line(self.repository.read[parent], group)}"
+            self.repository._note(Mistake(package, _OURS_ONLY, where=where, remedy=remedy))  # noqa: SLF001
+            return False
+        if default.primary and not path.is_relative_to(our_conf()):
+            self._refuse_options_of_hydra(path)
+        if package == "" and "hydra" in inside and not (default.primary and path.is_relative_to(our_conf())):
+            for key, value in _leaves(inside._get_node("hydra"), "hydra"):  # noqa: SLF001
+                if default.primary and _same_in_ours(key, value):
+                    continue  # a copy of our primary config
+                if any(f"{key}.".startswith(f"{allowed}.") for allowed in _HYDRA_FROM_FILES):
+                    continue
+                found = document.find(self.repository.read[path].root, tuple(key.split(".")))
+                where = f"{path}:{found[0] if found else 1}"
+                plain = getattr(value, "_value", lambda value=value: value)()
+                instead = arguments.without_effect(key, plain)
+                rule = arguments.NO_EFFECT if instead else _OURS_ONLY
+                self.repository._note(Mistake(key, rule, where=where, remedy=instead or remedy))  # noqa: SLF001
+                inside.pop("hydra", None)
+        return True
+
+    def _refuse_options_of_hydra(self, path: Path) -> None:
+        """Note what a primary config of the user's chooses of Hydra's groups, but for what ours chooses too."""
+        entries, own = (
+            document.load(file).data.get("defaults", []) for file in (path, our_conf() / f"{CONFIG_NAME}.yaml")
+        )
+        for index, entry in enumerate(entries if isinstance(entries, list) else []):
+            name = str(next(iter(entry), "") if isinstance(entry, dict) else entry)
+            group = (name.split() or [""])[-1].lstrip("/")
+            if entry not in own and re.match(r"hydra\b", group.partition("@")[0]):
+                found = document.find(self.repository.read[path].root, ("defaults", index))
+                where, remedy = f"{path}:{found[0] if found else 1}", "give it on the command line"
+                self.repository._note(Mistake(group.replace("/", "."), _OURS_ONLY, where=where, remedy=remedy))  # noqa: SLF001
+
+    def _replace_option(self, error: MissingConfigException) -> None:
+        """Go on with the nearest option in the place of one that does not exist, or with nothing."""
+        missing = str(error.missing_cfg_file)
+        group, _, option = missing.rpartition("/")
+        options = self.repository.get_group_options(group) if group else []
+        other = other_name(f"{group}={option}") or (arguments.device(option) if group == "device" else "")
+        right = "" if other else nearest(option, options)
+        misspelt = self.repository.yml(missing)
+        where = self._who_chose(group, option)
+        first, stem = group.partition("/")[0], option.removesuffix(".yaml")
+        if not options and stem in self.repository.get_group_options(first):  # a path to the option's file
+            where = where or self._who_chose(first, missing.removeprefix(f"{first}/"))
+            group, right = first, stem
+        remedy = did_you_mean(other or (right and f"{group}={right}"))
+        if not right and not other and "." in option and group:
+            other = f"{group}._target_={option}"
+            remedy = f"a class is set by `{other}`"
+        if misspelt is not None:
+            right, remedy = "", f"Hydra reads files that end in `.yaml` alone: rename {misspelt} to {option}.yaml"
+        choices = f" (there are {', '.join(options)})" if options and len(options) <= 20 else ""
+        rule = f"has no option `{option}`{choices}"
+        self._mistakes.append(Mistake(group or missing, rule, where=where, remedy=remedy, suggestion=right or other))
+        self.repository.instead[missing] = f"{group}/{right}" if right else None
+        if not right:
+            self._unknown.add(group.replace("/", "."))
+
+    def _who_chose(self, group: str, option: str) -> str:
+        for override in reversed(self._parsed):
+            if override.key_or_group == group and str(override.value()) == option:
+                return argument(override.input_line or "")
+        for path, loaded in reversed(self.repository.read.items()):
+            line = defaults_line(loaded, group, option)
+            if line > 1 or (line == 1 and _chooses(loaded, group, option)):
+                return f"{path}:{line}"
+        return ""
+
+    def _leave_out(self, overrides: Sequence[str], error: Exception) -> None:
+        """Note the override that Hydra cannot apply, and go on without it; raise where it is none."""
+        text = "\n".join(str(e) for e in (error, error.__cause__) if e)
+        lines = {override.input_line or "": override for override in self._parsed}
+        culprit = next((line for line in sorted(lines, key=len, reverse=True) if line and line in text), None)
+        quoted = re.search(r"'([^']+)'", text)
+        if culprit is None and quoted:
+            culprit = next((line for line, o in lines.items() if o.get_key_element().lstrip("+~") == quoted[1]), None)
+        if culprit is None and not text.startswith("In '"):
+            culprit = next((line for line in lines if self._composes_without(overrides, line)), None)
+        if culprit is not None:
+            self._left_out.add(culprit)
+            key = lines[culprit].key_or_group
+            right = _instead(lines[culprit], text)
+            mistake = Mistake(key, _first(text), where=argument(culprit), remedy=did_you_mean(right), suggestion=right)
+            self._mistakes.append(mistake)
+            return
+        file = re.match(r"In '([^']+)'", text)
+        path = self.repository.file(file[1]) if file else None
+        if path is None or path in {Path(m.key) for m in self._mistakes}:
+            raise ConfigError([*self._mistakes, Mistake("config", f"cannot be composed: {_first(text)}")]) from None
+        loaded = self.repository.read[path]
+        right = nearest(quoted[1], []) if quoted else ""
+        entry = re.search(r"Could not override '([^'@]+)", text)
+        line = defaults_line(loaded, entry[1]) if entry else 1
+        key = entry[1] if entry else (file[1] if file else "")
+        self._mistakes.append(Mistake(key, _first(text.partition(": ")[2]), where=f"{path}:{line}", suggestion=right))
+        self.repository.instead[file[1] if file else ""] = None
+
+    def _cut_circle(self) -> None:
+        """Note defaults lists that lead back to where they began, and go on without the entry that closes it."""
+        ring = self.repository.circle()
+        if not ring:
+            raise ConfigError([*self._mistakes, Mistake("defaults", "cannot be composed: nested too deeply")]) from None
+        places = [self.repository.place_of(path, after) for path, after in itertools.pairwise(ring)]
+        rule = f"leads back to its own file: {' names '.join(f'`{path}`' for path in ring)}"
+        where = places[-1] + (f" (by {', '.join(places[:-1])})" if places[:-1] else "")
+        remedy = "take one of these entries out"
+        self._mistakes.append(Mistake(f"{ring[-2]}: defaults", rule, where=where, remedy=remedy))
+        self.repository.cut.add((ring[-2], ring[-1]))
+
+    def _composes_without(self, overrides: Sequence[str], line: str) -> bool:
+        try:
+            super().load_configuration(
+                CONFIG_NAME, [o for o in overrides if o != line], self._mode, validate_sweep_overrides=False
+            )
+        except Exception:  # noqa: BLE001  any failure: another override is to blame too
+            return False
+        return True
+
+
+def _chooses(loaded: Document, group: str, option: str) -> bool:
+    entries = loaded.data.get("defaults", [])
+    return any(
+        isinstance(entry, dict) and str(name).split()[-1].lstrip("/") == group and value == option
+        for entry in (entries if isinstance(entries, list) else [])
+        for name, value in (entry.items() if isinstance(entry, dict) else ())
+    )
+
+
+def _first(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line and not line.startswith("Error merging override")]
+    line = lines[0].rstrip(". ") if lines else "it does not fit what is there"
+    return f"cannot be applied: {line[0].lower()}{line[1:]}"
+
+
+def _instead(override: Override, text: str) -> str:
+    """The argument that was meant; empty where it is not known."""
+    if override.is_add() and "Multiple values" in text:
+        return f"{override.get_key_element().lstrip('+')}={override.value()}"
+    if "No match in the defaults list" in text and override.key_or_group:
+        return f"+{override.get_key_element()}={override.value()}"
+    return ""
+
+
+def _same_in_ours(key: str, value: Any) -> bool:
+    own: Any = document.load(our_conf() / f"{CONFIG_NAME}.yaml").data
+    for part in key.split("."):
+        own = own.get(part) if isinstance(own, dict) else None
+    return bool(getattr(value, "_value", lambda: value)() == own)
+
+
+def _leaves(node: Any, key: str) -> Iterable[tuple[str, Any]]:
+    if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing() and len(node):  # noqa: SLF001
+        for name in node:
+            yield from _leaves(node._get_node(name), f"{key}.{name!s}")  # noqa: SLF001
+    else:
+        yield key, node

@@ -1,0 +1,141 @@
+"""Interpolations: followed one by one, so that each that leads nowhere is named; a bomb of them is refused."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from runner.config.origins import REFERENCE, Layers, as_path, dotted, schema_keys, target
+from runner.config.parsing import default_of
+from runner.config.suggestions import did_you_mean, nearest
+from runner.core.errors import ABSENT, Mistake
+
+MAX_SIZE = 1_000_000  # characters of one key with its interpolations written out
+
+
+def fill_in_referenced_defaults(config: DictConfig) -> None:
+    """Write out the schema's default of each key that an interpolation points to and nothing sets."""
+    plain = OmegaConf.to_container(config, resolve=False)
+    for path, value in _leaf_texts(plain, ()):
+        for reference in REFERENCE.findall(value):
+            key = dotted(target(reference, path))
+            if key in schema_keys() and key not in _keys(plain):
+                default = default_of(key)
+                if default is not ABSENT:
+                    OmegaConf.update(config, key, default, force_add=True)
+
+
+def _leaf_texts(value: Any, path: tuple[str | int, ...]) -> Iterable[tuple[tuple[str | int, ...], str]]:
+    """Every text with an interpolation, and its path."""
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaf_texts(inner, (*path, name))
+    elif isinstance(value, str) and "${" in value:
+        yield path, value
+
+
+def resolve(config: DictConfig, layers: Layers) -> tuple[dict[str, Any], list[Mistake]]:
+    """Plain data with every interpolation followed, and a mistake for each that cannot be."""
+    mistakes: list[Mistake] = []
+
+    def walk(value: Any, path: tuple[str | int, ...]) -> Any:
+        if isinstance(value, dict):
+            return {name: walk(inner, (*path, name)) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [walk(inner, (*path, index)) for index, inner in enumerate(value)]
+        if not isinstance(value, str) or "${" not in value:
+            return value
+        if foreign := _FOREIGN.search(value):
+            key, remedy = dotted(path), _instead(foreign[1], foreign[2], path)
+            rule = f"has an interpolation of Hydra's that the runner does not have (`${{{foreign[1]}:…}}`)"
+            mistakes.append(Mistake(key, rule, value, layers.blame(path, follow=False), remedy))
+            return value
+        try:
+            node: Any = config
+            for part in path[:-1]:
+                node = node._get_node(part)  # noqa: SLF001  keys may hold dots, which `select` would split
+            found = node[path[-1]]
+        except (OmegaConfBaseException, RecursionError, ValueError, AttributeError) as error:
+            key = ".".join(map(str, path))
+            problem = "it leads back to itself" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+            names = [*sorted(_keys(plain)), *sorted(schema_keys())]
+            wanted = re.search(r"\$\{([\w.]+)\}", value)
+            right = nearest(wanted[1], names) if wanted and wanted[1] not in names else ""
+            suggestion = value.replace(wanted[1], right) if wanted and right else ""
+            rule = f"has an interpolation that cannot be followed ({problem})"
+            remedy = did_you_mean(suggestion)
+            mistakes.append(Mistake(key, rule, value, layers.blame(path, follow=False), remedy, suggestion))
+            return value
+        return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    bomb = _too_large(plain)
+    if bomb is not None:
+        rule = f"must not grow beyond {MAX_SIZE:,} characters with its interpolations written out"
+        return plain, [Mistake(dotted(bomb), rule, where=layers.blame(bomb, follow=False))]
+    return walk(plain, ()), mistakes
+
+
+_FOREIGN = re.compile(r"\$\{(now|hydra|env|eval|add|sub|mul|div|python_version|resolve_default):([^{}]*)")
+
+
+def _instead(kind: str, inner: str, path: tuple[str | int, ...]) -> str:
+    """What to write in the place of an interpolation that the runner does not have."""
+    if kind == "now":
+        return "leave it out: a run's folder has its date and time"
+    if kind == "env":
+        return f"write `${{oc.env:{inner}}}`"
+    if inner.startswith("runtime.choices."):
+        return "write the option's name out"
+    if kind == "hydra" and inner.startswith(("runtime.cwd", "runtime.output_dir", "run.dir", "sweep.dir")):
+        return "leave it out: paths are relative to the working directory, and a run's own files have their folder"
+    said = "a run's number and name are in its folder" if path == ("name",) else "the runner has no such value"
+    return f"write the value out: {said}"
+
+
+def from_environment(value: Any, raw: Any) -> str:
+    """How to write a value that the environment gives as a text, and that is none; empty where it is no such value."""
+    if not (isinstance(value, str) and isinstance(raw, str) and re.fullmatch(r"\$\{oc\.env:[^{}]*\}", raw)):
+        return ""
+    return "" if isinstance(yaml.safe_load(value), str) else f"${{oc.decode:{raw}}}"
+
+
+def _too_large(config: dict[str, Any]) -> tuple[str | int, ...] | None:
+    """The first key whose text would grow without bounds: interpolations of interpolations double with each level."""
+    nodes = {dotted(path): value for path, value in _nodes(config, ())}
+    sizes: dict[str, int] = {}
+
+    def size(key: str, above: frozenset[str]) -> int:
+        if key in above:
+            return 0  # a circle, which is found when it is followed
+        if key not in sizes:
+            value, inside = nodes[key], above | {key}
+            if isinstance(value, dict | list):
+                names = value if isinstance(value, dict) else range(len(value))
+                sizes[key] = 1 + sum(size(f"{key}.{name}", inside) for name in names)
+            else:
+                path = as_path(key)
+                text = str(value)
+                pointed = (
+                    [dotted(target(found, path)) for found in re.findall(r"\.*\w[\w.]*", text)] if "${" in text else []
+                )
+                sizes[key] = len(text) + sum(size(other, inside) for other in pointed if other in nodes)
+        return sizes[key]
+
+    return next((as_path(key) for key in nodes if size(key, frozenset()) > MAX_SIZE), None)
+
+
+def _keys(config: Any) -> set[str]:
+    return {dotted(path) for path, _ in _nodes(config, ())}
+
+
+def _nodes(value: Any, path: tuple[str | int, ...]) -> Iterable[tuple[tuple[str | int, ...], Any]]:
+    """Every key of plain data with its value."""
+    if path:
+        yield path, value
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _nodes(inner, (*path, name))

@@ -1,0 +1,147 @@
+"""What goes wrong, by whom it is answered: the user's request (exit 2), the run (exit 1), a wish to stop (75, 130)."""
+
+import errno
+import os
+import signal
+import sysconfig
+import traceback
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+from runner.core.paths import PACKAGE
+
+
+class _Absent(Enum):
+    ABSENT = "absent"
+
+
+ABSENT: Final = _Absent.ABSENT  # a mistake about something that has no value
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One line of the report.
+
+    Attributes:
+        key: the full key, `train.duration`.
+        rule: what must hold, in words: `must be at least 1`.
+        value: what it is; `ABSENT` where there is nothing.
+        where: `conf/experiment/mine.yaml:7`, ``argument `train.epocs=3` `` or `schema.py:120`; more places in brackets.
+        remedy: what to do: ``did you mean `train.duration`?`` or the lines to paste.
+        suggestion: the nearest right name or value alone, for programs; empty where there is none.
+    """
+
+    key: str
+    rule: str
+    value: object = ABSENT
+    where: str = ""
+    remedy: str = ""
+    suggestion: str = ""
+
+    def __str__(self) -> str:
+        value = "" if self.value is ABSENT else f", but is {as_text(self.value)}"
+        where = f": {self.where}" if self.where else ""
+        remedy = f"\n{self.remedy}" if self.remedy else ""
+        return f"{self.key} {self.rule}{value}{where}{remedy}".replace("\n", "\n   ")
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for `--json`; a missing value is left out."""
+        plain = asdict(self)
+        if self.value is ABSENT:
+            del plain["value"]
+        elif not isinstance(self.value, str | int | float | bool | list | dict | None):
+            plain["value"] = str(self.value)
+        return plain
+
+
+def as_text(value: object, limit: int = 120) -> str:
+    """A value as YAML would say it, cut to `limit` characters."""
+    text = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, bool | None) else None
+    text = text or repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def numbered(mistakes: list[Mistake], start: int = 1) -> str:
+    """The lines of a report, without its count."""
+    return "\n".join(f"{number}. {mistake}" for number, mistake in enumerate(mistakes, start))
+
+
+def count_line(count: int) -> str:
+    """The last line of a report."""
+    return f"{count} mistake{'s' * (count != 1)}."
+
+
+class ConfigError(ValueError):
+    """The request or the configuration is wrong; nothing was created. Exit status 2.
+
+    `str()` is the numbered report with one count at its end.
+    """
+
+    def __init__(self, mistakes: list[Mistake]) -> None:
+        self.mistakes = mistakes
+        super().__init__(f"{numbered(mistakes)}\n{count_line(len(mistakes))}")
+
+
+def own_line(error: BaseException) -> str:
+    """`file:line` of the last line of the user's own code that an error passed through; empty where there is none.
+
+    It is relative to the working directory where it lies below that. Installed packages, the standard library and this
+    package are not the user's own.
+    """
+    others = (f"{PACKAGE}{os.sep}", f"{sysconfig.get_path('stdlib')}{os.sep}", "<")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(others) and "site-packages" not in frame.filename:
+            return f"{frame.filename.removeprefix(f'{Path.cwd()}{os.sep}')}:{frame.lineno}"
+    return ""
+
+
+def in_words(error: BaseException) -> str:
+    """`KeyError: 'x' (dsets.py:12)`: an error, and the line of the user's own code that it came through."""
+    line = own_line(error)
+    return f"{type(error).__name__}: {error}{f' ({line})' * bool(line)}"
+
+
+class RunError(RuntimeError):
+    """What only a download, the data or a device could show, in one paragraph. Exit status 1."""
+
+
+def refusal(error: OSError) -> str:
+    """Say which file the system has refused, why, and what can be done about it."""
+    path = None if error.filename is None else Path(os.fsdecode(error.filename))
+    why = error.strerror or str(error)
+    if path is None:
+        return f"the system refuses a file: {why}"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP):
+        for place in (*reversed(path.parents), path):
+            if place.is_symlink() and not place.exists():
+                target = place.readlink()
+                return f"{place} is a link to {target}, which is not there: mount or make that, or {ELSEWHERE}"
+            if place.exists() and not place.is_dir() and (place != path or error.errno == errno.EEXIST):
+                return f"{place} is a file where a folder must be ({why}): rename it, or {ELSEWHERE}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path} cannot be written ({why}): make room, or {ELSEWHERE}"
+    if error.errno == errno.EROFS or (error.errno in (errno.EACCES, errno.EPERM) and not path.exists()):
+        return f"{path} cannot be made or written ({why}): get the right to, or {ELSEWHERE}"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        if not os.access(path, os.R_OK):
+            return f"{path} cannot be read ({why}): get the right to read it (`chmod u+r`, or ask its owner)"
+        return f"{path} cannot be written ({why}): get the right to, or {ELSEWHERE}"
+    return f"{path} cannot be used ({why})"
+
+
+ELSEWHERE = "use another working directory, or for one run a folder elsewhere (`run=DIR`)"
+
+
+class Stopped(Exception):  # asked for, no error
+    """The run was asked to stop and has saved. Exit status 130 after Ctrl-C, else 75."""
+
+    def __init__(self, signum: int) -> None:
+        self.signal = signal.Signals(signum)
+        super().__init__(f"stopped by {self.signal.name}")
+
+    @property
+    def exit_status(self) -> int:
+        """130 for SIGINT, 75 (EX_TEMPFAIL: start it again) for the others."""
+        return 130 if self.signal is signal.SIGINT else 75

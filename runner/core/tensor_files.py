@@ -1,0 +1,81 @@
+"""Read files of tensors with `torch.load(weights_only=True)` and say what is wrong with those it refuses."""
+
+import errno
+import hashlib
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+from runner.core import safe_io
+from runner.core.errors import RunError
+from runner.core.escape import shell_word
+from runner.core.files import open_regular
+
+
+def load_tensors(
+    path: Path, map_location: Any = "cpu", sha256: str | None = None, content: io.BytesIO | None = None
+) -> Any:
+    """Read a `.pt` or `.pth` file of tensors and plain containers: the one place that does, never unpickling more.
+
+    With `sha256` (hexadecimal) the content is verified first: `torch.load` does not check the archive's CRCs. `content`
+    is read in the place of the file, which then only has the name.
+
+    Raises:
+        RunError: the file cannot be read or is not such a file; says why.
+    """
+    import torch  # slow to import, and much here does without
+
+    try:
+        with content or open_regular(path) as file:
+            if sha256 is not None and (actual := hashlib.file_digest(file, "sha256").hexdigest()) != sha256:
+                raise RunError(f"{path} is damaged: its SHA-256 is {actual}, but {sha256} was recorded")
+            file.seek(0)
+            return torch.load(file, map_location=map_location, weights_only=True)
+    except (RunError, MemoryError):
+        raise
+    except Exception as error:  # torch raises whatever its unpickler and archive reader meet
+        # A seek before a torn file's start is an EINVAL without a file name.
+        if isinstance(error, OSError) and (error.errno != errno.EINVAL or error.filename):
+            raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise RunError(f"{path} {_what_is_wrong(path, error)}") from error
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    """Open a regular file, also through a link, without waiting for a pipe. Raises OSError."""
+    return safe_io.open_read(path.resolve())
+
+
+def _what_is_wrong(path: Path, error: Exception) -> str:
+    if path.is_dir():
+        return f"is damaged, or holds more than tensors and plain containers: {_first_sentence(error)}"
+    with _opened(path) as file:
+        head = file.read(512)
+    if not head:
+        return "is empty"
+    if re.match(rb"\s*<(!doctype|html|\?xml)", head, re.IGNORECASE):
+        return "is a web page, not a file of tensors: the download gave an error page"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
+    if refused := _refused_names(path, error):
+        return (
+            f"holds pickled objects ({', '.join(refused)}), and loading them would run code: only tensors, numbers, "
+            "strings and plain containers are read; if you trust it: "
+            f"`python -m runner convert {shell_word(str(path))} --trust`"
+        )
+    if head.startswith(b"PK"):
+        return f"is cut short or damaged: {_first_sentence(error)}"
+    return f"is not a file that torch.save wrote, or it is damaged: {_first_sentence(error)}"
+
+
+def _refused_names(path: Path, error: Exception) -> list[str]:
+    import torch
+
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # noqa: BLE001  no archive: an old file, of which only the first is named, or a broken one
+        return re.findall(r"GLOBAL (\S+)", str(error))[:1]
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).split("\n", 1)[0].split(". ", 1)[0][:200] or type(error).__name__

@@ -1,0 +1,4 @@
+"""From a dataset to batches.
+
+Read `interfaces.py`, `batches.py`, `in_memory.py`, `per_sample.py`; then `batched/`. May import `core`.
+"""

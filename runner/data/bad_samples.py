@@ -1,0 +1,130 @@
+"""Samples that the dataset cannot give: their report, and the substitute where `loader.bad_samples` allows one."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runner.core.errors import RunError
+from runner.data.interfaces import Place, _members
+
+LISTED = "bad_samples.jsonl"  # in the run directory
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A sample that cannot be had.
+
+    Attributes:
+        index: its number in the dataset; of an iterable one, how many came before it (from the same worker).
+        error: what is wrong.
+        file: its file, where that is known.
+        worker: the worker that counted, where an iterable dataset's samples come from several.
+        final: nothing comes after it, so it cannot be left out.
+    """
+
+    index: int
+    error: str
+    file: str = ""
+    worker: int | None = None
+    final: bool = False
+
+
+@dataclass
+class Faults:
+    """What is done about bad samples of a split: the first ends the run, or they are listed and left out.
+
+    Attributes:
+        split: its name, for messages.
+        skip: whether to leave bad samples out.
+        limit: how many may be left out.
+        folder: the run directory, where `bad_samples.jsonl` lists them.
+        classes: a class index at `target` must be below it; None: nothing is known.
+        target: the place of the class index.
+    """
+
+    split: str = "train"
+    skip: bool = False
+    limit: int = 100
+    folder: Path | None = None
+    classes: int | None = None
+    target: Place | None = None
+    found: set[int | tuple[int, int]] = field(default_factory=set)  # indices, with the worker where that counts
+
+    def __post_init__(self) -> None:
+        """What the run listed before it was resumed is neither listed nor counted again."""
+        listed = None if self.folder is None else self.folder / LISTED
+        if listed is not None and listed.exists():
+            for line in map(json.loads, listed.read_text().splitlines()):
+                if line["split"] == self.split:
+                    self.found.add(line["index"] if "worker" not in line else (line["worker"], line["index"]))
+
+    def note(self, fault: Fault) -> None:
+        """Take a fault.
+
+        Raises:
+            RunError: faults are errors here, or there are too many of them.
+        """
+        where = f" ({fault.file})" if fault.file else ""
+        who = "" if fault.worker is None else f" of worker {fault.worker}"
+        message = f"{self.split} sample {fault.index}{who}{where}: {fault.error}"
+        if fault.final and self.skip:
+            message += "; an iterable dataset that raised has no next sample, so this one cannot be skipped"
+        if not self.skip or fault.final:
+            raise RunError(message)
+        key = fault.index if fault.worker is None else (fault.worker, fault.index)
+        if key in self.found:
+            return
+        self.found.add(key)
+        if self.folder is not None:
+            line: dict[str, Any] = {"split": self.split, "index": fault.index, "file": fault.file, "error": fault.error}
+            if fault.worker is not None:
+                line["worker"] = fault.worker
+            with (self.folder / LISTED).open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        if len(self.found) > self.limit:
+            text = f"more than {self.limit} bad samples (loader.bad_samples_limit); the last: {message}"
+            raise RunError(text)
+
+    def wrong(self, sample: Any) -> str:
+        """What is wrong with a sample's numbers, in words; empty where nothing is."""
+        for place, member in _members(sample):
+            if isinstance(member, Tensor) and member.is_floating_point() and not bool(torch.isfinite(member).all()):
+                return f"member {place!r} has NaN or infinite numbers"
+            if place == self.target and self.classes is not None:
+                label = _as_class(member)
+                if label is not None and not 0 <= label < self.classes:
+                    return f"the label {label} is out of range: dataset.classes is {self.classes}"
+        return ""
+
+
+def empty_batch(split: str) -> RunError:
+    """What is wrong with a batch of which every sample was left out."""
+    text = f"a batch of the {split} split has no sound sample: with `loader.bad_samples: skip`, make batches larger"
+    return RunError(text)
+
+
+def _as_class(member: Any) -> int | None:
+    if isinstance(member, Tensor):
+        return int(member) if member.numel() == 1 and not member.is_floating_point() else None
+    return int(member) if isinstance(member, int | np.integer) else None
+
+
+def file_of(dataset: Any, index: int) -> str:
+    """The file that a sample comes from, where the dataset lists them (`samples`, `files` or `paths`); else empty."""
+    inner, rows = getattr(dataset, "dataset", None), getattr(dataset, "indices", None)
+    if inner is not None and isinstance(rows, list | tuple) and index < len(rows):  # a Subset
+        return file_of(inner, int(rows[index]))
+    for name in ("samples", "files", "paths"):
+        entries = getattr(dataset, name, None)
+        if isinstance(entries, list | tuple) and index < len(entries):
+            entry = entries[index]
+            entry = entry[0] if isinstance(entry, tuple | list) and entry else entry
+            if isinstance(entry, str | os.PathLike):
+                return os.fspath(entry)
+    return ""

@@ -1,0 +1,148 @@
+"""Resize and resized crop on a batch, as Pillow and torch resample."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runner.data.batched.geometry import ATTEMPTS, _boxes
+from runner.data.batched.steps import NotBatched, Places, Step, _State, window
+
+
+def _random_resized_crop(transform: Any, state: _State) -> list[Step]:
+    size, scale, ratio = [*transform.size], transform.scale, transform.ratio
+    mode = getattr(transform.interpolation, "value", transform.interpolation)
+    antialias = state.pil or bool(transform.antialias)
+    if mode in ("nearest", "nearest-exact"):
+        both = zip(state.size, size, strict=True)
+        make = _pillows_nearest if state.pil else _torchs_nearest
+        down, across = (make(total, out, mode) for total, out in both)
+
+        def places(rows: int, columns: int, uniforms: Tensor) -> Places:
+            top, left, height, width, _ = _boxes((rows, columns), scale, ratio, uniforms, erasing=False)
+            return down(top, height), across(left, width)
+
+        return [window(2 * ATTEMPTS + 2, places)]
+    _check_interpolation(mode, state)
+    if mode == "bicubic" and not antialias:
+        raise NotBatched("bicubic without antialias")
+
+    def run(images: Tensor, uniforms: Tensor) -> Tensor:
+        rows, columns = images.shape[-2:]
+        top, left, height, width, _ = _boxes((rows, columns), scale, ratio, uniforms, erasing=False)
+        across = _weights(left, width, columns, size[1], mode, antialias=antialias).to(images.device)
+        down = _weights(top, height, rows, size[0], mode, antialias=antialias).to(images.device)
+        return resample(images, down, across)
+
+    return [Step(2 * ATTEMPTS + 2, run)]
+
+
+def _check_interpolation(mode: str, state: _State) -> None:
+    """Refuse what would not be within one grey level.
+
+    Pillow cuts bicubic bytes off between its two directions, whose order it chooses by size (13.0; formerly columns
+    first): up to 29 grey levels apart.
+    """
+    if mode not in ("nearest", "nearest-exact", "bilinear", "bicubic"):
+        raise NotBatched(f"interpolation {mode}")
+    if mode == "bicubic" and state.sample.dtype == torch.uint8:
+        raise NotBatched(
+            "bicubic of bytes depends on which direction comes first, and Pillow's versions differ in that"
+        )
+
+
+def _nearest(start: Tensor, length: Tensor, out: int) -> Tensor:
+    """The pixel in the middle of each of `out` in boxes [start, start+length), int64 [N, out].
+
+    Pillow adds up the steps in double precision (`ImagingScaleAffine`).
+    """
+    step = (length[:, None].double() / out).repeat(1, out)
+    step[:, 0] = step[:, 0] / 2
+    return start[:, None] + torch.minimum(step.cumsum(1).long(), length[:, None] - 1)
+
+
+def _pillows_nearest(_total: int, out: int, _mode: str) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda start, length: _nearest(start, length, out)
+
+
+def _torchs_nearest(total: int, out: int, mode: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The same of tensors: where torch's own interpolation takes the pixels of a box from, of each length."""
+    numbers = torch.arange(float(total))
+    lengths = [
+        torch.nn.functional.interpolate(numbers[None, None, None, :length], size=(1, out), mode=mode)[0, 0, 0]
+        for length in range(1, total + 1)
+    ]
+    table = torch.stack(lengths).long()
+    return lambda start, length: start[:, None] + table[length - 1]
+
+
+def _weights(start: Tensor, length: Tensor, total: int, out: int, mode: str, *, antialias: bool) -> Tensor:
+    """float32 [N, out, total]: how much of each of `total` pixels is in each of `out`, for boxes [start, start+length).
+
+    Pillow's `precompute_coeffs` (Resample.c): a triangle, or the cubic with a = -0.5, widened where it shrinks, and
+    normalised to 1 at the edges. torchvision's tensors with `antialias` use the same.
+    """
+    scale = (length.double() / out)[:, None, None]
+    widened = scale.clamp(min=1.0) if antialias else torch.ones_like(scale)
+    centre = (torch.arange(out, dtype=torch.float64)[None, :, None] + 0.5) * scale
+    pixel = torch.arange(total, dtype=torch.float64)[None, None, :] - start[:, None, None]
+    x = ((pixel + 0.5 - centre) / widened).abs()
+    if mode == "bilinear":
+        weight = (1 - x).clamp(min=0)
+    else:
+        near = (1.5 * x - 2.5) * x * x + 1
+        far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+        weight = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    weight = weight * ((pixel >= 0) & (pixel < length[:, None, None]))
+    return (weight / weight.sum(2, keepdim=True)).float()
+
+
+def resample(images: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """Images [N, C, H, W] by matrices [N or 1, H', H] and [N or 1, W', W].
+
+    Bytes are rounded once, at the end. Pillow and torch round after each direction, and differ in which comes first:
+    each lies within one grey level of this, and up to two from the other.
+    """
+    count, channels, rows, columns = images.shape
+    wide = torch.matmul(images.to(down.dtype).reshape(count, channels * rows, columns), across.transpose(1, 2))
+    return _as(torch.matmul(down[:, None], wide.view(count, channels, rows, -1)), images.dtype)
+
+
+def _as(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers in the dtype of the images: rounded and clamped where they are bytes."""
+    return values.to(dtype) if dtype.is_floating_point else values.add_(0.5).floor_().clamp_(0, 255).to(dtype)
+
+
+def _resize(transform: Any, state: _State) -> list[Step]:
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional
+
+    mode = getattr(transform.interpolation, "value", transform.interpolation)
+    _check_interpolation(mode, state)
+    size, longest = transform.size, getattr(transform, "max_size", None)
+    antialias = state.pil or transform.antialias
+
+    def run(images: Tensor, _: Tensor) -> Tensor:
+        how = {"interpolation": InterpolationMode(mode), "max_size": longest, "antialias": antialias}
+        resized: Tensor = functional.resize(images, size, **how)
+        return resized
+
+    height, width = run(state.sample, torch.empty(1, 0)).shape[-2:]
+    zero = torch.zeros(1, dtype=torch.int64)
+
+    def weighted(images: Tensor, _: Tensor) -> Tensor:
+        rows, columns = images.shape[-2:]
+        down = _weights(zero, zero + rows, rows, height, mode, antialias=antialias).to(images.device)
+        across = _weights(zero, zero + columns, columns, width, mode, antialias=antialias).to(images.device)
+        return resample(images, down, across)
+
+    if state.sample.dtype == torch.uint8 and mode == "bilinear":
+        return [Step(0, weighted)]
+    if not (state.pil and mode.startswith("nearest")):
+        return [Step(0, run)]
+
+    def places(rows: int, columns: int, _: Tensor) -> Places:
+        return _nearest(zero, zero + rows, height), _nearest(zero, zero + columns, width)
+
+    return [window(0, places)]

@@ -1,0 +1,243 @@
+"""Batches gathered from whole tensors: one index row for many batches, batched transforms, no work for one sample."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runner.core import rng
+from runner.data.bad_samples import Fault, Faults, empty_batch
+from runner.data.batched.chain import Chain
+from runner.data.batched.per_image import Failed
+from runner.data.interfaces import Indices, Place
+from runner.data.samples import Order, Pipeline, Placement
+from runner.data.sharding import Share
+from runner.data.whole_dataset import Whole, fingerprint
+
+# Gathered and transformed at once. On a CPU what stays in its cache: 128 images of 3x32x32 as float32 take 1.5 MB, and
+# four such batches at once took 1.1 times as long, eight 1.2. On a GPU fewer, larger kernels.
+CHUNK_BYTES = {"cpu": 2 * 2**20}
+
+
+GPU_CHUNK_BYTES = 64 * 2**20
+
+
+LOT = 2048  # samples whose random numbers are drawn in one go: hashing has a cost of its own for each call
+
+
+EPOCHS_AHEAD = 8  # of a small dataset, made in one go: the calls cost more than their work
+
+
+class Gathered:
+    """Batches from tensors [N, ...] held on the device: an index row for many batches, then views of the result.
+
+    Args:
+        whole: all samples of the dataset.
+        indices: those of the split.
+        pipeline: its transforms, each with a batched form.
+        chain: those forms; None where there are no transforms.
+        order: the order of each epoch.
+        placement: the device.
+        batch_size: samples of a batch, of all processes together.
+        drop_last: leave out an incomplete last batch.
+        limit: bytes; what draws nothing is done once to all samples where the result takes no more.
+        faults: what is done about NaN and labels out of range.
+        share: what this process has of each batch.
+    """
+
+    def __init__(
+        self,
+        whole: Whole,
+        indices: Indices,
+        pipeline: Pipeline,
+        chain: Chain | None,
+        order: Order,
+        placement: Placement,
+        *,
+        batch_size: int,
+        drop_last: bool = False,
+        limit: int = 4 * 2**30,
+        faults: Faults | None = None,
+        share: Share | None = None,
+    ) -> None:
+        self.share = share or Share()
+        self.order, self.placement, self.place = order, placement, pipeline.place
+        self.fingerprint = fingerprint(whole, indices)
+        faults = faults or Faults(order.stream.split)
+        self.sound = sound(whole, indices, faults)
+        self.indices, self.batch_size = indices, batch_size
+        rows = torch.from_numpy(indices)
+        homes = dict.fromkeys(whole.tensors, placement.device)
+        if chain is not None and chain.looped and pipeline.place is not None:
+            homes[pipeline.place] = torch.device("cpu")  # where single images are transformed
+        self.tensors = {place: tensor[rows].to(homes[place]) for place, tensor in whole.tensors.items()}
+        self.as_mapping = any(isinstance(place, str) for place in whole.tensors)
+        self.chain = self._once(chain, limit)
+        self.size = len(indices) if self.sound is None else int(self.sound.sum())
+        length = len(indices) if order.sampler is None else len(order(0))
+        self.num_batches = length // batch_size if drop_last else math.ceil(length / batch_size)
+        self.kept = min(length, self.num_batches * batch_size)  # of an epoch, by all processes
+        self.length = len(self.share.positions(np.arange(self.kept), batch_size))  # by this one
+        self.own_size = self.share.size(batch_size)
+        sample_bytes = sum(self._bytes(place) for place in self.tensors)
+        budget = CHUNK_BYTES.get(placement.device.type, GPU_CHUNK_BYTES)
+        self.chunk = self.own_size * max(1, budget // max(1, sample_bytes * self.own_size))
+        self.ahead = max(1, min(EPOCHS_AHEAD, budget // max(1, sample_bytes * self.length)))
+        if order.sampler is not None or order.fixed or (self.chain is not None and self.chain.looped):
+            self.ahead = 1
+        self.file, self.faults = whole.file, faults
+        self.plan = f"gathered from memory on {placement.device}{ways(pipeline.transforms, chain)}"
+        self.ready: dict[int, list[Any]] = {}
+        self.unchanging = self._fixed() if order.fixed and self.chain is None else None
+
+    def whole(self, number: int) -> int:
+        """Samples that all processes together have of batch `number` of an epoch."""
+        return max(0, min(self.batch_size, self.kept - number * self.batch_size))
+
+    def _fixed(self) -> list[Any]:
+        """The batches of every epoch, where nothing about them changes."""
+        if self.share.world == 1:
+            return self._views(self.tensors, np.arange(len(self.indices)))[: self.num_batches]
+        positions = self._own(0)
+        return self._views(self._made(positions, []), positions)
+
+    def _own(self, epoch: int) -> Indices:
+        """The positions that this process has of an epoch."""
+        return self.share.positions(self.order(epoch)[: self.kept], self.batch_size)
+
+    def _once(self, chain: Chain | None, limit: int) -> Chain | None:
+        """Do now, to all samples, what draws nothing and comes first; what is left for each batch."""
+        if chain is None:
+            return None
+        assert self.place is not None
+        first, rest = chain.split()
+        tensor = self.tensors[self.place]
+        if first.stages and len(tensor):
+            probe = first.alone(tensor[:1])
+            if probe.nbytes * len(tensor) > limit:
+                return chain
+            step = max(1, GPU_CHUNK_BYTES // max(1, probe.nbytes))
+            self.tensors[self.place] = torch.cat([first.alone(part) for part in tensor.split(step)])
+        return rest if rest.stages else None
+
+    def _bytes(self, place: Place) -> int:
+        """Bytes of a sample's member as it is handed on."""
+        member = self.tensors[place][:1]
+        if place == self.place and self.chain is not None and len(member):
+            member = self.chain.alone(member)
+        return member.nbytes
+
+    def _views(self, members: dict[Place, Tensor], positions: Indices) -> list[Any]:
+        """The batches of these samples, in the order of `positions`, without those that are skipped."""
+        parts = [self.placement.put(member).split(self.own_size) for member in members.values()]
+        rows = list(zip(*parts, strict=True))
+        if self.sound is not None:
+            kept = [mask.nonzero()[:, 0] for mask in self.sound[torch.from_numpy(positions)].split(self.own_size)]
+            if not all(map(len, kept)):
+                raise empty_batch(self.order.stream.split)
+            places = [which.to(self.placement.device) for which in kept]
+            rows = [tuple(m.index_select(0, at) for m in row) for row, at in zip(rows, places, strict=True)]
+        return [dict(zip(members, row, strict=True)) for row in rows] if self.as_mapping else rows
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """The batches of an epoch from number `start` on: tuples (or mappings) of tensors [batch, ...]."""
+        if self.unchanging is not None:
+            yield from self.unchanging[start:]
+        elif self.ahead > 1:
+            if epoch not in self.ready:
+                self._prepare(epoch)
+            yield from self.ready[epoch][start:]
+        else:
+            order = self._own(epoch)[start * self.own_size :]
+            lot = self.chunk * max(1, LOT // self.chunk)
+            for first in range(0, len(order), lot):
+                positions = order[first : first + lot]
+                prepared = self._numbers(positions, [epoch])
+                for begin in range(0, len(positions), self.chunk):
+                    part = slice(begin, begin + self.chunk)
+                    some = [tuple(member[part] for member in needs) for needs in prepared]
+                    yield from self._views(self._made(positions[part], some), positions[part])
+
+    def _prepare(self, epoch: int) -> None:
+        """Make this epoch's batches and some after it, each sample with the numbers of its own epoch."""
+        length = self.length
+        epochs = range(epoch, epoch + self.ahead)
+        positions = np.concatenate([self._own(number) for number in epochs])
+        members = self._made(positions, self._numbers(positions, epochs))
+        parts = {place: member.split(length) for place, member in members.items()}
+        self.ready = {
+            number: self._views({place: part[i] for place, part in parts.items()}, positions[i * length :][:length])
+            for i, number in enumerate(epochs)
+        }
+
+    def _numbers(self, positions: Indices, epochs: Sequence[int]) -> list[tuple[Tensor, ...]]:
+        """What the transforms draw for these samples, of which each epoch has as many."""
+        if self.chain is None:
+            return []
+        indices, key = self.indices[positions], self.order.stream.key
+        each = len(positions) // len(epochs)
+
+        def keys(name: str) -> Any:
+            found = [key(epoch, name) for epoch in epochs]
+            return found[0] if len(found) == 1 else np.repeat(np.array(found, np.uint64), each)
+
+        numbers = {name: rng.uniforms(keys(name), indices, draws) for name, draws in self.chain.draws.items()}
+        for name in self.chain.looped:  # the seeds that these samples have one by one
+            seeds = [key(epochs[at // each], index, name) for at, index in enumerate(indices.tolist())]
+            numbers[name] = torch.tensor(seeds)
+        return self.chain.prepare(numbers, len(positions))
+
+    def _made(self, positions: Indices, numbers: list[tuple[Tensor, ...]]) -> dict[Place, Tensor]:
+        """The samples at these positions, transformed with these numbers."""
+        rows = torch.from_numpy(positions)
+        members = {place: tensor.index_select(0, rows.to(tensor.device)) for place, tensor in self.tensors.items()}
+        if self.chain is not None:
+            assert self.place is not None
+            try:
+                members[self.place] = self.chain(members[self.place], numbers, self.placement.device)
+            except Failed as error:
+                index = int(self.indices[positions[error.row]])
+                self.faults.note(Fault(index, error.error, self.file(index)))
+                raise  # unless it is skipped, which goes sample by sample
+        return members
+
+
+def ways(transforms: Mapping[str, Any], chain: Chain | None) -> str:
+    """Which transforms run on whole batches, and which on one image after the other, and why."""
+    looped = {} if chain is None else chain.looped
+    whole = ", ".join(name for name in transforms if name not in looped)
+    single = ", ".join(f"{name} ({reason})" for name, reason in looped.items())
+    return (f", batched: {whole}" if whole else "") + (f", one by one: {single}" if single else "")
+
+
+def sound(whole: Whole, indices: Indices, faults: Faults) -> Tensor | None:
+    """Which of the samples have finite numbers and labels in range, bool [len(indices)]; None: all.
+
+    Raises:
+        RunError: one has not, and `faults` does not skip; or too many.
+        ValueError: none has.
+    """
+    rows = torch.from_numpy(indices)
+    suspect = torch.zeros(len(indices), dtype=torch.bool)
+    for place, tensor in whole.tensors.items():
+        if tensor.is_floating_point():
+            sums = tensor.flatten(1).sum(1) if tensor.dim() > 1 else tensor  # finite unless a member is not, or huge
+            suspect |= ~torch.isfinite(sums[rows])
+        elif place == faults.target and faults.classes is not None and tensor.dim() == 1:
+            suspect |= (tensor[rows] < 0) | (tensor[rows] >= faults.classes)
+    good = torch.tensor([index not in whole.bad for index in indices.tolist()]) if whole.bad else ~suspect
+    for position in suspect.nonzero()[:, 0].tolist():
+        index = int(indices[position])
+        if index in whole.bad:
+            continue
+        text = faults.wrong({place: tensor[index] for place, tensor in whole.tensors.items()})
+        good[position] = not text
+        if text:
+            faults.note(Fault(index, text, whole.file(index)))
+    if not good.any():
+        message = f"the {faults.split} split has no sound sample"
+        raise ValueError(message)
+    return None if good.all() else good

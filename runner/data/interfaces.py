@@ -1,0 +1,62 @@
+"""Interfaces of the data wing: a split, its loader settings, indices and the place of a sample."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Indices = npt.NDArray[np.int64]
+
+
+Place = int | str
+
+
+class Split(Protocol):
+    """Batches of one split, on the device."""
+
+    @property
+    def size(self) -> int:
+        """Samples of an epoch; 0 where the dataset does not know."""
+        ...
+
+    @property
+    def num_batches(self) -> int | None:
+        """Batches of an epoch; None where the dataset does not know."""
+        ...
+
+    @property
+    def plan(self) -> str:
+        """How its batches are made, in words."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the data; empty where only reading all of it would tell."""
+        ...
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """The batches of an epoch from number `start` on."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """What the config says about making batches of one split."""
+
+    batch_size: int  # of all processes together
+    shuffle: bool
+    drop_last: bool = False
+    num_workers: int = 0
+    in_memory: bool | str = "auto"
+    in_memory_limit: int = 4 * 2**30  # bytes
+    sampler: Iterable[int] | None = None
+    batch_sampler: Iterable[Sequence[int]] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  # DataLoader's own: collate_fn, pin_memory, timeout, …
+
+
+def _members(sample: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(sample, Mapping):
+        return sample.items()
+    return enumerate(sample) if isinstance(sample, tuple | list) else [(0, sample)]

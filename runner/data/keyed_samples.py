@@ -1,0 +1,128 @@
+"""Datasets whose samples draw under a key of (seed, epoch, index), in any process."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from runner.core import rng
+from runner.core.errors import in_words
+from runner.data.bad_samples import Fault, Faults, file_of
+from runner.data.interfaces import Indices
+from runner.data.samples import Pipeline, Stream, signature
+
+PROBED = 5  # samples whose most common shapes are those of the split
+
+
+class KeyedSamples(Dataset[Any]):
+    """Samples by (epoch, position), each transform and the dataset itself drawing from a stream of its own.
+
+    A sample that cannot be had is a `Fault` in its place, which the process that trains reports.
+    """
+
+    def __init__(
+        self, dataset: Any, indices: Indices, pipeline: Pipeline, stream: Stream, faults: Faults | None = None
+    ) -> None:
+        self.dataset, self.indices, self.pipeline, self.stream = dataset, indices, pipeline, stream
+        self.faults = faults or Faults(stream.split)
+        self.shapes: tuple[tuple[Any, ...], ...] | None = None  # of every sample; None: they may differ
+        self.at: Tensor | None = None  # int64 [workers]: the sample that each worker is at, in shared memory
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        epoch, position = place
+        index = int(self.indices[position])
+        worker = get_worker_info()
+        if worker is not None and self.at is not None:
+            self.at[worker.id] = index
+
+        def keys(name: str) -> int:
+            return self.stream.key(epoch, index, name)
+
+        def uniforms(name: str, draws: int) -> Tensor:
+            return rng.uniforms(self.stream.key(epoch, name), np.array([index]), draws)
+
+        try:
+            rng.seed_all(self.stream.key(epoch, index, "dataset"))
+            raw = self.dataset[index]
+            wrong = self.faults.wrong(raw)  # a crop may leave a NaN out in one epoch, and not in the next
+            sample = raw if wrong else self.pipeline.apply(raw, keys, uniforms)
+        except Exception as error:  # noqa: BLE001  a user's dataset and transforms may raise anything
+            return Fault(index, in_words(error), file_of(self.dataset, index))
+        if not wrong and self.pipeline.transforms:
+            wrong = self.faults.wrong(sample)
+        if not wrong and self.shapes is not None and signature(sample) != self.shapes:
+            wrong = f"its shapes are {_words(signature(sample))}, those of the others {_words(self.shapes)}"
+        return Fault(index, wrong, file_of(self.dataset, index)) if wrong else sample
+
+    def __getitems__(self, places: list[tuple[int, int]]) -> list[Any]:
+        """A batch's samples, leaving the global generators as they were."""
+        with rng.isolated():
+            return [self[place] for place in places]
+
+    def probe(self) -> None:
+        """Learn the shapes that samples of this split have, from the first few."""
+        samples = self.__getitems__([(0, position) for position in range(min(PROBED, len(self)))])
+        found = Counter(signature(sample) for sample in samples if not isinstance(sample, Fault))
+        self.shapes = found.most_common(1)[0][0] if found else None
+
+
+def _words(shapes: tuple[tuple[Any, ...], ...]) -> str:
+    return ", ".join(f"{place}: {list(shape)}" for place, shape in shapes)
+
+
+class KeyedStream(IterableDataset[Any]):
+    """An iterable dataset's samples, each drawn under a key (epoch, worker, number of the sample).
+
+    One that cannot be had is a `Fault` in its place; where the dataset itself raised, nothing comes after that.
+    """
+
+    def __init__(
+        self, dataset: Any, pipeline: Pipeline, stream: Stream, limit: int | None, faults: Faults | None = None
+    ) -> None:
+        self.dataset, self.pipeline, self.stream, self.limit = dataset, pipeline, stream, limit
+        self.faults = faults or Faults(stream.split)
+        self.of_one_shape = False  # whether all samples of a worker must have the shapes of its first
+        self.epoch = torch.zeros((), dtype=torch.int64)  # in shared memory, where persistent workers see it change
+        self.at: Tensor | None = None  # int64 [workers]: the sample that each worker is at
+
+    def __iter__(self) -> Iterator[Any]:
+        info, epoch = get_worker_info(), int(self.epoch)
+        worker = None if info is None else info.id
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+        source: Iterator[Any] | None = None
+        shapes: tuple[tuple[Any, ...], ...] | None = None
+        for count in itertools.count() if self.limit is None else range(self.limit):
+            if worker is not None and self.at is not None:
+                self.at[worker] = count
+            keys = partial(self.stream.key, epoch, worker or 0, count)
+            with rng.isolated():
+                rng.seed_all(keys("dataset"))
+                try:
+                    source = iter(self.dataset) if source is None else source
+                    raw = next(source)
+                except StopIteration:
+                    return
+                except Exception as error:  # noqa: BLE001  a user's dataset may raise anything
+                    yield Fault(count, in_words(error), worker=worker, final=True)
+                    return
+                try:
+                    wrong = self.faults.wrong(raw)
+                    sample = raw if wrong else self.pipeline.apply(raw, keys)
+                    wrong = wrong or self.faults.wrong(sample)
+                except Exception as error:  # noqa: BLE001  a user's transforms, too
+                    sample, wrong = None, in_words(error)
+            if not wrong and self.of_one_shape:
+                shapes = shapes or signature(sample)
+                if signature(sample) != shapes:
+                    wrong = f"its shapes are {_words(signature(sample))}, those of the others {_words(shapes)}"
+            yield Fault(count, wrong, worker=worker) if wrong else sample

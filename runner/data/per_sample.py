@@ -1,0 +1,154 @@
+"""Batches through torch's DataLoader: sample by sample, any dataset, any number of workers."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, default_collate
+
+from runner.data.bad_samples import Fault
+from runner.data.keyed_samples import KeyedSamples, KeyedStream
+from runner.data.prefetch import placed
+from runner.data.samples import Order, Placement, drawn
+from runner.data.sharding import Share
+from runner.data.whole_dataset import fingerprint
+from runner.data.workers import WorkerStart, sound_batches
+
+
+class _Batches:
+    """The DataLoader's batch sampler: the positions set for the coming epoch, each with the epoch's number."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[tuple[int, int]]] = []
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Collate:
+    """A batch of the sound samples (None where there is none), and the faults."""
+
+    def __init__(self, collate_fn: Callable[[list[Any]], Any] | None) -> None:
+        self.collate_fn = collate_fn or default_collate
+
+    def __call__(self, samples: list[Any]) -> tuple[Any, list[Fault]]:
+        """Collate what is no fault."""
+        faults = [sample for sample in samples if isinstance(sample, Fault)]
+        good = [sample for sample in samples if not isinstance(sample, Fault)] if faults else samples
+        return self.collate_fn(good) if good else None, faults
+
+
+class Loaded:
+    """Batches through torch's DataLoader: any dataset with `__len__` and `__getitem__`, any collate, any workers."""
+
+    def __init__(
+        self,
+        samples: KeyedSamples,
+        order: Order,
+        placement: Placement,
+        *,
+        batch_size: int,
+        drop_last: bool = False,
+        batch_sampler: Iterable[Sequence[int]] | None = None,
+        reason: str = "",
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        num_workers: int = 0,
+        worker_init_fn: Callable[[int], None] | None = None,
+        share: Share | None = None,
+        **settings: Any,
+    ) -> None:
+        self.share = share or Share()
+        self.order, self.placement, self.batch_size, self.drop_last = order, placement, batch_size, drop_last
+        self.batch_sampler, self.samples = batch_sampler, samples
+        self.size = len(samples)
+        self.fingerprint = fingerprint(samples.dataset, samples.indices)
+        self.rows = _Batches()
+        if collate_fn is None and batch_size > 1:
+            samples.probe()
+        if num_workers:
+            samples.at = torch.full((num_workers,), -1, dtype=torch.int64).share_memory_()
+        # A generator of its own: every iter(DataLoader) draws a seed, from the global one unless told.
+        self.loader = DataLoader(
+            samples,
+            batch_sampler=self.rows,
+            generator=torch.Generator(),
+            collate_fn=Collate(collate_fn),
+            num_workers=num_workers,
+            worker_init_fn=WorkerStart(worker_init_fn) if num_workers else None,
+            **settings,
+        )
+        self.num_batches = len(self._positions(0))
+        self.sizes: list[int] = []  # of the batches of the epoch under way, of all processes together
+        where = f"by {num_workers} worker{'s' * (num_workers != 1)}" if num_workers else "in this process"
+        self.plan = f"sample by sample, {where}" + (f" ({reason})" if reason else "")
+
+    def _positions(self, epoch: int) -> list[list[int]]:
+        if self.batch_sampler is not None:
+            return [list(batch) for batch in drawn(self.batch_sampler, self.order.stream, epoch)]
+        order = self.order(epoch).tolist()
+        rows = [order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)]
+        return rows[:-1] if self.drop_last and rows and len(rows[-1]) < self.batch_size else rows
+
+    def whole(self, number: int) -> int:
+        """Samples that all processes together have of batch `number` of the epoch under way."""
+        return self.sizes[number] if number < len(self.sizes) else 0
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """The batches of an epoch from number `start` on, as collated; what is skipped is not read.
+
+        Raises:
+            RunError: a sample cannot be had (and is not to be skipped), a worker died or hangs.
+        """
+        positions = self._positions(epoch)
+        self.sizes = [len(row) for row in positions]
+        self.rows.rows = [[(epoch, position) for position in row] for row in self.share.rows(positions)[start:]]
+        yield from placed(sound_batches(self.loader, self.samples), self.placement)
+
+
+class Streamed:
+    """Batches of an iterable dataset, which owns its order: a resume within an epoch reads what it skips."""
+
+    def __init__(
+        self,
+        samples: KeyedStream,
+        placement: Placement,
+        *,
+        batch_size: int,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        num_workers: int = 0,
+        worker_init_fn: Callable[[int], None] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.samples, self.placement = samples, placement
+        samples.of_one_shape = collate_fn is None and batch_size > 1
+        if num_workers:
+            samples.epoch.share_memory_()
+            samples.at = torch.full((num_workers,), -1, dtype=torch.int64).share_memory_()
+        self.loader = DataLoader(
+            samples,
+            batch_size=batch_size,
+            generator=torch.Generator(),
+            collate_fn=Collate(collate_fn),
+            num_workers=num_workers,
+            worker_init_fn=WorkerStart(worker_init_fn) if num_workers else None,
+            **settings,
+        )
+        self.size = len(samples.dataset) if hasattr(samples.dataset, "__len__") else 0
+        self.num_batches = None
+        self.fingerprint = ""  # only reading all of it would tell
+        where = f", by {num_workers} worker{'s' * (num_workers != 1)}" if num_workers else ""
+        self.plan = f"streamed in the dataset's own order{where}"
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """The batches of an epoch; the first `start` of them are read and dropped.
+
+        Raises:
+            RunError: a sample cannot be had (and cannot or is not to be skipped), a worker died or hangs.
+        """
+        self.samples.epoch.fill_(epoch)
+        coming = sound_batches(self.loader, self.samples)
+        yield from placed(itertools.islice(coming, start, None), self.placement)

@@ -1,0 +1,128 @@
+"""A sample's way to a batch: where batches go, the transforms, the random streams, the order of an epoch, the faults.
+
+Order and augmentation are drawn from keys (seed, epoch, index, transform name), so they depend neither on workers nor
+on what ran before.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runner.core import rng
+from runner.data.interfaces import Indices, Place, _members
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where batches go: the device, and the memory format of images (4-d floating point tensors)."""
+
+    device: torch.device
+    memory_format: torch.memory_format = torch.contiguous_format
+
+    def put(self, batch: Any) -> Any:
+        """The batch (tensors in any nesting of tuples, lists and mappings) on the device."""
+        if isinstance(batch, Tensor):
+            moved = batch.to(self.device, non_blocking=True)
+            images = moved.dim() == 4 and moved.is_floating_point()
+            return moved.contiguous(memory_format=self.memory_format) if images else moved
+        if isinstance(batch, Mapping):
+            return {name: self.put(value) for name, value in batch.items()}
+        if isinstance(batch, tuple | list):
+            return [self.put(value) for value in batch]
+        return batch
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The named transforms of a split, in order, and the member of a sample that they change (None: all of it)."""
+
+    transforms: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    place: Place | None = 0
+
+    def apply(
+        self,
+        sample: Any,
+        keys: Callable[[str], int] | None = None,
+        uniforms: Callable[[str, int], Tensor] | None = None,
+    ) -> Any:
+        """The transformed sample.
+
+        Args:
+            sample: as the dataset gives it.
+            keys: the key of a transform's own stream, by its name.
+            uniforms: `uniforms(name, draws)`, the numbers [1, draws] of a transform with `draws` and `batched`: those
+                that it gets where whole batches are made, so both ways give the same.
+        """
+        if not self.transforms:
+            return sample
+        value = sample if self.place is None else sample[self.place]
+        for name, transform in self.transforms.items():
+            batched = getattr(transform, "batched", None)
+            if uniforms is not None and batched is not None and isinstance(value, Tensor):
+                value = batched(value[None], uniforms(name, getattr(transform, "draws", 0)))[0]
+                continue
+            if keys is not None:
+                rng.seed_all(keys(name))
+            value = transform(value)
+        if self.place is None:
+            return value
+        if isinstance(sample, Mapping):
+            return {**sample, self.place: value}
+        return tuple(value if i == self.place else member for i, member in enumerate(sample))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Names the random streams of a split. Training has one an epoch; an evaluation is the same every time."""
+
+    seed: int
+    split: str
+
+    def key(self, epoch: int, *names: str | int) -> int:
+        """The key of `(seed, epoch, *names)` in training, `(seed, split, *names)` elsewhere."""
+        return rng.key(self.seed, epoch if self.split == "train" else self.split, *names)
+
+
+class Order:
+    """Which samples an epoch has, in which order: shuffled by (seed, epoch), or as a sampler says."""
+
+    def __init__(self, length: int, stream: Stream, *, shuffle: bool, sampler: Iterable[int] | None = None) -> None:
+        self.length, self.stream, self.shuffle, self.sampler = length, stream, shuffle, sampler
+
+    @property
+    def fixed(self) -> bool:
+        """Whether every epoch has the samples in their own order."""
+        return not self.shuffle and self.sampler is None
+
+    def __call__(self, epoch: int) -> Indices:
+        """Positions in the split, int64."""
+        if self.sampler is not None:
+            return np.fromiter(drawn(self.sampler, self.stream, epoch), dtype=np.int64)
+        if self.shuffle:
+            return rng.permutation(self.stream.key(epoch, "order"), self.length)
+        return np.arange(self.length)
+
+
+def drawn(sampler: Iterable[Any], stream: Stream, epoch: int) -> list[Any]:
+    """All that a sampler gives for an epoch, drawn from the keyed stream of that epoch's order."""
+    with rng.stream(stream.key(epoch, "order")):
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+        return list(sampler)
+
+
+def to_image(image: Any) -> Tensor:
+    """A PIL image as it is stored, [C, H, W]: uint8, or what its mode has."""
+    pixels = np.array(image)
+    return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[:, :, None]).permute(2, 0, 1).contiguous()
+
+
+def signature(sample: Any) -> tuple[tuple[Any, ...], ...]:
+    """Places and shapes of a sample's tensors and arrays: samples of one batch must agree in them."""
+    return tuple(
+        (place, tuple(member.shape)) for place, member in _members(sample) if isinstance(member, Tensor | np.ndarray)
+    )

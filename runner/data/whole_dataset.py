@@ -1,0 +1,182 @@
+"""A dataset read as a whole: stacked tensors, labels and the fingerprint."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from runner.core import rng
+from runner.core.errors import in_words
+from runner.data.bad_samples import Fault, Faults, file_of
+from runner.data.interfaces import Indices, Place
+from runner.data.samples import Stream, to_image
+
+FINGERPRINT_BYTES = 256 * 2**20  # of more data, rows at equal distances
+
+
+@dataclass(frozen=True)
+class Whole:
+    """All samples of a dataset as tensors [N, ...] by place.
+
+    Attributes:
+        tensors: the members.
+        pil: those of them that are given as PIL images one by one.
+        bad: indices of samples that could not be had, and were noted.
+        dataset: where they come from.
+    """
+
+    tensors: Mapping[Place, Tensor]
+    pil: frozenset[Place] = frozenset()
+    bad: frozenset[int] = frozenset()
+    dataset: Any = None
+
+    def file(self, index: int) -> str:
+        """Where a sample comes from, if the dataset knows."""
+        return file_of(self.dataset, index)
+
+
+def stacked(dataset: Any, indices: Indices, stream: Stream, faults: Faults) -> Whole:
+    """A split's samples as whole tensors, each read once, with the random numbers of its first epoch.
+
+    Members are tensors, arrays, numbers or PIL images; rows of other splits are zeros that no memory is spent on.
+
+    Raises:
+        ValueError: samples are no tuples or mappings of such members, or differ in their shapes.
+        RunError: a sample cannot be had, and is not to be skipped.
+    """
+    tensors: dict[Place, Tensor] = {}
+    pil: set[Place] = set()
+    bad: set[int] = set()
+    for index in indices.tolist():
+        try:
+            with rng.stream(stream.key(0, index, "dataset")):
+                sample = dataset[index]
+        except Exception as error:  # noqa: BLE001  a user's dataset may raise anything
+            faults.note(Fault(index, in_words(error), file_of(dataset, index)))
+            bad.add(index)
+            continue
+        for place, member in _members_of(sample, index).items():
+            if hasattr(member, "convert"):
+                pil.add(place)
+            row = _as_tensor(member, place, index)
+            if place not in tensors:
+                tensors[place] = torch.zeros(len(dataset), *row.shape, dtype=row.dtype)
+            if tensors[place].shape[1:] != row.shape:
+                shapes = f"{list(row.shape)}, not {list(tensors[place].shape[1:])} as the first"
+                message = f"loader.in_memory: true needs samples of one shape, and sample {index} has {shapes}"
+                raise ValueError(message)
+            tensors[place][index] = row
+    return Whole(tensors, frozenset(pil), frozenset(bad), dataset)
+
+
+def _members_of(sample: Any, index: int) -> Mapping[Place, Any]:
+    if isinstance(sample, Mapping):
+        return sample
+    if isinstance(sample, tuple | list):
+        return dict(enumerate(sample))
+    message = f"loader.in_memory: true needs samples of several members, and sample {index} is {type(sample).__name__}"
+    raise ValueError(message)
+
+
+def _as_tensor(member: Any, place: Place, index: int) -> Tensor:
+    try:
+        return to_image(member) if hasattr(member, "convert") else torch.as_tensor(member)
+    except (TypeError, ValueError, RuntimeError) as error:
+        message = f"loader.in_memory: true needs numbers, and member {place!r} of sample {index} is no number ({error})"
+        raise ValueError(message) from error
+
+
+def labels_of(dataset: Any, place: Place = 1) -> Tensor:
+    """The class of every sample, int64: from `targets`, from whole tensors, or sample by sample."""
+    if isinstance(dataset, Subset):
+        return labels_of(dataset.dataset, place)[torch.as_tensor(dataset.indices)]
+    if hasattr(dataset, "targets"):
+        return torch.as_tensor(dataset.targets)
+    whole = whole_data(dataset)
+    if whole is not None and place in whole.tensors:
+        return whole.tensors[place]
+    return torch.tensor([int(dataset[i][place]) for i in range(len(dataset))])
+
+
+class Part(Subset[Any]):
+    """A split of a dataset, which knows its `targets`: what a sampler is given as its `data_source`."""
+
+    def __init__(self, dataset: Dataset[Any], indices: Indices, place: Place = 1) -> None:
+        super().__init__(dataset, indices.tolist())
+        self.place = place
+
+    @property
+    def targets(self) -> Tensor:
+        """The class of every sample, int64 [len(self)]."""
+        return labels_of(self.dataset, self.place)[torch.as_tensor(self.indices)]
+
+
+def whole_data(dataset: Any) -> Whole | None:
+    """The tensors behind a dataset whose samples are just their rows; None where they are not known to be.
+
+    A TensorDataset, torchvision's MNIST and CIFAR families without transforms of their own, a Subset of one of these.
+    """
+    if type(dataset) in (Subset, Part):
+        inner = whole_data(dataset.dataset)
+        if inner is None:
+            return None
+        rows = torch.as_tensor(dataset.indices)
+        tensors = {place: tensor[rows] for place, tensor in inner.tensors.items()}
+        return Whole(tensors, inner.pil, dataset=dataset)
+    own = type(dataset).__getitem__ if hasattr(type(dataset), "__getitem__") else None
+    if isinstance(dataset, TensorDataset):
+        plain = own is TensorDataset.__getitem__
+        return Whole(dict(enumerate(dataset.tensors)), dataset=dataset) if plain else None
+    if getattr(dataset, "transforms", None) is not None:
+        return None
+    reads = f"{getattr(own, '__module__', '')}.{getattr(own, '__qualname__', '')}"
+    if reads == "torchvision.datasets.cifar.CIFAR10.__getitem__":
+        images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
+        return Whole({0: images, 1: torch.tensor(dataset.targets)}, frozenset({0}), dataset=dataset)
+    if reads == "torchvision.datasets.mnist.MNIST.__getitem__":
+        members: dict[Place, Tensor] = {0: dataset.data[:, None], 1: torch.as_tensor(dataset.targets)}
+        return Whole(members, frozenset({0}), dataset=dataset)
+    return None
+
+
+def fingerprint(source: Any, indices: Indices) -> str:
+    """SHA-256 of the data behind a split and of which samples it has.
+
+    All bytes of whole tensors (of more than 256 MB, rows at equal distances); eight raw samples of anything else, the
+    error in place of a sample that cannot be read.
+    """
+    digest = hashlib.sha256(indices.tobytes())
+    whole = source if isinstance(source, Whole) else whole_data(source)
+    if whole is not None:
+        for tensor in whole.tensors.values():
+            rows = tensor[:: max(1, math.ceil(tensor.nbytes / FINGERPRINT_BYTES))]
+            digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(rows.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+    digest.update(f"{type(source).__qualname__} {len(source)}".encode())
+    with rng.stream(rng.key(0, "fingerprint")):
+        for index in indices[:: max(1, len(indices) // 8)][:8].tolist():
+            try:
+                _update(digest, source[index])
+            except Exception as error:  # noqa: BLE001  a user's dataset; the sample is reported when it is used
+                _update(digest, f"{type(error).__name__}: {error}")
+    return digest.hexdigest()
+
+
+def _update(digest: Any, value: Any) -> None:
+    if isinstance(value, Mapping):
+        value = list(value.items())
+    if isinstance(value, tuple | list):
+        for member in value:
+            _update(digest, member)
+    elif isinstance(value, Tensor):
+        digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    elif hasattr(value, "tobytes"):  # arrays, images
+        digest.update(value.tobytes())
+    else:
+        digest.update(repr(value).encode())

@@ -1,0 +1,110 @@
+"""Worker processes of a DataLoader: their start, their supervision and their end."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
+
+from runner.core.errors import RunError
+from runner.data.bad_samples import empty_batch, file_of
+from runner.data.keyed_samples import KeyedSamples, KeyedStream
+
+WATCH_SECONDS = 1.0  # between two looks of a worker whether its parent is alive
+
+
+class WorkerStart:
+    """What a worker does first: the user's `worker_init_fn`; and it ends when the process that trains does.
+
+    torch's workers look for their parent between two batches only, so one that hangs would outlive it.
+    """
+
+    def __init__(self, worker_init_fn: Callable[[int], None] | None) -> None:
+        self.worker_init_fn = worker_init_fn
+
+    def __call__(self, worker: int) -> None:
+        """Start the watch, and go on as the user wants it."""
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        if self.worker_init_fn is not None:
+            self.worker_init_fn(worker)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(WATCH_SECONDS)
+    os._exit(1)
+
+
+def sound_batches(loader: DataLoader[Any], samples: "KeyedSamples | KeyedStream") -> Iterator[Any]:
+    """What a loader gives, without the samples that are left out."""
+    for batch, faults in watched(loader, samples):
+        for fault in faults:
+            samples.faults.note(fault)
+        if batch is None:
+            raise empty_batch(samples.stream.split)
+        yield batch
+
+
+def watched(loader: DataLoader[Any], samples: "KeyedSamples | KeyedStream") -> Iterator[Any]:
+    """What a loader gives; a worker that died or hangs is an error that names it and its sample, and none is left.
+
+    Raises:
+        RunError: see above.
+    """
+    iterator = iter(loader)
+    while True:
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            workers = getattr(iterator, "_workers", [])
+            if not workers:
+                raise
+            message = _about_workers(workers, samples, loader.timeout) or str(error).strip()
+            _end(iterator, workers)
+            loader._iterator = None  # noqa: SLF001  where a persistent one is kept: the next epoch begins anew
+            with contextlib.suppress(Exception):
+                iterator._shutdown_workers()  # type: ignore[attr-defined]  # noqa: SLF001  its threads and queues
+            raise RunError(message) from error
+        yield item
+
+
+def _end(iterator: Any, workers: Sequence[Any]) -> None:
+    """Kill the workers, also those that ignore SIGTERM."""
+    if getattr(iterator, "_worker_pids_set", False):  # else torch's handler of SIGCHLD raises at whatever runs next
+        signal_handling._remove_worker_pids(id(iterator))  # type: ignore[attr-defined]  # noqa: SLF001
+        iterator._worker_pids_set = False  # noqa: SLF001
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join()
+
+
+def _about_workers(workers: Sequence[Any], samples: "KeyedSamples | KeyedStream", timeout: float) -> str:
+    """Which worker ended, or which hang, and at which sample each was."""
+    split, at = samples.stream.split, [-1] * len(workers) if samples.at is None else samples.at.tolist()
+
+    def place(number: int) -> str:
+        if at[number] < 0:
+            return "before its first sample"
+        file = file_of(samples.dataset, at[number])
+        return f"at {split} sample {at[number]}" + (f" ({file})" if file else "")
+
+    for worker in workers:
+        worker.join(0.2)
+    ended = [(number, worker.exitcode) for number, worker in enumerate(workers) if worker.exitcode]
+    if ended:
+        number, code = ended[0]
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+        memory = " (often for want of memory: fewer workers, or a smaller loader.prefetch_factor)" if code == -9 else ""
+        return f"worker {number} {how} {place(number)}{memory}"
+    if timeout:
+        places = "; ".join(f"worker {number} is {place(number)}" for number in range(len(workers)))
+        return f"no batch came within loader.timeout ({timeout:g} s): {places}"
+    return ""

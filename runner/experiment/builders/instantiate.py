@@ -1,0 +1,138 @@
+"""A `_target_` node as a live object: the one place that instantiates what a config names."""
+
+import functools
+import inspect
+import itertools
+import re
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from runner.config.check.imports import locate
+from runner.config.check.signature import UNFIT, accepts, converted, kind_of, wants_class
+from runner.core.errors import RunError
+
+Trust = tuple[str, ...]
+
+
+def component(
+    node: Mapping[str, Any],
+    key: str,
+    *supplied: Any,
+    trust: Trust = (),
+    call: bool = True,
+    given: Mapping[str, Any] | None = None,
+) -> Any:
+    """What a `_target_` node describes: a class is instantiated; a function is called, or bound where `call` is false.
+
+    Its own `_partial_` says nothing more: what it is bound to first is passed here. Nested, it is kept.
+
+    Args:
+        node: `_target_` and the arguments; nested nodes are built first.
+        key: the node's place in the config, for messages.
+        supplied: positional arguments that the runner gives.
+        trust: patterns of names trusted on the command line.
+        given: arguments that the runner gives by name.
+        call: whether a function in this slot is to be called now (a model) or with each sample or tensor (a transform).
+
+    Raises:
+        RunError: the callable refuses its arguments.
+    """
+    plain = {name: value for name, value in node.items() if name != "_partial_"}
+    return _made(plain, key, *supplied, trust=trust, call=call, given=given)
+
+
+def _made(
+    node: Mapping[str, Any],
+    key: str,
+    *supplied: Any,
+    trust: Trust = (),
+    call: bool = True,
+    given: Mapping[str, Any] | None = None,
+) -> Any:
+    target = locate(node["_target_"], trust)
+    names = [name for name in node if name not in ("_target_", "_args_", "_partial_")]
+    kinds, by_position = (
+        _kinds(target, {*names, *(given or {})}, len(supplied)) if names or "_args_" in node else ({}, [])
+    )
+    arguments = {name: argument(node[name], f"{key}.{name}", kinds.get(name), trust) for name in names} | dict(
+        given or {}
+    )
+    placed = itertools.zip_longest(node.get("_args_", []), by_position[: len(node.get("_args_", []))])
+    positional = [argument(value, f"{key}._args_", kind, trust) for value, kind in placed]
+    bound = node.get("_partial_", not (call or isinstance(target, type)))
+    if bound:
+        return functools.partial(target, *supplied, *positional, **arguments) if arguments or positional else target
+    try:
+        return target(*supplied, *positional, **arguments)
+    except Exception as error:
+        raise Refused(key, node, error, _fetch_by_hand(target, arguments, error)) from error
+
+
+class Refused(RunError):
+    """A callable did not take its arguments; `key` and `node` say which, `cause` what it said."""
+
+    def __init__(self, key: str, node: Mapping[str, Any], cause: Exception, remedy: str = "") -> None:
+        self.key, self.node, self.cause = key, node, cause
+        said = re.sub(r"`(?=\w+=\w+`)", f"`{key}.", str(cause)) if isinstance(cause, ValueError) else str(cause)
+        self.said = f"{type(cause).__name__}: {said}"
+        super().__init__(f"{key}: {node['_target_']} refused: {self.said}{remedy}")
+
+
+def _fetch_by_hand(target: Any, arguments: Mapping[str, Any], error: Exception) -> str:
+    """What to do where a dataset of torchvision could not be downloaded: which file to bring, and where to."""
+    offline = isinstance(error, OSError) or "download" in str(error).lower() or "not found" in str(error).lower()
+    root, archive = arguments.get("root"), getattr(target, "filename", None)
+    if not offline or root is None:
+        return ""
+    if archive is None:
+        return f". Where this machine cannot download, bring the files from another into `{root}/`"
+    checksum = f" (MD5 {target.tgz_md5})" if hasattr(target, "tgz_md5") else ""
+    return (
+        f". Where this machine cannot download, fetch {getattr(target, 'url', archive)} on another and put "
+        f"{archive}{checksum} into `{root}/`: it is unpacked from there, and nothing is downloaded"
+    )
+
+
+def argument(value: Any, key: str, annotation: Any, trust: Trust = ()) -> Any:
+    """An argument ready to be passed: nested components are built; names of dtypes and enum members are those."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            if wants_class(annotation):
+                value = {"_partial_": True, **value}
+            return _made(value, key, trust=trust, call="Callable" not in str(annotation))
+        return _as_said({n: argument(member, f"{key}.{n}", None, trust) for n, member in value.items()}, annotation)
+    if isinstance(value, list | tuple):
+        return _as_said(
+            [argument(v, f"{key}[{i}]", _inner(annotation), trust) for i, v in enumerate(value)], annotation
+        )
+    if isinstance(value, str) and value.startswith("torch.") and not _is_text(annotation):
+        dtype = getattr(torch, value.removeprefix("torch."), None)
+        return dtype if isinstance(dtype, torch.dtype) else value
+    return _as_said(value, annotation)
+
+
+def _as_said(value: Any, annotation: Any) -> Any:
+    made = value if annotation is None else converted(value, annotation)
+    return value if made is UNFIT else made
+
+
+def _inner(annotation: Any) -> Any:
+    """For a list's members, what says how a component among them is built; plain ones are read with the whole list."""
+    return annotation if "Callable" in str(annotation) or wants_class(annotation) else None
+
+
+def _is_text(annotation: Any) -> bool:
+    return annotation is str or (str in typing.get_args(annotation) and "dtype" not in str(annotation))
+
+
+def _kinds(target: Any, named: set[str], supplied: int) -> tuple[dict[str, Any], list[Any]]:
+    """What each argument wants, by name; and of those that are not named, by position after the supplied ones."""
+    takes = accepts(target)
+    if takes is None:
+        return {}, []
+    kinds = {name: kind_of(parameter) for name, parameter in {**takes.further, **takes.own}.items()}
+    kinds = {name: None if kind is inspect.Parameter.empty else kind for name, kind in kinds.items()}
+    return kinds, [kinds[name] for name in takes.positional[supplied:] if name not in named]

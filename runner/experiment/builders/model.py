@@ -1,0 +1,151 @@
+"""What a config does to a model before it trains: init rules, pretrained weights, freezing, parameter groups.
+
+The same functions plan it on a meta model (`check`, `explain`) and do it to a live one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from runner.config.check.imports import locate
+from runner.config.schema import Config
+from runner.core import rng
+from runner.core.errors import ConfigError, Mistake
+from runner.experiment.builders.instantiate import Trust, component
+from runner.model import init, param_groups
+from runner.model.freeze import Frozen, freeze
+from runner.model.pretrained.load import load, prepare
+from runner.model.pretrained.plan import Options, Plan
+
+
+@dataclass
+class Surgery:
+    """What was done to a model, or would be."""
+
+    init_rows: list[init.Row] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)  # the tensors that `init.apply` changed
+    pretrained: Plan | None = None
+    frozen: Frozen = field(default_factory=Frozen)
+
+
+def make_model(config: Config, trust: Trust = ()) -> nn.Module:
+    """The model on the current default device, its construction drawing from the stream `(seed, 'model')`."""
+    with rng.stream(rng.key(config.seed, "model")):
+        model: nn.Module = component(config.model, "model", trust=trust)
+    return model
+
+
+def operate(config: Config, model: nn.Module, trust: Trust = (), *, weights: bool = True) -> Surgery:
+    """Initialise, load pretrained weights (unless a checkpoint will replace them all the same), freeze, in this order.
+
+    Raises:
+        ConfigError: a rule, a file or a pattern is wrong.
+        RunError: a download failed, a function refused a tensor.
+    """
+    done = Surgery()
+    if config.init.apply is not None:  # before the rules: they are the more particular
+        function = component(config.init.apply, "init.apply", trust=trust, call=False)
+        done.changed = init.apply_function(model, function, config.seed)
+    if config.init.rules:
+        done.init_rows = init.apply_rules(model, init_rules(config, trust), config.seed)
+    done.pretrained = plan_pretrained(config, model, download=True) if weights else None
+    if done.pretrained is not None:
+        load(model, done.pretrained)
+    done.frozen = freeze(model, config.freeze.params, norm_stats=config.freeze.norm_stats)
+    return done
+
+
+def init_rules(config: Config, trust: Trust = ()) -> list[init.Rule]:
+    """The config's init rules with their types and functions, in order."""
+    rules = []
+    for label, rule in config.init.rules.items():
+        if rule is None:
+            continue
+        tensors = {
+            name: component(value, f"init.rules.{label}.{name}", trust=trust, call=False)
+            if isinstance(value, Mapping)
+            else value
+            for name, value in rule.tensors.items()
+            if value is not None
+        }
+        named = [rule.module] if isinstance(rule.module, str) else rule.module or []
+        modules = tuple(locate(path, trust) for path in named)
+        rules.append(init.Rule(label, modules or None, rule.name, tensors, rule.optional, rule.last))
+    return rules
+
+
+def plan_pretrained(config: Config, model: nn.Module, *, download: bool) -> Plan | None:
+    """What pretrained weights would do to a model (meta will do); None without any, or where they had to be fetched.
+
+    Raises:
+        ConfigError: the file, its content or the settings are wrong.
+        RunError: the download failed.
+    """
+    chosen = config.pretrained
+    if chosen.strategy == "none":
+        return None
+    if chosen.path is None:
+        rule, remedy = f"must be given for the strategy {chosen.strategy}", "`pretrained.path=w.pt`, or a run directory"
+        raise ConfigError([Mistake("pretrained.path", rule, remedy=remedy)])
+    mismatch = chosen.shape_mismatch
+    options = Options(
+        strategy=chosen.strategy,
+        strip_prefix=chosen.strip_prefix,
+        add_prefix=chosen.add_prefix,
+        rename=[(rule.from_, rule.to) for rule in chosen.rename],
+        include=chosen.include,
+        exclude=chosen.exclude,
+        layers=chosen.layers,
+        shape_mismatch=mismatch if isinstance(mismatch, str) else {str(name): how for name, how in mismatch.items()},
+        expect_loaded=chosen.expect.loaded,
+        expect_missing=chosen.expect.missing,
+        optional=chosen.optional,
+    )
+    return prepare(
+        model,
+        chosen.path,
+        options,
+        key=chosen.key,
+        sha256=chosen.sha256,
+        builder=config.model["_target_"],
+        download=download,
+    )
+
+
+def make_groups(
+    config: Config, model: nn.Module, frozen: Frozen, trust: Trust = (), loss: Any = None
+) -> list[dict[str, Any]]:
+    """The optimizer's parameter groups, with names: those of the model, and of a loss that has parameters of its own.
+
+    Raises:
+        ConfigError: a pattern without match, a group without trainable parameter, nothing to train.
+    """
+    settings = {name: value for name, value in config.optimizer.items() if name != "_target_"}
+    own = loss if isinstance(loss, nn.Module) else None
+    thawing = frozen.params if config.freeze.until is not None else ()
+    if members := several(config):
+        patterns = {name: node["match"] for name, node in config.optimizer.items() if name in members}
+        return param_groups.build_members(model, patterns, thawing, own)
+    groups = [
+        param_groups.Group(
+            label,
+            [group.match] if isinstance(group.match, str) else group.match,
+            group.settings,
+            group.lr_mult,
+            group.layer_decay,
+            group.max_dims,
+            group.optional,
+        )
+        for label, group in config.param_groups.items()
+        if group is not None
+    ]
+    target = locate(config.optimizer["_target_"], trust)
+    return param_groups.build_groups(model, groups, target, settings, thawing, own)
+
+
+def several(config: Config) -> dict[str, dict[str, Any]]:
+    """The optimizers within the optimizer by name, each without its `match`; none where it is a single one."""
+    nodes = {name: node for name, node in config.optimizer.items() if isinstance(node, Mapping) and "match" in node}
+    return {name: {key: value for key, value in node.items() if key != "match"} for name, node in nodes.items()}

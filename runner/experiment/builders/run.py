@@ -1,0 +1,155 @@
+"""From a checked config to live objects, in this order: device, data, model and its surgery, optimizer, schedule."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from runner.config.schema import Config
+from runner.core import device as devices
+from runner.core import durations
+from runner.core.durations import Duration
+from runner.core.errors import RunError
+from runner.experiment.builders import data as data_builder
+from runner.experiment.builders import model as model_builder
+from runner.experiment.builders.instantiate import Trust, component
+from runner.experiment.builders.log import make_looks
+from runner.experiment.builders.train import (
+    _rhythm,
+    compile_in_place,
+    in_steps,
+    make_average,
+    make_metrics,
+    make_optimizer,
+    make_schedule,
+    make_update,
+    objective_of,
+)
+from runner.train.checkpoint import Checkpoints, ReadOnly
+from runner.train.distributed import data_parallel
+from runner.train.distributed.process_group import Team
+from runner.train.optimizer_step.closure import is_own, needs_closure
+from runner.train.optimizer_step.precision import Scaler
+from runner.train.single_process import ALONE, Alone
+from runner.train.state import Run
+
+
+def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = (), team: Alone = ALONE) -> Run:
+    """Build every object of a run.
+
+    Args:
+        config: the checked config.
+        folder: the run directory.
+        plain: the config as it will stand in checkpoints.
+        trust: patterns of names trusted on the command line.
+        team: the processes that train together.
+
+    Raises:
+        RunError: data, download or device refuse.
+    """
+    device = devices.choose(config.device.type, team.local_rank)
+    devices.set_up(device, config.device.threads, config.device.deterministic, config.device.precision)
+    team.start(device)
+    with team.first():
+        parts = data_builder.make_parts(config, trust)
+        splits = data_builder.make_splits(
+            config, parts, device, trust, folder if team.rank == 0 else None, team.rank, team.world
+        )
+    train = splits["train"]
+    if train.num_batches == 0:
+        raise RunError(without_batch(config, train.size, team.world))
+    steps_per_epoch = math.ceil((train.num_batches or 0) / config.train.accumulate)
+    duration = Duration.parse(config.train.duration)
+    if train.num_batches is None:
+        in_steps(config)
+    total_steps = duration.steps(steps_per_epoch)
+    objective, mode = objective_of(config, splits)
+    kind = Checkpoints if team.rank == 0 else ReadOnly
+    checkpoints = kind(folder / "checkpoints", keep=config.train.keep, mode=mode)
+    model = model_builder.make_model(config, trust)
+    with team.first():
+        done = model_builder.operate(config, model, trust, weights=not checkpoints.entries())
+    model = model.to(device=device)
+    if config.device.memory_format == "channels_last" and config.device.parallel != "fsdp":  # it shards rows of weights
+        model = model.to(memory_format=torch.channels_last)
+    if config.device.compile:
+        compile_in_place(model, config.device.compile)
+    node = data_builder.weighted_loss(config, parts)
+    loss = None if node is None else component(node, "loss", trust=trust, call=False)
+    if isinstance(loss, nn.Module):
+        loss = loss.to(device)
+    layout = data_parallel.spread(config.device.parallel, team, done.frozen, model, loss)
+    groups = model_builder.make_groups(config, model, done.frozen, trust, loss)
+    optimizer = make_optimizer(config, groups, device, trust)
+    layout.ready(optimizer)
+    scaler = Scaler(optimizer, device) if config.device.precision == "fp16" else None
+    step = component(config.step, "step", trust=trust, call=False)
+    metrics = {which: make_metrics(config, device, trust) for which in ("train", "eval")}
+    average = make_average(config, model, steps_per_epoch, layout)
+    update = make_update(config, device, model, loss, step, optimizer, metrics["train"], average, scaler)
+    dataset = parts["train"][0] if "train" in parts else None
+    run = Run(
+        folder=folder,
+        seed=config.seed,
+        device=device,
+        model=model,
+        loss=loss,
+        step=step,
+        optimizer=optimizer,
+        update=update,
+        looks=make_looks(config, model, update, optimizer, device, folder, dataset, team, trust),
+        scaler=scaler,
+        schedule=make_schedule(config, optimizer, steps_per_epoch, total_steps, trust),
+        splits=splits,
+        metrics=metrics,
+        checkpoints=checkpoints,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+        log_every=Duration.parse(config.log.every),
+        log_means=config.log.mean,
+        evaluate_every=_rhythm(config.train.evaluate_every),
+        checkpoint_every=_rhythm(config.train.checkpoint_every),
+        objective=objective,
+        mode=mode,
+        evaluated=tuple(name for name in splits if name not in ("train", "test")),
+        evaluate_at_start=config.train.evaluate_at_start,
+        early_stop=config.train.early_stop,
+        max_seconds=None if config.train.max_time is None else durations.seconds(config.train.max_time),
+        accumulate=config.train.accumulate,
+        average=average,
+        check_finite=config.train.check_finite,
+        config=plain,
+        pretrained=done.pretrained,
+        frozen=done.frozen,
+        thaw_at=None if config.freeze.until is None else Duration.parse(config.freeze.until).steps(steps_per_epoch),
+        team=team,
+        layout=layout,
+    )
+    if splits_batches(config, device, step, optimizer):
+        run.update.net = data_parallel.data_parallel(model)
+    if isinstance(team, Team):
+        data_parallel.share(run, team, config.device.find_unused_parameters, config.device.sync_batchnorm)
+    return run
+
+
+def splits_batches(config: Config, device: torch.device, step: Any, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `nn.DataParallel` splits each batch over the GPUs here; with `auto` that is where it can, on several."""
+    if config.device.parallel != "auto":
+        return config.device.parallel == "data_parallel"
+    several_gpus = device.type == "cuda" and config.device.type in ("auto", "cuda") and torch.cuda.device_count() > 1
+    return several_gpus and not is_own(step) and not needs_closure(optimizer)
+
+
+def without_batch(config: Config, size: int, world: int) -> str:
+    """Why an epoch of training has no batch, and what to change."""
+    each = config.loader.batch_size
+    if config.loader.batch_sampler is not None or not config.loader.drop_last:
+        key = "loader.batch_sampler" if config.loader.batch_sampler is not None else "loader.sampler"
+        return f"{key} gives no batch of the {size:,} samples of train: there is no step"
+    whole = f"loader.batch_size={each}" + (f" times {world} processes" if world > 1 else "")
+    return (
+        f"train has {size:,} samples, fewer than {whole}, and loader.drop_last=true drops them: there is no step. "
+        f"Take loader.drop_last=false or loader.batch_size={max(1, size // world)}"
+    )

@@ -1,0 +1,244 @@
+"""Build what trains from its config: optimizer, optimizer step, schedule, EMA, metrics, rhythms."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+
+from runner.config.check.imports import locate
+from runner.config.check.rules.train import CUDA_GRAPHED
+from runner.config.schema import Config
+from runner.core.durations import Duration, is_duration
+from runner.core.errors import Mistake, RunError
+from runner.experiment.builders import model as model_builder
+from runner.experiment.builders.instantiate import Trust, component
+from runner.train.ema import Average
+from runner.train.lr_schedule import Constant, Schedule
+from runner.train.optimizer_step import precision
+from runner.train.optimizer_step.accumulated import Accumulating
+from runner.train.optimizer_step.base import Kept, Recipe, Update
+from runner.train.optimizer_step.closure import Closure, Own, is_own, needs_closure
+from runner.train.optimizer_step.precision import Scaler
+from runner.train.optimizer_step.split_on_oom import Splitting
+from runner.train.single_process import WHOLE, Whole
+
+
+def make_optimizer(
+    config: Config, groups: list[dict[str, Any]], device: torch.device, trust: Trust = ()
+) -> torch.optim.Optimizer:
+    """The optimizer over these groups, or several in its place, each over those that have its name."""
+    members = model_builder.several(config)
+    if not members:
+        made: torch.optim.Optimizer = component(fast(config.optimizer, device, trust), "optimizer", groups, trust=trust)
+        return made
+    optimizers = {}
+    for name, node in members.items():
+        own = [group for group in groups if group["name"] == name]
+        optimizers[name] = component(fast(node, device, trust), f"optimizer.{name}", own, trust=trust)
+    rest = {name: value for name, value in config.optimizer.items() if name not in members}
+    return cast("torch.optim.Optimizer", component(rest, "optimizer", trust=trust, given=optimizers))
+
+
+def fast(node: Mapping[str, Any], device: torch.device, trust: Trust = ()) -> Mapping[str, Any]:
+    """An optimizer's node with `fused` on a GPU, where it has that and nothing else is said.
+
+    Elsewhere torch's own choice stands: `foreach` on other accelerators, a loop over the parameters on a CPU.
+    """
+    said = any(node.get(name) is not None for name in ("fused", "foreach"))
+    said = said or any(node.get(name) for name in ("capturable", "differentiable"))
+    has_fused = "fused" in inspect.signature(locate(node["_target_"], trust)).parameters
+    return {**node, "fused": True} if device.type == "cuda" and has_fused and not said else node
+
+
+def make_update(
+    config: Config,
+    device: torch.device,
+    model: nn.Module,
+    loss: Any,
+    step: Any,
+    optimizer: torch.optim.Optimizer,
+    metrics: Mapping[str, Any],
+    average: Average | None = None,
+    scaler: Scaler | None = None,
+) -> Update:
+    """One optimizer step with all that the recipe adds to it, and nothing else.
+
+    Args:
+        config: the checked config.
+        device: where it runs.
+        model: what the step calls.
+        loss: what the step calls with its output.
+        step: see `runner.train.steps`.
+        optimizer: over the parameters of both.
+        metrics: those of training, by name.
+        average: of the weights.
+        scaler: of fp16's gradients.
+    """
+    before, after = clipping(config, model, loss), [] if average is None else [average.update]
+    if is_own(step):
+        return Own(model, loss, step, optimizer, after=after)
+    if config.device.precision in precision.DTYPES:
+        step = precision.Autocast(step, device, config.device.precision)
+    if config.device.compile in CUDA_GRAPHED and device.type == "cuda":
+        step = Kept(step)
+    if needs_closure(optimizer):
+        return Closure(model, loss, step, optimizer, after)
+    if config.train.accumulate > 1 or config.train.split_on_oom:
+        kind = partial(Splitting, model=model) if config.train.split_on_oom else Accumulating
+        return kind(
+            model,
+            loss,
+            step,
+            optimizer,
+            scaler=scaler,
+            before=before,
+            after=after,
+            count=config.train.accumulate,
+            metrics=list(metrics.values()),
+        )
+    if before or after or scaler is not None:
+        return Recipe(model, loss, step, optimizer, scaler=scaler, before=before, after=after)
+    return Update(model, loss, step, optimizer)
+
+
+def compile_in_place(model: nn.Module, mode: bool | str) -> None:
+    """Let torch.compile make the model's forward faster; its names, and so its state_dict, stay as they are."""
+    model.compile(mode=None if isinstance(mode, bool) else mode)
+
+
+def clipping(config: Config, model: nn.Module, loss: Any) -> list[Callable[[], Any]]:
+    """What clips the gradients of the model and of the loss, by torch's own functions."""
+    parameters = [*model.parameters(), *(loss.parameters() if isinstance(loss, nn.Module) else ())]
+    clip_value, clip_norm = config.train.clip_value, config.train.clip_norm
+    clips: list[Callable[[], Any]] = []
+    if clip_value is not None:
+        clips.append(partial(nn.utils.clip_grad_value_, parameters, clip_value))
+    if clip_norm is not None:
+        clips.append(partial(nn.utils.clip_grad_norm_, parameters, clip_norm))
+    return clips
+
+
+def make_average(config: Config, model: nn.Module, steps_per_epoch: int, layout: Whole = WHOLE) -> Average | None:
+    """The average of the weights, where the config asks for one."""
+    if config.train.ema is None:
+        return None
+    every = Duration.parse(config.train.ema_every).steps(steps_per_epoch)
+    return Average(model, config.train.ema, max(1, every), layout)
+
+
+def in_steps(config: Config) -> None:
+    """Refuse epochs where a dataset does not know its length.
+
+    Raises:
+        RunError: a duration or a rhythm is in epochs; names all that are.
+    """
+    spans = {
+        "train.duration": config.train.duration,
+        "train.evaluate_every": config.train.evaluate_every,
+        "train.checkpoint_every": config.train.checkpoint_every,
+        "log.every": config.log.every,
+    }
+    wrong = [f"{key}={text}" for key, text in spans.items() if text is not None and text.endswith("ep")]
+    if wrong:
+        raise RunError(f"an iterable dataset has no length, so these must be in steps (`500st`): {', '.join(wrong)}")
+
+
+def _rhythm(text: str | None) -> Duration | None:
+    return None if text is None else Duration.parse(text)
+
+
+def objective_of(config: Config, splits: Mapping[str, Any]) -> tuple[str, Literal["min", "max"]]:
+    """The metric that chooses `best.pt` and that a sweep gets, and whether `min` or `max` of it is best."""
+    evaluated = [name for name in splits if name not in ("train", "test")]
+    first = "val" if "val" in evaluated else next(iter(evaluated), "train")
+    objective = config.train.objective or f"{first}/loss"
+    return objective, config.train.mode or ("min" if objective.endswith("/loss") else "max")
+
+
+def make_metrics(config: Config, device: torch.device, trust: Trust = ()) -> dict[str, Any]:
+    """The metrics by name, on the device where they are modules."""
+    metrics = {
+        name: component(node, f"metrics.{name}", trust=trust)
+        for name, node in config.metrics.items()
+        if node is not None
+    }
+    return {name: metric.to(device) if hasattr(metric, "to") else metric for name, metric in metrics.items()}
+
+
+def make_schedule(
+    config: Config,
+    optimizer: torch.optim.Optimizer,
+    steps_per_epoch: int,
+    total_steps: int,
+    trust: Trust = (),
+) -> Constant:
+    """The learning-rate schedule; none where nothing is trained.
+
+    A duration in the scheduler's arguments becomes a count of what it is stepped by: steps, epochs, or the evaluations
+    of a metric that it follows. One that is the whole `train.duration` (`planned_for`, where the run was prolonged)
+    ends with the run, so the warmup is taken off it.
+    """
+    chosen = config.scheduler
+    if total_steps == 0 or (chosen._target_ is None and chosen.warmup is None):
+        return Constant()
+    warmup = 0 if chosen.warmup is None else Duration.parse(chosen.warmup).steps(steps_per_epoch)
+    evaluations = _rhythm(config.train.evaluate_every) if chosen.monitor is not None else None
+
+    def count(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: count(member) for name, member in value.items()}
+        if isinstance(value, list):
+            return [count(member) for member in value]
+        if not is_duration(value):
+            return value
+        steps = Duration.parse(value).steps(steps_per_epoch)
+        if evaluations is not None:
+            return round(steps / max(1, evaluations.steps(steps_per_epoch)))
+        if value == (chosen.planned_for or config.train.duration):
+            steps = max(1, steps - warmup)
+        return steps if chosen.interval == "step" else max(1, math.ceil(steps / steps_per_epoch))
+
+    make = None
+    if chosen._target_ is not None:
+        node = {"_target_": chosen._target_, **count(chosen.arguments)}
+
+        def make(optimizer: torch.optim.Optimizer) -> Any:
+            return _scheduler(node, "scheduler", optimizer, trust)
+
+    return Schedule(optimizer, make, interval=chosen.interval, warmup=warmup, monitor=chosen.monitor)
+
+
+def outlived(schedule: Constant, total_steps: int, steps_per_epoch: int) -> list[Mistake]:
+    """A scheduler that ends before the run does: OneCycleLR raises an error at the step after its last."""
+    scheduler = getattr(schedule, "scheduler", None)
+    if not isinstance(schedule, Schedule) or not isinstance(scheduler, torch.optim.lr_scheduler.OneCycleLR):
+        return []
+    left, planned = total_steps - schedule.warmup, scheduler.total_steps
+    if schedule.interval == "epoch":
+        left = math.floor(left / steps_per_epoch) if steps_per_epoch else 0
+    if left <= planned:
+        return []
+    rule = f"must reach to the end of the run: OneCycleLR ends after {planned:,} {schedule.interval}s"
+    return [Mistake("scheduler.total_steps", f"{rule}, and the run has {left:,}", remedy="give it a value of its own")]
+
+
+def _scheduler(node: Mapping[str, Any], key: str, optimizer: torch.optim.Optimizer, trust: Trust) -> Any:
+    """A scheduler, and before it the schedulers among its arguments (SequentialLR's, ChainedScheduler's)."""
+
+    def inner(value: Any, key: str) -> Any:
+        if isinstance(value, list):
+            return [inner(member, f"{key}[{i}]") for i, member in enumerate(value)]
+        if isinstance(value, Mapping) and "_target_" in value:
+            target = locate(value["_target_"], trust)
+            if isinstance(target, type) and issubclass(target, torch.optim.lr_scheduler.LRScheduler):
+                return _scheduler(value, key, optimizer, trust)
+        return value
+
+    arguments = {name: inner(value, f"{key}.{name}") for name, value in node.items()}
+    if "optimizer" in inspect.signature(locate(node["_target_"], trust)).parameters:
+        arguments["optimizer"] = optimizer  # by name: it is not the first argument of ChainedScheduler
+    return component(arguments, key, trust=trust)

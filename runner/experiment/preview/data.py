@@ -1,0 +1,221 @@
+"""A look at the data of a config: contact sheets, class balance, value ranges, before and after the transforms."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runner.config.schema import Config
+from runner.core import rng
+from runner.core.errors import RunError
+from runner.data import batches
+from runner.data.bad_samples import Fault
+from runner.data.interfaces import Indices
+from runner.data.samples import to_image
+from runner.experiment.builders import data as data_builder
+from runner.experiment.builders.instantiate import Trust
+from runner.log import images as log_images
+
+SHOWN = 32  # samples of a split on its sheet
+
+
+COUNTED = 10_000  # labels that are read one by one where the dataset has no list of them
+
+
+def inspect_splits(config: Config, folder: Path, trust: Trust = ()) -> dict[str, Any]:
+    """Facts of each split as plain data; writes `<split>_raw.png`, `<split>.png` and TensorBoard images into `folder`.
+
+    Raises:
+        RunError: a dataset cannot be had, or a sample cannot be read.
+    """
+    from tensorboardX import SummaryWriter
+
+    parts = data_builder.make_parts(config, trust)
+    splits = data_builder.make_splits(config, parts, torch.device("cpu"), trust)
+    folder.mkdir(parents=True, exist_ok=True)
+    facts: dict[str, Any] = {}
+    with SummaryWriter(str(folder), filename_suffix=".show") as writer:
+        for name, (dataset, rows) in parts.items():
+            indices = batches.chosen_indices(dataset, rows, name, config.dataset.limit) if _sized(dataset) else None
+            raw = _raw(config, dataset, indices, name)
+            batch = next(iter(splits[name].batches(0)), None)
+            samples = {"raw": raw, "": [] if batch is None else _rows(batch)}
+            labels = {"raw": [_label(config, sample) for sample in raw], "": _batch_labels(config, batch)}
+            found: dict[str, Any] = {"samples": splits[name].size, "plan": splits[name].plan}
+            found["classes"] = _balance(config, dataset, indices)
+            found["values"] = {"raw": _ranges(raw), "transformed": {} if batch is None else _ranges([batch])}
+            found["pictures"] = []
+            for kind, some in samples.items():
+                images = [_picture(_member(sample, data_builder.place_of(config, "input"))) for sample in some]
+                shown = [image for image in images if image is not None]
+                sheet = log_images.contact_sheet(shown, labels[kind], _names(dataset), points=list(map(_points, some)))
+                if sheet is not None:
+                    file = folder / f"{name}{'_' * bool(kind)}{kind}.png"
+                    sheet.save(file)
+                    writer.add_image(file.stem, np.asarray(sheet).transpose(2, 0, 1), 0)
+                    found["pictures"].append(str(file))
+            facts[name] = found
+    return facts
+
+
+def _sized(dataset: Any) -> bool:
+    return hasattr(dataset, "__len__") and not isinstance(dataset, torch.utils.data.IterableDataset)
+
+
+def _raw(config: Config, dataset: Any, indices: Indices | None, split: str) -> list[Any]:
+    """The first samples of a split in the order of its first epoch, as the dataset gives them."""
+    from runner.data.keyed_samples import KeyedSamples
+    from runner.data.samples import Order, Pipeline, Stream
+
+    stream = Stream(config.seed, split)
+    if indices is None:
+        with rng.stream(stream.key(0, "dataset")):
+            return [sample for sample, _ in zip(dataset, range(SHOWN), strict=False)]
+    shuffle = config.loader.shuffle and split == "train" and config.loader.sampler is None
+    order = Order(len(indices), stream, shuffle=shuffle)(0)[:SHOWN]
+    samples = KeyedSamples(dataset, indices, Pipeline(), stream).__getitems__([(0, int(place)) for place in order])
+    sound = [sample for sample in samples if not isinstance(sample, Fault)]
+    if not sound:
+        fault = samples[0]
+        raise RunError(f"{split} sample {fault.index}{f' ({fault.file})' * bool(fault.file)}: {fault.error}")
+    return sound
+
+
+def _member(sample: Any, place: Any) -> Any:
+    try:
+        return sample[place]
+    except (KeyError, IndexError, TypeError):
+        return sample.get("image") if isinstance(sample, Mapping) else None
+
+
+def _rows(batch: Any) -> list[Any]:
+    """The first samples of a batch of tensors: mappings, or lists."""
+    members = batch if isinstance(batch, Mapping) else dict(enumerate(batch))
+    tensors = {place: member for place, member in members.items() if isinstance(member, Tensor) and member.dim()}
+    count = min([SHOWN, *map(len, tensors.values())]) if tensors else 0
+    rows = [{place: member[row] for place, member in tensors.items()} for row in range(count)]
+    return rows if isinstance(batch, Mapping) else [[row.get(place) for place in members] for row in rows]
+
+
+def _points(sample: Any) -> list[list[float]]:
+    """X and y of the points on a sample's image: members of two columns beside it, where members have names."""
+    members = list(sample.values()) if isinstance(sample, Mapping) else []
+    pairs = [m for m in members if isinstance(m, Tensor) and m.dim() == 2 and m.shape[1] == 2]
+    return [point for member in pairs for point in member.tolist()]
+
+
+def _picture(value: Any) -> Tensor | None:
+    """uint8 [3, H, W] of what is an image."""
+    if hasattr(value, "convert"):
+        value = to_image(value.convert("RGB"))
+    return log_images.as_picture(value) if isinstance(value, Tensor) else None
+
+
+def _label(config: Config, sample: Any) -> Any:
+    member = _member(sample, data_builder.place_of(config, "target")) if not isinstance(sample, Mapping) else None
+    if isinstance(member, Tensor):
+        return member.item() if member.numel() == 1 else None
+    return member if isinstance(member, int | float) else None
+
+
+def _batch_labels(config: Config, batch: Any) -> list[Any]:
+    member = _member(batch, data_builder.place_of(config, "target")) if batch is not None else None
+    if not isinstance(member, Tensor) or member.dim() == 0 or isinstance(batch, Mapping):
+        return []
+    if member.dim() == 2:  # mixed labels: the largest two shares
+        top = member.topk(min(2, member.shape[1]))
+        pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        return ["+".join(f"{v:.1f}*{i}" for v, i in zip(*pair, strict=True) if v > 0) for pair in pairs]
+    return list(member[:SHOWN].tolist()) if member.dim() == 1 else []
+
+
+def _names(dataset: Any) -> list[str]:
+    names = getattr(dataset, "classes", None)
+    return [str(name) for name in names] if isinstance(names, list | tuple) else []
+
+
+def _balance(config: Config, dataset: Any, indices: Indices | None) -> dict[str, int] | None:
+    """Samples of each class, by its name; None where the targets are no class indices."""
+    from runner.data.whole_dataset import labels_of, whole_data
+
+    if indices is None:
+        return None
+    known = hasattr(dataset, "targets") or whole_data(dataset) is not None
+    if not known and len(indices) > COUNTED:
+        return None
+    try:
+        place = data_builder.place_of(config, "target")
+        labels = (
+            labels_of(dataset, place)[torch.from_numpy(indices)]
+            if known
+            else torch.tensor([dataset[int(index)][place] for index in indices])
+        )
+    except Exception:  # noqa: BLE001  no class indices there: a question of this table, no fault of the data
+        return None
+    if labels.dim() != 1 or labels.is_floating_point() or int(labels.min()) < 0:
+        return None
+    names = _names(dataset)
+    counts = torch.bincount(labels).tolist()
+    return {names[label] if label < len(names) else str(label): count for label, count in enumerate(counts)}
+
+
+def _ranges(samples: list[Any]) -> dict[str, dict[str, Any]]:
+    """Of each member: shapes, dtype, least, greatest, mean and standard deviation."""
+    found: dict[str, dict[str, Any]] = {}
+    members: dict[str, list[Tensor]] = {}
+    for sample in samples:
+        items = sample.items() if isinstance(sample, Mapping) else enumerate(sample)
+        for place, member in items:
+            number = _as_numbers(member)
+            if number is not None:
+                members.setdefault(str(place), []).append(number)
+    for place, tensors in members.items():
+        numbers = torch.cat([tensor.flatten().double() for tensor in tensors])
+        found[place] = {
+            "shape": _shape([tuple(tensor.shape) for tensor in tensors]),
+            "dtype": str(tensors[0].dtype),
+            "min": float(numbers.min()),
+            "max": float(numbers.max()),
+            "mean": float(numbers.mean()),
+            "std": float(numbers.std(correction=0)),
+        }
+    return found
+
+
+def _as_numbers(member: Any) -> Tensor | None:
+    """A member as a plain tensor; None where it is none (a text, a nested sample)."""
+    try:
+        number = to_image(member) if hasattr(member, "convert") else torch.as_tensor(member)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return number.as_subclass(Tensor) if number.numel() else None
+
+
+def _shape(shapes: list[tuple[int, ...]]) -> list[int | str]:
+    """The sizes of each dimension: one number, or `least-greatest`; where their number differs, how many there are."""
+    counts = {len(shape) for shape in shapes}
+    if len(counts) > 1:
+        return [f"{min(counts)} to {max(counts)} dimensions"]
+    ends = [(min(sizes), max(sizes)) for sizes in zip(*shapes, strict=True)]
+    return [low if low == high else f"{low}-{high}" for low, high in ends]
+
+
+def table(facts: Mapping[str, Any]) -> str:
+    """The facts as text."""
+    lines = []
+    for name, split in facts.items():
+        count = f"{split['samples']:,}" if split["samples"] else "an unknown number of"
+        lines.append(f"{name}: {count} samples, {split['plan']}")
+        if split["classes"]:
+            total = sum(split["classes"].values())
+            shares = (f"{label}: {count} ({count / total:.1%})" for label, count in split["classes"].items())
+            lines.append("  classes      " + ", ".join(shares))
+        for kind, members in split["values"].items():
+            for place, v in members.items():
+                numbers = " ".join(f"{word} {v[word]:.4g}" for word in ("min", "max", "mean", "std"))
+                lines.append(f"  {kind:<12} {place}: [{', '.join(map(str, v['shape']))}] {v['dtype']} {numbers}")
+        lines += [f"  {file}" for file in split["pictures"]]
+    return "\n".join(lines)

@@ -1,0 +1,102 @@
+"""Preview of the initialisation: statistics of activations and gradients, layer by layer."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from runner.config.schema import Config
+from runner.core.errors import ConfigError, Mistake
+
+
+@dataclass
+class Layer:
+    """One leaf module in one forward and backward pass."""
+
+    name: str
+    type: str
+    weighted: bool  # whether it has parameters of two or more dimensions
+    activation: float = math.nan  # standard deviation of its output
+    gradient: float = math.nan  # standard deviation of the loss's gradient by its output
+    dead: float = math.nan  # the share of channels nowhere above 0 in the batch: a rectifier gives nothing there
+
+
+@dataclass
+class Audit:
+    """What one choice of `init` does."""
+
+    init: str
+    loss: float
+    layers: list[Layer] = field(default_factory=list)
+
+    def spreads(self, what: str) -> list[float]:
+        """The standard deviations of the weighted layers."""
+        return [getattr(layer, what) for layer in self.layers if layer.weighted]
+
+    def growth(self, what: str) -> float:
+        """The factor by which a spread changes from one weighted layer to the next, in the geometric mean."""
+        values = self.spreads(what)
+        if len(values) < 2 or not all(math.isfinite(value) and value > 0 for value in (values[0], values[-1])):
+            return math.nan
+        return float((values[-1] / values[0]) ** (1 / (len(values) - 1)))
+
+
+def audit(config: Config, name: str, trust: tuple[str, ...]) -> Audit:
+    """Send the first training batch forward and backward.
+
+    Args:
+        config: the checked config.
+        name: of the choice, for the table.
+        trust: patterns of names trusted on the command line.
+
+    Raises:
+        RunError: the data cannot be had, or model and loss refuse it.
+    """
+    import torch
+    from torch import nn
+
+    from runner.core import device as devices
+    from runner.core import rng
+    from runner.experiment.builders import model as model_builder
+    from runner.experiment.builders.data import make_parts, make_splits
+    from runner.experiment.builders.instantiate import component
+    from runner.train.optimizer_step.closure import is_own
+
+    device = devices.choose(config.device.type)
+    model = model_builder.make_model(config, trust)
+    model_builder.operate(config, model, trust)
+    model = model.to(device).train()
+    loss = None if config.loss is None else component(config.loss, "loss", trust=trust, call=False)
+    loss = loss.to(device) if isinstance(loss, nn.Module) else loss
+    step = component(config.step, "step", trust=trust, call=False)
+    if is_own(step):
+        rule = "does its own backward and update: there is no gradient of one loss to look at"
+        raise ConfigError([Mistake("step._target_", rule, config.step["_target_"])])
+    batch = next(iter(make_splits(config, make_parts(config, trust), device, trust)["train"].batches(0)))
+    layers: dict[str, Layer] = {}
+
+    def watch(name: str, module: nn.Module) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if not isinstance(output, torch.Tensor) or not output.is_floating_point():
+                return
+            kind = type(module).__name__
+            weighted = any(p.dim() > 1 for p in module.parameters(recurse=False))
+            layer = layers.setdefault(name, Layer(name, kind, weighted))
+            layer.activation = output.detach().double().std(correction=0).item()
+            if output.dim() > 1:
+                layer.dead = (output.detach().transpose(0, 1).flatten(1) <= 0).all(1).double().mean().item()
+            if output.requires_grad:
+                output.register_hook(lambda gradient: _note(layer, gradient))
+
+        return module.register_forward_hook(hook)
+
+    handles = [watch(name, module) for name, module in model.named_modules() if not list(module.children())]
+    with rng.stream(rng.key(config.seed, "train")):
+        outcome = step(batch, model, loss)
+        outcome["loss"].backward()
+    for handle in handles:
+        handle.remove()
+    return Audit(name, outcome["loss"].item(), list(layers.values()))
+
+
+def _note(layer: Layer, gradient: Any) -> None:
+    layer.gradient = gradient.detach().double().std(correction=0).item()

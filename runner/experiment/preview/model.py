@@ -1,0 +1,92 @@
+"""The table of a config's model for inputs of the dataset's shape, or of any other."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from runner.config.schema import Config
+from runner.core.errors import ConfigError, Mistake
+from runner.experiment.builders import model as model_builder
+from runner.experiment.builders.instantiate import Trust
+from runner.experiment.preflight import model as model_preflight
+from runner.experiment.preflight import preflight
+from runner.experiment.preflight import report as report_preflight
+from runner.model.freeze import freeze
+from runner.model.summary import ModelTable, model_table
+
+_INPUT = re.compile(r"(?:([A-Za-z_]\w*)=)?(\d+(?:x\d+)*|scalar)(?::(?:torch\.)?(\w+))?")
+
+
+def read_inputs(texts: Sequence[str], batch: int) -> Any:
+    """Meta tensors of `[NAME=]3x640x640[:DTYPE]`, the batch put before: one, a list of them, or a dict of named ones.
+
+    None where there is no text.
+
+    Raises:
+        ConfigError: a text is none of these, or some are named and some are not.
+    """
+    mistakes, found = [], []
+    for text in texts:
+        match = _INPUT.fullmatch(text)
+        name, sizes, kind = match.groups() if match else ("", "", "")
+        dtype = getattr(torch, kind or "float32", None)
+        if match is None or not isinstance(dtype, torch.dtype):
+            rule = "must be sizes without the batch, such as `3x640x640`, `ids=128:int64`, `scalar`"
+            mistakes.append(Mistake("--input", rule, text))
+            continue
+        shape = [batch, *([] if sizes == "scalar" else map(int, sizes.split("x")))]
+        found.append((name, torch.empty(shape, dtype=dtype, device="meta")))
+    if len({bool(name) for name, _ in found}) > 1:
+        mistakes.append(Mistake("--input", "must name all of the model's arguments, or none", ", ".join(texts)))
+    if mistakes:
+        raise ConfigError(mistakes)
+    if not found:
+        return None
+    if found[0][0]:
+        return dict(found)
+    return found[0][1] if len(found) == 1 else [tensor for _, tensor in found]
+
+
+def describe(config: Config, inputs: Any, batch: int, trust: Trust = ()) -> ModelTable:
+    """The table for these inputs, or for `batch` of the dataset's samples where there are none.
+
+    Raises:
+        ConfigError: model, freezing or the sample is refused; no inputs are given, and the dataset states no `sample`.
+    """
+    if inputs is not None:
+        model = _meta_model(config, trust)
+        freeze(model, config.freeze.params)
+        return model_table(model, inputs, training=True)
+    found = preflight.preflight(config, trust)
+    if found.mistakes:
+        raise ConfigError(found.mistakes)
+    if found.batch is None:
+        rule = "must be given: the dataset states no `sample`"
+        raise ConfigError([Mistake("--input", rule, remedy="--input 3x224x224, the sizes without the batch")])
+    if found.model is None:
+        model = _meta_model(config, trust)
+        freeze(model, config.freeze.params)
+    else:
+        model = found.model
+    return model_table(model, _enlarged(found.one_sample(config), batch), training=True)
+
+
+def _meta_model(config: Config, trust: Trust) -> nn.Module:
+    """The model on the meta device, by way of the CPU where it cannot be built there."""
+    found = report_preflight.Preflight()
+    model = model_preflight.meta_model(config, found, trust)
+    if found.mistakes:
+        raise ConfigError(found.mistakes)
+    return model_builder.make_model(config, trust).to("meta") if model is None else model
+
+
+def _enlarged(inputs: Any, batch: int) -> Any:
+    """The same for another size of batch."""
+    if isinstance(inputs, dict):
+        return {name: _enlarged(member, batch) for name, member in inputs.items()}
+    if isinstance(inputs, list):
+        return [_enlarged(member, batch) for member in inputs]
+    return torch.empty((batch, *inputs.shape[1:]), dtype=inputs.dtype, device="meta")

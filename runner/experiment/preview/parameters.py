@@ -1,0 +1,179 @@
+"""Preview of the parameters: shape, init rule, pretrained source, frozen, group, rate of each."""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runner.config.hydra_loader import Composed
+from runner.config.origins import as_path
+from runner.config.schema import Config
+
+
+@dataclass
+class Row:
+    """One parameter or buffer; empty or None where something does not concern it."""
+
+    name: str
+    kind: str  # parameter or buffer
+    shape: list[int]
+    dtype: str
+    count: int
+    init: str  # the rule's label and what it does, `init.apply`, or empty: left as its module made it
+    mean: float | None  # of the numbers that it has when training starts
+    std: float | None
+    pretrained: str  # its name in the file, and how it was brought into shape
+    frozen: bool
+    group: str
+    lr: float | None
+    weight_decay: float | None
+    where: dict[str, str] = field(default_factory=dict)  # init, pretrained, frozen, group → file:line of the rule
+    state: dict[str, str] = field(default_factory=dict)  # of a run: the optimizer's state
+
+    def cells(self) -> tuple[str, ...]:
+        """The text of a row."""
+        number: Callable[[float | None], str] = lambda value: "" if value is None else f"{value:.3g}"  # noqa: E731
+        return (
+            self.name,
+            "x".join(map(str, self.shape)) or "1",
+            self.dtype,
+            f"{self.count:,}",
+            self.init,
+            number(self.mean),
+            number(self.std),
+            self.pretrained,
+            "frozen" if self.frozen else "",
+            self.group,
+            number(self.lr),
+            number(self.weight_decay),
+            ", ".join(dict.fromkeys(self.where.values())),
+        )
+
+
+def explain(
+    config: Config, composed: Composed | None, folder: Path | None, trust: tuple[str, ...]
+) -> tuple[list[Row], list[dict[str, Any]]]:
+    """Build model and optimizer as a run would, and say of each tensor what they hold.
+
+    Args:
+        config: the checked config.
+        composed: knows the file:line of each key; None for a recorded run.
+        folder: a run whose last checkpoint is put in first, if it has one.
+        trust: patterns of names trusted on the command line.
+
+    Returns:
+        A row for each parameter and buffer, and the optimizer's groups: their names, settings and parameters.
+    """
+    import torch
+
+    from runner.experiment.builders import model as model_builder
+    from runner.experiment.builders import train as train_builder
+    from runner.experiment.builders.instantiate import component
+    from runner.train.checkpoint import Checkpoints
+    from runner.train.state_dict import compare_model
+
+    warn = lambda text: print(text, file=sys.stderr)  # noqa: E731
+    checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", warn=warn)
+    saved = checkpoints.load("last") if checkpoints is not None and checkpoints.entries() else None
+    model = model_builder.make_model(config, trust)
+    done = model_builder.operate(config, model, trust, weights=saved is None)
+    loss = None if config.loss is None else component(config.loss, "loss", trust=trust, call=False)
+    groups = model_builder.make_groups(config, model, done.frozen, trust, loss)
+    optimizer = train_builder.make_optimizer(config, groups, torch.device("cpu"), trust)
+    if saved is not None:
+        compare_model(model, saved["model"])
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+    place = _places(composed)
+    settings = {name: group for group in optimizer.param_groups for name in group["param_names"]}
+    rules = {row.tensor: row for row in done.init_rows}
+    loaded = {row.name: row for row in _report(done.pretrained, folder)}
+    rows = []
+    for kind, name, tensor in _tensors(model):
+        group, rule, source = settings.get(name), rules.get(name), loaded.get(name)
+        floating = tensor.is_floating_point() and tensor.numel() > 0
+        values = tensor.detach().double() if floating else None
+        row = Row(
+            name=name,
+            kind=kind,
+            shape=list(tensor.shape),
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            count=tensor.numel(),
+            init=f"{rule.rule}: {rule}" if rule and rule.rule else "init.apply" if name in done.changed else "",
+            mean=None if values is None else values.mean().item(),
+            std=None if values is None else values.std(correction=0).item(),
+            pretrained="",
+            frozen=kind == "parameter" and not tensor.requires_grad,
+            group="" if group is None else group["name"],
+            lr=None if group is None or "lr" not in group else float(group["lr"]),
+            weight_decay=None if group is None or "weight_decay" not in group else float(group["weight_decay"]),
+        )
+        if rule and rule.rule:
+            row.where["init"] = place(f"init.rules.{rule.rule}")
+        elif row.init:
+            row.where["init"] = place("init.apply")
+        if source is not None and source.source and source.action not in {"skipped", "left"}:
+            row.pretrained = source.source + ("" if source.action == "loaded" else f" ({source.action})")
+            row.where["pretrained"] = place("pretrained.strategy")
+        if row.frozen:
+            row.where["frozen"] = place(_freezing(config, name, model))
+        if group is not None:
+            row.where["group"] = place(_group_key(config, group["name"]))
+        if kind == "parameter" and tensor in optimizer.state:
+            row.state = {key: _spell_state(value) for key, value in optimizer.state[tensor].items()}
+        rows.append(row)
+    return rows, [{k: v for k, v in group.items() if k != "params"} for group in optimizer.state_dict()["param_groups"]]
+
+
+def _report(weights: Any, folder: Path | None) -> list[Any]:
+    """What became of each tensor in the file of pretrained weights: now, or as the run recorded it."""
+    from runner.model.pretrained.plan import Row as WeightsRow
+
+    if weights is not None or folder is None or not (folder / "pretrained.json").is_file():
+        return weights.rows if weights is not None else []
+    return [WeightsRow(**row) for row in json.loads((folder / "pretrained.json").read_text())["tensors"]]
+
+
+def _tensors(model: Any) -> Iterable[tuple[str, str, Any]]:
+    """Parameters and buffers in the order of the modules, each once, under the first of its names."""
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        for kind, own in (
+            ("parameter", module.named_parameters(prefix, recurse=False)),
+            ("buffer", module.named_buffers(prefix, recurse=False)),
+        ):
+            for name, tensor in own:
+                if id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield kind, name, tensor
+
+
+def _places(composed: Composed | None) -> Callable[[str], str]:
+    if composed is None:
+        return lambda key: f"config.yaml: {key}"
+    return lambda key: composed.layers.blame(as_path(key), follow=False).partition(" (")[0]
+
+
+def _freezing(config: Config, name: str, model: Any) -> str:
+    names = {n for n, p in model.named_parameters(remove_duplicate=False) if p is model.get_parameter(name)}
+    for index, pattern in enumerate(config.freeze.params):
+        if any(re.fullmatch(pattern, n) for n in names):
+            return f"freeze.params[{index}]"
+    return "model"
+
+
+def _group_key(config: Config, name: str) -> str:
+    """The key of a group; one that was split by layers has its layer's number behind it."""
+    for label in (name, name.rpartition("_")[0]):
+        if config.param_groups.get(label) is not None:
+            return f"param_groups.{label}"
+    return f"optimizer.{name}" if isinstance(config.optimizer.get(name), dict) else "optimizer"
+
+
+def _spell_state(value: Any) -> str:
+    if getattr(value, "ndim", 0) == 0:
+        return f"{float(value):g}"
+    return f"std {value.double().std(correction=0).item():.3g}"

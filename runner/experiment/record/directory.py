@@ -1,0 +1,21 @@
+"""Create a run directory that no other run shares."""
+
+import contextlib
+import os
+from datetime import datetime
+from pathlib import Path
+
+from runner.core.files import sync_folder
+
+
+def make_run_dir(root: Path, name: str) -> Path:
+    """Make and return the new folder `<root>/<name>/<date>_<time>_<id>`, which no other process gets."""
+    parent = root / name
+    parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        now = datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
+        folder = parent / f"{now}_{os.urandom(3).hex()}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            sync_folder(parent)
+            return folder

@@ -1,0 +1,343 @@
+"""Where a run's numbers came from: code, versions, machine, command. Plain data for `provenance.json`."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+from weakref import WeakKeyDictionary
+
+from runner.core.errors import Mistake
+from runner.core.paths import PACKAGE
+
+GIT_SECONDS = 5.0  # a huge repository on a slow disk must not hold up the start
+
+
+DIFF_BYTES = 1 << 20
+
+
+UNTRACKED_FILES = 200
+
+
+STATUS = ("status", "--porcelain=v2", "--branch", "-z")
+
+
+DIFF = ("diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color")
+
+
+STANDARD_LIBRARY = sysconfig.get_path("stdlib") + "/"
+
+
+def collect(
+    root: Path,
+    *,
+    command: Sequence[str],
+    seed: int,
+    data: Any = None,
+    plan: Any = None,
+    device: Any = None,
+    processes: int = 1,
+) -> dict[str, Any]:
+    """All that can be known at the start of a run, as plain data; takes about 10 ms.
+
+    Recorded as given: the `command` line, the `seed`, the fingerprint of the `data`, the `plan` of making batches, the
+    `device` (its type and name), the number of `processes` that train together.
+    `root` is the working directory: its repository and its modules count. Threads are those that torch is set to.
+    Nothing that is missing (git, /proc, a GPU) is an error.
+    """
+    with Repository(root) as repository:  # git works while we do the rest
+        record = {
+            "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "command": list(command),
+            "directory": str(root),
+            "seed": seed,
+            "threads": _threads(),
+            "device": device,
+            "processes": processes,
+            "data": data,
+            "plan": plan,
+            "modules": modules(root),
+            "versions": _versions(),
+            "platform": _platform(),
+            "hardware": _hardware(),
+        }
+        return {**record, "git": repository.state()}
+
+
+# ---- code
+
+
+def modules(root: Path) -> dict[str, Any]:
+    """SHA-256 of the source of each imported module of the project, by module name, and one `total` over them.
+
+    The project is what lies under `root` or beside the package `runner`, without what is installed (site-packages, the
+    standard library); of an installed runner its own packages count.
+    """
+    home = PACKAGE.parent
+    folders = {f"{spelling}".rstrip("/") + "/" for f in (root, home) for spelling in (f.absolute(), f.resolve())}
+    hashes = {}
+    for key, name in _of_the_project(tuple(sorted(folders))):
+        if (module := sys.modules.get(key)) is not None:
+            with contextlib.suppress(OSError):
+                hashes[name] = _source_hash(module, str(module.__file__))
+    files = dict(sorted(hashes.items()))
+    total = hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in files.items()).encode()).hexdigest()
+    return {"total": total, "files": files}
+
+
+_LOOKED_AT: dict[tuple[str, ...], tuple[Any, list[tuple[str, str]]]] = {}  # by folders: the last module, what was found
+
+
+def _of_the_project(folders: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Keys in `sys.modules`, and names, of the modules below the folders that are not installed ones.
+
+    Modules stand there in the order of their import, and only those since the last call are looked at: a job of a sweep
+    shares 2,000 with its parent, and a look copies the pages that they are on (11 of the 75 ms of a job of noop).
+    """
+    last, found = _LOOKED_AT.get(folders, (None, []))
+    new = imported_since(last)
+    for key in new:
+        module = sys.modules.get(key)
+        spec = getattr(module, "__spec__", None)
+        name = spec.name if spec else key  # `__main__` is `runner.__main__` under `python -m`
+        path = getattr(module, "__file__", None) or ""
+        if path.startswith(folders) and (_is_ours(name) or not _is_installed(path)):
+            found = [*found, (key, name)]
+    if new:
+        _LOOKED_AT[folders] = sys.modules.get(new[-1]), found
+    return found
+
+
+def imported_since(last: Any) -> list[str]:
+    """The keys of what stands behind the module `last` in `sys.modules`, or of all where it does not."""
+    while True:
+        new: list[str] = []
+        try:
+            for key in reversed(sys.modules):
+                if last is not None and sys.modules.get(key) is last:
+                    break
+                new.append(key)
+        except RuntimeError:  # another thread has imported something meanwhile
+            continue
+        return new[::-1]
+
+
+def last_imported() -> Any:
+    """What stands last in `sys.modules`."""
+    return sys.modules.get(next(reversed(sys.modules)))
+
+
+_HASHES: "WeakKeyDictionary[Any, str]" = WeakKeyDictionary()
+
+
+def _source_hash(module: Any, path: str) -> str:
+    """SHA-256 of a module's source as it was when first asked for: an edit while it runs changes nothing that runs."""
+    if module not in _HASHES:
+        loader: Any = getattr(getattr(module, "__spec__", None), "loader", None)  # a sweep's jobs import from memory
+        source = loader.get_data(path) if hasattr(loader, "get_data") else Path(path).read_bytes()
+        _HASHES[module] = hashlib.sha256(source).hexdigest()
+    return _HASHES[module]
+
+
+# ---- what a resume compares
+
+COMPARED = (
+    "modules",
+    "versions",
+    "threads",
+    "device",
+    "processes",
+    "data",
+    "plan",
+)  # recorded anew by an inexact resume
+
+
+LIBRARIES = ("torch", "cuda", "torchvision", "numpy")
+
+
+ACCEPT = "accept other numbers with `--inexact`"
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any], *, random_eval: bool = False) -> list[Mistake]:
+    """What differs between two records so that numbers may: modules, libraries, device, threads, data, plan.
+
+    `random_eval` says that evaluation has transforms, so that its plan matters too. What one of the records does not
+    know is not compared.
+    """
+    found = []
+
+    def compare(key: str, was: Any, value: Any, remedy: str = "") -> None:
+        if was is not None and value is not None and was != value:
+            rule = f"must be as it was for the steps so far ({was})"
+            found.append(Mistake(key, rule, value, remedy=f"{remedy}{' or ' * bool(remedy)}{ACCEPT}"))
+
+    old, new = before["modules"]["files"], now["modules"]["files"]
+    for name in old:
+        if name in new and old[name] != new[name]:
+            rule = "must have the source that it had for the steps so far"
+            found.append(Mistake(f"module {name}", rule, remedy=f"put it back or {ACCEPT}"))
+    for name in LIBRARIES:
+        compare(f"version of {name}", before["versions"].get(name), now["versions"].get(name))
+    compare("device.threads", before["threads"], now["threads"])
+    compare("processes", before.get("processes"), now.get("processes"), "start as many (torchrun --nproc-per-node)")
+    compare("device.type", before.get("device"), now.get("device"))
+    for name, data in (before["data"] or {}).items():
+        compare(f"dataset ({name})", data, (now["data"] or {}).get(name))
+    for name, plan in (before["plan"] or {}).items():
+        if name == "train" or random_eval:
+            again = plan_kind((now["plan"] or {}).get(name, ""))
+            compare(f"loader (plan of {name})", plan_kind(plan), again, "put `loader` back as it was")
+    return found
+
+
+def plan_kind(plan: str) -> str:
+    """How batches are made, without where, by how many workers and why."""
+    return plan.partition(";")[0].partition(",")[0].partition(" on ")[0].partition(" (")[0]
+
+
+def _is_ours(name: str) -> bool:
+    return name.partition(".")[0] in ("runner", "models", "datasets")
+
+
+def _is_installed(path: str) -> bool:
+    return "/site-packages/" in path or "/dist-packages/" in path or path.startswith(STANDARD_LIBRARY)
+
+
+AT_SUBMISSION: dict[Path, dict[str, Any] | None] = {}  # in a job of a sweep, whose modules are those of then too
+
+
+class Repository:
+    """The state of the repository that `root` lies in; asked in processes of their own while something else is done."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        asked = () if root in AT_SUBMISSION else (STATUS, DIFF)
+        self._processes = [_start_git(root, *arguments) for arguments in asked]
+        self._clock = threading.Timer(GIT_SECONDS, self._kill)
+        self._clock.daemon = True
+
+    def __enter__(self) -> Self:
+        if self._processes:
+            self._clock.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._clock.cancel()
+        self._kill()
+        for process in filter(None, self._processes):
+            process.communicate()
+
+    def _kill(self) -> None:
+        for process in filter(None, self._processes):
+            process.kill()
+
+    def state(self) -> dict[str, Any] | None:
+        """Commit, branch, dirty or not, untracked files, diff (cut at DIFF_BYTES); None without a repository."""
+        if self._root in AT_SUBMISSION:
+            return AT_SUBMISSION[self._root]
+        status, failed = _read(self._processes[0])
+        if failed:
+            return None
+        fields = status.split("\0")
+        header = dict(field[2:].split(" ", 1) for field in fields if field.startswith("# branch."))
+        untracked = [field[2:] for field in fields if field.startswith("? ")]
+        diff, diff_failed = _read(self._processes[1])
+        return {
+            "commit": header.get("branch.oid"),
+            "branch": header.get("branch.head"),
+            "dirty": any(not field.startswith("# ") for field in fields if field),
+            "untracked": untracked[:UNTRACKED_FILES],
+            "diff": diff[:DIFF_BYTES],
+            "diff_complete": not diff_failed and len(diff) <= DIFF_BYTES,
+        }
+
+
+def _start_git(root: Path, *arguments: str) -> "subprocess.Popen[bytes] | None":
+    # Nothing of the repository's own configuration is run, and its index is not written.
+    command = ["git", "-c", "core.fsmonitor=false", "-c", "core.quotePath=false", "-C", str(root), *arguments]
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    nothing = subprocess.DEVNULL
+    try:
+        return subprocess.Popen(  # noqa: S603  the arguments are ours
+            command, stdin=nothing, stdout=subprocess.PIPE, stderr=nothing, env=environment
+        )
+    except OSError:  # no git
+        return None
+
+
+def _read(process: "subprocess.Popen[bytes] | None") -> tuple[str, bool]:
+    if process is None or process.stdout is None:
+        return "", True
+    text = process.stdout.read(DIFF_BYTES + 1)
+    if len(text) > DIFF_BYTES:
+        process.kill()
+        return text.decode(errors="replace"), False
+    return text.decode(errors="replace"), process.wait() != 0
+
+
+# ---- versions and machine
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"python": sys.version.split()[0]}
+    for name in ("runner", "torch", "torchvision", "numpy", "hydra", "omegaconf", "tensorboardX"):
+        module = sys.modules.get(name)
+        if module is not None:
+            versions[name] = getattr(module, "__version__", None)
+    if torch := sys.modules.get("torch"):
+        versions["cuda"] = torch.version.cuda
+    if "tensorboardX" not in versions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions["tensorboardX"] = importlib.metadata.version("tensorboardX")
+    return versions
+
+
+def _threads() -> int | None:
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch else None
+
+
+def _platform() -> dict[str, str]:
+    system = os.uname()
+    kernel = {"system": system.sysname, "release": system.release, "machine": system.machine}
+    return {**kernel, "host": socket.gethostname()}
+
+
+def _hardware() -> dict[str, Any]:
+    return {
+        "cpu": _first_line("/proc/cpuinfo", "model name"),
+        "cores": os.cpu_count(),
+        "cores_available": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": _gpus(),
+        "gpu_driver": _first_line("/proc/driver/nvidia/version", "NVRM version"),
+    }
+
+
+def _gpus() -> list[dict[str, Any]]:
+    """Names and capabilities as CUDA has them where the run uses it: asking would delay a run on the CPU."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        devices = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
+        return [{"name": d.name, "capability": f"{d.major}.{d.minor}", "memory_bytes": d.total_memory} for d in devices]
+    cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    return [{"name": _first_line(str(card), "Model")} for card in cards]
+
+
+def _first_line(path: str, key: str) -> str | None:
+    """What stands behind `key` in the first 4 KiB of a file of /proc: all of /proc/cpuinfo takes long on many cores."""
+    try:
+        with Path(path).open("rb", buffering=0) as file:
+            text = file.read(4096).decode(errors="replace")
+    except OSError:
+        return None
+    found = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith(key)]
+    return found[0] if found else None

@@ -1,0 +1,435 @@
+"""One run: from a checked config to a run directory with its result, also when it fails."""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from runner.config import schema
+from runner.config.check.check import resolved
+from runner.config.check.rules.rule import SUPERVISED
+from runner.config.check.rules.train import too_long
+from runner.config.hydra_loader import Composed
+from runner.config.schema import Config
+from runner.core import device as devices
+from runner.core.errors import ConfigError, Mistake, RunError, refusal
+from runner.core.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED
+from runner.core.files import remove, write_json
+from runner.core.lock import Lock
+from runner.core.paths import PACKAGE
+from runner.experiment import diagnosis
+from runner.experiment.builders import run as run_builder
+from runner.experiment.builders import train as train_builder
+from runner.experiment.builders.instantiate import Trust
+from runner.experiment.examine import Examined
+from runner.experiment.preflight import processes as processes_preflight
+from runner.experiment.preflight.preflight import misfits
+from runner.experiment.preflight.report import Preflight
+from runner.experiment.record.recorded import Continuation, without_schedule
+from runner.experiment.record.result import (
+    facts,
+    figures,
+    inexact_steps,
+    last_values,
+    new_result,
+    weights_sha256,
+    words_of,
+    write_config,
+    write_result,
+)
+from runner.experiment.restore import at_last_checkpoint, go_on
+from runner.experiment.run_log import Judge, close_log, conclude, introduce, open_log, traceback_to
+from runner.experiment.signals import stopping
+from runner.log.logger import Log, lasting_console
+from runner.model.meta import meta_copy, to_meta
+from runner.train import evaluation, finite, loop, nan_search, oom
+from runner.train.distributed import environment
+from runner.train.distributed.process_group import Team
+from runner.train.finite import Fault
+from runner.train.single_process import ALONE, Alone
+from runner.train.state import PRUNED, Run, Stop
+
+OURS = PACKAGE
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its exit status, directory and result."""
+
+    status: int
+    folder: Path
+    result: dict[str, Any]
+
+
+def train(
+    examined: Examined,
+    composed: Composed,
+    argv: Sequence[str],
+    trust: Trust,
+    folder: Path,
+    began: float | None = None,
+    judge: Judge | None = None,
+) -> Outcome:
+    """Train a config without mistakes in a run directory of its own.
+
+    Args:
+        examined: the config, and what the preflight found.
+        composed: what it was composed to.
+        argv: the command line, for the record.
+        trust: patterns of names trusted on the command line.
+        folder: the run directory; it exists.
+        began: `time.perf_counter()` when the command was given.
+        judge: asked after each value of the objective but that of the last step whether the run is to stop as pruned.
+    """
+    return launch(
+        examined.config,
+        folder,
+        blame=composed.blame,
+        unresolved=composed.unresolved_yaml,
+        command=["python", "-m", "runner", *argv],
+        trust=trust,
+        found=examined.found,
+        debugging=bool(composed.choices.get("debug")),
+        began=began,
+        judge=judge,
+    )
+
+
+def as_recorded(mistakes: list[Mistake]) -> list[Mistake]:
+    """Mistakes about a config of which nothing but its record is known."""
+    return [replace(mistake, where=mistake.where or f"config.yaml: {mistake.key}") for mistake in mistakes]
+
+
+def launch(
+    config: Config,
+    folder: Path,
+    *,
+    unresolved: str,
+    command: Sequence[str],
+    trust: Trust = (),
+    found: Preflight | None = None,
+    again: Continuation | None = None,
+    inexact: bool = False,
+    debugging: bool = False,
+    began: float | None = None,
+    judge: Judge | None = None,
+    blame: diagnosis.Blame = as_recorded,
+) -> Outcome:
+    """Train in a run directory that is ours.
+
+    Args:
+        config: the checked config.
+        folder: the run directory; it exists.
+        unresolved: the composed config as YAML, interpolations kept.
+        command: the command line, for the record.
+        trust: patterns of names trusted on the command line.
+        found: what the preflight found, to be shown first.
+        again: to continue: how the config compares with what the run was started with.
+        inexact: whether to continue although numbers may differ.
+        debugging: whether a `debug` option was chosen, so that the run may be too short for what it does.
+        began: `time.perf_counter()` when the command was given.
+        judge: asked after each value of the objective but that of the last step whether the run is to stop as pruned.
+        blame: gives a mistake that only the data shows the place that set its key.
+
+    Raises:
+        ConfigError: another process is at work on it, or it cannot be continued exactly; nothing was touched.
+    """
+    began = time.perf_counter() if began is None else began
+    stop, status = Stop(), EXIT_FAILED
+    team = enlist(config, stop, command)
+    run: Run | None = None
+    log: Log | None = None
+    result = new_result()
+    stands = again is None  # a run that goes on is not touched until it stands where it stood
+    with Lock(folder), stopping(stop), devices.flags_kept(), lasting_console():
+        try:
+            team.watch(lambda culprit: give_up(folder, result if stands else None, culprit))
+            said, record = list[str](), dict[str, Any]()
+            if again is None:
+                run = start(
+                    config, folder, unresolved, command, trust, team, found=found, blame=blame, debugging=debugging
+                )
+            else:
+                run, record = go_on(folder, again, command, trust, team, said, inexact=inexact)
+            team.tell({"step": run.progress.step})
+            run.stop = stop
+            stop_in_time(run, began)
+            log = open_log(run, config, judge)
+            if again is not None:
+                take_up(folder, run, again, record)
+                stands = True
+            introduce(run, config, found, said)
+            result["seconds_startup"] = time.perf_counter() - began
+            while (fault := fit_to(run, config)) is not None:
+                if team.world > 1:  # the search trains on in one process
+                    raise fault
+                rebuild = partial(at_last_checkpoint, config, folder, trust, said, again)
+                run = nan_search.answer(run, fault, rebuild, *answers_of(config))
+                run.stop = stop
+                log.close()
+                log = open_log(run, config, judge)
+            status = finish(run, result)
+        except Exception as error:
+            if again is not None and isinstance(error, ConfigError):
+                raise
+            team.failed(error)
+            if not stands:
+                result["error"] = team.blame(error) or cause_of(error)
+                return cannot_go_on(folder, result, log, team)
+            result["error"] = team.blame(error) or diagnosis.words(error, run, config, found, blame)
+            if isinstance(error, Fault):
+                result["fault"] = error.record()
+            result["error"] += traceback_to(log, folder, error)
+        result |= outcome_of(run, folder) | {"seconds": time.perf_counter() - began}
+        status = status if write_result(folder, result) else EXIT_FAILED
+        close_log(log, folder, run, config, result["status"])
+        conclude(result, folder)
+        team.end()
+    return Outcome(status, folder, result)
+
+
+def outcome_of(run: Run | None, folder: Path) -> dict[str, Any]:
+    """The figures of a run for its result, its last save waited for; and where it was not exact."""
+    if run is None:
+        return inexact_steps(folder)
+    with suppress(RunError):  # the last save; what it would say comes too late
+        run.checkpoints.wait()
+    return figures(run) | inexact_steps(folder)
+
+
+def cannot_go_on(folder: Path, result: dict[str, Any], log: Log | None, team: Alone) -> Outcome:
+    """Say why a run does not go on; its directory stays as it was, with the result that it had."""
+    if log is not None:
+        with suppress(OSError):
+            log.close()
+    print(f"{folder} cannot go on: {result['error']}", file=sys.stderr)
+    print("Its result, metrics and checkpoints are as they were.", file=sys.stderr)
+    team.end()
+    return Outcome(EXIT_FAILED, folder, result)
+
+
+def cause_of(error: Exception) -> str:
+    """An error in one paragraph, with the line of the user's own code that it comes from, where there is one."""
+    ours = type(error).__module__.partition(".")[0] == "runner"
+    if isinstance(error, OSError) and not ours:
+        text = refusal(error)
+    else:
+        text = str(error).encode(errors="backslashreplace").decode() if ours else words_of(error)
+    place = place_of(error)
+    return text if not place or place in text else f"{text} ({place})"
+
+
+def place_of(error: BaseException | None) -> str:
+    """The `file:line` of the user's own code that an error, or its cause, comes from; empty where there is none."""
+    here, found = Path.cwd(), ""
+    while error is not None:
+        frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        if isinstance(error, SyntaxError) and error.filename:
+            frames.append((error.filename, error.lineno))
+        for name, line in frames:
+            file = Path(name)
+            own = file.is_relative_to(here) and not file.is_relative_to(OURS) and "site-packages" not in file.parts
+            found = f"{file.relative_to(here)}:{line}" if own else found
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def stop_in_time(run: Run, began: float) -> None:
+    """Let training end when `train.max_time`, of which earlier processes have used some, is used up."""
+    if run.max_seconds is not None:
+        run.stop.end_at(began + run.max_seconds - run.progress.seconds, "train.max_time is used up")
+
+
+def enlist(config: Config, stop: Stop, command: Sequence[str]) -> Alone:
+    """The processes that train together, of which this is rank 0: one alone, unless the config wants more.
+
+    Raises:
+        ConfigError: it does, and this process was started by `command` and not by torchrun.
+    """
+    place = environment.place()
+    if config.device.parallel not in schema.PROCESSES:
+        return ALONE
+    if place is None:
+        raise ConfigError(processes_preflight.mistakes(config.device.parallel, command[3:]))
+    stop.shared = True
+    return Team(place, stop)
+
+
+def give_up(folder: Path, result: dict[str, Any] | None, culprit: str) -> None:
+    """Write the result, if there is one, and end this process, which waits in vain for one that failed."""
+    if result is not None:
+        write_result(folder, result | {"error": culprit})
+    print(f"The run failed: {culprit}", file=sys.stderr)
+    os._exit(EXIT_FAILED)
+
+
+def start(
+    config: Config,
+    folder: Path,
+    unresolved: str,
+    command: Sequence[str],
+    trust: Trust,
+    team: Alone,
+    *,
+    found: Preflight | None = None,
+    blame: diagnosis.Blame,
+    debugging: bool = False,
+) -> Run:
+    """A new run: write down what it is, build it, write down where it comes from."""
+    plain = resolved(config)
+    write_config(folder, plain, unresolved)
+    remove(folder / "result.json")  # of an attempt that failed before it had a config
+    team.tell({"config": plain, "folder": str(folder.absolute()), "rescheduled": [], "settings": {}, "schedule": ""})
+    run: Run | None = None
+    try:
+        run = run_builder.build(config, folder, plain, trust, team)
+    finally:
+        write_json(folder / "provenance.json", facts(config, command, run))
+    if mistakes := lengths(config, run, debugging=debugging):
+        raise RunError("; ".join(map(str, mistakes)))
+    try_the_first_batch(run, config, found, trust, blame)
+    return run
+
+
+def try_the_first_batch(
+    run: Run, config: Config, found: Preflight | None, trust: Trust, blame: diagnosis.Blame
+) -> None:
+    """Let what only real data shows be found before the first step.
+
+    That is a batch of one sample at the end of an epoch, which batch norm cannot train on, and, where the dataset
+    states no sample, a metric that does not fit what the model gives.
+
+    Raises:
+        RunError: a made-up batch is known, and the model refuses one sample of it.
+    """
+    if run.team.world > 1 or config.device.compile or config.step["_target_"] != SUPERVISED or not run.total_steps:
+        return
+
+    def told(mistakes: list[Mistake]) -> None:
+        if mistakes:
+            raise RunError("; ".join(diagnosis.in_one_line(mistake, blame) for mistake in mistakes))
+
+    rest = smallest_batch(run, config) == 1
+    if found is not None and found.batch is not None and found.model is not None:
+        told(misfits(config, found.model, run.loss, found.batch, trust, rest=rest, size=run.splits["train"].size))
+    else:
+        size = run.splits["train"].size
+        run.rehearse = lambda batch: told(
+            misfits(config, meta_copy(run.model), run.loss, to_meta(batch), trust, rest=rest, size=size, metrics=True)
+        )
+
+
+def smallest_batch(run: Run, config: Config) -> int:
+    """Samples in the smallest batch of an epoch of training; 0 where the config does not say it."""
+    size, whole = run.splits["train"].size, config.loader.batch_size
+    if config.loader.batch_sampler is not None or not size:
+        return 0
+    return whole if config.loader.drop_last else size % whole or whole
+
+
+def lengths(config: Config, run: Run, *, debugging: bool) -> list[Mistake]:
+    """What is too short or too long for the run, now that its steps are known; a `debug` run is short on purpose."""
+    outlived = train_builder.outlived(run.schedule, run.total_steps, run.steps_per_epoch)
+    if debugging or run.total_steps == 0:
+        return outlived
+    return [*(finding.mistake for finding in too_long(config, run.steps_per_epoch)), *outlived]
+
+
+def take_up(folder: Path, run: Run, again: Continuation, record: Mapping[str, Any]) -> None:
+    """Write down that a run goes on: from here on its earlier result is not so any more."""
+    write_json(folder / "provenance.json", record)
+    if run.checkpoints.entries():
+        run.checkpoints.finish()
+    unresolved = without_schedule(again)[1] if again.schedule == "constant" else again.unresolved
+    write_config(folder, run.config, unresolved)
+    remove(folder / "result.json")
+
+
+def answers_of(config: Config) -> tuple[str, int]:
+    """What to do after a fault, and how often."""
+    return config.train.on_fault, config.train.max_faults
+
+
+def fit_to(run: Run, config: Config) -> Fault | None:
+    """Train to the end, to a signal, or to a number that is none."""
+    try:
+        with finite.anomalies() if config.train.detect_anomaly else nullcontext():
+            loop.fit(run)
+    except Fault as fault:
+        return fault
+    except (RuntimeError, MemoryError) as error:
+        if not oom.is_out_of_memory(error):
+            raise
+        raise RunError(too_much(run)) from error
+    return None
+
+
+def too_much(run: Run) -> str:
+    """That the memory was not enough: for which batch, what to change, and the peak."""
+    loader, evaluating = run.config["loader"], not run.model.training
+    key, size = "loader.batch_size", loader["batch_size"]
+    if evaluating and loader["eval"]["batch_size"] is not None:
+        key, size = "loader.eval.batch_size", loader["eval"]["batch_size"]
+    where = "in the evaluation after" if evaluating else "in the step after"
+    ways = oom.advice(
+        size,
+        run.accumulate,
+        run.config["device"]["precision"],
+        evaluating=evaluating,
+        splits=run.config["train"]["split_on_oom"],
+    )
+    return f"out of memory {where} step {run.progress.step:,} with {key}={size}; {oom.peak(run.device)}. {ways}"
+
+
+def finish(run: Run, result: dict[str, Any]) -> int:
+    """Evaluate the last weights on what has not been evaluated yet, and fill in the result; the exit status."""
+    progress = run.progress
+    if run.stop.signal is None:
+        if progress.step == 0:
+            loop.evaluate_and_compare(run, {})
+            loop.save(run)
+            loop.settle(run)
+        if "test" in run.splits:
+            test = evaluation.evaluate_and_show(run, "test")
+            if test is not None:
+                progress.last |= test
+                run.log.evaluated(progress.step, progress.epoch, test)
+    result["best"] = progress.best and {"step": progress.best["step"], "metrics": progress.best["metrics"]}
+    result["weights_sha256"] = weights_sha256(run.layout.whole(run.model.state_dict()))
+    if run.scaler is not None:
+        result["steps_skipped"] = run.scaler.skipped
+        run.log.say(f"fp16's scaler skipped {run.scaler.skipped:,} of {progress.step:,} steps (infinite gradients)")
+    if run.average is not None:
+        result["ema_sha256"] = weights_sha256(run.layout.whole(run.average.state_dict()))
+    if run.stop.signal == PRUNED:
+        result["status"] = "pruned"
+        result |= last_values(run)
+        return EXIT_DONE
+    if run.stop.signal is not None:
+        result["status"] = "interrupted"
+        result["signal"] = signal.Signals(run.stop.signal).name
+        return EXIT_INTERRUPTED if run.stop.signal == signal.SIGINT else EXIT_STOPPED
+    result["status"] = "completed"
+    if run.stop.ended:
+        result["stopped"] = run.stop.ended
+        run.log.say(f"training ended after step {progress.step:,} of {run.total_steps:,}: {run.stop.ended}")
+    say_unknown(run)
+    result["metrics"] = {name: value for name, value in progress.last.items() if not name.startswith("train/")}
+    result["train"] = {name: value for name, value in progress.last.items() if name.startswith("train/")}
+    result["objective"] = progress.last.get(run.objective)
+    result |= last_values(run)
+    return EXIT_DONE
+
+
+def say_unknown(run: Run) -> None:
+    """Say that the objective had no value, where a run that trained never had one."""
+    if run.progress.step and run.objective not in run.progress.last:
+        known = evaluation.numbers_of(run.progress.last)
+        run.log.say(f"train.objective: {run.objective} was never said, so nothing was compared; there are {known}")

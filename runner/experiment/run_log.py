@@ -1,0 +1,139 @@
+"""Open the logs of a run, log its start and its end, and write tracebacks to `log.txt`."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from runner.config.schema import Config
+from runner.core.files import write_json
+from runner.experiment.builders import log as log_builder
+from runner.experiment.preflight.report import Preflight
+from runner.log.console import final_report
+from runner.log.logger import Log, Text, WatchedLog, mend
+from runner.model.summary import model_table
+from runner.train.distributed import environment
+from runner.train.optimizer_step import split_on_oom
+from runner.train.state import PRUNED, Run
+
+# Asked whether to stop: the how-manieth value of the objective this is (from 1, also across resumes), and the value.
+Judge = Callable[[int, float], bool]
+
+
+def traceback_to(log: Log | None, folder: Path, error: Exception) -> str:
+    """Write the traceback of what ended the run to `log.txt`; what to say where that cannot be."""
+    try:
+        if log is None:
+            Text(folder).exception(error)
+        else:
+            log.exception(error)  # noqa: LOG004
+    except OSError as refused:
+        return f" (nor could log.txt be written: {refused.strerror or refused})"
+    return ""
+
+
+def open_log(run: Run, config: Config, judge: Judge | None = None) -> Log:
+    """The log of the run from its step on; what the checkpoints have to say goes there too."""
+    progress = run.progress
+    said = list[str]()
+    if progress.step:
+        # The lines that a checkpoint knows of: its losses are those since a line, and an evaluation has one.
+        since = progress.step - len(run.losses.sizes) - len(progress.left_out)
+        said = mend(run.folder, progress.step, max(since, progress.evaluated_at or 0), run.steps_per_epoch)
+    log = Log if judge is None else partial(WatchedLog, watch=Watch(run, judge))
+    run.log = log(
+        run.folder,
+        tensorboard=config.log.tensorboard,
+        progress=config.log.progress,
+        total_steps=run.total_steps,
+        start_step=run.progress.step,
+        go_on=config.train.on_save_error == "go_on",
+    )
+    for line in said:
+        run.log.say(line)
+    run.checkpoints.warn = run.log.say
+    if isinstance(run.update, split_on_oom.Splitting):
+        run.update.warn = run.log.say
+    run.on_save_error = config.train.on_save_error
+    return run.log
+
+
+def close_log(log: Log | None, folder: Path, run: Run | None, config: Config, status: str) -> None:
+    """Close the log, if there is one, how the run ended last; where the disk is full, say what it lacks."""
+    if log is None:
+        return
+    shown = run if run is not None and run.__dict__.get("log") is log else None
+    try:
+        try:
+            if shown is not None:
+                show_hparams(shown, config, status)
+        finally:
+            log.close()
+    except OSError as error:
+        print(f"{folder / 'tb'} lacks its last events: {error.strerror or error}", file=sys.stderr)
+
+
+def show_hparams(run: Run, config: Config, status: str) -> None:
+    """The run's row in TensorBoard's table of runs: config, and how it ended."""
+    wanted = config.log.hparams
+    if wanted:
+        run.log.hparams(log_builder.hparams(run.config, None if wanted is True else [*wanted]), status)
+
+
+@dataclass
+class Watch:
+    """Asks `judge` at each new value of the objective; with its yes the run stops at this very step, and saves it."""
+
+    run: Run
+    judge: Judge
+    step: int = -1  # of the last value
+    count: int = 0  # of values, those before a resume included
+
+    def __call__(self, step: int, values: Mapping[str, Any]) -> None:
+        run = self.run
+        at_end = step >= run.total_steps or run.stop.asked
+        if run.objective not in values or step == self.step or at_end:
+            return
+        if self.step < 0:
+            events = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
+            self.count = sum(run.objective in event and event["step"] < step for event in events)
+        self.step, self.count = step, self.count + 1
+        if self.judge(self.count, values[run.objective]):
+            run.stop.on_signal(PRUNED)
+
+
+def introduce(run: Run, config: Config, found: Preflight | None, said: Sequence[str]) -> None:
+    """Say what is about to be trained: the model's table, how batches are made, where."""
+    if found is not None:
+        if config.log.model_table and found.model is not None and found.batch is not None:
+            run.log.say(model_table(found.model, found.one_sample(config)))
+        for note in found.notes:
+            run.log.say(f"note: {note}")
+    if run.pretrained is not None:
+        write_json(run.folder / "pretrained.json", run.pretrained.as_json())
+        run.log.say(run.pretrained.summary())
+    for name, split in run.splits.items():
+        run.log.say(f"{name}: {split.size:,} samples, {split.plan}" if split.size else f"{name}: {split.plan}")
+    run.log.say(f"{run.total_steps:,} steps on {run.device}, in {run.folder}")
+    for line in said:
+        run.log.say(line)
+
+
+def conclude(result: Mapping[str, Any], folder: Path) -> None:
+    """Say how it ended: the metrics, or the error in one paragraph, and the run directory."""
+    if result["status"] == "completed":
+        final_report(result["metrics"] or result.get("train", {}), folder)
+    elif result["status"] == "pruned":
+        print(f"pruned after step {result['steps']:,}; train it to the end with:")
+        print(f"python -m runner resume {shlex.quote(str(folder))}")
+    elif result["status"] == "interrupted":
+        print(f"stopped by {result['signal']} after step {result['steps']:,}; continue with:")
+        print(f"{environment.command()} -m runner resume {folder}")
+    else:
+        print(f"The run failed: {result['error']}", file=sys.stderr)
+        if "nor could log.txt" not in result["error"]:
+            print(f"The traceback is in {folder / 'log.txt'}", file=sys.stderr)

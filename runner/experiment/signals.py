@@ -1,0 +1,51 @@
+"""Signals that ask a run to stop after the step under way."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from runner.core.exit_status import EXIT_INTERRUPTED
+from runner.train.state import Stop
+
+ECHO_SECONDS = 3.0  # a terminal's Ctrl-C reaches every process, and torchrun then sends it to each again
+
+
+@contextmanager
+def stopping(stop: Stop, *, silent: bool = False) -> Iterator[None]:
+    """SIGTERM, SIGUSR1 and Ctrl-C set a flag, and the step under way ends first; a second Ctrl-C leaves at once."""
+    if threading.current_thread() is not threading.main_thread():
+        with stop:
+            yield
+        return
+
+    asked_at = 0.0
+
+    def handler(number: int, _frame: FrameType | None) -> None:
+        nonlocal asked_at
+        if stop.shared and stop.wanted and time.monotonic() - asked_at < ECHO_SECONDS:
+            return
+        if number == signal.SIGINT and stop.wanted == signal.SIGINT:
+            os._exit(EXIT_INTERRUPTED)
+        asked_at = time.monotonic()
+        stop.on_signal(number)
+        if silent:
+            return
+        again = "; Ctrl-C again leaves at once, with what is saved" if number == signal.SIGINT else ""
+        said = f"\n{signal.Signals(number).name}: stopping after this step{again}\n"
+        with suppress(OSError):
+            os.write(2, said.encode())  # `print` may be what was interrupted
+
+    numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+    before = {number: signal.signal(number, handler) for number in numbers}
+    if hasattr(signal, "SIGHUP"):  # the terminal was closed, which is no wish to stop
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop:
+            yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

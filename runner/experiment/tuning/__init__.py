@@ -1,0 +1,1 @@
+"""Tuning by trial: a learning rate and a batch size."""

@@ -1,0 +1,220 @@
+"""Two settings found by trying: a learning rate that trains fast, and the largest batch that fits into memory.
+
+Both build a run of their own in a temporary folder and throw it away.
+"""
+
+import dataclasses
+import gc
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from itertools import islice
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner.config.schema import Config
+from runner.core import device as devices
+from runner.core.errors import RunError
+from runner.experiment.builders.instantiate import Trust
+from runner.experiment.tuning.trial_run import endless, trial_run
+
+
+@dataclasses.dataclass
+class Trial:
+    """One size of batch, tried for two steps."""
+
+    batch_size: int
+    fits: bool
+    peak: int | None = None  # bytes
+    seconds: float | None = None  # of the second step
+    problem: str = ""
+    samples: int = 0  # of the training split; 0: not known
+
+
+@dataclasses.dataclass
+class BatchSearch:
+    """What was tried, and what follows."""
+
+    batch_size: int | None  # the largest that fits; None: not even one sample does
+    too_large: int | None  # the least that does not, of those tried; None: every one that there are samples for fits
+    limit: int | None  # bytes; None: that of the GPU, found by running into it
+    measured: str
+    trials: list[Trial]
+
+
+def largest(fits: Callable[[int], bool], start: int, most: Callable[[], int]) -> tuple[int, int | None]:
+    """The largest number that fits (0: none) and the least that does not (None: `most` fits).
+
+    By doubling from `start`, then by halving the gap to a 32nd of the number; below 64 it is found exactly.
+    """
+    low, size = 0, min(start, most())
+    while fits(size):
+        low = size
+        if size >= most():
+            return low, None
+        size = min(2 * size, most())
+    while size - low > max(1, low // 32):
+        middle = (low + size) // 2
+        if fits(middle):
+            low = middle
+        else:
+            size = middle
+    return low, size
+
+
+def search_batch_size(
+    config: Config,
+    limit: int | None,
+    most: int | None,
+    trust: Trust = (),
+    say: Callable[[Trial], None] = lambda _: None,
+) -> BatchSearch:
+    """Try batch sizes with two real optimizer steps each: real data, gradients, the optimizer's state.
+
+    Args:
+        config: the checked config.
+        limit: bytes, for a CPU; null: nine tenths of the memory that is available now. A GPU has its own.
+        most: the largest size to be tried; no more than there are training samples.
+        trust: patterns of names trusted on the command line.
+        say: is told of each trial.
+
+    Raises:
+        RunError: the data cannot be had, or a step fails for another reason than memory.
+    """
+    if config.dataset.steps_per_epoch is not None:
+        raise RunError("loader.batch_size: there is no data to make batches of")
+    device = devices.choose(config.device.type)
+    on_cpu = device.type == "cpu"
+    limit = (limit or available_memory() * 9 // 10) if on_cpu else None
+    trials: list[Trial] = []
+
+    def fits(size: int) -> bool:
+        trial = on_gpu(config, size, device, trust) if limit is None else in_child(config, size, limit, trust)
+        trials.append(trial)
+        say(trial)
+        return trial.fits
+
+    def end() -> int:
+        return min(most or 2**20, trials[0].samples or 2**20) if trials else most or 2**20
+
+    low, high = largest(fits, config.loader.batch_size, end)
+    what = "peak resident memory of a process of its own" if on_cpu else f"peak memory that torch allocated on {device}"
+    return BatchSearch(min(low, end()) or None, high, limit, what, trials)
+
+
+def _with_batches(config: Config, size: int) -> Any:
+    return dataclasses.replace(config.loader, batch_size=size)
+
+
+def two_steps(config: Config, size: int, trust: Trust) -> Trial:
+    """Take two optimizer steps with batches of this size; the first makes the optimizer's state."""
+    with trial_run(dataclasses.replace(config, loader=_with_batches(config, size)), 2, trust) as run:
+        began = 0.0
+        for batch in islice(endless(run), 2):
+            began = time.perf_counter()
+            run.update(batch)
+            devices.synchronize(run.device)
+        return Trial(size, fits=True, seconds=time.perf_counter() - began, samples=run.splits["train"].size)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it comes from, says that memory has run out."""
+    if error is None:
+        return False
+    said = str(error).lower()
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
+    found = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in said for word in words)
+    return found or is_out_of_memory(error.__cause__)
+
+
+def on_gpu(config: Config, size: int, device: torch.device, trust: Trust) -> Trial:
+    """Try a size on a GPU, in this process."""
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        trial = two_steps(config, size, trust)
+        trial.peak = torch.cuda.max_memory_allocated(device) if cuda else torch.mps.driver_allocated_memory()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        trial = Trial(size, fits=False, problem="out of memory")
+    gc.collect()
+    if cuda:
+        torch.cuda.empty_cache()
+    else:
+        torch.mps.empty_cache()
+    return trial
+
+
+def in_child(config: Config, size: int, limit: int, trust: Trust) -> Trial:
+    """Try a size on the CPU in a process of its own, whose peak is then known, and whose end harms nothing."""
+    context = multiprocessing.get_context("forkserver")  # a fork of this process could inherit locked threads
+    start_server()
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_try, args=(config, size, limit, trust, theirs))
+    child.start()
+    theirs.close()
+    try:
+        trial: Trial | str = ours.recv()
+    except EOFError:
+        trial = Trial(size, fits=False, problem="the process was killed")
+    child.join()
+    if isinstance(trial, str):
+        raise RunError(f"a batch of {size}: {trial}")
+    return trial
+
+
+def start_server() -> None:
+    """Start the process that trials are forked from, unless it runs: it imports torch once for all of them."""
+    forkserver.set_forkserver_preload(["runner.experiment.tuning.batch_size"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # Python 3.11 does not hand its path on
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def _try(config: Config, size: int, limit: int, trust: Trust, answer: Any) -> None:
+    try:
+        _restrain(limit)
+        trial = two_steps(config, size, trust)
+        unit = 1 if sys.platform == "darwin" else 1024
+        trial.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        if trial.peak > limit:
+            trial.fits, trial.problem = False, "over the limit"
+        answer.send(trial)
+    except BaseException as error:  # noqa: BLE001  whatever it is, the parent says it
+        if is_out_of_memory(error):
+            answer.send(Trial(size, fits=False, problem="out of memory"))
+        else:
+            answer.send(f"{type(error).__name__}: {error}")
+
+
+def _restrain(limit: int) -> None:
+    """Let allocations far beyond the limit fail, so that a trial of twice the right size does not stop the machine."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return
+    facts = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+    data, resident = (int(facts[name].split()[0]) * 1024 for name in ("VmData", "VmRSS"))
+    room = data + max(0, limit - resident) * 5 // 4 + 2**28
+    resource.setrlimit(resource.RLIMIT_DATA, (room, room))
+
+
+def available_memory() -> int:
+    """Bytes that could be used now without swapping."""
+    facts = Path("/proc/meminfo")
+    if facts.is_file():
+        return next(int(line.split()[1]) * 1024 for line in facts.read_text().splitlines() if "MemAvailable" in line)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

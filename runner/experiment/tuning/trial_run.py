@@ -1,0 +1,45 @@
+"""A run that is tried and thrown away, for `find`."""
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from runner.config.schema import Config, Duration, Scheduler
+from runner.core import rng
+from runner.core.errors import RunError
+from runner.experiment.builders import run as run_builder
+from runner.experiment.builders.instantiate import Trust
+from runner.train import loop
+from runner.train.state import Run
+
+
+@contextmanager
+def trial_run(config: Config, steps: int, trust: Trust) -> Iterator[Run]:
+    """A run without schedule, in a folder that goes away; the global random numbers are afterwards as they were."""
+    short = dataclasses.replace(
+        config, scheduler=Scheduler(), train=dataclasses.replace(config.train, duration=Duration(f"{steps}st"))
+    )
+    with rng.isolated(), tempfile.TemporaryDirectory() as folder:
+        run = run_builder.build(short, Path(folder), {}, trust)
+        rng.seed_all(rng.key(config.seed, "train"))
+        run.model.train()
+        yield run
+
+
+def endless(run: Run) -> Iterator[Any]:
+    """The batches of one epoch after another.
+
+    Raises:
+        RunError: an epoch has none.
+    """
+    while True:
+        empty = True
+        for batch in loop.batches(run):
+            empty = False
+            yield batch
+        if empty:
+            raise RunError("an epoch of the train split has no batch")
+        run.progress.epoch += 1

@@ -1,0 +1,358 @@
+"""What a run says while it trains: `metrics.jsonl`, TensorBoard events, `log.txt` and the console."""
+
+import json
+import math
+import os
+import struct
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from runner.core import safe_io
+from runner.core.escape import printable
+from runner.core.files import to_json, write_atomic
+from runner.log.console import _Bar, _Console, _is_terminal, _Plain, _Quiet, _words
+from runner.log.jsonl import Lines, Value, put_aside, whole_lines
+from runner.log.tensorboard import _Events, _events_of, _NoEvents, _TensorBoard, own_event_files
+
+
+class Text:
+    """The file `log.txt` of a run, which is added to."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._text = safe_io.open_regular(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def note(self, text: str) -> None:
+        """Write `text`."""
+        now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        os.write(self._text, f"{now}  {printable(text)}\n".encode(errors="backslashreplace"))
+
+    def exception(self, error: BaseException) -> None:
+        """Write the traceback of `error`, and close the file."""
+        try:
+            self.note("".join(traceback.format_exception(error)).rstrip())
+        finally:
+            os.close(self._text)
+
+
+class Log:
+    """The log of one run; it draws no random number, so nothing here changes a model.
+
+    Each step has one line in `metrics.jsonl` (training and evaluation at the same step share it) and one event a tag in
+    TensorBoard, also when a run is resumed at `start_step`: what was logged after that step is dropped.
+    `stream` is the console (standard output unless given); `progress` is drawn there as a bar on a terminal, as lines
+    elsewhere. What the disk refuses ends the run (OSError), or with `go_on` is said on the console once and left out.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        tensorboard: bool,
+        progress: bool,
+        total_steps: int,
+        start_step: int = 0,
+        stream: TextIO | None = None,
+        go_on: bool = False,
+    ) -> None:
+        stream = stream or sys.stdout
+        self._go_on, self._refused = go_on, False
+        self._text = safe_io.open_regular(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._lines = Lines(run_dir / "metrics.jsonl", until=start_step)
+        self._events: _Events = _TensorBoard(run_dir / "tb", start_step) if tensorboard else _NoEvents()
+        self._console: _Console = _Quiet(stream)
+        if progress:
+            bar = _is_terminal(stream)
+            self._console = _Bar(stream, start_step, total_steps) if bar else _Plain(stream, total_steps)
+
+    def say(self, what: object) -> None:
+        """Print `what` and write it to `log.txt`; on a terminal rich draws it in its own way (`__rich__`)."""
+        self._console.say(printable(what) if isinstance(what, str) else what)
+        self.note(str(what))
+
+    def note(self, text: str) -> None:
+        """Write `text` to `log.txt` only."""
+        now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        with self._writing():
+            os.write(self._text, f"{now}  {printable(text)}\n".encode(errors="backslashreplace"))
+
+    def exception(self, error: BaseException) -> None:
+        """Write the traceback of `error` to `log.txt` only: the console gets a paragraph from whoever caught it."""
+        self.note("".join(traceback.format_exception(error)).rstrip())
+
+    def scalars(
+        self, step: int, epoch: float, values: Mapping[str, Value], *, steps_per_second: float | None = None
+    ) -> None:
+        """Log `values` of training (`<split>/<name>`) at optimizer step `step`; takes 20 µs, the bar drawn aside."""
+        self._record(step, epoch, values)
+        self._console.progress(step, epoch, values, steps_per_second)
+
+    def evaluated(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        """Log the `values` of an evaluation of the weights of optimizer step `step`."""
+        self._record(step, epoch, values)
+        line = f"step {step}  epoch {epoch:.4g}  {_words(values)}"
+        self._console.evaluated(line, values)
+        self.note(line)
+
+    def show(self, step: int, values: Sequence[Any]) -> None:
+        """Show histograms, images, texts or curves (`runner.log.summaries`) of step `step` in TensorBoard."""
+        with self._writing(events=True):
+            self._events.show(step, values)
+
+    def graph(self, definition: bytes) -> None:
+        """Show the graph of a model (a serialised GraphDef) in TensorBoard, unless there is one already."""
+        with self._writing(events=True):
+            self._events.graph(definition)
+
+    def hparams(self, values: Mapping[str, Any], status: str) -> None:
+        """Give TensorBoard's hparams page the run's row: what it was given, and how it ended."""
+        with self._writing(events=True):
+            self._events.hparams(values, status)
+
+    def sync(self) -> None:
+        """Bring all that was logged to the disk: before a checkpoint is committed, so that a resume finds no gap."""
+        with self._writing():
+            self._lines.sync()
+        with self._writing(events=True):
+            self._events.sync()
+
+    def close(self) -> None:
+        """End the progress and close the files; again is harmless.
+
+        Raises:
+            OSError: the disk refuses the last TensorBoard events.
+        """
+        self._console.close()
+        self._lines.close()
+        if self._text >= 0:
+            os.close(self._text)
+            self._text = -1
+        with self._writing(events=True):
+            self._events.close()
+
+    def _record(self, step: int, epoch: float, values: Mapping[str, Value]) -> None:
+        with self._writing():
+            self._lines.append({"step": step, "epoch": epoch, **values})
+        with self._writing(events=True):
+            self._events.scalars(step, values)
+
+    @contextmanager
+    def _writing(self, *, events: bool = False) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or str(self._lines.path.parent)
+            if events:  # readers stop at a torn event, so nothing can follow one
+                self._events.drop()
+                self._events = _NoEvents()
+            if not self._go_on:
+                raise
+            if not self._refused:
+                self._refused = True
+                why = error.strerror or error
+                self._console.say(f"the log cannot be written ({why}). The run goes on (train.on_save_error=go_on)")
+
+
+class WatchedLog(Log):
+    """A log that also hands each event to `watch`, once it is written: with that a sweep stops a run."""
+
+    def __init__(self, run_dir: Path, watch: Callable[[int, Mapping[str, Value]], None], **settings: Any) -> None:
+        super().__init__(run_dir, **settings)
+        self._watch = watch
+
+    def _record(self, step: int, epoch: float, values: Mapping[str, Value]) -> None:
+        super()._record(step, epoch, values)
+        self._watch(step, values)
+
+
+class NoLog(Log):
+    """That of a process that leaves saying and writing to another."""
+
+    def __init__(self) -> None:
+        """Nothing is opened."""
+
+    def note(self, text: str) -> None:
+        """Not here."""
+
+    def say(self, what: object) -> None:
+        """Not here."""
+
+    def scalars(self, *_: Any, **__: Any) -> None:
+        """Not here."""
+
+    def evaluated(self, *_: Any, **__: Any) -> None:
+        """Not here."""
+
+    def show(self, *_: Any, **__: Any) -> None:
+        """Not here."""
+
+    def hparams(self, *_: Any, **__: Any) -> None:
+        """Not here."""
+
+    def graph(self, *_: Any, **__: Any) -> None:
+        """Not here."""
+
+    def sync(self) -> None:
+        """Nothing to bring anywhere."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+# ---- what was lost of `metrics.jsonl`
+
+
+def mend(run_dir: Path, until: int, known: int, steps_per_epoch: int) -> list[str]:
+    """Keep the whole lines of `metrics.jsonl`, and take from TensorBoard's events what it has lost; what to say of it.
+
+    Args:
+        run_dir: the run directory.
+        until: the step at which the run goes on; what was logged later is no loss.
+        known: the last step that has a line, as the checkpoint says.
+        steps_per_epoch: for the epoch of a line that is made again; 0 where that is not known.
+    """
+    path = run_dir / "metrics.jsonl"
+    path.touch()
+    places, damaged = whole_lines(path, until)
+    content = path.read_bytes()
+    lines = {place.step: content[place.start : place.end] for place in places}
+    events = {step: json.loads(line) for step, line in lines.items()}
+    found = _from_events(events, run_dir / "tb", until)
+    if found:  # what is to be written is looked at twice
+        found = _from_events(events, run_dir / "tb", until, verify=True)
+    last = max([-1, *events, *found])
+    inside = [number for number in damaged if places and number < places[-1].number]
+    said = []
+    if inside:
+        many = len(inside) > 1
+        numbers = ", ".join(map(str, inside[:5])) + (", …" if len(inside) > 5 else "")
+        verb = "are damaged and left out" if many else "is damaged and left out"
+        said.append(f"line{'s' * many} {numbers} {verb}")
+    if found:
+        new = [step for step in found if step not in events]
+        if new:
+            said.append(f"the lines of {_steps(new)} are made again from TensorBoard's events, in single precision")
+        if len(new) < len(found):
+            changed = [step for step in found if step in events]
+            said.append(
+                f"numbers of {_steps(changed)} were others than in TensorBoard's events, and are taken from there"
+            )
+    if last < known:
+        since = f"after step {last:,} " if last >= 0 else ""
+        said.append(f"what was logged {since}up to step {known:,} is lost: no other file holds it")
+    if inside or found:
+        aside = put_aside(path) if content else ""
+        said.append(f"the file as it was is {aside}" if aside else "it was empty or missing")
+        for step, values in found.items():
+            epoch = {"epoch": step // steps_per_epoch} if steps_per_epoch else {}
+            lines[step] = f"{to_json({'step': step} | epoch | events.get(step, {}) | values)}\n".encode()
+        write_atomic(path, lambda file: file.writelines(lines[step] for step in sorted(lines)))
+    return [f"{path.name}: {line}" for line in said]
+
+
+def _steps(steps: Sequence[int]) -> str:
+    steps = sorted(steps)
+    if len(steps) == 1:
+        return f"step {steps[0]:,}"
+    return f"{len(steps):,} steps from {steps[0]:,} to {steps[-1]:,}"
+
+
+def _from_events(
+    lines: Mapping[int, Mapping[str, Any]], folder: Path, until: int, *, verify: bool = False
+) -> dict[int, dict[str, float]]:
+    """By step, what the event files say otherwise than the lines do, or what only they say."""
+    known = {name for line in lines.values() for name in line}
+    found: dict[int, dict[str, float]] = {}
+    for step, values in _logged_events(folder, verify=verify).items():
+        line = lines.get(step)
+        if step > until:
+            continue
+        if line is None:
+            found[step] = values
+            continue
+        other = {name: v for name, v in values.items() if name in known and not _same_number(line.get(name), v)}
+        if other:
+            found[step] = other
+    return found
+
+
+def _logged_events(folder: Path, *, verify: bool) -> dict[int, dict[str, float]]:
+    """The numbers that the event files of a run show: step → tag → value; a start takes back what is not before it."""
+    if not folder.is_dir():
+        return {}
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    logged: dict[int, dict[str, float]] = {}
+    for path in own_event_files(folder):
+        for event in _events_of(path, Event, verify=verify):
+            if event.HasField("session_log") and event.session_log.status == SessionLog.START:
+                logged = {step: values for step, values in logged.items() if step < event.step}
+                continue
+            numbers = {v.tag: v.simple_value for v in event.summary.value if v.WhichOneof("value") == "simple_value"}
+            if numbers:
+                logged[event.step] = logged.get(event.step, {}) | numbers
+    return logged
+
+
+def _same_number(logged: Any, single: float) -> bool:
+    """Whether a number of a line is that of an event, which has single precision."""
+    try:
+        value = float(logged)
+        rounded = struct.unpack("<f", struct.pack("<f", value))[0]
+    except (TypeError, ValueError):
+        return False
+    except OverflowError:
+        rounded = math.copysign(math.inf, value)
+    return rounded == single or (math.isnan(rounded) and math.isnan(single))
+
+
+# ---- the console
+
+
+class _Lasting:
+    """A stream that a run can do without: once nobody takes it (`| head`, a closed terminal) nothing is said there."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._all_the_same():
+            self._stream.write(text)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        self.write("".join(lines))
+
+    def flush(self) -> None:
+        with self._all_the_same():
+            self._stream.flush()
+
+    @contextmanager
+    def _all_the_same(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:  # what is still in its buffer would end the interpreter with a status of its own
+            with suppress(OSError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+
+
+@contextmanager
+def lasting_console() -> Iterator[None]:
+    """Let standard output and error go away without ending what writes to them."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast("TextIO", stream and _Lasting(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            sys.stdout.flush()
+        sys.stdout, sys.stderr = before

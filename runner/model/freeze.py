@@ -1,0 +1,104 @@
+"""Freezing: which parameters do not train, normalisation layers that keep their statistics, and thawing them later."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from runner.core.errors import ConfigError, Mistake
+from runner.core.patterns import compiled, no_match
+
+
+@dataclass
+class Frozen:
+    """What `freeze` changed, to be undone by `thaw`."""
+
+    params: dict[str, nn.Parameter] = field(default_factory=dict)  # by name; those that trained before
+    norms: dict[str, nn.Module] = field(default_factory=dict)  # kept in eval mode
+
+
+class _StaysInEval:
+    """A module's `train` that leaves it in eval mode. It survives deepcopy and pickling, which a closure does not."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, mode: bool = True) -> nn.Module:
+        return type(self.module).train(self.module, mode=False)
+
+
+def freeze(model: nn.Module, patterns: Sequence[str], *, norm_stats: bool = False) -> Frozen:
+    """Take the parameters whose names match a pattern out of training: no gradient, so no update and no decay.
+
+    Args:
+        model: on any device, the meta device included.
+        patterns: matched with `re.fullmatch` against parameter names; a tied parameter answers to each of its names.
+        norm_stats: whether normalisation layers with running statistics whose parameters are all frozen (or that have
+            none, and whose `running_mean` matches a pattern) stay in eval mode, whatever `model.train()` is called.
+
+    Raises:
+        ConfigError: a pattern matches nothing, or nothing that earlier ones do not; `norm_stats` finds no such layer.
+            The model is untouched then.
+    """
+    named = dict(model.named_parameters(remove_duplicate=False))
+    canonical = {id(parameter): name for name, parameter in model.named_parameters()}
+    mistakes: list[Mistake] = []
+    chosen: dict[str, nn.Parameter] = {}
+    for index, pattern in enumerate(patterns):
+        key = f"freeze.params[{index}]"
+        expression = compiled(key, pattern, mistakes)
+        if expression is None:
+            continue
+        matched = {canonical[id(p)]: p for name, p in named.items() if expression.fullmatch(name)}
+        if not matched:
+            mistakes.append(no_match(key, pattern, list(named), "a parameter"))
+        elif not matched.keys() - chosen.keys():
+            mistakes.append(
+                Mistake(key, "must freeze something that earlier patterns do not", pattern, remedy="leave it out")
+            )
+        chosen |= matched
+    norms = {} if mistakes or not norm_stats else _frozen_norms(model, patterns, {id(p) for p in chosen.values()})
+    if norm_stats and not norms and not mistakes:
+        rule = "finds no frozen normalisation layer with running statistics"
+        mistakes.append(
+            Mistake(
+                "freeze.norm_stats", rule, value=True, remedy="leave it out, or name such layers in `freeze.params`"
+            )
+        )
+    if mistakes:
+        raise ConfigError(mistakes)
+    frozen = Frozen({name: p for name, p in chosen.items() if p.requires_grad}, norms)
+    for parameter in frozen.params.values():
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    for norm in norms.values():
+        norm.eval()
+        norm.train = _StaysInEval(norm)  # type: ignore[method-assign]
+    return frozen
+
+
+def thaw(model: nn.Module, frozen: Frozen) -> None:
+    """Let everything that `freeze` took out train again. Norms take the mode that `model` is in; again is harmless.
+
+    The optimizer needs to hold the parameters already (`param_groups.build_groups(…, thawing=frozen.params)`): without
+    gradients it has left them alone so far.
+    """
+    for parameter in frozen.params.values():
+        parameter.requires_grad_()
+    for norm in frozen.norms.values():
+        if isinstance(norm.__dict__.get("train"), _StaysInEval):
+            del norm.train
+        norm.train(model.training)
+
+
+def _frozen_norms(model: nn.Module, patterns: Sequence[str], frozen: set[int]) -> dict[str, nn.Module]:
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if getattr(module, "running_mean", None) is None:  # every batch and instance norm, also other libraries'
+            continue
+        own = list(module.parameters())
+        statistics = f"{name}.running_mean".lstrip(".")
+        if all(id(p) in frozen for p in own) if own else any(re.fullmatch(p, statistics) for p in patterns):
+            found[name] = module
+    return found

@@ -1,0 +1,290 @@
+"""Initialisation: ordered rules that say what happens to which tensors, or a whole function for `model.apply`."""
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from runner.core import rng
+from runner.core.errors import ConfigError, Mistake, RunError
+from runner.core.patterns import compiled, nearest, no_match
+
+Value = float | Callable[[Tensor], object]  # a number fills; a function changes its tensor in place
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What happens to tensors of the modules that `module` (subclasses count) and `name` (a pattern) both choose."""
+
+    label: str  # its key below `init.rules`
+    module: type[nn.Module] | tuple[type[nn.Module], ...] | None
+    name: str | None  # matched with `re.fullmatch` against the module's qualified name; the root's is empty
+    tensors: Mapping[str, Value]  # by the tensor's name in its module: weight, bias, running_mean, in_proj_weight
+    optional: bool = False  # whether it may match nothing
+    last: bool = False  # of the chosen modules that share a parent, only the last one (the norm that ends a block)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What happens to one parameter or buffer; `rule` is None where it stays as its module made it."""
+
+    tensor: str  # its qualified name, the first of them where it is tied
+    rule: str | None = None
+    key: str = ""  # `init.rules.<label>.<tensor>`
+    value: Value | None = None
+
+    def __str__(self) -> str:
+        return "left as it is" if self.value is None else spell(self.value)
+
+
+@dataclass
+class _Slot:
+    """One tensor of the model with all its names."""
+
+    name: str
+    tensor: Tensor
+    row: Row | None = None
+
+
+@dataclass
+class _Model:
+    """A model's modules by all their names, and its tensors, each once."""
+
+    root: nn.Module
+    names: dict[nn.Module, list[str]] = field(default_factory=dict)
+    slots: dict[int, _Slot] = field(default_factory=dict)  # by the tensor's identity: tied ones share a slot
+
+    def __post_init__(self) -> None:
+        for name, module in self.root.named_modules(remove_duplicate=False):
+            self.names.setdefault(module, []).append(name)
+        for module, names in self.names.items():
+            for local, tensor in own_tensors(module):
+                self.slots.setdefault(id(tensor), _Slot(f"{names[0]}.{local}".lstrip("."), tensor))
+
+
+def own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters and buffers (persistent or not) that are the module's own, by their name in it."""
+    for registered in (module._parameters, module._buffers):  # noqa: SLF001  public iterators would drop tied names
+        for name, tensor in registered.items():
+            if tensor is not None:
+                yield name, tensor
+
+
+def spell(value: object) -> str:
+    """A value as a reader would write it: `0.01`, `kaiming_normal_(mode='fan_out')`."""
+    if isinstance(value, functools.partial):
+        arguments = [repr(argument) for argument in value.args]
+        arguments += [f"{name}={argument!r}" for name, argument in value.keywords.items()]
+        return f"{spell(value.func)}({', '.join(arguments)})"
+    return getattr(value, "__name__", repr(value))
+
+
+def plan_rules(model: nn.Module, rules: Sequence[Rule]) -> list[Row]:
+    """Match the rules without touching a number: a model on the meta device will do.
+
+    Returns:
+        One row for each parameter and buffer, in the model's order; for each the first rule that names it counts.
+
+    Raises:
+        ConfigError: a rule, or a tensor that it names, matches nothing, is shadowed by earlier rules (neither where the
+            rule is optional), or cannot take its value.
+    """
+    known = _Model(model)
+    mistakes = [mistake for rule in rules for mistake in _match(known, rule)]
+    if mistakes:
+        raise ConfigError(mistakes)
+    return [slot.row or Row(slot.name) for slot in known.slots.values()]
+
+
+def apply_rules(model: nn.Module, rules: Sequence[Rule], seed: int) -> list[Row]:
+    """Initialise the model through `model.apply`; what no rule names stays as it is, a tied tensor is filled once.
+
+    Each tensor draws from its own stream `(seed, 'init', name)`: its numbers do not depend on other tensors or rules.
+
+    Returns:
+        The rows of `plan_rules`.
+
+    Raises:
+        ConfigError: as `plan_rules`; the model is untouched then.
+        RunError: a function refuses a tensor or gives a new one instead of changing it.
+    """
+    rows = plan_rules(model, rules)
+    by_name = {row.tensor: row for row in rows if row.rule is not None}
+    names = {slot_id: slot.name for slot_id, slot in _Model(model).slots.items()}
+
+    def visit(module: nn.Module) -> None:
+        for _, tensor in own_tensors(module):
+            row = by_name.pop(names[id(tensor)], None)
+            if row is not None:
+                _fill(row, tensor, seed)
+
+    model.apply(visit)
+    return rows
+
+
+def apply_function(model: nn.Module, function: Callable[[nn.Module], object], seed: int) -> list[str]:
+    """Hand a user's `function(module)` to `model.apply`, under the stream `(seed, 'init', module name)` of each module.
+
+    Returns:
+        The names of the tensors that it changed.
+
+    Raises:
+        ConfigError: it changed none.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    before = {slot.name: slot.tensor.detach().clone() for slot in _Model(model).slots.values()}
+
+    def visit(module: nn.Module) -> None:
+        with torch.no_grad(), rng.stream(rng.key(seed, "init", names[module])):
+            function(module)
+
+    model.apply(visit)
+    after = {slot.name: slot.tensor for slot in _Model(model).slots.values()}
+    changed = [name for name, tensor in after.items() if name not in before or not _same(before[name], tensor)]
+    if not changed:
+        raise ConfigError([Mistake("init.apply", "must change a tensor of the model", spell(function))])
+    return changed
+
+
+def _same(before: Tensor, after: Tensor) -> bool:
+    if before.shape != after.shape:
+        return False
+    inexact = before.is_floating_point() or before.is_complex()  # NaN, as memory may hold it, is the same as NaN
+    return torch.allclose(before, after, 0, 0, equal_nan=True) if inexact else torch.equal(before, after)
+
+
+def _fill(row: Row, tensor: Tensor, seed: int) -> None:
+    assert row.value is not None
+    if not callable(row.value):
+        with torch.no_grad():
+            tensor.fill_(row.value)
+        return
+    shape, problem = tensor.shape, None
+    with torch.no_grad(), rng.stream(rng.key(seed, "init", row.tensor)):
+        try:
+            result = row.value(tensor)
+        except Exception as error:  # a user's function may raise anything
+            message = f"{row.key}: {row} refuses {row.tensor} {list(shape)}: {type(error).__name__}: {error}"
+            raise RunError(message) from error
+    if isinstance(result, Tensor) and result.data_ptr() != tensor.data_ptr():
+        problem = "gives a new tensor: an init function changes the one it gets, in place"
+    elif tensor.shape != shape:
+        problem = f"changes the shape to {list(tensor.shape)}"
+    if problem:
+        raise RunError(f"{row.key}: {row} on {row.tensor} {list(shape)} {problem}")
+
+
+def _match(known: _Model, rule: Rule) -> list[Mistake]:
+    """Give the rule its tensors; what is wrong with it."""
+    key = f"init.rules.{rule.label}"
+    if not rule.tensors:
+        return [Mistake(key, "must say what happens to a tensor", remedy="for example `weight: 0`")]
+    mistakes: list[Mistake] = []
+    expression = None if rule.name is None else compiled(f"{key}.name", rule.name, mistakes)
+    if mistakes:
+        return mistakes
+    modules = _choose(known, rule, expression)
+    if not modules:
+        return [] if rule.optional else [_no_module(known, rule, key)]
+    for local, value in rule.tensors.items():
+        entry = f"{key}.{local}"
+        slots = [known.slots[id(tensor)] for module in modules for name, tensor in own_tensors(module) if name == local]
+        won = [slot for slot in slots if slot.row is None]
+        for slot in won:
+            slot.row = Row(slot.name, rule.label, entry, value)
+        if won:
+            mistakes += _refused(entry, value, won)
+        elif slots and not rule.optional:
+            first = ", ".join(dict.fromkeys(f"`{slot.row.rule}`" for slot in slots if slot.row))
+            remedy = f"move `{rule.label}` before {first}, or leave it out"
+            mistakes.append(
+                Mistake(entry, f"must have an effect, but {first} comes first for every tensor", remedy=remedy)
+            )
+        elif not rule.optional:
+            mistakes.append(_no_tensor(modules, entry, local, known))
+    return mistakes
+
+
+def _choose(known: _Model, rule: Rule, expression: re.Pattern[str] | None) -> list[nn.Module]:
+    chosen: dict[nn.Module, str] = {}
+    for module, names in known.names.items():
+        if rule.module is None or isinstance(module, rule.module):
+            fitting = [name for name in names if expression is None or expression.fullmatch(name)]
+            if fitting:
+                chosen[module] = fitting[0]
+    if rule.last:
+        # In the model's order, so that a later module of a parent replaces an earlier one.
+        return list({name.rpartition(".")[0]: module for module, name in chosen.items()}.values())
+    return list(chosen)
+
+
+def _no_module(known: _Model, rule: Rule, key: str) -> Mistake:
+    types = rule.module if isinstance(rule.module, tuple) else () if rule.module is None else (rule.module,)
+    of_type = [module for module in known.names if not types or isinstance(module, types)]
+    if rule.name is None or not of_type:
+        present = sorted({type(module).__name__ for module in known.names if not list(module.children())})
+        wanted = " or ".join(kind.__name__ for kind in types)
+        rule_text = f"must match a module, but the model has no {wanted}"
+        return Mistake(f"{key}.module", rule_text, remedy=f"the model has {', '.join(present)}; or `optional: true`")
+    names = [name for module in of_type for name in known.names[module] if name]
+    tensors = [slot.name for slot in known.slots.values() if re.fullmatch(rule.name, slot.name)]
+    if tensors:
+        owner, _, local = tensors[0].rpartition(".")
+        remedy = f"`{tensors[0]}` is a tensor: write `name: {re.escape(owner)!r}` and `{local}: …`"
+        return Mistake(f"{key}.name", "must match the name of a module", rule.name, remedy=remedy)
+    return no_match(f"{key}.name", rule.name, names, "the name of a module")
+
+
+def _no_tensor(modules: Sequence[nn.Module], entry: str, local: str, known: _Model) -> Mistake:
+    kinds = ", ".join(sorted({type(module).__name__ for module in modules}))
+    absent = any(local in module._parameters or local in module._buffers for module in modules)  # noqa: SLF001
+    if absent:
+        remedy = f"built without it (as with `{local}=False`); take it out, or `optional: true`"
+        return Mistake(
+            entry, f"must name a tensor, but it is None in every {kinds} that the rule matches", remedy=remedy
+        )
+    names = sorted({name for module in modules for name, _ in own_tensors(module)})
+    near = nearest(local, names)
+    if not names:
+        remedy = f"`{known.names[modules[0]][0]}` holds no tensor of its own, its children do"
+    else:
+        remedy = f"did you mean `{near}`?" if near else f"they have {', '.join(names)}; or `optional: true`"
+    return Mistake(
+        entry, f"must name a tensor of the modules that the rule matches ({kinds})", remedy=remedy, suggestion=near
+    )
+
+
+def _refused(entry: str, value: Value, slots: Sequence[_Slot]) -> list[Mistake]:
+    """What is wrong with a value for these tensors, as far as shapes and dtypes tell: one mistake, on the first."""
+    problems = [(slot, problem) for slot in slots if (problem := _problem(value, slot.tensor))]
+    if not problems:
+        return []
+    slot, problem = problems[0]
+    others = f" (and {len(problems) - 1} more)" if problems[1:] else ""
+    shape = "" if is_lazy(slot.tensor) else f" {list(slot.tensor.shape)}"
+    return [Mistake(entry, f"cannot be done to {slot.name}{shape}{others}: {problem}", spell(value))]
+
+
+def _problem(value: Value, tensor: Tensor) -> str:
+    if is_lazy(tensor):
+        return "it has no shape before the first forward"
+    if not callable(value):
+        whole = tensor.is_floating_point() or tensor.is_complex() or float(value).is_integer()
+        return "" if whole else f"{tensor.dtype} holds whole numbers"
+    inner = value.func if isinstance(value, functools.partial) else value
+    if getattr(inner, "__module__", None) != "torch.nn.init" or not tensor.numel():
+        return ""  # a user's function is not called before its time
+    # A thin tensor of the same rank: torch.nn.init asks for no more, and its first call on meta imports for seconds.
+    thin = torch.empty([tensor.shape[0], *[1] * (tensor.dim() - 1)] if tensor.dim() else [])
+    try:
+        with torch.no_grad(), rng.isolated():
+            value(thin)
+    except ValueError as error:  # what torch.nn.init raises about shapes
+        return str(error)
+    except Exception:  # noqa: BLE001  the live tensor will show it
+        return ""
+    return ""

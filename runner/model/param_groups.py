@@ -1,0 +1,316 @@
+"""Parameter groups by ordered name patterns, each with settings of the optimizer of its own."""
+
+import inspect
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from runner.core.errors import ABSENT, ConfigError, Mistake
+from runner.core.patterns import compiled, nearest, no_match
+
+DEFAULT = "default"  # the group of the rest
+
+
+LOSS = "loss"  # the group of the rest of a loss's own parameters, and the prefix of their names
+
+
+Named = tuple[str, nn.Parameter]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters whose names match, and what the optimizer does differently for them."""
+
+    label: str  # its key below `param_groups`
+    match: Sequence[str]  # patterns, `re.fullmatch`
+    settings: Mapping[str, Any] = field(default_factory=dict)  # any of the optimizer's arguments but `params`
+    lr_mult: float | None = None  # times the optimizer's rate
+    layer_decay: float | None = None  # one group a layer, the rate this much lower with each layer away from the output
+    max_dims: int | None = None  # only tensors of at most so many dimensions: 1 is biases and the scales of norms
+    optional: bool = False  # whether it may have no parameter
+
+
+def build_groups(
+    model: nn.Module,
+    groups: Sequence[Group],
+    optimizer: Callable[..., Optimizer],
+    settings: Mapping[str, Any],
+    thawing: Container[str] = (),
+    loss: nn.Module | None = None,
+) -> list[dict[str, Any]]:
+    """Sort the trainable parameters into groups: the first that matches takes a parameter, the rest is `default`.
+
+    Args:
+        model: on any device, meta included. A tied parameter answers to each of its names, and is taken once.
+        groups: in order.
+        optimizer: the class (or function) that the groups are for; its signature says which settings there are.
+        settings: its arguments for all groups, without `params`.
+        thawing: names of frozen parameters that will train later (`freeze.Frozen.params`); they belong to their groups
+            from the start, and no optimizer touches a parameter without a gradient.
+        loss: its own parameters train too, under the names `loss.…`, which patterns that begin with `loss` mean.
+
+    Returns:
+        What the optimizer takes as `params`: `{"params": [(name, parameter), …], "name": label, **settings}`, in the
+        order of `groups`, then `default`, then `loss`; none is empty. Of the names, the optimizer's state_dict keeps
+        `param_names`.
+
+    Raises:
+        ConfigError: a pattern without match, a group without trainable parameter, a setting that the optimizer does not
+            have, nothing to train.
+    """
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    parameters = [(n, p, names[id(p)]) for n, p in model.named_parameters()]
+    of_loss = {} if loss is None else dict(loss.named_parameters(LOSS))
+    parameters += [(n, p, [n]) for n, p in of_loss.items() if id(p) not in names]
+    trains = {name for name, parameter, _ in parameters if parameter.requires_grad or name in thawing}
+    mistakes: list[Mistake] = []
+    if not parameters:
+        raise ConfigError([Mistake("model", "must have parameters to train")])
+    if not trains:
+        mistakes.append(Mistake("freeze.params", "must leave a parameter to train, but everything is frozen"))
+    depth = depths(model) if any(group.layer_decay is not None for group in groups) else {}
+    taken: dict[str, str] = {}
+    built: list[dict[str, Any]] = []
+    for group in groups:
+        if group.label == DEFAULT:
+            mistakes.append(Mistake("param_groups.default", "is the name of the group of the rest: choose another"))
+        problems = _wrong_settings(group, optimizer, settings)
+        members, unmatched = _members(group, parameters, taken, trains, of_loss)
+        mistakes += problems + unmatched
+        taken |= dict.fromkeys((name for name, _ in members), group.label)
+        if members and not problems:
+            parts = _split(group, members, depth, _rate(optimizer, settings))
+            mistakes += _refused(group, optimizer, settings, parts[-1])
+            built += parts
+    for label in (DEFAULT, LOSS):
+        own = [(n, p) for n, p, _ in parameters if (n in of_loss) == (label == LOSS)]
+        rest = [(name, parameter) for name, parameter in own if name in trains and name not in taken]
+        if rest:
+            built.append({"params": rest, "name": label})
+    if mistakes:
+        raise ConfigError(mistakes)
+    return built
+
+
+def build_members(
+    model: nn.Module,
+    patterns: Mapping[str, str | Sequence[str]],
+    thawing: Container[str] = (),
+    loss: nn.Module | None = None,
+) -> list[dict[str, Any]]:
+    """Share the trainable parameters among several optimizers: the first whose pattern matches takes a parameter.
+
+    Args:
+        model, thawing, loss: as for `build_groups`.
+        patterns: of the names that each optimizer takes, by its name.
+
+    Returns:
+        One group for each optimizer, with its name.
+
+    Raises:
+        ConfigError: a pattern without match, an optimizer without trainable parameter, a parameter without optimizer.
+    """
+    groups = [Group(name, [match] if isinstance(match, str) else match) for name, match in patterns.items()]
+    try:
+        built = build_groups(model, groups, torch.optim.SGD, {}, thawing, loss)
+    except ConfigError as error:
+        mistakes = [replace(m, key=m.key.replace("param_groups.", "optimizer.", 1)) for m in error.mistakes]
+        raise ConfigError(mistakes) from error
+    left = [name for group in built[len(groups) :] for name, _ in group["params"]]
+    if left:
+        names = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
+        rule = f"must leave no parameter without an optimizer, but none matches {names}"
+        raise ConfigError([Mistake("optimizer", rule, remedy="freeze them (`freeze.params`), or match them")])
+    return built
+
+
+def depths(model: nn.Module) -> dict[str, int]:
+    """The layer of each parameter, counted from the input (0) in the order in which the model registers its modules.
+
+    A layer is a member of a list-like container (Sequential, ModuleList, ModuleDict; containers within containers are
+    entered), or a module that holds none: `conv1`, `layer1.0`, `layer1.1`, …, `fc` in torchvision's ResNets. A layer of
+    one-dimensional parameters only (a norm), and a bare parameter, count with the layer before them. As in BEiT (Bao,
+    Dong, Wei 2021), made for any model.
+    """
+    layer: dict[str, int] = {}
+    count = -1
+
+    def place(prefix: str, module: nn.Module, *, whole: bool) -> None:
+        nonlocal count
+        own = [(name, p) for name, p in module.named_parameters(prefix, recurse=whole) if name not in layer]
+        if whole and any(p.dim() > 1 for _, p in own):
+            count += 1
+        layer.update((name, max(count, 0)) for name, _ in own)
+
+    def walk(prefix: str, module: nn.Module, *, listed: bool) -> None:
+        if not _is_list(module) and (listed or not any(_is_list(inner) for inner in module.modules())):
+            place(prefix, module, whole=True)
+            return
+        place(prefix, module, whole=False)
+        for name, child in module.named_children():
+            walk(f"{prefix}.{name}".lstrip("."), child, listed=_is_list(module))
+
+    if _is_list(model) or any(model.children()):
+        place("", model, whole=False)
+        for name, child in model.named_children():
+            walk(name, child, listed=_is_list(model))
+    else:
+        place("", model, whole=True)
+    return layer
+
+
+def _is_list(module: nn.Module) -> bool:
+    # A subclass of Sequential is a block of its own (torchvision's Conv2dNormActivation); one of the others is a list.
+    return type(module) is nn.Sequential or isinstance(module, nn.ModuleList | nn.ModuleDict)
+
+
+def compare_groups(saved: Sequence[Mapping[str, Any]], live: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a checkpoint's optimizer groups that are not those of the live optimizer; torch itself goes by position.
+
+    Args:
+        saved: `state_dict()["param_groups"]` of the checkpoint.
+        live: the same of the live optimizer.
+
+    Raises:
+        ConfigError: groups were added, removed or reordered, or parameters moved; each by name.
+    """
+    old, new = _where(saved), _where(live)
+    mistakes = []
+    for name in dict.fromkeys([*old, *new]):
+        before, now = old.get(name), new.get(name)
+        if before != now:
+            change = f"was in {_called(before)} when the checkpoint was taken, and is in {_called(now)} now"
+            mistakes.append(Mistake("param_groups", f"must be those of the checkpoint: `{name}` {change}"))
+    old_order, new_order = ([group.get("name", i) for i, group in enumerate(groups)] for groups in (saved, live))
+    if not mistakes and old_order != new_order:
+        mistakes.append(Mistake("param_groups", f"must be in the checkpoint's order, {old_order}", new_order))
+    elif not mistakes:
+        mistakes = [
+            Mistake("param_groups", f"must have `{group.get('name', i)}`'s parameters in the checkpoint's order")
+            for i, (group, other) in enumerate(zip(live, saved, strict=True))
+            if group.get("param_names") != other.get("param_names")
+        ]
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+def _where(groups: Sequence[Mapping[str, Any]]) -> dict[str, object]:
+    return {name: group.get("name", i) for i, group in enumerate(groups) for name in group.get("param_names", [])}
+
+
+def _called(group: object) -> str:
+    return "no group" if group is None else f"group `{group}`"
+
+
+def _members(
+    group: Group,
+    parameters: Sequence[tuple[str, nn.Parameter, list[str]]],
+    taken: Mapping[str, str],
+    trains: Container[str],
+    of_loss: Container[str],
+) -> tuple[list[Named], list[Mistake]]:
+    key = f"param_groups.{group.label}"
+    mistakes: list[Mistake] = []
+    matched: dict[str, nn.Parameter] = {}
+    for pattern in group.match:
+        expression = compiled(f"{key}.match", pattern, mistakes)
+        if expression is None:
+            continue
+        meant = [entry for entry in parameters if entry[0] not in of_loss or pattern.startswith(LOSS)]
+        hits = {n: p for n, p, names in meant if any(map(expression.fullmatch, names))}
+        if not hits and not group.optional:
+            known = [name for _, _, names in parameters for name in names]
+            mistakes.append(no_match(f"{key}.match", pattern, known, "a parameter"))
+        matched |= hits
+    fitting = {name: p for name, p in matched.items() if group.max_dims is None or p.dim() <= group.max_dims}
+    members = [(n, p) for n, p, _ in parameters if n in fitting and n in trains and n not in taken]
+    if not members and not mistakes and not group.optional:
+        reason = f"all {len(fitting)} that it matches are frozen"
+        if not fitting:
+            reason = f"none that it matches has at most {group.max_dims} dimensions"
+        elif earlier := dict.fromkeys(f"`{taken[name]}`" for name in fitting if name in taken):
+            reason = f"{', '.join(earlier)} comes first for all that it matches"
+        mistakes.append(
+            Mistake(key, f"must have a trainable parameter, but {reason}", remedy="change it, or `optional: true`")
+        )
+    return members, mistakes
+
+
+def _split(group: Group, members: list[Named], depth: Mapping[str, int], rate: Any) -> list[dict[str, Any]]:
+    """The optimizer's groups of one of ours: one, or one a layer."""
+    mult = 1.0 if group.lr_mult is None else group.lr_mult
+    base = group.settings.get("lr", rate)
+    if group.layer_decay is None:
+        rates = {} if group.lr_mult is None else {"lr": base * mult}
+        return [{"params": members, "name": group.label, **group.settings, **rates}]
+    top = max(depth.values())
+    layers: dict[int, list[Named]] = {}
+    for name, parameter in members:
+        layers.setdefault(depth.get(name, top), []).append((name, parameter))
+    return [
+        {
+            "params": layers[layer],
+            "name": f"{group.label}_{layer}",
+            **group.settings,
+            "lr": base * mult * group.layer_decay ** (top - layer),
+        }
+        for layer in sorted(layers)
+    ]
+
+
+def _refused(
+    group: Group, optimizer: Callable[..., Optimizer], settings: Mapping[str, Any], part: Mapping[str, Any]
+) -> list[Mistake]:
+    """What the optimizer says to the group's values as its own: torch looks at those of all groups only.
+
+    Empty CPU tensors stand for the parameters, since a fused optimizer refuses meta ones.
+    """
+    own = {name: value for name, value in part.items() if name not in {"params", "name"}}
+    stand_ins = [nn.Parameter(torch.empty([0] * p.dim(), dtype=p.dtype)) for _, p in part["params"]]
+    try:
+        optimizer(stand_ins, **{**settings, **own})
+    except (ValueError, TypeError) as error:
+        named = [name for name in group.settings if name in str(error) or str(group.settings[name]) in str(error)]
+        key = f"param_groups.{group.label}" + (f".{named[0]}" if len(named) == 1 else "")
+        value = group.settings[named[0]] if len(named) == 1 else ABSENT
+        return [Mistake(key, f"must be what the optimizer takes: {error}", value)]
+    return []
+
+
+def _signature(optimizer: Callable[..., Optimizer]) -> dict[str, inspect.Parameter]:
+    return {name: p for name, p in inspect.signature(optimizer).parameters.items() if name not in {"self", "params"}}
+
+
+def _rate(optimizer: Callable[..., Optimizer], settings: Mapping[str, Any]) -> Any:
+    """The rate of all groups: as set, or else the optimizer's own default; None where it has none."""
+    if "lr" in settings:
+        return settings["lr"]
+    parameter = _signature(optimizer).get("lr")
+    return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
+
+
+def _wrong_settings(group: Group, optimizer: Callable[..., Optimizer], settings: Mapping[str, Any]) -> list[Mistake]:
+    key, title = f"param_groups.{group.label}", getattr(optimizer, "__name__", str(optimizer))
+    known = _signature(optimizer)
+    mistakes = []
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
+        for name in group.settings.keys() - known.keys():
+            near = nearest(name, [*known, "lr_mult", "layer_decay", "max_dims"])
+            remedy = f"did you mean `{near}`?" if near else f"it has {', '.join(known)}"
+            right = f"{key}.{near}" if near else ""
+            mistakes.append(Mistake(f"{key}.{name}", f"must be a setting of {title}", remedy=remedy, suggestion=right))
+    scales = [name for name in ("lr_mult", "layer_decay") if getattr(group, name) is not None]
+    base = group.settings.get("lr", _rate(optimizer, settings))
+    if scales and base is None:
+        mistakes.append(Mistake(f"{key}.{scales[0]}", f"needs a learning rate, but {title} has none"))
+    if group.lr_mult is not None and "lr" in group.settings:
+        mistakes.append(
+            Mistake(f"{key}.lr_mult", "must not stand beside `lr`: one of them says the rate", group.lr_mult)
+        )
+    return mistakes

@@ -1,0 +1,170 @@
+"""Plan which checkpoint tensors the model takes, and load them."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from runner.core.errors import ConfigError, Mistake, RunError
+from runner.model.pretrained.files import find_state, locate, read
+from runner.model.pretrained.matching import _Matching, _mismatch, _proposal
+from runner.model.pretrained.plan import LOADED, SHOWN, Options, Plan, Row, _Reparametrized, _reparametrized
+
+
+def prepare(
+    model: nn.Module,
+    path: str,
+    options: Options,
+    *,
+    key: str | None = None,
+    sha256: str | None = None,
+    builder: str = "",
+    download: bool = True,
+) -> Plan | None:
+    """Find, read and match weights; the model (the meta device will do) is not touched.
+
+    Args:
+        model: what they are for, without a wrapper.
+        path: see `weights.locate`, as `sha256`, `builder` and `download`.
+        options: what to take over.
+        key: see `weights.find_state`.
+        sha256: of the file.
+        builder: the dotted path of the model's function, for short torchvision names.
+        download: whether to fetch what is not on this machine.
+
+    Returns:
+        The plan; None where the file would have to be downloaded first.
+
+    Raises:
+        ConfigError: whatever is wrong with the file, its content or the options.
+        RunError: the download failed.
+    """
+    located = locate(path, sha256=sha256, builder=builder, download=download)
+    if located is None:
+        return None
+    state, said = find_state(read(located), key)
+    return plan(model, state, options, file=str(located.file), said=[*located.said, *said])
+
+
+def plan(
+    model: nn.Module, state: Mapping[str, Any], options: Options, *, file: str = "", said: Sequence[str] = ()
+) -> Plan:
+    """Match a state_dict with the model's.
+
+    Args:
+        model: on any device, the meta device included.
+        state: the file's names and tensors.
+        options: what to take over.
+        file: for the report.
+        said: how the tensors were found, for the report.
+
+    Raises:
+        ConfigError: options that contradict each other or have no effect, tensors that hold NaN or no numbers, shapes
+            or dtypes that differ, less than was expected; with a table, and rename rules where these would help.
+    """
+    matching = _Matching(model, state, options)
+    matching.run()
+    made = Plan(file, list(said), matching.rows, matching.tensors)
+    shortfall = matching.shortfall(made) if made.rows else []
+    if options.optional:
+        made.notes += [f"{mistake.key} {mistake.rule}" for mistake in [*matching.without_effect, *shortfall]]
+        shortfall, matching.without_effect = [], []
+    mistakes = [*matching.mistakes, *matching.without_effect]
+    if any(row.action == "mismatch" for row in made.rows):
+        mistakes.append(_mismatch(made.rows))
+    layers = matching.reparametrized()
+    if shortfall:
+        proposal, suggestion, _ = _proposal(matching)
+        last = shortfall.pop()
+        remedy = made.table(SHOWN) + "".join(f"\n{line}" for line in _how_written(layers)) + proposal
+        mistakes += [*shortfall, Mistake(last.key, last.rule, remedy=remedy, suggestion=suggestion)]
+    elif not mistakes and made.rows:
+        mistakes += _derived_taken(made.rows, matching)
+        made.notes += _how_written(layers)
+        if options.strategy in {"filtered", "partial"} and not options.expects:
+            mistakes += _unsaid(matching, made)
+    if mistakes:
+        raise ConfigError(mistakes)
+    return made
+
+
+def load(model: nn.Module, made: Plan) -> None:
+    """Do what the plan says, through `model.load_state_dict`: all of it, or nothing where the model refuses.
+
+    Raises:
+        RunError: the model refuses; it is as it was before.
+    """
+    live = model.state_dict()
+    before = {n: value.clone() for n, value in live.items() if isinstance(value, Tensor) and not is_lazy(value)}
+    incoming: OrderedDict[str, Any] = OrderedDict(made.tensors)
+    for row in made.rows:
+        if row.action == "slice":
+            whole = before[row.name].clone()
+            whole[tuple(map(slice, incoming[row.name].shape))] = incoming[row.name].to(whole)
+            incoming[row.name] = whole
+    incoming._metadata = getattr(live, "_metadata", {})  # type: ignore[attr-defined]  # noqa: SLF001  names are today's
+    try:
+        unexpected = model.load_state_dict(incoming, strict=False).unexpected_keys
+        if unexpected:
+            raise RuntimeError(f"its own hook for loading does not know {', '.join(unexpected[:3])}")
+    except Exception as error:
+        with torch.no_grad():
+            for name, value in before.items():
+                live[name].copy_(value)
+        raise RunError(f"pretrained: the model refuses the weights: {error}") from error
+
+
+def _how_written(layers: Sequence[_Reparametrized]) -> list[str]:
+    """One line for each way in which layers of the file were written."""
+    lines = []
+    for how in dict.fromkeys(layer.how for layer in layers):
+        of_it = [layer for layer in layers if layer.how == how]
+        names = ", ".join(f"`{layer.tensor}`" for layer in of_it[:3]) + (", …" if of_it[3:] else "")
+        first = of_it[0]
+        lines.append(
+            f"the file does not hold {names} but {', '.join(name.rpartition('.')[2] for name in first.stored)}: "
+            f"written under {how}, {first.tensor.rpartition('.')[2]} = {first.formula}, which no rename gives; "
+            f"where it was saved, call {first.remedy} before the save"
+        )
+    return lines
+
+
+def _derived_taken(rows: Sequence[Row], matching: _Matching) -> list[Mistake]:
+    """A rename rule that takes a part of a weight for the whole of it, or the whole for a part."""
+    theirs, ours = (
+        {name: layer for layer in _reparametrized(state) for name in layer.stored}
+        for state in (matching.state, matching.target)
+    )
+    mistakes = []
+    for row in rows:
+        if row.action not in LOADED or (row.source in theirs) == (row.name in ours):
+            continue
+        layer = theirs.get(row.source) or ours[row.name]
+        whole = f"{layer.tensor.rpartition('.')[2]} = {layer.formula}"
+        side, remedy = "the model", f"call {layer.remedy} before it is loaded, and apply {layer.how} again after it"
+        if row.source in theirs:
+            side, remedy = "the file", f"where it was saved, call {layer.remedy} before the save"
+        rule = f"must not take {row.source} for {row.name}: {side} has it under {layer.how}, where {whole}"
+        mistakes.append(Mistake("pretrained.path", rule, remedy=remedy))
+    return mistakes
+
+
+def _unsaid(matching: "_Matching", made: Plan) -> list[Mistake]:
+    """That a rename would load more: a mistake where it would double what loads, else a note."""
+    left = [row.name for row in made.rows if row.action == "left"]
+    if not left or not any(row.action == "unused" for row in made.rows):
+        return []
+    proposal, suggestion, loads = _proposal(matching)
+    gained = loads - made.loaded
+    if gained <= 0:
+        return []
+    total = sum(bool(row.name) for row in made.rows)
+    if gained < made.loaded:
+        made.notes.append(f"{gained} more would load with {suggestion}")
+        return []
+    meant = f"\nif no more is meant to load: pretrained.expect.loaded={made.loaded}"
+    rule = f"loads {made.loaded} of {total} tensors, and a rename would load {loads}"
+    return [Mistake("pretrained.path", rule, remedy=made.table(SHOWN) + proposal + meant, suggestion=suggestion)]

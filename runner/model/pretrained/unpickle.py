@@ -1,0 +1,229 @@
+"""Unpickle a file in a process of its own and save its tensors: for `convert --trust` alone."""
+
+import pickle
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+
+def _tensors(value: Any) -> int:
+    """How many tensors plain data holds."""
+    import torch
+
+    if isinstance(value, Mapping | list):
+        return sum(_tensors(member) for member in (value.values() if isinstance(value, Mapping) else value))
+    return int(isinstance(value, torch.Tensor))
+
+
+def unpickle(file: Path, out: Path, main_module: str = "") -> None:
+    """Load with full pickle, in this process, and save what is plain of it: for the child process only.
+
+    Args:
+        file: a file of `torch.save`, a plain pickle (these also under gzip, bzip2 or xz), or an .npz or .npy of NumPy.
+        out: where to save: the state_dict of a module, otherwise the containers with their modules as state_dicts.
+        main_module: a module whose names stand in for those of the script that the file was saved by.
+    """
+    import importlib
+
+    import torch
+
+    from runner.core.files import write_atomic
+
+    if main_module:
+        vars(sys.modules["__main__"]).update(vars(importlib.import_module(main_module)))
+    Absent.names.clear()
+    dropped: list[str] = []
+    result = plain(load_anything(file), "", dropped)
+    write_atomic(out, lambda opened: torch.save(result, opened))
+    if dropped:
+        print(f"left out, as neither tensor nor plain: {', '.join(dropped[:12])}{', …' if dropped[12:] else ''}")
+    if Absent.names:
+        names = sorted(Absent.names)
+        print(f"not to be imported here, and stood in for: {', '.join(names[:12])}{', …' if names[12:] else ''}")
+        if any(name.startswith("__main__.") for name in names):
+            print("Where more of it is wanted: for classes of `__main__` add `--main MODULE`.")
+
+
+def load_anything(file: Path) -> Any:
+    """What a file holds, whoever wrote it: objects of classes that cannot be imported are `Absent` in it."""
+    import bz2
+    import gzip
+    import lzma
+
+    import numpy as np
+    import torch
+
+    from runner.model.pretrained.files import TORCH_BEFORE_1_6
+
+    with file.open("rb") as raw:
+        head = raw.read(6)
+    openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+    opener = next((opener for magic, opener in openers.items() if head.startswith(magic)), open)
+    with opener(file, "rb") as opened:
+        head = opened.read(512)
+        opened.seek(0)
+        if head.startswith(b"\x93NUMPY") or (head.startswith(b"PK") and _is_npz(opened)):
+            arrays = np.load(opened, allow_pickle=True)
+            return dict(arrays) if isinstance(arrays, Mapping) else arrays
+        if head[:1] == b"\x80" and not head.startswith(TORCH_BEFORE_1_6):
+            return Unpickler(opened, encoding="latin1").load()  # as files of Python 2 need it
+        return torch.load(opened, map_location="cpu", weights_only=False, pickle_module=sys.modules[__name__])
+
+
+def _is_npz(opened: Any) -> bool:
+    import zipfile
+
+    names = zipfile.ZipFile(opened).namelist()
+    opened.seek(0)
+    return bool(names) and all(name.endswith(".npy") for name in names)
+
+
+class Absent:
+    """Stands in for an object of a class that cannot be imported here, and keeps what was pickled of it."""
+
+    names: set[str] = set()  # noqa: RUF012  of all such classes, on purpose
+
+    def __new__(cls, *_args: Any, **_settings: Any) -> Self:
+        """Take whatever the class would."""
+        return super().__new__(cls)
+
+    def __init__(self, *_args: Any, **_settings: Any) -> None:
+        self.items: dict[Any, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        """Keep the attributes; slots come as the second of two."""
+        for part in state if isinstance(state, tuple) else (state,):
+            if isinstance(part, Mapping):
+                vars(self).update({str(name): value for name, value in part.items()})
+
+    def __setitem__(self, name: Any, value: Any) -> None:
+        vars(self).setdefault("items", {})[name] = value
+
+    def append(self, value: Any) -> None:
+        """Of a list."""
+        items = vars(self).setdefault("items", {})
+        items[len(items)] = value
+
+    def extend(self, values: Sequence[Any]) -> None:
+        """Of a list."""
+        for value in values:
+            self.append(value)
+
+    add = append  # of a set
+
+    def __call__(self, *_args: Any, **_settings: Any) -> "Absent":
+        """A function of an absent module, or what one gave: called, it is absent too."""
+        return self
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+class Unpickler(pickle.Unpickler):
+    """Python's own, which goes on where a class is not to be found."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The class or function, or a stand-in."""
+        try:
+            return super().find_class(module, name)
+        except (ImportError, AttributeError):
+            Absent.names.add(f"{module}.{name}")
+            return type(name.rpartition(".")[2] or "Absent", (Absent,), {"__module__": module})
+
+
+def plain(value: Any, path: str, dropped: list[str], above: tuple[int, ...] = ()) -> Any:
+    """Tensors, numbers, strings and containers of them; modules become state_dicts, the rest `None` and a note."""
+    import numpy as np
+    import torch
+
+    if value is None or isinstance(value, bool):
+        return value
+    kinds: tuple[Any, ...] = (int, float, str, bytes)
+    for kind in kinds:  # of an enumeration or another subclass, its plain value
+        if isinstance(value, kind) and not isinstance(value, np.generic):
+            return kind.__new__(kind, value)
+    if isinstance(value, torch.Tensor):
+        return value.detach().as_subclass(torch.Tensor).clone()
+    taken = _from_numpy(value) if isinstance(value, np.ndarray | np.generic) else None
+    if taken is None and id(value) not in above:  # else a container that holds itself
+        taken = _plain_container(value, path, dropped, (*above, id(value)))
+    if taken is None:
+        own = value if isinstance(value, type) else type(value)
+        dropped.append(f"{path or 'the file'} ({own.__module__}.{own.__qualname__})")
+    return taken
+
+
+def _plain_container(value: Any, path: str, dropped: list[str], above: tuple[int, ...]) -> Any:
+    """A mapping, list, module or other object that has tensors as plain data; None where there is nothing to keep."""
+    from torch import nn
+
+    if isinstance(value, list | tuple):
+        return [plain(member, f"{path}[{i}]", dropped, above) for i, member in enumerate(value)]
+    if isinstance(value, Mapping):
+        kept: dict[Any, Any] = {}
+        for key, member in value.items():
+            if isinstance(key, str | int):
+                name = str.__str__(key) if isinstance(key, str) else int(key)
+                kept[name] = plain(member, f"{path}.{key}".lstrip("."), dropped, above)
+            else:
+                dropped.append(f"{path or 'the file'}[{key!r:.40}] (its key is no text)")
+        return kept
+    if isinstance(value, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        value = value.module
+    if isinstance(value, nn.Module):
+        return plain(_state_of(value), path, dropped, above)
+    inside = getattr(value, "__dict__", {})
+    if parts := _parts_of(value, ""):
+        return plain(parts, path, dropped, above)
+    said: list[str] = []
+    attributes = plain({str(name): inside[name] for name in inside if inside[name] is not None}, path, said, above)
+    if not _tensors(attributes):
+        return None
+    dropped += said
+    return attributes
+
+
+def _state_of(module: Any) -> dict[str, Any]:
+    """The module's state_dict; where its own code cannot make it (of another version), what torch keeps in it."""
+    try:
+        return dict(module.state_dict())
+    except Exception:  # noqa: BLE001  a user's class may raise anything
+        return _parts_of(module, "")
+
+
+def _parts_of(value: Any, prefix: str) -> dict[str, Any]:
+    """The parameters and buffers that a pickled module has in it, by name, with no code of its class."""
+    import torch
+
+    inside = getattr(value, "__dict__", {})
+    if not isinstance(inside.get("_modules"), Mapping):
+        return {}
+    hidden = inside.get("_non_persistent_buffers_set", ())
+    own = {**(inside.get("_parameters") or {}), **(inside.get("_buffers") or {})}
+    found = {
+        prefix + name: tensor for name, tensor in own.items() if isinstance(tensor, torch.Tensor) and name not in hidden
+    }
+    for name, child in (inside.get("_modules") or {}).items():
+        if isinstance(child, Absent | torch.nn.Module):
+            found |= _parts_of(child, f"{prefix}{name}.")
+    return found
+
+
+def _from_numpy(value: Any) -> Any:
+    """An array as a tensor, a scalar as a number; None where torch has no type for it (texts, objects, dates)."""
+    import numpy as np
+    import torch
+
+    kinds: dict[str, Any] = {"b": bool, "i": int, "u": int, "f": float, "c": complex, "U": str, "S": bytes}
+    if value.ndim == 0:
+        kind = kinds.get(value.dtype.kind)
+        return None if kind is None else kind(value)
+    try:
+        return torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
+    except (TypeError, ValueError):
+        return None
+
+
+if __name__ == "__main__":
+    unpickle(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,247 @@
+"""What a sweep says while it runs: a live table on a terminal, lines elsewhere."""
+
+import contextlib
+import os
+import shlex
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, TextIO, cast
+
+from runner.sweep.ledger import Row
+
+REFRESH_SECONDS = 0.5
+
+
+PLAIN_SECONDS = 30.0  # between two lines that only say that jobs are running
+
+
+MOST_RUNNING = 16  # rows of the live table
+
+
+class Console:
+    """A text stream that a sweep can do without: nothing is said any more once nobody takes it.
+
+    A terminal that was closed, `| head`, a file on a full disk.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream  # None where standard output was closed from the start
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def write(self, text: str) -> int:
+        if self._stream is not None:
+            with self._all_the_same():
+                try:
+                    self._stream.write(text)
+                except UnicodeEncodeError:
+                    encoding = self._stream.encoding
+                    self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            with self._all_the_same():
+                self._stream.flush()
+
+    def say(self, text: str) -> None:
+        """A line."""
+        self.write(f"{text}\n")
+        self.flush()
+
+    @contextlib.contextmanager
+    def _all_the_same(self) -> Iterator[None]:
+        assert self._stream is not None
+        try:
+            yield
+        except OSError:  # what is still in its buffer would end the interpreter with a status of its own
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
+class Board(Protocol):
+    """What the controller tells of."""
+
+    def started(self, row: Row) -> None: ...
+    def ended(self, row: Row) -> None: ...
+    def say(self, text: str) -> None: ...
+    def tick(self) -> None:
+        """Draw anew where it is time to."""
+
+    def close(self) -> None: ...
+
+
+class Tally:
+    """The jobs of a sweep by their status, the best one, and how long the rest will take."""
+
+    def __init__(self, rows: Iterable[Row], total: int | None, objective: str, mode: str) -> None:
+        self.total, self.objective, self.mode = total, objective, mode
+        self.running: dict[str, Row] = {}
+        self.counts: Counter[str] = Counter()
+        self.best: Row | None = None
+        self._statuses: dict[str, str] = {}
+        self._took, self._begun = 0, time.time()
+        for row in rows:
+            self.update(row)
+
+    def update(self, row: Row) -> None:
+        """Take note of a row."""
+        if not row.active:
+            return
+        before = self._statuses.get(row.id)
+        if before is not None:
+            self.counts[before] -= 1
+        self._statuses[row.id] = row.status
+        self.counts[row.status] += 1
+        self.running.pop(row.id, None)
+        self._took += before == "running" != row.status
+        if row.status == "running":
+            self.running[row.id] = row
+        elif row.status == "completed":
+            self.best = best_of([self.best, row] if self.best else [row], self.mode)
+
+    @property
+    def ended(self) -> int:
+        """How many jobs are over."""
+        return sum(self.counts[status] for status in ("completed", "failed", "pruned", "interrupted"))
+
+    def left(self) -> float | None:
+        """Seconds until all is done, after how fast jobs have ended here; None before the first."""
+        if not self._took or self.total is None:
+            return None
+        rate = self._took / max(time.time() - self._begun, 1e-9)
+        return max(self.total - self.ended, 0) / rate
+
+    def line(self) -> str:
+        """All of it in a line."""
+        counts = self.counts
+        of = "" if self.total is None else f" of {self.total:,}"
+        words = [f"{counts['completed'] + counts['pruned']:,}{of} done", f"{counts['running']:,} running"]
+        words += [f"{counts[status]:,} {status}" for status in ("failed", "interrupted", "pruned") if counts[status]]
+        if self.best is not None:
+            words.append(f"best {self.objective} {self.best.objective:.6g} ({name_of(self.best)})")
+        if (seconds := self.left()) is not None and counts["running"]:
+            words.append(f"{clock(seconds)} left")
+        return ", ".join(words)
+
+
+def best_of(rows: Sequence[Row], mode: str) -> Row | None:
+    """The row with the best objective; of equal ones the first. NaN is worse than any number."""
+    finite = [row for row in rows if row.objective is not None and row.objective == row.objective]
+    sign = 1 if mode == "min" else -1
+    return min(finite, key=lambda row: sign * (row.objective or 0.0), default=None)
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def name_of(row: Row) -> str:
+    """A job in words: its number and its point."""
+    return f"{row.number}: {shlex.join(row.overrides)}" if row.overrides else str(row.number)
+
+
+def how(row: Row) -> str:
+    """How a job ended."""
+    return f"{row.status} ({row.cause})" if row.cause else row.status
+
+
+def board_for(tally: Tally, stream: Console) -> Board:
+    """A live table where the stream is a terminal."""
+    live = stream.isatty() and os.environ.get("TERM") != "dumb"
+    return Table(tally, stream) if live else Lines(tally, stream)
+
+
+class Lines:
+    """A line for each job that ends, and now and then one that says how far it is."""
+
+    def __init__(self, tally: Tally, stream: Console) -> None:
+        self._tally, self._stream = tally, stream
+        self._due = time.monotonic() + PLAIN_SECONDS
+
+    def started(self, row: Row) -> None:
+        self._tally.update(row)
+
+    def ended(self, row: Row) -> None:
+        self._tally.update(row)
+        of = "" if self._tally.total is None else f"/{self._tally.total}"
+        value = "" if row.objective is None else f"  {self._tally.objective} {row.objective:.6g}"
+        self.say(f"[{self._tally.ended}{of}] {name_of(row)}  {how(row)}{value}  {_seconds(row)}")
+
+    def say(self, text: str) -> None:
+        self._stream.say(text)
+        self._due = time.monotonic() + PLAIN_SECONDS
+
+    def tick(self) -> None:
+        if time.monotonic() >= self._due:
+            self.say(self._tally.line())
+
+    def close(self) -> None:
+        pass
+
+
+def _seconds(row: Row) -> str:
+    return "" if row.start is None or row.end is None else f"{row.end - row.start:.1f} s"
+
+
+class Table:
+    """rich's live display: what runs, and in the last line how far it is; what has failed stays above it."""
+
+    def __init__(self, tally: Tally, stream: Console) -> None:
+        from rich.console import Console as Screen  # 27 ms that only a terminal pays
+        from rich.live import Live
+
+        self._tally = tally
+        self._console = Screen(file=cast("TextIO", stream))
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._due = 0.0
+        self._live.start()
+
+    def started(self, row: Row) -> None:
+        self._tally.update(row)
+
+    def ended(self, row: Row) -> None:
+        self._tally.update(row)
+        if row.status == "failed":
+            self.say(f"{name_of(row)}  {how(row)}: {row.error}")
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
+
+    def tick(self) -> None:
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + REFRESH_SECONDS
+            self._live.update(self._drawn(), refresh=True)
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _drawn(self) -> Any:
+        from rich.console import Group
+        from rich.table import Table as Grid
+        from rich.text import Text
+
+        running = sorted(self._tally.running.values(), key=_slot)
+        grid = Grid("slot", "job", "for", box=None, header_style="bold", pad_edge=False)
+        now = time.time()
+        for row in running[:MOST_RUNNING]:
+            grid.add_row(
+                Text("" if row.slot is None else str(row.slot)),
+                Text(name_of(row), no_wrap=True),
+                Text(clock(now - (row.start or now))),
+            )
+        more = [Text(f"and {len(running) - MOST_RUNNING} more")] if len(running) > MOST_RUNNING else []
+        return Group(*([grid] if running else []), *more, Text(self._tally.line()))
+
+
+def _slot(row: Row) -> tuple[int, int]:
+    return (-1 if row.slot is None else row.slot, row.number)

@@ -1,0 +1,57 @@
+"""Check every job of a sweep before the first one starts."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from runner.config.check.check import Check
+from runner.config.identity import replicate_id
+from runner.core.errors import Mistake
+from runner.experiment.examine import Say, examine
+from runner.experiment.preflight import processes as processes_preflight
+from runner.sweep.space import request
+
+MOST_ALIKE = 3  # values that break one rule in one place, of the many that `range(-1000, 0)` has
+
+
+def examine_sweep(
+    overrides: Sequence[str],
+    trust: tuple[str, ...],
+    say: Say = lambda _: None,
+    note: Callable[[list[str]], None] = lambda _: None,
+) -> list[Mistake]:
+    """Examine every job of a sweep; each mistake once. `note` gets the notes of all jobs.
+
+    Raises:
+        ConfigError: the sweep itself cannot be composed, or cannot be enumerated.
+    """
+    plan = request.plan(overrides, Path.cwd(), trust)
+    checks = [Check(job.composed, trust) for job in plan.to_be_checked()]
+    note(request.notes(check.composed for check in checks))
+    return examine_jobs(checks, plan.settings.processes, say)
+
+
+def examine_jobs(jobs: Sequence[Check], processes: int, say: Say = lambda _: None) -> list[Mistake]:
+    """Examine jobs of so many processes together; each mistake once, and no more than a few of one range or interval.
+
+    Two that differ in nothing that is looked at are looked at once.
+    """
+    seen: dict[str, Mistake] = {}
+    alike: Counter[tuple[str, str, str]] = Counter()
+
+    def say_new(mistakes: list[Mistake]) -> None:
+        new: dict[str, Mistake] = {}
+        for mistake in mistakes:
+            if str(mistake) not in seen | new:
+                alike[kind := (mistake.key, mistake.rule, mistake.where)] += 1
+                new |= {str(mistake): mistake} if alike[kind] <= MOST_ALIKE else {}
+        seen.update(new)
+        if new:
+            say(list(new.values()))
+
+    for job in jobs:  # what needs no torch is said of every job before torch is imported for the first
+        say_new([*job.at_once, *job.placed(processes_preflight.in_a_sweep(job.config.device.parallel, processes))])
+    distinct = {replicate_id(job.composed.config): job for job in reversed(jobs)}
+    for job in reversed(distinct.values()):
+        examine(job.composed, job.trust, say_new)
+    return list(seen.values())

@@ -1,0 +1,149 @@
+"""One attempt of a job in this process, and how a job ended, as its directory says it."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+from runner.config.check.check import parse
+from runner.core.errors import ConfigError, Mistake
+from runner.core.lock import Lock
+from runner.experiment.record.recorded import continuation, recorded
+from runner.sweep.interfaces import OUTPUT, Job
+from runner.sweep.outcome import EXIT_DISK, LOG, REFUSED, RESULT, read_json
+from runner.sweep.pruning import judge_at
+
+EXIT_WRONG = 2
+
+
+LOCK_SECONDS = 60.0  # for the end of an attempt that was killed a moment ago; a killed process needs milliseconds
+
+
+OF_ALL_ATTEMPTS = {".lock", ".heartbeat", OUTPUT}  # what is printed is appended
+
+
+def attempt(job: Job) -> int:
+    """Run the job, or go on with it; the exit status of `python -m runner`.
+
+    In this process, or, where it is one of several processes, in as many that this one forks.
+
+    Nothing that an earlier attempt left is overwritten: `result.json` becomes `result.1.json`, and where the attempt
+    failed `log.txt` becomes `log.1.txt`; where the job starts anew so does everything else.
+
+    Raises:
+        ConfigError: it cannot be continued exactly, and is not to be started anew; nothing was touched.
+    """
+    folder = Path(job.folder)
+    _wait_for_the_last_attempt(folder)
+    if job.processes == 1:
+        return _alone(job, folder)
+    from runner.experiment.worker_rank import follow
+    from runner.sweep.executors.rank_processes import together
+
+    refusal = folder / REFUSED
+    status = together(
+        job.processes, lambda: _leading(job, folder, refusal), lambda place: follow(place, tuple(job.trust))
+    )
+    if refusal.exists():
+        text = refusal.read_text()
+        refusal.unlink()
+        raise ConfigError([Mistake(**mistake) for mistake in json.loads(text)])
+    return status
+
+
+def _leading(job: Job, folder: Path, refusal: Path) -> int:
+    """Rank 0: what it refuses is handed to the process that has forked it, and the others are let go."""
+    from runner.train.distributed import environment
+    from runner.train.distributed.process_group import dismiss
+
+    place = environment.place()
+    assert place is not None
+    try:
+        status = _alone(job, folder)
+    except ConfigError as error:
+        refusal.write_text(json.dumps([mistake.as_json() for mistake in error.mistakes]))
+        status = EXIT_WRONG
+    dismiss(place, status)
+    return status
+
+
+def _alone(job: Job, folder: Path) -> int:
+    from runner.experiment import run
+
+    command, trust = ["python", "-m", "runner", *job.argv], tuple(job.trust)
+    if job.anew != "always" and (folder / "config.yaml").is_file():
+        if (read_json(folder / RESULT) or {}).get("status") in ("completed", "pruned"):
+            return 0
+        try:
+            return _go_on(job, folder, command, trust)
+        except ConfigError:
+            if job.anew == "never":
+                raise
+    put_aside(folder, [path.name for path in folder.iterdir()])
+    from runner.experiment.preflight.preflight import outline
+
+    config = parse(job.config)
+    found = outline(config, trust) if config.log.model_table else None
+    judge = judge_at(job.judge, job.id, folder)
+    outcome = run.launch(
+        config, folder, unresolved=job.unresolved, command=command, trust=trust, found=found, judge=judge
+    )
+    return outcome.status if (folder / RESULT).exists() else EXIT_DISK
+
+
+def _go_on(job: Job, folder: Path, command: list[str], trust: tuple[str, ...]) -> int:
+    """Continue the run in the folder with the config that it was started with. Raises ConfigError."""
+    from runner.core import exit_status
+    from runner.experiment import run
+    from runner.experiment.record import result as record_result
+
+    config, unresolved = recorded(folder, trust=trust)
+    again = continuation(folder, config, unresolved, trust)
+    if again.changes:
+        raise ConfigError(again.changes)
+    put_aside(folder, [RESULT, LOG] if job.retry else [RESULT])
+    judge = judge_at(job.judge, job.id, folder)
+    outcome = run.launch(
+        again.config, folder, unresolved=again.unresolved, command=command, trust=trust, again=again, judge=judge
+    )
+    if outcome.status == exit_status.EXIT_FAILED and not (folder / RESULT).exists():
+        record_result.write_result(folder, outcome.result)  # it could not go on: what it had is in the file put aside
+    return outcome.status if (folder / RESULT).exists() else EXIT_DISK
+
+
+def put_aside(folder: Path, names: list[str]) -> None:
+    """Rename what an earlier attempt left: `log.txt` becomes `log.1.txt`, or the first number that is free for all.
+
+    `config.yaml` goes first: a folder without it is no run, whatever else is in it when this is cut short.
+    """
+    names = [name for name in names if (folder / name).exists() and not _is_numbered(name)]
+    names = [name for name in names if name not in OF_ALL_ATTEMPTS and not name.endswith(".tmp")]
+    names.sort(key=lambda name: name != "config.yaml")
+    number = 1
+    while any((folder / _numbered(name, number)).exists() for name in [*names, RESULT, LOG]):
+        number += 1
+    for name in names:
+        (folder / name).rename(folder / _numbered(name, number))
+
+
+def _numbered(name: str, number: int) -> str:
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122  `.hydra` has no suffix
+    return f"{stem}.{number}{suffix}"
+
+
+def _is_numbered(name: str) -> bool:
+    parts = name.lstrip(".").split(".")
+    return any(part.isdigit() for part in parts[1:])
+
+
+def _wait_for_the_last_attempt(folder: Path) -> None:
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            Lock(folder).release()
+        except ConfigError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return

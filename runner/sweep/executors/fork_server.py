@@ -1,0 +1,322 @@
+"""The process that jobs are forked from: everything imported, nothing computed, so that a job starts in milliseconds.
+
+It is told what to do in JSON lines, and says what has happened in JSON lines. When the controller is gone, however it
+went, it kills every job with all of its processes; each job watches for that itself too.
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import selectors
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from runner.experiment.record import provenance
+from runner.sweep import code_snapshot
+from runner.sweep.executors import memory_limit
+from runner.sweep.executors.worker import _watch, be
+
+GRACE_SECONDS = 5.0  # between asking a job whose time is up to save, and killing it
+
+
+TICK_SECONDS = 0.1  # between two looks at memory and clocks, while jobs run
+
+
+SCAN_SECONDS = 2.0  # between two looks for the processes that jobs have started
+
+
+LEAST_LEFT = 0.03  # of the memory; with less left the largest job is killed, before the kernel chooses a process
+
+
+KERNEL_SECONDS = 5.0  # so long after the kernel killed for memory a process that was killed is taken for that one
+
+
+PRELOADED = (
+    "torch",
+    "torch._dynamo",  # what the first optimizer step imports, a second
+    "tensorboardX",
+    "runner.experiment.run",
+    "runner.experiment.preflight.preflight",
+    "runner.sweep.executors.attempt",
+)
+
+
+MANY = 8  # so many jobs pay for `memory.join_pages`
+
+
+# The controller decides what these mean, also where they reach all of its processes (SLURM, `systemctl stop`).
+OF_THE_CONTROLLER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Lines:
+    """The lines that arrive at a pipe."""
+
+    def __init__(self, handle: int) -> None:
+        self.handle, self.ended, self._rest = handle, False, b""
+
+    def read(self) -> list[dict[str, Any]]:
+        """Wait for something; the whole lines, as JSON objects. Nothing more comes once `ended`."""
+        data = os.read(self.handle, 1 << 20)
+        self.ended = not data
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+
+@dataclass
+class Child:
+    """A job that runs: its process, which leads a group of its own, and what was done to it."""
+
+    job: str
+    pid: int
+    said: int  # the end of the pipe in which it leaves what it has to say
+    timeout: float | None
+    memory: float | None
+    began: float = field(default_factory=time.monotonic)
+    members: list[int] = field(default_factory=list)  # further processes of its group, when last looked
+    cause: str = ""
+    error: str = ""
+    kill_at: float | None = None
+
+
+def main() -> None:
+    """Serve the controller at the other ends of standard input and output, until it is gone."""
+    for number in OF_THE_CONTROLLER:
+        signal.signal(number, signal.SIG_IGN)
+    orders, replies = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(2, 1)  # what an import prints
+    os.close(null)
+    lines = Lines(orders)
+    setup: list[dict[str, Any]] = []
+    while not setup and not lines.ended:
+        setup = lines.read()
+    if not setup:
+        return
+    code_snapshot.install(code_snapshot.Frozen(**setup.pop(0)["frozen"]))
+    with leaving_with(orders):
+        preload(PRELOADED)
+    import torch
+
+    provenance.modules(Path.cwd())  # their hashes, as they are now
+    # Counted without CUDA being touched, which a fork would not survive.
+    gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
+    server = Server(lines, replies)
+    server.say(ready=True, gpus=gpus)
+    for order in setup:
+        server.obey(order)
+    server.serve()
+
+
+@contextlib.contextmanager
+def leaving_with(lifeline: int) -> Iterator[None]:
+    """End this process as soon as the controller ends, while it is busy with seconds of imports."""
+    done = threading.Event()
+    watch = threading.Thread(target=_watch, args=(lifeline, done), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watch.join()  # none of ours runs beside the one that forks
+
+
+def preload(names: Iterable[str]) -> None:
+    """Import what jobs will import; what fails fails in the job that wants it, and is said there."""
+    for name in names:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    gc.freeze()  # a collection in a job does not copy the pages of what is here (7 of 65 ms of a job of noop)
+
+
+class Server:
+    """Forks a child for each job, and looks after them."""
+
+    def __init__(self, orders: Lines, replies: int) -> None:
+        self._orders, self._replies = orders, replies
+        self._children: dict[str, Child] = {}
+        self._woken, wake = os.pipe()
+        for handle in (self._woken, wake):
+            os.set_blocking(handle, False)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        self._wake = wake
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._kernel_kills, self._kernel_killed_at = memory_limit.kills(), -KERNEL_SECONDS
+        self._scanned = 0.0
+        self._started = 0
+
+    def serve(self) -> None:
+        """Until the controller is gone; then every job is killed."""
+        selector = selectors.DefaultSelector()
+        selector.register(self._orders.handle, selectors.EVENT_READ)
+        selector.register(self._woken, selectors.EVENT_READ)
+        self._selector = selector
+        while True:
+            for key, _ in selector.select(TICK_SECONDS if self._children else None):
+                if key.fd == self._woken:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._woken, 4096)
+                    continue
+                for order in self._orders.read():
+                    self.obey(order)
+                if self._orders.ended:
+                    self._end()
+            for child in list(self._children.values()):
+                self._reap(child)
+            if self._children:
+                self._look_at_clocks()
+                self._look_at_memory()
+
+    def say(self, **message: Any) -> None:
+        """Tell the controller."""
+        data = json.dumps(message).encode() + b"\n"
+        try:
+            while data:
+                data = data[os.write(self._replies, data) :]
+        except BrokenPipeError:
+            self._end()
+
+    def obey(self, order: dict[str, Any]) -> None:
+        """Do one thing."""
+        match order:
+            case {"start": job, "environment": environment}:
+                self._start(job, environment)
+            case {"stop": job}:
+                if job in self._children:
+                    os.kill(self._children[job].pid, signal.SIGTERM)  # not its workers, which it ends itself
+            case {"import": names}:
+                preload(names)
+
+    def _start(self, job: dict[str, Any], environment: dict[str, str]) -> None:
+        if self._started == MANY and (left := memory_limit.left()) is not None and left[0] > left[1] // 4:
+            memory_limit.join_pages()  # what runs keeps the old ones, so that both are held for a while
+        self._started += 1
+        said, write = os.pipe()
+        pid = -1
+        signal.pthread_sigmask(signal.SIG_BLOCK, OF_THE_CONTROLLER)  # what comes before the child listens is not lost
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that there are threads: NumPy's BLAS has some, and looks after them
+                pid = os.fork()
+        except OSError as error:  # as many processes as there may be, or no memory for one
+            os.close(said)
+            os.close(write)
+            refused = f"no process could be started for it: {error.strerror}"
+            self.say(ended=job["id"], status=None, cause="lost", error=refused)
+            return
+        finally:
+            if pid != 0:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_THE_CONTROLLER)
+        if pid == 0:
+            self._become(job, environment, write)
+        with contextlib.suppress(OSError):  # the child does so too; whoever comes first
+            os.setpgid(pid, pid)
+        os.close(write)
+        os.set_blocking(said, False)
+        self._children[job["id"]] = Child(job["id"], pid, said, job["timeout"], job["memory"])
+        self.say(started=job["id"], pid=pid)
+
+    def _become(self, job: dict[str, Any], environment: dict[str, str], write: int) -> NoReturn:
+        """In the child: let go of all that is the server's, then be the job."""
+        os.setpgid(0, 0)
+        signal.set_wakeup_fd(-1)
+        for number in {signal.SIGCHLD, *OF_THE_CONTROLLER} - {signal.SIGUSR2}:  # that one is submitit's alone
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_THE_CONTROLLER)
+        self._selector.close()
+        for mine in (self._replies, self._woken, self._wake, *(child.said for child in self._children.values())):
+            os.close(mine)
+        be(job, environment, write, self._orders.handle)
+
+    def _reap(self, child: Child) -> None:
+        try:
+            dead = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            dead = None
+        if dead is None:
+            return
+        _kill_group(child.pid)  # what it has left behind, while the number of the group is still its own
+        _, waited = os.waitpid(child.pid, 0)
+        status = os.waitstatus_to_exitcode(waited)
+        del self._children[child.job]
+        message = _last_words(child.said)
+        if status == -signal.SIGKILL and not child.cause and self._kernel_has_killed():
+            child.cause, child.error = "memory", "the kernel killed it for want of memory"
+        error = child.error or message.get("error", "")
+        self.say(ended=child.job, status=status, cause=child.cause, error=error)
+        preload(message.get("modules", []))
+
+    def _kernel_has_killed(self) -> bool:
+        kills = memory_limit.kills()
+        if kills > self._kernel_kills:
+            self._kernel_kills, self._kernel_killed_at = kills, time.monotonic()
+        return time.monotonic() - self._kernel_killed_at < KERNEL_SECONDS
+
+    def _look_at_clocks(self) -> None:
+        now = time.monotonic()
+        for child in self._children.values():
+            if child.kill_at is not None and now >= child.kill_at:
+                _kill_group(child.pid)
+            elif child.kill_at is None and child.timeout is not None and now - child.began >= child.timeout:
+                child.cause, child.error = "timeout", f"it took longer than sweep.timeout, {child.timeout:g} s"
+                child.kill_at = now + GRACE_SECONDS
+                os.kill(child.pid, signal.SIGTERM)
+
+    def _look_at_memory(self) -> None:
+        if time.monotonic() - self._scanned > SCAN_SECONDS:
+            groups = memory_limit.groups()
+            for child in self._children.values():
+                child.members = [pid for pid in groups.get(child.pid, []) if pid != child.pid]
+            self._scanned = time.monotonic()
+        self._kernel_has_killed()
+        if any(child.cause == "memory" for child in self._children.values()):
+            return  # what is being killed gives its memory back first
+        held = {child.job: memory_limit.resident(child.pid, child.members) for child in self._children.values()}
+        for job, size in held.items():
+            limit = self._children[job].memory
+            if limit is not None and size > limit * 2**30:
+                self._kill_for_memory(job, f"it held {size / 2**30:.3g} GiB, more than sweep.memory, {limit:g}")
+        left = memory_limit.left()
+        if left is not None and left[0] < LEAST_LEFT * left[1] and held:
+            job = max(held, key=lambda name: held[name])
+            most = f"{held[job] / 2**30:.3g} GiB"
+            said = f"it held the most ({most}) when {left[0] / 2**30:.2g} GiB of {left[1] / 2**30:.3g} were left"
+            self._kill_for_memory(job, said)
+
+    def _kill_for_memory(self, job: str, error: str) -> None:
+        child = self._children[job]
+        child.cause, child.error = "memory", error
+        _kill_group(child.pid)
+
+    def _end(self) -> NoReturn:
+        for child in self._children.values():
+            _kill_group(child.pid)
+        os._exit(0)
+
+
+def _kill_group(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _last_words(said: int) -> dict[str, Any]:
+    try:
+        data = os.read(said, 1 << 16)
+        message: dict[str, Any] = json.loads(data) if data else {}
+    except (BlockingIOError, ValueError):  # a worker that it left behind holds the other end; or it was cut short
+        message = {}
+    os.close(said)
+    return message
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Jobs on this machine, as many at a time as it has cores or GPUs for them, each in a process of its own."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from runner.core.errors import RunError
+from runner.sweep.code_snapshot import Frozen
+from runner.sweep.executors import memory_limit
+from runner.sweep.executors.fork_server import Lines
+from runner.sweep.executors.worker import worth_preloading
+from runner.sweep.interfaces import Event, Job
+
+_SERVER = "runner.sweep.executors.fork_server"
+BOOTSTRAP = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {_SERVER} import main; main()"
+
+
+CLOSE_SECONDS = 10.0  # for the server to end by itself; one that is busy importing takes a second or two
+
+
+MOST_DEATHS = 3  # of the server, one after the other without a job that ended in between
+
+
+@dataclasses.dataclass
+class _Place:
+    """What a job occupies."""
+
+    slot: int
+    processes: int
+    cores: int
+    gpus: list[int]
+    pid: int | None = None
+
+
+class Slots:
+    """An executor (see `protocols.Executor`) over the cores and GPUs of this machine.
+
+    Args:
+        slots: how many jobs at a time; `auto`: as many as there are cores for their threads and GPUs for them. A fixed
+            number on fewer GPUs shares them.
+        frozen: the project's modules as they were at submission.
+    """
+
+    def __init__(self, slots: int | str, frozen: Frozen, cores: int | None = None) -> None:
+        self._slots, self._frozen = slots, frozen
+        self._cores = cores or memory_limit.cores()
+        self._gpus = 0
+        self._visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        self._places: dict[str, _Place] = {}
+        self._deaths = 0
+        self._imports: list[str] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        path = json.dumps([entry or os.getcwd() for entry in sys.path])  # noqa: PTH109  text
+        self._server = subprocess.Popen(  # noqa: S603  ours
+            [sys.executable, "-c", BOOTSTRAP, path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C reaches the controller alone
+        )
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._ready = False
+        self._replies = Lines(self._server.stdout.fileno())
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._replies.handle, selectors.EVENT_READ)
+        self._tell(frozen=dataclasses.asdict(self._frozen))
+        if self._imports:
+            self._tell(**{"import": self._imports})
+
+    def prepare(self) -> None:
+        self._imports = worth_preloading()
+        self._tell(**{"import": self._imports})
+
+    def has_room(self, job: Job) -> bool:
+        if not self._ready:
+            self._wait_until_ready()
+        if isinstance(self._slots, int):
+            taken = sum(place.processes for place in self._places.values())
+            return taken + job.processes <= self._slots or not self._places
+        taken = sum(place.cores for place in self._places.values())
+        fits = taken + job.cores <= self._cores or not self._places  # one that is too large for the machine runs alone
+        return fits and len(self._free_gpus(job)) >= self._wanted_gpus(job)
+
+    def _wanted_gpus(self, job: Job) -> int:
+        return min(job.gpus, self._gpus)
+
+    def _free_gpus(self, job: Job) -> list[int]:
+        """GPUs that the job may have, the least occupied first; without a fixed number of slots only free ones."""
+        among = range(self._gpus) if job.gpu is None else [job.gpu]
+        load = {gpu: sum(gpu in place.gpus for place in self._places.values()) for gpu in among}
+        shared = isinstance(self._slots, int)
+        return sorted((gpu for gpu in among if shared or not load[gpu]), key=lambda gpu: (load[gpu], gpu))
+
+    def start(self, job: Job) -> None:
+        gpus = self._free_gpus(job)[: self._wanted_gpus(job)]
+        taken = {place.slot for place in self._places.values()}
+        slot = next(number for number in range(len(taken) + 1) if number not in taken)
+        self._places[job.id] = _Place(slot, job.processes, job.cores, gpus)
+        environment = {}
+        if gpus and job.gpu is None:  # one that the config names is left to it
+            names = [self._visible[gpu] if gpu < len(self._visible) else str(gpu) for gpu in gpus]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(names)
+        self._tell(start=dataclasses.asdict(job), environment=environment)
+
+    def wait(self, seconds: float) -> Sequence[Event]:
+        if not self._selector.select(seconds):
+            return []
+        messages = self._replies.read()
+        events = [event for message in messages for event in self._heard(message)]
+        return [*events, *self._lost()] if self._replies.ended else events
+
+    def _heard(self, message: dict[str, Any]) -> list[Event]:
+        match message:
+            case {"ready": True, "gpus": gpus}:
+                self._ready, self._gpus = True, gpus
+            case {"started": job, "pid": pid}:
+                place = self._places[job]
+                place.pid = pid
+                return [Event("started", job, socket.gethostname(), place.slot, pid)]
+            case {"ended": job, "status": status, "cause": cause, "error": error}:
+                del self._places[job]
+                self._deaths = 0
+                return [Event("ended", job, exit=status, cause=cause, error=error)]
+        return []
+
+    def _lost(self) -> list[Event]:
+        """The server is gone, and its jobs with it: another one for what is left to be done, unless it keeps dying."""
+        self._kill_jobs()
+        error = "the process that jobs are forked from was killed"
+        events = [Event("ended", job, cause="lost", error=error) for job in self._places]
+        self._places.clear()
+        self.close()
+        self._deaths += 1
+        self._ready = False
+        if self._deaths < MOST_DEATHS:
+            self._begin()
+        return events
+
+    def _kill_jobs(self) -> None:
+        for place in self._places.values():
+            if place.pid is not None:
+                with contextlib.suppress(OSError):
+                    os.killpg(place.pid, signal.SIGKILL)
+
+    def stop(self, job: str) -> None:
+        self._tell(stop=job)
+
+    def kill(self) -> None:
+        self.close()
+        self._places.clear()
+
+    def close(self) -> None:
+        for stream in (self._server.stdin, self._server.stdout):
+            assert stream is not None
+            with contextlib.suppress(OSError):
+                stream.close()
+        self._selector.close()
+        try:
+            self._server.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:  # it was stopped (SIGSTOP), or hangs
+            self._kill_jobs()
+            self._server.kill()
+            self._server.wait()
+
+    def _wait_until_ready(self) -> None:
+        while not self._ready:
+            if self._deaths >= MOST_DEATHS:
+                status = self._server.wait()
+                raise RunError(f"the process that jobs are forked from ended {MOST_DEATHS} times, with status {status}")
+            self._selector.select()
+            for message in self._replies.read():
+                self._heard(message)
+            if self._replies.ended:
+                self._lost()
+
+    def _tell(self, **order: Any) -> None:
+        stream = self._server.stdin
+        assert stream is not None
+        with contextlib.suppress(BrokenPipeError):  # it is gone: `wait` finds that out
+            stream.write(json.dumps(order).encode() + b"\n")
+            stream.flush()

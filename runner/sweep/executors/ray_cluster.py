@@ -1,0 +1,84 @@
+"""Run jobs through Ray."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from runner.config import schema
+from runner.core.errors import RunError
+from runner.sweep.code_snapshot import Frozen
+from runner.sweep.executors.cluster import Queue, _told
+from runner.sweep.executors.remote import Work
+from runner.sweep.interfaces import Job
+from runner.sweep.launcher import import_ray
+
+
+class Ray(Queue):
+    """Each job is a task of Ray: of the cluster at `ray.init.address`, or of a Ray that lasts as long as the sweep."""
+
+    def __init__(self, asked: schema.RayLauncher, frozen: Frozen, typical: Job) -> None:
+        self._ray = import_ray()
+        self._remote = asked.ray.remote
+        settings = {"log_to_driver": False, "address": "local", **asked.ray.init}
+        began = datetime.now().astimezone().strftime("session_%Y-%m-%d_%H-%M-%S")
+        self._keeper = subprocess.Popen(  # noqa: S603  ours
+            [sys.executable, str(Path(__file__).with_name("ray_cleanup.py")), str(os.getpid()), began],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+        try:
+            self._ray.init(**settings)
+        except Exception as error:
+            self.close()
+            remedy = "" if settings["address"] == "local" else "; is RAY_AUTH_TOKEN its token (docs/clusters.md)?"
+            raise RunError(f"Ray did not start: {str(error).strip()}{remedy}") from error
+        has = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        self._largest = {name: max((node.get(name, 0) for node in has), default=0) for name in ("CPU", "GPU")}
+        needs = dict(zip(("CPU", "GPU"), self._needs(typical), strict=True))
+        # For how many such jobs there are cores and GPUs; one at least, which Ray then waits with.
+        places = [int(sum(node.get(name, 0) for node in has) // need) for name, need in needs.items() if need]
+        super().__init__(frozen, max(1, min(places, default=1)))
+
+    def _needs(self, job: Job) -> tuple[float, float]:
+        """Cores and GPUs; one that is too large for every machine has the largest, as it would without Ray."""
+        cpus, gpus = min(job.cores, self._largest["CPU"]), min(job.gpus, self._largest["GPU"])
+        return self._remote.get("num_cpus", cpus), self._remote.get("num_gpus", gpus)
+
+    def _submit(self, work: Work, job: Job, place: Path) -> Any:
+        cpus, gpus = self._needs(job)
+        # The controller decides what is tried again.
+        options = {"max_retries": 0, **self._remote, "num_cpus": cpus, "num_gpus": gpus}
+        return self._ray.remote(**options)(_run).remote(*work.arguments)
+
+    def _is_done(self, handle: Any) -> bool:
+        return bool(self._ray.wait([handle], timeout=0)[0])
+
+    def _outcome(self, handle: Any) -> Mapping[str, Any]:
+        try:
+            answer: dict[str, Any] = json.loads(self._ray.get(handle))
+        except self._ray.exceptions.OutOfMemoryError as error:
+            return _told(None, "memory", str(error).strip().splitlines()[0])
+        except self._ray.exceptions.RayError as error:
+            return _told(None, "lost", str(error).strip().splitlines()[-1])
+        return answer
+
+    def _withdraw(self, handle: Any, *, begun: bool) -> None:
+        if not begun:
+            self._ray.cancel(handle)
+
+    def _cancel(self, handle: Any) -> None:
+        self._ray.cancel(handle, force=True)
+
+    def close(self) -> None:
+        """Leave the cluster, or end the Ray that was started here."""
+        self._ray.shutdown()
+        self._keeper.communicate()
+
+
+def _run(*arguments: Any) -> str:
+    return Work(*arguments)()

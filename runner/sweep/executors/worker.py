@@ -1,0 +1,110 @@
+"""The process of one job, forked by the fork server."""
+
+import atexit
+import contextlib
+import ctypes
+import faulthandler
+import json
+import os
+import select
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+from runner.experiment.record import provenance
+from runner.sweep.interfaces import OUTPUT
+
+# What may be imported before a fork, once a job has needed it: to import these starts no thread and touches no GPU.
+FORK_SAFE = {"torch", "torchvision", "torchmetrics", "numpy", "scipy", "sklearn", "pandas", "PIL", "yaml", "sympy"}
+
+
+MOST_SAID = 30_000  # bytes that a job leaves in its pipe, which holds 65,536 without anybody reading
+
+
+# ---- in the job's own process
+
+
+def be(job: dict[str, Any], environment: dict[str, str], write: int, lifeline: int) -> NoReturn:
+    """Run the job, and end, whatever happens: what comes after this is the server's."""
+    status, words = 1, b""
+    try:
+        status, words = _attempt(job, environment, lifeline)
+    except BaseException as error:  # noqa: BLE001  a disk without room for what it prints, a limit on threads
+        words = json.dumps({"error": f"{type(error).__name__}: {error}"[: MOST_SAID // 8]}).encode()
+    finally:
+        with contextlib.suppress(OSError):  # it may have closed every file
+            os.write(write, words)
+        os._exit(status & 0xFF)
+
+
+def _attempt(job: dict[str, Any], environment: dict[str, str], lifeline: int) -> tuple[int, bytes]:
+    """Its exit status, and what it has to say; what it prints goes to a file."""
+    _die_with_the_server()
+    threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()
+    console = os.open(Path(job["folder"]) / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    for handle in (1, 2):
+        os.dup2(console, handle)
+    os.close(console)
+    with contextlib.suppress(OSError):  # where memory runs out all the same, the job is what the kernel is to take
+        Path("/proc/self/oom_score_adj").write_text("500")
+    os.environ.update(environment)
+    faulthandler.enable()
+    atexit._clear()  # noqa: SLF001  what the server has registered is the server's
+    last = provenance.last_imported()
+    status, error = 1, ""
+    try:
+        from runner.core.errors import ConfigError
+        from runner.sweep.executors.attempt import attempt
+        from runner.sweep.interfaces import Job
+        from runner.sweep.outcome import is_of_the_disk
+
+        try:
+            status = attempt(Job(**job))
+        except ConfigError as refused:
+            status, error = 2, "\n".join(map(str, refused.mistakes))
+            traceback.print_exc()
+        except OSError as refused:
+            if not is_of_the_disk(str(refused)):
+                raise
+            error = f"{type(refused).__name__}: {refused}"
+            traceback.print_exc()
+    except SystemExit as ended:  # what somebody's code calls in the middle of a run
+        traceback.print_exc()
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:  # noqa: BLE001  KeyboardInterrupt, and whatever a run lets through
+        traceback.print_exc()
+    with contextlib.suppress(BaseException):
+        atexit._run_exitfuncs()  # noqa: SLF001  what the job has registered, as in a run of its own
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BaseException):
+            stream.flush()
+    words = json.dumps({"error": error[: MOST_SAID // 8], "modules": worth_preloading(last)}).encode()
+    return status, words if len(words) <= MOST_SAID else b""
+
+
+def worth_preloading(after: Any = None) -> list[str]:
+    """What this process has imported, after the module `after`, that a server may import before it forks."""
+    may = FORK_SAFE | sys.stdlib_module_names
+    return [name for name in provenance.imported_since(after) if name.partition(".")[0] in may]
+
+
+def _die_with_the_server() -> None:
+    """Where the kernel can do it: also with the interpreter's lock held by whatever hangs."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; the server forks in its only thread
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def _watch(lifeline: int, done: threading.Event | None = None) -> None:
+    """Wait until the controller's end of the pipe is closed, which its end does, and take all our processes along."""
+    poll = select.poll()
+    poll.register(lifeline, 0)  # nothing is read: a hang-up is reported all the same
+    while not any(state & (select.POLLHUP | select.POLLERR) for _, state in poll.poll(None if done is None else 100)):
+        if done is None or done.is_set():  # without `done`: a job has closed every file, this one too
+            return
+    os.killpg(os.getpgrp(), signal.SIGKILL)

@@ -1,0 +1,69 @@
+"""A sweep by a launcher or sweeper of Hydra's own: one job after another, in this process; it cannot be continued."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from runner.config.compose import compose, compose_sweep, hydra_with_search_path
+from runner.core.errors import ConfigError, RunError, count_line
+from runner.experiment.examine import examine, reporter
+from runner.experiment.record.directory import make_run_dir
+from runner.sweep.examine import examine_sweep
+
+
+def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) -> int:
+    """Run the sweep; 0 where every job is done, 1 where one failed, 75 or 130 where it was stopped.
+
+    2 where a job is wrong: then none was started.
+
+    Raises:
+        ConfigError: the sweep cannot be composed.
+    """
+    mistakes = examine_sweep(list(overrides), trust, reporter())
+    if mistakes:
+        print(count_line(len(mistakes)), file=sys.stderr)
+        return 2
+    folder = make_run_dir(Path("outputs"), compose_sweep(list(overrides)).config["name"])
+    rows: list[tuple[str, str, Any]] = []
+
+    def job(_: DictConfig) -> float | None:
+        hydra = HydraConfig.get()
+        own = list(hydra.overrides.task)
+        composed = compose(own)
+        place = folder / str(hydra.job.num)
+        print(f"\n[{hydra.job.num}] {' '.join(own)}")
+        examined = examine(composed, trust)
+        if examined.mistakes:  # something changed since the sweep was checked
+            rows.append((place.name, "wrong", ""))
+            raise ConfigError(examined.mistakes)
+        from runner.experiment.run import train  # imports torch, which a mistake need not wait for
+
+        place.mkdir(parents=True)
+        outcome = train(examined, composed, argv, trust, place)
+        rows.append((place.name, outcome.result["status"], outcome.result["objective"]))
+        if outcome.result["status"] == "interrupted":
+            sys.exit(outcome.status)  # passes through Hydra, which would go on with the next job after an exception
+        if outcome.result["status"] == "failed":
+            raise RunError(outcome.result["error"])
+        objective: float | None = outcome.result["objective"]
+        return objective
+
+    status = 0
+    try:
+        hydra = hydra_with_search_path()
+        hydra.multirun("config", job, [*overrides, f"hydra.sweep.dir={folder}", "hydra.mode=MULTIRUN"])
+    except (RunError, ConfigError):
+        status = 1  # said already, and recorded in the job's result
+    except SystemExit as stopped:
+        status = int(stopped.code or 0)
+    finally:
+        GlobalHydra.instance().clear()
+    print(f"\n{folder}")
+    for name, how, objective in rows:
+        print(f"  {name:>3}  {how:<11} {objective if objective is not None else ''}")
+    return status

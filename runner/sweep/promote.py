@@ -1,0 +1,131 @@
+"""The best job of a sweep as an experiment file."""
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from runner.core.errors import ConfigError, Mistake
+from runner.core.escape import printable
+from runner.experiment.record.recorded import is_run, whole_config
+from runner.sweep.ledger import Row
+from runner.sweep.report.results import Entry, Report, is_result
+from runner.sweep.report.table import point_text, score_text
+
+NO_NAMES = ("null",)
+
+
+MOST_LISTED = 3  # points within noise of the winner
+
+
+HAS_WEIGHTS = ("completed", "pruned", "interrupted")
+
+
+@dataclass(frozen=True)
+class Winner:
+    """A job, and the entry of the table that it stands for."""
+
+    row: Row
+    entry: Entry
+
+
+def _best(report: Report) -> Winner:
+    """The first replicate of the best mean: not the best seed."""
+    if report.best is None:
+        remedy = "`--job NUMBER` promotes one that was pruned" if any(r.status == "pruned" for r in report.rows) else ""
+        raise ConfigError([Mistake("SWEEP", "has no completed job to promote", str(report.folder), remedy=remedy)])
+    if report.objectives:
+        front = ", ".join(str(entry.rows[0].number) for entry in report.entries if entry.front)
+        rule = f"has several objectives and so no single winner: on the Pareto front are the jobs {front}"
+        raise ConfigError([Mistake("SWEEP", rule, str(report.folder), remedy="choose one with `--job NUMBER`")])
+    return Winner(next(row for row in report.best.rows if is_result(row)), report.best)
+
+
+def _job(report: Report, name: str) -> Winner:
+    """A job by its number, its folder or the beginning of its id."""
+    found = [r for r in report.rows if name in (str(r.number), r.path) or (len(name) >= 6 and r.id.startswith(name))]
+    if len(found) != 1:
+        rule = f"must be the number of a job, 0 to {max((row.number for row in report.rows), default=0)}"
+        raise ConfigError([Mistake("--job", rule, name, f"argument `--job {name}`")])
+    row = found[0]
+    if row.status not in HAS_WEIGHTS:
+        rule = f"must be completed, pruned or interrupted: job {row.number} is {row.status}"
+        raise ConfigError([Mistake("--job", rule, name, f"argument `--job {name}`")])
+    entries = [entry for entry in report.entries if row in entry.rows]
+    alone = Entry((row,), {}, None, row.objective)
+    return Winner(row, entries[0] if entries and is_result(row) else alone)
+
+
+def _config(folder: Path) -> tuple[dict[str, Any], str]:
+    if not is_run(folder):
+        raise ConfigError([Mistake("SWEEP", "has no config of this job any more", str(folder))])
+    whole = whole_config(folder, lambda text: print(printable(text), file=sys.stderr))
+    return whole.data, OmegaConf.to_yaml(whole.unresolved)
+
+
+def _header(report: Report, winner: Winner, name: str, folder: Path) -> str:
+    """What the shipped experiments say too, and where the numbers are."""
+    rows = [row for row in winner.entry.rows if is_result(row)] or [winner.row]
+    seconds = [row.end - row.start for row in rows if row.start is not None and row.end is not None]
+    lines = {
+        "command": report.command(f"experiment={name}"),
+        "time": f"{sum(seconds) / len(seconds):.3g} s, as a job of its sweep" if seconds else "not known",
+        "result": _said(report, winner),
+        **({"noise": f"within it {noise}"} if (noise := _noise(report, winner)) else {}),
+        "sweep": f"{report.settings.get('id') or report.folder.name}, {report.folder}",
+        "job": ", ".join(f"{row.number} ({row.id})" for row in rows),
+        "commit": _commit(folder),
+        "date": datetime.now().astimezone().strftime("%Y-%m-%d"),
+    }
+    width = max(map(len, lines)) + 1
+    said = [f"# {key + ':':<{width}} {value}" for key, value in lines.items()]
+    return "\n".join([f"# {_first(report, winner)}", *said, ""])
+
+
+def _first(report: Report, winner: Winner) -> str:
+    if winner.entry.rank == 1:
+        return f"The best of {sum(entry.rank is not None for entry in report.entries)} points of a sweep."
+    return f"Job {winner.row.number} of a sweep ({winner.row.status})."
+
+
+def _said(report: Report, winner: Winner) -> str:
+    """The score, and of what it is the mean."""
+    entry, row = winner.entry, winner.row
+    if entry.mean is None:
+        return f"{report.objective} {score_text(replace(entry, last=row.objective)) or 'unknown'}, {row.status}"
+    if entry.mean.n == 1:
+        return f"{report.objective} {score_text(entry)} (seed {_seed(row, report)})"
+    seeds = ", ".join(_seed(row, report) for row in entry.rows if is_result(row))
+    return f"{report.objective} {score_text(entry)} (mean and 95% interval of {entry.mean.n} seeds: {seeds})"
+
+
+def _noise(report: Report, winner: Winner) -> str:
+    """The points that replicates do not tell from the best, where that is the winner."""
+    close = [entry for entry in report.entries if entry.within_noise and winner.entry.rank == 1]
+    said = [f"{point_text(entry.rows[0], report.keys)} (p = {entry.p:.2g})" for entry in close[:MOST_LISTED]]
+    return ", ".join(said) + (f" and {len(close) - len(said)} more" if len(close) > len(said) else "")
+
+
+def _seed(row: Row, report: Report) -> str:
+    file = report.folder / row.path / "config.yaml"  # resolved: the point may have said `${...}`
+    try:
+        return str(yaml.safe_load(file.read_bytes())["seed"])
+    except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError):
+        return "?"
+
+
+def _commit(folder: Path) -> str:
+    """The commit that the job ran, and whether the working tree had changes."""
+    file = folder / "provenance.json"
+    try:
+        git = json.loads(file.read_bytes())["git"] or {}
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        return f"not known: {file.name} {'is missing' if isinstance(error, FileNotFoundError) else 'is damaged'}"
+    if not git.get("commit"):
+        return "none: the job ran outside of a repository"
+    return str(git["commit"]) + (" with uncommitted changes" if git.get("diff") or git.get("dirty") else "")

@@ -1,0 +1,4 @@
+"""The report of a sweep: results, table, curves.
+
+Read `results.py`, then `write.py`.
+"""

@@ -1,0 +1,130 @@
+"""The learning curves of a sweep over each other, as a picture."""
+
+import math
+import textwrap
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.core.files import write_atomic
+from runner.sweep.report.results import Curve, Entry, Report
+from runner.sweep.report.table import score_text, value_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+COLOURED = 8  # entries with a colour and a place in the legend; the others are grey
+
+
+LABEL = 48  # characters of an entry's values in the legend: a longer one would leave no room for the curves
+
+
+MISSING = "curves.png needs matplotlib: pip install 'yaml-experiment-runner[report]'"
+
+
+_ENDS = {"pruned": "x", "failed": "v", "interrupted": "|"}
+
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C564B")  # Okabe and Ito
+
+
+_GREY = "#C8C8C8"
+
+
+def draw(report: Report, file: Path) -> bool:
+    """Write `curves.png`; False where there is nothing to draw yet: no job has logged twice.
+
+    Left is the objective, right the training loss, over optimizer steps; a line is a job, its colour its entry of the
+    table. The best are drawn last and named. A job that was pruned ends in a cross.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    names = list(dict.fromkeys([*(report.objectives or [report.objective]), "train/loss"]))[:3]
+    read = {row.number: report.curves(row, names) for entry in report.entries for row in entry.rows}
+    logged = {name: {number: lines[name] for number, lines in read.items()} for name in names}
+    names = [name for name in names if any(len(line) > 1 for line in logged[name].values())]
+    if not names:
+        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5 * len(names) + 2.5, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, name in enumerate(names, 1):
+        axes = figure.add_subplot(1, len(names), place)
+        _panel(axes, report, name, logged[name])
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    sizes: dict[str, Any] = {"fontsize": 8, "title_fontsize": 8}
+    legend = figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False, **sizes)
+    legend.set_title(_title(report))
+    for text in [legend.get_title(), *legend.get_texts()]:
+        text.set_parse_math(False)  # `${a}_${b}` is no formula
+    figure.suptitle(f"{report.settings.get('name') or report.folder.parent.name}: {report.folder.name}", fontsize=10)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box in the place of a letter says enough
+        write_atomic(file, lambda opened: figure.savefig(opened, format="png"))
+    return True
+
+
+def _title(report: Report) -> str:
+    """What the words of a label are, and what has none."""
+    names = textwrap.fill(f"{', '.join(report.keys)}  {report.objective}".strip(), LABEL)
+    more = len(report.entries) - COLOURED
+    return f"{names}\n(grey: {more:,} more)" if more > 0 else names
+
+
+def _panel(axes: "Axes", report: Report, name: str, logged: Mapping[int, Curve]) -> None:
+    from matplotlib.collections import LineCollection
+
+    rest = [
+        logged[row.number] for entry in report.entries[COLOURED:] for row in entry.rows if len(logged[row.number]) > 1
+    ]
+    if rest:  # one collection: a thousand lines are drawn at once
+        axes.add_collection(LineCollection(rest, colors=_GREY, linewidths=0.6, zorder=1))
+        axes.autoscale_view()
+    for place, entry in reversed(list(enumerate(report.entries[:COLOURED]))):
+        _entry(axes, entry, report, _COLOURS[place], logged)
+    values = [value for line in logged.values() for _, value in line]
+    less_is_better = name.endswith("loss") or (name == report.objective and report.sign < 0)
+    if less_is_better and min(values) > 0 and max(values) > 30 * min(values):
+        axes.set_yscale("log")
+    axes.set_xlabel("optimizer step")
+    axes.set_title(name, fontsize=10)
+    axes.grid(visible=True, color="#EEEEEE")
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _entry(axes: "Axes", entry: Entry, report: Report, colour: str, logged: Mapping[int, Curve]) -> None:
+    """The jobs of an entry; replicates thin, and the mean of those that are done, or of all as far as all came."""
+    lines = [(row, logged[row.number]) for row in entry.rows if logged[row.number]]
+    label = _label(entry, report)
+    several = len(lines) > 1
+    for row, line in lines:
+        style: dict[str, Any] = {"color": colour, "zorder": 2 if several else 3}
+        style |= {"linewidth": 0.7, "alpha": 0.45} if several else {"linewidth": 1.6, "label": label}
+        style |= {"linestyle": "--"} if row.status in _ENDS else {}
+        style |= {"marker": "."} if len(line) == 1 else {}
+        axes.plot([step for step, _ in line], [value for _, value in line], **style)
+        if row.status in _ENDS:
+            axes.plot(*line[-1], marker=_ENDS[row.status], color=colour, markersize=7, markeredgewidth=2, zorder=4)
+    if several:
+        whole = [dict(line) for row, line in lines if row.status == "completed"] or [dict(line) for _, line in lines]
+        steps = sorted(set.intersection(*map(set, whole)))
+        means = [math.fsum(values[step] for values in whole) / len(whole) for step in steps]
+        axes.plot(steps, means, color=colour, linewidth=2, label=label, zorder=3)
+    elif not lines:
+        axes.plot([], [], color=colour, label=label)
+
+
+def _label(entry: Entry, report: Report) -> str:
+    values = ", ".join(value_text(entry.values[key]) for key in report.keys) or f"job {entry.rows[0].number}"
+    several = len(entry.rows) > 1
+    ends = [f"{n} {status}" if several else status for status, n in entry.statuses.items() if status != "completed"]
+    values = values if len(values) <= LABEL else values[: LABEL - 1] + "…"
+    rank = f"{entry.rank}." if entry.rank else "-"  # a label that begins with `_` would be left out of the legend
+    return "  ".join(filter(None, [f"{rank} {values}", score_text(entry), ", ".join(ends)]))

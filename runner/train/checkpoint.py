@@ -1,0 +1,465 @@
+"""Checkpoints: written whole or not at all, hashed, verified when loaded; the newest few and the best are kept."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import shutil
+import threading
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from runner.core import files, tensor_files
+from runner.core.errors import RunError
+
+MANIFEST = "manifest.json"
+
+
+BACKGROUND_BYTES = 10_000_000  # smaller ones take milliseconds: a thread and a copy would cost more than they save
+
+
+class SaveError(RunError):
+    """A checkpoint could not be written; the earlier ones are as they were."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One committed checkpoint, as `manifest.json` has it."""
+
+    file: str  # its name in the folder
+    step: int
+    metric: float | None  # the objective's value, where it was known
+    sha256: str
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run.
+
+    The `keep` newest stay, and the best by its metric (`mode` says which way). A checkpoint counts from the moment that
+    it stands in the manifest; `last.pt` and `best.pt` are for people, loading goes by the manifest. `warn` is told, in
+    one sentence, of each damaged or uncommitted file met. Making the object touches nothing on the disk.
+
+    A manifest that is missing or damaged is made again from the checkpoints: each says its step and its metric, and its
+    archive has checksums.
+
+    Raises:
+        RunError: there is a manifest, and it cannot be read.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 3,
+        mode: Literal["min", "max"] = "min",
+        warn: Callable[[str], None] = warnings.warn,
+    ) -> None:
+        self.folder, self.keep, self.mode, self.warn = folder, keep, mode, warn
+        self._saving: _Saving | None = None
+        committed, self._remade = _manifest_of(folder)
+        self._entries = committed
+        listed = {entry.file for entry in committed}
+        # Without a manifest, what lies there may be all that somebody has: it is never deleted.
+        self._foreign = {path.name for path in folder.glob("step_*.pt")} - listed if self._remade else set[str]()
+
+    def refuse_lost(self, steps: int) -> None:
+        """Refuse to begin anew where there were checkpoints, and none is left.
+
+        Args:
+            steps: after which the run has saved, as far as that is known.
+
+        Raises:
+            RunError: there are files, and none is whole; or none is there, and `steps` says that there was one.
+        """
+        files_there = sorted(path.name for path in self.folder.glob("step_*.pt"))
+        anew = f"move {self.folder} away to begin at step 0 (with {self.folder.parent / 'result.json'}), or train anew"
+        if files_there:
+            raise RunError(f"{self.folder} holds no whole checkpoint ({', '.join(files_there)} are damaged): {anew}")
+        if steps:
+            raise RunError(f"{self.folder} holds no checkpoint, though the run has saved at step {steps:,}: {anew}")
+
+    def entries(self) -> list[Entry]:
+        """All committed checkpoints, oldest first."""
+        return list(self._entries)
+
+    def newest(self) -> Entry | None:
+        """The checkpoint with the greatest step."""
+        return self._entries[-1] if self._entries else None
+
+    def best(self) -> Entry | None:
+        """The checkpoint with the best finite metric, the earliest of equals."""
+        return self._best(self._entries)
+
+    def save(self, state: dict[str, Any], step: int, metric: float | None, *, background: bool = False) -> None:
+        """Write `state` as `step_<step>.pt`, read it back, enter it in the manifest, set the links, drop the old ones.
+
+        Whatever instant the machine stops at, the manifest names whole files only. Entries after `step` belong to a
+        future that was abandoned (a resume from an older checkpoint), and go.
+
+        With `background`, a state of over BACKGROUND_BYTES is copied and then written by a thread, to the same bytes;
+        what goes wrong there is raised by the next `save`, `load` or `wait`. At most one is under way.
+
+        Raises:
+            RunError: `state` holds something that is not plain (see `plain`); nothing was written.
+            SaveError: the disk is full, the folder not writable; the earlier checkpoints are as they were.
+        """
+        self.wait()
+        size = size_of(state)
+        if background and size >= BACKGROUND_BYTES:
+            state = plain(state, copy=True)
+            self._saving = _Saving(lambda: self._commit(state, step, metric, size))
+        else:
+            self._commit(plain(state), step, metric, size)
+
+    def wait(self) -> None:
+        """Return when no save is under way.
+
+        Raises:
+            SaveError: the one under way failed.
+        """
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def _commit(self, state: dict[str, Any], step: int, metric: float | None, size: int) -> None:
+        file = self._free_name(step)
+        try:
+            self._write(state, file, step, metric)
+        except OSError as error:
+            whole = f"; the checkpoint of step {self._entries[-1].step} is whole" if self._entries else ""
+            raise SaveError(
+                f"{self.folder / file} could not be written ({error.strerror or error}): it needs {size:,} bytes, and "
+                f"{_free_bytes(self.folder)} are free there{whole}"
+            ) from error
+
+    def _write(self, state: dict[str, Any], file: str, step: int, metric: float | None) -> None:
+        if not self.folder.exists():
+            self.folder.mkdir()
+            files.sync_folder(self.folder.parent)
+        sha256 = files.write_atomic(self.folder / file, lambda out: torch.save(state, out))
+        files.read_back(self.folder / file, sha256)  # before an older one may go
+        entries = [e for e in self._entries if e.step < step] + [Entry(file, step, metric, sha256)]
+        best = self._best(entries)
+        entries = [e for e in entries if e in entries[-self.keep :] or e == best]
+        _write_manifest(self.folder, entries)
+        self._entries, self._remade = entries, ""
+        self.finish()
+
+    def finish(self) -> None:
+        """What follows from the manifest: the links, and no other file; again where a save was cut short before it."""
+        if self._remade:
+            _write_manifest(self.folder, self._entries)
+            self._remade = ""
+        best = self._best(self._entries)
+        files.replace_link(self.folder / "last.pt", self._entries[-1].file)
+        if best:
+            files.replace_link(self.folder / "best.pt", best.file)
+        else:
+            files.remove(self.folder / "best.pt")  # that of an abandoned future
+        files.sync_folder(self.folder)
+        self._drop_unlisted()
+
+    def load(self, which: str | Path = "last", map_location: Any = "cpu") -> dict[str, Any]:
+        """The state of the `last` or the `best` checkpoint or of a file, its SHA-256 verified.
+
+        Where the last is damaged, the newest whole one is taken, and `warn` is told. A file of another folder is
+        verified by the manifest beside it; without one it is read unverified, and `warn` is told. With a damaged one
+        the checksums of its archive are looked at.
+
+        Raises:
+            RunError: there is none, or none is whole.
+        """
+        self.wait()
+        if self._remade:
+            self.warn(self._remade)
+        if which == "last":
+            return self._load_newest_whole(map_location)
+        if which == "best":
+            if not (best := self.best()):
+                raise RunError(f"{self.folder} has no best checkpoint: none was saved with a finite metric")
+            return _tensors(self.folder / best.file, map_location, best.sha256)
+        return self._load_file(Path(which).resolve(), map_location)
+
+    def _load_file(self, path: Path, map_location: Any) -> dict[str, Any]:
+        try:
+            committed = _read_manifest(path.parent)
+        except DamagedManifest as error:
+            committed = None
+            self.warn(f"{error}: {path.name} is verified by the checksums of its archive alone")
+            _verify_archive(path)
+        else:
+            if committed is None:
+                self.warn(f"{path} is read unverified: there is no {MANIFEST} beside it")
+        if committed is None:
+            return _tensors(path, map_location, None)
+        for entry in committed:
+            if entry.file == path.name:
+                return _tensors(path, map_location, entry.sha256)
+        known = ", ".join(entry.file for entry in committed) or "nothing"
+        raise RunError(f"{path} was never committed: {path.parent / MANIFEST} names {known}")
+
+    def _load_newest_whole(self, map_location: Any) -> dict[str, Any]:
+        listed = {entry.file for entry in self._entries}
+        newest = self._entries[-1].step if self._entries else -1
+        for path in sorted(self.folder.glob("step_*.pt")):
+            if path.name not in listed and _step_of(path) > newest:
+                self.warn(f"{path} was never committed (its save was cut short): it is passed over")
+        for entry in reversed(self._entries):
+            try:
+                return _tensors(self.folder / entry.file, map_location, entry.sha256)
+            except RunError as error:
+                self.warn(f"checkpoint of step {entry.step} is passed over: {error}")
+        raise RunError(f"{self.folder} holds no {'whole' if listed else 'committed'} checkpoint")
+
+    def _best(self, entries: list[Entry]) -> Entry | None:
+        sign = 1 if self.mode == "min" else -1
+        finite = [(sign * e.metric, e.step, e) for e in entries if e.metric is not None and math.isfinite(e.metric)]
+        return min(finite)[2] if finite else None  # steps differ, so entries are never compared
+
+    def _free_name(self, step: int) -> str:
+        # A step saved again gets a new name: replacing its file would leave the manifest wrong for an instant.
+        taken, name, again = {entry.file for entry in self._entries} | self._foreign, f"step_{step:08d}.pt", 0
+        while name in taken:
+            again += 1
+            name = f"step_{step:08d}-{again}.pt"
+        return name
+
+    def _drop_unlisted(self) -> None:
+        keep = {entry.file for entry in self._entries} | self._foreign
+        for path in self.folder.iterdir():
+            if (path.name.startswith("step_") and path.name not in keep) or path.match(".*.tmp"):
+                files.remove(path)
+
+
+class ReadOnly(Checkpoints):
+    """The same for a process that leaves writing to another."""
+
+    def save(self, state: dict[str, Any], step: int, metric: float | None, *, background: bool = False) -> None:
+        pass
+
+
+class _Saving:
+    """A save in a thread of its own, which a normal end of the process waits for."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="checkpoint")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except Exception as error:  # noqa: BLE001  raised again where it is waited for
+            self._error = error
+
+    def result(self) -> None:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
+def size_of(state: Any) -> int:
+    """The bytes of all tensors in plain containers."""
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    if isinstance(state, dict):
+        return sum(map(size_of, state.values()))
+    return sum(map(size_of, state)) if isinstance(state, list | tuple) else 0
+
+
+def _free_bytes(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder if folder.exists() else folder.parent).free:,}"
+    except OSError:
+        return "unknown"
+
+
+def plain(state: Any, *, copy: bool = False) -> Any:
+    """A copy of `state` that `torch.load(weights_only=True)` opens, and whose bytes depend on its values alone.
+
+    Dictionaries, lists, tuples, strings, numbers, None and tensors (moved to the CPU, detached; one that stands in
+    several places stays one; a view is cut out of what it looks into). On the CPU tensors are not copied, unless `copy`
+    asks for it.
+
+    Raises:
+        RunError: something else is in it; names its key.
+    """
+    worker = _Plain(copy=copy)
+    result = worker.copy(state, "")
+    worker.finish()
+    return result
+
+
+class _Plain:
+    def __init__(self, *, copy: bool) -> None:
+        self.copies = copy
+        self.strings: dict[str, str] = {}  # pickle writes a repeated string once only if it is the same object
+        self.tensors: dict[tuple[Any, ...], torch.Tensor] = {}
+        self.devices: set[torch.device] = set()  # that copies are on their way from
+
+    def finish(self) -> None:
+        for device in self.devices:
+            torch.cuda.current_stream(device).synchronize()
+
+    def copy(self, value: Any, key: str) -> Any:
+        kind = type(value)
+        if value is None or kind in (bool, int, float):
+            return value
+        if kind is str:
+            return self.strings.setdefault(value, value)
+        if kind in (list, tuple):
+            return kind(self.copy(member, f"{key}[{place}]") for place, member in enumerate(value))
+        if kind is dict:
+            return self.items(value, key)
+        if kind is OrderedDict:
+            return self.ordered(value, key)
+        if kind in (torch.Tensor, torch.nn.Parameter) and value.device.type != "meta":
+            return self.tensor(value)
+        name = "a meta tensor" if isinstance(value, torch.Tensor) else f"{kind.__module__}.{kind.__qualname__}"
+        raise RunError(
+            f"a checkpoint cannot hold `{key.lstrip('.')}` ({name}): only tensors, numbers, strings, None and plain "
+            "dicts, lists and tuples of them can be loaded without running code"
+        )
+
+    def items(self, value: dict[Any, Any], key: str) -> dict[Any, Any]:
+        return {self.copy(name, f"{key}.{name}"): self.copy(member, f"{key}.{name}") for name, member in value.items()}
+
+    def ordered(self, value: OrderedDict[Any, Any], key: str) -> OrderedDict[Any, Any]:
+        copy = OrderedDict(self.items(value, key))
+        if hasattr(value, "_metadata"):  # a state_dict's versions, which load_state_dict reads
+            copy._metadata = self.copy(value._metadata, f"{key}._metadata")  # type: ignore[attr-defined]  # noqa: SLF001
+        return copy
+
+    def tensor(self, value: torch.Tensor) -> torch.Tensor:
+        if value.layout is not torch.strided:
+            return value.detach().cpu()
+        where = (value.untyped_storage()._cdata, value.storage_offset())  # noqa: SLF001  the storage's identity
+        same = (*where, value.shape, value.stride(), value.dtype)
+        if same not in self.tensors:
+            self.tensors[same] = self.on_cpu(value.detach())
+        return self.tensors[same]
+
+    def on_cpu(self, value: torch.Tensor) -> torch.Tensor:
+        if value.is_cuda:  # into pinned memory, all of them at once
+            self.devices.add(value.device)
+            return torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
+        copy = value.cpu()
+        partial = copy.untyped_storage().nbytes() != copy.numel() * copy.element_size()
+        return copy.clone() if partial or (self.copies and copy is value) else copy
+
+
+def _tensors(path: Path, map_location: Any, sha256: str | None) -> dict[str, Any]:
+    state = tensor_files.load_tensors(path, map_location, sha256)
+    if not isinstance(state, dict):
+        raise RunError(f"{path} is not a checkpoint: it holds a {type(state).__name__}, not a dict")
+    return state
+
+
+def _step_of(path: Path) -> int:
+    number = re.match(r"step_(\d+)", path.name)
+    return int(number[1]) if number else -1
+
+
+def _digest(rows: list[dict[str, Any]]) -> str:
+    return hashlib.sha256(files.to_json(rows).encode()).hexdigest()
+
+
+def _write_manifest(folder: Path, entries: list[Entry]) -> None:
+    rows = [dataclasses.asdict(entry) for entry in entries]
+    files.write_json(folder / MANIFEST, {"entries": rows, "sha256": _digest(rows)})
+
+
+def _entry(file: str, step: int, metric: float | str | None, sha256: str) -> Entry:
+    return Entry(file, step, None if metric is None else float(metric), sha256)
+
+
+class DamagedManifest(RunError):
+    """A manifest that does not say what it said when it was written."""
+
+
+def _read_manifest(folder: Path) -> list[Entry] | None:
+    """The committed checkpoints, oldest first; None without a manifest.
+
+    Raises:
+        DamagedManifest: it is damaged.
+        RunError: it cannot be read.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+        rows = manifest["entries"]
+        if _digest(rows) != manifest["sha256"]:
+            raise ValueError("its content does not have the SHA-256 that it states")
+        return [_entry(**row) for row in rows]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedManifest(f"{path} is damaged ({error})") from error
+
+
+def _manifest_of(folder: Path) -> tuple[list[Entry], str]:
+    """The committed checkpoints, and what to say where their manifest had to be made again; else empty."""
+    try:
+        committed, why = _read_manifest(folder), f"{folder / MANIFEST} is missing"
+    except DamagedManifest as error:
+        committed, why = None, str(error)
+    if committed is not None:
+        return committed, ""
+    found, lost = [], []
+    for path in sorted(folder.glob("step_*.pt")):
+        try:
+            found.append(_entry_of(path))
+        except RunError as error:
+            lost.append(str(error))
+    if not found and not lost:
+        return [], ""
+    by_step = {entry.step: entry for entry in found}  # of a step that was saved again the later file
+    entries = [by_step[step] for step in sorted(by_step)]
+    steps = ", ".join(f"{entry.step:,}" for entry in entries) or "none"
+    passed = f"; passed over: {'; '.join(lost)}" if lost else ""
+    return entries, f"{why}: it is made again from the checkpoints (whole are those of the steps: {steps}){passed}"
+
+
+def _entry_of(path: Path) -> Entry:
+    """What the manifest said of a checkpoint, from the file itself.
+
+    Raises:
+        RunError: it is not whole, or no checkpoint of a run.
+    """
+    _verify_archive(path)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    state = _tensors(path, "cpu", sha256)
+    try:
+        progress = state["progress"]
+        step, best = int(progress["step"]), progress.get("best")
+        metric = best["objective"] if best is not None and best["step"] == step else None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{path} is no checkpoint of a run: it does not say its step") from error
+    return Entry(path.name, step, metric, sha256)
+
+
+def _verify_archive(path: Path) -> None:
+    """Compare each record of a `.pt` archive with its checksum, which `torch.load` does not look at.
+
+    Raises:
+        RunError: one differs, or it is no archive.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:
+        raise RunError(f"{path} is damaged: {error}") from error
+    if wrong is not None:
+        raise RunError(f"{path} is damaged: {wrong} does not have its checksum")

@@ -1,0 +1,319 @@
+"""The processes that train one model together: what they tell each other. One that is alone tells nobody anything."""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from runner.core.errors import RunError
+from runner.train.distributed.environment import Place
+from runner.train.single_process import Alone
+
+AGREE_SECONDS = 1.0  # between two looks at whether a process was asked to stop: one small collective each
+
+
+TIMEOUT = timedelta(minutes=10)  # of a collective; every rank evaluates and only the saves are one rank's work
+
+
+SHARED = ("loss", "output", "target", "size")  # of what a step says of a batch; further numbers are shared too
+
+
+NUMBERS = (Tensor, bool, int, float)
+
+
+POLL_SECONDS = 0.05
+
+
+BLAME_SECONDS = 5.0  # to learn which process failed first, when a collective did
+
+
+GRACE_SECONDS = 15.0  # for a rank that another's end has left waiting in a kernel
+
+
+class Team(Alone):
+    """One of the processes that torchrun started.
+
+    `stop` is told what the processes agreed about signals: all of them end after the same step.
+
+    Messages that need no other rank at this moment go through torchrun's own store, so they work before the collectives
+    do and after a rank has died.
+    """
+
+    def __init__(self, place: Place, stop: Any) -> None:
+        self.place, self.stop = place, stop
+        self.rank, self.world, self.local_rank = place.rank, place.world, place.local_rank
+        self.stream = (place.rank,) if place.rank else ()
+        self.group_store, self.store = _store("group", place), _store("runner", place)
+        self.turns = 0
+        self.heard = 0
+        self.over = False
+        self.due = 1
+        self.agreed = (0, time.perf_counter())
+        self.store.set(f"process/{self.rank}", json.dumps([socket.gethostname(), os.getpid()]))
+
+    # ---- through the store
+
+    def tell(self, message: Mapping[str, Any]) -> None:
+        self.heard += 1
+        self.store.set(f"message/{self.heard}", json.dumps(message))
+
+    def hear(self) -> Any:
+        """The next message of rank 0."""
+        self.heard += 1
+        return json.loads(self._wait(f"message/{self.heard}"))
+
+    def _wait(self, key: str) -> bytes:
+        """What stands under a key of the store, as soon as it does.
+
+        Raises:
+            RunError: a process that was to write it is gone.
+        """
+        looked = time.monotonic()
+        while not self.store.check([key]):
+            time.sleep(POLL_SECONDS)
+            if time.monotonic() - looked > 1:
+                looked = time.monotonic()
+                if culprit := self.culprit():
+                    raise RunError(culprit)
+        value: bytes = self.store.get(key)
+        return value
+
+    @contextlib.contextmanager
+    def first(self) -> Iterator[None]:
+        """Rank 0 comes first, then one process of each machine, whose files may be others, then the rest."""
+        self.turns += 1
+        turn, place = f"turn/{self.turns}", self.place
+        if self.rank:
+            self._wait(f"{turn}/first" if place.local_rank == 0 else f"{turn}/{place.machine}")
+        yield
+        if self.rank == 0:
+            self.store.set(f"{turn}/first", "")
+        if place.local_rank == 0:
+            self.store.set(f"{turn}/{place.machine}", "")
+
+    def failed(self, error: BaseException) -> None:
+        if not is_lost(error):
+            text = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+            self.store.set(f"failed/{self.rank}", text)
+
+    def culprit(self) -> str:
+        """Which other process failed or is gone, in words; empty where none did."""
+        others = [rank for rank in range(self.world) if rank != self.rank]
+        for rank in others:
+            if self.store.check([f"failed/{rank}"]):
+                return f"rank {rank} failed: {self.store.get(f'failed/{rank}').decode()}"
+        for rank in others:
+            if self.store.check([f"process/{rank}"]) and not self.store.check([f"ended/{rank}"]):
+                host, process = json.loads(self.store.get(f"process/{rank}"))
+                if host == socket.gethostname() and not _is_alive(process):
+                    return f"rank {rank} (process {process}) was killed, or ended without a word"
+        return ""
+
+    def blame(self, error: BaseException) -> str:
+        if not is_lost(error):
+            return ""
+        until = time.monotonic() + BLAME_SECONDS
+        while time.monotonic() < until:
+            if culprit := self.culprit():
+                return culprit
+            time.sleep(POLL_SECONDS)
+        return "another process cannot be reached any more, and left no word"
+
+    def watch(self, lost: Callable[[str], None]) -> None:
+        threading.Thread(target=self._watch, args=(lost,), name="watch", daemon=True).start()
+
+    def _watch(self, lost: Callable[[str], None]) -> None:
+        while not self.over:
+            time.sleep(1)
+            if culprit := self.culprit():
+                time.sleep(GRACE_SECONDS)
+                if not self.over:
+                    lost(culprit)
+                return
+
+    def end(self) -> None:
+        """Come to the end together: torchrun ends the others as soon as one of them has ended in any way but well."""
+        self.over = True
+        self.store.set(f"ended/{self.rank}", "")
+        until = time.monotonic() + BLAME_SECONDS
+        keys = [f"ended/{rank}" for rank in range(self.world)]
+        with contextlib.suppress(RuntimeError):  # the store ends with the process that holds it
+            while time.monotonic() < until and not self.store.check(keys) and not self.culprit():
+                time.sleep(POLL_SECONDS)
+
+    # ---- collectives
+
+    def start(self, device: torch.device) -> None:
+        """The collectives work from here on: gloo for what lies on the CPU, NCCL for what lies on a GPU."""
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        if not dist.is_initialized():
+            dist.init_process_group(
+                backend, store=self.group_store, rank=self.rank, world_size=self.world, timeout=TIMEOUT
+            )
+
+    def agree(self, step: int) -> None:
+        """Where it is due, tell each other of signals, and when to do it next."""
+        if self.due is None or step < self.due:
+            return
+        since, then = self.agreed
+        now = time.perf_counter()
+        rate = (step - since) / max(now - then, 1e-9)
+        told = torch.tensor([float(self.stop.wanted), float(bool(self.stop.late)), rate], dtype=torch.float64)
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+        signal, late, rate = told.tolist()
+        if signal:
+            self.stop.leave(int(signal))
+        if late:
+            self.stop.end(self.stop.late or "the time of another process is up")
+        self.agreed = (step, now)
+        self.due = step + max(1, int(rate * AGREE_SECONDS))
+
+    def same(self, value: Any) -> Any:
+        return self.every(value)[0]
+
+    def union(self, names: list[str]) -> list[str]:
+        return list(dict.fromkeys(name for some in self.every(names) for name in some))
+
+    def mean(self, values: list[float]) -> list[float]:
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return (total / self.world).tolist()
+
+    def every(self, value: Any) -> list[Any]:
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        return [json.loads(bytes(part.tolist())) for part in self._pooled(text)]
+
+    def _pooled(self, tensor: Tensor) -> list[Tensor]:
+        """The 1-d tensor of each rank, whatever its length."""
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        dist.all_gather(lengths, torch.tensor([len(tensor)]))
+        counts = [int(length) for length in lengths]
+        padded = tensor.new_zeros(max(counts))
+        padded[: len(tensor)] = tensor
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return [part[:count] for part, count in zip(parts, counts, strict=True)]
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes of a tensor, on its device and without waiting for it."""
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    def gather(self, value: Any) -> list[Any]:
+        tensors: list[Tensor] = []
+        plans = self.every(_described(value, tensors))
+        device = tensors[0].device if tensors else torch.device("cpu")
+        raw = [t.detach().to(device).contiguous().reshape(-1).view(torch.uint8) for t in tensors if t.numel()]
+        parts = self._pooled(torch.cat(raw) if raw else torch.empty(0, dtype=torch.uint8, device=device))
+        return [_rebuilt(plan, _Reader(part)) for plan, part in zip(plans, parts, strict=True)]
+
+    def level(self, module: nn.Module) -> None:
+        for buffer in module.buffers():
+            dense = buffer.contiguous()
+            dist.broadcast(dense, 0)
+            if dense is not buffer:
+                buffer.copy_(dense)
+
+    def number(self, turn: int) -> int:
+        return turn * self.world + self.rank
+
+    def outcomes(self, outcomes: Iterable[Mapping[str, Any]], split: Any) -> Iterator[Mapping[str, Any]]:
+        if self.world == 1:
+            yield from outcomes
+            return
+        for outcome in outcomes:
+            shared = {name: value for name, value in outcome.items() if name in SHARED or isinstance(value, NUMBERS)}
+            told = {"outcome": shared, "counts": split.counts(split.given[0][0])[0] > 0, "wanted": self.stop.wanted}
+            parts = self.gather(told)
+            wanted = max(part["wanted"] for part in parts)
+            if wanted:
+                self.stop.leave(wanted)
+            for part in parts:
+                if part["counts"]:
+                    yield part["outcome"]
+
+
+def _store(prefix: str, place: Place) -> Any:
+    store, _, _ = next(dist.rendezvous("env://", rank=place.rank, world_size=place.world))  # type: ignore[attr-defined]
+    return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+
+
+def dismiss(place: Place, status: int) -> None:
+    """Let the other processes end with this exit status, if they have been told nothing else yet."""
+    store = _store("runner", place)
+    if not store.check(["message/1"]):
+        store.set("message/1", json.dumps({"exit": status}))
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says that another process could not be reached."""
+    lost = ("gloo", "NCCL", "Connection closed by peer", "Connection reset", "Broken pipe", "TCPStore")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and not isinstance(error, RunError) and any(word in str(error) for word in lost)
+    )
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a process of this machine runs; one that only waits to be collected does not."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    return True
+
+
+# ---- tensors in containers, as plain data and bytes
+
+
+def _described(value: Any, tensors: list[Tensor]) -> Any:
+    """Plain data that `_rebuilt` makes the value of again; its tensors are added to `tensors`."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return {"tensor": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+    if isinstance(value, Mapping):
+        return {"mapping": [[_described(name, tensors), _described(member, tensors)] for name, member in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"list": [_described(member, tensors) for member in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise RunError(f"what a step returns must be tensors and plain data, to be shared, but it has {type(value)}")
+
+
+def _rebuilt(plan: Any, reader: "_Reader") -> Any:
+    if not isinstance(plan, dict):
+        return plan
+    if "tensor" in plan:
+        return reader.tensor(getattr(torch, plan["tensor"]), plan["shape"])
+    if "mapping" in plan:
+        return {_rebuilt(name, reader): _rebuilt(member, reader) for name, member in plan["mapping"]}
+    return [_rebuilt(member, reader) for member in plan["list"]]
+
+
+class _Reader:
+    """Tensors out of bytes, one after the other."""
+
+    def __init__(self, raw: Tensor) -> None:
+        self.raw, self.at = raw, 0
+
+    def tensor(self, dtype: torch.dtype, shape: list[int]) -> Tensor:
+        size = dtype.itemsize
+        for length in shape:
+            size *= length
+        part = self.raw[self.at : self.at + size]
+        self.at += size
+        return part.clone().view(dtype).reshape(shape) if size else torch.empty(shape, dtype=dtype, device=part.device)

@@ -1,0 +1,383 @@
+"""The loop: batch, step, backward, optimizer; and, where it is due, log, evaluate, save.
+
+Nothing here waits for the device but a log line, an evaluation and a save.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain, islice
+from typing import Any
+
+from runner.core import device as devices
+from runner.core import rng
+from runner.core.durations import Duration, next_due
+from runner.core.errors import RunError
+from runner.model.freeze import thaw
+from runner.train.checkpoint import SaveError
+from runner.train.evaluation import add, evaluate_and_show, flat, numbers_of, objective_value
+from runner.train.finite import Fault, infinite_buffers, name_of, not_finite, tensors_of
+from runner.train.state import Run
+from runner.train.state_dict import sampler_state, state
+
+
+def fit(run: Run) -> None:
+    """Train from where `run.progress` stands to the end, or until a signal asks to stop."""
+    progress, update, losses, stop = run.progress, run.update, run.losses, run.stop
+    train_metrics = [] if update.metrics else list(run.metrics["train"].values())
+    due = begin(run)
+    while progress.step < run.total_steps and not stop.asked:
+        begun_at = (progress.step, progress.epoch)
+        for batch in run.looks.batches(batches(run), run.log):
+            outcome = update(batch)
+            run.schedule.step()
+            losses.add(outcome)
+            for metric in train_metrics:
+                metric.update(outcome["output"].detach(), outcome["target"])
+            progress.step += 1
+            progress.batch += 1
+            if progress.batch == run.steps_per_epoch:
+                end_epoch(run)
+            if progress.step >= due or stop.asked:
+                due = pause(run)
+                if progress.step >= run.total_steps or stop.asked:
+                    break
+        else:  # the end of the data; of unknown length where the epoch has not ended yet
+            if progress.batch:
+                end_epoch(run)
+        if (progress.step, progress.epoch) == begun_at and not stop.asked:
+            message = "an epoch of the train split has no batch (fewer samples than loader.batch_size with drop_last?)"
+            raise RunError(message)
+    finish(run)
+
+
+def begin(run: Run) -> int:
+    """Get ready to train from `run.progress` on; the step at which to pause first."""
+    progress = run.progress
+    if progress.step == 0:
+        rng.seed_all(rng.key(run.seed, "train", *run.team.stream))
+    run.infinite_buffers = infinite_buffers(run.model)
+    run.model.train()
+    thaw_if_due(run)
+    run.clock.start()
+    run.started_at = progress.step
+    run.paused_at = progress.step - progress.evaluation_pending
+    run.logged = (progress.step, time.perf_counter())
+    run.looks.begin(progress.step, sum(run.losses.sizes), run.clock.seconds)
+    if run.evaluate_at_start and progress.step == 0 and progress.evaluated_at is None:
+        progress.evaluation_pending = True
+    due = pause(run) if progress.evaluation_pending else _next_pause(run)
+    stop_where_stale(run)
+    return due
+
+
+def finish(run: Run) -> None:
+    """Nothing is left to train, or a signal came: what was not looked at yet, and the save under way."""
+    run.looks.end(run.log)
+    if run.progress.step > run.paused_at and run.stop.signal is None:  # the last steps were left out
+        pause(run)
+    run.clock.pause()
+    settle(run)
+
+
+def batches(run: Run) -> Iterator[Any]:
+    """What is left of the epoch, without the batches that a fault made the run leave out."""
+    progress = run.progress
+    run.sampler_state = sampler_state(run)  # an epoch under way is drawn again from here
+    coming: Iterator[Any] = run.splits["train"].batches(progress.epoch, progress.batch * run.accumulate)
+    if run.rehearse is not None:
+        coming = rehearsed(run, coming)
+    if run.accumulate > 1:
+        coming = groups(coming, run.accumulate)
+    left_out = {batch: counts for epoch, batch, counts in progress.left_out if epoch == progress.epoch}
+    return _without(left_out, coming, run) if left_out else coming
+
+
+def _without(left_out: Mapping[int, int], coming: Iterator[Any], run: Run) -> Iterator[Any]:
+    for batch in coming:
+        if run.progress.batch not in left_out:
+            yield batch
+            continue
+        if left_out[run.progress.batch]:  # a step without an update
+            run.progress.step += 1
+            run.schedule.step()
+        run.progress.batch += 1
+
+
+def rehearsed(run: Run, coming: Iterator[Any]) -> Iterator[Any]:
+    """The same batches; the first is shown to `run.rehearse` before it is trained on."""
+    rehearse, run.rehearse = run.rehearse, None
+    first = list(islice(coming, 1))
+    for batch in first:
+        if rehearse is not None:
+            rehearse(batch)
+    return chain(first, coming)
+
+
+def groups(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """So many batches at once, the last time perhaps fewer."""
+    while group := list(islice(batches, size)):
+        yield group
+
+
+def end_epoch(run: Run) -> None:
+    """Turn to the next epoch."""
+    run.progress.epoch += 1
+    run.progress.batch = 0
+    run.schedule.epoch()
+    if run.clock.first_epoch is None:
+        devices.synchronize(run.device)
+        run.clock.pause()
+        run.clock.first_epoch = (run.progress.step, run.clock.training)
+        run.clock.start()
+
+
+def _next_pause(run: Run) -> int:
+    """The step at which to pause next; the step that comes now is looked into, if it is time for that."""
+    if run.progress.step < run.total_steps:
+        run.looks.open(run.progress.step, run.steps_per_epoch)
+    if run.check_finite == "every_step":
+        return run.progress.step + 1
+    rhythms = (run.log_every, run.evaluate_every, run.checkpoint_every)
+    due = [next_due(every, run.progress.step, run.steps_per_epoch) for every in rhythms]
+    if run.thaw_at is not None and run.progress.step < run.thaw_at:
+        due.append(run.thaw_at)
+    if not run.log_means:  # a line is of its own step: what came before is forgotten at the step before
+        due += [max(step - 1, run.progress.step + 1) for step in lines_to_come(run)]
+    due += [run.team.due, *run.looks.pauses(run.progress.step, run.steps_per_epoch)]
+    return min([run.total_steps, *[step for step in due if step is not None]])
+
+
+def thaw_if_due(run: Run) -> None:
+    """Let what was frozen for a time train from the step on that `freeze.until` names."""
+    if run.thaw_at is not None and run.progress.step >= run.thaw_at:
+        thaw(run.model, run.frozen)
+        run.wrap()
+
+
+def _is_due(run: Run, every: Duration | None) -> bool:
+    due = next_due(every, run.paused_at, run.steps_per_epoch)
+    return due is not None and due <= run.progress.step
+
+
+def compares_training(run: Run) -> bool:
+    """Whether evaluations compare a metric of training, which a line of the log computes."""
+    return any(name.startswith("train/") for name in (run.objective, run.schedule.monitor or ""))
+
+
+def _is_asked(run: Run) -> bool:
+    """Whether such an evaluation is about to come."""
+    return compares_training(run) and _is_due(run, run.evaluate_every)
+
+
+def pause(run: Run) -> int:
+    """Log, evaluate, save, whichever is due after this step; the step at which to pause next."""
+    run.team.agree(run.progress.step)
+    progress, at_end = run.progress, run.progress.step >= run.total_steps or bool(run.stop.ended)
+    seen = run.looks.close(progress.step, run.log)
+    if run.check_finite == "every_step":
+        check_losses(run)
+        check_state(run)
+    ends = at_end and (run.log_means or progress.step >= run.total_steps)
+    said: Mapping[str, Any] = progress.last if progress.evaluation_pending else {}
+    if run.losses.sizes and (ends or _is_due(run, run.log_every) or _is_asked(run)):
+        said = log_line(run, seen)
+    improved = False
+    if progress.evaluation_pending or at_end or _is_due(run, run.evaluate_every):
+        improved = evaluate_and_compare(run, said)
+    stop_where_stale(run)
+    if not run.log_means and progress.step + 1 in lines_to_come(run):
+        forget(run)
+    if run.stop.ended and not at_end:
+        at_end = True
+        if run.losses.sizes and run.log_means and not _is_due(run, run.log_every):
+            log_line(run, seen)
+    stopping = run.stop.signal is not None
+    rhythm = run.checkpoint_every is not None and (improved or _is_due(run, run.checkpoint_every))
+    if at_end or stopping or rhythm:
+        save(run)
+    thaw_if_due(run)
+    run.paused_at = progress.step
+    return _next_pause(run)
+
+
+def lines_to_come(run: Run) -> list[int]:
+    """The next steps at which a line of training is due, for each reason that there is."""
+    asked = run.evaluate_every if compares_training(run) else None
+    due = [next_due(every, run.progress.step, run.steps_per_epoch) for every in (run.log_every, asked)]
+    return [step for step in (*due, run.total_steps) if step is not None]
+
+
+def forget(run: Run) -> None:
+    """Begin what the next line of training says anew; losses that are not finite are an error all the same."""
+    check_losses(run)
+    for metric in run.metrics["train"].values():
+        metric.reset()
+    run.losses.clear()
+
+
+def log_line(run: Run, seen: dict[str, float]) -> dict[str, Any]:
+    """Read the losses since the last line (the one wait for the device), check them, write them, and what was seen.
+
+    Returns:
+        What the line says of training.
+
+    Raises:
+        Fault: a loss is not finite.
+        RunError: a name has two values.
+    """
+    progress = run.progress
+    check_losses(run)
+    fields = run.losses.fields
+    words = {f"train/{name}": word for name, word in fields.words.items()}
+    logged: dict[str, Any] = {f"train/{name}": value for name, value in fields.means().items()}
+    add(logged, {name: word for name, word in words.items() if word != progress.last.get(name)})  # where it changes
+    add(logged, {"train/loss": run.losses.mean()})
+    for name, metric in run.metrics["train"].items():
+        add(logged, flat(f"train/{name}", metric.compute()))
+    rest = seen | run.looks.scalars(progress.step, sum(run.losses.sizes), run.clock.seconds)
+    if _is_due(run, run.log_every):  # else it is the last line; a run that is prolonged goes on with what it has
+        for metric in run.metrics["train"].values():
+            metric.reset()
+        run.losses.clear()
+    progress.last |= logged
+    now = time.perf_counter()
+    speed = (progress.step - run.logged[0]) / (now - run.logged[1])
+    run.logged = (progress.step, now)
+    rates = {f"lr/{group.get('name', i)}": float(group["lr"]) for i, group in enumerate(run.optimizer.param_groups)}
+    if len(rates) == 1:
+        rates = {"lr": rates.popitem()[1]}
+    run.log.scalars(progress.step, progress.epoch, logged | rates | rest, steps_per_second=speed)
+    return logged
+
+
+def check_losses(run: Run) -> None:
+    """Raise Fault with the step of the first loss that is not finite (unless `train.check_finite` is off)."""
+    if run.check_finite == "off":
+        return
+    values = run.losses.read()
+    for offset, value in enumerate(values, start=1):
+        if not math.isfinite(value):
+            step = run.progress.step - len(values) + offset
+            raise Fault(f"the loss became {name_of(value)} at step {step}", step)
+    if run.scaler is not None and run.scaler.exhausted:
+        raise Fault("gradients are not finite, however little fp16's scaler scales them", run.progress.step)
+
+
+def check_state(run: Run) -> None:
+    """Raise Fault where a parameter, a buffer or the optimizer's state is not finite (unless the check is off)."""
+    if run.check_finite == "off":
+        return
+    tensors = tensors_of(run.model, run.optimizer, run.infinite_buffers, run.loss)
+    here = dict(zip(tensors, run.layout.here(list(tensors.values())), strict=True))
+    bad = run.team.union(not_finite(here))
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise Fault(f"at step {run.progress.step} {bad[0]}{more} is not finite", run.progress.step)
+
+
+def evaluate_and_compare(run: Run, said: Mapping[str, Any]) -> bool:
+    """Evaluate what training evaluates; whether the objective is the best so far.
+
+    `said` holds what the log line of this step says of training: an older value of the objective does not count.
+    """
+    progress = run.progress
+    progress.evaluation_pending = False
+    run.clock.pause()
+    begun = time.perf_counter()
+    due = _is_due(run, run.evaluate_every)  # else it is the end; a run that is prolonged never had it
+    if run.evaluated and progress.evaluated_at != progress.step:
+        values: dict[str, float] | None = {}
+        for name in run.evaluated:
+            part = evaluate_and_show(run, name)
+            values = None if values is None or part is None else values | part
+        if values is None:
+            progress.evaluation_pending = True
+        else:
+            progress.last |= values
+            progress.evaluated_at = progress.step
+            run.log.evaluated(progress.step, progress.epoch, values)
+        devices.synchronize(run.device)
+    run.clock.evaluating += time.perf_counter() - begun
+    run.clock.start()
+    if progress.evaluation_pending:
+        return False
+    known = {name: value for name, value in progress.last.items() if not name.startswith("train/")} | dict(said)
+    if due:
+        follow_metric(run, known)
+    value, best = objective_value(run), progress.best
+    if run.objective not in known:
+        return False
+    better = best is None or (value < best["objective"] if run.mode == "min" else value > best["objective"])
+    if math.isfinite(value) and better:
+        progress.best = {"step": progress.step, "objective": value, "metrics": dict(progress.last)}
+        progress.stale = 0
+        return True
+    progress.stale += due
+    return False
+
+
+def follow_metric(run: Run, known: Mapping[str, Any]) -> None:
+    """Let a schedule that follows a metric look at its value; it waits for one that training has not said now.
+
+    Raises:
+        RunError: an evaluation does not say it, or it is a word.
+    """
+    name = run.schedule.monitor
+    if name is not None and (name in known or not name.startswith("train/")):
+        if isinstance(known.get(name, ""), str):
+            raise RunError(f"scheduler.monitor: {name} is none of the numbers there are: {numbers_of(known)}")
+        run.schedule.evaluated(dict(known))
+
+
+def stop_where_stale(run: Run) -> None:
+    """Training is done where the objective has not become better for as many evaluations as `train.early_stop` says."""
+    progress = run.progress
+    if run.early_stop is not None and progress.stale >= run.early_stop and progress.step < run.total_steps:
+        best = progress.best
+        since = f"{best['objective']:.6g} at step {best['step']:,}" if best else "it was never a finite number"
+        run.stop.end(
+            f"train.early_stop: {run.objective} has not become better in {progress.stale} evaluations ({since})"
+        )
+
+
+def save(run: Run) -> None:
+    """Commit a checkpoint of this instant, if all of it is finite.
+
+    Raises:
+        Fault: something is not; no checkpoint is written.
+        SaveError: the disk refused, and `train.on_save_error` is `stop`.
+    """
+    run.clock.pause()
+    begun = time.perf_counter()
+    check_losses(run)
+    check_state(run)
+    run.log.sync()  # what the checkpoint says was logged must be on the disk before it
+    if run.stop.deadline is not None and run.max_seconds is not None:
+        run.progress.seconds = run.max_seconds - (run.stop.deadline - time.perf_counter())
+    best = run.progress.best
+    metric = best["objective"] if best is not None and best["step"] == run.progress.step else None
+    with saving(run):
+        run.checkpoints.save(state(run), run.progress.step, metric, background=True)
+    run.clock.saving += time.perf_counter() - begun
+    run.clock.start()
+
+
+def settle(run: Run) -> None:
+    """Wait for the save under way."""
+    begun = time.perf_counter()
+    with saving(run):
+        run.checkpoints.wait()
+    run.clock.saving += time.perf_counter() - begun
+
+
+@contextmanager
+def saving(run: Run) -> Iterator[None]:
+    """A save that the disk refuses ends the run, or is said, as `train.on_save_error` wants it."""
+    try:
+        yield
+    except SaveError as error:
+        if run.on_save_error == "stop":
+            raise
+        run.log.say(f"{error}. The run goes on (train.on_save_error=go_on)")

@@ -1,0 +1,40 @@
+"""Out of memory: recognise it, and say what to change."""
+
+import sys
+
+import torch
+
+GIB = 2**30
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the CPU, has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # torch has no class for it
+
+
+def peak(device: torch.device) -> str:
+    """The most memory that was in use so far, in words."""
+    if device.type == "cuda":
+        most, whole = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+        return f"the peak was {most / GIB:.2f} of the {whole / GIB:.2f} GiB of {device}"
+    import resource  # not on Windows
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f"the peak of this process was {most / GIB:.2f} GiB"
+
+
+def advice(batch_size: int, accumulate: int, precision: str, *, evaluating: bool, splits: bool) -> str:
+    """What to change where a batch does not fit."""
+    if evaluating:
+        return f"an evaluation needs smaller batches: loader.eval.batch_size={max(1, batch_size // 2)}"
+    ways = []
+    if batch_size > 1:
+        half, twice = (batch_size + 1) // 2, accumulate * 2
+        ways.append(f"loader.batch_size={half} train.accumulate={twice} makes the same steps of smaller batches")
+        if not splits:
+            ways.append("train.split_on_oom=true computes a batch in parts where it has to")
+    if precision in ("fp32", "tf32"):
+        ways.append("device.precision=bf16 halves most of what a batch needs")
+    return "; ".join(ways) or "one sample is too much: a smaller model, or another device"

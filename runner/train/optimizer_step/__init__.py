@@ -1,0 +1,4 @@
+"""One optimizer step: backward, scaling, clipping, update; and its kinds.
+
+Read `base.py`, then `accumulated.py`.
+"""

@@ -1,0 +1,151 @@
+"""One optimizer step: forward, backward, and the update.
+
+What a recipe puts between them (clipping, a scaler, an average of the weights) is chosen once, when the run is built:
+what is off is not there.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Step = Callable[..., Mapping[str, Any]]
+
+
+Do = Callable[[], object]
+
+
+Look = Callable[[Optimizer], object]
+
+
+class Update:
+    """The plain one.
+
+    Args:
+        net: what a step calls: the model, or the model in a wrapper (DistributedDataParallel).
+        loss: what a step calls with the output and the target.
+        step: `step(batch, net, loss)`, see `runner.train.steps`.
+        optimizer: over the parameters of the model and of the loss.
+
+    Attributes:
+        metrics: those of training that it updates itself, micro-batch by micro-batch; the loop updates the others.
+        scale: what the loss is multiplied by before its backward.
+    """
+
+    metrics: Sequence[Any] = ()
+    scale: float = 1.0
+
+    def __init__(self, net: nn.Module, loss: Callable[..., Any], step: Step, optimizer: Optimizer) -> None:
+        self.net, self.loss, self.step, self.optimizer = net, loss, step, optimizer
+
+    def __call__(self, batch: Any) -> Mapping[str, Any]:
+        """Take one optimizer step; what the step said."""
+        outcome = self.backward(batch)
+        self.apply()
+        return outcome
+
+    def backward(self, batch: Any) -> Mapping[str, Any]:
+        """Compute the gradients of a batch."""
+        outcome = self.step(batch, self.net, self.loss)
+        outcome["loss"].backward()
+        return outcome
+
+    def apply(self) -> None:
+        """Let the optimizer use the gradients, and clear them."""
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def evaluate(self, batch: Any, model: nn.Module) -> Mapping[str, Any]:
+        """What the step says of a batch that nothing is learnt from."""
+        return self.step(batch, model, self.loss)
+
+    def watch(self, look: Look) -> Do:
+        """Have `look(optimizer)` called from now on where its gradients are there and not used yet; what ends it."""
+        apply = self.apply
+
+        def looked_at() -> None:
+            look(self.optimizer)
+            apply()
+
+        vars(self)["apply"] = looked_at  # on this object alone, so that without it there is nothing to ask
+        return lambda: vars(self).pop("apply")
+
+
+class Kept:
+    """A step whose output is a copy: a CUDA graph of torch.compile writes the next one over it, and metrics keep it."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+
+    def __call__(self, *args: Any, **named: Any) -> Mapping[str, Any]:
+        outcome = self.step(*args, **named)
+        return {name: value.clone() if isinstance(value, Tensor) else value for name, value in outcome.items()}
+
+
+class Unscaled:
+    """No scaling of gradients; `runner.train.optimizer_step.precision.Scaler` is the other one."""
+
+    scale: float = 1.0
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss to those that are there."""
+        loss.backward()
+
+    def unscale(self) -> None:
+        """Nothing to do before gradients are looked at."""
+
+    def step(self) -> None:
+        """Let the optimizer use the gradients."""
+        self.optimizer.step()
+
+
+class Recipe(Update):
+    """With something before the optimizer's step (clipping) or after it (an average of the weights), in order.
+
+    What stands in `before` finds the gradients in the parameters; where fp16 has scaled them they are unscaled by then.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        loss: Callable[..., Any],
+        step: Step,
+        optimizer: Optimizer,
+        *,
+        scaler: Unscaled | None = None,
+        before: Iterable[Do] = (),
+        after: Iterable[Do] = (),
+    ) -> None:
+        super().__init__(net, loss, step, optimizer)
+        self.scaler = scaler or Unscaled(optimizer)
+        self.before, self.after = list(before), list(after)
+
+    def backward(self, batch: Any) -> Mapping[str, Any]:
+        """Compute the gradients of a batch."""
+        outcome = self.step(batch, self.net, self.loss)
+        self.scaler.backward(outcome["loss"])
+        return outcome
+
+    def apply(self) -> None:
+        """Let the optimizer use the gradients, and clear them."""
+        self.scaler.unscale()
+        for do in self.before:
+            do()
+        self.scaler.step()
+        self.optimizer.zero_grad()
+        for do in self.after:
+            do()
+
+    def watch(self, look: Look) -> Do:
+        """Have `look(optimizer)` called from now on before all that stands before its step; what ends it."""
+
+        def first() -> None:
+            self.scale = self.scaler.scale
+            look(self.optimizer)
+
+        self.before.insert(0, first)
+        return lambda: self.before.remove(first)

@@ -1,0 +1,113 @@
+"""Out of memory: what to say, and a batch that is computed in parts instead."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runner.core import rng
+from runner.train.oom import is_out_of_memory
+from runner.train.optimizer_step.accumulated import Accumulating
+
+
+class Splitting(Accumulating):
+    """A batch that does not fit is computed in parts, twice as many each time: the optimizer step stays the same.
+
+    What the failed attempt changed is put back first: the generators, the buffers, the state of step and loss. The
+    number of parts is kept for the batches to come. As with accumulation, a normalisation layer sees the parts.
+
+    Attributes:
+        parts: of each batch of the loader.
+        warn: told when the parts become more.
+    """
+
+    def __init__(self, *args: Any, model: nn.Module, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.model, self.parts, self.each = model, 1, self.count
+        self.warn: Callable[[str], object] = print
+        self.waiting: list[Mapping[str, Any]] = []
+
+    def backward(self, batch: Any) -> Mapping[str, Any]:
+        """Compute the gradients of a batch, or of a group of them, in as many parts as it takes.
+
+        Raises:
+            torch.OutOfMemoryError: a single sample does not fit.
+        """
+        group = batch if self.each > 1 else [batch]
+        before = self._changeable()
+        while True:
+            self.count = self.each * self.parts
+            try:
+                outcome = super().backward([part for member in group for part in cut(member, self.parts)])
+                break
+            except Exception as error:
+                if not is_out_of_memory(error) or self.parts >= max(map(samples, group)):
+                    raise
+            # Only here, where the error and all that its frames held is gone, is the memory free.
+            self._put_back(before)
+            self.parts *= 2
+            self.warn(f"out of memory: batches are computed in {self.parts} parts from here on (train.split_on_oom)")
+        for seen in self.waiting:
+            super().note(seen)
+        self.waiting.clear()
+        return outcome
+
+    def note(self, outcome: Mapping[str, Any]) -> None:
+        """Keep what the metrics get until the whole step is done."""
+        self.waiting.append({"output": outcome["output"].detach(), "target": outcome["target"]})
+
+    def _changeable(self) -> tuple[Any, ...]:
+        owners = [owner for owner in (self.model, self.loss) if isinstance(owner, nn.Module)]
+        buffers = [(buffer, buffer.clone()) for owner in owners for buffer in owner.buffers()]
+        parts = [part for part in (self.step,) if hasattr(part, "state_dict")]
+        return rng.state(), buffers, [(part, deepcopy(part.state_dict())) for part in parts]
+
+    def _put_back(self, before: tuple[Any, ...]) -> None:
+        generators, buffers, parts = before
+        self.waiting.clear()
+        self.optimizer.zero_grad()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for part, state in parts:
+            part.load_state_dict(state)
+        rng.set_state(generators)
+
+
+def samples(batch: Any) -> int:
+    """The samples of a batch: the first dimension of its first tensor that has one; 1 where none has."""
+    return next((len(tensor) for tensor in _tensors(batch) if tensor.dim()), 1)
+
+
+def cut(batch: Any, parts: int) -> list[Any]:
+    """A batch in parts of nearly equal size: each tensor and list as long as the batch is cut, the rest is in all."""
+    whole = samples(batch)
+    if parts == 1:
+        return [batch]
+    bounds = [whole * part // parts for part in range(parts + 1)]
+    return [_slice(batch, whole, slice(a, b)) for a, b in pairwise(bounds) if a < b]
+
+
+def _slice(value: Any, whole: int, rows: slice) -> Any:
+    if isinstance(value, Tensor):
+        return value[rows] if value.dim() and len(value) == whole else value
+    if isinstance(value, Mapping):
+        return {name: _slice(member, whole, rows) for name, member in value.items()}
+    if isinstance(value, tuple | list):
+        if len(value) == whole and not any(isinstance(member, Tensor | Mapping | tuple | list) for member in value):
+            return value[rows]
+        return [_slice(member, whole, rows) for member in value]
+    return value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | Sequence) and not isinstance(value, str):
+        for member in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(member)

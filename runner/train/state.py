@@ -1,0 +1,258 @@
+"""The live objects of a run, where it stands, and how both are saved and put back."""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from runner.core.durations import Duration
+from runner.data.interfaces import Split
+from runner.log.logger import Log, NoLog
+from runner.model.freeze import Frozen
+from runner.model.pretrained.plan import Plan
+from runner.train.checkpoint import Checkpoints
+from runner.train.ema import Average
+from runner.train.lr_schedule import Constant, Schedule, course, put_rates_and_momenta, rates_and_momenta, set_rate
+from runner.train.monitor import Looks
+from runner.train.optimizer_step.base import Update
+from runner.train.optimizer_step.precision import Scaler
+from runner.train.single_process import ALONE, WHOLE, Alone, Whole
+from runner.train.step_outputs import KNOWN, Fields
+
+
+class Losses:
+    """The losses since the last log line, and the step's own fields: kept on the device, read at once."""
+
+    def __init__(self) -> None:
+        self.on_device: list[Tensor] = []
+        self.values: list[float] = []
+        self.sizes: list[int] = []
+        self.fields = Fields()
+
+    def add(self, outcome: Mapping[str, Any]) -> None:
+        """Take the loss of a step, without waiting for it."""
+        self.on_device.append(outcome["loss"].detach())
+        self.sizes.append(outcome.get("size", 1))
+        if not KNOWN.issuperset(outcome):
+            self.fields.add(outcome, self.sizes[-1])
+
+    def read(self) -> list[float]:
+        """The values, with one wait for the device."""
+        if self.on_device:
+            self.values += torch.stack(self.on_device).double().tolist()
+            self.on_device.clear()
+        return self.values
+
+    def mean(self) -> float:
+        """The mean over samples, NaN where there is none."""
+        pairs = zip(self.read(), self.sizes, strict=True)
+        return math.fsum(value * size for value, size in pairs) / sum(self.sizes) if self.sizes else math.nan
+
+    def clear(self) -> None:
+        """Forget them."""
+        self.on_device.clear()
+        self.values.clear()
+        self.sizes.clear()
+        self.fields.clear()
+
+
+@dataclass
+class Progress:
+    """Where a run stands; all of it is saved."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0  # batches done of this epoch
+    best: dict[str, Any] | None = None  # step, objective, metrics
+    last: dict[str, Any] = field(default_factory=dict)  # the last value of each metric, and of the step's own fields
+    evaluated_at: int | None = None
+    evaluation_pending: bool = False
+    stale: int = 0  # evaluations since the best
+    seconds: float = 0.0  # of wall time, where `train.max_time` counts them
+    # What faults made it leave out: epoch, batch, and whether it counts as a step (1) or not (0).
+    left_out: list[list[int]] = field(default_factory=list)
+
+
+@dataclass
+class Clock:
+    """Seconds of a run, by what they were spent on."""
+
+    training: float = 0.0
+    evaluating: float = 0.0
+    saving: float = 0.0
+    started: float | None = None
+    first_epoch: tuple[int, float] | None = None  # step and seconds of training at its end: warm-up is not speed
+
+    @property
+    def seconds(self) -> float:
+        """Of training, until now."""
+        return self.training + (0.0 if self.started is None else time.perf_counter() - self.started)
+
+    def start(self) -> None:
+        """Training begins or goes on."""
+        self.started = time.perf_counter()
+
+    def pause(self) -> None:
+        """Training stops for something else, or for good."""
+        if self.started is not None:
+            self.training += time.perf_counter() - self.started
+            self.started = None
+
+
+PRUNED = 999  # in the place of a signal's number: the sweep wants no more of this run
+
+
+@dataclass
+class Stop:
+    """Asked for by a signal's handler, by the sweep (`PRUNED`), or by training itself, which is then done.
+
+    The step under way ends first.
+    """
+
+    signal: int | None = None
+    ended: str = ""  # why training is done before its duration: `train.early_stop` or `train.max_time`, in words
+    deadline: float | None = None  # `time.perf_counter()` at which `train.max_time` is used up
+    asked: bool = False  # the one thing that the loop looks at
+    timer: threading.Timer | None = None
+    shared: bool = False  # several processes train, and agree first; till then one knows these two for itself:
+    wanted: int = 0  # the signal that came
+    late: str = ""  # why time is up
+
+    def on_signal(self, number: int) -> None:
+        """A signal came, or PRUNED in the place of its number."""
+        self.wanted = number
+        if not self.shared:
+            self.leave(number)
+
+    def leave(self, number: int) -> None:
+        """Save and go, to be continued."""
+        self.signal = number
+        self.asked = True
+
+    def on_time(self, why: str) -> None:
+        """Time is up."""
+        self.late = why
+        if not self.shared:
+            self.end(why)
+
+    def end(self, why: str) -> None:
+        """Evaluate, save, and be done."""
+        self.ended = self.ended or why
+        self.asked = True
+
+    def end_at(self, deadline: float, why: str) -> None:
+        """End at that `time.perf_counter()`, unless this is left (`with`) before."""
+        self.deadline = deadline
+        self.timer = threading.Timer(deadline - time.perf_counter(), self.on_time, [why])
+        self.timer.daemon = True
+        self.timer.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+
+
+@dataclass
+class Run:
+    """The live objects of a run."""
+
+    folder: Path
+    seed: int
+    device: torch.device
+    model: nn.Module
+    loss: Any  # called with output and target; None where the step needs none
+    step: Callable[..., Mapping[str, Any]]
+    optimizer: torch.optim.Optimizer
+    update: Update  # one optimizer step
+    looks: Looks
+    schedule: Constant
+    splits: dict[str, Split]  # train, val, test
+    metrics: dict[str, dict[str, Any]]  # train and eval → name → metric
+    checkpoints: Checkpoints
+    total_steps: int
+    steps_per_epoch: int  # 0 where the dataset does not know
+    log_every: Duration
+    evaluate_every: Duration | None
+    checkpoint_every: Duration | None
+    objective: str
+    mode: str
+    evaluated: tuple[str, ...] = ("val",)  # the splits that training evaluates
+    evaluate_at_start: bool = False
+    early_stop: int | None = None  # evaluations without a better objective after which training is done
+    max_seconds: float | None = None  # of wall time, over all resumes
+    accumulate: int = 1  # batches of the loader in an optimizer step
+    average: Average | None = None  # of the weights
+    scaler: Scaler | None = None  # of fp16's gradients
+    check_finite: str = "loss"
+    log_means: bool = True  # whether a line of training has means since the last one, or the values at its step
+    on_save_error: str = "stop"
+    config: dict[str, Any] = field(default_factory=dict)
+    pretrained: Plan | None = None  # what was loaded
+    frozen: Frozen = field(default_factory=Frozen)
+    thaw_at: int | None = None  # the step from which on everything frozen trains
+    team: Alone = ALONE  # the processes that train together
+    layout: Whole = WHOLE  # how their tensors lie
+    rehearse: Callable[[Any], object] | None = None  # is shown the first batch before anything is learnt from it
+    wrap: Callable[[], object] = lambda: None  # renews what wraps the model, where other parameters train than before
+    log: Log | NoLog = field(init=False)  # opened when the step to begin at is known
+    progress: Progress = field(default_factory=Progress)
+    losses: Losses = field(default_factory=Losses)
+    clock: Clock = field(default_factory=Clock)
+    stop: Stop = field(default_factory=Stop)
+    logged: tuple[int, float] = (0, 0.0)  # step and time of the last log line
+    started_at: int = 0  # the step at which this process began
+    paused_at: int = 0  # the step after which logging, evaluating and saving were last looked at
+    sampler_state: Any = None  # as it was when the epoch under way began
+    infinite_buffers: tuple[str, ...] = ()  # not finite from the start, so on purpose
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a schedule plans for a step: the rates at each step up to it, its state there, and what it sets there."""
+
+    rates: list[list[float]]
+    state: dict[str, Any]
+    settings: list[dict[str, Any]]
+
+
+def planned(run: Run, step: int) -> Planned:
+    """What the schedule of a run plans for `step`; the run was built, and not restored yet."""
+    rates = course(run.schedule, run.optimizer, 0, step, run.steps_per_epoch)
+    return Planned(rates, deepcopy(run.schedule.state_dict()), rates_and_momenta(run.optimizer))
+
+
+def follow(run: Run, plan: Planned) -> None:
+    """Go on with the schedule as it plans for this step, whatever the rates were."""
+    run.schedule.load_state_dict(plan.state)
+    put_rates_and_momenta(run.optimizer, plan.settings)
+
+
+def hold(run: Run, plan: Planned) -> None:
+    """Let the rates stay as they are; one that has come to 0 is the last one before that was not."""
+    for place, group in enumerate(run.optimizer.param_groups):
+        if not float(group["lr"]):
+            set_rate(group, next((rates[place] for rates in reversed(plan.rates) if rates[place]), 0.0))
+    run.schedule = Constant()
+
+
+def forecast(run: Run) -> list[list[float]]:
+    """The rates of each group from this step to the last one; empty where a metric decides about them."""
+    schedule = run.schedule
+    if not isinstance(schedule, Schedule) or schedule.monitor is not None:
+        now = [float(group["lr"]) for group in run.optimizer.param_groups]
+        return [now] if schedule.monitor is None else []
+    state_now, settings = deepcopy(schedule.state_dict()), rates_and_momenta(run.optimizer)
+    rates = course(schedule, run.optimizer, run.progress.step, run.total_steps, run.steps_per_epoch)
+    schedule.load_state_dict(state_now)
+    put_rates_and_momenta(run.optimizer, settings)
+    return rates

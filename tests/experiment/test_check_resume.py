@@ -1,0 +1,63 @@
+"""`check resume` tells an exact resume from one that is not, and says why."""
+
+import json
+import sys
+
+import pytest
+
+from tests.experiment.crash.project import HARD, write
+
+MORE = '''
+
+
+class Forgetful(Counting):
+    """Counts, and tells nobody."""
+
+    def __getattribute__(self, name):
+        if name in ("state_dict", "load_state_dict"):
+            raise AttributeError(name)
+        return super().__getattribute__(name)
+
+    def __call__(self, batch, model, loss):
+        outcome = super().__call__(batch, model, loss)
+        return {**outcome, "loss": outcome["loss"] * (1 + self.count / 100)}
+
+
+def moody(batch, model, loss):
+    import os
+
+    output = model(batch[0])
+    return {"loss": loss(output, batch[1]) * (1 + os.urandom(1)[0]), "output": output, "target": batch[1], "size": 12}
+'''
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checked")
+    write(folder)
+    with (folder / "parts.py").open("a") as file:
+        file.write(MORE)
+    (folder / "conf" / "step" / "forgetful.yaml").write_text("{_target_: parts.Forgetful}")
+    (folder / "conf" / "step" / "moody.yaml").write_text("{_target_: parts.moody}")
+    yield folder
+    sys.modules.pop("parts", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        ([], 0, "6 steps, and 3 + 3 resumed in another process, are bitwise the same"),
+        (["step=forgetful"], 1, "something has a state that no checkpoint holds"),
+        (["step=moody"], 1, "something is not deterministic"),
+    ],
+)
+def test_it_says_whether_a_resume_is_exact_and_if_not_why(project, monkeypatch, capsys, arguments, status, said):
+    from runner.__main__ import main
+
+    monkeypatch.chdir(project)
+    monkeypatch.syspath_prepend(project)
+    assert main(["check", "resume", "--json", "--steps", "3", HARD, *arguments]) == status
+    answer = json.loads(capsys.readouterr().out)
+
+    assert said in answer["answer"]
+    assert answer.get("step") == (None if status == 0 else 4)

@@ -1,0 +1,440 @@
+"""From a config to the live model: the run, its report, the preflight and `explain` agree on what is done to it."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from runner.config.check.check import check
+from runner.config.compose import compose
+from runner.core.errors import ConfigError
+from runner.experiment.builders import model as model_builder
+from runner.experiment.builders import train as train_builder
+from runner.experiment.builders.data import make_parts, make_splits
+from runner.experiment.preflight.preflight import preflight
+from runner.train.checkpoint import Checkpoints
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+QUICK = ["log.progress=false", "log.tensorboard=false", "device.type=cpu"]
+
+
+def config_of(*overrides):
+    return check(compose(list(overrides)))
+
+
+def made(config):
+    """The model as a run has it when training starts, what was done to it, and its parameter groups."""
+    model = model_builder.make_model(config)
+    done = model_builder.operate(config, model)
+    return model, done, model_builder.make_groups(config, model, done.frozen)
+
+
+@pytest.fixture
+def resnet18_weights(tmp_path, monkeypatch):
+    """Random weights in torch hub's cache, whose hash cannot be right."""
+    from torchvision import models
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    folder = tmp_path / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(models.resnet18().state_dict(), folder / "resnet18-f37072fd.pth")
+    monkeypatch.setattr("runner.model.pretrained.files._verify_hash", lambda *_: None)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.usefixtures("resnet18_weights")
+def test_explain_agrees_with_the_live_model_and_optimizer(name, capsys):
+    """For every shipped experiment, each number and name of each row."""
+    from runner.cli import explain
+
+    assert explain.main([f"experiment={name}", "device.type=cpu", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    config = config_of(f"experiment={name}", "device.type=cpu")
+    model, done, groups = made(config)
+    optimizer = train_builder.make_optimizer(config, groups, torch.device("cpu"))
+    rows = {row["name"]: row for row in said["tensors"]}
+    assert rows.keys() == {n for n, _ in [*model.named_parameters(), *model.named_buffers()]}
+    state = {} if done.pretrained is None else done.pretrained.tensors
+    for tensor_name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        row = rows[tensor_name]
+        assert row["shape"] == list(tensor.shape)
+        assert row["count"] == tensor.numel()
+        if tensor.is_floating_point():
+            assert row["mean"] == tensor.detach().double().mean().item()
+            assert row["std"] == tensor.detach().double().std(correction=0).item()
+        assert bool(row["pretrained"]) == (tensor_name in state)
+        if tensor_name in state:
+            assert torch.equal(tensor.detach(), state[tensor_name].to(tensor.dtype))
+        assert row["frozen"] == (row["kind"] == "parameter" and not tensor.requires_grad)
+        for place in row["where"].values():
+            file, _, line = place.rpartition(":")
+            assert Path(file).is_file() or (ROOT / "runner" / "config" / file).is_file()
+            assert int(line) > 0
+    for group in optimizer.param_groups:
+        for parameter_name in group["param_names"]:
+            assert rows[parameter_name]["group"] == group["name"]
+            assert rows[parameter_name]["lr"] == group["lr"]
+            assert rows[parameter_name]["weight_decay"] == group["weight_decay"]
+    assert [group["param_names"] for group in said["groups"]] == [g["param_names"] for g in optimizer.param_groups]
+
+
+def test_explain_names_the_line_of_each_rule(tmp_path, monkeypatch, capsys):
+    from runner.cli import explain
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    text = """# @package _global_
+name: mine
+init:
+  rules:
+    conv: {module: torch.nn.Conv2d, weight: {_target_: torch.nn.init.normal_, std: 0.5}}
+pretrained: {strategy: layers, strip_prefix: module., path: conf/pretrained/digits_data_parallel.pth, layers: [fc]}
+freeze: {params: ['conv2\\..*']}
+param_groups:
+  bias: {match: '.*\\.bias', weight_decay: 0}
+"""
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(text)
+    explain.main(["experiment=mine", "--json"])
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["tensors"]}
+    file = "conf/experiment/mine.yaml"
+    assert rows["conv1.weight"]["where"]["init"] == f"{file}:5"
+    assert rows["conv1.weight"]["init"] == "conv: normal_(std=0.5)"
+    assert rows["fc.weight"]["where"]["pretrained"] == f"{file}:6"
+    assert rows["conv2.weight"]["where"]["frozen"] == f"{file}:7"
+    assert rows["fc.bias"]["where"]["group"] == f"{file}:9"
+    assert (rows["fc.bias"]["weight_decay"], rows["conv2.bias"]["group"]) == (0, "")
+
+
+def test_a_run_reports_its_weights_and_explain_reads_its_optimizer(runner, capsys):
+    from runner.cli import explain
+
+    ran = runner("experiment=digits_conv1", "train.duration=3st", *QUICK)
+    assert ran.status == 0
+    assert "pretrained: 1 of 6 tensors loaded" in ran.out
+    report = json.loads((ran.folder / "pretrained.json").read_text())
+    assert [row["name"] for row in report["tensors"] if row["action"] == "loaded"] == ["conv1.weight"]
+    assert explain.main([str(ran.folder), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    saved = Checkpoints(ran.folder / "checkpoints").load("last")
+    rows = {row["name"]: row for row in said["tensors"]}
+    assert rows["conv1.weight"]["pretrained"] == "module.conv1.weight"
+    assert rows["fc.weight"]["std"] == saved["model"]["fc.weight"].double().std(correction=0).item()
+    assert rows["fc.weight"]["init"].startswith("linear: kaiming_normal_")
+    assert rows["fc.weight"]["lr"] == saved["optimizer"]["param_groups"][0]["lr"]
+    assert set(rows["fc.weight"]["state"]) == {"momentum_buffer"}
+    assert explain.main([str(ran.folder)]) == 0
+    assert "optimizer state\nconv1.weight: momentum_buffer std " in capsys.readouterr().out
+
+
+def test_the_preflight_finds_every_mistake_of_surgery_at_once():
+    config = config_of(
+        "experiment=digits_data_parallel",
+        "pretrained.strip_prefix=null",
+        "freeze.params=[conv]",
+        "+param_groups.head={match: 'fc2\\..*', lr_mult: 0.1}",
+        "+init.rules.x={module: torch.nn.Conv3d, weight: 0}",
+    )
+    keys = [mistake.key for mistake in preflight(config).mistakes]
+    assert keys == [
+        "init.rules.x.module",
+        "pretrained.path",
+        "pretrained.path",
+        "freeze.params[0]",
+        "param_groups.head.match",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["pretrained.strategy=full"], "pretrained.path"),
+        (["freeze.until=1ep"], "freeze.until"),
+    ],
+)
+def test_a_setting_without_effect_is_a_mistake(overrides, key):
+    assert [mistake.key for mistake in preflight(config_of("experiment=digits_cnn", *overrides)).mistakes] == [key]
+
+
+def test_frozen_parameters_train_after_the_thaw_and_a_resume_goes_on_to_the_bit(runner, tmp_path):
+    """Thaw at step 4 of 8; the same weights when the run was stopped at step 6 (or 2) and resumed."""
+    settings = ["experiment=digits_frozen_embedding", "freeze.until=4st", "train.duration=8st", "log.every=1st", *QUICK]
+    whole = runner(*settings, "train.checkpoint_every=1st", "train.keep=100")
+    states = {step: torch.load(whole.folder / "checkpoints" / f"step_{step:08}.pt") for step in range(1, 9)}
+    name = "embedding.weight"
+    assert all(torch.equal(states[1]["model"][name], states[step]["model"][name]) for step in range(2, 5))
+    assert not torch.equal(states[4]["model"][name], states[5]["model"][name])
+    assert states[4]["optimizer"]["param_groups"][0]["param_names"][0] == name
+    assert 0 not in states[4]["optimizer"]["state"]
+    assert 0 in states[5]["optimizer"]["state"]
+    for step in (2, 6):
+        folder = tmp_path / f"at{step}"
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / ".hydra").mkdir()
+        for file in ("config.yaml", ".hydra/config.yaml", "provenance.json"):
+            (folder / file).write_text((whole.folder / file).read_text())
+        Checkpoints(folder / "checkpoints").save(states[step], step, None)
+        again = runner("resume", str(folder))
+        assert again.status == 0
+        assert json.loads((folder / "result.json").read_text())["weights_sha256"] == whole.result["weights_sha256"]
+
+
+def test_a_resume_needs_the_pretrained_file_no_more_and_refuses_changed_groups(runner, tmp_path):
+    file = tmp_path / "weights.pt"
+    model, _, _ = made(config_of("experiment=digits_cnn"))
+    torch.save(model.state_dict(), file)
+    settings = ["pretrained.strategy=full", f"pretrained.path={file}", "experiment=digits_cnn", *QUICK]
+    ran = runner(*settings, "train.duration=2st")
+    file.unlink()
+    (ran.folder / "result.json").unlink()
+    assert runner("resume", str(ran.folder), "train.duration=3st", "--schedule=continue").status == 0
+    (ran.folder / "result.json").unlink()
+    arguments = ["param_groups.head.match=fc.weight", "train.duration=4st", "--schedule=continue", "--inexact"]
+    changed = runner("resume", str(ran.folder), *arguments)
+    assert changed.status != 0
+    assert "`fc.weight` was in group `default` when the checkpoint was taken, and is in group `head` now" in changed.err
+
+
+def test_weights_of_another_run_are_its_best(runner):
+    first = runner("experiment=digits_cnn", "train.duration=2ep", *QUICK)
+    options = ["pretrained.strategy=full", f"pretrained.path={first.folder}", "debug=noop"]
+    second = runner("experiment=digits_cnn", *options, *QUICK)
+    best = Checkpoints(first.folder / "checkpoints", mode="max").load("best")["model"]
+    loaded = Checkpoints(second.folder / "checkpoints").load("last")["model"]
+    assert all(torch.equal(best[name], loaded[name]) for name in best)
+
+
+def test_a_proposed_rename_block_is_taken_by_the_command_line_and_by_a_file(runner, tmp_path):
+    overrides = ["experiment=digits_data_parallel", "pretrained.strip_prefix=null", "debug=noop", *QUICK]
+    refused = runner(*overrides)
+    assert refused.status == 2
+    argument = re.search(r"or the argument '(.*)'", refused.err)[1]
+    assert runner(*overrides, argument).status == 0
+    block = re.search(r"( *)pretrained:\n(?:\1 .*\n)+", refused.err)[0]
+    (tmp_path / "conf" / "pretrained").mkdir(parents=True)
+    rules = yaml.safe_load(block)["pretrained"]
+    shared = {"strategy": "full", "path": "conf/pretrained/digits_data_parallel.pth"}
+    (tmp_path / "conf" / "pretrained" / "mine.yaml").write_text(yaml.safe_dump(shared | rules))
+    assert runner("experiment=digits_cnn", "pretrained=mine", "debug=noop", *QUICK).status == 0
+
+
+def test_parameter_groups_reach_the_optimizer_and_the_log(runner):
+    ran = runner("experiment=digits_cnn", "param_groups=head_backbone", "train.duration=2st", "log.every=1st", *QUICK)
+    lines = [json.loads(line) for line in (ran.folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["lr/backbone"] == pytest.approx(0.1 * lines[0]["lr/head"])
+
+
+def test_a_thawing_parameter_is_in_the_optimizer_and_a_frozen_one_is_not():
+    options = ["experiment=digits_cnn", "freeze.params=['conv1\\..*']"]
+    _, _, forever = made(config_of(*options))
+    assert "conv1.weight" not in [name for name, _ in forever[0]["params"]]
+    _, _, thawing = made(config_of(*options, "freeze.until=1ep"))
+    assert "conv1.weight" in [name for name, _ in thawing[0]["params"]]
+
+
+def test_audit_init_compares_choices(tmp_path, monkeypatch, capsys):
+    from runner.cli import audit
+
+    monkeypatch.chdir(tmp_path)
+    arguments = ["init", "experiment=digits_lenet", "--init", "default,constant,orthogonal", "device.type=cpu"]
+    assert audit.main([*arguments, "--json"]) == 0
+    audits = json.loads(capsys.readouterr().out)
+    assert [one["init"] for one in audits] == ["default", "constant", "orthogonal"]
+    names = ["conv1", "conv2", "fc1", "fc2", "fc3"]
+    for one in audits:
+        assert [layer["name"] for layer in one["layers"]] == names
+        assert all(math.isfinite(layer["activation"]) and math.isfinite(layer["gradient"]) for layer in one["layers"])
+    assert audit.main(arguments) == 0
+    assert "<svg" in (tmp_path / "outputs" / "audit_init.svg").read_text()
+    said = capsys.readouterr().out
+    assert all(f"{choice} activation" in said for choice in ("default", "constant", "orthogonal"))
+
+
+def test_audit_measures_what_a_hand_written_hook_does():
+    from runner.experiment.preview import init as init_preview
+
+    one = init_preview.audit(config_of("experiment=digits_cnn", "device.type=cpu"), "default", ())
+    config = config_of("experiment=digits_cnn", "device.type=cpu")
+    model, _, _ = made(config)
+    batch = next(iter(make_splits(config, make_parts(config), torch.device("cpu"))["train"].batches(0)))
+    output = model.conv1(batch[0])
+    assert one.layers[0].activation == pytest.approx(output.double().std(correction=0).item(), rel=1e-6)
+    assert one.loss == pytest.approx(torch.nn.functional.cross_entropy(model(batch[0]), batch[1]).item(), rel=1e-6)
+
+
+CLASS = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(2, 2)
+"""
+
+
+def test_convert_turns_a_pickled_model_into_a_plain_file(tmp_path, monkeypatch, capsys):
+    import subprocess
+    import sys
+
+    from runner.cli import convert
+    from runner.core.errors import ConfigError
+    from runner.model.pretrained.files import Located, read
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    Path("shape.py").write_text(CLASS)
+    script = "import torch, shape; torch.save({'net': shape.Net(), 'when': 3}, 'm.pt')"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    with pytest.raises(
+        ConfigError, match=r"holds pickled objects \(.*shape\.Net.*python -m runner convert m\.pt --trust"
+    ):
+        read(Located(Path("m.pt")))
+    with pytest.raises(ConfigError, match="runs whatever code the file holds"):
+        convert.main(["m.pt"])
+    assert not Path("m.state_dict.pt").exists()
+    assert convert.main(["m.pt", "--trust"]) == 0
+    converted = read(Located(Path("m.state_dict.pt")))
+    assert list(converted["net"]) == ["fc.weight", "fc.bias"]
+    assert converted["when"] == 3
+    with pytest.raises(ConfigError, match="must not exist yet"):
+        convert.main(["m.pt", "--trust"])
+    assert "2 tensors in m.state_dict.pt" in capsys.readouterr().out
+    Path("shape.py").unlink()
+    assert convert.main(["m.pt", "--trust", "--out=other.pt"]) == 0
+    assert "not to be imported here, and stood in for: shape.Net" in capsys.readouterr().out
+    without = read(Located(Path("other.pt")))
+    assert all(torch.equal(without["net"][name], tensor) for name, tensor in converted["net"].items())
+    assert len(without["net"]) == 2
+
+
+GONE = """
+import collections, enum, torch
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.bn = torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)
+        self.register_buffer("tmp", torch.ones(1), persistent=False)
+class Config(dict): pass
+class Listed(list): pass
+class Kind(enum.Enum): a = 1
+class Level(enum.IntEnum): a = 1
+class Average:
+    def __init__(self, shadow): self.decay, self.shadow = 0.9, shadow
+Point = collections.namedtuple("Point", "x y")
+def function(x): return x
+"""
+
+
+def test_convert_keeps_tensors_and_numbers_and_names_the_rest_also_of_absent_tools(tmp_path, monkeypatch, capsys):
+    """Everything but text keys, tensors and plain data is named; classes that nobody can import are stood in for."""
+    import gzip
+    import pickle
+    import sys
+    import types
+
+    import numpy as np
+
+    from runner.model.pretrained.unpickle import unpickle
+
+    monkeypatch.chdir(tmp_path)
+    gone = types.ModuleType("gone")
+    monkeypatch.setitem(sys.modules, "gone", gone)
+    exec(GONE, gone.__dict__)
+    net, loop = gone.Net(), []
+    loop.append(loop)
+    saved = {
+        "model": net,
+        "texts": np.array(["cat", "dog"]),
+        "objects": np.array([{"loss": 1.0}], dtype=object),
+        "big endian": np.arange(3, dtype=">i4"),
+        "epoch": np.int64(4),
+        "config": gone.Config(a=1),
+        "list": gone.Listed([1]),
+        "kind": gone.Kind.a,
+        "average": gone.Average({"fc.weight": torch.ones(2)}),
+        "function": gone.function,
+        "loop": loop,
+        "set": {1},
+        ("a", 1): 3,
+    }
+    torch.save(saved, "gone.pt")
+    torch.save({"level": gone.Level.a, "point": gone.Point(1, 2)}, "here.pt")
+    unpickle(Path("here.pt"), Path("here.out"))
+    monkeypatch.delitem(sys.modules, "gone")
+    capsys.readouterr()
+    unpickle(Path("gone.pt"), Path("gone.out"))
+    said = capsys.readouterr().out
+
+    plain = torch.load("gone.out", weights_only=True)
+    assert list(plain["model"]) == list(net.state_dict())
+    assert all(torch.equal(plain["model"][name], tensor) for name, tensor in net.state_dict().items())
+    assert plain["epoch"] == 4
+    assert plain["big endian"].tolist() == [0, 1, 2]
+    assert torch.equal(plain["average"]["shadow"]["fc.weight"], torch.ones(2))
+    for name in ("texts", "objects", "config", "list", "kind", "function", "loop[0]", "set", "the file[('a', 1)]"):
+        assert f"{name} (" in said, name
+    assert "stood in for: gone.Average, gone.Config, gone.Kind, gone.Listed, gone.Net, gone.function" in said
+    assert torch.load("here.out", weights_only=True) == {"level": 1, "point": [1, 2]}
+
+    arrays = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+    np.savez("w.npz", **arrays)
+    Path("w.pkl").write_bytes(pickle.dumps({"model": arrays}))
+    Path("w.pkl.gz").write_bytes(gzip.compress(Path("w.pkl").read_bytes()))
+    for file in ("w.npz", "w.pkl", "w.pkl.gz"):
+        unpickle(Path(file), Path(f"{file}.out"))
+        loaded = torch.load(f"{file}.out", weights_only=True)
+        assert list(loaded.get("model", loaded)) == list(arrays)
+
+
+def test_weights_are_found_in_shards_in_folders_and_unpacked_archives(tmp_path, monkeypatch):
+    """The folders that the Hub gives, their index alone, and a .pth that a file manager has unpacked."""
+    import zipfile
+
+    from runner.model.pretrained.load import prepare
+    from runner.model.pretrained.plan import Options
+
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    monkeypatch.chdir(tmp_path)
+    model, _, _ = made(config_of("experiment=digits_cnn"))
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    names = list(state)
+    for folder in ("shards", "bins", "one", "two", "flat"):
+        Path(folder).mkdir()
+    for folder, kind in (("shards", "safetensors"), ("bins", "bin")):
+        parts = {f"model-{i:05}-of-00002.{kind}": names[i - 1 :: 2] for i in (1, 2)}
+        for part, inside in parts.items():
+            tensors = {name: state[name] for name in inside}
+            (save_file if kind == "safetensors" else torch.save)(tensors, Path(folder) / part)
+        index = {"metadata": {}, "weight_map": {name: part for part, inside in parts.items() for name in inside}}
+        (Path(folder) / f"model.{kind}.index.json").write_text(json.dumps(index))
+    save_file(state, "one/model.safetensors")
+    torch.save(state, "one/pytorch_model.bin")
+    torch.save({"state": {}}, "one/optimizer.pt")
+    Path("one/config.json").write_text("{}")
+    torch.save(state, "x.pt")
+    zipfile.ZipFile("x.pt").extractall("unpacked.pth")
+    zipfile.ZipFile("x.pt").extractall("flat")
+    found = ["shards", "shards/model.safetensors.index.json", "bins", "one", "unpacked.pth", "flat/x"]
+    for path in found:
+        made_ = prepare(model, path, Options("full"))
+        assert all(torch.equal(made_.tensors[name], tensor) for name, tensor in state.items()), path
+
+    for file in ("two/a.pt", "two/b.pt"):
+        torch.save(state, file)
+    Path("bins/model-00002-of-00002.bin").unlink()
+    index = json.loads(Path("shards/model.safetensors.index.json").read_text())
+    for away in ("../one/model.safetensors", "/etc/passwd"):
+        Path("away.index.json").write_text(json.dumps({"weight_map": {names[0]: away}}))
+        with pytest.raises(ConfigError, match="the shards of an index lie beside it"):
+            prepare(model, "away.index.json", Options("full"))
+    for path, words in (
+        ("two", "it has a.pt, b.pt, but is 'two'\n   name the file: `pretrained.path=two/a.pt`"),
+        ("bins", "needs 2 shards beside it, and model-00002-of-00002.bin is not there"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            prepare(model, path, Options("full"))
+        assert words in str(caught.value)
