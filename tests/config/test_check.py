@@ -171,13 +171,12 @@ def test_why_says_what_a_key_is_in_the_end(capsys, question, value):
 
 
 def test_what_needs_no_torch_is_said_of_every_job_first(monkeypatch):
-    from runner.experiment import examine
-    from runner.sweep import examine as examine_module
+    from runner.sweep import examine
 
     said = []
     monkeypatch.setattr(examine, "examine", lambda *_: said.append("torch"))
     sweep = ["seed=1,x", "optimizer.lr=0.1,0.2"]
-    examine_module.examine_sweep(sweep, (), lambda mistakes: said.extend(m.key for m in mistakes))
+    examine.examine_sweep(sweep, (), lambda mistakes: said.extend(m.key for m in mistakes))
 
     assert ["seed", "torch", "torch"] == said, "once for both seeds"
 

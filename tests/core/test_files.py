@@ -239,7 +239,7 @@ def test_steps_do_not_go_back(tmp_path):
 
 # ---- run directories and locks
 
-MAKE = "import sys; from pathlib import Path; from runner.core.files import make_run_dir as m\n"
+MAKE = "import sys; from pathlib import Path; from runner.experiment.record.directory import make_run_dir as m\n"
 
 
 def test_two_run_directories_of_one_second_differ_within_a_process(tmp_path):
@@ -262,7 +262,7 @@ def test_two_run_directories_of_one_second_differ_between_processes(tmp_path):
 
 def test_an_id_that_is_taken_is_not_taken_again(tmp_path, monkeypatch):
     ids = iter([b"aaa", b"aaa", b"aaa", b"bbb"])
-    monkeypatch.setattr(files.os, "urandom", lambda _: next(ids))
+    monkeypatch.setattr(directory.os, "urandom", lambda _: next(ids))
 
     first, second = directory.make_run_dir(tmp_path, "run"), directory.make_run_dir(tmp_path, "run")
 
@@ -280,7 +280,7 @@ def test_a_lock_is_refused_at_once_and_says_who_holds_it(tmp_path):
 
 def test_a_lock_dies_with_its_process_though_it_was_killed_and_its_child_lives_on(tmp_path):
     code = (
-        "import os, sys, time; from pathlib import Path; from runner.core.files import Lock\n"
+        "import os, sys, time; from pathlib import Path; from runner.core.lock import Lock\n"
         f"lock = Lock(Path({str(tmp_path)!r}))\n"
         "if os.fork() == 0: print('held', flush=True)\n"
         "time.sleep(60)"
@@ -308,7 +308,7 @@ def no_locks(monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(files.fcntl, "flock", flock)
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
 
 
 def test_without_locks_a_sign_of_life_keeps_others_away(tmp_path, no_locks, monkeypatch):

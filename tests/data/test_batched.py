@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms import functional as F
 
 from runner.core import rng
-from runner.data.batched import chain as batched_chain
+from runner.data.batched import color
 from runner.data.batched.chain import Chain
 from runner.data.batched.steps import NotBatched
 
@@ -169,7 +169,7 @@ def test_colours_are_pillows(name: str, images: Tensor, seed: int) -> None:
     adjust = getattr(F, f"adjust_{name}")
     expected = [adjust(image, factor) for image, factor in zip(pil(images), factors.tolist(), strict=True)]
 
-    assert apart(pixels(expected), getattr(batched_chain, f"adjust_{name}")(images, factors.view(-1, 1, 1, 1))) <= 1
+    assert apart(pixels(expected), getattr(color, f"adjust_{name}")(images, factors.view(-1, 1, 1, 1))) <= 1
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
@@ -177,7 +177,7 @@ def test_colours_of_numbers(name: str, images: Tensor) -> None:
     """Of floating point images they are torchvision's."""
     numbers, factor = images / 255, 0.3
     expected = getattr(v2.functional, f"adjust_{name}")(numbers, factor)
-    result = getattr(batched_chain, f"adjust_{name}")(numbers, torch.full((COUNT, 1, 1, 1), factor))
+    result = getattr(color, f"adjust_{name}")(numbers, torch.full((COUNT, 1, 1, 1), factor))
 
     assert torch.allclose(expected, result, atol=2e-5)
 

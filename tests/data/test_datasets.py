@@ -109,7 +109,7 @@ def test_show_data_of_anything(runner: Callable[..., Any], tmp_path: Path, monke
     empty = show("Texts", "++dataset.val={_target_:strange_data.Texts,count:0}", "step.input=x", "step.target=y")
     assert (1, "the val split is empty") == (empty.status, empty.err.strip())
     broken = show("Broken")
-    assert (1, "train sample 0 (0.png): OSError: no image") == (broken.status, broken.err.strip())
+    assert (1, "train sample 0 (0.png): OSError: no image (strange_data.py:23)") == (broken.status, broken.err.strip())
 
 
 STRANGE = """

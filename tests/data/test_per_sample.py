@@ -401,7 +401,7 @@ import os, sys, time
 import torch
 sys.path[:0] = [sys.argv[1], sys.argv[2]]
 from runner.core.errors import RunError
-from test_loading import Deadly, split
+from test_per_sample import Deadly, split
 
 def started(how, timeout):
     made = split(Deadly(how), num_workers=2, options={"timeout": timeout}, shuffle=False)
@@ -437,7 +437,7 @@ def test_no_worker_is_left(tmp_path: Path) -> None:
     mark = f"ORPHANS_OF={os.getpid()}.{time.time_ns()}"
     name, value = mark.split("=")
     here = Path(__file__).parent
-    command = [sys.executable, "-c", ORPHANS, str(here.parent), str(here)]
+    command = [sys.executable, "-c", ORPHANS, str(here.parents[1]), str(here)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, name: value}) as process:
         assert process.stdout is not None
         assert "was killed by SIGKILL" in process.stdout.readline()

@@ -199,7 +199,7 @@ def test_an_installed_runner_counts(tmp_path, monkeypatch):
         (site / package).mkdir(parents=True)
         (site / package / "__init__.py").write_text("")
         imported(package, site / package / "__init__.py", monkeypatch)
-    monkeypatch.setattr(provenance, "__file__", str(site / "runner/experiment/record/provenance.py"))
+    monkeypatch.setattr(provenance, "PACKAGE", site / "runner")
 
     found = modules(tmp_path / "elsewhere")["files"]
 

@@ -422,12 +422,12 @@ def without_data(_project, monkeypatch):
 
 
 def with_a_full_disk(_project, monkeypatch):
-    from runner.core import files
+    from runner.experiment import run
 
     def write_json(path, _value):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(files, "write_json", write_json)
+    monkeypatch.setattr(run, "write_json", write_json)
 
 
 @pytest.mark.parametrize(

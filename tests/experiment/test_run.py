@@ -188,7 +188,7 @@ def test_a_run_that_failed_before_it_had_a_config_begins_in_its_folder(
     runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk was full when its first file was written."""
-    from runner.core import files
+    from runner.experiment.record import result
 
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -197,7 +197,7 @@ def test_a_run_that_failed_before_it_had_a_config_begins_in_its_folder(
         def full(path: Path, _text: str) -> str:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-        patch.setattr(files, "write_text", full)
+        patch.setattr(result, "write_text", full)
         assert runner(*SHORT, f"run={folder}").status == 1
     assert not (folder / "config.yaml").exists()
     assert (folder / "result.json").exists()

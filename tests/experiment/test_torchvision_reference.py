@@ -184,7 +184,7 @@ def test_the_commands(runner: Callable[..., Any], tmp_path: Path) -> None:
     folder.mkdir()
     quiet = ("log=quiet", "device=cpu")
     first = runner(HERE["--output-dir"].replace("FOLDER", str(folder)), "train.duration=1ep", *quiet)
-    resumed = runner(*_words("--resume", folder), "train.duration=2ep")
+    resumed = runner(*_words("--resume", folder), "train.duration=2ep", "--schedule", "follow")
     evaluated = runner(*_words("--test-only", folder), "--json")
 
     assert (0, folder) == (first.status, first.folder)

@@ -340,7 +340,7 @@ def test_a_log_is_added_to(tmp_path):
 class Clock:
     def __init__(self, monkeypatch):
         self.now = 1000.0
-        monkeypatch.setattr(log_module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(log_console.time, "monotonic", lambda: self.now)
 
 
 def test_where_the_console_is_a_file_progress_is_a_line_every_5_seconds_each_evaluation_and_the_end(
