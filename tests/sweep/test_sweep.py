@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from runner.sweep import multirun
 from runner.sweep.executors.attempt import put_aside
-from runner.sweep.report import write as report_write
 from runner.sweep.report.write import report
 from tests.sweep.project import (
     ENVIRONMENT,
@@ -290,7 +290,7 @@ def test_a_signal_while_the_report_is_written_lets_it_be_written(project, undist
         os.kill(os.getpid(), number)
         return report(*arguments)
 
-    monkeypatch.setattr(report_write, "report", interrupted)
+    monkeypatch.setattr(multirun, "report", interrupted)
 
     assert here(project, *SLOW) == {signal.SIGTERM: 75, signal.SIGINT: 130}[number]
     assert (sweep_of(project) / "report.csv").is_file()

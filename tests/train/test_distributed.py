@@ -15,7 +15,7 @@ import torch
 
 from runner.config.schema import Config, Device
 from runner.experiment.builders.run import splits_batches
-from runner.experiment.preflight import train as train_preflight
+from runner.experiment.preflight import preflight
 from runner.train.checkpoint import Checkpoints
 from runner.train.steps import supervised
 from tests.experiment.crash.project import HARD, differences, ending, events, write
@@ -505,7 +505,7 @@ def test_torchrun_itself_stops_all_and_says_with_what_to_go_on(tmp_path):
 
 def test_data_parallel_saves_what_one_device_would(runner, monkeypatch):
     """Without GPUs torch's wrapper passes on to the model; what is seen is that no name or number changes."""
-    monkeypatch.setattr(train_preflight, "_check_device", lambda *_: None)
+    monkeypatch.setattr(preflight, "_check_device", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     argv = ("train.duration=2st", "device.type=auto")
     wrapped, bare = [runner(*argv, f"device.parallel={how}").folder for how in ("data_parallel", "none")]
@@ -541,7 +541,7 @@ def test_what_cannot_be_is_refused_with_the_remedy(runner, fleet, whole, monkeyp
         for name in (*names, "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
             monkeypatch.setenv(name, "0" if name in names else str(world))
     if "RUN" in argv:
-        argv, wanted = ("resume", str(whole)), wanted.replace("RUN", str(whole))
+        argv, wanted = ("resume", str(whole), "--trust", str(whole.parents[2])), wanted.replace("RUN", str(whole))
     else:
         argv = (*argv, *(["device.type=cpu"] if not any("device.type" in word for word in argv) else []))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
