@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from runner.core.escape import printable
+
 if TYPE_CHECKING:
     from runner.core.errors import Mistake
     from runner.train.distributed.environment import Place
@@ -61,10 +63,10 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
     try:
         return serve(argv, began, place)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        print(printable(error), file=sys.stderr)
         return 2
     except RunError as error:  # of a verb; a run records its own
-        print(error, file=sys.stderr)
+        print(printable(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before or after the training loop, which saves first
         return 130
@@ -74,7 +76,7 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
     except OSError as error:  # a folder that cannot be written, a file that cannot be read
         from runner.core.errors import refusal
 
-        print(refusal(error), file=sys.stderr)
+        print(printable(refusal(error)), file=sys.stderr)
         return 1
 
 

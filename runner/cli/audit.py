@@ -15,6 +15,7 @@ from runner.cli.options import split_trust
 from runner.config.compose import compose
 from runner.core.chart import Line, Panel, svg
 from runner.core.errors import ConfigError, Mistake, RunError
+from runner.core.escape import printable
 from runner.experiment.examine import examine
 from runner.experiment.preview.init import Audit, Layer, audit
 
@@ -49,12 +50,12 @@ def main(argv: Sequence[str]) -> int:
         except ConfigError as error:
             raise ConfigError(composed.blame(error.mistakes)) from error
         except RunError as error:  # data or weights that cannot be had
-            print(error, file=sys.stderr)
+            print(printable(error), file=sys.stderr)
             return 1
     if "--json" in rest:
         print(json.dumps([asdict(one) | {w: one.growth(w) for w in ("activation", "gradient")} for one in audits]))
         return 0
-    print(table(audits))
+    print(printable(table(audits)))
     out = Path(options["--out"])
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(picture(audits))

@@ -8,6 +8,7 @@ from runner.cli import check_resume
 from runner.cli.options import split_trust
 from runner.config.compose import compose
 from runner.core.errors import ConfigError, Mistake, count_line, numbered
+from runner.core.escape import printable
 from runner.experiment.examine import examine
 from runner.sweep.examine import examine_sweep
 from runner.sweep.space import request as sweeps
@@ -52,5 +53,5 @@ def main(argv: Sequence[str]) -> int:
 
 def _print(plan: Sequence[str], notes: Sequence[str], count: int) -> None:
     for line in (*plan, *(f"note: {note}" for note in notes)):
-        print(line)
+        print(printable(line))
     print(count_line(count) if count else "No mistakes.")

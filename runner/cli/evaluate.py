@@ -13,6 +13,7 @@ from pathlib import Path
 from runner.cli.options import split_trust
 from runner.config.suggestions import nearest
 from runner.core.errors import ConfigError, Mistake, RunError
+from runner.core.escape import printable
 from runner.experiment.record.recorded import recorded
 
 USAGE = "python -m runner evaluate RUN [--checkpoint last|best|PATH] [--weights raw|ema] [--json] [overrides]"
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
     with diagnosis.of_a_record(folder):
         run = run_builder.build(config, folder, {}, trust)
-        run.checkpoints.warn = lambda text: print(text, file=sys.stderr)
+        run.checkpoints.warn = lambda text: print(printable(text), file=sys.stderr)
         saved = run.checkpoints.load(checkpoint)
         put_weights(run, saved, options["--weights"])
         metrics: dict[str, float] = {}

@@ -10,6 +10,7 @@ from typing import Any
 from runner.cli.options import split_trust
 from runner.config.compose import compose
 from runner.core.errors import ConfigError, Mistake, RunError
+from runner.core.escape import printable
 from runner.experiment.examine import examine
 from runner.experiment.preview.parameters import explain
 from runner.experiment.record.recorded import is_run, no_run, recorded
@@ -65,14 +66,14 @@ def main(argv: Sequence[str]) -> int:
     except ConfigError as error:
         raise ConfigError(composed.blame(error.mistakes) if composed else error.mistakes) from error
     except RunError as error:  # a download, or a function of the user's
-        print(error, file=sys.stderr)
+        print(printable(error), file=sys.stderr)
         return 1
     if as_json:
         print(json.dumps({"tensors": [asdict(row) for row in rows], "groups": groups}))
     else:
-        print(_table([HEAD, *(row.cells() for row in rows)]))
+        print(printable(_table([HEAD, *(row.cells() for row in rows)])))
         print()
-        print("\n".join(_spell_group(group) for group in groups))
+        print(printable("\n".join(_spell_group(group) for group in groups)))
         states = [f"{row.name}: {', '.join(f'{n} {v}' for n, v in row.state.items())}" for row in rows if row.state]
         print("\n".join(["", "optimizer state", *states]) if states else "", end="\n" if states else "")
     return 0

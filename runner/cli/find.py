@@ -12,6 +12,7 @@ from runner.cli.options import split_options, split_trust, whole_number
 from runner.config.compose import compose
 from runner.config.schema import Config
 from runner.core.errors import ConfigError, Mistake, RunError
+from runner.core.escape import printable
 from runner.experiment.examine import examine
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         return finder(examined.config, trust, as_json)
     except RunError as error:
-        print(error, file=sys.stderr)
+        print(printable(error), file=sys.stderr)
         return 1
 
 

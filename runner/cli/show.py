@@ -9,6 +9,7 @@ from runner.cli.options import split_options, split_trust, whole_number
 from runner.config.check.check import check
 from runner.config.compose import compose
 from runner.core.errors import ConfigError, Mistake, RunError
+from runner.core.escape import printable
 
 USAGE = "python -m runner show data | schedule | model [--json] [overrides]"
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         return SHOWN[what](argv[1:])
     except RunError as error:
-        print(error, file=sys.stderr)
+        print(printable(error), file=sys.stderr)
         return 1
 
 
@@ -94,7 +95,7 @@ def show_model(argv: Sequence[str]) -> int:
     if as_json:
         print(json.dumps(table.as_json()))
     else:
-        print(table)
+        print(printable(table))
     return 1 if table.problem else 0
 
 

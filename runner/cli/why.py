@@ -10,6 +10,7 @@ from runner.config.hydra_loader import Composed
 from runner.config.suggestions import did_you_mean, nearest, other_name
 from runner.config.why import _in_the_end, layers
 from runner.core.errors import ConfigError, Mistake, as_text
+from runner.core.escape import printable
 
 USAGE = "python -m runner why KEY [-m] [--json] [overrides]"
 
@@ -38,9 +39,9 @@ def main(argv: Sequence[str]) -> int:
     if as_json:
         print(json.dumps({"key": key, "value": value, "layers": [vars(answer) for answer in answers]}, default=str))
     else:
-        print(f"{key} = {as_text(value)}")
+        print(printable(f"{key} = {as_text(value)}"))
         for answer in answers:
-            print(f"  {answer}")
+            print(printable(f"  {answer}"))
     return 0
 
 

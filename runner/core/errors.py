@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
+from runner.core.escape import printable
 from runner.core.paths import PACKAGE
 
 
@@ -44,7 +45,7 @@ class Mistake:
         value = "" if self.value is ABSENT else f", but is {as_text(self.value)}"
         where = f": {self.where}" if self.where else ""
         remedy = f"\n{self.remedy}" if self.remedy else ""
-        return f"{self.key} {self.rule}{value}{where}{remedy}".replace("\n", "\n   ")
+        return printable(f"{self.key} {self.rule}{value}{where}{remedy}").replace("\n", "\n   ")
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for `--json`; a missing value is left out."""

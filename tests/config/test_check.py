@@ -197,3 +197,18 @@ def test_weights_without_a_strategy_are_a_mistake_also_in_a_short_run(runner, pr
     assert ran.status == 2
     assert "pretrained.path has no effect while `pretrained.strategy` is none" in ran.out
     assert "`pretrained=full` loads every tensor" in ran.out
+
+
+def test_control_characters_of_a_config_are_spelt_out_on_the_console(tmp_path, monkeypatch, capsys):
+    from runner.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    text = '_target_: models.mlp.MLP\n"si\\ezes\\e[2J": [1]\n"\\x9b2J\\u202e": 2\n'
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text(text)
+    status = main(["check", "model=mine"])
+    said = capsys.readouterr()
+
+    assert status == 2
+    assert [c for c in said.out + said.err if not c.isprintable() and c != "\n"] == []
+    assert "\\x1b" in said.out
