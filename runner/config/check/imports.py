@@ -183,7 +183,7 @@ def _look_at_files(path: str, trust: Sequence[str]) -> None:
     folders = [*map(str, directories), *sys.path]
     for count in range(1, len(parts) + 1):
         name = ".".join(parts[:count])
-        found = importlib.machinery.PathFinder.find_spec(name, folders)
+        found = importlib.machinery.PathFinder.find_spec(parts[count - 1], folders)
         if found is None:
             return
         if not _is_of_the_user(found, directories):
