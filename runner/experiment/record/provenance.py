@@ -163,6 +163,7 @@ COMPARED = (
 LIBRARIES = ("torch", "cuda", "torchvision", "numpy")
 
 
+WING = "runner.core.errors"  # a record without it is older than the wings, whose modules have other names
 ACCEPT = "accept other numbers with `--inexact`"
 
 
@@ -180,7 +181,10 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], *, random_eval: b
             found.append(Mistake(key, rule, value, remedy=f"{remedy}{' or ' * bool(remedy)}{ACCEPT}"))
 
     old, new = before["modules"]["files"], now["modules"]["files"]
+    of_other_layout = any(_is_runner(name) for name in old) and WING not in old
     for name in old:
+        if of_other_layout and _is_runner(name):
+            continue
         if name in new and old[name] != new[name]:
             rule = "must have the source that it had for the steps so far"
             found.append(Mistake(f"module {name}", rule, remedy=f"put it back or {ACCEPT}"))
@@ -196,6 +200,10 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], *, random_eval: b
             again = plan_kind((now["plan"] or {}).get(name, ""))
             compare(f"loader (plan of {name})", plan_kind(plan), again, "put `loader` back as it was")
     return found
+
+
+def _is_runner(name: str) -> bool:
+    return name.partition(".")[0] == "runner"
 
 
 def plan_kind(plan: str) -> str:
