@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,14 +59,3 @@ def test_command(line: str, runner: Callable[..., Any], run_folder: Path, sweep_
     ran = runner(*[folders.get(word, word) for word in shlex.split(command)[3:]])
 
     assert ran.status == (int(code[1]) if code else 0), ran.err
-
-
-def test_tree_names_every_file() -> None:
-    """A file that is not in the README's tree cannot be found from it."""
-    files = subprocess.run(
-        ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split()
-    ours = [Path(file) for file in files if not file.startswith("tests/") and not file.endswith("__init__.py")]
-    tree = README[README.index("## Where things are") :]
-
-    assert [] == [str(file) for file in ours if file.name not in tree]
