@@ -302,3 +302,52 @@ def test_a_folder_named_on_the_command_line_may_be_elsewhere(runner: Callable[..
 
     assert 2 == runner("check", node).status
     assert 0 == runner("check", node, "--trust", f"{shared}/").status
+
+
+def test_a_download_lies_where_no_program_looks_and_no_link_leads_away(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from runner.experiment.preflight.data import misplaced
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "project" / "venv" / "lib").mkdir(parents=True)
+    (tmp_path / "project" / "venv" / "pyvenv.cfg").touch()
+    (tmp_path / "project" / "data").mkdir()
+    (tmp_path / "project" / "data" / "away").symlink_to(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path / "project")
+
+    def refused(place, key="to", trust=()):
+        node = SimpleNamespace(**{"to": "data/x.bin", "unpack": None} | {key: place})
+        return [m.key for m in misplaced(SimpleNamespace(dataset=SimpleNamespace(downloads={"a": node})), trust)]
+
+    wrong = [
+        "venv/lib/x.bin",
+        "conf/model/x.yaml",
+        "data/x.pth",
+        "data/Makefile",
+        "data/run.sh",
+        "joblib/x.bin",
+        "data/x.py",
+    ]
+    wrong += [
+        "data/away/x.bin",
+        "../x.bin",
+        "data/../x.bin",
+        ".git/hooks/x",
+        "x.bin",
+        "a/site-packages/x.bin",
+        "/etc/x.bin",
+    ]
+    assert [place for place in wrong if not refused(place)] == []
+    assert refused("data/away/y", "unpack") == ["dataset.downloads.a.unpack"]
+    assert refused("data/away/x.bin", trust=(f"{tmp_path}/mine/",)) == []
+    right = [
+        "data/x.bin",
+        "data/a/b/x.tar.gz",
+        "images/x.zip",
+        "data/weights.pt",
+        "data/table.yaml",
+        "datasets_of_mine/x.csv",
+    ]
+    assert [place for place in right if refused(place)] == []
