@@ -44,7 +44,7 @@ SAFE_NAMES = re.compile(r"torch\.\w+Storage|torch\._(utils|tensor)\._rebuild\w*|
 DEEPEST = 4  # nestings searched for a state_dict
 
 
-# Mappings looked into for one (a hundred names count as one): a few that hold each other many times would never end.
+# Mappings looked into for one (twenty names count as one): a few that hold each other many times would never end.
 MOST_SEARCHED = 20_000
 
 
@@ -575,7 +575,7 @@ def _search(node: Any, path: list[str]) -> list[tuple[list[str], Mapping[str, An
         nonlocal looked
         if not isinstance(node, Mapping) or not depth:
             return []
-        looked += 1 + len(node) // 100
+        looked += 1 + len(node) // 20
         if looked > MOST_SEARCHED:
             rule = "must be given: the file has too many mappings in which a state_dict may be"
             raise _wrong(rule, None, key="key")
@@ -585,7 +585,7 @@ def _search(node: Any, path: list[str]) -> list[tuple[list[str], Mapping[str, An
                 return found
         if any(isinstance(value, Tensor) for value in node.values()) and all(isinstance(name, str) for name in node):
             return [(path, node)]
-        inner = [n for n, member in node.items() if isinstance(member, Mapping) and isinstance(n, str)]
+        inner = [n for n, m in node.items() if depth > 1 and isinstance(m, Mapping) and isinstance(n, str)]
         others = [name for name in inner if name not in AVERAGES and not NOT_WEIGHTS.fullmatch(name)]
         return [hit for name in others for hit in search(node[name], [*path, name], depth - 1)]
 
