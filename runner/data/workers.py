@@ -18,6 +18,18 @@ from runner.data.keyed_samples import KeyedSamples, KeyedStream
 WATCH_SECONDS = 1.0  # between two looks of a worker whether its parent is alive
 
 
+class WorkerEnded(RunError):
+    """A worker process ended or hung.
+
+    Attributes:
+        exit_code: of the worker, minus the signal's number where a signal ended it; None of one that hangs.
+    """
+
+    def __init__(self, message: str, exit_code: int | None) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class WorkerStart:
     """What a worker does first: the user's `worker_init_fn`; and it ends when the process that trains does.
 
@@ -67,11 +79,12 @@ def watched(loader: DataLoader[Any], samples: "KeyedSamples | KeyedStream") -> I
             if not workers:
                 raise
             message = _about_workers(workers, samples, loader.timeout) or str(error).strip()
+            code = next((worker.exitcode for worker in workers if worker.exitcode), None)
             _end(iterator, workers)
             loader._iterator = None  # noqa: SLF001  where a persistent one is kept: the next epoch begins anew
             with contextlib.suppress(Exception):
                 iterator._shutdown_workers()  # type: ignore[attr-defined]  # noqa: SLF001  its threads and queues
-            raise RunError(message) from error
+            raise WorkerEnded(message, code) from error
         yield item
 
 

@@ -32,6 +32,7 @@ from runner.experiment.examine import Examined
 from runner.experiment.preflight import processes as processes_preflight
 from runner.experiment.preflight.preflight import misfits
 from runner.experiment.preflight.report import Preflight
+from runner.experiment.record.cause import classify_error
 from runner.experiment.record.recorded import Continuation, without_schedule
 from runner.experiment.record.result import (
     facts,
@@ -183,9 +184,10 @@ def launch(
             if not stands:
                 result["error"] = team.blame(error) or cause_of(error)
                 return cannot_go_on(folder, result, log, team)
-            result["error"] = team.blame(error) or diagnosis.words(error, run, config, found, blame)
-            if isinstance(error, Fault):
-                result["fault"] = error.record()
+            culprit = team.blame(error)  # in another process
+            result |= describe_failure(error, culprit or diagnosis.words(error, run, config, found, blame))
+            if culprit:
+                del result["cause"]  # its message says more than this error, which only follows from it
             result["error"] += traceback_to(log, folder, error)
         result |= outcome_of(run, folder) | {"seconds": time.perf_counter() - began}
         status = status if write_result(folder, result) else EXIT_FAILED
@@ -193,6 +195,12 @@ def launch(
         conclude(result, folder)
         team.end()
     return Outcome(status, folder, result)
+
+
+def describe_failure(error: Exception, message: str) -> dict[str, Any]:
+    """Return what `result.json` says of a failed run: the message, the cause, and where a NaN began."""
+    said: dict[str, Any] = {"error": message, "cause": classify_error(error)}
+    return said | {"fault": error.record()} if isinstance(error, Fault) else said
 
 
 def outcome_of(run: Run | None, folder: Path) -> dict[str, Any]:

@@ -231,7 +231,7 @@ def _row(values: tuple[Any, ...]) -> Row:
     named = dict(zip(_COLUMNS, values, strict=True))
     for name in _JSON:
         named[name] = safe_io.loads(named[name])
-    if not re.fullmatch(r"\d+(_\w+)?", str(named["path"]), re.ASCII):
+    if not re.fullmatch(r"\w[\w.-]*", str(named["path"]), re.ASCII):
         raise ValueError(f"the path of a job must be the name of a folder in it, but is {named['path']!r}")
     named["active"] = bool(named["active"])
     return Row(**named)

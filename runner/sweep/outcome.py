@@ -98,7 +98,10 @@ def _failed(columns: dict[str, Any], cause: Cause, error: str) -> dict[str, Any]
 
 
 def _cause_of(result: dict[str, Any]) -> Cause:
-    error = str(result.get("error"))
+    if cause := result.get("cause"):
+        known: Cause = cause
+        return known
+    error = str(result.get("error"))  # a record of an earlier release has no cause
     if "fault" in result or error.startswith("Fault:"):
         return "non-finite"
     if any(words in error for words in _OUT_OF_MEMORY):

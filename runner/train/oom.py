@@ -7,11 +7,19 @@ import torch
 GIB = 2**30
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or the CPU, has no memory left."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # torch has no class for it
+# torch has a class for CUDA alone: the CPU's allocator, MPS and cuBLAS (`CUBLAS_STATUS_ALLOC_FAILED`) say it in words.
+_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an error, or one that it comes from, says that memory has run out."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return True
+        if isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _WORDS):
+            return True
+        error = error.__cause__
+    return False
 
 
 def peak(device: torch.device) -> str:

@@ -23,6 +23,7 @@ from runner.core import device as devices
 from runner.core.errors import RunError
 from runner.experiment.builders.instantiate import Trust
 from runner.experiment.tuning.trial_run import endless, trial_run
+from runner.train.oom import is_out_of_memory
 
 
 @dataclasses.dataclass
@@ -121,16 +122,6 @@ def two_steps(config: Config, size: int, trust: Trust) -> Trial:
             run.update(batch)
             devices.synchronize(run.device)
         return Trial(size, fits=True, seconds=time.perf_counter() - began, samples=run.splits["train"].size)
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that it comes from, says that memory has run out."""
-    if error is None:
-        return False
-    said = str(error).lower()
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
-    found = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in said for word in words)
-    return found or is_out_of_memory(error.__cause__)
 
 
 def on_gpu(config: Config, size: int, device: torch.device, trust: Trust) -> Trial:

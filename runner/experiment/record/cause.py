@@ -1,0 +1,26 @@
+"""The cause of a failed run, from its exception: the `cause` of `result.json`."""
+
+import errno
+import signal
+
+from runner.data.workers import WorkerEnded
+from runner.train.finite import Fault
+from runner.train.oom import is_out_of_memory
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)
+
+
+def classify_error(error: BaseException) -> str:
+    """Return `non-finite`, `memory`, `disk`, `killed` (a data worker, by SIGKILL) or `exception`."""
+    if isinstance(error, Fault):
+        return "non-finite"
+    if is_out_of_memory(error):
+        return "memory"
+    origin: BaseException | None = error
+    while origin is not None:
+        if isinstance(origin, OSError) and origin.errno in DISK_ERRORS:
+            return "disk"
+        if isinstance(origin, WorkerEnded) and origin.exit_code == -signal.SIGKILL:
+            return "killed"
+        origin = origin.__cause__
+    return "exception"
