@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from runner.core import rng
+from runner.core.copies import owned
 from runner.data.bad_samples import Fault, Faults, empty_batch
 from runner.data.batched.chain import Chain
 from runner.data.batched.per_image import Failed
@@ -116,7 +117,7 @@ class Gathered:
         first, rest = chain.split()
         tensor = self.tensors[self.place]
         if first.stages and len(tensor):
-            probe = first.alone(tensor[:1])
+            probe = first.alone(tensor[:1].clone())  # a transform may change what it gets
             if probe.nbytes * len(tensor) > limit:
                 return chain
             step = max(1, GPU_CHUNK_BYTES // max(1, probe.nbytes))
@@ -127,7 +128,7 @@ class Gathered:
         """Bytes of a sample's member as it is handed on."""
         member = self.tensors[place][:1]
         if place == self.place and self.chain is not None and len(member):
-            member = self.chain.alone(member)
+            member = self.chain.alone(member.clone())
         return member.nbytes
 
     def _views(self, members: dict[Place, Tensor], positions: Indices) -> list[Any]:
@@ -145,11 +146,12 @@ class Gathered:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of an epoch from number `start` on: tuples (or mappings) of tensors [batch, ...]."""
         if self.unchanging is not None:
-            yield from self.unchanging[start:]
+            yield from map(owned, self.unchanging[start:])  # a step, or a ReLU in place, may change its batch
         elif self.ahead > 1:
             if epoch not in self.ready:
                 self._prepare(epoch)
-            yield from self.ready[epoch][start:]
+            # Given once: a step may change its batches, and a fault may go back to this epoch.
+            yield from self.ready.pop(epoch)[start:]
         else:
             order = self._own(epoch)[start * self.own_size :]
             lot = self.chunk * max(1, LOT // self.chunk)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, default_collate
 
+from runner.core.copies import owned
 from runner.data.bad_samples import Fault
 from runner.data.keyed_samples import KeyedSamples, KeyedStream
 from runner.data.prefetch import placed
@@ -30,15 +31,21 @@ class _Batches:
 
 
 class Collate:
-    """A batch of the sound samples (None where there is none), and the faults."""
+    """A batch of the sound samples (None where there is none), and the faults.
+
+    A user's function gets copies: it may change them, and they may be the dataset's own.
+    """
 
     def __init__(self, collate_fn: Callable[[list[Any]], Any] | None) -> None:
         self.collate_fn = collate_fn or default_collate
+        self.copies = collate_fn is not None
 
     def __call__(self, samples: list[Any]) -> tuple[Any, list[Fault]]:
         """Collate what is no fault."""
         faults = [sample for sample in samples if isinstance(sample, Fault)]
         good = [sample for sample in samples if not isinstance(sample, Fault)] if faults else samples
+        if self.copies:
+            good = [owned(sample) for sample in good]
         return self.collate_fn(good) if good else None, faults
 
 

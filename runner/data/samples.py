@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from runner.core import rng
+from runner.core.copies import owned
 from runner.data.interfaces import Indices, Place, _members
 
 
@@ -59,8 +60,10 @@ class Pipeline:
         """
         if not self.transforms:
             return sample
-        value = sample if self.place is None else sample[self.place]
+        value, shared = sample if self.place is None else sample[self.place], True
         for name, transform in self.transforms.items():
+            if shared and may_change(transform):
+                value, shared = owned(value), False
             batched = getattr(transform, "batched", None)
             if uniforms is not None and batched is not None and isinstance(value, Tensor):
                 value = batched(value[None], uniforms(name, getattr(transform, "draws", 0)))[0]
@@ -73,6 +76,17 @@ class Pipeline:
         if isinstance(sample, Mapping):
             return {**sample, self.place: value}
         return tuple(value if i == self.place else member for i, member in enumerate(sample))
+
+
+def may_change(transform: Any) -> bool:
+    """Whether a transform may change what it is given: all but torchvision's own, unless they are told to."""
+    kind = type(transform)
+    if not kind.__module__.startswith("torchvision.transforms.") or getattr(transform, "inplace", False):
+        return True
+    if kind.__name__ in ("Lambda", "LinearTransformation"):
+        return True
+    inner = getattr(transform, "transforms", ())
+    return any(map(may_change, inner.values() if isinstance(inner, Mapping) else inner))
 
 
 @dataclass(frozen=True)

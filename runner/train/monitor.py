@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from runner.core import rng
+from runner.core.copies import owned
 from runner.core.durations import Duration, next_due
 from runner.log.hooks import Inside
 from runner.log.logger import Log
@@ -178,7 +179,7 @@ class Looks:
     def _draw(self, batch: Any, log: Log) -> None:
         """The graph, of the model without its numbers; where it cannot do without, of a copy with them."""
         problem = ""
-        for copied, moved in ((meta_copy, to_meta), (deepcopy, _as_it_is)):
+        for copied, moved in ((meta_copy, to_meta), (deepcopy, owned)):
             try:
                 with _unnoticed():
                     model, call = self._probe(copied, moved(batch))
@@ -218,10 +219,6 @@ class Looks:
     def at_evaluation(self, split: str, log: Log) -> list[Any]:
         """What looks at an evaluation."""
         return [] if self.evaluation is None else self.evaluation.looks(split, log.say)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from runner.data.batched.forms import _form, _one_by_one
-from runner.data.batched.steps import Affine, Looped, NotBatched, Step, Window, _State, affine, move
+from runner.data.batched.steps import Looped, NotBatched, Pointwise, Step, Window, _State, move, pointwise
 
 
 @dataclass
@@ -67,11 +67,11 @@ class Chain:
             raise NotBatched(message)
 
     def _append(self, part: _Part) -> None:
-        """Add a step; windows that follow each other become one stage, affine functions one function."""
+        """Add a step; windows that follow each other become one stage, pointwise functions one function."""
         last = self.stages[-1][-1].step if self.stages else None
-        if isinstance(last, Affine) and isinstance(part.step, Affine):
-            scale, shift = last.scale * part.step.scale, last.shift * part.step.scale + part.step.shift
-            self.stages[-1] = [_Part(part.name, part.columns, affine(scale, shift), part.size)]
+        if isinstance(last, Pointwise) and isinstance(part.step, Pointwise):
+            both = pointwise(*last.operations, *part.step.operations)
+            self.stages[-1] = [_Part(part.name, part.columns, both, part.size)]
         elif isinstance(last, Window) and isinstance(part.step, Window):
             self.stages[-1].append(part)
         else:

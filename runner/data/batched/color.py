@@ -9,24 +9,31 @@ from torch import Tensor
 
 from runner.data.batched.geometry import _is_v2
 from runner.data.batched.steps import How, NotBatched, Step, _State
-from runner.data.batched.values import _as_it_is
+from runner.data.batched.values import _as_it_is, _some
 
 
 def _grayscale(transform: Any, state: _State) -> list[Step]:
     """A PIL image gets the channels that are asked for also where it is grey already; a tensor stays as it is."""
     wanted = transform.num_output_channels
-    if not state.pil or state.sample.shape[1] == 3:
+    if not state.pil:
         return _as_it_is(transform, state)
-    return [Step(0, lambda images, _: images[:, :1].expand(-1, wanted, -1, -1))]
+    if state.sample.shape[1] == 3:
+        return [Step(0, lambda images, _: _luma(images, "pil").to(images.dtype).repeat(1, wanted, 1, 1))]
+    return [Step(0, lambda images, _: images[:, :1].expand(-1, wanted, -1, -1).contiguous())]
 
 
-def _grey(_: Any) -> Callable[[Tensor], Tensor]:
-    from torchvision.transforms.v2 import functional
+def _random_grayscale(transform: Any, state: _State) -> list[Step]:
+    from torchvision.transforms import functional as v1
+    from torchvision.transforms.v2 import functional as v2
 
-    return lambda images: functional.rgb_to_grayscale(images, num_output_channels=images.shape[1])
+    def grey(images: Tensor) -> Tensor:
+        if state_pil and images.shape[1] == 3:
+            return _luma(images, "pil").to(images.dtype).repeat(1, 3, 1, 1)
+        made: Tensor = (v2 if _is_v2(transform) else v1).rgb_to_grayscale(images, images.shape[1])
+        return made
 
-
-# ---- colours
+    state_pil = state.pil
+    return _some(lambda _: grey)(transform, state)
 
 
 def _color_jitter(transform: Any, state: _State) -> list[Step]:
@@ -81,7 +88,10 @@ def _luma(images: Tensor, how: How) -> Tensor:
         red, green, blue = images.int().unbind(1)
         return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16)[:, None].float()
     red, green, blue = images.float().unbind(1)
-    luma = (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)[:, None]
+    if how == "v1":  # rounds each product
+        luma = (red * 0.2989 + green * 0.587 + blue * 0.114)[:, None]
+    else:
+        luma = (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)[:, None]
     return luma if images.is_floating_point() else luma.floor_()
 
 

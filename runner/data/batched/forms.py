@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from runner.core import rng
-from runner.data.batched.color import _color_jitter, _grayscale, _grey
+from runner.data.batched.color import _color_jitter, _grayscale, _random_grayscale
 from runner.data.batched.geometry import _flip, _pad, _random_crop, _random_erasing
 from runner.data.batched.per_image import OneByOne, as_tensor, given
 from runner.data.batched.resampling import _random_resized_crop, _resize
@@ -27,7 +27,7 @@ def _one_by_one(name: str, transform: Any, state: _State, reason: str) -> tuple[
     single, size = OneByOne(transform, state.kind), state.size
     try:
         with rng.stream(0):
-            made, kind = as_tensor(transform(given(state.sample[0], state.kind)))
+            made, kind = as_tensor(transform(given(state.sample[0].clone(), state.kind)))
     except Exception as error:
         message = f"no batched form of {name} ({reason}), and it refuses a sample: {error}"
         raise NotBatched(message) from error
@@ -43,7 +43,7 @@ def _form(transform: Any, state: _State) -> list[tuple[Step, tuple[int, int]]]:
     """The steps of one transform with the sizes they get; `state` goes on to what they make of the sample."""
     kind = type(transform)
     if hasattr(transform, "draws") and hasattr(transform, "batched"):
-        steps = [Step(transform.draws, lambda images, u: transform.batched(images, u.to(images.device)))]
+        steps = [Step(transform.draws, lambda images, u: transform.batched(images.contiguous(), u.to(images.device)))]
         if state.pil:
             raise NotBatched("it takes tensors, and the dataset gives PIL images")
     elif not _is_torchvisions(transform):
@@ -63,7 +63,7 @@ def _form(transform: Any, state: _State) -> list[tuple[Step, tuple[int, int]]]:
     for step in steps:
         sizes.append(state.size)
         try:
-            state.sample = step.run(state.sample, torch.zeros(1, step.draws))
+            state.sample = step.run(state.sample.clone(), torch.zeros(1, step.draws))  # it may change what it gets
         except (RuntimeError, ValueError, TypeError) as error:
             raise NotBatched(f"{kind.__name__} refuses a sample: {error}") from error
     return list(zip(steps, sizes, strict=True))
@@ -98,7 +98,7 @@ FORMS: dict[str, Callable[[Any, _State], list[Step]]] = {
     "RandomHorizontalFlip": lambda transform, _: _flip(transform, of_rows=False),
     "RandomVerticalFlip": lambda transform, _: _flip(transform, of_rows=True),
     "RandomErasing": _random_erasing,
-    "RandomGrayscale": _some(_grey),
+    "RandomGrayscale": _random_grayscale,
     "RandomInvert": _some(_functional("invert")),
     "RandomSolarize": _some(_functional("solarize", "threshold")),
     "RandomPosterize": _some(_functional("posterize", "bits")),

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.data.batched.geometry import ATTEMPTS, _boxes
+from runner.data.batched.geometry import ATTEMPTS, _boxes, _is_v2
 from runner.data.batched.steps import NotBatched, Places, Step, _State, window
 
 
@@ -78,7 +78,12 @@ def _torchs_nearest(total: int, out: int, mode: str) -> Callable[[Tensor, Tensor
 
 
 def _weights(start: Tensor, length: Tensor, total: int, out: int, mode: str, *, antialias: bool) -> Tensor:
-    """float32 [N, out, total]: how much of each of `total` pixels is in each of `out`, for boxes [start, start+length).
+    """The same in float32."""
+    return _matrix(start, length, total, out, mode, antialias=antialias).float()
+
+
+def _matrix(start: Tensor, length: Tensor, total: int, out: int, mode: str, *, antialias: bool) -> Tensor:
+    """float64 [N, out, total]: how much of each of `total` pixels is in each of `out`, for boxes [start, start+length).
 
     Pillow's `precompute_coeffs` (Resample.c): a triangle, or the cubic with a = -0.5, widened where it shrinks, and
     normalised to 1 at the edges. torchvision's tensors with `antialias` use the same.
@@ -95,7 +100,14 @@ def _weights(start: Tensor, length: Tensor, total: int, out: int, mode: str, *, 
         far = ((-0.5 * x + 2.5) * x - 4) * x + 2
         weight = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
     weight = weight * ((pixel >= 0) & (pixel < length[:, None, None]))
-    return (weight / weight.sum(2, keepdim=True)).float()
+    return weight / weight.sum(2, keepdim=True)
+
+
+def _resampled(images: Tensor, matrix: Tensor, place: int) -> Tensor:
+    """Bytes [N, C, H, W] by a matrix [1, out, total] along one direction, in Pillow's whole numbers (Resample.c)."""
+    fixed = (matrix[0] * 2**22 + 0.5).floor().to(images.device)  # float64 holds their products and sums exactly
+    turned = images.transpose(place, 3).double() @ fixed.T
+    return ((turned + 2**21) / 2**22).floor_().clamp_(0, 255).to(images.dtype).transpose(place, 3).contiguous()
 
 
 def resample(images: Tensor, down: Tensor, across: Tensor) -> Tensor:
@@ -116,6 +128,7 @@ def _as(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _resize(transform: Any, state: _State) -> list[Step]:
     from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as functional_v1
     from torchvision.transforms.v2 import functional
 
     mode = getattr(transform.interpolation, "value", transform.interpolation)
@@ -125,7 +138,7 @@ def _resize(transform: Any, state: _State) -> list[Step]:
 
     def run(images: Tensor, _: Tensor) -> Tensor:
         how = {"interpolation": InterpolationMode(mode), "max_size": longest, "antialias": antialias}
-        resized: Tensor = functional.resize(images, size, **how)
+        resized: Tensor = (functional if _is_v2(transform) else functional_v1).resize(images, size, **how)
         return resized
 
     height, width = run(state.sample, torch.empty(1, 0)).shape[-2:]
@@ -133,11 +146,12 @@ def _resize(transform: Any, state: _State) -> list[Step]:
 
     def weighted(images: Tensor, _: Tensor) -> Tensor:
         rows, columns = images.shape[-2:]
-        down = _weights(zero, zero + rows, rows, height, mode, antialias=antialias).to(images.device)
-        across = _weights(zero, zero + columns, columns, width, mode, antialias=antialias).to(images.device)
-        return resample(images, down, across)
+        for out, total, place in ((width, columns, 3), (height, rows, 2)):  # as Pillow, bytes after each direction
+            if out != total:
+                images = _resampled(images, _matrix(zero, zero + total, total, out, mode, antialias=True), place)
+        return images
 
-    if state.sample.dtype == torch.uint8 and mode == "bilinear":
+    if state.pil and state.sample.dtype == torch.uint8 and mode == "bilinear":
         return [Step(0, weighted)]
     if not (state.pil and mode.startswith("nearest")):
         return [Step(0, run)]

@@ -1,4 +1,4 @@
-"""The step of a batched chain: a pixel gather, an affine map, or a function of the whole batch."""
+"""The step of a batched chain: a pixel gather, operations on each number, or a function of the whole batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,11 +35,10 @@ class Window(Step):
 
 
 @dataclass(frozen=True)
-class Affine(Step):
-    """`images * scale + shift` in float32, numbers or [C, 1, 1]."""
+class Pointwise(Step):
+    """Methods of float32 tensors (`mul_`, `sub_`, `div_`), each with a number or [C, 1, 1], in order."""
 
-    scale: Tensor
-    shift: Tensor
+    operations: tuple[tuple[str, Tensor], ...]
 
 
 def window(draws: int, places: Callable[[int, int, Tensor], Places]) -> Window:
@@ -63,16 +62,16 @@ def move(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return gathered.view(count, channels, rows.shape[1], columns.shape[1])
 
 
-def affine(scale: Tensor, shift: Tensor) -> Affine:
-    """An affine step that also runs alone."""
+def pointwise(*operations: tuple[str, Tensor]) -> Pointwise:
+    """A pointwise step that also runs alone: torchvision's own operations in their order, so the same bits."""
 
     def run(images: Tensor, _: Tensor) -> Tensor:
-        factor, addend = scale.to(images.device), shift.to(images.device)
-        if images.dtype != torch.float32:  # a copy, which may be changed in place
-            return images.to(torch.float32).mul_(factor).add_(addend)
-        return images.mul(factor).add_(addend)
+        changed = images.to(torch.float32, copy=True)
+        for name, operand in operations:
+            getattr(changed, name)(operand.to(images.device))
+        return changed
 
-    return Affine(0, run, scale, shift)
+    return Pointwise(0, run, operations)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.data.batched.steps import NotBatched, Step, _State, affine
+from runner.data.batched.geometry import _is_v2
+from runner.data.batched.steps import NotBatched, Step, _State, pointwise
 
 # ---- values
 
@@ -31,7 +32,7 @@ def _to_tensor(_: Any, state: _State) -> list[Step]:
     if not state.pil:
         raise NotBatched("ToTensor takes PIL images and arrays, and the dataset gives tensors")
     state.kind = "tensor"
-    return [affine(torch.tensor(1 / 255), torch.tensor(0.0))] if state.sample.dtype == torch.uint8 else []
+    return [pointwise(("div_", torch.tensor(255.0)))] if state.sample.dtype == torch.uint8 else []
 
 
 def _to_dtype(transform: Any, state: _State) -> list[Step]:
@@ -39,7 +40,10 @@ def _to_dtype(transform: Any, state: _State) -> list[Step]:
     if state.pil or not isinstance(dtype, torch.dtype):
         raise NotBatched("it takes tensors, one dtype for all" if state.pil else "its dtype depends on the type")
     if state.sample.dtype == torch.uint8 and dtype == torch.float32:
-        return [affine(torch.tensor(1 / 255 if scale else 1.0), torch.tensor(0.0))]
+        scaled = ("mul_", torch.tensor(1 / 255)) if _is_v2(transform) else ("div_", torch.tensor(255.0))
+        return [pointwise(scaled) if scale else pointwise()]
+    if not _is_v2(transform):
+        return _as_it_is(transform, state)
     from torchvision.transforms.v2 import functional
 
     return [Step(0, lambda images, _: functional.to_dtype(images, dtype, scale=scale))]
@@ -48,9 +52,10 @@ def _to_dtype(transform: Any, state: _State) -> list[Step]:
 def _normalize(transform: Any, state: _State) -> list[Step]:
     if state.pil or state.sample.dtype != torch.float32:
         raise NotBatched(f"it takes float32 tensors, not {'PIL images' if state.pil else state.sample.dtype}")
-    mean = torch.tensor(transform.mean, dtype=torch.float64).view(-1, 1, 1)
-    std = torch.tensor(transform.std, dtype=torch.float64).view(-1, 1, 1)
-    return [affine((1 / std).float(), (-mean / std).float())]
+    mean, std = (torch.as_tensor(numbers, dtype=torch.float32) for numbers in (transform.mean, transform.std))
+    if not std.all():
+        raise NotBatched("its `std` has a zero")
+    return [pointwise(("sub_", mean.view(-1, 1, 1)), ("div_", std.view(-1, 1, 1)))]
 
 
 def _some(function: Callable[[Any], Callable[[Tensor], Tensor]]) -> Callable[[Any, _State], list[Step]]:

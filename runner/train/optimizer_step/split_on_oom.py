@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.core import rng
+from runner.core.copies import owned
 from runner.train.oom import is_out_of_memory
 from runner.train.optimizer_step.accumulated import Accumulating
 
@@ -16,7 +17,7 @@ from runner.train.optimizer_step.accumulated import Accumulating
 class Splitting(Accumulating):
     """A batch that does not fit is computed in parts, twice as many each time: the optimizer step stays the same.
 
-    What the failed attempt changed is put back first: the generators, the buffers, the state of step and loss. The
+    What the failed attempt changed is put back first: generators, buffers, the batch, the state of step and loss. The
     number of parts is kept for the batches to come. As with accumulation, a normalisation layer sees the parts.
 
     Attributes:
@@ -37,6 +38,7 @@ class Splitting(Accumulating):
             torch.OutOfMemoryError: a single sample does not fit.
         """
         group = batch if self.each > 1 else [batch]
+        untouched = owned(list(group))  # the step may change its batch, and an attempt that fails must not
         before = self._changeable()
         while True:
             self.count = self.each * self.parts
@@ -48,6 +50,7 @@ class Splitting(Accumulating):
                     raise
             # Only here, where the error and all that its frames held is gone, is the memory free.
             self._put_back(before)
+            group = owned(untouched)
             self.parts *= 2
             self.warn(f"out of memory: batches are computed in {self.parts} parts from here on (train.split_on_oom)")
         for seen in self.waiting:
