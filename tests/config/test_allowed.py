@@ -41,7 +41,7 @@ def modules(*names):
         warnings.simplefilter("ignore")
         for name in names:
             module = importlib.import_module(name)
-            below = getattr(module, "__path__", []) if name != "torch" else []
+            below = getattr(module, "__path__", []) if name not in ("torch", "torch.classes", "torch.ops") else []
             inner = pkgutil.walk_packages(below, f"{name}.", onerror=lambda _: None)
             for full in (name, *(info.name for info in inner)):
                 try:

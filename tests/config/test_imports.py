@@ -11,6 +11,7 @@ import pytest
 from runner.config.check.check import Check
 from runner.config.check.imports import TargetError, locate, look
 from runner.config.compose import compose
+from runner.config.hydra_loader import our_conf
 
 DANGEROUS = {
     "os.system",
@@ -191,6 +192,35 @@ def test_a_file_cannot_configure_hydra(content, evil, tmp_path):
     assert any(mistake.where.startswith("conf/experiment/mine.yaml:") for mistake in composed.mistakes)
     assert "evil" not in str(composed.hydra)
     assert [] == seen
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ("hydra: {searchpath: ['pkg://evil_package']}", "hydra.searchpath"),
+        ("hydra: {searchpath: ['pkg://evil_package']}\ndefaults: [_self_]", "hydra.searchpath"),
+        ("defaults: [override hydra/launcher: submitit_local, _self_]", "hydra.launcher"),
+        ("defaults: [override /hydra/sweeper: basic, _self_]", "hydra.sweeper"),
+        ("defaults: [{override hydra/launcher: ray}, _self_]", "hydra.launcher"),
+    ],
+)
+def test_a_primary_config_of_the_project_cannot_configure_hydra(content, key, evil, tmp_path):
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "config.yaml").write_text(content + "\n")
+    with watched() as seen:
+        composed = compose([], tmp_path)
+
+    (where,) = {mistake.where.partition(":")[0] for mistake in composed.mistakes if mistake.key == key}
+    assert where == "conf/config.yaml"
+    assert not evil.exists()
+    assert [] == [one for one in seen if "evil" in str(one)]
+
+
+def test_a_primary_config_may_repeat_what_ours_chooses(tmp_path):
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "config.yaml").write_bytes((our_conf() / "config.yaml").read_bytes())
+
+    assert [] == compose([], tmp_path).mistakes
 
 
 def test_names_made_by_interpolation_and_aliases_are_looked_at(tmp_path, evil):
