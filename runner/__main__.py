@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from runner.core.escape import printable
+from runner.core.escape import make_printable
 
 if TYPE_CHECKING:
     from runner.core.errors import Mistake
@@ -63,10 +63,10 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
     try:
         return serve(argv, began, place)
     except ConfigError as error:
-        print(printable(error), file=sys.stderr)
+        print(make_printable(error), file=sys.stderr)
         return 2
     except RunError as error:  # of a verb; a run records its own
-        print(printable(error), file=sys.stderr)
+        print(make_printable(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before or after the training loop, which saves first
         return 130
@@ -74,9 +74,9 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a folder that cannot be written, a file that cannot be read
-        from runner.core.errors import refusal
+        from runner.core.errors import explain_os_error
 
-        print(printable(refusal(error)), file=sys.stderr)
+        print(make_printable(explain_os_error(error)), file=sys.stderr)
         return 1
 
 
@@ -122,7 +122,7 @@ def value_stands_apart(argv: list[str]) -> bool:
     """Whether the command line begins with a key whose value is the next argument, `optimizer.lr 0.1`."""
     from runner.config import arguments
 
-    return argv[0] not in PLANNED and 0 in arguments.pairs(argv)
+    return argv[0] not in PLANNED and 0 in arguments.find_pairs(argv)
 
 
 def unknown_verb(verb: str) -> "Mistake":

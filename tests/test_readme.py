@@ -35,7 +35,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sweep_folder(run_folder: Path) -> Path:
     """A sweep with that run as its only job, which `SWEEP` stands for."""
-    from runner.sweep.ledger import Ledger, Row
+    from runner.sweep.ledger import JobRecord, Ledger
 
     folder = run_folder.parent / "sweep"
     folder.mkdir()
@@ -43,7 +43,7 @@ def sweep_folder(run_folder: Path) -> Path:
     with Ledger(folder) as ledger:
         ledger.set(name="digits_cnn", objective="val/accuracy", mode="max", command=["-m", "train.duration=1ep"])
         shutil.copytree(run_folder, folder / "0_0000", symlinks=True)
-        ledger.add([Row("0", 0, ["train.duration=1ep"], "0_0000", status="completed", objective=objective)])
+        ledger.add([JobRecord("0", 0, ["train.duration=1ep"], "0_0000", status="completed", objective=objective)])
     return folder
 
 

@@ -1,4 +1,4 @@
-"""One file a verb of the command line: it reads the arguments, calls one function and prints the answer.
+"""Command line: one file per verb, which parses arguments, calls a function and prints its result.
 
 Read `options.py`, then any verb. May import every other wing.
 """

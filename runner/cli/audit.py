@@ -1,4 +1,4 @@
-"""`python -m runner audit init [--init a,b,c] [--json] [overrides]`: what an initialisation does to signals.
+"""`python -m runner audit init`: report how initial weights scale signals, layer by layer.
 
 One batch goes forward and backward, nothing is trained: the spread of activations and gradients layer by layer, units
 that are dead, and the growth across the depth, for several choices of `init` side by side.
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from runner.cli.options import split_trust
 from runner.config.compose import compose
-from runner.core.chart import Line, Panel, svg
+from runner.core.chart import Line, Panel, render_svg
 from runner.core.errors import ConfigError, Mistake, RunError
-from runner.core.escape import printable
+from runner.core.escape import make_printable
 from runner.experiment.examine import examine
 from runner.experiment.preview.init import Audit, Layer, audit
 
@@ -23,7 +23,7 @@ USAGE = "python -m runner audit init [--init a,b,c] [--out FILE] [--json] [overr
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table, write the picture; 1 where data or weights cannot be had.
+    """Print the table and write the picture; return 1 if data or weights are unavailable.
 
     Raises:
         ConfigError: the question is not `init`, or a configuration is wrong.
@@ -50,26 +50,28 @@ def main(argv: Sequence[str]) -> int:
         except ConfigError as error:
             raise ConfigError(composed.blame(error.mistakes)) from error
         except RunError as error:  # data or weights that cannot be had
-            print(printable(error), file=sys.stderr)
+            print(make_printable(error), file=sys.stderr)
             return 1
     if "--json" in rest:
         print(json.dumps([asdict(one) | {w: one.growth(w) for w in ("activation", "gradient")} for one in audits]))
         return 0
-    print(printable(table(audits)))
+    print(make_printable(format_table(audits)))
     out = Path(options["--out"])
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(picture(audits))
+    out.write_text(draw_spreads(audits))
     print(out)
     return 0
 
 
-def table(audits: Sequence[Audit]) -> str:
-    """Aligned plain text: a row a layer, three columns a choice."""
+def format_table(audits: Sequence[Audit]) -> str:
+    """Format aligned plain text: one row per layer, three columns per `init` choice."""
     names = list(dict.fromkeys((layer.name, layer.type) for one in audits for layer in one.layers))
     by_name = [{layer.name: layer for layer in one.layers} for one in audits]
     columns = [f"{one.init} {what}" for one in audits for what in ("activation", "gradient", "dead")]
     lines = [["layer", "type", *columns]]
-    lines += [[name, kind, *(cell for layers in by_name for cell in _cells(layers, name))] for name, kind in names]
+    lines += [
+        [name, kind, *(cell for layers in by_name for cell in _format_cells(layers, name))] for name, kind in names
+    ]
     lines.append(["loss", "", *(cell for one in audits for cell in (f"{one.loss:.4g}", "", ""))])
     growth = [(one.growth("activation"), one.growth("gradient")) for one in audits]
     lines.append(["a layer", "", *(cell for a, g in growth for cell in (f"x{a:.3g}", f"x{g:.3g}", ""))])
@@ -78,7 +80,7 @@ def table(audits: Sequence[Audit]) -> str:
     return "\n".join("  ".join(line[place].ljust(widths[place]) for place in used).rstrip() for line in lines)
 
 
-def _cells(layers: Mapping[str, Layer], name: str) -> tuple[str, str, str]:
+def _format_cells(layers: Mapping[str, Layer], name: str) -> tuple[str, str, str]:
     layer = layers.get(name)
     if layer is None:
         return "", "", ""
@@ -86,9 +88,9 @@ def _cells(layers: Mapping[str, Layer], name: str) -> tuple[str, str, str]:
     return f"{layer.activation:.3g}", gradient, "" if math.isnan(layer.dead) else f"{layer.dead:.0%}"
 
 
-def picture(audits: Sequence[Audit]) -> str:
-    """An SVG of both spreads over the weighted layers, on a logarithmic scale, one line a choice."""
-    return svg(
+def draw_spreads(audits: Sequence[Audit]) -> str:
+    """Draw both spreads over the weighted layers as SVG: logarithmic scale, one line per choice."""
+    return render_svg(
         [
             Panel(
                 f"standard deviation of the {what}, layer by layer",

@@ -1,4 +1,4 @@
-"""`python -m runner check [-m] [--json] [--trust PATTERN] [overrides]`: all that is wrong, with nothing touched."""
+"""`python -m runner check [-m] [--json] [overrides]`: list every mistake; write nothing."""
 
 import json
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ from pathlib import Path
 from runner.cli import check_resume
 from runner.cli.options import split_trust
 from runner.config.compose import compose
-from runner.core.errors import ConfigError, Mistake, count_line, numbered
-from runner.core.escape import printable
+from runner.core.errors import ConfigError, Mistake, format_count, format_mistakes
+from runner.core.escape import make_printable
 from runner.experiment.examine import examine
 from runner.sweep.examine import examine_sweep
 from runner.sweep.space import request as sweeps
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the report; 0 where nothing is wrong, else 2."""
+    """Print the report; return 0 if nothing is wrong, else 2."""
     if argv and argv[0] == "resume":
         return check_resume.main(argv[1:])
     rest, trust = split_trust(argv)
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
 
     def say(mistakes: list[Mistake]) -> None:
         if mistakes and not as_json:
-            print(numbered(mistakes, start=len(found) + 1), flush=True)
+            print(format_mistakes(mistakes, start=len(found) + 1), flush=True)
         found.extend(mistakes)
 
     notes: list[str] = []
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         if sweep:
             examine_sweep(overrides, trust, say, notes.extend)
-            planned = sweeps.plan(overrides, Path.cwd(), trust)
+            planned = sweeps.make_request(overrides, Path.cwd(), trust)
             if planned.is_search and not found:
                 from runner.sweep.search import optuna_search  # imports Optuna
 
@@ -53,5 +53,5 @@ def main(argv: Sequence[str]) -> int:
 
 def _print(plan: Sequence[str], notes: Sequence[str], count: int) -> None:
     for line in (*plan, *(f"note: {note}" for note in notes)):
-        print(printable(line))
-    print(count_line(count) if count else "No mistakes.")
+        print(make_printable(line))
+    print(format_count(count) if count else "No mistakes.")

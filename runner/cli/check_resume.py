@@ -1,4 +1,4 @@
-"""`python -m runner check resume [--steps K] [--json] [overrides]`: whether 2K steps and K + K give the same bits.
+"""`python -m runner check resume [--steps K]`: compare 2K steps with K + K resumed, bit by bit.
 
 The run trains in a temporary folder, a checkpoint after each step. A process of its own then resumes from step K, so
 that nothing survives but what was saved. Where the two differ, the run trains once more from the beginning: if that
@@ -20,9 +20,9 @@ USAGE = "python -m runner check resume [--steps K] [--json] [overrides]"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train, resume, compare; 0 where every bit is the same, 1 where not."""
+    """Train, resume and compare; return 0 if every bit is equal, 1 if not, 2 on mistakes."""
     rest, trust = split_trust(argv)
-    steps, as_json, overrides = _arguments(rest)
+    steps, as_json, overrides = _parse_arguments(rest)
     settings = [
         f"train.duration={2 * steps}st",
         "train.checkpoint_every=1st",
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     return 0 if answer["same"] else 1
 
 
-def _arguments(rest: Sequence[str]) -> tuple[int, bool, list[str]]:
+def _parse_arguments(rest: Sequence[str]) -> tuple[int, bool, list[str]]:
     steps, as_json, overrides, arguments = str(STEPS), False, [], iter(rest)
     for argument in arguments:
         if argument == "--json":

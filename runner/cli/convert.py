@@ -1,4 +1,4 @@
-"""`python -m runner convert FILE --trust [--out OUT] [--main MODULE]`: a pickled model as a plain file of tensors.
+"""`python -m runner convert FILE --trust [--out OUT]`: convert a pickled model to a file of tensors.
 
 The one place that unpickles, that is, runs whatever code the file asks for: by hand, and in a process of its own.
 """
@@ -17,12 +17,12 @@ USAGE = "python -m runner convert FILE --trust [--out OUT] [--main MODULE]"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Convert a file and verify that the result opens without unpickling; 1 where the file could not be unpickled.
+    """Convert a file and verify that it opens without unpickling; return 1 on failure.
 
     Raises:
         ConfigError: no such file, no `--trust`, or the output exists already.
     """
-    file, out, main_module = understand(argv)
+    file, out, main_module = parse_arguments(argv)
     command = [sys.executable, "-m", "runner.model.pretrained.unpickle", str(file), str(out), main_module]
     child = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  this module
     if child.returncode:
@@ -43,8 +43,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def understand(argv: Sequence[str]) -> tuple[Path, Path, str]:
-    """File, output and the module for `__main__` of a command line; raises ConfigError as `main`."""
+def parse_arguments(argv: Sequence[str]) -> tuple[Path, Path, str]:
+    """Parse a command line into file, output and `__main__` module; raise ConfigError as `main`."""
     arguments, options, positional = iter(argv), {"--out": "", "--main": ""}, []
     for argument in arguments:
         name, _, value = argument.partition("=")

@@ -1,4 +1,4 @@
-"""`python -m runner evaluate RUN`: the metrics of a checkpoint.
+"""`python -m runner evaluate RUN`: compute the metrics of a checkpoint.
 
 `--checkpoint last|best|PATH` says of which, `--weights raw|ema` with which of its weights: with the average that
 training evaluated (`train.ema`), unless told otherwise.
@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.cli.options import split_trust
-from runner.config.suggestions import nearest
+from runner.config.suggestions import find_nearest
 from runner.core.errors import ConfigError, Mistake, RunError
-from runner.core.escape import printable
+from runner.core.escape import make_printable
 from runner.experiment.record.recorded import recorded
 
 USAGE = "python -m runner evaluate RUN [--checkpoint last|best|PATH] [--weights raw|ema] [--json] [overrides]"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Evaluate a checkpoint of a run on every split but train; the exit status."""
+    """Evaluate a checkpoint of a run on every split except train; return the exit status."""
     rest, trust = split_trust(argv)
     arguments, as_json, positional = iter(rest), False, []
     options = {"--checkpoint": "last", "--weights": ""}
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError([Mistake("--weights", "must be raw or ema", options["--weights"])])
     folder = Path(positional[0])
     config, _ = recorded(folder, positional[1:], trust, verb="evaluate")
-    checkpoint = chosen(folder, options["--checkpoint"])
+    checkpoint = find_checkpoint(folder, options["--checkpoint"])
     from runner.experiment import diagnosis
     from runner.experiment.builders import run as run_builder
     from runner.log.console import final_report
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
     with diagnosis.of_a_record(folder):
         run = run_builder.build(config, folder, {}, trust)
-        run.checkpoints.warn = lambda text: print(printable(text), file=sys.stderr)
+        run.checkpoints.warn = lambda text: print(make_printable(text), file=sys.stderr)
         saved = run.checkpoints.load(checkpoint)
         put_weights(run, saved, options["--weights"])
         metrics: dict[str, float] = {}
@@ -64,8 +64,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def chosen(folder: Path, checkpoint: str) -> str:
-    """The checkpoint that `--checkpoint` names: `last`, `best`, a path, or a file's name in the run's folder.
+def find_checkpoint(folder: Path, checkpoint: str) -> str:
+    """Find the checkpoint `--checkpoint` names: last, best, a path or a file in the run's folder.
 
     Raises:
         ConfigError: there is no such file.
@@ -79,7 +79,7 @@ def chosen(folder: Path, checkpoint: str) -> str:
         return str(beside)
     known = sorted(path.name for path in (folder / "checkpoints").glob("*.pt"))
     name = Path(checkpoint).name
-    near = f"{name}.pt" if f"{name}.pt" in known else nearest(name, known)
+    near = f"{name}.pt" if f"{name}.pt" in known else find_nearest(name, known)
     command = f"python -m runner evaluate {shlex.quote(str(folder))} --checkpoint"
     remedy = (
         f"did you mean `{command} {shlex.quote(str(folder / 'checkpoints' / near))}`?"

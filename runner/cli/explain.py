@@ -1,4 +1,4 @@
-"""`python -m runner explain [--json] [overrides]`, or `explain RUN`: one row per tensor, and who decided it."""
+"""`python -m runner explain [--json] [RUN] [overrides]`: one row per tensor, and what set it."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from typing import Any
 from runner.cli.options import split_trust
 from runner.config.compose import compose
 from runner.core.errors import ConfigError, Mistake, RunError
-from runner.core.escape import printable
+from runner.core.escape import make_printable
 from runner.experiment.examine import examine
 from runner.experiment.preview.parameters import explain
 from runner.experiment.record.recorded import is_run, no_run, recorded
@@ -33,7 +33,7 @@ HEAD = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the rows; without data, and without training; 1 where weights cannot be downloaded.
+    """Print the rows without data or training; return 1 if weights cannot be downloaded.
 
     Raises:
         ConfigError: whatever `check` finds.
@@ -66,25 +66,25 @@ def main(argv: Sequence[str]) -> int:
     except ConfigError as error:
         raise ConfigError(composed.blame(error.mistakes) if composed else error.mistakes) from error
     except RunError as error:  # a download, or a function of the user's
-        print(printable(error), file=sys.stderr)
+        print(make_printable(error), file=sys.stderr)
         return 1
     if as_json:
         print(json.dumps({"tensors": [asdict(row) for row in rows], "groups": groups}))
     else:
-        print(printable(_table([HEAD, *(row.cells() for row in rows)])))
+        print(make_printable(_format_table([HEAD, *(row.cells() for row in rows)])))
         print()
-        print(printable("\n".join(_spell_group(group) for group in groups)))
+        print(make_printable("\n".join(_format_group(group) for group in groups)))
         states = [f"{row.name}: {', '.join(f'{n} {v}' for n, v in row.state.items())}" for row in rows if row.state]
         print("\n".join(["", "optimizer state", *states]) if states else "", end="\n" if states else "")
     return 0
 
 
-def _spell_group(group: Mapping[str, Any]) -> str:
+def _format_group(group: Mapping[str, Any]) -> str:
     settings = ", ".join(f"{k} {v}" for k, v in group.items() if k not in {"params", "param_names", "name"})
     return f"group {group['name']}: {len(group['param_names'])} parameters, {settings}"
 
 
-def _table(cells: Sequence[Sequence[str]]) -> str:
+def _format_table(cells: Sequence[Sequence[str]]) -> str:
     used = [place for place in range(len(HEAD)) if any(line[place] for line in cells[1:])]
     widths = {place: max(len(line[place]) for line in cells) for place in used}
     return "\n".join("  ".join(line[place].ljust(widths[place]) for place in used).rstrip() for line in cells)

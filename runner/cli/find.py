@@ -1,4 +1,4 @@
-"""`python -m runner find lr | batch_size [--json] [overrides]`: settings found by trying, without a trace."""
+"""`python -m runner find lr | batch_size [--json] [overrides]`: search a setting by trial."""
 
 import dataclasses
 import json
@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.cli.options import split_options, split_trust, whole_number
+from runner.cli.options import parse_whole_number, split_options, split_trust
 from runner.config.compose import compose
 from runner.config.schema import Config
 from runner.core.errors import ConfigError, Mistake, RunError
-from runner.core.escape import printable
+from runner.core.escape import make_printable
 from runner.experiment.examine import examine
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "G
 
 
 def main(argv: Sequence[str]) -> int:
-    """Find what the first argument names; 1 where data cannot be had, or nothing was found.
+    """Find the named setting; return 1 if data is unavailable or nothing was found.
 
     Raises:
         ConfigError: nothing is named, or what cannot be found; or the config is wrong.
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         return finder(examined.config, trust, as_json)
     except RunError as error:
-        print(printable(error), file=sys.stderr)
+        print(make_printable(error), file=sys.stderr)
         return 1
 
 
@@ -61,9 +61,9 @@ Finder = Callable[[Config, tuple[str, ...], bool], int]
 
 
 def find_lr(options: dict[str, str]) -> Finder:
-    """The learning-rate range test, with a picture below `outputs/find/<name>/`."""
-    low, high = _number("--from", options, 1e-7), _number("--to", options, 10.0)
-    steps = whole_number("--steps", [options["--steps"]] if "--steps" in options else []) or 200
+    """Return the finder of the learning-rate range test; its plot goes below `outputs/find/<name>/`."""
+    low, high = _parse_positive("--from", options, 1e-7), _parse_positive("--to", options, 10.0)
+    steps = parse_whole_number("--steps", [options["--steps"]] if "--steps" in options else []) or 200
     if low >= high:
         raise ConfigError([Mistake("--from", f"must be below --to, {high:g}", low)])
     if steps < 20:
@@ -78,7 +78,7 @@ def find_lr(options: dict[str, str]) -> Finder:
         else:
             file = Path("outputs") / "find" / config.name / "lr.svg"
             draw(test, file)
-            for line in said(test):
+            for line in describe_test(test):
                 print(line)
             print(file)
         return 0 if test.suggestion else 1
@@ -86,8 +86,8 @@ def find_lr(options: dict[str, str]) -> Finder:
     return find
 
 
-def said(test: "RateTest") -> list[str]:
-    """What was found, and by which rule."""
+def describe_test(test: "RateTest") -> list[str]:
+    """Describe the range test: the steps tried, the fall of the loss, the suggestion and its rule."""
     end = "where the loss diverged" if test.diverged else "the end of the range"
     tried = f"{len(test.rates)} steps, from {test.rates[0]:.3g} to {test.rates[-1]:.3g}, {end}" if test.rates else end
     if test.suggestion is None:
@@ -100,8 +100,8 @@ def said(test: "RateTest") -> list[str]:
 
 
 def draw(test: "RateTest", file: Path) -> None:
-    """The losses and their smoothed course over the rate, with the suggestion."""
-    from runner.core.chart import Line, Panel, svg
+    """Plot the losses and the smoothed losses over the learning rate, with the suggestion."""
+    from runner.core.chart import Line, Panel, render_svg
 
     mark = None if test.suggestion is None else (test.suggestion, f"{test.suggestion:.2g}")
     first, least = max(test.smoothed[:1], default=0.0), min(test.smoothed, default=0.0)
@@ -112,13 +112,13 @@ def draw(test: "RateTest", file: Path) -> None:
     ]
     lines = [Line("", courses[0], faint=True), Line("training loss, smoothed", courses[1])]
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(svg([Panel("learning-rate range test", lines, "optimizer.lr", log_x=True, mark=mark)]))
+    file.write_text(render_svg([Panel("learning-rate range test", lines, "optimizer.lr", log_x=True, mark=mark)]))
 
 
 def find_batch_size(options: dict[str, str]) -> Finder:
-    """The largest batch that fits, by doubling and then halving the gap."""
-    limit = None if "--memory" not in options else _size("--memory", options["--memory"])
-    most = whole_number("--max", [options["--max"]] if "--max" in options else [])
+    """Return the finder of the largest batch that fits: it doubles, then bisects the gap."""
+    limit = None if "--memory" not in options else _parse_size("--memory", options["--memory"])
+    most = parse_whole_number("--max", [options["--max"]] if "--max" in options else [])
 
     def find(config: Config, trust: tuple[str, ...], as_json: bool) -> int:
         from runner.core import device as devices
@@ -128,13 +128,16 @@ def find_batch_size(options: dict[str, str]) -> Finder:
         if device.type != "cpu" and limit is not None:
             rule = f"has no effect on {device}: its memory is the limit"
             raise ConfigError([Mistake("--memory", rule, options["--memory"])])
-        found = search_batch_size(config, limit, most, trust, (lambda _: None) if as_json else tell)
+        found = search_batch_size(config, limit, most, trust, (lambda _: None) if as_json else print_trial)
         if as_json:
             print(json.dumps(dataclasses.asdict(found)))
             return 0 if found.batch_size else 1
         print(f"measured: {found.measured}, over two optimizer steps")
         if found.limit:
-            print(f"limit: {_gib(found.limit)}" + ("" if limit else ", nine tenths of what is available (--memory)"))
+            print(
+                f"limit: {_format_gib(found.limit)}"
+                + ("" if limit else ", nine tenths of what is available (--memory)")
+            )
         if found.batch_size is None:
             print("not even one sample fits")
             return 1
@@ -145,18 +148,18 @@ def find_batch_size(options: dict[str, str]) -> Finder:
     return find
 
 
-def tell(trial: "Trial") -> None:
-    """A line for each trial, as soon as it is known."""
-    peak = "" if trial.peak is None else f"  {_gib(trial.peak)}"
+def print_trial(trial: "Trial") -> None:
+    """Print a line for a trial as soon as it ends."""
+    peak = "" if trial.peak is None else f"  {_format_gib(trial.peak)}"
     speed = "" if not trial.seconds else f"  {trial.batch_size / trial.seconds:,.0f} samples/s"
     print(f"{trial.batch_size:>9,}  {'fits' if trial.fits else trial.problem}{peak}{speed}", flush=True)
 
 
-def _gib(count: int) -> str:
+def _format_gib(count: int) -> str:
     return f"{count / 2**30:.2f} GiB"
 
 
-def _number(name: str, options: dict[str, str], default: float) -> float:
+def _parse_positive(name: str, options: dict[str, str], default: float) -> float:
     try:
         value = float(options.get(name, default))
     except ValueError:
@@ -166,7 +169,7 @@ def _number(name: str, options: dict[str, str], default: float) -> float:
     return value
 
 
-def _size(name: str, text: str) -> int:
+def _parse_size(name: str, text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]|[KMG]i)?B?", text)
     if match is None or float(match[1]) == 0:
         raise ConfigError([Mistake(name, "must be a size such as 4GiB, 500MB", text)])

@@ -1,11 +1,11 @@
-"""Hydra's own questions, answered by Hydra: `--cfg`, `--info`, `--help`, `--hydra-help`, shell completion."""
+"""Hydra's own flags, answered by Hydra: `--cfg`, `--info`, `--help`, `--hydra-help`, completion."""
 
 from collections.abc import Sequence
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 
-from runner.config.compose import hydra_with_search_path
+from runner.config.compose import create_hydra
 
 FLAGS = frozenset(
     {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"},
@@ -13,14 +13,14 @@ FLAGS = frozenset(
 
 
 def answer(argv: Sequence[str]) -> int:
-    """Print what Hydra says; the exit status.
+    """Print Hydra's answer; return the exit status.
 
     Raises:
         ConfigError: the composition has mistakes.
     """
     parser = get_args_parser()
     asked = parser.parse_args(list(argv))
-    hydra = hydra_with_search_path()
+    hydra = create_hydra()
     try:
         if asked.help:
             hydra.app_help(config_name="config", args_parser=parser, args=asked)

@@ -1,4 +1,4 @@
-"""Options of the verbs: `--trust`, `--json` and the options of a verb's own."""
+"""Parsers of command-line options: `--trust`, and options that take a value."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from runner.core.errors import ConfigError, Mistake
 
 
 def split_trust(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """The command line without `--trust PATTERN` (or `--trust=PATTERN`), and the patterns."""
+    """Return the command line without `--trust PATTERN` or `--trust=PATTERN`, and the patterns."""
     rest, trust, arguments = [], [], iter(argv)
     for argument in arguments:
         if argument == "--trust":
@@ -22,7 +22,7 @@ def split_trust(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
 
 
 def split_options(argv: Sequence[str], names: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """The command line without options that take a value (`--name VALUE` or `--name=VALUE`), and their values."""
+    """Split `--name VALUE` or `--name=VALUE` off the command line; return the rest and the values."""
     rest, found = [], {name: list[str]() for name in names}
     arguments = iter(argv)
     for argument in arguments:
@@ -37,8 +37,8 @@ def split_options(argv: Sequence[str], names: Sequence[str]) -> tuple[list[str],
     return rest, found
 
 
-def whole_number(name: str, given: Sequence[str]) -> int | None:
-    """The value of an option that counts; None where it is not given."""
+def parse_whole_number(name: str, given: Sequence[str]) -> int | None:
+    """Parse the value of an option that counts; return None if the option is not given."""
     if not given:
         return None
     if not given[-1].isdecimal() or int(given[-1]) < 1:

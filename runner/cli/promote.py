@@ -1,49 +1,57 @@
-"""`python -m runner promote SWEEP [--name NAME] [--job JOB]`: the winner as `conf/experiment/<name>.yaml`."""
+"""`python -m runner promote SWEEP [--name NAME] [--job JOB]`: write a job as an experiment file."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from runner.cli.options import split_trust
-from runner.config.hydra_loader import our_conf
+from runner.config.hydra_loader import find_our_conf
 from runner.config.minimal import write_experiment
 from runner.core.errors import ConfigError, Mistake
-from runner.core.escape import printable
-from runner.sweep.promote import NO_NAMES, _best, _config, _header, _job, _noise, _said
+from runner.core.escape import make_printable
+from runner.sweep.promote import (
+    NO_NAMES,
+    describe_noise,
+    describe_score,
+    find_job,
+    find_winner,
+    format_header,
+    read_config,
+)
 from runner.sweep.report.results import gather
 
 USAGE = "python -m runner promote outputs/<name>/<sweep> [--name NAME] [--job NUMBER] [--trust PATTERN]"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the file, and say how to train with it.
+    """Write the experiment file and print the command that trains with it.
 
     Raises:
         ConfigError: there is no such sweep, no such job, nothing to promote, or the file exists.
     """
     rest, trust = split_trust(argv)
-    sweep, name, job = _arguments(rest)
+    sweep, name, job = _parse_arguments(rest)
     report = gather(Path(sweep))
-    winner = _job(report, job) if job else _best(report)
+    winner = find_job(report, job) if job else find_winner(report)
     name = name or f"{report.settings.get('name') or report.folder.parent.name}_best"
     if not re.fullmatch(r"[A-Za-z0-9_][\w.\-]{,99}", name, re.ASCII) or name in NO_NAMES or name.endswith(".yaml"):
         rule = "must be at most 100 letters (a to z), digits, `_`, `-` and `.`: what `experiment=NAME` can choose"
         raise ConfigError([Mistake("--name", rule, name)])
     file = Path("conf") / "experiment" / f"{name}.yaml"
-    if (our_conf() / "experiment" / file.name).exists() and not file.exists():
+    if (find_our_conf() / "experiment" / file.name).exists() and not file.exists():
         raise ConfigError([Mistake("--name", "must not be that of a shipped experiment", name, remedy=USAGE)])
     folder = report.folder / winner.row.path
-    recorded, unresolved = _config(folder)
-    header = _header(report, winner, name, folder)
+    recorded, unresolved = read_config(folder)
+    header = format_header(report, winner, name, folder)
     write_experiment(file, header, report.arguments(winner.row), recorded, unresolved, Path.cwd(), trust)
-    print(printable(f"{file}: {_said(report, winner)}"))
-    if noise := _noise(report, winner):
-        print(printable(f"within noise of it: {noise}"))
+    print(make_printable(f"{file}: {describe_score(report, winner)}"))
+    if noise := describe_noise(report, winner):
+        print(make_printable(f"within noise of it: {noise}"))
     print(report.command(*(f"--trust={pattern}" for pattern in trust), f"experiment={name}"))
     return 0
 
 
-def _arguments(argv: Sequence[str]) -> tuple[str, str, str]:
+def _parse_arguments(argv: Sequence[str]) -> tuple[str, str, str]:
     given, options, arguments = [], {"--name": "", "--job": ""}, iter(argv)
     for argument in arguments:
         option, equals, value = argument.partition("=")

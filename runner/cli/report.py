@@ -1,4 +1,4 @@
-"""`python -m runner report SWEEP [--json]`: what came of a sweep, at any time, also while it runs."""
+"""`python -m runner report SWEEP [--json]`: report the results of a sweep, finished or running."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ USAGE = "python -m runner report outputs/<name>/<sweep> [--json]"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table (or, with `--json`, all of it as JSON) and write it into the sweep's folder.
+    """Print the table, or JSON with `--json`, and write the report into the sweep's folder.
 
     Raises:
         ConfigError: no sweep is named, or what is none.

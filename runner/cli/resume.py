@@ -1,4 +1,4 @@
-"""`python -m runner resume RUN [--inexact] [--schedule WORD] [overrides]`: go on from the newest checkpoint."""
+"""`python -m runner resume RUN [--inexact] [--schedule WORD] [overrides]`: resume the last checkpoint."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from runner.experiment.resume import resume, split_schedule
 
 
 def main(argv: Sequence[str]) -> int:
-    """Resume the run that the first argument names; the exit status."""
+    """Resume the run named by the first argument; return the exit status."""
     rest, trust = split_trust(argv)
     rest, _ = split_schedule(rest)
     overrides = [argument for argument in rest if argument != "--inexact"]

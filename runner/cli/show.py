@@ -1,21 +1,21 @@
-"""`python -m runner show data | schedule | model [overrides]`: what a config will do, in tables and pictures."""
+"""`python -m runner show data | schedule | model [overrides]`: preview a config in tables and plots."""
 
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from runner.cli.options import split_options, split_trust, whole_number
+from runner.cli.options import parse_whole_number, split_options, split_trust
 from runner.config.check.check import check
 from runner.config.compose import compose
 from runner.core.errors import ConfigError, Mistake, RunError
-from runner.core.escape import printable
+from runner.core.escape import make_printable
 
 USAGE = "python -m runner show data | schedule | model [--json] [overrides]"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Show what the first argument names; the exit status: 1 where data or weights cannot be had.
+    """Show the preview named by the first argument; return 1 if data or weights are unavailable.
 
     Raises:
         ConfigError: nothing is named, or what does not exist.
@@ -30,12 +30,12 @@ def main(argv: Sequence[str]) -> int:
     try:
         return SHOWN[what](argv[1:])
     except RunError as error:
-        print(printable(error), file=sys.stderr)
+        print(make_printable(error), file=sys.stderr)
         return 1
 
 
 def show_data(argv: Sequence[str]) -> int:
-    """Tables of each split, and contact sheets below `outputs/show/<name>/`."""
+    """Print a table per split and write contact sheets below `outputs/show/<name>/`."""
     rest, trust = split_trust(argv)
     as_json = "--json" in rest
     config = check(compose([argument for argument in rest if argument != "--json"]), trust)
@@ -47,7 +47,7 @@ def show_data(argv: Sequence[str]) -> int:
 
 
 def show_schedule(argv: Sequence[str]) -> int:
-    """The planned rate of each parameter group: a table, and `outputs/show/<name>/schedule.svg`.
+    """Print each parameter group's planned learning rate; plot `outputs/show/<name>/schedule.svg`.
 
     `--epoch N` says the steps of an epoch, which are otherwise counted from the dataset.
     """
@@ -62,7 +62,7 @@ def show_schedule(argv: Sequence[str]) -> int:
         raise ConfigError(examined.mistakes)
     from runner.experiment.preview.train import picture, plan, table
 
-    length = whole_number("--epoch", options["--epoch"])
+    length = parse_whole_number("--epoch", options["--epoch"])
     planned = plan(examined.config, trust, length)
     if as_json:
         print(json.dumps(planned))
@@ -76,7 +76,7 @@ def show_schedule(argv: Sequence[str]) -> int:
 
 
 def show_model(argv: Sequence[str]) -> int:
-    """Each layer's shape, parameters, multiply-accumulates forward and backward, and activations.
+    """Print each layer's shape, parameters, activations and multiply-accumulates in both directions.
 
     `--input 3x640x640` (`ids=128:int64`, more than one) takes the place of the dataset's sample, `--batch N` of one.
     """
@@ -87,7 +87,7 @@ def show_model(argv: Sequence[str]) -> int:
     config = check(composed, trust)
     from runner.experiment.preview.model import describe, read_inputs
 
-    batch = whole_number("--batch", options["--batch"]) or 1
+    batch = parse_whole_number("--batch", options["--batch"]) or 1
     try:
         table = describe(config, read_inputs(options["--input"], batch), batch, trust)
     except ConfigError as error:
@@ -95,7 +95,7 @@ def show_model(argv: Sequence[str]) -> int:
     if as_json:
         print(json.dumps(table.as_json()))
     else:
-        print(printable(table))
+        print(make_printable(table))
     return 1 if table.problem else 0
 
 

@@ -1,4 +1,4 @@
-"""`python -m runner [overrides]`: check, then train one run or, with `-m`, a sweep; or let Hydra answer."""
+"""`python -m runner [-m] [overrides]`: check, then train a run or a sweep; or pass flags to Hydra."""
 
 import sys
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from runner.cli import hydra_questions
 from runner.cli.options import split_trust
 from runner.config import compose
-from runner.core.errors import ConfigError, Mistake, count_line
+from runner.core.errors import ConfigError, Mistake, format_count
 from runner.experiment.examine import examine, reporter
 from runner.experiment.preflight import processes as processes_preflight
 from runner.experiment.record.directory import make_run_dir
@@ -16,7 +16,7 @@ from runner.train.distributed import environment
 
 
 def main(argv: Sequence[str], began: float | None = None) -> int:
-    """Serve the command line; the exit status."""
+    """Train what the command line asks for; return the exit status."""
     if any(argument.split("=")[0] in hydra_questions.FLAGS for argument in argv):
         return hydra_questions.answer(argv)
     overrides, trust = split_trust(argv)
@@ -35,7 +35,7 @@ def main(argv: Sequence[str], began: float | None = None) -> int:
     started = processes_preflight.mistakes(config.device.parallel, argv)
     say(started)
     if examined.mistakes or started:
-        print(count_line(len(examined.mistakes) + len(started)), file=sys.stderr)
+        print(format_count(len(examined.mistakes) + len(started)), file=sys.stderr)
         return 2
     if config.run is None and "--inexact" in overrides:
         raise ConfigError([Mistake("--inexact", "has no effect without `run=RUN`", where="argument `--inexact`")])

@@ -1,4 +1,4 @@
-"""`python -m runner why KEY [-m] [--json] [overrides]`: every file:line and argument that set KEY; the winner last."""
+"""`python -m runner why KEY [-m] [--json] [overrides]`: every place that sets KEY, the winner last."""
 
 import json
 from collections.abc import Sequence
@@ -7,16 +7,16 @@ from runner.cli.options import split_trust
 from runner.config import origins
 from runner.config.compose import compose, compose_sweep
 from runner.config.hydra_loader import Composed
-from runner.config.suggestions import did_you_mean, nearest, other_name
-from runner.config.why import _in_the_end, layers
+from runner.config.suggestions import find_nearest, format_suggestion, translate_name
+from runner.config.why import collect_answers, describe_final_value
 from runner.core.errors import ConfigError, Mistake, as_text
-from runner.core.escape import printable
+from runner.core.escape import make_printable
 
 USAGE = "python -m runner why KEY [-m] [--json] [overrides]"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print who set a key.
+    """Print every file:line and argument that sets a key, the winner last.
 
     Raises:
         ConfigError: no key is given, or nothing sets it and the schema does not know it.
@@ -32,22 +32,25 @@ def main(argv: Sequence[str]) -> int:
     if composed.mistakes:
         raise ConfigError(composed.mistakes)
     key = keys[0]
-    answers = layers(composed, origins.as_path(key))
+    answers = collect_answers(composed, origins.as_path(key))
     if not answers:
-        raise ConfigError([_unknown(composed, key)])
-    value = answers[-1].value if sweep else _in_the_end(composed, origins.as_path(key), answers[-1].value)
+        raise ConfigError([_describe_unknown_key(composed, key)])
+    value = answers[-1].value if sweep else describe_final_value(composed, origins.as_path(key), answers[-1].value)
     if as_json:
         print(json.dumps({"key": key, "value": value, "layers": [vars(answer) for answer in answers]}, default=str))
     else:
-        print(printable(f"{key} = {as_text(value)}"))
+        print(make_printable(f"{key} = {as_text(value)}"))
         for answer in answers:
-            print(printable(f"  {answer}"))
+            print(make_printable(f"  {answer}"))
     return 0
 
 
-def _unknown(composed: Composed, key: str) -> Mistake:
-    known = [*origins.schema_keys(), *map(origins.dotted, composed.layers.paths(composed.config))]
-    right = other_name(key) or nearest(key, known)
+def _describe_unknown_key(composed: Composed, key: str) -> Mistake:
+    known = [*origins.list_schema_keys(), *map(origins.format_key, composed.layers.paths(composed.config))]
+    right = translate_name(key) or find_nearest(key, known)
     return Mistake(
-        key, "is set by nothing and is not a key that the runner knows", remedy=did_you_mean(right), suggestion=right
+        key,
+        "is set by nothing and is not a key that the runner knows",
+        remedy=format_suggestion(right),
+        suggestion=right,
     )

@@ -1,4 +1,4 @@
-"""Arguments that the shell and Hydra's grammar take, and what is meant by those that they do not take."""
+"""Command-line arguments: spelling in Hydra's grammar, and remedies for malformed ones."""
 
 import itertools
 import re
@@ -10,9 +10,9 @@ import yaml
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from runner.config.origins import argument, schema_keys
-from runner.config.parsing import all_keys, yaml_text
-from runner.config.suggestions import ELSEWHERE, nearest, other_name
+from runner.config.origins import format_argument, list_schema_keys
+from runner.config.parsing import format_yaml, index_schema_keys
+from runner.config.suggestions import ELSEWHERE, find_nearest, translate_name
 from runner.core.errors import Mistake
 
 Parse = Callable[[str], Override]
@@ -36,8 +36,8 @@ _SHORT = {"-cn": "--config-name", "-cd": "--config-dir", "-cp": "--config-path",
 _TAKES_VALUE = ("--config-name", "--config-dir", "--config-path", "--experimental-rerun", "--package")
 
 
-def for_shell(text: str) -> str:
-    """An argument as a shell takes it."""
+def quote_for_shell(text: str) -> str:
+    """Quote an argument for a shell where it needs quotes."""
     if re.fullmatch(r"[\w@%+=:,./-]+", text):
         return text
     if "'" not in text:
@@ -48,19 +48,19 @@ def for_shell(text: str) -> str:
     return shlex.quote(text)
 
 
-def written(key: str, value: str, parse: Parse) -> str:
-    """`key=value` as Hydra's grammar takes it; empty where it takes none."""
-    for text in _spellings(value):
+def spell_override(key: str, value: str, parse: Parse) -> str:
+    """Return `key=value` spelled in Hydra's grammar; empty where no spelling parses."""
+    for text in _list_spellings(value):
         try:
             override = parse(f"{key}={text}")
         except HydraException:
             continue
-        if not override.is_sweep_override() and (text != _quoted(value) or override.value() == value):
+        if not override.is_sweep_override() and (text != _quote(value) or override.value() == value):
             return f"{key}={text}"
     return ""
 
 
-def _spellings(value: str) -> list[str]:
+def _list_spellings(value: str) -> list[str]:
     plain = re.sub(r"^\((.*)\)$", r"[\1]", value.strip())  # a tuple of Python is a list
     read: Any = None
     if plain[:1] in ("{", "["):
@@ -68,69 +68,69 @@ def _spellings(value: str) -> list[str]:
             read = yaml.safe_load(plain)
         except yaml.YAMLError:
             read = None
-    spelled = [_in_grammar(read)] if isinstance(read, dict | list) else []
-    return [value, *spelled, _quoted(value), "'" + value.replace("'", "\\'") + "'"]
+    spelled = [_format_in_grammar(read)] if isinstance(read, dict | list) else []
+    return [value, *spelled, _quote(value), "'" + value.replace("'", "\\'") + "'"]
 
 
-def _quoted(value: str) -> str:
+def _quote(value: str) -> str:
     escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
     return '"' + re.sub(r"(\\+)$", r"\1\1", escaped) + '"'
 
 
-def _in_grammar(value: Any) -> str:
-    """Plain data in Hydra's grammar, whose keys have no quotes."""
+def _format_in_grammar(value: Any) -> str:
+    """Format plain data in Hydra's grammar, whose keys have no quotes."""
     if isinstance(value, dict):
-        return "{" + ",".join(f"{name}:{_in_grammar(inner)}" for name, inner in value.items()) + "}"
+        return "{" + ",".join(f"{name}:{_format_in_grammar(inner)}" for name, inner in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ",".join(map(_in_grammar, value)) + "]"
+        return "[" + ",".join(map(_format_in_grammar, value)) + "]"
     if isinstance(value, str) and not re.fullmatch(r"[A-Za-z_][\w./-]*", value):
-        return _quoted(value)
-    return yaml_text(value)
+        return _quote(value)
+    return format_yaml(value)
 
 
-def unread(text: str, error: HydraException, parse: Parse) -> Mistake:
-    """What to say of an argument that is not in Hydra's grammar."""
+def diagnose_unreadable(text: str, error: HydraException, parse: Parse) -> Mistake:
+    """Return the mistake for an argument that Hydra's grammar cannot parse."""
     key, equals, value = text.partition("=")
     key = key.lstrip("+~")
     if text.startswith("-"):
-        return flag(text, None, parse)
+        return diagnose_flag(text, None, parse)
     if not equals:
-        return valueless(text, None, parse)
+        return diagnose_valueless(text, None, parse)
     first, *more = str(error).splitlines()
     if first.startswith("Error parsing override") and more:  # what a function says is below
         first = re.sub(r"^\w+ while evaluating '.*': ", "", more[0])
     if first.startswith("LexerNoViableAlt"):
         first = "it has quotes or other characters that Hydra reads for itself"
-    line = written(text.partition("=")[0], value, parse)
-    remedy = f"quote it: {for_shell(line)}" if line else "write it in a file of `conf/experiment`"
+    line = spell_override(text.partition("=")[0], value, parse)
+    remedy = f"quote it: {quote_for_shell(line)}" if line else "write it in a file of `conf/experiment`"
     if key == "name" and re.search(r"[^\w.+=-]", value):  # it is that of a folder
         right = re.sub(r"[^\w.+=-]+", "_", value).strip("_.") or "run"
         remedy = f"a name has letters, digits and `._+=-`: `name={right}`"
-    return Mistake(key or text, f"cannot be read as `key=value`: {first}", where=argument(text), remedy=remedy)
+    return Mistake(key or text, f"cannot be read as `key=value`: {first}", where=format_argument(text), remedy=remedy)
 
 
-def valueless(text: str, value: str | None, parse: Parse) -> Mistake:
-    """What to say of a key without `=`, and of the argument after it where that is its value."""
+def diagnose_valueless(text: str, value: str | None, parse: Parse) -> Mistake:
+    """Return the mistake for a key without `=`; `value` is the next argument if the key means it."""
     if value is None:
         remedy = f"write `{text.lstrip('+~')}=VALUE`" if re.fullmatch(r"[\w.@/+~]+", text) else ""
         if text.endswith((".yaml", ".yml")):
-            remedy = f"an experiment of `conf/experiment` is chosen by `experiment={_stem(text)}`"
-        return Mistake(text, "cannot be read as `key=value`", where=argument(text), remedy=remedy)
-    line = _set(text, value, parse)
+            remedy = f"an experiment of `conf/experiment` is chosen by `experiment={_get_stem(text)}`"
+        return Mistake(text, "cannot be read as `key=value`", where=format_argument(text), remedy=remedy)
+    line = _make_override(text, value, parse)
     rule = "cannot be read as `key=value`: the value stands apart"
-    where = argument(f"{text} {value}")
-    return Mistake(text, rule, where=where, remedy=f"write `{for_shell(line)}`", suggestion=line)
+    where = format_argument(f"{text} {value}")
+    return Mistake(text, rule, where=where, remedy=f"write `{quote_for_shell(line)}`", suggestion=line)
 
 
-def flag(text: str, value: str | None, parse: Parse) -> Mistake:
-    """What to say of an argument with dashes before it: an option of Hydra's, or a key as other tools take it."""
+def diagnose_flag(text: str, value: str | None, parse: Parse) -> Mistake:
+    """Return the mistake for an argument with leading dashes: an option of Hydra's, or a key."""
     name, equals, own = text.partition("=")
     name = _SHORT.get(name, name)
     said = own if equals else value
-    where = argument(text if value is None else f"{text} {value}")
+    where = format_argument(text if value is None else f"{text} {value}")
     if name in _HYDRAS:
-        chosen = f"`experiment={_stem(said)}`" if said else "`experiment=NAME`"
-        searched = for_shell(f"hydra.searchpath=[file://{said or 'FOLDER'}]")
+        chosen = f"`experiment={_get_stem(said)}`" if said else "`experiment=NAME`"
+        searched = quote_for_shell(f"hydra.searchpath=[file://{said or 'FOLDER'}]")
         remedy = _HYDRAS[name].format(chosen=chosen, searched=searched)
         return Mistake(name, "is an option of Hydra's that the runner does not take", where=where, remedy=remedy)
     key = name.lstrip("-")
@@ -139,15 +139,15 @@ def flag(text: str, value: str | None, parse: Parse) -> Mistake:
         key, said = key.removeprefix("no-"), "false"
     if key in ("cuda", "gpu", "cpu", "mps") and said in (None, "true", "false"):
         key, said = "device", "cpu" if said == "false" else key
-    line = f"{key_of(key)}=VALUE" if said is None else _set(key, said, parse)
-    return Mistake(name, rule, where=where, remedy=f"write `{for_shell(line)}`", suggestion=line)
+    line = f"{find_key(key)}=VALUE" if said is None else _make_override(key, said, parse)
+    return Mistake(name, rule, where=where, remedy=f"write `{quote_for_shell(line)}`", suggestion=line)
 
 
-def pairs(arguments: Sequence[str]) -> dict[int, int]:
-    """Where an argument is a key or option without `=`, and the next one its value: their indices."""
+def find_pairs(arguments: Sequence[str]) -> dict[int, int]:
+    """Map the index of each key or option without `=` to the index of the argument with its value."""
     found: dict[int, int] = {}
     for index, (text, after) in enumerate(itertools.pairwise(arguments)):
-        if index in found.values() or "=" in text or re.match(r"[-~](?!\d|\.\d)", after) or _assigns(after):
+        if index in found.values() or "=" in text or re.match(r"[-~](?!\d|\.\d)", after) or _is_assignment(after):
             continue
         name = _SHORT.get(text, text)
         dashed = name.startswith("-") and (name in _TAKES_VALUE or name not in _HYDRAS)
@@ -156,47 +156,47 @@ def pairs(arguments: Sequence[str]) -> dict[int, int]:
     return found
 
 
-def _assigns(text: str) -> bool:
+def _is_assignment(text: str) -> bool:
     return re.match(r"[+~]{0,2}[\w.@/:-]+=", text) is not None
 
 
 def is_key(text: str) -> bool:
-    """Whether a word is a key of the runner's, or one that means such a key elsewhere."""
+    """Return whether a word is a schema key, a part of one, or another tool's name for one."""
     return bool(
-        text in schema_keys()
+        text in list_schema_keys()
         or text in ELSEWHERE
-        or text in all_keys()
-        or (re.fullmatch(r"\w+(\.\w+)+", text) and text.partition(".")[0] in schema_keys())
+        or text in index_schema_keys()
+        or (re.fullmatch(r"\w+(\.\w+)+", text) and text.partition(".")[0] in list_schema_keys())
     )
 
 
-def key_of(name: str) -> str:
-    """The key here that a name of another tool's command line means; itself where none is known."""
+def find_key(name: str) -> str:
+    """Translate an option name of another tool to a key; return it unchanged where none is known."""
     plain = name.replace("-", "_")
-    if plain in schema_keys() and other_name(plain) == "":
+    if plain in list_schema_keys() and translate_name(plain) == "":
         return plain
     if "." in plain:
-        return other_name(plain) or plain
-    full = other_name(plain) or next(iter(all_keys().get(plain, ())), "")
-    if not full and (near := nearest(plain, [*all_keys(), *ELSEWHERE])):
-        full = other_name(near) or all_keys()[near][0]
+        return translate_name(plain) or plain
+    full = translate_name(plain) or next(iter(index_schema_keys().get(plain, ())), "")
+    if not full and (near := find_nearest(plain, [*index_schema_keys(), *ELSEWHERE])):
+        full = translate_name(near) or index_schema_keys()[near][0]
     return full or plain
 
 
-def _set(name: str, value: str, parse: Parse) -> str:
-    """The argument that sets what another tool's `--name value` means."""
-    key = key_of(name)
+def _make_override(name: str, value: str, parse: Parse) -> str:
+    """Return the override that sets the same as another tool's `--name value`."""
+    key = find_key(name)
     if key.endswith(("duration", "_every")) and re.fullmatch(r"\d+", value):
         value += "st" if "step" in name else "ep"
     if key in ("device", "device.type"):
-        return device(value) or f"{key}={value}"
+        return find_device_override(value) or f"{key}={value}"
     if key == "device.precision" and value in ("true", "True", "1"):
         value = "fp16" if "16" in name else "bf16"
-    return written(key, value, parse) or f"{key}={value}"
+    return spell_override(key, value, parse) or f"{key}={value}"
 
 
-def device(option: str) -> str:
-    """The argument for a device as other tools name it; empty where it is none."""
+def find_device_override(option: str) -> str:
+    """Return the override for a device as other tools name it; empty for any other text."""
     option = option.lower()
     number = re.fullmatch(r"(?:(?:gpu|cuda):?)?(\d+)", option)
     if number:
@@ -205,8 +205,8 @@ def device(option: str) -> str:
     return f"device={known.get(option, option)}" if option in (*known, "cuda", "cpu", "mps", "auto") else ""
 
 
-def without_effect(key: str, value: Any) -> str:
-    """What to do in the place of a key of Hydra's that has no effect here; empty for any other."""
+def find_remedy(key: str, value: Any) -> str:
+    """Return the remedy for a key of Hydra's that has no effect here; empty for any other key."""
     if (key, value) in (("hydra.job.chdir", False), ("hydra.output_subdir", None)):  # as it is here
         return ""
     return next((remedy for name, remedy in _NO_EFFECT.items() if key == name or key.startswith(f"{name}.")), "")
@@ -236,5 +236,5 @@ _NO_EFFECT = {
 }
 
 
-def _stem(name: str) -> str:
+def _get_stem(name: str) -> str:
     return name.rpartition("/")[2].removesuffix(".yaml").removesuffix(".yml")

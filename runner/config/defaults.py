@@ -1,4 +1,4 @@
-"""Where a name is defined and what its arguments default to, read from source files: nothing is imported."""
+"""Find definitions and argument defaults in source files, without importing them."""
 
 import ast
 import importlib.util
@@ -13,28 +13,28 @@ _MOST_FILES = 40  # a name is followed through at most so many re-exporting file
 
 @dataclass(frozen=True)
 class Default:
-    """A parameter's default (as it is written where it is no plain value) and its line."""
+    """Default of a parameter (source text where it is no plain value) and its line."""
 
     value: Any
     where: str
 
 
-def signature_default(target: str, name: str) -> Default | None:
-    """The default of argument `name` of the class or function `target`; None where none can be read."""
-    found = _parameter(target, name)
+def find_signature_default(target: str, name: str) -> Default | None:
+    """Return the default of argument `name` of class or function `target`; None where unreadable."""
+    found = _find_parameter(target, name)
     if found is None or found.default is None:
         return None
     try:
         value = ast.literal_eval(found.default)
     except ValueError:
         value = ast.unparse(found.default)
-    return Default(value, f"{_short(found.file)}:{found.argument.lineno}")
+    return Default(value, f"{_trim_path(found.file)}:{found.argument.lineno}")
 
 
 @cache
 def takes_floats(target: str, name: str) -> bool:
-    """Whether argument `name` of `target` is annotated with `float` and not with `int`, so that `1` is `1.0` there."""
-    found = _parameter(target, name)
+    """Return whether argument `name` of `target` is annotated with `float` and not with `int`."""
+    found = _find_parameter(target, name)
     if found is None or found.argument.annotation is None:
         return False
     kinds = {node.id for node in ast.walk(found.argument.annotation) if isinstance(node, ast.Name)}
@@ -48,12 +48,12 @@ class _Parameter:
     default: ast.expr | None
 
 
-def _parameter(target: str, name: str) -> _Parameter | None:
-    """Argument `name` of the class or function `target`; None where it cannot be read.
+def _find_parameter(target: str, name: str) -> _Parameter | None:
+    """Find argument `name` of the class or function `target`; None where it cannot be read.
 
     One that only `**kwargs` takes is looked for in the class that a function returns, and in a class's bases.
     """
-    found = _definition(target, [])
+    found = _find_definition(target, [])
     for _ in range(_MOST_FILES):
         if found is None:
             return None
@@ -64,17 +64,20 @@ def _parameter(target: str, name: str) -> _Parameter | None:
                 (n for n in node.body if isinstance(n, ast.FunctionDef) and n.name in ("__init__", "__new__")), node
             )
         if isinstance(function, ast.FunctionDef):
-            own = next((parameter for parameter in _own(function, file) if parameter.argument.arg == name), None)
+            own = next(
+                (parameter for parameter in _list_own_parameters(function, file) if parameter.argument.arg == name),
+                None,
+            )
             if own is not None or function.args.kwarg is None:
                 return own
         behind = node.returns if isinstance(node, ast.FunctionDef) else next(iter(getattr(node, "bases", [])), None)
         if isinstance(behind, ast.Subscript):
             behind = behind.value
-        found = _definition(f"{module}.{behind.id}", []) if isinstance(behind, ast.Name) else None
+        found = _find_definition(f"{module}.{behind.id}", []) if isinstance(behind, ast.Name) else None
     return None
 
 
-def _own(function: ast.FunctionDef, file: Path) -> Iterator[_Parameter]:
+def _list_own_parameters(function: ast.FunctionDef, file: Path) -> Iterator[_Parameter]:
     arguments = function.args
     positional = [*arguments.posonlyargs, *arguments.args]
     without = [None] * (len(positional) - len(arguments.defaults))
@@ -83,8 +86,8 @@ def _own(function: ast.FunctionDef, file: Path) -> Iterator[_Parameter]:
         yield _Parameter(file, argument, default)
 
 
-def _short(file: Path) -> str:
-    """The path from the package on."""
+def _trim_path(file: Path) -> str:
+    """Return a path relative to site-packages or the working directory where it lies below one."""
     parts = file.parts
     if "site-packages" in parts:
         return "/".join(parts[parts.index("site-packages") + 1 :])
@@ -92,21 +95,21 @@ def _short(file: Path) -> str:
 
 
 @cache
-def _parsed(file: Path) -> ast.Module | None:
+def _parse_file(file: Path) -> ast.Module | None:
     try:
         return ast.parse(file.read_text(encoding="utf-8"))
     except (OSError, SyntaxError, UnicodeDecodeError):
         return None
 
 
-def _definition(target: str, seen: list[str]) -> tuple[Path, str, ast.stmt] | None:
-    """The file, the module and the statement that define a dotted name, through re-exports."""
+def _find_definition(target: str, seen: list[str]) -> tuple[Path, str, ast.stmt] | None:
+    """Find the file, module and statement that define a dotted name, through re-exports."""
     if target in seen or len(seen) > _MOST_FILES:
         return None
     seen.append(target)
     module, _, name = target.rpartition(".")
-    file = _file(module)
-    tree = _parsed(file) if file else None
+    file = _find_file(module)
+    tree = _parse_file(file) if file else None
     if file is None or tree is None:
         return None
     for statement in tree.body:
@@ -119,14 +122,14 @@ def _definition(target: str, seen: list[str]) -> tuple[Path, str, ast.stmt] | No
         source = ".".join(part for part in (base, statement.module) if part)
         for alias in statement.names:
             if (alias.asname or alias.name) == name or alias.name == "*":
-                found = _definition(f"{source}.{name if alias.name == '*' else alias.name}", seen)
+                found = _find_definition(f"{source}.{name if alias.name == '*' else alias.name}", seen)
                 if found:
                     return found
     return None
 
 
-def _file(module: str) -> Path | None:
-    """The source file of a module; only the first package is looked up, the rest is folders."""
+def _find_file(module: str) -> Path | None:
+    """Find the source file of a module; only the first package is looked up, the rest is folders."""
     first, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(first)

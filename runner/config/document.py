@@ -1,4 +1,4 @@
-"""A YAML file with the line of every node, read as OmegaConf reads it, within a limit of size."""
+"""YAML file with the line of every node, read as OmegaConf reads it, within size limits."""
 
 import os
 import re
@@ -35,8 +35,8 @@ _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml reads 5 times faster
 
 
-class _Loader(_Base):  # type: ignore[misc]
-    """OmegaConf's reading of scalars (`1e-3` is a number, a date is a string); `on` and `off` are names as keys."""
+class _LineLoader(_Base):  # type: ignore[misc]
+    """YAML loader with OmegaConf's scalars (`1e-3` is a number); the keys `on` and `off` stay texts."""
 
     yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
 
@@ -54,15 +54,15 @@ class _Loader(_Base):  # type: ignore[misc]
         return mapping
 
 
-class _PlainLoader(_Loader):
-    """YAML's own reading of scalars, with which `config.yaml` is written: the text 1e-3 is no number for it."""
+class _PlainLoader(_LineLoader):
+    """YAML loader with YAML's own scalars, for `config.yaml`: `1e-3` is a text."""
 
     yaml_implicit_resolvers = _Base.yaml_implicit_resolvers
 
 
 @dataclass
 class Document:
-    """One file: its plain data (`{}` where it cannot be read), its nodes with their lines, what is wrong with it.
+    """One YAML file: plain data (`{}` if unreadable), nodes with their lines, and its mistake.
 
     `items` has the data of a file that is a list.
     """
@@ -76,16 +76,16 @@ class Document:
 
 
 def load(path: Path, *, items: bool = False) -> Document:
-    """Read a file that is a mapping, or a list of `items`; what is wrong with it is in `mistake`, never raised."""
+    """Load a file that holds a mapping, or a list (`items`); an error becomes the `mistake`."""
     try:
         stat = path.stat()
     except OSError as error:
-        return Document(path, mistake=_not_read(path, error))
+        return Document(path, mistake=_make_read_mistake(path, error))
     return _load(path, stat.st_mtime_ns, stat.st_size, items)
 
 
 def load_record(path: Path, *, plain: bool = False) -> Document:
-    """Read the config of a run directory, which is no link; what is wrong with it is in `mistake`.
+    """Load the config of a run directory, which is no link; an error in it becomes the `mistake`.
 
     Args:
         path: of the file.
@@ -96,37 +96,39 @@ def load_record(path: Path, *, plain: bool = False) -> Document:
     """
     with safe_io.open_read(path) as file:
         stat = os.fstat(file.fileno())
-    loader = _PlainLoader if plain else _Loader
+    loader = _PlainLoader if plain else _LineLoader
     return _load(path, stat.st_mtime_ns, stat.st_size, items=False, times=RECORDED, loader_type=loader)
 
 
 @lru_cache(maxsize=1024)
-def _load(path: Path, _changed: int, size: int, items: bool, times: int = 1, loader_type: Any = _Loader) -> Document:
+def _load(
+    path: Path, _changed: int, size: int, items: bool, times: int = 1, loader_type: Any = _LineLoader
+) -> Document:
     document = Document(path)
     try:
         if size > MAX_BYTES * times:
             message = f"is larger than {MAX_BYTES * times:,} bytes"
-            raise _Refused(message)
-        document.text = _text(path)
+            raise _RefusedDocument(message)
+        document.text = _read_text(path)
         _measure_depth(document.text)
         loader = loader_type(document.text)
         try:
             root = loader.get_single_node()
-            if _weight(root, {}, set()) > MAX_NODES * times:
+            if _count_nodes(root, {}, set()) > MAX_NODES * times:
                 message = f"has more than {MAX_NODES * times:,} nodes with its aliases written out"
-                raise _Refused(message)
+                raise _RefusedDocument(message)
             data: Any = None if root is None else loader.construct_document(root)
         finally:
             loader.dispose()
         if not isinstance(data, (list if items else dict) | None):
             message = f"must be a {'list of mappings' if items else 'mapping'} of keys to values"
-            raise _Refused(message)
+            raise _RefusedDocument(message)
         document.root = root
         if items:
             document.items = list(data or ())
         else:
             document.data = dict(data or {})
-        for place, error in list(_unreadable(document.items or document.data, ())) if times == 1 else ():
+        for place, error in list(_remove_unreadable(document.items or document.data, ())) if times == 1 else ():
             found = find(root, place)
             rule = f"has an interpolation that cannot be read: {error}"
             document.mistake = document.mistake or Mistake(
@@ -150,32 +152,32 @@ def _load(path: Path, _changed: int, size: int, items: bool, times: int = 1, loa
         remedy = f"{'it is UTF-16: ' if utf16 else ''}save it as UTF-8"
         document.mistake = Mistake(str(path), "must be UTF-8 text", where=f"{path}:{line}", remedy=remedy)
     except OSError as error:
-        document.mistake = _not_read(path, error)
-    except _Refused as error:
+        document.mistake = _make_read_mistake(path, error)
+    except _RefusedDocument as error:
         document.mistake = Mistake(str(path), str(error), where=f"{path}:1")
     return document
 
 
-def _not_read(path: Path, error: OSError) -> Mistake:
+def _make_read_mistake(path: Path, error: OSError) -> Mistake:
     remedy = f"see `ls -l {shlex.quote(str(path))}`"
     return Mistake(str(path), f"cannot be read: {error.strerror or error}", where=f"{path}:1", remedy=remedy)
 
 
-class _Refused(ValueError):
+class _RefusedDocument(ValueError):
     pass
 
 
-def _text(path: Path) -> str:
-    """The text of a regular file, also through a link: a config group may be one."""
+def _read_text(path: Path) -> str:
+    """Read the text of a regular file, also through a link: a config group may be one."""
     data = safe_io.read_bytes(path.resolve())
     return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")  # Windows writes a byte order mark
 
 
-def _unreadable(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Take every text out whose `${…}` is not in OmegaConf's grammar, which stops at the first; its path, and why."""
+def _remove_unreadable(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Null every text whose `${…}` OmegaConf's grammar rejects; yield its path and the error."""
     if isinstance(value, dict | list):
         for name, inner in list(value.items() if isinstance(value, dict) else enumerate(value)):
-            for place, error in _unreadable(inner, (*path, name)):
+            for place, error in _remove_unreadable(inner, (*path, name)):
                 if place == (*path, name):
                     value[name] = None
                 yield place, error
@@ -191,14 +193,14 @@ def _measure_depth(text: str) -> None:
     nested = (
         sum(map(text.count, "[{-?")) > MAX_DEPTH or "\n" + " " * MAX_DEPTH in text
     )  # else there is nothing to measure
-    for event in yaml.parse(text, _Loader) if nested else ():
+    for event in yaml.parse(text, _LineLoader) if nested else ():
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             message = f"is nested deeper than {MAX_DEPTH}"
-            raise _Refused(message)
+            raise _RefusedDocument(message)
 
 
-def _children(node: yaml.Node | None) -> Iterator[yaml.Node]:
+def _list_children(node: yaml.Node | None) -> Iterator[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
         for pair in node.value:
             yield from pair
@@ -206,20 +208,20 @@ def _children(node: yaml.Node | None) -> Iterator[yaml.Node]:
         yield from node.value
 
 
-def _weight(node: yaml.Node | None, known: dict[int, int], above: set[int]) -> int:
+def _count_nodes(node: yaml.Node | None, known: dict[int, int], above: set[int]) -> int:
     if id(node) in above:
         message = "contains an alias of a node that it is inside of"
-        raise _Refused(message)
+        raise _RefusedDocument(message)
     if node is not None and node.tag not in _PLAIN_TAGS:
         raise yaml.constructor.ConstructorError(None, None, f"the tag {node.tag!r} is not taken", node.start_mark)
     if id(node) not in known:
         inside = above | {id(node)}
-        known[id(node)] = 1 + sum(_weight(child, known, inside) for child in _children(node))
+        known[id(node)] = 1 + sum(_count_nodes(child, known, inside) for child in _list_children(node))
     return known[id(node)]
 
 
 def find(node: yaml.Node | None, path: tuple[str | int, ...]) -> tuple[int, yaml.Node] | None:
-    """The 1-based line where `path` is set below `node`, and its value; None where it is not set.
+    """Return the 1-based line and the node of `path` below `node`; None where it is not set.
 
     The line of a mapping's entry is that of its key, of a list's element that of the element.
     """
@@ -228,7 +230,7 @@ def find(node: yaml.Node | None, path: tuple[str | int, ...]) -> tuple[int, yaml
     line = node.start_mark.line + 1
     for part in path:
         if isinstance(node, yaml.MappingNode):
-            entry = _entry(node, str(part))
+            entry = _find_entry(node, str(part))
             if entry is None:
                 return None
             line, node = entry[0].start_mark.line + 1, entry[1]
@@ -240,13 +242,13 @@ def find(node: yaml.Node | None, path: tuple[str | int, ...]) -> tuple[int, yaml
     return line, node
 
 
-def _entry(node: yaml.MappingNode, name: str) -> tuple[yaml.Node, yaml.Node] | None:
+def _find_entry(node: yaml.MappingNode, name: str) -> tuple[yaml.Node, yaml.Node] | None:
     for key, value in reversed(node.value):
         if key.value == name and key.tag != "tag:yaml.org,2002:merge":
             return key, value
     for key, value in node.value:
         if key.tag == "tag:yaml.org,2002:merge":
             for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                if isinstance(merged, yaml.MappingNode) and (entry := _entry(merged, name)):
+                if isinstance(merged, yaml.MappingNode) and (entry := _find_entry(merged, name)):
                     return entry
     return None

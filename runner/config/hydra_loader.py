@@ -1,4 +1,4 @@
-"""Hydra's config loader with our search path, and the defaults list that it composed."""
+"""Hydra's config loader on the runner's search path, with mistakes collected."""
 
 import copy
 import itertools
@@ -28,9 +28,9 @@ from runner.config import arguments, document, recipes
 from runner.config.document import Document
 from runner.config.interpolation import fill_in_referenced_defaults, resolve
 from runner.config.moved import with_current_names
-from runner.config.origins import Layers, argument, as_path, shown
-from runner.config.recipes import Superseded
-from runner.config.suggestions import did_you_mean, nearest, other_name
+from runner.config.origins import Layers, as_path, format_argument, make_relative
+from runner.config.recipes import SupersededGroup
+from runner.config.suggestions import find_nearest, format_suggestion, translate_name
 from runner.core.errors import ConfigError, Mistake
 from runner.core.paths import PACKAGE
 
@@ -53,19 +53,19 @@ _GLOBAL_HEADER = "its first line must be `# @package _global_`"
 _NOTHING = ConfigResult(provider="none", path="", config=OmegaConf.create(), header={"package": "_global_"})
 
 
-def our_conf() -> Path:
-    """The shipped config groups: inside an installed package, beside it in a checkout."""
+def find_our_conf() -> Path:
+    """Return the shipped config groups: inside an installed package, beside it in a checkout."""
     package = PACKAGE.resolve()
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def search_path(cwd: Path) -> ConfigSearchPath:
-    """Where groups are found: Hydra's own, `conf/` of the working directory, ours."""
+def make_search_path(cwd: Path) -> ConfigSearchPath:
+    """Build the search path of groups: Hydra's own, the project's `conf/`, the runner's."""
     Plugins.instance()  # registers Hydra's sources
     path = ConfigSearchPathImpl()
     path.append("hydra", "pkg://hydra.conf")
-    theirs, ours = (cwd / "conf").resolve(), our_conf()
+    theirs, ours = (cwd / "conf").resolve(), find_our_conf()
     if theirs.is_dir() and theirs != ours:
         path.append("project", f"file://{theirs}")
     path.append("main", f"file://{ours}")
@@ -75,7 +75,7 @@ def search_path(cwd: Path) -> ConfigSearchPath:
 
 @dataclass
 class Composed:
-    """One run's configuration before it is checked.
+    """Composed configuration of one run, before the checks.
 
     Attributes:
         unresolved: as written, interpolations in place, without Hydra's own node.
@@ -101,23 +101,23 @@ class Composed:
         return OmegaConf.to_yaml(self.unresolved)
 
     def blame(self, mistakes: Iterable[Mistake]) -> list[Mistake]:
-        """The same mistakes, each with the place that made it where it has none yet."""
+        """Return the mistakes, each with the place of its key where it has no place yet."""
         return [m if m.where else replace(m, where=self.layers.blame(as_path(m.key))) for m in mistakes]
 
     def placed(self, places: Mapping[str, str]) -> "Composed":
-        """The same with arguments that were said elsewhere than on the command line, at their places."""
-        arguments = {argument(text): where for text, where in places.items()}
+        """Return a copy in which arguments that come from a point file are blamed on that file's lines."""
+        arguments = {format_argument(text): where for text, where in places.items()}
         mistakes = [replace(m, where=arguments.get(m.where, m.where)) for m in self.mistakes]
         return replace(self, layers=self.layers.placed(arguments), mistakes=mistakes)
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Plain data with interpolations resolved; one that cannot be is left as it is written."""
+        """Plain data with resolved interpolations; an unresolvable one stays as written."""
         return self._resolution[0]
 
     @cached_property
     def notes(self) -> list[str]:
-        """What a user should know about settings that were written for another component than the one they meet."""
+        """Notes on settings that were written for another component than the one in force."""
         return [*self.layers.notes_on_recipes(), *self.layers.notes_on_targets(self.config)]
 
     @property
@@ -132,7 +132,7 @@ class Composed:
 
 
 class _Source(FileConfigSource):
-    """Hydra's file source, but with lines and a node limit, and an unreadable file is noted, not raised."""
+    """Hydra's file source with line numbers and a node limit; it records unreadable files."""
 
     read: dict[Path, Document]
 
@@ -147,15 +147,15 @@ class _Source(FileConfigSource):
             loaded.mistake = loaded.mistake or Mistake(
                 f"{path}", f"has a header that Hydra cannot read: {error}", where=f"{path}:1"
             )
-        problem = _package_problem(config_path, header["package"])
+        problem = _describe_package_problem(config_path, header["package"])
         if problem and loaded.data:
             loaded.mistake = loaded.mistake or Mistake(str(path), problem, where=f"{path}:1", remedy=_GLOBAL_HEADER)
             header = {"package": "_global_"}
         return ConfigResult(self.provider, f"file://{self.path}", OmegaConf.create(loaded.data), header)
 
 
-def _package_problem(config_path: str, package: str | None) -> str:
-    """What is wrong with the `@package` of a file, in words."""
+def _describe_package_problem(config_path: str, package: str | None) -> str:
+    """Describe a wrong `@package` header of a file; empty where it is right."""
     first = (package or "").partition(".")[0]
     if first.startswith("_") and first not in ("_global_", "_group_", "_name_"):
         return f"is for the package `{package}`, which Hydra does not know"
@@ -165,7 +165,7 @@ def _package_problem(config_path: str, package: str | None) -> str:
 
 
 class _Repository(ConfigRepository):
-    """Hydra's repository on our sources; it checks each file's defaults list as the file is read."""
+    """Hydra's config repository on the runner's sources; it checks each defaults list on reading."""
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         self.read: dict[Path, Document] = {}
@@ -218,13 +218,13 @@ class _Repository(ConfigRepository):
         return None
 
     def file(self, config_path: str) -> Path | None:
-        """The file that an option is read from; None for Hydra's own."""
+        """Return the file of an option; None for an option of Hydra's own."""
         path = self.instead.get(config_path) or config_path
         source = self._find(path)
         return Path(source.path) / source._normalize_file_name(path) if isinstance(source, _Source) else None  # noqa: SLF001
 
     def yml(self, config_path: str) -> Path | None:
-        """A file of the project's that would be this option if it ended in `.yaml`; None where it is read, or none."""
+        """Return the project's `.yml` file of an option that has no `.yaml` file; None where none exists."""
         for source in self.sources:
             if source.provider == "project":
                 file = Path(source.path) / f"{config_path.removesuffix('.yml')}.yml"
@@ -241,7 +241,7 @@ class _Repository(ConfigRepository):
         folder = config_path.rpartition("/")[0]
         absolute = default.group.startswith("/")
         group = default.group.lstrip("/") if absolute or not folder else f"{folder}/{default.group}"
-        where = f"{path}:{defaults_line(self.read[path], default.group) if path else 1}"
+        where = f"{path}:{find_defaults_line(self.read[path], default.group) if path else 1}"
         if folder in [recipe.rstrip("/") for recipe in _RECIPES] and self._of_the_root(default.group.lstrip("/")):
             rule = ""
             if not absolute and not self.group_exists(group):
@@ -257,12 +257,12 @@ class _Repository(ConfigRepository):
             return False
         if default.optional or self.group_exists(group) or self.group_exists(default.group.lstrip("/")):
             return True
-        right = nearest(group, self.all_groups())
-        self._note(Mistake(group, "is no config group", where=where, remedy=did_you_mean(right), suggestion=right))
+        right = find_nearest(group, self.all_groups())
+        self._note(Mistake(group, "is no config group", where=where, remedy=format_suggestion(right), suggestion=right))
         return False
 
     def _target(self, config_path: str, default: InputDefault) -> str:
-        """The config path that an entry of a defaults list names as it stands; empty where it names none."""
+        """Return the config path that a defaults-list entry names as it stands; else empty."""
         folder = config_path.rpartition("/")[0]
         if isinstance(default, ConfigDefault):
             path = default.path or ""
@@ -273,7 +273,7 @@ class _Repository(ConfigRepository):
         return path.lstrip("/") if path.startswith("/") or not folder else f"{folder}/{path}"
 
     def circle(self) -> list[str]:
-        """Files whose defaults lists lead back to the first of them, which stands at the end again; empty for none."""
+        """Return the config paths of a circle of defaults lists, the first one again last; else empty."""
         done: set[str] = set()
 
         def walk(path: str, above: list[str]) -> list[str]:
@@ -288,7 +288,7 @@ class _Repository(ConfigRepository):
         return next((ring for path in list(self._edges) if (ring := walk(path, []))), [])
 
     def place_of(self, config_path: str, target: str) -> str:
-        """The line of a defaults list that names a file."""
+        """Return the line of a defaults list that names a file."""
         path = self.file(config_path)
         if path is None:
             return config_path
@@ -301,7 +301,7 @@ class _Repository(ConfigRepository):
         return f"{path}:1"
 
     def _known_file(self, path: Path, default: ConfigDefault, before: Sequence[InputDefault]) -> bool:
-        """Whether an entry of a defaults list that names a file alone is `_self_`, once, or may be a file."""
+        """Return whether a defaults-list entry without a group is one `_self_` or may be a file."""
         name = default.path or ""
         index = len(before)
         again = name == "_self_" and any(isinstance(d, ConfigDefault) and d.path == name for d in before)
@@ -311,11 +311,11 @@ class _Repository(ConfigRepository):
         rule = "stands in the defaults list twice" if again else "is no file beside this one"
         right = "" if again else "_self_"
         where = f"{path}:{found[0] if found else 1}"
-        self._note(Mistake(name, rule, where=where, remedy=did_you_mean(right), suggestion=right))
+        self._note(Mistake(name, rule, where=where, remedy=format_suggestion(right), suggestion=right))
         return False
 
     def _of_the_root(self, group: str) -> bool:
-        """Whether the primary config chooses an option of the group."""
+        """Return whether the primary config chooses an option of the group."""
         path = self.file(CONFIG_NAME)
         entries = document.load(path).data.get("defaults") if path else None
         return any(isinstance(entry, dict) and group in entry for entry in entries or [])
@@ -325,7 +325,7 @@ class _Repository(ConfigRepository):
             self.mistakes.append(mistake)
 
     def all_groups(self, parent: str = "") -> list[str]:
-        """Every group of the files, nested ones included."""
+        """Return every config group of the files, nested ones included."""
         groups: list[str] = []
         for source in self.sources:
             if isinstance(source, _Source):
@@ -334,8 +334,8 @@ class _Repository(ConfigRepository):
         return sorted({group for group in groups if not group.startswith("hydra")})
 
 
-def defaults_line(loaded: Document, group: str, value: object = None) -> int:
-    """The line of a group's entry in a file's defaults list (1 where there is none)."""
+def find_defaults_line(loaded: Document, group: str, value: object = None) -> int:
+    """Return the line of a group's entry in a file's defaults list; 1 where there is none."""
     entries = loaded.data.get("defaults", [])
     for index, entry in enumerate(entries if isinstance(entries, list) else []):
         if isinstance(entry, dict):
@@ -346,19 +346,19 @@ def defaults_line(loaded: Document, group: str, value: object = None) -> int:
     return 1
 
 
-class Loader(ConfigLoaderImpl):
-    """Hydra's loader on our repository. As Hydra uses it, mistakes raise `ConfigError`; `collect` gives them back."""
+class ConfigLoader(ConfigLoaderImpl):
+    """Hydra's config loader: raises `ConfigError` when Hydra calls it; `collect` returns the mistakes."""
 
     repository: _Repository
 
     def __init__(self, cwd: Path) -> None:
         self.cwd = cwd
-        self.config_search_path = search_path(cwd)
+        self.config_search_path = make_search_path(cwd)
         self.repository = _Repository(self.config_search_path)
         self._parser = OverridesParser.create()
         self._mistakes: list[Mistake] = []
         self._defaults: list[ResultDefault] = []
-        self._superseded: dict[str, dict[str, Superseded]] = {}
+        self._superseded: dict[str, dict[str, SupersededGroup]] = {}
         self._parsed: list[Override] = []
         self._left_out: set[str] = set()
         self._unknown: set[str] = set()
@@ -373,7 +373,7 @@ class Loader(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        """What Hydra calls. Raises ConfigError."""
+        """Compose a config for Hydra. Raises ConfigError."""
         if config_name is None:  # `--hydra-help` composes Hydra's own node alone
             return super().load_configuration(None, overrides, run_mode, from_shell, validate_sweep_overrides)
         config = self._compose(overrides, run_mode)
@@ -382,7 +382,7 @@ class Loader(ConfigLoaderImpl):
         return config
 
     def collect(self, overrides: list[str], run_mode: RunMode) -> Composed:
-        """Compose; nothing is raised."""
+        """Compose a run or a sweep; the result holds the mistakes."""
         self._of_the_runner = True
         config = self._compose(overrides, run_mode)
         hydra = config.pop("hydra")
@@ -424,14 +424,14 @@ class Loader(ConfigLoaderImpl):
                     Mistake(str(twin), f"is not read, but {path}: files end in `.yaml`", remedy=remedy)
                 )
         self._mistakes = [self._nearest_to_delete(mistake, config) for mistake in self._mistakes]
-        self._mistakes = [shown(m, self.cwd) for m in (*self._mistakes, *read, *self.repository.mistakes)]
+        self._mistakes = [make_relative(m, self.cwd) for m in (*self._mistakes, *read, *self.repository.mistakes)]
         OmegaConf.set_struct(config, False)
         return config
 
     def _parse_overrides_and_create_caching_repo(
         self, config_name: str | None, overrides: list[str]
     ) -> tuple[list[Override], CachingConfigRepository]:
-        """Every override that can be read, with plain values forced in: our own check judges every key.
+        """Parse every readable override, plain values forced in; the runner's own check judges the keys.
 
         `hydra.searchpath` is taken from the command line alone: a package that it names is imported.
         """
@@ -449,17 +449,17 @@ class Loader(ConfigLoaderImpl):
         return parsed, repository
 
     def _nearest_to_delete(self, mistake: Mistake, config: DictConfig) -> Mistake:
-        """Where an argument deletes a key that is not there, the nearest one that is."""
+        """Add the nearest existing key to a mistake about deleting (`~key`) one that does not exist."""
         if not mistake.where.startswith("argument `~") or mistake.remedy:
             return mistake
         parent, _, last = mistake.key.rpartition(".")
         node = OmegaConf.select(config, parent) if parent else config
-        right = nearest(last, map(str, node)) if isinstance(node, DictConfig) else ""
+        right = find_nearest(last, map(str, node)) if isinstance(node, DictConfig) else ""
         right = f"{parent}.{right}".lstrip(".") if right else ""
-        return replace(mistake, remedy=did_you_mean(right and f"~{right}"), suggestion=right)
+        return replace(mistake, remedy=format_suggestion(right and f"~{right}"), suggestion=right)
 
     def parse(self, text: str) -> Override:
-        """One argument in Hydra's grammar. Raises HydraException."""
+        """Parse one argument in Hydra's grammar. Raises HydraException."""
         override = self._parser.parse_overrides([text])[0]
         override.config_loader = self
         return override
@@ -469,37 +469,39 @@ class Loader(ConfigLoaderImpl):
         try:
             override = self.parse(text)
         except HydraException as error:
-            mistake = arguments.unread(text, error, self.parse)
+            mistake = arguments.diagnose_unreadable(text, error, self.parse)
         else:
             if instead := self._hydras_without_effect(override):
-                mistake = Mistake(override.key_or_group, arguments.NO_EFFECT, where=argument(text), remedy=instead)
+                mistake = Mistake(
+                    override.key_or_group, arguments.NO_EFFECT, where=format_argument(text), remedy=instead
+                )
                 self._left_out.add(text)
                 self._mistakes.append(mistake)
                 return None
             if self._mode == RunMode.MULTIRUN or not override.is_sweep_override():
                 return override
             problem = "has several values, which only a sweep takes"
-            remedy = f"sweep over them: `-m {arguments.for_shell(text)}`"
+            remedy = f"sweep over them: `-m {arguments.quote_for_shell(text)}`"
             if override.is_choice_sweep() and "choice(" not in value:
-                as_list, as_text = (arguments.for_shell(f"{key}={said}") for said in (f"[{value}]", f'"{value}"'))
+                as_list, as_text = (arguments.quote_for_shell(f"{key}={said}") for said in (f"[{value}]", f'"{value}"'))
                 remedy += f"; a list is `{as_list}`, a text with commas `{as_text}`"
-            mistake = Mistake(key.lstrip("+~"), problem, where=argument(text), remedy=remedy)
+            mistake = Mistake(key.lstrip("+~"), problem, where=format_argument(text), remedy=remedy)
         self._left_out.add(text)
         self._mistakes.append(mistake)
         return None
 
     def _hydras_without_effect(self, override: Override) -> str:
-        """What to do in the place of a key of Hydra's own; empty where Hydra itself asks, or the key has an effect."""
+        """Return the remedy for an override of Hydra's without effect; empty where Hydra itself composes."""
         if not self._of_the_runner or not override.key_or_group.startswith(("hydra.", "hydra/")):
             return ""
-        return arguments.without_effect(override.key_or_group, override._value)  # noqa: SLF001
+        return arguments.find_remedy(override.key_or_group, override._value)  # noqa: SLF001
 
     def _apart(self, overrides: Sequence[str]) -> set[str]:
-        """Note keys whose value is the next argument; those arguments."""
+        """Record keys whose value is the next argument; return the arguments of these pairs."""
         found: set[str] = set()
-        for at, after in arguments.pairs(overrides).items():
+        for at, after in arguments.find_pairs(overrides).items():
             text, value = overrides[at], overrides[after]
-            said = arguments.flag if text.startswith("-") else arguments.valueless
+            said = arguments.diagnose_flag if text.startswith("-") else arguments.diagnose_valueless
             if not {text, value} <= self._left_out:
                 self._mistakes.append(said(text, value, self.parse))
             found |= {text, value}
@@ -523,7 +525,7 @@ class Loader(ConfigLoaderImpl):
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
         self._defaults = [default for default in defaults if self._may_configure_hydra(default, repo)]
-        self._superseded = recipes.superseded(self._defaults, self._parsed, repo, self, CONFIG_NAME)
+        self._superseded = recipes.find_superseded(self._defaults, self._parsed, repo, self, CONFIG_NAME)
         for path, groups in self._superseded.items():
             loaded = repo.load_config(path)
             if loaded is not None and isinstance(loaded.config, DictConfig):
@@ -531,7 +533,7 @@ class Loader(ConfigLoaderImpl):
         return super()._compose_config_from_defaults_list(self._defaults, repo)
 
     def _may_configure_hydra(self, default: ResultDefault, repo: IConfigRepository) -> bool:
-        """Take what a file of the user's says about Hydra out of it (a callback is code); only the command line may."""
+        """Return whether a default may stay; strip Hydra's keys from user files (a callback is code)."""
         path = self.repository.file(default.config_path or "")
         loaded = repo.load_config(default.config_path or "")
         if path is None or loaded is None or not isinstance(loaded.config, DictConfig):
@@ -539,35 +541,35 @@ class Loader(ConfigLoaderImpl):
         package = default.package or ""
         inside = loaded.config
         remedy = "give it on the command line"
-        if package.split(".")[0] == "hydra" and not path.is_relative_to(our_conf() / "hydra"):
+        if package.split(".")[0] == "hydra" and not path.is_relative_to(find_our_conf() / "hydra"):
             parent = self.repository.file(default.parent or "")
             where = f"{path}:1"
             if parent is not None and not str(self.repository.read[path].text).startswith("# @package hydra"):
                 group = (default.config_path or "").rpartition("/")[0]
-                where = f"{parent}:{defaults_line(self.repository.read[parent], group)}"
+                where = f"{parent}:{find_defaults_line(self.repository.read[parent], group)}"
             self.repository._note(Mistake(package, _OURS_ONLY, where=where, remedy=remedy))  # noqa: SLF001
             return False
-        if default.primary and not path.is_relative_to(our_conf()):
+        if default.primary and not path.is_relative_to(find_our_conf()):
             self._refuse_options_of_hydra(path)
-        if package == "" and "hydra" in inside and not (default.primary and path.is_relative_to(our_conf())):
-            for key, value in _leaves(inside._get_node("hydra"), "hydra"):  # noqa: SLF001
-                if default.primary and _same_in_ours(key, value):
+        if package == "" and "hydra" in inside and not (default.primary and path.is_relative_to(find_our_conf())):
+            for key, value in _list_leaves(inside._get_node("hydra"), "hydra"):  # noqa: SLF001
+                if default.primary and _is_same_in_ours(key, value):
                     continue  # a copy of our primary config
                 if any(f"{key}.".startswith(f"{allowed}.") for allowed in _HYDRA_FROM_FILES):
                     continue
                 found = document.find(self.repository.read[path].root, tuple(key.split(".")))
                 where = f"{path}:{found[0] if found else 1}"
                 plain = getattr(value, "_value", lambda value=value: value)()
-                instead = arguments.without_effect(key, plain)
+                instead = arguments.find_remedy(key, plain)
                 rule = arguments.NO_EFFECT if instead else _OURS_ONLY
                 self.repository._note(Mistake(key, rule, where=where, remedy=instead or remedy))  # noqa: SLF001
                 inside.pop("hydra", None)
         return True
 
     def _refuse_options_of_hydra(self, path: Path) -> None:
-        """Note what a primary config of the user's chooses of Hydra's groups, but for what ours chooses too."""
+        """Record options of Hydra's groups that a user's primary config adds to the runner's."""
         entries, own = (
-            document.load(file).data.get("defaults", []) for file in (path, our_conf() / f"{CONFIG_NAME}.yaml")
+            document.load(file).data.get("defaults", []) for file in (path, find_our_conf() / f"{CONFIG_NAME}.yaml")
         )
         for index, entry in enumerate(entries if isinstance(entries, list) else []):
             name = str(next(iter(entry), "") if isinstance(entry, dict) else entry)
@@ -578,19 +580,21 @@ class Loader(ConfigLoaderImpl):
                 self.repository._note(Mistake(group.replace("/", "."), _OURS_ONLY, where=where, remedy=remedy))  # noqa: SLF001
 
     def _replace_option(self, error: MissingConfigException) -> None:
-        """Go on with the nearest option in the place of one that does not exist, or with nothing."""
+        """Record an option that does not exist; continue with the nearest one, or with none."""
         missing = str(error.missing_cfg_file)
         group, _, option = missing.rpartition("/")
         options = self.repository.get_group_options(group) if group else []
-        other = other_name(f"{group}={option}") or (arguments.device(option) if group == "device" else "")
-        right = "" if other else nearest(option, options)
+        other = translate_name(f"{group}={option}") or (
+            arguments.find_device_override(option) if group == "device" else ""
+        )
+        right = "" if other else find_nearest(option, options)
         misspelt = self.repository.yml(missing)
         where = self._who_chose(group, option)
         first, stem = group.partition("/")[0], option.removesuffix(".yaml")
         if not options and stem in self.repository.get_group_options(first):  # a path to the option's file
             where = where or self._who_chose(first, missing.removeprefix(f"{first}/"))
             group, right = first, stem
-        remedy = did_you_mean(other or (right and f"{group}={right}"))
+        remedy = format_suggestion(other or (right and f"{group}={right}"))
         if not right and not other and "." in option and group:
             other = f"{group}._target_={option}"
             remedy = f"a class is set by `{other}`"
@@ -606,15 +610,15 @@ class Loader(ConfigLoaderImpl):
     def _who_chose(self, group: str, option: str) -> str:
         for override in reversed(self._parsed):
             if override.key_or_group == group and str(override.value()) == option:
-                return argument(override.input_line or "")
+                return format_argument(override.input_line or "")
         for path, loaded in reversed(self.repository.read.items()):
-            line = defaults_line(loaded, group, option)
-            if line > 1 or (line == 1 and _chooses(loaded, group, option)):
+            line = find_defaults_line(loaded, group, option)
+            if line > 1 or (line == 1 and _has_default(loaded, group, option)):
                 return f"{path}:{line}"
         return ""
 
     def _leave_out(self, overrides: Sequence[str], error: Exception) -> None:
-        """Note the override that Hydra cannot apply, and go on without it; raise where it is none."""
+        """Record and drop the override or file that Hydra cannot apply; raise where neither is to blame."""
         text = "\n".join(str(e) for e in (error, error.__cause__) if e)
         lines = {override.input_line or "": override for override in self._parsed}
         culprit = next((line for line in sorted(lines, key=len, reverse=True) if line and line in text), None)
@@ -626,24 +630,34 @@ class Loader(ConfigLoaderImpl):
         if culprit is not None:
             self._left_out.add(culprit)
             key = lines[culprit].key_or_group
-            right = _instead(lines[culprit], text)
-            mistake = Mistake(key, _first(text), where=argument(culprit), remedy=did_you_mean(right), suggestion=right)
+            right = _suggest_argument(lines[culprit], text)
+            mistake = Mistake(
+                key,
+                _format_problem(text),
+                where=format_argument(culprit),
+                remedy=format_suggestion(right),
+                suggestion=right,
+            )
             self._mistakes.append(mistake)
             return
         file = re.match(r"In '([^']+)'", text)
         path = self.repository.file(file[1]) if file else None
         if path is None or path in {Path(m.key) for m in self._mistakes}:
-            raise ConfigError([*self._mistakes, Mistake("config", f"cannot be composed: {_first(text)}")]) from None
+            raise ConfigError(
+                [*self._mistakes, Mistake("config", f"cannot be composed: {_format_problem(text)}")]
+            ) from None
         loaded = self.repository.read[path]
-        right = nearest(quoted[1], []) if quoted else ""
+        right = find_nearest(quoted[1], []) if quoted else ""
         entry = re.search(r"Could not override '([^'@]+)", text)
-        line = defaults_line(loaded, entry[1]) if entry else 1
+        line = find_defaults_line(loaded, entry[1]) if entry else 1
         key = entry[1] if entry else (file[1] if file else "")
-        self._mistakes.append(Mistake(key, _first(text.partition(": ")[2]), where=f"{path}:{line}", suggestion=right))
+        self._mistakes.append(
+            Mistake(key, _format_problem(text.partition(": ")[2]), where=f"{path}:{line}", suggestion=right)
+        )
         self.repository.instead[file[1] if file else ""] = None
 
     def _cut_circle(self) -> None:
-        """Note defaults lists that lead back to where they began, and go on without the entry that closes it."""
+        """Record a circle of defaults lists and drop the entry that closes it."""
         ring = self.repository.circle()
         if not ring:
             raise ConfigError([*self._mistakes, Mistake("defaults", "cannot be composed: nested too deeply")]) from None
@@ -664,7 +678,7 @@ class Loader(ConfigLoaderImpl):
         return True
 
 
-def _chooses(loaded: Document, group: str, option: str) -> bool:
+def _has_default(loaded: Document, group: str, option: str) -> bool:
     entries = loaded.data.get("defaults", [])
     return any(
         isinstance(entry, dict) and str(name).split()[-1].lstrip("/") == group and value == option
@@ -673,14 +687,14 @@ def _chooses(loaded: Document, group: str, option: str) -> bool:
     )
 
 
-def _first(text: str) -> str:
+def _format_problem(text: str) -> str:
     lines = [line for line in text.strip().splitlines() if line and not line.startswith("Error merging override")]
     line = lines[0].rstrip(". ") if lines else "it does not fit what is there"
     return f"cannot be applied: {line[0].lower()}{line[1:]}"
 
 
-def _instead(override: Override, text: str) -> str:
-    """The argument that was meant; empty where it is not known."""
+def _suggest_argument(override: Override, text: str) -> str:
+    """Return the argument that was probably meant; empty where it is unknown."""
     if override.is_add() and "Multiple values" in text:
         return f"{override.get_key_element().lstrip('+')}={override.value()}"
     if "No match in the defaults list" in text and override.key_or_group:
@@ -688,16 +702,16 @@ def _instead(override: Override, text: str) -> str:
     return ""
 
 
-def _same_in_ours(key: str, value: Any) -> bool:
-    own: Any = document.load(our_conf() / f"{CONFIG_NAME}.yaml").data
+def _is_same_in_ours(key: str, value: Any) -> bool:
+    own: Any = document.load(find_our_conf() / f"{CONFIG_NAME}.yaml").data
     for part in key.split("."):
         own = own.get(part) if isinstance(own, dict) else None
     return bool(getattr(value, "_value", lambda: value)() == own)
 
 
-def _leaves(node: Any, key: str) -> Iterable[tuple[str, Any]]:
+def _list_leaves(node: Any, key: str) -> Iterable[tuple[str, Any]]:
     if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing() and len(node):  # noqa: SLF001
         for name in node:
-            yield from _leaves(node._get_node(name), f"{key}.{name!s}")  # noqa: SLF001
+            yield from _list_leaves(node._get_node(name), f"{key}.{name!s}")  # noqa: SLF001
     else:
         yield key, node

@@ -1,4 +1,4 @@
-"""Which jobs are the same job, and which sweeps the same sweep: hashes of what can change a result."""
+"""Hashes that identify jobs, replicates and sweeps by the settings that can change a result."""
 
 import hashlib
 import json
@@ -29,28 +29,28 @@ WITHOUT_EFFECT = {
 _INDEXED = ("cuda:",)  # which of several devices of a kind: a slot gives each job its own
 
 
-def job_id(config: Mapping[str, Any]) -> str:
-    """Hash of a resolved config (every default filled in) without what cannot change its result."""
-    return _hash(_effective(config))
+def compute_job_id(config: Mapping[str, Any]) -> str:
+    """Hash a resolved config (every default filled in) without keys that cannot change its result."""
+    return _hash(_drop_without_effect(config))
 
 
-def replicate_id(config: Mapping[str, Any]) -> str:
-    """The same without the seed: jobs that share it are replicates of each other."""
-    return _hash({key: value for key, value in _effective(config).items() if key != "seed"})
+def compute_replicate_id(config: Mapping[str, Any]) -> str:
+    """Hash a resolved config as `compute_job_id` does, but without the seed: replicates share the hash."""
+    return _hash({key: value for key, value in _drop_without_effect(config).items() if key != "seed"})
 
 
-def sweep_id(base: Mapping[str, Any], swept: Collection[str]) -> str:
-    """Hash of the config that all jobs share, without the swept keys, and of their names.
+def compute_sweep_id(base: Mapping[str, Any], swept: Collection[str]) -> str:
+    """Hash the config that all jobs share, without the swept keys, together with their names.
 
     So a line, and the line with values added or taken away, is the same sweep.
     """
-    shared = _effective(base)
+    shared = _drop_without_effect(base)
     for key in swept:
         shared = _without(shared, key.partition("@")[0].replace("/", "."))
     return f"sweep_{_hash([shared, sorted(swept)])[:10]}"
 
 
-def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
+def _drop_without_effect(config: Mapping[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = with_first_names(dict(config))
     for key in WITHOUT_EFFECT:
         kept = _without(kept, key)
@@ -63,7 +63,7 @@ def _effective(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_floats(value: Any, target: str = "", name: str = "") -> Any:
-    """With `1` as `1.0` where a component's signature says that it is a float; the schema's own are so already."""
+    """Convert integers to floats where a component's signature says `float`: `1` becomes `1.0`."""
     if isinstance(value, Mapping):
         inner = str(value.get("_target_", ""))
         return {key: _with_floats(member, inner, str(key)) for key, member in value.items()}
@@ -74,7 +74,7 @@ def _with_floats(value: Any, target: str = "", name: str = "") -> Any:
 
 
 def _without(config: dict[str, Any], key: str) -> dict[str, Any]:
-    """A copy without a dotted key; the same where it is not there."""
+    """Return a copy without a dotted key; the config itself where the key is absent."""
     first, _, rest = key.partition(".")
     if first not in config:
         return config
@@ -85,15 +85,15 @@ def _without(config: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(_canonical(value)).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(_to_canonical(value)).encode()).hexdigest()[:16]
 
 
-def _canonical(value: Any) -> Any:
-    """Plain data in which the arguments of a component have one order, and every other mapping keeps its own.
+def _to_canonical(value: Any) -> Any:
+    """Convert plain data for hashing: a component's arguments are sorted, other mappings keep order.
 
     The order of transforms, rules and groups decides, that of keyword arguments does not.
     """
     if isinstance(value, Mapping):
         names = sorted(value) if "_target_" in value else value
-        return [[str(name), _canonical(value[name])] for name in names]
-    return [_canonical(member) for member in value] if isinstance(value, list | tuple) else value
+        return [[str(name), _to_canonical(value[name])] for name in names]
+    return [_to_canonical(member) for member in value] if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""Interpolations: followed one by one, so that each that leads nowhere is named; a bomb of them is refused."""
+"""Resolve interpolations one by one: name each that leads nowhere, refuse a bomb of them."""
 
 import re
 from collections.abc import Iterable
@@ -8,37 +8,37 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.config.origins import REFERENCE, Layers, as_path, dotted, schema_keys, target
-from runner.config.parsing import default_of
-from runner.config.suggestions import did_you_mean, nearest
+from runner.config.origins import REFERENCE, Layers, as_path, format_key, list_schema_keys, resolve_reference
+from runner.config.parsing import find_default
+from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import ABSENT, Mistake
 
 MAX_SIZE = 1_000_000  # characters of one key with its interpolations written out
 
 
 def fill_in_referenced_defaults(config: DictConfig) -> None:
-    """Write out the schema's default of each key that an interpolation points to and nothing sets."""
+    """Write the schema's default of each key that an interpolation references and nothing sets."""
     plain = OmegaConf.to_container(config, resolve=False)
-    for path, value in _leaf_texts(plain, ()):
+    for path, value in _find_interpolated_texts(plain, ()):
         for reference in REFERENCE.findall(value):
-            key = dotted(target(reference, path))
-            if key in schema_keys() and key not in _keys(plain):
-                default = default_of(key)
+            key = format_key(resolve_reference(reference, path))
+            if key in list_schema_keys() and key not in _list_keys(plain):
+                default = find_default(key)
                 if default is not ABSENT:
                     OmegaConf.update(config, key, default, force_add=True)
 
 
-def _leaf_texts(value: Any, path: tuple[str | int, ...]) -> Iterable[tuple[tuple[str | int, ...], str]]:
-    """Every text with an interpolation, and its path."""
+def _find_interpolated_texts(value: Any, path: tuple[str | int, ...]) -> Iterable[tuple[tuple[str | int, ...], str]]:
+    """Yield every text with an interpolation, and its path."""
     if isinstance(value, dict | list):
         for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _leaf_texts(inner, (*path, name))
+            yield from _find_interpolated_texts(inner, (*path, name))
     elif isinstance(value, str) and "${" in value:
         yield path, value
 
 
 def resolve(config: DictConfig, layers: Layers) -> tuple[dict[str, Any], list[Mistake]]:
-    """Plain data with every interpolation followed, and a mistake for each that cannot be."""
+    """Return plain data with resolved interpolations, and a mistake for each unresolvable one."""
     mistakes: list[Mistake] = []
 
     def walk(value: Any, path: tuple[str | int, ...]) -> Any:
@@ -49,7 +49,7 @@ def resolve(config: DictConfig, layers: Layers) -> tuple[dict[str, Any], list[Mi
         if not isinstance(value, str) or "${" not in value:
             return value
         if foreign := _FOREIGN.search(value):
-            key, remedy = dotted(path), _instead(foreign[1], foreign[2], path)
+            key, remedy = format_key(path), _suggest_instead(foreign[1], foreign[2], path)
             rule = f"has an interpolation of Hydra's that the runner does not have (`${{{foreign[1]}:…}}`)"
             mistakes.append(Mistake(key, rule, value, layers.blame(path, follow=False), remedy))
             return value
@@ -61,29 +61,29 @@ def resolve(config: DictConfig, layers: Layers) -> tuple[dict[str, Any], list[Mi
         except (OmegaConfBaseException, RecursionError, ValueError, AttributeError) as error:
             key = ".".join(map(str, path))
             problem = "it leads back to itself" if isinstance(error, RecursionError) else str(error).splitlines()[0]
-            names = [*sorted(_keys(plain)), *sorted(schema_keys())]
+            names = [*sorted(_list_keys(plain)), *sorted(list_schema_keys())]
             wanted = re.search(r"\$\{([\w.]+)\}", value)
-            right = nearest(wanted[1], names) if wanted and wanted[1] not in names else ""
+            right = find_nearest(wanted[1], names) if wanted and wanted[1] not in names else ""
             suggestion = value.replace(wanted[1], right) if wanted and right else ""
             rule = f"has an interpolation that cannot be followed ({problem})"
-            remedy = did_you_mean(suggestion)
+            remedy = format_suggestion(suggestion)
             mistakes.append(Mistake(key, rule, value, layers.blame(path, follow=False), remedy, suggestion))
             return value
         return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
 
     plain: Any = OmegaConf.to_container(config, resolve=False)
-    bomb = _too_large(plain)
+    bomb = _find_too_large(plain)
     if bomb is not None:
         rule = f"must not grow beyond {MAX_SIZE:,} characters with its interpolations written out"
-        return plain, [Mistake(dotted(bomb), rule, where=layers.blame(bomb, follow=False))]
+        return plain, [Mistake(format_key(bomb), rule, where=layers.blame(bomb, follow=False))]
     return walk(plain, ()), mistakes
 
 
 _FOREIGN = re.compile(r"\$\{(now|hydra|env|eval|add|sub|mul|div|python_version|resolve_default):([^{}]*)")
 
 
-def _instead(kind: str, inner: str, path: tuple[str | int, ...]) -> str:
-    """What to write in the place of an interpolation that the runner does not have."""
+def _suggest_instead(kind: str, inner: str, path: tuple[str | int, ...]) -> str:
+    """Describe the replacement for an interpolation of Hydra's that the runner does not have."""
     if kind == "now":
         return "leave it out: a run's folder has its date and time"
     if kind == "env":
@@ -96,16 +96,16 @@ def _instead(kind: str, inner: str, path: tuple[str | int, ...]) -> str:
     return f"write the value out: {said}"
 
 
-def from_environment(value: Any, raw: Any) -> str:
-    """How to write a value that the environment gives as a text, and that is none; empty where it is no such value."""
+def suggest_decoding(value: Any, raw: Any) -> str:
+    """Return the `oc.decode` spelling of an `oc.env` value that is no text; empty for any other value."""
     if not (isinstance(value, str) and isinstance(raw, str) and re.fullmatch(r"\$\{oc\.env:[^{}]*\}", raw)):
         return ""
     return "" if isinstance(yaml.safe_load(value), str) else f"${{oc.decode:{raw}}}"
 
 
-def _too_large(config: dict[str, Any]) -> tuple[str | int, ...] | None:
-    """The first key whose text would grow without bounds: interpolations of interpolations double with each level."""
-    nodes = {dotted(path): value for path, value in _nodes(config, ())}
+def _find_too_large(config: dict[str, Any]) -> tuple[str | int, ...] | None:
+    """Return the first key whose text exceeds MAX_SIZE with its interpolations written out, or None."""
+    nodes = {format_key(path): value for path, value in _list_nodes(config, ())}
     sizes: dict[str, int] = {}
 
     def size(key: str, above: frozenset[str]) -> int:
@@ -120,7 +120,9 @@ def _too_large(config: dict[str, Any]) -> tuple[str | int, ...] | None:
                 path = as_path(key)
                 text = str(value)
                 pointed = (
-                    [dotted(target(found, path)) for found in re.findall(r"\.*\w[\w.]*", text)] if "${" in text else []
+                    [format_key(resolve_reference(found, path)) for found in re.findall(r"\.*\w[\w.]*", text)]
+                    if "${" in text
+                    else []
                 )
                 sizes[key] = len(text) + sum(size(other, inside) for other in pointed if other in nodes)
         return sizes[key]
@@ -128,14 +130,14 @@ def _too_large(config: dict[str, Any]) -> tuple[str | int, ...] | None:
     return next((as_path(key) for key in nodes if size(key, frozenset()) > MAX_SIZE), None)
 
 
-def _keys(config: Any) -> set[str]:
-    return {dotted(path) for path, _ in _nodes(config, ())}
+def _list_keys(config: Any) -> set[str]:
+    return {format_key(path) for path, _ in _list_nodes(config, ())}
 
 
-def _nodes(value: Any, path: tuple[str | int, ...]) -> Iterable[tuple[tuple[str | int, ...], Any]]:
-    """Every key of plain data with its value."""
+def _list_nodes(value: Any, path: tuple[str | int, ...]) -> Iterable[tuple[tuple[str | int, ...], Any]]:
+    """Yield every path of plain data with its value."""
     if path:
         yield path, value
     if isinstance(value, dict | list):
         for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _nodes(inner, (*path, name))
+            yield from _list_nodes(inner, (*path, name))

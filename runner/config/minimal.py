@@ -1,4 +1,4 @@
-"""A config as the shortest experiment file that composes to it."""
+"""Write a config as the shortest experiment file that composes to it."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,11 +8,11 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from runner.config.check.check import Check, parse, resolved
+from runner.config.check.check import Check, parse, to_resolved_data
 from runner.config.compose import compose
 from runner.config.hydra_loader import Composed
-from runner.config.identity import job_id
-from runner.config.parsing import default_of, dotted
+from runner.config.identity import compute_job_id
+from runner.config.parsing import find_default, format_key
 from runner.config.schema import Config
 from runner.core.errors import ABSENT, ConfigError, Mistake
 
@@ -51,28 +51,31 @@ def write_experiment(
         ConfigError: there is such a file, or none can be written from which the same config would be composed. Then
             none is left behind.
     """
-    groups, base = _groups(overrides, cwd)
-    wanted = parse(_of_a_run(recorded))
+    groups, base = _compose_groups(overrides, cwd)
+    wanted = parse(_select_run_keys(recorded))
     written: Any = OmegaConf.to_container(OmegaConf.create(unresolved), resolve=False)
     as_written: Any = OmegaConf.to_container(base.unresolved, resolve=False)
     problems: list[Mistake] = []
     # With its interpolations, if they still lead to the same values.
-    for before, after in [(as_written, written), (resolved(Check(base, trust).config), resolved(wanted))]:
+    for before, after in [
+        (as_written, written),
+        (to_resolved_data(Check(base, trust).config), to_resolved_data(wanted)),
+    ]:
         removed: list[_Path] = []
-        values = _difference(_of_a_run(before), _of_a_run(after), (), removed)
-        text = f"# @package _global_\n{header}{_body(groups, values)}"
-        problems = [_removed(path) for path in removed] or _try(file, text, wanted, cwd, trust)
+        values = _compute_difference(_select_run_keys(before), _select_run_keys(after), (), removed)
+        text = f"# @package _global_\n{header}{_format_body(groups, values)}"
+        problems = [_make_removed_mistake(path) for path in removed] or _try(file, text, wanted, cwd, trust)
         if not problems:
             return
     raise ConfigError(problems)
 
 
-def _of_a_run(config: Mapping[Any, Any]) -> dict[Any, Any]:
+def _select_run_keys(config: Mapping[Any, Any]) -> dict[Any, Any]:
     return {name: value for name, value in config.items() if name not in NO_PART}
 
 
-def _groups(overrides: Sequence[str], cwd: Path) -> tuple[dict[str, str | None], Composed]:
-    """Entries of a defaults list for the groups whose option is not the plain one, and what is composed with them.
+def _compose_groups(overrides: Sequence[str], cwd: Path) -> tuple[dict[str, str | None], Composed]:
+    """Return defaults-list entries for the groups not at their default, and their composition.
 
     Raises:
         ConfigError: the plain defaults, or what the run was made of, cannot be composed any more.
@@ -90,41 +93,41 @@ def _groups(overrides: Sequence[str], cwd: Path) -> tuple[dict[str, str | None],
     return entries, compose(arguments, cwd)
 
 
-def _body(groups: Mapping[str, str | None], values: Mapping[Any, Any]) -> str:
-    """The YAML of the file."""
+def _format_body(groups: Mapping[str, str | None], values: Mapping[Any, Any]) -> str:
+    """Format the YAML of an experiment file, below its header."""
     defaults = yaml.safe_dump({"defaults": [{entry: option} for entry, option in groups.items()]}, sort_keys=False)
     parts = [*([defaults] if groups else []), *([OmegaConf.to_yaml(OmegaConf.create(dict(values)))] if values else [])]
     return "\n".join(parts)
 
 
-def _difference(old: dict[Any, Any], new: dict[Any, Any], path: _Path, removed: list[_Path]) -> dict[Any, Any]:
-    """What must be merged into `old` so that it becomes `new`."""
+def _compute_difference(old: dict[Any, Any], new: dict[Any, Any], path: _Path, removed: list[_Path]) -> dict[Any, Any]:
+    """Return the data to merge into `old` to get `new`; add paths missing in `new` to `removed`."""
     removed += [(*path, name) for name in old if name not in new]
     changes: dict[Any, Any] = {}
     for name, value in new.items():
         before = old.get(name, ABSENT)
         if isinstance(before, dict) and isinstance(value, dict):
-            inner = _difference(before, value, (*path, name), removed)
+            inner = _compute_difference(before, value, (*path, name), removed)
             changes |= {name: inner} if inner else {}
         elif before is ABSENT:
-            changes |= {name: value} if not _same(default_of(dotted((*path, name))), value) else {}
-        elif not _same(before, value):
+            changes |= {name: value} if not _is_same(find_default(format_key((*path, name))), value) else {}
+        elif not _is_same(before, value):
             changes[name] = value
     return changes
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Whether YAML would write both alike: 1 is not 1.0, nor true."""
+def _is_same(a: Any, b: Any) -> bool:
+    """Return whether YAML would write both values alike: 1 is not 1.0, nor true."""
     return json.dumps(a, default=str, sort_keys=True) == json.dumps(b, default=str, sort_keys=True)
 
 
-def _removed(path: _Path) -> Mistake:
+def _make_removed_mistake(path: _Path) -> Mistake:
     rule = "was taken away in the run (`~`), which a file cannot do"
-    return Mistake(dotted(path), rule, remedy="set it to null in the sweep instead, where that means the same")
+    return Mistake(format_key(path), rule, remedy="set it to null in the sweep instead, where that means the same")
 
 
 def _try(file: Path, text: str, wanted: Config, cwd: Path, trust: tuple[str, ...]) -> list[Mistake]:
-    """Write the file and compose it; where another config comes of it, it is taken away again."""
+    """Write the file and compose it; delete it again where another config results."""
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with file.open("x", encoding="utf-8") as opened:
@@ -134,23 +137,23 @@ def _try(file: Path, text: str, wanted: Config, cwd: Path, trust: tuple[str, ...
         return [Mistake("--name", rule, str(file), remedy="choose another with `--name NAME`")]
     problems: list[Mistake] = []
     try:
-        problems = list(_problems(compose([f"experiment={file.stem}"], cwd), wanted, trust))
+        problems = list(_find_problems(compose([f"experiment={file.stem}"], cwd), wanted, trust))
     finally:
         if problems:
             file.unlink()
     return problems
 
 
-def _problems(composed: Composed, wanted: Config, trust: tuple[str, ...]) -> Iterator[Mistake]:
-    """What keeps a composition from being the wanted config."""
+def _find_problems(composed: Composed, wanted: Config, trust: tuple[str, ...]) -> Iterator[Mistake]:
+    """Yield the mistakes that keep a composition from being the wanted config."""
     checked = Check(composed, trust)
     if checked.at_once:
         yield from checked.at_once
         return
-    found, meant = resolved(parse(resolved(checked.config))), resolved(wanted)
-    differ = [name for name in found if name not in NO_PART and not _same(meant[name], found[name])]
+    found, meant = to_resolved_data(parse(to_resolved_data(checked.config))), to_resolved_data(wanted)
+    differ = [name for name in found if name not in NO_PART and not _is_same(meant[name], found[name])]
     rule = "would not be what the run was trained with, from a file: something in `conf/` has changed since"
     for name in differ:
         yield Mistake(name, rule, found[name], remedy=f"it was {json.dumps(meant[name], default=str)}")
-    if not differ and job_id(meant) != job_id(found):
+    if not differ and compute_job_id(meant) != compute_job_id(found):
         yield Mistake("config", "would have the transforms, rules or groups of the run in another order, from a file")

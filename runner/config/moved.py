@@ -1,4 +1,4 @@
-"""Names that components of the runner had in earlier releases; they resolve, in YAML and in recorded configs."""
+"""Earlier names of the runner's components, which YAML and recorded configs may still use."""
 
 from typing import Any
 
@@ -12,20 +12,20 @@ _FIRST = {now: before for before, now in MOVED.items()}
 
 def with_current_names(data: Any) -> Any:
     """Return plain data with each `_target_` of an earlier release under its current name."""
-    return _renamed(data, MOVED)
+    return _rename_targets(data, MOVED)
 
 
 def with_first_names(data: Any) -> Any:
     """Return plain data with each `_target_` under its first name: hashes of configs outlive a move."""
-    return _renamed(data, _FIRST)
+    return _rename_targets(data, _FIRST)
 
 
-def _renamed(data: Any, names: dict[str, str]) -> Any:
+def _rename_targets(data: Any, names: dict[str, str]) -> Any:
     if isinstance(data, list):
-        return [_renamed(member, names) for member in data]
+        return [_rename_targets(member, names) for member in data]
     if not isinstance(data, dict):
         return data
-    changed = {key: _renamed(value, names) for key, value in data.items()}
+    changed = {key: _rename_targets(value, names) for key, value in data.items()}
     target = changed.get("_target_")
     if isinstance(target, str):
         module, _, name = target.rpartition(".")

@@ -1,4 +1,4 @@
-"""The interpreter of `schema.py`: plain data becomes typed dataclasses, and every rule that fails becomes a mistake."""
+"""Parser of `schema.py`: plain data becomes typed dataclasses, each broken rule a mistake."""
 
 import dataclasses
 import re
@@ -12,7 +12,7 @@ import yaml
 
 from runner.config import schema
 from runner.config.moved import with_current_names
-from runner.config.suggestions import ELSEWHERE, did_you_mean, nearest, other_name
+from runner.config.suggestions import ELSEWHERE, find_nearest, format_suggestion, translate_name
 from runner.core import durations
 from runner.core.errors import ABSENT, Mistake
 
@@ -33,46 +33,46 @@ _BOOLEANS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "
 
 @dataclass
 class Reading:
-    """What one interpretation found: mistakes with their paths, and every component with its slot."""
+    """Result of parsing: mistakes with their paths, and every component with its slot."""
 
     mistakes: list[tuple[Path, Mistake]] = field(default_factory=list)
     components: list[tuple[Path, str, dict[str, Any]]] = field(default_factory=list)
 
     def wrong(self, path: Path, rule: str, value: object = ABSENT, suggestion: object = "", remedy: str = "") -> Any:
-        """Note a mistake; gives the value that stands for an unreadable one."""
+        """Record a mistake; return the marker of an invalid value."""
         text = str(suggestion)
-        mistake = Mistake(dotted(path), rule, value, remedy=remedy or did_you_mean(text), suggestion=text)
+        mistake = Mistake(format_key(path), rule, value, remedy=remedy or format_suggestion(text), suggestion=text)
         self.mistakes.append((path, mistake))
         return _INVALID
 
 
-def dotted(path: Path) -> str:
-    """The key of a path."""
+def format_key(path: Path) -> str:
+    """Join a path to a dotted key."""
     return ".".join(map(str, path))
 
 
 def read(data: dict[str, Any]) -> tuple[schema.Config, Reading]:
-    """The typed config and what was found on the way; a wrong key has its default (a wrong component is empty)."""
+    """Parse plain data into a config and a reading; a wrong key has its default."""
     reading = Reading()
-    config: schema.Config = _dataclass(reading, schema.Config, with_current_names(data), ())
+    config: schema.Config = _read_dataclass(reading, schema.Config, with_current_names(data), ())
     return config, reading
 
 
 def read_part(owner: type, data: dict[str, Any], path: Path) -> tuple[Any, Reading]:
-    """The same for a mapping that is no part of `Config`, with its place."""
+    """Parse a mapping outside `Config` into the dataclass `owner`; `path` is its place."""
     reading = Reading()
-    return _dataclass(reading, owner, data, path), reading
+    return _read_dataclass(reading, owner, data, path), reading
 
 
 @cache
-def hints(owner: type) -> dict[str, Any]:
-    """The field types of a dataclass, by field name."""
+def get_field_types(owner: type) -> dict[str, Any]:
+    """Return the field types of a dataclass, by field name."""
     return get_type_hints(owner)
 
 
 @cache
-def all_keys() -> dict[str, tuple[str, ...]]:
-    """Last part of a key -> the full keys of the schema that end so."""
+def index_schema_keys() -> dict[str, tuple[str, ...]]:
+    """Map the last part of each schema key to the full keys that end in it."""
     found: dict[str, tuple[str, ...]] = {}
 
     def walk(owner: type, prefix: str) -> None:
@@ -81,7 +81,7 @@ def all_keys() -> dict[str, tuple[str, ...]]:
                 continue
             name = item.metadata.get("alias", item.name)
             found[name] = (*found.get(name, ()), prefix + name)
-            kind = hints(owner)[item.name]
+            kind = get_field_types(owner)[item.name]
             if dataclasses.is_dataclass(kind) and isinstance(kind, type):
                 walk(kind, f"{prefix}{name}.")
 
@@ -90,20 +90,20 @@ def all_keys() -> dict[str, tuple[str, ...]]:
 
 
 @cache
-def _defaults() -> dict[str, Any]:
-    data: dict[str, Any] = plain(read({})[0])
+def _collect_defaults() -> dict[str, Any]:
+    data: dict[str, Any] = to_plain(read({})[0])
     return data
 
 
-def default_of(key: str) -> Any:
-    """The schema's default of a key; `ABSENT` where it has none."""
-    value: Any = _defaults()
+def find_default(key: str) -> Any:
+    """Return the schema's default of a key; `ABSENT` where it has none."""
+    value: Any = _collect_defaults()
     for part in key.split("."):
         value = value.get(part, ABSENT) if isinstance(value, dict) else ABSENT
     return value
 
 
-def _dataclass(reading: Reading, owner: type, data: Any, path: Path) -> Any:
+def _read_dataclass(reading: Reading, owner: type, data: Any, path: Path) -> Any:
     if not isinstance(data, dict):
         return reading.wrong(path, "must be a mapping of keys to values", data)
     fields = {item.metadata.get("alias", item.name): item for item in dataclasses.fields(owner)}
@@ -114,16 +114,16 @@ def _dataclass(reading: Reading, owner: type, data: Any, path: Path) -> Any:
     for name, value in data.items():
         if name in named:
             item = named[name]
-            given[item.name] = _field(reading, hints(owner)[item.name], item, value, (*path, name))
-        elif rest is not None and isinstance(name, str) and not _meant(name, named):
+            given[item.name] = _read_field(reading, get_field_types(owner)[item.name], item, value, (*path, name))
+        elif rest is not None and isinstance(name, str) and not _suggest_own_key(name, named):
             extra[name] = value
         else:
-            _unknown(reading, name, value, list(named), (*path, name))
+            _note_unknown_key(reading, name, value, list(named), (*path, name))
     for name, item in named.items():
         if name not in data and item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
             given[item.name] = reading.wrong((*path, name), "must be given")
     if rest is not None:
-        given[rest.name] = _field(reading, hints(owner)[rest.name], rest, extra, path)
+        given[rest.name] = _read_field(reading, get_field_types(owner)[rest.name], rest, extra, path)
     read_values = {name: value for name, value in given.items() if value is not _INVALID}
     if owner is schema.Config:  # what can be said about the other keys is said, too
         read_values = {"model": {}, "optimizer": {}, "loss": {}} | read_values
@@ -133,60 +133,66 @@ def _dataclass(reading: Reading, owner: type, data: Any, path: Path) -> Any:
         return _INVALID
 
 
-def _meant(name: str, named: Iterable[str]) -> str:
-    """The runner's own key that a key of the rest was probably meant to be."""
-    near = nearest(name, named)
+def _suggest_own_key(name: str, named: Iterable[str]) -> str:
+    """Return the runner's own key that an extra key probably means; empty where none is near."""
+    near = find_nearest(name, named)
     return near if len(near) > 4 else ""  # shorter names are near to anything
 
 
 _GROUPS_ONLY = ("experiment", "debug")  # chosen like keys of the root, but no keys
 
 
-def _unknown(reading: Reading, name: object, value: Any, known: list[str], path: Path) -> None:
-    key = dotted(path)
+def _note_unknown_key(reading: Reading, name: object, value: Any, known: list[str], path: Path) -> None:
+    key = format_key(path)
     if "." in str(name):
         outer, _, inner = str(name).partition(".")
         nested = yaml.safe_dump({outer: {inner: value}}, default_flow_style=True, width=1000).strip()[1:-1]
         reading.wrong(path, "is one key with a dot in it", remedy=f"in a file, write it nested: `{nested}`")
         return
-    if isinstance(value, dict) and len(value) == 1 and other_name(f"{key}.{next(iter(value))}"):
-        reading.wrong(path, UNKNOWN_KEY, suggestion=other_name(f"{key}.{next(iter(value))}"))
+    if isinstance(value, dict) and len(value) == 1 and translate_name(f"{key}.{next(iter(value))}"):
+        reading.wrong(path, UNKNOWN_KEY, suggestion=translate_name(f"{key}.{next(iter(value))}"))
         return
     full = (
-        other_name(f"{key}={yaml_text(value)}") or other_name(key) or (other_name(str(name)) if len(path) == 1 else "")
+        translate_name(f"{key}={format_yaml(value)}")
+        or translate_name(key)
+        or (translate_name(str(name)) if len(path) == 1 else "")
     )
-    near = nearest(str(name), [*known, *(_GROUPS_ONLY if len(path) == 1 else ())])
-    elsewhere = all_keys().get(str(name), ())
+    near = find_nearest(str(name), [*known, *(_GROUPS_ONLY if len(path) == 1 else ())])
+    elsewhere = index_schema_keys().get(str(name), ())
     if near:
-        full = dotted((*path[:-1], near))
+        full = format_key((*path[:-1], near))
     elif not full and elsewhere:
         full = elsewhere[0]
     elif not full:
-        spelled = nearest(str(name), all_keys()) if len(str(name)) > 3 else ""
-        full = all_keys()[spelled][0] if spelled else other_name(nearest(key, ELSEWHERE))
+        spelled = find_nearest(str(name), index_schema_keys()) if len(str(name)) > 3 else ""
+        full = index_schema_keys()[spelled][0] if spelled else translate_name(find_nearest(key, ELSEWHERE))
     reading.wrong(path, UNKNOWN_KEY, suggestion=full)
 
 
-def _field(reading: Reading, kind: Any, item: dataclasses.Field[Any], value: Any, path: Path) -> Any:
+def _read_field(reading: Reading, kind: Any, item: dataclasses.Field[Any], value: Any, path: Path) -> Any:
     rules = item.metadata
     if value == "???":
         return reading.wrong(path, "must be given: it is `???`")
     default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
     before = len(reading.mistakes)
-    read_value = _value(reading, kind, value, path, rules)
+    read_value = _read_value(reading, kind, value, path, rules)
     if read_value is _INVALID:
         reading.mistakes[before:] = [
             (at, _with_default(m, default) if at == path else m) for at, m in reading.mistakes[before:]
         ]
     elif "unbuilt" in rules and read_value != default:
         return reading.wrong(
-            path, rules["unbuilt"], value, suggestion=yaml_text(default), remedy=f"leave it at `{yaml_text(default)}`"
+            path,
+            rules["unbuilt"],
+            value,
+            suggestion=format_yaml(default),
+            remedy=f"leave it at `{format_yaml(default)}`",
         )
     return read_value
 
 
 def _with_default(mistake: Mistake, default: Any) -> Mistake:
-    """Where nothing better is known, the default is offered."""
+    """Return the mistake with the default as remedy where it has no remedy."""
     if (
         mistake.remedy
         or isinstance(default, dict | list)
@@ -194,11 +200,13 @@ def _with_default(mistake: Mistake, default: Any) -> Mistake:
         or dataclasses.is_dataclass(default)
     ):
         return mistake
-    return dataclasses.replace(mistake, remedy=f"the default is `{yaml_text(default)}`", suggestion=yaml_text(default))
+    return dataclasses.replace(
+        mistake, remedy=f"the default is `{format_yaml(default)}`", suggestion=format_yaml(default)
+    )
 
 
-def yaml_text(value: object) -> str:
-    """A plain value as YAML writes it."""
+def format_yaml(value: object) -> str:
+    """Format a plain value as YAML writes it."""
     return (
         {None: "null", True: "true", False: "false"}.get(value, str(value))
         if value is None or isinstance(value, bool)
@@ -206,38 +214,38 @@ def yaml_text(value: object) -> str:
     )
 
 
-def _value(reading: Reading, kind: Any, value: Any, path: Path, rules: Any) -> Any:
+def _read_value(reading: Reading, kind: Any, value: Any, path: Path, rules: Any) -> Any:
     if value == "???":
         return reading.wrong(path, "must be given: it is `???`")
     if kind is Any:
         return value
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return _union(reading, args, value, path, rules)
+        return _read_union(reading, args, value, path, rules)
     if origin is Literal:
-        return _literal(reading, args, value, path)
+        return _read_literal(reading, args, value, path)
     if origin is list:
         if not isinstance(value, list):
             return reading.wrong(
                 path, "must be a list", value, suggestion=f"[{value}]" if isinstance(value, str | int) else ""
             )
-        items = [_value(reading, args[0], inner, (*path, index), rules) for index, inner in enumerate(value)]
+        items = [_read_value(reading, args[0], inner, (*path, index), rules) for index, inner in enumerate(value)]
         return _INVALID if any(inner is _INVALID for inner in items) else items
     if origin is dict:
-        return _mapping(reading, args, value, path, rules)
+        return _read_mapping(reading, args, value, path, rules)
     if dataclasses.is_dataclass(kind):
-        read_value = _dataclass(reading, kind, value, path)  # type: ignore[arg-type]
+        read_value = _read_dataclass(reading, kind, value, path)  # type: ignore[arg-type]
         if rules.get("slot") and isinstance(value, dict) and value.get("_target_") is not None:
-            _note_component(reading, {k: v for k, v in value.items() if k not in _own_keys(kind)}, path, rules)
+            _note_component(reading, {k: v for k, v in value.items() if k not in _list_own_keys(kind)}, path, rules)
         return read_value
     return _SCALARS[kind](reading, value, path, rules)
 
 
-def _own_keys(owner: Any) -> set[str]:
+def _list_own_keys(owner: Any) -> set[str]:
     return {item.metadata.get("alias", item.name) for item in dataclasses.fields(owner)} - {"_target_"}
 
 
-def _mapping(reading: Reading, args: tuple[Any, ...], value: Any, path: Path, rules: Any) -> Any:
+def _read_mapping(reading: Reading, args: tuple[Any, ...], value: Any, path: Path, rules: Any) -> Any:
     if not isinstance(value, dict):
         return reading.wrong(path, "must be a mapping of names to values", value)
     if "_target_" in value and not rules.get("rest"):
@@ -249,43 +257,43 @@ def _mapping(reading: Reading, args: tuple[Any, ...], value: Any, path: Path, ru
     if not all(isinstance(name, str) for name in value):
         bad = next(name for name in value if not isinstance(name, str))
         return reading.wrong((*path, bad), "must be a name (quote it)")
-    read_values = {name: _value(reading, args[1], inner, (*path, name), rules) for name, inner in value.items()}
+    read_values = {name: _read_value(reading, args[1], inner, (*path, name), rules) for name, inner in value.items()}
     return _INVALID if any(inner is _INVALID for inner in read_values.values()) else read_values
 
 
-def _union(reading: Reading, kinds: tuple[Any, ...], value: Any, path: Path, rules: Any) -> Any:
+def _read_union(reading: Reading, kinds: tuple[Any, ...], value: Any, path: Path, rules: Any) -> Any:
     if value is None and type(None) in kinds:
         return None
-    fitting = [kind for kind in kinds if kind is not type(None) and _resembles(kind, value)]
+    fitting = [kind for kind in kinds if kind is not type(None) and _matches_kind(kind, value)]
     if isinstance(value, int) and int in kinds and not isinstance(value, bool):
         fitting = [int]
     if len(fitting) == 1:
-        return _value(reading, fitting[0], value, path, rules)
+        return _read_value(reading, fitting[0], value, path, rules)
     for kind in fitting or ():
         attempt = Reading()
-        read_value = _value(attempt, kind, value, path, rules)
+        read_value = _read_value(attempt, kind, value, path, rules)
         if not attempt.mistakes:
             reading.components += attempt.components
             return read_value
     if fitting:
-        return _value(reading, fitting[0], value, path, rules)
+        return _read_value(reading, fitting[0], value, path, rules)
     plain = [kind for kind in kinds if kind is not type(None)]
     if len(plain) == 1:
-        return _value(reading, plain[0], value, path, rules)
-    words = " or ".join(dict.fromkeys(map(_word, plain))) + (" or null" if type(None) in kinds else "")
+        return _read_value(reading, plain[0], value, path, rules)
+    words = " or ".join(dict.fromkeys(map(_describe_kind, plain))) + (" or null" if type(None) in kinds else "")
     choices = [
         str(v).lower() if isinstance(v, bool) else str(v)
         for kind in plain
         for v in (get_args(kind) if get_origin(kind) is Literal else ())
     ]
     choices += ["true", "false"] if bool in plain else []
-    suggestion = nearest(value, choices) if isinstance(value, str) else ""
+    suggestion = find_nearest(value, choices) if isinstance(value, str) else ""
     named = schema.Component in plain and isinstance(value, str) and "." in value
     remedy = f"write `{{_target_: {value}}}`" if named else ""
     return reading.wrong(path, f"must be {words}", value, suggestion, remedy)
 
 
-def _resembles(kind: Any, value: Any) -> bool:
+def _matches_kind(kind: Any, value: Any) -> bool:
     origin = get_origin(kind)
     if origin is Literal:
         return value in get_args(kind) and not isinstance(value, bool)
@@ -303,7 +311,7 @@ def _resembles(kind: Any, value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _word(kind: Any) -> str:
+def _describe_kind(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(f"`{value}`" for value in get_args(kind))
     words = {
@@ -320,46 +328,46 @@ def _word(kind: Any) -> str:
     return words[kind]
 
 
-def _literal(reading: Reading, choices: tuple[Any, ...], value: Any, path: Path) -> Any:
+def _read_literal(reading: Reading, choices: tuple[Any, ...], value: Any, path: Path) -> Any:
     if value in choices and not isinstance(value, bool):
         return value
-    if isinstance(value, bool) and _yaml_off(value, choices):
-        return _yaml_off(value, choices)
+    if isinstance(value, bool) and _restore_on_off(value, choices):
+        return _restore_on_off(value, choices)
     listed = ", ".join(f"`{choice}`" for choice in choices)
-    right = nearest(str(value), map(str, choices)) or _HABITS.get(str(value).lower(), "")
+    right = find_nearest(str(value), map(str, choices)) or _HABITS.get(str(value).lower(), "")
     return reading.wrong(path, f"must be one of {listed}", value, right if right in choices else "")
 
 
 _HABITS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "maximum": "max", "minimum": "min", "gpu": "cuda"}
 
 
-def _yaml_off(value: bool, choices: tuple[Any, ...]) -> str:
-    """YAML 1.1 reads a bare `off` as false and `on` as true; where the choice is `off`, that is what was meant."""
+def _restore_on_off(value: bool, choices: tuple[Any, ...]) -> str:
+    """Return the choice `on` or `off` that YAML 1.1 read as a boolean; empty if it is no choice."""
     word = "on" if value else "off"
     return word if word in choices else ""
 
 
-def _boolean(reading: Reading, value: Any, path: Path, _rules: Any) -> Any:
+def _read_boolean(reading: Reading, value: Any, path: Path, _rules: Any) -> Any:
     if isinstance(value, bool):
         return value
     meant = _BOOLEANS.get(str(value).lower(), bool(value) if value in (0, 1) else None)
     return reading.wrong(path, "must be true or false", value, "" if meant is None else str(meant).lower())
 
 
-def _integer(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
+def _read_integer(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
-        return _in_range(reading, value, path, rules)
+        return _check_range(reading, value, path, rules)
     return reading.wrong(path, "must be an integer", value, as_number(value, whole=True))
 
 
-def _number(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
+def _read_number(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return _in_range(reading, float(value), path, rules)
+        return _check_range(reading, float(value), path, rules)
     return reading.wrong(path, "must be a number", value, as_number(value, whole=False))
 
 
 def as_number(value: Any, *, whole: bool) -> str:
-    """A value written as the number that it nearly is; empty where it is none."""
+    """Return the text of the number that a value nearly is; empty where it is none."""
     try:
         number = float(str(value).replace(",", "."))
     except ValueError:
@@ -377,7 +385,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 }
 
 
-def _in_range(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
+def _check_range(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
     for rule, (words, holds) in _RANGES.items():
         if rule in rules and not holds(value, rules[rule]):
             suggestion = rules[rule] if rule in ("at_least", "at_most") else ""
@@ -385,7 +393,7 @@ def _in_range(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
     return value
 
 
-def _text(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
+def _read_text(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
     if "like" in rules and not (isinstance(value, str) and re.fullmatch(rules["regex"], value)):
         return reading.wrong(path, f"must be like `{rules['like']}`", value)
     if not isinstance(value, str):
@@ -398,12 +406,12 @@ def _text(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
         words = re.findall("[a-z]{3,}", rules["regex"]) if "|" in rules["regex"] else []
         right = _HABITS.get(value.lower(), "")
         return reading.wrong(
-            path, f"must match `{rules['regex']}`", value, right if right in words else nearest(value, words)
+            path, f"must match `{rules['regex']}`", value, right if right in words else find_nearest(value, words)
         )
     return value
 
 
-def _duration(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
+def _read_duration(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
     rule = "must be epochs (`5ep`, `0.5ep`) or optimizer steps (`500st`)"
     if not durations.is_duration(value):
         return reading.wrong(path, rule, value, _as_duration(value))
@@ -420,21 +428,21 @@ def _as_duration(value: Any) -> str:
     return f"{max(1, int(float(amount)))}st" if unit.startswith(("s", "i")) else f"{amount}ep"
 
 
-def _pattern(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
+def _read_pattern(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
     if not isinstance(value, str):
-        return _text(reading, value, path, rules)
+        return _read_text(reading, value, path, rules)
     try:
         re.compile(value)
     except re.error as error:
         remedy = "to match the characters themselves, escape them with a backslash"
         suggestion = "." + value if value.startswith("*") else ""
         return reading.wrong(
-            path, f"must be a regular expression ({error})", value, suggestion, did_you_mean(suggestion) or remedy
+            path, f"must be a regular expression ({error})", value, suggestion, format_suggestion(suggestion) or remedy
         )
     return schema.Pattern(value)
 
 
-def _component(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
+def _read_component(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
     if isinstance(value, str) and "." in value:
         run_together = re.fullmatch(r"(\w+):(\S.*)", value)
         remedy = (
@@ -447,10 +455,15 @@ def _component(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
         return reading.wrong(path, "must be a mapping with a `_target_` and its arguments", value)
     if "_target_" not in value:
         near = next(
-            (name for name in value if isinstance(name, str) and nearest(name.strip("_"), ["target", "class_path"])), ""
+            (
+                name
+                for name in value
+                if isinstance(name, str) and find_nearest(name.strip("_"), ["target", "class_path"])
+            ),
+            "",
         )
         if str(near).strip("_") in {"class_path", "target"} or near:
-            return reading.wrong((*path, near), UNKNOWN_KEY, suggestion=dotted((*path, "_target_")))
+            return reading.wrong((*path, near), UNKNOWN_KEY, suggestion=format_key((*path, "_target_")))
         return reading.wrong((*path, "_target_"), "must be given: the dotted path of what is called")
     return _note_component(reading, value, path, rules)
 
@@ -465,7 +478,7 @@ def _note_component(reading: Reading, value: dict[str, Any], path: Path, rules: 
 
 
 def check_node(reading: Reading, value: Any, path: Path) -> None:
-    """The form of a component and of all that is nested in it: no `???`, only the runner's own `_keys_`."""
+    """Check the form of a component and nested ones: no `???`, only the runner's own `_keys_`."""
     if value == "???":
         reading.wrong(path, "must be given: it is `???`")
     elif isinstance(value, list):
@@ -476,7 +489,7 @@ def check_node(reading: Reading, value: Any, path: Path) -> None:
             if not isinstance(name, str):
                 reading.wrong((*path, name), "must be a name (quote it)")
             elif re.fullmatch(r"_\w+_", name) and inner != "???":
-                _own_key(reading, name, inner, path)
+                _check_own_key(reading, name, inner, path)
             else:
                 check_node(reading, inner, (*path, name))
 
@@ -490,14 +503,14 @@ _OF_HYDRA = {
 _HOMES = {"optimizer": "torch.optim", "scheduler": "torch.optim.lr_scheduler", "loss": "torch.nn"}
 
 
-def _own_key(reading: Reading, name: str, value: Any, path: Path) -> None:
-    """`_target_`, `_args_` and `_partial_` of a component; other `_keys_` are refused."""
+def _check_own_key(reading: Reading, name: str, value: Any, path: Path) -> None:
+    """Check `_target_`, `_args_` and `_partial_` of a component; refuse other `_keys_`."""
     here = (*path, name)
     if name in _OF_HYDRA:
         reading.wrong(here, "is Hydra's, and has no effect here", value, remedy=f"leave it out: {_OF_HYDRA[name]}")
     elif name not in _RUNNER_KEYS:
-        near = nearest(name, _RUNNER_KEYS)
-        reading.wrong(here, UNKNOWN_KEY, suggestion=dotted((*path, near)) if near else "")
+        near = find_nearest(name, _RUNNER_KEYS)
+        reading.wrong(here, UNKNOWN_KEY, suggestion=format_key((*path, near)) if near else "")
     elif name == "_target_" and not (isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value)):
         home = _HOMES.get(str(path[0]), "") if path else ""
         right = f"{home}.{value}" if home and isinstance(value, str) and value.isidentifier() else ""
@@ -513,30 +526,30 @@ def _own_key(reading: Reading, name: str, value: Any, path: Path) -> None:
 
 
 _SCALARS: dict[Any, Callable[[Reading, Any, Path, Any], Any]] = {
-    bool: _boolean,
-    int: _integer,
-    float: _number,
-    str: _text,
-    schema.Duration: _duration,
-    schema.Pattern: _pattern,
-    schema.Component: _component,
+    bool: _read_boolean,
+    int: _read_integer,
+    float: _read_number,
+    str: _read_text,
+    schema.Duration: _read_duration,
+    schema.Pattern: _read_pattern,
+    schema.Component: _read_component,
 }
 
 
-def plain(value: Any) -> Any:
-    """A typed config as plain data, every default filled in; `read(plain(config))` gives it back."""
+def to_plain(value: Any) -> Any:
+    """Convert a typed config to plain data with every default filled in; `read` inverts it."""
     if dataclasses.is_dataclass(value):
         data: dict[str, Any] = {}
         extra: dict[str, Any] = {}
         for item in dataclasses.fields(value):
-            inner = plain(getattr(value, item.name))
+            inner = to_plain(getattr(value, item.name))
             if item.metadata.get("rest"):
                 extra = inner
             else:
                 data[item.metadata.get("alias", item.name)] = inner
         return {**data, **extra}
     if isinstance(value, dict):
-        return {name: plain(inner) for name, inner in value.items()}
+        return {name: to_plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
+        return [to_plain(inner) for inner in value]
     return value

@@ -1,4 +1,4 @@
-"""Settings that a recipe wrote for one option of a group, where another option is in force: they do not move to it.
+"""Recipe settings for one option of a group, left out where another option is in force.
 
 A recipe is a file of `conf/experiment`, or the primary config with keys of its own. What it sets below a group is for
 the option that the recipe itself chooses (or that the defaults choose, where it chooses none).
@@ -46,30 +46,31 @@ Options = dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class Superseded:
-    """A group of a recipe that was written for other options than those in force."""
+class SupersededGroup:
+    """Group of a recipe whose settings were written for other options than those in force."""
 
     group: str
     written_for: tuple[str, ...]
     chosen: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"written for {_said(self.group, self.written_for)}, and {_said(self.group, self.chosen)} is chosen"
+        written_for, chosen = _format_options(self.group, self.written_for), _format_options(self.group, self.chosen)
+        return f"written for {written_for}, and {chosen} is chosen"
 
 
-def _said(group: str, options: Sequence[str]) -> str:
+def _format_options(group: str, options: Sequence[str]) -> str:
     names = [option.removeprefix(f"{group}/") for option in options]
     return f"{group}={'null' if not names else names[0] if len(names) == 1 else '[' + ','.join(names) + ']'}"
 
 
-def superseded(
+def find_superseded(
     defaults: Sequence[ResultDefault],
     overrides: Sequence[Override],
     repository: Any,
     loader: ConfigLoader,
     primary: str,
-) -> dict[str, dict[str, Superseded]]:
-    """The groups of each recipe (by its config path) whose settings are for other options than those in force.
+) -> dict[str, dict[str, SupersededGroup]]:
+    """Find each recipe's groups (by config path) whose settings are for options not in force.
 
     Args:
         defaults: the defaults list of the composition.
@@ -78,10 +79,10 @@ def superseded(
         loader: what an override of Hydra's asks for the groups.
         primary: the name of the primary config.
     """
-    chosen = options(defaults)
+    chosen = list_options(defaults)
     explicit = {override.key_or_group for override in overrides if not isinstance(override.value(), dict)}
     recipes = [d for d in defaults if not d.package and _is_recipe(d.config_path or "", primary)]
-    found: dict[str, dict[str, Superseded]] = {}
+    found: dict[str, dict[str, SupersededGroup]] = {}
     presets = [default for default in defaults if (default.config_path or "").startswith("debug/")]
     experiments = [default for default in recipes if default.config_path != primary]
     if len(experiments) <= 1 and not presets and not explicit & {*GROUPS}:  # it is in force as it is written
@@ -90,23 +91,23 @@ def superseded(
         path = default.config_path or ""
         loaded = repository.load_config(path)
         config = loaded.config if loaded is not None else None
-        groups = [group for group in GROUPS if isinstance(config, DictConfig) and _sets(config, group)]
+        groups = [group for group in GROUPS if isinstance(config, DictConfig) and _has_settings(config, group)]
         if not groups:
             continue
-        own = _of_primary(loaded) if path == primary else _alone(path, repository, loader, primary)
+        own = _list_primary_options(loaded) if path == primary else _compose_alone(path, repository, loader, primary)
         if own is None:
             continue
         for group in groups:
             before, now = own.get(group, ()), chosen.get(group, ())
-            replaced = group in explicit and _replaces(config, group, repository, now)
+            replaced = group in explicit and _has_other_target(config, group, repository, now)
             if before != now or replaced:
                 written = (f"{group}/its own _target_",) if before == now else before
-                found.setdefault(path, {})[group] = Superseded(group, written, now)
+                found.setdefault(path, {})[group] = SupersededGroup(group, written, now)
     return found
 
 
-def options(defaults: Sequence[ResultDefault]) -> Options:
-    """The options of each group in a defaults list."""
+def list_options(defaults: Sequence[ResultDefault]) -> Options:
+    """Return the options of each group in a defaults list."""
     found: Options = {}
     for default in defaults:
         group, _, option = (default.config_path or "").partition("/")
@@ -119,8 +120,8 @@ def _is_recipe(path: str, primary: str) -> bool:
     return path == primary or path.startswith("experiment/")
 
 
-def leave_out(config: DictConfig, groups: Mapping[str, Superseded]) -> None:
-    """Take superseded groups out of a recipe's config, but for the runner's own keys in them."""
+def leave_out(config: DictConfig, groups: Mapping[str, SupersededGroup]) -> None:
+    """Remove superseded groups from a recipe's config, except the runner's own keys in them."""
     for group in groups:
         kept = [name for name in KEPT.get(group, ()) if name in config._get_node(group)]  # type: ignore[operator]  # noqa: SLF001
         if kept:
@@ -130,21 +131,21 @@ def leave_out(config: DictConfig, groups: Mapping[str, Superseded]) -> None:
             config.pop(group)
 
 
-def left_out(path: Sequence[str | int], groups: Mapping[str, Superseded]) -> Superseded | None:
-    """What a recipe's setting was written for, where it is left out."""
+def find_left_out(path: Sequence[str | int], groups: Mapping[str, SupersededGroup]) -> SupersededGroup | None:
+    """Return the superseded group that leaves out a recipe's setting; None where it stays."""
     reason = groups.get(str(path[0])) if path else None
     return None if reason is None or (len(path) > 1 and path[1] in KEPT.get(reason.group, ())) else reason
 
 
-def _sets(config: DictConfig, group: str) -> bool:
+def _has_settings(config: DictConfig, group: str) -> bool:
     node = config._get_node(group)  # noqa: SLF001  an interpolation is not followed
     if not isinstance(node, DictConfig) or node._is_none() or node._is_missing() or node._is_interpolation():  # noqa: SLF001
         return False
     return any(name not in KEPT.get(group, ()) for name in node)
 
 
-def _replaces(config: Any, group: str, repository: Any, chosen: Sequence[str]) -> bool:
-    """Whether a recipe names another class than the option does, which an argument asks for by name."""
+def _has_other_target(config: Any, group: str, repository: Any, chosen: Sequence[str]) -> bool:
+    """Return whether a recipe names another `_target_` than the chosen options do."""
     if "_target_" not in config[group]:
         return False
     loaded = [repository.load_config(path) for path in chosen]
@@ -152,8 +153,8 @@ def _replaces(config: Any, group: str, repository: Any, chosen: Sequence[str]) -
     return config[group]._get_node("_target_")._value() not in named  # noqa: SLF001
 
 
-def _of_primary(loaded: Any) -> Options:
-    """The options that the primary config chooses itself."""
+def _list_primary_options(loaded: Any) -> Options:
+    """Return the options that the primary config chooses itself."""
     found: Options = {}
     for default in loaded.defaults_list or ():
         group, value = getattr(default, "group", None), getattr(default, "value", None)
@@ -163,8 +164,8 @@ def _of_primary(loaded: Any) -> Options:
     return found
 
 
-def _alone(path: str, repository: Any, loader: ConfigLoader, primary: str) -> Options | None:
-    """The options that are in force where an experiment is the only argument; None where that cannot be composed."""
+def _compose_alone(path: str, repository: Any, loader: ConfigLoader, primary: str) -> Options | None:
+    """Return the options in force where an experiment is the only argument; None if it fails."""
     name = path.partition("/")[2]
     for text in (f"experiment={name}", f"+experiment={name}"):
         override = OverridesParser.create().parse_overrides([text])[0]
@@ -175,5 +176,5 @@ def _alone(path: str, repository: Any, loader: ConfigLoader, primary: str) -> Op
             )
         except (HydraException, OmegaConfBaseException, ValueError, AssertionError, TypeError):
             continue
-        return options(listed.defaults)
+        return list_options(listed.defaults)
     return None

@@ -1,4 +1,4 @@
-"""The nearest right name: for typing errors by edit distance, for habits from elsewhere by a list."""
+"""Nearest right names: by edit distance for typing errors, by a table for other tools' names."""
 
 import re
 from collections.abc import Iterable
@@ -99,8 +99,8 @@ ELSEWHERE = {
 }
 
 
-def distance(a: str, b: str, limit: int) -> int:
-    """Edits between two names (insert, delete, replace, swap neighbours); `limit + 1` where it is certainly more.
+def compute_distance(a: str, b: str, limit: int) -> int:
+    """Return the edit distance of two names; `limit + 1` where it certainly exceeds `limit`.
 
     Optimal string alignment: the restricted Damerau-Levenshtein distance.
     """
@@ -119,31 +119,31 @@ def distance(a: str, b: str, limit: int) -> int:
     return last[-1]
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that was probably meant; empty where none is near (more than a third of its letters differ)."""
+def find_nearest(name: str, known: Iterable[str]) -> str:
+    """Return the nearest known name; empty where more than a third of the letters differ."""
     limit = max(1, len(name) // 3)
 
     def rank(other: str) -> tuple[float, int, int, str]:
-        plain = distance(name.lower().replace("-", "_"), other.lower(), limit)
-        away = min(distance(name, other, limit), plain + 0.5)
+        plain = compute_distance(name.lower().replace("-", "_"), other.lower(), limit)
+        away = min(compute_distance(name, other, limit), plain + 0.5)
         # Of equally near ones the longer (a letter was left out), then the one with the longer common start.
-        return away, -len(other), -_common_start(name, other), other
+        return away, -len(other), -_count_common_start(name, other), other
 
     best = min((rank(other) for other in known if other != name), default=None)
     return best[3] if best and best[0] <= limit else ""
 
 
-def _common_start(a: str, b: str) -> int:
+def _count_common_start(a: str, b: str) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def did_you_mean(name: str) -> str:
-    """The remedy that names it; empty for no name."""
+def format_suggestion(name: str) -> str:
+    """Format the remedy that suggests a name; empty for no name."""
     return f"did you mean `{name}`?" if name else ""
 
 
-def other_name(key: str) -> str:
-    """The key here for a key or choice from elsewhere; empty where none is known."""
+def translate_name(key: str) -> str:
+    """Translate a key or choice of another tool; empty where no translation is known."""
     group, _, option = key.partition("=")
     if group == "device" and re.fullmatch(r"cuda:\d+", option):
         return f"device.type={option}"

@@ -6,9 +6,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from runner.config import origins
-from runner.config.defaults import signature_default
+from runner.config.defaults import find_signature_default
 from runner.config.hydra_loader import Composed
-from runner.config.parsing import default_of, plain, read
+from runner.config.parsing import find_default, read, to_plain
 from runner.core.errors import ABSENT, as_text
 
 REMOVED = "(removed)"
@@ -16,7 +16,7 @@ REMOVED = "(removed)"
 
 @dataclass(frozen=True)
 class Answer:
-    """One layer's word on the key."""
+    """Value that one layer gives a key, its place, and a note."""
 
     where: str
     value: Any
@@ -28,20 +28,20 @@ class Answer:
         return f"{self.where}  {as_text(self.value)}{chosen}{self.note}"
 
 
-def _in_the_end(composed: Composed, path: tuple[str | int, ...], last: Any) -> Any:
-    """The composed value; where nothing sets the key any more, the schema's default or what the last layer says."""
+def describe_final_value(composed: Composed, path: tuple[str | int, ...], last: Any) -> Any:
+    """Return a key's composed value; where it is unset, the default or the last layer's value."""
     value: Any = composed.config
     for part in path:
         try:
             value = value[part]
         except (KeyError, IndexError, TypeError):
-            default = default_of(origins.dotted(path)) if last == REMOVED else last
+            default = find_default(origins.format_key(path)) if last == REMOVED else last
             return last if default is ABSENT else default
     return value
 
 
-def layers(composed: Composed, path: tuple[str | int, ...]) -> list[Answer]:
-    """Every layer that set the key, defaults first, the winner last; empty where the key does not exist."""
+def collect_answers(composed: Composed, path: tuple[str | int, ...]) -> list[Answer]:
+    """Return every layer's value of a key, defaults first, the winner last; empty if unknown."""
     found = [
         Answer(s.where, REMOVED if s.value is ABSENT else s.value, s.chosen) for s in composed.layers.settings(path)
     ]
@@ -49,12 +49,14 @@ def layers(composed: Composed, path: tuple[str | int, ...]) -> list[Answer]:
         Answer(s.where, s.value, note=f"  (left out: {reason})") for s, reason in composed.layers.left_out(path)
     ]
     swept = OmegaConf.select(composed.hydra, "sweeper.params") or {}
-    if origins.dotted(path) in swept:
-        where = composed.layers.origin(("hydra", "sweeper", "params", origins.dotted(path)))
-        found.append(Answer(where, swept[origins.dotted(path)], note="  (swept)"))
+    if origins.format_key(path) in swept:
+        where = composed.layers.origin(("hydra", "sweeper", "params", origins.format_key(path)))
+        found.append(Answer(where, swept[origins.format_key(path)], note="  (swept)"))
     found += [
         Answer(
-            setting.where, REMOVED if setting.value is ABSENT else setting.value, note=f"  (sets {origins.dotted(key)})"
+            setting.where,
+            REMOVED if setting.value is ABSENT else setting.value,
+            note=f"  (sets {origins.format_key(key)})",
         )
         for key, setting in composed.layers.parts(path)
     ]
@@ -62,39 +64,39 @@ def layers(composed: Composed, path: tuple[str | int, ...]) -> list[Answer]:
         found.append(
             Answer(composed.layers.chooser(str(path[0])), composed.choices[str(path[0])], note="  (config group)")
         )
-    default = _default(composed, path)
+    default = _find_default(composed, path)
     answers = [*([default] if default else []), *found]
     answers = [*answers[:-1], *passed_over, *answers[-1:]]  # the winner last
-    return [*answers, *_references(composed, path, found)]
+    return [*answers, *_follow_references(composed, path, found)]
 
 
-def _default(composed: Composed, path: tuple[str | int, ...]) -> Answer | None:
-    """The default in the schema or in the target's signature."""
+def _find_default(composed: Composed, path: tuple[str | int, ...]) -> Answer | None:
+    """Return the default in the schema or in the target's signature; None where there is none."""
     node: Any = composed.config
     for part in path[:-1]:
         node = node.get(part) if isinstance(node, dict) else None
     if isinstance(node, dict) and isinstance(node.get("_target_"), str):
-        default = signature_default(node["_target_"], str(path[-1]))
+        default = find_signature_default(node["_target_"], str(path[-1]))
         if default is not None:
             return Answer(default.where, default.value, note=f"  (signature of {node['_target_']})")
     if not origins.is_schema_key(path) or origins.is_required(path):
         return None
-    value: Any = plain(read({})[0])
+    value: Any = to_plain(read({})[0])
     for part in path:
         value = value.get(part, ABSENT) if isinstance(value, dict) else ABSENT
-    return None if value is ABSENT else Answer(origins.schema_line(path), value, note="  (default)")
+    return None if value is ABSENT else Answer(origins.find_schema_line(path), value, note="  (default)")
 
 
-def _references(composed: Composed, path: tuple[str | int, ...], found: list[Answer]) -> list[Answer]:
-    """Where the winner is an interpolation: the lines that set what it points to, and the value in the end."""
+def _follow_references(composed: Composed, path: tuple[str | int, ...], found: list[Answer]) -> list[Answer]:
+    """Return the answers for the keys that the winner's interpolations reference."""
     if not found or not isinstance(found[-1].value, str) or "${" not in found[-1].value:
         return []
     answers = []
     for reference in origins.REFERENCE.findall(found[-1].value):
-        target = origins.target(reference, path)
+        target = origins.resolve_reference(reference, path)
         if target != path:
             answers += [
-                Answer(a.where, a.value, a.chosen, f"  (as {origins.dotted(target)}){a.note}")
-                for a in layers(composed, target)
+                Answer(a.where, a.value, a.chosen, f"  (as {origins.format_key(target)}){a.note}")
+                for a in collect_answers(composed, target)
             ]
     return answers

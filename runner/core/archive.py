@@ -1,4 +1,4 @@
-"""Archives from strangers: unpacked into a new folder whole or not at all, nothing outside it, within limits."""
+"""Unpack untrusted archives whole or not at all, inside a new folder and within limits."""
 
 import bz2
 import gzip
@@ -35,20 +35,20 @@ FREE_RATIO = 100 * 2**20  # bytes up to which the ratio does not matter: small f
 
 @dataclass(frozen=True)
 class Limits:
-    """What an archive may hold: `members`, `size` bytes in all, `ratio` times the bytes of the archive itself."""
+    """Limits of an archive: `members`, `size` in bytes, and the `ratio` of unpacked to packed bytes."""
 
     members: int = 2_000_000
     size: int = 2**40
     ratio: float = 200.0
 
 
-class _Bad(Exception):
-    """Why an archive is not unpacked."""
+class _RefusedArchive(Exception):
+    """Refusal of an archive; the message gives the reason."""
 
 
 @dataclass
 class _Budget:
-    """Counts what comes out of an archive."""
+    """Count of unpacked members and bytes, checked against the limits."""
 
     limits: Limits
     packed: int
@@ -59,25 +59,25 @@ class _Budget:
     def member(self, name: str) -> None:
         self.members += 1
         if self.members > self.limits.members:
-            raise _Bad(f"it has more than {self.limits.members:,} members, at {name!r} (members_limit)")
+            raise _RefusedArchive(f"it has more than {self.limits.members:,} members, at {name!r} (members_limit)")
 
     def bytes(self, count: int) -> None:
         self.size += count
         if self.size > self.limits.size:
-            raise _Bad(f"it holds more than {self.limits.size:,} bytes (size_limit)")
+            raise _RefusedArchive(f"it holds more than {self.limits.size:,} bytes (size_limit)")
         if self.size > max(FREE_RATIO, self.limits.ratio * self.packed):
-            raise _Bad(f"it becomes more than {self.limits.ratio:g} times as large (ratio_limit)")
+            raise _RefusedArchive(f"it becomes more than {self.limits.ratio:g} times as large (ratio_limit)")
 
 
-class _Counted(io.RawIOBase):
-    """A decompressed stream: what is read counts, and a tar header cannot ask for more than it may."""
+class _CountedStream(io.RawIOBase):
+    """Decompressed stream that counts the bytes read and refuses over-long tar headers."""
 
     def __init__(self, stream: IO[bytes], budget: _Budget) -> None:
         self.stream, self.budget, self.furthest = stream, budget, 0
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= BLOCK:
-            raise _Bad("one of its headers is longer than any name")
+            raise _RefusedArchive("one of its headers is longer than any name")
         data = self.stream.read(size)
         self._reached(self.stream.tell())
         return data
@@ -97,7 +97,7 @@ class _Counted(io.RawIOBase):
 
 
 def unpack(archive: Path, target: Path, limits: Limits = Limits()) -> list[str]:
-    """Unpack a tar (plain, gz, bz2, xz) or zip into the new folder `target`, a lone compressed file into that file.
+    """Unpack a tar (plain, gz, bz2, xz), a zip or a lone compressed file to the new path `target`.
 
     Where all of the archive lies in one folder of the target's name, that becomes the target. Files that Python could
     import are left out, since code below the working directory is trusted: their names are returned.
@@ -116,7 +116,7 @@ def unpack(archive: Path, target: Path, limits: Limits = Limits()) -> list[str]:
         if hasattr(os, "sync"):
             os.sync()  # what is renamed is taken for whole, also after a power cut
         (inner if alone and not inner.is_symlink() else temporary).rename(target)
-    except _Bad as error:
+    except _RefusedArchive as error:
         raise RunError(f"{archive} is not unpacked: {error}") from error
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, KeyError) as error:
         raise RunError(f"{archive} is not unpacked, it is damaged: {error}") from error
@@ -138,19 +138,19 @@ def _unpack(archive: Path, folder: Path, budget: _Budget) -> None:
         packed.seek(0)
         if head.startswith(b"PK"):
             folder.mkdir()
-            _unzip(packed, folder, budget)
+            _unpack_zip(packed, folder, budget)
             return
         opener = next((opener for magic, opener in COMPRESSED.items() if head.startswith(magic)), None)
         if opener is None:
             folder.mkdir()
-            _untar(packed, folder, budget)
+            _unpack_tar(packed, folder, budget)
             return
         with opener(packed) as stream:
             first = stream.read(tarfile.BLOCKSIZE)
             stream.seek(0)
             if _is_tar(first):
                 folder.mkdir()
-                _untar(stream, folder, budget)
+                _unpack_tar(stream, folder, budget)
             else:
                 with folder.open("xb") as out:
                     _copy(stream, out, budget)
@@ -170,10 +170,10 @@ def _copy(source: IO[bytes], out: IO[bytes], budget: _Budget) -> None:
         out.write(block)
 
 
-def _untar(stream: IO[bytes], folder: Path, budget: _Budget) -> None:
+def _unpack_tar(stream: IO[bytes], folder: Path, budget: _Budget) -> None:
     links: set[PurePosixPath] = set()
-    with tarfile.open(fileobj=_Counted(stream, budget), mode="r:", errorlevel=1) as archive:
-        for member in _members(archive):
+    with tarfile.open(fileobj=_CountedStream(stream, budget), mode="r:", errorlevel=1) as archive:
+        for member in _iterate_members(archive):
             name = PurePosixPath(member.name.lstrip("/"))
             budget.member(member.name)
             if member.sparse is not None or member.size > budget.limits.size:
@@ -182,48 +182,48 @@ def _untar(stream: IO[bytes], folder: Path, budget: _Budget) -> None:
                 _check_link(member, name, links)
                 links.add(name)
             if any(above in links for above in name.parents):
-                raise _Bad(f"{member.name!r} goes through a link")
+                raise _RefusedArchive(f"{member.name!r} goes through a link")
             if name in links and not member.issym() and not member.islnk():
-                raise _Bad(f"{member.name!r} replaces a link")
+                raise _RefusedArchive(f"{member.name!r} replaces a link")
             if name.name.endswith(IMPORTABLE):
                 budget.left_out.append(member.name)
                 continue
             try:
                 archive.extract(member, folder, filter="data")
             except tarfile.FilterError as error:
-                raise _Bad(str(error)) from error
+                raise _RefusedArchive(str(error)) from error
             archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
 
 
-def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def _iterate_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := archive.next()) is not None:
         yield member
 
 
 def _check_link(member: tarfile.TarInfo, name: PurePosixPath, links: set[PurePosixPath]) -> None:
-    """Refuse a link that leads out, or to a file through another link, whose place only the disk could tell."""
+    """Refuse a link that leads outside, and a hard link that goes through another link."""
     raw = member.linkname
     base = name.parent if member.issym() else PurePosixPath()
     inside = PurePosixPath(os.path.normpath(base / raw))
     plain = os.path.normpath(raw) == raw.rstrip("/")
     if raw.startswith("/") or not plain or inside.parts[:1] == ("..",):
-        raise _Bad(f"{member.name!r} is a link to {raw!r}, which may lie outside")
+        raise _RefusedArchive(f"{member.name!r} is a link to {raw!r}, which may lie outside")
     if member.islnk() and (inside in links or any(above in links for above in inside.parents)):
-        raise _Bad(f"{member.name!r} goes through a link")
+        raise _RefusedArchive(f"{member.name!r} goes through a link")
 
 
-def _unzip(stream: IO[bytes], folder: Path, budget: _Budget) -> None:
+def _unpack_zip(stream: IO[bytes], folder: Path, budget: _Budget) -> None:
     with zipfile.ZipFile(stream) as archive:
         for member in archive.infolist():
             budget.member(member.filename)
             name = PurePosixPath(member.filename)
             if name.is_absolute() or ".." in name.parts or "\\" in member.orig_filename:
-                raise _Bad(f"{member.filename!r} would lie outside")
+                raise _RefusedArchive(f"{member.filename!r} would lie outside")
             kind = stat.S_IFMT(member.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _Bad(f"{member.filename!r} is neither a file nor a folder")
+                raise _RefusedArchive(f"{member.filename!r} is neither a file nor a folder")
             if member.flag_bits & 1:
-                raise _Bad(f"{member.filename!r} is encrypted")
+                raise _RefusedArchive(f"{member.filename!r} is encrypted")
             place = folder / name
             if member.is_dir():
                 place.mkdir(parents=True, exist_ok=True)

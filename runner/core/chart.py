@@ -13,7 +13,7 @@ WIDTH, HEIGHT, LEFT, TOP, RIGHT = 760, 300, 70, 40, 20  # pixels: of a panel, an
 
 @dataclass(frozen=True)
 class Line:
-    """One line. Points that are not finite, or not above 0 on a logarithmic axis, are left out."""
+    """One line; non-finite points, and those at or below 0 on a logarithmic axis, are left out."""
 
     label: str  # in the legend; empty: not there
     points: Sequence[tuple[float, float]]
@@ -33,7 +33,7 @@ class Panel:
 
 
 class _Axis:
-    """Values to a share of the axis, 0 to 1, and where it has ticks; a rounded one ends at ticks, or begins at 0."""
+    """Axis that maps values to shares from 0 to 1 and places ticks; `rounded` ends it at ticks."""
 
     def __init__(self, values: Iterable[float], *, log: bool, rounded: bool = False) -> None:
         self.log = log
@@ -55,7 +55,7 @@ class _Axis:
         return ((math.log10(value) if self.log else value) - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Shares and texts: powers of ten, or about five round numbers."""
+        """Return the shares and labels of the ticks: powers of ten, or about five round numbers."""
         span = self.high - self.low
         if self.log:
             every = max(1, math.ceil(span / 10))
@@ -67,8 +67,8 @@ class _Axis:
         return [((number - self.low) / span, f"{number:.10g}") for number in numbers]
 
 
-def svg(panels: Sequence[Panel]) -> str:
-    """The panels as one SVG image, 760 pixels wide."""
+def render_svg(panels: Sequence[Panel]) -> str:
+    """Render the panels as one SVG image, 760 pixels wide."""
     parts = [
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{len(panels) * HEIGHT}"'
@@ -76,13 +76,13 @@ def svg(panels: Sequence[Panel]) -> str:
         )
     ]
     for place, panel in enumerate(panels):
-        parts += _panel(panel, place * HEIGHT + TOP)
+        parts += _render_panel(panel, place * HEIGHT + TOP)
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _panel(panel: Panel, base: float) -> list[str]:
+def _render_panel(panel: Panel, base: float) -> list[str]:
     wide, tall = WIDTH - LEFT - RIGHT, HEIGHT - 2 * TOP
-    lines = [[point for point in line.points if _shown(panel, *point)] for line in panel.lines]
+    lines = [[point for point in line.points if _is_visible(panel, *point)] for line in panel.lines]
     points = [point for line in lines for point in line]
     across = _Axis((x for x, _ in points), log=panel.log_x)
     up = _Axis((y for _, y in points), log=panel.log_y, rounded=True)
@@ -102,17 +102,17 @@ def _panel(panel: Panel, base: float) -> list[str]:
         anchor, shift = ("start", 4) if x < WIDTH / 2 else ("end", -4)
         text = f'<text x="{x + shift:.1f}" y="{base + 12}" text-anchor="{anchor}">{escape(panel.mark[1])}</text>'
         parts.append(f'<path d="M{x:.1f} {base}v{tall}" stroke="#888" stroke-dasharray="4 3"/>{text}')
-    return parts + _drawn(panel, lines, (across, up), base)
+    return parts + _render_lines(panel, lines, (across, up), base)
 
 
-def _shown(panel: Panel, x: float, y: float) -> bool:
+def _is_visible(panel: Panel, x: float, y: float) -> bool:
     return math.isfinite(x) and math.isfinite(y) and (x > 0 or not panel.log_x) and (y > 0 or not panel.log_y)
 
 
-def _drawn(
+def _render_lines(
     panel: Panel, lines: Sequence[Sequence[tuple[float, float]]], axes: tuple[_Axis, _Axis], base: float
 ) -> list[str]:
-    """The lines themselves, and the legend below them."""
+    """Render the lines and the legend below them."""
     wide, tall = WIDTH - LEFT - RIGHT, HEIGHT - 2 * TOP
     parts, number, place = [], 0, float(LEFT)
     for line, points in zip(panel.lines, lines, strict=True):

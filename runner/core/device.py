@@ -1,4 +1,4 @@
-"""The device of a run: which one, its threads, its determinism."""
+"""Device of a run: choice, threads, precision and determinism."""
 
 import importlib.util
 import os
@@ -11,7 +11,7 @@ import torch
 
 
 def choose(name: str, local_rank: int = 0) -> torch.device:
-    """The device that `cpu`, `cuda`, `cuda:N`, `mps` or `auto` (a GPU where there is one) names.
+    """Return the device that `cpu`, `cuda`, `cuda:N`, `mps` or `auto` (a GPU if there is one) names.
 
     Of several processes on this machine that train together each gets the GPU of its `local_rank`.
 
@@ -54,8 +54,8 @@ def set_up(device: torch.device, threads: int, deterministic: str, precision: st
 
 
 @contextmanager
-def flags_kept() -> Iterator[None]:
-    """The process's flags of precision are afterwards as they were."""
+def keep_precision_flags() -> Iterator[None]:
+    """Restore the process's TF32 flags on exit."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
         yield
@@ -63,8 +63,8 @@ def flags_kept() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def cannot_compute(device: torch.device, precision: str) -> str:
-    """Why a device cannot compute in this precision; empty where it can."""
+def explain_cannot_compute(device: torch.device, precision: str) -> str:
+    """Explain why a device cannot compute in a precision; empty where it can."""
     cuda = device.type == "cuda"
     if precision == "tf32" and not (cuda and torch.cuda.get_device_capability(device) >= (8, 0)):
         return "TensorFloat-32 is of NVIDIA's GPUs from Ampere (compute capability 8.0) on"
@@ -75,8 +75,8 @@ def cannot_compute(device: torch.device, precision: str) -> str:
     return ""
 
 
-def cannot_compile(device: torch.device) -> str:
-    """Why `torch.compile` cannot be had here; empty where it can."""
+def explain_cannot_compile(device: torch.device) -> str:
+    """Explain why `torch.compile` is not available here; empty where it is."""
     try:
         torch.compile(len)  # refuses a Python that is too new; compiles nothing before the first call
     except RuntimeError as error:
@@ -91,7 +91,7 @@ def cannot_compile(device: torch.device) -> str:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until everything given to the device is done (for clocks only)."""
+    """Wait until the device has finished all queued work (for clocks only)."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -99,6 +99,6 @@ def synchronize(device: torch.device) -> None:
 
 
 def describe(device: torch.device) -> dict[str, str]:
-    """The kind of a device, which its numbers depend on: its type, and the model of a GPU."""
+    """Return the type of a device and the model of a GPU, on which numeric results depend."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"type": device.type, "name": name}

@@ -1,4 +1,4 @@
-"""Files from the net: verified by SHA-256, resumed where they broke off, whole or not there."""
+"""Download files: SHA-256 verified, resumed after a broken connection, complete or absent."""
 
 import errno
 import fcntl
@@ -41,24 +41,24 @@ LINE_SECONDS = 5.0  # between two lines about a download, where no terminal show
 PASSING = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
 
 
-class _Refused(Exception):
-    """An address that need not be tried again; the text says why."""
+class _RefusedDownload(Exception):
+    """Refusal of an address that need not be tried again; the message gives the reason."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows to http and https, and from https to https alone."""
+    """Redirect handler that follows to http and https, and from https to https alone."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: object, code: int, msg: str, headers: object, newurl: str
     ) -> urllib.request.Request | None:
         scheme = urllib.parse.urlparse(newurl).scheme
         if scheme not in ("http", "https") or (req.type == "https" and scheme == "http"):
-            raise _Refused(f"it redirects from {req.type} to {scheme}: {newurl}")
+            raise _RefusedDownload(f"it redirects from {req.type} to {scheme}: {newurl}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
 
 
-def _opener() -> urllib.request.OpenerDirector:
-    """One that knows http and https and nothing else (urllib's own opens files and ftp too)."""
+def _make_opener() -> urllib.request.OpenerDirector:
+    """Build a URL opener for http and https alone; urllib's own also opens files and ftp."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -74,7 +74,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def fetch(urls: str | Sequence[str], file: Path, sha256: str, *, size: int | None = None) -> bool:
-    """Have `file` with this content: it is there, or it is downloaded; whether it was.
+    """Ensure that `file` exists with this content; return whether it was downloaded.
 
     What came before a connection broke is kept in `.<name>.part` and gone on from, in this call and in the next. Two
     processes that want the same file download it once.
@@ -92,7 +92,7 @@ def fetch(urls: str | Sequence[str], file: Path, sha256: str, *, size: int | Non
     if not file.exists():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with _part(file) as part:
+            with _lock_part(file) as part:
                 if part is not None:
                     if not sha256:
                         part.truncate(0)  # nothing would tell whether its beginning is of the same file
@@ -100,7 +100,7 @@ def fetch(urls: str | Sequence[str], file: Path, sha256: str, *, size: int | Non
                     return True
         except OSError as error:
             raise RunError(f"{file} cannot be written: {error.strerror or error}") from error
-    actual = digest(file)
+    actual = compute_sha256(file)
     if not actual.startswith(sha256):
         raise RunError(
             f"{file} has the SHA-256 {actual}, but {sha256} is asked for: move it away to have it downloaded"
@@ -117,7 +117,7 @@ def provide(
     unpacked: Path | None = None,
     limits: Limits | None = None,
 ) -> None:
-    """Have a file from the net, or what it is unpacked to: where that is there, nothing is asked of the net.
+    """Ensure that a file, or its unpacked form `unpacked`, exists; download it only if missing.
 
     Raises:
         RunError: see `fetch` and `unpack`.
@@ -133,20 +133,20 @@ def provide(
             _say(f"left out {len(left_out):,} files that Python could import: {shown}")
 
 
-def digest(file: Path) -> str:
-    """The SHA-256 of a file, hexadecimal."""
+def compute_sha256(file: Path) -> str:
+    """Compute the SHA-256 of a file, hexadecimal."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _part_of(file: Path) -> Path:
+def _get_part_path(file: Path) -> Path:
     return file.with_name(f".{file.name}.part")
 
 
 @contextmanager
-def _part(file: Path) -> Iterator[BinaryIO | None]:
-    """`.<name>.part`, for this process alone; None where another one has made the whole file meanwhile."""
-    path = _part_of(file)
+def _lock_part(file: Path) -> Iterator[BinaryIO | None]:
+    """Lock `.<name>.part` for this process; yield None where another one completed the file."""
+    path = _get_part_path(file)
     while True:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b") as part:
             try:
@@ -181,10 +181,10 @@ def _is(path: Path, opened: BinaryIO) -> bool:
 
 
 def _fill(part: BinaryIO, file: Path, urls: Sequence[str], sha256: str, size: int | None) -> None:
-    """Download what the part lacks, verify it, and make it `file`."""
+    """Complete the part, verify it, and rename it to `file`."""
     said: list[str] = []
     left = list(urls)
-    if _whole(part, sha256):  # all there, but not renamed any more
+    if _is_whole(part, sha256):  # all there, but not renamed any more
         return _commit(part, file)
     for attempt in range(ATTEMPTS):
         if not left:
@@ -195,13 +195,13 @@ def _fill(part: BinaryIO, file: Path, urls: Sequence[str], sha256: str, size: in
         began = part.seek(0, os.SEEK_END)
         try:
             _receive(url, part, file.parent, size)
-            if _whole(part, sha256):
+            if _is_whole(part, sha256):
                 return _commit(part, file)
-            reason = f"has the SHA-256 {_digest(part)}, but {sha256} is asked for: it is not kept"
+            reason = f"has the SHA-256 {_compute_part_sha256(part)}, but {sha256} is asked for: it is not kept"
             part.truncate(0)
             if not began:  # else the beginning may be another file's, and it is tried once more from the start
                 left.remove(url)
-        except _Refused as error:
+        except _RefusedDownload as error:
             reason = str(error)
             left.remove(url)
         except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
@@ -218,36 +218,36 @@ def _fill(part: BinaryIO, file: Path, urls: Sequence[str], sha256: str, size: in
     )
 
 
-def _digest(part: BinaryIO) -> str:
+def _compute_part_sha256(part: BinaryIO) -> str:
     part.seek(0)
     return hashlib.file_digest(part, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def _whole(part: BinaryIO, sha256: str) -> bool:
+def _is_whole(part: BinaryIO, sha256: str) -> bool:
     part.flush()
-    return part.seek(0, os.SEEK_END) > 0 and _digest(part).startswith(sha256)
+    return part.seek(0, os.SEEK_END) > 0 and _compute_part_sha256(part).startswith(sha256)
 
 
 def _commit(part: BinaryIO, file: Path) -> None:
     os.fsync(part.fileno())
-    _part_of(file).replace(file)
+    _get_part_path(file).replace(file)
     sync_folder(file.parent)
 
 
 def _receive(url: str, part: BinaryIO, folder: Path, size: int | None) -> None:
-    """Append what the part lacks of the file at `url`.
+    """Append the missing rest of the file at `url` to the part.
 
     Raises:
         _Refused: there is nothing to be had, or too much.
         OSError: the connection broke; what came is in the part.
     """
     if urllib.parse.urlparse(url).scheme not in ("http", "https"):
-        raise _Refused("is neither http nor https")
+        raise _RefusedDownload("is neither http nor https")
     there = part.seek(0, os.SEEK_END)
     headers = {"User-Agent": "yaml-experiment-runner", "Accept-Encoding": "identity"}
     if there:
         headers["Range"] = f"bytes={there}-"
-    with _opened(url, headers) as response:
+    with _open_url(url, headers) as response:
         given = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
         if response.status != HTTPStatus.PARTIAL_CONTENT or given is None or int(given[1]) != there:
             if response.status == HTTPStatus.PARTIAL_CONTENT:
@@ -260,39 +260,39 @@ def _receive(url: str, part: BinaryIO, folder: Path, size: int | None) -> None:
         limit = UNSAID_LIMIT if size is None else size
         if total is not None and total > limit:
             part.truncate(0)
-            raise _Refused(f"has {total:,} bytes, and at most {limit:,} are taken")
+            raise _RefusedDownload(f"has {total:,} bytes, and at most {limit:,} are taken")
         if total is not None and total - there > shutil.disk_usage(folder).free:
             raise OSError(errno.ENOSPC, f"no room for {total - there:,} bytes")
-        with shown(f"downloading {url}", total, there) as progress:
+        with show_progress(f"downloading {url}", total, there) as progress:
             while (total is None or there < total) and (chunk := response.read1(CHUNK)):
                 there += len(chunk)
                 if there > limit:
                     part.truncate(0)
-                    raise _Refused(f"gives more than the {limit:,} bytes that are taken")
+                    raise _RefusedDownload(f"gives more than the {limit:,} bytes that are taken")
                 part.write(chunk)
                 progress(there)
     if there < (total or size or 0):
         raise ConnectionError(f"it broke off after {there:,} of {total or size:,} bytes")
 
 
-def _opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+def _open_url(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
     request = urllib.request.Request(url, headers=headers)  # noqa: S310  the opener knows http and https alone
     try:
-        response: http.client.HTTPResponse = _opener().open(request, timeout=SILENCE)
+        response: http.client.HTTPResponse = _make_opener().open(request, timeout=SILENCE)
     except urllib.error.HTTPError as error:
         error.close()
         said = f"answers {error.code} {error.reason}"
         if "Range" in headers and error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return _opened(url, {name: value for name, value in headers.items() if name != "Range"})
+            return _open_url(url, {name: value for name, value in headers.items() if name != "Range"})
         if error.code < HTTPStatus.INTERNAL_SERVER_ERROR and error.code not in PASSING:
-            raise _Refused(said) from error
+            raise _RefusedDownload(said) from error
         raise ConnectionError(said) from error
     return response
 
 
 @contextmanager
-def shown(what: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Tell how far it is, in bytes: a bar in a terminal, else a line now and then."""
+def show_progress(what: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Show a download's progress in bytes: a bar in a terminal, else a line now and then."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import (
@@ -310,18 +310,18 @@ def shown(what: str, total: int | None, done: int = 0) -> Iterator[Callable[[int
             yield lambda count: bar.update(task, completed=count)
         return
     said = time.monotonic()
-    _say(what + (f" ({_megabytes(total)})" if total else ""))
+    _say(what + (f" ({_format_megabytes(total)})" if total else ""))
 
     def line(count: int) -> None:
         nonlocal said
         if time.monotonic() - said > LINE_SECONDS:
             said = time.monotonic()
-            _say(f"{what}: {_megabytes(count)}" + (f" of {_megabytes(total)}" if total else ""))
+            _say(f"{what}: {_format_megabytes(count)}" + (f" of {_format_megabytes(total)}" if total else ""))
 
     yield line
 
 
-def _megabytes(count: int) -> str:
+def _format_megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 

@@ -1,4 +1,4 @@
-"""Durations and rhythms: `5ep` (epochs, fractions allowed) and `500st` (optimizer steps) become steps once."""
+"""Durations and rhythms: `5ep` (epochs) and `500st` (optimizer steps), converted to steps once."""
 
 import math
 import re
@@ -12,7 +12,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)ep|(\d+)st")
 
 @dataclass(frozen=True)
 class Duration:
-    """A span of training: so many epochs or so many optimizer steps."""
+    """Span of training in epochs or in optimizer steps."""
 
     amount: float
     unit: str  # "ep" or "st"
@@ -32,33 +32,33 @@ class Duration:
         return cls(float(epochs), "ep") if steps is None else cls(int(steps), "st")
 
     def steps(self, steps_per_epoch: int) -> int:
-        """The span in optimizer steps, rounded to the nearest."""
+        """Return the span in optimizer steps, rounded to the nearest."""
         return int(self.amount) if self.unit == "st" else round(self.amount * steps_per_epoch)
 
     def reaches(self, other: "Duration", steps_per_epoch: int | None = None) -> bool:
-        """Whether it is as long as another, or longer; False where only the unknown length of an epoch would tell."""
+        """Return whether the span is at least `other`; False where only the epoch length would tell."""
         if self.unit == other.unit:
             return self.amount >= other.amount
         return steps_per_epoch is not None and self.steps(steps_per_epoch) >= other.steps(steps_per_epoch)
 
     def epochs(self, steps_per_epoch: int) -> int:
-        """The span in whole epochs, rounded up: the number of times that an epoch ends or is cut short in it."""
+        """Return the span in whole epochs, rounded up: an epoch that is cut short counts."""
         return math.ceil(self.amount if self.unit == "ep" else self.amount / steps_per_epoch)
 
 
 def is_duration(value: object) -> bool:
-    """Whether a value is written as a duration."""
+    """Return whether a value is written as a duration."""
     return isinstance(value, str) and _DURATION.fullmatch(value) is not None
 
 
-def seconds(text: str) -> int:
-    """`1h30m` (days, hours, minutes, seconds, in this order) in seconds."""
+def parse_seconds(text: str) -> int:
+    """Parse `1h30m` (days, hours, minutes, seconds, in this order) to seconds."""
     units = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
     return sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([dhms])", text))
 
 
-def next_due(every: Duration | None, step: int, steps_per_epoch: int) -> int | None:
-    """The first step after `step` at which something with this rhythm is due; None where it never is.
+def compute_next_due(every: Duration | None, step: int, steps_per_epoch: int) -> int | None:
+    """Return the first step after `step` at which a rhythm is due; None where it never is.
 
     The k-th time is round(k * every), so that `0.3ep` does not drift. Raises ValueError for a rhythm of 0.
     """

@@ -1,4 +1,4 @@
-"""What goes wrong, by whom it is answered: the user's request (exit 2), the run (exit 1), a wish to stop (75, 130)."""
+"""Errors by cause: the user's request (exit 2), the run (exit 1), a request to stop (75, 130)."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
-from runner.core.escape import printable
+from runner.core.escape import make_printable
 from runner.core.paths import PACKAGE
 
 
@@ -23,7 +23,7 @@ ABSENT: Final = _Absent.ABSENT  # a mistake about something that has no value
 
 @dataclass(frozen=True)
 class Mistake:
-    """One line of the report.
+    """One mistake in a report.
 
     Attributes:
         key: the full key, `train.duration`.
@@ -45,10 +45,10 @@ class Mistake:
         value = "" if self.value is ABSENT else f", but is {as_text(self.value)}"
         where = f": {self.where}" if self.where else ""
         remedy = f"\n{self.remedy}" if self.remedy else ""
-        return printable(f"{self.key} {self.rule}{value}{where}{remedy}").replace("\n", "\n   ")
+        return make_printable(f"{self.key} {self.rule}{value}{where}{remedy}").replace("\n", "\n   ")
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data for `--json`; a missing value is left out."""
+        """Return plain data for `--json`; a missing value is left out."""
         plain = asdict(self)
         if self.value is ABSENT:
             del plain["value"]
@@ -58,35 +58,35 @@ class Mistake:
 
 
 def as_text(value: object, limit: int = 120) -> str:
-    """A value as YAML would say it, cut to `limit` characters."""
+    """Format a value as YAML would, cut to `limit` characters."""
     text = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, bool | None) else None
     text = text or repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def numbered(mistakes: list[Mistake], start: int = 1) -> str:
-    """The lines of a report, without its count."""
+def format_mistakes(mistakes: list[Mistake], start: int = 1) -> str:
+    """Format the numbered lines of a report, without its count."""
     return "\n".join(f"{number}. {mistake}" for number, mistake in enumerate(mistakes, start))
 
 
-def count_line(count: int) -> str:
-    """The last line of a report."""
+def format_count(count: int) -> str:
+    """Format the last line of a report: the number of mistakes."""
     return f"{count} mistake{'s' * (count != 1)}."
 
 
 class ConfigError(ValueError):
-    """The request or the configuration is wrong; nothing was created. Exit status 2.
+    """Error in the request or the config; nothing was created. Exit status 2.
 
     `str()` is the numbered report with one count at its end.
     """
 
     def __init__(self, mistakes: list[Mistake]) -> None:
         self.mistakes = mistakes
-        super().__init__(f"{numbered(mistakes)}\n{count_line(len(mistakes))}")
+        super().__init__(f"{format_mistakes(mistakes)}\n{format_count(len(mistakes))}")
 
 
-def own_line(error: BaseException) -> str:
-    """`file:line` of the last line of the user's own code that an error passed through; empty where there is none.
+def find_own_line(error: BaseException) -> str:
+    """Return `file:line` of the last user code in an error's traceback; empty where there is none.
 
     It is relative to the working directory where it lies below that. Installed packages, the standard library and this
     package are not the user's own.
@@ -98,18 +98,18 @@ def own_line(error: BaseException) -> str:
     return ""
 
 
-def in_words(error: BaseException) -> str:
-    """`KeyError: 'x' (dsets.py:12)`: an error, and the line of the user's own code that it came through."""
-    line = own_line(error)
+def describe_error(error: BaseException) -> str:
+    """Format an error and the line of user code in its traceback: `KeyError: 'x' (dsets.py:12)`."""
+    line = find_own_line(error)
     return f"{type(error).__name__}: {error}{f' ({line})' * bool(line)}"
 
 
 class RunError(RuntimeError):
-    """What only a download, the data or a device could show, in one paragraph. Exit status 1."""
+    """Error that only a download, the data or a device can show, in one paragraph. Exit status 1."""
 
 
-def refusal(error: OSError) -> str:
-    """Say which file the system has refused, why, and what can be done about it."""
+def explain_os_error(error: OSError) -> str:
+    """Explain which file the system refused, why, and how to resolve it."""
     path = None if error.filename is None else Path(os.fsdecode(error.filename))
     why = error.strerror or str(error)
     if path is None:
@@ -136,7 +136,7 @@ ELSEWHERE = "use another working directory, or for one run a folder elsewhere (`
 
 
 class Stopped(Exception):  # asked for, no error
-    """The run was asked to stop and has saved. Exit status 130 after Ctrl-C, else 75."""
+    """Stop of a run on request, after it has saved. Exit status 130 after Ctrl-C, else 75."""
 
     def __init__(self, signum: int) -> None:
         self.signal = signal.Signals(signum)

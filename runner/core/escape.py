@@ -1,4 +1,4 @@
-"""Text of strangers for a terminal, a line, a cell of a CSV, a shell: what would be obeyed is spelt out."""
+"""Escape untrusted text for a terminal, a line, a CSV cell or a shell."""
 
 import re
 import shlex
@@ -17,54 +17,54 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
-def printable(text: object) -> str:
+def make_printable(text: object) -> str:
     r"""Spell out every control character of a text but tabs and line feeds: ESC becomes `\x1b`."""
     said = text if isinstance(text, str) else str(text)
     if said.isascii() and said.isprintable():  # nearly always
         return said
-    return _OBEYED.sub(_spelt, said)
+    return _OBEYED.sub(_spell_out, said)
 
 
-def one_line(text: object) -> str:
-    """Spell out tabs and line feeds too, so that a text cannot begin a line of its own."""
-    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+def escape_line(text: object) -> str:
+    """Escape control characters, tabs and line feeds, so that a text stays on one line."""
+    return make_printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def strict_json(text: str) -> str:
-    """Spell out control characters that JSON allows in its strings."""
+def escape_json(text: str) -> str:
+    """Escape control characters that JSON allows in its strings."""
     return text if text.isascii() and "\x7f" not in text else _OBEYED.sub(lambda c: f"\\u{ord(c[0]):04x}", text)
 
 
-def _spelt(character: re.Match[str]) -> str:
+def _spell_out(character: re.Match[str]) -> str:
     number = ord(character[0])
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
 
 
-def csv_cell(text: str) -> str:
-    """Keep a text from being a formula of a spreadsheet, and within the length that it takes."""
-    said = printable(text)
+def escape_csv_cell(text: str) -> str:
+    """Escape a text for a CSV cell: no spreadsheet formula, at most CELL characters."""
+    said = make_printable(text)
     said = said if len(said) <= CELL else said[: CELL - 1] + "…"
     return f"'{said}" if said.startswith(_FORMULA) and not _NUMBER.fullmatch(said) else said
 
 
-def shell_word(text: str) -> str:
+def quote_shell_word(text: str) -> str:
     """Quote one word for a POSIX shell; control characters are written as `$'…'`."""
-    if printable(text) == text and "\n" not in text and "\t" not in text:
+    if make_printable(text) == text and "\n" not in text and "\t" not in text:
         return shlex.quote(text)
-    quoted = text.encode("utf-8", "surrogateescape" if _only_escaped(text) else "replace").decode("latin-1")
-    return "$'" + "".join(_ansi(c) for c in quoted) + "'"
+    quoted = text.encode("utf-8", "surrogateescape" if _has_only_escaped(text) else "replace").decode("latin-1")
+    return "$'" + "".join(_escape_ansi(c) for c in quoted) + "'"
 
 
-def _only_escaped(text: str) -> bool:
+def _has_only_escaped(text: str) -> bool:
     return not any("\ud800" <= c < "\udc80" or "\udcff" < c <= "\udfff" for c in text)
 
 
-def _ansi(character: str) -> str:
+def _escape_ansi(character: str) -> str:
     if character in "'\\":
         return f"\\{character}"
     return character if " " <= character <= "~" else f"\\x{ord(character):02x}"
 
 
-def shell_line(words: Iterable[str]) -> str:
-    """Join words to a line that a shell reads as these words."""
-    return " ".join(map(shell_word, words))
+def join_shell_words(words: Iterable[str]) -> str:
+    """Join words to a line that a shell splits into the same words."""
+    return " ".join(map(quote_shell_word, words))

@@ -1,4 +1,4 @@
-"""Files: the one writer of what must survive a crash, the one reader of `.pt` files, run directories and their lock."""
+"""Atomic, synced writes; bounded reads of regular files; strict JSON."""
 
 import contextlib
 import errno
@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from runner.core.escape import strict_json
+from runner.core.escape import escape_json
 
 
-class _Hashing(io.BufferedWriter):
-    """A file that hashes what goes through it. It cannot seek: the hash is of the bytes in their order."""
+class _HashingWriter(io.BufferedWriter):
+    """File writer that hashes its bytes in order and therefore cannot seek."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path, "xb"))
@@ -39,7 +39,7 @@ class _Hashing(io.BufferedWriter):
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> str:
-    """Make or replace `path` by what `write` writes: whole and on the disk when this returns, untouched if it raises.
+    """Create or replace `path` by `write`: complete and synced on return, untouched on an error.
 
     The file object cannot seek. Returns the SHA-256 of the bytes, in hexadecimal, taken while they were written.
 
@@ -47,7 +47,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> str:
         OSError: the disk is full, the folder not writable; or whatever else `write` raises.
     """
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
-    file = _Hashing(temporary)
+    file = _HashingWriter(temporary)
     try:
         with file:
             write(file)
@@ -66,7 +66,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> str:
 
 
 def read_back(path: Path, sha256: str) -> None:
-    """Read a file from the disk, where the system lets go of its copy in memory, and compare its SHA-256.
+    """Read a file from the disk, without the page cache where possible, and verify its SHA-256.
 
     Raises:
         OSError: it is not what was written.
@@ -93,15 +93,15 @@ def write_json(path: Path, value: Any) -> str:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Strict JSON of plain data; NaN and infinities as strings, which `float()` reads back.
+    """Format plain data as strict JSON; NaN and infinities become strings that `float()` reads.
 
     Raises:
         TypeError: something in it is not plain.
     """
     try:
-        return strict_json(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))
+        return escape_json(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))
     except ValueError:  # rare, so the copy is made only then
-        return strict_json(json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False))
+        return escape_json(json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False))
 
 
 def _without_nan(value: Any) -> Any:
@@ -115,7 +115,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def replace_link(path: Path, target: str) -> None:
-    """Make or replace the symbolic link `path`, relative to its folder, in one step. The folder is not synced."""
+    """Point the symbolic link `path` at `target`, relative to its folder, atomically but unsynced."""
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         temporary.symlink_to(target)
@@ -126,13 +126,13 @@ def replace_link(path: Path, target: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file if it can be deleted: only for what nothing refers to any more."""
+    """Delete a file if possible; meant for files that nothing references any more."""
     with contextlib.suppress(OSError):
         path.unlink()
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's entries (names made, renamed, removed) to the disk."""
+    """Sync a folder's entries (names made, renamed, removed) to the disk."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -144,7 +144,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """Open a file to be read, if it is a regular one: a pipe or a device could keep its reader for ever.
+    """Open a regular file for reading; refuse pipes and devices, which could block for ever.
 
     Raises:
         OSError: it is none, or cannot be opened.
@@ -165,7 +165,7 @@ def open_regular(path: Path) -> io.BufferedReader:
 
 
 def read_small(path: Path, most: int) -> bytes:
-    """The content of a regular file of at most so many bytes.
+    """Read a regular file of at most `most` bytes.
 
     Raises:
         OSError: it is larger, no regular file, or cannot be read.

@@ -1,4 +1,4 @@
-"""A lock on a folder, held by the operating system until its process ends."""
+"""Lock on a folder, held by the operating system until its process ends."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ from typing import Self
 
 from runner.core import safe_io
 from runner.core.errors import ConfigError, Mistake, RunError
-from runner.core.escape import shell_word
+from runner.core.escape import quote_shell_word
 from runner.core.files import remove
 
 _HELD: set[int] = set()
@@ -35,7 +35,7 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 
 class Lock:
-    """A run directory for this process alone, until `release` or the process's end, however it ends.
+    """Exclusive lock on a run directory, held until `release` or the end of the process.
 
     An OS lock; only where the file system has none, a file that is touched every BEAT_SECONDS, and that others take
     over when it was not for DEAD_SECONDS.
@@ -52,7 +52,7 @@ class Lock:
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
-            folder = shell_word(str(run_dir))
+            folder = quote_shell_word(str(run_dir))
             remedy = f"a copy can go on: `cp -r {folder} COPY`, `python -m runner resume COPY`"
             raise RunError(f"{run_dir} cannot be written ({error.strerror}): {remedy}") from error
         self._stopped: threading.Event | None = None  # set to end the signs of life, where there are some
@@ -61,7 +61,7 @@ class Lock:
         except BlockingIOError:
             holder = os.pread(self._handle, 200, 0).decode(errors="replace").strip() or "another process"
             os.close(self._handle)
-            raise ConfigError([_in_progress(run_dir, holder)]) from None
+            raise ConfigError([_make_in_progress_mistake(run_dir, holder)]) from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 os.close(self._handle)
@@ -72,7 +72,7 @@ class Lock:
         os.pwrite(self._handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)  # for the message
 
     def release(self) -> None:
-        """Let others have it; again is harmless, and so it is in a forked child, which never held it."""
+        """Release the lock; a no-op when repeated or in a forked child, which never held it."""
         if self._handle in _HELD:
             _HELD.remove(self._handle)
             os.close(self._handle)
@@ -86,7 +86,9 @@ class Lock:
         with contextlib.suppress(FileNotFoundError):
             if os.fstat(self._handle).st_mtime - self._heartbeat.stat().st_mtime < DEAD_SECONDS:
                 os.close(self._handle)
-                raise ConfigError([_in_progress(run_dir, self._heartbeat.read_text() or "another process")])
+                raise ConfigError(
+                    [_make_in_progress_mistake(run_dir, self._heartbeat.read_text() or "another process")]
+                )
             # Of several that find it dead one alone can rename it.
             self._heartbeat.rename(self._heartbeat.with_name(f".heartbeat.{os.urandom(4).hex()}.tmp"))
         try:
@@ -94,7 +96,7 @@ class Lock:
                 file.write(f"process {os.getpid()} on {socket.gethostname()}")
         except FileExistsError:
             os.close(self._handle)
-            raise ConfigError([_in_progress(run_dir, "another process")]) from None
+            raise ConfigError([_make_in_progress_mistake(run_dir, "another process")]) from None
         self._stopped = threading.Event()
         threading.Thread(target=self._beat, args=(self._stopped,), name="heartbeat", daemon=True).start()
 
@@ -110,6 +112,6 @@ class Lock:
         self.release()
 
 
-def _in_progress(run_dir: Path, holder: str) -> Mistake:
+def _make_in_progress_mistake(run_dir: Path, holder: str) -> Mistake:
     remedy = f"{holder} is at work on it: wait for it, or stop it"
     return Mistake("run", "must not be in progress", str(run_dir), remedy=remedy)

@@ -1,4 +1,4 @@
-"""The package's folder: `__file__` of a module names another folder once the module moves."""
+"""Folder of the package, defined once because `__file__` depends on where a module lies."""
 
 from pathlib import Path
 

@@ -17,8 +17,8 @@ import torch
 _U64 = np.uint64
 
 
-def key(seed: int, *names: str | int) -> int:
-    """A 63-bit key for the stream `(seed, *names)` (BLAKE2b of their text, so `('a', 1)` and `('a1',)` differ)."""
+def derive_key(seed: int, *names: str | int) -> int:
+    """Derive the 63-bit key of the stream `(seed, *names)` by BLAKE2b; `('a', 1)` and `('a1',)` differ."""
     text = repr((seed, *names)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
@@ -32,8 +32,8 @@ def seed_all(stream_key: int) -> None:
     random.seed(stream_key)
 
 
-def state() -> dict[str, Any]:
-    """All global generators' states as tensors and plain numbers (what `torch.load(weights_only=True)` opens)."""
+def get_state() -> dict[str, Any]:
+    """Return all global generator states in a form that `torch.load(weights_only=True)` opens."""
     numpy_state: Any = np.random.get_state()  # noqa: NPY002
     name, words, position, has_gauss, gauss = numpy_state
     version, internal, gauss_next = random.getstate()
@@ -47,7 +47,7 @@ def state() -> dict[str, Any]:
 
 
 def set_state(saved: dict[str, Any]) -> None:
-    """Put back what `state` gave."""
+    """Restore the generator states that `get_state` returned."""
     torch.set_rng_state(saved["torch"])
     if saved["cuda"]:
         torch.cuda.set_rng_state_all(saved["cuda"])
@@ -58,8 +58,8 @@ def set_state(saved: dict[str, Any]) -> None:
 
 
 @contextmanager
-def isolated() -> Iterator[None]:
-    """Whatever is drawn inside leaves the global generators of torch, NumPy and Python as they were."""
+def fork_rng() -> Iterator[None]:
+    """Restore the global generators of torch, NumPy and Python on exit."""
     cpu, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
     try:
@@ -74,14 +74,14 @@ def isolated() -> Iterator[None]:
 
 @contextmanager
 def stream(stream_key: int) -> Iterator[None]:
-    """Draw from the stream of this key inside; the global generators are afterwards as they were."""
-    with isolated():
+    """Draw from the stream of this key inside; restore the global generators on exit."""
+    with fork_rng():
         seed_all(stream_key)
         yield
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finalizer of SplitMix64 (Steele, Lea, Flood 2014), a bijection of 64 bits; passes BigCrush on a counter."""
+    """Apply SplitMix64's finalizer (Steele, Lea, Flood 2014): bijective on 64 bits, passes BigCrush."""
     x = (x ^ (x >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> _U64(27))) * _U64(0x94D049BB133111EB)
     return x ^ (x >> _U64(31))
@@ -93,8 +93,8 @@ def _hash(stream_key: int | npt.NDArray[np.uint64], counters: npt.NDArray[Any]) 
         return _mix(_mix(counters.astype(np.uint64) * _U64(0x9E3779B97F4A7C15)) ^ _mix(keys))
 
 
-def uniforms(stream_key: int | npt.NDArray[np.uint64], indices: npt.NDArray[np.int64], draws: int) -> torch.Tensor:
-    """Uniform numbers in [0, 1), float32, [len(indices), draws]: row i depends on (key, indices[i]) alone.
+def draw_uniforms(stream_key: int | npt.NDArray[np.uint64], indices: npt.NDArray[np.int64], draws: int) -> torch.Tensor:
+    """Draw uniform float32 in [0, 1), [len(indices), draws]; row i depends on (key, indices[i]) alone.
 
     `stream_key` may have a key for each row.
     """
@@ -104,6 +104,6 @@ def uniforms(stream_key: int | npt.NDArray[np.uint64], indices: npt.NDArray[np.i
     return torch.from_numpy((words >> _U64(40)).astype(np.float32) * np.float32(2**-24))
 
 
-def permutation(stream_key: int, length: int) -> npt.NDArray[np.int64]:
-    """A permutation of range(length), int64, the same on every platform and version (the order of unlike hashes)."""
+def draw_permutation(stream_key: int, length: int) -> npt.NDArray[np.int64]:
+    """Return a permutation of range(length), int64, the same on every platform and version."""
     return np.argsort(_hash(stream_key, np.arange(length))).astype(np.int64)

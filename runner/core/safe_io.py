@@ -1,4 +1,4 @@
-"""Files of run directories and sweeps, which may come from a stranger: read without following links, within limits."""
+"""Read untrusted run directories and sweeps without following links, within size limits."""
 
 import contextlib
 import errno
@@ -52,7 +52,7 @@ _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
-    """Open a regular file that is no link, without waiting for a pipe; the descriptor is inherited by nobody.
+    """Open a regular file that is no link, without blocking; child processes do not inherit it.
 
     Raises:
         OSError: it is a link, a pipe, a socket, a device or a folder, or cannot be opened.
@@ -96,10 +96,10 @@ def read_json(path: Path, limit: int = MAX_BYTES) -> Any:
         OSError: it cannot be read, is a link or too large.
         ValueError: it is no JSON, or is nested too deeply or has too many values.
     """
-    return loads(read_bytes(path, limit))
+    return parse_json(read_bytes(path, limit))
 
 
-def loads(data: bytes | str) -> Any:
+def parse_json(data: bytes | str) -> Any:
     """Parse JSON of at most MAX_DEPTH levels and MAX_NODES values. Raises ValueError."""
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     opened = raw.count(b"[") + raw.count(b"{")
@@ -118,24 +118,24 @@ def loads(data: bytes | str) -> Any:
         raise ValueError(f"is nested deeper than {MAX_DEPTH}") from None
 
 
-def lines(file: BinaryIO) -> Iterator[bytes]:
-    """Give the lines of a file; one longer than MAX_LINE comes cut, without its end."""
+def read_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a file in pieces of at most MAX_LINE bytes."""
     while line := file.readline(MAX_LINE):
         yield line
 
 
-def foreign(folder: Path) -> list[Mistake]:
-    """List what in a run directory is ours by name and is neither file nor folder of that directory itself.
+def find_foreign(folder: Path) -> list[Mistake]:
+    """List the runner's own names in a run directory that are links, pipes, devices or hard links.
 
     That is a link (but `last.pt` and `best.pt` to files beside them), a pipe, a socket, a device, or a file that is
     written in place and has another name elsewhere.
     """
-    return [Mistake("run", rule, str(path)) for path, rule in _foreign(folder, top=True)]
+    return [Mistake("run", rule, str(path)) for path, rule in _walk_foreign(folder, top=True)]
 
 
-def _foreign(folder: Path, *, top: bool) -> Iterator[tuple[Path, str]]:
+def _walk_foreign(folder: Path, *, top: bool) -> Iterator[tuple[Path, str]]:
     with contextlib.suppress(OSError):  # whoever opens it says so
-        for number, entry in enumerate(_entries(folder)):
+        for number, entry in enumerate(_list_entries(folder)):
             if number > MAX_ENTRIES:
                 yield folder, f"must have at most {MAX_ENTRIES:,} entries"
                 return
@@ -144,12 +144,12 @@ def _foreign(folder: Path, *, top: bool) -> Iterator[tuple[Path, str]]:
             path = folder / entry.name
             if entry.is_dir(follow_symlinks=False):
                 if not _JOB.fullmatch(entry.name):  # which is opened by itself
-                    yield from _foreign(path, top=False)
-            elif rule := _wrong(path, entry, top=top):
+                    yield from _walk_foreign(path, top=False)
+            elif rule := _find_problem(path, entry, top=top):
                 yield path, rule
 
 
-def _wrong(path: Path, entry: os.DirEntry[str], *, top: bool) -> str:
+def _find_problem(path: Path, entry: os.DirEntry[str], *, top: bool) -> str:
     if entry.is_symlink():
         target = str(path.readlink())
         ours = not top and entry.name in OUR_LINKS and "/" not in target and target not in (".", "..")
@@ -162,12 +162,12 @@ def _wrong(path: Path, entry: os.DirEntry[str], *, top: bool) -> str:
     return ""
 
 
-def _entries(folder: Path) -> Iterable[os.DirEntry[str]]:
+def _list_entries(folder: Path) -> Iterable[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         yield from entries
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Refuse a run directory that leads elsewhere. Raises ConfigError."""
-    if found := foreign(folder):
+    """Refuse a run directory whose files lead elsewhere. Raises ConfigError."""
+    if found := find_foreign(folder):
         raise ConfigError(found)

@@ -1,4 +1,4 @@
-"""Read files of tensors with `torch.load(weights_only=True)` and say what is wrong with those it refuses."""
+"""Read files of tensors with `torch.load(weights_only=True)` and diagnose refused ones."""
 
 import errno
 import hashlib
@@ -9,14 +9,14 @@ from typing import Any
 
 from runner.core import safe_io
 from runner.core.errors import RunError
-from runner.core.escape import shell_word
+from runner.core.escape import quote_shell_word
 from runner.core.files import open_regular
 
 
 def load_tensors(
     path: Path, map_location: Any = "cpu", sha256: str | None = None, content: io.BytesIO | None = None
 ) -> Any:
-    """Read a `.pt` or `.pth` file of tensors and plain containers: the one place that does, never unpickling more.
+    """Load a `.pt` or `.pth` file of tensors and plain containers; never unpickle anything else.
 
     With `sha256` (hexadecimal) the content is verified first: `torch.load` does not check the archive's CRCs. `content`
     is read in the place of the file, which then only has the name.
@@ -38,18 +38,18 @@ def load_tensors(
         # A seek before a torn file's start is an EINVAL without a file name.
         if isinstance(error, OSError) and (error.errno != errno.EINVAL or error.filename):
             raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
-        raise RunError(f"{path} {_what_is_wrong(path, error)}") from error
+        raise RunError(f"{path} {_diagnose(path, error)}") from error
 
 
-def _opened(path: Path) -> io.BufferedReader:
-    """Open a regular file, also through a link, without waiting for a pipe. Raises OSError."""
+def _open_resolved(path: Path) -> io.BufferedReader:
+    """Open a regular file, also through a link, without blocking on a pipe. Raises OSError."""
     return safe_io.open_read(path.resolve())
 
 
-def _what_is_wrong(path: Path, error: Exception) -> str:
+def _diagnose(path: Path, error: Exception) -> str:
     if path.is_dir():
-        return f"is damaged, or holds more than tensors and plain containers: {_first_sentence(error)}"
-    with _opened(path) as file:
+        return f"is damaged, or holds more than tensors and plain containers: {_get_first_sentence(error)}"
+    with _open_resolved(path) as file:
         head = file.read(512)
     if not head:
         return "is empty"
@@ -57,18 +57,18 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
         return "is a web page, not a file of tensors: the download gave an error page"
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
-    if refused := _refused_names(path, error):
+    if refused := _find_refused_names(path, error):
         return (
             f"holds pickled objects ({', '.join(refused)}), and loading them would run code: only tensors, numbers, "
             "strings and plain containers are read; if you trust it: "
-            f"`python -m runner convert {shell_word(str(path))} --trust`"
+            f"`python -m runner convert {quote_shell_word(str(path))} --trust`"
         )
     if head.startswith(b"PK"):
-        return f"is cut short or damaged: {_first_sentence(error)}"
-    return f"is not a file that torch.save wrote, or it is damaged: {_first_sentence(error)}"
+        return f"is cut short or damaged: {_get_first_sentence(error)}"
+    return f"is not a file that torch.save wrote, or it is damaged: {_get_first_sentence(error)}"
 
 
-def _refused_names(path: Path, error: Exception) -> list[str]:
+def _find_refused_names(path: Path, error: Exception) -> list[str]:
     import torch
 
     try:
@@ -77,5 +77,5 @@ def _refused_names(path: Path, error: Exception) -> list[str]:
         return re.findall(r"GLOBAL (\S+)", str(error))[:1]
 
 
-def _first_sentence(error: Exception) -> str:
+def _get_first_sentence(error: Exception) -> str:
     return str(error).split("\n", 1)[0].split(". ", 1)[0][:200] or type(error).__name__

@@ -66,7 +66,7 @@ def chosen_indices(dataset: Any, indices: Indices | None, split: str, limit: int
     """
     indices = np.arange(len(dataset)) if indices is None else indices
     if limit is not None and limit < len(indices):
-        indices = np.sort(indices[rng.permutation(rng.key(0, "limit", split), len(indices))[:limit]])
+        indices = np.sort(indices[rng.draw_permutation(rng.derive_key(0, "limit", split), len(indices))[:limit]])
     if not len(indices):
         message = f"the {split} split is empty"
         raise ValueError(message)

@@ -186,7 +186,7 @@ class Gathered:
             found = [key(epoch, name) for epoch in epochs]
             return found[0] if len(found) == 1 else np.repeat(np.array(found, np.uint64), each)
 
-        numbers = {name: rng.uniforms(keys(name), indices, draws) for name, draws in self.chain.draws.items()}
+        numbers = {name: rng.draw_uniforms(keys(name), indices, draws) for name, draws in self.chain.draws.items()}
         for name in self.chain.looped:  # the seeds that these samples have one by one
             seeds = [key(epochs[at // each], index, name) for at, index in enumerate(indices.tolist())]
             numbers[name] = torch.tensor(seeds)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from runner.core import rng
-from runner.core.errors import in_words
+from runner.core.errors import describe_error
 from runner.data.bad_samples import Fault, Faults, file_of
 from runner.data.interfaces import Indices
 from runner.data.samples import Pipeline, Stream, signature
@@ -48,7 +48,7 @@ class KeyedSamples(Dataset[Any]):
             return self.stream.key(epoch, index, name)
 
         def uniforms(name: str, draws: int) -> Tensor:
-            return rng.uniforms(self.stream.key(epoch, name), np.array([index]), draws)
+            return rng.draw_uniforms(self.stream.key(epoch, name), np.array([index]), draws)
 
         try:
             rng.seed_all(self.stream.key(epoch, index, "dataset"))
@@ -56,7 +56,7 @@ class KeyedSamples(Dataset[Any]):
             wrong = self.faults.wrong(raw)  # a crop may leave a NaN out in one epoch, and not in the next
             sample = raw if wrong else self.pipeline.apply(raw, keys, uniforms)
         except Exception as error:  # noqa: BLE001  a user's dataset and transforms may raise anything
-            return Fault(index, in_words(error), file_of(self.dataset, index))
+            return Fault(index, describe_error(error), file_of(self.dataset, index))
         if not wrong and self.pipeline.transforms:
             wrong = self.faults.wrong(sample)
         if not wrong and self.shapes is not None and signature(sample) != self.shapes:
@@ -65,7 +65,7 @@ class KeyedSamples(Dataset[Any]):
 
     def __getitems__(self, places: list[tuple[int, int]]) -> list[Any]:
         """A batch's samples, leaving the global generators as they were."""
-        with rng.isolated():
+        with rng.fork_rng():
             return [self[place] for place in places]
 
     def probe(self) -> None:
@@ -105,7 +105,7 @@ class KeyedStream(IterableDataset[Any]):
             if worker is not None and self.at is not None:
                 self.at[worker] = count
             keys = partial(self.stream.key, epoch, worker or 0, count)
-            with rng.isolated():
+            with rng.fork_rng():
                 rng.seed_all(keys("dataset"))
                 try:
                     source = iter(self.dataset) if source is None else source
@@ -113,14 +113,14 @@ class KeyedStream(IterableDataset[Any]):
                 except StopIteration:
                     return
                 except Exception as error:  # noqa: BLE001  a user's dataset may raise anything
-                    yield Fault(count, in_words(error), worker=worker, final=True)
+                    yield Fault(count, describe_error(error), worker=worker, final=True)
                     return
                 try:
                     wrong = self.faults.wrong(raw)
                     sample = raw if wrong else self.pipeline.apply(raw, keys)
                     wrong = wrong or self.faults.wrong(sample)
                 except Exception as error:  # noqa: BLE001  a user's transforms, too
-                    sample, wrong = None, in_words(error)
+                    sample, wrong = None, describe_error(error)
             if not wrong and self.of_one_shape:
                 shapes = shapes or signature(sample)
                 if signature(sample) != shapes:

@@ -98,7 +98,7 @@ class Stream:
 
     def key(self, epoch: int, *names: str | int) -> int:
         """The key of `(seed, epoch, *names)` in training, `(seed, split, *names)` elsewhere."""
-        return rng.key(self.seed, epoch if self.split == "train" else self.split, *names)
+        return rng.derive_key(self.seed, epoch if self.split == "train" else self.split, *names)
 
 
 class Order:
@@ -117,7 +117,7 @@ class Order:
         if self.sampler is not None:
             return np.fromiter(drawn(self.sampler, self.stream, epoch), dtype=np.int64)
         if self.shuffle:
-            return rng.permutation(self.stream.key(epoch, "order"), self.length)
+            return rng.draw_permutation(self.stream.key(epoch, "order"), self.length)
         return np.arange(self.length)
 
 

@@ -43,7 +43,7 @@ def split_indices(
     dealt = 0  # where the next class begins to deal, so that small remainders spread over the folds
     for label in np.unique(classes):
         members = np.flatnonzero(classes == label)
-        members = members[rng.permutation(rng.key(seed, "split", int(label)), len(members))]
+        members = members[rng.draw_permutation(rng.derive_key(seed, "split", int(label)), len(members))]
         taken = 0
         for name, fraction in fractions.items():
             count = round(fraction * len(members))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from runner.core import rng
-from runner.core.errors import in_words
+from runner.core.errors import describe_error
 from runner.data.bad_samples import Fault, Faults, file_of
 from runner.data.interfaces import Indices, Place
 from runner.data.samples import Stream, to_image
@@ -57,7 +57,7 @@ def stacked(dataset: Any, indices: Indices, stream: Stream, faults: Faults) -> W
             with rng.stream(stream.key(0, index, "dataset")):
                 sample = dataset[index]
         except Exception as error:  # noqa: BLE001  a user's dataset may raise anything
-            faults.note(Fault(index, in_words(error), file_of(dataset, index)))
+            faults.note(Fault(index, describe_error(error), file_of(dataset, index)))
             bad.add(index)
             continue
         for place, member in _members_of(sample, index).items():
@@ -159,7 +159,7 @@ def fingerprint(source: Any, indices: Indices) -> str:
             digest.update(rows.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
     digest.update(f"{type(source).__qualname__} {len(source)}".encode())
-    with rng.stream(rng.key(0, "fingerprint")):
+    with rng.stream(rng.derive_key(0, "fingerprint")):
         for index in indices[:: max(1, len(indices) // 8)][:8].tolist():
             try:
                 _update(digest, source[index])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from runner.config.check.imports import TargetError
 from runner.config.check.rules.rule import SUPERVISED
 from runner.config.schema import Config
-from runner.core.errors import ConfigError, Mistake, RunError, Stopped, in_words, own_line
+from runner.core.errors import ConfigError, Mistake, RunError, Stopped, describe_error, find_own_line
 from runner.experiment.preflight.report import Preflight
 from runner.experiment.record import provenance
 from runner.train import evaluation, loop, remedies
@@ -53,7 +53,7 @@ def words(error: Exception, run: Run | None, config: Config, found: Preflight | 
         return text
     mistake = None if run is None else diagnose(error, run, config, found)
     if mistake is None:
-        line = own_line(error)
+        line = find_own_line(error)
         return f"{text} ({line})" if line else text
     return in_one_line(mistake, blame)
 
@@ -83,7 +83,7 @@ def of_a_record(folder: Path) -> Iterator[None]:
         rule = f"cannot be built from its record: {error.rule}{changed_modules(folder)}"
         raise ConfigError([Mistake("RUN", rule, str(folder), error.where, error.remedy)]) from error
     except Exception as error:
-        text = str(error) if isinstance(error, RunError) else in_words(error)
+        text = str(error) if isinstance(error, RunError) else describe_error(error)
         raise RunError(f"{folder}: {text}{changed_modules(folder)}".replace("\n", " ")) from error
 
 
@@ -112,7 +112,7 @@ def diagnose(error: Exception, run: Run, config: Config, found: Preflight | None
     scene = look_at(error, run)
     if not scene.stage:
         return None
-    said, where = _said(error), own_line(error)
+    said, where = _said(error), find_own_line(error)
     which = f"a batch of {scene.split}" if scene.split != "train" else f"the batch of step {run.progress.step + 1:,}"
     holds = f" ({remedies.contents(scene.batch)})" if scene.known else ""
     if config.step["_target_"] == SUPERVISED and isinstance(scene.batch, Tensor):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from runner.config.check.check import Check
 from runner.config.hydra_loader import Composed
 from runner.config.schema import Config
-from runner.core.errors import Mistake, numbered
+from runner.core.errors import Mistake, format_mistakes
 
 if TYPE_CHECKING:
     from runner.experiment.preflight.report import Preflight
@@ -24,7 +24,7 @@ def reporter() -> Say:
     def say(mistakes: list[Mistake]) -> None:
         nonlocal said
         if mistakes:
-            sys.stderr.write(numbered(mistakes, start=said + 1) + "\n")
+            sys.stderr.write(format_mistakes(mistakes, start=said + 1) + "\n")
             sys.stderr.flush()
         said += len(mistakes)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runner.config.check.check import resolved
+from runner.config.check.check import to_resolved_data
 from runner.config.schema import Config
 from runner.core.durations import Duration
 from runner.core.errors import ConfigError, Mistake
@@ -49,7 +49,7 @@ def go_on(
         if plan.startswith("sample by sample"):
             config.loader.in_memory = False
     said += again.notes
-    where = {"config": resolved(config), "folder": str(folder.absolute())}
+    where = {"config": to_resolved_data(config), "folder": str(folder.absolute())}
     team.tell(where | {"rescheduled": again.rescheduled, "settings": again.settings, "schedule": again.schedule})
     try:
         run = at_last_checkpoint(config, folder, trust, said, again, team)
@@ -101,7 +101,7 @@ def at_last_checkpoint(
     team: Alone = ALONE,
 ) -> Run:
     """A run built anew, its newest whole checkpoint loaded; `said` gets what there is to say about damaged ones."""
-    run = run_builder.build(config, folder, resolved(config), trust, team)
+    run = run_builder.build(config, folder, to_resolved_data(config), trust, team)
     run.checkpoints.warn = said.append
     if not run.checkpoints.entries():
         run.checkpoints.refuse_lost(steps_of(folder))

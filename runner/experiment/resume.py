@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.config.schema import Config
-from runner.config.suggestions import did_you_mean, nearest
+from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import ConfigError, Mistake
 from runner.experiment.record.recorded import continuation, is_run
 
@@ -82,7 +82,9 @@ def split_schedule(argv: Sequence[str]) -> tuple[list[str], str]:
             continue
         word = value if separator else next(arguments, "")
         if word not in SCHEDULES:
-            near = nearest(word, SCHEDULES)
+            near = find_nearest(word, SCHEDULES)
             rule = f"must be {', '.join(SCHEDULES[:-1])} or {SCHEDULES[-1]}"
-            raise ConfigError([Mistake("--schedule", rule, word, f"argument `{argument}`", did_you_mean(near), near)])
+            raise ConfigError(
+                [Mistake("--schedule", rule, word, f"argument `{argument}`", format_suggestion(near), near)]
+            )
     return rest, word

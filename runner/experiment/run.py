@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from runner.config import schema
-from runner.config.check.check import resolved
+from runner.config.check.check import to_resolved_data
 from runner.config.check.rules.rule import SUPERVISED
-from runner.config.check.rules.train import too_long
+from runner.config.check.rules.train import find_too_long
 from runner.config.hydra_loader import Composed
 from runner.config.schema import Config
 from runner.core import device as devices
-from runner.core.errors import ConfigError, Mistake, RunError, refusal
+from runner.core.errors import ConfigError, Mistake, RunError, explain_os_error
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED
 from runner.core.files import remove, write_json
 from runner.core.lock import Lock
@@ -149,7 +149,7 @@ def launch(
     log: Log | None = None
     result = new_result()
     stands = again is None  # a run that goes on is not touched until it stands where it stood
-    with Lock(folder), stopping(stop), devices.flags_kept(), lasting_console():
+    with Lock(folder), stopping(stop), devices.keep_precision_flags(), lasting_console():
         try:
             team.watch(lambda culprit: give_up(folder, result if stands else None, culprit))
             said, record = list[str](), dict[str, Any]()
@@ -227,7 +227,7 @@ def cause_of(error: Exception) -> str:
     """An error in one paragraph, with the line of the user's own code that it comes from, where there is one."""
     ours = type(error).__module__.partition(".")[0] == "runner"
     if isinstance(error, OSError) and not ours:
-        text = refusal(error)
+        text = explain_os_error(error)
     else:
         text = str(error).encode(errors="backslashreplace").decode() if ours else words_of(error)
     place = place_of(error)
@@ -291,7 +291,7 @@ def start(
     debugging: bool = False,
 ) -> Run:
     """A new run: write down what it is, build it, write down where it comes from."""
-    plain = resolved(config)
+    plain = to_resolved_data(config)
     write_config(folder, plain, unresolved)
     remove(folder / "result.json")  # of an attempt that failed before it had a config
     team.tell({"config": plain, "folder": str(folder.absolute()), "rescheduled": [], "settings": {}, "schedule": ""})
@@ -347,7 +347,7 @@ def lengths(config: Config, run: Run, *, debugging: bool) -> list[Mistake]:
     outlived = train_builder.outlived(run.schedule, run.total_steps, run.steps_per_epoch)
     if debugging or run.total_steps == 0:
         return outlived
-    return [*(finding.mistake for finding in too_long(config, run.steps_per_epoch)), *outlived]
+    return [*(finding.mistake for finding in find_too_long(config, run.steps_per_epoch)), *outlived]
 
 
 def take_up(folder: Path, run: Run, again: Continuation, record: Mapping[str, Any]) -> None:

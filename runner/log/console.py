@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from runner.core.escape import one_line, printable
+from runner.core.escape import escape_line, make_printable
 from runner.log.jsonl import Value
 
 PLAIN_SECONDS = 5.0  # between two progress lines where the console is a file
@@ -17,20 +17,20 @@ REFRESH_SECONDS = 0.5  # between two drawings of the progress bar, 5 to 10 ms ea
 
 def final_report(metrics: Mapping[str, Any], run_dir: Path, say: Callable[[str], None] = print) -> None:
     """Say the final metrics, one a line, and the run directory."""
-    shown = {one_line(name): value for name, value in metrics.items()}
+    shown = {escape_line(name): value for name, value in metrics.items()}
     width = max(map(len, shown), default=0)
     lines = [f"{name:<{width}}  {float(value):.6g}" for name, value in shown.items()]
-    say("\n".join([*lines, printable(run_dir)]))
+    say("\n".join([*lines, make_printable(run_dir)]))
 
 
 def _words(values: Mapping[str, Value]) -> str:
     return "  ".join(
-        f"{one_line(name)} {one_line(value) if isinstance(value, str) else format(value, '.4g')}"
+        f"{escape_line(name)} {escape_line(value) if isinstance(value, str) else format(value, '.4g')}"
         for name, value in values.items()
     )
 
 
-class _Console(Protocol):
+class ConsoleOutput(Protocol):
     def say(self, what: object) -> None: ...
     def progress(self, step: int, epoch: float, values: Mapping[str, Value], rate: float | None) -> None: ...
     def evaluated(self, line: str, values: Mapping[str, float]) -> None: ...

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runner.core import rng
-from runner.core.errors import ConfigError, Mistake, RunError, in_words
-from runner.core.patterns import compiled, no_match
+from runner.core.errors import ConfigError, Mistake, RunError, describe_error
+from runner.core.patterns import compile_pattern, diagnose_no_match
 from runner.log import summaries
 
 BINS = 64
@@ -44,10 +44,10 @@ class OwnHook:
         """
         before = versions(module, given)
         try:
-            with torch.no_grad(), rng.isolated():
+            with torch.no_grad(), rng.fork_rng():
                 said = self.call(module, *map(detached, given))
         except Exception as error:
-            raise RunError(f"log.hooks.{self.label} raised at `{name}`: {in_words(error)}") from error
+            raise RunError(f"log.hooks.{self.label} raised at `{name}`: {describe_error(error)}") from error
         if versions(module, given) != before:
             raise RunError(f"log.hooks.{self.label} changed a tensor of `{name}` in place: a hook only looks; clone it")
         named = said.items() if isinstance(said, Mapping) else [("", said)]
@@ -113,7 +113,7 @@ def chosen(model: nn.Module, hooks: Sequence[Hook]) -> dict[str, Wanted]:
     mistakes: list[Mistake] = []
     for hook in hooks:
         key = f"log.hooks.{hook.label}"
-        pattern = None if hook.name is None else compiled(f"{key}.name", hook.name, mistakes)
+        pattern = None if hook.name is None else compile_pattern(f"{key}.name", hook.name, mistakes)
         if hook.name is not None and pattern is None:
             continue
         named = [name for name in modules if pattern is None or pattern.fullmatch(name)]
@@ -131,7 +131,7 @@ def chosen(model: nn.Module, hooks: Sequence[Hook]) -> dict[str, Wanted]:
 
 def _without_match(key: str, hook: Hook, named: Sequence[str], modules: Mapping[str, nn.Module]) -> Mistake:
     if hook.name is not None and not named:
-        return no_match(f"{key}.name", hook.name, [name for name in modules if name], "a module")
+        return diagnose_no_match(f"{key}.name", hook.name, [name for name in modules if name], "a module")
     kinds = sorted({type(module).__name__ for module in modules.values()})
     wanted = " or ".join(kind.__name__ for kind in hook.module or ())
     rule = f"must match a module{' of these names' * (hook.name is not None)}, and none is a {wanted}"

@@ -32,7 +32,7 @@ def whole_lines(path: Path, until: float = math.inf) -> tuple[list[Place], list[
     """
     places, damaged, end = list[Place](), list[int](), 0
     with safe_io.open_read(path) as file:
-        for number, line in enumerate(safe_io.lines(file), 1):
+        for number, line in enumerate(safe_io.read_lines(file), 1):
             start, end = end, end + len(line)
             event = _parse_event(line)
             if event is None:
@@ -100,7 +100,7 @@ class Lines:
         self._start_of_last = self._end = 0
         if places:
             self._start_of_last, self._end = places[-1].start, places[-1].end
-            self.last = safe_io.loads(os.pread(self._handle, self._end - self._start_of_last, self._start_of_last))
+            self.last = safe_io.parse_json(os.pread(self._handle, self._end - self._start_of_last, self._start_of_last))
         os.ftruncate(self._handle, self._end)
 
     def append(self, event: dict[str, Any]) -> None:
@@ -139,7 +139,7 @@ class Lines:
 
 def _parse_event(line: bytes) -> dict[str, Any] | None:
     try:
-        event = safe_io.loads(line)
+        event = safe_io.parse_json(line)
     except ValueError:
         return None
     whole = line.endswith(b"\n") and isinstance(event, dict) and isinstance(event.get("step"), int)

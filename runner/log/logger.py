@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from runner.core import safe_io
-from runner.core.escape import printable
+from runner.core.escape import make_printable
 from runner.core.files import to_json, write_atomic
-from runner.log.console import _Bar, _Console, _is_terminal, _Plain, _Quiet, _words
+from runner.log.console import ConsoleOutput, _Bar, _is_terminal, _Plain, _Quiet, _words
 from runner.log.jsonl import Lines, Value, put_aside, whole_lines
-from runner.log.tensorboard import _Events, _events_of, _NoEvents, _TensorBoard, own_event_files
+from runner.log.tensorboard import EventWriter, _events_of, _NoEvents, _TensorBoard, own_event_files
 
 
 class Text:
@@ -29,7 +29,7 @@ class Text:
     def note(self, text: str) -> None:
         """Write `text`."""
         now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        os.write(self._text, f"{now}  {printable(text)}\n".encode(errors="backslashreplace"))
+        os.write(self._text, f"{now}  {make_printable(text)}\n".encode(errors="backslashreplace"))
 
     def exception(self, error: BaseException) -> None:
         """Write the traceback of `error`, and close the file."""
@@ -63,22 +63,22 @@ class Log:
         self._go_on, self._refused = go_on, False
         self._text = safe_io.open_regular(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._lines = Lines(run_dir / "metrics.jsonl", until=start_step)
-        self._events: _Events = _TensorBoard(run_dir / "tb", start_step) if tensorboard else _NoEvents()
-        self._console: _Console = _Quiet(stream)
+        self._events: EventWriter = _TensorBoard(run_dir / "tb", start_step) if tensorboard else _NoEvents()
+        self._console: ConsoleOutput = _Quiet(stream)
         if progress:
             bar = _is_terminal(stream)
             self._console = _Bar(stream, start_step, total_steps) if bar else _Plain(stream, total_steps)
 
     def say(self, what: object) -> None:
         """Print `what` and write it to `log.txt`; on a terminal rich draws it in its own way (`__rich__`)."""
-        self._console.say(printable(what) if isinstance(what, str) else what)
+        self._console.say(make_printable(what) if isinstance(what, str) else what)
         self.note(str(what))
 
     def note(self, text: str) -> None:
         """Write `text` to `log.txt` only."""
         now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
         with self._writing():
-            os.write(self._text, f"{now}  {printable(text)}\n".encode(errors="backslashreplace"))
+            os.write(self._text, f"{now}  {make_printable(text)}\n".encode(errors="backslashreplace"))
 
     def exception(self, error: BaseException) -> None:
         """Write the traceback of `error` to `log.txt` only: the console gets a paragraph from whoever caught it."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from runner.core.escape import printable
+from runner.core.escape import make_printable
 
 LONGEST_TAG, LONGEST_TEXT = 1_000, 200_000  # characters
 
@@ -24,9 +24,9 @@ def text(tag: str, markdown: str) -> Any:
     """A text in Markdown."""
     from tensorboardX import summary
 
-    said = printable(markdown)
+    said = make_printable(markdown)
     said = said if len(said) <= LONGEST_TEXT else said[: LONGEST_TEXT - 1] + "…"
-    return summary.text(printable(tag)[:LONGEST_TAG], said).value[0]
+    return summary.text(make_printable(tag)[:LONGEST_TAG], said).value[0]
 
 
 def image(tag: str, png: bytes, width: int, height: int) -> Any:
@@ -93,13 +93,13 @@ def hparams(values: Mapping[str, Any], status: str) -> list[Any]:
 
     start = SessionStartInfo()
     for key, value in values.items():
-        name = printable(key)[:LONGEST_TAG]
+        name = make_printable(key)[:LONGEST_TAG]
         if isinstance(value, bool):
             start.hparams[name].bool_value = value
         elif isinstance(value, int | float):
             start.hparams[name].number_value = value
         else:
-            start.hparams[name].string_value = printable(value)[:LONGEST_TEXT]
+            start.hparams[name].string_value = make_printable(value)[:LONGEST_TEXT]
     names = {"completed": "STATUS_SUCCESS", "failed": "STATUS_FAILURE"}
     end = SessionEndInfo(status=Status.Value(names.get(status, "STATUS_UNKNOWN")))
     return [message("session_start_info", session_start_info=start), message("session_end_info", session_end_info=end)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from runner.core import safe_io
-from runner.core.escape import one_line
+from runner.core.escape import escape_line
 from runner.log.jsonl import Value
 
 ROW = ".hparams"  # how the file with the run's row of TensorBoard's table ends
@@ -26,7 +26,7 @@ SYNC_SECONDS = 30.0  # after so long TensorBoard sees what was logged
 # ---- TensorBoard
 
 
-class _Events(Protocol):
+class EventWriter(Protocol):
     def scalars(self, step: int, values: Mapping[str, Value]) -> None: ...
     def show(self, step: int, values: Sequence[Any]) -> None: ...
     def graph(self, definition: bytes) -> None: ...
@@ -95,7 +95,7 @@ class _TensorBoard:
             from runner.log.summaries import text
 
             return text(name, value)
-        return self._Summary.Value(tag=one_line(name)[:LONGEST_TAG], simple_value=value)
+        return self._Summary.Value(tag=escape_line(name)[:LONGEST_TAG], simple_value=value)
 
     def show(self, step: int, values: Sequence[Any]) -> None:
         if step == self._held_step and self._held:
@@ -104,7 +104,7 @@ class _TensorBoard:
         self._write_held()
         for value in values:
             if not value.tag.isprintable():
-                value.tag = one_line(value.tag)
+                value.tag = escape_line(value.tag)
         self._write(step=step, summary=self._Summary(value=values))
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()

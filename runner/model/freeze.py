@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from runner.core.errors import ConfigError, Mistake
-from runner.core.patterns import compiled, no_match
+from runner.core.patterns import compile_pattern, diagnose_no_match
 
 
 @dataclass
@@ -47,12 +47,12 @@ def freeze(model: nn.Module, patterns: Sequence[str], *, norm_stats: bool = Fals
     chosen: dict[str, nn.Parameter] = {}
     for index, pattern in enumerate(patterns):
         key = f"freeze.params[{index}]"
-        expression = compiled(key, pattern, mistakes)
+        expression = compile_pattern(key, pattern, mistakes)
         if expression is None:
             continue
         matched = {canonical[id(p)]: p for name, p in named.items() if expression.fullmatch(name)}
         if not matched:
-            mistakes.append(no_match(key, pattern, list(named), "a parameter"))
+            mistakes.append(diagnose_no_match(key, pattern, list(named), "a parameter"))
         elif not matched.keys() - chosen.keys():
             mistakes.append(
                 Mistake(key, "must freeze something that earlier patterns do not", pattern, remedy="leave it out")

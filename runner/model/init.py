@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from runner.core import rng
 from runner.core.errors import ConfigError, Mistake, RunError
-from runner.core.patterns import compiled, nearest, no_match
+from runner.core.patterns import compile_pattern, diagnose_no_match, find_nearest
 
 Value = float | Callable[[Tensor], object]  # a number fills; a function changes its tensor in place
 
@@ -139,7 +139,7 @@ def apply_function(model: nn.Module, function: Callable[[nn.Module], object], se
     before = {slot.name: slot.tensor.detach().clone() for slot in _Model(model).slots.values()}
 
     def visit(module: nn.Module) -> None:
-        with torch.no_grad(), rng.stream(rng.key(seed, "init", names[module])):
+        with torch.no_grad(), rng.stream(rng.derive_key(seed, "init", names[module])):
             function(module)
 
     model.apply(visit)
@@ -164,7 +164,7 @@ def _fill(row: Row, tensor: Tensor, seed: int) -> None:
             tensor.fill_(row.value)
         return
     shape, problem = tensor.shape, None
-    with torch.no_grad(), rng.stream(rng.key(seed, "init", row.tensor)):
+    with torch.no_grad(), rng.stream(rng.derive_key(seed, "init", row.tensor)):
         try:
             result = row.value(tensor)
         except Exception as error:  # a user's function may raise anything
@@ -184,7 +184,7 @@ def _match(known: _Model, rule: Rule) -> list[Mistake]:
     if not rule.tensors:
         return [Mistake(key, "must say what happens to a tensor", remedy="for example `weight: 0`")]
     mistakes: list[Mistake] = []
-    expression = None if rule.name is None else compiled(f"{key}.name", rule.name, mistakes)
+    expression = None if rule.name is None else compile_pattern(f"{key}.name", rule.name, mistakes)
     if mistakes:
         return mistakes
     modules = _choose(known, rule, expression)
@@ -236,7 +236,7 @@ def _no_module(known: _Model, rule: Rule, key: str) -> Mistake:
         owner, _, local = tensors[0].rpartition(".")
         remedy = f"`{tensors[0]}` is a tensor: write `name: {re.escape(owner)!r}` and `{local}: …`"
         return Mistake(f"{key}.name", "must match the name of a module", rule.name, remedy=remedy)
-    return no_match(f"{key}.name", rule.name, names, "the name of a module")
+    return diagnose_no_match(f"{key}.name", rule.name, names, "the name of a module")
 
 
 def _no_tensor(modules: Sequence[nn.Module], entry: str, local: str, known: _Model) -> Mistake:
@@ -248,7 +248,7 @@ def _no_tensor(modules: Sequence[nn.Module], entry: str, local: str, known: _Mod
             entry, f"must name a tensor, but it is None in every {kinds} that the rule matches", remedy=remedy
         )
     names = sorted({name for module in modules for name, _ in own_tensors(module)})
-    near = nearest(local, names)
+    near = find_nearest(local, names)
     if not names:
         remedy = f"`{known.names[modules[0]][0]}` holds no tensor of its own, its children do"
     else:
@@ -281,7 +281,7 @@ def _problem(value: Value, tensor: Tensor) -> str:
     # A thin tensor of the same rank: torch.nn.init asks for no more, and its first call on meta imports for seconds.
     thin = torch.empty([tensor.shape[0], *[1] * (tensor.dim() - 1)] if tensor.dim() else [])
     try:
-        with torch.no_grad(), rng.isolated():
+        with torch.no_grad(), rng.fork_rng():
             value(thin)
     except ValueError as error:  # what torch.nn.init raises about shapes
         return str(error)

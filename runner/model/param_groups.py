@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from runner.core.errors import ABSENT, ConfigError, Mistake
-from runner.core.patterns import compiled, nearest, no_match
+from runner.core.patterns import compile_pattern, diagnose_no_match, find_nearest
 
 DEFAULT = "default"  # the group of the rest
 
@@ -219,14 +219,14 @@ def _members(
     mistakes: list[Mistake] = []
     matched: dict[str, nn.Parameter] = {}
     for pattern in group.match:
-        expression = compiled(f"{key}.match", pattern, mistakes)
+        expression = compile_pattern(f"{key}.match", pattern, mistakes)
         if expression is None:
             continue
         meant = [entry for entry in parameters if entry[0] not in of_loss or pattern.startswith(LOSS)]
         hits = {n: p for n, p, names in meant if any(map(expression.fullmatch, names))}
         if not hits and not group.optional:
             known = [name for _, _, names in parameters for name in names]
-            mistakes.append(no_match(f"{key}.match", pattern, known, "a parameter"))
+            mistakes.append(diagnose_no_match(f"{key}.match", pattern, known, "a parameter"))
         matched |= hits
     fitting = {name: p for name, p in matched.items() if group.max_dims is None or p.dim() <= group.max_dims}
     members = [(n, p) for n, p, _ in parameters if n in fitting and n in trains and n not in taken]
@@ -301,7 +301,7 @@ def _wrong_settings(group: Group, optimizer: Callable[..., Optimizer], settings:
     mistakes = []
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
         for name in group.settings.keys() - known.keys():
-            near = nearest(name, [*known, "lr_mult", "layer_decay", "max_dims"])
+            near = find_nearest(name, [*known, "lr_mult", "layer_decay", "max_dims"])
             remedy = f"did you mean `{near}`?" if near else f"it has {', '.join(known)}"
             right = f"{key}.{near}" if near else ""
             mistakes.append(Mistake(f"{key}.{name}", f"must be a setting of {title}", remedy=remedy, suggestion=right))

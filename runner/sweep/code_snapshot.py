@@ -1,4 +1,4 @@
-"""The project's modules as they were when a sweep was submitted: whoever edits them while jobs wait changes no job.
+"""Snapshot of the project's modules at submission, so that later edits change no waiting job.
 
 Files are read once, into memory. In a process that has `install`ed them, an import takes them from there, under the
 names and paths that they have on the disk, also a module that nobody has imported yet.
@@ -25,8 +25,8 @@ NO_CODE = {"outputs", "node_modules", "site-packages", "dist-packages", "__pycac
 
 
 @dataclass
-class Frozen:
-    """Sources of modules by their real paths; `complete` says that all under the folders were looked at.
+class CodeSnapshot:
+    """Module sources by real path; `complete` is False if the scan stopped at MOST_ENTRIES.
 
     `repository` is its state when that was, of the one that `root` lies in.
     """
@@ -40,7 +40,7 @@ class Frozen:
     repository: dict[str, Any] | None = None
 
     def add(self, path: str) -> None:
-        """Read a file, unless it cannot be read."""
+        """Read a file; skip one that cannot be read."""
         real = os.path.realpath(path)
         if real in self.sources:
             return
@@ -53,19 +53,19 @@ class Frozen:
             return
 
 
-def freeze(root: Path, folders: Iterable[Path]) -> Frozen:
-    """What the working directory `root` and the modules below the folders are now."""
+def freeze(root: Path, folders: Iterable[Path]) -> CodeSnapshot:
+    """Return a snapshot of the modules below the folders and of the repository state at `root`."""
     with provenance.Repository(root) as repository:  # git works while files are read
         frozen = read(folders)
         return replace(frozen, root=str(root), repository=repository.state())
 
 
-def read(folders: Iterable[Path]) -> Frozen:
-    """Read every module below the folders (a level of all of them before the next one), and those imported from there.
+def read(folders: Iterable[Path]) -> CodeSnapshot:
+    """Read the modules below the folders, breadth first, and the imported modules that lie there.
 
     Hidden folders, virtual environments, outputs and what is installed are no code of the project.
     """
-    frozen = Frozen()
+    frozen = CodeSnapshot()
     roots = [folder.resolve() for folder in folders]
     waiting, seen = deque(roots), 0
     while waiting and seen < MOST_ENTRIES:
@@ -97,19 +97,19 @@ def _is_installed(path: str) -> bool:
     return any(part in NO_CODE for part in Path(path).parts)
 
 
-def install(frozen: Frozen) -> None:
-    """From now on this process, and what is forked from it, imports these sources and not what the disk has.
+def install(frozen: CodeSnapshot) -> None:
+    """Make this process and its forks import these sources instead of the files on disk.
 
     What it records of the repository is as it was then too.
     """
     provenance.AT_SUBMISSION[Path(frozen.root)] = frozen.repository
-    sys.meta_path.insert(0, _Finder(frozen))
+    sys.meta_path.insert(0, _SnapshotFinder(frozen))
 
 
-class _Finder:
-    """Finds what Python would find, and where that is a frozen file, takes its source from memory."""
+class _SnapshotFinder:
+    """Import finder that takes the source of a file in the snapshot from memory."""
 
-    def __init__(self, frozen: Frozen) -> None:
+    def __init__(self, frozen: CodeSnapshot) -> None:
         self._frozen = frozen
 
     def find_spec(
@@ -130,12 +130,12 @@ class _Finder:
         if real not in self._frozen.sources:
             return None
         folder = [str(Path(file).parent)] if Path(file).name == "__init__.py" else None
-        loader = _Loader(name, file, self._frozen, real)
+        loader = _SnapshotLoader(name, file, self._frozen, real)
         return spec_from_file_location(name, file, loader=loader, submodule_search_locations=folder)
 
 
-class _Loader(SourceFileLoader):
-    def __init__(self, name: str, path: str, frozen: Frozen, real: str) -> None:
+class _SnapshotLoader(SourceFileLoader):
+    def __init__(self, name: str, path: str, frozen: CodeSnapshot, real: str) -> None:
         super().__init__(name, path)
         self._frozen, self._real = frozen, real
 
@@ -151,12 +151,12 @@ class _Loader(SourceFileLoader):
         return super().path_stats(path)
 
 
-def changed(modules: Mapping[str, str], frozen: Frozen, folders: Sequence[Path] = ()) -> list[str]:
-    """Those of the modules (name → SHA-256 of the source) whose source is another one in `frozen`.
+def find_changed_modules(modules: Mapping[str, str], frozen: CodeSnapshot, folders: Sequence[Path] = ()) -> list[str]:
+    """Return the modules (name → SHA-256 of the source) whose source differs in `frozen`.
 
     One that is not there any more is left out, as in the comparison that `resume` makes. Nothing is imported.
     """
-    finder = _Finder(frozen)
+    finder = _SnapshotFinder(frozen)
     found = []
     for name, digest in modules.items():
         path: Sequence[str] | None = [*map(str, folders), *sys.path]

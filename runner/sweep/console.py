@@ -1,4 +1,4 @@
-"""What a sweep says while it runs: a live table on a terminal, lines elsewhere."""
+"""Console output of a running sweep: a live table on a terminal, plain lines elsewhere."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, TextIO, cast
 
-from runner.sweep.ledger import Row
+from runner.sweep.ledger import JobRecord
 
 REFRESH_SECONDS = 0.5
 
@@ -20,7 +20,7 @@ MOST_RUNNING = 16  # rows of the live table
 
 
 class Console:
-    """A text stream that a sweep can do without: nothing is said any more once nobody takes it.
+    """Text stream that falls silent instead of failing once its reader is gone.
 
     A terminal that was closed, `| head`, a file on a full disk.
     """
@@ -50,7 +50,7 @@ class Console:
                 self._stream.flush()
 
     def say(self, text: str) -> None:
-        """A line."""
+        """Write a line and flush."""
         self.write(f"{text}\n")
         self.flush()
 
@@ -65,33 +65,33 @@ class Console:
             os.close(nowhere)
 
 
-class Board(Protocol):
-    """What the controller tells of."""
+class SweepConsole(Protocol):
+    """Console of a sweep: receives the controller's reports of jobs that start and end."""
 
-    def started(self, row: Row) -> None: ...
-    def ended(self, row: Row) -> None: ...
+    def started(self, row: JobRecord) -> None: ...
+    def ended(self, row: JobRecord) -> None: ...
     def say(self, text: str) -> None: ...
     def tick(self) -> None:
-        """Draw anew where it is time to."""
+        """Redraw if a redraw is due."""
 
     def close(self) -> None: ...
 
 
-class Tally:
-    """The jobs of a sweep by their status, the best one, and how long the rest will take."""
+class SweepProgress:
+    """Counts of jobs by status, the best job, and an estimate of the remaining time."""
 
-    def __init__(self, rows: Iterable[Row], total: int | None, objective: str, mode: str) -> None:
+    def __init__(self, rows: Iterable[JobRecord], total: int | None, objective: str, mode: str) -> None:
         self.total, self.objective, self.mode = total, objective, mode
-        self.running: dict[str, Row] = {}
+        self.running: dict[str, JobRecord] = {}
         self.counts: Counter[str] = Counter()
-        self.best: Row | None = None
+        self.best: JobRecord | None = None
         self._statuses: dict[str, str] = {}
         self._took, self._begun = 0, time.time()
         for row in rows:
             self.update(row)
 
-    def update(self, row: Row) -> None:
-        """Take note of a row."""
+    def update(self, row: JobRecord) -> None:
+        """Count an active row under its new status."""
         if not row.active:
             return
         before = self._statuses.get(row.id)
@@ -104,78 +104,78 @@ class Tally:
         if row.status == "running":
             self.running[row.id] = row
         elif row.status == "completed":
-            self.best = best_of([self.best, row] if self.best else [row], self.mode)
+            self.best = find_best([self.best, row] if self.best else [row], self.mode)
 
     @property
     def ended(self) -> int:
-        """How many jobs are over."""
+        """Number of jobs that completed, failed, were pruned or were interrupted."""
         return sum(self.counts[status] for status in ("completed", "failed", "pruned", "interrupted"))
 
     def left(self) -> float | None:
-        """Seconds until all is done, after how fast jobs have ended here; None before the first."""
+        """Estimate the remaining seconds from the rate of ended jobs; None without a rate or a total."""
         if not self._took or self.total is None:
             return None
         rate = self._took / max(time.time() - self._begun, 1e-9)
         return max(self.total - self.ended, 0) / rate
 
     def line(self) -> str:
-        """All of it in a line."""
+        """Summarize the progress in one line."""
         counts = self.counts
         of = "" if self.total is None else f" of {self.total:,}"
         words = [f"{counts['completed'] + counts['pruned']:,}{of} done", f"{counts['running']:,} running"]
         words += [f"{counts[status]:,} {status}" for status in ("failed", "interrupted", "pruned") if counts[status]]
         if self.best is not None:
-            words.append(f"best {self.objective} {self.best.objective:.6g} ({name_of(self.best)})")
+            words.append(f"best {self.objective} {self.best.objective:.6g} ({describe_job(self.best)})")
         if (seconds := self.left()) is not None and counts["running"]:
-            words.append(f"{clock(seconds)} left")
+            words.append(f"{format_clock(seconds)} left")
         return ", ".join(words)
 
 
-def best_of(rows: Sequence[Row], mode: str) -> Row | None:
-    """The row with the best objective; of equal ones the first. NaN is worse than any number."""
+def find_best(rows: Sequence[JobRecord], mode: str) -> JobRecord | None:
+    """Return the first row with the best objective, skipping NaN; None if there is none."""
     finite = [row for row in rows if row.objective is not None and row.objective == row.objective]
     sign = 1 if mode == "min" else -1
     return min(finite, key=lambda row: sign * (row.objective or 0.0), default=None)
 
 
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+def format_clock(seconds: float) -> str:
+    """Format seconds as hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def name_of(row: Row) -> str:
-    """A job in words: its number and its point."""
+def describe_job(row: JobRecord) -> str:
+    """Describe a job by its number and its overrides."""
     return f"{row.number}: {shlex.join(row.overrides)}" if row.overrides else str(row.number)
 
 
-def how(row: Row) -> str:
-    """How a job ended."""
+def describe_end(row: JobRecord) -> str:
+    """Describe the end of a job: its status, with the cause in brackets."""
     return f"{row.status} ({row.cause})" if row.cause else row.status
 
 
-def board_for(tally: Tally, stream: Console) -> Board:
-    """A live table where the stream is a terminal."""
+def make_console(tally: SweepProgress, stream: Console) -> SweepConsole:
+    """Make a live table if the stream is a terminal, else plain lines."""
     live = stream.isatty() and os.environ.get("TERM") != "dumb"
-    return Table(tally, stream) if live else Lines(tally, stream)
+    return Table(tally, stream) if live else PlainLines(tally, stream)
 
 
-class Lines:
-    """A line for each job that ends, and now and then one that says how far it is."""
+class PlainLines:
+    """Plain console: a line per ended job, and a progress line after 30 s of silence."""
 
-    def __init__(self, tally: Tally, stream: Console) -> None:
+    def __init__(self, tally: SweepProgress, stream: Console) -> None:
         self._tally, self._stream = tally, stream
         self._due = time.monotonic() + PLAIN_SECONDS
 
-    def started(self, row: Row) -> None:
+    def started(self, row: JobRecord) -> None:
         self._tally.update(row)
 
-    def ended(self, row: Row) -> None:
+    def ended(self, row: JobRecord) -> None:
         self._tally.update(row)
         of = "" if self._tally.total is None else f"/{self._tally.total}"
         value = "" if row.objective is None else f"  {self._tally.objective} {row.objective:.6g}"
-        self.say(f"[{self._tally.ended}{of}] {name_of(row)}  {how(row)}{value}  {_seconds(row)}")
+        self.say(f"[{self._tally.ended}{of}] {describe_job(row)}  {describe_end(row)}{value}  {_format_elapsed(row)}")
 
     def say(self, text: str) -> None:
         self._stream.say(text)
@@ -189,14 +189,14 @@ class Lines:
         pass
 
 
-def _seconds(row: Row) -> str:
+def _format_elapsed(row: JobRecord) -> str:
     return "" if row.start is None or row.end is None else f"{row.end - row.start:.1f} s"
 
 
 class Table:
-    """rich's live display: what runs, and in the last line how far it is; what has failed stays above it."""
+    """Live table of rich: running jobs and a progress line, with failed jobs printed above."""
 
-    def __init__(self, tally: Tally, stream: Console) -> None:
+    def __init__(self, tally: SweepProgress, stream: Console) -> None:
         from rich.console import Console as Screen  # 27 ms that only a terminal pays
         from rich.live import Live
 
@@ -206,13 +206,13 @@ class Table:
         self._due = 0.0
         self._live.start()
 
-    def started(self, row: Row) -> None:
+    def started(self, row: JobRecord) -> None:
         self._tally.update(row)
 
-    def ended(self, row: Row) -> None:
+    def ended(self, row: JobRecord) -> None:
         self._tally.update(row)
         if row.status == "failed":
-            self.say(f"{name_of(row)}  {how(row)}: {row.error}")
+            self.say(f"{describe_job(row)}  {describe_end(row)}: {row.error}")
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)
@@ -230,18 +230,18 @@ class Table:
         from rich.table import Table as Grid
         from rich.text import Text
 
-        running = sorted(self._tally.running.values(), key=_slot)
+        running = sorted(self._tally.running.values(), key=_get_slot_order)
         grid = Grid("slot", "job", "for", box=None, header_style="bold", pad_edge=False)
         now = time.time()
         for row in running[:MOST_RUNNING]:
             grid.add_row(
                 Text("" if row.slot is None else str(row.slot)),
-                Text(name_of(row), no_wrap=True),
-                Text(clock(now - (row.start or now))),
+                Text(describe_job(row), no_wrap=True),
+                Text(format_clock(now - (row.start or now))),
             )
         more = [Text(f"and {len(running) - MOST_RUNNING} more")] if len(running) > MOST_RUNNING else []
         return Group(*([grid] if running else []), *more, Text(self._tally.line()))
 
 
-def _slot(row: Row) -> tuple[int, int]:
+def _get_slot_order(row: JobRecord) -> tuple[int, int]:
     return (-1 if row.slot is None else row.slot, row.number)

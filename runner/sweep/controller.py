@@ -1,4 +1,4 @@
-"""The one process of a sweep that decides: it asks for points, starts jobs where there is room, writes the ledger."""
+"""Controller of a sweep: the one process that asks for points, starts jobs and writes the ledger."""
 
 import dataclasses
 import os
@@ -14,12 +14,12 @@ from typing import Any
 
 from runner.core.errors import ConfigError
 from runner.experiment.examine import examine
-from runner.sweep.console import Board
-from runner.sweep.interfaces import Event, Executor, Job, Point, Source
-from runner.sweep.jobs import Anew, Asked, Plan
-from runner.sweep.ledger import Ledger, Row
-from runner.sweep.outcome import ending
-from runner.sweep.reconcile import decide, numbers_of, reconciled, remember_code
+from runner.sweep.console import SweepConsole
+from runner.sweep.interfaces import Event, Executor, JobSpec, Proposal, Source
+from runner.sweep.jobs import Anew, PlannedJob, SweepPlan
+from runner.sweep.ledger import JobRecord, Ledger
+from runner.sweep.outcome import read_outcome
+from runner.sweep.reconcile import decide, read_job_numbers, reconcile_row, remember_code
 
 EXIT_STOPPED, EXIT_INTERRUPTED = 75, 130
 
@@ -28,8 +28,8 @@ WAIT_SECONDS = 0.2  # so long at most until a signal, or the clock of the board,
 
 
 @dataclasses.dataclass
-class Stop:
-    """The signals that have asked the sweep to stop: the first one lets jobs save, a Ctrl-C after it does not.
+class SweepStop:
+    """Signals received by the sweep: the first lets jobs save, a later Ctrl-C kills them.
 
     Attributes:
         signals: those that came.
@@ -41,13 +41,13 @@ class Stop:
 
     @property
     def status(self) -> int:
-        """The exit status of what the first one stopped."""
+        """Exit status for the first signal: 130 for SIGINT, 75 for any other."""
         return EXIT_INTERRUPTED if self.signals[0] == signal.SIGINT else EXIT_STOPPED
 
 
 @contextmanager
-def stopping(stop: Stop) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGUSR1 are noted, and no more; before that they end this process as `kill -9` would.
+def catch_stop_signals(stop: SweepStop) -> Iterator[None]:
+    """Record SIGINT, SIGTERM and SIGUSR1 in `stop`; exit at once while `stop.noted` is False.
 
     An exception in its place may be lost in a callback of an import. The same SIGTERM reaches a process more than once
     (`timeout`, a queue), so that only Ctrl-C means more the second time.
@@ -72,7 +72,7 @@ def stopping(stop: Stop) -> Iterator[None]:
 
 
 class Controller:
-    """Runs the jobs of a sweep.
+    """Event loop of a sweep: asks for points, starts jobs and records how they end.
 
     Args:
         plan: what its jobs are.
@@ -84,22 +84,22 @@ class Controller:
     """
 
     def __init__(
-        self, plan: Plan, ledger: Ledger, source: Source, executor: Executor, board: Board, stop: Stop
+        self, plan: SweepPlan, ledger: Ledger, source: Source, executor: Executor, board: SweepConsole, stop: SweepStop
     ) -> None:
         self._plan, self._ledger, self._source, self._executor = plan, ledger, source, executor
         self._board, self._stop = board, stop
-        self.rows: dict[str, Row] = {row.id: row for row in ledger.jobs()}
-        self._points: dict[str, list[Point]] = {}  # what each job was asked for as
-        self._there = numbers_of(plan.folder)
+        self.rows: dict[str, JobRecord] = {row.id: row for row in ledger.jobs()}
+        self._points: dict[str, list[Proposal]] = {}  # what each job was asked for as
+        self._there = read_job_numbers(plan.folder)
         self._number = max([*(row.number for row in self.rows.values()), *self._there.values(), -1])
-        self._waiting: deque[tuple[Asked, Anew]] = deque()
-        self._next: Job | None = None  # of the first that waits
+        self._waiting: deque[tuple[PlannedJob, Anew]] = deque()
+        self._next: JobSpec | None = None  # of the first that waits
         self._to_come: set[str] = set()  # what waits or runs
         self._running: set[str] = set()
         self._asked_to_stop: set[str] = set()
 
-    def add(self, asked: Asked, anew: Anew | None) -> None:
-        """A point that has its row: to be run (`anew` as in `Job`), or as it is (None)."""
+    def add(self, asked: PlannedJob, anew: Anew | None) -> None:
+        """Attach a point to its row; queue the job if `anew` is given, else report its end."""
         self._points.setdefault(asked.id, []).append(asked.point)
         row = self.rows[asked.id]
         self._source.started(asked.point, row)
@@ -110,7 +110,7 @@ class Controller:
             self._source.ended(asked.point, row)
 
     def run(self) -> None:
-        """Until no job runs and none is to come, or the sweep is asked to stop."""
+        """Run until no job is left, or until the sweep is stopped and its running jobs have ended."""
         said = 0
         while True:
             if not self._stop.signals:
@@ -128,7 +128,7 @@ class Controller:
         return self._source.known or self._source.done
 
     def _fill(self) -> None:
-        """Start jobs while there is room for the next one."""
+        """Start jobs while the executor has room for the next one."""
         while self._waiting or self._ask():
             asked, anew = self._waiting[0]
             row = self.rows[asked.id]
@@ -145,7 +145,7 @@ class Controller:
             self._board.started(self.rows[row.id])
 
     def _ask(self) -> bool:
-        """Points of a source that makes them one by one, until one is to be run; whether there is one."""
+        """Ask the source for points until a job waits to run; return whether one does."""
         while not self._waiting and not self._source_is_done() and self._executor.has_room(self._plan.typical):
             point = self._source.next()
             if point is None:
@@ -163,7 +163,7 @@ class Controller:
                     number = self._number = self._number + 1
                 row = self._plan.row(asked, number)
                 self._ledger.add([row])
-                self.rows[asked.id] = reconciled(row, self._ledger, self._plan.folder)
+                self.rows[asked.id] = reconcile_row(row, self._ledger, self._plan.folder)
             self._update(asked.id, active=True)
             row = self.rows[asked.id]
             to_come = asked.id in self._to_come
@@ -180,7 +180,7 @@ class Controller:
         self._running.remove(event.job)
         folder = self._plan.folder / self.rows[event.job].path
         stopped = event.job in self._asked_to_stop
-        columns = ending(folder, event.exit, event.cause, event.error, stopped=stopped)
+        columns = read_outcome(folder, event.exit, event.cause, event.error, stopped=stopped)
         remember_code(self._ledger, folder, columns["code"])
         self._to_come.discard(event.job)
         self._update(event.job, end=time.time(), **columns)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from runner.config.check.check import Check
-from runner.config.identity import replicate_id
+from runner.config.identity import compute_replicate_id
 from runner.core.errors import Mistake
 from runner.experiment.examine import Say, examine
 from runner.experiment.preflight import processes as processes_preflight
@@ -20,19 +20,19 @@ def examine_sweep(
     say: Say = lambda _: None,
     note: Callable[[list[str]], None] = lambda _: None,
 ) -> list[Mistake]:
-    """Examine every job of a sweep; each mistake once. `note` gets the notes of all jobs.
+    """Examine every job of a sweep, each mistake once; pass the notes of all jobs to `note`.
 
     Raises:
         ConfigError: the sweep itself cannot be composed, or cannot be enumerated.
     """
-    plan = request.plan(overrides, Path.cwd(), trust)
+    plan = request.make_request(overrides, Path.cwd(), trust)
     checks = [Check(job.composed, trust) for job in plan.to_be_checked()]
-    note(request.notes(check.composed for check in checks))
+    note(request.collect_notes(check.composed for check in checks))
     return examine_jobs(checks, plan.settings.processes, say)
 
 
 def examine_jobs(jobs: Sequence[Check], processes: int, say: Say = lambda _: None) -> list[Mistake]:
-    """Examine jobs of so many processes together; each mistake once, and no more than a few of one range or interval.
+    """Examine jobs of `processes` processes each; report each mistake once and at most three alike.
 
     Two that differ in nothing that is looked at are looked at once.
     """
@@ -51,7 +51,7 @@ def examine_jobs(jobs: Sequence[Check], processes: int, say: Say = lambda _: Non
 
     for job in jobs:  # what needs no torch is said of every job before torch is imported for the first
         say_new([*job.at_once, *job.placed(processes_preflight.in_a_sweep(job.config.device.parallel, processes))])
-    distinct = {replicate_id(job.composed.config): job for job in reversed(jobs)}
+    distinct = {compute_replicate_id(job.composed.config): job for job in reversed(jobs)}
     for job in reversed(distinct.values()):
         examine(job.composed, job.trust, say_new)
     return list(seen.values())

@@ -1,4 +1,4 @@
-"""A sweep by a launcher or sweeper of Hydra's own: one job after another, in this process; it cannot be continued."""
+"""Sweep by a launcher or sweeper of Hydra: jobs in sequence, in this process, not resumable."""
 
 import sys
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from runner.config.compose import compose, compose_sweep, hydra_with_search_path
-from runner.core.errors import ConfigError, RunError, count_line
+from runner.config.compose import compose, compose_sweep, create_hydra
+from runner.core.errors import ConfigError, RunError, format_count
 from runner.experiment.examine import examine, reporter
 from runner.experiment.record.directory import make_run_dir
 from runner.sweep.examine import examine_sweep
 
 
 def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) -> int:
-    """Run the sweep; 0 where every job is done, 1 where one failed, 75 or 130 where it was stopped.
+    """Run the sweep; return 0 if all jobs completed, 1 if one failed, 75 or 130 if it was stopped.
 
     2 where a job is wrong: then none was started.
 
@@ -26,7 +26,7 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
     """
     mistakes = examine_sweep(list(overrides), trust, reporter())
     if mistakes:
-        print(count_line(len(mistakes)), file=sys.stderr)
+        print(format_count(len(mistakes)), file=sys.stderr)
         return 2
     folder = make_run_dir(Path("outputs"), compose_sweep(list(overrides)).config["name"])
     rows: list[tuple[str, str, Any]] = []
@@ -55,7 +55,7 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
 
     status = 0
     try:
-        hydra = hydra_with_search_path()
+        hydra = create_hydra()
         hydra.multirun("config", job, [*overrides, f"hydra.sweep.dir={folder}", "hydra.mode=MULTIRUN"])
     except (RunError, ConfigError):
         status = 1  # said already, and recorded in the job's result

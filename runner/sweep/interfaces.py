@@ -1,4 +1,4 @@
-"""What a sweep is made of: a source of points, and an executor that runs jobs. The controller knows no more of either.
+"""Interfaces of a sweep: a source of points and an executor of jobs, all the controller knows.
 
 Jobs, places and events are plain data, so that they go through a pipe, a queue or a file as JSON: the plugins of other
 launchers are imported more than once in a process, and nothing pickled survives that.
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from runner.sweep.ledger import Cause, Row
+from runner.sweep.ledger import Cause, JobRecord
 
 OUTPUT = "output.txt"  # in a job's directory: what it prints, and the Python stack of a crash
 
 
 @dataclass(frozen=True)
-class Point:
-    """One job that is asked for: the arguments that not all jobs share (`runner.sweep.space.axes.Point.own`).
+class Proposal:
+    """Proposed job: the overrides that not all jobs share (`runner.sweep.space.axes.Point.own`).
 
     `tag` comes back with the job in `Source.ended`; nobody else looks at it.
     """
@@ -25,7 +25,7 @@ class Point:
 
 
 class Source(Protocol):
-    """Where points come from. A grid knows all of them at the start; a search makes one for each slot that is free."""
+    """Source of points: a grid knows all at the start, a search makes one per free slot."""
 
     known: bool  # whether all points exist at the start: they are checked, and counted, before the first job starts
     total: int | None  # how many jobs there will be, where that is known
@@ -34,29 +34,29 @@ class Source(Protocol):
     def judge(self) -> str:
         """Return the address where a job asks whether to stop as pruned; empty without a pruner."""
 
-    def next(self) -> Point | None:
-        """A point for a slot that is free now; None where there is none now (see `done`)."""
+    def next(self) -> Proposal | None:
+        """Return a point for a free slot; None if there is none now (see `done`)."""
 
     @property
     def done(self) -> bool:
         """Whether no more points will come, whatever happens to the jobs that run."""
 
-    def started(self, point: Point, job: Row) -> None:
-        """The point is this job, which may have run before: then `ended` follows at once, without a run."""
+    def started(self, point: Proposal, job: JobRecord) -> None:
+        """Attach a point to its job; `ended` follows at once if the job needs no run."""
 
-    def ended(self, point: Point, job: Row) -> None:
-        """The job is completed, failed, interrupted or pruned: its row says how, with its objective and metrics."""
+    def ended(self, point: Proposal, job: JobRecord) -> None:
+        """Report that a job completed, failed, was interrupted or was pruned, as its row says."""
 
-    def refused(self, point: Point, problem: str) -> None:
-        """The point is no job: its config is wrong. A known point is refused before anything starts."""
+    def refused(self, point: Proposal, problem: str) -> None:
+        """Report a point with a wrong config; a known point is refused before any job starts."""
 
     def close(self) -> None:
-        """No job runs any more."""
+        """Release resources after the last job."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """Everything that is needed to run one attempt of a job, anywhere. Plain data: `dataclasses.asdict` is its JSON.
+class JobSpec:
+    """Specification of one attempt of a job. Plain data: `dataclasses.asdict` is its JSON.
 
     Attributes:
         id: of the row.
@@ -94,7 +94,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Event:
-    """What an executor has to say about a job.
+    """Event that an executor reports: a job started or ended.
 
     Attributes:
         kind: `started` (with host, slot and pid) or `ended`.
@@ -115,25 +115,25 @@ class Event:
 
 
 class Executor(Protocol):
-    """Runs jobs. How a job ended is read from its directory, so that an event need say no more than that it did."""
+    """Executor of jobs; the directory of a job says how it ended, an event only that it did."""
 
     def prepare(self) -> None:
-        """The jobs were examined, so that what they import is imported in this process."""
+        """Prepare to run jobs after their examination, which has imported what they need."""
 
-    def has_room(self, job: Job) -> bool:
-        """Whether `start` would begin with it at once, or where there is a queue, soon enough."""
+    def has_room(self, job: JobSpec) -> bool:
+        """Return whether `start` would begin the job at once or, with a queue, soon enough."""
 
-    def start(self, job: Job) -> None:
-        """Begin with a job."""
+    def start(self, job: JobSpec) -> None:
+        """Start a job."""
 
     def wait(self, seconds: float) -> Sequence[Event]:
-        """What has happened, as soon as something has, or nothing after so many seconds. A signal ends the wait."""
+        """Return events as soon as there are some, or none after `seconds`; a signal ends the wait."""
 
     def stop(self, job: str) -> None:
         """Ask a job to save and end (SIGTERM, where there are signals)."""
 
     def kill(self) -> None:
-        """End all jobs at once; their `ended` events need not come any more."""
+        """Kill all jobs at once; their `ended` events may be missing."""
 
     def close(self) -> None:
-        """No job runs any more: give everything back."""
+        """Release all resources after the last job."""

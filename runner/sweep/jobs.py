@@ -1,28 +1,28 @@
-"""From a point to a job: its config, who it is, what it takes, and whether it is to run at all."""
+"""Jobs of a sweep: the config, identity and resources of each point."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from runner.config.check.check import Check, resolved
-from runner.config.check.imports import user_directories
-from runner.config.check.rules.train import produced
-from runner.config.identity import job_id, replicate_id, sweep_id
+from runner.config.check.check import Check, to_resolved_data
+from runner.config.check.imports import list_user_directories
+from runner.config.check.rules.train import find_metric_names
+from runner.config.identity import compute_job_id, compute_replicate_id, compute_sweep_id
 from runner.config.schema import Config
 from runner.core.paths import PACKAGE
 from runner.sweep import code_snapshot
-from runner.sweep.interfaces import Job, Point
-from runner.sweep.ledger import Row
-from runner.sweep.space.request import Job as Composition
-from runner.sweep.space.request import Plan as Composer
+from runner.sweep.interfaces import JobSpec, Proposal
+from runner.sweep.ledger import JobRecord
+from runner.sweep.space.request import ComposedJob as Composition
+from runner.sweep.space.request import SweepRequest as Composer
 
 Anew = Literal["never", "if_changed", "always"]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A point with its config.
+class PlannedJob:
+    """Point with its composed config and its job id.
 
     Attributes:
         point: as its source gave it.
@@ -31,14 +31,14 @@ class Asked:
         id: of the job that it is.
     """
 
-    point: Point
+    point: Proposal
     job: Composition
     config: Config
     id: str
 
 
-class Plan:
-    """What the jobs of one command line are.
+class SweepPlan:
+    """Plan of a sweep: composes points, and makes ledger rows and job specifications.
 
     Args:
         sweep: the command line, read.
@@ -51,44 +51,46 @@ class Plan:
         self.base, self.settings = Check(sweep.base, trust).config, sweep.settings
         self.shared = [setting.text for setting in sweep.space.fixed]
         named = self.settings.id != "auto"
-        self.id = self.settings.id if named else sweep_id(self.identified(self.base), sweep.space.keys)
+        self.id = self.settings.id if named else compute_sweep_id(self.identified(self.base), sweep.space.keys)
         self.folder = Path("outputs") / self.base.name / self.id
-        self.frozen = code_snapshot.freeze(Path.cwd(), [*user_directories(trust), *_home()])
+        self.frozen = code_snapshot.freeze(Path.cwd(), [*list_user_directories(trust), *_find_checkout()])
 
     @property
-    def typical(self) -> Job:
-        """What a job takes that sets nothing of its own, to ask whether there is room for one."""
-        return Job(id="", folder="", unresolved="", config={}, argv=[], **demand(self.base, self.settings.processes))
+    def typical(self) -> JobSpec:
+        """Job specification with the base config's resources, used to ask whether there is room."""
+        return JobSpec(
+            id="", folder="", unresolved="", config={}, argv=[], **compute_resources(self.base, self.settings.processes)
+        )
 
-    def ask(self, point: Point) -> tuple[Asked, Check]:
-        """Compose a point; its check says what is wrong with it."""
+    def ask(self, point: Proposal) -> tuple[PlannedJob, Check]:
+        """Compose a point; return the planned job and its check."""
         job = self.sweep.job(self.sweep.point(point.overrides))
         checked = Check(job.composed, self.trust)
-        return Asked(point, job, checked.config, job_id(self.identified(checked.config))), checked
+        return PlannedJob(point, job, checked.config, compute_job_id(self.identified(checked.config))), checked
 
     def identified(self, config: Config) -> dict[str, Any]:
-        """The resolved config, with the number of processes: the batch of all of them follows it."""
+        """Return the resolved config plus the number of processes, on which the batch depends."""
         several = {"processes": self.settings.processes} if self.settings.processes > 1 else {}
-        return resolved(config) | several
+        return to_resolved_data(config) | several
 
-    def row(self, asked: Asked, number: int) -> Row:
-        """A new row of the ledger."""
-        return Row(
+    def row(self, asked: PlannedJob, number: int) -> JobRecord:
+        """Make a new row of the ledger."""
+        return JobRecord(
             id=asked.id,
             number=number,
             overrides=list(asked.point.overrides),
             path=f"{number}_{asked.id[:8]}",
             values=dict(asked.job.point.values),
-            replicate_of=replicate_id(self.identified(asked.config)),
+            replicate_of=compute_replicate_id(self.identified(asked.config)),
         )
 
-    def job(self, asked: Asked, row: Row, anew: Anew, judge: str = "") -> Job:
-        """What an executor needs to run the job; `judge` is where it asks whether it is pruned."""
-        return Job(
+    def job(self, asked: PlannedJob, row: JobRecord, anew: Anew, judge: str = "") -> JobSpec:
+        """Make the job specification for an executor; `judge` is the address of the pruner."""
+        return JobSpec(
             id=row.id,
             folder=str((self.folder / row.path).resolve()),
             unresolved=asked.job.composed.unresolved_yaml,
-            config=resolved(asked.config),
+            config=to_resolved_data(asked.config),
             argv=self.argv,
             trust=list(self.trust),
             anew=anew,
@@ -96,12 +98,12 @@ class Plan:
             timeout=self.settings.timeout,
             memory=self.settings.memory,
             judge=judge,
-            **demand(asked.config, self.settings.processes),
+            **compute_resources(asked.config, self.settings.processes),
         )
 
 
-def demand(config: Config, processes: int) -> dict[str, Any]:
-    """What a job takes: `processes`, all of its `cores` and `gpus`, and `gpu` where the config names one."""
+def compute_resources(config: Config, processes: int) -> dict[str, Any]:
+    """Return the `processes`, total `cores` and `gpus` of a job, and the `gpu` its config names."""
     kind, _, index = config.device.type.partition(":")
     on_gpu = kind != "cpu"
     return {
@@ -112,13 +114,13 @@ def demand(config: Config, processes: int) -> dict[str, Any]:
     }
 
 
-def objective_of(config: Config) -> tuple[str, str]:
-    """The metric that the jobs are compared by, and whether `min` or `max` of it is best; without the data."""
-    name = config.train.objective or produced(config)[0][0]
+def find_objective(config: Config) -> tuple[str, str]:
+    """Return the metric that jobs are compared by and its mode, `min` or `max`; needs no data."""
+    name = config.train.objective or find_metric_names(config)[0][0]
     return name, config.train.mode or ("min" if name.endswith("/loss") else "max")
 
 
-def _home() -> list[Path]:
-    """The runner's own folder, where it is a checkout and not installed."""
+def _find_checkout() -> list[Path]:
+    """Return the runner's own folder in a list; an installed package gives an empty list."""
     home = PACKAGE.parent.resolve()
     return [] if home.name in code_snapshot.NO_CODE else [home]

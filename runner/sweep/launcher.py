@@ -1,4 +1,4 @@
-"""`hydra/launcher`: where the jobs of a sweep run. Some of Hydra's names are ours, with typed keys."""
+"""Launchers (`hydra/launcher`) of a sweep's jobs: submitit, SLURM and Ray with typed settings."""
 
 import os
 from collections.abc import Iterator
@@ -7,10 +7,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from runner.config import schema
-from runner.config.check.imports import EXTRAS, install
+from runner.config.check.imports import EXTRAS, describe_install
 from runner.config.hydra_loader import Composed
 from runner.config.parsing import read_part
-from runner.config.suggestions import did_you_mean, nearest
+from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import ConfigError, Mistake
 
 GROUP = "hydra/launcher"
@@ -23,36 +23,38 @@ OURS: dict[str, type] = {
 }
 
 
-def chosen(composed: Composed) -> str:
-    """The launcher's name; `basic` where the command line chooses none: this machine, in slots."""
+def get_launcher_name(composed: Composed) -> str:
+    """Return the launcher's name; `basic` (local slots) if the command line chooses none."""
     return composed.choices.get(GROUP) or "basic"
 
 
-def launcher(composed: Composed) -> Any:
-    """The settings of one of our launchers.
+def read_launcher(composed: Composed) -> Any:
+    """Read the settings of the chosen launcher, one of `OURS`.
 
     Raises:
         ConfigError: a key of it is wrong, or its extra is not installed.
     """
     import importlib.util
 
-    name = chosen(composed)
+    name = get_launcher_name(composed)
     data: Any = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
     settings, reading = read_part(OURS[name], data, ("hydra", "launcher"))
     mistakes = composed.blame(mistake for _, mistake in reading.mistakes)
     package = name.partition("_")[0]
     if importlib.util.find_spec(package) is None:
         rule = f"needs `{package}`, which is not installed"
-        mistakes += composed.blame([Mistake(GROUP, rule, name, f"argument `{GROUP}={name}`", install(EXTRAS[package]))])
+        mistakes += composed.blame(
+            [Mistake(GROUP, rule, name, f"argument `{GROUP}={name}`", describe_install(EXTRAS[package]))]
+        )
     elif isinstance(settings, schema.RayLauncher):
-        mistakes += composed.blame(_of_ray(settings.ray))
+        mistakes += composed.blame(_check_ray_options(settings.ray))
     if mistakes:
         raise ConfigError(mistakes)
     return settings
 
 
 def import_ray() -> Any:
-    """Ray, told before it is imported that whoever reaches a port of it must have a token to run code there.
+    """Import Ray with token authentication, so that running code through a port needs a token.
 
     Without one anybody can (CVE-2023-48022).
     """
@@ -62,19 +64,19 @@ def import_ray() -> Any:
     return ray
 
 
-def _of_ray(options: schema.RayOptions) -> Iterator[Mistake]:
-    """What Ray does not know; its own `init` swallows any name."""
+def _check_ray_options(options: schema.RayOptions) -> Iterator[Mistake]:
+    """Yield the mistakes in Ray's options; `ray.init` itself accepts any name."""
     import inspect
 
     ray = import_ray()
     known = [name for name, p in inspect.signature(ray.init).parameters.items() if p.kind is p.KEYWORD_ONLY]
     for name in options.init:
         if name not in ("address", *known) and not name.startswith("_"):
-            right = nearest(name, ["address", *known])
+            right = find_nearest(name, ["address", *known])
             right = f"hydra.launcher.ray.init.{right}" if right else ""
             key = f"hydra.launcher.ray.init.{name}"
-            yield Mistake(key, "is no argument of ray.init", remedy=did_you_mean(right), suggestion=right)
+            yield Mistake(key, "is no argument of ray.init", remedy=format_suggestion(right), suggestion=right)
     try:
-        ray.remote(**options.remote)(_of_ray) if options.remote else None
+        ray.remote(**options.remote)(_check_ray_options) if options.remote else None
     except (ValueError, TypeError) as error:
         yield Mistake("hydra.launcher.ray.remote", f"is refused by Ray: {str(error).splitlines()[0]}")

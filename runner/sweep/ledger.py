@@ -1,4 +1,4 @@
-"""The ledger of a sweep: one SQLite file, one row a job, one writer (the controller), any number of readers.
+"""Ledger of a sweep: one SQLite file, a row per job, one writer (the controller), many readers.
 
 The truth of a job is its directory. The ledger says what was asked for, and how each job ended that left no result.
 """
@@ -28,8 +28,8 @@ OF_THE_MACHINE: tuple[Cause, ...] = ("killed", "memory", "timeout", "lost", "dis
 
 
 @dataclass
-class Row:
-    """One job.
+class JobRecord:
+    """Record of one job.
 
     Attributes:
         id: hash of the resolved config without the keys that cannot change its result.
@@ -86,7 +86,7 @@ _TYPES = {"number": "INTEGER", "slot": "INTEGER", "pid": "INTEGER", "exit": "INT
 }
 
 
-_COLUMNS = {f.name: {"values": "values_"}.get(f.name, f.name) for f in fields(Row)}  # `values` is a word of SQL
+_COLUMNS = {f.name: {"values": "values_"}.get(f.name, f.name) for f in fields(JobRecord)}  # `values` is a word of SQL
 
 
 _SCHEMA = f"""
@@ -99,7 +99,7 @@ CREATE TABLE IF NOT EXISTS jobs (
 
 
 def put_aside(folder: Path) -> str:
-    """Rename a damaged ledger, and with it what would be rolled back into the next one: `ledger.1.sqlite`, or more."""
+    """Rename a damaged ledger and its rollback journal to the first free `ledger.N.sqlite`."""
     number = 1
     while (aside := folder / f"ledger.{number}.sqlite").exists():
         number += 1
@@ -110,7 +110,7 @@ def put_aside(folder: Path) -> str:
 
 
 class Ledger:
-    """The ledger in the folder of a sweep.
+    """Ledger in the folder of a sweep.
 
     A change is on the disk when the call returns: about 1 ms each. `read_only` opens one that exists, also while a
     sweep runs or after its controller was killed.
@@ -151,7 +151,7 @@ class Ledger:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All changes inside become durable at once, or, where it raises, none."""
+        """Commit all changes made inside at once, or none of them after an exception."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -164,46 +164,46 @@ class Ledger:
     # ---- the sweep
 
     def settings(self) -> dict[str, Any]:
-        """What is known about the sweep: id, name, created, command, base, swept, objective, mode, space."""
-        return {key: safe_io.loads(value) for key, value in self._db.execute("SELECT key, value FROM sweep")}
+        """Return the settings of the sweep by name: id, name, command, objective, mode and others."""
+        return {key: safe_io.parse_json(value) for key, value in self._db.execute("SELECT key, value FROM sweep")}
 
     def set(self, **settings: Any) -> None:
-        """Write settings of the sweep; plain data."""
+        """Write settings of the sweep; the values are plain data."""
         pairs = [(key, json.dumps(value)) for key, value in settings.items()]
         self._all("INSERT OR REPLACE INTO sweep VALUES (?, ?)", pairs)
 
     def modules(self, code: str) -> dict[str, str]:
-        """The SHA-256 of each module's source behind the hash `code`; empty where it is not known."""
+        """Return the SHA-256 of each module's source behind the hash `code`; empty if unknown."""
         row = self._db.execute("SELECT modules FROM code WHERE hash = ?", (code,)).fetchone()
-        return safe_io.loads(row[0]) if row else {}
+        return safe_io.parse_json(row[0]) if row else {}
 
     def remember_modules(self, code: str, modules: dict[str, str]) -> None:
-        """Keep what is behind a hash; again is harmless."""
+        """Store the modules behind a hash; a stored hash stays unchanged."""
         self._db.execute("INSERT OR IGNORE INTO code VALUES (?, ?)", (code, json.dumps(modules)))
 
     # ---- its jobs
 
-    def jobs(self) -> list[Row]:
-        """Every job, in the order of their numbers."""
+    def jobs(self) -> list[JobRecord]:
+        """Return every job, ordered by number."""
         rows = self._db.execute(f"SELECT {', '.join(_COLUMNS.values())} FROM jobs ORDER BY number")  # noqa: S608  ours
-        return [_row(row) for row in rows]
+        return [_decode_row(row) for row in rows]
 
-    def add(self, rows: Iterable[Row]) -> None:
-        """New jobs, all at once.
+    def add(self, rows: Iterable[JobRecord]) -> None:
+        """Insert new jobs in one transaction.
 
         Raises:
             sqlite3.IntegrityError: one is there already.
         """
         marks = ", ".join("?" * len(_COLUMNS))
-        values = [[_stored(name, value) for name, value in asdict(row).items()] for row in rows]
+        values = [[_encode_value(name, value) for name, value in asdict(row).items()] for row in rows]
         self._all(f"INSERT INTO jobs ({', '.join(_COLUMNS.values())}) VALUES ({marks})", values)  # noqa: S608  ours
 
     def update(self, id: str, **columns: Any) -> None:  # noqa: A002  the column's name
-        """Change columns of one job; several jobs at once inside `transaction()`."""
+        """Update columns of one job; use `transaction()` for several jobs at once."""
         assert columns.keys() <= _COLUMNS.keys()
         assert "status" not in columns or columns["status"] in get_args(Status)
         changes = ", ".join(f"{_COLUMNS[name]} = ?" for name in columns)
-        values = [_stored(name, value) for name, value in columns.items()]
+        values = [_encode_value(name, value) for name, value in columns.items()]
         self._db.execute(f"UPDATE jobs SET {changes} WHERE id = ?", [*values, id])  # noqa: S608  names are ours
 
     def close(self) -> None:
@@ -223,15 +223,15 @@ class Ledger:
                 self._db.executemany(statement, rows)
 
 
-def _stored(name: str, value: Any) -> Any:
+def _encode_value(name: str, value: Any) -> Any:
     return json.dumps(value) if name in _JSON else int(value) if name == "active" else value
 
 
-def _row(values: tuple[Any, ...]) -> Row:
+def _decode_row(values: tuple[Any, ...]) -> JobRecord:
     named = dict(zip(_COLUMNS, values, strict=True))
     for name in _JSON:
-        named[name] = safe_io.loads(named[name])
+        named[name] = safe_io.parse_json(named[name])
     if not re.fullmatch(r"\w[\w.-]*", str(named["path"]), re.ASCII):
         raise ValueError(f"the path of a job must be the name of a folder in it, but is {named['path']!r}")
     named["active"] = bool(named["active"])
-    return Row(**named)
+    return JobRecord(**named)

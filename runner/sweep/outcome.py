@@ -1,4 +1,4 @@
-"""The outcome of a job: completed, failed, interrupted or lost, and the cause."""
+"""Outcome of a job: completed, pruned, failed or interrupted, and the cause."""
 
 import contextlib
 import errno
@@ -36,17 +36,17 @@ _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """A JSON object; None where there is none, or it cannot be read."""
+    """Read a JSON object; return None if it is missing or unreadable."""
     with contextlib.suppress(OSError, ValueError):
         value = json.loads(file.read_text())
         return value if isinstance(value, dict) else None
     return None
 
 
-def ending(
+def read_outcome(
     folder: Path, status: int | None, known: Cause | Literal[""] = "", error: str = "", *, stopped: bool = False
 ) -> dict[str, Any]:
-    """The columns of the ledger that say how an attempt ended: its directory says it where it can.
+    """Return the ledger columns for the end of an attempt, read from its directory where possible.
 
     Args:
         folder: the run directory.
@@ -58,46 +58,50 @@ def ending(
     result = read_json(folder / RESULT) or {}
     said = result.get("status")
     columns: dict[str, Any] = {"exit": status, "cause": "", "error": "", "objective": None, "metrics": {}}
-    columns |= _code_and_data(folder)
+    columns |= _read_hashes(folder)
     if said in ("completed", "pruned"):
-        done = {"status": said, "objective": _number(result.get("objective")), "metrics": result.get("metrics") or {}}
+        done = {
+            "status": said,
+            "objective": _parse_number(result.get("objective")),
+            "metrics": result.get("metrics") or {},
+        }
         return columns | done
     if status is not None and status < 0:
         result, said = {}, None  # it is of an earlier attempt, or was written before it was all over
-    known = known or _of_the_disk(said, status, error)
+    known = known or _infer_disk_failure(said, status, error)
     if known:
-        return _failed(columns, known, error or _WORDS.get(known, f"whoever ran it says: {known}"))
+        return _mark_failed(columns, known, error or _WORDS.get(known, f"whoever ran it says: {known}"))
     if said == "interrupted" or (said is None and stopped):
         return columns | {"status": "interrupted"}
     if said == "failed":
-        return _failed(columns, _cause_of(result), str(result.get("error")))
+        return _mark_failed(columns, _infer_cause(result), str(result.get("error")))
     if status is None:  # whoever watched it is gone too: it is continued
         return columns | {"status": "interrupted"}
     if status < 0:
-        name = signal_name(-status)
+        name = get_signal_name(-status)
         if -status in _CRASHES:
-            return _failed(columns, "crash", f"{name} ended the process; {OUTPUT} has the Python stack")
-        return _failed(columns, "killed", f"{name} ended the process")
+            return _mark_failed(columns, "crash", f"{name} ended the process; {OUTPUT} has the Python stack")
+        return _mark_failed(columns, "killed", f"{name} ended the process")
     if error:  # it could not be continued exactly; nothing was touched
         return columns | {"status": "interrupted", "error": error}
-    return _failed(columns, "exit", f"the process ended itself, with status {status}, before the run was over")
+    return _mark_failed(columns, "exit", f"the process ended itself, with status {status}, before the run was over")
 
 
-def _of_the_disk(said: str | None, status: int | None, error: str) -> Cause | Literal[""]:
-    return "disk" if said is None and (status == EXIT_DISK or is_of_the_disk(error)) else ""
+def _infer_disk_failure(said: str | None, status: int | None, error: str) -> Cause | Literal[""]:
+    return "disk" if said is None and (status == EXIT_DISK or is_disk_error(error)) else ""
 
 
-def signal_name(number: int) -> str:
-    """`SIGKILL`; the real-time signals have no names."""
+def get_signal_name(number: int) -> str:
+    """Return the name of a signal such as `SIGKILL`; a real-time signal has only a number."""
     return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
-def _failed(columns: dict[str, Any], cause: Cause, error: str) -> dict[str, Any]:
+def _mark_failed(columns: dict[str, Any], cause: Cause, error: str) -> dict[str, Any]:
     status: Status = "failed"
     return columns | {"status": status, "cause": cause, "error": error}
 
 
-def _cause_of(result: dict[str, Any]) -> Cause:
+def _infer_cause(result: dict[str, Any]) -> Cause:
     if cause := result.get("cause"):
         known: Cause = cause
         return known
@@ -106,21 +110,21 @@ def _cause_of(result: dict[str, Any]) -> Cause:
         return "non-finite"
     if any(words in error for words in _OUT_OF_MEMORY):
         return "memory"
-    if is_of_the_disk(error):
+    if is_disk_error(error):
         return "disk"
     return "killed" if "is killed by signal: Killed" in error else "exception"
 
 
-def is_of_the_disk(error: str) -> bool:
-    """Whether an error says that a disk is full, or broken, or has come to be read-only."""
+def is_disk_error(error: str) -> bool:
+    """Return whether an error says that a disk is full, broken or read-only."""
     return any(os.strerror(number) in error for number in _OF_THE_DISK)
 
 
-def _number(value: Any) -> float | None:
+def _parse_number(value: Any) -> float | None:
     return None if value is None else float(value)  # NaN stands there as a string
 
 
-def _code_and_data(folder: Path) -> dict[str, str]:
+def _read_hashes(folder: Path) -> dict[str, str]:
     record = read_json(folder / "provenance.json") or {}
     code = (record.get("modules") or {}).get("total", "")
     data = {name: split["sha256"] for name, split in (record.get("data") or {}).items()}

@@ -1,4 +1,4 @@
-"""The best job of a sweep as an experiment file."""
+"""Promotion of the best job of a sweep to an experiment file."""
 
 import json
 import sys
@@ -11,11 +11,11 @@ import yaml
 from omegaconf import OmegaConf
 
 from runner.core.errors import ConfigError, Mistake
-from runner.core.escape import printable
+from runner.core.escape import make_printable
 from runner.experiment.record.recorded import is_run, whole_config
-from runner.sweep.ledger import Row
-from runner.sweep.report.results import Entry, Report, is_result
-from runner.sweep.report.table import point_text, score_text
+from runner.sweep.ledger import JobRecord
+from runner.sweep.report.results import Report, ReportEntry, is_result
+from runner.sweep.report.table import format_point, format_score
 
 NO_NAMES = ("null",)
 
@@ -28,14 +28,14 @@ HAS_WEIGHTS = ("completed", "pruned", "interrupted")
 
 @dataclass(frozen=True)
 class Winner:
-    """A job, and the entry of the table that it stands for."""
+    """Job to promote, and the report entry that it stands for."""
 
-    row: Row
-    entry: Entry
+    row: JobRecord
+    entry: ReportEntry
 
 
-def _best(report: Report) -> Winner:
-    """The first replicate of the best mean: not the best seed."""
+def find_winner(report: Report) -> Winner:
+    """Return the first replicate with a result of the best entry, which need not be the best seed."""
     if report.best is None:
         remedy = "`--job NUMBER` promotes one that was pruned" if any(r.status == "pruned" for r in report.rows) else ""
         raise ConfigError([Mistake("SWEEP", "has no completed job to promote", str(report.folder), remedy=remedy)])
@@ -46,8 +46,8 @@ def _best(report: Report) -> Winner:
     return Winner(next(row for row in report.best.rows if is_result(row)), report.best)
 
 
-def _job(report: Report, name: str) -> Winner:
-    """A job by its number, its folder or the beginning of its id."""
+def find_job(report: Report, name: str) -> Winner:
+    """Find a job by its number, its folder or a prefix of its id."""
     found = [r for r in report.rows if name in (str(r.number), r.path) or (len(name) >= 6 and r.id.startswith(name))]
     if len(found) != 1:
         rule = f"must be the number of a job, 0 to {max((row.number for row in report.rows), default=0)}"
@@ -57,61 +57,62 @@ def _job(report: Report, name: str) -> Winner:
         rule = f"must be completed, pruned or interrupted: job {row.number} is {row.status}"
         raise ConfigError([Mistake("--job", rule, name, f"argument `--job {name}`")])
     entries = [entry for entry in report.entries if row in entry.rows]
-    alone = Entry((row,), {}, None, row.objective)
+    alone = ReportEntry((row,), {}, None, row.objective)
     return Winner(row, entries[0] if entries and is_result(row) else alone)
 
 
-def _config(folder: Path) -> tuple[dict[str, Any], str]:
+def read_config(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return the resolved config of a job and its YAML with interpolations kept."""
     if not is_run(folder):
         raise ConfigError([Mistake("SWEEP", "has no config of this job any more", str(folder))])
-    whole = whole_config(folder, lambda text: print(printable(text), file=sys.stderr))
+    whole = whole_config(folder, lambda text: print(make_printable(text), file=sys.stderr))
     return whole.data, OmegaConf.to_yaml(whole.unresolved)
 
 
-def _header(report: Report, winner: Winner, name: str, folder: Path) -> str:
-    """What the shipped experiments say too, and where the numbers are."""
+def format_header(report: Report, winner: Winner, name: str, folder: Path) -> str:
+    """Format the comment header of the experiment: command, time, result, sweep, job, commit, date."""
     rows = [row for row in winner.entry.rows if is_result(row)] or [winner.row]
     seconds = [row.end - row.start for row in rows if row.start is not None and row.end is not None]
     lines = {
         "command": report.command(f"experiment={name}"),
         "time": f"{sum(seconds) / len(seconds):.3g} s, as a job of its sweep" if seconds else "not known",
-        "result": _said(report, winner),
-        **({"noise": f"within it {noise}"} if (noise := _noise(report, winner)) else {}),
+        "result": describe_score(report, winner),
+        **({"noise": f"within it {noise}"} if (noise := describe_noise(report, winner)) else {}),
         "sweep": f"{report.settings.get('id') or report.folder.name}, {report.folder}",
         "job": ", ".join(f"{row.number} ({row.id})" for row in rows),
-        "commit": _commit(folder),
+        "commit": _read_commit(folder),
         "date": datetime.now().astimezone().strftime("%Y-%m-%d"),
     }
     width = max(map(len, lines)) + 1
     said = [f"# {key + ':':<{width}} {value}" for key, value in lines.items()]
-    return "\n".join([f"# {_first(report, winner)}", *said, ""])
+    return "\n".join([f"# {_describe_rank(report, winner)}", *said, ""])
 
 
-def _first(report: Report, winner: Winner) -> str:
+def _describe_rank(report: Report, winner: Winner) -> str:
     if winner.entry.rank == 1:
         return f"The best of {sum(entry.rank is not None for entry in report.entries)} points of a sweep."
     return f"Job {winner.row.number} of a sweep ({winner.row.status})."
 
 
-def _said(report: Report, winner: Winner) -> str:
-    """The score, and of what it is the mean."""
+def describe_score(report: Report, winner: Winner) -> str:
+    """Describe the score, with the seeds behind a mean."""
     entry, row = winner.entry, winner.row
     if entry.mean is None:
-        return f"{report.objective} {score_text(replace(entry, last=row.objective)) or 'unknown'}, {row.status}"
+        return f"{report.objective} {format_score(replace(entry, last=row.objective)) or 'unknown'}, {row.status}"
     if entry.mean.n == 1:
-        return f"{report.objective} {score_text(entry)} (seed {_seed(row, report)})"
-    seeds = ", ".join(_seed(row, report) for row in entry.rows if is_result(row))
-    return f"{report.objective} {score_text(entry)} (mean and 95% interval of {entry.mean.n} seeds: {seeds})"
+        return f"{report.objective} {format_score(entry)} (seed {_read_seed(row, report)})"
+    seeds = ", ".join(_read_seed(row, report) for row in entry.rows if is_result(row))
+    return f"{report.objective} {format_score(entry)} (mean and 95% interval of {entry.mean.n} seeds: {seeds})"
 
 
-def _noise(report: Report, winner: Winner) -> str:
-    """The points that replicates do not tell from the best, where that is the winner."""
+def describe_noise(report: Report, winner: Winner) -> str:
+    """List the points that replicates cannot tell from the best; empty for another winner."""
     close = [entry for entry in report.entries if entry.within_noise and winner.entry.rank == 1]
-    said = [f"{point_text(entry.rows[0], report.keys)} (p = {entry.p:.2g})" for entry in close[:MOST_LISTED]]
+    said = [f"{format_point(entry.rows[0], report.keys)} (p = {entry.p:.2g})" for entry in close[:MOST_LISTED]]
     return ", ".join(said) + (f" and {len(close) - len(said)} more" if len(close) > len(said) else "")
 
 
-def _seed(row: Row, report: Report) -> str:
+def _read_seed(row: JobRecord, report: Report) -> str:
     file = report.folder / row.path / "config.yaml"  # resolved: the point may have said `${...}`
     try:
         return str(yaml.safe_load(file.read_bytes())["seed"])
@@ -119,8 +120,8 @@ def _seed(row: Row, report: Report) -> str:
         return "?"
 
 
-def _commit(folder: Path) -> str:
-    """The commit that the job ran, and whether the working tree had changes."""
+def _read_commit(folder: Path) -> str:
+    """Return the commit that the job ran, and whether the working tree had changes."""
     file = folder / "provenance.json"
     try:
         git = json.loads(file.read_bytes())["git"] or {}

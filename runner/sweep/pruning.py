@@ -1,4 +1,4 @@
-"""How a running job learns that it is pruned: it asks after each value of its objective, and the search answers.
+"""Pruning of running jobs: a job reports each objective value, the search says stop or go on.
 
 On one machine it asks over a socket and waits for the answer, so that it stops at that very step. On others, where the
 controller reads along in the job's `metrics.jsonl`, it looks for a file that the controller leaves.
@@ -31,8 +31,8 @@ ANSWER_SECONDS = 60.0  # after which a job goes on without an answer
 Answer = Callable[[str, int, float], bool]
 
 
-def judge_at(address: str, job: str, folder: Path) -> Callable[[int, float], bool] | None:
-    """What a job asks, in its process; None where there is nobody to ask. No answer means: go on."""
+def connect(address: str, job: str, folder: Path) -> Callable[[int, float], bool] | None:
+    """Return the function by which a job asks its pruner (no answer: go on); None without one."""
     if not address:
         return None
     if address == BY_FILE:
@@ -50,8 +50,8 @@ def judge_at(address: str, job: str, folder: Path) -> Callable[[int, float], boo
     return ask
 
 
-class Nobody:
-    """Answers nothing, for a search without a pruner."""
+class NoPruner:
+    """Null pruner, for a search without one: every method is a no-op."""
 
     address = ""
 
@@ -65,31 +65,31 @@ class Nobody:
         pass
 
 
-class Bench(Nobody):
-    """Answers jobs of this machine over a socket, each question in a thread of its own."""
+class SocketPruner(NoPruner):
+    """Pruner over a Unix socket for jobs of this machine, one thread per question."""
 
     def __init__(self, answer: Answer) -> None:
         # Of this user alone, and short: the path of a socket has at most 107 bytes.
         self._folder = tempfile.mkdtemp(prefix="runner-", dir="/tmp")
         self.address = f"{self._folder}/judge"
-        self._server = _Server(self.address, _Question)
+        self._server = _PruneServer(self.address, _PruneRequest)
         self._server.answer = answer
         threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True).start()
 
     def close(self) -> None:
-        """Nobody asks any more."""
+        """Shut down the server and remove the socket."""
         self._server.shutdown()
         self._server.server_close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-class _Server(socketserver.ThreadingUnixStreamServer):
+class _PruneServer(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
     answer: Answer
 
 
-class _Question(socketserver.StreamRequestHandler):
-    server: _Server
+class _PruneRequest(socketserver.StreamRequestHandler):
+    server: _PruneServer
 
     def handle(self) -> None:
         with contextlib.suppress(OSError, ValueError, TypeError):
@@ -97,8 +97,8 @@ class _Question(socketserver.StreamRequestHandler):
             self.wfile.write(json.dumps(self.server.answer(job, int(count), float(value))).encode() + b"\n")
 
 
-class Reader(Nobody):
-    """Reads what jobs on other machines log, and leaves a file for one that is to stop."""
+class LogPruner(NoPruner):
+    """Pruner for jobs on other machines: reads their logs and leaves a file for a job to stop."""
 
     address = BY_FILE
 
@@ -110,22 +110,22 @@ class Reader(Nobody):
         threading.Thread(target=self._run, daemon=True).start()
 
     def follow(self, job: str, folder: Path) -> None:
-        """A job begins, or goes on."""
+        """Begin to read the log of a job, and delete an old prune file."""
         (folder / PRUNE).unlink(missing_ok=True)
         self._folders[job] = folder
 
     def leave(self, job: str) -> None:
-        """It has ended."""
+        """Cease to read the log of a job."""
         self._folders.pop(job, None)
 
     def close(self) -> None:
-        """No job runs any more."""
+        """End the polling thread."""
         self._closed.set()
 
     def look(self) -> None:
-        """Ask about every value that is new."""
+        """Ask the search about every new value of every job."""
         for job, folder in list(self._folders.items()):
-            values = logged(folder / "metrics.jsonl", self._objective)
+            values = read_values(folder / "metrics.jsonl", self._objective)
             for count in range(self._said.get(job, 0) + 1, len(values) + 1):
                 self._said[job] = count
                 if self._answer(job, count, values[count - 1]):
@@ -137,8 +137,8 @@ class Reader(Nobody):
             self.look()
 
 
-def logged(file: Path, name: str) -> list[float]:
-    """Every value of a metric in a `metrics.jsonl`, in order; a torn end is left out."""
+def read_values(file: Path, name: str) -> list[float]:
+    """Read every value of a metric from a `metrics.jsonl`, in order; skip a torn last line."""
     try:
         lines = file.read_bytes().splitlines(keepends=True)
     except OSError:

@@ -1,4 +1,4 @@
-"""Reconcile the jobs that are asked for with the ledger and the job directories."""
+"""Reconciliation of the planned jobs with the ledger and the job directories."""
 
 import dataclasses
 import re
@@ -7,34 +7,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner.config.check.imports import user_directories
+from runner.config.check.imports import list_user_directories
 from runner.sweep import code_snapshot
-from runner.sweep.jobs import Anew, Asked, Plan
-from runner.sweep.ledger import OF_THE_MACHINE, Ledger, Row
-from runner.sweep.outcome import ending, read_json
+from runner.sweep.jobs import Anew, PlannedJob, SweepPlan
+from runner.sweep.ledger import OF_THE_MACHINE, JobRecord, Ledger
+from runner.sweep.outcome import read_json, read_outcome
 
 # ---- what becomes of a job that has been there before
 
 
 @dataclass
-class Decided:
-    """Which jobs run, and what there is to say of the others."""
+class Decisions:
+    """Jobs to run, and finished jobs whose code has changed since."""
 
     run: dict[str, Anew] = field(default_factory=dict)  # by id, in order
     other_code: dict[str, list[str]] = field(default_factory=dict)  # finished by other code: the modules that differ
 
 
-def decide(rows: Iterable[Row], ledger: Ledger, plan: Plan) -> Decided:
-    """What to do with each job that is asked for, after `sweep.retry` and `sweep.rerun`."""
-    decided = Decided()
+def decide(rows: Iterable[JobRecord], ledger: Ledger, plan: SweepPlan) -> Decisions:
+    """Decide which active jobs run, by `sweep.retry` and `sweep.rerun`."""
+    decided = Decisions()
     settings = plan.settings
     known: dict[str, list[str]] = {}
-    folders = user_directories(plan.trust)
+    folders = list_user_directories(plan.trust)
     for row in rows:
         if not row.active:
             continue
         if row.code not in known:
-            known[row.code] = code_snapshot.changed(ledger.modules(row.code), plan.frozen, folders) if row.code else []
+            known[row.code] = (
+                code_snapshot.find_changed_modules(ledger.modules(row.code), plan.frozen, folders) if row.code else []
+            )
         differs = known[row.code]
         if row.status in ("completed", "pruned"):
             if differs and settings.rerun == "changed":
@@ -52,20 +54,20 @@ def decide(rows: Iterable[Row], ledger: Ledger, plan: Plan) -> Decided:
     return decided
 
 
-def reconcile(ledger: Ledger, folder: Path) -> list[Row]:
-    """The rows, after what the directories say: the controller may have died before it wrote that down."""
+def reconcile(ledger: Ledger, folder: Path) -> list[JobRecord]:
+    """Update all rows from the job directories, in case a controller died early; return the rows."""
     rows = ledger.jobs()
     with ledger.transaction():
-        return [reconciled(row, ledger, folder) for row in rows]
+        return [reconcile_row(row, ledger, folder) for row in rows]
 
 
-def reconciled(row: Row, ledger: Ledger, folder: Path) -> Row:
-    """One row, after what its directory says."""
+def reconcile_row(row: JobRecord, ledger: Ledger, folder: Path) -> JobRecord:
+    """Update one row from its job directory; return the row."""
     job = folder / row.path
     columns: dict[str, Any] = {}
     if row.status in ("running", "waiting"):
         if (job / "config.yaml").is_file():
-            columns = ending(job, None)
+            columns = read_outcome(job, None)
         elif row.status == "running":
             columns = {"status": "waiting"}
     elif row.status == "completed" and not (job / "result.json").is_file():
@@ -73,7 +75,7 @@ def reconciled(row: Row, ledger: Ledger, folder: Path) -> Row:
     elif row.status in ("failed", "interrupted", "pruned"):  # or continued it by hand
         result = read_json(job / "result.json") or {}
         if result.get("status") == "completed":
-            columns = ending(job, 0)
+            columns = read_outcome(job, 0)
             columns["start"] = (job / "result.json").stat().st_mtime - result.get("seconds", 0.0)
     if not columns:
         return row
@@ -84,17 +86,17 @@ def reconciled(row: Row, ledger: Ledger, folder: Path) -> Row:
     return dataclasses.replace(row, **columns)
 
 
-def numbers_of(folder: Path) -> dict[str, int]:
-    """The number of each job that has a directory, by the beginning of its id: a ledger that was lost knew more."""
+def read_job_numbers(folder: Path) -> dict[str, int]:
+    """Map id prefix to job number for every job directory. Used to rebuild a lost ledger."""
     names = [path.name.split("_", 1) for path in folder.iterdir() if re.fullmatch(r"\d+_[0-9a-f]{8}", path.name)]
     return {short: int(number) for number, short in names}
 
 
-def adopt(ledger: Ledger, folder: Path, asked: Sequence[Asked], plan: Plan) -> None:
-    """Rows for jobs that are new to the ledger; a directory of the job's name is the job's (a ledger was lost)."""
+def adopt(ledger: Ledger, folder: Path, asked: Sequence[PlannedJob], plan: SweepPlan) -> None:
+    """Add rows for new jobs; a job whose directory exists keeps that number after a lost ledger."""
     rows = ledger.jobs()
     known = {row.id for row in rows}
-    there = numbers_of(folder)
+    there = read_job_numbers(folder)
     number = max([*(row.number for row in rows), *there.values(), -1]) + 1
     new = []
     for one in asked:
@@ -109,12 +111,12 @@ def adopt(ledger: Ledger, folder: Path, asked: Sequence[Asked], plan: Plan) -> N
     ledger.add(new)
 
 
-def mark(ledger: Ledger, rows: Iterable[Row], asked: Iterable[Asked]) -> None:
-    """Write into the rows which jobs are asked for, and as what: with a `sweep.id` other keys may lead to the same job.
+def mark(ledger: Ledger, rows: Iterable[JobRecord], asked: Iterable[PlannedJob]) -> None:
+    """Mark the rows that are asked for, and store the overrides that now ask for them.
 
     A job's own line is what all jobs share now and its arguments, which would lack what was shared before.
     """
-    points: dict[str, Asked] = {}
+    points: dict[str, PlannedJob] = {}
     for one in asked:
         points.setdefault(one.id, one)
     with ledger.transaction():
@@ -130,7 +132,7 @@ def mark(ledger: Ledger, rows: Iterable[Row], asked: Iterable[Asked]) -> None:
 
 
 def remember_code(ledger: Ledger, job: Path, code: str) -> None:
-    """Keep the hashes of the modules that a job ran, once for all jobs that ran them."""
+    """Store the module hashes that a job ran, once per code hash."""
     if code and not ledger.modules(code):
         record = read_json(job / "provenance.json") or {}
         ledger.remember_modules(code, record["modules"]["files"])

@@ -1,21 +1,23 @@
-"""What a sweep says at its beginning and at its end, in lines."""
+"""Summary lines of a sweep at its start and at its end."""
 
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from runner.sweep.code_snapshot import MOST_ENTRIES
-from runner.sweep.console import name_of
+from runner.sweep.console import describe_job
 from runner.sweep.interfaces import Source
-from runner.sweep.jobs import Asked, Plan
-from runner.sweep.ledger import Row
-from runner.sweep.reconcile import Decided
+from runner.sweep.jobs import PlannedJob, SweepPlan
+from runner.sweep.ledger import JobRecord
+from runner.sweep.reconcile import Decisions
 
 MOST_LISTED = 10  # rows of a kind on the console: the ledger has all of them
 
 
-def before(plan: Plan, rows: Sequence[Row], asked: Sequence[Asked], decided: Decided, source: Source) -> Iterator[str]:
-    """What to say at the start: what there is to do, and what of earlier lines there is."""
+def describe_start(
+    plan: SweepPlan, rows: Sequence[JobRecord], asked: Sequence[PlannedJob], decided: Decisions, source: Source
+) -> Iterator[str]:
+    """Yield the lines at the start: jobs to run, duplicates, removed jobs and outdated results."""
     by_id = {row.id: row for row in rows}
     if source.known:
         again = Counter(by_id[job].status for job in decided.run if by_id[job].status != "waiting")
@@ -27,33 +29,33 @@ def before(plan: Plan, rows: Sequence[Row], asked: Sequence[Asked], decided: Dec
         yield ", ".join(words)
     elif source.total is not None and rows:
         yield f"a search of {source.total:,} trials, with {len(rows):,} job{'s' * (len(rows) != 1)} from before"
-    first: dict[str, Asked] = {}
+    first: dict[str, PlannedJob] = {}
     twice = [(one, first[one.id]) for one in asked if first.setdefault(one.id, one) is not one]
     for one, other in twice[:MOST_LISTED]:
         same = f"{shlex.join(one.point.overrides)} is the same job as {shlex.join(other.point.overrides)}"
         yield f"{same}: it runs once"
     if len(twice) > MOST_LISTED:
         yield f"and {len(twice) - MOST_LISTED:,} more points are jobs that are listed already"
-    yield from listed("no longer asked for", [row for row in rows if not row.active])
-    yield from listed(
+    yield from list_rows("no longer asked for", [row for row in rows if not row.active])
+    yield from list_rows(
         "finished by other code (sweep.rerun=changed runs it again)", [by_id[i] for i in decided.other_code]
     )
     if not plan.frozen.complete:
         yield f"note: there are more than {MOST_ENTRIES:,} files here: modules in deep folders are not held as they are"
 
 
-def listed(what: str, rows: Sequence[Row]) -> Iterator[str]:
-    """Some rows, on a line each."""
+def list_rows(what: str, rows: Sequence[JobRecord]) -> Iterator[str]:
+    """Yield a line per row, at most MOST_LISTED of them."""
     for row in rows[:MOST_LISTED]:
-        yield f"{what}: {name_of(row)}"
+        yield f"{what}: {describe_job(row)}"
     if len(rows) > MOST_LISTED:
         yield f"{what}: and {len(rows) - MOST_LISTED:,} more"
 
 
-def after(plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
-    """What is left to be done, and how."""
+def describe_remaining(plan: SweepPlan, rows: Sequence[JobRecord]) -> Iterator[str]:
+    """Yield the lines at the end: jobs that are not continued, and the command to go on."""
     for row in rows:
         if row.status == "interrupted" and row.error:
-            yield f"not continued: {name_of(row)}\n  {row.error}\n  sweep.rerun=changed starts it anew"
+            yield f"not continued: {describe_job(row)}\n  {row.error}\n  sweep.rerun=changed starts it anew"
     if any(row.status in ("interrupted", "waiting") for row in rows):
         yield f"to go on: {shlex.join(['python', '-m', 'runner', *plan.argv])}"

@@ -74,7 +74,7 @@ def evaluate(run: Run, name: str, looks: Sequence[Any] = ()) -> dict[str, float]
     for look in looks:
         look.begin(run.model)
     averaged = nullcontext() if run.average is None else run.average.in_model()
-    with torch.no_grad(), averaged, rng.isolated():
+    with torch.no_grad(), averaged, rng.fork_rng():
         run.team.level(run.model)
         for outcome in run.team.outcomes(outcomes(run, name, near), run.splits[name]):
             losses.add(outcome)
@@ -99,7 +99,7 @@ def outcomes(run: Run, name: str, looks: Sequence[Any] = ()) -> Iterator[Mapping
     """What the step says of each batch of a split, each drawing from a stream of its own; `looks` see the batch too."""
     split = run.splits[name]
     for number, batch in enumerate(split.batches(0)):
-        rng.seed_all(rng.key(run.seed, "evaluate", name, run.team.number(number)))
+        rng.seed_all(rng.derive_key(run.seed, "evaluate", name, run.team.number(number)))
         outcome = run.update.evaluate(batch, run.model)
         for look in looks:
             look.add(batch, outcome)

@@ -12,7 +12,7 @@ from typing import Any
 
 from runner.core import device as devices
 from runner.core import rng
-from runner.core.durations import Duration, next_due
+from runner.core.durations import Duration, compute_next_due
 from runner.core.errors import RunError
 from runner.model.freeze import thaw
 from runner.train.checkpoint import SaveError
@@ -56,7 +56,7 @@ def begin(run: Run) -> int:
     """Get ready to train from `run.progress` on; the step at which to pause first."""
     progress = run.progress
     if progress.step == 0:
-        rng.seed_all(rng.key(run.seed, "train", *run.team.stream))
+        rng.seed_all(rng.derive_key(run.seed, "train", *run.team.stream))
     run.infinite_buffers = infinite_buffers(run.model)
     run.model.train()
     thaw_if_due(run)
@@ -140,7 +140,7 @@ def _next_pause(run: Run) -> int:
     if run.check_finite == "every_step":
         return run.progress.step + 1
     rhythms = (run.log_every, run.evaluate_every, run.checkpoint_every)
-    due = [next_due(every, run.progress.step, run.steps_per_epoch) for every in rhythms]
+    due = [compute_next_due(every, run.progress.step, run.steps_per_epoch) for every in rhythms]
     if run.thaw_at is not None and run.progress.step < run.thaw_at:
         due.append(run.thaw_at)
     if not run.log_means:  # a line is of its own step: what came before is forgotten at the step before
@@ -157,7 +157,7 @@ def thaw_if_due(run: Run) -> None:
 
 
 def _is_due(run: Run, every: Duration | None) -> bool:
-    due = next_due(every, run.paused_at, run.steps_per_epoch)
+    due = compute_next_due(every, run.paused_at, run.steps_per_epoch)
     return due is not None and due <= run.progress.step
 
 
@@ -205,7 +205,7 @@ def pause(run: Run) -> int:
 def lines_to_come(run: Run) -> list[int]:
     """The next steps at which a line of training is due, for each reason that there is."""
     asked = run.evaluate_every if compares_training(run) else None
-    due = [next_due(every, run.progress.step, run.steps_per_epoch) for every in (run.log_every, asked)]
+    due = [compute_next_due(every, run.progress.step, run.steps_per_epoch) for every in (run.log_every, asked)]
     return [step for step in (*due, run.total_steps) if step is not None]
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from runner.core import rng
 from runner.core.copies import owned
-from runner.core.durations import Duration, next_due
+from runner.core.durations import Duration, compute_next_due
 from runner.log.hooks import Inside
 from runner.log.logger import Log
 from runner.log.model_graph import graph_of
@@ -110,7 +110,7 @@ class Looks:
         if self.profile is not None and self.profile.left:
             yield step + 1
         for every in (self.every, self.histograms):
-            due = next_due(every, step, steps_per_epoch)
+            due = compute_next_due(every, step, steps_per_epoch)
             if due is not None:
                 yield max(due - 1, step + 1)
 
@@ -119,7 +119,7 @@ class Looks:
         if self.inside is None:
             return
         numbers, histograms = (
-            next_due(every, step, steps_per_epoch) == step + 1 for every in (self.every, self.histograms)
+            compute_next_due(every, step, steps_per_epoch) == step + 1 for every in (self.every, self.histograms)
         )
         if numbers or histograms:
             self.inside.open(numbers=numbers, histograms=histograms)
@@ -224,6 +224,6 @@ class Looks:
 @contextmanager
 def _unnoticed() -> Iterator[None]:
     """Nothing is drawn from training's generators; what there is to warn of, training will."""
-    with rng.isolated(), warnings.catch_warnings():
+    with rng.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

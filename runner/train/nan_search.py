@@ -76,7 +76,7 @@ def find(run: Run, until: int) -> Finding | None:
     """Train `run` up to step `until` with every check on; where the first number that is none appeared, if any did."""
     progress = run.progress
     if progress.step == 0:
-        rng.seed_all(rng.key(run.seed, "train"))
+        rng.seed_all(rng.derive_key(run.seed, "train"))
     skip = infinite_buffers(run.model)
     run.model.train()
     with watched(run, skip) as watch:

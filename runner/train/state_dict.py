@@ -76,7 +76,7 @@ def restore(run: Run, saved: dict[str, Any], rescheduled: Iterable[str] = ()) ->
 
 def _generators(run: Run) -> dict[str, Any]:
     """The state of the generators, and in `ranks` that of the other processes' (from 1 on)."""
-    states: list[dict[str, Any]] = run.team.gather(rng.state())
+    states: list[dict[str, Any]] = run.team.gather(rng.get_state())
     return states[0] | ({"ranks": states[1:]} if states[1:] else {})
 
 
@@ -85,7 +85,7 @@ def _set_generators(run: Run, saved: dict[str, Any]) -> None:
     if run.team.rank < len(states):
         rng.set_state(states[run.team.rank])
     else:  # more processes than it was saved by, which is not exact
-        rng.seed_all(rng.key(run.seed, "train", *run.team.stream, run.progress.step))
+        rng.seed_all(rng.derive_key(run.seed, "train", *run.team.stream, run.progress.step))
 
 
 def compare_model(model: nn.Module, saved: Mapping[str, Any]) -> None:

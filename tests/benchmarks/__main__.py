@@ -188,7 +188,9 @@ def report_of_a_thousand(folder: Path) -> float:
     jobs = []
     for number in range(1000):
         values = {"optimizer.lr": 0.001 * (number // 5), "seed": number % 5}
-        job = ledger.Row(f"{number:016x}", number, [f"{key}={value}" for key, value in values.items()], f"{number}_0")
+        job = ledger.JobRecord(
+            f"{number:016x}", number, [f"{key}={value}" for key, value in values.items()], f"{number}_0"
+        )
         job.values, job.replicate_of, job.metrics, job.status = values, str(number // 5), metrics, "completed"
         job.objective = random.random()
         jobs.append(job)

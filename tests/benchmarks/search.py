@@ -16,14 +16,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from runner.sweep.ledger import Ledger, Row
+from runner.sweep.ledger import JobRecord, Ledger
 
 ROOT = Path(__file__).parents[2]
 COMMON = ("-m", "sweep=optuna_asha", "sweep.slots=1", "log=quiet")
 RANDOM = ("sweep.search.sampler={_target_: optuna.samplers.RandomSampler}", "sweep.search.pruner=null")
 
 
-def sweep(folder: Path, *arguments: str) -> list[tuple[Row, int]]:
+def sweep(folder: Path, *arguments: str) -> list[tuple[JobRecord, int]]:
     """Each job of a sweep that is run in `folder`, in the order in which they ended, with its steps of training."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "runner", *COMMON, *arguments]

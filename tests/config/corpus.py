@@ -14,8 +14,8 @@ import yaml
 from runner.config import document
 from runner.config.check.check import Check
 from runner.config.compose import compose
-from runner.config.hydra_loader import our_conf
-from runner.config.origins import schema_keys
+from runner.config.hydra_loader import find_our_conf
+from runner.config.origins import list_schema_keys
 from runner.core.errors import Mistake
 from runner.experiment.examine import examine
 
@@ -74,7 +74,7 @@ def typos(name: str, chance: random.Random) -> list[str]:
 
 def choose(file: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The arguments that bring a shipped file into play, and the package of its keys."""
-    group = str(file.relative_to(our_conf()).parent)
+    group = str(file.relative_to(find_our_conf()).parent)
     if group == "experiment":
         return (f"experiment={file.stem}",), ()
     if group in ("debug", "sweep"):
@@ -102,8 +102,8 @@ def cases(seed: int) -> list[Case]:
     """The corpus. The same for the same seed."""
     chance = random.Random(seed)
     found: list[Case] = []
-    for file in sorted(our_conf().rglob("*.yaml")):
-        if file.is_relative_to(our_conf() / "hydra"):
+    for file in sorted(find_our_conf().rglob("*.yaml")):
+        if file.is_relative_to(find_our_conf() / "hydra"):
             continue  # a project may not have files of Hydra's groups
         if file.name != "config.yaml" and is_built(file):
             found += _of_file(file, chance)
@@ -111,7 +111,7 @@ def cases(seed: int) -> list[Case]:
 
 
 def _of_file(file: Path, chance: random.Random) -> Iterator[Case]:
-    loaded, name = document.load(file), str(file.relative_to(our_conf()))
+    loaded, name = document.load(file), str(file.relative_to(find_our_conf()))
     arguments, package = choose(file)
     text = loaded.text
 
@@ -129,7 +129,7 @@ def _of_file(file: Path, chance: random.Random) -> Iterator[Case]:
         key = ".".join(path)
         parent = ".".join(path[:-1])
         siblings = {p[-1] for p, _, _ in seen if p[:-1] == path[:-1]} | {
-            k.rpartition(".")[2] for k in schema_keys() if k.rpartition(".")[0] == parent
+            k.rpartition(".")[2] for k in list_schema_keys() if k.rpartition(".")[0] == parent
         }
         if parent not in CHOSEN and not parent.startswith(("init.rules.", "dataset.sample")):
             for typo in typos(path[-1], chance):
@@ -208,10 +208,12 @@ def _of_arguments(  # noqa: C901  as above
     def case(kind: str, argument: str, key: str, suggestion: str | None = None, more: tuple[str, ...] = ()) -> Case:
         return Case(kind, "", "", (*more, argument), key, f"argument `{argument}`", suggestion)
 
-    groups = sorted(folder.name for folder in our_conf().iterdir() if any(folder.glob("*.yaml")))  # not those of Hydra
+    groups = sorted(
+        folder.name for folder in find_our_conf().iterdir() if any(folder.glob("*.yaml"))
+    )  # not those of Hydra
     for group in groups:
-        options = sorted(file.stem for file in (our_conf() / group).glob("*.yaml"))
-        built = [option for option in options if is_built(our_conf() / group / f"{option}.yaml")]
+        options = sorted(file.stem for file in (find_our_conf() / group).glob("*.yaml"))
+        built = [option for option in options if is_built(find_our_conf() / group / f"{option}.yaml")]
         for typo in typos(group, chance):
             if typo not in groups:
                 yield case("typo in a group", f"{typo}={built[0]}", typo, group)
@@ -230,13 +232,13 @@ def _of_arguments(  # noqa: C901  as above
                     f"{slot}.{name}",
                     more=("experiment=null", "train.duration=3ep", f"{slot}={option}"),
                 ),
-                where=f"{our_conf()}/{slot}/{option}.yaml:2",
+                where=f"{find_our_conf()}/{slot}/{option}.yaml:2",
             )
-    for key in sorted(schema_keys()):
+    for key in sorted(list_schema_keys()):
         parent, _, last = key.rpartition(".")
         if parent in CHOSEN or not parent or parent in ("model", "optimizer", "loss", "step"):
             continue
-        taken = {k.rpartition(".")[2] for k in schema_keys() if k.rpartition(".")[0] == parent}
+        taken = {k.rpartition(".")[2] for k in list_schema_keys() if k.rpartition(".")[0] == parent}
         for typo in typos(last, chance):
             if typo not in taken and not (parent == "scheduler" and len(last) <= 4):
                 yield case("typo in a key", f"+{parent}.{typo}=1", f"{parent}.{typo}", key)

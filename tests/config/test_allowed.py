@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from runner.config.check import allowed
-from runner.config.check.components import Found, check_component
-from runner.config.check.imports import TargetError, is_user_code, locate, look
-from runner.config.check.slots import _FITS, misplaced
+from runner.config.check.components import PlacedMistakes, check_component
+from runner.config.check.imports import TargetError, check_name, import_object, is_user_code
+from runner.config.check.slots import _FITS, explain_misplaced
 
 TABLE = Path(__file__).with_name("allowed_names.txt")
 PLACES = ("torch", "torchvision", "torchmetrics")
@@ -66,8 +66,8 @@ def table():
     for name, module in modules(*tops, "torch.utils.data", "torch.nn.utils").items():
         for (shown, value), slot in itertools.product(public(module), SLOTS):
             told = slot == "loss" and isinstance(value, type)
-            if not told and not misplaced(slot, value, f"{name}.{shown}", ()):
-                home, own = allowed.home(value)
+            if not told and not explain_misplaced(slot, value, f"{name}.{shown}", ()):
+                home, own = allowed.find_home(value)
                 lines[slot, home].add(own.lstrip("_"))
     text = [versions()]
     for slot in SLOTS:
@@ -112,19 +112,19 @@ def wrongly_taken(name, shown, value):
     if first == "torch":
         spelled += [f"{door}{name.removeprefix('torch')}.{shown}" for door in DOORS[:1]]
     else:
-        home = allowed.home(value)[0]
+        home = allowed.find_home(value)[0]
         spelled += [f"{home}.{shown}"] if home.partition(".")[0] in PLACES else []
     wrong = []
     for path in spelled:
         try:
-            look(path)
-            target = locate(path)
+            check_name(path)
+            target = import_object(path)
         except TargetError:
             continue
         for slot in SLOTS:
-            if not misplaced(slot, target, path, ()) and allowed.reason(value):
+            if not explain_misplaced(slot, target, path, ()) and allowed.explain_not_allowed(value):
                 wrong.append((slot, path))
-            if not misplaced(slot, target, path, ()) and not any(allowed.takes(kind, value) for kind in SLOTS):
+            if not explain_misplaced(slot, target, path, ()) and not any(allowed.takes(kind, value) for kind in SLOTS):
                 wrong.append((slot, path))
     return wrong
 
@@ -197,14 +197,14 @@ def test_what_loads_or_writes_is_refused_through_every_door_and_as_an_argument(s
     for name in EVIL:
         if slot == "dataset" and "LSUN" in name:
             continue  # refused below in its own slot
-        found = Found()
+        found = PlacedMistakes()
         check_component((slot,), slot, SHAPES[slot]({"_target_": name, "_args_": ["x"]}), (), found)
 
         assert [m for _, m in found.mistakes if "_target_" in m.key], (slot, name)
 
 
 def test_a_refused_class_says_why_and_trusts_no_wider_than_itself():
-    found = Found()
+    found = PlacedMistakes()
     name = "torchvision.datasets.LSUNClass"
     check_component(("dataset",), "dataset", {"_target_": name, "root": "."}, (), found)
     (mistake,) = [mistake for _, mistake in found.mistakes]
@@ -276,7 +276,7 @@ def test_a_folder_makes_no_library_user_code(name, inside, project):
         (folder / inside).parent.mkdir(exist_ok=True)
         (folder / inside).touch()
     with pytest.raises(TargetError) as error:
-        look(name)
+        check_name(name)
 
     assert error.value.remedy in ("", f"if you trust it: --trust '{name}'")
     assert not (project.parent / "trace").exists()
@@ -290,13 +290,13 @@ def test_a_module_of_an_environment_below_the_project_is_no_user_code(project, m
     monkeypatch.setattr(sys, "path", [*sys.path, str(environment)])
     for name in ("lib_c.load", "venv.lib.python3.load"):
         with pytest.raises(TargetError):
-            look(name)
+            check_name(name)
 
 
 def test_a_link_out_of_the_project_is_no_user_code(project):
     (project / "mine").symlink_to(project.parent / "lib" / "site-packages" / "lib_a")
     with pytest.raises(TargetError):
-        look("mine.load")
+        check_name("mine.load")
 
     assert not (project.parent / "trace").exists()
 
@@ -308,9 +308,9 @@ def test_code_of_the_project_stays_user_code(project):
     (project / "joined").mkdir()
     (project / "joined" / "__init__.py").write_text("class Net: pass\n")
     for name in ("own_1.Net", "spaced.deep.net.Net", "joined.Net"):
-        look(name)
+        check_name(name)
 
-        assert locate(name).__name__ == "Net"
+        assert import_object(name).__name__ == "Net"
         assert is_user_code(name.partition(".")[0], ())
 
 

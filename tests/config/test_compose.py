@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 
 from runner.config.check.check import Check, check
 from runner.config.compose import compose
-from runner.config.hydra_loader import CONFIG_NAME, our_conf
+from runner.config.hydra_loader import CONFIG_NAME, find_our_conf
 from runner.core.errors import ConfigError
 from runner.sweep.examine import examine_sweep
-from runner.sweep.space.request import jobs
+from runner.sweep.space.request import compose_jobs
 
 
 def rules(*overrides, folder=None):
@@ -25,7 +25,7 @@ def rules(*overrides, folder=None):
     "overrides", [[], ["experiment=digits_mlp"], ["~experiment", "optimizer=adam"], ["scheduler=step"]]
 )
 def test_config_is_what_hydra_composes(overrides):
-    with initialize_config_dir(str(our_conf()), version_base="1.3"):
+    with initialize_config_dir(str(find_our_conf()), version_base="1.3"):
         expected = OmegaConf.to_container(hydra_compose(CONFIG_NAME, overrides), resolve=True)
 
     assert expected == compose(overrides).config
@@ -106,7 +106,7 @@ def test_a_circle_of_interpolations_is_a_mistake():
 
 def test_sweep_jobs_are_what_each_job_composes(tmp_path):
     overrides = ["optimizer.lr=0.1,0.2", "seed=range(0,2)", "model=small_cnn,mlp", "name=choice(a,b)"]
-    points = list(jobs(overrides, our_conf().parent))
+    points = list(compose_jobs(overrides, find_our_conf().parent))
 
     assert 16 == len(points)
     for job in (point.composed for point in points):
@@ -132,7 +132,7 @@ TRICKY = (
 @pytest.mark.parametrize("overrides", TRICKY, ids=lambda overrides: overrides[0])
 def test_jobs_composed_on_a_shared_base_are_what_each_composes_alone(overrides):
     """To the order of their keys, interpolations kept and followed, and with the same mistakes."""
-    for job in jobs(list(overrides), our_conf().parent):
+    for job in compose_jobs(list(overrides), find_our_conf().parent):
         alone = compose(list(job.point.overrides))
         alone.unresolved["sweep"] = {}
 
@@ -142,8 +142,10 @@ def test_jobs_composed_on_a_shared_base_are_what_each_composes_alone(overrides):
 
 
 def test_sweep_over_a_glob_and_parameters_from_our_files():
-    assert len(list(our_conf().glob("optimizer/*.yaml"))) == len(list(jobs(["optimizer=glob(*)"], our_conf().parent)))
-    assert 4 == len(list(jobs(["sweep=lr_grid"], our_conf().parent)))
+    assert len(list(find_our_conf().glob("optimizer/*.yaml"))) == len(
+        list(compose_jobs(["optimizer=glob(*)"], find_our_conf().parent))
+    )
+    assert 4 == len(list(compose_jobs(["sweep=lr_grid"], find_our_conf().parent)))
 
 
 def test_a_wrong_point_of_a_sweep_is_found_before_the_first_starts():
@@ -178,8 +180,8 @@ sys.exit("torch" in sys.modules)
 
 
 def test_recorded_config_is_read_back():
-    from runner.config.check.check import parse, resolved
+    from runner.config.check.check import parse, to_resolved_data
 
     config = check(compose(["init=constant", "scheduler=plateau", "loader=workers"]))
 
-    assert config == parse(resolved(config))
+    assert config == parse(to_resolved_data(config))

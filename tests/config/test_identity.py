@@ -2,22 +2,22 @@
 
 import pytest
 
-from runner.config.check.check import Check, resolved
+from runner.config.check.check import Check, to_resolved_data
 from runner.config.compose import compose
-from runner.config.hydra_loader import our_conf
-from runner.config.identity import job_id, replicate_id, sweep_id
-from runner.sweep.space.request import plan
+from runner.config.hydra_loader import find_our_conf
+from runner.config.identity import compute_job_id, compute_replicate_id, compute_sweep_id
+from runner.sweep.space.request import make_request
 
-CWD = our_conf().parent
+CWD = find_our_conf().parent
 
 
 def config_of(*overrides):
-    return resolved(Check(compose(list(overrides), CWD), ()).config)
+    return to_resolved_data(Check(compose(list(overrides), CWD), ()).config)
 
 
 def sweep_of(*overrides):
-    sweep = plan(overrides, CWD)
-    return sweep_id(resolved(Check(sweep.base).config), sweep.space.keys)
+    sweep = make_request(overrides, CWD)
+    return compute_sweep_id(to_resolved_data(Check(sweep.base).config), sweep.space.keys)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def sweep_of(*overrides):
     ],
 )
 def test_what_cannot_change_a_result_is_no_other_job(overrides):
-    assert job_id(config_of()) == job_id(config_of(*overrides))
+    assert compute_job_id(config_of()) == compute_job_id(config_of(*overrides))
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_what_cannot_change_a_result_is_no_other_job(overrides):
     ],
 )
 def test_what_may_change_a_result_is_another_job(overrides):
-    assert job_id(config_of()) != job_id(config_of(*overrides))
+    assert compute_job_id(config_of()) != compute_job_id(config_of(*overrides))
 
 
 @pytest.mark.parametrize(
@@ -63,24 +63,24 @@ def test_what_may_change_a_result_is_another_job(overrides):
     ],
 )
 def test_a_float_has_one_identity_however_it_is_spelt(one, other):
-    assert job_id(config_of(*one.split())) == job_id(config_of(*other.split()))
+    assert compute_job_id(config_of(*one.split())) == compute_job_id(config_of(*other.split()))
     assert sweep_of(*one.split(), "seed=0,1") == sweep_of(*other.split(), "seed=0,1")
 
 
 def test_an_integer_and_a_float_are_two_where_nobody_says_what_is_meant():
     def ids(target, name):
-        return {job_id({"model": {"_target_": target, name: value}}) for value in (1, 1.0)}
+        return {compute_job_id({"model": {"_target_": target, name: value}}) for value in (1, 1.0)}
 
     assert [len(ids(*of)) for of in (("f", "a"), ("models.cnn.SmallCNN", "width"), ("torch.optim.SGD", "lr"))] == [
         2,
         2,
         1,
     ]
-    assert job_id(config_of("optimizer.lr=1")) != job_id(config_of("optimizer.lr=true"))
+    assert compute_job_id(config_of("optimizer.lr=1")) != compute_job_id(config_of("optimizer.lr=true"))
 
 
 def test_the_index_of_a_device_is_no_other_job():
-    assert job_id(config_of("device.type=cuda:1")) == job_id(config_of("device.type=cuda"))
+    assert compute_job_id(config_of("device.type=cuda:1")) == compute_job_id(config_of("device.type=cuda"))
 
 
 def test_keyword_arguments_have_no_order_and_transforms_do():
@@ -90,13 +90,13 @@ def test_keyword_arguments_have_no_order_and_transforms_do():
     (arguments, transforms), (turned, _) = two("a", "b"), two("b", "a")
     other = {"b": transforms["b"], "a": transforms["a"]}
 
-    assert job_id({"model": arguments}) == job_id({"model": turned})
-    assert job_id({"transform": transforms}) != job_id({"transform": other})
+    assert compute_job_id({"model": arguments}) == compute_job_id({"model": turned})
+    assert compute_job_id({"transform": transforms}) != compute_job_id({"transform": other})
 
 
 def test_replicates_differ_in_their_seed_alone():
-    assert replicate_id(config_of("seed=1")) == replicate_id(config_of("seed=2"))
-    assert replicate_id(config_of("seed=1")) != replicate_id(config_of("seed=1", "optimizer.lr=0.3"))
+    assert compute_replicate_id(config_of("seed=1")) == compute_replicate_id(config_of("seed=2"))
+    assert compute_replicate_id(config_of("seed=1")) != compute_replicate_id(config_of("seed=1", "optimizer.lr=0.3"))
 
 
 def test_a_sweep_with_other_values_of_the_same_keys_is_the_same_sweep():

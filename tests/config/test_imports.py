@@ -9,9 +9,9 @@ import threading
 import pytest
 
 from runner.config.check.check import Check
-from runner.config.check.imports import TargetError, locate, look
+from runner.config.check.imports import TargetError, check_name, import_object
 from runner.config.compose import compose
-from runner.config.hydra_loader import our_conf
+from runner.config.hydra_loader import find_our_conf
 
 DANGEROUS = {
     "os.system",
@@ -218,7 +218,7 @@ def test_a_primary_config_of_the_project_cannot_configure_hydra(content, key, ev
 
 def test_a_primary_config_may_repeat_what_ours_chooses(tmp_path):
     (tmp_path / "conf").mkdir()
-    (tmp_path / "conf" / "config.yaml").write_bytes((our_conf() / "config.yaml").read_bytes())
+    (tmp_path / "conf" / "config.yaml").write_bytes((find_our_conf() / "config.yaml").read_bytes())
 
     assert [] == compose([], tmp_path).mistakes
 
@@ -237,8 +237,8 @@ def test_names_made_by_interpolation_and_aliases_are_looked_at(tmp_path, evil):
 
 def test_trust_on_the_command_line_opens_what_it_names(tmp_path, evil):
     with pytest.raises(TargetError, match="--trust 'evil_module"):
-        look("evil_module.Model")
-    assert "Model" == locate("evil_module.Model", ["evil_module.*"]).__name__
+        check_name("evil_module.Model")
+    assert "Model" == import_object("evil_module.Model", ["evil_module.*"]).__name__
 
 
 def test_user_code_is_found_under_the_working_directory(tmp_path, monkeypatch):
@@ -247,9 +247,9 @@ def test_user_code_is_found_under_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
 
-    assert "Net" == locate("mycode_1.Net").__name__
+    assert "Net" == import_object("mycode_1.Net").__name__
     with pytest.raises(TargetError) as error:
-        locate("broken_1.Net")
+        import_object("broken_1.Net")
     assert f"{tmp_path}/broken_1.py:2" == error.value.where
 
 

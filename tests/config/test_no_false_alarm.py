@@ -8,12 +8,12 @@ from typing import Literal, get_args, get_origin
 import pytest
 import torch
 
-from runner.config.check.check import check, parse, resolved
-from runner.config.check.components import Found, check_component
-from runner.config.check.imports import look
-from runner.config.check.signature import accepts
+from runner.config.check.check import check, parse, to_resolved_data
+from runner.config.check.components import PlacedMistakes, check_component
+from runner.config.check.imports import check_name
+from runner.config.check.signature import inspect_parameters
 from runner.config.compose import compose
-from runner.config.hydra_loader import our_conf
+from runner.config.hydra_loader import find_our_conf
 from runner.core.errors import ConfigError
 
 GROUPS = ("loader", "init", "optimizer", "scheduler", "log", "debug")
@@ -44,14 +44,14 @@ OBJECTS = {
 
 
 def options(group):
-    return sorted(file.stem for file in (our_conf() / group).glob("*.yaml"))
+    return sorted(file.stem for file in (find_our_conf() / group).glob("*.yaml"))
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_shipped_experiment_passes_and_survives_being_recorded(experiment):
     config = check(compose([f"experiment={experiment}", "device=cpu"]))
 
-    assert config == parse(resolved(config))
+    assert config == parse(to_resolved_data(config))
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -116,7 +116,7 @@ def example(parameter):
 
 def refused(slot, name, target, supplied=()):
     """What is said about a target with its required arguments, and with every plain default written out."""
-    takes = accepts(target)
+    takes = inspect_parameters(target)
     nodes = [{"_target_": name}]
     if takes is not None:
         unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -128,8 +128,8 @@ def refused(slot, name, target, supplied=()):
             if isinstance(p.default, bool | int | float | str | None) and not isinstance(p.default, enum.Enum)
         }
         nodes.append(nodes[0] | plain)
-    found = Found()
-    look(name)
+    found = PlacedMistakes()
+    check_name(name)
     for node in nodes:
         check_component((slot,), slot, node, (), found)
     return [f"{name}: {mistake}" for _, mistake in found.mistakes]
@@ -227,7 +227,7 @@ def test_torchmetrics_classes_fit_their_slot():
     ],
 )
 def test_right_component_passes(slot, node):
-    found = Found()
+    found = PlacedMistakes()
     check_component((slot,), slot, node, (), found)
 
     assert [] == found.mistakes
@@ -261,7 +261,7 @@ def test_right_component_passes(slot, node):
     ],
 )
 def test_wrong_component_is_named(slot, node, key):
-    found = Found()
+    found = PlacedMistakes()
     check_component((slot,), slot, node, (), found)
 
     assert [key] == [mistake.key for _, mistake in found.mistakes]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from runner.config.compose import compose
-from runner.config.hydra_loader import our_conf
+from runner.config.hydra_loader import find_our_conf
 from runner.config.recipes import GROUPS
-from runner.sweep.space.request import jobs
+from runner.sweep.space.request import compose_jobs
 
 HEADER = "# @package _global_\n"
 # A group, what a recipe sets below its first option, and the key that must be gone with the second.
@@ -95,7 +95,7 @@ def test_a_class_that_a_recipe_names_itself_gives_way_to_an_option_that_is_asked
 
 
 def test_keys_of_the_primary_config_are_a_recipe_too():
-    text = (our_conf() / "config.yaml").read_text()
+    text = (find_our_conf() / "config.yaml").read_text()
     Path("conf").mkdir()
     Path("conf/config.yaml").write_text(f"{text}\noptimizer: {{lr: 0.4}}\n")
 
@@ -104,7 +104,9 @@ def test_keys_of_the_primary_config_are_a_recipe_too():
 
 
 def test_each_job_of_a_sweep_over_a_group_has_the_settings_of_its_own_option(tmp_path):
-    rates = [job.composed.config["optimizer"]["lr"] for job in jobs(["optimizer=sgd,adamw", "seed=0,1"], tmp_path)]
+    rates = [
+        job.composed.config["optimizer"]["lr"] for job in compose_jobs(["optimizer=sgd,adamw", "seed=0,1"], tmp_path)
+    ]
 
     assert [0.2, 0.2, 0.001, 0.001] == rates
 

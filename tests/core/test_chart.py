@@ -5,14 +5,14 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from runner.core.chart import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, Panel, svg
+from runner.core.chart import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, Panel, render_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def drawn(*panels: Panel) -> tuple[list[list[list[float]]], list[str]]:
     """The points of each line in pixels, and all texts."""
-    root = ET.fromstring(svg(panels))
+    root = ET.fromstring(render_svg(panels))
     places = [line.get("points", "").split() for line in root.iter(f"{SVG}polyline")]
     lines = [[[float(number) for number in pair.split(",")] for pair in line] for line in places]
     return lines, [text.text or "" for text in root.iter(f"{SVG}text")]
@@ -42,7 +42,7 @@ def test_panels_lie_below_each_other_and_names_are_escaped() -> None:
     """A faint line has the colour of the next one; a mark has its text."""
     lines = [Line("", [(0, 1), (1, 2)], faint=True), Line("x&y", [(0, 1), (1, 2)])]
     panel = Panel("a < b", lines, "x", mark=(0.5, "here"))
-    root = ET.fromstring(svg([panel, panel]))
+    root = ET.fromstring(render_svg([panel, panel]))
 
     assert str(2 * HEIGHT) == root.get("height")
     assert 1 == len({line.get("stroke") for line in root.iter(f"{SVG}polyline")})

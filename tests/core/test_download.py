@@ -180,7 +180,7 @@ def test_a_redirect_out_of_http_is_refused(target: str, server: Any, file: Path)
 def test_from_https_to_http_is_refused() -> None:
     """A redirect that gives up the encryption."""
     request = download.urllib.request.Request("https://example.org/a")
-    with pytest.raises(download._Refused, match="from https to http"):
+    with pytest.raises(download._RefusedDownload, match="from https to http"):
         download._Redirects().redirect_request(request, None, 302, "", {}, "http://example.org/a")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from runner.core.durations import Duration, is_duration, next_due
+from runner.core.durations import Duration, compute_next_due, is_duration
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_rhythm_does_not_drift() -> None:
     """Every 0.3 epochs of ten steps is due at 3, 6, 9, 12, …; every 0.25 of ten at the nearest steps."""
     due, found = 0, []
     while due < 30:
-        due = next_due(Duration.parse("0.25ep"), due, 10) or 0
+        due = compute_next_due(Duration.parse("0.25ep"), due, 10) or 0
         found.append(due)
 
     assert [2, 5, 8, 10, 12, 15, 18, 20, 22, 25, 28, 30] == found
@@ -36,7 +36,7 @@ def test_rhythm_from_anywhere() -> None:
     """What is due next does not depend on where one asks from."""
     every = Duration.parse("7st")
 
-    assert [next_due(every, step, 10) for step in (0, 1, 6, 7, 13, 14)] == [7, 7, 7, 14, 14, 21]
-    assert next_due(None, 3, 10) is None
+    assert [compute_next_due(every, step, 10) for step in (0, 1, 6, 7, 13, 14)] == [7, 7, 7, 14, 14, 21]
+    assert compute_next_due(None, 3, 10) is None
     with pytest.raises(ValueError, match="longer than 0"):
-        next_due(Duration.parse("0st"), 0, 10)
+        compute_next_due(Duration.parse("0st"), 0, 10)

@@ -63,7 +63,7 @@ def test_a_full_disk_is_what_a_save_of_tensors_reports(tmp_path, monkeypatch, ca
     """torch.save itself would say `unexpected pos 30 vs 0`."""
     real, left = io.BufferedWriter.write, [calls]
 
-    class Full(files._Hashing):
+    class Full(files._HashingWriter):
         def write(self, data):
             left[0] -= 1
             if left[0] < 0:
@@ -71,7 +71,7 @@ def test_a_full_disk_is_what_a_save_of_tensors_reports(tmp_path, monkeypatch, ca
                 raise self.failure
             return real(self, data)
 
-    monkeypatch.setattr(files, "_Hashing", Full)
+    monkeypatch.setattr(files, "_HashingWriter", Full)
 
     with pytest.raises(OSError, match="No space left"):
         files.write_atomic(tmp_path / "a.pt", lambda out: torch.save({"a": torch.ones(3)}, out))

@@ -113,8 +113,10 @@ def test_the_numbers_of_a_chain_are_uniform(seed: int) -> None:
 
     columns = []
     for name, draws in chain.draws.items():
-        by_sample = rng.uniforms(rng.key(seed, 0, name), np.arange(2000), draws)
-        by_epoch = torch.cat([rng.uniforms(rng.key(seed, epoch, name), np.array([5]), draws) for epoch in range(2000)])
+        by_sample = rng.draw_uniforms(rng.derive_key(seed, 0, name), np.arange(2000), draws)
+        by_epoch = torch.cat(
+            [rng.draw_uniforms(rng.derive_key(seed, epoch, name), np.array([5]), draws) for epoch in range(2000)]
+        )
         for numbers in (by_sample, by_epoch):
             for column in numbers.T:
                 assert chi_square(torch.histc(column, 20, 0, 1), torch.full((20,), 100.0)) > LEAST / 10

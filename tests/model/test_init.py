@@ -123,7 +123,7 @@ def test_a_tensor_is_the_same_whatever_else_there_is():
     apply_rules(large, rules, 3)
     assert torch.equal(small[0].weight, large[0].weight)
     expected = torch.empty(5, 3)
-    with rng.stream(rng.key(3, "init", "0.weight")):
+    with rng.stream(rng.derive_key(3, "init", "0.weight")):
         nn.init.normal_(expected, std=0.5)
     assert torch.equal(small[0].weight, expected)
     other = nn.Sequential(nn.Linear(3, 5))
@@ -168,7 +168,7 @@ def test_a_function_is_handed_to_apply_as_it_is():
     names = {module: name for name, module in twin.named_modules()}
 
     def seeded(module):
-        with torch.no_grad(), rng.stream(rng.key(7, "init", names[module])):
+        with torch.no_grad(), rng.stream(rng.derive_key(7, "init", names[module])):
             weight_init(module)
 
     twin.apply(seeded)

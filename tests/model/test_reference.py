@@ -209,7 +209,7 @@ def test_kaiming_over_modules(pair):
     ours, theirs, _ = pair
     for name, module in theirs.named_modules():
         if isinstance(module, nn.Conv2d):
-            with rng.stream(rng.key(5, "init", f"{name}.weight")):
+            with rng.stream(rng.derive_key(5, "init", f"{name}.weight")):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     apply_rules(ours, [Rule("conv", nn.Conv2d, None, {"weight": _kaiming})], 5)
     same(ours, theirs)

@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
 from project import bits, processes_below, rows, run, said, start, sweep_of, wait_for, write
 
 from runner.config.schema import SubmititLauncher
-from runner.sweep.code_snapshot import Frozen
-from runner.sweep.executors.submitit_cluster import OnSlurm
-from runner.sweep.interfaces import Job
+from runner.sweep.code_snapshot import CodeSnapshot
+from runner.sweep.executors.submitit_cluster import SlurmExecutor
+from runner.sweep.interfaces import JobSpec
 
 QUICK = ("-m", "experiment=quick")
 FAILS = (*QUICK, "model.fail=none,exception,kill,exit", "train.duration=1ep", "sweep.retry=none")
@@ -317,20 +317,20 @@ def test_what_is_submitted_is_found_whenever_its_controller_was_killed(project, 
     """There is no moment between the submission and a note of it: SLURM runs nothing that is not noted."""
     (slurm / "held").touch()
     monkeypatch.chdir(project)
-    job = Job("id", str(project / "0_id"), "", {"device": {"type": "cpu"}}, [])
+    job = JobSpec("id", str(project / "0_id"), "", {"device": {"type": "cpu"}}, [])
     for _ in range(2):
-        OnSlurm(SubmititLauncher(), Frozen()).start(job)
+        SlurmExecutor(SubmititLauncher(), CodeSnapshot()).start(job)
     assert 1 == len(list(slurm.glob("*.script")))
     said_to_slurm("scancel", "100")
-    OnSlurm(SubmititLauncher(), Frozen()).start(job)
+    SlurmExecutor(SubmititLauncher(), CodeSnapshot()).start(job)
     assert 2 == len(list(slurm.glob("*.script")))
 
 
 def test_a_job_has_all_of_its_cores_in_its_step(project, slurm, monkeypatch):
     (slurm / "held").touch()
     monkeypatch.chdir(project)
-    job = Job("id", str(project / "0_id"), "", {"device": {"type": "cpu"}}, [], cores=6)
-    OnSlurm(SubmititLauncher(), Frozen()).start(job)
+    job = JobSpec("id", str(project / "0_id"), "", {"device": {"type": "cpu"}}, [], cores=6)
+    SlurmExecutor(SubmititLauncher(), CodeSnapshot()).start(job)
     script = Path((slurm / "100.script").read_text()).read_text()
     assert script.count("--cpus-per-task=6") == 2, "of sbatch, and of srun, which does not inherit it"
 

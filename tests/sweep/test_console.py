@@ -5,10 +5,10 @@ import os
 from types import SimpleNamespace
 
 from runner.sweep.console import Console
-from runner.sweep.interfaces import Point
-from runner.sweep.jobs import Asked
-from runner.sweep.reconcile import Decided
-from runner.sweep.summary import before
+from runner.sweep.interfaces import Proposal
+from runner.sweep.jobs import PlannedJob
+from runner.sweep.reconcile import Decisions
+from runner.sweep.summary import describe_start
 
 
 def test_a_console_that_is_gone_is_written_to_in_silence():
@@ -37,9 +37,9 @@ def test_a_console_of_few_letters_gets_the_others_spelt_out():
 
 def test_points_that_are_given_twice_are_told_in_few_lines():
     """Values of a key without effect on the result: every point is the same job."""
-    asked = [Asked(Point((f"log.every={n}st",)), None, None, "a") for n in range(100)]
+    asked = [PlannedJob(Proposal((f"log.every={n}st",)), None, None, "a") for n in range(100)]
     plan = SimpleNamespace(frozen=SimpleNamespace(complete=True))
-    lines = list(before(plan, [], asked, Decided(), SimpleNamespace(known=False, total=None)))
+    lines = list(describe_start(plan, [], asked, Decisions(), SimpleNamespace(known=False, total=None)))
 
     assert lines[0] == "log.every=1st is the same job as log.every=0st: it runs once"
     assert lines[10:] == ["and 89 more points are jobs that are listed already"]

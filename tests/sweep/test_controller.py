@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from runner.sweep.console import Console, Tally, board_for
-from runner.sweep.controller import Controller, Stop, stopping
-from runner.sweep.interfaces import Event, Point
-from runner.sweep.jobs import Plan
-from runner.sweep.ledger import Ledger, Row
+from runner.sweep.console import Console, SweepProgress, make_console
+from runner.sweep.controller import Controller, SweepStop, catch_stop_signals
+from runner.sweep.interfaces import Event, Proposal
+from runner.sweep.jobs import SweepPlan
+from runner.sweep.ledger import JobRecord, Ledger
 from runner.sweep.reconcile import adopt
-from runner.sweep.search.grid import Listed
+from runner.sweep.search.grid import Grid
 from runner.sweep.space import request
 
 
@@ -48,14 +48,14 @@ def seconds_of(tmp_path, monkeypatch):
         folder.mkdir()
         monkeypatch.chdir(folder)
         begun = time.process_time()
-        plan = Plan(request.plan([f"seed=range(0,{count})"], folder), [], ())
+        plan = SweepPlan(request.make_request([f"seed=range(0,{count})"], folder), [], ())
         plan.folder.mkdir(parents=True)
         with Ledger(plan.folder) as ledger, (folder / "said").open("w") as said:
-            asked = [plan.ask(Point(point.own))[0] for point in plan.sweep.points()]
+            asked = [plan.ask(Proposal(point.own))[0] for point in plan.sweep.points()]
             adopt(ledger, plan.folder, asked, plan)
-            board = board_for(Tally(ledger.jobs(), count, "val/loss", "min"), Console(said))
+            board = make_console(SweepProgress(ledger.jobs(), count, "val/loss", "min"), Console(said))
             executor = Instant()
-            controller = Controller(plan, ledger, Listed([]), executor, board, Stop())
+            controller = Controller(plan, ledger, Grid([]), executor, board, SweepStop())
             for one in asked:
                 controller.add(one, "never")
             controller.run()
@@ -86,15 +86,15 @@ def test_jobs_cost_the_controller_the_same_whether_they_are_many_or_few(seconds_
 )
 def test_only_a_ctrl_c_means_more_the_second_time(sent, noted):
     """What stops jobs at once is the second of the signals that were noted."""
-    stop = Stop(noted=True)
-    with stopping(stop):
+    stop = SweepStop(noted=True)
+    with catch_stop_signals(stop):
         for name in sent.split():
             os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
 
     assert [getattr(signal, f"SIG{name}") for name in noted.split()] == stop.signals
 
 
-class Chosen(Listed):
+class Chosen(Grid):
     """A source that makes its points one by one."""
 
     known = False
@@ -103,23 +103,23 @@ class Chosen(Listed):
 def test_a_point_whose_directory_outlived_its_row_keeps_number_and_result(tmp_path, monkeypatch):
     """The ledger of a search was lost."""
     monkeypatch.chdir(tmp_path)
-    plan = Plan(request.plan(["seed=range(0,3)"], tmp_path), [], ())
-    points = [Point(point.own) for point in plan.sweep.points()]
+    plan = SweepPlan(request.make_request(["seed=range(0,3)"], tmp_path), [], ())
+    points = [Proposal(point.own) for point in plan.sweep.points()]
     folder = plan.folder / f"5_{plan.ask(points[1])[0].id[:8]}"
     folder.mkdir(parents=True)
     (folder / "config.yaml").touch()
     (folder / "result.json").write_text('{"status": "completed", "metrics": {}, "objective": 9.0}')
     with Ledger(plan.folder) as ledger, (tmp_path / "said").open("w") as said:
-        board = board_for(Tally([], 3, "val/loss", "min"), Console(said))
-        Controller(plan, ledger, Chosen(points), Instant(), board, Stop()).run()
+        board = make_console(SweepProgress([], 3, "val/loss", "min"), Console(said))
+        Controller(plan, ledger, Chosen(points), Instant(), board, SweepStop()).run()
         rows = {row.values["seed"]: (row.number, row.objective, row.attempt) for row in ledger.jobs()}
 
     assert rows == {0: (6, 0.0, 1), 1: (5, 9.0, 0), 2: (7, 2.0, 1)}
 
 
 def test_what_is_left_is_told_by_how_fast_jobs_have_ended():
-    rows = [Row(str(number), number, [], str(number)) for number in range(4)]
-    tally = Tally(rows, 4, "val/loss", "min")
+    rows = [JobRecord(str(number), number, [], str(number)) for number in range(4)]
+    tally = SweepProgress(rows, 4, "val/loss", "min")
     assert tally.left() is None
     tally._begun -= 10
     for row, status in zip(rows, ("failed", "completed"), strict=False):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from runner.sweep.interfaces import Point
-from runner.sweep.jobs import Plan
-from runner.sweep.ledger import Ledger, Row
-from runner.sweep.outcome import ending
+from runner.sweep.interfaces import Proposal
+from runner.sweep.jobs import SweepPlan
+from runner.sweep.ledger import JobRecord, Ledger
+from runner.sweep.outcome import read_outcome
 from runner.sweep.reconcile import decide, mark, reconcile
 from runner.sweep.space import request
 
@@ -35,7 +35,7 @@ def ledger(tmp_path):
 
 
 def plan_of(*arguments):
-    return Plan(request.plan(["seed=0,1", *arguments], Path.cwd()), [], ())
+    return SweepPlan(request.make_request(["seed=0,1", *arguments], Path.cwd()), [], ())
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def plan_of(*arguments):
 )
 def test_what_runs_again(ledger, arguments, runs):
     ledger.remember_modules("old", {"runner.train.loop": "0" * 64})
-    rows = [Row(name, 0, [], name, status=s, cause=c, code="old") for name, (s, c) in ENDINGS.items()]
+    rows = [JobRecord(name, 0, [], name, status=s, cause=c, code="old") for name, (s, c) in ENDINGS.items()]
     decided = decide(rows, ledger, plan_of(*arguments))
 
     assert decided.run.keys() == runs
@@ -60,9 +60,9 @@ def test_what_runs_again(ledger, arguments, runs):
 def test_rows_say_what_is_asked_for_now_and_with_which_arguments(ledger):
     """The learning rate was shared by all jobs, and is swept now."""
     plan = plan_of("optimizer.lr=0.1,0.2")
-    asked = [plan.ask(Point(point.own))[0] for point in plan.sweep.points()]
-    before = [Row(one.id, i, ["seed=0"], str(i), values={"seed": 0}, active=False) for i, one in enumerate(asked)]
-    ledger.add([*before, Row("other", 9, ["seed=2"], "9")])
+    asked = [plan.ask(Proposal(point.own))[0] for point in plan.sweep.points()]
+    before = [JobRecord(one.id, i, ["seed=0"], str(i), values={"seed": 0}, active=False) for i, one in enumerate(asked)]
+    ledger.add([*before, JobRecord("other", 9, ["seed=2"], "9")])
     mark(ledger, rows := ledger.jobs(), asked)
 
     assert rows == ledger.jobs()
@@ -75,7 +75,9 @@ def test_the_same_code_is_not_changed(ledger):
     from runner.experiment.record.provenance import modules
 
     ledger.remember_modules("same", modules(Path.cwd())["files"])
-    decided = decide([Row("a", 0, [], "a", status="completed", code="same")], ledger, plan_of("sweep.rerun=changed"))
+    decided = decide(
+        [JobRecord("a", 0, [], "a", status="completed", code="same")], ledger, plan_of("sweep.rerun=changed")
+    )
 
     assert ({}, {}) == (decided.run, decided.other_code)
 
@@ -120,7 +122,7 @@ def put(folder, **result):
 def test_how_a_job_ended(tmp_path, result, status, known, stopped, expected):
     if result is not None:
         put(tmp_path, **result)
-    columns = ending(tmp_path, status, known, stopped=stopped)
+    columns = read_outcome(tmp_path, status, known, stopped=stopped)
 
     assert expected == (columns["status"], columns["cause"])
     assert bool(columns["error"]) == (expected[0] == "failed")
@@ -128,7 +130,7 @@ def test_how_a_job_ended(tmp_path, result, status, known, stopped, expected):
 
 def test_a_result_that_somebody_cut_down_says_what_it_says(tmp_path):
     (tmp_path / "result.json").write_text('{"status": "completed"}')
-    columns = ending(tmp_path, None)
+    columns = read_outcome(tmp_path, None)
 
     assert ("completed", None, {}) == (columns["status"], columns["objective"], columns["metrics"])
 
@@ -141,7 +143,7 @@ def test_the_ledger_learns_from_the_directories_what_it_missed(tmp_path, ledger)
     (tmp_path / "cut" / "config.yaml").write_text("{}")
     before = {"done": "running", "by_hand": "failed", "wrong": "running", "cut": "running", "not_begun": "running"}
     before |= {"deleted": "completed", "stays": "waiting"}
-    ledger.add(Row(name, i, [], name, status=status) for i, (name, status) in enumerate(before.items()))
+    ledger.add(JobRecord(name, i, [], name, status=status) for i, (name, status) in enumerate(before.items()))
     after = {row.id: row.status for row in reconcile(ledger, tmp_path)}
 
     assert after == {

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from runner.sweep.ledger import FILE, Ledger, Row, put_aside
+from runner.sweep.ledger import FILE, JobRecord, Ledger, put_aside
 
-FULL = Row(
+FULL = JobRecord(
     id="a1",
     number=3,
     overrides=["optimizer.lr=0.1", "model=mlp"],
@@ -39,11 +39,11 @@ FULL = Row(
 
 def test_rows_and_settings_go_round(tmp_path):
     with Ledger(tmp_path) as ledger:
-        ledger.add([FULL, Row("z", 0, ["seed=1"], "0_z")])
+        ledger.add([FULL, JobRecord("z", 0, ["seed=1"], "0_z")])
         ledger.set(swept=["optimizer.lr"], objective="val/loss")
         ledger.remember_modules("c3", {"nets": "00ff"})
     with Ledger(tmp_path, read_only=True) as ledger:
-        assert [Row("z", 0, ["seed=1"], "0_z"), FULL] == ledger.jobs()
+        assert [JobRecord("z", 0, ["seed=1"], "0_z"), FULL] == ledger.jobs()
         assert {"swept": ["optimizer.lr"], "objective": "val/loss"} == ledger.settings()
         assert {"nets": "00ff"} == ledger.modules("c3")
 
@@ -92,7 +92,7 @@ with ledger.transaction():
 @pytest.mark.parametrize("damage", ["garbage", "cut", "overwritten"])
 def test_a_damaged_ledger_is_told_from_one_that_cannot_be_opened(tmp_path, damage):
     with Ledger(tmp_path) as ledger:
-        ledger.add(Row(str(i), i, ["x" * 500], str(i)) for i in range(50))
+        ledger.add(JobRecord(str(i), i, ["x" * 500], str(i)) for i in range(50))
     whole = (tmp_path / FILE).read_bytes()
     middle = len(whole) // 2
     damaged = {"garbage": b"x" * 5000, "cut": whole[:middle], "overwritten": whole[:middle] + b"x" * middle}[damage]

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from runner.core.errors import RunError
-from runner.sweep.code_snapshot import Frozen
+from runner.sweep.code_snapshot import CodeSnapshot
 from runner.sweep.executors import fork_server, local, worker
 
 JOB = {"id": "a", "folder": "/nowhere", "timeout": None, "memory": None}
@@ -19,7 +19,7 @@ JOB = {"id": "a", "folder": "/nowhere", "timeout": None, "memory": None}
 def deaf(monkeypatch):
     """An executor whose server ends as soon as it has begun."""
     monkeypatch.setattr(local, "BOOTSTRAP", "")
-    executor = local.Slots(1, Frozen())
+    executor = local.LocalExecutor(1, CodeSnapshot())
     yield executor
     executor.close()
 
@@ -31,7 +31,7 @@ def test_a_server_that_ends_is_started_again_but_not_for_ever(deaf):
 
 def test_jobs_are_told_as_lost_also_when_no_other_server_is_tried(deaf):
     deaf._deaths = local.MOST_DEATHS - 1
-    deaf._places["a"] = local._Place(0, 1, 1, [])
+    deaf._places["a"] = local._JobSlot(0, 1, 1, [])
     (event,) = deaf.wait(10)
 
     assert ("ended", "a", "lost") == (event.kind, event.job, event.cause)
@@ -39,7 +39,7 @@ def test_jobs_are_told_as_lost_also_when_no_other_server_is_tried(deaf):
 
 def test_a_server_that_does_not_end_is_killed(monkeypatch):
     monkeypatch.setattr(local, "CLOSE_SECONDS", 0.1)
-    executor = local.Slots(1, Frozen())
+    executor = local.LocalExecutor(1, CodeSnapshot())
     os.kill(executor._server.pid, signal.SIGSTOP)
     executor.close()
 
@@ -70,7 +70,7 @@ def test_a_job_that_cannot_begin_ends_and_does_not_go_on_as_the_server():
     pid = os.fork()
     if pid == 0:
         try:
-            worker.be(JOB, {}, write, lifeline)
+            worker.run_job(JOB, {}, write, lifeline)
         finally:
             os._exit(99)
     os.close(write)
@@ -85,7 +85,7 @@ def test_a_job_that_closes_every_file_is_not_watched_in_a_busy_loop():
     handle, other = os.pipe()
     os.close(handle)
     os.close(other)
-    watch = threading.Thread(target=worker._watch, args=(handle,), daemon=True)
+    watch = threading.Thread(target=worker.watch_controller, args=(handle,), daemon=True)
     watch.start()
     watch.join(5)
 

@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from runner.__main__ import main
-from runner.config.check.check import Check, resolved
+from runner.config.check.check import Check, to_resolved_data
 from runner.config.compose import compose
-from runner.config.identity import job_id, replicate_id
-from runner.sweep.ledger import Ledger, Row
-from runner.sweep.space.request import plan
+from runner.config.identity import compute_job_id, compute_replicate_id
+from runner.sweep.ledger import JobRecord, Ledger
+from runner.sweep.space.request import make_request
 
 
 @pytest.fixture
@@ -22,16 +22,16 @@ def sweep(tmp_path, monkeypatch):
     def make(overrides, objectives, trust=(), **columns):
         folder = Path("outputs") / "digits" / "sweep_1"
         folder.mkdir(parents=True)
-        asked = plan(overrides, tmp_path, trust)
+        asked = make_request(overrides, tmp_path, trust)
         rows = []
         for number, (job, objective) in enumerate(zip(asked.jobs(), objectives, strict=True)):
             checked = Check(job.composed, trust)
             assert not checked.at_once
-            config = resolved(checked.config)
-            row = Row(job_id(config), number, list(job.point.own), f"{number}_x", dict(job.point.values))
-            row.replicate_of, row.objective, row.start, row.end = replicate_id(config), objective, 1.0, 5.0
+            config = to_resolved_data(checked.config)
+            row = JobRecord(compute_job_id(config), number, list(job.point.own), f"{number}_x", dict(job.point.values))
+            row.replicate_of, row.objective, row.start, row.end = compute_replicate_id(config), objective, 1.0, 5.0
             row.status = "failed" if objective is None else "completed"
-            rows.append(Row(**{**vars(row), **columns.get(f"job{number}", {})}))
+            rows.append(JobRecord(**{**vars(row), **columns.get(f"job{number}", {})}))
             (folder / row.path / ".hydra").mkdir(parents=True)
             (folder / row.path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
             (folder / row.path / ".hydra" / "config.yaml").write_text(job.composed.unresolved_yaml)
@@ -54,7 +54,7 @@ def recorded(folder, number):
 def composed(name):
     checked = Check(compose([f"experiment={name}"]))
     assert [] == checked.at_once
-    return resolved(checked.config)
+    return to_resolved_data(checked.config)
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,12 @@ def composed(name):
     ],
 )
 def test_the_experiment_is_the_config_of_the_winner(overrides, sweep):
-    count = sum(1 for _ in plan(overrides, Path.cwd()).points())
+    count = sum(1 for _ in make_request(overrides, Path.cwd()).points())
     folder = sweep(overrides, [*range(count)])
 
     assert 0 == main(["promote", str(folder), "--name", "winner"])
     assert recorded(folder, count - 1) == composed("winner")
-    assert job_id(recorded(folder, count - 1)) == job_id(composed("winner"))
+    assert compute_job_id(recorded(folder, count - 1)) == compute_job_id(composed("winner"))
 
 
 def test_a_finished_job_that_is_no_longer_asked_for_is_promoted_by_its_number(sweep):

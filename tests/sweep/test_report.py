@@ -14,7 +14,7 @@ import sys
 import pytest
 
 from runner.core.errors import ConfigError
-from runner.sweep.ledger import FILE, Ledger, Row
+from runner.sweep.ledger import FILE, JobRecord, Ledger
 from runner.sweep.report import curves, table
 from runner.sweep.report.results import gather
 from runner.sweep.report.write import report
@@ -40,12 +40,12 @@ def sweep(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         rows = []
         for number, job in enumerate(jobs):
-            columns = {key: value for key, value in job.items() if key in Row.__dataclass_fields__}
+            columns = {key: value for key, value in job.items() if key in JobRecord.__dataclass_fields__}
             values = {key: value for key, value in job.items() if key not in columns and key != "log"}
             without_seed = json.dumps({key: value for key, value in values.items() if key != "seed"})
-            row = Row(f"{number:016x}", number, [f"{k}={v}" for k, v in values.items()], f"{number}_x", values)
+            row = JobRecord(f"{number:016x}", number, [f"{k}={v}" for k, v in values.items()], f"{number}_x", values)
             row.replicate_of, row.status = without_seed, "completed"
-            rows.append(Row(**{**vars(row), **columns}))
+            rows.append(JobRecord(**{**vars(row), **columns}))
             (folder / row.path).mkdir()
             (folder / row.path / "metrics.jsonl").write_text(job.get("log", ""))
         with Ledger(folder) as ledger:
@@ -62,7 +62,7 @@ def line(step, value):
 
 def shown(folder):
     """The lines of the table, without its header."""
-    lines = table.text(gather(folder)).splitlines()
+    lines = table.format_report(gather(folder)).splitlines()
     return lines[4 if "by " in lines[2] else 3 :]
 
 
@@ -73,7 +73,7 @@ def test_jobs_are_ranked_by_the_objective_with_the_keys_that_varied(sweep):
         {"optimizer.lr": 1.0, "model": "mlp", "status": "failed", "cause": "non-finite"},
         {"optimizer.lr": 0.4, "model": "mlp", "status": "waiting"},
     )
-    text = table.text(gather(folder)).splitlines()
+    text = table.format_report(gather(folder)).splitlines()
 
     assert text[1] == "4 jobs: 2 completed, 1 failed, 1 waiting"
     assert text[2] == "by val/accuracy, more is better"
@@ -102,18 +102,18 @@ def test_replicates_are_one_entry_with_mean_and_interval(sweep):
     assert ["lr"] == report_.keys
     assert [{"lr": 0.2}, {"lr": 0.3}, {"lr": 0.1}] == [entry.values for entry in report_.entries]
     assert pytest.approx((statistics.fmean(high), statistics.stdev(high))) == (best.mean.value, best.mean.std)
-    assert "0.908 ± 0.024" == table.score_text(best)
+    assert "0.908 ± 0.024" == table.format_score(best)
     assert second.within_noise
     assert not third.within_noise
-    assert ["best"] == table.notes(best, report_)
-    assert "within noise of the best" in table.notes(second, report_)[0]
-    assert "Welch" in table.text(report_)
+    assert ["best"] == table.list_notes(best, report_)
+    assert "within noise of the best" in table.list_notes(second, report_)[0]
+    assert "Welch" in table.format_report(report_)
 
 
 def test_no_value_breaks_the_lines_of_the_table(sweep):
     jobs = [{"a": "x\ny", "seed": s, "objective": v} for s, v in enumerate([1e250, 2e250])]
     folder = sweep(*jobs, {"a": "z", "seed": 0, "objective": 0.5}, {"a": "z", "seed": 1, "objective": 0.6})
-    text = table.text(gather(folder)).splitlines()
+    text = table.format_report(gather(folder)).splitlines()
 
     assert ["1", "0-1", "'x\\ny'", "1.5e+250", "±", "6.4e+250", "2", "best"] == text[4].split()
     assert text[5].endswith("within noise of the best (p = 0.2)")
@@ -132,7 +132,7 @@ def test_replicates_without_a_result_are_said(sweep):
     found = gather(sweep(*jobs))
 
     assert 2 == found.entries[0].mean.n
-    assert ["best", "1 of 4 failed", "1 of 4 waiting"] == table.notes(found.entries[0], found)
+    assert ["best", "1 of 4 failed", "1 of 4 waiting"] == table.list_notes(found.entries[0], found)
 
 
 def test_a_failed_job_has_its_cause_its_log_and_the_line_that_runs_it_again(sweep):
@@ -140,7 +140,7 @@ def test_a_failed_job_has_its_cause_its_log_and_the_line_that_runs_it_again(swee
     failed = {"status": "failed", "cause": "non-finite", "error": error, "exit": 1}
     folder = sweep({"optimizer.lr": 0.1, "objective": 1.0}, {"optimizer.lr": 1.0} | failed)
     (folder / "1_x" / "log.txt").write_text("")
-    text = table.text(gather(folder))
+    text = table.format_report(gather(folder))
     (alone,) = (said.partition("alone: ")[2] for said in text.splitlines() if "alone: " in said)
 
     assert "non-finite: Fault: the loss is NaN at step 3" in text
@@ -161,7 +161,7 @@ def test_what_the_machine_did_is_run_again_by_the_same_line(sweep):
 
 def test_jobs_that_are_no_longer_asked_for_are_reported_and_not_ranked(sweep):
     folder = sweep({"a": 1, "objective": 0.5}, {"a": 2, "objective": 0.9, "active": False}, {"a": 3, "objective": 0.4})
-    text = table.text(gather(folder))
+    text = table.format_report(gather(folder))
 
     assert 0 == gather(folder).best.rows[0].number
     assert "no longer asked for, and left out of the table: job 1" in text
@@ -175,7 +175,7 @@ def test_finished_jobs_that_are_no_longer_asked_for_have_a_table_of_their_own(sw
         {"a": 3, "objective": 0.9, "active": False},
         {"a": 4, "status": "failed", "active": False},
     )
-    lines = table.text(gather(folder)).splitlines()
+    lines = table.format_report(gather(folder)).splitlines()
     at = next(number for number, line in enumerate(lines) if line.startswith("no longer asked for"))
 
     assert lines[at] == "no longer asked for, and left out of the table: job 1-3"
@@ -199,8 +199,8 @@ def test_jobs_of_other_code_are_reported(sweep):
     found = gather(folder)
 
     assert {0: ["nets"], 1: ["nets"]} == found.other_code
-    assert "of other code than later jobs (nets): job 0-1" in table.text(found)
-    assert ["other code"] == table.notes(found.entries[-2], found)
+    assert "of other code than later jobs (nets): job 0-1" in table.format_report(found)
+    assert ["other code"] == table.list_notes(found.entries[-2], found)
 
 
 def test_a_sweep_that_runs_shows_what_its_directories_say(sweep):
@@ -226,7 +226,7 @@ def cut_off_jobs_are_interrupted(sweep, pid):
     assert [(2, "completed", 0.8), (0, "running", 0.6), (1, "interrupted", 0.5), (3, "failed", None)] == [
         (entry.rows[0].number, entry.rows[0].status, entry.rows[0].objective) for entry in found.entries
     ]
-    assert "(0.6)" in table.text(found)
+    assert "(0.6)" in table.format_report(found)
 
 
 @pytest.mark.parametrize("status", ["pruned", "failed", "interrupted"])
@@ -256,8 +256,8 @@ def test_a_pruned_job_is_marked_with_what_it_reached(sweep):
     log = line(10, 0.2) + line(20, 0.3)
     found = gather(sweep({"a": 1, "objective": 0.5}, {"a": 2, "status": "pruned", "log": log}))
 
-    assert ["pruned"] == table.notes(found.entries[1], found)
-    assert "(0.3)" == table.score_text(found.entries[1])
+    assert ["pruned"] == table.list_notes(found.entries[1], found)
+    assert "(0.3)" == table.format_score(found.entries[1])
     assert found.entries[1].rank is None
 
 
@@ -391,13 +391,13 @@ def test_a_report_while_the_ledger_is_written(sweep):
 
 
 def test_a_sweep_without_jobs_has_a_report(sweep):
-    assert "0 jobs" in table.text(gather(sweep()))
+    assert "0 jobs" in table.format_report(gather(sweep()))
 
 
 def test_a_ledger_that_does_not_say_how_it_was_asked_for_has_a_report(sweep):
     folder = sweep({"a": 1, "objective": 0.5}, {"a": 2, "status": "failed"}, settings={"command": None, "base": None})
 
-    assert "alone: python -m runner a=2" in table.text(gather(folder))
+    assert "alone: python -m runner a=2" in table.format_report(gather(folder))
 
 
 def test_a_folder_that_cannot_be_written_has_its_table_all_the_same(sweep, monkeypatch):

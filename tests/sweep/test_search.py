@@ -18,10 +18,10 @@ import pytest
 from runner.config import schema
 from runner.config.check import imports
 from runner.core.errors import ConfigError
-from runner.sweep.ledger import Row
-from runner.sweep.search.distributions import dimension
-from runner.sweep.search.optuna_search import JOURNAL, Search
-from runner.sweep.space.request import plan
+from runner.sweep.ledger import JobRecord
+from runner.sweep.search.distributions import make_dimension
+from runner.sweep.search.optuna_search import JOURNAL, OptunaSearch
+from runner.sweep.space.request import make_request
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
 import project
@@ -36,18 +36,22 @@ Ended = Mapping[str, Any]
 
 @functools.cache
 def space_of(*arguments: str) -> Any:
-    return plan([*SAMPLER, *arguments], Path.cwd()).space
+    return make_request([*SAMPLER, *arguments], Path.cwd()).space
 
 
-def search(folder: Path | None, *arguments: str, objectives: Any = None, seed: int = 0, **settings: Any) -> Search:
+def search(
+    folder: Path | None, *arguments: str, objectives: Any = None, seed: int = 0, **settings: Any
+) -> OptunaSearch:
     chosen = schema.Search(**{"sampler": TPE, "trials": 8} | settings)
-    return Search(folder, space_of(*(arguments or SPACE)), chosen, objectives or {"val/accuracy": "max"}, seed=seed)
+    return OptunaSearch(
+        folder, space_of(*(arguments or SPACE)), chosen, objectives or {"val/accuracy": "max"}, seed=seed
+    )
 
 
-def row(point: Any, **columns: Any) -> Row:
+def row(point: Any, **columns: Any) -> JobRecord:
     """The job of a point: its identity is its arguments, its result a function of them."""
     name = " ".join(point.overrides)
-    return Row(id=name, number=0, overrides=list(point.overrides), path=str(abs(hash(name))), **columns)
+    return JobRecord(id=name, number=0, overrides=list(point.overrides), path=str(abs(hash(name))), **columns)
 
 
 def completed(point: Any) -> dict[str, Any]:
@@ -56,7 +60,7 @@ def completed(point: Any) -> dict[str, Any]:
 
 
 def drive(
-    source: Search, result: Callable[[Any], Ended] = completed, known: dict[Any, Ended] | None = None
+    source: OptunaSearch, result: Callable[[Any], Ended] = completed, known: dict[Any, Ended] | None = None
 ) -> list[Any]:
     """What a controller with one slot does: a job that is known has its result at once, another one is run."""
     known = {} if known is None else known
@@ -84,7 +88,7 @@ def drive(
     ],
 )
 def test_hydras_syntax_is_the_space(argument: str, expected: str) -> None:
-    assert expected == str(dimension(space_of(argument).axes[0]).distribution)
+    assert expected == str(make_dimension(space_of(argument).axes[0]).distribution)
 
 
 def test_an_asked_value_is_one_of_the_argument() -> None:
@@ -214,7 +218,7 @@ def test_a_wider_interval_goes_on_with_the_study(tmp_path: Path) -> None:
 
 def test_jobs_ask_from_their_processes_and_are_pruned_once_they_lag(tmp_path: Path) -> None:
     """ASHA on the values of jobs: the first goes on, a worse one stops at its first rung, a better one does not."""
-    from runner.sweep.pruning import judge_at
+    from runner.sweep.pruning import connect
 
     source = search(tmp_path, pruner=ASHA)
     stopped: dict[int, list[int]] = {}
@@ -222,7 +226,7 @@ def test_jobs_ask_from_their_processes_and_are_pruned_once_they_lag(tmp_path: Pa
         point = source.next()
         assert point is not None
         source.started(point, row(point))
-        judge = judge_at(source.judge, row(point).id, tmp_path)
+        judge = connect(source.judge, row(point).id, tmp_path)
         assert judge is not None
         asked = [judge(count, level) for count in (1, 2, 3)]
         stopped[number] = [count for count, stop in enumerate(asked, 1) if stop]
@@ -251,7 +255,7 @@ def test_what_was_answered_is_answered_again_after_a_restart(tmp_path: Path) -> 
 
 
 def test_elsewhere_the_log_is_read_and_a_file_says_stop(tmp_path: Path) -> None:
-    from runner.sweep.pruning import PRUNE, Reader, judge_at
+    from runner.sweep.pruning import PRUNE, LogPruner, connect
 
     asked: list[Any] = []
 
@@ -259,11 +263,11 @@ def test_elsewhere_the_log_is_read_and_a_file_says_stop(tmp_path: Path) -> None:
         asked.append((job, count, value))
         return value < 0.3
 
-    reader = Reader(answer, "val/accuracy")
+    reader = LogPruner(answer, "val/accuracy")
     reader.close()  # `look` is what its thread does each second
     (tmp_path / PRUNE).touch()  # of an earlier attempt
     reader.follow("a", tmp_path)
-    judge = judge_at(reader.address, "a", tmp_path)
+    judge = connect(reader.address, "a", tmp_path)
     events = [{"step": 1, "train/loss": 1.0}, {"step": 2, "val/accuracy": 0.5}, {"step": 4, "val/accuracy": 0.2}]
     for torn, expected in (("", False), ('{"step": 5, "val', True)):
         upto = 2 if not torn else 3
@@ -325,8 +329,8 @@ def test_the_shipped_search_has_no_mistake(runner: Any) -> None:
 
 
 def test_a_missing_extra_is_named(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = imports._spec
-    monkeypatch.setattr(imports, "_spec", lambda name: None if name == "optuna" else find(name))
+    find = imports._find_spec
+    monkeypatch.setattr(imports, "_find_spec", lambda name: None if name == "optuna" else find(name))
     assert "pip install 'yaml-experiment-runner[optuna]'" in runner("check", "-m", "sweep=optuna_asha").out
 
 
@@ -372,7 +376,7 @@ def test_a_killed_search_loses_nothing_and_a_pruned_job_can_be_trained_to_its_en
     assert 8 == len(study.trials)
 
 
-def done_in(folder: Path) -> list[Row]:
+def done_in(folder: Path) -> list[JobRecord]:
     return [row for row in project.rows(folder) if row.status in ("completed", "pruned")]
 
 

@@ -19,7 +19,7 @@ def told(monkeypatch):
             raise answer
         return answer
 
-    monkeypatch.setattr(slurm_queue, "_said", said)
+    monkeypatch.setattr(slurm_queue, "_run_command", said)
     monkeypatch.setattr(slurm_queue, "LOOK_SECONDS", -1)
     return answers
 

@@ -6,21 +6,21 @@ from pathlib import Path
 import pytest
 
 from runner.config.compose import compose
-from runner.config.hydra_loader import our_conf
+from runner.config.hydra_loader import find_our_conf
 from runner.core.errors import ConfigError
-from runner.sweep.space.axes import uniform
-from runner.sweep.space.request import jobs, plan
+from runner.sweep.space.axes import draw_uniform
+from runner.sweep.space.request import compose_jobs, make_request
 
-HERE = our_conf().parent
+HERE = find_our_conf().parent
 
 
 def points(*overrides, cwd=HERE):
-    return [point.values for point in plan(overrides, cwd).space.points()]
+    return [point.values for point in make_request(overrides, cwd).space.points()]
 
 
 def mistakes(*overrides, cwd=HERE):
     with pytest.raises(ConfigError) as error:
-        plan(overrides, cwd)
+        make_request(overrides, cwd)
     return error.value.mistakes
 
 
@@ -95,7 +95,7 @@ def test_a_text_of_a_file_stays_what_it_is(value, tmp_path):
     import json
 
     (tmp_path / "points.jsonl").write_text(json.dumps({"model": {"x": value, "y": [value]}}))
-    (job,) = jobs(["sweep.points=points.jsonl"], tmp_path)
+    (job,) = compose_jobs(["sweep.points=points.jsonl"], tmp_path)
 
     assert (value, [value]) == (job.composed.config["model"]["x"], job.composed.config["model"]["y"])
 
@@ -186,7 +186,7 @@ def test_a_range_on_a_logarithmic_scale():
 
 
 def test_draws_are_uniform():
-    numbers = [uniform(0, ["x"], i) for i in range(2000)]
+    numbers = [draw_uniform(0, ["x"], i) for i in range(2000)]
 
     assert 0 <= min(numbers)
     assert max(numbers) < 1
@@ -250,7 +250,7 @@ def test_a_sweep_preset_of_ones_own(tmp_path):
         "# @package _global_\nhydra: {sweeper: {params: {optimizer.lr: '0.1,0.2'}}}\n"
         "sweep: {seeds: 2}\nloader: {batch_size: 7}\n"
     )
-    found = list(jobs(["sweep=mine"], tmp_path))
+    found = list(compose_jobs(["sweep=mine"], tmp_path))
 
     assert 4 == len(found)
     assert {7} == {job.composed.config["loader"]["batch_size"] for job in found}
@@ -274,7 +274,7 @@ def test_jobs_are_composed_as_runs_of_their_own_would_be(number, tmp_path):
     if number % 3 == 0:
         (tmp_path / "p.jsonl").write_text('{"loader": {"batch_size": 32}, "loss": "mse"}\n{"loader.batch_size": 16}\n')
         arguments.append("sweep.points=p.jsonl")
-    found = list(jobs(arguments, tmp_path))
+    found = list(compose_jobs(arguments, tmp_path))
 
     assert len(found) >= 4
     for job in draw.sample(found, 4):
@@ -287,7 +287,7 @@ def test_jobs_are_composed_as_runs_of_their_own_would_be(number, tmp_path):
 
 def test_a_point_is_found_again_by_what_is_its_own(tmp_path):
     (tmp_path / "p.csv").write_text("optimizer.lr\n0.1\n0.2\n")
-    sweep = plan(["sweep.points=p.csv", "train.duration=1ep", "seed=0,1"], tmp_path)
+    sweep = make_request(["sweep.points=p.csv", "train.duration=1ep", "seed=0,1"], tmp_path)
     found = list(sweep.points())
 
     assert [("seed=0", "optimizer.lr=0.1"), ("seed=0", "optimizer.lr=0.2")] == [point.own for point in found[:2]]
@@ -298,7 +298,7 @@ def test_a_point_is_found_again_by_what_is_its_own(tmp_path):
 
 
 def test_a_value_that_points_to_a_default_is_composed_as_a_run_of_its_own_would_be(tmp_path):
-    first, _ = jobs(["train.checkpoint_every=${train.evaluate_every},2ep"], tmp_path)
+    first, _ = compose_jobs(["train.checkpoint_every=${train.evaluate_every},2ep"], tmp_path)
 
     assert "1ep" == first.composed.config["train"]["checkpoint_every"]
     assert compose(list(first.point.overrides), tmp_path).config == first.composed.config
@@ -354,7 +354,7 @@ def test_a_text_of_a_file_may_have_any_letters(text, tmp_path):
     found = [
         job.composed.config["model"]["x"]
         for name in ("p.csv", "p.yaml")
-        for job in jobs([f"sweep.points={name}"], tmp_path)
+        for job in compose_jobs([f"sweep.points={name}"], tmp_path)
     ]
 
     assert [text, text] == found
@@ -390,7 +390,7 @@ def test_a_range_of_wrong_values_is_a_few_mistakes(tmp_path, monkeypatch):
 
 def test_a_row_that_stands_twice_is_blamed_on_its_first_line(tmp_path):
     (tmp_path / "p.csv").write_text("seed\n1\n1\n")
-    sweep = plan(["sweep.points=p.csv"], tmp_path)
+    sweep = make_request(["sweep.points=p.csv"], tmp_path)
     first, _ = sweep.points()
 
     assert {"seed=1": "p.csv:2"} == sweep.point(first.own).places

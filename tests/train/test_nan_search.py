@@ -73,7 +73,7 @@ def samples(step):
     from runner.core import rng
 
     epoch, batch = divmod(step - 1, 4)
-    return rng.permutation(rng.key(0, epoch, "order"), 44)[batch * 12 : (batch + 1) * 12].tolist()
+    return rng.draw_permutation(rng.derive_key(0, epoch, "order"), 44)[batch * 12 : (batch + 1) * 12].tolist()
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])

@@ -557,13 +557,13 @@ def test_a_gan_is_that_of_two_optimizers_by_hand() -> None:
     parts = split_indices(len(digits), {"val": 0.2, "test": 0.2}, 0, labels_of(digits, 1))
     rows = chosen_indices(digits, parts["train"], "train", 64)
     images = torch.stack([digits[int(row)][0] for row in rows])
-    with rng.stream(rng.key(0, "model")):
+    with rng.stream(rng.derive_key(0, "model")):
         model = GAN()
     g_optimizer = torch.optim.Adam(model.generator.parameters(), lr=0.001, betas=(0.5, 0.999))
     d_optimizer = torch.optim.Adam(model.discriminator.parameters(), lr=0.0005, betas=(0.5, 0.999))
     bce = nn.BCEWithLogitsLoss()
     losses = []
-    rng.seed_all(rng.key(0, "train"))
+    rng.seed_all(rng.derive_key(0, "train"))
     for _ in range(2):
         for start in (0, 32):
             real = images[torch.arange(start, start + 32)]
@@ -643,7 +643,7 @@ def test_flags_of_precision_are_set_for_the_run_and_put_back(monkeypatch: pytest
     ours("train.duration=1st")
     assert seen == [(False, False)]
     assert torch.backends.cudnn.allow_tf32
-    with devices.flags_kept():
+    with devices.keep_precision_flags():
         devices.set_up(torch.device("cpu"), 1, "warn", "tf32")
         assert torch.backends.cuda.matmul.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32

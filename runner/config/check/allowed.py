@@ -1,4 +1,4 @@
-"""What each slot takes of the libraries, decided by the object: where it is defined, and of what kind it is.
+"""Library objects that each slot takes, decided by the defining module and the kind of object.
 
 Rules rather than a list of names, so that a class that a new release of torch adds to `torch.nn` is taken, and one that
 it adds elsewhere is not. The names that follow from them stand in `tests/config/allowed_names.txt`; a test compares
@@ -90,8 +90,8 @@ NOWHERE = {
 }
 
 
-def home(target: Any) -> tuple[str, str]:
-    """The module that defines a class or function at its top level, and its name there; empty texts for all else.
+def find_home(target: Any) -> tuple[str, str]:
+    """Return the module and name that define a class or function at top level; else empty texts.
 
     A method, a bound function, a lambda or an instance has no home.
     """
@@ -114,31 +114,31 @@ def _has(module: str, name: str, target: Any) -> bool:
     return name != "" and vars(sys.modules[module]).get(name) is target if module in sys.modules else False
 
 
-def reason(target: Any) -> str:
-    """Why an object is on no list, in words; empty where it may be on one."""
-    module, name = home(target)
+def explain_not_allowed(target: Any) -> str:
+    """Explain why an object can be on no list; empty where it may be on one."""
+    module, name = find_home(target)
     if not module:
         return "it is no class or function at the top level of a module"
-    if within(f"{module}.{name}", tuple(NOWHERE)):
-        return next(why for place, why in NOWHERE.items() if within(f"{module}.{name}", (place,)))
+    if is_within(f"{module}.{name}", tuple(NOWHERE)):
+        return next(why for place, why in NOWHERE.items() if is_within(f"{module}.{name}", (place,)))
     return ""
 
 
-def within(name: str, modules: tuple[str, ...]) -> bool:
-    """Whether a full name lies in one of the modules."""
+def is_within(name: str, modules: tuple[str, ...]) -> bool:
+    """Return whether a full name lies in one of the modules."""
     return any(f"{name}.".startswith(f"{module}.") for module in modules)
 
 
 def takes(slot: str, target: Any) -> bool:
-    """Whether an object is defined where the slot's things are; its base class is asked about elsewhere."""
-    if reason(target):
+    """Return whether a slot's list contains an object; `slots.py` checks the base class."""
+    if explain_not_allowed(target):
         return False
-    module, _name = home(target)
+    module, _name = find_home(target)
     modules = (CLASSES if isinstance(target, type) else FUNCTIONS).get(slot, ())
-    return within(module, modules) or any(target is _named(full) for full in NAMED.get(slot, ()))
+    return is_within(module, modules) or any(target is _find_named(full) for full in NAMED.get(slot, ()))
 
 
-def _named(full: str) -> Any:
+def _find_named(full: str) -> Any:
     module, _, name = full.rpartition(".")
     return vars(sys.modules[module]).get(name, _NOTHING) if module in sys.modules else _NOTHING
 

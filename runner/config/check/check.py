@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong with a configuration, all at once."""
+"""Check a composed config and report every mistake at once."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,13 +9,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from runner.config import schema
-from runner.config.arguments import for_shell
-from runner.config.check.imports import TargetError, look
+from runner.config.arguments import quote_for_shell
+from runner.config.check.imports import TargetError, check_name
 from runner.config.check.rules import collect, sweep
 from runner.config.hydra_loader import Composed
-from runner.config.interpolation import from_environment
-from runner.config.origins import shown
-from runner.config.parsing import UNKNOWN_KEY, Reading, dotted, plain, read
+from runner.config.interpolation import suggest_decoding
+from runner.config.origins import make_relative
+from runner.config.parsing import UNKNOWN_KEY, Reading, format_key, read, to_plain
 from runner.core.errors import ABSENT, ConfigError, Mistake
 
 Path_ = tuple[str | int, ...]
@@ -25,7 +25,7 @@ UNKNOWN_ARGUMENT, MISSING = "is not an argument of", "must be given"
 
 
 def parse(data: dict[str, Any]) -> schema.Config:
-    """Plain data, such as a run's recorded `config.yaml`, as a typed config.
+    """Parse plain data, such as a run's recorded `config.yaml`, into a typed config.
 
     Raises:
         ConfigError: a key is unknown, missing, of the wrong type or out of range.
@@ -36,14 +36,14 @@ def parse(data: dict[str, Any]) -> schema.Config:
     return config
 
 
-def resolved(config: schema.Config) -> dict[str, Any]:
-    """Plain data with every default filled in, for `config.yaml`; `parse(resolved(c)) == c`."""
-    data: dict[str, Any] = plain(config)
+def to_resolved_data(config: schema.Config) -> dict[str, Any]:
+    """Convert a typed config to plain data with every default, for `config.yaml`; `parse` inverts it."""
+    data: dict[str, Any] = to_plain(config)
     return data
 
 
 def check(composed: Composed, trust: Sequence[str] = ()) -> schema.Config:
-    """The typed config of a composition.
+    """Check a composition and return its typed config.
 
     Raises:
         ConfigError: every mistake, each with the place that made it.
@@ -57,7 +57,7 @@ def check(composed: Composed, trust: Sequence[str] = ()) -> schema.Config:
 
 @dataclass
 class Check:
-    """One composition under check: first what needs no import (`at_once`), then what does (`by_import`)."""
+    """Checks of one composition: `at_once` needs no import, `by_import` imports the targets."""
 
     composed: Composed
     trust: tuple[str, ...] = ()
@@ -68,34 +68,34 @@ class Check:
 
     @property
     def config(self) -> schema.Config:
-        """The typed config, meaningful where nothing is wrong."""
+        """The typed config, meaningful only where nothing is wrong."""
         return self._read[0]
 
     @cached_property
     def at_once(self) -> list[Mistake]:
-        """What can be known without importing torch."""
+        """Mistakes that are known without importing torch."""
         composed, (config, reading) = self.composed, self._read
         found = [*composed.unresolvable, *self.placed(mistake for _, mistake in reading.mistakes)]
         wrong = {key for mistake in found for key in (mistake.key, mistake.suggestion)} | composed.unknown
         found += self.placed(self._refused.values())
-        for finding in collect.findings(config, composed.choices):
+        for finding in collect.collect_findings(config, composed.choices):
             keys = (finding.mistake.key, *finding.follows_from)
             if not any(bad == key or bad.startswith(f"{key}.") for key in keys for bad in wrong):
                 found += self.placed([finding.mistake])
         if not self._is_job_of_a_preset:
-            found += sweep.without_multirun(composed.overrides)
+            found += sweep.find_multirun_only(composed.overrides)
         return [*composed.mistakes, *self._independent(found)]
 
     @property
     def _is_job_of_a_preset(self) -> bool:
-        """Whether the option of `sweep` says more than how to sweep, and the arguments are those of one of its jobs."""
+        """Whether a `sweep` preset also sets keys of jobs and the arguments give every swept key."""
         swept = set(OmegaConf.select(self.composed.hydra, "sweeper.params") or {})
         swept |= {"seed"} if self.config.sweep.seeds else set()
         given = {text.partition("=")[0] for text in self.composed.overrides}
         return swept <= given and not self.composed.layers.sets_only("sweep", sweep.OF_THE_SWEEP)
 
     def _independent(self, mistakes: list[Mistake], before: Sequence[Mistake] = ()) -> list[Mistake]:
-        """Without those that only follow from another one, or that an alias repeats."""
+        """Drop mistakes that follow from another mistake or that a YAML alias repeats."""
         known = [*before, *mistakes]
         meant = {
             mistake.suggestion for mistake in known if mistake.rule == UNKNOWN_KEY or UNKNOWN_ARGUMENT in mistake.rule
@@ -105,7 +105,7 @@ class Check:
         kept = []
         for mistake in mistakes:
             path = _as_path(mistake.key)
-            pointed_to = {dotted(key) for key in self.composed.layers.references(path)}
+            pointed_to = {format_key(key) for key in self.composed.layers.references(path)}
             follows = (
                 mistake.key in seen
                 or (mistake.key in meant and MISSING in mistake.rule)
@@ -128,23 +128,23 @@ class Check:
 
     @cached_property
     def _refused(self) -> dict[Path_, Mistake]:
-        """Components whose names are refused without an import, by path."""
+        """Mistakes of components whose names are refused without an import, by path."""
         refused = {}
         for path, name in self._names():
             try:
-                look(name, self.trust)
+                check_name(name, self.trust)
             except TargetError as error:
-                key = dotted((*path, "_target_")) if path[0] != "init" or path[-1] != "module" else dotted(path)
+                key = format_key((*path, "_target_")) if path[0] != "init" or path[-1] != "module" else format_key(path)
                 refused[path] = Mistake(key, error.rule, name, remedy=error.remedy, suggestion=error.suggestion)
         return refused
 
     def _names(self) -> Iterator[tuple[Path_, str]]:
         for path, _, node in self._read[1].components:
-            yield from _targets(path, node)
+            yield from _find_targets(path, node)
         yield from self._module_types()
 
     def _module_types(self) -> Iterator[tuple[Path_, str]]:
-        """The module types that init rules name."""
+        """Yield the path and name of each module type in the init rules."""
         for label, rule in self.config.init.rules.items():
             modules = [] if rule is None or rule.module is None else rule.module
             if isinstance(modules, str):
@@ -154,17 +154,17 @@ class Check:
                     yield ("init", "rules", label, "module", index), module
 
     def of_the_sweep(self) -> list[Mistake]:
-        """`by_import` of the sweep's own components, which no job has."""
-        from runner.config.check.components import Found, check_component
+        """Check by import the sweep's own components, which no job has."""
+        from runner.config.check.components import PlacedMistakes, check_component
 
-        found = Found(untrusted=frozenset(self._refused))
+        found = PlacedMistakes(untrusted=frozenset(self._refused))
         for path, slot, node in self._read[1].components:
             if path[0] == "sweep":
                 check_component(path, slot, node, self.trust, found)
         return self.placed(mistake for _, mistake in found.mistakes)
 
     def of_a_record(self) -> list[Mistake]:
-        """Check keys, names, slots and arguments alone: what else was right when it was recorded may stay as it is."""
+        """Check keys, names, slots and arguments of a recorded config, but no rules between keys."""
         mistakes = [
             *self.placed(mistake for _, mistake in self._read[1].mistakes),
             *self.placed(self._refused.values()),
@@ -173,13 +173,18 @@ class Check:
         return found or self._independent(self._imported())
 
     def by_import(self) -> list[Mistake]:
-        """What shows only when the targets are imported: names, slots and arguments."""
+        """Return the mistakes that need imports: names, slots and arguments of the targets."""
         return self._independent(self._imported(), self.at_once)
 
     def _imported(self) -> list[Mistake]:
-        from runner.config.check.components import Found, check_component, check_group_settings, check_module_type
+        from runner.config.check.components import (
+            PlacedMistakes,
+            check_component,
+            check_group_settings,
+            check_module_type,
+        )
 
-        found = Found(untrusted=frozenset(self._refused))
+        found = PlacedMistakes(untrusted=frozenset(self._refused))
         for path, slot, node in self._read[1].components:
             check_component(path, slot, node, self.trust, found)
         for path, name in self._module_types():
@@ -191,7 +196,7 @@ class Check:
         return self.placed(mistake for _, mistake in found.mistakes)
 
     def placed(self, mistakes: Iterable[Mistake]) -> list[Mistake]:
-        """The mistakes with what made them: a missing argument is blamed on the line of its `_target_`."""
+        """Return the mistakes with their places; a missing argument has the line of its `_target_`."""
         placed = []
         for mistake in mistakes:
             if mistake.where:
@@ -199,28 +204,28 @@ class Check:
             else:
                 where = self.composed.layers.blame(self._blamed(mistake))
             said = mistake if mistake.where else self._as_written(mistake, where)
-            placed.append(shown(replace(said, where=where), self.composed.layers.cwd))
+            placed.append(make_relative(replace(said, where=where), self.composed.layers.cwd))
         return placed
 
     def _as_written(self, mistake: Mistake, where: str) -> Mistake:
-        """The mistake with a remedy that can be written where the value was: in a file, or on the command line."""
+        """Return the mistake with a remedy in the syntax of its place: YAML file or command line."""
         path = self._blamed(mistake)
         settings = self.composed.layers.settings(path)
         is_argument = where.startswith("argument `")
-        decoded = from_environment(mistake.value, settings[-1].value) if settings else ""
+        decoded = suggest_decoding(mistake.value, settings[-1].value) if settings else ""
         if decoded:
-            line = for_shell(f'{mistake.key}="{decoded}"') if is_argument else f"{path[-1]}: {decoded}"
+            line = quote_for_shell(f'{mistake.key}="{decoded}"') if is_argument else f"{path[-1]}: {decoded}"
             return replace(mistake, remedy=f"the environment gives texts: write `{line}`", suggestion=decoded)
         if is_argument and re.fullmatch(r"'[^']*'", mistake.suggestion):
             line = f'{mistake.key}="{mistake.suggestion[1:-1]}"'
-            return replace(mistake, remedy=f"quote it: {for_shell(line)}")
+            return replace(mistake, remedy=f"quote it: {quote_for_shell(line)}")
         return mistake
 
     @cached_property
     def _with_dots(self) -> dict[str, Path_]:
-        """The paths of keys that hold dots themselves, by how they are spelled in full."""
+        """Paths of keys that contain dots themselves, by their full spelling."""
         paths = (path for path, _ in self._read[1].mistakes)
-        return {dotted(path): path for path in paths if any("." in str(part) for part in path)}
+        return {format_key(path): path for path in paths if any("." in str(part) for part in path)}
 
     def _blamed(self, mistake: Mistake) -> Path_:
         path = self._with_dots.get(mistake.key) or _as_path(mistake.key)
@@ -237,12 +242,12 @@ def _as_path(key: str) -> Path_:
     return tuple(int(part) if part.isdigit() else part for part in plain_key.split("."))
 
 
-def _targets(path: Path_, value: Any) -> Iterator[tuple[Path_, str]]:
+def _find_targets(path: Path_, value: Any) -> Iterator[tuple[Path_, str]]:
     if isinstance(value, dict):
         if "_target_" in value:
             yield path, value["_target_"]
         for name, inner in value.items():
-            yield from _targets((*path, name), inner)
+            yield from _find_targets((*path, name), inner)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            yield from _targets((*path, index), inner)
+            yield from _find_targets((*path, index), inner)

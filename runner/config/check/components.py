@@ -1,4 +1,4 @@
-"""A component's target against its slot, and its arguments against the target's signature. Imports what it checks."""
+"""Check a component's target against its slot and its arguments against the signature, by import."""
 
 import enum
 import inspect
@@ -8,11 +8,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from runner.config.check.imports import LIBRARIES, TargetError, locate
-from runner.config.check.signature import UNFIT, Accepts, accepts, choices, converted, kind_of, misfit, wants_class
-from runner.config.check.slots import _bases, _could_fit, _elsewhere, _origin, misplaced, nested_slot
-from runner.config.parsing import as_number, yaml_text
-from runner.config.suggestions import did_you_mean, nearest
+from runner.config.check.imports import LIBRARIES, TargetError, import_object
+from runner.config.check.signature import (
+    UNFIT,
+    CallableParameters,
+    convert,
+    describe_misfit,
+    infer_annotation,
+    inspect_parameters,
+    list_choices,
+    wants_class,
+)
+from runner.config.check.slots import (
+    can_fit,
+    explain_misplaced,
+    find_nested_slot,
+    get_base_classes,
+    get_defining_module,
+    suggest_elsewhere,
+)
+from runner.config.parsing import as_number, format_yaml
+from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import ABSENT, Mistake
 
 Path = tuple[str | int, ...]
@@ -59,8 +75,8 @@ OLD_ARGUMENTS = {
 
 
 @dataclass
-class Found:
-    """Mistakes with their paths."""
+class PlacedMistakes:
+    """Mistakes of components, each with its path."""
 
     mistakes: list[tuple[Path, Mistake]] = field(default_factory=list)
     untrusted: frozenset[Path] = frozenset()  # components whose names were refused before anything was imported
@@ -68,15 +84,17 @@ class Found:
     def wrong(
         self, path: Path, rule: str, value: object = ABSENT, *, suggestion: str = "", remedy: str = "", where: str = ""
     ) -> None:
-        """Note a mistake."""
+        """Record a mistake at a path."""
         key = ".".join(map(str, path))
-        self.mistakes.append((path, Mistake(key, rule, value, where, remedy or did_you_mean(suggestion), suggestion)))
+        self.mistakes.append(
+            (path, Mistake(key, rule, value, where, remedy or format_suggestion(suggestion), suggestion))
+        )
 
 
-def check_component(path: Path, slot: str, node: dict[str, Any], trust: Sequence[str], found: Found) -> Any:
-    """Check one component and all that is nested in it; the object that its `_target_` names, where there is one."""
-    target = _target(path, slot, node, trust, found)
-    takes = None if target is None else accepts(target)
+def check_component(path: Path, slot: str, node: dict[str, Any], trust: Sequence[str], found: PlacedMistakes) -> Any:
+    """Check a component and all nested ones; return the object of its `_target_`, or None."""
+    target = _import_target(path, slot, node, trust, found)
+    takes = None if target is None else inspect_parameters(target)
     if target is not None and takes is not None:
         _check_arguments(path, slot, node, target, takes, found)
     named = takes.named if takes is not None else {}
@@ -92,27 +110,27 @@ def check_component(path: Path, slot: str, node: dict[str, Any], trust: Sequence
                 )
         elif name != "_target_":
             parameter = named.get(name)
-            _nested((*path, name), value, parameter.annotation if parameter else None, slot, trust, found)
+            _check_nested((*path, name), value, parameter.annotation if parameter else None, slot, trust, found)
     return target
 
 
-def check_module_type(path: Path, name: str, trust: Sequence[str], found: Found) -> None:
+def check_module_type(path: Path, name: str, trust: Sequence[str], found: PlacedMistakes) -> None:
     """Check that the `module` of an init rule is a type of module."""
     try:
-        kind = locate(name, trust)
+        kind = import_object(name, trust)
     except TargetError as error:
         found.wrong(path, error.rule, name, suggestion=error.suggestion, remedy=error.remedy, where=error.where)
         return
-    if not (isinstance(kind, type) and issubclass(kind, _bases()["model"])):
+    if not (isinstance(kind, type) and issubclass(kind, get_base_classes()["model"])):
         found.wrong(path, "must be a type of module, such as torch.nn.Conv2d", name)
 
 
 def check_group_settings(
-    optimizer: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]], trust: Sequence[str], found: Found
+    optimizer: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]], trust: Sequence[str], found: PlacedMistakes
 ) -> None:
-    """Check the types of what param groups set of the optimizer; that it has such settings is seen with the model."""
+    """Check the types of param-group settings that the optimizer's signature names."""
     try:
-        takes = accepts(locate(optimizer["_target_"], trust))
+        takes = inspect_parameters(import_object(optimizer["_target_"], trust))
     except (TargetError, KeyError):  # said already
         return
     for label, settings in groups.items():
@@ -121,17 +139,19 @@ def check_group_settings(
                 _check_value(("param_groups", label, name), value, takes.named[name], "optimizer", found)
 
 
-def _nested(path: Path, value: Any, annotation: Any, slot: str, trust: Sequence[str], found: Found) -> None:
+def _check_nested(
+    path: Path, value: Any, annotation: Any, slot: str, trust: Sequence[str], found: PlacedMistakes
+) -> None:
     if isinstance(value, dict):
         if "_target_" in value:
-            own = nested_slot(annotation, slot)
-            check_component(path, own, _matched(path, value, found) if own == MEMBER else value, trust, found)
+            own = find_nested_slot(annotation, slot)
+            check_component(path, own, _strip_match(path, value, found) if own == MEMBER else value, trust, found)
             return
         for name, inner in value.items():
-            _nested((*path, name), inner, annotation, slot, trust, found)
+            _check_nested((*path, name), inner, annotation, slot, trust, found)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            _nested((*path, index), inner, annotation, slot, trust, found)
+            _check_nested((*path, index), inner, annotation, slot, trust, found)
 
 
 # Parameters whose annotation asks for an object: a bound constructor is none. (A scheduler in a scheduler and one of
@@ -147,11 +167,11 @@ _BUILT = {
 MEMBER = "nested optimizer"  # one of several optimizers, with a `match` that is the runner's own
 
 
-def _matched(path: Path, node: dict[str, Any], found: Found) -> dict[str, Any]:
-    """One of several optimizers without its `match`, the patterns of the parameters that it takes."""
+def _strip_match(path: Path, node: dict[str, Any], found: PlacedMistakes) -> dict[str, Any]:
+    """Return one of several optimizers without its `match`; check that `match` holds patterns."""
     match = node.get("match")
     if "match" not in node:
-        meant = nearest("match", node)
+        meant = find_nearest("match", node)
         if meant:
             rule, right = f"is not an argument of `{node['_target_']}`", ".".join(map(str, (*path, "match")))
             found.wrong((*path, meant), rule, node[meant], suggestion=right)
@@ -162,35 +182,37 @@ def _matched(path: Path, node: dict[str, Any], found: Found) -> dict[str, Any]:
     return {name: value for name, value in node.items() if name != "match"}
 
 
-def _target(path: Path, slot: str, node: dict[str, Any], trust: Sequence[str], found: Found) -> Any:
+def _import_target(path: Path, slot: str, node: dict[str, Any], trust: Sequence[str], found: PlacedMistakes) -> Any:
     name = node["_target_"]
     here = (*path, "_target_")
     if path in found.untrusted:
         return None
     try:
-        target = locate(name, trust)
+        target = import_object(name, trust)
     except TargetError as error:
-        right = error.suggestion or ("" if error.where else _elsewhere(slot, name))
+        right = error.suggestion or ("" if error.where else suggest_elsewhere(slot, name))
         found.wrong(here, error.rule, name, suggestion=right, remedy=error.remedy, where=error.where)
         return None
-    problem = misplaced(slot, target, name, trust)
+    problem = explain_misplaced(slot, target, name, trust)
     if problem:
-        refused = _could_fit(slot.removeprefix("nested "), target) and name.partition(".")[0] in LIBRARIES
+        refused = can_fit(slot.removeprefix("nested "), target) and name.partition(".")[0] in LIBRARIES
         remedy = f"if you trust it: --trust '{name}'" if refused else ""
-        found.wrong(here, problem, name, suggestion="" if refused else _elsewhere(slot, name), remedy=remedy)
+        found.wrong(here, problem, name, suggestion="" if refused else suggest_elsewhere(slot, name), remedy=remedy)
         return None
     return target
 
 
-def _check_arguments(path: Path, slot: str, node: dict[str, Any], target: Any, takes: Accepts, found: Found) -> None:
-    before = _by_position(slot, target, takes)
+def _check_arguments(
+    path: Path, slot: str, node: dict[str, Any], target: Any, takes: CallableParameters, found: PlacedMistakes
+) -> None:
+    before = _find_positional(slot, target, takes)
     positional = node.get("_args_", [])
     free = [name for name in takes.positional if name not in before]
     filled = [*before, *free[: len(positional)]]
     room = len(free)
     if len(positional) > room and not takes.takes_any_number:
         found.wrong((*path, "_args_"), f"may have at most {room} values", len(positional))
-    refused = _refused_weights(path, node, target, takes, found)
+    refused = _refuse_weights(path, node, target, takes, found)
     for index, (value, name) in enumerate(zip(positional, free, strict=False)):
         _check_value((*path, "_args_", index), value, takes.own[name], slot, found)
     for name, value in node.items():
@@ -205,13 +227,15 @@ def _check_arguments(path: Path, slot: str, node: dict[str, Any], target: Any, t
         elif parameter is not None:
             _check_value(here, value, parameter, slot, found)
         elif not takes.open:
-            _unknown_argument(here, name, value, node["_target_"], [n for n in takes.named if n not in before], found)
+            _note_unknown_argument(
+                here, name, value, node["_target_"], [n for n in takes.named if n not in before], found
+            )
     if not (slot.startswith("nested") and node.get("_partial_")):
         _check_missing(path, slot, node, target, takes, filled, found)
 
 
-def _by_position(slot: str, target: Any, takes: Accepts) -> list[str]:
-    """The parameters that the runner fills."""
+def _find_positional(slot: str, target: Any, takes: CallableParameters) -> list[str]:
+    """Return the names of the parameters that the runner fills."""
     own = slot.removeprefix("nested ")
     by_name = {"scheduler": "optimizer", "sampler": "data_source"}.get(own)
     if slot == MEMBER:
@@ -228,7 +252,13 @@ def _by_position(slot: str, target: Any, takes: Accepts) -> list[str]:
 
 
 def _check_missing(
-    path: Path, slot: str, node: dict[str, Any], target: Any, takes: Accepts, filled: list[str], found: Found
+    path: Path,
+    slot: str,
+    node: dict[str, Any],
+    target: Any,
+    takes: CallableParameters,
+    filled: list[str],
+    found: PlacedMistakes,
 ) -> None:
     if slot.startswith("nested") and not isinstance(target, type):
         return  # a function that is handed over: who calls it gives the rest
@@ -245,15 +275,17 @@ def _check_missing(
             found.wrong((*path, name), f"must be given: `{node['_target_']}` has no default for it")
 
 
-def _unknown_argument(path: Path, name: str, value: Any, target: str, known: list[str], found: Found) -> None:
-    near = nearest(name, known)
+def _note_unknown_argument(
+    path: Path, name: str, value: Any, target: str, known: list[str], found: PlacedMistakes
+) -> None:
+    near = find_nearest(name, known)
     habit = OLD_ARGUMENTS.get(name, "")
     if not near and habit in known:
         near = habit
     if not near and name in ("target", "class", "class_path", "type") and "." in str(value):
         near = "_target_"
     suggestion = ".".join(map(str, (*path[:-1], near))) if near else ""
-    remedy = did_you_mean(suggestion)
+    remedy = format_suggestion(suggestion)
     if not near:
         remedy = f"it takes {', '.join(f'`{k}`' for k in known)}" if known else "it takes no arguments"
     found.wrong(path, f"is not an argument of `{target}`", value, suggestion=suggestion, remedy=remedy)
@@ -268,35 +300,35 @@ _ONE_EACH = ("swa_lr",)
 _DTYPE = "torch.dtype"
 
 
-def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str, found: Found) -> None:
+def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str, found: PlacedMistakes) -> None:
     if slot == "loss" and parameter.name == "reduction" and parameter.default == "mean" and value not in _REDUCTIONS:
-        right = nearest(str(value), _REDUCTIONS)
+        right = find_nearest(str(value), _REDUCTIONS)
         found.wrong(path, f"must be one of {', '.join(_REDUCTIONS)}", value, suggestion=right)
         return
-    dtype = _dtype_problem(value, parameter)
+    dtype = _suggest_dtype(value, parameter)
     if dtype is not None:
         found.wrong(path, "must be a dtype of torch", value, suggestion=dtype)
         return
     if parameter.name in _ONE_EACH and slot.endswith("scheduler") and isinstance(value, list):
         return  # PyTorch's annotation says one number, its documentation also one for each parameter group
-    words = misfit(value, parameter, durations=slot.endswith("scheduler"))
+    words = describe_misfit(value, parameter, durations=slot.endswith("scheduler"))
     if not words and slot.endswith("optimizer") and isinstance(value, float) and not math.isfinite(value):
         words = "must be a finite number"  # torch.optim's own checks let NaN pass
     if not words:
         return
-    right, remedy = _right_value(value, parameter), ""
+    right, remedy = _suggest_value(value, parameter), ""
     if isinstance(value, list | int | float) and "Tensor" in words:
         remedy = f"write `{{_target_: torch.tensor, data: {value}}}`"
-    elif not right and (line := _component_line(value, kind_of(parameter))):
+    elif not right and (line := _format_component(value, infer_annotation(parameter))):
         remedy = f"write `{line}`"
     if not right and not remedy and isinstance(parameter.default, bool | int | float | str | None):
-        right = yaml_text(parameter.default)
+        right = format_yaml(parameter.default)
         remedy = f"the default is `{right}`"
     found.wrong(path, words, value, suggestion=right, remedy=remedy)
 
 
-def _component_line(value: Any, annotation: Any) -> str:
-    """The node to write where a class, something to call or an object is wanted and a plain value was given."""
+def _format_component(value: Any, annotation: Any) -> str:
+    """Format the node to write for a plain value where a class, callable or object is wanted."""
     kinds = [kind for kind in (annotation, *getattr(annotation, "__args__", ())) if kind is not type(None)]
     called = any(getattr(kind, "__origin__", kind) is Callable for kind in kinds)
     named = isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value)
@@ -304,23 +336,25 @@ def _component_line(value: Any, annotation: Any) -> str:
         return f"{{_target_: {value}}}"
     for kind in kinds:
         plain = getattr(kind, "__module__", "builtins") in ("builtins", "typing", "types", "collections.abc")
-        if isinstance(kind, type) and not plain and converted(value, kind) is UNFIT:
-            if issubclass(kind, enum.Enum) or _origin_is(kind, ("torch", "device"), ("torch", "dtype")):
+        if isinstance(kind, type) and not plain and convert(value, kind) is UNFIT:
+            if issubclass(kind, enum.Enum) or _is_from(kind, ("torch", "device"), ("torch", "dtype")):
                 continue
             given = {} if named else value if isinstance(value, dict) else {"…": None}
-            arguments = "".join(", …" if name == "…" else f", {name}: {yaml_text(v)}" for name, v in given.items())
+            arguments = "".join(", …" if name == "…" else f", {name}: {format_yaml(v)}" for name, v in given.items())
             return f"{{_target_: {value if named else f'{kind.__module__}.{kind.__qualname__}'}{arguments}}}"
     return ""
 
 
-def _origin_is(kind: type, *names: tuple[str, str]) -> bool:
+def _is_from(kind: type, *names: tuple[str, str]) -> bool:
     return (kind.__module__, kind.__name__) in names
 
 
-def _right_value(value: Any, parameter: inspect.Parameter) -> str:
+def _suggest_value(value: Any, parameter: inspect.Parameter) -> str:
     if isinstance(value, str):
-        right = nearest(value, choices(kind_of(parameter))) or ("cuda" if value.lower() == "gpu" else "")
-        if right and (right != "cuda" or "torch.device" in str(kind_of(parameter))):
+        right = find_nearest(value, list_choices(infer_annotation(parameter))) or (
+            "cuda" if value.lower() == "gpu" else ""
+        )
+        if right and (right != "cuda" or "torch.device" in str(infer_annotation(parameter))):
             return right
     annotation = parameter.annotation
     if annotation in (int, float) or isinstance(parameter.default, int | float):
@@ -329,15 +363,15 @@ def _right_value(value: Any, parameter: inspect.Parameter) -> str:
     return ""
 
 
-def _dtype_problem(value: Any, parameter: inspect.Parameter) -> str | None:
-    """The nearest dtype where a text is meant to be one and is not."""
+def _suggest_dtype(value: Any, parameter: inspect.Parameter) -> str | None:
+    """Return the nearest dtype for a text that should name one and does not; None if it is right."""
     if not isinstance(value, str) or "dtype" not in str(parameter.annotation) + parameter.name:
         return None
-    kind = kind_of(parameter)
+    kind = infer_annotation(parameter)
     if kind is str or (isinstance(parameter.default, str) and kind is inspect.Parameter.empty):
         return None  # its own text
     if str in getattr(kind, "__args__", ()) or (
-        _DTYPE in str(kind) and not isinstance(converted(value, kind), str | type(UNFIT))
+        _DTYPE in str(kind) and not isinstance(convert(value, kind), str | type(UNFIT))
     ):
         return None
     import torch
@@ -347,22 +381,24 @@ def _dtype_problem(value: Any, parameter: inspect.Parameter) -> str | None:
         return None
     if f"torch.{value}" in names:
         return f"torch.{value}"
-    return nearest(value if value.startswith("torch.") else f"torch.{value}", names)
+    return find_nearest(value if value.startswith("torch.") else f"torch.{value}", names)
 
 
-def _refused_weights(path: Path, node: dict[str, Any], target: Any, takes: Accepts, found: Found) -> set[str]:
-    """`weights=` and `pretrained=true` of a library's model: weights come through `pretrained:`, recorded."""
-    if _origin(target).partition(".")[0] != "torchvision" or isinstance(target, type):
+def _refuse_weights(
+    path: Path, node: dict[str, Any], target: Any, takes: CallableParameters, found: PlacedMistakes
+) -> set[str]:
+    """Refuse `weights` and `pretrained` of torchvision's models; return the refused names."""
+    if get_defining_module(target).partition(".")[0] != "torchvision" or isinstance(target, type):
         return set()
     refused = {name for name in ("weights", "weights_backbone", "pretrained", "pretrained_backbone") if node.get(name)}
     for name in refused:
         rule = "is refused here: weights come through `pretrained:`, where they are recorded and verified"
-        found.wrong((*path, name), rule, node[name], remedy=_pretrained_block(node[name], takes))
+        found.wrong((*path, name), rule, node[name], remedy=_format_pretrained_block(node[name], takes))
     return refused
 
 
-def _pretrained_block(wanted: Any, takes: Accepts) -> str:
-    """The `pretrained:` block that says the same."""
+def _format_pretrained_block(wanted: Any, takes: CallableParameters) -> str:
+    """Format the `pretrained:` block that loads the same weights."""
     file, source = "FILE.pth", ""
     annotation = takes.named["weights"].annotation if "weights" in takes.named else None
     for kind in (annotation, *getattr(annotation, "__args__", ())):

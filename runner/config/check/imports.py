@@ -1,4 +1,4 @@
-"""Names in a config are looked at before they are imported: importing executes.
+"""Check the names in a config before importing them, because importing executes code.
 
 User code is a file that the import system takes from the working directory or from a directory named on the command
 line (`--trust DIR`). Of torch, torchvision, torchmetrics and optuna only the parts below are imported; what a slot
@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from runner.config.suggestions import did_you_mean, nearest
+from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.paths import PACKAGE
 
 LIBRARIES = ("torch", "torchvision", "torchmetrics", "optuna")
@@ -56,29 +56,29 @@ _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
 class TargetError(ValueError):
-    """A name that may not or cannot be resolved: `rule` in words, `suggestion` the nearest name in full."""
+    """Refused or unresolvable name: `rule` in words, `suggestion` the nearest name in full."""
 
     def __init__(self, rule: str, suggestion: str = "", remedy: str = "", where: str = "") -> None:
         self.rule, self.suggestion, self.where = rule, suggestion, where
-        self.remedy = remedy or did_you_mean(suggestion)
+        self.remedy = remedy or format_suggestion(suggestion)
         super().__init__(f"{rule}. {self.remedy}" if self.remedy else rule)
 
 
-def user_directories(trust: Sequence[str] = ()) -> list[Path]:
-    """Where user code lives: the working directory and the directories named on the command line."""
+def list_user_directories(trust: Sequence[str] = ()) -> list[Path]:
+    """Return the directories of user code: the working directory and those named by `--trust`."""
     named = [Path(word).resolve() for word in trust if os.sep in word or word in (os.curdir, os.pardir)]
     return [Path.cwd(), *(path for path in named if path.is_dir())]
 
 
-def look(path: str, trust: Sequence[str] = ()) -> None:
-    """Raise TargetError for a name that may not be imported, without importing anything."""
+def check_name(path: str, trust: Sequence[str] = ()) -> None:
+    """Raise TargetError for a name that may not be imported; import nothing."""
     if not _NAME.fullmatch(path):
         message = f"`{path}` is no dotted path (`package.module.Name`)"
         raise TargetError(message)
     if path in OLD_NAMES:
         message = f"is an old name: it is `{OLD_NAMES[path]}` now"
         raise TargetError(message, OLD_NAMES[path])
-    if trusted_by(path, trust):
+    if is_trusted(path, trust):
         return
     first = path.partition(".")[0]
     private = next((part for part in path.split(".") if part.startswith("__" if first not in LIBRARIES else "_")), None)
@@ -86,48 +86,48 @@ def look(path: str, trust: Sequence[str] = ()) -> None:
         message = f"`{path}` leads through `{private}`, which is private"
         raise TargetError(message, remedy=f"if you trust it: --trust '{path}'")
     if is_user_code(first, trust):
-        _look_at_files(path, trust)
+        _check_files(path, trust)
         return
     if first not in (*LIBRARIES, *OURS):
-        raise _stranger(path, first, trust)
+        raise _make_untrusted_error(path, first, trust)
     if first == "runner" and not path.startswith(tuple(f"{name}." for name in _COMPONENTS)):
         homes = f"only {', '.join(_COMPONENTS)} have components"
         message = f"`{path}` is part of the runner itself; {homes}"
-        raise TargetError(message, _of_runner(path))
-    _exists(first)
+        raise TargetError(message, _suggest_component(path))
+    _require_installed(first)
 
 
-def _stranger(path: str, first: str, trust: Sequence[str]) -> TargetError:
-    """What to say about a package that nobody has trusted."""
-    known = nearest(first, [*LIBRARIES, *OURS, *_user_packages(trust)])
+def _make_untrusted_error(path: str, first: str, trust: Sequence[str]) -> TargetError:
+    """Return the error for a package that nobody has trusted."""
+    known = find_nearest(first, [*LIBRARIES, *OURS, *_list_user_packages(trust)])
     if known:
         message = f"`{first}` is neither a trusted package nor code under the working directory"
         return TargetError(message, f"{known}{path[len(first) :]}")
-    if _spec(first) is None:
+    if _find_spec(first) is None:
         return TargetError(f"there is no module `{first}` (neither installed nor under the working directory)")
     message = f"`{first}` is neither one of {', '.join((*LIBRARIES, *OURS))} nor code under the working directory"
     return TargetError(message, remedy=f"if you trust it: --trust '{path}'")
 
 
-def _of_runner(path: str) -> str:
-    """Return the nearest component of the runner."""
+def _suggest_component(path: str) -> str:
+    """Return the nearest component of the runner; empty where none is near."""
     name = path.rpartition(".")[2]
-    module = nearest(path.rpartition(".")[0].rpartition(".")[2], ["metrics", "steps"])
+    module = find_nearest(path.rpartition(".")[0].rpartition(".")[2], ["metrics", "steps"])
     return f"runner.train.{module}.{name}" if module else ""
 
 
-def _exists(first: str) -> None:
-    if _spec(first) is None:
+def _require_installed(first: str) -> None:
+    if _find_spec(first) is None:
         message = f"there is no module `{first}`: it is not installed"
-        raise TargetError(message, remedy=install(EXTRAS[first]) if first in EXTRAS else "")
+        raise TargetError(message, remedy=describe_install(EXTRAS[first]) if first in EXTRAS else "")
 
 
-def install(extra: str) -> str:
-    """The line that installs what an extra of ours brings."""
+def describe_install(extra: str) -> str:
+    """Describe the `pip` command that installs an extra of the runner."""
     return f"install it: pip install 'yaml-experiment-runner[{extra}]'"
 
 
-def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
+def _find_spec(name: str) -> importlib.machinery.ModuleSpec | None:
     try:
         return importlib.util.find_spec(name)
     except (ImportError, ValueError, AttributeError):
@@ -135,19 +135,19 @@ def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
 
 
 def is_user_code(first: str, trust: Sequence[str]) -> bool:
-    """Whether importing `first` takes it from a directory of the user's (and not from one of the runner's)."""
-    directories = user_directories(trust)
-    if any(_ours(directory) for directory in directories) and first in OURS:
+    """Return whether importing `first` loads it from a user directory and not from the runner."""
+    directories = list_user_directories(trust)
+    if any(_is_ours(directory) for directory in directories) and first in OURS:
         return False
     if first in sys.builtin_module_names or first in sys.stdlib_module_names or first == "outputs":
         return False
     # A folder without `__init__.py` gives way to a package further down the path, or is merged with its like there.
     found = importlib.machinery.PathFinder.find_spec(first, [*map(str, directories), *sys.path])
-    return found is not None and _is_of_the_user(found, directories) and not _is_loaded_from_elsewhere(first)
+    return found is not None and _is_users_module(found, directories) and not _is_loaded_from_elsewhere(first)
 
 
-def _is_of_the_user(found: importlib.machinery.ModuleSpec, directories: Sequence[Path]) -> bool:
-    """Whether all files that a module is loaded from lie in the user's directories, and none in an environment."""
+def _is_users_module(found: importlib.machinery.ModuleSpec, directories: Sequence[Path]) -> bool:
+    """Return whether all files of a module lie in user directories and outside environments."""
     files = [found.origin] if found.origin else list(found.submodule_search_locations or ())
     return bool(files) and all(_is_users_file(Path(file), directories) for file in files)
 
@@ -168,17 +168,17 @@ _INSTALLED = frozenset({"site-packages", "dist-packages"})
 
 
 def _is_loaded_from_elsewhere(first: str) -> bool:
-    """Whether an installed package of that name is loaded already: importing gives that one."""
+    """Return whether `sys.modules` already holds an installed package of that name."""
     file = getattr(sys.modules.get(first), "__file__", None)
     return file is not None and not _INSTALLED.isdisjoint(Path(file).resolve().parts)
 
 
-def _look_at_files(path: str, trust: Sequence[str]) -> None:
-    """Raise TargetError where a part of a name in user code would be loaded from a file that is not the user's.
+def _check_files(path: str, trust: Sequence[str]) -> None:
+    """Raise TargetError where a part of a user-code name would load from a foreign file.
 
     The files are found as the import system finds them, but no package is imported for it.
     """
-    directories = user_directories(trust)
+    directories = list_user_directories(trust)
     parts = path.split(".")
     folders = [*map(str, directories), *sys.path]
     for count in range(1, len(parts) + 1):
@@ -186,7 +186,7 @@ def _look_at_files(path: str, trust: Sequence[str]) -> None:
         found = importlib.machinery.PathFinder.find_spec(parts[count - 1], folders)
         if found is None:
             return
-        if not _is_of_the_user(found, directories):
+        if not _is_users_module(found, directories):
             place = found.origin or next(iter(found.submodule_search_locations or ()), "")
             message = f"`{name}` is {place}, which is no code of this project's"
             raise TargetError(message, remedy=f"if you trust it: --trust '{path}'")
@@ -196,24 +196,24 @@ def _look_at_files(path: str, trust: Sequence[str]) -> None:
 
 
 @cache  # a fifth of what examining a job takes: it is asked 40 times a job
-def _ours(directory: Path) -> bool:
+def _is_ours(directory: Path) -> bool:
     return directory.resolve() == PACKAGE.parent.resolve()
 
 
-def _user_packages(trust: Sequence[str]) -> list[str]:
-    entries = [entry for directory in user_directories(trust) for entry in directory.iterdir()]
+def _list_user_packages(trust: Sequence[str]) -> list[str]:
+    entries = [entry for directory in list_user_directories(trust) for entry in directory.iterdir()]
     names = {entry.stem for entry in entries if entry.suffix == ".py" or (entry.is_dir() and any(entry.glob("*.py")))}
     return sorted(name for name in names if name.isidentifier())
 
 
-def locate(path: str, trust: Sequence[str] = ()) -> Any:
-    """The object that a dotted path names. Looks at the name before it imports anything.
+def import_object(path: str, trust: Sequence[str] = ()) -> Any:
+    """Import the object that a dotted path names, after checking the name.
 
     Raises:
         TargetError: the name is not trusted; no such module; no such attribute (with the nearest one); an error inside
             the user's own file while it is imported (with its line).
     """
-    look(path, trust)
+    check_name(path, trust)
     _make_importable(path, trust)
     parts = path.split(".")
     found: Any = _import(parts[0])
@@ -224,22 +224,22 @@ def locate(path: str, trust: Sequence[str] = ()) -> Any:
         if not isinstance(found, types.ModuleType) and hidden is not None and not hasattr(found, part):
             found = hidden  # torchvision.models.alexnet is a function, and the module that defines it
         if inner is None and isinstance(found, types.ModuleType) and _is_submodule(found, name):
-            _may_be_led_through(name, path, trust)
+            _check_module(name, path, trust)
             found = _import(name)
         else:
-            found = _attribute(found, part, name, path)
+            found = _get_attribute(found, part, name, path)
         if isinstance(found, types.ModuleType):
-            _may_be_led_through(found.__name__, path, trust)
+            _check_module(found.__name__, path, trust)
     if isinstance(found, types.ModuleType):
         message = f"`{path}` is a module"
-        raise TargetError(message, _nearest_inside(found, parts[-1], path + "."))
+        raise TargetError(message, _find_nearest_inside(found, parts[-1], path + "."))
     return found
 
 
-def _may_be_led_through(module: str, path: str, trust: Sequence[str]) -> None:
-    """Raise TargetError where a name leads through a module that a config may not use, however it is spelled."""
+def _check_module(module: str, path: str, trust: Sequence[str]) -> None:
+    """Raise TargetError where a dotted path leads through a module that configs may not use."""
     first = path.partition(".")[0]
-    if trusted_by(path, trust):
+    if is_trusted(path, trust):
         return
     if module.partition(".")[0] != first:
         message = f"`{path}` leads out of `{first}` into the module `{module}`"
@@ -256,27 +256,27 @@ def _may_be_led_through(module: str, path: str, trust: Sequence[str]) -> None:
         raise TargetError(message, remedy=f"if you trust it: --trust '{path}'")
 
 
-def trusted_by(path: str, trust: Sequence[str]) -> bool:
-    """Whether a pattern of the command line names it."""
+def is_trusted(path: str, trust: Sequence[str]) -> bool:
+    """Return whether a `--trust` pattern matches a dotted path."""
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in trust)
 
 
 def _make_importable(path: str, trust: Sequence[str]) -> None:
     first = path.partition(".")[0]
     if is_user_code(first, trust):
-        for directory in user_directories(trust):
+        for directory in list_user_directories(trust):
             names = {str(directory), ""} if directory == Path.cwd() else {str(directory)}
-            if names.isdisjoint(_before_installed(sys.path)):
+            if names.isdisjoint(_list_before_installed(sys.path)):
                 sys.path.insert(0, str(directory))
 
 
-def _before_installed(folders: Sequence[str]) -> list[str]:
-    """The folders that come before those of installed packages, which would win there."""
+def _list_before_installed(folders: Sequence[str]) -> list[str]:
+    """Return the folders of a search path that precede those of installed packages."""
     return list(itertools.takewhile(lambda folder: _INSTALLED.isdisjoint(Path(folder).parts), folders))
 
 
 def _is_submodule(package: types.ModuleType, name: str) -> bool:
-    return hasattr(package, "__path__") and name not in sys.modules and _spec(name) is not None
+    return hasattr(package, "__path__") and name not in sys.modules and _find_spec(name) is not None
 
 
 def _import(name: str) -> types.ModuleType:
@@ -286,13 +286,13 @@ def _import(name: str) -> types.ModuleType:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             message = f"there is no module `{error.name}`"
             raise TargetError(message) from error
-        raise _broken(name, error) from error
+        raise _make_import_error(name, error) from error
     except SystemExit as error:
         message = f"`{name}` ends the process when it is imported"
         raise TargetError(message) from error
 
 
-def _broken(name: str, error: BaseException) -> TargetError:
+def _make_import_error(name: str, error: BaseException) -> TargetError:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
     if isinstance(error, SyntaxError) and error.filename:
         place, problem = f"{error.filename}:{error.lineno}", f"SyntaxError: {error.msg}"
@@ -303,36 +303,36 @@ def _broken(name: str, error: BaseException) -> TargetError:
     return TargetError(f"`{name}` cannot be imported: {problem}", where=place)
 
 
-def _attribute(owner: Any, part: str, name: str, path: str) -> Any:
+def _get_attribute(owner: Any, part: str, name: str, path: str) -> Any:
     try:
         return getattr(owner, part)
     except AttributeError:
         pass
     except Exception as error:
-        raise _broken(name, error) from error
+        raise _make_import_error(name, error) from error
     before = name.rpartition(".")[0]
     after = path[len(name) :]
-    right = OLD_NAMES.get(name) or _nearest_inside(owner, part, before + ".")
+    right = OLD_NAMES.get(name) or _find_nearest_inside(owner, part, before + ".")
     kind = "module" if isinstance(owner, types.ModuleType) else "class"
-    hidden = _hides_ours(owner)
+    hidden = _describe_shadowing(owner)
     message = f"the {kind} `{before}` has no `{part}`{hidden}"
     raise TargetError(message, right + after if right else "")
 
 
-def _hides_ours(owner: Any) -> str:
-    """Where a project's own `models` or `datasets` hides ours, say which folder won."""
+def _describe_shadowing(owner: Any) -> str:
+    """Describe the folder that hides the runner's own `models` or `datasets`; empty for none."""
     first = getattr(owner, "__name__", "").partition(".")[0]
     folder = next(iter(getattr(sys.modules.get(first), "__path__", [])), "")
-    if first in OURS and folder and not _ours(Path(folder).parent):
+    if first in OURS and folder and not _is_ours(Path(folder).parent):
         return f" (`{first}` is the folder {folder} here, which hides the runner's own)"
     return ""
 
 
-def _nearest_inside(owner: Any, part: str, prefix: str) -> str:
+def _find_nearest_inside(owner: Any, part: str, prefix: str) -> str:
     names = [name for name in dir(owner) if not name.startswith("_")]
     if isinstance(owner, types.ModuleType) and hasattr(owner, "__path__"):
         names += [entry.stem for folder in owner.__path__ for entry in Path(folder).glob("[!_]*")]
-    right = nearest(part, names)
+    right = find_nearest(part, names)
     return prefix + right if right else ""
 
 

@@ -1,4 +1,4 @@
-"""What a callable takes, also where it hands its `**kwargs` on, and whether a plain value fits an annotation."""
+"""Signatures of callables, followed through `**kwargs`, and the fit of plain values to annotations."""
 
 import ast
 import collections.abc
@@ -25,21 +25,21 @@ Parameters = dict[str, inspect.Parameter]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Base:
-    """The constructor that `super().__init__` means in a class that `owner` is a base of."""
+class _SuperConstructor:
+    """Constructor that `super().__init__` reaches: `owner` defines it, `cls` is the class being built."""
 
     cls: type
     owner: type
     function: Callable[..., Any]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Never called; it stands where callables stand."""
+        """Raise NotImplementedError; the method only makes the object a callable for the type checker."""
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
-class Accepts:
-    """What a callable takes by name.
+class CallableParameters:
+    """Parameters that a callable accepts.
 
     Attributes:
         own: the parameters of its own signature, in order.
@@ -59,38 +59,38 @@ class Accepts:
 
     @property
     def takes_any_number(self) -> bool:
-        """Whether there is an `*args`."""
+        """Whether the signature has an `*args`."""
         return any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in self.own.values())
 
     @property
     def named(self) -> Parameters:
-        """What may be given by name."""
+        """Parameters that may be given by name, those behind `**kwargs` included."""
         unnamed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         return {name: p for name, p in {**self.further, **self.own}.items() if p.kind not in unnamed}
 
 
-def accepts(target: Callable[..., Any], depth: int = 0) -> Accepts | None:
-    """What `target` takes; None where it has no signature that Python can see."""
+def inspect_parameters(target: Callable[..., Any], depth: int = 0) -> CallableParameters | None:
+    """Return the parameters of `target`; None where Python cannot see a signature."""
     try:
         signature = inspect.signature(
-            types.MethodType(target.function, target) if isinstance(target, _Base) else target
+            types.MethodType(target.function, target) if isinstance(target, _SuperConstructor) else target
         )
     except (ValueError, TypeError):
         return None
-    own = {name: _typed(parameter, target) for name, parameter in signature.parameters.items()}
+    own = {name: _resolve_annotation(parameter, target) for name, parameter in signature.parameters.items()}
     keywords = next((name for name, p in own.items() if p.kind is inspect.Parameter.VAR_KEYWORD), None)
     if keywords is None:
-        return Accepts(own, {}, open=False)
-    further, still_open = _through(target, keywords, depth)
-    return Accepts(own, further, still_open)
+        return CallableParameters(own, {}, open=False)
+    further, still_open = _trace_keywords(target, keywords, depth)
+    return CallableParameters(own, further, still_open)
 
 
-def _typed(parameter: inspect.Parameter, target: Callable[..., Any]) -> inspect.Parameter:
-    """The parameter with its annotation read where it is written as text."""
+def _resolve_annotation(parameter: inspect.Parameter, target: Callable[..., Any]) -> inspect.Parameter:
+    """Return the parameter with an annotation that is written as text resolved."""
     written = parameter.annotation
     if not isinstance(written, str) and "ForwardRef(" not in repr(written):
         return parameter
-    function, _ = _body(target)
+    function, _ = _find_body(target)
     # Names of these modules are often imported for type checkers only.
     torch = sys.modules.get("torch")
     common = {**vars(typing), **vars(collections.abc), "pathlib": pathlib, "Path": pathlib.Path, "os": os}
@@ -106,8 +106,8 @@ def _typed(parameter: inspect.Parameter, target: Callable[..., Any]) -> inspect.
 _BY_DEFAULT = (enum.Enum, tuple, set, frozenset, pathlib.PurePath)
 
 
-def kind_of(parameter: inspect.Parameter) -> Any:
-    """The annotation of a parameter; without one, the type of a default that says more than a plain value does."""
+def infer_annotation(parameter: inspect.Parameter) -> Any:
+    """Return a parameter's annotation, or the type of its default where that is no plain value."""
     default = parameter.default
     if parameter.annotation is not inspect.Parameter.empty or default is inspect.Parameter.empty:
         return parameter.annotation
@@ -120,105 +120,105 @@ def kind_of(parameter: inspect.Parameter) -> Any:
 
 
 def wants_class(annotation: Any) -> bool:
-    """Whether an annotation asks for a class, and not for an object of one."""
+    """Return whether an annotation asks for a class, not for an instance."""
     return annotation is type or any(
         get_origin(kind) is type or kind is type for kind in (annotation, *get_args(annotation))
     )
 
 
-class _Unfit:
-    """Stands for a value that a parameter cannot take."""
+class _UnfitValue:
+    """Type of the marker `UNFIT`: a value that a parameter cannot take."""
 
 
-UNFIT: Any = _Unfit()
+UNFIT: Any = _UnfitValue()
 
 
-def converted(value: Any, annotation: Any) -> Any:
-    """A plain value as the annotation says it: an enum's member, a tuple, a path, a device, a dtype; else itself.
+def convert(value: Any, annotation: Any) -> Any:
+    """Convert a plain value to an annotated enum, tuple, path, device or dtype; else return it.
 
     `UNFIT` where the annotation names something else that no plain value is.
     """
     annotation = getattr(annotation, "__value__", getattr(annotation, "__supertype__", annotation))
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is typing.Annotated:
-        return converted(value, args[0])
+        return convert(value, args[0])
     if origin in (Union, types.UnionType):
-        return _of_union(value, args)
+        return _convert_to_union(value, args)
     if origin is type or annotation is type:
         return value if isinstance(value, type) else UNFIT
     container = origin or annotation
     if container in (tuple, set, frozenset) and isinstance(value, list):
-        return container(_members(value, args, container))
+        return container(_convert_members(value, args, container))
     if isinstance(value, list) and args and container in (list, *_ITERABLE):
-        return _members(value, args, container)
+        return _convert_members(value, args, container)
     if isinstance(value, dict) and len(args) == 2 and container in (dict, collections.abc.Mapping):
-        return {name: inner if (made := converted(inner, args[1])) is UNFIT else made for name, inner in value.items()}
-    return _object(value, annotation) if isinstance(annotation, type) else value
+        return {name: inner if (made := convert(inner, args[1])) is UNFIT else made for name, inner in value.items()}
+    return _convert_to_class(value, annotation) if isinstance(annotation, type) else value
 
 
-def _members(value: list[Any], args: tuple[Any, ...], container: Any) -> list[Any]:
+def _convert_members(value: list[Any], args: tuple[Any, ...], container: Any) -> list[Any]:
     kinds = [kind for kind in args if kind is not Ellipsis]
     if not kinds:
         return value
     each = kinds if container is tuple and Ellipsis not in args and len(kinds) == len(value) else kinds[:1] * len(value)
-    made = [converted(member, kind) for member, kind in zip(value, each, strict=True)]
+    made = [convert(member, kind) for member, kind in zip(value, each, strict=True)]
     return [member if one is UNFIT else one for member, one in zip(value, made, strict=True)]
 
 
-def _of_union(value: Any, kinds: tuple[Any, ...]) -> Any:
-    """An enum's member where there is one, the value where a plain type takes it, else the first that takes it."""
+def _convert_to_union(value: Any, kinds: tuple[Any, ...]) -> Any:
+    """Convert a plain value to a member of a union: enums first, then plain types, then the others."""
     enums = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, enum.Enum)]
     for kind in enums:
-        if (member := converted(value, kind)) is not UNFIT:
+        if (member := convert(value, kind)) is not UNFIT:
             return member
     if any(kind in _PLAIN and _PLAIN[kind](value) for kind in kinds):
         return value
     for kind in kinds:
         if kind not in _PLAIN and kind not in enums and _fits(value, kind, durations=False):
-            made = converted(value, kind)
+            made = convert(value, kind)
             if made is not UNFIT:
                 return made
     return UNFIT if all(isinstance(kind, type) for kind in kinds) else value
 
 
-def _object(value: Any, kind: type) -> Any:
-    """A plain value as an object of a class that can be written as one."""
+def _convert_to_class(value: Any, kind: type) -> Any:
+    """Convert a plain value to an instance of a class that has a plain spelling."""
     if kind in _PLAIN or kind is object:
         return value
     if issubclass(kind, enum.Enum):
-        return _enum_member(value, kind)
+        return _find_enum_member(value, kind)
     try:
         if isinstance(value, kind):
             return value
     except TypeError:  # a protocol, a TypedDict
         return value
     if (kind.__module__, kind.__name__) in (("torch", "device"), ("torch", "dtype")):
-        return _of_torch(value, kind) if isinstance(value, str) else value
+        return _convert_to_torch(value, kind) if isinstance(value, str) else value
     if issubclass(kind, pathlib.PurePath):
         return kind(value) if isinstance(value, str) else UNFIT
     if kind is os.PathLike:
         return pathlib.Path(value) if isinstance(value, str) else UNFIT
-    return UNFIT if _surely_fails(value, kind) else value
+    return UNFIT if _is_surely_unfit(value, kind) else value
 
 
-def _surely_fails(value: Any, kind: type) -> bool:
-    """Whether a plain value can never stand for an object of a class: libraries take more than they annotate."""
+def _is_surely_unfit(value: Any, kind: type) -> bool:
+    """Return whether a plain value can never stand for an instance of a class."""
     if not isinstance(value, str | int | float | list | dict) or kind.__module__ == "builtins":
         return False
     if kind.__module__.startswith("torch"):  # it says Tensor where it takes a number too
         return kind.__name__[0].isupper() and isinstance(value, str | list | dict)
-    return not _of_a_library(kind)
+    return not _is_from_library(kind)
 
 
 @cache
-def _of_a_library(kind: type) -> bool:
-    """Whether a class comes with Python or an installed package, and not from the user's own files."""
+def _is_from_library(kind: type) -> bool:
+    """Return whether a class comes with Python or an installed package, not from user files."""
     top = kind.__module__.partition(".")[0]
     file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
     return top in sys.stdlib_module_names or not file or "site-packages" in file or "dist-packages" in file
 
 
-def _enum_member(value: Any, kind: type[enum.Enum]) -> Any:
+def _find_enum_member(value: Any, kind: type[enum.Enum]) -> Any:
     if isinstance(value, kind):
         return value
     name = value.rpartition(".")[2] if isinstance(value, str) else None  # `Mode.FAST`, as Python writes it
@@ -235,7 +235,7 @@ def _enum_member(value: Any, kind: type[enum.Enum]) -> Any:
         return UNFIT
 
 
-def _of_torch(value: str, kind: type) -> Any:
+def _convert_to_torch(value: str, kind: type) -> Any:
     torch = sys.modules.get("torch")
     if kind.__name__ == "device":
         try:
@@ -246,9 +246,9 @@ def _of_torch(value: str, kind: type) -> Any:
     return found if isinstance(found, kind) else UNFIT
 
 
-def _body(target: Callable[..., Any]) -> tuple[Callable[..., Any] | None, type | None]:
-    """The Python function that runs, and the class that defines it."""
-    if isinstance(target, _Base):
+def _find_body(target: Callable[..., Any]) -> tuple[Callable[..., Any] | None, type | None]:
+    """Return the Python function that runs, and the class that defines it."""
+    if isinstance(target, _SuperConstructor):
         return inspect.unwrap(target.function), target.owner
     if not isinstance(target, type):
         return inspect.unwrap(target), None
@@ -262,19 +262,19 @@ def _body(target: Callable[..., Any]) -> tuple[Callable[..., Any] | None, type |
 
 
 @cache
-def _tree(function: Callable[..., Any]) -> ast.AST | None:
+def _parse_source(function: Callable[..., Any]) -> ast.AST | None:
     try:
         return ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
         return None
 
 
-def _through(target: Callable[..., Any], keywords: str, depth: int) -> tuple[Parameters, bool]:
-    """The parameters that `**keywords` of `target` reaches, and whether it reaches others that cannot be seen."""
-    function, owner = _body(target)
-    tree = _tree(function) if function is not None and depth < _DEPTH else None
+def _trace_keywords(target: Callable[..., Any], keywords: str, depth: int) -> tuple[Parameters, bool]:
+    """Return the parameters that `**keywords` of `target` reaches, and whether it reaches unseen ones."""
+    function, owner = _find_body(target)
+    tree = _parse_source(function) if function is not None and depth < _DEPTH else None
     if function is None or tree is None:
-        return _behind(target, depth)
+        return _inspect_returned_class(target, depth)
     code = getattr(function, "__code__", None)
     if code is not None and code.co_flags & inspect.CO_VARKEYWORDS:
         keywords = code.co_varnames[
@@ -289,9 +289,9 @@ def _through(target: Callable[..., Any], keywords: str, depth: int) -> tuple[Par
             inner = (
                 None
                 if callee is None
-                else accepts(callee, depth + 1)
+                else inspect_parameters(callee, depth + 1)
                 if callee is not _NOTHING
-                else Accepts({}, {}, open=False)
+                else CallableParameters({}, {}, open=False)
             )
             if inner is None:
                 blind = True
@@ -299,11 +299,11 @@ def _through(target: Callable[..., Any], keywords: str, depth: int) -> tuple[Par
             taken = {k.arg for k in node.keywords if k.arg} | set(inner.positional[: len(node.args)])
             found |= {name: p for name, p in inner.named.items() if name not in taken}
             blind |= inner.open
-        for name in _literals(node, keywords):
+        for name in _find_literal_keys(node, keywords):
             handled = True
             found.setdefault(name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
     if blind or not (forwarded or handled):
-        behind, still_open = _behind(target, depth)
+        behind, still_open = _inspect_returned_class(target, depth)
         return {**behind, **found}, still_open
     return found, False
 
@@ -315,8 +315,8 @@ def _is(node: ast.AST, name: str) -> bool:
     return isinstance(node, ast.Name) and node.id == name
 
 
-def _literals(node: ast.AST, keywords: str) -> list[str]:
-    """`kwargs.pop("name")`, `kwargs.get("name")`, `kwargs["name"]`."""
+def _find_literal_keys(node: ast.AST, keywords: str) -> list[str]:
+    """Return the literal keys that an expression reads from `kwargs`: by `pop`, `get` or index."""
     place: ast.expr | None = None
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _is(node.func.value, keywords):
         place = node.args[0] if node.func.attr in {"pop", "get"} and node.args else None
@@ -326,9 +326,9 @@ def _literals(node: ast.AST, keywords: str) -> list[str]:
 
 
 def _resolve(node: ast.expr, function: Callable[..., Any], owner: type | None, target: Any) -> Any:
-    """The callable that an expression in a function's body names; None where that is not known before it runs."""
+    """Return the callable that an expression in a function's body names; None where it is unknown."""
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Call) and _is(node.value.func, "super"):
-        made = target.cls if isinstance(target, _Base) else target
+        made = target.cls if isinstance(target, _SuperConstructor) else target
         if owner is None or not isinstance(made, type):
             return None
         later = made.__mro__[made.__mro__.index(owner) + 1 :]
@@ -336,7 +336,7 @@ def _resolve(node: ast.expr, function: Callable[..., Any], owner: type | None, t
         if after is object or (after.__module__ == "torch.nn.modules.module" and after.__name__ == "Module"):
             return _NOTHING
         constructor = after.__dict__[node.attr]
-        return _Base(made, after, constructor) if callable(constructor) else None
+        return _SuperConstructor(made, after, constructor) if callable(constructor) else None
     if isinstance(node, ast.Name):
         names = getattr(function, "__globals__", {})
         found = names.get(node.id)
@@ -357,17 +357,17 @@ def _resolve_any(node: ast.expr, function: Callable[..., Any]) -> Any:
     return None
 
 
-def _behind(target: Callable[..., Any], depth: int) -> tuple[Parameters, bool]:
-    """The parameters of the class that a function is annotated to return."""
-    made = None if isinstance(target, type | _Base) else returned_class(target)
+def _inspect_returned_class(target: Callable[..., Any], depth: int) -> tuple[Parameters, bool]:
+    """Return the parameters of a function's annotated return class, and whether others are open."""
+    made = None if isinstance(target, type | _SuperConstructor) else find_returned_class(target)
     if made is None or depth >= _DEPTH or made.__module__.startswith("torch.nn"):
         return {}, True
-    inner = accepts(made, depth + 1)
+    inner = inspect_parameters(made, depth + 1)
     return (inner.named, inner.open) if inner is not None else ({}, True)
 
 
-def returned_class(target: Callable[..., Any]) -> type | None:
-    """The class that a function's annotation says it returns."""
+def find_returned_class(target: Callable[..., Any]) -> type | None:
+    """Return the class that a function is annotated to return; None where there is none."""
     function = inspect.unwrap(target)
     annotation = getattr(function, "__annotations__", {}).get("return")
     if isinstance(annotation, str):
@@ -378,23 +378,27 @@ def returned_class(target: Callable[..., Any]) -> type | None:
     return annotation if isinstance(annotation, type) else None
 
 
-def misfit(value: Any, parameter: inspect.Parameter, *, durations: bool) -> str:
-    """What a parameter takes, in words, where a plain value is certainly something else; empty where it may fit."""
+def describe_misfit(value: Any, parameter: inspect.Parameter, *, durations: bool) -> str:
+    """Describe what a parameter takes where a plain value certainly does not fit; else empty."""
     default = parameter.default
     if type(value) is type(default) and not isinstance(value, str):
         return ""
     if parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
         return ""
-    annotation = kind_of(parameter)
+    annotation = infer_annotation(parameter)
     if annotation is inspect.Parameter.empty:
         number = isinstance(default, int | float) or (
             default is not inspect.Parameter.empty and isinstance(default, bool)
         )
         wrong = number and isinstance(value, str) and not (durations and is_duration(value))
-        return "must be " + _words(type(default)) if wrong else ""
+        return "must be " + _describe_annotation(type(default)) if wrong else ""
     if value is None:
-        return "" if annotation not in (bool, int, float, str) or default is None else "must be " + _words(annotation)
-    return "" if _fits(value, annotation, durations=durations) else "must be " + _words(annotation)
+        return (
+            ""
+            if annotation not in (bool, int, float, str) or default is None
+            else "must be " + _describe_annotation(annotation)
+        )
+    return "" if _fits(value, annotation, durations=durations) else "must be " + _describe_annotation(annotation)
 
 
 def _is_number(value: Any) -> bool:
@@ -416,7 +420,7 @@ _ITERABLE = (collections.abc.Sequence, collections.abc.Iterable)
 
 
 def _fits(value: Any, annotation: Any, *, durations: bool) -> bool:
-    """Whether a plain value may be what an annotation says; what is not understood fits.
+    """Return whether a plain value may fit an annotation; every value fits an unknown annotation.
 
     A component has a check of its own; a duration stands for a number where `durations`, in a list too.
     """
@@ -435,7 +439,7 @@ def _fits(value: Any, annotation: Any, *, durations: bool) -> bool:
         return False  # what is written in YAML is called only where it is a component
     if (origin or annotation) in (list, tuple, set, *_ITERABLE):
         return _fits_container(value, origin or annotation, args, durations=durations)
-    return converted(value, annotation) is not UNFIT
+    return convert(value, annotation) is not UNFIT
 
 
 def _fits_container(value: Any, container: Any, args: tuple[Any, ...], *, durations: bool) -> bool:
@@ -450,16 +454,16 @@ def _fits_container(value: Any, container: Any, args: tuple[Any, ...], *, durati
     return not inner or all(_fits(member, inner[0], durations=durations) for member in value)
 
 
-def _words(annotation: Any) -> str:  # noqa: C901  one kind after another
+def _describe_annotation(annotation: Any) -> str:  # noqa: C901  one kind after another
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_words(kind) for kind in args))
+        return " or ".join(dict.fromkeys(_describe_annotation(kind) for kind in args))
     if origin is Literal:
         return "one of " + ", ".join(f"`{choice}`" for choice in args)
     if origin is type or annotation is type:
         return "a class (`{_target_: …}`)"
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        return "one of " + ", ".join(f"`{choice}`" for choice in choices(annotation))
+        return "one of " + ", ".join(f"`{choice}`" for choice in list_choices(annotation))
     if isinstance(annotation, type) and (issubclass(annotation, pathlib.PurePath) or annotation is os.PathLike):
         return "a path"
     if (getattr(annotation, "__module__", ""), getattr(annotation, "__name__", "")) == ("torch", "device"):
@@ -477,11 +481,11 @@ def _words(annotation: Any) -> str:  # noqa: C901  one kind after another
     return getattr(annotation, "__name__", str(annotation))
 
 
-def choices(annotation: Any) -> list[str]:
-    """The texts that a `Literal` or an enum of texts allows."""
+def list_choices(annotation: Any) -> list[str]:
+    """Return the texts that a `Literal` or an enum allows."""
     if get_origin(annotation) is Literal:
         return [str(choice) for choice in get_args(annotation)]
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         plain = all(isinstance(member.value, str | int | float) for member in annotation)
         return [str(member.value) if plain else name for name, member in annotation.__members__.items()]
-    return [choice for kind in get_args(annotation) for choice in choices(kind)]
+    return [choice for kind in get_args(annotation) for choice in list_choices(kind)]

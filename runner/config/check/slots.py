@@ -1,4 +1,4 @@
-"""Slots of the config and the objects that fit each: model, optimizer, transform, metric, loss, and so on."""
+"""Slots of the config (model, optimizer, loss and so on) and the objects that fit each."""
 
 import importlib
 import sys
@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from runner.config.check import allowed
-from runner.config.check.imports import LIBRARIES, OURS, is_user_code, trusted_by
-from runner.config.check.signature import returned_class
-from runner.config.suggestions import nearest
+from runner.config.check.imports import LIBRARIES, OURS, is_trusted, is_user_code
+from runner.config.check.signature import find_returned_class
+from runner.config.suggestions import find_nearest
 
 _ANY = "a module, dataset, sampler, transform, loss, init function, optimizer, scheduler or metric"
 
@@ -19,8 +19,8 @@ _OF_ANY_BASE = ("nested", "loss", "metric", "transform")
 _TENSORS = allowed.NAMED["tensor"]
 
 
-def nested_slot(annotation: Any, outer: str) -> str:
-    """The slot that a parameter's annotation stands for; `nested` (any slot) where it says none."""
+def find_nested_slot(annotation: Any, outer: str) -> str:
+    """Return the slot that a parameter's annotation names; `nested` (any slot) where it names none."""
     text = str(annotation)
     if "Callable" in text:
         return "nested"
@@ -40,8 +40,8 @@ def nested_slot(annotation: Any, outer: str) -> str:
     return f"nested {same}".rstrip()
 
 
-def _elsewhere(slot: str, name: str) -> str:
-    """The same or nearly the same name where the slot's things live (in what is imported already)."""
+def suggest_elsewhere(slot: str, name: str) -> str:
+    """Suggest the same or nearest name in those modules of the slot that are already imported."""
     homes = {
         "loss": ("torch.nn", "torch.nn.functional"),
         "optimizer": ("torch.optim",),
@@ -57,19 +57,20 @@ def _elsewhere(slot: str, name: str) -> str:
     last = name.rpartition(".")[2]
     for home in homes.get(slot.removeprefix("nested "), ()):
         if home in sys.modules and home != name.rpartition(".")[0]:
-            right = last if hasattr(sys.modules[home], last) else nearest(last, dir(sys.modules[home]))
+            right = last if hasattr(sys.modules[home], last) else find_nearest(last, dir(sys.modules[home]))
             if right and not right.startswith("_"):
                 return f"{home}.{right}"
     return ""
 
 
-def _origin(target: Any) -> str:
+def get_defining_module(target: Any) -> str:
+    """Return the name of the module in which an object is defined."""
     module = getattr(target, "__module__", None) or type(target).__module__
     return str(module)
 
 
-def misplaced(slot: str, target: Any, name: str, trust: Sequence[str]) -> str:
-    """Why a target does not fit its slot, in words; empty where it does.
+def explain_misplaced(slot: str, target: Any, name: str, trust: Sequence[str]) -> str:
+    """Explain why a target does not fit its slot; empty where it fits.
 
     User code fits any slot, unless it is plainly another slot's class. What a library defines must be what the slot is
     for: otherwise a config could call anything that a library can reach.
@@ -77,25 +78,25 @@ def misplaced(slot: str, target: Any, name: str, trust: Sequence[str]) -> str:
     if not callable(target):
         return "must be a class or a function"
     own = slot.removeprefix("nested ")
-    if trusted_by(name, trust):
-        return _other_kind(own, target)
-    origin = _origin(target)
+    if is_trusted(name, trust):
+        return _describe_other_kind(own, target)
+    origin = get_defining_module(target)
     first = origin.partition(".")[0]
     if first not in LIBRARIES and first != "runner":
         if first != name.partition(".")[0] and not _is_user_or_ours(first, trust):
             return f"is `{origin}.{getattr(target, '__qualname__', name)}`, which is neither trusted nor user code"
-        return _other_kind(own, target)
+        return _describe_other_kind(own, target)
     if any(fits(target, name) for kind, fits in _FITS.items() if own in (kind, "nested")):
         return ""
     words = _ANY if own == "nested" else _WORDS[own]
-    refused = allowed.reason(target) if _could_fit(own, target) else ""
+    refused = allowed.explain_not_allowed(target) if can_fit(own, target) else ""
     return f"must be {words}" if not refused else f"may not be named here: {refused}"
 
 
-def _could_fit(slot: str, target: Any) -> bool:
-    """Whether a library's class or function is of the slot's kind, wherever it is defined."""
-    made = target if isinstance(target, type) else returned_class(target)
-    bases = _bases()
+def can_fit(slot: str, target: Any) -> bool:
+    """Return whether a library's class or function is of the slot's kind, wherever it is defined."""
+    made = target if isinstance(target, type) else find_returned_class(target)
+    bases = get_base_classes()
     kinds = [bases[slot]] if slot in bases else list(bases.values()) if slot in _OF_ANY_BASE else []
     return made is not None and issubclass(made, tuple(kinds))
 
@@ -104,11 +105,11 @@ def _is_user_or_ours(first: str, trust: Sequence[str]) -> bool:
     return first in OURS or is_user_code(first, trust)
 
 
-def _other_kind(slot: str, target: Any) -> str:
-    """A class of the user's own that is plainly for another slot."""
+def _describe_other_kind(slot: str, target: Any) -> str:
+    """Describe a user class that is plainly for another slot; empty for any other target."""
     if not isinstance(target, type):
         return ""
-    bases = _bases()
+    bases = get_base_classes()
     own = bases.get(slot)
     called = slot in ("function", "module_function", "init", "hook", "gradient_hook")
     if (own is None and not called) or (own is not None and issubclass(target, own)):
@@ -117,7 +118,8 @@ def _other_kind(slot: str, target: Any) -> str:
     return f"must be {_WORDS[slot]}, but this is for `{other}`" if other else ""
 
 
-def _bases() -> dict[str, type]:
+def get_base_classes() -> dict[str, type]:
+    """Return the base class that each slot of classes takes."""
     from torch import nn, optim
     from torch.utils import data
 
@@ -130,14 +132,14 @@ def _bases() -> dict[str, type]:
     }
 
 
-def _subclass(kind: str) -> Callable[[Any, str], bool]:
+def _make_subclass_test(kind: str) -> Callable[[Any, str], bool]:
     return lambda target, _: (
-        isinstance(target, type) and issubclass(target, _bases()[kind]) and allowed.takes(kind, target)
+        isinstance(target, type) and issubclass(target, get_base_classes()[kind]) and allowed.takes(kind, target)
     )
 
 
-def _of_optuna(slot: str, base: str) -> Callable[[Any, str], bool]:
-    """A subclass of one of Optuna's base classes; it is imported where a name of its own is asked about only."""
+def _make_optuna_test(slot: str, base: str) -> Callable[[Any, str], bool]:
+    """Return a test for subclasses of an Optuna base class, imported only for names of Optuna's."""
 
     def fits(target: Any, name: str) -> bool:
         if not name.startswith("optuna.") or not allowed.takes(slot, target):
@@ -148,13 +150,13 @@ def _of_optuna(slot: str, base: str) -> Callable[[Any, str], bool]:
     return fits
 
 
-def _model(target: Any, _name: str) -> bool:
-    made = target if isinstance(target, type) else returned_class(target)
-    return made is not None and issubclass(made, _bases()["model"]) and allowed.takes("model", target)
+def _is_model(target: Any, _name: str) -> bool:
+    made = target if isinstance(target, type) else find_returned_class(target)
+    return made is not None and issubclass(made, get_base_classes()["model"]) and allowed.takes("model", target)
 
 
-def _defined_in(slot: str) -> Callable[[Any, str], bool]:
-    """A function, or a class whose objects are called."""
+def _make_callable_test(slot: str) -> Callable[[Any, str], bool]:
+    """Return a test for functions, and classes with `__call__`, on a slot's list."""
 
     def fits(target: Any, _name: str) -> bool:
         called = not isinstance(target, type) or any("__call__" in vars(base) for base in target.__mro__)
@@ -163,41 +165,41 @@ def _defined_in(slot: str) -> Callable[[Any, str], bool]:
     return fits
 
 
-def _metric(target: Any, _name: str) -> bool:
+def _is_metric(target: Any, _name: str) -> bool:
     parts = ("update", "compute", "reset")
     has_parts = isinstance(target, type) and all(callable(getattr(target, part, None)) for part in parts)
     return has_parts and allowed.takes("metric", target)
 
 
-def _loss(target: Any, _name: str) -> bool:
+def _is_loss(target: Any, _name: str) -> bool:
     if not isinstance(target, type):
         return allowed.takes("loss", target)
     taken = allowed.takes("model", target) or allowed.takes("metric", target)
-    return taken and issubclass(target, _bases()["model"])
+    return taken and issubclass(target, get_base_classes()["model"])
 
 
-def _function_in(slot: str) -> Callable[[Any, str], bool]:
+def _make_function_test(slot: str) -> Callable[[Any, str], bool]:
     return lambda target, _: not isinstance(target, type) and allowed.takes(slot, target)
 
 
 _FITS: dict[str, Callable[[Any, str], bool]] = {
-    "model": _model,
-    "optimizer": _subclass("optimizer"),
-    "scheduler": _subclass("scheduler"),
-    "dataset": _subclass("dataset"),
-    "sampler": _subclass("sampler"),
-    "transform": _defined_in("transform"),
-    "loss": _loss,
-    "metric": _metric,
-    "init": _function_in("init"),
-    "function": _function_in("function"),
-    "module_function": _function_in("module_function"),
+    "model": _is_model,
+    "optimizer": _make_subclass_test("optimizer"),
+    "scheduler": _make_subclass_test("scheduler"),
+    "dataset": _make_subclass_test("dataset"),
+    "sampler": _make_subclass_test("sampler"),
+    "transform": _make_callable_test("transform"),
+    "loss": _is_loss,
+    "metric": _is_metric,
+    "init": _make_function_test("init"),
+    "function": _make_function_test("function"),
+    "module_function": _make_function_test("module_function"),
     "hook": lambda _target, _name: False,  # no library has one
     "gradient_hook": lambda _target, _name: False,
-    "step": _function_in("step"),
-    "tensor": _function_in("tensor"),
-    "search_sampler": _of_optuna("search_sampler", "optuna.samplers.BaseSampler"),
-    "pruner": _of_optuna("pruner", "optuna.pruners.BasePruner"),
+    "step": _make_function_test("step"),
+    "tensor": _make_function_test("tensor"),
+    "search_sampler": _make_optuna_test("search_sampler", "optuna.samplers.BaseSampler"),
+    "pruner": _make_optuna_test("pruner", "optuna.pruners.BasePruner"),
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from runner.core import rng
-from runner.core.errors import in_words
+from runner.core.errors import describe_error
 from runner.data.samples import to_image
 
 Kind = Literal["pil", "image", "tensor"]  # a PIL image, a tv_tensors.Image, any other tensor
@@ -41,13 +41,13 @@ class OneByOne:
             Failed: the transform raised, or gave another shape than for the first one.
         """
         made: list[Tensor] = []
-        with rng.isolated():
+        with rng.fork_rng():
             for row, (member, seed) in enumerate(zip(batch.cpu().unbind(), seeds.tolist(), strict=True)):
                 rng.seed_all(seed)
                 try:
                     made.append(as_tensor(self.transform(given(member, self.kind)))[0])
                 except Exception as error:
-                    raise Failed(row, in_words(error)) from error
+                    raise Failed(row, describe_error(error)) from error
                 if (made[row].shape, made[row].dtype) != (made[0].shape, made[0].dtype):
                     text = f"its shape is {list(made[row].shape)}, that of the others {list(made[0].shape)}"
                     raise Failed(row, text)

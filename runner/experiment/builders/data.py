@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from runner.config.check.imports import locate
+from runner.config.check.imports import import_object
 from runner.config.schema import Config
 from runner.core import rng
 from runner.core.archive import Limits
@@ -83,7 +83,7 @@ def make_parts(config: Config, trust: Trust = ()) -> Parts:
                 unpacked=None if node.unpack is None else Path(node.unpack),
                 limits=Limits(node.members_limit, int(node.size_limit * 2**30), node.ratio_limit),
             )
-    with rng.stream(rng.key(config.seed, "dataset")):
+    with rng.stream(rng.derive_key(config.seed, "dataset")):
         if chosen.source is not None:
             source = component(chosen.source, "dataset.source", trust=trust)
             fractions = {"val": chosen.val_fraction, "test": chosen.test_fraction}
@@ -235,6 +235,6 @@ def loader_settings(
 
 def _sampler(node: Mapping[str, Any], key: str, split: Any, trust: Trust) -> Any:
     """A sampler; one whose signature has `data_source` gets the split: it gives positions in that."""
-    target = locate(node["_target_"], trust)
+    target = import_object(node["_target_"], trust)
     takes_source = "data_source" in inspect.signature(target).parameters
     return component(node, key, *([split] if takes_source else []), trust=trust)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from runner.config.check.imports import locate
-from runner.config.check.signature import UNFIT, accepts, converted, kind_of, wants_class
+from runner.config.check.imports import import_object
+from runner.config.check.signature import UNFIT, convert, infer_annotation, inspect_parameters, wants_class
 from runner.core.errors import RunError
 
 Trust = tuple[str, ...]
@@ -52,7 +52,7 @@ def _made(
     call: bool = True,
     given: Mapping[str, Any] | None = None,
 ) -> Any:
-    target = locate(node["_target_"], trust)
+    target = import_object(node["_target_"], trust)
     names = [name for name in node if name not in ("_target_", "_args_", "_partial_")]
     kinds, by_position = (
         _kinds(target, {*names, *(given or {})}, len(supplied)) if names or "_args_" in node else ({}, [])
@@ -115,7 +115,7 @@ def argument(value: Any, key: str, annotation: Any, trust: Trust = ()) -> Any:
 
 
 def _as_said(value: Any, annotation: Any) -> Any:
-    made = value if annotation is None else converted(value, annotation)
+    made = value if annotation is None else convert(value, annotation)
     return value if made is UNFIT else made
 
 
@@ -130,9 +130,9 @@ def _is_text(annotation: Any) -> bool:
 
 def _kinds(target: Any, named: set[str], supplied: int) -> tuple[dict[str, Any], list[Any]]:
     """What each argument wants, by name; and of those that are not named, by position after the supplied ones."""
-    takes = accepts(target)
+    takes = inspect_parameters(target)
     if takes is None:
         return {}, []
-    kinds = {name: kind_of(parameter) for name, parameter in {**takes.further, **takes.own}.items()}
+    kinds = {name: infer_annotation(parameter) for name, parameter in {**takes.further, **takes.own}.items()}
     kinds = {name: None if kind is inspect.Parameter.empty else kind for name, kind in kinds.items()}
     return kinds, [kinds[name] for name in takes.positional[supplied:] if name not in named]

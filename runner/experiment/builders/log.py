@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from runner.config.check.imports import locate
+from runner.config.check.imports import import_object
 from runner.config.schema import Config, LogHook
 from runner.core.durations import Duration
 from runner.experiment.builders.instantiate import Trust, component
@@ -100,7 +100,7 @@ def make_hooks(config: Config, trust: Trust = ()) -> list[Hook]:
         if hook is None:
             continue
         named = [hook.module] if isinstance(hook.module, str) else hook.module or []
-        modules = tuple(locate(path, trust) for path in named)
+        modules = tuple(import_object(path, trust) for path in named)
         forward, backward = (_looked_at(label, hook, which, trust) for which in ("forward", "backward"))
         hooks.append(Hook(label, modules or None, hook.name, forward, backward, hook.optional))
     return hooks

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from runner.config.check.imports import locate
+from runner.config.check.imports import import_object
 from runner.config.schema import Config
 from runner.core import rng
 from runner.core.errors import ConfigError, Mistake
@@ -32,7 +32,7 @@ class Surgery:
 
 def make_model(config: Config, trust: Trust = ()) -> nn.Module:
     """The model on the current default device, its construction drawing from the stream `(seed, 'model')`."""
-    with rng.stream(rng.key(config.seed, "model")):
+    with rng.stream(rng.derive_key(config.seed, "model")):
         model: nn.Module = component(config.model, "model", trust=trust)
     return model
 
@@ -71,7 +71,7 @@ def init_rules(config: Config, trust: Trust = ()) -> list[init.Rule]:
             if value is not None
         }
         named = [rule.module] if isinstance(rule.module, str) else rule.module or []
-        modules = tuple(locate(path, trust) for path in named)
+        modules = tuple(import_object(path, trust) for path in named)
         rules.append(init.Rule(label, modules or None, rule.name, tensors, rule.optional, rule.last))
     return rules
 
@@ -141,7 +141,7 @@ def make_groups(
         for label, group in config.param_groups.items()
         if group is not None
     ]
-    target = locate(config.optimizer["_target_"], trust)
+    target = import_object(config.optimizer["_target_"], trust)
     return param_groups.build_groups(model, groups, target, settings, thawing, own)
 
 

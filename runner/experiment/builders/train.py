@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-from runner.config.check.imports import locate
+from runner.config.check.imports import import_object
 from runner.config.check.rules.train import CUDA_GRAPHED
 from runner.config.schema import Config
 from runner.core.durations import Duration, is_duration
@@ -50,7 +50,7 @@ def fast(node: Mapping[str, Any], device: torch.device, trust: Trust = ()) -> Ma
     """
     said = any(node.get(name) is not None for name in ("fused", "foreach"))
     said = said or any(node.get(name) for name in ("capturable", "differentiable"))
-    has_fused = "fused" in inspect.signature(locate(node["_target_"], trust)).parameters
+    has_fused = "fused" in inspect.signature(import_object(node["_target_"], trust)).parameters
     return {**node, "fused": True} if device.type == "cuda" and has_fused and not said else node
 
 
@@ -233,12 +233,12 @@ def _scheduler(node: Mapping[str, Any], key: str, optimizer: torch.optim.Optimiz
         if isinstance(value, list):
             return [inner(member, f"{key}[{i}]") for i, member in enumerate(value)]
         if isinstance(value, Mapping) and "_target_" in value:
-            target = locate(value["_target_"], trust)
+            target = import_object(value["_target_"], trust)
             if isinstance(target, type) and issubclass(target, torch.optim.lr_scheduler.LRScheduler):
                 return _scheduler(value, key, optimizer, trust)
         return value
 
     arguments = {name: inner(value, f"{key}.{name}") for name, value in node.items()}
-    if "optimizer" in inspect.signature(locate(node["_target_"], trust)).parameters:
+    if "optimizer" in inspect.signature(import_object(node["_target_"], trust)).parameters:
         arguments["optimizer"] = optimizer  # by name: it is not the first argument of ChainedScheduler
     return component(arguments, key, trust=trust)

@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import default_collate
 
-from runner.config.check.imports import locate, user_directories
+from runner.config.check.imports import import_object, list_user_directories
 from runner.config.schema import Config, Sample
 from runner.core.archive import IMPORTABLE
 from runner.core.errors import Mistake
-from runner.core.escape import shell_word
+from runner.core.escape import quote_shell_word
 from runner.experiment.builders import data as data_builder
 from runner.experiment.builders.instantiate import Refused, Trust
 from runner.experiment.preflight.report import Preflight, raised_in, refusal
@@ -136,7 +136,7 @@ def mistakes(config: Config, trust: Trust = ()) -> list[Mistake]:
         if chosen.val_fraction:
             found.append(Mistake("dataset.val_fraction", "must be 0 with folds: the fold is val", chosen.val_fraction))
     if chosen.class_weights is not None and config.loss is not None:
-        target = locate(config.loss["_target_"], trust)
+        target = import_object(config.loss["_target_"], trust)
         if "weight" not in inspect.signature(target).parameters:
             rule = f"needs a loss with an argument `weight`, and `{config.loss['_target_']}` has none"
             found.append(Mistake("dataset.class_weights", rule))
@@ -157,7 +157,7 @@ def misplaced(config: Config, trust: Trust = ()) -> list[Mistake]:
             if text is None:
                 continue
             path = Path(os.path.normpath(text))
-            homes = [home for home in user_directories(trust) if path.is_absolute() and path.is_relative_to(home)]
+            homes = [home for home in list_user_directories(trust) if path.is_absolute() and path.is_relative_to(home)]
             inner = path.relative_to(homes[-1]) if homes else path
             if inner.is_absolute() or ".." in inner.parts:
                 rule, remedy = "must lie below the working directory", f"if you trust it: --trust {path.parent}/"
@@ -167,9 +167,9 @@ def misplaced(config: Config, trust: Trust = ()) -> list[Mistake]:
                 found.append(Mistake(f"dataset.downloads.{name}.{key}", rule, text, suggestion=right))
             elif rule := _picked_up(inner, is_file=key == "to"):
                 found.append(Mistake(f"dataset.downloads.{name}.{key}", rule, text, suggestion=f"data/{path.name}"))
-            elif led := _led_away(path, user_directories(trust)):
+            elif led := _led_away(path, list_user_directories(trust)):
                 rule = f"must lie below the working directory, but a link on the way leads to {led}"
-                remedy = f"if you trust it: --trust {shell_word(f'{led}/')}"
+                remedy = f"if you trust it: --trust {quote_shell_word(f'{led}/')}"
                 found.append(Mistake(f"dataset.downloads.{name}.{key}", rule, text, remedy=remedy))
     return found
 

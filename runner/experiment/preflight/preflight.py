@@ -42,7 +42,7 @@ def preflight(config: Config, trust: Trust = (), wrong: Container[str] = ()) -> 
     `wrong` holds the top-level keys in which `check` found mistakes: what depends on these is left out.
     """
     found = Preflight()
-    with rng.isolated():
+    with rng.fork_rng():
         if not _any(wrong, "dataset", "loader", "transform"):
             found.mistakes += data_preflight.mistakes(config, trust)
             found.notes += data_preflight.downloads_to_come(config)
@@ -78,7 +78,7 @@ def preflight(config: Config, trust: Trust = (), wrong: Container[str] = ()) -> 
 def outline(config: Config, trust: Trust = ()) -> Preflight:
     """What the model's table is made from, of a config that has been examined: no mistake is looked for again."""
     found = Preflight(notes=data_preflight.downloads_to_come(config))
-    with rng.isolated():
+    with rng.fork_rng():
         found.model = meta_model(config, found, trust)
         if found.model is not None:
             freeze(found.model, config.freeze.params, norm_stats=config.freeze.norm_stats)
@@ -117,7 +117,7 @@ def misfits(
     """
     step = component(config.step, "step", trust=trust, call=False)
     found = Preflight(model=model, batch=batch)
-    with rng.isolated(), warnings.catch_warnings():
+    with rng.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         on_meta = meta_copy(loss) if isinstance(loss, nn.Module) else loss
         model.train()

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from runner.config.check.rules.rule import SUPERVISED
-from runner.config.check.rules.train import PLATEAU, produced
+from runner.config.check.rules.train import PLATEAU, find_metric_names
 from runner.config.schema import Config
-from runner.config.suggestions import did_you_mean, nearest
+from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core import device as devices
 from runner.core.durations import Duration
 from runner.core.errors import Mistake, RunError
@@ -53,9 +53,9 @@ def _check_metric_names(config: Config, metrics: Mapping[str, Any], found: Prefl
             continue
         names = [f"{split}/{name.partition('/')[0]}/{inner}" for inner in collection.keys()]  # noqa: SIM118  no mapping
         if wanted not in names:
-            right = nearest(wanted or "", names) or names[0]
+            right = find_nearest(wanted or "", names) or names[0]
             rule = f"must be one of {', '.join(f'`{known}`' for known in names)}"
-            found.mistakes.append(Mistake(key, rule, wanted, remedy=did_you_mean(right), suggestion=right))
+            found.mistakes.append(Mistake(key, rule, wanted, remedy=format_suggestion(right), suggestion=right))
 
 
 def _check_direction(config: Config, metrics: Mapping[str, Any], found: Preflight) -> None:
@@ -92,10 +92,10 @@ def _check_device(config: Config, found: Preflight) -> None:
             Mistake("device.parallel", rule, "data_parallel", remedy="leave it at `none`", suggestion="none")
         )
     wanted = config.device.precision
-    if reason := devices.cannot_compute(device, wanted):
+    if reason := devices.explain_cannot_compute(device, wanted):
         rule = f"cannot be had on {device.type}: {reason}"
         found.mistakes.append(Mistake("device.precision", rule, wanted, remedy="take fp32", suggestion="fp32"))
-    if config.device.compile and (reason := devices.cannot_compile(device)):
+    if config.device.compile and (reason := devices.explain_cannot_compile(device)):
         rule = f"cannot be had here: {reason}"
         found.mistakes.append(Mistake("device.compile", rule, config.device.compile, suggestion="false"))
 
@@ -452,11 +452,11 @@ def _check_outcome(config: Config, found: Preflight, outcome: Any, *, own: bool 
 
 def _check_names(config: Config, found: Preflight, fields: Sequence[str]) -> None:
     """A metric that is waited for is one of the step's own fields, where it is no metric."""
-    known, prefixes = produced(config)
+    known, prefixes = find_metric_names(config)
     splits = list(dict.fromkeys(name.partition("/")[0] for name in known))
     known += [f"{split}/{field}" for split in splits for field in fields]
     for key, wanted in (("train.objective", config.train.objective), ("scheduler.monitor", config.scheduler.monitor)):
         if wanted is not None and wanted not in known and not wanted.startswith(tuple(prefixes)):
-            right = nearest(wanted, known)
+            right = find_nearest(wanted, known)
             rule = f"must be one of {', '.join(f'`{name}`' for name in known)}: nothing else is produced"
-            found.mistakes.append(Mistake(key, rule, wanted, remedy=did_you_mean(right), suggestion=right))
+            found.mistakes.append(Mistake(key, rule, wanted, remedy=format_suggestion(right), suggestion=right))

@@ -90,7 +90,7 @@ def audit(config: Config, name: str, trust: tuple[str, ...]) -> Audit:
         return module.register_forward_hook(hook)
 
     handles = [watch(name, module) for name, module in model.named_modules() if not list(module.children())]
-    with rng.stream(rng.key(config.seed, "train")):
+    with rng.stream(rng.derive_key(config.seed, "train")):
         outcome = step(batch, model, loss)
         outcome["loss"].backward()
     for handle in handles:

@@ -11,7 +11,7 @@ from typing import Any
 from runner.config.hydra_loader import Composed
 from runner.config.origins import as_path
 from runner.config.schema import Config
-from runner.core.escape import printable
+from runner.core.escape import make_printable
 
 
 @dataclass
@@ -76,7 +76,7 @@ def explain(
     from runner.train.checkpoint import Checkpoints
     from runner.train.state_dict import compare_model
 
-    warn = lambda text: print(printable(text), file=sys.stderr)  # noqa: E731
+    warn = lambda text: print(make_printable(text), file=sys.stderr)  # noqa: E731
     checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", warn=warn)
     saved = checkpoints.load("last") if checkpoints is not None and checkpoints.entries() else None
     model = model_builder.make_model(config, trust)

@@ -11,7 +11,7 @@ import torch
 
 from runner.config.schema import Config, Transform
 from runner.core import rng
-from runner.core.chart import Line, Panel, svg
+from runner.core.chart import Line, Panel, render_svg
 from runner.core.durations import Duration
 from runner.core.errors import RunError
 from runner.experiment.builders import data as data_builder
@@ -87,7 +87,7 @@ def _momentum(group: Mapping[str, Any]) -> float:
 
 def make_optimizer(config: Config, trust: Trust = ()) -> torch.optim.Optimizer:
     """The config's optimizer with its parameter groups; empty tensors stand for the parameters of a meta model."""
-    with rng.isolated():
+    with rng.fork_rng():
         model = model_preflight.meta_model(config, report_preflight.Preflight(), trust) or model_builder.make_model(
             config, trust
         )
@@ -142,7 +142,7 @@ def picture(planned: Mapping[str, Any], file: Path) -> None:
             ]
             panels.append(Panel(title, lines, "epoch" if by_epoch else "step"))
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(svg(panels))
+    file.write_text(render_svg(panels))
 
 
 def table(planned: Mapping[str, Any]) -> str:

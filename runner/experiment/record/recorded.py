@@ -12,14 +12,14 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from runner.config import document
-from runner.config.check.check import Check, parse, resolved
+from runner.config.check.check import Check, parse, to_resolved_data
 from runner.config.hydra_loader import Composed
 from runner.config.origins import Layers
 from runner.config.schema import Config, Scheduler
-from runner.config.suggestions import nearest
+from runner.config.suggestions import find_nearest
 from runner.core.durations import Duration
 from runner.core.errors import ABSENT, ConfigError, Mistake
-from runner.core.escape import printable, shell_word
+from runner.core.escape import make_printable, quote_shell_word
 from runner.core.safe_io import refuse_foreign
 
 Keys = tuple[str, ...]
@@ -66,7 +66,7 @@ def recorded(
     trust: Sequence[str] = (),
     *,
     verb: str = "resume",
-    say: Callable[[str], object] = lambda text: sys.stderr.write(f"{printable(text)}\n"),
+    say: Callable[[str], object] = lambda text: sys.stderr.write(f"{make_printable(text)}\n"),
 ) -> tuple[Config, str]:
     """The config of the run in `folder` and its YAML with interpolations kept.
 
@@ -135,19 +135,18 @@ def no_run(given: Path, verb: str) -> Mistake:
     rule = "must be a run directory (one with a config.yaml)" if given.is_dir() else "must be a run directory"
     inside = next((parent for parent in given.parents if is_run(parent)), None)
     if inside is not None:  # a checkpoint, or another file or folder of a run
-        checkpoint = f" --checkpoint {shell_word(str(given))}" if verb == "evaluate" and given.is_file() else ""
-        line = f"{command} {shell_word(str(inside))}{checkpoint}"
+        checkpoint = f" --checkpoint {quote_shell_word(str(given))}" if verb == "evaluate" and given.is_file() else ""
+        line = f"{command} {quote_shell_word(str(inside))}{checkpoint}"
         return Mistake("RUN", rule, str(given), remedy=f"it is in the run {inside}: `{line}`", suggestion=str(inside))
     runs = [file.parent for pattern in ("*", "*/*", "*/*/*") for file in given.glob(f"{pattern}/config.yaml")]
     runs = [run for run in runs if run.name != ".hydra"]
     if runs:
         newest = max(runs, key=lambda run: (run.stat().st_mtime_ns, run.name))
-        remedy = (
-            f"the newest of the {len(runs)} run{'s' * (len(runs) != 1)} in it: `{command} {shell_word(str(newest))}`"
-        )
+        line = f"{command} {quote_shell_word(str(newest))}"
+        remedy = f"the newest of the {len(runs)} run{'s' * (len(runs) != 1)} in it: `{line}`"
         return Mistake("RUN", rule, str(given), remedy=remedy, suggestion=str(newest))
     beside = [file.parent for file in given.absolute().parent.glob("*/config.yaml")]
-    near = nearest(given.name, [run.name for run in beside])
+    near = find_nearest(given.name, [run.name for run in beside])
     if near:
         path = given.parent / near
         return Mistake("RUN", rule, str(given), remedy=f"did you mean `{path}`?", suggestion=str(path))
@@ -156,7 +155,7 @@ def no_run(given: Path, verb: str) -> Mistake:
             "RUN", rule, str(given), remedy="no run was begun in it, or it has lost all that says what it was"
         )
     known = [file.parent for file in Path("outputs").glob("*/*/config.yaml")]
-    near = nearest(given.name, [run.name for run in known])
+    near = find_nearest(given.name, [run.name for run in known])
     for run in known:
         if run.name == near:
             return Mistake("RUN", rule, str(given), remedy=f"did you mean `{run}`?", suggestion=str(run))
@@ -193,7 +192,7 @@ def whole_config(folder: Path, say: Callable[[str], object]) -> Whole:
     data, config = None, None
     if source is not None:
         try:
-            config = resolved(parse(deepcopy(source.data)))
+            config = to_resolved_data(parse(deepcopy(source.data)))
             data = source.data
         except ConfigError as error:
             data, wrong = _edited(written), _first_line(error)
@@ -214,10 +213,10 @@ def whole_config(folder: Path, say: Callable[[str], object]) -> Whole:
         say(f"{written} {_lost(wrong)}: the config is taken from {kept}")
         return Whole(other, OmegaConf.create(interpolated.data), interpolated, interpolated)
     rule = f"cannot be read: {wrong}"
-    checkpoint = shell_word(str(folder / "checkpoints" / "last.pt"))
+    checkpoint = quote_shell_word(str(folder / "checkpoints" / "last.pt"))
     load = "torch.load(sys.argv[1], weights_only=True)['config']"
     code = f'python -c "import sys, torch, yaml; print(yaml.safe_dump({load}, sort_keys=False))"'
-    line = f"{code} {checkpoint} > {shell_word(str(written))}"
+    line = f"{code} {checkpoint} > {quote_shell_word(str(written))}"
     remedy = f"nor can {kept} ({amiss}); a checkpoint holds it too: {line}"
     raise ConfigError([Mistake(str(written), rule, remedy=remedy)])
 
@@ -228,7 +227,7 @@ def _followed(interpolated: document.Document) -> tuple[dict[str, Any] | None, s
     try:
         if composed.unresolvable:
             raise ConfigError(composed.unresolvable)
-        return resolved(parse(composed.config)), ""
+        return to_resolved_data(parse(composed.config)), ""
     except ConfigError as error:
         return None, _first_line(error)
 
@@ -337,7 +336,7 @@ def continuation(
         ConfigError: `schedule` has no effect.
     """
     whole = whole_config(folder, lambda _: None)
-    before, after = resolved(parse(deepcopy(whole.data))), resolved(config)
+    before, after = to_resolved_data(parse(deepcopy(whole.data))), to_resolved_data(config)
     notes: list[str] = []
     was, wanted = before["train"]["duration"], after["train"]["duration"]
     kept: list[Keys] = []
@@ -398,10 +397,10 @@ def _changes(
 
 def without_schedule(again: Continuation) -> tuple[dict[str, Any], str]:
     """The config of a run whose rates are constant from here on, and its YAML with interpolations kept."""
-    data = resolved(again.config) | {"scheduler": {}}
+    data = to_resolved_data(again.config) | {"scheduler": {}}
     tree = OmegaConf.create(again.unresolved)
     OmegaConf.update(tree, "scheduler", {"_target_": None}, merge=False)
-    return resolved(parse(data)), OmegaConf.to_yaml(tree)
+    return to_resolved_data(parse(data)), OmegaConf.to_yaml(tree)
 
 
 def _has_effect(schedule: str, before: Mapping[str, Any], longer: bool) -> None:
@@ -469,7 +468,7 @@ def _followers(unresolved: str, was: str, after: Mapping[str, Any]) -> list[Keys
     tree = OmegaConf.create(unresolved)
     OmegaConf.update(tree, "train.duration", was)
     data: Any = _resolve(tree)
-    found = _differences(resolved(parse(data)), after)
+    found = _differences(to_resolved_data(parse(data)), after)
     return [keys for keys, _, _ in found if keys != ("train", "duration")]
 
 

@@ -22,9 +22,9 @@ def trial_run(config: Config, steps: int, trust: Trust) -> Iterator[Run]:
     short = dataclasses.replace(
         config, scheduler=Scheduler(), train=dataclasses.replace(config.train, duration=Duration(f"{steps}st"))
     )
-    with rng.isolated(), tempfile.TemporaryDirectory() as folder:
+    with rng.fork_rng(), tempfile.TemporaryDirectory() as folder:
         run = run_builder.build(short, Path(folder), {}, trust)
-        rng.seed_all(rng.key(config.seed, "train"))
+        rng.seed_all(rng.derive_key(config.seed, "train"))
         run.model.train()
         yield run
 

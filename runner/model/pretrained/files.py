@@ -16,11 +16,11 @@ from typing import Any
 
 from torch import Tensor, hub
 
-from runner.core.download import digest, fetch
+from runner.core.download import compute_sha256, fetch
 from runner.core.errors import ABSENT, ConfigError, Mistake, RunError
 from runner.core.files import open_regular, read_small
 from runner.core.paths import PACKAGE
-from runner.core.patterns import nearest
+from runner.core.patterns import find_nearest
 from runner.core.tensor_files import load_tensors
 
 # Where people keep a model's state_dict in a checkpoint, and where a moving average of it.
@@ -144,7 +144,7 @@ def locate(path: str, *, sha256: str | None = None, builder: str = "", download:
         prefix = re.search(r"-([0-9a-f]{8,})\.", name)  # torch's convention for names of downloads
         return _cached(url, name, sha256 or (prefix.group(1) if prefix else ""), download=download)
     beside = sorted(p.name for p in local.parent.glob("*") if p.is_file()) if local.parent.is_dir() else []
-    near = nearest(local.name, beside)
+    near = find_nearest(local.name, beside)
     remedy = f"did you mean `{local.parent / near}`?" if near else "paths are relative to the working directory"
     raise _wrong("must be a file, a run directory, a URL or a torchvision weights name", path, remedy, near)
 
@@ -239,7 +239,7 @@ def _torchvision_url(name: str, builder: str) -> str:
         raise _wrong("must be a file or a torchvision weights name", name, str(error)) from error
     if member not in choices.__members__:
         known = list(choices.__members__)
-        near = nearest(member, known)
+        near = find_nearest(member, known)
         raise _wrong(f"must be one of {', '.join(known)} for {builder}", name, near and f"did you mean `{near}`?", near)
     return str(choices[member].url)
 
@@ -438,7 +438,7 @@ def _what_is_wrong(error: RunError, file: Path) -> str:
 
 
 def _verify_hash(file: Path, sha256: str) -> None:
-    actual = digest(file)
+    actual = compute_sha256(file)
     if not actual.startswith(sha256):
         raise _wrong(f"must have the SHA-256 {sha256}", f"{file} with {actual}", "fetch it again, or correct the hash")
 
@@ -554,7 +554,7 @@ def _descend(raw: Any, key: str) -> tuple[Any, list[str]]:
         if name is None:
             known = [name for name in node if isinstance(name, str)] if isinstance(node, Mapping) else []
             known = [str(i) for i in range(len(node))] if isinstance(node, list | tuple) else known
-            near = nearest(left[0], known)
+            near = find_nearest(left[0], known)
             where = f"`{'.'.join(path)}`" if path else "the file"
             holds = f"{where} has {', '.join(known[:12]) or f'no keys ({type(node).__name__})'}"
             raise _wrong("must be a key of the checkpoint", key, holds, ".".join([*path, near]) if near else "", "key")

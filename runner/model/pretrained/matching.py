@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from runner.core.errors import Mistake
-from runner.core.patterns import compiled, nearest, no_match
+from runner.core.patterns import compile_pattern, diagnose_no_match, find_nearest
 from runner.model.pretrained import rename as renaming
 from runner.model.pretrained.plan import SHOWN, Options, Plan, Row, _dtype, _Reparametrized, _reparametrized, _shape
 from runner.model.pretrained.shapes import ADAPT
@@ -104,7 +104,7 @@ class _Matching:
             names = {name: options.add_prefix + now for name, now in names.items()}
         for index, (pattern, replacement) in enumerate(options.rename):
             key = f"pretrained.rename[{index}]"
-            expression = compiled(f"{key}.from", pattern, self.mistakes)
+            expression = compile_pattern(f"{key}.from", pattern, self.mistakes)
             if expression is None:
                 continue
             try:
@@ -140,12 +140,12 @@ class _Matching:
     def _matches(self, key: str, patterns: Sequence[str], names: Mapping[str, str]) -> set[str]:
         matched: set[str] = set()
         for index, pattern in enumerate(patterns):
-            expression = compiled(f"pretrained.{key}[{index}]", pattern, self.mistakes)
+            expression = compile_pattern(f"pretrained.{key}[{index}]", pattern, self.mistakes)
             if expression is None:
                 continue
             hits = {name for name in names if expression.fullmatch(name)}
             if not hits:
-                mistake = no_match(f"pretrained.{key}[{index}]", pattern, list(names), "a name of the file")
+                mistake = diagnose_no_match(f"pretrained.{key}[{index}]", pattern, list(names), "a name of the file")
                 self.without_effect.append(mistake)
             elif key == "include" and pattern != ".*" and not hits & self.target.keys():
                 rule = f"must match a name of the model too, but matches {', '.join(sorted(hits)[:3])} of the file only"
@@ -182,7 +182,7 @@ class _Matching:
             return Mistake(key, "must be a tensor or layer of the file", source, remedy=remedy)
         place, text, known = ("model", target, list(self.target)) if found else ("file", source, list(names))
         known += sorted({name[:end] for name in known for end, letter in enumerate(name) if letter == "."})
-        near = nearest(text, known)
+        near = find_nearest(text, known)
         remedy = f"did you mean `{near}`?" if near else f"it has {', '.join(known[:8])}"
         return Mistake(key, f"must be a tensor or layer of the {place}", text, remedy=remedy, suggestion=near)
 
@@ -283,9 +283,9 @@ class _Matching:
 
     def _expected(self, index: int, pattern: str) -> re.Pattern[str] | None:
         key = f"pretrained.expect.missing[{index}]"
-        expression = compiled(key, pattern, self.mistakes)
+        expression = compile_pattern(key, pattern, self.mistakes)
         if expression is not None and not any(expression.fullmatch(name) for name in self.target):
-            self.without_effect.append(no_match(key, pattern, list(self.target), "a tensor of the model"))
+            self.without_effect.append(diagnose_no_match(key, pattern, list(self.target), "a tensor of the model"))
         return expression
 
 

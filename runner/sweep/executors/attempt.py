@@ -1,4 +1,4 @@
-"""One attempt of a job in this process, and how a job ended, as its directory says it."""
+"""One attempt of a job, in this process or in one forked process per rank."""
 
 import json
 import os
@@ -9,9 +9,9 @@ from runner.config.check.check import parse
 from runner.core.errors import ConfigError, Mistake
 from runner.core.lock import Lock
 from runner.experiment.record.recorded import continuation, recorded
-from runner.sweep.interfaces import OUTPUT, Job
+from runner.sweep.interfaces import OUTPUT, JobSpec
 from runner.sweep.outcome import EXIT_DISK, LOG, REFUSED, RESULT, read_json
-from runner.sweep.pruning import judge_at
+from runner.sweep.pruning import connect
 
 EXIT_WRONG = 2
 
@@ -22,8 +22,8 @@ LOCK_SECONDS = 60.0  # for the end of an attempt that was killed a moment ago; a
 OF_ALL_ATTEMPTS = {".lock", ".heartbeat", OUTPUT}  # what is printed is appended
 
 
-def attempt(job: Job) -> int:
-    """Run the job, or go on with it; the exit status of `python -m runner`.
+def run_attempt(job: JobSpec) -> int:
+    """Run or continue the job; return the exit status of `python -m runner`.
 
     In this process, or, where it is one of several processes, in as many that this one forks.
 
@@ -36,13 +36,13 @@ def attempt(job: Job) -> int:
     folder = Path(job.folder)
     _wait_for_the_last_attempt(folder)
     if job.processes == 1:
-        return _alone(job, folder)
+        return _run_job(job, folder)
     from runner.experiment.worker_rank import follow
-    from runner.sweep.executors.rank_processes import together
+    from runner.sweep.executors.rank_processes import run_ranks
 
     refusal = folder / REFUSED
-    status = together(
-        job.processes, lambda: _leading(job, folder, refusal), lambda place: follow(place, tuple(job.trust))
+    status = run_ranks(
+        job.processes, lambda: _run_rank_zero(job, folder, refusal), lambda place: follow(place, tuple(job.trust))
     )
     if refusal.exists():
         text = refusal.read_text()
@@ -51,15 +51,15 @@ def attempt(job: Job) -> int:
     return status
 
 
-def _leading(job: Job, folder: Path, refusal: Path) -> int:
-    """Rank 0: what it refuses is handed to the process that has forked it, and the others are let go."""
+def _run_rank_zero(job: JobSpec, folder: Path, refusal: Path) -> int:
+    """Run rank 0; hand its config mistakes to the parent process and dismiss the other ranks."""
     from runner.train.distributed import environment
     from runner.train.distributed.process_group import dismiss
 
     place = environment.place()
     assert place is not None
     try:
-        status = _alone(job, folder)
+        status = _run_job(job, folder)
     except ConfigError as error:
         refusal.write_text(json.dumps([mistake.as_json() for mistake in error.mistakes]))
         status = EXIT_WRONG
@@ -67,7 +67,7 @@ def _leading(job: Job, folder: Path, refusal: Path) -> int:
     return status
 
 
-def _alone(job: Job, folder: Path) -> int:
+def _run_job(job: JobSpec, folder: Path) -> int:
     from runner.experiment import run
 
     command, trust = ["python", "-m", "runner", *job.argv], tuple(job.trust)
@@ -75,7 +75,7 @@ def _alone(job: Job, folder: Path) -> int:
         if (read_json(folder / RESULT) or {}).get("status") in ("completed", "pruned"):
             return 0
         try:
-            return _go_on(job, folder, command, trust)
+            return _continue_run(job, folder, command, trust)
         except ConfigError:
             if job.anew == "never":
                 raise
@@ -84,15 +84,15 @@ def _alone(job: Job, folder: Path) -> int:
 
     config = parse(job.config)
     found = outline(config, trust) if config.log.model_table else None
-    judge = judge_at(job.judge, job.id, folder)
+    judge = connect(job.judge, job.id, folder)
     outcome = run.launch(
         config, folder, unresolved=job.unresolved, command=command, trust=trust, found=found, judge=judge
     )
     return outcome.status if (folder / RESULT).exists() else EXIT_DISK
 
 
-def _go_on(job: Job, folder: Path, command: list[str], trust: tuple[str, ...]) -> int:
-    """Continue the run in the folder with the config that it was started with. Raises ConfigError."""
+def _continue_run(job: JobSpec, folder: Path, command: list[str], trust: tuple[str, ...]) -> int:
+    """Continue the run in the folder with its recorded config; raise ConfigError on any change."""
     from runner.core import exit_status
     from runner.experiment import run
     from runner.experiment.record import result as record_result
@@ -102,7 +102,7 @@ def _go_on(job: Job, folder: Path, command: list[str], trust: tuple[str, ...]) -
     if again.changes:
         raise ConfigError(again.changes)
     put_aside(folder, [RESULT, LOG] if job.retry else [RESULT])
-    judge = judge_at(job.judge, job.id, folder)
+    judge = connect(job.judge, job.id, folder)
     outcome = run.launch(
         again.config, folder, unresolved=again.unresolved, command=command, trust=trust, again=again, judge=judge
     )
@@ -112,7 +112,7 @@ def _go_on(job: Job, folder: Path, command: list[str], trust: tuple[str, ...]) -
 
 
 def put_aside(folder: Path, names: list[str]) -> None:
-    """Rename what an earlier attempt left: `log.txt` becomes `log.1.txt`, or the first number that is free for all.
+    """Rename the files of an earlier attempt: `log.txt` becomes `log.1.txt`, one free number for all.
 
     `config.yaml` goes first: a folder without it is no run, whatever else is in it when this is cut short.
     """
@@ -120,13 +120,13 @@ def put_aside(folder: Path, names: list[str]) -> None:
     names = [name for name in names if name not in OF_ALL_ATTEMPTS and not name.endswith(".tmp")]
     names.sort(key=lambda name: name != "config.yaml")
     number = 1
-    while any((folder / _numbered(name, number)).exists() for name in [*names, RESULT, LOG]):
+    while any((folder / _insert_number(name, number)).exists() for name in [*names, RESULT, LOG]):
         number += 1
     for name in names:
-        (folder / name).rename(folder / _numbered(name, number))
+        (folder / name).rename(folder / _insert_number(name, number))
 
 
-def _numbered(name: str, number: int) -> str:
+def _insert_number(name: str, number: int) -> str:
     stem, suffix = os.path.splitext(name)  # noqa: PTH122  `.hydra` has no suffix
     return f"{stem}.{number}{suffix}"
 

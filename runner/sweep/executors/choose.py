@@ -4,45 +4,45 @@ from collections.abc import Sequence
 
 from runner.config import schema
 from runner.core.errors import RunError
-from runner.sweep.executors.local import Slots
-from runner.sweep.executors.ray_cluster import Ray
-from runner.sweep.executors.submitit_cluster import Here, OnSlurm
-from runner.sweep.interfaces import Event, Executor, Job
-from runner.sweep.jobs import Plan
-from runner.sweep.launcher import OURS, chosen, launcher
+from runner.sweep.executors.local import LocalExecutor
+from runner.sweep.executors.ray_cluster import RayExecutor
+from runner.sweep.executors.submitit_cluster import SlurmExecutor, SubmititLocalExecutor
+from runner.sweep.interfaces import Event, Executor, JobSpec
+from runner.sweep.jobs import SweepPlan
+from runner.sweep.launcher import OURS, get_launcher_name, read_launcher
 
 
-def executor(plan: Plan) -> Executor:
-    """What `hydra/launcher` chooses.
+def make_launcher_executor(plan: SweepPlan) -> Executor:
+    """Make the executor that `hydra/launcher` names.
 
     Raises:
         ConfigError: a key of it is wrong, or its extra is not installed.
         RunError: Ray does not start.
     """
-    settings, name = launcher(plan.sweep.base), chosen(plan.sweep.base)
+    settings, name = read_launcher(plan.sweep.base), get_launcher_name(plan.sweep.base)
     if isinstance(settings, schema.RayLauncher):
-        return Ray(settings, plan.frozen, plan.typical)
-    return (OnSlurm if name == "submitit_slurm" else Here)(settings, plan.frozen)
+        return RayExecutor(settings, plan.frozen, plan.typical)
+    return (SlurmExecutor if name == "submitit_slurm" else SubmititLocalExecutor)(settings, plan.frozen)
 
 
-def executor_of(plan: Plan) -> Executor:
-    """Where its jobs run."""
-    if chosen(plan.sweep.base) not in OURS:
-        return Slots(plan.settings.slots, plan.frozen)
+def make_executor(plan: SweepPlan) -> Executor:
+    """Make the executor of a plan: local slots, unless `hydra/launcher` names one in `OURS`."""
+    if get_launcher_name(plan.sweep.base) not in OURS:
+        return LocalExecutor(plan.settings.slots, plan.frozen)
 
-    return executor(plan)
+    return make_launcher_executor(plan)
 
 
-class Nowhere:
-    """An executor for a sweep of which nothing is left to run."""
+class NoExecutor:
+    """Executor of a sweep with nothing left to run: `has_room` raises RunError."""
 
     def prepare(self) -> None:
         pass
 
-    def has_room(self, job: Job) -> bool:
+    def has_room(self, job: JobSpec) -> bool:
         raise RunError("what is left to be done has changed while it was looked at: give the same line again")
 
-    def start(self, job: Job) -> None:
+    def start(self, job: JobSpec) -> None:
         raise AssertionError
 
     def wait(self, seconds: float) -> Sequence[Event]:

@@ -1,4 +1,4 @@
-"""The queue that executors of other machines share: start, poll, stop."""
+"""Base of the executors with a queue: submit jobs, poll their results, stop them."""
 
 import contextlib
 import dataclasses
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from runner.core.files import write_text
-from runner.sweep.code_snapshot import Frozen
-from runner.sweep.executors.remote import RUNNING, STOP, Work
-from runner.sweep.interfaces import Event, Job
+from runner.sweep.code_snapshot import CodeSnapshot
+from runner.sweep.executors.remote import RUNNING, STOP, RemoteJob
+from runner.sweep.interfaces import Event, JobSpec
 from runner.sweep.ledger import Cause
 
 POLL_SECONDS = 0.1  # between two looks at what has ended
@@ -22,15 +22,15 @@ POLL_SECONDS = 0.1  # between two looks at what has ended
 QUEUE = "queue"
 
 
-class Queue:
-    """What the executors here have in common (see `protocols.Executor`).
+class QueueExecutor:
+    """Base executor of queued jobs (see `interfaces.Executor`).
 
     Args:
         frozen: the project's modules as they were at submission.
         most: how many jobs may run or wait there at a time: a search chooses a point when there is room for it.
     """
 
-    def __init__(self, frozen: Frozen, most: int, owner: int = 0) -> None:
+    def __init__(self, frozen: CodeSnapshot, most: int, owner: int = 0) -> None:
         self._frozen, self._most, self._owner = frozen, most, owner
         self._handles: dict[str, Any] = {}
         self._places: dict[str, Path] = {}
@@ -38,12 +38,12 @@ class Queue:
         self._stopped: set[str] = set()
 
     def prepare(self) -> None:
-        """Nothing: another machine imports for itself."""
+        """Do nothing: the other machine imports for itself."""
 
-    def has_room(self, job: Job) -> bool:
+    def has_room(self, job: JobSpec) -> bool:
         return len(self._handles) < self._most
 
-    def start(self, job: Job) -> None:
+    def start(self, job: JobSpec) -> None:
         folder = Path(job.folder)
         place = folder.parent / QUEUE / folder.name  # not in the job's own, which an attempt may put aside
         place.mkdir(parents=True, exist_ok=True)
@@ -55,12 +55,14 @@ class Queue:
             (place / RUNNING).unlink(missing_ok=True)
             path = [entry or str(Path.cwd()) for entry in sys.path]
             modules = self._written_down(place.parent)
-            work = Work(json.dumps(dataclasses.asdict(job)), modules, path, str(Path.cwd()), str(place), self._owner)
+            work = RemoteJob(
+                json.dumps(dataclasses.asdict(job)), modules, path, str(Path.cwd()), str(place), self._owner
+            )
             handle = self._submit(work, job, place)
         self._handles[job.id] = handle
 
     def _written_down(self, folder: Path) -> str:
-        """The file with the modules; what is in the queue with those of an earlier invocation keeps them."""
+        """Write the snapshot to a file named by its hash, which queued jobs keep; return the path."""
         text = json.dumps(dataclasses.asdict(self._frozen))
         file = folder / f"frozen.{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         if not file.exists():
@@ -90,7 +92,7 @@ class Queue:
         self._handles.clear()
 
     def close(self) -> None:
-        """Leave the queue as it is: nothing of ours runs there any more."""
+        """Do nothing: no job of this sweep is left in the queue."""
 
     def _look(self, job: str) -> list[Event]:
         events = []
@@ -103,15 +105,15 @@ class Queue:
             outcome = self._outcome(self._handles.pop(job))
             self._waiting.discard(job)
             if job in self._stopped and outcome["exit"] is None:  # as it was asked to: it may not even have begun
-                outcome = _told(None)
+                outcome = make_outcome(None)
             events.append(Event("ended", job, exit=outcome["exit"], cause=outcome["cause"], error=outcome["error"]))
         return events
 
     def _queued(self, _place: Path) -> Any:
-        """What an earlier controller has queued, where it outlives it and is there yet."""
+        """Return the handle of a job that an earlier controller queued; None without one."""
         return None
 
-    def _submit(self, work: Work, job: Job, place: Path) -> Any:
+    def _submit(self, work: RemoteJob, job: JobSpec, place: Path) -> Any:
         raise NotImplementedError
 
     def _is_done(self, handle: Any) -> bool:
@@ -121,12 +123,12 @@ class Queue:
         raise NotImplementedError
 
     def _withdraw(self, handle: Any, *, begun: bool) -> None:
-        """Take a job back that waits in the queue; one that has begun saves and ends by itself."""
+        """Take a waiting job back from the queue; a running one saves and ends by itself."""
 
     def _cancel(self, handle: Any) -> None:
         raise NotImplementedError
 
 
-def _told(status: int | None, cause: Cause | str = "", error: str = "") -> dict[str, Any]:
-    """How a job ended, as `Work` says it."""
+def make_outcome(status: int | None, cause: Cause | str = "", error: str = "") -> dict[str, Any]:
+    """Make the outcome of a job: exit status, cause and error."""
     return {"exit": status, "cause": cause, "error": error}

@@ -1,4 +1,4 @@
-"""The process that jobs are forked from: everything imported, nothing computed, so that a job starts in milliseconds.
+"""Fork server: a process with every import done, so that a forked job starts in milliseconds.
 
 It is told what to do in JSON lines, and says what has happened in JSON lines. When the controller is gone, however it
 went, it kills every job with all of its processes; each job watches for that itself too.
@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from runner.experiment.record import provenance
 from runner.sweep import code_snapshot
 from runner.sweep.executors import memory_limit
-from runner.sweep.executors.worker import _watch, be
+from runner.sweep.executors.worker import run_job, watch_controller
 
 GRACE_SECONDS = 5.0  # between asking a job whose time is up to save, and killing it
 
@@ -56,14 +56,14 @@ MANY = 8  # so many jobs pay for `memory.join_pages`
 OF_THE_CONTROLLER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
-class Lines:
-    """The lines that arrive at a pipe."""
+class LineReader:
+    """Reader of JSON lines from a pipe."""
 
     def __init__(self, handle: int) -> None:
         self.handle, self.ended, self._rest = handle, False, b""
 
     def read(self) -> list[dict[str, Any]]:
-        """Wait for something; the whole lines, as JSON objects. Nothing more comes once `ended`."""
+        """Wait for data; return the complete lines as JSON objects. Sets `ended` at the end of the pipe."""
         data = os.read(self.handle, 1 << 20)
         self.ended = not data
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -72,7 +72,7 @@ class Lines:
 
 @dataclass
 class Child:
-    """A job that runs: its process, which leads a group of its own, and what was done to it."""
+    """Running job: its process, leader of its own process group, its limits and why it was killed."""
 
     job: str
     pid: int
@@ -87,7 +87,7 @@ class Child:
 
 
 def main() -> None:
-    """Serve the controller at the other ends of standard input and output, until it is gone."""
+    """Serve the controller over standard input and output until it is gone."""
     for number in OF_THE_CONTROLLER:
         signal.signal(number, signal.SIG_IGN)
     orders, replies = os.dup(0), os.dup(1)
@@ -95,14 +95,14 @@ def main() -> None:
     os.dup2(null, 0)
     os.dup2(2, 1)  # what an import prints
     os.close(null)
-    lines = Lines(orders)
+    lines = LineReader(orders)
     setup: list[dict[str, Any]] = []
     while not setup and not lines.ended:
         setup = lines.read()
     if not setup:
         return
-    code_snapshot.install(code_snapshot.Frozen(**setup.pop(0)["frozen"]))
-    with leaving_with(orders):
+    code_snapshot.install(code_snapshot.CodeSnapshot(**setup.pop(0)["frozen"]))
+    with exit_with_controller(orders):
         preload(PRELOADED)
     import torch
 
@@ -117,10 +117,10 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def leaving_with(lifeline: int) -> Iterator[None]:
-    """End this process as soon as the controller ends, while it is busy with seconds of imports."""
+def exit_with_controller(lifeline: int) -> Iterator[None]:
+    """End this process as soon as the controller ends, while imports keep it busy."""
     done = threading.Event()
-    watch = threading.Thread(target=_watch, args=(lifeline, done), daemon=True)
+    watch = threading.Thread(target=watch_controller, args=(lifeline, done), daemon=True)
     watch.start()
     try:
         yield
@@ -130,7 +130,7 @@ def leaving_with(lifeline: int) -> Iterator[None]:
 
 
 def preload(names: Iterable[str]) -> None:
-    """Import what jobs will import; what fails fails in the job that wants it, and is said there."""
+    """Import modules that jobs will need; a failing import fails again, and is reported, in its job."""
     for name in names:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
@@ -138,9 +138,9 @@ def preload(names: Iterable[str]) -> None:
 
 
 class Server:
-    """Forks a child for each job, and looks after them."""
+    """Parent of the jobs: forks and reaps them, and enforces their time and memory limits."""
 
-    def __init__(self, orders: Lines, replies: int) -> None:
+    def __init__(self, orders: LineReader, replies: int) -> None:
         self._orders, self._replies = orders, replies
         self._children: dict[str, Child] = {}
         self._woken, wake = os.pipe()
@@ -149,12 +149,12 @@ class Server:
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         self._wake = wake
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self._kernel_kills, self._kernel_killed_at = memory_limit.kills(), -KERNEL_SECONDS
+        self._kernel_kills, self._kernel_killed_at = memory_limit.count_oom_kills(), -KERNEL_SECONDS
         self._scanned = 0.0
         self._started = 0
 
     def serve(self) -> None:
-        """Until the controller is gone; then every job is killed."""
+        """Serve until the controller is gone, then kill every job."""
         selector = selectors.DefaultSelector()
         selector.register(self._orders.handle, selectors.EVENT_READ)
         selector.register(self._woken, selectors.EVENT_READ)
@@ -176,7 +176,7 @@ class Server:
                 self._look_at_memory()
 
     def say(self, **message: Any) -> None:
-        """Tell the controller."""
+        """Send a message to the controller."""
         data = json.dumps(message).encode() + b"\n"
         try:
             while data:
@@ -185,7 +185,7 @@ class Server:
             self._end()
 
     def obey(self, order: dict[str, Any]) -> None:
-        """Do one thing."""
+        """Execute one order: start a job, stop a job, or import modules."""
         match order:
             case {"start": job, "environment": environment}:
                 self._start(job, environment)
@@ -196,7 +196,7 @@ class Server:
                 preload(names)
 
     def _start(self, job: dict[str, Any], environment: dict[str, str]) -> None:
-        if self._started == MANY and (left := memory_limit.left()) is not None and left[0] > left[1] // 4:
+        if self._started == MANY and (left := memory_limit.measure_available()) is not None and left[0] > left[1] // 4:
             memory_limit.join_pages()  # what runs keeps the old ones, so that both are held for a while
         self._started += 1
         said, write = os.pipe()
@@ -225,7 +225,7 @@ class Server:
         self.say(started=job["id"], pid=pid)
 
     def _become(self, job: dict[str, Any], environment: dict[str, str], write: int) -> NoReturn:
-        """In the child: let go of all that is the server's, then be the job."""
+        """Release the server's handles and signal handlers in the child, then run the job."""
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
         for number in {signal.SIGCHLD, *OF_THE_CONTROLLER} - {signal.SIGUSR2}:  # that one is submitit's alone
@@ -235,7 +235,7 @@ class Server:
         self._selector.close()
         for mine in (self._replies, self._woken, self._wake, *(child.said for child in self._children.values())):
             os.close(mine)
-        be(job, environment, write, self._orders.handle)
+        run_job(job, environment, write, self._orders.handle)
 
     def _reap(self, child: Child) -> None:
         try:
@@ -248,7 +248,7 @@ class Server:
         _, waited = os.waitpid(child.pid, 0)
         status = os.waitstatus_to_exitcode(waited)
         del self._children[child.job]
-        message = _last_words(child.said)
+        message = _read_last_message(child.said)
         if status == -signal.SIGKILL and not child.cause and self._kernel_has_killed():
             child.cause, child.error = "memory", "the kernel killed it for want of memory"
         error = child.error or message.get("error", "")
@@ -256,7 +256,7 @@ class Server:
         preload(message.get("modules", []))
 
     def _kernel_has_killed(self) -> bool:
-        kills = memory_limit.kills()
+        kills = memory_limit.count_oom_kills()
         if kills > self._kernel_kills:
             self._kernel_kills, self._kernel_killed_at = kills, time.monotonic()
         return time.monotonic() - self._kernel_killed_at < KERNEL_SECONDS
@@ -273,19 +273,19 @@ class Server:
 
     def _look_at_memory(self) -> None:
         if time.monotonic() - self._scanned > SCAN_SECONDS:
-            groups = memory_limit.groups()
+            groups = memory_limit.list_process_groups()
             for child in self._children.values():
                 child.members = [pid for pid in groups.get(child.pid, []) if pid != child.pid]
             self._scanned = time.monotonic()
         self._kernel_has_killed()
         if any(child.cause == "memory" for child in self._children.values()):
             return  # what is being killed gives its memory back first
-        held = {child.job: memory_limit.resident(child.pid, child.members) for child in self._children.values()}
+        held = {child.job: memory_limit.measure_resident(child.pid, child.members) for child in self._children.values()}
         for job, size in held.items():
             limit = self._children[job].memory
             if limit is not None and size > limit * 2**30:
                 self._kill_for_memory(job, f"it held {size / 2**30:.3g} GiB, more than sweep.memory, {limit:g}")
-        left = memory_limit.left()
+        left = memory_limit.measure_available()
         if left is not None and left[0] < LEAST_LEFT * left[1] and held:
             job = max(held, key=lambda name: held[name])
             most = f"{held[job] / 2**30:.3g} GiB"
@@ -308,7 +308,7 @@ def _kill_group(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
-def _last_words(said: int) -> dict[str, Any]:
+def _read_last_message(said: int) -> dict[str, Any]:
     try:
         data = os.read(said, 1 << 16)
         message: dict[str, Any] = json.loads(data) if data else {}

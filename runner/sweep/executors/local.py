@@ -1,4 +1,4 @@
-"""Jobs on this machine, as many at a time as it has cores or GPUs for them, each in a process of its own."""
+"""Local executor: one process per job, as many at a time as cores or GPUs allow."""
 
 import contextlib
 import dataclasses
@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from runner.core.errors import RunError
-from runner.sweep.code_snapshot import Frozen
+from runner.sweep.code_snapshot import CodeSnapshot
 from runner.sweep.executors import memory_limit
-from runner.sweep.executors.fork_server import Lines
-from runner.sweep.executors.worker import worth_preloading
-from runner.sweep.interfaces import Event, Job
+from runner.sweep.executors.fork_server import LineReader
+from runner.sweep.executors.worker import list_preloadable
+from runner.sweep.interfaces import Event, JobSpec
 
 _SERVER = "runner.sweep.executors.fork_server"
 BOOTSTRAP = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {_SERVER} import main; main()"
@@ -30,8 +30,8 @@ MOST_DEATHS = 3  # of the server, one after the other without a job that ended i
 
 
 @dataclasses.dataclass
-class _Place:
-    """What a job occupies."""
+class _JobSlot:
+    """Slot of a running job: its number, processes, cores, GPUs and pid."""
 
     slot: int
     processes: int
@@ -40,8 +40,8 @@ class _Place:
     pid: int | None = None
 
 
-class Slots:
-    """An executor (see `protocols.Executor`) over the cores and GPUs of this machine.
+class LocalExecutor:
+    """Executor (see `interfaces.Executor`) over the cores and GPUs of this machine.
 
     Args:
         slots: how many jobs at a time; `auto`: as many as there are cores for their threads and GPUs for them. A fixed
@@ -49,12 +49,12 @@ class Slots:
         frozen: the project's modules as they were at submission.
     """
 
-    def __init__(self, slots: int | str, frozen: Frozen, cores: int | None = None) -> None:
+    def __init__(self, slots: int | str, frozen: CodeSnapshot, cores: int | None = None) -> None:
         self._slots, self._frozen = slots, frozen
-        self._cores = cores or memory_limit.cores()
+        self._cores = cores or memory_limit.count_cores()
         self._gpus = 0
         self._visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, _JobSlot] = {}
         self._deaths = 0
         self._imports: list[str] = []
         self._begin()
@@ -70,7 +70,7 @@ class Slots:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         self._ready = False
-        self._replies = Lines(self._server.stdout.fileno())
+        self._replies = LineReader(self._server.stdout.fileno())
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._replies.handle, selectors.EVENT_READ)
         self._tell(frozen=dataclasses.asdict(self._frozen))
@@ -78,10 +78,10 @@ class Slots:
             self._tell(**{"import": self._imports})
 
     def prepare(self) -> None:
-        self._imports = worth_preloading()
+        self._imports = list_preloadable()
         self._tell(**{"import": self._imports})
 
-    def has_room(self, job: Job) -> bool:
+    def has_room(self, job: JobSpec) -> bool:
         if not self._ready:
             self._wait_until_ready()
         if isinstance(self._slots, int):
@@ -91,21 +91,21 @@ class Slots:
         fits = taken + job.cores <= self._cores or not self._places  # one that is too large for the machine runs alone
         return fits and len(self._free_gpus(job)) >= self._wanted_gpus(job)
 
-    def _wanted_gpus(self, job: Job) -> int:
+    def _wanted_gpus(self, job: JobSpec) -> int:
         return min(job.gpus, self._gpus)
 
-    def _free_gpus(self, job: Job) -> list[int]:
-        """GPUs that the job may have, the least occupied first; without a fixed number of slots only free ones."""
+    def _free_gpus(self, job: JobSpec) -> list[int]:
+        """Return the GPUs a job may use, least loaded first; only idle ones if `slots` is auto."""
         among = range(self._gpus) if job.gpu is None else [job.gpu]
         load = {gpu: sum(gpu in place.gpus for place in self._places.values()) for gpu in among}
         shared = isinstance(self._slots, int)
         return sorted((gpu for gpu in among if shared or not load[gpu]), key=lambda gpu: (load[gpu], gpu))
 
-    def start(self, job: Job) -> None:
+    def start(self, job: JobSpec) -> None:
         gpus = self._free_gpus(job)[: self._wanted_gpus(job)]
         taken = {place.slot for place in self._places.values()}
         slot = next(number for number in range(len(taken) + 1) if number not in taken)
-        self._places[job.id] = _Place(slot, job.processes, job.cores, gpus)
+        self._places[job.id] = _JobSlot(slot, job.processes, job.cores, gpus)
         environment = {}
         if gpus and job.gpu is None:  # one that the config names is left to it
             names = [self._visible[gpu] if gpu < len(self._visible) else str(gpu) for gpu in gpus]
@@ -134,7 +134,7 @@ class Slots:
         return []
 
     def _lost(self) -> list[Event]:
-        """The server is gone, and its jobs with it: another one for what is left to be done, unless it keeps dying."""
+        """Report the jobs of a dead server as lost; restart the server unless it keeps dying."""
         self._kill_jobs()
         error = "the process that jobs are forked from was killed"
         events = [Event("ended", job, cause="lost", error=error) for job in self._places]

@@ -1,4 +1,4 @@
-"""How much memory processes hold, how much is left, and whether the kernel has killed for want of it. Linux's /proc.
+"""Memory that processes hold, memory left, and the kernel's OOM kills, from Linux's /proc.
 
 Elsewhere nothing is known, and so nothing is killed for its memory.
 """
@@ -19,15 +19,15 @@ PROC = Path("/proc")
 HUGE, COLLAPSE = 2 << 20, 25  # the size of a huge page; MADV_COLLAPSE of Linux 6.1 and later
 
 
-def known() -> bool:
-    """Whether this system says how much memory a process holds."""
+def is_memory_known() -> bool:
+    """Return whether this system says how much memory a process holds."""
     return (PROC / "self" / "statm").exists()
 
 
-def groups() -> dict[int, list[int]]:
-    """The processes of each process group; about 10 µs a process of the machine."""
+def list_process_groups() -> dict[int, list[int]]:
+    """Map each process group to its processes; takes about 10 µs per process of the machine."""
     found: dict[int, list[int]] = {}
-    for entry in os.scandir(PROC) if known() else ():
+    for entry in os.scandir(PROC) if is_memory_known() else ():
         if entry.name.isdigit():
             with contextlib.suppress(OSError, ValueError, IndexError):
                 fields = (PROC / entry.name / "stat").read_text().rpartition(")")[2].split()
@@ -36,7 +36,7 @@ def groups() -> dict[int, list[int]]:
 
 
 def join_pages() -> None:
-    """Put what this process has allocated into huge pages, where the kernel does that when asked.
+    """Collapse this process's allocated memory into huge pages where the kernel supports it.
 
     Of 380 MB, 95,000 pages, a fork copies the table and the end of the child frees it: 15 of the 115 ms of processor
     time of a job of noop, 4 with huge pages; and each page that the child writes to costs it a third less. Takes 0.3 s.
@@ -54,8 +54,8 @@ def join_pages() -> None:
                 advise(start, end - start, COLLAPSE)
 
 
-def resident(leader: int, others: list[int]) -> int:
-    """Bytes that a job holds: all of its first process, of the others what they do not share with a file or with it."""
+def measure_resident(leader: int, others: list[int]) -> int:
+    """Return the bytes a job holds: all pages of its leader, the unshared pages of the others."""
     total = 0
     for pid in (leader, *others):
         with contextlib.suppress(OSError, ValueError):
@@ -64,15 +64,15 @@ def resident(leader: int, others: list[int]) -> int:
     return total
 
 
-def left() -> tuple[int, int] | None:
-    """Bytes that are available, and that there are: of the machine, or of the control group where that has less."""
+def measure_available() -> tuple[int, int] | None:
+    """Return available and total bytes of the machine or the tightest control group; else None."""
     try:
         lines = (line.split() for line in (PROC / "meminfo").read_text().splitlines())
         facts = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
         smallest = (facts["MemAvailable"], facts["MemTotal"])
     except (OSError, KeyError, ValueError):
         return None
-    for folder in _control_groups():
+    for folder in _find_control_groups():
         for limit, used, cache in (
             ("memory.max", "memory.current", "inactive_file "),
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "),
@@ -85,10 +85,10 @@ def left() -> tuple[int, int] | None:
     return smallest
 
 
-def kills() -> int:
-    """How many processes the kernel has killed for memory so far, on this machine or in this control group."""
+def count_oom_kills() -> int:
+    """Count the kernel's OOM kills so far, on this machine or in this control group."""
     most = 0
-    files = [(folder / name) for folder in _control_groups() for name in ("memory.events", "memory.oom_control")]
+    files = [(folder / name) for folder in _find_control_groups() for name in ("memory.events", "memory.oom_control")]
     for file in (PROC / "vmstat", *files):
         with contextlib.suppress(OSError, ValueError, StopIteration):
             most = max(
@@ -97,8 +97,8 @@ def kills() -> int:
     return most
 
 
-def _control_groups() -> list[Path]:
-    """The folders of this process's control group with something to say about memory, version 2 and version 1."""
+def _find_control_groups() -> list[Path]:
+    """Find the folders of this process's memory control group, version 2 and version 1."""
     root, found = Path("/sys/fs/cgroup"), [Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")]
     with contextlib.suppress(OSError):
         for line in (PROC / "self" / "cgroup").read_text().splitlines():
@@ -108,8 +108,8 @@ def _control_groups() -> list[Path]:
     return [folder for folder in dict.fromkeys(found) if (folder / "memory.stat").exists()]
 
 
-def cores() -> int:
-    """CPU cores that this process may use: those it is bound to, or its control group's quota where that is less."""
+def count_cores() -> int:
+    """Count the CPU cores of this process: its affinity, or its control group's quota if lower."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     root = Path("/sys/fs/cgroup")
     with contextlib.suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""A job of several processes that train together: what torchrun does for a run, for a job on one machine."""
+"""Ranks of a job of several processes on one machine, launched as torchrun would."""
 
 import contextlib
 import os
@@ -19,8 +19,8 @@ GRACE_SECONDS = 30.0  # for the others to say what happened, after one has faile
 POLL_SECONDS = 0.05
 
 
-def together(count: int, lead: Callable[[], int], follow: Callable[[Place], int]) -> int:
-    """Fork `count` processes; rank 0 runs `lead`, the others `follow`. The exit status: of the first that failed.
+def run_ranks(count: int, lead: Callable[[], int], follow: Callable[[Place], int]) -> int:
+    """Fork `count` ranks (0 runs `lead`, others `follow`); return the first failure's exit status.
 
     Where a signal ended that one, it ends this process too. SIGTERM goes on to all of them.
     """
@@ -37,7 +37,7 @@ def together(count: int, lead: Callable[[], int], follow: Callable[[Place], int]
 
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
-        status = first_failure(ranks)
+        status = wait_for_ranks(ranks)
     finally:
         signal.signal(signal.SIGTERM, before)
     if status < 0:
@@ -47,8 +47,8 @@ def together(count: int, lead: Callable[[], int], follow: Callable[[Place], int]
     return status
 
 
-def first_failure(ranks: list[int]) -> int:
-    """Wait for all of them; the exit status of the first that did not end well, or 0.
+def wait_for_ranks(ranks: list[int]) -> int:
+    """Wait for all ranks; return the exit status of the first failure, or 0.
 
     Of those that ended between two looks a signal comes first: the others fail because their peer is gone.
     """
@@ -67,7 +67,7 @@ def first_failure(ranks: list[int]) -> int:
 
 
 def fork(rank: int, count: int, port: int, lead: Callable[[], int], follow: Callable[[Place], int]) -> int:
-    """The process of a rank, in the environment that torchrun would give it."""
+    """Fork the process of a rank with the environment that torchrun would set; return its pid."""
     pid = os.fork()
     if pid == 0:
         place = Place(rank, count, rank, count, 0)
@@ -82,12 +82,12 @@ def fork(rank: int, count: int, port: int, lead: Callable[[], int], follow: Call
             TORCHELASTIC_RUN_ID="sweep",
             TORCHELASTIC_USE_AGENT_STORE="True",
         )
-        be(lead if rank == 0 else lambda: follow(place))
+        run_rank(lead if rank == 0 else lambda: follow(place))
     return pid
 
 
-def be(work: Callable[[], int]) -> NoReturn:
-    """Do the work of a rank, and end with its status."""
+def run_rank(work: Callable[[], int]) -> NoReturn:
+    """Run the work of a rank and exit with its status."""
     status = 1
     try:
         status = work()

@@ -1,4 +1,4 @@
-"""Ends what is left of a Ray, once the other end of standard input, which its driver holds, is closed. Linux.
+"""Cleanup of a Ray session: kills its processes once its driver closes the pipe. Linux only.
 
 What Ray starts outlives a driver that is killed: two of its agents by a minute, and for some seconds its workers.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def main(driver: str, began: str) -> None:
-    """Wait, then kill until nothing is left.
+    """Wait for the driver to end, then kill the session's processes until none is left.
 
     Args:
         driver: the process that starts Ray: its number is in the name of the session.
@@ -22,7 +22,7 @@ def main(driver: str, began: str) -> None:
     sys.stdin.buffer.read()
     clean = 0
     while clean < 2:  # one that was just being forked is seen by the second look
-        found = of_session(driver, began)
+        found = find_session_processes(driver, began)
         clean = 0 if found else clean + 1
         for process in found:
             with contextlib.suppress(ProcessLookupError):
@@ -30,8 +30,8 @@ def main(driver: str, began: str) -> None:
         time.sleep(0.1)
 
 
-def of_session(driver: str, began: str) -> list[int]:
-    """The processes that hold a file of the session open, as all do of their logs; without the driver itself."""
+def find_session_processes(driver: str, began: str) -> list[int]:
+    """Find the processes that hold a file of the session open, without the driver."""
     found = []
     for process in Path("/proc").iterdir():
         if not process.name.isdigit() or process.name == driver:

@@ -1,4 +1,4 @@
-"""Run jobs through Ray."""
+"""Ray executor: each job is a task of a Ray cluster."""
 
 import json
 import os
@@ -11,17 +11,17 @@ from typing import Any
 
 from runner.config import schema
 from runner.core.errors import RunError
-from runner.sweep.code_snapshot import Frozen
-from runner.sweep.executors.cluster import Queue, _told
-from runner.sweep.executors.remote import Work
-from runner.sweep.interfaces import Job
+from runner.sweep.code_snapshot import CodeSnapshot
+from runner.sweep.executors.cluster import QueueExecutor, make_outcome
+from runner.sweep.executors.remote import RemoteJob
+from runner.sweep.interfaces import JobSpec
 from runner.sweep.launcher import import_ray
 
 
-class Ray(Queue):
-    """Each job is a task of Ray: of the cluster at `ray.init.address`, or of a Ray that lasts as long as the sweep."""
+class RayExecutor(QueueExecutor):
+    """Executor on Ray: the cluster at `ray.init.address`, or a local Ray that lasts as long as the sweep."""
 
-    def __init__(self, asked: schema.RayLauncher, frozen: Frozen, typical: Job) -> None:
+    def __init__(self, asked: schema.RayLauncher, frozen: CodeSnapshot, typical: JobSpec) -> None:
         self._ray = import_ray()
         self._remote = asked.ray.remote
         settings = {"log_to_driver": False, "address": "local", **asked.ray.init}
@@ -44,12 +44,12 @@ class Ray(Queue):
         places = [int(sum(node.get(name, 0) for node in has) // need) for name, need in needs.items() if need]
         super().__init__(frozen, max(1, min(places, default=1)))
 
-    def _needs(self, job: Job) -> tuple[float, float]:
-        """Cores and GPUs; one that is too large for every machine has the largest, as it would without Ray."""
+    def _needs(self, job: JobSpec) -> tuple[float, float]:
+        """Return the cores and GPUs of a job, at most those of the largest machine."""
         cpus, gpus = min(job.cores, self._largest["CPU"]), min(job.gpus, self._largest["GPU"])
         return self._remote.get("num_cpus", cpus), self._remote.get("num_gpus", gpus)
 
-    def _submit(self, work: Work, job: Job, place: Path) -> Any:
+    def _submit(self, work: RemoteJob, job: JobSpec, place: Path) -> Any:
         cpus, gpus = self._needs(job)
         # The controller decides what is tried again.
         options = {"max_retries": 0, **self._remote, "num_cpus": cpus, "num_gpus": gpus}
@@ -62,9 +62,9 @@ class Ray(Queue):
         try:
             answer: dict[str, Any] = json.loads(self._ray.get(handle))
         except self._ray.exceptions.OutOfMemoryError as error:
-            return _told(None, "memory", str(error).strip().splitlines()[0])
+            return make_outcome(None, "memory", str(error).strip().splitlines()[0])
         except self._ray.exceptions.RayError as error:
-            return _told(None, "lost", str(error).strip().splitlines()[-1])
+            return make_outcome(None, "lost", str(error).strip().splitlines()[-1])
         return answer
 
     def _withdraw(self, handle: Any, *, begun: bool) -> None:
@@ -75,10 +75,10 @@ class Ray(Queue):
         self._ray.cancel(handle, force=True)
 
     def close(self) -> None:
-        """Leave the cluster, or end the Ray that was started here."""
+        """Leave the cluster, or shut down the Ray that was started here."""
         self._ray.shutdown()
         self._keeper.communicate()
 
 
 def _run(*arguments: Any) -> str:
-    return Work(*arguments)()
+    return RemoteJob(*arguments)()

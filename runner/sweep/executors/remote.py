@@ -1,4 +1,4 @@
-"""One job on another machine: what a cluster's queue runs there. It gets texts alone, and gives one back.
+"""Remote job: runs one job on a cluster's machine, with strings as input and JSON as output.
 
 The job runs as on the machine of a sweep: in a process of its own that is watched for memory and time, with the code as
 it was when the sweep was submitted. A file in its directory tells it to save and end.
@@ -27,8 +27,8 @@ INTERRUPTED = 75  # the exit status of a job that was asked to save and end
 AFTERWARDS_SECONDS = 120.0  # SLURM's KillWait is 30 s, and where jobs pre-empt others a GraceTime comes before that
 
 
-class Work:
-    """Runs a job when it is called; gives the JSON of how it ended: `exit`, `cause`, `error`.
+class RemoteJob:
+    """Callable job for a queue: returns its outcome as JSON with `exit`, `cause` and `error`.
 
     Args:
         job: a `protocols.Job` as JSON.
@@ -51,17 +51,17 @@ class Work:
         text, frozen, path, here, *_ = self.arguments
         sys.path.extend(entry for entry in path if entry not in sys.path)
         os.chdir(here)
-        from runner.sweep.code_snapshot import Frozen
-        from runner.sweep.executors.local import Slots
-        from runner.sweep.interfaces import Job
+        from runner.sweep.code_snapshot import CodeSnapshot
+        from runner.sweep.executors.local import LocalExecutor
+        from runner.sweep.interfaces import JobSpec
 
-        self._job = Job(**json.loads(text))
+        self._job = JobSpec(**json.loads(text))
         if (self._place / RUNNING).exists():  # the queue took it back, and begins it again: it goes on
             anew = "if_changed" if self._job.anew == "always" else self._job.anew
             self._job = dataclasses.replace(self._job, anew=anew, retry=False)
         if "SUBMITIT_EXECUTOR" in os.environ:  # what SLURM sends before it ends a job, or takes it back
             signal.signal(signal.SIGTERM, self._note)
-        slots = Slots(1, Frozen(**json.loads(Path(frozen).read_text())))
+        slots = LocalExecutor(1, CodeSnapshot(**json.loads(Path(frozen).read_text())))
         try:
             return self._watch(slots)
         finally:
@@ -69,7 +69,7 @@ class Work:
             slots.kill()
 
     def _watch(self, slots: Any) -> str:
-        """Start the job, unless it is to stop already, and stay with it."""
+        """Start the job, unless it is to stop already; return its outcome as JSON."""
         from runner.core.files import write_json
 
         asked = False
@@ -87,20 +87,20 @@ class Work:
                 self._slots = None
                 if event.exit in (INTERRUPTED, -signal.SIGTERM):
                     self._wait_to_be_ended()
-                return _answer(event.exit, event.cause, event.error)
+                return _format_outcome(event.exit, event.cause, event.error)
             if not self._slots:  # it did not begin
                 self._wait_to_be_ended()
-                return _answer(None)
-        return _answer(None, "lost", "whoever had started it was gone")
+                return _format_outcome(None)
+        return _format_outcome(None, "lost", "whoever had started it was gone")
 
     def _is_to_stop(self) -> bool:
         return self._signalled or (self._place / STOP).exists()
 
     def _is_wanted(self) -> bool:
-        return os.getppid() == self._parent and (not self._owner or _lives(self._owner))
+        return os.getppid() == self._parent and (not self._owner or _is_alive(self._owner))
 
     def _wait_to_be_ended(self) -> None:
-        """Where not we have stopped the job the queue has, and is about to say what comes next: it may begin again."""
+        """Wait up to 120 s for the queue to end or requeue a job that the sweep did not stop."""
         deadline = time.monotonic() + AFTERWARDS_SECONDS * (not self._owner)
         while time.monotonic() < deadline and not (self._place / STOP).exists() and self._is_wanted():
             time.sleep(POLL_SECONDS)
@@ -109,22 +109,22 @@ class Work:
         self._signalled = True
 
     def checkpoint(self) -> Any:
-        """What submitit calls, in the middle of the above, when time is nearly up: save and end, to be queued again."""
+        """Save and end the job when submitit announces a timeout; return the submission to requeue."""
         from submitit.helpers import DelayedSubmission
 
         if self._slots is not None:
             self._slots.stop(self._job.id)
             while not any(event.kind == "ended" for event in self._slots.wait(POLL_SECONDS)):
                 pass
-        return DelayedSubmission(Work(*self.arguments))
+        return DelayedSubmission(RemoteJob(*self.arguments))
 
 
-def _answer(status: int | None, cause: str = "", error: str = "") -> str:
+def _format_outcome(status: int | None, cause: str = "", error: str = "") -> str:
     return json.dumps({"exit": status, "cause": cause, "error": error})
 
 
-def _lives(process: int) -> bool:
-    """Whether a process of this machine runs; one that ended and that nobody has waited for does not."""
+def _is_alive(process: int) -> bool:
+    """Return whether a process of this machine runs; a zombie does not."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

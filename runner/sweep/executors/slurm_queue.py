@@ -1,4 +1,4 @@
-"""What SLURM says of our jobs: `squeue` of those that wait and run, `sacct`, where a cluster has it, of older ones."""
+"""SLURM's job states: `squeue` for waiting and running jobs, `sacct` for older ones."""
 
 import contextlib
 import subprocess
@@ -29,7 +29,7 @@ _ENDINGS: dict[str, Cause] = {
 
 
 class Slurm:
-    """Asks for the states of jobs, no oftener than it should."""
+    """SLURM client: states of jobs, queried for all jobs at once, and their cancellation."""
 
     def __init__(self) -> None:
         self._asked = float("-inf")
@@ -37,7 +37,7 @@ class Slurm:
         self._over: dict[str, int] = {}  # how many looks in a row a job was over in
 
     def is_over(self, job: str, jobs: Sequence[str]) -> bool:
-        """Whether a job will not run any more, which two looks must agree on; `jobs` are all that are looked for.
+        """Return whether two looks in a row at `jobs` agree that the job will not run any more.
 
         What it has left behind is there for this machine too by then.
         """
@@ -51,29 +51,29 @@ class Slurm:
         return self._over.get(job, 0) > 1
 
     def may_run(self, job: str) -> bool:
-        """Whether a job runs or waits, or SLURM does not answer."""
+        """Return whether a job runs or waits; True if SLURM does not answer."""
         states = self._look([job])
         return states is None or not _is_over(states, job)
 
     def ending(self, job: str) -> tuple[str, Cause]:
-        """The state that a job ended in, and what that is a case of."""
+        """Return the state that a job ended in, and its cause."""
         state = self._states.get(job, "UNKNOWN")
         if state not in _ENDINGS:
             state = self._accounted(job) or state
         return state, _ENDINGS.get(state, "lost")
 
     def withdraw(self, job: str) -> None:
-        """Take it out of the queue, unless it runs."""
-        _said("scancel", "--state=PENDING", job)
+        """Remove a job from the queue, unless the job runs."""
+        _run_command("scancel", "--state=PENDING", job)
 
     def cancel(self, job: str) -> None:
-        """End it."""
-        _said("scancel", job)
+        """Cancel a job."""
+        _run_command("scancel", job)
 
     def _look(self, jobs: Sequence[str]) -> dict[str, str] | None:
-        """The states of the jobs that SLURM knows, and it forgets what ended minutes ago; None without an answer."""
+        """Return the states of jobs that SLURM knows, for minutes after their end; None if unanswered."""
         try:
-            lines = _said("squeue", "--noheader", "--states=all", f"--jobs={','.join(jobs)}", "--format=%i %T")
+            lines = _run_command("squeue", "--noheader", "--states=all", f"--jobs={','.join(jobs)}", "--format=%i %T")
         except subprocess.CalledProcessError as error:  # of several unknown ones it says nothing, of a single one this
             return {} if "Invalid job id" in error.stderr else None
         except (OSError, subprocess.TimeoutExpired):
@@ -82,7 +82,9 @@ class Slurm:
 
     def _accounted(self, job: str) -> str:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            for line in _said("sacct", "--allocations", "--noheader", "--parsable2", "--format=State", f"--jobs={job}"):
+            for line in _run_command(
+                "sacct", "--allocations", "--noheader", "--parsable2", "--format=State", f"--jobs={job}"
+            ):
                 return line.split()[0].rstrip("+")  # `CANCELLED by 1000`
         return ""
 
@@ -91,8 +93,8 @@ def _is_over(states: Mapping[str, str], job: str) -> bool:
     return states.get(job, "COMPLETED") in _ENDINGS
 
 
-def _said(*command: str) -> list[str]:
-    """The lines that a command of SLURM's prints."""
+def _run_command(*command: str) -> list[str]:
+    """Run a command of SLURM; return its non-empty output lines."""
     ran = subprocess.run(  # noqa: S603  ours
         command, capture_output=True, text=True, check=True, timeout=ANSWER_SECONDS
     )

@@ -1,4 +1,4 @@
-"""Run jobs through submitit: on SLURM, or on this machine in its place."""
+"""Submitit executors: SLURM, or processes of this machine in its place."""
 
 import dataclasses
 import json
@@ -11,26 +11,26 @@ from typing import Any
 
 from runner.config import schema
 from runner.core.errors import ConfigError, Mistake, RunError
-from runner.sweep.code_snapshot import Frozen
-from runner.sweep.executors.cluster import Queue, _told
-from runner.sweep.executors.remote import Work
+from runner.sweep.code_snapshot import CodeSnapshot
+from runner.sweep.executors.cluster import QueueExecutor, make_outcome
+from runner.sweep.executors.remote import RemoteJob
 from runner.sweep.executors.slurm_queue import Slurm
-from runner.sweep.interfaces import Job
+from runner.sweep.interfaces import JobSpec
 from runner.sweep.launcher import GROUP
 
 _SHARED = ("timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb", "name", "stderr_to_stdout")
 
 
-class Submitit(Queue):
-    """What jobs through submitit have in common, on whatever `cluster` of submitit's."""
+class SubmititExecutor(QueueExecutor):
+    """Base executor of submitit jobs; subclasses name the `cluster`."""
 
     cluster: str
 
-    def __init__(self, settings: schema.SubmititLauncher, frozen: Frozen, owner: int = 0) -> None:
+    def __init__(self, settings: schema.SubmititLauncher, frozen: CodeSnapshot, owner: int = 0) -> None:
         super().__init__(frozen, settings.array_parallelism, owner)
         self._settings = settings
 
-    def _executor(self, job: Job, place: Path, **own: Any) -> Any:
+    def _executor(self, job: JobSpec, place: Path, **own: Any) -> Any:
         import submitit
 
         settings = dataclasses.asdict(self._settings)
@@ -44,31 +44,33 @@ class Submitit(Queue):
         executor.update_parameters(**{name: value for name, value in named.items() if value not in (None, {}, [])})
         return executor
 
-    def _begin(self, executor: Any, work: Work) -> Any:
+    def _begin(self, executor: Any, work: RemoteJob) -> Any:
         try:
             return executor.submit(work)
         except Exception as error:
             raise RunError(f"{self.cluster} did not take a job: {str(error).strip()}") from error
 
     def _answer(self, handle: Any) -> Mapping[str, Any]:
-        """What a job left that ended by itself."""
+        """Return the outcome of a job that left a result or an exception."""
         error = handle.exception()
         if error is None:
             answer: dict[str, Any] = json.loads(handle.result())
             return answer
         cause = "timeout" if "timed-out" in str(error) else "lost"
-        return _told(None, cause, f"{str(error).strip().splitlines()[0]}: {handle.paths.stderr} has what it said")
+        return make_outcome(
+            None, cause, f"{str(error).strip().splitlines()[0]}: {handle.paths.stderr} has what it said"
+        )
 
 
-class Here(Submitit):
-    """Each job is a process that submitit starts on this machine, in SLURM's place."""
+class SubmititLocalExecutor(SubmititExecutor):
+    """Local executor of submitit: each job is a process of this machine, in SLURM's place."""
 
     cluster = "local"
 
-    def __init__(self, settings: schema.SubmititLauncher, frozen: Frozen) -> None:
+    def __init__(self, settings: schema.SubmititLauncher, frozen: CodeSnapshot) -> None:
         super().__init__(settings, frozen, os.getpid())
 
-    def _submit(self, work: Work, job: Job, place: Path) -> Any:
+    def _submit(self, work: RemoteJob, job: JobSpec, place: Path) -> Any:
         executor = self._executor(job, place)
         # Ctrl-C reaches all that the terminal sees, but the controller decides what it means.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
@@ -83,18 +85,18 @@ class Here(Submitit):
     def _outcome(self, handle: Any) -> Mapping[str, Any]:
         if handle.paths.result_pickle.exists():
             return self._answer(handle)
-        return _told(None, "lost", f"process {handle.job_id} is gone: {handle.paths.stderr} has what it said")
+        return make_outcome(None, "lost", f"process {handle.job_id} is gone: {handle.paths.stderr} has what it said")
 
     def _cancel(self, handle: Any) -> None:
         os.kill(int(handle.job_id), signal.SIGKILL)  # what it has started sees that, and ends
 
 
-class OnSlurm(Submitit):
-    """Each job is one of SLURM's. One that is still in the queue when its sweep is started again is found there."""
+class SlurmExecutor(SubmititExecutor):
+    """SLURM executor: each job is a SLURM job, found again if still queued after a restart."""
 
     cluster = "slurm"
 
-    def __init__(self, settings: schema.SubmititLauncher, frozen: Frozen) -> None:
+    def __init__(self, settings: schema.SubmititLauncher, frozen: CodeSnapshot) -> None:
         if shutil.which("srun") is None:
             rule, where = "needs SLURM, whose `srun` is not found here", f"argument `{GROUP}=submitit_slurm`"
             remedy = f"on this machine alone: `{GROUP}=submitit_local`, or no launcher"
@@ -102,7 +104,7 @@ class OnSlurm(Submitit):
         super().__init__(settings, frozen)
         self._slurm = Slurm()
 
-    def _submit(self, work: Work, job: Job, place: Path) -> Any:
+    def _submit(self, work: RemoteJob, job: JobSpec, place: Path) -> Any:
         executor = self._executor(job, place, slurm_max_num_timeout=self._settings.max_num_timeout)
         # Since SLURM 22.05 a step does not inherit them, and has one core.
         cores = self._settings.cpus_per_task or job.cores
@@ -110,25 +112,27 @@ class OnSlurm(Submitit):
         return self._begin(executor, work)
 
     def _queued(self, place: Path) -> Any:
-        """A job runs once submitit has renamed its work to the job's number, and not before: that is the record."""
+        """Find a queued job by its number, which submitit puts into the file name before the job runs."""
         from submitit import SlurmJob
 
         numbers = {path.name.partition("_")[0] for path in place.glob("*_submitted.pkl*")}
         for number in sorted(numbers, key=int, reverse=True):
             handle: Any = SlurmJob(place, number)
-            if not _left_an_answer(handle) and self._slurm.may_run(number):
+            if not _has_result(handle) and self._slurm.may_run(number):
                 return handle
         return None
 
     def _is_done(self, handle: Any) -> bool:
         others = [other.job_id for other in self._handles.values()]
-        return _left_an_answer(handle) or self._slurm.is_over(handle.job_id, others)
+        return _has_result(handle) or self._slurm.is_over(handle.job_id, others)
 
     def _outcome(self, handle: Any) -> Mapping[str, Any]:
-        if _left_an_answer(handle):
+        if _has_result(handle):
             return self._answer(handle)
         state, cause = self._slurm.ending(handle.job_id)
-        return _told(None, cause, f"SLURM job {handle.job_id} ended as {state}: {handle.paths.stderr} has what it said")
+        return make_outcome(
+            None, cause, f"SLURM job {handle.job_id} ended as {state}: {handle.paths.stderr} has what it said"
+        )
 
     def _withdraw(self, handle: Any, *, begun: bool) -> None:
         del begun  # one that was queued again waits too
@@ -138,6 +142,6 @@ class OnSlurm(Submitit):
         self._slurm.cancel(handle.job_id)
 
 
-def _left_an_answer(handle: Any) -> bool:
+def _has_result(handle: Any) -> bool:
     # To list the folder makes a network's file system look whether there is something new in it.
     return handle.paths.result_pickle.name in os.listdir(handle.paths.folder)  # noqa: PTH208  names

@@ -1,4 +1,4 @@
-"""The process of one job, forked by the fork server."""
+"""Process of one job, forked by the fork server."""
 
 import atexit
 import contextlib
@@ -27,11 +27,11 @@ MOST_SAID = 30_000  # bytes that a job leaves in its pipe, which holds 65,536 wi
 # ---- in the job's own process
 
 
-def be(job: dict[str, Any], environment: dict[str, str], write: int, lifeline: int) -> NoReturn:
-    """Run the job, and end, whatever happens: what comes after this is the server's."""
+def run_job(job: dict[str, Any], environment: dict[str, str], write: int, lifeline: int) -> NoReturn:
+    """Run the job and exit this process, whatever happens: the code after the call is the server's."""
     status, words = 1, b""
     try:
-        status, words = _attempt(job, environment, lifeline)
+        status, words = _run_attempt(job, environment, lifeline)
     except BaseException as error:  # noqa: BLE001  a disk without room for what it prints, a limit on threads
         words = json.dumps({"error": f"{type(error).__name__}: {error}"[: MOST_SAID // 8]}).encode()
     finally:
@@ -40,10 +40,10 @@ def be(job: dict[str, Any], environment: dict[str, str], write: int, lifeline: i
         os._exit(status & 0xFF)
 
 
-def _attempt(job: dict[str, Any], environment: dict[str, str], lifeline: int) -> tuple[int, bytes]:
-    """Its exit status, and what it has to say; what it prints goes to a file."""
-    _die_with_the_server()
-    threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()
+def _run_attempt(job: dict[str, Any], environment: dict[str, str], lifeline: int) -> tuple[int, bytes]:
+    """Run an attempt with its output in a file; return its exit status and its JSON message."""
+    _exit_with_server()
+    threading.Thread(target=watch_controller, args=(lifeline,), daemon=True).start()
     console = os.open(Path(job["folder"]) / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     for handle in (1, 2):
         os.dup2(console, handle)
@@ -57,17 +57,17 @@ def _attempt(job: dict[str, Any], environment: dict[str, str], lifeline: int) ->
     status, error = 1, ""
     try:
         from runner.core.errors import ConfigError
-        from runner.sweep.executors.attempt import attempt
-        from runner.sweep.interfaces import Job
-        from runner.sweep.outcome import is_of_the_disk
+        from runner.sweep.executors.attempt import run_attempt
+        from runner.sweep.interfaces import JobSpec
+        from runner.sweep.outcome import is_disk_error
 
         try:
-            status = attempt(Job(**job))
+            status = run_attempt(JobSpec(**job))
         except ConfigError as refused:
             status, error = 2, "\n".join(map(str, refused.mistakes))
             traceback.print_exc()
         except OSError as refused:
-            if not is_of_the_disk(str(refused)):
+            if not is_disk_error(str(refused)):
                 raise
             error = f"{type(refused).__name__}: {refused}"
             traceback.print_exc()
@@ -81,18 +81,18 @@ def _attempt(job: dict[str, Any], environment: dict[str, str], lifeline: int) ->
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(BaseException):
             stream.flush()
-    words = json.dumps({"error": error[: MOST_SAID // 8], "modules": worth_preloading(last)}).encode()
+    words = json.dumps({"error": error[: MOST_SAID // 8], "modules": list_preloadable(last)}).encode()
     return status, words if len(words) <= MOST_SAID else b""
 
 
-def worth_preloading(after: Any = None) -> list[str]:
-    """What this process has imported, after the module `after`, that a server may import before it forks."""
+def list_preloadable(after: Any = None) -> list[str]:
+    """List modules imported after the module `after` that a server may import before it forks."""
     may = FORK_SAFE | sys.stdlib_module_names
     return [name for name in provenance.imported_since(after) if name.partition(".")[0] in may]
 
 
-def _die_with_the_server() -> None:
-    """Where the kernel can do it: also with the interpreter's lock held by whatever hangs."""
+def _exit_with_server() -> None:
+    """Let the kernel kill this process when the server dies, even with the GIL held. Linux only."""
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; the server forks in its only thread
@@ -100,8 +100,8 @@ def _die_with_the_server() -> None:
             os._exit(1)
 
 
-def _watch(lifeline: int, done: threading.Event | None = None) -> None:
-    """Wait until the controller's end of the pipe is closed, which its end does, and take all our processes along."""
+def watch_controller(lifeline: int, done: threading.Event | None = None) -> None:
+    """Wait until the controller's end of the pipe is closed, then kill this process group."""
     poll = select.poll()
     poll.register(lifeline, 0)  # nothing is read: a hang-up is reported all the same
     while not any(state & (select.POLLHUP | select.POLLERR) for _, state in poll.poll(None if done is None else 100)):

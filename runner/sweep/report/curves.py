@@ -1,4 +1,4 @@
-"""The learning curves of a sweep over each other, as a picture."""
+"""Learning curves of a sweep in one figure."""
 
 import math
 import textwrap
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.core.files import write_atomic
-from runner.sweep.report.results import Curve, Entry, Report
-from runner.sweep.report.table import score_text, value_text
+from runner.sweep.report.results import Curve, Report, ReportEntry
+from runner.sweep.report.table import format_score, format_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +34,7 @@ _GREY = "#C8C8C8"
 
 
 def draw(report: Report, file: Path) -> bool:
-    """Write `curves.png`; False where there is nothing to draw yet: no job has logged twice.
+    """Plot `curves.png`; return False if no job has logged twice.
 
     Left is the objective, right the training loss, over optimizer steps; a line is a job, its colour its entry of the
     table. The best are drawn last and named. A job that was pruned ends in a cross.
@@ -55,11 +55,11 @@ def draw(report: Report, file: Path) -> bool:
     FigureCanvasAgg(figure)
     for place, name in enumerate(names, 1):
         axes = figure.add_subplot(1, len(names), place)
-        _panel(axes, report, name, logged[name])
+        _draw_panel(axes, report, name, logged[name])
     handles, labels = figure.axes[0].get_legend_handles_labels()
     sizes: dict[str, Any] = {"fontsize": 8, "title_fontsize": 8}
     legend = figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False, **sizes)
-    legend.set_title(_title(report))
+    legend.set_title(_format_title(report))
     for text in [legend.get_title(), *legend.get_texts()]:
         text.set_parse_math(False)  # `${a}_${b}` is no formula
     figure.suptitle(f"{report.settings.get('name') or report.folder.parent.name}: {report.folder.name}", fontsize=10)
@@ -69,14 +69,14 @@ def draw(report: Report, file: Path) -> bool:
     return True
 
 
-def _title(report: Report) -> str:
-    """What the words of a label are, and what has none."""
+def _format_title(report: Report) -> str:
+    """Format the legend's title: the varied keys, the objective and the number of grey entries."""
     names = textwrap.fill(f"{', '.join(report.keys)}  {report.objective}".strip(), LABEL)
     more = len(report.entries) - COLOURED
     return f"{names}\n(grey: {more:,} more)" if more > 0 else names
 
 
-def _panel(axes: "Axes", report: Report, name: str, logged: Mapping[int, Curve]) -> None:
+def _draw_panel(axes: "Axes", report: Report, name: str, logged: Mapping[int, Curve]) -> None:
     from matplotlib.collections import LineCollection
 
     rest = [
@@ -86,7 +86,7 @@ def _panel(axes: "Axes", report: Report, name: str, logged: Mapping[int, Curve])
         axes.add_collection(LineCollection(rest, colors=_GREY, linewidths=0.6, zorder=1))
         axes.autoscale_view()
     for place, entry in reversed(list(enumerate(report.entries[:COLOURED]))):
-        _entry(axes, entry, report, _COLOURS[place], logged)
+        _draw_entry(axes, entry, report, _COLOURS[place], logged)
     values = [value for line in logged.values() for _, value in line]
     less_is_better = name.endswith("loss") or (name == report.objective and report.sign < 0)
     if less_is_better and min(values) > 0 and max(values) > 30 * min(values):
@@ -99,10 +99,10 @@ def _panel(axes: "Axes", report: Report, name: str, logged: Mapping[int, Curve])
         axes.spines[side].set_visible(False)
 
 
-def _entry(axes: "Axes", entry: Entry, report: Report, colour: str, logged: Mapping[int, Curve]) -> None:
-    """The jobs of an entry; replicates thin, and the mean of those that are done, or of all as far as all came."""
+def _draw_entry(axes: "Axes", entry: ReportEntry, report: Report, colour: str, logged: Mapping[int, Curve]) -> None:
+    """Draw the jobs of an entry; of replicates also the mean of the completed ones, or else of all."""
     lines = [(row, logged[row.number]) for row in entry.rows if logged[row.number]]
-    label = _label(entry, report)
+    label = _format_label(entry, report)
     several = len(lines) > 1
     for row, line in lines:
         style: dict[str, Any] = {"color": colour, "zorder": 2 if several else 3}
@@ -121,10 +121,10 @@ def _entry(axes: "Axes", entry: Entry, report: Report, colour: str, logged: Mapp
         axes.plot([], [], color=colour, label=label)
 
 
-def _label(entry: Entry, report: Report) -> str:
-    values = ", ".join(value_text(entry.values[key]) for key in report.keys) or f"job {entry.rows[0].number}"
+def _format_label(entry: ReportEntry, report: Report) -> str:
+    values = ", ".join(format_value(entry.values[key]) for key in report.keys) or f"job {entry.rows[0].number}"
     several = len(entry.rows) > 1
     ends = [f"{n} {status}" if several else status for status, n in entry.statuses.items() if status != "completed"]
     values = values if len(values) <= LABEL else values[: LABEL - 1] + "…"
     rank = f"{entry.rank}." if entry.rank else "-"  # a label that begins with `_` would be left out of the legend
-    return "  ".join(filter(None, [f"{rank} {values}", score_text(entry), ", ".join(ends)]))
+    return "  ".join(filter(None, [f"{rank} {values}", format_score(entry), ", ".join(ends)]))

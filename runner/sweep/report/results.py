@@ -1,4 +1,4 @@
-"""What came of a sweep, at any time: its jobs, replicates as one entry, the best first, and what is wrong."""
+"""Results of a sweep at any time: its jobs, replicates as one entry, ranked, and its failures."""
 
 import json
 import math
@@ -12,12 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from runner.config.suggestions import did_you_mean, nearest
+from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import ConfigError, Mistake
-from runner.core.escape import shell_line
+from runner.core.escape import join_shell_words
 from runner.sweep.interfaces import OUTPUT
-from runner.sweep.ledger import FILE, OF_THE_MACHINE, Ledger, Row
-from runner.sweep.report.significance import ALPHA, Mean, welch
+from runner.sweep.ledger import FILE, OF_THE_MACHINE, JobRecord, Ledger
+from runner.sweep.report.significance import ALPHA, Mean, compute_welch_p
 
 UNFINISHED = ("running", "interrupted", "pruned")  # whose last logged objective is worth showing
 
@@ -26,8 +26,8 @@ Curve = list[tuple[int, float]]  # optimizer step, value
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One line of the table: a job, or the replicates of a point.
+class ReportEntry:
+    """Line of the table: a job, or the replicates of a point.
 
     Attributes:
         rows: its jobs; those without a result too.
@@ -40,7 +40,7 @@ class Entry:
         scores: the mean of each objective, where there are several.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[JobRecord, ...]
     values: Mapping[str, Any]
     mean: Mean | None
     last: float | None = None
@@ -51,18 +51,18 @@ class Entry:
 
     @property
     def within_noise(self) -> bool:
-        """Whether replicates do not tell it from the best."""
+        """Whether replicates do not distinguish the entry from the best."""
         return self.p is not None and self.p >= ALPHA
 
     @property
     def statuses(self) -> Counter[str]:
-        """How many jobs ended how."""
+        """Number of jobs by status."""
         return Counter(row.status for row in self.rows)
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that is known about a sweep.
+    """Settings and jobs of a sweep, and the table made from them.
 
     Attributes:
         folder: of the sweep.
@@ -73,12 +73,12 @@ class Report:
 
     folder: Path
     settings: Mapping[str, Any]
-    rows: Sequence[Row]
+    rows: Sequence[JobRecord]
     other_code: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
     @property
     def objective(self) -> str:
-        """The metric by which jobs are compared."""
+        """Metric by which jobs are compared."""
         given = self.settings.get("objective")
         if isinstance(given, str):
             return given
@@ -87,39 +87,39 @@ class Report:
 
     @property
     def sign(self) -> int:
-        """1 where more is better, -1 where less is."""
+        """1 if more is better, -1 if less is better."""
         mode = self.settings.get("mode") or ("min" if self.objective.endswith("loss") else "max")
         return 1 if mode == "max" else -1
 
     @property
     def objectives(self) -> Mapping[str, str]:
-        """Several objectives and which way each is better; empty where there is one."""
+        """Several objectives by name, with their modes; empty if there is only one."""
         several: Mapping[str, str] = self.settings.get("objectives") or {}
         return several if len(several) > 1 else {}
 
     @cached_property
-    def active(self) -> list[Row]:
-        """The jobs that the last invocation asked for."""
+    def active(self) -> list[JobRecord]:
+        """Jobs that the last invocation asked for."""
         return [row for row in self.rows if row.active]
 
     @cached_property
-    def removed(self) -> list[Row]:
-        """The jobs that it did not ask for any more."""
+    def removed(self) -> list[JobRecord]:
+        """Jobs that the last invocation did not ask for."""
         return [row for row in self.rows if not row.active]
 
     @cached_property
-    def finished_before(self) -> list[Entry]:
-        """Of the jobs that it did not ask for any more those with a result, each for itself, the best first."""
+    def finished_before(self) -> list[ReportEntry]:
+        """Removed jobs with a result, one entry each, the best first."""
         return sorted((self._entry([row]) for row in self.removed if is_result(row)), key=self._badness)
 
     @cached_property
-    def failed(self) -> list[Row]:
-        """The jobs that failed."""
+    def failed(self) -> list[JobRecord]:
+        """Active jobs that failed."""
         return [row for row in self.active if row.status == "failed"]
 
     @cached_property
     def varied(self) -> list[str]:
-        """The swept keys that have more than one value."""
+        """Swept keys that have more than one value."""
         seen: dict[str, set[str]] = {}
         for row in self.rows:
             for key in row.values:
@@ -136,13 +136,13 @@ class Report:
 
     @cached_property
     def keys(self) -> list[str]:
-        """The columns of the table: the keys that varied, without the seed of replicates."""
+        """Columns of the table: the varied keys, without the seed of replicates."""
         return [key for key in self.varied if key != "seed" or not self.has_replicates]
 
     @cached_property
-    def entries(self) -> list[Entry]:
-        """The table: ranked by objective, the best first; then what has no result."""
-        groups: dict[str, list[Row]] = {}
+    def entries(self) -> list[ReportEntry]:
+        """Entries of the table: ranked by objective, the best first, then those without a result."""
+        groups: dict[str, list[JobRecord]] = {}
         for row in self.active:
             groups.setdefault((row.replicate_of or row.id) if self.has_replicates else row.id, []).append(row)
         entries = [self._entry(rows) for rows in groups.values()]
@@ -150,22 +150,24 @@ class Report:
         rest = sorted((e for e in entries if e.mean is None), key=self._order_of_rest)
         best = done[0].mean if done else None
         ranked = [
-            replace(entry, rank=rank, p=welch(entry.mean, best) if rank > 1 and entry.mean and best else None)
+            replace(entry, rank=rank, p=compute_welch_p(entry.mean, best) if rank > 1 and entry.mean and best else None)
             for rank, entry in enumerate(done, 1)
         ]
         return [*self._fronts(ranked), *rest]
 
-    def _entry(self, rows: Sequence[Row]) -> Entry:
+    def _entry(self, rows: Sequence[JobRecord]) -> ReportEntry:
         numbers = [row.objective for row in rows if is_result(row)]
         known = [number for number in numbers if number is not None]
         last = [row.objective for row in rows if row.objective is not None and row.status in UNFINISHED]
-        several = {name: [_finite(row.metrics.get(name)) for row in rows if is_result(row)] for name in self.objectives}
+        several = {
+            name: [_parse_finite(row.metrics.get(name)) for row in rows if is_result(row)] for name in self.objectives
+        }
         scores = {
             name: sum(value for value in values if value is not None) / len(values)
             for name, values in several.items()
             if values and None not in values
         }
-        return Entry(
+        return ReportEntry(
             tuple(rows),
             {key: rows[0].values.get(key) for key in self.keys},
             Mean.of(known) if known else None,
@@ -173,17 +175,17 @@ class Report:
             scores=scores,
         )
 
-    def _badness(self, entry: Entry) -> tuple[float, int]:
+    def _badness(self, entry: ReportEntry) -> tuple[float, int]:
         assert entry.mean is not None
         return -self.sign * entry.mean.value, entry.rows[0].number
 
-    def _order_of_rest(self, entry: Entry) -> tuple[int, float, int]:
+    def _order_of_rest(self, entry: ReportEntry) -> tuple[int, float, int]:
         order = ("pruned", "running", "interrupted", "failed", "completed", "waiting")
         last = math.inf if entry.last is None else -self.sign * entry.last
         return min(order.index(row.status) for row in entry.rows), last, entry.rows[0].number
 
-    def _fronts(self, entries: list[Entry]) -> list[Entry]:
-        """With the Pareto front marked, where there are several objectives."""
+    def _fronts(self, entries: list[ReportEntry]) -> list[ReportEntry]:
+        """Mark the Pareto front of several objectives; a single objective changes no entry."""
         if not self.objectives:
             return entries
         signs = {name: 1 if mode == "max" else -1 for name, mode in self.objectives.items()}
@@ -192,61 +194,61 @@ class Report:
         return [replace(entry, front=front) for entry, front in zip(entries, fronts, strict=True)]
 
     @property
-    def best(self) -> Entry | None:
-        """The entry of the best mean; None where no job is completed."""
+    def best(self) -> ReportEntry | None:
+        """Entry of the best mean; None if no job is completed."""
         return self.entries[0] if self.entries and self.entries[0].rank == 1 else None
 
-    def arguments(self, row: Row) -> list[str]:
-        """All arguments of a job: a run with them is this job alone."""
+    def arguments(self, row: JobRecord) -> list[str]:
+        """Return all arguments of a job, as of a run of this job alone."""
         of_the_sweep = ("sweep.", "hydra.", "hydra/")
         base = [text for text in self.settings.get("base") or [] if not text.startswith(of_the_sweep)]
         return [*(text for text in base if text not in row.overrides), *row.overrides]
 
     def command(self, *arguments: str) -> str:
-        """A command line to paste; whom the sweep trusted is for the reader to say again."""
-        return shell_line(["python", "-m", "runner", *arguments])
+        """Format a shell command of the runner; `--trust` is added by the caller."""
+        return join_shell_words(["python", "-m", "runner", *arguments])
 
-    def job_line(self, row: Row) -> str:
-        """The command that runs this job alone, as a run of its own."""
+    def job_line(self, row: JobRecord) -> str:
+        """Return the command that runs this job alone, as a run of its own."""
         return self.command(*self.arguments(row))
 
     def again_line(self) -> str:
-        """The command that takes up the sweep again, its failed jobs included."""
+        """Return the command that continues the sweep, its failed jobs included."""
         words = [word for word in self._words if not word.startswith("sweep.retry=")]
         if any(row.cause not in OF_THE_MACHINE for row in self.failed):
             words.append("sweep.retry=all")
-        return shell_line(["python", "-m", "runner", *words])
+        return join_shell_words(["python", "-m", "runner", *words])
 
     @cached_property
     def _words(self) -> list[str]:
-        """The arguments of the sweep's command line, but for whom it trusted: a record may come from a stranger."""
+        """Arguments of the sweep's command without `--trust`: a record may come from a stranger."""
         words = list(map(str, self.settings.get("command") or []))
         words = words[3:] if words[:3] == ["python", "-m", "runner"] else words
         pairs = zip(["", *words], words, strict=False)
         return [word for before, word in pairs if before != "--trust" and not word.startswith("--trust")]
 
-    def log_of(self, row: Row) -> Path:
-        """Where a job says what happened."""
+    def log_of(self, row: JobRecord) -> Path:
+        """Return the file that says what happened to a job: its log or output; else its folder."""
         folder = self.folder / row.path
         names = ("log.txt", OUTPUT) if row.cause not in ("exit", "crash") else (OUTPUT, "log.txt")
         return next((file for name in names if (file := folder / name).is_file()), folder)
 
-    def curves(self, row: Row, names: Sequence[str]) -> dict[str, Curve]:
-        """The logged values of metrics of a job, without those that are no numbers."""
-        return logged(self.folder / row.path / "metrics.jsonl", names)
+    def curves(self, row: JobRecord, names: Sequence[str]) -> dict[str, Curve]:
+        """Return the finite logged values of metrics of a job."""
+        return read_curves(self.folder / row.path / "metrics.jsonl", names)
 
 
 def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
     return all(x >= y for x, y in zip(a, b, strict=True)) and list(a) != list(b)
 
 
-def is_result(row: Row) -> bool:
-    """Whether a job has a final objective."""
+def is_result(row: JobRecord) -> bool:
+    """Return whether a job completed with a finite objective."""
     return row.status == "completed" and row.objective is not None and math.isfinite(row.objective)
 
 
 def gather(folder: Path) -> Report:
-    """Read the ledger of a sweep, and from the directories of its jobs what the ledger does not say yet.
+    """Read the ledger of a sweep, and from the job directories what the ledger lacks.
 
     Raises:
         ConfigError: it is no folder of a sweep.
@@ -255,7 +257,7 @@ def gather(folder: Path) -> Report:
     try:
         with Ledger(folder, read_only=True) as ledger:
             settings, rows = ledger.settings(), ledger.jobs()
-            other = dict(_other_code(rows, ledger))
+            other = dict(_find_other_code(rows, ledger))
     except (sqlite3.Error, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         rule = f"must be the folder of a sweep, but its {FILE} cannot be read ({error})"
         remedy = (
@@ -264,11 +266,11 @@ def gather(folder: Path) -> Report:
         )
         raise ConfigError([Mistake("SWEEP", rule, str(folder), remedy=remedy)]) from error
     report = Report(folder, settings, rows, other)
-    return replace(report, rows=[_as_it_is(row, report) for row in rows])
+    return replace(report, rows=[_update_row(row, report) for row in rows])
 
 
 def find(folder: Path) -> Path:
-    """The folder of a sweep, also by its name below `outputs/<name>/`.
+    """Find the folder of a sweep, by its path or by its name below `outputs/<name>/`.
 
     Raises:
         ConfigError: there is none.
@@ -287,15 +289,15 @@ def find(folder: Path) -> Path:
         rule = f"must be the folder of a sweep: it has no {FILE}, which every sweep has since they can be continued"
     else:
         rule = "must be the folder of a sweep, and does not exist"
-    right = nearest(folder.name, [path.name for path in known])
+    right = find_nearest(folder.name, [path.name for path in known])
     near = next((str(path) for path in known if path.name == right), "")
     near = str(folder.parent) if (folder.parent / FILE).is_file() else near  # a job of it
     listed = f"the sweeps here are {', '.join(map(str, sorted(known)[:5]))}" if known else ""
-    raise ConfigError([Mistake("SWEEP", rule, str(folder), remedy=did_you_mean(near) or listed, suggestion=near)])
+    raise ConfigError([Mistake("SWEEP", rule, str(folder), remedy=format_suggestion(near) or listed, suggestion=near)])
 
 
-def _other_code(rows: Iterable[Row], ledger: Ledger) -> Iterator[tuple[int, Sequence[str]]]:
-    """Jobs with a module that was another one in a later job: number, and the names of such modules."""
+def _find_other_code(rows: Iterable[JobRecord], ledger: Ledger) -> Iterator[tuple[int, Sequence[str]]]:
+    """Yield the number of each completed job with its modules that a later job ran in another version."""
     ran = sorted((row for row in rows if row.code and row.status == "completed"), key=lambda row: row.start or 0)
     modules = {code: ledger.modules(code) for code in {row.code for row in ran}}
     latest: dict[str, str] = {}
@@ -307,12 +309,12 @@ def _other_code(rows: Iterable[Row], ledger: Ledger) -> Iterator[tuple[int, Sequ
             yield row.number, changed[row.code]
 
 
-def _as_it_is(row: Row, report: Report) -> Row:
-    """The row with what the job's directory says where the controller has not written it down (yet)."""
+def _update_row(row: JobRecord, report: Report) -> JobRecord:
+    """Update a row from its job directory where the controller has not written it down."""
     if row.status not in (*UNFINISHED, "failed"):
         return row
     folder, status, known = report.folder / row.path, row.status, row.metrics
-    result = _json(folder / "result.json")
+    result = _read_json(folder / "result.json")
     continued = result.get("status") == "completed"  # by hand
     if not continued and (status == "failed" or (status == "pruned" and row.objective is not None)):
         return row
@@ -320,23 +322,23 @@ def _as_it_is(row: Row, report: Report) -> Row:
         status, known = result["status"], result.get("metrics") or {}
         if status in ("completed", "failed"):
             cause, error = ("", "") if continued else (row.cause, result.get("error") or "")
-            objective = _finite(result.get("objective"))
+            objective = _parse_finite(result.get("objective"))
             return replace(row, status=status, cause=cause, objective=objective, metrics=known, error=error)
     here = row.host in ("", socket.gethostname()) and row.pid is not None
     if status == "running" and here and not _is_alive(row.pid):
         status = "interrupted"
-    last = logged(folder / "metrics.jsonl", [report.objective])[report.objective]
-    given = _finite(known.get(report.objective))
+    last = read_curves(folder / "metrics.jsonl", [report.objective])[report.objective]
+    given = _parse_finite(known.get(report.objective))
     return replace(row, status=status, objective=last[-1][1] if last else given, metrics=known)
 
 
-def _finite(value: Any) -> float | None:
-    """A number of a result, where NaN and infinity are texts."""
+def _parse_finite(value: Any) -> float | None:
+    """Return a finite number of a result, else None; NaN and infinity are strings there."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _is_alive(pid: int | None) -> bool:
-    """Whether a process of this machine runs; one that ended and that nobody waited for does not."""
+    """Return whether a process of this machine runs; a zombie does not."""
     try:
         os.kill(pid or 0, 0)
     except ProcessLookupError:
@@ -349,7 +351,7 @@ def _is_alive(pid: int | None) -> bool:
         return True
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         data = json.loads(file.read_text())
     except (OSError, ValueError):
@@ -357,8 +359,8 @@ def _json(file: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def logged(file: Path, names: Sequence[str]) -> dict[str, Curve]:
-    """The values of metrics in a `metrics.jsonl`, also of one that is being written; empty where it has none."""
+def read_curves(file: Path, names: Sequence[str]) -> dict[str, Curve]:
+    """Read the finite values of metrics from a `metrics.jsonl`, even one still being written."""
     found: dict[str, Curve] = {name: [] for name in names}
     try:
         text = file.read_text(errors="replace")

@@ -1,4 +1,4 @@
-"""How sure a mean of replicates is, and whether two of them differ: Student's t and Welch's test."""
+"""Interval of a mean of replicates (Student's t), and difference of two means (Welch's test)."""
 
 import math
 import statistics
@@ -16,7 +16,7 @@ SAID = "Welch's t-test against the best, two-sided, p >= 0.05 (B. L. Welch, Biom
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of `n` numbers and their sample standard deviation (n - 1); NaN where one number has none."""
+    """Mean of `n` numbers and their sample standard deviation (n - 1), NaN for a single number."""
 
     n: int
     value: float
@@ -24,7 +24,7 @@ class Mean:
 
     @classmethod
     def of(cls, numbers: Sequence[float]) -> "Mean":
-        """Of at least one number."""
+        """Compute the mean of at least one number."""
         std = statistics.stdev(numbers) if len(numbers) > 1 else math.nan
         return cls(len(numbers), statistics.fmean(numbers), std)
 
@@ -41,8 +41,8 @@ class Mean:
         return float(stdtrit(self.n - 1, 1 - ALPHA / 2)) * self.std / math.sqrt(self.n)
 
 
-def welch(a: Mean, b: Mean) -> float | None:
-    """The two-sided p-value of Welch's t-test that two means are of the same expectation, whatever their variances.
+def compute_welch_p(a: Mean, b: Mean) -> float | None:
+    """Compute the two-sided p-value of Welch's t-test that two means have the same expectation.
 
     Degrees of freedom after Welch and Satterthwaite. None where one of them is of a single number: nothing is known
     about its noise. Two without any noise are the same (1) or are not (0).

@@ -1,17 +1,17 @@
-"""The report of a sweep, where people look for it: the console and three files beside its ledger."""
+"""Output of a sweep's report: the console, and three files beside the ledger."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 
-from runner.core.escape import printable
+from runner.core.escape import make_printable
 from runner.core.files import write_text
 from runner.sweep.report import curves, table
 from runner.sweep.report.results import Report, gather
 
 
 def report(folder: Path, say: Callable[[str], object] = print) -> Report:
-    """Say the table and write `report.csv`, `report.json` and `curves.png`; at the end of a sweep and at any time.
+    """Print the table and write `report.csv`, `report.json` and `curves.png`; return the report.
 
     Where the files cannot be written, or matplotlib is not there, that is said, and the table is all the same.
 
@@ -19,14 +19,14 @@ def report(folder: Path, say: Callable[[str], object] = print) -> Report:
         ConfigError: it is no folder of a sweep.
     """
     gathered = gather(folder)
-    say(printable(table.text(gathered)))
+    say(make_printable(table.format_report(gathered)))
     for line in write(gathered):
-        say(printable(line))
+        say(make_printable(line))
     return gathered
 
 
 def write(gathered: Report) -> list[str]:
-    """Write the three files; what there is to say about them."""
+    """Write the three files; return the lines that tell the user about them."""
     folder = gathered.folder
     written, said = [folder / "report.csv", folder / "report.json"], []
     try:

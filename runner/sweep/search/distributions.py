@@ -1,4 +1,4 @@
-"""A search dimension as an Optuna distribution."""
+"""Conversion of an axis of the space to an Optuna distribution."""
 
 import math
 from collections.abc import Callable
@@ -7,20 +7,20 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from runner.sweep.space.axes import Axis, Interval, Setting
+from runner.sweep.space.axes import Axis, AxisSetting, Interval
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One axis of the space as Optuna sees it: a distribution, and what its values stand for."""
+    """Axis of the space for Optuna: a distribution, and the settings behind its values."""
 
     name: str
     distribution: BaseDistribution
-    settings: Callable[[Any], tuple[Setting, ...]]
+    settings: Callable[[Any], tuple[AxisSetting, ...]]
 
 
-def dimension(axis: Axis | Interval) -> Dimension:
-    """An interval is a number, a range or a list on a scale one of its numbers, everything else one of its members."""
+def make_dimension(axis: Axis | Interval) -> Dimension:
+    """Make a numeric distribution of an interval, even or log-scaled numbers; else a categorical one."""
     name = " ".join(axis.keys)
     if isinstance(axis, Interval):
         single = axis

@@ -1,34 +1,34 @@
-"""The points of a grid, a file or a random sample, one after the other."""
+"""Grid source: the points of a grid, a file or a random sample, in order."""
 
 from collections.abc import Sequence
 
-from runner.sweep.interfaces import Point
-from runner.sweep.ledger import Row
+from runner.sweep.interfaces import Proposal
+from runner.sweep.ledger import JobRecord
 
 
-class Listed:
-    """A source that knows all of its points: a grid."""
+class Grid:
+    """Source that knows all of its points at the start."""
 
     known, judge = True, ""
 
-    def __init__(self, points: Sequence[Point]) -> None:
+    def __init__(self, points: Sequence[Proposal]) -> None:
         self._points = list(reversed(points))
         self.total: int | None = len(points)
 
-    def next(self) -> Point | None:
+    def next(self) -> Proposal | None:
         return self._points.pop() if self._points else None
 
     @property
     def done(self) -> bool:
         return not self._points
 
-    def started(self, point: Point, job: Row) -> None:
+    def started(self, point: Proposal, job: JobRecord) -> None:
         pass
 
-    def ended(self, point: Point, job: Row) -> None:
+    def ended(self, point: Proposal, job: JobRecord) -> None:
         pass
 
-    def refused(self, point: Point, problem: str) -> None:
+    def refused(self, point: Proposal, problem: str) -> None:
         pass
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Optuna's journal of a study, so that no kill leaves half of a question or of an answer in it."""
+"""Transactional journal of an Optuna study: a kill leaves no transaction half written."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ _MORE = "more"  # a key of an operation that is not the last one of its transact
 
 
 class Journal(BaseJournalBackend):
-    """Optuna's journal, a line an operation, with one writer and with transactions: all of one is there, or nothing.
+    """Optuna journal backend with one writer and atomic transactions, one line per operation.
 
     Optuna's own file backend reads it too (its dashboard, for instance). Each line but the last one of a transaction
     says that there is more, so that what a kill or a power cut has torn off is known, and dropped when it is opened.
@@ -59,7 +59,7 @@ class Journal(BaseJournalBackend):
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """What is written inside reaches the disk at the end, at once; what raises is written as far as it came."""
+        """Write the operations made inside in one piece at the end, even after an exception."""
         self._depth += 1
         try:
             yield
@@ -68,11 +68,11 @@ class Journal(BaseJournalBackend):
             self._write()
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """The operations from a number on."""
+        """Yield the operations from a number on."""
         yield from self._operations[log_number_from:]
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Add operations; they are on the disk when this, or the transaction, returns."""
+        """Append operations, which reach the disk when this call or its transaction returns."""
         self._operations += json.loads(json.dumps(logs))
         self._unwritten += logs
         self._write()
@@ -89,8 +89,8 @@ class Journal(BaseJournalBackend):
             os.fsync(file.fileno())
 
 
-def refused(attributes: Mapping[str, Any]) -> str:
-    """The first thing in a trial's attributes that Optuna would unpickle and that its CMA-ES does not write; or none.
+def find_foreign_pickle(attributes: Mapping[str, Any]) -> str:
+    """Return the first pickled name in a trial's attributes that CMA-ES does not write; or empty.
 
     A study may come from a stranger, and unpickling calls whatever a pickle names.
     """
@@ -99,7 +99,7 @@ def refused(attributes: Mapping[str, Any]) -> str:
         if found := re.fullmatch(r"(.*optimizer):(\d+)", name):
             parts.setdefault(found[1], {})[int(found[2])] = str(value)
     for texts in parts.values():
-        reader = _Reader(io.BytesIO(bytes.fromhex("".join(texts[i] for i in sorted(texts)))))
+        reader = _JournalReader(io.BytesIO(bytes.fromhex("".join(texts[i] for i in sorted(texts)))))
         try:
             reader.load()
         except Exception as error:  # noqa: BLE001  a pickle may be broken in any way
@@ -107,8 +107,8 @@ def refused(attributes: Mapping[str, Any]) -> str:
     return ""
 
 
-class _Reader(pickle.Unpickler):
-    refused = ""
+class _JournalReader(pickle.Unpickler):
+    find_foreign_pickle = ""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _OF_CMA | _OF_NUMPY:

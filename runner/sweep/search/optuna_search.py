@@ -1,4 +1,4 @@
-"""A search: Optuna chooses each point from what is known by then, and says which jobs are not worth their time.
+"""Optuna search: chooses each point from the results so far, and prunes unpromising jobs.
 
 The study is Optuna's journal in the sweep's folder, with one writer, the controller: a trial is on the disk before its
 job begins. What the journal says is never more than the jobs' directories say, so that a kill at any instant loses at
@@ -25,19 +25,19 @@ from optuna.trial import FrozenTrial, TrialState
 
 from runner.config import schema
 from runner.config.check.check import Check
-from runner.config.check.imports import locate
+from runner.config.check.imports import import_object
 from runner.core import rng
 from runner.core.errors import ConfigError, Mistake
 from runner.experiment.builders.instantiate import Refused, component
-from runner.sweep.interfaces import Point
-from runner.sweep.jobs import Plan, objective_of
-from runner.sweep.launcher import OURS, chosen
-from runner.sweep.ledger import OF_THE_MACHINE, Row
-from runner.sweep.pruning import Bench, Nobody, Reader
-from runner.sweep.search.distributions import dimension
-from runner.sweep.search.journal import Journal, refused
+from runner.sweep.interfaces import Proposal
+from runner.sweep.jobs import SweepPlan, find_objective
+from runner.sweep.launcher import OURS, get_launcher_name
+from runner.sweep.ledger import OF_THE_MACHINE, JobRecord
+from runner.sweep.pruning import LogPruner, NoPruner, SocketPruner
+from runner.sweep.search.distributions import make_dimension
+from runner.sweep.search.journal import Journal, find_foreign_pickle
 from runner.sweep.space.axes import Space
-from runner.sweep.space.request import Plan as CommandLine
+from runner.sweep.space.request import SweepRequest as CommandLine
 
 JOURNAL = "study.jsonl"
 
@@ -54,8 +54,8 @@ _PRUNED = "pruned"
 _DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
 
 
-class _Once(logging.Filter):
-    """Lets a warning pass once, whatever its numbers: Optuna repeats some of them for each trial."""
+class _OnceFilter(logging.Filter):
+    """Logging filter that passes a warning once, whatever its numbers: Optuna repeats some per trial."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,11 +72,11 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 for handler in logging.getLogger("optuna").handlers:
-    handler.addFilter(_Once())
+    handler.addFilter(_OnceFilter())
 
 
-class Search:
-    """A source of points.
+class OptunaSearch:
+    """Source of points that Optuna chooses.
 
     Args:
         folder: the sweep's, which exists and is locked when the first point is asked for; None for a study in memory.
@@ -105,7 +105,7 @@ class Search:
         self._folder, self._elsewhere = folder, elsewhere
         self._space, self._settings, self._objectives = space, settings, dict(objectives)
         self._seed, self._trust = seed, trust
-        self._dimensions = {dimension.name: dimension for dimension in map(dimension, space.axes)}
+        self._dimensions = {dimension.name: dimension for dimension in map(make_dimension, space.axes)}
         self._distributions = {name: dimension.distribution for name, dimension in self._dimensions.items()}
         self._one_sampler: optuna.samplers.BaseSampler | None = None
         self._results: dict[int, tuple[TrialState, list[float] | None]] = {}  # the newest one of each trial
@@ -113,11 +113,11 @@ class Search:
         self._asked = 0
         self._lock = threading.RLock()  # jobs ask from threads of their own
         self._running: dict[str, int] = {}  # job → trial
-        self._bench = Nobody()
+        self._bench = NoPruner()
         self._begun = False
 
     def begin(self) -> None:
-        """Open the study, or begin it; again is harmless.
+        """Open or create the study; a second call has no effect.
 
         Raises:
             ConfigError: the study in the folder is of something else.
@@ -140,13 +140,13 @@ class Search:
         self._take_up()
         if self._settings.pruner is not None and self._folder is not None:
             objective = next(iter(self._objectives))
-            self._bench = Reader(self._stop, objective) if self._elsewhere else Bench(self._stop)
+            self._bench = LogPruner(self._stop, objective) if self._elsewhere else SocketPruner(self._stop)
         self._begun = True
 
     # ---- the source
 
-    def next(self) -> Point | None:
-        """The trials of earlier invocations first, so that each finds its job; then new ones.
+    def next(self) -> Proposal | None:
+        """Return the points of earlier invocations' trials first, so that each finds its job; then new ones.
 
         Raises:
             ConfigError: the study in the folder is of something else.
@@ -171,18 +171,18 @@ class Search:
 
     @property
     def judge(self) -> str:
-        """Where a job asks whether it is to stop; empty where nothing is pruned."""
+        """Address where a job asks whether to stop; empty without a pruner."""
         return self._bench.address
 
-    def started(self, point: Point, job: Row) -> None:
-        """The job of a trial is about to begin, or to go on."""
+    def started(self, point: Proposal, job: JobRecord) -> None:
+        """Record that the job of a trial begins or goes on."""
         with self._lock:
             self._running[job.id] = point.tag
         if self._folder is not None:
             self._bench.follow(job.id, self._folder / job.path)
 
     def reached(self, number: int, count: int, value: float) -> bool:
-        """The `count`-th value of the objective of a trial's job; True: the pruner has seen enough."""
+        """Record the `count`-th objective value of a trial's job; return True to prune the job."""
         with self._lock, self._journal.transaction():
             trial = self._study.trials[number]
             # Its result is known, and it is done again for another reason; or it was said before an interruption.
@@ -197,8 +197,8 @@ class Search:
                 self._storage.set_trial_user_attr(id_, _PRUNED, value=True)
             return stop
 
-    def ended(self, point: Point, job: Row) -> None:
-        """Tell the study how a job ended, unless it is to go on: interrupted, or failed by no fault of its own."""
+    def ended(self, point: Proposal, job: JobRecord) -> None:
+        """Tell the study how a job ended, unless it was interrupted or failed by the machine's fault."""
         self._bench.leave(job.id)
         with self._lock:
             self._running.pop(job.id, None)
@@ -206,13 +206,13 @@ class Search:
                 with self._journal.transaction():
                     self._tell(point.tag, *self._verdict(job))
 
-    def refused(self, point: Point, problem: str) -> None:
-        """A point that is no job counts as a failed one."""
+    def refused(self, point: Proposal, problem: str) -> None:
+        """Record a point with a wrong config as a failed trial."""
         with self._lock:
             self._tell(point.tag, TrialState.FAIL, None)
 
     def close(self) -> None:
-        """No job runs any more."""
+        """Close the pruner after the last job."""
         self._bench.close()
 
     def _stop(self, job: str, count: int, value: float) -> bool:
@@ -221,11 +221,11 @@ class Search:
 
     # ---- the study
 
-    def _point(self, number: int, params: Mapping[str, Any]) -> Point:
+    def _point(self, number: int, params: Mapping[str, Any]) -> Proposal:
         settings = [s for name, dimension in self._dimensions.items() for s in dimension.settings(params[name])]
-        return Point(self._space.point(settings).own, number)
+        return Proposal(self._space.point(settings).own, number)
 
-    def _verdict(self, job: Row) -> tuple[TrialState, list[float] | None]:
+    def _verdict(self, job: JobRecord) -> tuple[TrialState, list[float] | None]:
         if job.status == "completed":
             several = len(self._objectives) > 1
             values = [job.metrics.get(name) for name in self._objectives] if several else [job.objective]
@@ -253,7 +253,7 @@ class Search:
         self._results[number] = (state, values)
 
     def _take_up(self) -> None:
-        """The trials of earlier invocations, and the newest results of those that are finished."""
+        """Load the trials of earlier invocations, and the newest results of the finished ones."""
         for trial in self._study.trials:
             values = trial.values if trial.state == TrialState.COMPLETE else None
             number = trial.user_attrs.get(_AGAIN, trial.number)
@@ -264,14 +264,14 @@ class Search:
         self._asked = len(self._earlier)
 
     def _refuse_other(self, directions: list[StudyDirection]) -> None:
-        """A study that was begun with other objectives, or with other choices of a key, cannot be continued."""
+        """Refuse a study begun with other objectives or other choices of a key, or a foreign pickle."""
         remedy = "another `sweep.id` begins another study"
         if self._study.directions != directions:
             rule = "must be those that the study was begun with"
             raise ConfigError([Mistake("sweep.search.objectives", rule, dict(self._objectives), remedy=remedy)])
         mistakes = {}
         for trial in self._study.trials:
-            if found := refused(trial.system_attrs):
+            if found := find_foreign_pickle(trial.system_attrs):
                 rule = f"holds a pickled `{found}`, which no sampler of Optuna writes"
                 raise ConfigError([Mistake(str(self._journal.file), rule, remedy="it is not from here: delete it")])
             for name in trial.distributions.keys() & self._distributions.keys():
@@ -279,26 +279,26 @@ class Search:
                     check_distribution_compatibility(trial.distributions[name], self._distributions[name])
                 except ValueError:
                     rule = "must have the kind of values, and the choices, that the study was begun with"
-                    mistakes[name] = Mistake(name, rule, _words(trial.distributions[name]), remedy=remedy)
+                    mistakes[name] = Mistake(name, rule, _format_distribution(trial.distributions[name]), remedy=remedy)
         if mistakes:
             raise ConfigError(list(mistakes.values()))
 
     # ---- its parts
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        """The sampler for the trial that is asked for as the `number`-th.
+        """Return the sampler for the `number`-th trial that is asked for.
 
         Optuna's own keep what they know in the study, except where their generator stands: a sampler that is made anew
         for each trial, with a seed of that trial, asks the same after a restart. Others are made once.
         """
         node = self._settings.sampler
         assert node is not None
-        kind = locate(node["_target_"], self._trust)
+        kind = import_object(node["_target_"], self._trust)
         takes_seed = "seed" in inspect.signature(kind).parameters
         own = self._seed if node.get("seed") is None else node["seed"]
         keyed = takes_seed and str(kind.__module__).startswith("optuna.")
         if keyed and not issubclass(kind, optuna.samplers.QMCSampler):  # whose points are one sequence of one seed
-            seed = rng.key(own, "search", number) % 2**32
+            seed = rng.derive_key(own, "search", number) % 2**32
             return self._build({**node, "seed": seed})
         if self._one_sampler is None:
             self._one_sampler = self._build({**node, "seed": own} if takes_seed else node)
@@ -321,8 +321,8 @@ class Search:
         return pruner
 
 
-def source(plan: Plan) -> Search:
-    """The search that a command line asks for.
+def make_search(plan: SweepPlan) -> OptunaSearch:
+    """Make the search that a command line asks for.
 
     Raises:
         ConfigError: what shows only when sampler and pruner are used.
@@ -330,28 +330,32 @@ def source(plan: Plan) -> Search:
     if mistakes := rehearse(plan.sweep, plan.trust):
         raise ConfigError(mistakes)
     settings, space = plan.settings.search, plan.sweep.space
-    elsewhere = chosen(plan.sweep.base) in OURS
-    objectives = objectives_of(plan.base, settings)
-    return Search(plan.folder, space, settings, objectives, seed=plan.base.seed, trust=plan.trust, elsewhere=elsewhere)
+    elsewhere = get_launcher_name(plan.sweep.base) in OURS
+    objectives = find_objectives(plan.base, settings)
+    return OptunaSearch(
+        plan.folder, space, settings, objectives, seed=plan.base.seed, trust=plan.trust, elsewhere=elsewhere
+    )
 
 
-def objectives_of(config: schema.Config, settings: schema.Search) -> dict[str, str]:
-    """What is searched for: metric → `min` or `max`."""
-    name, mode = objective_of(config)
+def find_objectives(config: schema.Config, settings: schema.Search) -> dict[str, str]:
+    """Return the objectives of the search: metric → `min` or `max`."""
+    name, mode = find_objective(config)
     return dict(settings.objectives) or {name: mode}
 
 
 def rehearse(asked: CommandLine, trust: tuple[str, ...] = ()) -> list[Mistake]:
-    """What shows only when sampler and pruner are used: three trials in memory, before the first job begins."""
+    """Run three trials in memory; return the mistakes that only a sampler or pruner in use shows."""
     settings = dataclasses.replace(asked.settings.search, trials=3)
-    objectives = objectives_of(Check(asked.base, trust).config, settings)
+    objectives = find_objectives(Check(asked.base, trust).config, settings)
     key = "sweep.search.sampler"
     try:
-        search = Search(None, asked.space, settings, objectives, trust=trust)
+        search = OptunaSearch(None, asked.space, settings, objectives, trust=trust)
         for number in range(3):
             point = search.next()
             assert point is not None
-            job = Row("", number, [], "", status="completed", objective=0.0, metrics=dict.fromkeys(objectives, 0.0))
+            job = JobRecord(
+                "", number, [], "", status="completed", objective=0.0, metrics=dict.fromkeys(objectives, 0.0)
+            )
             if settings.pruner is not None:
                 key = "sweep.search.pruner"
                 search.reached(point.tag, 1, 0.0)
@@ -367,7 +371,7 @@ def rehearse(asked: CommandLine, trust: tuple[str, ...] = ()) -> list[Mistake]:
     return asked.base.blame([mistake])
 
 
-def _words(distribution: BaseDistribution) -> str:
+def _format_distribution(distribution: BaseDistribution) -> str:
     if isinstance(distribution, CategoricalDistribution):
         return ", ".join(str(choice).partition("=")[2] for choice in distribution.choices)
     return str(distribution)

@@ -1,4 +1,4 @@
-"""What a sweep goes over: the values of each key, and the points that they make together.
+"""Axes of a sweep: the values of each key, and their combination to points.
 
 Hydra's grammar (`a,b`, `choice`, `range`, `glob`, `interval`, `tag`, `sort`, `shuffle`) says the values of a key;
 `sweep.zip`, `sweep.points`, `sweep.random` and `sweep.seeds` say how keys are combined.
@@ -18,8 +18,8 @@ IN_VAIN = 20  # draws without a new point, for each point there is, after which 
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One key at one value: the argument that says so, and where it was said."""
+class AxisSetting:
+    """Key at one value, with its argument and its origin."""
 
     key: str
     value: Any
@@ -28,16 +28,16 @@ class Setting:
 
     @property
     def element(self) -> str:
-        """What stands before the equals sign."""
+        """Part of the argument before the equals sign."""
         return self.text.partition("=")[0]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Keys that change together, and their values: one tuple of settings a member."""
+    """Keys that change together, with one tuple of settings per member."""
 
     keys: tuple[str, ...]
-    members: tuple[tuple[Setting, ...], ...]
+    members: tuple[tuple[AxisSetting, ...], ...]
     log: bool = False
     where: str = ""
 
@@ -53,12 +53,12 @@ class Axis:
         return bool(step) and all(math.isclose(b - a, step, rel_tol=1e-6) for a, b in itertools.pairwise(values))
 
     @property
-    def extremes(self) -> tuple[tuple[Setting, ...], ...]:
-        """What stands for all of it: both ends of numbers on a scale, else each member."""
+    def extremes(self) -> tuple[tuple[AxisSetting, ...], ...]:
+        """Both ends of evenly spaced or log-scaled numbers; else every member."""
         return (self.members[0], self.members[-1]) if self.is_even or self.log else self.members
 
-    def draw(self, u: float) -> tuple[Setting, ...]:
-        """The member at `u` in [0, 1); of numbers on a logarithmic scale the one that is nearest there."""
+    def draw(self, u: float) -> tuple[AxisSetting, ...]:
+        """Return the member at `u` in [0, 1); on a log scale, the member nearest to that position."""
         if not self.log:
             return self.members[int(u * len(self.members))]
         values = [math.log(member[0].value) for member in self.members]
@@ -68,7 +68,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Interval:
-    """A number from `low` up to, and without, `high`."""
+    """Interval of numbers from `low`, included, to `high`, excluded."""
 
     key: str
     element: str
@@ -80,20 +80,20 @@ class Interval:
 
     @property
     def keys(self) -> tuple[str]:
-        """The one key."""
+        """Tuple of the one key."""
         return (self.key,)
 
     @property
-    def extremes(self) -> tuple[tuple[Setting], ...]:
-        """Both ends; of integers those that are drawn."""
+    def extremes(self) -> tuple[tuple[AxisSetting], ...]:
+        """Both ends; of integers, `high - 1` in place of `high`."""
         return (self.at(self.low),), (self.at(self.high - 1 if self.integer else self.high),)
 
-    def at(self, value: float) -> Setting:
-        """The key at this value."""
-        return Setting(self.key, value, f"{self.element}={value}", self.where)
+    def at(self, value: float) -> AxisSetting:
+        """Return the setting of the key at this value."""
+        return AxisSetting(self.key, value, f"{self.element}={value}", self.where)
 
-    def draw(self, u: float) -> tuple[Setting]:
-        """The value at `u` in [0, 1), to four digits of the interval's width, so that it can be read and typed."""
+    def draw(self, u: float) -> tuple[AxisSetting]:
+        """Return the setting at `u` in [0, 1), rounded to four digits of the interval's width."""
         if self.log:
             value = math.exp(math.log(self.low) + u * (math.log(self.high) - math.log(self.low)))
             places = 3 - math.floor(math.log10(min(value, value * math.log(self.high / self.low))))
@@ -105,7 +105,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Point:
-    """One job of a sweep.
+    """Point of a sweep: the arguments of one job.
 
     Attributes:
         overrides: its arguments in order, those that all jobs share included: a run with them is this job alone.
@@ -122,7 +122,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Space:
-    """All that a sweep goes over.
+    """Space of a sweep: fixed settings, axes, seeds and the number of random draws.
 
     Attributes:
         fixed: what all jobs share.
@@ -133,7 +133,7 @@ class Space:
         order: element -> its position among the arguments.
     """
 
-    fixed: tuple[Setting, ...]
+    fixed: tuple[AxisSetting, ...]
     axes: tuple[Axis | Interval, ...]
     seeds: Axis | None = None
     random: int | None = None
@@ -147,13 +147,13 @@ class Space:
         return tuple(dict.fromkeys(key for axis in axes for key in axis.keys))
 
     def points(self) -> Iterator[Point]:
-        """Every point; of a grid in the order of Hydra's basic sweeper: the last axis changes fastest."""
+        """Yield every point; in a grid the last axis changes fastest, as in Hydra's basic sweeper."""
         for chosen in self.combinations():
             for replicate in self.seeds.members if self.seeds else [()]:
                 yield self.point([*itertools.chain(*chosen), *replicate])
 
     def corners(self, chooses_group: Callable[[str], bool]) -> Iterator[Point]:
-        """Points in which every choice and every end occurs: choices of groups with each other, values one at a time.
+        """Yield points that combine all group choices, and vary the extremes of values one at a time.
 
         Where groups have more than MAX_CORNERS combinations, they too one at a time.
         """
@@ -169,8 +169,8 @@ class Space:
             for other in members[1:] if i not in groups else ():
                 yield self.point(itertools.chain(*first[:i], other, *first[i + 1 :]))
 
-    def point(self, settings: Iterable[Setting]) -> Point:
-        """The point of these settings, with what all jobs share."""
+    def point(self, settings: Iterable[AxisSetting]) -> Point:
+        """Make the point of these settings and the fixed ones."""
         swept = list(settings)
         last = len(self.order)
         ordered = sorted([*self.fixed, *swept], key=lambda setting: self.order.get(setting.element, last))
@@ -181,8 +181,8 @@ class Space:
             {setting.text: setting.where for setting in ordered if setting.where},
         )
 
-    def combinations(self) -> Iterator[tuple[tuple[Setting, ...], ...]]:
-        """A member of each axis; of drawn ones fewer than `random` where there are no more different ones."""
+    def combinations(self) -> Iterator[tuple[tuple[AxisSetting, ...], ...]]:
+        """Yield a member per axis; random draws end early if there are no more distinct ones."""
         if self.random is None:
             yield from itertools.product(*(axis.members for axis in self.axes if isinstance(axis, Axis)))
             return
@@ -191,7 +191,7 @@ class Space:
         for number in itertools.count():
             if len(seen) == self.random or in_vain > IN_VAIN * (len(seen) + 100):
                 return
-            chosen = tuple(axis.draw(uniform(self.random_seed, axis.keys, number)) for axis in self.axes)
+            chosen = tuple(axis.draw(draw_uniform(self.random_seed, axis.keys, number)) for axis in self.axes)
             texts = tuple(setting.text for member in chosen for setting in member)
             in_vain += 1
             if texts not in seen:
@@ -200,7 +200,7 @@ class Space:
                 yield chosen
 
 
-def uniform(seed: int, keys: Sequence[str], number: int) -> float:
-    """A number in [0, 1) that depends on nothing else: more points, or another key, leave the others as they are."""
+def draw_uniform(seed: int, keys: Sequence[str], number: int) -> float:
+    """Draw a number in [0, 1) from seed, keys and number alone, independent of all other draws."""
     digest = hashlib.blake2b(f"{seed} {' '.join(keys)} {number}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53

@@ -1,4 +1,4 @@
-"""A file of points (`sweep.points=FILE`): one mapping of keys to values a job, each with its line."""
+"""Point file (`sweep.points=FILE`): one mapping of keys to values per job, each with its line."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 
 from runner.config import document
-from runner.config.suggestions import did_you_mean, nearest
+from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import Mistake
 
 # A key of a config or of a group (with its package), as Hydra takes it.
@@ -27,32 +27,32 @@ _NO_WORDS = {"null", "true", "false", "nan", "inf"}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One point: key and argument of each setting, and its `file:line`."""
+class PointRow:
+    """Point of a file: key and argument of each setting, and its `file:line`."""
 
     where: str
     arguments: tuple[tuple[str, str], ...]
 
 
-def read(path: Path, name: str, where: str) -> tuple[list[Row], list[Mistake]]:
-    """The points of a file and what is wrong with it.
+def read(path: Path, name: str, where: str) -> tuple[list[PointRow], list[Mistake]]:
+    """Read the points of a file; return them and the mistakes of the file.
 
     Args:
         path: a list of mappings in YAML, a CSV table with the keys in its first line, or one JSON object a line.
         name: how the file was named.
         where: who named it.
     """
-    readers: dict[str, Callable[[Path, str, _Rows], None]] = {
-        ".yaml": _yaml, ".yml": _yaml, ".csv": _csv, ".jsonl": _jsonl,
+    readers: dict[str, Callable[[Path, str, _PointRows], None]] = {
+        ".yaml": _read_yaml, ".yml": _read_yaml, ".csv": _read_csv, ".jsonl": _read_jsonl,
     }  # fmt: skip
     if path.suffix.lower() not in readers or not path.is_file():
         is_known = path.suffix.lower() in readers
         rule = "must be an existing file" if is_known else f"must be a file that ends in {', '.join(readers)}"
         beside = [file.name for file in path.parent.glob("*") if file.suffix.lower() in readers and file.is_file()]
-        near = nearest(path.name, beside)
+        near = find_nearest(path.name, beside)
         right = str(Path(name).with_name(near)) if near else ""
-        return [], [Mistake("sweep.points", rule, name, where, did_you_mean(right), right)]
-    rows = _Rows(name)
+        return [], [Mistake("sweep.points", rule, name, where, format_suggestion(right), right)]
+    rows = _PointRows(name)
     try:
         readers[path.suffix.lower()](path, name, rows)
     except UnicodeDecodeError as error:
@@ -65,12 +65,12 @@ def read(path: Path, name: str, where: str) -> tuple[list[Row], list[Mistake]]:
     return rows.rows, rows.mistakes
 
 
-class _Rows:
-    """What has been read, and what was wrong."""
+class _PointRows:
+    """Points read so far, and the mistakes found."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.rows: list[Row] = []
+        self.rows: list[PointRow] = []
         self.mistakes: list[Mistake] = []
 
     def wrong(self, rule: str, line: int, key: str = "") -> None:
@@ -86,10 +86,10 @@ class _Rows:
         for key in twice:
             self.wrong("is set twice by one point", line, key)
         if arguments and not bad and not twice:
-            self.rows.append(Row(f"{self.name}:{line}", tuple(arguments)))
+            self.rows.append(PointRow(f"{self.name}:{line}", tuple(arguments)))
 
 
-def _yaml(path: Path, _name: str, rows: _Rows) -> None:
+def _read_yaml(path: Path, _name: str, rows: _PointRows) -> None:
     loaded = document.load(path, items=True)
     if loaded.mistake is not None:
         line = int(loaded.mistake.where.rpartition(":")[2])
@@ -99,29 +99,29 @@ def _yaml(path: Path, _name: str, rows: _Rows) -> None:
         found = document.find(loaded.root, (index,))
         line = found[0] if found else 1
         if isinstance(item, dict):
-            rows.add(list(_flat(item)), line)
+            rows.add(list(_flatten(item)), line)
         else:
             rows.wrong("has a point that is no mapping of keys to values", line)
 
 
-def _jsonl(path: Path, _name: str, rows: _Rows) -> None:
+def _read_jsonl(path: Path, _name: str, rows: _PointRows) -> None:
     with path.open(encoding="utf-8-sig") as file:
         for line, said in enumerate(file, 1):
             if not said.strip():
                 continue
             try:
-                item = json.loads(said, object_pairs_hook=_once)
+                item = json.loads(said, object_pairs_hook=_refuse_duplicates)
             except (ValueError, RecursionError) as error:
                 problem = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else error
                 rows.wrong(f"cannot be read as JSON: {problem}", line)
                 continue
             if isinstance(item, dict):
-                rows.add(list(_flat(item)), line)
+                rows.add(list(_flatten(item)), line)
             else:
                 rows.wrong("has a point that is no object of keys and values", line)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     seen = dict(pairs)
     if len(seen) < len(pairs):
         names = [name for name, _ in pairs]
@@ -129,7 +129,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return seen
 
 
-def _csv(path: Path, _name: str, rows: _Rows) -> None:
+def _read_csv(path: Path, _name: str, rows: _PointRows) -> None:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, skipinitialspace=True, strict=True)
         header: list[str] = []
@@ -138,19 +138,19 @@ def _csv(path: Path, _name: str, rows: _Rows) -> None:
             for cells in reader:
                 if not header and cells:
                     header = [cell.strip() for cell in cells]
-                    if not _good_header(header, line, rows):
+                    if not _check_header(header, line, rows):
                         return
                 elif len(cells) > len(header) or (cells and len(cells) < len(header)):
                     rows.wrong(f"has {len(cells)} cells where the first line has {len(header)}", line)
                 elif cells:
                     pairs = zip(header, map(str.strip, cells), strict=True)
-                    rows.add([(key, f"{key}={_cell(cell)}") for key, cell in pairs if cell], line)
+                    rows.add([(key, f"{key}={_quote_cell(cell)}") for key, cell in pairs if cell], line)
                 line = reader.line_num + 1
         except csv.Error as error:
             rows.wrong(f"cannot be read as CSV: {error}", reader.line_num)
 
 
-def _good_header(header: list[str], line: int, rows: _Rows) -> bool:
+def _check_header(header: list[str], line: int, rows: _PointRows) -> bool:
     before, bare = len(rows.mistakes), [key.lstrip("+") for key in header]
     for key in dict.fromkeys(header):
         if not re.fullmatch(_KEY, key):
@@ -161,8 +161,8 @@ def _good_header(header: list[str], line: int, rows: _Rows) -> bool:
     return len(rows.mistakes) == before
 
 
-def _cell(cell: str) -> str:
-    """A cell as it would be typed after `key=`; what Hydra's grammar takes for several values is one text."""
+def _quote_cell(cell: str) -> str:
+    """Quote a CSV cell as a typed value; a cell that Hydra would take for several is one string."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -171,29 +171,29 @@ def _cell(cell: str) -> str:
     try:
         override = OverridesParser.create().parse_override(f"key={cell}")
     except HydraException:
-        return text(cell)
-    return text(cell) if override.is_sweep_override() else cell
+        return format_value(cell)
+    return format_value(cell) if override.is_sweep_override() else cell
 
 
-def _flat(item: dict[Any, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """Arguments of a nested mapping; its keys may be dotted too."""
+def _flatten(item: dict[Any, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the arguments of a nested mapping, whose keys may be dotted."""
     for name, value in item.items():
         key = f"{above}{name}"
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{key}.")
+            yield from _flatten(value, f"{key}.")
         else:
-            yield key, f"{key}={text(value)}"
+            yield key, f"{key}={format_value(value)}"
 
 
-def text(value: Any) -> str:
-    """A plain value in Hydra's grammar."""
+def format_value(value: Any) -> str:
+    """Format a plain value in Hydra's grammar."""
     if isinstance(value, str):
         plain = re.fullmatch(_WORD, value, re.ASCII) and value.lower() not in _NO_WORDS
         return value if plain else QuotedString(value, Quote.single).with_quotes()
     if isinstance(value, list):
-        return f"[{','.join(map(text, value))}]"
+        return f"[{','.join(map(format_value, value))}]"
     if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{text(inner)}' for key, inner in value.items())}}}"
+        return f"{{{','.join(f'{key}:{format_value(inner)}' for key, inner in value.items())}}}"
     if isinstance(value, float) and not math.isfinite(value):
         return {True: "inf", False: "-inf"}[value > 0] if not math.isnan(value) else "nan"
     return str(Override._get_value_element_as_str(value))  # noqa: SLF001  Hydra's own way to write a value

@@ -1,4 +1,4 @@
-"""All jobs of a sweep, composed before the first starts."""
+"""Request for a sweep: its settings, base config and space, and its composed jobs."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,29 +16,29 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.check.check import Check
 from runner.config.check.rules import sweep
-from runner.config.hydra_loader import Composed, Loader
+from runner.config.hydra_loader import Composed, ConfigLoader
 from runner.config.schema import Sweep
 from runner.core.errors import ConfigError, Mistake
-from runner.sweep.launcher import OURS, chosen, launcher
-from runner.sweep.space.axes import Point, Setting, Space
+from runner.sweep.launcher import OURS, get_launcher_name, read_launcher
+from runner.sweep.space.axes import AxisSetting, Point, Space
 from runner.sweep.space.parse import make_space
 
 
 @dataclass(frozen=True)
-class Job:
-    """One job: its point and what it is composed to, as a run with the point's arguments alone would be."""
+class ComposedJob:
+    """Point and its composed config, equal to that of a run with the point's arguments."""
 
     point: Point
     composed: Composed
 
 
-def jobs(overrides: Sequence[str], cwd: Path) -> Iterator[Job]:
-    """Each job of a sweep. Raises ConfigError as `plan` does."""
-    return plan(overrides, cwd).jobs()
+def compose_jobs(overrides: Sequence[str], cwd: Path) -> Iterator[ComposedJob]:
+    """Yield each job of a sweep; raise ConfigError as `make_request` does."""
+    return make_request(overrides, cwd).jobs()
 
 
-def notes(jobs: Iterable[Composed]) -> list[str]:
-    """The notes of these jobs, each once; those that differ in values alone have the same."""
+def collect_notes(jobs: Iterable[Composed]) -> list[str]:
+    """Collect the distinct notes of jobs, from one job per set of choices and targets."""
     distinct: dict[Any, Composed] = {}
     for job in jobs:
         targets = tuple(text for text in job.overrides if "_target_" in text)
@@ -46,8 +46,8 @@ def notes(jobs: Iterable[Composed]) -> list[str]:
     return list(dict.fromkeys(note for job in distinct.values() for note in job.notes))
 
 
-def plan(overrides: Sequence[str], cwd: Path, trust: Sequence[str] = ()) -> "Plan":
-    """A sweep from its command line.
+def make_request(overrides: Sequence[str], cwd: Path, trust: Sequence[str] = ()) -> "SweepRequest":
+    """Make the request for a sweep from its command line.
 
     Args:
         overrides: the arguments of `-m`.
@@ -57,7 +57,7 @@ def plan(overrides: Sequence[str], cwd: Path, trust: Sequence[str] = ()) -> "Pla
     Raises:
         ConfigError: the sweep itself cannot be composed, or cannot be enumerated.
     """
-    loader = _Parsing(cwd)
+    loader = _CachedLoader(cwd)
     whole = loader.collect(list(overrides), RunMode.MULTIRUN)
     checked = Check(whole, tuple(trust))
     settings = checked.config.sweep  # a wrong key has its default
@@ -74,7 +74,7 @@ def plan(overrides: Sequence[str], cwd: Path, trust: Sequence[str] = ()) -> "Pla
     try:
         space = make_space(
             loader.parse,
-            _arguments(loader, whole, overrides),
+            _collect_arguments(loader, whole, overrides),
             settings,
             lambda key: whole.layers.blame(tuple(key.split("."))),
             cwd,
@@ -89,27 +89,27 @@ def plan(overrides: Sequence[str], cwd: Path, trust: Sequence[str] = ()) -> "Pla
         mistakes += error.mistakes
     if searched:
         mistakes += checked.of_the_sweep()
-    if chosen(whole) in OURS:
+    if get_launcher_name(whole) in OURS:
         try:
-            launcher(whole)
+            read_launcher(whole)
         except ConfigError as error:
             mistakes += error.mistakes
     if mistakes:
         said = {mistake.where for mistake in whole.mistakes}
         raise ConfigError([*whole.mistakes, *(m for m in mistakes if m.where not in said)])
-    return Plan(settings, whole, space, loader)
+    return SweepRequest(settings, whole, space, loader)
 
 
-def _arguments(loader: "_Parsing", whole: Composed, overrides: Sequence[str]) -> list[tuple[str, str]]:
-    """The arguments of the jobs, each with its place: first those of the config, then those of the command line."""
+def _collect_arguments(loader: "_CachedLoader", whole: Composed, overrides: Sequence[str]) -> list[tuple[str, str]]:
+    """Collect the jobs' arguments with their origins: the config's, then the command line's."""
     params = OmegaConf.select(whole.hydra, "sweeper.params") or {}
     places = {key: whole.layers.origin(("hydra", "sweeper", "params", key)) for key in params}
     given = [(f"{key}={value}", places[key]) for key, value in params.items()]
     return [*given, *((text, "") for text in overrides if not _is_of_the_sweep(loader, whole, text))]
 
 
-def _is_of_the_sweep(loader: "_Parsing", whole: Composed, text: str) -> bool:
-    """Whether an argument says how to sweep, and no job needs it."""
+def _is_of_the_sweep(loader: "_CachedLoader", whole: Composed, text: str) -> bool:
+    """Return whether an argument configures the sweep as a whole and no job needs it."""
     try:
         override = loader.parse(text)
     except HydraException:
@@ -121,8 +121,8 @@ def _is_of_the_sweep(loader: "_Parsing", whole: Composed, text: str) -> bool:
 
 
 @dataclass
-class Plan:
-    """A sweep as it was asked for.
+class SweepRequest:
+    """Request for a sweep.
 
     Attributes:
         settings: how to sweep.
@@ -133,39 +133,41 @@ class Plan:
     settings: Sweep
     base: Composed
     space: Space
-    _loader: "_Parsing"
+    _loader: "_CachedLoader"
     _composed: dict[tuple[str, ...], Composed] = field(default_factory=dict)
     _known: dict[tuple[str, ...], Point] = field(default_factory=dict)
 
     def points(self) -> Iterator[Point]:
-        """Each point, in order."""
+        """Yield each point, in order."""
         for point in self.space.points():
             self._known.setdefault(point.own, point)  # of two rows that say the same the first has its place
             yield point
 
-    def jobs(self) -> Iterator[Job]:
-        """Each job, in order."""
+    def jobs(self) -> Iterator[ComposedJob]:
+        """Yield each job, in order."""
         return map(self.job, self.points())
 
     def point(self, own: Sequence[str]) -> Point:
-        """The point of arguments of its own: one of `points`, or one that a search made up."""
+        """Return the point of its own arguments: a listed one, or one proposed by a search."""
         if tuple(own) in self._known:
             return self._known[tuple(own)]
         parsed = [(self._loader.parse(text), text) for text in own]
-        return self.space.point([Setting(override.key_or_group, override.value(), text) for override, text in parsed])
+        return self.space.point(
+            [AxisSetting(override.key_or_group, override.value(), text) for override, text in parsed]
+        )
 
     @property
     def is_search(self) -> bool:
-        """Whether a sampler chooses the points, so that they are not known before."""
+        """Whether a sampler chooses the points."""
         return self.settings.search.sampler is not None
 
-    def to_be_checked(self) -> Iterator[Job]:
-        """What is looked at before the first job starts: each job, or of a search those at the corners of its space."""
+    def to_be_checked(self) -> Iterator[ComposedJob]:
+        """Yield the jobs to check before the first starts: all, or the corners of a search space."""
         points = self.space.corners(self._loader.chooses_group) if self.is_search else self.space.points()
         return map(self.job, points)
 
-    def job(self, point: Point) -> Job:
-        """A point, composed.
+    def job(self, point: Point) -> ComposedJob:
+        """Compose the job of a point.
 
         What all jobs share and the choices of groups are composed once; values are set in copies of that.
         """
@@ -194,7 +196,7 @@ class Plan:
         return frozenset(setting.text for setting in self.space.fixed)
 
     def _needs_composition(self, text: str) -> bool:
-        """Whether a value cannot just be set last: it is a mapping, it points elsewhere, or an argument overlaps it."""
+        """Return whether a value needs composition: deletion, mapping, interpolation or overlapping keys."""
         override = self._loader.parse(text)
         key = override.key_or_group
         return (
@@ -205,19 +207,19 @@ class Plan:
             or any(_overlap(key, other) for other in self.space.keys if other != key)
         )
 
-    def _finished(self, point: Point, composed: Composed) -> Job:
-        """Without what is of the sweep as a whole, and with each argument at its place."""
+    def _finished(self, point: Point, composed: Composed) -> ComposedJob:
+        """Return the job without the sweep's own config, and with the origin of each argument."""
         composed.unresolved["sweep"] = {}
         composed.choices = composed.choices | {"sweep": "default"}
-        return Job(point, composed.placed(point.places) if point.places else composed)
+        return ComposedJob(point, composed.placed(point.places) if point.places else composed)
 
 
 def _overlap(key: str, other: str) -> bool:
     return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
-class _Parsing(Loader):
-    """A loader that reads each argument once: a thousand points have few different ones."""
+class _CachedLoader(ConfigLoader):
+    """Loader that parses each argument once: a thousand points have few distinct ones."""
 
     def __init__(self, cwd: Path) -> None:
         super().__init__(cwd)
@@ -229,6 +231,6 @@ class _Parsing(Loader):
         return copy(self._read[text])  # whoever composes with it changes it
 
     def chooses_group(self, text: str) -> bool:
-        """Whether an argument chooses the option of a group."""
+        """Return whether an argument chooses the option of a group."""
         override = self.parse(text)
         return self.repository.group_exists(override.key_or_group) and not isinstance(override.value(), dict)

@@ -66,7 +66,7 @@ class Splitting(Accumulating):
         owners = [owner for owner in (self.model, self.loss) if isinstance(owner, nn.Module)]
         buffers = [(buffer, buffer.clone()) for owner in owners for buffer in owner.buffers()]
         parts = [part for part in (self.step,) if hasattr(part, "state_dict")]
-        return rng.state(), buffers, [(part, deepcopy(part.state_dict())) for part in parts]
+        return rng.get_state(), buffers, [(part, deepcopy(part.state_dict())) for part in parts]
 
     def _put_back(self, before: tuple[Any, ...]) -> None:
         generators, buffers, parts = before

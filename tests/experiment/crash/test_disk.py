@@ -54,7 +54,7 @@ class Recorder:
 
     def __init__(self, monkeypatch, folder):
         self.operations, self.folder = [], folder
-        real_init, real_fsync = files._Hashing.__init__, os.fsync
+        real_init, real_fsync = files._HashingWriter.__init__, os.fsync
         real_replace, real_link, real_unlink = Path.replace, Path.symlink_to, Path.unlink
 
         def init(writer, path):
@@ -82,7 +82,7 @@ class Recorder:
             real_unlink(path, *args, **kwargs)
             self.operations.append(("unlink", path.name, None))
 
-        monkeypatch.setattr(files._Hashing, "__init__", init)
+        monkeypatch.setattr(files._HashingWriter, "__init__", init)
         monkeypatch.setattr(os, "fsync", fsync)
         monkeypatch.setattr(Path, "replace", replace)
         monkeypatch.setattr(Path, "symlink_to", symlink_to)
@@ -241,7 +241,7 @@ def refuse_at(monkeypatch, number, error, calls):
     return count
 
 
-class Failing(files._Hashing):
+class Failing(files._HashingWriter):
     """The writer, each of its writes a call that may fail."""
 
     def write(self, data):
@@ -272,7 +272,7 @@ CALLS = [
 def count_calls(folder, monkeypatch):
     checkpoints = silent(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_Hashing", Failing)
+        patch.setattr(files, "_HashingWriter", Failing)
         count = refuse_at(patch, 10**9, 0, CALLS)
         save(checkpoints)
     return count[0]
@@ -289,7 +289,7 @@ def test_whatever_call_is_refused_the_previous_checkpoint_is_whole(three, tmp_pa
         shutil.copytree(three, folder, symlinks=True)
         checkpoints = silent(folder)
         with monkeypatch.context() as patch:
-            patch.setattr(files, "_Hashing", Failing)
+            patch.setattr(files, "_HashingWriter", Failing)
             refuse_at(patch, number, error, CALLS)
             try:
                 save(checkpoints)

@@ -5,40 +5,46 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from runner.config import schema
-from runner.config.check.rules.data import _downloads, _idle_without_data, _loader, _samples, _splits
-from runner.config.check.rules.log import _log
-from runner.config.check.rules.model import _shadowed, _shadowed_rules
-from runner.config.check.rules.rule import Finding, _idle
-from runner.config.check.rules.sweep import _search
+from runner.config.check.rules.data import (
+    check_downloads,
+    check_loader,
+    check_samples,
+    check_splits,
+    find_unused_without_data,
+)
+from runner.config.check.rules.log import check_log
+from runner.config.check.rules.model import find_shadowed_patterns, find_shadowed_rules
+from runner.config.check.rules.rule import Finding, find_unused_settings
+from runner.config.check.rules.sweep import check_search
 from runner.config.check.rules.train import (
-    _contradictions_in_training,
-    _idle_in_training,
-    _names,
-    _one_cycle,
-    _plateau,
-    _scheduler,
-    _several_processes,
-    too_long,
+    check_metric_names,
+    check_one_cycle,
+    check_plateau,
+    check_processes,
+    check_scheduler,
+    find_too_long,
+    find_training_contradictions,
+    find_unused_in_training,
 )
 from runner.config.schema import PROCESSES
 from runner.core.durations import Duration
 from runner.core.errors import Mistake
 
 
-def findings(config: schema.Config, choices: dict[str, str | None]) -> Iterator[Finding]:
-    """All that is wrong between the keys of a config."""
-    yield from _splits(config.dataset)
-    yield from _samples(config.dataset.sample)
-    yield from _downloads(config.dataset.downloads)
-    yield from _names(config)
-    yield from _contradictions(config)
-    yield from _search(config)
-    yield from _pretrained(config.pretrained)  # also where one only tries: the weights would be other ones
+def collect_findings(config: schema.Config, choices: dict[str, str | None]) -> Iterator[Finding]:
+    """Yield every finding of the rules between keys."""
+    yield from check_splits(config.dataset)
+    yield from check_samples(config.dataset.sample)
+    yield from check_downloads(config.dataset.downloads)
+    yield from check_metric_names(config)
+    yield from _find_contradictions(config)
+    yield from check_search(config)
+    yield from _check_pretrained(config.pretrained)  # also where one only tries: the weights would be other ones
     if Duration.parse(config.train.duration).amount and not choices.get("debug"):
-        yield from _without_effect(config)
+        yield from _find_unused(config)
 
 
-def _contradictions(config: schema.Config) -> Iterator[Finding]:
+def _find_contradictions(config: schema.Config) -> Iterator[Finding]:
     loader = config.loader
     if loader.sampler is not None and loader.batch_sampler is not None:
         yield Finding(
@@ -58,57 +64,67 @@ def _contradictions(config: schema.Config) -> Iterator[Finding]:
     if config.loader.in_memory is True and loader.collate_fn is not None:
         rule = "must not be true with a `loader.collate_fn`, which joins samples one by one"
         yield Finding(Mistake("loader.in_memory", rule, value=True, suggestion="auto"), ("loader.collate_fn",))
-    yield from _contradictions_in_training(config)
+    yield from find_training_contradictions(config)
     for name in config.dataset.evaluate:
         if name in ("train", "val", "test") or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             rule = "must be a name of its own (letters, digits, `_`, `-`, `.`; not train, val or test)"
             yield Finding(Mistake(f"dataset.evaluate.{name}", rule))
-    yield from _several_processes(config)
+    yield from check_processes(config)
     for name, rule_ in config.init.rules.items():
         if rule_ is not None and rule_.last and rule_.module is None and rule_.name is None:
             yield Finding(Mistake(f"init.rules.{name}.last", "needs a `module` or a `name` to choose from", value=True))
 
 
-def _without_effect(config: schema.Config) -> Iterator[Finding]:
+def _find_unused(config: schema.Config) -> Iterator[Finding]:
     chosen = config.dataset
     settings: tuple[str, ...]
-    yield from _loader(config.loader, config.device.type)
+    yield from check_loader(config.loader, config.device.type)
     if config.device.parallel not in PROCESSES:
-        yield from _idle("device", config.device, ("sync_batchnorm",), "in one process", "device.parallel")
+        yield from find_unused_settings(
+            "device", config.device, ("sync_batchnorm",), "in one process", "device.parallel"
+        )
     if config.device.parallel != "ddp":
         reason = "without device.parallel=ddp"
-        yield from _idle("device", config.device, ("find_unused_parameters",), reason, "device.parallel")
+        yield from find_unused_settings("device", config.device, ("find_unused_parameters",), reason, "device.parallel")
     if chosen.source is None:
         settings = ("val_fraction", "test_fraction", "split_seed", "stratify")
-        yield from _idle("dataset", chosen, settings, "without `dataset.source`", "dataset.source", "dataset.train")
+        yield from find_unused_settings(
+            "dataset", chosen, settings, "without `dataset.source`", "dataset.source", "dataset.train"
+        )
     elif not chosen.val_fraction and not chosen.test_fraction and chosen.folds is None:
         settings = ("split_seed", "stratify")
-        yield from _idle(
+        yield from find_unused_settings(
             "dataset", chosen, settings, "where nothing is split off", "dataset.val_fraction", "dataset.test_fraction"
         )
-    yield from _scheduler(config.scheduler)
-    yield from too_long(config)
-    yield from _plateau(config)
-    yield from _one_cycle(config)
+    yield from check_scheduler(config.scheduler)
+    yield from find_too_long(config)
+    yield from check_plateau(config)
+    yield from check_one_cycle(config)
     train = config.train
     if train.objective is None:
-        yield from _idle("train", train, ("mode",), "without `train.objective`", "train.objective")
+        yield from find_unused_settings("train", train, ("mode",), "without `train.objective`", "train.objective")
     if train.on_fault == "stop":
-        yield from _idle("train", train, ("max_faults",), "while `train.on_fault` is stop", "train.on_fault")
+        yield from find_unused_settings(
+            "train", train, ("max_faults",), "while `train.on_fault` is stop", "train.on_fault"
+        )
     if train.checkpoint_every is None:
-        yield from _idle("train", train, ("keep",), "while `train.checkpoint_every` is null", "train.checkpoint_every")
-    yield from _idle_in_training(config)
-    yield from _idle_without_data(config)
+        yield from find_unused_settings(
+            "train", train, ("keep",), "while `train.checkpoint_every` is null", "train.checkpoint_every"
+        )
+    yield from find_unused_in_training(config)
+    yield from find_unused_without_data(config)
     transform = config.transform
     if not any(node is not None for node in (*transform.train.values(), *transform.eval.values())):
-        yield from _idle("transform", transform, ("on",), "without transforms", "transform.train", "transform.eval")
-    yield from _log(config)
-    yield from _shadowed("freeze.params", config.freeze.params)
-    yield from _shadowed_rules(config.init.rules)
+        yield from find_unused_settings(
+            "transform", transform, ("on",), "without transforms", "transform.train", "transform.eval"
+        )
+    yield from check_log(config)
+    yield from find_shadowed_patterns("freeze.params", config.freeze.params)
+    yield from find_shadowed_rules(config.init.rules)
 
 
-def _pretrained(pretrained: schema.Pretrained) -> Iterator[Finding]:
-    """Weights that nothing would load, and a strategy without weights."""
+def _check_pretrained(pretrained: schema.Pretrained) -> Iterator[Finding]:
+    """Find `pretrained` settings without effect because `pretrained.strategy` is none."""
     if pretrained.strategy == "none":
         names = tuple(item.name for item in fields(pretrained) if item.name not in ("strategy", "path"))
         reason, key = "while `pretrained.strategy` is none", "pretrained.strategy"
@@ -117,4 +133,4 @@ def _pretrained(pretrained: schema.Pretrained) -> Iterator[Finding]:
             remedy = "`pretrained=full` loads every tensor; filtered, partial and layers load some"
             mistake = Mistake("pretrained.path", rule, pretrained.path, remedy=remedy, suggestion="null")
             yield Finding(mistake, (key,))
-        yield from _idle("pretrained", pretrained, names, reason, key)
+        yield from find_unused_settings("pretrained", pretrained, names, reason, key)

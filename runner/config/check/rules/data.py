@@ -1,13 +1,13 @@
-"""Rules for `dataset`, `transform` and `loader`: settings that contradict each other or have no effect."""
+"""Rules for `dataset`, `transform` and `loader`: contradictions and settings without effect."""
 
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 from runner.config import schema
-from runner.config.check.rules.rule import Finding, _idle
-from runner.config.parsing import yaml_text
-from runner.config.suggestions import did_you_mean, nearest
+from runner.config.check.rules.rule import Finding, find_unused_settings
+from runner.config.parsing import format_yaml
+from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import Mistake
 
 _DTYPES = (
@@ -26,7 +26,8 @@ _DTYPES = (
 )
 
 
-def _splits(dataset: schema.Dataset) -> Iterator[Finding]:
+def check_splits(dataset: schema.Dataset) -> Iterator[Finding]:
+    """Yield findings about the splits of `dataset` and the keys that make them."""
     given = [name for name in ("train", "val", "test") if getattr(dataset, name) is not None]
     if dataset.source is None and dataset.train is None and dataset.steps_per_epoch is None:
         rule = "must be given (or `dataset.source`, which is then split; a step without data has `dataset=none`)"
@@ -48,7 +49,8 @@ def _splits(dataset: schema.Dataset) -> Iterator[Finding]:
             yield Finding(Mistake(f"dataset.{name}_fraction", rule, fraction), (f"dataset.{name}",))
 
 
-def _downloads(downloads: dict[str, schema.Download | None]) -> Iterator[Finding]:
+def check_downloads(downloads: dict[str, schema.Download | None]) -> Iterator[Finding]:
+    """Yield findings about downloads that share a place or lie where a program would pick them up."""
     taken: dict[str, str] = {}
     for name, node in downloads.items():
         if node is None:
@@ -62,15 +64,15 @@ def _downloads(downloads: dict[str, schema.Download | None]) -> Iterator[Finding
         if node.unpack is None:
             limits = [item for item in fields(node) if item.name in ("members_limit", "size_limit", "ratio_limit")]
             for item in limits:
-                value, text = getattr(node, item.name), yaml_text(item.default)
+                value, text = getattr(node, item.name), format_yaml(item.default)
                 if value != item.default:
                     key, remedy = f"dataset.downloads.{name}.{item.name}", f"leave it at `{text}`"
                     rule = "has no effect without `unpack`"
                     yield Finding(Mistake(key, rule, value, remedy=remedy, suggestion=text))
 
 
-def _samples(sample: Any) -> Iterator[Finding]:
-    """Each member is a tensor (`shape`, `dtype`) or an image (`mode`, `size`)."""
+def check_samples(sample: Any) -> Iterator[Finding]:
+    """Check that each member is a tensor (`shape`, `dtype`) or an image (`mode`, `size`)."""
     members = {"dataset.sample": sample}
     if isinstance(sample, list | dict):
         pairs = sample.items() if isinstance(sample, dict) else enumerate(sample)
@@ -79,31 +81,36 @@ def _samples(sample: Any) -> Iterator[Finding]:
         if member is None:
             continue
         if member.dtype is not None and member.dtype not in _DTYPES:
-            right = nearest(member.dtype.removeprefix("torch."), _DTYPES)
+            right = find_nearest(member.dtype.removeprefix("torch."), _DTYPES)
             right = right or (member.dtype.removeprefix("torch.") if member.dtype[6:] in _DTYPES else "")
             rule = "must be the name of a dtype, such as float32"
-            yield Finding(Mistake(f"{key}.dtype", rule, member.dtype, remedy=did_you_mean(right), suggestion=right))
+            yield Finding(
+                Mistake(f"{key}.dtype", rule, member.dtype, remedy=format_suggestion(right), suggestion=right)
+            )
         if (member.shape is None) == (member.mode is None):
             rule = "must have either `shape` (of a tensor) or `mode` and `size` (of an image)"
             yield Finding(Mistake(key, rule), (key,))
 
 
-def _idle_without_data(config: schema.Config) -> Iterator[Finding]:
-    """Whatever makes batches, where there are none."""
+def find_unused_without_data(config: schema.Config) -> Iterator[Finding]:
+    """Find settings of batches that have no effect because `dataset.steps_per_epoch` means no data."""
     if config.dataset.steps_per_epoch is None:
         return
     reason, key = "without data (`dataset.steps_per_epoch`)", "dataset.steps_per_epoch"
     for owner, values in (("loader", config.loader), ("transform", config.transform)):
         names = tuple(item.name for item in fields(values) if item.name != "eval" or owner == "transform")
-        yield from _idle(owner, values, names, reason, key)
+        yield from find_unused_settings(owner, values, names, reason, key)
     if not config.dataset.evaluate and config.dataset.val is None and config.dataset.test is None:
-        yield from _idle("dataset", config.dataset, ("sample", "limit", "classes", "class_weights"), reason, key)
+        yield from find_unused_settings(
+            "dataset", config.dataset, ("sample", "limit", "classes", "class_weights"), reason, key
+        )
 
 
-def _loader(loader: schema.Loader, device: str) -> Iterator[Finding]:
+def check_loader(loader: schema.Loader, device: str) -> Iterator[Finding]:
+    """Yield findings about loader settings without effect, or against each other."""
     if loader.num_workers == 0 and not loader.eval.num_workers:
         settings = ("prefetch_factor", "persistent_workers", "multiprocessing_context", "worker_init_fn", "timeout")
-        yield from _idle(
+        yield from find_unused_settings(
             "loader",
             loader,
             settings,
@@ -113,6 +120,8 @@ def _loader(loader: schema.Loader, device: str) -> Iterator[Finding]:
         )
     if loader.num_workers or loader.in_memory is False or loader.collate_fn is not None:
         reason = "where samples do not stay in memory"
-        yield from _idle("loader", loader, ("in_memory_limit",), reason, "loader.num_workers", "loader.in_memory")
+        yield from find_unused_settings(
+            "loader", loader, ("in_memory_limit",), reason, "loader.num_workers", "loader.in_memory"
+        )
     if device in ("cpu", "mps"):
-        yield from _idle("loader", loader, ("pin_memory",), "without a CUDA device", "device.type")
+        yield from find_unused_settings("loader", loader, ("pin_memory",), "without a CUDA device", "device.type")

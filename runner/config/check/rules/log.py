@@ -1,15 +1,15 @@
-"""Rules for `log`: settings that contradict each other or have no effect."""
+"""Rules for `log`: contradictions and settings without effect."""
 
 from collections.abc import Iterator
 
 from runner.config import schema
-from runner.config.check.rules.rule import Finding, _idle
-from runner.config.check.rules.train import produced
+from runner.config.check.rules.rule import Finding, find_unused_settings
+from runner.config.check.rules.train import find_metric_names
 from runner.core.errors import Mistake
 
 
-def _out_of_sight(config: schema.Config) -> Iterator[Finding]:
-    """What cannot be looked at the way the model runs."""
+def _check_loggable(config: schema.Config) -> Iterator[Finding]:
+    """Find log settings that a compiled model or FSDP cannot provide."""
     device, off = config.device, []
     if device.compile:
         off = [("hooks", "`device.compile`: what is compiled calls no hooks", "device.compile")]
@@ -22,18 +22,19 @@ def _out_of_sight(config: schema.Config) -> Iterator[Finding]:
             yield Finding(Mistake(f"log.{name}", f"must be off with {why}", value), (key,))
 
 
-def _log(config: schema.Config) -> Iterator[Finding]:
+def check_log(config: schema.Config) -> Iterator[Finding]:
+    """Yield findings about log settings without effect."""
     log = config.log
     evaluations = ("images", "confusion_matrix", "pr_curves", "embeddings")
     if not log.tensorboard:
-        yield from _idle(
+        yield from find_unused_settings(
             "log", log, ("histograms", "graph", *evaluations), "while `log.tensorboard` is false", "log.tensorboard"
         )
-    elif all(name.startswith("train/") for name in produced(config)[0]) and config.dataset.test is None:
-        yield from _idle("log", log, evaluations, "without a val or test split", "dataset")
-    yield from _out_of_sight(config)
+    elif all(name.startswith("train/") for name in find_metric_names(config)[0]) and config.dataset.test is None:
+        yield from find_unused_settings("log", log, evaluations, "without a val or test split", "dataset")
+    yield from _check_loggable(config)
     if not log.mfu:
-        yield from _idle("log", log, ("peak_flops",), "while `log.mfu` is false", "log.mfu")
+        yield from find_unused_settings("log", log, ("peak_flops",), "while `log.mfu` is false", "log.mfu")
     for name, hook in log.hooks.items():
         if hook is not None and not hook.forward and not hook.backward:
             rule = "needs statistics to log: `forward` of the outputs, `backward` of their gradients, or both"

@@ -1,4 +1,4 @@
-"""Rules for `init` and `param_groups`: a rule that an earlier one hides."""
+"""Rules for `init` and `freeze`: rules and patterns that an earlier one shadows."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,8 @@ from runner.config.check.rules.rule import Finding
 from runner.core.errors import Mistake
 
 
-def _shadowed(key: str, patterns: list[Any]) -> Iterator[Finding]:
+def find_shadowed_patterns(key: str, patterns: list[Any]) -> Iterator[Finding]:
+    """Yield a finding for each pattern that an earlier one hides."""
     for index, pattern in enumerate(patterns):
         earlier = next((i for i, other in enumerate(patterns[:index]) if other in (pattern, ".*")), None)
         if earlier is not None:
@@ -16,8 +17,8 @@ def _shadowed(key: str, patterns: list[Any]) -> Iterator[Finding]:
             yield Finding(Mistake(f"{key}.{index}", rule, pattern, remedy="leave it out"), (f"{key}.{earlier}",))
 
 
-def _shadowed_rules(rules: dict[str, schema.InitRule | None]) -> Iterator[Finding]:
-    """A rule all of whose tensors an earlier rule sets for every module that it can match."""
+def find_shadowed_rules(rules: dict[str, schema.InitRule | None]) -> Iterator[Finding]:
+    """Find init rules whose tensors an earlier rule sets for every module that could match."""
     seen: list[tuple[str, schema.InitRule]] = []
     for name, rule in rules.items():
         if rule is None:

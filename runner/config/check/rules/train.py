@@ -1,12 +1,12 @@
-"""Rules for `optimizer`, `scheduler`, `train` and `device`: contradictions and settings without effect."""
+"""Rules for `optimizer`, `scheduler`, `train` and `device`: contradictions, unused settings."""
 
 import math
 from collections.abc import Iterator
 
 from runner.config import schema
-from runner.config.check.rules.rule import MINIMISE, SUPERVISED, Finding, _idle
+from runner.config.check.rules.rule import MINIMISE, SUPERVISED, Finding, find_unused_settings
 from runner.config.schema import PROCESSES
-from runner.config.suggestions import did_you_mean, nearest
+from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.durations import Duration, is_duration
 from runner.core.errors import Mistake
 
@@ -16,8 +16,8 @@ PLATEAU = "ReduceLROnPlateau"
 CUDA_GRAPHED = ("reduce-overhead", "max-autotune")  # torch.compile's modes that capture CUDA graphs
 
 
-def produced(config: schema.Config) -> tuple[list[str], list[str]]:
-    """The names `<split>/<metric>` that training produces, and prefixes of those that a metric makes up itself."""
+def find_metric_names(config: schema.Config) -> tuple[list[str], list[str]]:
+    """Return the metric names `<split>/<metric>` of training, and the prefixes of open-ended ones."""
     splits = ["train"]
     if config.dataset.val is not None or (
         config.dataset.source is not None and (config.dataset.val_fraction > 0 or config.dataset.folds is not None)
@@ -35,21 +35,22 @@ def produced(config: schema.Config) -> tuple[list[str], list[str]]:
     return names, prefixes
 
 
-def _names(config: schema.Config) -> Iterator[Finding]:
-    names, prefixes = produced(config)
+def check_metric_names(config: schema.Config) -> Iterator[Finding]:
+    """Yield findings about metric names that no line of the log has."""
+    names, prefixes = find_metric_names(config)
     uses = {"train.objective": config.train.objective}
     if PLATEAU in (config.scheduler._target_ or ""):
         uses["scheduler.monitor"] = config.scheduler.monitor
         if config.scheduler.monitor is None:
             rule = f"must be given: {PLATEAU} waits for a metric"
-            yield Finding(Mistake("scheduler.monitor", rule, remedy=did_you_mean(names[0]), suggestion=names[0]))
+            yield Finding(Mistake("scheduler.monitor", rule, remedy=format_suggestion(names[0]), suggestion=names[0]))
     for key, name in uses.items():
         if name is None or name in names or name.startswith(tuple(prefixes)):
             continue
         if config.step["_target_"] != SUPERVISED and any(name.startswith(known.split("/")[0] + "/") for known in names):
             continue  # perhaps a field of its own, which the preflight will see
         bare = next((known for known in names if known.partition("/")[2] == name), "")
-        right = bare or nearest(name, names) or nearest(name.replace("_", "/", 1), [*names, ""])
+        right = bare or find_nearest(name, names) or find_nearest(name.replace("_", "/", 1), [*names, ""])
         if not right and "/" in name:
             right = next((known for known in names if known.partition("/")[2] == name.partition("/")[2]), "")
         if name.replace("_", "/", 1) in names:
@@ -57,10 +58,11 @@ def _names(config: schema.Config) -> Iterator[Finding]:
         rule = f"must be one of {', '.join(f'`{known}`' for known in names)}: nothing else is produced while training"
         only_the_split = name.partition("/")[2] in {known.partition("/")[2] for known in names}
         follows_from = ("metrics", "dataset") if only_the_split else ("metrics",)
-        yield Finding(Mistake(key, rule, name, remedy=did_you_mean(right), suggestion=right), follows_from)
+        yield Finding(Mistake(key, rule, name, remedy=format_suggestion(right), suggestion=right), follows_from)
 
 
-def _several_processes(config: schema.Config) -> Iterator[Finding]:
+def check_processes(config: schema.Config) -> Iterator[Finding]:
+    """Yield findings about settings that training on several processes cannot have."""
     device = config.device
     if device.parallel in PROCESSES:
         if device.type.startswith("cuda:"):
@@ -79,7 +81,7 @@ def _several_processes(config: schema.Config) -> Iterator[Finding]:
         yield Finding(Mistake("device.type", rule, device.type, suggestion="cuda"), ("device.parallel",))
 
 
-def _several_processes_cannot(config: schema.Config) -> Iterator[Finding]:
+def _check_process_limits(config: schema.Config) -> Iterator[Finding]:
     device = config.device
     if device.parallel not in PROCESSES:
         return
@@ -96,7 +98,8 @@ def _several_processes_cannot(config: schema.Config) -> Iterator[Finding]:
         yield Finding(Mistake("train.split_on_oom", rule, value=True, suggestion="false"), ("device.parallel",))
 
 
-def _contradictions_in_training(config: schema.Config) -> Iterator[Finding]:
+def find_training_contradictions(config: schema.Config) -> Iterator[Finding]:
+    """Yield findings about settings of training that contradict each other."""
     device, train, step = config.device, config.train, config.step.get("_target_")
     if device.compile in CUDA_GRAPHED and train.accumulate > 1:
         rule = "must not stand beside `train.accumulate`: its CUDA graphs lose gradients then (pytorch#169545)"
@@ -108,7 +111,7 @@ def _contradictions_in_training(config: schema.Config) -> Iterator[Finding]:
         remedy = "let the model give logits, and take torch.nn.BCEWithLogitsLoss"
         if device.type != "cpu":
             yield Finding(Mistake("loss._target_", rule, loss, remedy=remedy), ("device.precision", "loss"))
-    yield from _several_processes_cannot(config)
+    yield from _check_process_limits(config)
     if config.dataset.steps_per_epoch is not None and step == SUPERVISED:
         rule = "needs data, and `dataset.steps_per_epoch` says that there is none"
         yield Finding(Mistake("step._target_", rule, step), ("dataset.steps_per_epoch", "step"))
@@ -122,16 +125,18 @@ def _contradictions_in_training(config: schema.Config) -> Iterator[Finding]:
             yield Finding(Mistake(f"param_groups.{label}", rule), ("optimizer",))
 
 
-def _idle_in_training(config: schema.Config) -> Iterator[Finding]:
-    """Settings of `train` that need another one, or something to evaluate."""
+def find_unused_in_training(config: schema.Config) -> Iterator[Finding]:
+    """Find settings of `train`, `device` and `loss` without effect because of another key."""
     train = config.train
     if train.ema is None:
-        yield from _idle("train", train, ("ema_every",), "without `train.ema`", "train.ema")
+        yield from find_unused_settings("train", train, ("ema_every",), "without `train.ema`", "train.ema")
     if train.evaluate_every is None:
         reason = "while `train.evaluate_every` is null: there is one evaluation, at the end"
-        yield from _idle("train", train, ("early_stop",), reason, "train.evaluate_every")
-    if all(name.startswith("train/") for name in produced(config)[0]):
-        yield from _idle("train", train, ("evaluate_at_start",), "without anything to evaluate", "dataset")
+        yield from find_unused_settings("train", train, ("early_stop",), reason, "train.evaluate_every")
+    if all(name.startswith("train/") for name in find_metric_names(config)[0]):
+        yield from find_unused_settings(
+            "train", train, ("evaluate_at_start",), "without anything to evaluate", "dataset"
+        )
 
     if config.device.compile == "reduce-overhead" and config.device.type in ("cpu", "mps"):
         rule = "has no effect without a CUDA device: it is `true` with CUDA graphs"
@@ -142,8 +147,8 @@ def _idle_in_training(config: schema.Config) -> Iterator[Finding]:
         yield Finding(Mistake("loss._target_", rule, config.loss.get("_target_"), remedy="take `loss=none`"), ("step",))
 
 
-def too_long(config: schema.Config, steps_per_epoch: int | None = None) -> Iterator[Finding]:
-    """What would come true only when the run is over; steps and epochs compare where the epoch's length is known."""
+def find_too_long(config: schema.Config, steps_per_epoch: int | None = None) -> Iterator[Finding]:
+    """Find a warmup or freeze as long as the run; `steps_per_epoch` lets steps compare with epochs."""
     run = Duration.parse(config.train.duration)
     known = "" if steps_per_epoch is None else f" ({run.steps(steps_per_epoch):,} steps)"
     rule = f"must be shorter than the run, whose train.duration is {config.train.duration}{known}"
@@ -155,21 +160,21 @@ def too_long(config: schema.Config, steps_per_epoch: int | None = None) -> Itera
             yield Finding(Mistake(key, rule, value, remedy=remedy), ("train.duration",))
 
 
-def _plateau(config: schema.Config) -> Iterator[Finding]:
-    """A plateau is asked after the evaluations that are due, the one at the end aside."""
+def check_plateau(config: schema.Config) -> Iterator[Finding]:
+    """Check that ReduceLROnPlateau gets an evaluation before the end of the run."""
     if PLATEAU not in (config.scheduler._target_ or ""):
         return
     every, run = config.train.evaluate_every, config.train.duration
     if every is None:
         rule = f"must be given: {PLATEAU} is asked after each evaluation, and null means one at the end"
-        yield Finding(Mistake("train.evaluate_every", rule, every, suggestion="1ep", remedy=did_you_mean("1ep")))
+        yield Finding(Mistake("train.evaluate_every", rule, every, suggestion="1ep", remedy=format_suggestion("1ep")))
     elif Duration.parse(every).reaches(Duration.parse(run)):
         rule = f"must be shorter than train.duration ({run}): {PLATEAU} is asked after each evaluation"
         yield Finding(Mistake("train.evaluate_every", rule, every), ("train.duration",))
 
 
-def _one_cycle(config: schema.Config) -> Iterator[Finding]:
-    """OneCycleLR raises an error at the first step that it was not planned for."""
+def check_one_cycle(config: schema.Config) -> Iterator[Finding]:
+    """Check that OneCycleLR's `total_steps` reaches the end of the run, where it would raise."""
     chosen, run = config.scheduler, Duration.parse(config.train.duration)
     total = chosen.arguments.get("total_steps")
     if not (chosen._target_ or "").endswith(".OneCycleLR") or total is None:
@@ -187,20 +192,21 @@ def _one_cycle(config: schema.Config) -> Iterator[Finding]:
         rule = f"must reach to the end of the run (train.duration is {config.train.duration}): OneCycleLR ends with it"
         text = "${train.duration}"
         yield Finding(
-            Mistake("scheduler.total_steps", rule, total, remedy=did_you_mean(text), suggestion=text),
+            Mistake("scheduler.total_steps", rule, total, remedy=format_suggestion(text), suggestion=text),
             ("train.duration",),
         )
 
 
 def _is_plateau(name: str) -> bool:
-    """Whether a target is ReduceLROnPlateau, or misspells it."""
-    return PLATEAU in name or nearest(name.rpartition(".")[2], [PLATEAU]) == PLATEAU
+    """Return whether a target is ReduceLROnPlateau or a misspelling of it."""
+    return PLATEAU in name or find_nearest(name.rpartition(".")[2], [PLATEAU]) == PLATEAU
 
 
-def _scheduler(scheduler: schema.Scheduler) -> Iterator[Finding]:
+def check_scheduler(scheduler: schema.Scheduler) -> Iterator[Finding]:
+    """Yield findings about scheduler settings without effect."""
     if scheduler._target_ is None:
         settings = ("interval", "warmup", "monitor", "planned_for")
-        yield from _idle(
+        yield from find_unused_settings(
             "scheduler", scheduler, settings, "without a scheduler (`scheduler._target_`)", "scheduler._target_"
         )
         for name, value in scheduler.arguments.items():
@@ -209,6 +215,10 @@ def _scheduler(scheduler: schema.Scheduler) -> Iterator[Finding]:
             yield Finding(Mistake(f"scheduler.{name}", rule, value, remedy=remedy), ("scheduler._target_",))
         return
     if scheduler.warmup is None:
-        yield from _idle("scheduler", scheduler, ("planned_for",), "without a warmup", "scheduler.warmup")
+        yield from find_unused_settings(
+            "scheduler", scheduler, ("planned_for",), "without a warmup", "scheduler.warmup"
+        )
     if scheduler._target_.startswith("torch.optim.lr_scheduler.") and not _is_plateau(scheduler._target_):
-        yield from _idle("scheduler", scheduler, ("monitor",), f"without {PLATEAU}", "scheduler._target_")
+        yield from find_unused_settings(
+            "scheduler", scheduler, ("monitor",), f"without {PLATEAU}", "scheduler._target_"
+        )
