@@ -37,6 +37,9 @@ def produced(config: schema.Config) -> tuple[list[str], list[str]]:
 
 def _names(config: schema.Config) -> Iterator[Finding]:
     names, prefixes = produced(config)
+    if config.metrics.get("loss") is not None:
+        rule = "must have another name: `train/loss` and `val/loss` are the loss itself"
+        yield Finding(Mistake("metrics.loss", rule, remedy="name it `metrics.own_loss`, for instance"))
     uses = {"train.objective": config.train.objective}
     if PLATEAU in (config.scheduler._target_ or ""):
         uses["scheduler.monitor"] = config.scheduler.monitor
