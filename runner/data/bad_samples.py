@@ -103,6 +103,14 @@ class Faults:
         return ""
 
 
+def find_none(sample: Any) -> str:
+    """Describe a sample that is None or has a member None, which torch's own collate refuses; else empty."""
+    if sample is None:
+        return "the dataset gives None, which is no sample"
+    places = [place for place, member in _members(sample) if member is None]
+    return f"member {places[0]!r} is None, which no batch can hold" if places else ""
+
+
 def empty_batch(split: str) -> RunError:
     """What is wrong with a batch of which every sample was left out."""
     text = f"a batch of the {split} split has no sound sample: with `loader.bad_samples: skip`, make batches larger"

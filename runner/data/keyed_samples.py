@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from runner.core import rng
 from runner.core.errors import describe_error
-from runner.data.bad_samples import Fault, Faults, file_of
+from runner.data.bad_samples import Fault, Faults, file_of, find_none
 from runner.data.interfaces import Indices
 from runner.data.samples import Pipeline, Stream, signature
 
@@ -32,6 +32,7 @@ class KeyedSamples(Dataset[Any]):
         self.dataset, self.indices, self.pipeline, self.stream = dataset, indices, pipeline, stream
         self.faults = faults or Faults(stream.split)
         self.shapes: tuple[tuple[Any, ...], ...] | None = None  # of every sample; None: they may differ
+        self.takes_none = True  # a collate_fn of the user's own may leave samples out that are None
         self.at: Tensor | None = None  # int64 [workers]: the sample that each worker is at, in shared memory
 
     def __len__(self) -> int:
@@ -53,7 +54,9 @@ class KeyedSamples(Dataset[Any]):
         try:
             rng.seed_all(self.stream.key(epoch, index, "dataset"))
             raw = self.dataset[index]
-            wrong = self.faults.wrong(raw)  # a crop may leave a NaN out in one epoch, and not in the next
+            wrong = ("" if self.takes_none else find_none(raw)) or self.faults.wrong(
+                raw
+            )  # a crop may leave a NaN out in one epoch, and not in the next
             sample = raw if wrong else self.pipeline.apply(raw, keys, uniforms)
         except Exception as error:  # noqa: BLE001  a user's dataset and transforms may raise anything
             return Fault(index, describe_error(error), file_of(self.dataset, index))
@@ -90,6 +93,7 @@ class KeyedStream(IterableDataset[Any]):
     ) -> None:
         self.dataset, self.pipeline, self.stream, self.limit = dataset, pipeline, stream, limit
         self.faults = faults or Faults(stream.split)
+        self.takes_none = True  # as above
         self.of_one_shape = False  # whether all samples of a worker must have the shapes of its first
         self.epoch = torch.zeros((), dtype=torch.int64)  # in shared memory, where persistent workers see it change
         self.at: Tensor | None = None  # int64 [workers]: the sample that each worker is at
@@ -116,7 +120,7 @@ class KeyedStream(IterableDataset[Any]):
                     yield Fault(count, describe_error(error), worker=worker, final=True)
                     return
                 try:
-                    wrong = self.faults.wrong(raw)
+                    wrong = ("" if self.takes_none else find_none(raw)) or self.faults.wrong(raw)
                     sample = raw if wrong else self.pipeline.apply(raw, keys)
                     wrong = wrong or self.faults.wrong(sample)
                 except Exception as error:  # noqa: BLE001  a user's transforms, too

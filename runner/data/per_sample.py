@@ -74,6 +74,7 @@ class Loaded:
         self.size = len(samples)
         self.fingerprint = fingerprint(samples.dataset, samples.indices)
         self.rows = _Batches()
+        samples.takes_none = collate_fn is not None
         if collate_fn is None and batch_size > 1:
             samples.probe()
         if num_workers:
@@ -131,6 +132,7 @@ class Streamed:
         **settings: Any,
     ) -> None:
         self.samples, self.placement = samples, placement
+        samples.takes_none = collate_fn is not None
         samples.of_one_shape = collate_fn is None and batch_size > 1
         if num_workers:
             samples.epoch.share_memory_()

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from runner.core import rng
 from runner.core.errors import describe_error
-from runner.data.bad_samples import Fault, Faults, file_of
+from runner.data.bad_samples import Fault, Faults, file_of, find_none
 from runner.data.interfaces import Indices, Place
 from runner.data.samples import Stream, to_image
 
@@ -58,6 +58,10 @@ def stacked(dataset: Any, indices: Indices, stream: Stream, faults: Faults) -> W
                 sample = dataset[index]
         except Exception as error:  # noqa: BLE001  a user's dataset may raise anything
             faults.note(Fault(index, describe_error(error), file_of(dataset, index)))
+            bad.add(index)
+            continue
+        if absent := find_none(sample):
+            faults.note(Fault(index, absent, file_of(dataset, index)))
             bad.add(index)
             continue
         for place, member in _members_of(sample, index).items():

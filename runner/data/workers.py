@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -68,7 +70,7 @@ def watched(loader: DataLoader[Any], samples: "KeyedSamples | KeyedStream") -> I
     Raises:
         RunError: see above.
     """
-    iterator = iter(loader)
+    iterator = _start(loader, samples)
     while True:
         try:
             item = next(iterator)
@@ -86,6 +88,50 @@ def watched(loader: DataLoader[Any], samples: "KeyedSamples | KeyedStream") -> I
                 iterator._shutdown_workers()  # type: ignore[attr-defined]  # noqa: SLF001  its threads and queues
             raise WorkerEnded(message, code) from error
         yield item
+
+
+def _start(loader: DataLoader[Any], samples: "KeyedSamples | KeyedStream") -> Iterator[Any]:
+    """Start the workers; those that are not forked get everything by pickle.
+
+    Raises:
+        RunError: something cannot be pickled; the message names it.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Got pickle error", UserWarning)  # said below, with the member's name
+        try:
+            return iter(loader)
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            sent = {
+                "dataset": samples.dataset,
+                "loader.collate_fn": getattr(loader.collate_fn, "collate_fn", None),
+                "loader.worker_init_fn": getattr(loader.worker_init_fn, "worker_init_fn", None),
+            }
+            sent |= {f"transform {name}": transform for name, transform in samples.pipeline.transforms.items()}
+            found = next((member for name, value in sent.items() if (member := _find_unpicklable(name, value))), "")
+            if not loader.num_workers or not found:
+                raise
+            raise RunError(
+                f"loader.multiprocessing_context sends the {samples.stream.split} split to each worker by pickle, and "
+                f"{found} cannot be pickled ({error}): define it at the top of a module (a function in place of a "
+                "lambda, a file opened in the worker), or take `loader.multiprocessing_context=fork` or "
+                "`loader.num_workers=0`"
+            ) from error
+
+
+def _find_unpicklable(name: str, value: Any, depth: int = 5) -> str:
+    """Find the innermost member that cannot be pickled; empty where the value can be."""
+    try:
+        pickle.dumps(value)
+    except Exception:  # noqa: BLE001  a user's `__reduce__` may raise anything
+        if isinstance(value, Mapping):
+            members = {f"{name}[{key!r}]": member for key, member in value.items()}
+        elif isinstance(value, list | tuple):
+            members = {f"{name}[{place}]": member for place, member in enumerate(value)}
+        else:
+            members = {f"{name}.{key}": member for key, member in getattr(value, "__dict__", {}).items()}
+        deeper = (found for key, member in members.items() if (found := _find_unpicklable(key, member, depth - 1)))
+        return next(deeper, f"`{name}` ({type(value).__name__})") if depth else f"`{name}`"
+    return ""
 
 
 def _end(iterator: Any, workers: Sequence[Any]) -> None:

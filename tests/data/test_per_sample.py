@@ -450,3 +450,60 @@ def test_no_worker_is_left(tmp_path: Path) -> None:
         time.sleep(0.2)
 
     assert [] == with_mark(mark)
+
+
+class Gaps(Dataset[Any]):
+    """Sample 3 is None, or its label is."""
+
+    def __init__(self, *, whole: bool) -> None:
+        self.whole = whole
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 3:
+            return None if self.whole else (torch.ones(2), None)
+        return torch.ones(2), index
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize(("whole", "said"), [(True, "gives None, which is no sample"), (False, "member 1 is None")])
+@pytest.mark.parametrize("memory", [True, False])
+def test_a_sample_that_is_none_is_named(size: int, whole: bool, said: str, memory: bool) -> None:
+    """It is an error that says so; it can be skipped; a collate_fn of the user's own may take it."""
+    with pytest.raises(RunError, match=rf"train sample 3: .*{said}"):
+        epochs(split(Gaps(whole=whole), batch_size=size, in_memory=memory), 1)
+    if size > 1:
+        skipped = epochs(
+            split(Gaps(whole=whole), faults=Faults(skip=True), batch_size=4, shuffle=False, in_memory=memory), 1
+        )
+        assert [0, 1, 2, 4, 5, 6, 7] == [label for _, labels in skipped for label in labels.tolist()]
+
+
+def test_a_collate_fn_may_leave_out_what_is_none() -> None:
+    """The usual way round such samples stays as it was."""
+
+    def collate(samples: list[Any]) -> Any:
+        return torch.utils.data.default_collate([sample for sample in samples if sample is not None])
+
+    batches = epochs(split(Gaps(whole=True), shuffle=False, options={"collate_fn": collate}), 1)
+    assert [0, 1, 2, 4, 5, 6, 7] == [label for _, labels in batches for label in labels.tolist()]
+
+
+class Scaled(Gaps):
+    """It has a lambda, as many a dataset does."""
+
+    def __init__(self) -> None:
+        super().__init__(whole=True)
+        self.options = {"scale": lambda value: 2 * value}
+
+
+@pytest.mark.parametrize("context", ["spawn", "forkserver"])
+def test_what_cannot_be_pickled_for_a_worker_is_named(context: str) -> None:
+    """Not pickle's sentence alone: the member, and what to do."""
+    said = r"train split to each worker by pickle, and `dataset.options\['scale'\]` \(function\) cannot be pickled"
+    made = split(Scaled(), num_workers=1, options={"multiprocessing_context": context})
+    with pytest.raises(RunError, match=said) as error:
+        epochs(made, 1)
+    assert "`loader.multiprocessing_context=fork`" in str(error.value)

@@ -96,3 +96,23 @@ def test_a_name_has_one_value():
     values = {"val/loss": 1.0}
     with pytest.raises(RunError, match="`val/loss` has two values"):
         evaluation.add(values, {"val/loss": 2.0})
+
+
+NAMED = """
+from runner.train.steps import supervised
+
+def step(batch, model, loss, input=0, target=1):
+    return supervised(batch, model, loss, input, target) | {"top": 1.0}
+"""
+
+
+def test_a_metric_that_takes_a_name_is_a_mistake_of_the_config(runner, tmp_path, monkeypatch):
+    """The loss, and a field of the step: before anything is created."""
+    (tmp_path / "named_step.py").write_text(NAMED)
+    monkeypatch.syspath_prepend(tmp_path)
+    ran = runner("check", "+metrics.loss={_target_:runner.train.metrics.Accuracy}")
+    assert 2 == ran.status
+    assert "metrics.loss must have another name" in ran.out + ran.err
+    ran = runner("check", "step._target_=named_step.step", "+metrics.top={_target_:runner.train.metrics.Accuracy}")
+    assert 2 == ran.status
+    assert "metrics.top must have another name: the step has a field `top` of its own" in ran.out + ran.err

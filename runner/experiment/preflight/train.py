@@ -322,6 +322,12 @@ def _try_metrics(
     for name, node in config.metrics.items():
         if node is None or any(mistake.key == f"metrics.{name}" for mistake in found.mistakes):
             continue
+        if any(name in outcome.keys() - KNOWN for outcome in outcomes.values() if isinstance(outcome, Mapping)):
+            rule = f"must have another name: the step has a field `{name}` of its own"
+            found.mistakes.append(
+                Mistake(f"metrics.{name}", rule, remedy=f"name it `metrics.own_{name}`, for instance")
+            )
+            continue
         for which, outcome in outcomes.items():
             if not isinstance(outcome, Mapping) or not {"output", "target"} <= outcome.keys():
                 continue

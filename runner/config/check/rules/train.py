@@ -38,6 +38,9 @@ def find_metric_names(config: schema.Config) -> tuple[list[str], list[str]]:
 def check_metric_names(config: schema.Config) -> Iterator[Finding]:
     """Yield findings about metric names that no line of the log has."""
     names, prefixes = find_metric_names(config)
+    if config.metrics.get("loss") is not None:
+        rule = "must have another name: `train/loss` and `val/loss` are the loss itself"
+        yield Finding(Mistake("metrics.loss", rule, remedy="name it `metrics.own_loss`, for instance"))
     uses = {"train.objective": config.train.objective}
     if PLATEAU in (config.scheduler._target_ or ""):
         uses["scheduler.monitor"] = config.scheduler.monitor
