@@ -136,7 +136,9 @@ def diagnose(error: Exception, run: Run, config: Config, found: Preflight | None
         rule = f"refuses what the step gives of {scene.split} ({given}): {said}"
         return Mistake(scene.stage, rule, where=where, remedy=remedy)
     if scene.output is None:
-        return Mistake(scene.stage, f"refuses {which}{holds}: {said}", where=where)
+        spreads = isinstance(error, UserWarning)  # torch's, of broadcasting: the loop makes no other an error
+        remedy = "give both one shape: `x.squeeze(-1)` takes a last dimension of one away" if spreads else ""
+        return Mistake(scene.stage, f"refuses {which}{holds}: {said}", where=where, remedy=remedy)
     remedy = remedies.for_loss(scene.output, scene.target, error)
     return Mistake(scene.stage, f"refuses {which} ({given}): {said}", where=where, remedy=remedy)
 

@@ -51,6 +51,7 @@ from runner.experiment.signals import stopping
 from runner.log.logger import Log, lasting_console
 from runner.model.meta import meta_copy, to_meta
 from runner.train import evaluation, finite, loop, nan_search, oom
+from runner.train.broadcasting import refusing
 from runner.train.distributed import environment
 from runner.train.distributed.process_group import Team
 from runner.train.finite import Fault
@@ -149,7 +150,7 @@ def launch(
     log: Log | None = None
     result = new_result()
     stands = again is None  # a run that goes on is not touched until it stands where it stood
-    with Lock(folder), stopping(stop), devices.keep_precision_flags(), lasting_console():
+    with Lock(folder), stopping(stop), devices.keep_precision_flags(), lasting_console(), refusing():
         try:
             team.watch(lambda culprit: give_up(folder, result if stands else None, culprit))
             said, record = list[str](), dict[str, Any]()
@@ -325,7 +326,7 @@ def try_the_first_batch(
             raise RunError("; ".join(diagnosis.in_one_line(mistake, blame) for mistake in mistakes))
 
     rest = smallest_batch(run, config) == 1
-    if found is not None and found.batch is not None and found.model is not None:
+    if found is not None and found.batch is not None and found.model is not None and not found.left_open:
         told(misfits(config, found.model, run.loss, found.batch, trust, rest=rest, size=run.splits["train"].size))
     else:
         size = run.splits["train"].size

@@ -4,6 +4,7 @@ The accumulators stay on the device of the data: nothing is read back before `co
 """
 
 import math
+from itertools import dropwhile
 from typing import Any
 
 import torch
@@ -67,6 +68,9 @@ class Accuracy:
                 right = output.argmax(1) == classes
             else:
                 right = (output.topk(self.top_k, dim=1).indices == classes.unsqueeze(1)).any(1)
+            if right.shape != classes.shape:
+                message = f"the target of an output {list(output.shape)} must be its classes, not {list(target.shape)}"
+                raise ValueError(message)
             self._hits = self._hits + right.sum()
             self._count += right.numel()
 
@@ -89,7 +93,14 @@ class MeanSquaredError:
         self.count = 0
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        """Add one batch."""
+        """Add one batch.
+
+        Raises:
+            ValueError: the shapes differ, and not in ones in front alone.
+        """
+        if output.shape != target.shape and _core(output) != _core(target):
+            message = f"output and target must have one shape, and have {list(output.shape)} and {list(target.shape)}"
+            raise ValueError(message)
         self.total = self.total + (output - target).square().sum(dtype=torch.float64)
         self.count += target.numel()
 
@@ -97,6 +108,11 @@ class MeanSquaredError:
         """The mean so far."""
         mean = float(self.total) / self.count if self.count else math.nan
         return math.sqrt(mean) if self.root else mean
+
+
+def _core(tensor: Tensor) -> list[int]:
+    """A shape without the ones in front of it, which broadcasting adds."""
+    return list(dropwhile(lambda size: size == 1, tensor.shape))
 
 
 def accumulators(metric: Any) -> dict[str, Any]:

@@ -160,6 +160,8 @@ def for_loss(output: Any, target: Any, error: BaseException | None = None) -> st
         if isinstance(target, list | tuple) and target and isinstance(target[0], str):
             return "the targets are texts: let the dataset give each class as its number, from 0 on"
         return f"the target is {spell(target)}: let the dataset give a number or a tensor"
+    if isinstance(error, UserWarning) and (said := for_one_number(output, target)):  # torch's, of broadcasting
+        return said
     classes = output.shape[1] if output.dim() > 1 else 0
     integer = not target.is_floating_point() and target.dtype != torch.bool
     if integer and re.search("out of (bounds|range)", str(error)):
@@ -169,10 +171,29 @@ def for_loss(output: Any, target: Any, error: BaseException | None = None) -> st
 
 def _for_shape(output: Tensor, target: Tensor) -> str:
     """Of a quantity, or of one logit."""
+    if said := for_one_number(output, target):
+        return said
     if output.shape != target.shape and output.numel() == target.numel():
         return f"give both one shape: the output has {list(output.shape)}, the target {list(target.shape)}"
     if not target.is_floating_point() and output.is_floating_point():
         return "the target is no float: let the dataset give it as one (`float(y)`)"
+    return ""
+
+
+def for_one_number(output: Tensor, target: Tensor) -> str:
+    """Of one number a sample, which only one of the two has in a dimension of its own."""
+    if output.shape == (*target.shape, 1):
+        shape = ", ".join(map(str, [*target.shape[1:], 1]))
+        return (
+            f"let the dataset give its target as [{shape}] (`y.unsqueeze(-1)`), or the model its output as "
+            f"{list(target.shape)} (`x.squeeze(-1)`)"
+        )
+    if target.shape == (*output.shape, 1):
+        shape = ", ".join(map(str, output.shape[1:]))
+        return (
+            f"let the dataset give its target as [{shape}] (`y.squeeze(-1)`), or the model its output as "
+            f"{list(target.shape)} (`x.unsqueeze(-1)`)"
+        )
     return ""
 
 

@@ -30,6 +30,7 @@ from runner.experiment.preflight.train import (
     _try_metrics,
     _try_step,
     refuses_one,
+    spread_in_loss,
 )
 from runner.log.hooks import chosen
 from runner.model.freeze import freeze
@@ -124,6 +125,8 @@ def misfits(
         if metrics:
             with suppress(Exception):  # the real step comes next, and says it of real numbers
                 outcome = step(batch, model, on_meta)
+                mistake = spread_in_loss(on_meta, outcome["output"], outcome["target"])
+                found.mistakes += [mistake] if mistake is not None else []
                 _try_metrics(config, found, {"train": outcome}, trust)
         error = refuses_one(batch, lambda part: step(part, model, on_meta)) if rest else None
     if error is not None:

@@ -30,6 +30,7 @@ class Preflight:
     pretrained: Plan | None = None
     mistakes: list[Mistake] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what is left for the first real batch to show, and why
+    left_open: bool = False  # whether the target is assumed, and would be spread: the first real batch shows it
     plan: list[str] = field(default_factory=list)  # which transforms run on whole batches, and why not all
 
     def inputs(self, config: Config) -> Any:

@@ -10,7 +10,7 @@ from torch import nn
 
 from runner.config.check.rules.rule import SUPERVISED
 from runner.config.check.rules.train import PLATEAU, find_metric_names
-from runner.config.schema import Config
+from runner.config.schema import Config, Sample
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core import device as devices
 from runner.core.durations import Duration
@@ -19,7 +19,7 @@ from runner.experiment.builders import model as model_builder
 from runner.experiment.builders import train as train_builder
 from runner.experiment.builders.instantiate import Refused, Trust, component
 from runner.experiment.preflight.report import Preflight, _about_meta, _any, _shapes, _spoken_of, raised_in
-from runner.train import evaluation, remedies
+from runner.train import broadcasting, evaluation, remedies
 from runner.train.lr_schedule import Constant
 from runner.train.oom import is_out_of_memory
 from runner.train.optimizer_step.closure import is_own, needs_closure
@@ -189,6 +189,8 @@ def _try_step(config: Config, found: Preflight, loss: Any, trust: Trust, groups:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # whatever is to be said of the real data is said when it comes
         try:
+            if not isinstance(config.dataset.sample, Sample):
+                broadcasting.refuse()
             outcomes = {"train": _outcome(config, found, step, model.train(), on_meta, given, trust)}
             if len(found.mistakes) == before:
                 _check_outcome(config, found, outcomes["train"], own=bool(given))
@@ -196,7 +198,7 @@ def _try_step(config: Config, found: Preflight, loss: Any, trust: Trust, groups:
                 evaluated = dataclasses.replace(found, batch=found.eval_batch, train_shapes=_shapes(found.batch))
                 without = dict.fromkeys(given)
                 outcomes["eval"] = _outcome(config, evaluated, step, model.eval(), on_meta, without, trust)
-            if len(found.mistakes) == before:
+            if len(found.mistakes) == before and not found.left_open:
                 _try_metrics(config, found, outcomes, trust)
             if len(found.mistakes) == before and config.loader.batch_size == 1 and not given:
                 _try_one_sample(found, step, model.train(), on_meta)
@@ -225,6 +227,8 @@ def _outcome(
                 rule = "has no effect: the model gives one tensor while it trains"
                 found.mistakes.append(Mistake(f"step.{name}", rule, config.step[name], remedy="leave it out"))
                 return None
+        if _spreads(config, found, made, loss):
+            return None
 
     def with_numbers() -> Any:
         on_cpu = None if config.loss is None else component(config.loss, "loss", trust=trust, call=False)
@@ -242,6 +246,32 @@ def _outcome(
         None if given else with_numbers,
     )
     return outcome
+
+
+def _spreads(config: Config, found: Preflight, made: Any, loss: Any) -> bool:
+    """Whether the loss compares every output with every target, which is a mistake unless the target is assumed."""
+    try:
+        target, output = found.batch[config.step.get("target", 1)], config.step.get("output")
+        made = made if output is None or isinstance(made, torch.Tensor) else part_of(made, output)
+    except (LookupError, TypeError):
+        return False
+    mistake = spread_in_loss(loss, made, target)
+    if mistake is not None and isinstance(config.dataset.sample, Sample):  # which says nothing of the target
+        found.left_open = True
+        return False
+    found.mistakes += [mistake] if mistake is not None else []
+    return mistake is not None
+
+
+def spread_in_loss(loss: Any, output: Any, target: Any) -> Mistake | None:
+    """The mistake of a loss that compares every output with every target; None where it does not."""
+    if loss is None or not isinstance(output, torch.Tensor) or not isinstance(target, torch.Tensor):
+        return None
+    shape = broadcasting.spread_by(lambda: loss(output, target), output, target)
+    if shape is None:
+        return None
+    remedy = remedies.for_one_number(output, target) or remedies.for_loss(output, target)
+    return Mistake("loss", broadcasting.words(shape, output, target), remedy=remedy)
 
 
 def _with_numbers(config: Config, model: nn.Module, trust: Trust) -> nn.Module:
@@ -349,11 +379,15 @@ def misfit(
         rule = f"needs one tensor as the output, and the model gives several while it trains ({given})"
         return Mistake(key, rule, remedy=remedies.for_output(output))
     refused: Exception | None = None
+    spread: tuple[int, ...] | None = None
     for made in (remedies.logits, remedies.shares, remedies.zeros):
         try:
             metric: Any = component(node, key, trust=trust)
             metric.reset()
-            metric.update(made(output), remedies.labels(target, output))
+            outputs, targets = made(output), remedies.labels(target, output)
+            with broadcasting.Spreading(outputs, targets) as seen:
+                metric.update(outputs, targets)
+            spread = seen.shape
         except Exception as error:  # noqa: BLE001  a metric may raise anything
             refused = refused or error
             continue
@@ -362,7 +396,10 @@ def misfit(
         except Exception as error:  # noqa: BLE001
             refused = refused or error
             continue
-        return None
+        if spread is None:
+            return None
+        remedy = remedies.for_one_number(output, target) or remedies.for_loss(output, target)
+        return Mistake(key, broadcasting.words(spread, output, target), remedy=remedy)
     assert refused is not None
     said = str(refused) if isinstance(refused, RunError) else f"{type(refused).__name__}: {refused}"
     if isinstance(refused, Refused):
@@ -373,6 +410,8 @@ def misfit(
         rule = f"must be {classes}, as many as the model gives ({given}): {said}"
         return Mistake(f"{key}.num_classes", rule, wanted, where, f"write `{classes}`", str(classes))
     remedy = "its `update(output, target)` gets both in this order, unnamed" if isinstance(refused, TypeError) else ""
+    if isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor) and output.shape != target.shape:
+        remedy = remedy or remedies.for_one_number(output, target)
     return Mistake(key, f"does not fit what the step gives ({given}): {said}", where=where, remedy=remedy)
 
 
