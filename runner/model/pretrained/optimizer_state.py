@@ -1,4 +1,4 @@
-"""Find the optimizer's state in a checkpoint of another script, and match it with the model's parameters."""
+"""Find an optimizer's state in a checkpoint and match it with the model's parameters."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -179,7 +179,7 @@ def _order_parameters(tensors: Mapping[str, Any], plan: Plan) -> dict[str, list[
 def match_optimizer(
     saved: SavedOptimizer, groups: Sequence[Mapping[str, Any]], keeps: set[str] | None = None
 ) -> MatchedOptimizer:
-    """Match a saved state with an optimizer's parameters: by name where it has names, else by order and shape.
+    """Match a saved state with an optimizer's parameters by name, else by order and shape.
 
     Args:
         saved: what `read_optimizer` gave.
@@ -384,7 +384,7 @@ def count_steps(saved: SavedOptimizer) -> int | None:
 
 
 def describe_rest(raw: Any, place: Sequence[str], optimizer: str | None = None) -> list[str]:
-    """Say what a file holds beside the model's state_dict and, where that is taken, the optimizer's state.
+    """Describe what a file holds beside the state_dicts that are taken.
 
     Args:
         raw: what `files.read` gave.
