@@ -26,6 +26,10 @@ WITHOUT_EFFECT = {
 }
 
 
+# Keys younger than the first recorded sweeps, and what they were before they were there: so they change no identity.
+ADDED_LATER: dict[str, Any] = {"pretrained.optimizer": False, "pretrained.epoch": None}
+
+
 _INDEXED = ("cuda:",)  # which of several devices of a kind: a slot gives each job its own
 
 
@@ -54,6 +58,10 @@ def _drop_without_effect(config: Mapping[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = with_first_names(dict(config))
     for key in WITHOUT_EFFECT:
         kept = _without(kept, key)
+    for key, default in ADDED_LATER.items():
+        group, _, name = key.partition(".")
+        if (kept.get(group) or {}).get(name) == default:
+            kept = _without(kept, key)
     kept = {name: _with_floats(value) for name, value in kept.items()}
     device = dict(kept.get("device") or {})
     if str(device.get("type")).startswith(_INDEXED):

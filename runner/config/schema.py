@@ -186,6 +186,9 @@ class Pretrained:
     sha256: str | None = make_field(None, regex="[0-9a-f]{64}")
     expect: Expect = make_field(Expect)
     optional: bool = False
+    optimizer: bool | str = False  # whether to take the optimizer's state too, or its key in the file
+    # Epochs that the file's training has done: this one begins after them, and counts duration, schedule and log on.
+    epoch: int | None = make_field(None, at_least=0)
 
 
 @dataclass

@@ -63,7 +63,7 @@ def go_on(
     if not run.checkpoints.entries():
         if asked:
             raise ConfigError(asked)
-        said.append("there is no checkpoint yet: it starts at step 0")
+        said.append(f"there is no checkpoint yet: it starts at step {run.progress.step:,}")
         record = facts(config, command, run)
     else:
         now = facts(config, command, run)

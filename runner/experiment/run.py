@@ -401,7 +401,7 @@ def finish(run: Run, result: dict[str, Any]) -> int:
     """Evaluate the last weights on what has not been evaluated yet, and fill in the result; the exit status."""
     progress = run.progress
     if run.stop.signal is None:
-        if progress.step == 0:
+        if progress.step == run.first_step:
             loop.evaluate_and_compare(run, {})
             loop.save(run)
             loop.settle(run)

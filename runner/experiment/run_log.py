@@ -40,10 +40,11 @@ def open_log(run: Run, config: Config, judge: Judge | None = None) -> Log:
     """The log of the run from its step on; what the checkpoints have to say goes there too."""
     progress = run.progress
     said = list[str]()
-    if progress.step:
+    if progress.step > run.first_step:
         # The lines that a checkpoint knows of: its losses are those since a line, and an evaluation has one.
         since = progress.step - len(run.losses.sizes) - len(progress.left_out)
-        said = mend(run.folder, progress.step, max(since, progress.evaluated_at or 0), run.steps_per_epoch)
+        known = max(since if since > run.first_step else 0, progress.evaluated_at or 0)
+        said = mend(run.folder, progress.step, known, run.steps_per_epoch)
     log = Log if judge is None else partial(WatchedLog, watch=Watch(run, judge))
     run.log = log(
         run.folder,
@@ -116,9 +117,12 @@ def introduce(run: Run, config: Config, found: Preflight | None, said: Sequence[
     if run.pretrained is not None:
         write_json(run.folder / "pretrained.json", run.pretrained.as_json())
         run.log.say(run.pretrained.summary())
+        for line in run.pretrained.begins:
+            run.log.say(f"pretrained: {line}")
     for name, split in run.splits.items():
         run.log.say(f"{name}: {split.size:,} samples, {split.plan}" if split.size else f"{name}: {split.plan}")
-    run.log.say(f"{run.total_steps:,} steps on {run.device}, in {run.folder}")
+    steps = f"steps {run.first_step + 1:,} to {run.total_steps:,}" if run.first_step else f"{run.total_steps:,} steps"
+    run.log.say(f"{steps} on {run.device}, in {run.folder}")
     for line in said:
         run.log.say(line)
 

@@ -55,7 +55,7 @@ def fit(run: Run) -> None:
 def begin(run: Run) -> int:
     """Get ready to train from `run.progress` on; the step at which to pause first."""
     progress = run.progress
-    if progress.step == 0:
+    if progress.step == run.first_step:
         rng.seed_all(rng.derive_key(run.seed, "train", *run.team.stream))
     run.infinite_buffers = infinite_buffers(run.model)
     run.model.train()
@@ -65,7 +65,7 @@ def begin(run: Run) -> int:
     run.paused_at = progress.step - progress.evaluation_pending
     run.logged = (progress.step, time.perf_counter())
     run.looks.begin(progress.step, sum(run.losses.sizes), run.clock.seconds)
-    if run.evaluate_at_start and progress.step == 0 and progress.evaluated_at is None:
+    if run.evaluate_at_start and progress.step == run.first_step and progress.evaluated_at is None:
         progress.evaluation_pending = True
     due = pause(run) if progress.evaluation_pending else _next_pause(run)
     stop_where_stale(run)

@@ -75,7 +75,7 @@ def answer(run: Run, fault: Fault, rebuild: Callable[[], Run], policy: str, max_
 def find(run: Run, until: int) -> Finding | None:
     """Train `run` up to step `until` with every check on; where the first number that is none appeared, if any did."""
     progress = run.progress
-    if progress.step == 0:
+    if progress.step == run.first_step:
         rng.seed_all(rng.derive_key(run.seed, "train"))
     skip = infinite_buffers(run.model)
     run.model.train()

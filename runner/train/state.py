@@ -210,6 +210,7 @@ class Run:
     clock: Clock = field(default_factory=Clock)
     stop: Stop = field(default_factory=Stop)
     logged: tuple[int, float] = (0, 0.0)  # step and time of the last log line
+    first_step: int = 0  # where training begins: not at 0 where it goes on with that of another script
     started_at: int = 0  # the step at which this process began
     paused_at: int = 0  # the step after which logging, evaluating and saving were last looked at
     sampler_state: Any = None  # as it was when the epoch under way began

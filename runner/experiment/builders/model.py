@@ -103,7 +103,7 @@ def plan_pretrained(config: Config, model: nn.Module, *, download: bool) -> Plan
         expect_missing=chosen.expect.missing,
         optional=chosen.optional,
     )
-    return prepare(
+    made = prepare(
         model,
         chosen.path,
         options,
@@ -111,7 +111,24 @@ def plan_pretrained(config: Config, model: nn.Module, *, download: bool) -> Plan
         sha256=chosen.sha256,
         builder=config.model["_target_"],
         download=download,
+        optimizer=chosen.optimizer,
     )
+    if made is not None and made.epoch is not None:
+        made.begins += describe_epoch(made.epoch, chosen.epoch, continues=made.optimizer is not None)
+    return made
+
+
+def describe_epoch(named: int, begins_at: int | None, *, continues: bool) -> list[str]:
+    """Say how the epoch that a file names goes with `pretrained.epoch`.
+
+    Scripts save the last epoch done, counted from 0, or the number of those done: which of the two is not in the file.
+    """
+    if begins_at is None and continues:
+        ways = f"{named + 1} where that was the last epoch done, counted from 0, or {named} where it counts those done"
+        return [f"the file says epoch {named}, and training begins at 0: to go on there, pretrained.epoch={ways}"]
+    if begins_at is not None and begins_at not in (named, named + 1):
+        return [f"the file says epoch {named}, and training begins after {begins_at} (pretrained.epoch)"]
+    return []
 
 
 def make_groups(

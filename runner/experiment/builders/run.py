@@ -1,6 +1,8 @@
 """From a checked config to live objects, in this order: device, data, model and its surgery, optimizer, schedule."""
 
 import math
+from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,17 @@ from runner.experiment.builders.train import (
     make_optimizer,
     make_schedule,
     make_update,
+    match_saved_optimizer,
     objective_of,
 )
+from runner.model.pretrained.optimizer_state import count_steps
 from runner.train.checkpoint import Checkpoints, ReadOnly
 from runner.train.distributed import data_parallel
 from runner.train.distributed.process_group import Team
+from runner.train.lr_schedule import course
 from runner.train.optimizer_step.closure import is_own, needs_closure
 from runner.train.optimizer_step.precision import Scaler
-from runner.train.single_process import ALONE, Alone
+from runner.train.single_process import ALONE, Alone, Whole
 from runner.train.state import Run
 
 
@@ -68,9 +73,11 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
     objective, mode = objective_of(config, splits)
     kind = Checkpoints if team.rank == 0 else ReadOnly
     checkpoints = kind(folder / "checkpoints", keep=config.train.keep, mode=mode)
+    is_new = not checkpoints.entries()
+    first_step = (config.pretrained.epoch or 0) * steps_per_epoch
     model = model_builder.make_model(config, trust)
     with team.first():
-        done = model_builder.operate(config, model, trust, weights=not checkpoints.entries())
+        done = model_builder.operate(config, model, trust, weights=is_new)
     model = model.to(device=device)
     if config.device.memory_format == "channels_last" and config.device.parallel != "fsdp":  # it shards rows of weights
         model = model.to(memory_format=torch.channels_last)
@@ -126,12 +133,54 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
         thaw_at=None if config.freeze.until is None else Duration.parse(config.freeze.until).steps(steps_per_epoch),
         team=team,
         layout=layout,
+        first_step=first_step if first_step < total_steps else 0,
     )
     if splits_batches(config, device, step, optimizer):
         run.update.net = data_parallel.data_parallel(model)
     if isinstance(team, Team):
         data_parallel.share(run, team, config.device.find_unused_parameters, config.device.sync_batchnorm)
+    if is_new:
+        continue_saved(config, run, trust)
     return run
+
+
+def continue_saved(config: Config, run: Run, trust: Trust = ()) -> None:
+    """Go on with the training that a file of weights comes from: at its epoch, and with its optimizer's state."""
+    made = run.pretrained
+    said: list[str] = []
+    if run.first_step:
+        run.progress.step, run.progress.epoch = run.first_step, config.pretrained.epoch or 0
+        rates = course(run.schedule, run.optimizer, 0, run.first_step, run.steps_per_epoch)[-1]
+        shown = ", ".join(f"{rate:.6g}" for rate in dict.fromkeys(rates))
+        said.append(
+            f"training begins after epoch {run.progress.epoch} (step {run.first_step:,}), with the rate {shown}"
+        )
+        if run.schedule.monitor is not None:
+            said.append("scheduler.monitor: what the schedule has seen of it before is not known, so it begins anew")
+    if made is None:
+        return
+    if made.optimizer is not None:
+        matched = match_saved_optimizer(config, made, run.optimizer, trust)
+        load_entries(run.optimizer, matched.entries, run.layout)
+        steps = count_steps(made.optimizer)
+        if steps and config.pretrained.epoch is not None and steps != config.pretrained.epoch * run.steps_per_epoch:
+            epochs = f"{steps / run.steps_per_epoch:.6g} epochs of {run.steps_per_epoch:,} steps here"
+            said.append(
+                f"its optimizer has taken {steps:,} steps, {epochs}: pretrained.epoch is {config.pretrained.epoch}"
+            )
+        said += matched.said
+        made.optimizer = None  # its tensors are no longer needed
+    made.begins += said
+
+
+def load_entries(optimizer: torch.optim.Optimizer, entries: Mapping[str, Mapping[str, Any]], layout: Whole) -> None:
+    """Give an optimizer the state of parameters by their names; its settings and the state of others stay."""
+    own = optimizer.state_dict()
+    for group in own["param_groups"]:
+        for number, name in zip(group["params"], group["param_names"], strict=True):
+            if name in entries:  # copies: tensors of a file may share their memory
+                own["state"][number] = {key: deepcopy(value) for key, value in entries[name].items()}
+    optimizer.load_state_dict(dict(layout.optimizer(optimizer, own)))
 
 
 def splits_batches(config: Config, device: torch.device, step: Any, optimizer: torch.optim.Optimizer) -> bool:

@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -12,10 +13,13 @@ from torch import nn
 from runner.config.check.imports import import_object
 from runner.config.check.rules.train import CUDA_GRAPHED
 from runner.config.schema import Config
+from runner.core import rng
 from runner.core.durations import Duration, is_duration
-from runner.core.errors import Mistake, RunError
+from runner.core.errors import ConfigError, Mistake, RunError
 from runner.experiment.builders import model as model_builder
 from runner.experiment.builders.instantiate import Trust, component
+from runner.model.pretrained.optimizer_state import MatchedOptimizer, match_optimizer
+from runner.model.pretrained.plan import Plan
 from runner.train.ema import Average
 from runner.train.lr_schedule import Constant, Schedule
 from runner.train.optimizer_step import precision
@@ -41,6 +45,50 @@ def make_optimizer(
         optimizers[name] = component(fast(node, device, trust), f"optimizer.{name}", own, trust=trust)
     rest = {name: value for name, value in config.optimizer.items() if name not in members}
     return cast("torch.optim.Optimizer", component(rest, "optimizer", trust=trust, given=optimizers))
+
+
+def match_saved_optimizer(
+    config: Config, made: Plan, optimizer: torch.optim.Optimizer, trust: Trust = ()
+) -> MatchedOptimizer:
+    """Match the optimizer's state that a file of weights has with this optimizer's parameters.
+
+    Raises:
+        ConfigError: it cannot be taken over; where `pretrained.optional` is true that is only said.
+    """
+    assert made.optimizer is not None
+    try:
+        if model_builder.several(config):
+            raise _refuse_saved_optimizer("has no place with several optimizers, each of which has a state of its own")
+        if needs_closure(optimizer):
+            raise _refuse_saved_optimizer(f"cannot be had of {config.optimizer['_target_']}: its state is of one run")
+        return match_optimizer(made.optimizer, optimizer.param_groups, find_names_kept(config, optimizer, trust))
+    except ConfigError as error:
+        if not config.pretrained.optional:
+            raise
+        return MatchedOptimizer(said=[f"{mistake.key} {mistake.rule}" for mistake in error.mistakes])
+
+
+def _refuse_saved_optimizer(rule: str) -> ConfigError:
+    mistake = Mistake("pretrained.optimizer", rule, value=True, remedy="leave it out", suggestion="false")
+    return ConfigError([mistake])
+
+
+def find_names_kept(config: Config, optimizer: torch.optim.Optimizer, trust: Trust = ()) -> set[str] | None:
+    """Find what an optimizer keeps of a parameter (`exp_avg`), by a step of a small one; None where that fails."""
+    small = []
+    for group in optimizer.param_groups:
+        dims = {parameter.dim(): name for name, parameter in zip(group["param_names"], group["params"], strict=True)}
+        parameters = [(name, nn.Parameter(torch.ones([1] * count))) for count, name in dims.items()]
+        settings = {name: value for name, value in group.items() if name not in ("params", "param_names")}
+        small.append(settings | {"params": parameters})
+    with suppress(Exception), rng.fork_rng():
+        stand_in = make_optimizer(config, small, torch.device("cpu"), trust)
+        for group in stand_in.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.ones_like(parameter)
+        stand_in.step()
+        return {name for entry in stand_in.state.values() for name, value in entry.items() if value is not None}
+    return None
 
 
 def fast(node: Mapping[str, Any], device: torch.device, trust: Trust = ()) -> Mapping[str, Any]:
@@ -143,6 +191,9 @@ def in_steps(config: Config) -> None:
         "log.every": config.log.every,
     }
     wrong = [f"{key}={text}" for key, text in spans.items() if text is not None and text.endswith("ep")]
+    if config.pretrained.epoch:
+        rule = "cannot be told on an iterable dataset, whose epochs have no known length"
+        raise RunError(f"pretrained.epoch={config.pretrained.epoch} {rule}: leave it out")
     if wrong:
         raise RunError(f"an iterable dataset has no length, so these must be in steps (`500st`): {', '.join(wrong)}")
 

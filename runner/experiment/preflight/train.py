@@ -106,6 +106,10 @@ def _check_optimizer(
     with found.catching("optimizer"):
         optimizer = stand_in_optimizer(config, groups, trust)
         found.mistakes += refused_beside(config, optimizer, trust)
+        if found.pretrained is not None and found.pretrained.optimizer is not None:
+            with found.catching("pretrained.optimizer"):
+                matched = train_builder.match_saved_optimizer(config, found.pretrained, optimizer, trust)
+                found.plan += [f"pretrained: {line}" for line in (*found.pretrained.begins, *matched.said)]
         if not schedule:
             return
         with found.catching("scheduler"), warnings.catch_warnings():

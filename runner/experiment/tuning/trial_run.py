@@ -20,7 +20,10 @@ from runner.train.state import Run
 def trial_run(config: Config, steps: int, trust: Trust) -> Iterator[Run]:
     """A run without schedule, in a folder that goes away; the global random numbers are afterwards as they were."""
     short = dataclasses.replace(
-        config, scheduler=Scheduler(), train=dataclasses.replace(config.train, duration=Duration(f"{steps}st"))
+        config,
+        scheduler=Scheduler(),
+        pretrained=dataclasses.replace(config.pretrained, epoch=None),
+        train=dataclasses.replace(config.train, duration=Duration(f"{steps}st")),
     )
     with rng.fork_rng(), tempfile.TemporaryDirectory() as folder:
         run = run_builder.build(short, Path(folder), {}, trust)

@@ -525,13 +525,7 @@ def find_state(raw: Any, key: str | None = None) -> tuple[dict[str, Any], list[s
     Raises:
         ConfigError: there is none, or more than one that may be meant; their keys are named.
     """
-    path: list[str] = []
-    if key is not None:
-        raw, path = _descend(raw, key)
-    found = _search(raw, path)
-    if len(found) != 1:
-        raise _no_state(raw, path, [".".join(place) for place, _ in found])
-    place, state = found[0]
+    path, place, state = _only_state(raw, key)
     said = [f"found under the key `{'.'.join(place)}`"] if place and place != path else []
     kept = {name: value for name, value in state.items() if isinstance(value, Tensor) or name.endswith("_extra_state")}
     passed = [name for name in state if name not in kept]
@@ -540,7 +534,24 @@ def find_state(raw: Any, key: str | None = None) -> tuple[dict[str, Any], list[s
     return kept, said
 
 
-def _descend(raw: Any, key: str) -> tuple[Any, list[str]]:
+def find_place(raw: Any, key: str | None = None) -> list[str]:
+    """Find the keys, one below the other, that lead to the state_dict which `find_state` gives."""
+    return _only_state(raw, key)[1]
+
+
+def _only_state(raw: Any, key: str | None) -> tuple[list[str], list[str], Mapping[str, Any]]:
+    """The path that was given, that of the one state_dict there, and it."""
+    path: list[str] = []
+    if key is not None:
+        raw, path = _descend(raw, key)
+    found = _search(raw, path)
+    if len(found) != 1:
+        raise _no_state(raw, path, [".".join(place) for place, _ in found])
+    return path, *found[0]
+
+
+def _descend(raw: Any, key: str, setting: str = "key") -> tuple[Any, list[str]]:
+    """What lies under a dotted key in a file, and the keys to it; `setting` is the one of `pretrained` that has it."""
     node, left = raw, key.split(".")
     path: list[str] = []
     while left:
@@ -557,7 +568,9 @@ def _descend(raw: Any, key: str) -> tuple[Any, list[str]]:
             near = find_nearest(left[0], known)
             where = f"`{'.'.join(path)}`" if path else "the file"
             holds = f"{where} has {', '.join(known[:12]) or f'no keys ({type(node).__name__})'}"
-            raise _wrong("must be a key of the checkpoint", key, holds, ".".join([*path, near]) if near else "", "key")
+            raise _wrong(
+                "must be a key of the checkpoint", key, holds, ".".join([*path, near]) if near else "", setting
+            )
         node, left = node[name], left[name.count(".") + 1 :]
         path.append(name)
     return node, path

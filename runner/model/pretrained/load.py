@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from runner.core.errors import ConfigError, Mistake, RunError
-from runner.model.pretrained.files import find_state, locate, read
+from runner.model.pretrained.files import find_place, find_state, locate, read
 from runner.model.pretrained.matching import _Matching, _mismatch, _proposal
+from runner.model.pretrained.optimizer_state import describe_rest, find_epoch, read_optimizer
 from runner.model.pretrained.plan import LOADED, SHOWN, Options, Plan, Row, _Reparametrized, _reparametrized
 
 
@@ -23,6 +24,7 @@ def prepare(
     sha256: str | None = None,
     builder: str = "",
     download: bool = True,
+    optimizer: bool | str = False,
 ) -> Plan | None:
     """Find, read and match weights; the model (the meta device will do) is not touched.
 
@@ -34,6 +36,7 @@ def prepare(
         sha256: of the file.
         builder: the dotted path of the model's function, for short torchvision names.
         download: whether to fetch what is not on this machine.
+        optimizer: whether to read the optimizer's state too, or its key in the file.
 
     Returns:
         The plan; None where the file would have to be downloaded first.
@@ -45,8 +48,20 @@ def prepare(
     located = locate(path, sha256=sha256, builder=builder, download=download)
     if located is None:
         return None
-    state, said = find_state(read(located), key)
-    return plan(model, state, options, file=str(located.file), said=[*located.said, *said])
+    raw = read(located)
+    state, said = find_state(raw, key)
+    made = plan(model, state, options, file=str(located.file), said=[*located.said, *said])
+    place = find_place(raw, key)
+    made.epoch = find_epoch(raw, place)
+    if optimizer:
+        try:
+            made.optimizer = read_optimizer(raw, optimizer, place, made, state)
+        except ConfigError as error:
+            if not options.optional:
+                raise
+            made.notes += [f"{mistake.key} {mistake.rule}" for mistake in error.mistakes]
+    made.said += describe_rest(raw, place, None if made.optimizer is None else made.optimizer.place)
+    return made
 
 
 def plan(
@@ -68,6 +83,8 @@ def plan(
     matching = _Matching(model, state, options)
     matching.run()
     made = Plan(file, list(said), matching.rows, matching.tensors)
+    made.sources = {now: name for now, name in matching.names.items() if now in matching.target}
+    made.buffers = frozenset(matching.target.keys() - matching.parameters)
     shortfall = matching.shortfall(made) if made.rows else []
     if options.optional:
         made.notes += [f"{mistake.key} {mistake.rule}" for mistake in [*matching.without_effect, *shortfall]]

@@ -85,6 +85,23 @@ class Row:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class SavedOptimizer:
+    """The optimizer's state of a file, and the file's parameters that it may belong to."""
+
+    place: str  # its key in the file
+    state: Mapping[Any, Mapping[str, Any]]  # by number or name
+    groups: Sequence[Mapping[str, Any]]
+    shapes: Mapping[str, list[int]]  # of the file's parameters by name, in their order; buffers are left out
+    sources: Mapping[str, str]  # the model's names → the file's
+    taken: frozenset[str]  # the model's names whose weights load from the file as they are
+
+    @property
+    def names_kept(self) -> list[str]:
+        """Return the names of what the state has of a parameter, such as `exp_avg`."""
+        return sorted({name for entry in self.state.values() for name, value in entry.items() if value is not None})
+
+
 @dataclass
 class Plan:
     """What `load` will do; nothing has been done to the model."""
@@ -94,6 +111,11 @@ class Plan:
     rows: list[Row]
     tensors: dict[str, Any]  # by the model's names, in the model's shapes
     notes: list[str] = field(default_factory=list)  # shortfalls that `optional` allows
+    sources: dict[str, str] = field(default_factory=dict)  # names of the model → of the file, also of what stays
+    buffers: frozenset[str] = frozenset()  # of the model
+    optimizer: SavedOptimizer | None = None  # what `pretrained.optimizer` takes of the file
+    epoch: int | None = None  # that the file names
+    begins: list[str] = field(default_factory=list)  # how training goes on where the file's training ended
 
     @property
     def loaded(self) -> int:
@@ -130,7 +152,11 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for the report file."""
-        return {"file": self.file, "said": [*self.said, *self.notes], "tensors": [asdict(row) for row in self.rows]}
+        return {
+            "file": self.file,
+            "said": [*self.said, *self.notes, *self.begins],
+            "tensors": [asdict(row) for row in self.rows],
+        }
 
 
 def _origin(row: Row) -> str:

@@ -161,6 +161,11 @@ def find_too_long(config: schema.Config, steps_per_epoch: int | None = None) -> 
     ):
         if value is not None and Duration.parse(value).reaches(run, steps_per_epoch):
             yield Finding(Mistake(key, rule, value, remedy=remedy), ("train.duration",))
+    epoch = config.pretrained.epoch
+    if epoch and config.pretrained.strategy != "none" and Duration(epoch, "ep").reaches(run, steps_per_epoch):
+        rule = f"must be before the end of the run, whose train.duration is {config.train.duration}{known}"
+        remedy = f"the duration counts from the start: `train.duration={2 * epoch}ep` trains for {epoch} epochs more"
+        yield Finding(Mistake("pretrained.epoch", rule, epoch, remedy=remedy), ("train.duration",))
 
 
 def check_plateau(config: schema.Config) -> Iterator[Finding]:
