@@ -14,7 +14,6 @@ from typing import Any
 
 from runner.config import schema
 from runner.config.check.check import to_resolved_data
-from runner.config.check.rules.rule import SUPERVISED
 from runner.config.check.rules.train import find_too_long
 from runner.config.hydra_loader import Composed
 from runner.config.schema import Config
@@ -55,6 +54,7 @@ from runner.train.broadcasting import refusing
 from runner.train.distributed import environment
 from runner.train.distributed.process_group import Team
 from runner.train.finite import Fault
+from runner.train.optimizer_step.closure import is_own
 from runner.train.single_process import ALONE, Alone
 from runner.train.state import PRUNED, Run, Stop
 
@@ -318,7 +318,7 @@ def try_the_first_batch(
     Raises:
         RunError: a made-up batch is known, and the model refuses one sample of it.
     """
-    if run.team.world > 1 or config.device.compile or config.step["_target_"] != SUPERVISED or not run.total_steps:
+    if run.team.world > 1 or config.device.compile or is_own(run.step) or not run.total_steps:
         return
 
     def told(mistakes: list[Mistake]) -> None:

@@ -31,6 +31,7 @@ from runner.experiment.preflight.train import (
     _try_step,
     refuses_one,
     spread_in_loss,
+    spread_in_step,
 )
 from runner.log.hooks import chosen
 from runner.model.freeze import freeze
@@ -104,7 +105,7 @@ def misfits(
     size: int,
     metrics: bool = False,
 ) -> list[Mistake]:
-    """What a run of the supervised step would come upon only after its first step, of a batch on the meta device.
+    """What a run would come upon only after its first step, of a batch on the meta device.
 
     Args:
         config: the checked config.
@@ -124,8 +125,9 @@ def misfits(
         model.train()
         if metrics:
             with suppress(Exception):  # the real step comes next, and says it of real numbers
-                outcome = step(batch, model, on_meta)
-                mistake = spread_in_loss(on_meta, outcome["output"], outcome["target"])
+                outcome, mistake = spread_in_step(lambda: step(batch, model, on_meta), model, batch)
+                if config.step["_target_"] == SUPERVISED:
+                    mistake = spread_in_loss(on_meta, outcome["output"], outcome["target"])
                 found.mistakes += [mistake] if mistake is not None else []
                 _try_metrics(config, found, {"train": outcome}, trust)
         error = refuses_one(batch, lambda part: step(part, model, on_meta)) if rest else None

@@ -240,16 +240,32 @@ def _outcome(
 
     named = loss is None or bool(given)
     key, verb = ("step", "refuses") if named else ("loss", "or the step refuses")
+
+    def taken() -> Any:
+        if config.step["_target_"] == SUPERVISED:
+            return step(found.batch, model, loss)
+        outcome, mistake = spread_in_step(lambda: step(found.batch, model, loss, **given), model, found.batch)
+        found.left_open |= _keep_spread(config, found, mistake)
+        return outcome
+
     outcome: Mapping[str, Any] | None = _trying(
         found,
         key,
         verb,
-        lambda: step(found.batch, model, loss, **given),
+        taken,
         config.loss,
         _remedy(config, found, made),
         None if given else with_numbers,
     )
-    return outcome
+    return outcome if len(found.mistakes) == before else None
+
+
+def _keep_spread(config: Config, found: Preflight, mistake: Mistake | None) -> bool:
+    """Keep the mistake of a loss that spreads, and return whether only the first real batch shows it."""
+    if mistake is not None and isinstance(config.dataset.sample, Sample):  # which says nothing of the target
+        return True
+    found.mistakes += [mistake] if mistake is not None else []
+    return False
 
 
 def _spreads(config: Config, found: Preflight, made: Any, loss: Any) -> bool:
@@ -260,22 +276,33 @@ def _spreads(config: Config, found: Preflight, made: Any, loss: Any) -> bool:
     except (LookupError, TypeError):
         return False
     mistake = spread_in_loss(loss, made, target)
-    if mistake is not None and isinstance(config.dataset.sample, Sample):  # which says nothing of the target
-        found.left_open = True
-        return False
-    found.mistakes += [mistake] if mistake is not None else []
-    return mistake is not None
+    found.left_open |= _keep_spread(config, found, mistake)
+    return mistake is not None and not found.left_open
 
 
 def spread_in_loss(loss: Any, output: Any, target: Any) -> Mistake | None:
     """The mistake of a loss that compares every output with every target; None where it does not."""
-    if loss is None or not isinstance(output, torch.Tensor) or not isinstance(target, torch.Tensor):
+    if loss is None:
         return None
-    shape = broadcasting.spread_by(lambda: loss(output, target), output, target)
-    if shape is None:
+    seen = broadcasting.spread_by(lambda: loss(output, target), output, target)
+    if seen.error is not None and seen.shape is None:  # the meta device alone may refuse it
+        with_numbers = remedies.zeros(output), remedies.zeros(target)
+        seen = broadcasting.spread_by(lambda: loss(*with_numbers), *with_numbers)
+    return _spread("loss", seen)
+
+
+def spread_in_step(step: Callable[[], Any], model: nn.Module, batch: Any) -> tuple[Any, Mistake | None]:
+    """What a step of one's own gives, and the mistake where it compares every output with every target."""
+    with broadcasting.watching(model, batch) as seen:
+        outcome = step()
+    return outcome, _spread("step", seen)
+
+
+def _spread(key: str, seen: broadcasting.Spreading) -> Mistake | None:
+    if seen.shape is None or seen.output is None or seen.target is None:
         return None
-    remedy = remedies.for_one_number(output, target) or remedies.for_loss(output, target)
-    return Mistake("loss", broadcasting.words(shape, output, target), remedy=remedy)
+    remedy = remedies.for_one_number(seen.output, seen.target) or remedies.for_loss(seen.output, seen.target)
+    return Mistake(key, broadcasting.words(seen), remedy=remedy)
 
 
 def _with_numbers(config: Config, model: nn.Module, trust: Trust) -> nn.Module:
@@ -383,7 +410,7 @@ def misfit(
         rule = f"needs one tensor as the output, and the model gives several while it trains ({given})"
         return Mistake(key, rule, remedy=remedies.for_output(output))
     refused: Exception | None = None
-    spread: tuple[int, ...] | None = None
+    spread: Mistake | None = None
     for made in (remedies.logits, remedies.shares, remedies.zeros):
         try:
             metric: Any = component(node, key, trust=trust)
@@ -391,19 +418,17 @@ def misfit(
             outputs, targets = made(output), remedies.labels(target, output)
             with broadcasting.Spreading(outputs, targets) as seen:
                 metric.update(outputs, targets)
-            spread = seen.shape
+                spread = _spread(key, seen)
         except Exception as error:  # noqa: BLE001  a metric may raise anything
             refused = refused or error
             continue
         try:
-            evaluation.flat(key, metric.compute())
+            with seen:
+                evaluation.flat(key, metric.compute())
         except Exception as error:  # noqa: BLE001
             refused = refused or error
             continue
-        if spread is None:
-            return None
-        remedy = remedies.for_one_number(output, target) or remedies.for_loss(output, target)
-        return Mistake(key, broadcasting.words(spread, output, target), remedy=remedy)
+        return spread or _spread(key, seen)
     assert refused is not None
     said = str(refused) if isinstance(refused, RunError) else f"{type(refused).__name__}: {refused}"
     if isinstance(refused, Refused):
