@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 from datasets import delimited
 
-MISSING = {"", "NA", "N/A", "n/a", "#N/A", "#NV", "<NA>", "NaN", "nan", "NULL", "null", "None"}
+MISSING = {"", "NA", "N/A", "n/a", "#N/A", "#NV", "<NA>", "NaN", "nan", "NULL", "null", "None", "?"}
 ALL_DIFFERENT = 20  # rows from which whole numbers that all differ are no classes
 Columns = dict[str, npt.NDArray[np.generic]]
 

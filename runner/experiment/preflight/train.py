@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import torch
@@ -202,6 +202,8 @@ def _try_step(config: Config, found: Preflight, loss: Any, trust: Trust, groups:
                 evaluated = dataclasses.replace(found, batch=found.eval_batch, train_shapes=_shapes(found.batch))
                 without = dict.fromkeys(given)
                 outcomes["eval"] = _outcome(config, evaluated, step, model.eval(), on_meta, without, trust)
+            if len(found.mistakes) == before and outcomes["train"] is not None:
+                _check_names(config, found, outcomes["train"], outcomes.get("eval") or outcomes["train"])
             if len(found.mistakes) == before and not found.left_open:
                 _try_metrics(config, found, outcomes, trust)
             if len(found.mistakes) == before and config.loader.batch_size == 1 and not given:
@@ -520,15 +522,14 @@ def _check_outcome(config: Config, found: Preflight, outcome: Any, *, own: bool 
         found.mistakes.append(
             Mistake("step", f"must return `output` and `target` for the metrics, but returns {', '.join(outcome)}")
         )
-    else:
-        _check_names(config, found, [name for name in outcome if name not in KNOWN])
 
 
-def _check_names(config: Config, found: Preflight, fields: Sequence[str]) -> None:
-    """A metric that is waited for is one of the step's own fields, where it is no metric."""
+def _check_names(config: Config, found: Preflight, trained: Mapping[str, Any], evaluated: Mapping[str, Any]) -> None:
+    """A metric that is waited for is one of the step's own fields, in training or in an evaluation, or a metric."""
     known, prefixes = find_metric_names(config)
-    splits = list(dict.fromkeys(name.partition("/")[0] for name in known))
-    known += [f"{split}/{field}" for split in splits for field in fields]
+    for split in list(dict.fromkeys(name.partition("/")[0] for name in known)):
+        outcome = trained if split == "train" else evaluated
+        known += [f"{split}/{field}" for field in outcome if field not in KNOWN]
     for key, wanted in (("train.objective", config.train.objective), ("scheduler.monitor", config.scheduler.monitor)):
         if wanted is not None and wanted not in known and not wanted.startswith(tuple(prefixes)):
             right = find_nearest(wanted, known)

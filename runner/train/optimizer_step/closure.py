@@ -50,6 +50,10 @@ class Closure(Followed):
         def closure() -> Any:
             self.optimizer.zero_grad()
             outcome = self.backward(batch)
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:  # torch's LBFGS takes a view of them all as one vector
+                    if parameter.grad is not None:
+                        parameter.grad = parameter.grad.contiguous()
             if not outcomes:
                 outcomes.append(outcome)
             return outcome["loss"]
