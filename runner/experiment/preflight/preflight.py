@@ -138,7 +138,7 @@ def misfits(
         )
         if whole == 1:
             remedy = "take `loader.batch_size=2` or more"
-        found.mistakes.append(Mistake("loader.batch_size", rule, whole, remedy=remedy))
+        found.mistakes.append(Mistake("loader.batch_size", rule, whole, remedy=remedy, kind="refused"))
     return found.mistakes
 
 

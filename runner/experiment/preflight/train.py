@@ -38,7 +38,7 @@ def _check_metrics(config: Config, metrics: Mapping[str, Any], found: Preflight,
         lacks = [part for part in ("update", "compute", "reset") if not callable(getattr(metric, part, None))]
         if lacks:
             rule = f"must have `update`, `compute` and `reset`, and has no `{'`, no `'.join(lacks)}`"
-            found.mistakes.append(Mistake(f"metrics.{name}", rule, type(metric).__name__))
+            found.mistakes.append(Mistake(f"metrics.{name}", rule, type(metric).__name__, kind="type"))
     _check_metric_names(config, metrics, found)
     if not _any(wrong, "scheduler", "train"):
         _check_direction(config, metrics, found)
@@ -83,21 +83,34 @@ def _check_device(config: Config, found: Preflight) -> None:
         device = devices.choose(config.device.type)
     except ValueError as error:
         remedy = "take `device.type=auto` or `cpu`"
-        found.mistakes.append(Mistake("device.type", f"cannot be had ({error})", config.device.type, remedy=remedy))
+        found.mistakes.append(
+            Mistake("device.type", f"cannot be had ({error})", config.device.type, remedy=remedy, kind="unavailable")
+        )
         return
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if config.device.parallel == "data_parallel" and config.device.type in ("auto", "cuda") and count < 2:
         rule = f"has nothing to split batches over: torch sees {count} CUDA device{'s' * (count != 1)} here"
         found.mistakes.append(
-            Mistake("device.parallel", rule, "data_parallel", remedy="leave it at `none`", suggestion="none")
+            Mistake(
+                "device.parallel",
+                rule,
+                "data_parallel",
+                remedy="leave it at `none`",
+                suggestion="none",
+                kind="unavailable",
+            )
         )
     wanted = config.device.precision
     if reason := devices.explain_cannot_compute(device, wanted):
         rule = f"cannot be had on {device.type}: {reason}"
-        found.mistakes.append(Mistake("device.precision", rule, wanted, remedy="take fp32", suggestion="fp32"))
+        found.mistakes.append(
+            Mistake("device.precision", rule, wanted, remedy="take fp32", suggestion="fp32", kind="unavailable")
+        )
     if config.device.compile and (reason := devices.explain_cannot_compile(device)):
         rule = f"cannot be had here: {reason}"
-        found.mistakes.append(Mistake("device.compile", rule, config.device.compile, suggestion="false"))
+        found.mistakes.append(
+            Mistake("device.compile", rule, config.device.compile, suggestion="false", kind="unavailable")
+        )
 
 
 def _check_optimizer(
@@ -143,7 +156,7 @@ def _check_rates(config: Config, before: Mapping[str, float], rates: Constant, f
         rule = f"would be the rate of every parameter group, so that their own ({own}) had no effect"
         each = [float(f"{given * rate / first:g}") for rate in before.values()] if first else []
         remedy = f"write one for each group, such as `{each}`"
-        found.mistakes.append(Mistake("scheduler.max_lr", rule, given, remedy=remedy))
+        found.mistakes.append(Mistake("scheduler.max_lr", rule, given, remedy=remedy, kind="conflict"))
 
 
 def refused_beside(config: Config, optimizer: torch.optim.Optimizer, trust: Trust = ()) -> list[Mistake]:
@@ -166,11 +179,11 @@ def refused_beside(config: Config, optimizer: torch.optim.Optimizer, trust: Trus
         inner = getattr(optimizer, "optimizers", {})
         rule = "must not be one of several optimizers: it evaluates the loss itself"
         return [
-            Mistake(f"optimizer.{name}._target_", rule, config.optimizer[name]["_target_"])
+            Mistake(f"optimizer.{name}._target_", rule, config.optimizer[name]["_target_"], kind="conflict")
             for name, member in inner.items()
             if needs_closure(member)
         ]
-    return [Mistake(key, reason, value) for key, value in set_so.items() if value is not None]
+    return [Mistake(key, reason, value, kind="conflict") for key, value in set_so.items() if value is not None]
 
 
 def _try_step(config: Config, found: Preflight, loss: Any, trust: Trust, groups: list[dict[str, Any]] | None) -> None:
@@ -229,7 +242,9 @@ def _outcome(
         for name in ("output", "auxiliary"):
             if model.training and isinstance(made, torch.Tensor) and config.step.get(name) is not None:
                 rule = "has no effect: the model gives one tensor while it trains"
-                found.mistakes.append(Mistake(f"step.{name}", rule, config.step[name], remedy="leave it out"))
+                found.mistakes.append(
+                    Mistake(f"step.{name}", rule, config.step[name], remedy="leave it out", kind="no-effect")
+                )
                 return None
         if _spreads(config, found, made, loss):
             return None
@@ -275,7 +290,7 @@ def spread_in_loss(loss: Any, output: Any, target: Any) -> Mistake | None:
     if shape is None:
         return None
     remedy = remedies.for_one_number(output, target) or remedies.for_loss(output, target)
-    return Mistake("loss", broadcasting.words(shape, output, target), remedy=remedy)
+    return Mistake("loss", broadcasting.words(shape, output, target), remedy=remedy, kind="conflict")
 
 
 def _with_numbers(config: Config, model: nn.Module, trust: Trust) -> nn.Module:
@@ -308,7 +323,7 @@ def _try_model(config: Config, found: Preflight, model: nn.Module, trust: Trust)
         inputs = found.inputs(config)
     except (LookupError, TypeError) as error:
         rule = f"must name what a sample has ({', '.join(_shapes(found.batch))}): {type(error).__name__}: {error}"
-        found.mistakes.append(Mistake("step.input", rule, config.step.get("input", 0)))
+        found.mistakes.append(Mistake("step.input", rule, config.step.get("input", 0), kind="no-match"))
         return None
     key, verb = "model", "refuses" if model.training else "refuses in an evaluation"
     if not model.training and found.train_shapes != _shapes(found.batch):
@@ -359,7 +374,7 @@ def _try_metrics(
         if any(name in outcome.keys() - KNOWN for outcome in outcomes.values() if isinstance(outcome, Mapping)):
             rule = f"must have another name: the step has a field `{name}` of its own"
             found.mistakes.append(
-                Mistake(f"metrics.{name}", rule, remedy=f"name it `metrics.own_{name}`, for instance")
+                Mistake(f"metrics.{name}", rule, remedy=f"name it `metrics.own_{name}`, for instance", kind="conflict")
             )
             continue
         for which, outcome in outcomes.items():
@@ -381,7 +396,7 @@ def misfit(
     key, given = f"metrics.{name}", f"output {remedies.spell(output)}, target {remedies.spell(target)}"
     if training and not isinstance(output, torch.Tensor):
         rule = f"needs one tensor as the output, and the model gives several while it trains ({given})"
-        return Mistake(key, rule, remedy=remedies.for_output(output))
+        return Mistake(key, rule, remedy=remedies.for_output(output), kind="conflict")
     refused: Exception | None = None
     spread: tuple[int, ...] | None = None
     for made in (remedies.logits, remedies.shares, remedies.zeros):
@@ -403,7 +418,7 @@ def misfit(
         if spread is None:
             return None
         remedy = remedies.for_one_number(output, target) or remedies.for_loss(output, target)
-        return Mistake(key, broadcasting.words(spread, output, target), remedy=remedy)
+        return Mistake(key, broadcasting.words(spread, output, target), remedy=remedy, kind="conflict")
     assert refused is not None
     said = str(refused) if isinstance(refused, RunError) else f"{type(refused).__name__}: {refused}"
     if isinstance(refused, Refused):
@@ -412,11 +427,13 @@ def misfit(
     where = raised_in(refused)
     if isinstance(wanted, int) and classes > 1 and wanted != classes:
         rule = f"must be {classes}, as many as the model gives ({given}): {said}"
-        return Mistake(f"{key}.num_classes", rule, wanted, where, f"write `{classes}`", str(classes))
+        return Mistake(f"{key}.num_classes", rule, wanted, where, f"write `{classes}`", str(classes), kind="conflict")
     remedy = "its `update(output, target)` gets both in this order, unnamed" if isinstance(refused, TypeError) else ""
     if isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor) and output.shape != target.shape:
         remedy = remedy or remedies.for_one_number(output, target)
-    return Mistake(key, f"does not fit what the step gives ({given}): {said}", where=where, remedy=remedy)
+    return Mistake(
+        key, f"does not fit what the step gives ({given}): {said}", where=where, remedy=remedy, kind="refused"
+    )
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
@@ -455,11 +472,11 @@ def _trying(
             scalars, named, _ = _spoken_of(node or {}, error)
             if len(named) == 1:
                 name = named.pop()
-                found.mistakes.append(Mistake(f"{key}.{name}", f"is refused ({said})", scalars[name]))
+                found.mistakes.append(Mistake(f"{key}.{name}", f"is refused ({said})", scalars[name], kind="refused"))
                 return None
             batch = "no data" if found.batch is None else f"a batch of two samples ({', '.join(_shapes(found.batch))})"
             rule = f"{verb} {batch}: {said}"
-            found.mistakes.append(Mistake(key, rule, where=raised_in(error), remedy=remedy(error)))
+            found.mistakes.append(Mistake(key, rule, where=raised_in(error), remedy=remedy(error), kind="refused"))
         return None
 
 
@@ -478,22 +495,26 @@ def _check_outcome(config: Config, found: Preflight, outcome: Any, *, own: bool 
         return
     if not isinstance(outcome, Mapping) or "loss" not in outcome:
         found.mistakes.append(
-            Mistake("step", f"must return a mapping with `loss`, but returns {type(outcome).__name__}")
+            Mistake("step", f"must return a mapping with `loss`, but returns {type(outcome).__name__}", kind="type")
         )
     elif not isinstance(outcome["loss"], torch.Tensor):
         rule = f"must give a tensor to call `backward` on, but gives {type(outcome['loss']).__name__}"
-        found.mistakes.append(Mistake("loss", rule))
+        found.mistakes.append(Mistake("loss", rule, kind="type"))
     elif outcome["loss"].numel() != 1:
         shape = list(outcome["loss"].shape)
         found.mistakes.append(
-            Mistake("loss", f"must give one number to call `backward` on, but gives the shape {shape}")
+            Mistake("loss", f"must give one number to call `backward` on, but gives the shape {shape}", kind="type")
         )
     elif not own and not outcome["loss"].requires_grad:
         rule = "must depend on a parameter that trains, but has no gradient (a `detach`, or all that it uses is frozen)"
         found.mistakes.append(Mistake("loss", rule))
     elif any(config.metrics.values()) and not {"output", "target"} <= outcome.keys():
         found.mistakes.append(
-            Mistake("step", f"must return `output` and `target` for the metrics, but returns {', '.join(outcome)}")
+            Mistake(
+                "step",
+                f"must return `output` and `target` for the metrics, but returns {', '.join(outcome)}",
+                kind="missing",
+            )
         )
     else:
         _check_names(config, found, [name for name in outcome if name not in KNOWN])

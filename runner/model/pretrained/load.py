@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ def plan(
         proposal, suggestion, _ = _proposal(matching)
         last = shortfall.pop()
         remedy = made.table(SHOWN) + "".join(f"\n{line}" for line in _how_written(layers)) + proposal
-        mistakes += [*shortfall, Mistake(last.key, last.rule, remedy=remedy, suggestion=suggestion)]
+        mistakes += [*shortfall, replace(last, remedy=remedy, suggestion=suggestion)]
     elif not mistakes and made.rows:
         mistakes += _derived_taken(made.rows, matching)
         made.notes += _how_written(layers)
