@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from runner.config.check.check import parse
 from runner.experiment.builders import train as train_builder
-from runner.train.optimizer_step.base import Kept
+from runner.train.optimizer_step.base import Kept, Update
+from runner.train.optimizer_step.closure import Closure
 from runner.train.steps import supervised
 
 
@@ -174,3 +175,20 @@ def test_outputs_are_copied_only_where_graphs_are_captured():
     }
 
     assert [key for key, kind in kinds.items() if kind is Kept] == [("reduce-overhead", "cuda")]
+
+
+@pytest.mark.parametrize("kind", ["SGD", "LBFGS"])
+def test_a_watcher_sees_the_gradients_once_a_step_until_it_is_taken_away(kind):
+    """LBFGS evaluates the loss several times in a step; what is seen is the first evaluation."""
+    torch.manual_seed(0)
+    model, batch = nn.Linear(6, 3), (torch.randn(8, 6), torch.randint(3, (8,)))
+    wanted = torch.autograd.grad(nn.CrossEntropyLoss()(model(batch[0]), batch[1]), [model.weight])[0]
+    made = {"SGD": Update, "LBFGS": Closure}[kind](
+        model, nn.CrossEntropyLoss(), supervised, getattr(torch.optim, kind)(model.parameters(), lr=0.1)
+    )
+    seen = []
+    undo = made.watch(lambda _: seen.append(model.weight.grad.clone()))
+    made(batch)
+    undo()
+    made(batch)
+    assert [wanted.tolist()] == [gradient.tolist() for gradient in seen]

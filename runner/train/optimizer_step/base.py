@@ -31,6 +31,7 @@ class Update:
     Attributes:
         metrics: those of training that it updates itself, micro-batch by micro-batch; the loop updates the others.
         scale: what the loss is multiplied by before its backward.
+        after_backward: hooks, each called as `hook(optimizer)` with the gradients there and not used yet.
     """
 
     metrics: Sequence[Any] = ()
@@ -38,6 +39,7 @@ class Update:
 
     def __init__(self, net: nn.Module, loss: Callable[..., Any], step: Step, optimizer: Optimizer) -> None:
         self.net, self.loss, self.step, self.optimizer = net, loss, step, optimizer
+        self.after_backward: list[Look] = []
 
     def __call__(self, batch: Any) -> Mapping[str, Any]:
         """Take one optimizer step; what the step said."""
@@ -53,6 +55,8 @@ class Update:
 
     def apply(self) -> None:
         """Let the optimizer use the gradients, and clear them."""
+        for look in self.after_backward:
+            look(self.optimizer)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -61,15 +65,9 @@ class Update:
         return self.step(batch, model, self.loss)
 
     def watch(self, look: Look) -> Do:
-        """Have `look(optimizer)` called from now on where its gradients are there and not used yet; what ends it."""
-        apply = self.apply
-
-        def looked_at() -> None:
-            look(self.optimizer)
-            apply()
-
-        vars(self)["apply"] = looked_at  # on this object alone, so that without it there is nothing to ask
-        return lambda: vars(self).pop("apply")
+        """Call `look(optimizer)` after each backward from now on; the result ends it."""
+        self.after_backward.append(look)
+        return lambda: self.after_backward.remove(look)
 
 
 class Kept:
@@ -133,19 +131,13 @@ class Recipe(Update):
     def apply(self) -> None:
         """Let the optimizer use the gradients, and clear them."""
         self.scaler.unscale()
+        if self.after_backward:
+            self.scale = self.scaler.scale  # of this backward; the scaler's step may change it
+            for look in self.after_backward:
+                look(self.optimizer)
         for do in self.before:
             do()
         self.scaler.step()
         self.optimizer.zero_grad()
         for do in self.after:
             do()
-
-    def watch(self, look: Look) -> Do:
-        """Have `look(optimizer)` called from now on before all that stands before its step; what ends it."""
-
-        def first() -> None:
-            self.scale = self.scaler.scale
-            look(self.optimizer)
-
-        self.before.insert(0, first)
-        return lambda: self.before.remove(first)

@@ -52,6 +52,8 @@ class Closure(Followed):
             outcome = self.backward(batch)
             if not outcomes:
                 outcomes.append(outcome)
+                for look in self.after_backward:  # once a step, at its first evaluation
+                    look(self.optimizer)
             return outcome["loss"]
 
         self.optimizer.step(closure)
@@ -61,21 +63,6 @@ class Closure(Followed):
             message = f"{type(self.optimizer).__name__} never called its closure"
             raise RunError(message)
         return outcomes[0]
-
-    def watch(self, look: Look) -> Do:
-        """Have `look(optimizer)` called once, after the next evaluation; what ends it."""
-        backward = self.backward
-        seen: list[bool] = []
-
-        def looked_at(batch: Any) -> Mapping[str, Any]:
-            outcome = backward(batch)
-            if not seen:
-                seen.append(True)
-                look(self.optimizer)
-            return outcome
-
-        vars(self)["backward"] = looked_at
-        return lambda: vars(self).pop("backward")
 
 
 class Own(Followed):
@@ -95,7 +82,7 @@ class Own(Followed):
         return self.step(batch, model, self.loss, optimizer=None)
 
     def watch(self, look: Look) -> Do:
-        """Have `look(optimizer)` called from now on before each step of each optimizer; what ends it."""
+        """Call `look(optimizer)` before each step of each optimizer from now on; the result ends it."""
         members = getattr(self.optimizer, "optimizers", {"": self.optimizer}).values()
         handles = [member.register_step_pre_hook(lambda optimizer, *_: look(optimizer)) for member in members]
 
