@@ -61,7 +61,7 @@ def test_check_json(capsys):
         ("loss._target_=torch.nn.Linear", "missing"),
         ("optimizer._target_=torch.nn.Linear", "slot"),
         ("+train.split_on_oom=true device.parallel=ddp", "conflict"),
-        ("+train.max_faults=3", "no-effect"),
+        ("train.max_faults=7", "no-effect"),
         ("sweep.seeds=3", "no-effect"),
         ("freeze.params=[nothing]", "no-match"),
         ("freeze.params=['(']", "syntax"),
