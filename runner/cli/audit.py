@@ -17,7 +17,7 @@ from runner.core.chart import Line, Panel, render_svg
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.core.escape import make_printable
 from runner.experiment.examine import examine
-from runner.experiment.preview.init import Audit, Layer, audit
+from runner.experiment.preview.init import Audit, LayerStatistics, audit
 
 USAGE = "python -m runner audit init [--init a,b,c] [--out FILE] [--json] [overrides]"
 
@@ -80,7 +80,7 @@ def format_table(audits: Sequence[Audit]) -> str:
     return "\n".join("  ".join(line[place].ljust(widths[place]) for place in used).rstrip() for line in lines)
 
 
-def _format_cells(layers: Mapping[str, Layer], name: str) -> tuple[str, str, str]:
+def _format_cells(layers: Mapping[str, LayerStatistics], name: str) -> tuple[str, str, str]:
     layer = layers.get(name)
     if layer is None:
         return "", "", ""

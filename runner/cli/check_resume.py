@@ -13,8 +13,8 @@ from pathlib import Path
 from runner.cli.options import split_trust
 from runner.config import compose
 from runner.core.errors import ConfigError, Mistake
-from runner.experiment.check_resume import STEPS, _compare
-from runner.experiment.examine import examine, reporter
+from runner.experiment.check_resume import STEPS, compare_resumed
+from runner.experiment.examine import examine, make_reporter
 
 USAGE = "python -m runner check resume [--steps K] [--json] [overrides]"
 
@@ -31,11 +31,11 @@ def main(argv: Sequence[str]) -> int:
         "log.progress=false",
     ]
     composed = compose.compose([*overrides, *settings])
-    examined = examine(composed, trust, reporter())
+    examined = examine(composed, trust, make_reporter())
     if examined.mistakes:
         return 2
     with tempfile.TemporaryDirectory(prefix="check_resume_") as scratch:
-        answer = _compare(Path(scratch), examined.config, composed.unresolved_yaml, steps, trust)
+        answer = compare_resumed(Path(scratch), examined.config, composed.unresolved_yaml, steps, trust)
     if as_json:
         print(json.dumps(answer))
     else:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.core.errors import ConfigError, Mistake
-from runner.model.pretrained.unpickle import _tensors
+from runner.model.pretrained.unpickle import count_tensors
 
 USAGE = "python -m runner convert FILE --trust [--out OUT] [--main MODULE]"
 
@@ -29,14 +29,14 @@ def main(argv: Sequence[str]) -> int:
         last = child.stderr.strip().splitlines()[-1:] or [f"it ended with the status {child.returncode}"]
         print(f"{file} could not be unpickled: {last[0]}", file=sys.stderr)
         return 1
-    from runner.model.pretrained.files import Located, find_state, read
+    from runner.model.pretrained.files import LocatedWeights, find_state, read
 
     print(child.stdout, end="")
-    raw = read(Located(out))
+    raw = read(LocatedWeights(out))
     try:
         state, _ = find_state(raw)
     except ConfigError as error:  # several, or none by itself: which is for who loads it to say
-        count = _tensors(raw)
+        count = count_tensors(raw)
         print(f"{count} tensors in {out}; to load from it: {error.mistakes[0].remedy or error.mistakes[0].rule}")
         return 0 if count else 1
     print(f"{len(state)} tensors in {out}")

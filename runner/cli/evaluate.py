@@ -14,7 +14,7 @@ from runner.cli.options import split_trust
 from runner.config.suggestions import find_nearest
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.core.escape import make_printable
-from runner.experiment.record.recorded import recorded
+from runner.experiment.record.recorded import load_recorded_config
 
 USAGE = "python -m runner evaluate RUN [--checkpoint last|best|PATH] [--weights raw|ema] [--json] [overrides]"
 
@@ -37,15 +37,15 @@ def main(argv: Sequence[str]) -> int:
     if options["--weights"] not in ("", "raw", "ema"):
         raise ConfigError([Mistake("--weights", "must be raw or ema", options["--weights"])])
     folder = Path(positional[0])
-    config, _ = recorded(folder, positional[1:], trust, verb="evaluate")
+    config, _ = load_recorded_config(folder, positional[1:], trust, verb="evaluate")
     checkpoint = find_checkpoint(folder, options["--checkpoint"])
     from runner.experiment import diagnosis
     from runner.experiment.builders import run as run_builder
-    from runner.log.console import final_report
+    from runner.log.console import print_final_report
     from runner.train import evaluation
     from runner.train.state_dict import put_weights
 
-    with diagnosis.of_a_record(folder):
+    with diagnosis.convert_record_errors(folder):
         run = run_builder.build(config, folder, {}, trust)
         run.checkpoints.warn = lambda text: print(make_printable(text), file=sys.stderr)
         saved = run.checkpoints.load(checkpoint)
@@ -56,11 +56,11 @@ def main(argv: Sequence[str]) -> int:
                 if name != "train":
                     metrics |= evaluation.evaluate(run, name) or {}
         except Exception as error:
-            raise RunError(diagnosis.words(error, run, config, None, None)) from error
+            raise RunError(diagnosis.explain_failure(error, run, config, None, None)) from error
     if as_json:
         print(json.dumps({"run": str(folder), "step": saved["progress"]["step"], "metrics": metrics}))
     else:
-        final_report(metrics, folder)
+        print_final_report(metrics, folder)
     return 0
 
 

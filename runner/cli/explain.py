@@ -13,7 +13,7 @@ from runner.core.errors import ConfigError, Mistake, RunError
 from runner.core.escape import make_printable
 from runner.experiment.examine import examine
 from runner.experiment.preview.parameters import explain
-from runner.experiment.record.recorded import is_run, no_run, recorded
+from runner.experiment.record.recorded import is_run, load_recorded_config, make_no_run_mistake
 
 HEAD = (
     "tensor",
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     if folder is None:
         if rest and "=" not in rest[0] and not rest[0].startswith(("~", "-")):
             if Path(rest[0]).exists() or "/" in rest[0]:
-                raise ConfigError([no_run(Path(rest[0]), "explain")])
+                raise ConfigError([make_no_run_mistake(Path(rest[0]), "explain")])
             rule = "must be an override (`key=value`) or a run directory, which has a `config.yaml`"
             raise ConfigError([Mistake(rest[0], rule, where=f"argument `{rest[0]}`")])
         composed = compose(rest)
@@ -54,14 +54,14 @@ def main(argv: Sequence[str]) -> int:
             raise ConfigError(examined.mistakes)
         config = examined.config
     else:
-        config, _ = recorded(folder, rest[1:], trust, verb="explain")
+        config, _ = load_recorded_config(folder, rest[1:], trust, verb="explain")
     try:
         if folder is None:
             rows, groups = explain(config, composed, folder, trust)
         else:
-            from runner.experiment.diagnosis import of_a_record
+            from runner.experiment.diagnosis import convert_record_errors
 
-            with of_a_record(folder):
+            with convert_record_errors(folder):
                 rows, groups = explain(config, composed, folder, trust)
     except ConfigError as error:
         raise ConfigError(composed.blame(error.mistakes) if composed else error.mistakes) from error

@@ -17,7 +17,7 @@ from runner.experiment.examine import examine
 
 if TYPE_CHECKING:
     from runner.experiment.tuning.batch_size import Trial
-    from runner.experiment.tuning.lr_range_test import RateTest
+    from runner.experiment.tuning.lr_range_test import LRRangeTest
 
 
 USAGE = (
@@ -70,9 +70,9 @@ def find_lr(options: dict[str, str]) -> Finder:
         raise ConfigError([Mistake("--steps", "must be at least 20", steps)])
 
     def find(config: Config, trust: tuple[str, ...], as_json: bool) -> int:
-        from runner.experiment.tuning.lr_range_test import rate_test
+        from runner.experiment.tuning.lr_range_test import run_lr_range_test
 
-        test = rate_test(config, low, high, steps, trust)
+        test = run_lr_range_test(config, low, high, steps, trust)
         if as_json:
             print(json.dumps(dataclasses.asdict(test)))
         else:
@@ -86,7 +86,7 @@ def find_lr(options: dict[str, str]) -> Finder:
     return find
 
 
-def describe_test(test: "RateTest") -> list[str]:
+def describe_test(test: "LRRangeTest") -> list[str]:
     """Describe the range test: the steps tried, the fall of the loss, the suggestion and its rule."""
     end = "where the loss diverged" if test.diverged else "the end of the range"
     tried = f"{len(test.rates)} steps, from {test.rates[0]:.3g} to {test.rates[-1]:.3g}, {end}" if test.rates else end
@@ -99,7 +99,7 @@ def describe_test(test: "RateTest") -> list[str]:
     ]
 
 
-def draw(test: "RateTest", file: Path) -> None:
+def draw(test: "LRRangeTest", file: Path) -> None:
     """Plot the losses and the smoothed losses over the learning rate, with the suggestion."""
     from runner.core.chart import Line, Panel, render_svg
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from runner.cli.options import split_trust
 from runner.core.errors import ConfigError, Mistake
 from runner.experiment.preflight import processes as processes_preflight
-from runner.experiment.record.recorded import recorded
+from runner.experiment.record.recorded import load_recorded_config
 from runner.experiment.resume import resume, split_schedule
 
 
@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     if not overrides:
         raise ConfigError([Mistake("RUN", "is missing", remedy="python -m runner resume outputs/<name>/<run>")])
     folder = Path(overrides[0])
-    config, unresolved = recorded(folder, overrides[1:], trust)
-    if started := processes_preflight.mistakes(config.device.parallel, ["resume", *argv]):
+    config, unresolved = load_recorded_config(folder, overrides[1:], trust)
+    if started := processes_preflight.check_processes(config.device.parallel, ["resume", *argv]):
         raise ConfigError(started)
     return resume(folder, config, unresolved, ["resume", *argv], trust)

@@ -39,10 +39,10 @@ def show_data(argv: Sequence[str]) -> int:
     rest, trust = split_trust(argv)
     as_json = "--json" in rest
     config = check(compose([argument for argument in rest if argument != "--json"]), trust)
-    from runner.experiment.preview.data import inspect_splits, table
+    from runner.experiment.preview.data import format_table, inspect_splits
 
     facts = inspect_splits(config, Path("outputs") / "show" / config.name, trust)
-    print(json.dumps(facts) if as_json else table(facts))
+    print(json.dumps(facts) if as_json else format_table(facts))
     return 0
 
 
@@ -60,17 +60,17 @@ def show_schedule(argv: Sequence[str]) -> int:
     examined = examine(composed, trust)
     if examined.mistakes:
         raise ConfigError(examined.mistakes)
-    from runner.experiment.preview.train import picture, plan, table
+    from runner.experiment.preview.train import draw_schedule, format_table, plan
 
     length = parse_whole_number("--epoch", options["--epoch"])
     planned = plan(examined.config, trust, length)
     if as_json:
         print(json.dumps(planned))
         return 0
-    print(table(planned))
+    print(format_table(planned))
     if planned["steps"]:
         file = Path("outputs") / "show" / examined.config.name / "schedule.svg"
-        picture(planned, file)
+        draw_schedule(planned, file)
         print(file)
     return 0
 

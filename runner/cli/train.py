@@ -8,7 +8,7 @@ from runner.cli import hydra_questions
 from runner.cli.options import split_trust
 from runner.config import compose
 from runner.core.errors import ConfigError, Mistake, format_count
-from runner.experiment.examine import examine, reporter
+from runner.experiment.examine import examine, make_reporter
 from runner.experiment.preflight import processes as processes_preflight
 from runner.experiment.record.directory import make_run_dir
 from runner.experiment.resume import split_schedule
@@ -22,17 +22,17 @@ def main(argv: Sequence[str], began: float | None = None) -> int:
     overrides, trust = split_trust(argv)
     overrides, schedule = split_schedule(overrides)
     if {"-m", "--multirun"} & set(overrides):
-        if environment.place() is not None:
+        if environment.read_place() is not None:
             remedy = "without torchrun: `python -m runner -m …`; or one torchrun for each job"
-            raise ConfigError([processes_preflight.not_here("-m", remedy)])
+            raise ConfigError([processes_preflight.make_torchrun_mistake("-m", remedy)])
         from runner.sweep import multirun
 
         return multirun.main([argument for argument in overrides if argument not in ("-m", "--multirun")], argv, trust)
     composed = compose.compose([argument for argument in overrides if argument != "--inexact"])
-    say = reporter()
+    say = make_reporter()
     examined = examine(composed, trust, say)
     config = examined.config
-    started = processes_preflight.mistakes(config.device.parallel, argv)
+    started = processes_preflight.check_processes(config.device.parallel, argv)
     say(started)
     if examined.mistakes or started:
         print(format_count(len(examined.mistakes) + len(started)), file=sys.stderr)

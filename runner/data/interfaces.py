@@ -18,32 +18,32 @@ class Split(Protocol):
 
     @property
     def size(self) -> int:
-        """Samples of an epoch; 0 where the dataset does not know."""
+        """Return the number of samples of an epoch; 0 where the dataset does not know."""
         ...
 
     @property
     def num_batches(self) -> int | None:
-        """Batches of an epoch; None where the dataset does not know."""
+        """Return the number of batches of an epoch; None where the dataset does not know."""
         ...
 
     @property
     def plan(self) -> str:
-        """How its batches are made, in words."""
+        """Describe how the batches are made."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the data; empty where only reading all of it would tell."""
+        """Return a hash of the data; empty where only reading all of it would tell."""
         ...
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """The batches of an epoch from number `start` on."""
+        """Iterate over the batches of an epoch from number `start` on."""
         ...
 
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """What the config says about making batches of one split."""
+    """Loader settings of one split, as the config gives them."""
 
     batch_size: int  # of all processes together
     shuffle: bool
@@ -56,7 +56,8 @@ class LoaderSettings:
     options: Mapping[str, Any] = field(default_factory=dict)  # DataLoader's own: collate_fn, pin_memory, timeout, …
 
 
-def _members(sample: Any) -> Iterable[tuple[Any, Any]]:
+def iterate_members(sample: Any) -> Iterable[tuple[Any, Any]]:
+    """Iterate over a sample's members with their keys or positions."""
     if isinstance(sample, Mapping):
         return sample.items()
     return enumerate(sample) if isinstance(sample, tuple | list) else [(0, sample)]

@@ -1,4 +1,4 @@
-"""Resume a recorded run: find its directory, compose its config again, and train on."""
+"""Resume of a recorded run: find its directory, compose its config again, and train on."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 from runner.config.schema import Config
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import ConfigError, Mistake
-from runner.experiment.record.recorded import continuation, is_run
+from runner.experiment.record.recorded import is_run, plan_continuation
 
 # What a run leaves that was killed, or that failed, before it had a config.
 STARTED = {".lock", ".heartbeat", ".hydra", "log.txt", "result.json"}
@@ -18,7 +18,7 @@ SCHEDULES = ("follow", "constant", "continue")  # of a run that trains for longe
 
 
 def resume(folder: Path, config: Config, unresolved: str, argv: Sequence[str], trust: tuple[str, ...]) -> int:
-    """Continue a run with this config; one that is completed only says its result.
+    """Continue a run with this config; only print the result of a completed run.
 
     `--inexact` in `argv` accepts that numbers may differ from those of an uninterrupted run; `--schedule` says what the
     learning rate does in a run that trains for longer. A folder with nothing
@@ -43,7 +43,7 @@ def resume(folder: Path, config: Config, unresolved: str, argv: Sequence[str], t
                 [Mistake("run", rule, str(folder), remedy="name a new folder, and make it: `mkdir -p`", kind="file")]
             )
         return run.launch(config, folder, unresolved=unresolved, command=command, trust=trust).status
-    again = continuation(folder, config, unresolved, trust, schedule)
+    again = plan_continuation(folder, config, unresolved, trust, schedule)
     if again.changes and not inexact:
         raise ConfigError(again.changes)
     if not again.longer and not again.changes and is_completed(folder):
@@ -54,7 +54,7 @@ def resume(folder: Path, config: Config, unresolved: str, argv: Sequence[str], t
 
 
 def is_completed(folder: Path) -> bool:
-    """Whether a run is completed; then its result is said."""
+    """Return whether a run is completed; print its result if it is."""
     file = folder / "result.json"
     try:  # where there is none, or it is damaged, its checkpoints say how far it is
         result = json.loads(file.read_bytes())
@@ -63,15 +63,15 @@ def is_completed(folder: Path) -> bool:
         metrics = {str(name): float(value) for name, value in result["metrics"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-    from runner.log.console import final_report
+    from runner.log.console import print_final_report
 
-    final_report(metrics, folder)
+    print_final_report(metrics, folder)
     print("This run is completed; nothing was done.", file=sys.stderr)
     return True
 
 
 def split_schedule(argv: Sequence[str]) -> tuple[list[str], str]:
-    """The command line without `--schedule WORD` (or `--schedule=WORD`), and the word; empty where there is none.
+    """Split `--schedule WORD` off the command line; return the rest and the word, empty if absent.
 
     Raises:
         ConfigError: it is none of SCHEDULES.

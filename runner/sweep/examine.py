@@ -50,7 +50,12 @@ def examine_jobs(jobs: Sequence[Check], processes: int, say: Say = lambda _: Non
             say(list(new.values()))
 
     for job in jobs:  # what needs no torch is said of every job before torch is imported for the first
-        say_new([*job.at_once, *job.placed(processes_preflight.in_a_sweep(job.config.device.parallel, processes))])
+        say_new(
+            [
+                *job.at_once,
+                *job.placed(processes_preflight.check_sweep_processes(job.config.device.parallel, processes)),
+            ]
+        )
     distinct = {compute_replicate_id(job.composed.config): job for job in reversed(jobs)}
     for job in reversed(distinct.values()):
         examine(job.composed, job.trust, say_new)

@@ -12,7 +12,7 @@ from runner.config.check.check import Check
 from runner.core.errors import ConfigError, Mistake, RunError, format_count
 from runner.core.files import sync_folder
 from runner.core.lock import Lock
-from runner.experiment.examine import reporter
+from runner.experiment.examine import make_reporter
 from runner.sweep.console import Console, SweepProgress, make_console
 from runner.sweep.controller import EXIT_STOPPED, Controller, SweepStop, catch_stop_signals
 from runner.sweep.examine import examine_jobs
@@ -72,7 +72,7 @@ def run_sweep(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, .
         Console(sys.stdout).say(f"{source.total:,} points: each is checked before the first job starts")
     asked, checks = plan_known_points(plan, source)
     if any(check.at_once for check in checks):
-        return print_mistake_count(examine_jobs(checks, plan.settings.processes, reporter()))
+        return print_mistake_count(examine_jobs(checks, plan.settings.processes, make_reporter()))
     with ExitStack() as stack:
         ledger, rows = open_ledger(plan, stack)
         # Those that were left out before are asked for again.
@@ -85,7 +85,7 @@ def run_sweep(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, .
         if new or not source.known:
             executor = make_executor(plan)  # it gets ready while the jobs are examined
             stack.callback(executor.close)
-            if mistakes := examine_jobs(new, plan.settings.processes, reporter()):
+            if mistakes := examine_jobs(new, plan.settings.processes, make_reporter()):
                 return print_mistake_count(mistakes)
             executor.prepare()
         for note in request.collect_notes(check.composed for check in new):

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from runner.core.errors import ConfigError, Mistake
 from runner.core.escape import make_printable
-from runner.experiment.record.recorded import is_run, whole_config
+from runner.experiment.record.recorded import is_run, read_config_files
 from runner.sweep.ledger import JobRecord
 from runner.sweep.report.results import Report, ReportEntry, is_result
 from runner.sweep.report.table import format_point, format_score
@@ -67,7 +67,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], str]:
     """Return the resolved config of a job and its YAML with interpolations kept."""
     if not is_run(folder):
         raise ConfigError([Mistake("SWEEP", "has no config of this job any more", str(folder), kind="file")])
-    whole = whole_config(folder, lambda text: print(make_printable(text), file=sys.stderr))
+    whole = read_config_files(folder, lambda text: print(make_printable(text), file=sys.stderr))
     return whole.data, OmegaConf.to_yaml(whole.unresolved)
 
 

@@ -189,8 +189,8 @@ def test_whole_tensors_only_where_samples_are_rows() -> None:
         def __getitem__(self, index: Any) -> Any:
             return tuple(2 * member for member in super().__getitem__(index))
 
-    assert whole_dataset.whole_data(Doubled(torch.rand(3, 2))) is None
-    rows = whole_dataset.whole_data(Subset(tensors(), [5, 2]))
+    assert whole_dataset.find_dataset_tensors(Doubled(torch.rand(3, 2))) is None
+    rows = whole_dataset.find_dataset_tensors(Subset(tensors(), [5, 2]))
     assert rows is not None
     assert rows.tensors[1].tolist() == [5, 2]
 

@@ -28,7 +28,7 @@ from datasets.transforms import RandomShift
 from runner.core.errors import RunError
 from runner.data import batches as data_batches
 from runner.data import interfaces
-from runner.data.bad_samples import Faults
+from runner.data.bad_samples import BadSamples
 from runner.data.samples import Pipeline, Placement, Stream
 
 CPU = Placement(torch.device("cpu"))
@@ -153,7 +153,7 @@ def test_what_one_image_refuses_is_named_with_its_sample() -> None:
     dataset.tensors[0][17] = 1
     with pytest.raises(RunError, match=r"^train sample 17: its shape is \[1, 5, 6\], that of the others \[1, 6, 6\]"):
         epochs(split(dataset, {"refuse": refuse}, shuffle=False))
-    made = split(dataset, {"refuse": refuse}, faults=Faults(skip=True))
+    made = split(dataset, {"refuse": refuse}, faults=BadSamples(skip=True))
     assert made.plan == "sample by sample, in this process (what refuse refuses is to be skipped)"
     assert 29 == sum(len(batch[1]) for batch in epochs(made, 1))
 
@@ -295,7 +295,7 @@ def test_fifty_corrupt_files(files: list[Path], tmp_path: Path) -> None:
             epochs(split(Files(files)), 1)
         folder = tmp_path / f"run {name}"
         folder.mkdir()
-        faults = Faults("train", skip=True, folder=folder)
+        faults = BadSamples("train", skip=True, folder=folder)
         batches = epochs(split(Files(files), faults=faults), 1)
         (line,) = [json.loads(line) for line in (folder / "bad_samples.jsonl").read_text().splitlines()]
 
@@ -332,8 +332,8 @@ def test_unsound_samples(spoilt: Any, message: str, number: int, tmp_path: Path)
     """NaN, another shape and a label out of range are errors by name; skipped, the others' randomness is as it was."""
     settings = {"num_workers": number, "options": {"timeout": 60} if number else {}}
     with pytest.raises(RunError, match=f"^train sample 7: {message}"):
-        epochs(split(Spoilt(spoilt), faults=Faults(classes=3, target=1), **settings), 1)
-    faults = Faults(skip=True, classes=3, target=1, folder=tmp_path)
+        epochs(split(Spoilt(spoilt), faults=BadSamples(classes=3, target=1), **settings), 1)
+    faults = BadSamples(skip=True, classes=3, target=1, folder=tmp_path)
     skipped = epochs(split(Spoilt(spoilt), faults=faults, **settings), 1)
     sound = epochs(split(Spoilt((torch.full((3,), 9.0), 0)), **settings), 1)
     kept = [[row for row in batch[0] if row[0] != 9.0] for batch in sound]
@@ -348,14 +348,14 @@ def test_unsound_rows_in_memory(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="train sample 4: member 0 has NaN"):
         split(dataset)
     with pytest.raises(RunError, match="train sample 20: the label 20 is out of range"):
-        split(digits(), faults=Faults(classes=20, target=1))
-    faults = Faults(skip=True, classes=20, target=1, folder=tmp_path)
+        split(digits(), faults=BadSamples(classes=20, target=1))
+    faults = BadSamples(skip=True, classes=20, target=1, folder=tmp_path)
     made = split(dataset, faults=faults, batch_size=10)
 
     assert (19, {4, *range(20, 30)}) == (made.size, faults.found)
     assert list(range(20)) == sorted([4, *torch.cat([batch[1] for batch in made.batches(0)]).tolist()])
     with pytest.raises(RunError, match=r"more than 3 bad samples"):
-        split(digits(), faults=Faults(skip=True, limit=3, classes=20, target=1))
+        split(digits(), faults=BadSamples(skip=True, limit=3, classes=20, target=1))
 
 
 class Deadly(Dataset[Any]):
@@ -476,7 +476,7 @@ def test_a_sample_that_is_none_is_named(size: int, whole: bool, said: str, memor
         epochs(split(Gaps(whole=whole), batch_size=size, in_memory=memory), 1)
     if size > 1:
         skipped = epochs(
-            split(Gaps(whole=whole), faults=Faults(skip=True), batch_size=4, shuffle=False, in_memory=memory), 1
+            split(Gaps(whole=whole), faults=BadSamples(skip=True), batch_size=4, shuffle=False, in_memory=memory), 1
         )
         assert [0, 1, 2, 4, 5, 6, 7] == [label for _, labels in skipped for label in labels.tolist()]
 

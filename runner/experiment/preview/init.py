@@ -1,4 +1,4 @@
-"""Preview of the initialisation: statistics of activations and gradients, layer by layer."""
+"""Preview of the initialization: statistics of activations and gradients, layer by layer."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,8 +9,8 @@ from runner.core.errors import ConfigError, Mistake
 
 
 @dataclass
-class Layer:
-    """One leaf module in one forward and backward pass."""
+class LayerStatistics:
+    """Statistics of one leaf module in one forward and backward pass."""
 
     name: str
     type: str
@@ -22,18 +22,18 @@ class Layer:
 
 @dataclass
 class Audit:
-    """What one choice of `init` does."""
+    """Audit of one choice of `init`: the loss, and the statistics of each layer."""
 
     init: str
     loss: float
-    layers: list[Layer] = field(default_factory=list)
+    layers: list[LayerStatistics] = field(default_factory=list)
 
     def spreads(self, what: str) -> list[float]:
-        """The standard deviations of the weighted layers."""
+        """Return the weighted layers' standard deviations; `what` is `activation` or `gradient`."""
         return [getattr(layer, what) for layer in self.layers if layer.weighted]
 
     def growth(self, what: str) -> float:
-        """The factor by which a spread changes from one weighted layer to the next, in the geometric mean."""
+        """Compute the geometric mean of a spread's factor from one weighted layer to the next."""
         values = self.spreads(what)
         if len(values) < 2 or not all(math.isfinite(value) and value > 0 for value in (values[0], values[-1])):
             return math.nan
@@ -41,7 +41,7 @@ class Audit:
 
 
 def audit(config: Config, name: str, trust: tuple[str, ...]) -> Audit:
-    """Send the first training batch forward and backward.
+    """Send the first training batch forward and backward; return the statistics of each layer.
 
     Args:
         config: the checked config.
@@ -58,21 +58,21 @@ def audit(config: Config, name: str, trust: tuple[str, ...]) -> Audit:
     from runner.core import rng
     from runner.experiment.builders import model as model_builder
     from runner.experiment.builders.data import make_parts, make_splits
-    from runner.experiment.builders.instantiate import component
-    from runner.train.optimizer_step.closure import is_own
+    from runner.experiment.builders.instantiate import instantiate
+    from runner.train.optimizer_step.closure import is_custom_step
 
     device = devices.choose(config.device.type)
     model = model_builder.make_model(config, trust)
-    model_builder.operate(config, model, trust)
+    model_builder.prepare_model(config, model, trust)
     model = model.to(device).train()
-    loss = None if config.loss is None else component(config.loss, "loss", trust=trust, call=False)
+    loss = None if config.loss is None else instantiate(config.loss, "loss", trust=trust, call=False)
     loss = loss.to(device) if isinstance(loss, nn.Module) else loss
-    step = component(config.step, "step", trust=trust, call=False)
-    if is_own(step):
+    step = instantiate(config.step, "step", trust=trust, call=False)
+    if is_custom_step(step):
         rule = "does its own backward and update: there is no gradient of one loss to look at"
         raise ConfigError([Mistake("step._target_", rule, config.step["_target_"], kind="conflict")])
     batch = next(iter(make_splits(config, make_parts(config, trust), device, trust)["train"].batches(0)))
-    layers: dict[str, Layer] = {}
+    layers: dict[str, LayerStatistics] = {}
 
     def watch(name: str, module: nn.Module) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -80,7 +80,7 @@ def audit(config: Config, name: str, trust: tuple[str, ...]) -> Audit:
                 return
             kind = type(module).__name__
             weighted = any(p.dim() > 1 for p in module.parameters(recurse=False))
-            layer = layers.setdefault(name, Layer(name, kind, weighted))
+            layer = layers.setdefault(name, LayerStatistics(name, kind, weighted))
             layer.activation = output.detach().double().std(correction=0).item()
             if output.dim() > 1:
                 layer.dead = (output.detach().transpose(0, 1).flatten(1) <= 0).all(1).double().mean().item()
@@ -98,5 +98,5 @@ def audit(config: Config, name: str, trust: tuple[str, ...]) -> Audit:
     return Audit(name, outcome["loss"].item(), list(layers.values()))
 
 
-def _note(layer: Layer, gradient: Any) -> None:
+def _note(layer: LayerStatistics, gradient: Any) -> None:
     layer.gradient = gradient.detach().double().std(correction=0).item()

@@ -1,4 +1,4 @@
-"""The config of an existing run: with overrides applied where they belong, compared with the one it was run with."""
+"""Config of an existing run: read, overridden, and compared with the config of its start."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,7 +60,7 @@ OWN_OF_SCHEDULER = {item.name for item in fields(Scheduler)}  # the rest are arg
 INEXACT = "give it its value back, or accept other numbers with `--inexact`"
 
 
-def recorded(
+def load_recorded_config(
     folder: Path,
     overrides: Sequence[str] = (),
     trust: Sequence[str] = (),
@@ -68,7 +68,7 @@ def recorded(
     verb: str = "resume",
     say: Callable[[str], object] = lambda text: sys.stderr.write(f"{make_printable(text)}\n"),
 ) -> tuple[Config, str]:
-    """The config of the run in `folder` and its YAML with interpolations kept.
+    """Load the config of the run in `folder` and its YAML with interpolations; apply `overrides`.
 
     Where one of the two files is missing or damaged the other one takes its place, and `say` is told. A record is
     judged like a composed config: it may come from a stranger, and what it names is trusted by `trust` alone, whatever
@@ -85,10 +85,10 @@ def recorded(
         ConfigError: the folder is no run or leads elsewhere, an override is wrong, or the config with it.
     """
     if not is_run(folder):
-        raise ConfigError([no_run(folder, verb)])
-    whole = whole_config(folder, say)
+        raise ConfigError([make_no_run_mistake(folder, verb)])
+    whole = read_config_files(folder, say)
     if not overrides:
-        return _judged(whole.source, whole.data, trust), OmegaConf.to_yaml(whole.unresolved)
+        return _check_record(whole.source, whole.data, trust), OmegaConf.to_yaml(whole.unresolved)
     unresolved = whole.unresolved
     for override in overrides:
         key, separator, _ = override.lstrip("+").partition("=")
@@ -98,18 +98,18 @@ def recorded(
             unresolved = OmegaConf.merge(unresolved, OmegaConf.from_dotlist([override.lstrip("+")]))
         except (OmegaConfBaseException, YAMLError) as error:
             raise ConfigError([Mistake(key, str(error), where=f"argument `{override}`", kind="syntax")]) from error
-    return _judged(whole.interpolated, unresolved, trust), OmegaConf.to_yaml(unresolved)
+    return _check_record(whole.interpolated, unresolved, trust), OmegaConf.to_yaml(unresolved)
 
 
-def _judged(source: document.Document, config: Any, trust: Sequence[str]) -> Config:
-    """Check a record: plain data as it is, or a config whose interpolations are followed first.
+def _check_record(source: document.Document, config: Any, trust: Sequence[str]) -> Config:
+    """Check a record: plain data as it is, or a config whose interpolations are resolved first.
 
     Raises:
         ConfigError: a key, a name, a slot or an argument is wrong.
     """
-    composed = _composed(source, OmegaConf.create())
+    composed = _compose(source, OmegaConf.create())
     if OmegaConf.is_config(config):
-        composed = _composed(source, config)
+        composed = _compose(source, config)
     else:
         composed.__dict__["_resolution"] = (deepcopy(config), [])  # `${…}` in what was resolved is text
     checked = Check(composed, tuple(trust))
@@ -118,19 +118,19 @@ def _judged(source: document.Document, config: Any, trust: Sequence[str]) -> Con
     return checked.config
 
 
-def _composed(source: document.Document, tree: Any) -> Composed:
+def _compose(source: document.Document, tree: Any) -> Composed:
     return Composed(tree, OmegaConf.create(), {}, [], Layers.of_a_file(source, Path.cwd()))
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run directory, also one that has lost its `config.yaml` since it was trained."""
+    """Return whether a folder is a run directory, even if its `config.yaml` is lost."""
     if (folder / "config.yaml").exists():
         return True
     return (folder / ".hydra" / "config.yaml").is_file() and any((folder / "checkpoints").glob("step_*.pt"))
 
 
-def no_run(given: Path, verb: str) -> Mistake:
-    """What to say about a path that is no run directory: the run that is meant, where one can be told."""
+def make_no_run_mistake(given: Path, verb: str) -> Mistake:
+    """Make the mistake of a path that is no run directory; suggest the run that is meant, if known."""
     command = f"python -m runner {verb}"
     rule = "must be a run directory (one with a config.yaml)" if given.is_dir() else "must be a run directory"
     inside = next((parent for parent in given.parents if is_run(parent)), None)
@@ -170,8 +170,8 @@ def no_run(given: Path, verb: str) -> Mistake:
 
 
 @dataclass(frozen=True)
-class Whole:
-    """The config that a run directory holds, as far as its files can be read.
+class RecordedConfig:
+    """Config of a run directory, as far as its files can be read.
 
     Attributes:
         data: plain, resolved.
@@ -186,8 +186,8 @@ class Whole:
     interpolated: document.Document
 
 
-def whole_config(folder: Path, say: Callable[[str], object]) -> Whole:
-    """Read the config of a run, not judged yet: of two files, each from the other where it is gone.
+def read_config_files(folder: Path, say: Callable[[str], object]) -> RecordedConfig:
+    """Read the two config files of a run, unchecked; each stands in for a lost or damaged other one.
 
     Raises:
         ConfigError: neither of the two files can be read, or something in the folder leads elsewhere.
@@ -201,23 +201,25 @@ def whole_config(folder: Path, say: Callable[[str], object]) -> Whole:
             config = to_resolved_data(parse(deepcopy(source.data)))
             data = source.data
         except ConfigError as error:
-            data, wrong = _edited(written), _first_line(error)
+            data, wrong = _read_hand_edited(written), _format_first_mistake(error)
     other = None
-    if interpolated is not None and (data is None or (config is not None and _lacks(data, config))):
-        other, wrong_too = _followed(interpolated)
+    if interpolated is not None and (data is None or (config is not None and _is_incomplete(data, config))):
+        other, wrong_too = _resolve_interpolations(interpolated)
         amiss = wrong_too or amiss
     if data is not None and other is not None:  # some keys are not there: of an older version, or cut off?
-        lost = [keys for keys, was, now in _differences(config, other) if _absent(data, keys) and was != now]
+        lost = [keys for keys, was, now in _find_differences(config, other) if _is_absent(data, keys) and was != now]
         if lost:
             data, wrong = None, f"it lacks {'.'.join(lost[0])}"
     if data is not None and source is not None:
         if interpolated is None:
-            say(f"{kept} {_lost(amiss)}: overrides are applied to {written}, whose interpolations are resolved")
-            return Whole(data, OmegaConf.create(deepcopy(data)), source, source)
-        return Whole(data, OmegaConf.create(interpolated.data), source, interpolated)
+            say(
+                f"{kept} {_describe_loss(amiss)}: overrides are applied to {written}, whose interpolations are resolved"
+            )
+            return RecordedConfig(data, OmegaConf.create(deepcopy(data)), source, source)
+        return RecordedConfig(data, OmegaConf.create(interpolated.data), source, interpolated)
     if other is not None and interpolated is not None:
-        say(f"{written} {_lost(wrong)}: the config is taken from {kept}")
-        return Whole(other, OmegaConf.create(interpolated.data), interpolated, interpolated)
+        say(f"{written} {_describe_loss(wrong)}: the config is taken from {kept}")
+        return RecordedConfig(other, OmegaConf.create(interpolated.data), interpolated, interpolated)
     rule = f"cannot be read: {wrong}"
     checkpoint = quote_shell_word(str(folder / "checkpoints" / "last.pt"))
     load = "torch.load(sys.argv[1], weights_only=True)['config']"
@@ -227,19 +229,19 @@ def whole_config(folder: Path, say: Callable[[str], object]) -> Whole:
     raise ConfigError([Mistake(str(written), rule, remedy=remedy, kind="file")])
 
 
-def _followed(interpolated: document.Document) -> tuple[dict[str, Any] | None, str]:
-    """What the file with interpolations comes to, within limits; None and why, where that is no config."""
-    composed = _composed(interpolated, OmegaConf.create(interpolated.data))
+def _resolve_interpolations(interpolated: document.Document) -> tuple[dict[str, Any] | None, str]:
+    """Resolve the interpolations of a file within limits; None and the reason if it is no config."""
+    composed = _compose(interpolated, OmegaConf.create(interpolated.data))
     try:
         if composed.unresolvable:
             raise ConfigError(composed.unresolvable)
         return to_resolved_data(parse(composed.config)), ""
     except ConfigError as error:
-        return None, _first_line(error)
+        return None, _format_first_mistake(error)
 
 
-def _edited(file: Path) -> Any:
-    """The mapping as OmegaConf reads what people write (1e-3 is a number), where the config is right then."""
+def _read_hand_edited(file: Path) -> Any:
+    """Reread a config with OmegaConf's YAML (1e-3 is a number); None if it stays invalid."""
     read, _ = _read(file)
     try:
         if read is not None:
@@ -250,12 +252,12 @@ def _edited(file: Path) -> Any:
     return None
 
 
-def _lost(why: str) -> str:
+def _describe_loss(why: str) -> str:
     return f"cannot be used ({why})" if why != "missing" else "is missing"
 
 
 def _read(file: Path, *, plain: bool = False) -> tuple[document.Document | None, str]:
-    """The mapping in a YAML file; None and why, where there is none."""
+    """Read the mapping in a YAML file; None and the reason if there is none."""
     try:
         read = document.load_record(file, plain=plain)
     except FileNotFoundError:
@@ -268,19 +270,19 @@ def _read(file: Path, *, plain: bool = False) -> tuple[document.Document | None,
     return (read, "") if read.data else (None, "it holds no mapping")
 
 
-def _first_line(error: ConfigError) -> str:
+def _format_first_mistake(error: ConfigError) -> str:
     mistake = error.mistakes[0]
     return f"{mistake.key} {mistake.rule}"
 
 
-def _lacks(data: Any, full: Any) -> bool:
-    """Whether a recorded config lacks a key that every recorded config has."""
+def _is_incomplete(data: Any, full: Any) -> bool:
+    """Return whether a recorded config lacks a key of the full config."""
     if isinstance(data, dict) and isinstance(full, dict):
-        return any(name not in data or _lacks(data[name], value) for name, value in full.items())
+        return any(name not in data or _is_incomplete(data[name], value) for name, value in full.items())
     return False
 
 
-def _absent(data: Any, keys: Keys) -> bool:
+def _is_absent(data: Any, keys: Keys) -> bool:
     for key in keys:
         if not isinstance(data, dict) or key not in data:
             return True
@@ -297,7 +299,7 @@ def _resolve(unresolved: Any) -> Any:
 
 @dataclass(frozen=True)
 class Continuation:
-    """With what a run goes on, and how that differs from what it was started with.
+    """Config of a continued run, and how it differs from the config of the run's start.
 
     Attributes:
         config: the config to go on with.
@@ -308,7 +310,7 @@ class Continuation:
         rescheduled: arguments of the scheduler that are given anew; they hold from now on.
         settings: arguments of the optimizer that are given anew, as they were and as they are.
         was: the duration that it was started with, where it is to train for longer.
-        schedule: what the learning rate does then: see `continuation`.
+        schedule: what the learning rate does then: see `plan_continuation`.
     """
 
     config: Config
@@ -322,10 +324,10 @@ class Continuation:
     schedule: str = ""
 
 
-def continuation(
+def plan_continuation(
     folder: Path, config: Config, unresolved: str, trust: Sequence[str] = (), schedule: str = ""
 ) -> Continuation:
-    """Compare a config with the one that the run in `folder` was started with.
+    """Compare a config with the one that the run in `folder` started with; return how the run continues.
 
     A longer duration is fine. What followed it by interpolation and decides about bits (a schedule's length) keeps its
     recorded value, unless it was given a value of its own too.
@@ -341,13 +343,13 @@ def continuation(
     Raises:
         ConfigError: `schedule` has no effect.
     """
-    whole = whole_config(folder, lambda _: None)
+    whole = read_config_files(folder, lambda _: None)
     before, after = to_resolved_data(parse(deepcopy(whole.data))), to_resolved_data(config)
     notes: list[str] = []
     was, wanted = before["train"]["duration"], after["train"]["duration"]
     kept: list[Keys] = []
     if schedule:
-        _has_effect(schedule, before, was != wanted)
+        _check_schedule_option(schedule, before, was != wanted)
     tree = OmegaConf.create(unresolved)
     if was != wanted:
         notes.append(f"train.duration is {wanted}, and was {was}")
@@ -355,12 +357,12 @@ def continuation(
             _follow(before, after, tree)
         kept = _keep(before, after, unresolved, notes, schedule)
     for keys in kept:
-        OmegaConf.update(tree, _dotted(keys), _get(after, keys))
+        OmegaConf.update(tree, _join_keys(keys), _get(after, keys))
     ends = [f"train.{name}" for name in ("early_stop", "max_time") if before["train"][name] != after["train"][name]]
     notes += [f"{key} is {after['train'][key[6:]]}, and was {before['train'][key[6:]]}" for key in ends]
-    changes, rescheduled, settings = _changes(before, after, kept, notes, schedule)
+    changes, rescheduled, settings = _collect_changes(before, after, kept, notes, schedule)
     return Continuation(
-        config=_judged(whole.source, after, trust) if kept or schedule == "follow" else parse(after),
+        config=_check_record(whole.source, after, trust) if kept or schedule == "follow" else parse(after),
         unresolved=OmegaConf.to_yaml(tree) if kept or schedule == "follow" else unresolved,
         changes=changes,
         notes=notes,
@@ -372,17 +374,17 @@ def continuation(
     )
 
 
-def _changes(
+def _collect_changes(
     before: Mapping[str, Any], after: Mapping[str, Any], kept: Sequence[Keys], notes: list[str], schedule: str
 ) -> tuple[list[Mistake], list[str], dict[str, tuple[Any, Any]]]:
-    """What changes the numbers; the scheduler's arguments and the optimizer's settings that are given anew."""
+    """Collect changes of the numbers, and new scheduler arguments and optimizer settings."""
     changes: list[Mistake] = []
     rescheduled: list[str] = []
     settings: dict[str, tuple[Any, Any]] = {}
     longer = before["train"]["duration"] != after["train"]["duration"]
-    for keys, old, new in _differences(before, after):
+    for keys, old, new in _find_differences(before, after):
         if keys == ("train", "duration"):
-            changes += _shorter(old, new)
+            changes += _check_not_shorter(old, new)
             continue
         if keys == ("scheduler", "planned_for") and (keys in kept or schedule == "follow"):
             continue
@@ -405,15 +407,15 @@ def _changes(
     return changes, rescheduled, settings
 
 
-def without_schedule(again: Continuation) -> tuple[dict[str, Any], str]:
-    """The config of a run whose rates are constant from here on, and its YAML with interpolations kept."""
+def drop_schedule(again: Continuation) -> tuple[dict[str, Any], str]:
+    """Return a run's config and YAML with the scheduler dropped: its rates are constant from here."""
     data = to_resolved_data(again.config) | {"scheduler": {}}
     tree = OmegaConf.create(again.unresolved)
     OmegaConf.update(tree, "scheduler", {"_target_": None}, merge=False)
     return to_resolved_data(parse(data)), OmegaConf.to_yaml(tree)
 
 
-def _has_effect(schedule: str, before: Mapping[str, Any], longer: bool) -> None:
+def _check_schedule_option(schedule: str, before: Mapping[str, Any], longer: bool) -> None:
     scheduler, where = before["scheduler"], f"argument `--schedule {schedule}`"
     rule = ""
     if not longer:
@@ -427,7 +429,7 @@ def _has_effect(schedule: str, before: Mapping[str, Any], longer: bool) -> None:
 
 
 def _follow(before: Mapping[str, Any], after: dict[str, Any], tree: Any) -> None:
-    """Let the scheduler's arguments that were the old duration, or what it was planned for, be the new one.
+    """Set the scheduler's arguments that equal the old or planned duration to the new duration.
 
     Raises:
         ConfigError: none is.
@@ -460,9 +462,9 @@ def _follow(before: Mapping[str, Any], after: dict[str, Any], tree: Any) -> None
 def _keep(
     before: Mapping[str, Any], after: dict[str, Any], unresolved: str, notes: list[str], schedule: str
 ) -> list[Keys]:
-    """Give what followed `train.duration` and decides about bits its recorded value back; its keys."""
+    """Restore recorded values that followed `train.duration` and decide about bits; return the keys."""
     was, scheduler = before["train"]["duration"], after["scheduler"]
-    kept = [keys for keys in _followers(unresolved, was, after) if not _is_free(keys, after)]
+    kept = [keys for keys in _find_followers(unresolved, was, after) if not _is_free(keys, after)]
     if schedule == "follow":
         kept = [keys for keys in kept if keys[0] != "scheduler"]
     for keys in kept:
@@ -475,12 +477,12 @@ def _keep(
     return kept
 
 
-def _followers(unresolved: str, was: str, after: Mapping[str, Any]) -> list[Keys]:
-    """The keys whose values come from `train.duration` by interpolation."""
+def _find_followers(unresolved: str, was: str, after: Mapping[str, Any]) -> list[Keys]:
+    """Find the keys whose values come from `train.duration` by interpolation."""
     tree = OmegaConf.create(unresolved)
     OmegaConf.update(tree, "train.duration", was)
     data: Any = _resolve(tree)
-    found = _differences(to_resolved_data(parse(data)), after)
+    found = _find_differences(to_resolved_data(parse(data)), after)
     return [keys for keys, _, _ in found if keys != ("train", "duration")]
 
 
@@ -494,7 +496,7 @@ def _is_free(keys: Keys, config: Mapping[str, Any]) -> bool:
     return any(".".join(keys[:length]) in FREE for length in range(1, len(keys) + 1))
 
 
-def _shorter(was: str, wanted: str) -> list[Mistake]:
+def _check_not_shorter(was: str, wanted: str) -> list[Mistake]:
     old, new = Duration.parse(was), Duration.parse(wanted)
     if old.unit != new.unit:
         return [Mistake("train.duration", f"must be in the same unit as was recorded ({was})", wanted, kind="record")]
@@ -503,10 +505,10 @@ def _shorter(was: str, wanted: str) -> list[Mistake]:
     return []
 
 
-def _differences(before: Any, after: Any, at: Keys = ()) -> Iterator[tuple[Keys, Any, Any]]:
+def _find_differences(before: Any, after: Any, at: Keys = ()) -> Iterator[tuple[Keys, Any, Any]]:
     if isinstance(before, dict) and isinstance(after, dict):
         for name in [*before, *(name for name in after if name not in before)]:
-            yield from _differences(before.get(name, ABSENT), after.get(name, ABSENT), (*at, str(name)))
+            yield from _find_differences(before.get(name, ABSENT), after.get(name, ABSENT), (*at, str(name)))
     elif before != after or type(before) is not type(after):
         yield at, before, after
 
@@ -524,5 +526,5 @@ def _put(tree: dict[str, Any], keys: Keys, value: Any) -> None:
     tree[keys[-1]] = value
 
 
-def _dotted(keys: Keys) -> str:
+def _join_keys(keys: Keys) -> str:
     return keys[0] + "".join(f"[{key}]" for key in keys[1:])

@@ -28,7 +28,7 @@ from runner.config.check.check import Check
 from runner.config.check.imports import import_object
 from runner.core import rng
 from runner.core.errors import ConfigError, Mistake
-from runner.experiment.builders.instantiate import Refused, component
+from runner.experiment.builders.instantiate import InstantiationError, instantiate
 from runner.sweep.interfaces import Proposal
 from runner.sweep.jobs import SweepPlan, find_objective
 from runner.sweep.launcher import OURS, get_launcher_name
@@ -314,7 +314,7 @@ class OptunaSearch:
         with warnings.catch_warnings():
             known = Warning if self._asked else optuna.exceptions.ExperimentalWarning  # one trial has said the others
             warnings.simplefilter("ignore", known)
-            sampler: optuna.samplers.BaseSampler = component(node, "sweep.search.sampler", trust=self._trust)
+            sampler: optuna.samplers.BaseSampler = instantiate(node, "sweep.search.sampler", trust=self._trust)
         return sampler
 
     def _pruner(self) -> optuna.pruners.BasePruner:
@@ -323,7 +323,7 @@ class OptunaSearch:
             return optuna.pruners.NopPruner()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            pruner: optuna.pruners.BasePruner = component(node, "sweep.search.pruner", trust=self._trust)
+            pruner: optuna.pruners.BasePruner = instantiate(node, "sweep.search.pruner", trust=self._trust)
         return pruner
 
 
@@ -367,7 +367,7 @@ def rehearse(asked: CommandLine, trust: tuple[str, ...] = ()) -> list[Mistake]:
                 search.reached(point.tag, 1, 0.0)
                 key = "sweep.search.sampler"
             search.ended(point, job)
-    except Refused as error:
+    except InstantiationError as error:
         mistake = Mistake(error.key, f"is refused by `{error.node['_target_']}`: {error.cause}", kind="refused")
     except Exception as error:  # noqa: BLE001  whatever a sampler says to this space
         said = str(error).splitlines()[0] if str(error) else ""

@@ -1,4 +1,4 @@
-"""The processes that train one model together: what they tell each other. One that is alone tells nobody anything."""
+"""Process group: messages through torchrun's store, failure detection, and collectives."""
 
 import contextlib
 import json
@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from runner.core.errors import RunError
-from runner.train.distributed.environment import Place
-from runner.train.single_process import Alone
+from runner.train.distributed.environment import RankPlace
+from runner.train.single_process import SingleProcess
 
 AGREE_SECONDS = 1.0  # between two looks at whether a process was asked to stop: one small collective each
 
@@ -40,8 +40,8 @@ BLAME_SECONDS = 5.0  # to learn which process failed first, when a collective di
 GRACE_SECONDS = 15.0  # for a rank that another's end has left waiting in a kernel
 
 
-class Team(Alone):
-    """One of the processes that torchrun started.
+class ProcessGroup(SingleProcess):
+    """Process group of the processes that torchrun started, seen from one of them.
 
     `stop` is told what the processes agreed about signals: all of them end after the same step.
 
@@ -49,11 +49,11 @@ class Team(Alone):
     do and after a rank has died.
     """
 
-    def __init__(self, place: Place, stop: Any) -> None:
+    def __init__(self, place: RankPlace, stop: Any) -> None:
         self.place, self.stop = place, stop
         self.rank, self.world, self.local_rank = place.rank, place.world, place.local_rank
         self.stream = (place.rank,) if place.rank else ()
-        self.group_store, self.store = _store("group", place), _store("runner", place)
+        self.group_store, self.store = _open_store("group", place), _open_store("runner", place)
         self.turns = 0
         self.heard = 0
         self.over = False
@@ -68,12 +68,12 @@ class Team(Alone):
         self.store.set(f"message/{self.heard}", json.dumps(message))
 
     def hear(self) -> Any:
-        """The next message of rank 0."""
+        """Receive the next message of rank 0."""
         self.heard += 1
         return json.loads(self._wait(f"message/{self.heard}"))
 
     def _wait(self, key: str) -> bytes:
-        """What stands under a key of the store, as soon as it does.
+        """Wait for a key of the store and return its value.
 
         Raises:
             RunError: a process that was to write it is gone.
@@ -90,7 +90,7 @@ class Team(Alone):
 
     @contextlib.contextmanager
     def first(self) -> Iterator[None]:
-        """Rank 0 comes first, then one process of each machine, whose files may be others, then the rest."""
+        """Run the block in rank 0 first, then once per machine (own files), then in all other ranks."""
         self.turns += 1
         turn, place = f"turn/{self.turns}", self.place
         if self.rank:
@@ -107,7 +107,7 @@ class Team(Alone):
             self.store.set(f"failed/{self.rank}", text)
 
     def culprit(self) -> str:
-        """Which other process failed or is gone, in words; empty where none did."""
+        """Describe another process that failed or is gone; return "" if none did."""
         others = [rank for rank in range(self.world) if rank != self.rank]
         for rank in others:
             if self.store.check([f"failed/{rank}"]):
@@ -142,7 +142,7 @@ class Team(Alone):
                 return
 
     def end(self) -> None:
-        """Come to the end together: torchrun ends the others as soon as one of them has ended in any way but well."""
+        """Wait for the other processes' ends: torchrun kills them once one has ended badly."""
         self.over = True
         self.store.set(f"ended/{self.rank}", "")
         until = time.monotonic() + BLAME_SECONDS
@@ -154,7 +154,7 @@ class Team(Alone):
     # ---- collectives
 
     def start(self, device: torch.device) -> None:
-        """The collectives work from here on: gloo for what lies on the CPU, NCCL for what lies on a GPU."""
+        """Initialize the collectives: gloo for tensors on the CPU, NCCL for tensors on a GPU."""
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if not dist.is_initialized():
             dist.init_process_group(
@@ -162,7 +162,7 @@ class Team(Alone):
             )
 
     def agree(self, step: int) -> None:
-        """Where it is due, tell each other of signals, and when to do it next."""
+        """Exchange received signals at the step that is due, and set the next such step."""
         if self.due is None or step < self.due:
             return
         since, then = self.agreed
@@ -194,7 +194,7 @@ class Team(Alone):
         return [json.loads(bytes(part.tolist())) for part in self._pooled(text)]
 
     def _pooled(self, tensor: Tensor) -> list[Tensor]:
-        """The 1-d tensor of each rank, whatever its length."""
+        """Gather the 1-d tensor of each rank, whatever its length."""
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
         dist.all_gather(lengths, torch.tensor([len(tensor)]))
         counts = [int(length) for length in lengths]
@@ -205,18 +205,18 @@ class Team(Alone):
         return [part[:count] for part, count in zip(parts, counts, strict=True)]
 
     def total(self, tensor: Tensor) -> Tensor:
-        """The sum over the processes of a tensor, on its device and without waiting for it."""
+        """Return the sum of a tensor over the processes, on its device and without waiting for it."""
         total = tensor.clone()
         dist.all_reduce(total)
         return total
 
     def gather(self, value: Any) -> list[Any]:
         tensors: list[Tensor] = []
-        plans = self.every(_described(value, tensors))
+        plans = self.every(_describe_tensors(value, tensors))
         device = tensors[0].device if tensors else torch.device("cpu")
         raw = [t.detach().to(device).contiguous().reshape(-1).view(torch.uint8) for t in tensors if t.numel()]
         parts = self._pooled(torch.cat(raw) if raw else torch.empty(0, dtype=torch.uint8, device=device))
-        return [_rebuilt(plan, _Reader(part)) for plan, part in zip(plans, parts, strict=True)]
+        return [_rebuild(plan, _MessageReader(part)) for plan, part in zip(plans, parts, strict=True)]
 
     def level(self, module: nn.Module) -> None:
         for buffer in module.buffers():
@@ -244,20 +244,20 @@ class Team(Alone):
                     yield part["outcome"]
 
 
-def _store(prefix: str, place: Place) -> Any:
+def _open_store(prefix: str, place: RankPlace) -> Any:
     store, _, _ = next(dist.rendezvous("env://", rank=place.rank, world_size=place.world))  # type: ignore[attr-defined]
     return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
 
 
-def dismiss(place: Place, status: int) -> None:
-    """Let the other processes end with this exit status, if they have been told nothing else yet."""
-    store = _store("runner", place)
+def dismiss(place: RankPlace, status: int) -> None:
+    """Send the other processes an exit status, unless they already have a message."""
+    store = _open_store("runner", place)
     if not store.check(["message/1"]):
         store.set("message/1", json.dumps({"exit": status}))
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error says that another process could not be reached."""
+    """Return whether an error says that another process could not be reached."""
     lost = ("gloo", "NCCL", "Connection closed by peer", "Connection reset", "Broken pipe", "TCPStore")
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and not isinstance(error, RunError) and any(word in str(error) for word in lost)
@@ -265,7 +265,7 @@ def is_lost(error: BaseException) -> bool:
 
 
 def _is_alive(process: int) -> bool:
-    """Whether a process of this machine runs; one that only waits to be collected does not."""
+    """Return whether a process of this machine runs; a zombie does not."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -280,32 +280,36 @@ def _is_alive(process: int) -> bool:
 # ---- tensors in containers, as plain data and bytes
 
 
-def _described(value: Any, tensors: list[Tensor]) -> Any:
-    """Plain data that `_rebuilt` makes the value of again; its tensors are added to `tensors`."""
+def _describe_tensors(value: Any, tensors: list[Tensor]) -> Any:
+    """Return plain data from which `_rebuild` makes the value; append its tensors to `tensors`."""
     if isinstance(value, Tensor):
         tensors.append(value)
         return {"tensor": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
     if isinstance(value, Mapping):
-        return {"mapping": [[_described(name, tensors), _described(member, tensors)] for name, member in value.items()]}
+        return {
+            "mapping": [
+                [_describe_tensors(name, tensors), _describe_tensors(member, tensors)] for name, member in value.items()
+            ]
+        }
     if isinstance(value, list | tuple):
-        return {"list": [_described(member, tensors) for member in value]}
+        return {"list": [_describe_tensors(member, tensors) for member in value]}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise RunError(f"what a step returns must be tensors and plain data, to be shared, but it has {type(value)}")
 
 
-def _rebuilt(plan: Any, reader: "_Reader") -> Any:
+def _rebuild(plan: Any, reader: "_MessageReader") -> Any:
     if not isinstance(plan, dict):
         return plan
     if "tensor" in plan:
         return reader.tensor(getattr(torch, plan["tensor"]), plan["shape"])
     if "mapping" in plan:
-        return {_rebuilt(name, reader): _rebuilt(member, reader) for name, member in plan["mapping"]}
-    return [_rebuilt(member, reader) for member in plan["list"]]
+        return {_rebuild(name, reader): _rebuild(member, reader) for name, member in plan["mapping"]}
+    return [_rebuild(member, reader) for member in plan["list"]]
 
 
-class _Reader:
-    """Tensors out of bytes, one after the other."""
+class _MessageReader:
+    """Reader of consecutive tensors from bytes."""
 
     def __init__(self, raw: Tensor) -> None:
         self.raw, self.at = raw, 0
