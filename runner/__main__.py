@@ -132,10 +132,17 @@ def describe_unknown_verb(verb: str) -> "Mistake":
     from runner.core.errors import Mistake
 
     if verb in PLANNED:
-        return Mistake(verb, "is planned but not built yet", where=f"argument `{verb}`")
+        return Mistake(verb, "is planned but not built yet", where=f"argument `{verb}`", kind="unavailable")
     near = difflib.get_close_matches(verb, VERBS, n=1)
     remedy = f"did you mean `{near[0]}`?" if near else f"the verbs are {', '.join(VERBS)}; an override is `key=value`"
-    return Mistake(verb, "is no verb", where=f"argument `{verb}`", remedy=remedy, suggestion=near[0] if near else "")
+    return Mistake(
+        verb,
+        "is no verb",
+        where=f"argument `{verb}`",
+        remedy=remedy,
+        suggestion=near[0] if near else "",
+        kind="unknown-option",
+    )
 
 
 def run_process() -> NoReturn:

@@ -89,7 +89,9 @@ def make_provenance_mistake(folder: Path) -> Mistake:
     file = folder / "provenance.json"
     rule = "is damaged" if file.exists() else "is missing"
     remedy = f"put it back from a copy, or {provenance.ACCEPT}"
-    return Mistake(str(file), f"{rule}, so that code, versions and data cannot be compared", remedy=remedy)
+    return Mistake(
+        str(file), f"{rule}, so that code, versions and data cannot be compared", remedy=remedy, kind="record"
+    )
 
 
 def rebuild_at_checkpoint(
@@ -142,7 +144,7 @@ def forecast_rates(run: Run, again: Continuation, said: list[str]) -> list[Mista
     """Tell `said` the future rates of a prolonged run; return a mistake if they would rise unasked."""
     if again.schedule == "constant" and not run.checkpoints.entries():
         rule = "has no effect on a run without a checkpoint, which starts at step 0"
-        return [Mistake("--schedule", rule, where="argument `--schedule constant`")]
+        return [Mistake("--schedule", rule, where="argument `--schedule constant`", kind="no-effect")]
     rates = forecast(run) if again.was else []
     if not rates or (len(rates) == 1 and again.schedule != "constant"):
         return []
@@ -155,7 +157,7 @@ def forecast_rates(run: Run, again: Continuation, said: list[str]) -> list[Mista
     rises = any(max(one[old_end:]) > one[old_end] * (1 + 1e-6) + 1e-12 for one in courses)
     if rises and not again.schedule and not again.rescheduled:
         rule = f"of a run that trained for {again.was} would make the rate rise again: {'; '.join(lines)}"
-        return [Mistake("scheduler", rule, remedy=WORDS, suggestion=FOLLOW)]
+        return [Mistake("scheduler", rule, remedy=WORDS, suggestion=FOLLOW, kind="record")]
     said += [f"{line} ({'--schedule ' + again.schedule if again.schedule else 'as planned'})" for line in lines]
     return []
 

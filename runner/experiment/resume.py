@@ -28,7 +28,7 @@ def resume(folder: Path, config: Config, unresolved: str, argv: Sequence[str], t
         ConfigError: it is no run directory, in progress, or cannot be continued exactly; nothing was touched.
     """
     if not folder.is_dir():
-        raise ConfigError([Mistake("run", "must be an existing run directory", str(folder))])
+        raise ConfigError([Mistake("run", "must be an existing run directory", str(folder), kind="file")])
     inexact = "--inexact" in argv
     _, schedule = split_schedule(argv)
     command = ["python", "-m", "runner", *argv]
@@ -39,7 +39,9 @@ def resume(folder: Path, config: Config, unresolved: str, argv: Sequence[str], t
         if there:
             listed = ", ".join(sorted(there)[:5])
             rule = f"must be an empty folder or a run directory: it has no config.yaml, but {listed}"
-            raise ConfigError([Mistake("run", rule, str(folder), remedy="name a new folder, and make it: `mkdir -p`")])
+            raise ConfigError(
+                [Mistake("run", rule, str(folder), remedy="name a new folder, and make it: `mkdir -p`", kind="file")]
+            )
         return run.launch(config, folder, unresolved=unresolved, command=command, trust=trust).status
     again = plan_continuation(folder, config, unresolved, trust, schedule)
     if again.changes and not inexact:

@@ -38,7 +38,9 @@ def find_winner(report: Report) -> Winner:
     """Return the first replicate with a result of the best entry, which need not be the best seed."""
     if report.best is None:
         remedy = "`--job NUMBER` promotes one that was pruned" if any(r.status == "pruned" for r in report.rows) else ""
-        raise ConfigError([Mistake("SWEEP", "has no completed job to promote", str(report.folder), remedy=remedy)])
+        raise ConfigError(
+            [Mistake("SWEEP", "has no completed job to promote", str(report.folder), remedy=remedy, kind="file")]
+        )
     if report.objectives:
         front = ", ".join(str(entry.rows[0].number) for entry in report.entries if entry.front)
         rule = f"has several objectives and so no single winner: on the Pareto front are the jobs {front}"
@@ -55,7 +57,7 @@ def find_job(report: Report, name: str) -> Winner:
     row = found[0]
     if row.status not in HAS_WEIGHTS:
         rule = f"must be completed, pruned or interrupted: job {row.number} is {row.status}"
-        raise ConfigError([Mistake("--job", rule, name, f"argument `--job {name}`")])
+        raise ConfigError([Mistake("--job", rule, name, f"argument `--job {name}`", kind="file")])
     entries = [entry for entry in report.entries if row in entry.rows]
     alone = ReportEntry((row,), {}, None, row.objective)
     return Winner(row, entries[0] if entries and is_result(row) else alone)
@@ -64,7 +66,7 @@ def find_job(report: Report, name: str) -> Winner:
 def read_config(folder: Path) -> tuple[dict[str, Any], str]:
     """Return the resolved config of a job and its YAML with interpolations kept."""
     if not is_run(folder):
-        raise ConfigError([Mistake("SWEEP", "has no config of this job any more", str(folder))])
+        raise ConfigError([Mistake("SWEEP", "has no config of this job any more", str(folder), kind="file")])
     whole = read_config_files(folder, lambda text: print(make_printable(text), file=sys.stderr))
     return whole.data, OmegaConf.to_yaml(whole.unresolved)
 

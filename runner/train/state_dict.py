@@ -116,7 +116,9 @@ def put_weights(run: Run, saved: dict[str, Any], which: str = "") -> None:
         ConfigError: the checkpoint has no average.
     """
     if which == "ema" and saved["ema"] is None:
-        raise ConfigError([Mistake("--weights", "must be raw: the checkpoint has no average of the weights", which)])
+        raise ConfigError(
+            [Mistake("--weights", "must be raw: the checkpoint has no average of the weights", which, kind="conflict")]
+        )
     weights = saved["model" if which == "raw" or saved["ema"] is None else "ema"]
     compare_model(run.model, weights)
     run.model.load_state_dict(weights)

@@ -137,7 +137,7 @@ def find_late_mistakes(
         remedy = f"take `loader.drop_last=true` or another size, such as `loader.batch_size={other}`"
         if whole == 1:
             remedy = "take `loader.batch_size=2` or more"
-        found.mistakes.append(Mistake("loader.batch_size", rule, whole, remedy=remedy))
+        found.mistakes.append(Mistake("loader.batch_size", rule, whole, remedy=remedy, kind="refused"))
     return found.mistakes
 
 

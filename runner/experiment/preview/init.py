@@ -70,7 +70,7 @@ def audit(config: Config, name: str, trust: tuple[str, ...]) -> Audit:
     step = instantiate(config.step, "step", trust=trust, call=False)
     if is_custom_step(step):
         rule = "does its own backward and update: there is no gradient of one loss to look at"
-        raise ConfigError([Mistake("step._target_", rule, config.step["_target_"])])
+        raise ConfigError([Mistake("step._target_", rule, config.step["_target_"], kind="conflict")])
     batch = next(iter(make_splits(config, make_parts(config, trust), device, trust)["train"].batches(0)))
     layers: dict[str, LayerStatistics] = {}
 

@@ -178,7 +178,7 @@ def find_changes(before: Mapping[str, Any], now: Mapping[str, Any], *, random_ev
     def compare(key: str, was: Any, value: Any, remedy: str = "") -> None:
         if was is not None and value is not None and was != value:
             rule = f"must be as it was for the steps so far ({was})"
-            found.append(Mistake(key, rule, value, remedy=f"{remedy}{' or ' * bool(remedy)}{ACCEPT}"))
+            found.append(Mistake(key, rule, value, remedy=f"{remedy}{' or ' * bool(remedy)}{ACCEPT}", kind="record"))
 
     old, new = before["modules"]["files"], now["modules"]["files"]
     of_other_layout = any(_is_runner(name) for name in old) and WING not in old
@@ -187,7 +187,7 @@ def find_changes(before: Mapping[str, Any], now: Mapping[str, Any], *, random_ev
             continue
         if name in new and old[name] != new[name]:
             rule = "must have the source that it had for the steps so far"
-            found.append(Mistake(f"module {name}", rule, remedy=f"put it back or {ACCEPT}"))
+            found.append(Mistake(f"module {name}", rule, remedy=f"put it back or {ACCEPT}", kind="record"))
     for name in LIBRARIES:
         compare(f"version of {name}", before["versions"].get(name), now["versions"].get(name))
     compare("device.threads", before["threads"], now["threads"])

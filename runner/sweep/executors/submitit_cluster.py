@@ -100,7 +100,7 @@ class SlurmExecutor(SubmititExecutor):
         if shutil.which("srun") is None:
             rule, where = "needs SLURM, whose `srun` is not found here", f"argument `{GROUP}=submitit_slurm`"
             remedy = f"on this machine alone: `{GROUP}=submitit_local`, or no launcher"
-            raise ConfigError([Mistake(GROUP, rule, where=where, remedy=remedy)])
+            raise ConfigError([Mistake(GROUP, rule, where=where, remedy=remedy, kind="unavailable")])
         super().__init__(settings, frozen)
         self._slurm = Slurm()
 
