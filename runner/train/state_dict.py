@@ -153,7 +153,7 @@ def _with_state(run: Run) -> dict[str, Any]:
 
 def sampler_of(run: Run) -> Any:
     """The user's sampler of the train split where it has a state, else None."""
-    sampler = getattr(getattr(run.splits["train"], "order", None), "sampler", None)
+    sampler = run.splits["train"].sampler
     return sampler if hasattr(sampler, "state_dict") else None
 
 
