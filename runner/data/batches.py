@@ -29,7 +29,7 @@ from runner.data.whole_dataset import DatasetTensors, find_dataset_tensors, stac
 class NoData:
     """Batches of a step that needs no data: None, `num_batches` times per epoch."""
 
-    size, plan, fingerprint = 0, "no data", ""
+    size, plan, fingerprint, sampler = 0, "no data", "", None
 
     def __init__(self, num_batches: int) -> None:
         self.num_batches = num_batches
@@ -38,6 +38,9 @@ class NoData:
         """Yield None for each remaining step of the epoch."""
         return repeat(None, self.num_batches - start)
 
+    def sample_indices(self, epoch: int, batch: int) -> None:
+        """Give nothing: there is no dataset."""
+
 
 class BatchTransforms:
     """Split with transforms of whole batches (MixUp, CutMix), drawn by (seed, epoch, batch, name)."""
@@ -45,7 +48,7 @@ class BatchTransforms:
     def __init__(self, split: Split, transforms: Mapping[str, Callable[[Any], Any]], stream: Stream) -> None:
         self.split, self.transforms, self.stream = split, transforms, stream
         self.size, self.num_batches, self.fingerprint = split.size, split.num_batches, split.fingerprint
-        self.order = getattr(split, "order", None)
+        self.sampler = split.sampler
         self.plan = f"{split.plan}; per batch: {', '.join(transforms)}"
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
@@ -56,6 +59,10 @@ class BatchTransforms:
                 with rng.stream(self.stream.key(epoch, number, name)):
                     changed = transform(changed)
             yield changed
+
+    def sample_indices(self, epoch: int, batch: int) -> list[int] | None:
+        """Give the dataset's indices of a batch of all processes; None where the dataset owns its order."""
+        return self.split.sample_indices(epoch, batch)
 
 
 def choose_indices(dataset: Any, indices: Indices | None, split: str, limit: int | None) -> Indices:

@@ -66,6 +66,7 @@ class InMemoryBatches:
     ) -> None:
         self.share = share or Shard()
         self.order, self.placement, self.place = order, placement, pipeline.place
+        self.sampler = order.sampler
         self.fingerprint = compute_fingerprint(whole, indices)
         faults = faults or BadSamples(order.stream.split)
         self.sound = find_sound_samples(whole, indices, faults)
@@ -162,6 +163,11 @@ class InMemoryBatches:
                     part = slice(begin, begin + self.chunk)
                     some = [tuple(member[part] for member in needs) for needs in prepared]
                     yield from self._views(self._made(positions[part], some), positions[part])
+
+    def sample_indices(self, epoch: int, batch: int) -> list[int]:
+        """Give the dataset's indices of a batch of all processes."""
+        row = self.order(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
+        return [int(index) for index in self.indices[row]]
 
     def _prepare(self, epoch: int) -> None:
         """Make the batches of this epoch and some later ones, each drawn under its own epoch."""

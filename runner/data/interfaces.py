@@ -36,8 +36,17 @@ class Split(Protocol):
         """Return a hash of the data; empty where only reading all of it would tell."""
         ...
 
+    @property
+    def sampler(self) -> Any:
+        """The user's sampler; None where there is none."""
+        ...
+
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Iterate over the batches of an epoch from number `start` on."""
+        ...
+
+    def sample_indices(self, epoch: int, batch: int) -> list[int] | None:
+        """Give the dataset's indices of a batch of all processes; None where the dataset owns its order."""
         ...
 
 

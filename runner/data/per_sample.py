@@ -70,7 +70,7 @@ class DataLoaderBatches:
     ) -> None:
         self.share = share or Shard()
         self.order, self.placement, self.batch_size, self.drop_last = order, placement, batch_size, drop_last
-        self.batch_sampler, self.samples = batch_sampler, samples
+        self.batch_sampler, self.samples, self.sampler = batch_sampler, samples, order.sampler
         self.size = len(samples)
         self.fingerprint = compute_fingerprint(samples.dataset, samples.indices)
         self.rows = _EpochBatchSampler()
@@ -116,9 +116,15 @@ class DataLoaderBatches:
         self.rows.rows = [[(epoch, position) for position in row] for row in self.share.rows(positions)[start:]]
         yield from prefetch_to_device(iterate_sound_batches(self.loader, self.samples), self.placement)
 
+    def sample_indices(self, epoch: int, batch: int) -> list[int]:
+        """Give the dataset's indices of a batch of all processes."""
+        return [int(index) for index in self.samples.indices[self._positions(epoch)[batch]]]
+
 
 class StreamedBatches:
     """Batches of an iterable dataset, which owns its order: a resume within an epoch reads what it skips."""
+
+    sampler = None
 
     def __init__(
         self,
@@ -161,3 +167,6 @@ class StreamedBatches:
         self.samples.epoch.fill_(epoch)
         coming = iterate_sound_batches(self.loader, self.samples)
         yield from prefetch_to_device(itertools.islice(coming, start, None), self.placement)
+
+    def sample_indices(self, epoch: int, batch: int) -> None:
+        """Give nothing: the dataset owns its order."""

@@ -55,7 +55,7 @@ class ShardedBatches:
     def __init__(self, split: Any, share: Shard) -> None:
         self.split, self.share = split, share
         self.size, self.num_batches, self.fingerprint = split.size, split.num_batches, split.fingerprint
-        self.order = getattr(split, "order", None)
+        self.sampler = split.sampler
         self.plan = f"{split.plan}; shared by {share.world} processes"
         self.given: deque[tuple[Any, tuple[int, int]]] = deque()
         self.last = (1, 1)
@@ -68,6 +68,15 @@ class ShardedBatches:
         if self.given and self.given[0][0] is batch:
             self.last = self.given.popleft()[1]
         return self.last
+
+    def count_next(self) -> tuple[int, int]:
+        """Give the counts of the oldest batch that nobody has asked about."""
+        return self.counts(self.given[0][0])
+
+    def sample_indices(self, epoch: int, batch: int) -> list[int] | None:
+        """Give the dataset's indices of a batch of all processes; None where the dataset owns its order."""
+        indices: list[int] | None = self.split.sample_indices(epoch, batch)
+        return indices
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Iterate over this process's share of an epoch's batches from number `start` on."""

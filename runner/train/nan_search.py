@@ -251,7 +251,7 @@ def make_report(run: Run, found: NonFiniteFound, micro_batch: int | None = None)
     batches = range(first, last)
     if micro_batch is not None:
         batches = range(first + micro_batch, first + micro_batch + 1)
-    members = [find_samples(split, progress.epoch, batch) for batch in batches]
+    members = [split.sample_indices(progress.epoch, batch) for batch in batches]
     samples = None if None in members else [index for member in members if member is not None for index in member]
     if samples is not None and found.rows is not None and getattr(run.update, "parts", 1) == 1:
         samples = [samples[row] for row in found.rows if row < len(samples)]
@@ -264,15 +264,3 @@ def make_report(run: Run, found: NonFiniteFound, micro_batch: int | None = None)
         value=found.value,
         samples=samples,
     )
-
-
-def find_samples(split: Any, epoch: int, batch: int) -> list[int] | None:
-    """Return the dataset indices of a batch's samples; None if the dataset owns its order."""
-    split = getattr(split, "split", split)  # under the transforms of whole batches
-    if hasattr(split, "rows"):  # as its DataLoader was last told: the rest of the epoch
-        row = split._positions(epoch)[batch]  # noqa: SLF001
-        return [int(index) for index in split.loader.dataset.indices[row]]
-    if hasattr(split, "indices"):
-        row = split.order(epoch)[batch * split.batch_size : (batch + 1) * split.batch_size]
-        return [int(index) for index in split.indices[row]]
-    return None

@@ -155,7 +155,7 @@ def _find_stateful_parts(run: Run) -> dict[str, Any]:
 
 def find_sampler(run: Run) -> Any:
     """Return the user's sampler of the train split if it has a state_dict, else None."""
-    sampler = getattr(getattr(run.splits["train"], "order", None), "sampler", None)
+    sampler = run.splits["train"].sampler
     return sampler if hasattr(sampler, "state_dict") else None
 
 

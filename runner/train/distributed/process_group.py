@@ -234,7 +234,7 @@ class ProcessGroup(SingleProcess):
             return
         for outcome in outcomes:
             shared = {name: value for name, value in outcome.items() if name in SHARED or isinstance(value, NUMBERS)}
-            told = {"outcome": shared, "counts": split.counts(split.given[0][0])[0] > 0, "wanted": self.stop.wanted}
+            told = {"outcome": shared, "counts": split.count_next()[0] > 0, "wanted": self.stop.wanted}
             parts = self.gather(told)
             wanted = max(part["wanted"] for part in parts)
             if wanted:
