@@ -1,9 +1,9 @@
 """Make the batches of a split in one of three ways, and describe the reason for that way.
 
 `InMemoryBatches` holds whole tensors on the device: one gather for many batches, then batched transforms.
-`DataLoaderBatches` goes through torch's DataLoader, sample by sample. `StreamedBatches` does so with a dataset that owns
-its order. All draw order and augmentation from keys (seed, epoch, index, transform name), so a batch depends neither on
-workers nor on what ran before, and a resume skips straight to its batch.
+`DataLoaderBatches` goes through torch's DataLoader, sample by sample. `StreamedBatches` does so with a dataset that
+owns its order. All draw order and augmentation from keys (seed, epoch, index, transform name), so a batch depends
+neither on workers nor on what ran before, and a resume skips straight to its batch.
 """
 
 from collections.abc import Callable, Iterator, Mapping
