@@ -176,7 +176,9 @@ def _note_unknown_key(reading: Reading, name: object, value: Any, known: list[st
         full = elsewhere[0]
     elif not full:
         spelled = find_nearest(str(name), index_schema_keys()) if len(str(name)) > 3 else ""
-        full = index_schema_keys()[spelled][0] if spelled else translate_name(find_nearest(key, ELSEWHERE))
+        habit = find_nearest(key, ELSEWHERE)  # another tool's key, which may be nearer: `train.epocs` is `train.epochs`
+        nearest = find_nearest(str(name), [spelled, habit.rpartition(".")[2]])
+        full = index_schema_keys()[spelled][0] if spelled and nearest == spelled else translate_name(habit)
     reading.wrong(path, UNKNOWN_KEY, suggestion=full, kind="unknown-key")
 
 
