@@ -11,15 +11,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from runner.cli.options import split_trust
+from runner.cli.options import JSON, TRUST, Option, Verb, choose_subject
 from runner.config.compose import compose
 from runner.core.chart import Line, Panel, render_svg
-from runner.core.errors import ConfigError, Mistake, RunError
+from runner.core.errors import ConfigError, RunError
 from runner.core.escape import make_printable
 from runner.experiment.examine import examine
 from runner.experiment.preview.init import Audit, LayerStatistics, audit
 
-USAGE = "python -m runner audit init [--init a,b,c] [--out FILE] [--json] [overrides]"
+VERBS = (
+    Verb(
+        "audit init",
+        options=(
+            Option("--init", "choices of `init` to compare, otherwise the config's own", "a,b,c"),
+            Option("--out", "the picture, otherwise outputs/audit_init.svg", "FILE"),
+            JSON,
+            TRUST,
+        ),
+    ),
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,17 +38,10 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ConfigError: the question is not `init`, or a configuration is wrong.
     """
-    rest, trust = split_trust(argv)
-    if not rest or rest[0] != "init":
-        raise ConfigError([Mistake("audit", "can audit `init`", rest[0] if rest else None, remedy=USAGE)])
-    options, overrides, arguments = {"--init": "", "--out": "outputs/audit_init.svg"}, [], iter(rest[1:])
-    for argument in arguments:
-        name, _, value = argument.partition("=")
-        if name in options:
-            options[name] = value or next(arguments, "")
-        elif argument != "--json":
-            overrides.append(argument)
-    choices = options["--init"].split(",") if options["--init"] else [""]
+    choose_subject("audit", argv, ["init"])
+    given = VERBS[0].parse(argv[1:])
+    overrides, trust = given.overrides, given.trust
+    choices = given.get("--init", "").split(",")
     audits = []
     for choice in choices:
         composed = compose([*overrides, *([f"init={choice}"] if choice else [])])
@@ -52,11 +55,11 @@ def main(argv: Sequence[str]) -> int:
         except RunError as error:  # data or weights that cannot be had
             print(make_printable(error), file=sys.stderr)
             return 1
-    if "--json" in rest:
+    if given.as_json:
         print(json.dumps([asdict(one) | {w: one.growth(w) for w in ("activation", "gradient")} for one in audits]))
         return 0
     print(make_printable(format_table(audits)))
-    out = Path(options["--out"])
+    out = Path(given.get("--out", "outputs/audit_init.svg"))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(draw_spreads(audits))
     print(out)

@@ -10,10 +10,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from runner.cli.options import Option, Verb
 from runner.core.errors import ConfigError, Mistake
 from runner.model.pretrained.unpickle import count_tensors
 
-USAGE = "python -m runner convert FILE --trust [--out OUT] [--main MODULE]"
+VERBS = (
+    Verb(
+        "convert",
+        words=("FILE",),
+        options=(
+            Option("--trust", "let the file run its code: unpickling does"),
+            Option("--out", "the file of tensors, otherwise FILE.state_dict.pt beside it", "OUT"),
+            Option("--main", "module that stands for the script that pickled the model", "MODULE"),
+        ),
+        takes_overrides=False,
+    ),
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,35 +57,23 @@ def main(argv: Sequence[str]) -> int:
 
 def parse_arguments(argv: Sequence[str]) -> tuple[Path, Path, str]:
     """Parse a command line into file, output and `__main__` module; raise ConfigError as `main`."""
-    arguments, options, positional = iter(argv), {"--out": "", "--main": ""}, []
-    for argument in arguments:
-        name, _, value = argument.partition("=")
-        if name in options:
-            options[name] = value or next(arguments, "")
-        elif argument != "--trust":
-            positional.append(argument)
-    if len(positional) != 1:
-        whole = shlex.quote(" ".join(positional))
-        remedy = (
-            f"a path with spaces is quoted: `python -m runner convert {whole} --trust`" if positional[1:] else USAGE
-        )
-        raise ConfigError([Mistake("FILE", "must be one file", remedy=remedy)])
-    file = Path(positional[0])
-    out = Path(options["--out"]) if options["--out"] else file.with_name(f"{file.stem}.state_dict.pt")
+    given = VERBS[0].parse(argv)
+    file = Path(given.words[0])
+    out = Path(given.get("--out") or file.with_name(f"{file.stem}.state_dict.pt"))
     mistakes = []
     if not file.is_file():
-        mistakes.append(Mistake("FILE", "must be a file", str(file)))
-    if "--trust" not in argv:
+        mistakes.append(Mistake("FILE", "must be a file", str(file), kind="file"))
+    if "--trust" not in given:
         again = f"python -m runner convert {shlex.quote(str(file))} --trust"
         rule = "must be given: unpickling runs whatever code the file holds"
-        mistakes.append(Mistake("--trust", rule, remedy=f"if you trust it: `{again}`"))
+        mistakes.append(Mistake("--trust", rule, remedy=f"if you trust it: `{again}`", kind="missing"))
     if not out.parent.is_dir():
-        mistakes.append(Mistake("--out", "must be in a folder that exists", str(out)))
+        mistakes.append(Mistake("--out", "must be in a folder that exists", str(out), kind="file"))
     if out.exists():
-        mistakes.append(Mistake("--out", "must not exist yet", str(out)))
+        mistakes.append(Mistake("--out", "must not exist yet", str(out), kind="file"))
     if mistakes:
         raise ConfigError(mistakes)
-    return file, out, options["--main"]
+    return file, out, given.get("--main", "")
 
 
 # `torch.load` takes a module for `pickle_module`; this one is as Python's but for the class above.

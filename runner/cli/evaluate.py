@@ -10,35 +10,32 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.cli.options import split_trust
+from runner.cli.options import JSON, TRUST, Option, Verb
 from runner.config.suggestions import find_nearest
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.core.escape import make_printable
 from runner.experiment.record.recorded import load_recorded_config
 
-USAGE = "python -m runner evaluate RUN [--checkpoint last|best|PATH] [--weights raw|ema] [--json] [overrides]"
+VERBS = (
+    Verb(
+        "evaluate",
+        words=("RUN",),
+        options=(
+            Option("--checkpoint", "checkpoint of the run, otherwise the last", "last|best|PATH"),
+            Option("--weights", "otherwise the average, where the run has one", "WHICH", choices=("raw", "ema")),
+            JSON,
+            TRUST,
+        ),
+    ),
+)
 
 
 def main(argv: Sequence[str]) -> int:
     """Evaluate a checkpoint of a run on every split except train; return the exit status."""
-    rest, trust = split_trust(argv)
-    arguments, as_json, positional = iter(rest), False, []
-    options = {"--checkpoint": "last", "--weights": ""}
-    for argument in arguments:
-        name, separator, value = argument.partition("=")
-        if name in options:
-            options[name] = value if separator else next(arguments, "")
-        elif argument == "--json":
-            as_json = True
-        else:
-            positional.append(argument)
-    if not positional:
-        raise ConfigError([Mistake("RUN", "is missing", remedy=USAGE)])
-    if options["--weights"] not in ("", "raw", "ema"):
-        raise ConfigError([Mistake("--weights", "must be raw or ema", options["--weights"])])
-    folder = Path(positional[0])
-    config, _ = load_recorded_config(folder, positional[1:], trust, verb="evaluate")
-    checkpoint = find_checkpoint(folder, options["--checkpoint"])
+    given = VERBS[0].parse(argv)
+    trust, folder = given.trust, Path(given.words[0])
+    config, _ = load_recorded_config(folder, given.overrides, trust, verb="evaluate")
+    checkpoint = find_checkpoint(folder, given.get("--checkpoint", "last"))
     from runner.experiment import diagnosis
     from runner.experiment.builders import run as run_builder
     from runner.log.console import print_final_report
@@ -49,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         run = run_builder.build(config, folder, {}, trust)
         run.checkpoints.warn = lambda text: print(make_printable(text), file=sys.stderr)
         saved = run.checkpoints.load(checkpoint)
-        put_weights(run, saved, options["--weights"])
+        put_weights(run, saved, given.get("--weights", ""))
         metrics: dict[str, float] = {}
         try:
             for name in run.splits:
@@ -57,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
                     metrics |= evaluation.evaluate(run, name) or {}
         except Exception as error:
             raise RunError(diagnosis.explain_failure(error, run, config, None, None)) from error
-    if as_json:
+    if given.as_json:
         print(json.dumps({"run": str(folder), "step": saved["progress"]["step"], "metrics": metrics}))
     else:
         print_final_report(metrics, folder)
@@ -88,5 +85,5 @@ def find_checkpoint(folder: Path, checkpoint: str) -> str:
     )
     rule = "must be last, best or a file"
     raise ConfigError(
-        [Mistake("--checkpoint", rule, checkpoint, f"argument `--checkpoint {checkpoint}`", remedy, near)]
+        [Mistake("--checkpoint", rule, checkpoint, f"argument `--checkpoint {checkpoint}`", remedy, near, "file")]
     )

@@ -7,13 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from runner.cli.options import split_trust
+from runner.cli.options import Verb
 from runner.config.compose import compose
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.core.escape import make_printable
 from runner.experiment.examine import examine
 from runner.experiment.preview.parameters import explain
 from runner.experiment.record.recorded import is_run, load_recorded_config, make_no_run_mistake
+
+VERBS = (Verb("explain"), Verb("explain", words=("RUN",)))
+
 
 HEAD = (
     "tensor",
@@ -38,8 +41,8 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ConfigError: whatever `check` finds.
     """
-    rest, trust = split_trust(argv)
-    as_json, rest = "--json" in rest, [argument for argument in rest if argument != "--json"]
+    given = VERBS[0].parse(argv)
+    rest, trust = given.overrides, given.trust
     folder = Path(rest[0]) if rest and is_run(Path(rest[0])) else None
     composed = None
     if folder is None:
@@ -68,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     except RunError as error:  # a download, or a function of the user's
         print(make_printable(error), file=sys.stderr)
         return 1
-    if as_json:
+    if given.as_json:
         print(json.dumps({"tensors": [asdict(row) for row in rows], "groups": groups}))
     else:
         print(make_printable(_format_table([HEAD, *(row.cells() for row in rows)])))

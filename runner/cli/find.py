@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.cli.options import parse_whole_number, split_options, split_trust
+from runner.cli.options import COUNT, JSON, POSITIVE, SIZE, TRUST, Option, ParsedArguments, Verb, choose_subject
 from runner.config.compose import compose
 from runner.config.schema import Config
 from runner.core.errors import ConfigError, Mistake, RunError
@@ -20,16 +19,27 @@ if TYPE_CHECKING:
     from runner.experiment.tuning.lr_range_test import LRRangeTest
 
 
-USAGE = (
-    "python -m runner find lr [--from 1e-7] [--to 10] [--steps 200] [--json] [overrides], or "
-    "python -m runner find batch_size [--memory 4GiB] [--max N] [--json] [overrides]"
+VERBS = (
+    Verb(
+        "find lr",
+        options=(
+            Option("--from", "lowest learning rate, otherwise 1e-7", "RATE", POSITIVE),
+            Option("--to", "highest learning rate, otherwise 10", "RATE", POSITIVE),
+            Option("--steps", "steps from one to the other, otherwise 200", "N", COUNT),
+            JSON,
+            TRUST,
+        ),
+    ),
+    Verb(
+        "find batch_size",
+        options=(
+            Option("--memory", "limit on a CPU, otherwise nine tenths of what is available", "4GiB", SIZE),
+            Option("--max", "largest batch to try", "N", COUNT),
+            JSON,
+            TRUST,
+        ),
+    ),
 )
-
-
-OPTIONS = {"lr": ["--from", "--to", "--steps"], "batch_size": ["--memory", "--max"]}
-
-
-UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,20 +48,15 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ConfigError: nothing is named, or what cannot be found; or the config is wrong.
     """
-    what = argv[0] if argv else ""
-    if what not in OPTIONS:
-        rule = "is missing" if not what or "=" in what else "cannot be found"
-        raise ConfigError([Mistake("find", rule, what, remedy=USAGE) if what else Mistake("find", rule, remedy=USAGE)])
-    rest, trust = split_trust(argv[1:])
-    rest, options = split_options(rest, OPTIONS[what])
-    as_json = "--json" in rest
-    values = {name: given[-1] for name, given in options.items() if given}
-    finder = FINDERS[what](values)  # what is wrong with the options is said before anything else
-    examined = examine(compose([argument for argument in rest if argument != "--json"]), trust)
+    subject = choose_subject("find", argv, list(FINDERS))
+    verb, make_finder = FINDERS[subject]
+    given = verb.parse(argv[1:])
+    finder = make_finder(given)  # wrong options are told before anything else
+    examined = examine(compose(given.overrides), given.trust)
     if examined.mistakes:
         raise ConfigError(examined.mistakes)
     try:
-        return finder(examined.config, trust, as_json)
+        return finder(examined.config, given.trust, given.as_json)
     except RunError as error:
         print(make_printable(error), file=sys.stderr)
         return 1
@@ -60,10 +65,9 @@ def main(argv: Sequence[str]) -> int:
 Finder = Callable[[Config, tuple[str, ...], bool], int]
 
 
-def find_lr(options: dict[str, str]) -> Finder:
+def find_lr(given: ParsedArguments) -> Finder:
     """Return the finder of the learning-rate range test; its plot goes below `outputs/find/<name>/`."""
-    low, high = _parse_positive("--from", options, 1e-7), _parse_positive("--to", options, 10.0)
-    steps = parse_whole_number("--steps", [options["--steps"]] if "--steps" in options else []) or 200
+    low, high, steps = given.get("--from", 1e-7), given.get("--to", 10.0), given.get("--steps", 200)
     if low >= high:
         raise ConfigError([Mistake("--from", f"must be below --to, {high:g}", low)])
     if steps < 20:
@@ -115,10 +119,9 @@ def draw(test: "LRRangeTest", file: Path) -> None:
     file.write_text(render_svg([Panel("learning-rate range test", lines, "optimizer.lr", log_x=True, mark=mark)]))
 
 
-def find_batch_size(options: dict[str, str]) -> Finder:
+def find_batch_size(given: ParsedArguments) -> Finder:
     """Return the finder of the largest batch that fits: it doubles, then bisects the gap."""
-    limit = None if "--memory" not in options else _parse_size("--memory", options["--memory"])
-    most = parse_whole_number("--max", [options["--max"]] if "--max" in options else [])
+    limit, most = given.get("--memory"), given.get("--max")
 
     def find(config: Config, trust: tuple[str, ...], as_json: bool) -> int:
         from runner.core import device as devices
@@ -127,7 +130,7 @@ def find_batch_size(options: dict[str, str]) -> Finder:
         device = devices.choose(config.device.type)
         if device.type != "cpu" and limit is not None:
             rule = f"has no effect on {device}: its memory is the limit"
-            raise ConfigError([Mistake("--memory", rule, options["--memory"])])
+            raise ConfigError([Mistake("--memory", rule, _format_gib(limit), kind="no-effect")])
         found = search_batch_size(config, limit, most, trust, (lambda _: None) if as_json else print_trial)
         if as_json:
             print(json.dumps(dataclasses.asdict(found)))
@@ -159,21 +162,7 @@ def _format_gib(count: int) -> str:
     return f"{count / 2**30:.2f} GiB"
 
 
-def _parse_positive(name: str, options: dict[str, str], default: float) -> float:
-    try:
-        value = float(options.get(name, default))
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise ConfigError([Mistake(name, "must be a number above 0", options.get(name))])
-    return value
-
-
-def _parse_size(name: str, text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]|[KMG]i)?B?", text)
-    if match is None or float(match[1]) == 0:
-        raise ConfigError([Mistake(name, "must be a size such as 4GiB, 500MB", text)])
-    return int(float(match[1]) * UNITS[match[2] or ""])
-
-
-FINDERS: dict[str, Callable[[dict[str, str]], Finder]] = {"lr": find_lr, "batch_size": find_batch_size}
+FINDERS: dict[str, tuple[Verb, Callable[[ParsedArguments], Finder]]] = {
+    "lr": (VERBS[0], find_lr),
+    "batch_size": (VERBS[1], find_batch_size),
+}

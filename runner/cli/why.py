@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from runner.cli.options import split_trust
+from runner.cli.options import JSON, MULTIRUN, TRUST, Verb
 from runner.config import origins
 from runner.config.compose import compose, compose_sweep
 from runner.config.hydra_loader import Composed
@@ -12,7 +12,7 @@ from runner.config.why import collect_answers, describe_final_value
 from runner.core.errors import ConfigError, Mistake, as_text
 from runner.core.escape import make_printable
 
-USAGE = "python -m runner why KEY [-m] [--json] [overrides]"
+VERBS = (Verb("why KEY", options=(MULTIRUN, JSON, TRUST)),)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,13 +21,12 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ConfigError: no key is given, or nothing sets it and the schema does not know it.
     """
-    rest, _ = split_trust(argv)
-    as_json, sweep = "--json" in rest, bool({"-m", "--multirun"} & set(rest))
-    words = [argument for argument in rest if argument not in ("--json", "-m", "--multirun")]
-    keys = [word for word in words if "=" not in word and not word.startswith("~")]
+    given = VERBS[0].parse(argv)
+    sweep = MULTIRUN.name in given
+    keys = [word for word in given.overrides if "=" not in word and not word.startswith("~")]
     if not keys:
-        raise ConfigError([Mistake("KEY", "is missing", remedy=USAGE)])
-    overrides = [word for word in words if word != keys[0]]
+        raise ConfigError([Mistake("KEY", "is missing", remedy=VERBS[0].usage, kind="missing")])
+    overrides = [word for word in given.overrides if word != keys[0]]
     composed = compose_sweep(overrides) if sweep else compose(overrides)
     if composed.mistakes:
         raise ConfigError(composed.mistakes)
@@ -36,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     if not answers:
         raise ConfigError([_describe_unknown_key(composed, key)])
     value = answers[-1].value if sweep else describe_final_value(composed, origins.as_path(key), answers[-1].value)
-    if as_json:
+    if given.as_json:
         print(json.dumps({"key": key, "value": value, "layers": [vars(answer) for answer in answers]}, default=str))
     else:
         print(make_printable(f"{key} = {as_text(value)}"))
@@ -53,4 +52,5 @@ def _describe_unknown_key(composed: Composed, key: str) -> Mistake:
         "is set by nothing and is not a key that the runner knows",
         remedy=format_suggestion(right),
         suggestion=right,
+        kind="unknown-key",
     )
