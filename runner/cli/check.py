@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from runner.cli import check_resume
 from runner.cli.options import JSON, MULTIRUN, TRUST, Verb
@@ -11,7 +10,6 @@ from runner.core.errors import ConfigError, Mistake, format_count, format_mistak
 from runner.core.escape import make_printable
 from runner.experiment.examine import examine
 from runner.sweep.examine import examine_sweep
-from runner.sweep.space import request as sweeps
 
 VERBS = (Verb("check", options=(MULTIRUN, JSON, TRUST)), *check_resume.VERBS)
 
@@ -34,11 +32,6 @@ def main(argv: Sequence[str]) -> int:
     try:
         if MULTIRUN.name in given:
             examine_sweep(overrides, trust, say, notes.extend)
-            planned = sweeps.make_request(overrides, Path.cwd(), trust)
-            if planned.is_search and not found:
-                from runner.sweep.search import optuna_search  # imports Optuna
-
-                say(optuna_search.rehearse(planned, trust))
         else:
             seen = examine(compose(overrides), trust, say).found
             notes, plan = seen.notes, seen.plan

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,13 +9,11 @@ from typing import TYPE_CHECKING
 from runner.cli.options import COUNT, JSON, POSITIVE, SIZE, TRUST, Option, ParsedArguments, Verb, choose_subject
 from runner.config.compose import compose
 from runner.config.schema import Config
-from runner.core.errors import ConfigError, Mistake, RunError
-from runner.core.escape import make_printable
-from runner.experiment.examine import examine
+from runner.core.errors import ConfigError, Mistake
+from runner.experiment.examine import require_valid
 
 if TYPE_CHECKING:
     from runner.experiment.tuning.batch_size import Trial
-    from runner.experiment.tuning.lr_range_test import LRRangeTest
 
 
 VERBS = (
@@ -43,23 +40,17 @@ VERBS = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Find the named setting; return 1 if data is unavailable or nothing was found.
+    """Find the named setting; return 1 if nothing was found.
 
     Raises:
         ConfigError: nothing is named, or what cannot be found; or the config is wrong.
+        RunError: the data cannot be had.
     """
     subject = choose_subject("find", argv, list(FINDERS))
     verb, make_finder = FINDERS[subject]
     given = verb.parse(argv[1:])
     finder = make_finder(given)  # wrong options are told before anything else
-    examined = examine(compose(given.overrides), given.trust)
-    if examined.mistakes:
-        raise ConfigError(examined.mistakes)
-    try:
-        return finder(examined.config, given.trust, given.as_json)
-    except RunError as error:
-        print(make_printable(error), file=sys.stderr)
-        return 1
+    return finder(require_valid(compose(given.overrides), given.trust).config, given.trust, given.as_json)
 
 
 Finder = Callable[[Config, tuple[str, ...], bool], int]
@@ -74,49 +65,20 @@ def find_lr(given: ParsedArguments) -> Finder:
         raise ConfigError([Mistake("--steps", "must be at least 20", steps)])
 
     def find(config: Config, trust: tuple[str, ...], as_json: bool) -> int:
-        from runner.experiment.tuning.lr_range_test import run_lr_range_test
+        from runner.experiment.tuning.lr_range_test import describe_test, draw_test, run_lr_range_test
 
         test = run_lr_range_test(config, low, high, steps, trust)
         if as_json:
             print(json.dumps(dataclasses.asdict(test)))
         else:
             file = Path("outputs") / "find" / config.name / "lr.svg"
-            draw(test, file)
+            draw_test(test, file)
             for line in describe_test(test):
                 print(line)
             print(file)
         return 0 if test.suggestion else 1
 
     return find
-
-
-def describe_test(test: "LRRangeTest") -> list[str]:
-    """Describe the range test: the steps tried, the fall of the loss, the suggestion and its rule."""
-    end = "where the loss diverged" if test.diverged else "the end of the range"
-    tried = f"{len(test.rates)} steps, from {test.rates[0]:.3g} to {test.rates[-1]:.3g}, {end}" if test.rates else end
-    if test.suggestion is None:
-        return [tried, "no suggestion: the loss does not fall anywhere in this range"]
-    return [
-        tried,
-        f"the smoothed loss falls from {test.begins:.2g} on, fastest at {test.steepest:.2g}, to {test.lowest:.2g}",
-        f"optimizer.lr={test.suggestion:.2g}  (halfway from its beginning to its end, on the logarithmic scale)",
-    ]
-
-
-def draw(test: "LRRangeTest", file: Path) -> None:
-    """Plot the losses and the smoothed losses over the learning rate, with the suggestion."""
-    from runner.core.chart import Line, Panel, render_svg
-
-    mark = None if test.suggestion is None else (test.suggestion, f"{test.suggestion:.2g}")
-    first, least = max(test.smoothed[:1], default=0.0), min(test.smoothed, default=0.0)
-    ceiling = first + (first - least) / 2 + abs(first) / 20  # what lies above is only divergence
-    courses = [
-        [(r, v) for r, v in zip(test.rates, values, strict=True) if v <= ceiling]
-        for values in (test.losses, test.smoothed)
-    ]
-    lines = [Line("", courses[0], faint=True), Line("training loss, smoothed", courses[1])]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(render_svg([Panel("learning-rate range test", lines, "optimizer.lr", log_x=True, mark=mark)]))
 
 
 def find_batch_size(given: ParsedArguments) -> Finder:

@@ -1,14 +1,13 @@
 """`python -m runner show data | schedule | model [overrides]`: preview a config in tables and plots."""
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from runner.cli.options import COUNT, JSON, TRUST, Option, Verb, choose_subject
 from runner.config.check.check import check
 from runner.config.compose import compose
-from runner.core.errors import ConfigError, RunError
+from runner.core.errors import ConfigError
 from runner.core.escape import make_printable
 
 EPOCH = Option("--epoch", "steps of an epoch, otherwise counted from the dataset", "N", COUNT)
@@ -24,17 +23,14 @@ VERBS = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Show the preview named by the first argument; return 1 if data or weights are unavailable.
+    """Show the preview named by the first argument.
 
     Raises:
         ConfigError: nothing is named, or what does not exist.
+        RunError: data or weights cannot be had.
     """
     subject = choose_subject("show", argv, list(SHOWN))
-    try:
-        return SHOWN[subject](argv[1:])
-    except RunError as error:
-        print(make_printable(error), file=sys.stderr)
-        return 1
+    return SHOWN[subject](argv[1:])
 
 
 def show_data(argv: Sequence[str]) -> int:
@@ -54,11 +50,9 @@ def show_schedule(argv: Sequence[str]) -> int:
     `--epoch N` says the steps of an epoch, which are otherwise counted from the dataset.
     """
     given = VERBS[1].parse(argv)
-    from runner.experiment.examine import examine
+    from runner.experiment.examine import require_valid
 
-    examined = examine(compose(given.overrides), given.trust)
-    if examined.mistakes:
-        raise ConfigError(examined.mistakes)
+    examined = require_valid(compose(given.overrides), given.trust)
     from runner.experiment.preview.train import draw_schedule, format_table, plan
 
     planned = plan(examined.config, given.trust, given.get("--epoch"))
