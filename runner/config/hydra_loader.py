@@ -1,4 +1,4 @@
-"""Hydra's config loader on the runner's search path, with mistakes collected."""
+"""Hydra's config loader; notes unknown groups, unknown options and broken overrides."""
 
 import copy
 import itertools
@@ -534,7 +534,7 @@ class ConfigLoader(ConfigLoaderImpl):
     def _forced(override: Override, repository: IConfigRepository) -> Override:
         key, value = override.key_or_group, override._value  # noqa: SLF001  Hydra has no other way in
         if key.startswith("hydra.launcher.") and override.type == OverrideType.CHANGE:
-            override.type = OverrideType.FORCE_ADD  # `runner.sweep.launcher` judges the keys
+            override.type = OverrideType.FORCE_ADD  # `runner.sweep.launcher_settings` judges the keys
         if override.is_hydra_override() or override.is_delete():
             return override
         if not repository.group_exists(key) or isinstance(value, dict):

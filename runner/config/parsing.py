@@ -1,4 +1,4 @@
-"""Parser of `schema.py`: plain data becomes typed dataclasses, each broken rule a mistake."""
+"""Parse plain data into the dataclasses of `schema.py`; find unknown keys and broken rules."""
 
 import dataclasses
 import re

@@ -19,7 +19,7 @@ from runner.sweep.examine import examine_jobs
 from runner.sweep.executors.choose import NoExecutor, make_executor
 from runner.sweep.interfaces import Executor, Proposal, Source
 from runner.sweep.jobs import PlannedJob, SweepPlan, find_objective
-from runner.sweep.launcher import GROUP, OURS
+from runner.sweep.launcher_settings import GROUP, OURS
 from runner.sweep.ledger import FILE, JobRecord, Ledger, put_aside
 from runner.sweep.reconcile import adopt, decide, mark, reconcile
 from runner.sweep.report.write import report

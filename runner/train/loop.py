@@ -224,7 +224,7 @@ def log_line(run: Run, seen: dict[str, float]) -> dict[str, Any]:
         What the line says of training.
 
     Raises:
-        Fault: a loss is not finite.
+        NonFiniteError: a loss is not finite.
         RunError: a name has two values.
     """
     progress = run.progress
@@ -346,7 +346,7 @@ def save(run: Run) -> None:
     """Commit a checkpoint of the current state, if all of it is finite.
 
     Raises:
-        Fault: something is not; no checkpoint is written.
+        NonFiniteError: something is not; no checkpoint is written.
         SaveError: the disk refused, and `train.on_save_error` is `stop`.
     """
     run.clock.pause()

@@ -45,7 +45,7 @@ def answer(run: Run, fault: NonFiniteError, rebuild: Callable[[], Run], policy: 
         max_faults: how many faults may be answered so.
 
     Raises:
-        Fault: the policy says stop, it has happened too often, or it does not show again.
+        NonFiniteError: the policy says stop, it has happened too often, or it does not show again.
     """
     with suppress(RunError):
         run.checkpoints.wait()
@@ -119,7 +119,7 @@ def train_step(run: Run, batch: Any, skip: tuple[str, ...], watch: MicroBatchWat
     """Take one training step with all its tensors checked.
 
     Raises:
-        Found: the first number that is none.
+        NonFiniteFound: the first non-finite number.
     """
     watch.micro_batch = -1
     run.update(batch)
@@ -140,7 +140,7 @@ def check_step(
     """Call the run's step; check the batch, the loss and the model's buffers.
 
     Raises:
-        Found: the first number that is none.
+        NonFiniteFound: the first non-finite number.
     """
     whole = getattr(run.update, "parts", 1) == 1  # else it is unknown which part of which micro-batch this is
     watch.micro_batch = (watch.micro_batch or 0) + 1 if run.accumulate > 1 and whole else None

@@ -32,7 +32,7 @@ from runner.experiment.preflight.train import (
     try_metrics,
     try_step,
 )
-from runner.log.hooks import select_statistics
+from runner.log.module_statistics import select_statistics
 from runner.model.freeze import freeze
 from runner.model.meta import copy_to_meta
 

@@ -1,4 +1,4 @@
-"""Provenance of a run for `provenance.json`: code, versions, machine, command, as plain data."""
+"""Provenance of a run: collected at its start, compared at a resume (code, versions, machine, data)."""
 
 import contextlib
 import hashlib

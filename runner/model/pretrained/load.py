@@ -39,9 +39,9 @@ def prepare(
 
     Args:
         model: what they are for, without a wrapper.
-        path: see `weights.locate`, as `sha256`, `builder` and `download`.
+        path: see `files.locate`, as `sha256`, `builder` and `download`.
         options: what to take over.
-        key: see `weights.find_state`.
+        key: see `files.find_state`.
         sha256: of the file.
         builder: the dotted path of the model's function, for short torchvision names.
         download: whether to fetch what is not on this machine.

@@ -19,7 +19,7 @@ from runner.config.check.rules import sweep
 from runner.config.hydra_loader import Composed, ConfigLoader
 from runner.config.schema import Sweep
 from runner.core.errors import ConfigError, Mistake
-from runner.sweep.launcher import OURS, get_launcher_name, read_launcher
+from runner.sweep.launcher_settings import OURS, get_launcher_name, read_launcher
 from runner.sweep.space.axes import AxisSetting, Point, Space
 from runner.sweep.space.parse import make_space
 

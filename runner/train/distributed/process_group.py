@@ -1,4 +1,4 @@
-"""Process group: messages through torchrun's store, failure detection, and collectives."""
+"""Process group: messages through torchrun's store, detection of dead ranks, and collectives."""
 
 import contextlib
 import json
@@ -64,6 +64,7 @@ class ProcessGroup(SingleProcess):
     # ---- through the store
 
     def tell(self, message: Mapping[str, Any]) -> None:
+        """Send a message of rank 0 to the other ranks."""
         self.heard += 1
         self.store.set(f"message/{self.heard}", json.dumps(message))
 
@@ -102,6 +103,7 @@ class ProcessGroup(SingleProcess):
             self.store.set(f"{turn}/{place.machine}", "")
 
     def failed(self, error: BaseException) -> None:
+        """Tell the other ranks of this rank's own error."""
         if not is_lost(error):
             text = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
             self.store.set(f"failed/{self.rank}", text)
@@ -120,6 +122,7 @@ class ProcessGroup(SingleProcess):
         return ""
 
     def blame(self, error: BaseException) -> str:
+        """Name the rank whose end made a collective fail here; return "" for an error of this rank's own."""
         if not is_lost(error):
             return ""
         until = time.monotonic() + BLAME_SECONDS
@@ -130,6 +133,11 @@ class ProcessGroup(SingleProcess):
         return "another process cannot be reached any more, and left no word"
 
     def watch(self, lost: Callable[[str], None]) -> None:
+        """Call `lost` from a thread after another rank failed or died.
+
+        Rank 0 ends its process there (`give_up` in experiment/run.py). The others end by the error of their next
+        collective (experiment/worker_rank.py).
+        """
         threading.Thread(target=self._watch, args=(lost,), name="watch", daemon=True).start()
 
     def _watch(self, lost: Callable[[str], None]) -> None:
