@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from runner.config.check.imports import TargetError
 from runner.config.check.rules.rule import SUPERVISED
 from runner.config.schema import Config
-from runner.core.errors import ConfigError, Mistake, RunError, Stopped, describe_error, find_own_line
+from runner.core.errors import ConfigError, Mistake, RunError, describe_error, find_own_line
 from runner.experiment.preflight.report import Preflight
 from runner.experiment.record import provenance
 from runner.train import evaluation, loop, remedies
@@ -79,7 +79,7 @@ def convert_record_errors(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (ConfigError, Stopped):
+    except ConfigError:
         raise
     except TargetError as error:
         rule = f"cannot be built from its record: {error.rule}{describe_changed_modules(folder)}"

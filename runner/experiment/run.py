@@ -444,10 +444,8 @@ def finish(run: Run, result: dict[str, Any]) -> int:
         result["stopped"] = run.stop.ended
         run.log.say(f"training ended after step {progress.step:,} of {run.total_steps:,}: {run.stop.ended}")
     say_unknown(run)
-    result["metrics"] = {name: value for name, value in progress.last.items() if not name.startswith("train/")}
-    result["train"] = {name: value for name, value in progress.last.items() if name.startswith("train/")}
-    result["objective"] = progress.last.get(run.objective)
     result |= get_last_values(run)
+    result["train"] = {name: value for name, value in progress.last.items() if name.startswith("train/")}
     return EXIT_DONE
 
 

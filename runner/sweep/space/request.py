@@ -32,11 +32,6 @@ class ComposedJob:
     composed: Composed
 
 
-def compose_jobs(overrides: Sequence[str], cwd: Path) -> Iterator[ComposedJob]:
-    """Yield each job of a sweep; raise ConfigError as `make_request` does."""
-    return make_request(overrides, cwd).jobs()
-
-
 def collect_notes(jobs: Iterable[Composed]) -> list[str]:
     """Collect the distinct notes of jobs, from one job per set of choices and targets."""
     distinct: dict[Any, Composed] = {}
