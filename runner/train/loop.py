@@ -75,7 +75,7 @@ def begin(run: Run) -> int:
 def finish(run: Run) -> None:
     """Run the actions that are still due and wait for the pending checkpoint."""
     run.looks.end(run.log)
-    if run.progress.step > run.paused_at and run.stop.signal is None:  # the last steps were left out
+    if run.progress.step > run.paused_at and not run.stop.reason:  # the last steps were left out
         run_due_actions(run)
     run.clock.pause()
     wait_for_checkpoint(run)
@@ -193,7 +193,7 @@ def run_due_actions(run: Run) -> int:
         at_end = True
         if run.losses.sizes and run.log_means and not _is_due(run, run.log_every):
             log_line(run, seen)
-    stopping = run.stop.signal is not None
+    stopping = bool(run.stop.reason)
     rhythm = run.checkpoint_every is not None and (improved or _is_due(run, run.checkpoint_every))
     if at_end or stopping or rhythm:
         save(run)
