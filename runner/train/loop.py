@@ -67,7 +67,11 @@ def begin(run: Run) -> int:
     run.looks.begin(progress.step, sum(run.losses.sizes), run.clock.seconds)
     if run.evaluate_at_start and progress.step == run.first_step and progress.evaluated_at is None:
         progress.evaluation_pending = True
-    due = run_due_actions(run) if progress.evaluation_pending else _prepare_next_pause(run)
+    if progress.evaluation_pending:
+        due = run_due_actions(run)
+    else:
+        arm_hooks(run)
+        due = next_due_step(run)
     stop_where_stale(run)
     return due
 
@@ -133,10 +137,14 @@ def end_epoch(run: Run) -> None:
         run.clock.start()
 
 
-def _prepare_next_pause(run: Run) -> int:
-    """Return the step of the next pause; arm the monitor if it is due at the coming step."""
+def arm_hooks(run: Run) -> None:
+    """Get ready to look into the step that comes now, if it is time for that."""
     if run.progress.step < run.total_steps:
         run.looks.open(run.progress.step, run.steps_per_epoch)
+
+
+def next_due_step(run: Run) -> int:
+    """Return the step at which to pause next."""
     if run.check_finite == "every_step":
         return run.progress.step + 1
     rhythms = (run.log_every, run.evaluate_every, run.checkpoint_every)
@@ -199,7 +207,8 @@ def run_due_actions(run: Run) -> int:
         save(run)
     unfreeze_if_due(run)
     run.paused_at = progress.step
-    return _prepare_next_pause(run)
+    arm_hooks(run)
+    return next_due_step(run)
 
 
 def list_coming_lines(run: Run) -> list[int]:
