@@ -18,6 +18,7 @@ from runner.train.finite import (
     NonFiniteReport,
     collect_tensors,
     describe_bad_value,
+    describe_parameter,
     find_infinite_buffers,
     find_non_finite,
     is_finite,
@@ -127,7 +128,8 @@ def train_step(run: Run, batch: Any, skip: tuple[str, ...], watch: MicroBatchWat
     tensors = collect_tensors(run.model, run.optimizer, skip, run.loss)
     bad = find_non_finite(tensors)
     if bad:
-        module = bad[0].split("`")[1].rpartition(".")[0] if bad[0].startswith("parameter") else ""
+        parameters = {describe_parameter(name): name for name, _ in run.model.named_parameters()}
+        module = parameters.get(bad[0], "").rpartition(".")[0]
         raise NonFiniteFound(
             f"{bad[0]} in its update", describe_bad_value(tensors[bad[0]]), _describe_module(run.model, module)
         )
