@@ -60,24 +60,31 @@ def resume(
     if again.changes and not inexact:
         raise ConfigError(again.changes)
     if not again.longer and not again.changes and is_completed(folder):
+        print_result(folder)
         return 0
     return run.launch(
         again.config, folder, unresolved=again.unresolved, command=command, trust=trust, again=again, inexact=inexact
     ).status
 
 
-def is_completed(folder: Path) -> bool:
-    """Return whether a run is completed; print its result if it is."""
-    file = folder / "result.json"
+def read_final_metrics(folder: Path) -> dict[str, float] | None:
+    """Return the metrics of a completed run; None where it is not completed, or its result is damaged."""
     try:  # where there is none, or it is damaged, its checkpoints say how far it is
-        result = json.loads(file.read_bytes())
-        if result["status"] != "completed":
-            return False
+        result = json.loads((folder / "result.json").read_bytes())
         metrics = {str(name): float(value) for name, value in result["metrics"].items()}
+        return metrics if result["status"] == "completed" else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+        return None
+
+
+def is_completed(folder: Path) -> bool:
+    """Return whether a run is completed."""
+    return read_final_metrics(folder) is not None
+
+
+def print_result(folder: Path) -> None:
+    """Print the result of a completed run, which is not trained on."""
     from runner.log.console import print_final_report
 
-    print_final_report(metrics, folder)
+    print_final_report(read_final_metrics(folder) or {}, folder)
     print("This run is completed; nothing was done.", file=sys.stderr)
-    return True

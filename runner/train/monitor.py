@@ -1,4 +1,4 @@
-"""Optional monitoring: open the instruments of `log/` for a step, collect their numbers for its log line."""
+"""Optional monitoring: open the instruments of `log/` for a step, collect their numbers."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence

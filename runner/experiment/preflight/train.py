@@ -30,6 +30,7 @@ from runner.train import broadcasting, evaluation, remedies
 from runner.train.lr_schedule import ConstantLR
 from runner.train.oom import is_out_of_memory
 from runner.train.optimizer_step.closure import is_custom_step, needs_closure
+from runner.train.optimizer_step.several_optimizers import get_members
 from runner.train.optimizer_step.split_on_oom import count_samples, cut
 from runner.train.step_outputs import RESERVED
 from runner.train.steps import get_output
@@ -186,11 +187,10 @@ def find_unsupported_settings(config: Config, optimizer: torch.optim.Optimizer, 
         reason = f"has no place where the optimizer evaluates the loss itself, as `{config.optimizer['_target_']}` does"
         set_so["device.precision"] = precision if precision == "fp16" else None
     else:
-        inner = getattr(optimizer, "optimizers", {})
         rule = "must not be one of several optimizers: it evaluates the loss itself"
         return [
             Mistake(f"optimizer.{name}._target_", rule, config.optimizer[name]["_target_"], kind="conflict")
-            for name, member in inner.items()
+            for name, member in get_members(optimizer).items()
             if needs_closure(member)
         ]
     return [Mistake(key, reason, value, kind="conflict") for key, value in set_so.items() if value is not None]

@@ -94,7 +94,7 @@ class Explanation:
 
 
 def explain(words: Sequence[str], trust: tuple[str, ...] = ()) -> Explanation:
-    """Explain the config that overrides make, or a run directory with overrides after it.
+    """Build model and optimizer as a run does, and describe each tensor and each parameter group.
 
     Raises:
         ConfigError: the config has mistakes, or the first word is neither an override nor a run.

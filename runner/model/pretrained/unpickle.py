@@ -1,4 +1,4 @@
-"""Conversion of a pickled model to a file of tensors: unpickled in a process of its own, for `convert --trust` only."""
+"""Unpickle a file in its own process and save its tensors: for `convert --trust` only."""
 
 import pickle
 import shlex

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from runner.core.errors import RunError
 from runner.train.distributed.environment import RankPlace
 from runner.train.single_process import SingleProcess
+from runner.train.state import StopReason
 
 AGREE_SECONDS = 1.0  # between two looks at whether a process was asked to stop: one small collective each
 
@@ -176,13 +177,14 @@ class ProcessGroup(SingleProcess):
         since, then = self.agreed
         now = time.perf_counter()
         rate = (step - since) / max(now - then, 1e-9)
-        told = torch.tensor([float(self.stop.wanted), float(bool(self.stop.late)), rate], dtype=torch.float64)
+        stop = self.stop
+        told = torch.tensor([float(stop.wanted), float(stop.came), float(bool(stop.late)), rate], dtype=torch.float64)
         dist.all_reduce(told, dist.ReduceOp.MAX)
-        signal, late, rate = told.tolist()
-        if signal:
-            self.stop.leave(int(signal))
+        reason, signal, late, rate = told.tolist()
+        if reason:
+            stop.leave(StopReason(int(reason)), int(signal))
         if late:
-            self.stop.end(self.stop.late or "the time of another process is up")
+            stop.end(stop.late or "the time of another process is up")
         self.agreed = (step, now)
         self.due = step + max(1, int(rate * AGREE_SECONDS))
 
@@ -242,11 +244,12 @@ class ProcessGroup(SingleProcess):
             return
         for outcome in outcomes:
             shared = {name: value for name, value in outcome.items() if name in SHARED or isinstance(value, NUMBERS)}
-            told = {"outcome": shared, "counts": split.count_next()[0] > 0, "wanted": self.stop.wanted}
+            asked = [int(self.stop.wanted), self.stop.came]
+            told = {"outcome": shared, "counts": split.count_next()[0] > 0, "asked": asked}
             parts = self.gather(told)
-            wanted = max(part["wanted"] for part in parts)
-            if wanted:
-                self.stop.leave(wanted)
+            reason, signal = (max(values) for values in zip(*(part["asked"] for part in parts), strict=True))
+            if reason:
+                self.stop.leave(StopReason(reason), signal)
             for part in parts:
                 if part["counts"]:
                     yield part["outcome"]
