@@ -7,6 +7,7 @@ from pathlib import Path
 
 from runner.config.schema import Config
 from runner.core.errors import ConfigError, Mistake
+from runner.core.exit_status import EXIT_DONE
 from runner.experiment.record.recorded import is_run, plan_continuation
 
 # What a run leaves that was killed, or that failed, before it had a config.
@@ -61,7 +62,7 @@ def resume(
         raise ConfigError(again.changes)
     if not again.longer and not again.changes and is_completed(folder):
         print_result(folder)
-        return 0
+        return EXIT_DONE
     return run.launch(
         again.config, folder, unresolved=again.unresolved, command=command, trust=trust, again=again, inexact=inexact
     ).status
