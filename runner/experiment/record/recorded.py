@@ -111,7 +111,7 @@ def _judged(source: document.Document, config: Any, trust: Sequence[str]) -> Con
     if OmegaConf.is_config(config):
         composed = _composed(source, config)
     else:
-        composed.__dict__["_resolution"] = (deepcopy(config), [])  # `${…}` in what was resolved is text
+        composed.__dict__["_resolution"] = (deepcopy(config), [], [])  # `${…}` in what was resolved is text
     checked = Check(composed, tuple(trust))
     if mistakes := checked.of_a_record():
         raise ConfigError(mistakes)
