@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from runner.core.errors import RunError
@@ -92,11 +93,11 @@ def _look_at_file(path: Any, mode: str | None, flags: int | None) -> None:
 
 
 def _is_asked_by_pillow() -> bool:
-    frame = sys._getframe(2)  # noqa: SLF001  the only way to the caller
+    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001  the only way to the caller
     for _ in range(_LOOKED_AT):
         if frame is None:
             break
         if str(frame.f_globals.get("__name__", "")).startswith("PIL."):
             return True
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return False

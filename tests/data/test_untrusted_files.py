@@ -1,8 +1,11 @@
 """Data files of strangers: pipes, devices, sockets, images that start programs, archives that are bombs."""
 
+import io
 import os
 import signal
 import socket
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
+from datasets import table
+from datasets.table import Table
+from runner.config.check.rules.data import check_samples
+from runner.config.schema import Sample
 from runner.data.bad_samples import Fault, Faults
 from runner.data.file_guard import RefusedDataFile, guard_reading
 from runner.data.keyed_samples import KeyedSamples, KeyedStream
@@ -141,3 +148,53 @@ def test_elsewhere_pipes_devices_and_programs_are_the_users(folder):
         image.load()  # the `gs` here makes no image
 
     assert (folder.parents[1] / "started").exists()
+
+
+def save_archive(file, members):
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+
+
+def head(shape, kind="<f8"):
+    """The beginning of an array's file, which says its shape."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+def test_arrays_that_are_bombs_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(table, "FREE_BYTES", 2**20)
+    zeros = head((3 * 2**17,)) + bytes(3 * 2**20)
+    save_archive("bomb.npz", {"y": zeros})
+    save_archive("claim.npz", {"y": head((10**12,)) + bytes(64)})
+    Path("claim.npy").write_bytes(head((10**6, 10**6)) + bytes(64))
+    Path("cut.npz").write_bytes(Path("bomb.npz").read_bytes()[:1000])
+    np.savez("small.npz", y=np.arange(4), x=np.zeros((4, 2)))
+    said = {}
+    for name in ("bomb.npz", "claim.npz", "claim.npy"):
+        with pytest.raises(ValueError, match=name) as refused:
+            Table(name, "y")
+        said[name] = str(refused.value)
+
+    assert "more than 200 times as many" in said["bomb.npz"]
+    assert "claims [1000000000000] numbers of float64, 8,000,000,000,000 bytes, and has" in said["claim.npz"]
+    assert "claims [1000000, 1000000] numbers" in said["claim.npy"]
+    assert len(Table("small.npz", "y")) == 4
+
+
+def test_an_image_of_ten_gigapixels_is_a_bad_sample(folder):
+    """A PNG file whose header claims it: Pillow refuses before it makes room."""
+    chunk = b"IHDR" + (10**5).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
+    content = (folder / "y.png").read_bytes()
+    (folder / "y.png").write_bytes(content[:12] + chunk + zlib.crc32(chunk).to_bytes(4, "big") + content[33:])
+
+    assert "10000000000 pixels" in sample(ImageFolder("data"), 1).error
+
+
+@pytest.mark.parametrize("stated", [{"mode": "RGB", "size": [100000, 100000]}, {"shape": [-65536, 65536]}])
+def test_check_makes_no_sample_of_ten_gigapixels_up(stated):
+    found = [finding.mistake for finding in check_samples(Sample(**stated))]
+
+    assert [mistake.key for mistake in found] == [f"dataset.sample.{list(stated)[-1]}"]
