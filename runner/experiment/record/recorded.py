@@ -66,6 +66,7 @@ def recorded(
     trust: Sequence[str] = (),
     *,
     verb: str = "resume",
+    data_folders: Sequence[str] = (),
     say: Callable[[str], object] = lambda text: sys.stderr.write(f"{make_printable(text)}\n"),
 ) -> tuple[Config, str]:
     """The config of the run in `folder` and its YAML with interpolations kept.
@@ -79,6 +80,7 @@ def recorded(
         overrides: `key=value`, values in YAML; a leading `+` or `++` is allowed.
         trust: patterns of names trusted on the command line.
         verb: of the command, for the remedy.
+        data_folders: folders elsewhere that the user has named for data that a dataset downloads by itself.
         say: told what is made up for.
 
     Raises:
@@ -88,7 +90,7 @@ def recorded(
         raise ConfigError([no_run(folder, verb)])
     whole = whole_config(folder, say)
     if not overrides:
-        return _judged(whole.source, whole.data, trust), OmegaConf.to_yaml(whole.unresolved)
+        return _judged(whole.source, whole.data, trust, data_folders), OmegaConf.to_yaml(whole.unresolved)
     unresolved = whole.unresolved
     for override in overrides:
         key, separator, _ = override.lstrip("+").partition("=")
@@ -98,10 +100,10 @@ def recorded(
             unresolved = OmegaConf.merge(unresolved, OmegaConf.from_dotlist([override.lstrip("+")]))
         except (OmegaConfBaseException, YAMLError) as error:
             raise ConfigError([Mistake(key, str(error), where=f"argument `{override}`")]) from error
-    return _judged(whole.interpolated, unresolved, trust), OmegaConf.to_yaml(unresolved)
+    return _judged(whole.interpolated, unresolved, trust, data_folders), OmegaConf.to_yaml(unresolved)
 
 
-def _judged(source: document.Document, config: Any, trust: Sequence[str]) -> Config:
+def _judged(source: document.Document, config: Any, trust: Sequence[str], data_folders: Sequence[str] = ()) -> Config:
     """Check a record: plain data as it is, or a config whose interpolations are followed first.
 
     Raises:
@@ -112,7 +114,7 @@ def _judged(source: document.Document, config: Any, trust: Sequence[str]) -> Con
         composed = _composed(source, config)
     else:
         composed.__dict__["_resolution"] = (deepcopy(config), [], [])  # `${…}` in what was resolved is text
-    checked = Check(composed, tuple(trust))
+    checked = Check(composed, tuple(trust), data_folders=tuple(data_folders))
     if mistakes := checked.of_a_record():
         raise ConfigError(mistakes)
     return checked.config
