@@ -16,7 +16,7 @@ from runner.config import schema
 from runner.config.check.check import to_resolved_data
 from runner.config.check.rules.rule import SUPERVISED
 from runner.config.check.rules.train import find_too_long
-from runner.config.hydra_loader import Composed
+from runner.config.composed import Composed
 from runner.config.schema import Config
 from runner.core import device as devices
 from runner.core.errors import ConfigError, Mistake, RunError, explain_os_error

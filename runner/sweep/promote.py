@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from runner.config.hydra_loader import find_our_conf
+from runner.config.hydra_repository import find_our_conf
 from runner.config.minimal import write_experiment
 from runner.core.errors import ConfigError, Mistake
 from runner.core.escape import make_printable

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from runner.config.check.check import Check, check
 from runner.config.compose import compose
-from runner.config.hydra_loader import CONFIG_NAME, find_our_conf
+from runner.config.hydra_repository import CONFIG_NAME, find_our_conf
 from runner.core.errors import ConfigError
 from runner.sweep.examine import examine_sweep
 from runner.sweep.space.request import make_request

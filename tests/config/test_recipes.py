@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from runner.config.compose import compose
-from runner.config.hydra_loader import find_our_conf
+from runner.config.hydra_repository import find_our_conf
 from runner.config.recipes import GROUPS
 from runner.sweep.space.request import make_request
 

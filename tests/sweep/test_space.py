@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from runner.config.compose import compose
-from runner.config.hydra_loader import find_our_conf
+from runner.config.hydra_repository import find_our_conf
 from runner.core.errors import ConfigError
 from runner.sweep.space.axes import draw_uniform
 from runner.sweep.space.request import make_request

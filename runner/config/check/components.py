@@ -27,7 +27,8 @@ from runner.config.check.slots import (
     get_defining_module,
     suggest_elsewhere,
 )
-from runner.config.parsing import as_number, format_yaml
+from runner.config.reading import format_yaml
+from runner.config.scalars import as_number
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import ABSENT, Kind, Mistake
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.config.compose import compose
-from runner.config.hydra_loader import Composed
+from runner.config.composed import Composed
 from runner.config.origins import as_path
 from runner.config.schema import Config
 from runner.core.errors import ConfigError, Mistake

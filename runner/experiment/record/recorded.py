@@ -13,7 +13,7 @@ from yaml import YAMLError
 
 from runner.config import document
 from runner.config.check.check import Check, parse, to_resolved_data
-from runner.config.hydra_loader import Composed
+from runner.config.composed import Composed
 from runner.config.origins import Layers
 from runner.config.schema import Config, Scheduler
 from runner.config.suggestions import find_nearest
