@@ -394,7 +394,7 @@ def _format_component(value: Any, annotation: Any) -> str:
 
 
 def _find_in_torch(name: str) -> str:
-    """Return the full name of a class of torch.nn that is written without its module; empty for any other name."""
+    """Return the full name of a torch.nn class written without its module, else an empty text."""
     nn = sys.modules.get("torch.nn")
     return f"torch.nn.{name}" if isinstance(getattr(nn, name, None), type) else ""
 

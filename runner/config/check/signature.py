@@ -119,7 +119,7 @@ def infer_annotation(parameter: inspect.Parameter) -> Any:
         return type
     if isinstance(default, types.FunctionType | types.BuiltinFunctionType):
         return Callable[..., Any] | str  # a text may name one
-    own = type(default)
+    own: Any = type(default)
     named = (own.__module__, own.__name__) in (("torch", "device"), ("torch", "dtype"))
     module = any(base.__module__ == "torch.nn.modules.module" for base in own.__mro__)
     known = isinstance(default, (*_BY_DEFAULT, *_SPELLINGS)) or named or module or not _is_from_library(own)
@@ -188,9 +188,12 @@ def _is_array(kind: Any) -> bool:
 
 def _convert_by_spelling(value: Any, kind: Any, args: tuple[Any, ...]) -> Any:
     """Convert a plain value to an instance of a class of Python or NumPy."""
+    plain: tuple[type, ...]
+    make: Any
     if _is_array(kind):
         dtype = next((name for name in get_args(args[1]) if isinstance(name, type)), None) if len(args) > 1 else None
-        plain, make = (list,), lambda members: sys.modules["numpy"].asarray(members, dtype)
+        asarray: Any = sys.modules["numpy"].asarray
+        plain, make = (list,), lambda members: asarray(members, dtype)
     else:
         plain, make = _SPELLINGS[kind]
     if isinstance(value, kind):
