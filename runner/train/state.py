@@ -115,7 +115,7 @@ class Clock:
 
 
 class StopReason(IntEnum):
-    """Why a run stops before it is done, to be continued; where processes have several reasons, the largest holds."""
+    """Reason why a run stops early, to be continued; of several processes' reasons the largest holds."""
 
     NONE = 0
     SIGNAL = 1

@@ -3,11 +3,15 @@
 import ast
 import collections.abc
 import dataclasses
+import datetime as dt
+import decimal
 import enum
+import fractions
 import inspect
 import numbers
 import os
 import pathlib
+import re
 import sys
 import textwrap
 import types
@@ -113,10 +117,13 @@ def infer_annotation(parameter: inspect.Parameter) -> Any:
         return parameter.annotation
     if isinstance(default, type):
         return type
-    own = type(default)
+    if isinstance(default, types.FunctionType | types.BuiltinFunctionType):
+        return Callable[..., Any] | str  # a text may name one
+    own: Any = type(default)
     named = (own.__module__, own.__name__) in (("torch", "device"), ("torch", "dtype"))
     module = any(base.__module__ == "torch.nn.modules.module" for base in own.__mro__)
-    return own if isinstance(default, _BY_DEFAULT) or named or module else inspect.Parameter.empty
+    known = isinstance(default, (*_BY_DEFAULT, *_SPELLINGS)) or named or module or not _is_from_library(own)
+    return own if known else inspect.Parameter.empty
 
 
 def wants_class(annotation: Any) -> bool:
@@ -151,9 +158,52 @@ def convert(value: Any, annotation: Any) -> Any:
         return container(_convert_members(value, args, container))
     if isinstance(value, list) and args and container in (list, *_ITERABLE):
         return _convert_members(value, args, container)
-    if isinstance(value, dict) and len(args) == 2 and container in (dict, collections.abc.Mapping):
-        return {name: inner if (made := convert(inner, args[1])) is UNFIT else made for name, inner in value.items()}
+    if isinstance(value, dict) and len(args) == 2 and container in _MAPPINGS:
+        keys = _convert_members(list(value), args[:1], list)
+        return dict(zip(keys, _convert_members(list(value.values()), args[1:], list), strict=True))
+    if container in _SPELLINGS or _is_array(container):
+        return _convert_by_spelling(value, container, args)
     return _convert_to_class(value, annotation) if isinstance(annotation, type) else value
+
+
+_MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
+
+
+# Classes with a plain spelling: what it may be, and the function that makes the object.
+_SPELLINGS: dict[Any, tuple[tuple[type, ...], Callable[[Any], Any]]] = {
+    decimal.Decimal: ((int, float, str), lambda value: decimal.Decimal(str(value))),
+    fractions.Fraction: ((int, float, str), lambda value: fractions.Fraction(str(value))),
+    re.Pattern: ((str,), re.compile),
+    range: ((list,), lambda value: range(*value)),
+    bytes: ((str,), str.encode),
+    dt.datetime: ((str,), dt.datetime.fromisoformat),
+    dt.date: ((str,), dt.date.fromisoformat),
+    dt.time: ((str,), dt.time.fromisoformat),
+}
+
+
+def _is_array(kind: Any) -> bool:
+    return (getattr(kind, "__module__", ""), getattr(kind, "__name__", "")) == ("numpy", "ndarray")
+
+
+def _convert_by_spelling(value: Any, kind: Any, args: tuple[Any, ...]) -> Any:
+    """Convert a plain value to an instance of a class of Python or NumPy."""
+    plain: tuple[type, ...]
+    make: Any
+    if _is_array(kind):
+        dtype = next((name for name in get_args(args[1]) if isinstance(name, type)), None) if len(args) > 1 else None
+        asarray: Any = sys.modules["numpy"].asarray
+        plain, make = (list,), lambda members: asarray(members, dtype)
+    else:
+        plain, make = _SPELLINGS[kind]
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, plain) or isinstance(value, bool):
+        return UNFIT if isinstance(value, bool | int | float | str | list | dict) else value
+    try:
+        return make(value)
+    except (ValueError, TypeError, ArithmeticError, re.error):
+        return UNFIT
 
 
 def _convert_members(value: list[Any], args: tuple[Any, ...], container: Any) -> list[Any]:
@@ -193,12 +243,26 @@ def _convert_to_class(value: Any, kind: type) -> Any:
     except TypeError:  # a protocol, a TypedDict
         return value
     if (kind.__module__, kind.__name__) in (("torch", "device"), ("torch", "dtype")):
-        return _convert_to_torch(value, kind) if isinstance(value, str) else value
+        return _convert_to_torch(value, kind) if isinstance(value, str) else UNFIT
+    if issubclass(kind, tuple) and isinstance(value, list):
+        return _convert_to_tuple(value, kind)
     if issubclass(kind, pathlib.PurePath):
         return kind(value) if isinstance(value, str) else UNFIT
     if kind is os.PathLike:
         return pathlib.Path(value) if isinstance(value, str) else UNFIT
     return UNFIT if _is_surely_unfit(value, kind) else value
+
+
+def _convert_to_tuple(value: list[Any], kind: type[tuple[Any, ...]]) -> Any:
+    """Convert a list to a named tuple, or to another subclass of tuple."""
+    fields = getattr(kind, "_fields", None)
+    if fields is None:
+        return kind(value)
+    kinds = [kind.__annotations__.get(name, object) for name in fields[: len(value)]]
+    try:
+        return kind(*_convert_members(value, tuple(kinds), tuple))
+    except TypeError:  # of another length
+        return UNFIT
 
 
 def _is_surely_unfit(value: Any, kind: type) -> bool:
@@ -437,7 +501,10 @@ def _fits(value: Any, annotation: Any, *, durations: bool) -> bool:
         return _PLAIN[annotation](value)
     if (origin or annotation) is collections.abc.Callable:
         return False  # what is written in YAML is called only where it is a component
-    if (origin or annotation) in (list, tuple, set, *_ITERABLE):
+    if (origin or annotation) in _MAPPINGS:
+        inner = args[1] if len(args) == 2 else object
+        return isinstance(value, dict) and all(_fits(one, inner, durations=durations) for one in value.values())
+    if (origin or annotation) in (list, tuple, set, frozenset, *_ITERABLE):
         return _fits_container(value, origin or annotation, args, durations=durations)
     return convert(value, annotation) is not UNFIT
 
@@ -473,10 +540,15 @@ def _describe_annotation(annotation: Any) -> str:  # noqa: C901  one kind after 
         return plain[annotation]
     if (origin or annotation) is collections.abc.Callable:
         return "a function or an object to call (`{_target_: …}`)"
-    if (origin or annotation) in (list, tuple, set, *_ITERABLE):
+    if (origin or annotation) in _MAPPINGS:
+        return "a mapping" + f", each value {_describe_annotation(args[1])}" * (len(args) == 2 and args[1] is not Any)
+    if (origin or annotation) in (list, tuple, set, frozenset, *_ITERABLE):
         members = [plain[kind].split()[-1] for kind in args if kind in plain and kind not in (bool, type(None))]
         if origin is tuple and Ellipsis not in args:
             return f"a list of {len(args)} {members[0] if members else 'value'}s"
+        each = [kind for kind in args if isinstance(kind, type) or get_origin(kind) is not None]
+        if each and not members and each[0] not in (bool, type(None), object):
+            return f"a list, each {_describe_annotation(each[0])}"
         return f"a list of {members[0]}s" if members else "a list"
     return getattr(annotation, "__name__", str(annotation))
 

@@ -29,6 +29,7 @@ from runner.experiment.preflight.train import (
     check_metrics,
     check_optimizer,
     find_one_sample_error,
+    spread_in_step,
     try_metrics,
     try_step,
 )
@@ -124,8 +125,9 @@ def find_late_mistakes(
         model.train()
         if metrics:
             with suppress(Exception):  # the real step comes next, and says it of real numbers
-                outcome = step(batch, model, on_meta)
-                mistake = check_loss_broadcast(on_meta, outcome["output"], outcome["target"])
+                outcome, mistake = spread_in_step(lambda: step(batch, model, on_meta), model, batch)
+                if config.step["_target_"] == SUPERVISED:
+                    mistake = check_loss_broadcast(on_meta, outcome["output"], outcome["target"])
                 found.mistakes += [mistake] if mistake is not None else []
                 try_metrics(config, found, {"train": outcome}, trust)
         error = find_one_sample_error(batch, lambda part: step(part, model, on_meta)) if rest else None
