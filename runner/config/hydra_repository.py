@@ -1,4 +1,4 @@
-"""Hydra's repository of config files: where groups are searched, and which entries of a defaults list are unknown."""
+"""Hydra's repository of config files: where groups are searched, and entries that no file answers."""
 
 import copy
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Parse single values: numbers, texts, choices, durations and patterns, with the value that was probably meant."""
+"""Parse single values: numbers, texts, choices, durations and patterns; suggest the nearest value."""
 
 import re
 from collections.abc import Callable

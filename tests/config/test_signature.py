@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from runner.config.check.signature import UNFIT, convert, describe_misfit, infer_annotation
+from runner.config.check.annotations import UNFIT, convert, describe_misfit, infer_annotation
 from runner.experiment.builders.instantiate import instantiate
 
 

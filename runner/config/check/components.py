@@ -11,17 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from runner.config.check.annotations import UNFIT, convert, describe_misfit, infer_annotation, list_choices, wants_class
 from runner.config.check.imports import LIBRARIES, TargetError, import_object
-from runner.config.check.signature import (
-    UNFIT,
-    CallableParameters,
-    convert,
-    describe_misfit,
-    infer_annotation,
-    inspect_parameters,
-    list_choices,
-    wants_class,
-)
+from runner.config.check.signature import CallableParameters, inspect_parameters
 from runner.config.check.slots import (
     can_fit,
     explain_misplaced,

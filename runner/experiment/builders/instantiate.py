@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from runner.config.check.annotations import UNFIT, convert, infer_annotation, wants_class
 from runner.config.check.imports import import_object
-from runner.config.check.signature import UNFIT, convert, infer_annotation, inspect_parameters, wants_class
+from runner.config.check.signature import inspect_parameters
 from runner.core.errors import RunError
 
 Trust = tuple[str, ...]
