@@ -29,7 +29,9 @@ def main(argv: Sequence[str]) -> int:
         last = child.stderr.strip().splitlines()[-1:] or [f"it ended with the status {child.returncode}"]
         print(f"{file} could not be unpickled: {last[0]}", file=sys.stderr)
         return 1
-    from runner.model.pretrained.files import LocatedWeights, find_state, read
+    from runner.model.pretrained.contents import find_state
+    from runner.model.pretrained.files import read
+    from runner.model.pretrained.locate import LocatedWeights
 
     print(child.stdout, end="")
     raw = read(LocatedWeights(out))

@@ -15,8 +15,10 @@ from torch import nn
 from torch.nn.utils import prune
 
 from runner.core.errors import ConfigError, RunError
-from runner.model.pretrained.files import find_state, locate, read
+from runner.model.pretrained.contents import find_state
+from runner.model.pretrained.files import read
 from runner.model.pretrained.load import load, plan, prepare
+from runner.model.pretrained.locate import locate
 from runner.model.pretrained.plan import Options
 
 
