@@ -14,7 +14,6 @@ from typing import Any
 
 from runner.config import schema
 from runner.config.check.check import to_resolved_data
-from runner.config.check.rules.rule import SUPERVISED
 from runner.config.check.rules.train import find_too_long
 from runner.config.hydra_loader import Composed
 from runner.config.schema import Config
@@ -57,6 +56,7 @@ from runner.train.distributed.process_group import ProcessGroup
 from runner.train.finite import NonFiniteError
 from runner.train.single_process import SINGLE_PROCESS, SingleProcess
 from runner.train.state import Run, StopReason, StopRequest
+from runner.train.steps import needs_input_and_target
 
 OURS = PACKAGE
 
@@ -324,7 +324,8 @@ def try_the_first_batch(
     Raises:
         RunError: a made-up batch is known, and the model refuses one sample of it.
     """
-    if run.team.world > 1 or config.device.compile or config.step["_target_"] != SUPERVISED or not run.total_steps:
+    known = needs_input_and_target(run.step)
+    if run.team.world > 1 or config.device.compile or not known or not run.total_steps:
         return
 
     def told(mistakes: list[Mistake]) -> None:
