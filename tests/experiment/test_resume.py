@@ -312,7 +312,7 @@ def stopping(step, count):
     [
         (["--schedule", "follow"], "has no effect without a longer duration"),
         (["--schedule", "folow", "train.duration=4ep"], "did you mean `follow`?"),
-        (["--schedule"], "--schedule must be follow, constant or continue"),
+        (["--schedule"], "--schedule needs a value, follow or constant or continue"),
     ],
 )
 def test_a_word_that_means_nothing_is_a_mistake(hard, cosine, words, said):
