@@ -115,7 +115,10 @@ class Clock:
 
 
 class StopReason(IntEnum):
-    """Why a run stops before it is done, to be continued; where processes have several reasons, the largest holds."""
+    """Reasons to stop a run before it is done, to be continued.
+
+    Where several processes have different reasons, the largest holds.
+    """
 
     NONE = 0
     SIGNAL = 1

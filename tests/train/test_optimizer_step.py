@@ -87,7 +87,7 @@ def test_what_is_off_adds_no_call():
     absent = update(settings())
     expected_python, expected_operators = calls(by_hand(*absent))
 
-    assert type(off).__name__ == "Update"
+    assert type(off).__name__ == "OptimizerStep"
     assert expected_operators == operators
     assert expected_python + 10 * (EACH - 1) == python  # `one` of the loop by hand is a call too
 
