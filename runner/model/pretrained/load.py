@@ -112,7 +112,7 @@ def plan(
     elif not mistakes and made.rows:
         mistakes += _check_parts(made.rows, matching)
         made.notes += _describe_reparametrized(layers)
-        if options.strategy in {"filtered", "partial"} and not options.expects:
+        if "include" in matching.strategy.allows and not options.expects:
             mistakes += _suggest_rename(matching, made)
     if mistakes:
         raise ConfigError(mistakes)
