@@ -71,7 +71,7 @@ def begin(run: Run) -> int:
         due = run_due_actions(run)
     else:
         arm_hooks(run)
-        due = next_due_step(run)
+        due = find_next_due_step(run)
     stop_where_stale(run)
     return due
 
@@ -143,7 +143,7 @@ def arm_hooks(run: Run) -> None:
         run.looks.open(run.progress.step, run.steps_per_epoch)
 
 
-def next_due_step(run: Run) -> int:
+def find_next_due_step(run: Run) -> int:
     """Return the step at which to pause next."""
     if run.check_finite == "every_step":
         return run.progress.step + 1
@@ -208,7 +208,7 @@ def run_due_actions(run: Run) -> int:
     unfreeze_if_due(run)
     run.paused_at = progress.step
     arm_hooks(run)
-    return next_due_step(run)
+    return find_next_due_step(run)
 
 
 def list_coming_lines(run: Run) -> list[int]:

@@ -115,7 +115,10 @@ class Clock:
 
 
 class StopReason(IntEnum):
-    """Reason why a run stops early, to be continued; of several processes' reasons the largest holds."""
+    """Reasons to stop a run before it is done, to be continued.
+
+    Where several processes have different reasons, the largest holds.
+    """
 
     NONE = 0
     SIGNAL = 1

@@ -282,7 +282,8 @@ def test_convert_turns_a_pickled_model_into_a_plain_file(tmp_path, monkeypatch, 
 
     from runner.cli import convert
     from runner.core.errors import ConfigError
-    from runner.model.pretrained.files import LocatedWeights, read
+    from runner.model.pretrained.files import read
+    from runner.model.pretrained.locate import LocatedWeights
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

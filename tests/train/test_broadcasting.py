@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from runner.experiment.preflight.train import check_loss_broadcast
+from runner.experiment.preflight.step import check_loss_broadcast
 from runner.train.metrics import Accuracy, MeanSquaredError
 
 
