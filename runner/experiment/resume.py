@@ -1,12 +1,12 @@
 """Resume of a recorded run: find its directory, compose its config again, and train on."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from runner.config.schema import Config
 from runner.config.suggestions import find_nearest, format_suggestion
+from runner.core import safe_io
 from runner.core.errors import ConfigError, Mistake
 from runner.experiment.record.recorded import is_run, plan_continuation
 
@@ -55,11 +55,11 @@ def is_completed(folder: Path) -> bool:
     """Return whether a run is completed; print its result if it is."""
     file = folder / "result.json"
     try:  # where there is none, or it is damaged, its checkpoints say how far it is
-        result = json.loads(file.read_bytes())
+        result = safe_io.read_json(file)
         if result["status"] != "completed":
             return False
         metrics = {str(name): float(value) for name, value in result["metrics"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return False
     from runner.log.console import print_final_report
 

@@ -110,7 +110,10 @@ class Check:
                 mistake.key in seen
                 or (mistake.key in meant and MISSING in mistake.rule)
                 or pointed_to & meant
-                or any(other.key in pointed_to and not self._points_at(other, path) for other in known)
+                or (
+                    bool(pointed_to)
+                    and any(other.key in pointed_to and not self._points_at(other, path) for other in known)
+                )
                 or self._follows_from_unknown_option(mistake)
             )
             node = (self.composed.layers.node(self._blamed(mistake)), mistake.rule, repr(mistake.value))

@@ -1,6 +1,5 @@
 """Preview of the parameters: shape, init rule, pretrained source, frozen, group, rate of each."""
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -11,6 +10,7 @@ from typing import Any
 from runner.config.hydra_loader import Composed
 from runner.config.origins import as_path
 from runner.config.schema import Config
+from runner.core import safe_io
 from runner.core.escape import make_printable
 
 
@@ -135,7 +135,7 @@ def _read_pretrained_rows(weights: Any, folder: Path | None) -> list[Any]:
 
     if weights is not None or folder is None or not (folder / "pretrained.json").is_file():
         return weights.rows if weights is not None else []
-    return [WeightsRow(**row) for row in json.loads((folder / "pretrained.json").read_text())["tensors"]]
+    return [WeightsRow(**row) for row in safe_io.read_json(folder / "pretrained.json")["tensors"]]
 
 
 def _iterate_tensors(model: Any) -> Iterable[tuple[str, str, Any]]:

@@ -256,7 +256,7 @@ def _fetch_cached(url: str, name: str, sha256: str, *, download: bool) -> Locate
     return LocatedWeights(file, [f"downloaded from {url}"], sha256)
 
 
-def read(located: LocatedWeights) -> Any:
+def read(located: LocatedWeights, *, is_shard: bool = False) -> Any:
     """Read tensors and plain containers from a file; nothing is executed.
 
     A zip archive (`torch.save`) is checked against its CRCs, as `torch.load` does not; all tensors are on the CPU. An
@@ -279,6 +279,8 @@ def read(located: LocatedWeights) -> Any:
         elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
             return _read_safetensors(file, int.from_bytes(head[:8], "little"))
         elif head.lstrip().startswith(b"{") and (shards := _read_index(file)):
+            if is_shard:
+                raise RunError(f"{file} is an index itself, and an index names files of tensors")
             return _read_shards(file, shards)
         else:
             _refuse_format(file, head)
@@ -411,7 +413,7 @@ def _read_shards(index: Path, shards: Mapping[str, str]) -> dict[str, Any]:
     _verify_size(index, sum((index.parent / name).stat().st_size for name in names))
     tensors: dict[str, Any] = {}
     for name in names:
-        part, _ = find_state(read(LocatedWeights(index.parent / name)))
+        part, _ = find_state(read(LocatedWeights(index.parent / name), is_shard=True))
         if twice := part.keys() & tensors.keys():
             raise RunError(f"{index}: {name} has {min(twice)}, which another shard has too")
         if lacking := [tensor for tensor, of in shards.items() if of == name and tensor not in part]:
