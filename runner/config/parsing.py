@@ -139,6 +139,9 @@ def _suggest_own_key(name: str, named: Iterable[str]) -> str:
     return near if len(near) > 4 else ""  # shorter names are near to anything
 
 
+MOST_UNKNOWN = 1_000  # mistakes, after which further unknown keys are not listed
+
+
 MOST_SUGGESTED = 200  # mistakes, after which unknown keys get no suggestion: a file may have ten thousand
 
 
@@ -161,7 +164,8 @@ def _note_unknown_key(reading: Reading, name: object, value: Any, known: list[st
         or (translate_name(str(name)) if len(path) == 1 else "")
     )
     if len(reading.mistakes) > MOST_SUGGESTED:
-        reading.wrong(path, UNKNOWN_KEY)
+        if len(reading.mistakes) <= MOST_UNKNOWN:
+            reading.wrong(path, UNKNOWN_KEY)
         return
     near = find_nearest(str(name), [*known, *(_GROUPS_ONLY if len(path) == 1 else ())])
     elsewhere = index_schema_keys().get(str(name), ())

@@ -438,6 +438,7 @@ def _rebuild_entry(path: Path) -> CheckpointEntry:
     Raises:
         RunError: it is not whole, or no checkpoint of a run.
     """
+    tensor_files.check_fits_in_memory(path, path.stat().st_size)
     _verify_archive(path)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -61,6 +61,7 @@ class Check:
 
     composed: Composed
     trust: tuple[str, ...] = ()
+    _misfits: set[str] = field(default_factory=set)
 
     @cached_property
     def _read(self) -> tuple[schema.Config, Reading]:
@@ -196,7 +197,13 @@ class Check:
         if ("optimizer",) not in self._refused:
             groups = {label: group.settings for label, group in self.config.param_groups.items() if group is not None}
             check_group_settings(self.config.optimizer, groups, self.trust, found)
+        self._misfits |= {str(path[0]) for path, _ in found.mistakes}
         return self.placed(mistake for _, mistake in found.mistakes)
+
+    @property
+    def wrong_components(self) -> set[str]:
+        """Top-level keys with a component that is refused, also where its mistake follows from another one."""
+        return {str(path[0]) for path in self._refused} | self._misfits
 
     def placed(self, mistakes: Iterable[Mistake]) -> list[Mistake]:
         """Return the mistakes with their places; a missing argument has the line of its `_target_`."""

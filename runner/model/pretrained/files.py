@@ -21,7 +21,7 @@ from runner.core.errors import ABSENT, ConfigError, Mistake, RunError
 from runner.core.files import open_regular, read_small
 from runner.core.paths import PACKAGE
 from runner.core.patterns import find_nearest
-from runner.core.tensor_files import load_tensors
+from runner.core.tensor_files import check_fits_in_memory, load_tensors
 
 # Where people keep a model's state_dict in a checkpoint, and where a moving average of it.
 USUAL = (
@@ -271,7 +271,7 @@ def read(located: LocatedWeights, *, is_shard: bool = False) -> Any:
             return _read_unpacked(file)
         with open_regular(file) as opened:
             head, size = opened.read(512), os.fstat(opened.fileno()).st_size
-        _verify_size(file, size)
+        check_fits_in_memory(file, size)
         if located.sha256:
             _verify_hash(file, located.sha256)
         if head.startswith(b"PK"):
@@ -292,13 +292,6 @@ def read(located: LocatedWeights, *, is_shard: bool = False) -> Any:
     except RunError as error:
         rule = "must be a whole file of tensors: " + _describe_refusal(error, file).removeprefix(f"{file} ")
         raise _make_error(rule, str(file)) from error
-
-
-def _verify_size(file: Path, size: int) -> None:
-    """Refuse a file larger than this machine's memory before a byte is read."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > memory:
-        raise RunError(f"{file} has {size:,} bytes, and this machine {memory:,} of memory")
 
 
 def _refuse_format(file: Path, head: bytes) -> None:
@@ -371,7 +364,7 @@ def _read_unpacked(folder: Path) -> Any:
     assert place is not None
     archive = io.BytesIO()
     files = [entry for entry in sorted(place.rglob("*")) if entry.is_file() and not entry.name.startswith(".")]
-    _verify_size(folder, sum(entry.stat().st_size for entry in files))
+    check_fits_in_memory(folder, sum(entry.stat().st_size for entry in files))
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
         for entry in files:
             with open_regular(entry) as opened:
@@ -410,7 +403,7 @@ def _read_shards(index: Path, shards: Mapping[str, str]) -> dict[str, Any]:
         raise RunError(
             f"{index} needs {len(names)} shards beside it, and {', '.join(absent[:6])} is not there: fetch it"
         )
-    _verify_size(index, sum((index.parent / name).stat().st_size for name in names))
+    check_fits_in_memory(index, sum((index.parent / name).stat().st_size for name in names))
     tensors: dict[str, Any] = {}
     for name in names:
         part, _ = find_state(read(LocatedWeights(index.parent / name), is_shard=True))

@@ -173,6 +173,9 @@ def _read_csv(path: Path, _name: str, rows: _PointRows) -> None:
 
 
 def _check_header(header: list[str], line: int, rows: _PointRows) -> bool:
+    if len(header) > MAX_KEYS:
+        rows.wrong(f"has a point of more than {MAX_KEYS:,} keys", line)
+        return False
     before, bare = len(rows.mistakes), [key.lstrip("+") for key in header]
     for key in dict.fromkeys(header):
         if not re.fullmatch(_KEY, key):
