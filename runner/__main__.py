@@ -56,10 +56,10 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
 
     place = environment.read_place()
     if place is not None and place.rank:
-        from runner.cli.options import split_trust
+        from runner.cli.options import find_trust
         from runner.experiment.worker_rank import run_worker_rank
 
-        return run_worker_rank(place, split_trust(argv)[1])
+        return run_worker_rank(place, find_trust(argv))
     try:
         return serve(argv, began, place)
     except ConfigError as error:
@@ -93,11 +93,13 @@ def serve(argv: list[str], began: float | None, place: "RankPlace | None") -> in
     verb = argv[0] if argv else ""
     if place is not None and verb in VERBS and verb != "resume":
         raise ConfigError([processes_preflight.make_torchrun_mistake(verb, "start it without torchrun")])
-    if verb in VERBS and {"-h", "--help"} & set(argv[1:]):
-        print(str(importlib.import_module(VERBS[verb]).__doc__).replace("`", ""))
-        return handle_ended(0, place)
     if verb in VERBS:
-        status: int = importlib.import_module(VERBS[verb]).main(argv[1:])
+        module = importlib.import_module(VERBS[verb])
+        if {"-h", "--help"} & set(argv[1:]):
+            helps = (declared.format_help() for declared in module.VERBS)
+            print("\n\n".join([str(module.__doc__).replace("`", "").rstrip(), *helps]))
+            return handle_ended(0, place)
+        status: int = module.main(argv[1:])
         return handle_ended(status, place)
     if verb and verb[0].isalpha() and "=" not in verb and not needs_value(argv):
         raise ConfigError([describe_unknown_verb(verb)])
@@ -132,10 +134,17 @@ def describe_unknown_verb(verb: str) -> "Mistake":
     from runner.core.errors import Mistake
 
     if verb in PLANNED:
-        return Mistake(verb, "is planned but not built yet", where=f"argument `{verb}`")
+        return Mistake(verb, "is planned but not built yet", where=f"argument `{verb}`", kind="unavailable")
     near = difflib.get_close_matches(verb, VERBS, n=1)
     remedy = f"did you mean `{near[0]}`?" if near else f"the verbs are {', '.join(VERBS)}; an override is `key=value`"
-    return Mistake(verb, "is no verb", where=f"argument `{verb}`", remedy=remedy, suggestion=near[0] if near else "")
+    return Mistake(
+        verb,
+        "is no verb",
+        where=f"argument `{verb}`",
+        remedy=remedy,
+        suggestion=near[0] if near else "",
+        kind="unknown-option",
+    )
 
 
 def run_process() -> NoReturn:

@@ -51,7 +51,7 @@ def resolve(config: DictConfig, layers: Layers) -> tuple[dict[str, Any], list[Mi
         if foreign := _FOREIGN.search(value):
             key, remedy = format_key(path), _suggest_instead(foreign[1], foreign[2], path)
             rule = f"has an interpolation of Hydra's that the runner does not have (`${{{foreign[1]}:…}}`)"
-            mistakes.append(Mistake(key, rule, value, layers.blame(path, follow=False), remedy))
+            mistakes.append(Mistake(key, rule, value, layers.blame(path, follow=False), remedy, kind="interpolation"))
             return value
         try:
             node: Any = config
@@ -67,7 +67,9 @@ def resolve(config: DictConfig, layers: Layers) -> tuple[dict[str, Any], list[Mi
             suggestion = value.replace(wanted[1], right) if wanted and right else ""
             rule = f"has an interpolation that cannot be followed ({problem})"
             remedy = format_suggestion(suggestion)
-            mistakes.append(Mistake(key, rule, value, layers.blame(path, follow=False), remedy, suggestion))
+            mistakes.append(
+                Mistake(key, rule, value, layers.blame(path, follow=False), remedy, suggestion, kind="interpolation")
+            )
             return value
         return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
 
@@ -75,7 +77,7 @@ def resolve(config: DictConfig, layers: Layers) -> tuple[dict[str, Any], list[Mi
     bomb = _find_too_large(plain)
     if bomb is not None:
         rule = f"must not grow beyond {MAX_SIZE:,} characters with its interpolations written out"
-        return plain, [Mistake(format_key(bomb), rule, where=layers.blame(bomb, follow=False))]
+        return plain, [Mistake(format_key(bomb), rule, where=layers.blame(bomb, follow=False), kind="interpolation")]
     return walk(plain, ()), mistakes
 
 

@@ -1,9 +1,9 @@
 """Make the batches of a split in one of three ways, and describe the reason for that way.
 
-`InMemoryBatches` holds whole tensors on the device, takes one gather for many batches and runs batched transforms.
-`DataLoaderBatches` goes through torch's DataLoader, sample by sample. `StreamedBatches` does so with a dataset that owns
-its order. All draw order and augmentation from keys (seed, epoch, index, transform name), so a batch depends neither on
-workers nor on what ran before, and a resume skips straight to its batch.
+`InMemoryBatches` holds whole tensors on the device: one gather for many batches, then batched transforms.
+`DataLoaderBatches` goes through torch's DataLoader, sample by sample. `StreamedBatches` does so with a dataset that
+owns its order. All draw order and augmentation from keys (seed, epoch, index, transform name), so a batch depends
+neither on workers nor on what ran before, and a resume skips straight to its batch.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +18,7 @@ from runner.data.bad_samples import BadSamples
 from runner.data.batched.chain import BatchedTransforms
 from runner.data.batched.steps import NotBatched
 from runner.data.in_memory import InMemoryBatches
-from runner.data.interfaces import Indices, LoaderSettings, Split
+from runner.data.interfaces import DataPlan, Indices, LoaderSettings, PlanKind, Split
 from runner.data.keyed_samples import KeyedSamples, KeyedStream
 from runner.data.per_sample import DataLoaderBatches, StreamedBatches
 from runner.data.samples import EpochOrder, Pipeline, Placement, Stream
@@ -29,7 +29,7 @@ from runner.data.whole_dataset import DatasetTensors, find_dataset_tensors, stac
 class NoData:
     """Batches of a step that needs no data: None, `num_batches` times per epoch."""
 
-    size, plan, fingerprint = 0, "no data", ""
+    size, plan, fingerprint, sampler = 0, DataPlan(PlanKind.NO_DATA, "no data"), "", None
 
     def __init__(self, num_batches: int) -> None:
         self.num_batches = num_batches
@@ -38,6 +38,9 @@ class NoData:
         """Yield None for each remaining step of the epoch."""
         return repeat(None, self.num_batches - start)
 
+    def sample_indices(self, epoch: int, batch: int) -> None:
+        """Give nothing: there is no dataset."""
+
 
 class BatchTransforms:
     """Split with transforms of whole batches (MixUp, CutMix), drawn by (seed, epoch, batch, name)."""
@@ -45,8 +48,8 @@ class BatchTransforms:
     def __init__(self, split: Split, transforms: Mapping[str, Callable[[Any], Any]], stream: Stream) -> None:
         self.split, self.transforms, self.stream = split, transforms, stream
         self.size, self.num_batches, self.fingerprint = split.size, split.num_batches, split.fingerprint
-        self.order = getattr(split, "order", None)
-        self.plan = f"{split.plan}; per batch: {', '.join(transforms)}"
+        self.sampler = split.sampler
+        self.plan = split.plan.extend(f"per batch: {', '.join(transforms)}")
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Yield an epoch's batches from `start` on, transformed on the device with draws from the CPU."""
@@ -56,6 +59,10 @@ class BatchTransforms:
                 with rng.stream(self.stream.key(epoch, number, name)):
                     changed = transform(changed)
             yield changed
+
+    def sample_indices(self, epoch: int, batch: int) -> list[int] | None:
+        """Give the dataset's indices of a batch of all processes; None where the dataset owns its order."""
+        return self.split.sample_indices(epoch, batch)
 
 
 def choose_indices(dataset: Any, indices: Indices | None, split: str, limit: int | None) -> Indices:

@@ -13,7 +13,7 @@ from runner.core.copies import copy_owned
 from runner.data.bad_samples import BadSample, BadSamples, make_empty_batch_error
 from runner.data.batched.chain import BatchedTransforms
 from runner.data.batched.per_image import PerImageError
-from runner.data.interfaces import Indices, Place
+from runner.data.interfaces import DataPlan, Indices, Place, PlanKind
 from runner.data.samples import EpochOrder, Pipeline, Placement
 from runner.data.sharding import Shard
 from runner.data.whole_dataset import DatasetTensors, compute_fingerprint
@@ -66,6 +66,7 @@ class InMemoryBatches:
     ) -> None:
         self.share = share or Shard()
         self.order, self.placement, self.place = order, placement, pipeline.place
+        self.sampler = order.sampler
         self.fingerprint = compute_fingerprint(whole, indices)
         faults = faults or BadSamples(order.stream.split)
         self.sound = find_sound_samples(whole, indices, faults)
@@ -90,7 +91,8 @@ class InMemoryBatches:
         if order.sampler is not None or order.fixed or (self.chain is not None and self.chain.looped):
             self.ahead = 1
         self.file, self.faults = whole.file, faults
-        self.plan = f"gathered from memory on {placement.device}{describe_batching(pipeline.transforms, chain)}"
+        kind = PlanKind.IN_MEMORY
+        self.plan = DataPlan(kind, f"{kind} on {placement.device}{describe_batching(pipeline.transforms, chain)}")
         self.ready: dict[int, list[Any]] = {}
         self.unchanging = self._fixed() if order.fixed and self.chain is None else None
 
@@ -162,6 +164,11 @@ class InMemoryBatches:
                     part = slice(begin, begin + self.chunk)
                     some = [tuple(member[part] for member in needs) for needs in prepared]
                     yield from self._views(self._made(positions[part], some), positions[part])
+
+    def sample_indices(self, epoch: int, batch: int) -> list[int]:
+        """Give the dataset's indices of a batch of all processes."""
+        row = self.order(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
+        return [int(index) for index in self.indices[row]]
 
     def _prepare(self, epoch: int) -> None:
         """Make the batches of this epoch and some later ones, each drawn under its own epoch."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +12,30 @@ Indices = npt.NDArray[np.int64]
 
 
 Place = int | str
+
+
+class PlanKind(StrEnum):
+    """How batches are made, without where, by how many workers and why; provenance records it, a resume keeps it."""
+
+    IN_MEMORY = "gathered from memory"
+    PER_SAMPLE = "sample by sample"
+    STREAMED = "streamed in the dataset's own order"
+    NO_DATA = "no data"
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """How the batches of a split are made: the kind, and a text for people that no code reads."""
+
+    kind: PlanKind
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def extend(self, text: str) -> "DataPlan":
+        """Return the same plan with more said about it."""
+        return DataPlan(self.kind, f"{self.text}; {text}")
 
 
 class Split(Protocol):
@@ -27,7 +52,7 @@ class Split(Protocol):
         ...
 
     @property
-    def plan(self) -> str:
+    def plan(self) -> DataPlan:
         """Describe how the batches are made."""
         ...
 
@@ -36,8 +61,17 @@ class Split(Protocol):
         """Return a hash of the data; empty where only reading all of it would tell."""
         ...
 
+    @property
+    def sampler(self) -> Any:
+        """The user's sampler; None where there is none."""
+        ...
+
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Iterate over the batches of an epoch from number `start` on."""
+        ...
+
+    def sample_indices(self, epoch: int, batch: int) -> list[int] | None:
+        """Give the dataset's indices of a batch of all processes; None where the dataset owns its order."""
         ...
 
 

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from runner.core.copies import copy_owned
 from runner.data.bad_samples import BadSample
+from runner.data.interfaces import DataPlan, PlanKind
 from runner.data.keyed_samples import KeyedSamples, KeyedStream
 from runner.data.prefetch import prefetch_to_device
 from runner.data.samples import EpochOrder, Placement, draw_sampler
@@ -70,7 +71,7 @@ class DataLoaderBatches:
     ) -> None:
         self.share = share or Shard()
         self.order, self.placement, self.batch_size, self.drop_last = order, placement, batch_size, drop_last
-        self.batch_sampler, self.samples = batch_sampler, samples
+        self.batch_sampler, self.samples, self.sampler = batch_sampler, samples, order.sampler
         self.size = len(samples)
         self.fingerprint = compute_fingerprint(samples.dataset, samples.indices)
         self.rows = _EpochBatchSampler()
@@ -92,7 +93,8 @@ class DataLoaderBatches:
         self.num_batches = len(self._positions(0))
         self.sizes: list[int] = []  # of the batches of the epoch under way, of all processes together
         where = f"by {num_workers} worker{'s' * (num_workers != 1)}" if num_workers else "in this process"
-        self.plan = f"sample by sample, {where}" + (f" ({reason})" if reason else "")
+        kind = PlanKind.PER_SAMPLE
+        self.plan = DataPlan(kind, f"{kind}, {where}" + (f" ({reason})" if reason else ""))
 
     def _positions(self, epoch: int) -> list[list[int]]:
         if self.batch_sampler is not None:
@@ -116,9 +118,15 @@ class DataLoaderBatches:
         self.rows.rows = [[(epoch, position) for position in row] for row in self.share.rows(positions)[start:]]
         yield from prefetch_to_device(iterate_sound_batches(self.loader, self.samples), self.placement)
 
+    def sample_indices(self, epoch: int, batch: int) -> list[int]:
+        """Give the dataset's indices of a batch of all processes."""
+        return [int(index) for index in self.samples.indices[self._positions(epoch)[batch]]]
+
 
 class StreamedBatches:
     """Batches of an iterable dataset, which owns its order: a resume within an epoch reads what it skips."""
+
+    sampler = None
 
     def __init__(
         self,
@@ -150,7 +158,7 @@ class StreamedBatches:
         self.num_batches = None
         self.fingerprint = ""  # only reading all of it would tell
         where = f", by {num_workers} worker{'s' * (num_workers != 1)}" if num_workers else ""
-        self.plan = f"streamed in the dataset's own order{where}"
+        self.plan = DataPlan(PlanKind.STREAMED, f"{PlanKind.STREAMED}{where}")
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Iterate over the batches of an epoch; read and drop the first `start`.
@@ -161,3 +169,6 @@ class StreamedBatches:
         self.samples.epoch.fill_(epoch)
         coming = iterate_sound_batches(self.loader, self.samples)
         yield from prefetch_to_device(itertools.islice(coming, start, None), self.placement)
+
+    def sample_indices(self, epoch: int, batch: int) -> None:
+        """Give nothing: the dataset owns its order."""

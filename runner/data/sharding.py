@@ -55,8 +55,8 @@ class ShardedBatches:
     def __init__(self, split: Any, share: Shard) -> None:
         self.split, self.share = split, share
         self.size, self.num_batches, self.fingerprint = split.size, split.num_batches, split.fingerprint
-        self.order = getattr(split, "order", None)
-        self.plan = f"{split.plan}; shared by {share.world} processes"
+        self.sampler = split.sampler
+        self.plan = split.plan.extend(f"shared by {share.world} processes")
         self.given: deque[tuple[Any, tuple[int, int]]] = deque()
         self.last = (1, 1)
 
@@ -68,6 +68,15 @@ class ShardedBatches:
         if self.given and self.given[0][0] is batch:
             self.last = self.given.popleft()[1]
         return self.last
+
+    def count_next(self) -> tuple[int, int]:
+        """Give the counts of the oldest batch that nobody has asked about."""
+        return self.counts(self.given[0][0])
+
+    def sample_indices(self, epoch: int, batch: int) -> list[int] | None:
+        """Give the dataset's indices of a batch of all processes; None where the dataset owns its order."""
+        indices: list[int] | None = self.split.sample_indices(epoch, batch)
+        return indices
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Iterate over this process's share of an epoch's batches from number `start` on."""
@@ -122,7 +131,7 @@ class SlicedBatches(ShardedBatches):
 
     def __init__(self, split: Split, share: Shard) -> None:
         super().__init__(split, share)
-        self.plan = f"{split.plan}; made by each of {share.world} processes, which takes its share"
+        self.plan = split.plan.extend(f"made by each of {share.world} processes, which takes its share")
 
     def _counted(self, epoch: int, start: int) -> Iterator[tuple[Any, tuple[int, int]]]:
         batches = self.split.batches(epoch, start)

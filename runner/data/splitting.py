@@ -92,9 +92,10 @@ def compare_classes(datasets: Mapping[str, Any]) -> None:
                 [f"{moved[0]!r} is {indices[moved[0]]} in {split} and {known[1][moved[0]]} in train"] if moved else []
             )
             message = (
-                f"the classes of {split} are not those of train: {'; '.join(said)}. {split}: "
-                f"{_format_classes(indices)}; train: {_format_classes(known[1])}. Each split needs the class names of train (an empty folder "
-                "counts with `allow_empty: true`), or whole numbers as labels"
+                f"the classes of {split} are not those of train: {'; '.join(said)}. "
+                f"{split}: {_format_classes(indices)}; train: {_format_classes(known[1])}. "
+                "Each split needs the class names of train (an empty folder counts with `allow_empty: true`), "
+                "or whole numbers as labels"
             )
             raise ValueError(message)
 

@@ -83,7 +83,7 @@ def convert_record_errors(folder: Path) -> Iterator[None]:
         raise
     except TargetError as error:
         rule = f"cannot be built from its record: {error.rule}{describe_changed_modules(folder)}"
-        raise ConfigError([Mistake("RUN", rule, str(folder), error.where, error.remedy)]) from error
+        raise ConfigError([Mistake("RUN", rule, str(folder), error.where, error.remedy, kind="record")]) from error
     except Exception as error:
         text = str(error) if isinstance(error, RunError) else describe_error(error)
         raise RunError(f"{folder}: {text}{describe_changed_modules(folder)}".replace("\n", " ")) from error
@@ -119,12 +119,12 @@ def diagnose(error: Exception, run: Run, config: Config, found: Preflight | None
     holds = f" ({remedies.describe_batch(scene.batch)})" if scene.known else ""
     if config.step["_target_"] == SUPERVISED and isinstance(scene.batch, Tensor):
         rule = f"needs an input and a target, and {which} is {remedies.describe_batch(scene.batch)}: {said}"
-        return Mistake("step", rule, where=where, remedy=remedies.suggest_members(scene.batch))
+        return Mistake("step", rule, where=where, remedy=remedies.suggest_members(scene.batch), kind="refused")
     if mistake := _check_stated_sample(scene, found, said):
         return mistake
     if scene.stage in ("step.input", "step.target"):
         rule = f"must name members of a batch, and {which} has others{holds}: {said}"
-        return Mistake(scene.stage, rule, remedy=remedies.suggest_members(scene.batch))
+        return Mistake(scene.stage, rule, remedy=remedies.suggest_members(scene.batch), kind="refused")
     if scene.stage == "model":
         inside = f" in `{scene.module}`" * bool(scene.module)
         remedy = (
@@ -132,7 +132,7 @@ def diagnose(error: Exception, run: Run, config: Config, found: Preflight | None
             if scene.known
             else ""
         )
-        return Mistake("model", f"refuses {which}{holds}{inside}: {said}", where=where, remedy=remedy)
+        return Mistake("model", f"refuses {which}{holds}{inside}: {said}", where=where, remedy=remedy, kind="refused")
     given = f"output {remedies.spell(scene.output)}{remedies.describe_range(scene.output)}, "
     given += f"target {remedies.spell(scene.target)}{remedies.describe_range(scene.target)}"
     if scene.stage.startswith("metrics."):
@@ -140,13 +140,13 @@ def diagnose(error: Exception, run: Run, config: Config, found: Preflight | None
         if not remedy and isinstance(error, TypeError):
             remedy = "its `update(output, target)` gets both in this order, unnamed"
         rule = f"refuses what the step gives of {scene.split} ({given}): {said}"
-        return Mistake(scene.stage, rule, where=where, remedy=remedy)
+        return Mistake(scene.stage, rule, where=where, remedy=remedy, kind="refused")
     if scene.output is None:
         spreads = isinstance(error, UserWarning)  # torch's, of broadcasting: the loop makes no other an error
         remedy = "give both one shape: `x.squeeze(-1)` takes a last dimension of one away" if spreads else ""
-        return Mistake(scene.stage, f"refuses {which}{holds}: {said}", where=where, remedy=remedy)
+        return Mistake(scene.stage, f"refuses {which}{holds}: {said}", where=where, remedy=remedy, kind="refused")
     remedy = remedies.suggest_for_loss(scene.output, scene.target, error)
-    return Mistake(scene.stage, f"refuses {which} ({given}): {said}", where=where, remedy=remedy)
+    return Mistake(scene.stage, f"refuses {which} ({given}): {said}", where=where, remedy=remedy, kind="refused")
 
 
 def read_traceback(error: Exception, run: Run) -> FailureContext:

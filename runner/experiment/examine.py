@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from runner.config.check.check import Check
 from runner.config.hydra_loader import Composed
 from runner.config.schema import Config
-from runner.core.errors import Mistake, format_mistakes
+from runner.core.errors import ConfigError, Mistake, format_mistakes
 
 if TYPE_CHECKING:
     from runner.experiment.preflight.report import Preflight
@@ -59,3 +59,15 @@ def examine(composed: Composed, trust: tuple[str, ...], say: Say = lambda _: Non
     if refused := [mistake for mistake in checked.placed(found.mistakes) if (mistake.key, mistake.where) not in said]:
         say(refused)
     return Examination(checked.config, found, [*mistakes, *refused])
+
+
+def require_valid(composed: Composed, trust: tuple[str, ...]) -> Examination:
+    """Examine one composition.
+
+    Raises:
+        ConfigError: every mistake of it.
+    """
+    examined = examine(composed, trust)
+    if examined.mistakes:
+        raise ConfigError(examined.mistakes)
+    return examined

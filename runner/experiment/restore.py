@@ -10,6 +10,7 @@ from runner.config.schema import Config
 from runner.core import safe_io
 from runner.core.durations import Duration
 from runner.core.errors import ConfigError, Mistake
+from runner.data.interfaces import PlanKind
 from runner.experiment.builders import run as run_builder
 from runner.experiment.builders import train as train_builder
 from runner.experiment.builders.instantiate import Trust
@@ -44,17 +45,18 @@ def continue_run(
     """
     config = again.config
     before = read_provenance(folder)
-    if before is not None and config.loader.in_memory == "auto":  # the plan of making batches is kept
-        plan = provenance.simplify_plan((before["plan"] or {}).get("train", ""))
-        if plan.startswith("sample by sample"):
-            config.loader.in_memory = False
+    kinds = {} if before is None else provenance.get_plan_kinds(before)
+    if config.loader.in_memory == "auto" and kinds.get("train") == PlanKind.PER_SAMPLE:
+        config.loader.in_memory = False  # the plan of making batches is kept
     said += again.notes
     where = {"config": to_resolved_data(config), "folder": str(folder.absolute())}
     team.tell(where | {"rescheduled": again.rescheduled, "settings": again.settings, "schedule": again.schedule})
     try:
         run = rebuild_at_checkpoint(config, folder, trust, said, again, team)
     except Exception:
-        known = {} if before is None else before | get_latest_facts(before) | {"data": None, "plan": None}
+        known = (
+            {} if before is None else before | get_latest_facts(before) | dict.fromkeys(("data", "plan", "plan_kinds"))
+        )
         changed = provenance.find_changes(known, collect_provenance(config, command, None)) if known else []
         if changed and not inexact:
             raise ConfigError([*again.changes, *changed]) from None
@@ -89,7 +91,9 @@ def make_provenance_mistake(folder: Path) -> Mistake:
     file = folder / "provenance.json"
     rule = "is damaged" if file.exists() else "is missing"
     remedy = f"put it back from a copy, or {provenance.ACCEPT}"
-    return Mistake(str(file), f"{rule}, so that code, versions and data cannot be compared", remedy=remedy)
+    return Mistake(
+        str(file), f"{rule}, so that code, versions and data cannot be compared", remedy=remedy, kind="record"
+    )
 
 
 def rebuild_at_checkpoint(
@@ -142,7 +146,7 @@ def forecast_rates(run: Run, again: Continuation, said: list[str]) -> list[Mista
     """Tell `said` the future rates of a prolonged run; return a mistake if they would rise unasked."""
     if again.schedule == "constant" and not run.checkpoints.entries():
         rule = "has no effect on a run without a checkpoint, which starts at step 0"
-        return [Mistake("--schedule", rule, where="argument `--schedule constant`")]
+        return [Mistake("--schedule", rule, where="argument `--schedule constant`", kind="no-effect")]
     rates = forecast(run) if again.was else []
     if not rates or (len(rates) == 1 and again.schedule != "constant"):
         return []
@@ -155,7 +159,7 @@ def forecast_rates(run: Run, again: Continuation, said: list[str]) -> list[Mista
     rises = any(max(one[old_end:]) > one[old_end] * (1 + 1e-6) + 1e-12 for one in courses)
     if rises and not again.schedule and not again.rescheduled:
         rule = f"of a run that trained for {again.was} would make the rate rise again: {'; '.join(lines)}"
-        return [Mistake("scheduler", rule, remedy=WORDS, suggestion=FOLLOW)]
+        return [Mistake("scheduler", rule, remedy=WORDS, suggestion=FOLLOW, kind="record")]
     said += [f"{line} ({'--schedule ' + again.schedule if again.schedule else 'as planned'})" for line in lines]
     return []
 

@@ -56,7 +56,7 @@ from runner.train.distributed import environment
 from runner.train.distributed.process_group import ProcessGroup
 from runner.train.finite import NonFiniteError
 from runner.train.single_process import SINGLE_PROCESS, SingleProcess
-from runner.train.state import PRUNED, Run, StopRequest
+from runner.train.state import Run, StopReason, StopRequest
 
 OURS = PACKAGE
 
@@ -414,7 +414,7 @@ def describe_out_of_memory(run: Run) -> str:
 def finish(run: Run, result: dict[str, Any]) -> int:
     """Evaluate the last weights where still due and fill in the result; return the exit status."""
     progress = run.progress
-    if run.stop.signal is None:
+    if not run.stop.reason:
         if progress.step == run.first_step:
             loop.evaluate_and_compare(run, {})
             loop.save(run)
@@ -431,11 +431,11 @@ def finish(run: Run, result: dict[str, Any]) -> int:
         run.log.say(f"fp16's scaler skipped {run.scaler.skipped:,} of {progress.step:,} steps (infinite gradients)")
     if run.average is not None:
         result["ema_sha256"] = hash_weights(run.layout.whole(run.average.state_dict()))
-    if run.stop.signal == PRUNED:
+    if run.stop.reason is StopReason.PRUNED:
         result["status"] = "pruned"
         result |= get_last_values(run)
         return EXIT_DONE
-    if run.stop.signal is not None:
+    if run.stop.reason:
         result["status"] = "interrupted"
         result["signal"] = signal.Signals(run.stop.signal).name
         return EXIT_INTERRUPTED if run.stop.signal == signal.SIGINT else EXIT_STOPPED

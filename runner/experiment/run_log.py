@@ -17,8 +17,7 @@ from runner.log.console import print_final_report
 from runner.log.logger import LogFile, Logger, WatchedLogger, mend
 from runner.model.summary import build_model_table
 from runner.train.distributed import environment
-from runner.train.optimizer_step import split_on_oom
-from runner.train.state import PRUNED, Run
+from runner.train.state import Run
 
 # Asked whether to stop: the how-manieth value of the objective this is (from 1, also across resumes), and the value.
 Judge = Callable[[int, float], bool]
@@ -57,8 +56,7 @@ def open_log(run: Run, config: Config, judge: Judge | None = None) -> Logger:
     for line in said:
         run.log.say(line)
     run.checkpoints.warn = run.log.say
-    if isinstance(run.update, split_on_oom.OomSplitStep):
-        run.update.warn = run.log.say
+    run.update.warn = run.log.say
     run.on_save_error = config.train.on_save_error
     return run.log
 
@@ -67,7 +65,7 @@ def close_log(log: Logger | None, folder: Path, run: Run | None, config: Config,
     """Close the log, if there is one, with the run's hparams; print which events a full disk lacks."""
     if log is None:
         return
-    shown = run if run is not None and run.__dict__.get("log") is log else None
+    shown = run if run is not None and run.log is log else None
     try:
         try:
             if shown is not None:
@@ -104,7 +102,7 @@ class PruningWatch:
             self.count = sum(run.objective in event and event["step"] < step for event in events)
         self.step, self.count = step, self.count + 1
         if self.judge(self.count, values[run.objective]):
-            run.stop.on_signal(PRUNED)
+            run.stop.on_pruned()
 
 
 def log_start(run: Run, config: Config, found: Preflight | None, said: Sequence[str]) -> None:

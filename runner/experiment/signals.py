@@ -26,9 +26,9 @@ def handle_stop_signals(stop: StopRequest, *, silent: bool = False) -> Iterator[
 
     def handler(number: int, _frame: FrameType | None) -> None:
         nonlocal asked_at
-        if stop.shared and stop.wanted and time.monotonic() - asked_at < ECHO_SECONDS:
+        if stop.shared and stop.came and time.monotonic() - asked_at < ECHO_SECONDS:
             return
-        if number == signal.SIGINT and stop.wanted == signal.SIGINT:
+        if number == signal.SIGINT and stop.came == signal.SIGINT:
             os._exit(EXIT_INTERRUPTED)
         asked_at = time.monotonic()
         stop.on_signal(number)

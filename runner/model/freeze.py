@@ -55,7 +55,13 @@ def freeze(model: nn.Module, patterns: Sequence[str], *, norm_stats: bool = Fals
             mistakes.append(diagnose_no_match(key, pattern, list(named), "a parameter"))
         elif not matched.keys() - chosen.keys():
             mistakes.append(
-                Mistake(key, "must freeze something that earlier patterns do not", pattern, remedy="leave it out")
+                Mistake(
+                    key,
+                    "must freeze something that earlier patterns do not",
+                    pattern,
+                    remedy="leave it out",
+                    kind="no-effect",
+                )
             )
         chosen |= matched
     norms = {} if mistakes or not norm_stats else _find_frozen_norms(model, patterns, {id(p) for p in chosen.values()})
@@ -63,7 +69,11 @@ def freeze(model: nn.Module, patterns: Sequence[str], *, norm_stats: bool = Fals
         rule = "finds no frozen normalisation layer with running statistics"
         mistakes.append(
             Mistake(
-                "freeze.norm_stats", rule, value=True, remedy="leave it out, or name such layers in `freeze.params`"
+                "freeze.norm_stats",
+                rule,
+                value=True,
+                remedy="leave it out, or name such layers in `freeze.params`",
+                kind="no-match",
             )
         )
     if mistakes:

@@ -146,7 +146,9 @@ def apply_function(model: nn.Module, function: Callable[[nn.Module], object], se
     after = {slot.name: slot.tensor for slot in _TensorIndex(model).slots.values()}
     changed = [name for name, tensor in after.items() if name not in before or not _is_equal(before[name], tensor)]
     if not changed:
-        raise ConfigError([Mistake("init.apply", "must change a tensor of the model", spell(function))])
+        raise ConfigError(
+            [Mistake("init.apply", "must change a tensor of the model", spell(function), kind="no-effect")]
+        )
     return changed
 
 
@@ -182,7 +184,7 @@ def _match(known: _TensorIndex, rule: Rule) -> list[Mistake]:
     """Assign a rule's tensors to it; return the rule's mistakes."""
     key = f"init.rules.{rule.label}"
     if not rule.tensors:
-        return [Mistake(key, "must say what happens to a tensor", remedy="for example `weight: 0`")]
+        return [Mistake(key, "must say what happens to a tensor", remedy="for example `weight: 0`", kind="missing")]
     mistakes: list[Mistake] = []
     expression = None if rule.name is None else compile_pattern(f"{key}.name", rule.name, mistakes)
     if mistakes:
@@ -207,7 +209,12 @@ def _match(known: _TensorIndex, rule: Rule) -> list[Mistake]:
             first = ", ".join(dict.fromkeys(f"`{slot.row.rule}`" for slot in slots if slot.row))
             remedy = f"move `{rule.label}` before {first}, or leave it out"
             mistakes.append(
-                Mistake(entry, f"must have an effect, but {first} comes first for every tensor", remedy=remedy)
+                Mistake(
+                    entry,
+                    f"must have an effect, but {first} comes first for every tensor",
+                    remedy=remedy,
+                    kind="no-effect",
+                )
             )
         elif not rule.optional:
             mistakes.append(_diagnose_no_tensor(modules, entry, local, known))
@@ -234,13 +241,18 @@ def _diagnose_no_module(known: _TensorIndex, rule: Rule, key: str) -> Mistake:
         present = sorted({type(module).__name__ for module in known.names if not list(module.children())})
         wanted = " or ".join(kind.__name__ for kind in types)
         rule_text = f"must match a module, but the model has no {wanted}"
-        return Mistake(f"{key}.module", rule_text, remedy=f"the model has {', '.join(present)}; or `optional: true`")
+        return Mistake(
+            f"{key}.module",
+            rule_text,
+            remedy=f"the model has {', '.join(present)}; or `optional: true`",
+            kind="no-match",
+        )
     names = [name for module in of_type for name in known.names[module] if name]
     tensors = [slot.name for slot in known.slots.values() if re.fullmatch(rule.name, slot.name)]
     if tensors:
         owner, _, local = tensors[0].rpartition(".")
         remedy = f"`{tensors[0]}` is a tensor: write `name: {re.escape(owner)!r}` and `{local}: …`"
-        return Mistake(f"{key}.name", "must match the name of a module", rule.name, remedy=remedy)
+        return Mistake(f"{key}.name", "must match the name of a module", rule.name, remedy=remedy, kind="no-match")
     return diagnose_no_match(f"{key}.name", rule.name, names, "the name of a module")
 
 
@@ -250,7 +262,10 @@ def _diagnose_no_tensor(modules: Sequence[nn.Module], entry: str, local: str, kn
     if absent:
         remedy = f"built without it (as with `{local}=False`); take it out, or `optional: true`"
         return Mistake(
-            entry, f"must name a tensor, but it is None in every {kinds} that the rule matches", remedy=remedy
+            entry,
+            f"must name a tensor, but it is None in every {kinds} that the rule matches",
+            remedy=remedy,
+            kind="no-match",
         )
     names = sorted({name for module in modules for name, _ in iterate_own_tensors(module)})
     near = find_nearest(local, names)
@@ -259,7 +274,11 @@ def _diagnose_no_tensor(modules: Sequence[nn.Module], entry: str, local: str, kn
     else:
         remedy = f"did you mean `{near}`?" if near else f"they have {', '.join(names)}; or `optional: true`"
     return Mistake(
-        entry, f"must name a tensor of the modules that the rule matches ({kinds})", remedy=remedy, suggestion=near
+        entry,
+        f"must name a tensor of the modules that the rule matches ({kinds})",
+        remedy=remedy,
+        suggestion=near,
+        kind="no-match",
     )
 
 
@@ -271,7 +290,7 @@ def _check_value(entry: str, value: Value, slots: Sequence[_NamedTensor]) -> lis
     slot, problem = problems[0]
     others = f" (and {len(problems) - 1} more)" if problems[1:] else ""
     shape = "" if is_lazy(slot.tensor) else f" {list(slot.tensor.shape)}"
-    return [Mistake(entry, f"cannot be done to {slot.name}{shape}{others}: {problem}", spell(value))]
+    return [Mistake(entry, f"cannot be done to {slot.name}{shape}{others}: {problem}", spell(value), kind="refused")]
 
 
 def _find_problem(value: Value, tensor: Tensor) -> str:

@@ -73,13 +73,17 @@ def build_groups(
     if not parameters:
         raise ConfigError([Mistake("model", "must have parameters to train")])
     if not trains:
-        mistakes.append(Mistake("freeze.params", "must leave a parameter to train, but everything is frozen"))
+        mistakes.append(
+            Mistake("freeze.params", "must leave a parameter to train, but everything is frozen", kind="conflict")
+        )
     depth = number_layers(model) if any(group.layer_decay is not None for group in groups) else {}
     taken: dict[str, str] = {}
     built: list[dict[str, Any]] = []
     for group in groups:
         if group.label == DEFAULT:
-            mistakes.append(Mistake("param_groups.default", "is the name of the group of the rest: choose another"))
+            mistakes.append(
+                Mistake("param_groups.default", "is the name of the group of the rest: choose another", kind="conflict")
+            )
         problems = _check_settings(group, optimizer, settings)
         members, unmatched = _select_members(group, parameters, taken, trains, of_loss)
         mistakes += problems + unmatched
@@ -126,7 +130,9 @@ def build_members(
     if left:
         names = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
         rule = f"must leave no parameter without an optimizer, but none matches {names}"
-        raise ConfigError([Mistake("optimizer", rule, remedy="freeze them (`freeze.params`), or match them")])
+        raise ConfigError(
+            [Mistake("optimizer", rule, remedy="freeze them (`freeze.params`), or match them", kind="conflict")]
+        )
     return built
 
 
@@ -186,13 +192,21 @@ def compare_groups(saved: Sequence[Mapping[str, Any]], live: Sequence[Mapping[st
         before, now = old.get(name), new.get(name)
         if before != now:
             change = f"was in {_format_group(before)} when the checkpoint was taken, and is in {_format_group(now)} now"
-            mistakes.append(Mistake("param_groups", f"must be those of the checkpoint: `{name}` {change}"))
+            mistakes.append(
+                Mistake("param_groups", f"must be those of the checkpoint: `{name}` {change}", kind="record")
+            )
     old_order, new_order = ([group.get("name", i) for i, group in enumerate(groups)] for groups in (saved, live))
     if not mistakes and old_order != new_order:
-        mistakes.append(Mistake("param_groups", f"must be in the checkpoint's order, {old_order}", new_order))
+        mistakes.append(
+            Mistake("param_groups", f"must be in the checkpoint's order, {old_order}", new_order, kind="record")
+        )
     elif not mistakes:
         mistakes = [
-            Mistake("param_groups", f"must have `{group.get('name', i)}`'s parameters in the checkpoint's order")
+            Mistake(
+                "param_groups",
+                f"must have `{group.get('name', i)}`'s parameters in the checkpoint's order",
+                kind="record",
+            )
             for i, (group, other) in enumerate(zip(live, saved, strict=True))
             if group.get("param_names") != other.get("param_names")
         ]
@@ -237,7 +251,12 @@ def _select_members(
         elif earlier := dict.fromkeys(f"`{taken[name]}`" for name in fitting if name in taken):
             reason = f"{', '.join(earlier)} comes first for all that it matches"
         mistakes.append(
-            Mistake(key, f"must have a trainable parameter, but {reason}", remedy="change it, or `optional: true`")
+            Mistake(
+                key,
+                f"must have a trainable parameter, but {reason}",
+                remedy="change it, or `optional: true`",
+                kind="no-effect",
+            )
         )
     return members, mistakes
 
@@ -279,7 +298,7 @@ def _check_values(
         named = [name for name in group.settings if name in str(error) or str(group.settings[name]) in str(error)]
         key = f"param_groups.{group.label}" + (f".{named[0]}" if len(named) == 1 else "")
         value = group.settings[named[0]] if len(named) == 1 else ABSENT
-        return [Mistake(key, f"must be what the optimizer takes: {error}", value)]
+        return [Mistake(key, f"must be what the optimizer takes: {error}", value, kind="refused")]
     return []
 
 
@@ -304,13 +323,26 @@ def _check_settings(group: Group, optimizer: Callable[..., Optimizer], settings:
             near = find_nearest(name, [*known, "lr_mult", "layer_decay", "max_dims"])
             remedy = f"did you mean `{near}`?" if near else f"it has {', '.join(known)}"
             right = f"{key}.{near}" if near else ""
-            mistakes.append(Mistake(f"{key}.{name}", f"must be a setting of {title}", remedy=remedy, suggestion=right))
+            mistakes.append(
+                Mistake(
+                    f"{key}.{name}",
+                    f"must be a setting of {title}",
+                    remedy=remedy,
+                    suggestion=right,
+                    kind="unknown-argument",
+                )
+            )
     scales = [name for name in ("lr_mult", "layer_decay") if getattr(group, name) is not None]
     base = group.settings.get("lr", _get_rate(optimizer, settings))
     if scales and base is None:
-        mistakes.append(Mistake(f"{key}.{scales[0]}", f"needs a learning rate, but {title} has none"))
+        mistakes.append(Mistake(f"{key}.{scales[0]}", f"needs a learning rate, but {title} has none", kind="missing"))
     if group.lr_mult is not None and "lr" in group.settings:
         mistakes.append(
-            Mistake(f"{key}.lr_mult", "must not stand beside `lr`: one of them says the rate", group.lr_mult)
+            Mistake(
+                f"{key}.lr_mult",
+                "must not stand beside `lr`: one of them says the rate",
+                group.lr_mult,
+                kind="conflict",
+            )
         )
     return mistakes

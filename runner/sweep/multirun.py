@@ -19,7 +19,7 @@ from runner.sweep.examine import examine_jobs
 from runner.sweep.executors.choose import NoExecutor, make_executor
 from runner.sweep.interfaces import Executor, Proposal, Source
 from runner.sweep.jobs import PlannedJob, SweepPlan, find_objective
-from runner.sweep.launcher import GROUP, OURS
+from runner.sweep.launcher_settings import GROUP, OURS
 from runner.sweep.ledger import FILE, JobRecord, Ledger, put_aside
 from runner.sweep.reconcile import adopt, decide, mark, reconcile
 from runner.sweep.report.write import report
@@ -66,7 +66,7 @@ def run_sweep(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, .
     plan = SweepPlan(request.make_request(overrides, Path.cwd(), trust), argv, trust)
     if (plan.folder / "config.yaml").is_file():
         rule, where = "must be the name of a sweep, but is that of a run", plan.sweep.base.layers.blame(("sweep", "id"))
-        raise ConfigError([Mistake("sweep.id", f"{rule} in {plan.folder.parent}", plan.id, where)])
+        raise ConfigError([Mistake("sweep.id", f"{rule} in {plan.folder.parent}", plan.id, where, kind="file")])
     source = make_source(plan)
     if source.known and source.total and source.total > MANY:
         Console(sys.stdout).say(f"{source.total:,} points: each is checked before the first job starts")

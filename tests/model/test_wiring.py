@@ -390,6 +390,16 @@ def test_convert_keeps_tensors_and_numbers_and_names_the_rest_also_of_absent_too
         assert list(loaded.get("model", loaded)) == list(arrays)
 
 
+def test_a_pickled_model_of_torch_before_1_6_is_converted(tmp_path):
+    from runner.model.pretrained.unpickle import unpickle
+
+    model = torch.nn.Linear(2, 2)
+    torch.save(model, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    unpickle(tmp_path / "old.pt", tmp_path / "new.pt")
+
+    assert torch.equal(model.weight, torch.load(tmp_path / "new.pt", weights_only=True)["weight"])
+
+
 def test_weights_are_found_in_shards_in_folders_and_unpacked_archives(tmp_path, monkeypatch):
     """The folders that the Hub gives, their index alone, and a .pth that a file manager has unpacked."""
     import zipfile

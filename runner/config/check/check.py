@@ -15,13 +15,10 @@ from runner.config.check.rules import collect, sweep
 from runner.config.hydra_loader import Composed
 from runner.config.interpolation import suggest_decoding
 from runner.config.origins import make_relative
-from runner.config.parsing import UNKNOWN_KEY, Reading, format_key, read, to_plain
+from runner.config.parsing import Reading, format_key, read, to_plain
 from runner.core.errors import ABSENT, ConfigError, Mistake
 
 Path_ = tuple[str | int, ...]
-
-
-UNKNOWN_ARGUMENT, MISSING = "is not an argument of", "must be given"
 
 
 def parse(data: dict[str, Any]) -> schema.Config:
@@ -57,10 +54,17 @@ def check(composed: Composed, trust: Sequence[str] = ()) -> schema.Config:
 
 @dataclass
 class Check:
-    """Checks of one composition: `at_once` needs no import, `by_import` imports the targets."""
+    """Checks of one composition: `at_once` needs no import, `by_import` imports the targets.
+
+    Attributes:
+        composed: the composition.
+        trust: patterns of names trusted on the command line.
+        multirun: whether it is that of a whole sweep and not that of a job or a single run.
+    """
 
     composed: Composed
     trust: tuple[str, ...] = ()
+    multirun: bool = False
     _misfits: set[str] = field(default_factory=set)
 
     @cached_property
@@ -83,7 +87,7 @@ class Check:
             keys = (finding.mistake.key, *finding.follows_from)
             if not any(bad == key or bad.startswith(f"{key}.") for key in keys for bad in wrong):
                 found += self.placed([finding.mistake])
-        if not self._is_job_of_a_preset:
+        if not self.multirun and not self._is_job_of_a_preset:
             found += sweep.find_multirun_only(composed.overrides)
         return [*composed.mistakes, *self._independent(found)]
 
@@ -98,9 +102,7 @@ class Check:
     def _independent(self, mistakes: list[Mistake], before: Sequence[Mistake] = ()) -> list[Mistake]:
         """Drop mistakes that follow from another mistake or that a YAML alias repeats."""
         known = [*before, *mistakes]
-        meant = {
-            mistake.suggestion for mistake in known if mistake.rule == UNKNOWN_KEY or UNKNOWN_ARGUMENT in mistake.rule
-        }
+        meant = {mistake.suggestion for mistake in known if mistake.kind in ("unknown-key", "unknown-argument")}
         seen = {mistake.key for mistake in before}
         nodes = set()
         kept = []
@@ -109,7 +111,7 @@ class Check:
             pointed_to = {format_key(key) for key in self.composed.layers.references(path)}
             follows = (
                 mistake.key in seen
-                or (mistake.key in meant and MISSING in mistake.rule)
+                or (mistake.key in meant and mistake.kind == "missing")
                 or pointed_to & meant
                 or (
                     bool(pointed_to)
@@ -139,7 +141,9 @@ class Check:
                 check_name(name, self.trust)
             except TargetError as error:
                 key = format_key((*path, "_target_")) if path[0] != "init" or path[-1] != "module" else format_key(path)
-                refused[path] = Mistake(key, error.rule, name, remedy=error.remedy, suggestion=error.suggestion)
+                refused[path] = Mistake(
+                    key, error.rule, name, remedy=error.remedy, suggestion=error.suggestion, kind=error.kind
+                )
         return refused
 
     def _names(self) -> Iterator[tuple[Path_, str]]:

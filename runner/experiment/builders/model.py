@@ -88,7 +88,7 @@ def plan_pretrained(config: Config, model: nn.Module, *, download: bool) -> Load
         return None
     if chosen.path is None:
         rule, remedy = f"must be given for the strategy {chosen.strategy}", "`pretrained.path=w.pt`, or a run directory"
-        raise ConfigError([Mistake("pretrained.path", rule, remedy=remedy)])
+        raise ConfigError([Mistake("pretrained.path", rule, remedy=remedy, kind="missing")])
     mismatch = chosen.shape_mismatch
     options = Options(
         strategy=chosen.strategy,

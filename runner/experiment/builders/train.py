@@ -277,7 +277,14 @@ def find_short_schedule(schedule: ConstantLR, total_steps: int, steps_per_epoch:
     if left <= planned:
         return []
     rule = f"must reach to the end of the run: OneCycleLR ends after {planned:,} {schedule.interval}s"
-    return [Mistake("scheduler.total_steps", f"{rule}, and the run has {left:,}", remedy="give it a value of its own")]
+    return [
+        Mistake(
+            "scheduler.total_steps",
+            f"{rule}, and the run has {left:,}",
+            remedy="give it a value of its own",
+            kind="conflict",
+        )
+    ]
 
 
 def _make_scheduler(node: Mapping[str, Any], key: str, optimizer: torch.optim.Optimizer, trust: Trust) -> Any:

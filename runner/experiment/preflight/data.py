@@ -72,7 +72,7 @@ def make_sample_batch(config: Config, found: Preflight, trust: Trust) -> Any:
             batch = transform(batch)
         except Exception as error:  # noqa: BLE001  a user's transform may raise anything
             rule = f"refuses a batch of two samples of zeros: {type(error).__name__}: {error}"
-            found.mistakes.append(Mistake(f"transform.batch.{name}", rule))
+            found.mistakes.append(Mistake(f"transform.batch.{name}", rule, kind="refused"))
             return None
     return to_meta(batch)
 
@@ -85,7 +85,7 @@ def _has_missing_member(config: Config, found: Preflight, sample: Any) -> bool:
         wanted = place.values() if isinstance(place, dict) else place if isinstance(place, list) else [place]
         if any(member is not None and member not in known for member in wanted):
             rule = f"must name members of a sample, which are {', '.join(map(str, known))}"
-            found.mistakes.append(Mistake(f"step.{name}", rule, place))
+            found.mistakes.append(Mistake(f"step.{name}", rule, place, kind="no-match"))
             return True
     return False
 
@@ -103,7 +103,7 @@ def _collate_sample(
         return None
     except Exception as error:  # noqa: BLE001  a user's transform may raise anything
         rule = f"refuses a sample of zeros: {type(error).__name__}: {error}"
-        found.mistakes.append(Mistake(f"transform.{which}", rule, where=locate_user_code(error)))
+        found.mistakes.append(Mistake(f"transform.{which}", rule, where=locate_user_code(error), kind="refused"))
         return None
     try:
         return default_collate([transformed, transformed])
@@ -121,7 +121,7 @@ def _report_uncollated(config: Config, found: Preflight, which: str, transformed
     kinds = ", ".join(type(member).__name__ for member in members)
     rule = f"must end with what can be joined into a batch (tensors, numbers), but makes {kinds} of a sample"
     remedy = "torchvision.transforms.v2.ToImage, then ToDtype with dtype: torch.float32 and scale: true, make tensors"
-    found.mistakes.append(Mistake(f"transform.{which}", rule, remedy=remedy))
+    found.mistakes.append(Mistake(f"transform.{which}", rule, remedy=remedy, kind="refused"))
 
 
 def check_dataset(config: Config, trust: Trust = ()) -> list[Mistake]:
@@ -129,21 +129,38 @@ def check_dataset(config: Config, trust: Trust = ()) -> list[Mistake]:
     chosen, found = config.dataset, []
     if (chosen.folds is None) != (chosen.fold is None):
         key = "dataset.fold" if chosen.fold is None else "dataset.folds"
-        found.append(Mistake(key, "must be given: `dataset.folds` says how many, `dataset.fold` which one is val"))
+        found.append(
+            Mistake(
+                key, "must be given: `dataset.folds` says how many, `dataset.fold` which one is val", kind="missing"
+            )
+        )
     elif chosen.folds is not None and chosen.fold is not None:
         if chosen.fold >= chosen.folds:
-            found.append(Mistake("dataset.fold", f"must be below dataset.folds, {chosen.folds}", chosen.fold))
+            found.append(
+                Mistake("dataset.fold", f"must be below dataset.folds, {chosen.folds}", chosen.fold, kind="conflict")
+            )
         if chosen.source is None:
-            found.append(Mistake("dataset.folds", "has no effect without `dataset.source`: only that is split"))
+            found.append(
+                Mistake("dataset.folds", "has no effect without `dataset.source`: only that is split", kind="no-effect")
+            )
         if chosen.val_fraction:
-            found.append(Mistake("dataset.val_fraction", "must be 0 with folds: the fold is val", chosen.val_fraction))
+            found.append(
+                Mistake(
+                    "dataset.val_fraction",
+                    "must be 0 with folds: the fold is val",
+                    chosen.val_fraction,
+                    kind="conflict",
+                )
+            )
     if chosen.class_weights is not None and config.loss is not None:
         target = import_object(config.loss["_target_"], trust)
         if "weight" not in inspect.signature(target).parameters:
             rule = f"needs a loss with an argument `weight`, and `{config.loss['_target_']}` has none"
-            found.append(Mistake("dataset.class_weights", rule))
+            found.append(Mistake("dataset.class_weights", rule, kind="conflict"))
         elif "weight" in config.loss:
-            found.append(Mistake("loss.weight", "is given by `dataset.class_weights`: leave one of them out"))
+            found.append(
+                Mistake("loss.weight", "is given by `dataset.class_weights`: leave one of them out", kind="conflict")
+            )
     return found + check_download_places(config, trust)
 
 
@@ -172,7 +189,7 @@ def check_download_places(config: Config, trust: Trust = ()) -> list[Mistake]:
             elif led := _find_link_target(path, list_user_directories(trust)):
                 rule = f"must lie below the working directory, but a link on the way leads to {led}"
                 remedy = f"if you trust it: --trust {quote_shell_word(f'{led}/')}"
-                found.append(Mistake(f"dataset.downloads.{name}.{key}", rule, text, remedy=remedy))
+                found.append(Mistake(f"dataset.downloads.{name}.{key}", rule, text, remedy=remedy, kind="file"))
     return found
 
 

@@ -28,11 +28,11 @@ def build_meta_model(config: Config, found: Preflight, trust: Trust) -> nn.Modul
             return None
     if not isinstance(model, nn.Module):
         rule = f"must give an nn.Module, but gives {type(model).__name__}"
-        found.mistakes.append(Mistake("model", rule, config.model["_target_"]))
+        found.mistakes.append(Mistake("model", rule, config.model["_target_"], kind="type"))
         return None
     if config.device.sync_batchnorm and not find_batch_norms(model):
         rule = "has no effect: the model has no batch normalisation"
-        found.mistakes.append(Mistake("device.sync_batchnorm", rule, value=True, suggestion="false"))
+        found.mistakes.append(Mistake("device.sync_batchnorm", rule, value=True, suggestion="false", kind="no-effect"))
     return model
 
 
@@ -69,7 +69,9 @@ def check_model_preparation(
     with found.catching("freeze"):
         frozen = freeze(model, config.freeze.params, norm_stats=config.freeze.norm_stats)
     if config.freeze.until is not None and not config.freeze.params:
-        found.mistakes.append(Mistake("freeze.until", "has no effect without `freeze.params`", config.freeze.until))
+        found.mistakes.append(
+            Mistake("freeze.until", "has no effect without `freeze.params`", config.freeze.until, kind="no-effect")
+        )
     with found.catching("param_groups"):
         groups = model_builder.make_groups(config, model, frozen, trust, loss)
     return groups  # noqa: RET504  None where that was refused
@@ -85,4 +87,4 @@ def _try_init_function(config: Config, found: Preflight, trust: Trust) -> None:
             raise
         except Exception as error:  # noqa: BLE001  a user's function may raise anything
             rule = f"is refused ({type(error).__name__}: {error})"
-            found.mistakes.append(Mistake("init.apply", rule, where=locate_user_code(error)))
+            found.mistakes.append(Mistake("init.apply", rule, where=locate_user_code(error), kind="refused"))

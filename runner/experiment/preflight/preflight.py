@@ -32,7 +32,7 @@ from runner.experiment.preflight.train import (
     try_metrics,
     try_step,
 )
-from runner.log.hooks import select_statistics
+from runner.log.module_statistics import select_statistics
 from runner.model.freeze import freeze
 from runner.model.meta import copy_to_meta
 
@@ -137,7 +137,7 @@ def find_late_mistakes(
         remedy = f"take `loader.drop_last=true` or another size, such as `loader.batch_size={other}`"
         if whole == 1:
             remedy = "take `loader.batch_size=2` or more"
-        found.mistakes.append(Mistake("loader.batch_size", rule, whole, remedy=remedy))
+        found.mistakes.append(Mistake("loader.batch_size", rule, whole, remedy=remedy, kind="refused"))
     return found.mistakes
 
 

@@ -57,7 +57,7 @@ class Preflight:
         except ConfigError as error:
             self.mistakes += error.mistakes
         except (RunError, ValueError, TypeError, ArithmeticError) as error:
-            self.mistakes.append(Mistake(key, f"is refused ({type(error).__name__}: {error})"))
+            self.mistakes.append(Mistake(key, f"is refused ({type(error).__name__}: {error})", kind="refused"))
 
 
 def to_mistake(error: InstantiationError) -> Mistake:
@@ -67,8 +67,8 @@ def to_mistake(error: InstantiationError) -> Mistake:
     for candidates in (named & valued, valued, named):
         if len(candidates) == 1:
             name = candidates.pop()
-            return Mistake(f"{error.key}.{name}", rule, scalars[name], where)
-    return Mistake(error.key, rule, error.node["_target_"], where)
+            return Mistake(f"{error.key}.{name}", rule, scalars[name], where, kind="refused")
+    return Mistake(error.key, rule, error.node["_target_"], where, kind="refused")
 
 
 def find_named_arguments(node: Mapping[str, Any], error: Exception) -> tuple[dict[str, Any], set[str], set[str]]:

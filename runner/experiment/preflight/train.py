@@ -30,6 +30,7 @@ from runner.train import broadcasting, evaluation, remedies
 from runner.train.lr_schedule import ConstantLR
 from runner.train.oom import is_out_of_memory
 from runner.train.optimizer_step.closure import is_custom_step, needs_closure
+from runner.train.optimizer_step.several_optimizers import get_members
 from runner.train.optimizer_step.split_on_oom import count_samples, cut
 from runner.train.step_outputs import RESERVED
 from runner.train.steps import get_output
@@ -46,7 +47,7 @@ def check_metrics(config: Config, metrics: Mapping[str, Any], found: Preflight, 
         lacks = [part for part in ("update", "compute", "reset") if not callable(getattr(metric, part, None))]
         if lacks:
             rule = f"must have `update`, `compute` and `reset`, and has no `{'`, no `'.join(lacks)}`"
-            found.mistakes.append(Mistake(f"metrics.{name}", rule, type(metric).__name__))
+            found.mistakes.append(Mistake(f"metrics.{name}", rule, type(metric).__name__, kind="type"))
     _check_metric_names(config, metrics, found)
     if not has_any(wrong, "scheduler", "train"):
         _check_direction(config, metrics, found)
@@ -92,21 +93,34 @@ def check_device(config: Config, found: Preflight) -> None:
         device = devices.choose(config.device.type)
     except ValueError as error:
         remedy = "take `device.type=auto` or `cpu`"
-        found.mistakes.append(Mistake("device.type", f"cannot be had ({error})", config.device.type, remedy=remedy))
+        found.mistakes.append(
+            Mistake("device.type", f"cannot be had ({error})", config.device.type, remedy=remedy, kind="unavailable")
+        )
         return
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if config.device.parallel == "data_parallel" and config.device.type in ("auto", "cuda") and count < 2:
         rule = f"has nothing to split batches over: torch sees {count} CUDA device{'s' * (count != 1)} here"
         found.mistakes.append(
-            Mistake("device.parallel", rule, "data_parallel", remedy="leave it at `none`", suggestion="none")
+            Mistake(
+                "device.parallel",
+                rule,
+                "data_parallel",
+                remedy="leave it at `none`",
+                suggestion="none",
+                kind="unavailable",
+            )
         )
     wanted = config.device.precision
     if reason := devices.explain_cannot_compute(device, wanted):
         rule = f"cannot be had on {device.type}: {reason}"
-        found.mistakes.append(Mistake("device.precision", rule, wanted, remedy="take fp32", suggestion="fp32"))
+        found.mistakes.append(
+            Mistake("device.precision", rule, wanted, remedy="take fp32", suggestion="fp32", kind="unavailable")
+        )
     if config.device.compile and (reason := devices.explain_cannot_compile(device)):
         rule = f"cannot be had here: {reason}"
-        found.mistakes.append(Mistake("device.compile", rule, config.device.compile, suggestion="false"))
+        found.mistakes.append(
+            Mistake("device.compile", rule, config.device.compile, suggestion="false", kind="unavailable")
+        )
 
 
 def check_optimizer(
@@ -153,7 +167,7 @@ def _check_rates(config: Config, before: Mapping[str, float], rates: ConstantLR,
         rule = f"would be the rate of every parameter group, so that their own ({own}) had no effect"
         each = [float(f"{given * rate / first:g}") for rate in before.values()] if first else []
         remedy = f"write one for each group, such as `{each}`"
-        found.mistakes.append(Mistake("scheduler.max_lr", rule, given, remedy=remedy))
+        found.mistakes.append(Mistake("scheduler.max_lr", rule, given, remedy=remedy, kind="conflict"))
 
 
 def find_unsupported_settings(config: Config, optimizer: torch.optim.Optimizer, trust: Trust = ()) -> list[Mistake]:
@@ -173,14 +187,13 @@ def find_unsupported_settings(config: Config, optimizer: torch.optim.Optimizer, 
         reason = f"has no place where the optimizer evaluates the loss itself, as `{config.optimizer['_target_']}` does"
         set_so["device.precision"] = precision if precision == "fp16" else None
     else:
-        inner = getattr(optimizer, "optimizers", {})
         rule = "must not be one of several optimizers: it evaluates the loss itself"
         return [
-            Mistake(f"optimizer.{name}._target_", rule, config.optimizer[name]["_target_"])
-            for name, member in inner.items()
+            Mistake(f"optimizer.{name}._target_", rule, config.optimizer[name]["_target_"], kind="conflict")
+            for name, member in get_members(optimizer).items()
             if needs_closure(member)
         ]
-    return [Mistake(key, reason, value) for key, value in set_so.items() if value is not None]
+    return [Mistake(key, reason, value, kind="conflict") for key, value in set_so.items() if value is not None]
 
 
 def try_step(config: Config, found: Preflight, loss: Any, trust: Trust, groups: list[dict[str, Any]] | None) -> None:
@@ -241,7 +254,9 @@ def _run_step(
         for name in ("output", "auxiliary"):
             if model.training and isinstance(made, torch.Tensor) and config.step.get(name) is not None:
                 rule = "has no effect: the model gives one tensor while it trains"
-                found.mistakes.append(Mistake(f"step.{name}", rule, config.step[name], remedy="leave it out"))
+                found.mistakes.append(
+                    Mistake(f"step.{name}", rule, config.step[name], remedy="leave it out", kind="no-effect")
+                )
                 return None
         if _check_broadcast(config, found, made, loss):
             return None
@@ -287,7 +302,7 @@ def check_loss_broadcast(loss: Any, output: Any, target: Any) -> Mistake | None:
     if shape is None:
         return None
     remedy = remedies.suggest_squeeze(output, target) or remedies.suggest_for_loss(output, target)
-    return Mistake("loss", broadcasting.describe_broadcast(shape, output, target), remedy=remedy)
+    return Mistake("loss", broadcasting.describe_broadcast(shape, output, target), remedy=remedy, kind="conflict")
 
 
 def _build_cpu_model(config: Config, model: nn.Module, trust: Trust) -> nn.Module:
@@ -322,7 +337,7 @@ def _try_model(config: Config, found: Preflight, model: nn.Module, trust: Trust)
         rule = (
             f"must name what a sample has ({', '.join(describe_shapes(found.batch))}): {type(error).__name__}: {error}"
         )
-        found.mistakes.append(Mistake("step.input", rule, config.step.get("input", 0)))
+        found.mistakes.append(Mistake("step.input", rule, config.step.get("input", 0), kind="no-match"))
         return None
     key, verb = "model", "refuses" if model.training else "refuses in an evaluation"
     if not model.training and found.train_shapes != describe_shapes(found.batch):
@@ -373,7 +388,7 @@ def try_metrics(
         if any(name in outcome.keys() - RESERVED for outcome in outcomes.values() if isinstance(outcome, Mapping)):
             rule = f"must have another name: the step has a field `{name}` of its own"
             found.mistakes.append(
-                Mistake(f"metrics.{name}", rule, remedy=f"name it `metrics.own_{name}`, for instance")
+                Mistake(f"metrics.{name}", rule, remedy=f"name it `metrics.own_{name}`, for instance", kind="conflict")
             )
             continue
         for which, outcome in outcomes.items():
@@ -397,7 +412,7 @@ def check_metric_fit(
     key, given = f"metrics.{name}", f"output {remedies.spell(output)}, target {remedies.spell(target)}"
     if training and not isinstance(output, torch.Tensor):
         rule = f"needs one tensor as the output, and the model gives several while it trains ({given})"
-        return Mistake(key, rule, remedy=remedies.suggest_output(output))
+        return Mistake(key, rule, remedy=remedies.suggest_output(output), kind="conflict")
     refused: Exception | None = None
     spread: tuple[int, ...] | None = None
     for made in (remedies.make_logits, remedies.make_probabilities, remedies.make_zeros):
@@ -419,7 +434,7 @@ def check_metric_fit(
         if spread is None:
             return None
         remedy = remedies.suggest_squeeze(output, target) or remedies.suggest_for_loss(output, target)
-        return Mistake(key, broadcasting.describe_broadcast(spread, output, target), remedy=remedy)
+        return Mistake(key, broadcasting.describe_broadcast(spread, output, target), remedy=remedy, kind="conflict")
     assert refused is not None
     said = str(refused) if isinstance(refused, RunError) else f"{type(refused).__name__}: {refused}"
     if isinstance(refused, InstantiationError):
@@ -428,11 +443,13 @@ def check_metric_fit(
     where = locate_user_code(refused)
     if isinstance(wanted, int) and classes > 1 and wanted != classes:
         rule = f"must be {classes}, as many as the model gives ({given}): {said}"
-        return Mistake(f"{key}.num_classes", rule, wanted, where, f"write `{classes}`", str(classes))
+        return Mistake(f"{key}.num_classes", rule, wanted, where, f"write `{classes}`", str(classes), kind="conflict")
     remedy = "its `update(output, target)` gets both in this order, unnamed" if isinstance(refused, TypeError) else ""
     if isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor) and output.shape != target.shape:
         remedy = remedy or remedies.suggest_squeeze(output, target)
-    return Mistake(key, f"does not fit what the step gives ({given}): {said}", where=where, remedy=remedy)
+    return Mistake(
+        key, f"does not fit what the step gives ({given}): {said}", where=where, remedy=remedy, kind="refused"
+    )
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
@@ -471,7 +488,7 @@ def _try_action(
             scalars, named, _ = find_named_arguments(node or {}, error)
             if len(named) == 1:
                 name = named.pop()
-                found.mistakes.append(Mistake(f"{key}.{name}", f"is refused ({said})", scalars[name]))
+                found.mistakes.append(Mistake(f"{key}.{name}", f"is refused ({said})", scalars[name], kind="refused"))
                 return None
             batch = (
                 "no data"
@@ -479,7 +496,9 @@ def _try_action(
                 else f"a batch of two samples ({', '.join(describe_shapes(found.batch))})"
             )
             rule = f"{verb} {batch}: {said}"
-            found.mistakes.append(Mistake(key, rule, where=locate_user_code(error), remedy=remedy(error)))
+            found.mistakes.append(
+                Mistake(key, rule, where=locate_user_code(error), remedy=remedy(error), kind="refused")
+            )
         return None
 
 
@@ -498,22 +517,26 @@ def _check_outcome(config: Config, found: Preflight, outcome: Any, *, own: bool 
         return
     if not isinstance(outcome, Mapping) or "loss" not in outcome:
         found.mistakes.append(
-            Mistake("step", f"must return a mapping with `loss`, but returns {type(outcome).__name__}")
+            Mistake("step", f"must return a mapping with `loss`, but returns {type(outcome).__name__}", kind="type")
         )
     elif not isinstance(outcome["loss"], torch.Tensor):
         rule = f"must give a tensor to call `backward` on, but gives {type(outcome['loss']).__name__}"
-        found.mistakes.append(Mistake("loss", rule))
+        found.mistakes.append(Mistake("loss", rule, kind="type"))
     elif outcome["loss"].numel() != 1:
         shape = list(outcome["loss"].shape)
         found.mistakes.append(
-            Mistake("loss", f"must give one number to call `backward` on, but gives the shape {shape}")
+            Mistake("loss", f"must give one number to call `backward` on, but gives the shape {shape}", kind="type")
         )
     elif not own and not outcome["loss"].requires_grad:
         rule = "must depend on a parameter that trains, but has no gradient (a `detach`, or all that it uses is frozen)"
         found.mistakes.append(Mistake("loss", rule))
     elif any(config.metrics.values()) and not {"output", "target"} <= outcome.keys():
         found.mistakes.append(
-            Mistake("step", f"must return `output` and `target` for the metrics, but returns {', '.join(outcome)}")
+            Mistake(
+                "step",
+                f"must return `output` and `target` for the metrics, but returns {', '.join(outcome)}",
+                kind="missing",
+            )
         )
     else:
         _check_names(config, found, [name for name in outcome if name not in RESERVED])

@@ -46,7 +46,7 @@ def inspect_splits(config: Config, folder: Path, trust: Trust = ()) -> dict[str,
             batch = next(iter(splits[name].batches(0)), None)
             samples = {"raw": raw, "": [] if batch is None else _split_rows(batch)}
             labels = {"raw": [_get_label(config, sample) for sample in raw], "": _get_batch_labels(config, batch)}
-            found: dict[str, Any] = {"samples": splits[name].size, "plan": splits[name].plan}
+            found: dict[str, Any] = {"samples": splits[name].size, "plan": splits[name].plan.text}
             found["classes"] = _count_classes(config, dataset, indices)
             found["values"] = {
                 "raw": _compute_ranges(raw),

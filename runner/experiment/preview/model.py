@@ -65,7 +65,9 @@ def describe(config: Config, inputs: Any, batch: int, trust: Trust = ()) -> Mode
         raise ConfigError(found.mistakes)
     if found.batch is None:
         rule = "must be given: the dataset states no `sample`"
-        raise ConfigError([Mistake("--input", rule, remedy="--input 3x224x224, the sizes without the batch")])
+        raise ConfigError(
+            [Mistake("--input", rule, remedy="--input 3x224x224, the sizes without the batch", kind="missing")]
+        )
     if found.model is None:
         model = _build_meta_model(config, trust)
         freeze(model, config.freeze.params)

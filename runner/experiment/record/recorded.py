@@ -93,11 +93,11 @@ def load_recorded_config(
     for override in overrides:
         key, separator, _ = override.lstrip("+").partition("=")
         if not separator:
-            raise ConfigError([Mistake(override, "must be `key=value`", where=f"argument `{override}`")])
+            raise ConfigError([Mistake(override, "must be `key=value`", where=f"argument `{override}`", kind="syntax")])
         try:
             unresolved = OmegaConf.merge(unresolved, OmegaConf.from_dotlist([override.lstrip("+")]))
         except (OmegaConfBaseException, YAMLError) as error:
-            raise ConfigError([Mistake(key, str(error), where=f"argument `{override}`")]) from error
+            raise ConfigError([Mistake(key, str(error), where=f"argument `{override}`", kind="syntax")]) from error
     return _check_record(whole.interpolated, unresolved, trust), OmegaConf.to_yaml(unresolved)
 
 
@@ -137,30 +137,36 @@ def make_no_run_mistake(given: Path, verb: str) -> Mistake:
     if inside is not None:  # a checkpoint, or another file or folder of a run
         checkpoint = f" --checkpoint {quote_shell_word(str(given))}" if verb == "evaluate" and given.is_file() else ""
         line = f"{command} {quote_shell_word(str(inside))}{checkpoint}"
-        return Mistake("RUN", rule, str(given), remedy=f"it is in the run {inside}: `{line}`", suggestion=str(inside))
+        return Mistake(
+            "RUN", rule, str(given), remedy=f"it is in the run {inside}: `{line}`", suggestion=str(inside), kind="file"
+        )
     runs = [file.parent for pattern in ("*", "*/*", "*/*/*") for file in given.glob(f"{pattern}/config.yaml")]
     runs = [run for run in runs if run.name != ".hydra"]
     if runs:
         newest = max(runs, key=lambda run: (run.stat().st_mtime_ns, run.name))
         line = f"{command} {quote_shell_word(str(newest))}"
         remedy = f"the newest of the {len(runs)} run{'s' * (len(runs) != 1)} in it: `{line}`"
-        return Mistake("RUN", rule, str(given), remedy=remedy, suggestion=str(newest))
+        return Mistake("RUN", rule, str(given), remedy=remedy, suggestion=str(newest), kind="file")
     beside = [file.parent for file in given.absolute().parent.glob("*/config.yaml")]
     near = find_nearest(given.name, [run.name for run in beside])
     if near:
         path = given.parent / near
-        return Mistake("RUN", rule, str(given), remedy=f"did you mean `{path}`?", suggestion=str(path))
+        return Mistake("RUN", rule, str(given), remedy=f"did you mean `{path}`?", suggestion=str(path), kind="file")
     if given.is_dir():
         return Mistake(
-            "RUN", rule, str(given), remedy="no run was begun in it, or it has lost all that says what it was"
+            "RUN",
+            rule,
+            str(given),
+            remedy="no run was begun in it, or it has lost all that says what it was",
+            kind="file",
         )
     known = [file.parent for file in Path("outputs").glob("*/*/config.yaml")]
     near = find_nearest(given.name, [run.name for run in known])
     for run in known:
         if run.name == near:
-            return Mistake("RUN", rule, str(given), remedy=f"did you mean `{run}`?", suggestion=str(run))
+            return Mistake("RUN", rule, str(given), remedy=f"did you mean `{run}`?", suggestion=str(run), kind="file")
     remedy = f"the runs are below outputs/<name>/: `{command} outputs/<name>/<run>`"
-    return Mistake("RUN", rule, str(given), remedy=remedy)
+    return Mistake("RUN", rule, str(given), remedy=remedy, kind="file")
 
 
 @dataclass(frozen=True)
@@ -220,7 +226,7 @@ def read_config_files(folder: Path, say: Callable[[str], object]) -> RecordedCon
     code = f'python -c "import sys, torch, yaml; print(yaml.safe_dump({load}, sort_keys=False))"'
     line = f"{code} {checkpoint} > {quote_shell_word(str(written))}"
     remedy = f"nor can {kept} ({amiss}); a checkpoint holds it too: {line}"
-    raise ConfigError([Mistake(str(written), rule, remedy=remedy)])
+    raise ConfigError([Mistake(str(written), rule, remedy=remedy, kind="file")])
 
 
 def _resolve_interpolations(interpolated: document.Document) -> tuple[dict[str, Any] | None, str]:
@@ -294,7 +300,7 @@ def _resolve(unresolved: Any) -> Any:
     try:
         return OmegaConf.to_container(unresolved, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError([Mistake(str(error.full_key), str(error.msg))]) from error
+        raise ConfigError([Mistake(str(error.full_key), str(error.msg), kind="record")]) from error
 
 
 @dataclass(frozen=True)
@@ -399,7 +405,11 @@ def _collect_changes(
             settings[keys[1]] = (old, new)
         if not _is_free(keys, after):
             said = "not given" if old is ABSENT else old
-            changes.append(Mistake(".".join(keys), f"must stay as the run was started with ({said})", new, "", INEXACT))
+            changes.append(
+                Mistake(
+                    ".".join(keys), f"must stay as the run was started with ({said})", new, "", INEXACT, kind="record"
+                )
+            )
     return changes, rescheduled, settings
 
 
@@ -421,7 +431,7 @@ def _check_schedule_option(schedule: str, before: Mapping[str, Any], longer: boo
     elif schedule == "follow" and scheduler["monitor"] is not None:
         rule = f"has no effect: the rates follow {scheduler['monitor']} and not the duration"
     if rule:
-        raise ConfigError([Mistake("--schedule", rule, where=where)])
+        raise ConfigError([Mistake("--schedule", rule, where=where, kind="no-effect")])
 
 
 def _follow(before: Mapping[str, Any], after: dict[str, Any], tree: Any) -> None:
@@ -450,7 +460,9 @@ def _follow(before: Mapping[str, Any], after: dict[str, Any], tree: Any) -> None
     if not any(scheduler[name] != before["scheduler"].get(name) for name in scheduler if name not in OWN_OF_SCHEDULER):
         rule = "has no effect: no argument of scheduler is the duration of the run"
         remedy = "give it a value of its own (`scheduler.NAME=…`)"
-        raise ConfigError([Mistake("--schedule", rule, "follow", "argument `--schedule follow`", remedy)])
+        raise ConfigError(
+            [Mistake("--schedule", rule, "follow", "argument `--schedule follow`", remedy, kind="no-effect")]
+        )
 
 
 def _keep(
@@ -493,9 +505,9 @@ def _is_free(keys: Keys, config: Mapping[str, Any]) -> bool:
 def _check_not_shorter(was: str, wanted: str) -> list[Mistake]:
     old, new = Duration.parse(was), Duration.parse(wanted)
     if old.unit != new.unit:
-        return [Mistake("train.duration", f"must be in the same unit as was recorded ({was})", wanted)]
+        return [Mistake("train.duration", f"must be in the same unit as was recorded ({was})", wanted, kind="record")]
     if new.amount < old.amount:
-        return [Mistake("train.duration", f"must not be shorter than what was recorded ({was})", wanted)]
+        return [Mistake("train.duration", f"must not be shorter than what was recorded ({was})", wanted, kind="record")]
     return []
 
 

@@ -70,7 +70,8 @@ def read_provenance(folder: Path) -> dict[str, Any] | None:
         provenance.find_changes(record | get_latest_facts(record), record)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    return record if isinstance(record["data"], dict | None) and isinstance(record["plan"], dict | None) else None
+    known = (record["data"], record["plan"], record.get("plan_kinds"))
+    return record if all(isinstance(part, dict | None) for part in known) else None
 
 
 def get_latest_facts(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +108,8 @@ def collect_provenance(config: Config, command: Sequence[str], run: Run | None) 
         command=command,
         seed=config.seed,
         data={name: {"samples": split.size, "sha256": split.fingerprint} for name, split in splits.items()},
-        plan={name: split.plan for name, split in splits.items()},
+        plan={name: split.plan.text for name, split in splits.items()},
+        plan_kinds={name: split.plan.kind for name, split in splits.items()},
         device=None if run is None else devices.describe(run.device),
         processes=1 if run is None else run.team.world,
     )

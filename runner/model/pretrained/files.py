@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, hub
 
 from runner.core.download import compute_sha256, fetch
-from runner.core.errors import ABSENT, ConfigError, Mistake, RunError
+from runner.core.errors import ABSENT, ConfigError, Kind, Mistake, RunError
 from runner.core.files import open_regular, read_small
 from runner.core.paths import PACKAGE
 from runner.core.patterns import find_nearest
@@ -103,9 +103,11 @@ class LocatedWeights:
     sha256: str = ""
 
 
-def _make_error(rule: str, value: object, remedy: str = "", suggestion: str = "", key: str = "path") -> ConfigError:
+def _make_error(
+    rule: str, value: object, remedy: str = "", suggestion: str = "", key: str = "path", kind: Kind = "value"
+) -> ConfigError:
     shown = ABSENT if value is None else value
-    return ConfigError([Mistake(f"pretrained.{key}", rule, shown, remedy=remedy, suggestion=suggestion)])
+    return ConfigError([Mistake(f"pretrained.{key}", rule, shown, remedy=remedy, suggestion=suggestion, kind=kind)])
 
 
 def locate(path: str, *, sha256: str | None = None, builder: str = "", download: bool = True) -> LocatedWeights | None:
@@ -128,7 +130,7 @@ def locate(path: str, *, sha256: str | None = None, builder: str = "", download:
     """
     if re.match(r"https?://", path):
         if sha256 is None:
-            raise _make_error("must be given for a URL: a download is verified", path, key="sha256")
+            raise _make_error("must be given for a URL: a download is verified", path, key="sha256", kind="missing")
         name = Path(urllib.parse.urlparse(path).path).name or "weights"
         return _fetch_cached(path, f"{sha256[:16]}-{name}", sha256, download=download)
     local = _resolve_shipped(Path(path).expanduser())
@@ -146,7 +148,9 @@ def locate(path: str, *, sha256: str | None = None, builder: str = "", download:
     beside = sorted(p.name for p in local.parent.glob("*") if p.is_file()) if local.parent.is_dir() else []
     near = find_nearest(local.name, beside)
     remedy = f"did you mean `{local.parent / near}`?" if near else "paths are relative to the working directory"
-    raise _make_error("must be a file, a run directory, a URL or a torchvision weights name", path, remedy, near)
+    raise _make_error(
+        "must be a file, a run directory, a URL or a torchvision weights name", path, remedy, near, kind="file"
+    )
 
 
 def _resolve_shipped(file: Path) -> Path:
@@ -178,8 +182,10 @@ def _find_in_folder(folder: Path, sha256: str | None) -> LocatedWeights:
     if choice:
         names = ", ".join(choice[:8]) + (", …" if choice[8:] else "")
         near = str(folder / choice[0])
-        raise _make_error(f"{rule}, and it has {names}", str(folder), f"name the file: `pretrained.path={near}`", near)
-    raise _make_error(rule, str(folder), _suggest_remedy(folder, entries))
+        raise _make_error(
+            f"{rule}, and it has {names}", str(folder), f"name the file: `pretrained.path={near}`", near, kind="file"
+        )
+    raise _make_error(rule, str(folder), _suggest_remedy(folder, entries), kind="file")
 
 
 def _suggest_remedy(folder: Path, entries: Sequence[str]) -> str:
@@ -231,12 +237,17 @@ def _find_torchvision_url(name: str, builder: str) -> str:
             return str(models.get_weight(name).url)
         if not builder.startswith("torchvision.models."):
             remedy = f"give it in full, like ResNet18_Weights.{name}"
-            raise _make_error("must say whose weights it means, since the model is not torchvision's own", name, remedy)
+            raise _make_error(
+                "must say whose weights it means, since the model is not torchvision's own",
+                name,
+                remedy,
+                kind="missing",
+            )
         choices: Any = models.get_model_weights(builder.rpartition(".")[2])
     except (ValueError, AttributeError, KeyError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise _make_error("must be a file or a torchvision weights name", name, str(error)) from error
+        raise _make_error("must be a file or a torchvision weights name", name, str(error), kind="file") from error
     if member not in choices.__members__:
         known = list(choices.__members__)
         near = find_nearest(member, known)
@@ -286,12 +297,12 @@ def read(located: LocatedWeights, *, is_shard: bool = False) -> Any:
             _refuse_format(file, head)
         return load_tensors(file)
     except OSError as error:
-        raise _make_error(f"must be readable ({error.strerror or error})", str(file)) from error
+        raise _make_error(f"must be readable ({error.strerror or error})", str(file), kind="file") from error
     except MemoryError as error:
-        raise _make_error("must fit into this machine's memory", str(file)) from error
+        raise _make_error("must fit into this machine's memory", str(file), kind="unavailable") from error
     except RunError as error:
         rule = "must be a whole file of tensors: " + _describe_refusal(error, file).removeprefix(f"{file} ")
-        raise _make_error(rule, str(file)) from error
+        raise _make_error(rule, str(file), kind="file") from error
 
 
 def _refuse_format(file: Path, head: bytes) -> None:
@@ -438,7 +449,10 @@ def _verify_hash(file: Path, sha256: str) -> None:
     actual = compute_sha256(file)
     if not actual.startswith(sha256):
         raise _make_error(
-            f"must have the SHA-256 {sha256}", f"{file} with {actual}", "fetch it again, or correct the hash"
+            f"must have the SHA-256 {sha256}",
+            f"{file} with {actual}",
+            "fetch it again, or correct the hash",
+            kind="file",
         )
 
 
@@ -502,7 +516,9 @@ def _read_safetensors(file: Path, header: int) -> Any:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ModuleNotFoundError as error:
-        raise _make_error("needs the package safetensors", str(file), "pip install safetensors") from error
+        raise _make_error(
+            "needs the package safetensors", str(file), "pip install safetensors", kind="unavailable"
+        ) from error
     if header > MOST_HEADER:
         raise RunError(f"{file} has a header of {header:,} bytes: more than {MOST_HEADER:,} are not read")
     try:
@@ -568,7 +584,12 @@ def follow_key(raw: Any, key: str, setting: str = "key") -> tuple[Any, list[str]
             where = f"`{'.'.join(path)}`" if path else "the file"
             holds = f"{where} has {', '.join(known[:12]) or f'no keys ({type(node).__name__})'}"
             raise _make_error(
-                "must be a key of the checkpoint", key, holds, ".".join([*path, near]) if near else "", setting
+                "must be a key of the checkpoint",
+                key,
+                holds,
+                ".".join([*path, near]) if near else "",
+                setting,
+                kind="no-match",
             )
         node, left = node[name], left[name.count(".") + 1 :]
         path.append(name)
@@ -590,7 +611,7 @@ def _search(node: Any, path: list[str]) -> list[tuple[list[str], Mapping[str, An
         looked += 1 + len(node) // 20
         if looked > MOST_SEARCHED:
             rule = "must be given: the file has too many mappings in which a state_dict may be"
-            raise _make_error(rule, None, key="key")
+            raise _make_error(rule, None, key="key", kind="missing")
         for usual in (USUAL, AVERAGES):
             found = [hit for name in usual if name in node for hit in search(node[name], [*path, name], depth - 1)]
             if found:
@@ -609,7 +630,11 @@ def _diagnose_no_state(raw: Any, path: Sequence[str], found: Sequence[str]) -> C
     if found:
         remedy = f"say which: `pretrained.key={found[0]}`"
         return _make_error(
-            f"must be given: {where} holds more than one state_dict, {', '.join(found)}", None, remedy, key="key"
+            f"must be given: {where} holds more than one state_dict, {', '.join(found)}",
+            None,
+            remedy,
+            key="key",
+            kind="missing",
         )
     listed = _find_listed(raw)
     if listed:
@@ -631,7 +656,9 @@ def _diagnose_no_state(raw: Any, path: Sequence[str], found: Sequence[str]) -> C
     else:
         holds = f"a {type(raw).__name__}"
     remedy = f"{say}; or save the mapping itself" if listed else ""
-    return _make_error(f"must hold a state_dict (names and tensors), but {where} holds {holds}", None, remedy)
+    return _make_error(
+        f"must hold a state_dict (names and tensors), but {where} holds {holds}", None, remedy, kind="file"
+    )
 
 
 def _find_listed(raw: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,9 +39,9 @@ def prepare(
 
     Args:
         model: what they are for, without a wrapper.
-        path: see `weights.locate`, as `sha256`, `builder` and `download`.
+        path: see `files.locate`, as `sha256`, `builder` and `download`.
         options: what to take over.
-        key: see `weights.find_state`.
+        key: see `files.find_state`.
         sha256: of the file.
         builder: the dotted path of the model's function, for short torchvision names.
         download: whether to fetch what is not on this machine.
@@ -105,7 +106,7 @@ def plan(
         proposal, suggestion, _ = propose_rename(matching)
         last = shortfall.pop()
         remedy = made.table(SHOWN) + "".join(f"\n{line}" for line in _describe_reparametrized(layers)) + proposal
-        mistakes += [*shortfall, Mistake(last.key, last.rule, remedy=remedy, suggestion=suggestion)]
+        mistakes += [*shortfall, replace(last, remedy=remedy, suggestion=suggestion)]
     elif not mistakes and made.rows:
         mistakes += _check_parts(made.rows, matching)
         made.notes += _describe_reparametrized(layers)

@@ -79,17 +79,23 @@ class TensorMatching:
     def _refuse_contradictions(self) -> None:
         options = self.options
         if not self.state:
-            self.mistakes.append(Mistake("pretrained.path", "must hold tensors, but its state_dict is empty"))
+            self.mistakes.append(
+                Mistake("pretrained.path", "must hold tensors, but its state_dict is empty", kind="file")
+            )
         if options.layers and options.strategy != "layers":
             rule = f"has no effect with the strategy {options.strategy}"
-            self.mistakes.append(Mistake("pretrained.layers", rule, remedy="`pretrained.strategy=layers` takes them"))
+            self.mistakes.append(
+                Mistake("pretrained.layers", rule, remedy="`pretrained.strategy=layers` takes them", kind="no-effect")
+            )
         if options.strategy == "layers" and not options.layers:
-            self.mistakes.append(Mistake("pretrained.layers", "must name what the strategy layers takes over"))
+            self.mistakes.append(
+                Mistake("pretrained.layers", "must name what the strategy layers takes over", kind="missing")
+            )
         if options.strategy not in {"filtered", "partial"}:
             for key, given in (("include", list(options.include) != [".*"]), ("exclude", bool(options.exclude))):
                 if given:
                     rule = f"has no effect with the strategy {options.strategy}: filtered and partial choose by pattern"
-                    self.mistakes.append(Mistake(f"pretrained.{key}", rule))
+                    self.mistakes.append(Mistake(f"pretrained.{key}", rule, kind="no-effect"))
         if isinstance(options.expect_loaded, float) and options.expect_loaded > 1:
             rule = "must be a fraction up to 1.0, or a whole number of tensors"
             self.mistakes.append(Mistake("pretrained.expect.loaded", rule, options.expect_loaded))
@@ -111,7 +117,7 @@ class TensorMatching:
             prefix = options.strip_prefix
             if not any(name.startswith(prefix) for name in names):
                 rule = f"must be the beginning of a name, but they begin like {', '.join(list(names)[:3])}"
-                self.without_effect.append(Mistake("pretrained.strip_prefix", rule, prefix))
+                self.without_effect.append(Mistake("pretrained.strip_prefix", rule, prefix, kind="no-effect"))
             names = {name: name.removeprefix(prefix) for name in names}
         if options.add_prefix:
             names = {name: options.add_prefix + now for name, now in names.items()}
@@ -123,17 +129,19 @@ class TensorMatching:
             try:
                 renamed = {name: expression.sub(replacement, now) for name, now in names.items()}
             except (re.error, IndexError) as error:
-                self.mistakes.append(Mistake(f"{key}.to", f"must be a replacement for `re.sub` ({error})", replacement))
+                self.mistakes.append(
+                    Mistake(f"{key}.to", f"must be a replacement for `re.sub` ({error})", replacement, kind="syntax")
+                )
                 continue
             if renamed == names:
                 rule = f"must change a name, but they are like {', '.join(list(names.values())[:3])}"
-                self.without_effect.append(Mistake(f"{key}.from", rule, pattern))
+                self.without_effect.append(Mistake(f"{key}.from", rule, pattern, kind="no-effect"))
             names = renamed
         here: dict[str, str] = {}
         for name, now in names.items():
             if now in here:
                 rule = f"must keep names apart, but `{here[now]}` and `{name}` both become `{now}`"
-                self.mistakes.append(Mistake("pretrained.rename", rule))
+                self.mistakes.append(Mistake("pretrained.rename", rule, kind="conflict"))
             here[now] = name
         return here
 
@@ -162,7 +170,7 @@ class TensorMatching:
                 self.without_effect.append(mistake)
             elif key == "include" and pattern != ".*" and not hits & self.target.keys():
                 rule = f"must match a name of the model too, but matches {', '.join(sorted(hits)[:3])} of the file only"
-                self.without_effect.append(Mistake(f"pretrained.{key}[{index}]", rule, pattern))
+                self.without_effect.append(Mistake(f"pretrained.{key}[{index}]", rule, pattern, kind="no-match"))
             matched |= hits
         return matched
 
@@ -181,7 +189,7 @@ class TensorMatching:
             for name, original in fitting.items():
                 if pairs.get(name, original) != original:
                     rule = f"must not give `{name}` two sources, `{pairs[name]}` and `{original}`"
-                    self.mistakes.append(Mistake(key, rule))
+                    self.mistakes.append(Mistake(key, rule, kind="conflict"))
                 pairs[name] = original
         return pairs
 
@@ -192,12 +200,14 @@ class TensorMatching:
             and source != target
         ):
             remedy = f"the file's name stands first: `{target}: {source}`"
-            return Mistake(key, "must be a tensor or layer of the file", source, remedy=remedy)
+            return Mistake(key, "must be a tensor or layer of the file", source, remedy=remedy, kind="no-match")
         place, text, known = ("model", target, list(self.target)) if found else ("file", source, list(names))
         known += sorted({name[:end] for name in known for end, letter in enumerate(name) if letter == "."})
         near = find_nearest(text, known)
         remedy = f"did you mean `{near}`?" if near else f"it has {', '.join(known[:8])}"
-        return Mistake(key, f"must be a tensor or layer of the {place}", text, remedy=remedy, suggestion=near)
+        return Mistake(
+            key, f"must be a tensor or layer of the {place}", text, remedy=remedy, suggestion=near, kind="no-match"
+        )
 
     def _fit(self, target: str, source: str) -> TensorRow:
         """Bring one tensor of the file into the shape of one of the model."""
@@ -211,7 +221,9 @@ class TensorMatching:
             self.tensors[target] = value
             return row
         if problem := explain_unusable(value):
-            self.mistakes.append(Mistake("pretrained.path", f"must hold plain tensors, but {source} {problem}"))
+            self.mistakes.append(
+                Mistake("pretrained.path", f"must hold plain tensors, but {source} {problem}", kind="file")
+            )
             return row
         if row.shape != row.source_shape:
             adapted = self._adapt(row, value, wanted)
@@ -219,7 +231,9 @@ class TensorMatching:
                 return row
             value = adapted
         if problem := _explain_lossy(value, wanted, parameter=target in self.parameters):
-            self.mistakes.append(Mistake("pretrained.path", f"must hold numbers for {target}, but {source} {problem}"))
+            self.mistakes.append(
+                Mistake("pretrained.path", f"must hold numbers for {target}, but {source} {problem}", kind="file")
+            )
         self.tensors[target] = value
         return row
 
@@ -235,7 +249,7 @@ class TensorMatching:
             adapted, row.note = ADAPT[mode](value, wanted.shape)
         except ValueError as error:
             rule = f"{mode} cannot bring {row.source} {row.source_shape} to {row.name} {row.shape}: {error}"
-            self.mistakes.append(Mistake("pretrained.shape_mismatch", rule))
+            self.mistakes.append(Mistake("pretrained.shape_mismatch", rule, kind="refused"))
             return None
         row.action = mode
         return adapted
@@ -258,7 +272,7 @@ class TensorMatching:
                 if not torch.equal(self.tensors[having[0]], self.tensors[other]):
                     first, second = used[having[0]].source, used[other].source
                     rule = f"must agree: {having[0]} and {other} are one tensor, but {first} and {second} differ"
-                    self.mistakes.append(Mistake("pretrained.path", rule))
+                    self.mistakes.append(Mistake("pretrained.path", rule, kind="file"))
             for name in group:
                 if having and name not in self.tensors and name not in used:
                     row = used[having[0]]
@@ -283,19 +297,29 @@ class TensorMatching:
             which = "other than `pretrained.expect.missing`" if options.expect_missing else "with the strategy full"
             rule = f"must leave no tensor of the model missing {which}, but {len(unexpected)} of {total} are"
             mistakes.append(
-                Mistake("pretrained.path", f"{rule}: {', '.join(unexpected[:3])}{', …' if unexpected[3:] else ''}")
+                Mistake(
+                    "pretrained.path",
+                    f"{rule}: {', '.join(unexpected[:3])}{', …' if unexpected[3:] else ''}",
+                    kind="no-match",
+                )
             )
         unused = [row.source for row in made.rows if row.action == "unused"]
         if unused and options.strategy == "full":
             rule = f"must use every tensor of the file with the strategy full, but {len(unused)} are unused"
-            mistakes.append(Mistake("pretrained.path", f"{rule}: {', '.join(unused[:3])}{', …' if unused[3:] else ''}"))
+            mistakes.append(
+                Mistake(
+                    "pretrained.path", f"{rule}: {', '.join(unused[:3])}{', …' if unused[3:] else ''}", kind="no-match"
+                )
+            )
         wanted = options.expect_loaded
         least = 1 if wanted is None else wanted if isinstance(wanted, int) else math.ceil(wanted * total - 1e-9)
         mismatched = any(row.action == "mismatch" for row in made.rows)  # reported as such
         told = mistakes or (options.strategy == "layers" and self.without_effect)
         if made.loaded < least and not mismatched and not (told and wanted is None):
             key = "pretrained.path" if wanted is None else "pretrained.expect.loaded"
-            mistakes.append(Mistake(key, f"must load at least {least} of {total} tensors, but loads {made.loaded}"))
+            mistakes.append(
+                Mistake(key, f"must load at least {least} of {total} tensors, but loads {made.loaded}", kind="no-match")
+            )
         return mistakes
 
     def _expected(self, index: int, pattern: str) -> re.Pattern[str] | None:
@@ -315,7 +339,7 @@ def diagnose_mismatch(rows: Sequence[TensorRow]) -> Mistake:
     pattern = re.escape(differing[0].name.rpartition(".")[0] or differing[0].name).replace("'", "''")
     example = f"pretrained:\n  shape_mismatch: {{'{pattern}.*': skip}}"
     rule = f"must hold the model's shapes, but {len(differing)} of them differ"
-    return Mistake("pretrained.path", rule, remedy="\n".join([*lines, ways, example]))
+    return Mistake("pretrained.path", rule, remedy="\n".join([*lines, ways, example]), kind="no-match")
 
 
 def explain_unusable(value: Tensor) -> str:

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from runner.core.errors import RunError
 from runner.train.optimizer_step.base import Do, Look, OptimizerStep, Step
+from runner.train.optimizer_step.several_optimizers import get_members
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
@@ -83,8 +84,12 @@ class CustomStep(OptimizerStepWithAfterHooks):
 
     def watch(self, look: Look) -> Do:
         """Call `look(optimizer)` before each step of each optimizer; return a function that stops it."""
-        members = getattr(self.optimizer, "optimizers", {"": self.optimizer}).values()
-        handles = [member.register_step_pre_hook(lambda optimizer, *_: look(optimizer)) for member in members]
+
+        def before(optimizer: Optimizer, *_: Any) -> None:
+            look(optimizer)
+
+        members = get_members(self.optimizer).values()
+        handles = [member.register_step_pre_hook(before) for member in members]
 
         def end() -> None:
             for handle in handles:

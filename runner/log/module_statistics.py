@@ -135,7 +135,7 @@ def _make_no_match_mistake(key: str, hook: Hook, named: Sequence[str], modules: 
     kinds = sorted({type(module).__name__ for module in modules.values()})
     wanted = " or ".join(kind.__name__ for kind in hook.module or ())
     rule = f"must match a module{' of these names' * (hook.name is not None)}, and none is a {wanted}"
-    return Mistake(f"{key}.module", rule, remedy=f"types are {', '.join(kinds)}")
+    return Mistake(f"{key}.module", rule, remedy=f"types are {', '.join(kinds)}", kind="no-match")
 
 
 class TensorStatistics:
