@@ -106,7 +106,7 @@ def _mark_failed(columns: dict[str, Any], cause: Cause, error: str) -> dict[str,
 
 
 def _infer_cause(result: dict[str, Any]) -> Cause:
-    cause = result.get("cause")
+    cause: Any = result.get("cause")
     if cause in get_args(Cause):
         known: Cause = cause
         return known

@@ -378,8 +378,8 @@ def _write_manifest(folder: Path, entries: list[CheckpointEntry]) -> None:
 def _make_entry(file: str, step: int, metric: float | str | None, sha256: str) -> CheckpointEntry:
     if not re.fullmatch(r"step_\d+(-\d+)?\.pt", file, re.ASCII):
         raise ValueError(f"it names {file!r}, which is no checkpoint beside it")
-    if not isinstance(step, int) or not isinstance(sha256, str):
-        raise TypeError("its entries are none")
+    re.fullmatch(r"[0-9a-f]{64}", sha256)  # a TypeError where it is no text
+    int.__index__(step)
     return CheckpointEntry(file, step, None if metric is None else float(metric), sha256)
 
 

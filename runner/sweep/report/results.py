@@ -327,8 +327,9 @@ def _update_row(row: JobRecord, report: Report) -> JobRecord:
         metrics = result.get("metrics")
         status, known = result["status"], metrics if metrics and is_metrics(metrics) else {}
         if status in ("completed", "failed"):
-            cause, error = ("", "") if continued else (row.cause, str(result.get("error") or ""))
+            error = "" if continued else str(result.get("error") or "")
             objective = _parse_finite(result.get("objective"))
+            cause = "" if continued else row.cause
             return replace(row, status=status, cause=cause, objective=objective, metrics=known, error=error)
     here = row.host in ("", socket.gethostname()) and row.pid is not None
     if status == "running" and here and not _is_alive(row.pid):
