@@ -117,8 +117,9 @@ class Composed:
 
     @cached_property
     def notes(self) -> list[str]:
-        """Notes on settings that were written for another component than the one in force."""
-        return [*self.layers.notes_on_recipes(), *self.layers.notes_on_targets(self.config)]
+        """Notes on what the environment gives, and on settings written for another component than the one in force."""
+        of_layers = [*self.layers.notes_on_recipes(), *self.layers.notes_on_targets(self.config)]
+        return [*self._resolution[2], *of_layers]
 
     @property
     def unresolvable(self) -> list[Mistake]:
@@ -126,9 +127,9 @@ class Composed:
         return self._resolution[1]
 
     @cached_property
-    def _resolution(self) -> tuple[dict[str, Any], list[Mistake]]:
-        data, mistakes = resolve(self.unresolved, self.layers)
-        return with_current_names(data), mistakes
+    def _resolution(self) -> tuple[dict[str, Any], list[Mistake], list[str]]:
+        data, mistakes, notes = resolve(self.unresolved, self.layers)
+        return with_current_names(data), mistakes, notes
 
 
 class _Source(FileConfigSource):

@@ -11,7 +11,9 @@ from omegaconf import OmegaConf
 from runner.config import schema
 from runner.config.arguments import quote_for_shell
 from runner.config.check.imports import TargetError, check_name
+from runner.config.check.places import find_misplaced, find_run_elsewhere
 from runner.config.check.rules import collect, sweep
+from runner.config.check.rules.rule import Finding
 from runner.config.hydra_loader import Composed
 from runner.config.interpolation import suggest_decoding
 from runner.config.origins import make_relative
@@ -83,13 +85,23 @@ class Check:
         found = [*composed.unresolvable, *self.placed(mistake for _, mistake in reading.mistakes)]
         wrong = {key for mistake in found for key in (mistake.key, mistake.suggestion)} | composed.unknown
         found += self.placed(self._refused.values())
-        for finding in collect.collect_findings(config, composed.choices):
+        findings = [*collect.collect_findings(config, composed.choices), *map(Finding, self._misplaced())]
+        for finding in findings:
             keys = (finding.mistake.key, *finding.follows_from)
             if not any(bad == key or bad.startswith(f"{key}.") for key in keys for bad in wrong):
                 found += self.placed([finding.mistake])
         if not self.multirun and not self._is_job_of_a_preset:
             found += sweep.find_multirun_only(composed.overrides)
         return [*composed.mistakes, *self._independent(found)]
+
+    def _misplaced(self) -> Iterator[Mistake]:
+        """Yield the mistakes of places that would be written to."""
+        config = self.config
+        yield from find_misplaced(config, self.trust)
+        if isinstance(config.run, str) and not self.composed.layers.is_argument(("run",)):
+            elsewhere = find_run_elsewhere(config.run)
+            if elsewhere is not None:
+                yield elsewhere
 
     @property
     def _is_job_of_a_preset(self) -> bool:
@@ -177,6 +189,8 @@ class Check:
             *self.placed(mistake for _, mistake in self._read[1].mistakes),
             *self.placed(self._refused.values()),
         ]
+        if not mistakes:
+            mistakes = self.placed(find_misplaced(self.config, self.trust))
         found = [*self.composed.mistakes, *self.composed.unresolvable, *mistakes]
         return found or self._independent(self._imported())
 

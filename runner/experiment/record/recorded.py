@@ -111,7 +111,7 @@ def _check_record(source: document.Document, config: Any, trust: Sequence[str]) 
     if OmegaConf.is_config(config):
         composed = _compose(source, config)
     else:
-        composed.__dict__["_resolution"] = (deepcopy(config), [])  # `${…}` in what was resolved is text
+        composed.__dict__["_resolution"] = (deepcopy(config), [], [])  # `${…}` in what was resolved is text
     checked = Check(composed, tuple(trust))
     if mistakes := checked.of_a_record():
         raise ConfigError(mistakes)
