@@ -375,11 +375,11 @@ def _write_manifest(folder: Path, entries: list[CheckpointEntry]) -> None:
     files.write_json(folder / MANIFEST, {"entries": rows, "sha256": _hash_rows(rows)})
 
 
-def _make_entry(file: str, step: int, metric: float | str | None, sha256: str) -> CheckpointEntry:
+def _make_entry(file: Any, step: Any, metric: Any, sha256: Any) -> CheckpointEntry:
     if not re.fullmatch(r"step_\d+(-\d+)?\.pt", file, re.ASCII):
         raise ValueError(f"it names {file!r}, which is no checkpoint beside it")
-    re.fullmatch(r"[0-9a-f]{64}", sha256)  # a TypeError where it is no text
-    int.__index__(step)
+    if not isinstance(step, int) or not isinstance(sha256, str):
+        raise TypeError("an entry has no step or no hash")
     return CheckpointEntry(file, step, None if metric is None else float(metric), sha256)
 
 
