@@ -113,6 +113,12 @@ def _suggest_own_key(name: str, named: Iterable[str]) -> str:
     return near if len(near) > 4 else ""  # shorter names are near to anything
 
 
+MOST_UNKNOWN = 1_000  # mistakes, after which further unknown keys are not listed
+
+
+MOST_SUGGESTED = 200  # mistakes, after which unknown keys get no suggestion: a file may have ten thousand
+
+
 _GROUPS_ONLY = ("experiment", "debug")  # chosen like keys of the root, but no keys
 
 
@@ -133,6 +139,10 @@ def _note_unknown_key(reading: Reading, name: object, value: Any, known: list[st
         or translate_name(key)
         or (translate_name(str(name)) if len(path) == 1 else "")
     )
+    if len(reading.mistakes) > MOST_SUGGESTED:
+        if len(reading.mistakes) <= MOST_UNKNOWN:
+            reading.wrong(path, UNKNOWN_KEY)
+        return
     near = find_nearest(str(name), [*known, *(_GROUPS_ONLY if len(path) == 1 else ())])
     elsewhere = index_schema_keys().get(str(name), ())
     if near:
