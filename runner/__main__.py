@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from runner.core.escape import make_printable
+from runner.core.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_WRONG
+from runner.core.stop_signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from runner.core.errors import Mistake
-    from runner.train.distributed.environment import Place
+    from runner.train.distributed.environment import RankPlace
 
 
 BEGAN = time.perf_counter()
@@ -58,7 +60,7 @@ ELSEWHERE = {
 
 
 def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
-    """Do what the command line asks; the exit status."""
+    """Do what the command line asks; return the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if sys.path[0] == "":  # `python -m` started elsewhere than at a file: user code lies in the working directory
         sys.path[0] = str(Path.cwd())
@@ -67,33 +69,33 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
     from runner.core.errors import ConfigError, RunError
     from runner.train.distributed import environment
 
-    place = environment.place()
+    place = environment.read_place()
     if place is not None and place.rank:
-        from runner.cli.options import split_trust
-        from runner.experiment.worker_rank import follow
+        from runner.cli.options import find_trust
+        from runner.experiment.worker_rank import run_worker_rank
 
-        return follow(place, split_trust(argv)[1])
+        return run_worker_rank(place, find_trust(argv))
     try:
         return serve(argv, began, place)
     except ConfigError as error:
         print(make_printable(error), file=sys.stderr)
-        return 2
+        return EXIT_WRONG
     except RunError as error:  # of a verb; a run records its own
         print(make_printable(error), file=sys.stderr)
-        return 1
+        return EXIT_FAILED
     except KeyboardInterrupt:  # before or after the training loop, which saves first
-        return 130
+        return EXIT_INTERRUPTED
     except BrokenPipeError:  # `| head` has seen enough; nothing is left to be flushed at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return EXIT_DONE
     except OSError as error:  # a folder that cannot be written, a file that cannot be read
         from runner.core.errors import explain_os_error
 
         print(make_printable(explain_os_error(error)), file=sys.stderr)
-        return 1
+        return EXIT_FAILED
 
 
-def serve(argv: list[str], began: float | None, place: "Place | None") -> int:
+def serve(argv: list[str], began: float | None, place: "RankPlace | None") -> int:
     """Do what the command line asks, in the one process that reads it; the exit status.
 
     Raises:
@@ -105,25 +107,27 @@ def serve(argv: list[str], began: float | None, place: "Place | None") -> int:
 
     verb = argv[0] if argv else ""
     if place is not None and verb in VERBS and verb != "resume":
-        raise ConfigError([processes_preflight.not_here(verb, "start it without torchrun")])
-    if verb in VERBS and {"-h", "--help"} & set(argv[1:]):
-        print(str(importlib.import_module(VERBS[verb]).__doc__).replace("`", ""))
-        return ended(0, place)
+        raise ConfigError([processes_preflight.make_torchrun_mistake(verb, "start it without torchrun")])
     if verb in VERBS:
-        status: int = importlib.import_module(VERBS[verb]).main(argv[1:])
-        return ended(status, place)
-    if verb and verb[0].isalpha() and "=" not in verb and not value_stands_apart(argv):
-        raise ConfigError([unknown_verb(verb)])
+        module = importlib.import_module(VERBS[verb])
+        if {"-h", "--help"} & set(argv[1:]):
+            helps = (declared.format_help() for declared in module.VERBS)
+            print("\n\n".join([str(module.__doc__).replace("`", "").rstrip(), *helps]))
+            return handle_ended(EXIT_DONE, place)
+        status: int = module.main(argv[1:])
+        return handle_ended(status, place)
+    if verb and verb[0].isalpha() and "=" not in verb and not needs_value(argv):
+        raise ConfigError([describe_unknown_verb(verb)])
     from runner.cli import train
 
-    return ended(train.main(argv, began), place)
+    return handle_ended(train.main(argv, began), place)
 
 
-def ended(status: int, place: "Place | None") -> int:
-    """The exit status, with which the other processes of torchrun end too where nothing was to be trained."""
+def handle_ended(status: int, place: "RankPlace | None") -> int:
+    """Return the exit status, and end torchrun's other processes with it where nothing was trained."""
     if place is None:
         return status
-    if status == 0:  # after any other, torchrun ends them
+    if status == EXIT_DONE:  # after any other, torchrun ends them
         from runner.train.distributed.process_group import dismiss
 
         dismiss(place, status)
@@ -131,43 +135,52 @@ def ended(status: int, place: "Place | None") -> int:
     return status
 
 
-def value_stands_apart(argv: list[str]) -> bool:
-    """Whether the command line begins with a key whose value is the next argument, `optimizer.lr 0.1`."""
+def needs_value(argv: list[str]) -> bool:
+    """Return whether the line begins with a key whose value is the next argument, `optimizer.lr 0.1`."""
     from runner.config import arguments
 
     return argv[0] not in (*PLANNED, *ELSEWHERE) and 0 in arguments.find_pairs(argv)
 
 
-def unknown_verb(verb: str) -> "Mistake":
-    """What to say about a first argument that is no verb."""
+def describe_unknown_verb(verb: str) -> "Mistake":
+    """Make the mistake of a first argument that is no verb."""
     import difflib
 
     from runner.core.errors import Mistake
 
     if verb in PLANNED:
-        return Mistake(verb, "is planned but not built yet", where=f"argument `{verb}`")
+        return Mistake(verb, "is planned but not built yet", where=f"argument `{verb}`", kind="unavailable")
     near = [ELSEWHERE[verb]] if ELSEWHERE.get(verb) else difflib.get_close_matches(verb, VERBS, n=1)
     remedy = f"did you mean `{near[0]}`?" if near else f"the verbs are {', '.join(VERBS)}; an override is `key=value`"
     if verb in ELSEWHERE and not near:
         remedy = "leave it out: without a verb the runner trains, `python -m runner experiment=digits_mlp`"
-    return Mistake(verb, "is no verb", where=f"argument `{verb}`", remedy=remedy, suggestion=near[0] if near else "")
+    return Mistake(
+        verb,
+        "is no verb",
+        where=f"argument `{verb}`",
+        remedy=remedy,
+        suggestion=near[0] if near else "",
+        kind="unknown-option",
+    )
 
 
-def process() -> NoReturn:
-    """`main` as a process of its own, which a signal ends with the contract's status before and after the work too."""
+def run_process() -> NoReturn:
+    """Run `main` as a process that a signal ends with the contract's status, also before the work."""
     from runner.train.distributed import environment
 
     asked = [signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
-    if environment.place() is None:  # which signals what it has started for reasons of its own
+    if environment.read_place() is None:  # which signals what it has started for reasons of its own
         for number in asked:
-            signal.signal(number, lambda *_: os._exit(75))  # nothing is under way, so that there is nothing to save
+            signal.signal(
+                number, lambda *_: os._exit(EXIT_STOPPED)
+            )  # nothing is under way, so that there is nothing to save
         if hasattr(signal, "SIGHUP") and (sys.argv[1:2] == ["resume"] or not {*sys.argv[1:2]} & {*VERBS}):
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # training goes on where its terminal is closed
     status = main(began=BEGAN)
-    for number in (*asked, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # Python takes a while to end, and would end with another status
     sys.exit(status)
 
 
 if __name__ == "__main__":
-    process()
+    run_process()

@@ -11,7 +11,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from runner.config.origins import format_argument, list_schema_keys
-from runner.config.parsing import format_yaml, index_schema_keys
+from runner.config.parsing import index_schema_keys
+from runner.config.reading import format_yaml
 from runner.config.suggestions import ELSEWHERE, find_nearest, translate_name
 from runner.core.errors import Mistake
 
@@ -109,12 +110,18 @@ def diagnose_unreadable(text: str, error: HydraException, parse: Parse) -> Mista
     if (name, plain) != (text.partition("=")[0], value) and line:
         rule = "cannot be read as `key=value`: it has a blank or a second `=` before its value"
         remedy = f"write `{quote_for_shell(line)}`"
-        return Mistake(key.strip(), rule, where=format_argument(text), remedy=remedy, suggestion=line)
+        return Mistake(key.strip(), rule, where=format_argument(text), remedy=remedy, suggestion=line, kind="syntax")
     remedy = f"quote it: {quote_for_shell(line)}" if line else "write it in a file of `conf/experiment`"
     if key == "name" and re.search(r"[^\w.+=-]", value):  # it is that of a folder
         right = re.sub(r"[^\w.+=-]+", "_", value).strip("_.") or "run"
         remedy = f"a name has letters, digits and `._+=-`: `name={right}`"
-    return Mistake(key or text, f"cannot be read as `key=value`: {first}", where=format_argument(text), remedy=remedy)
+    return Mistake(
+        key or text,
+        f"cannot be read as `key=value`: {first}",
+        where=format_argument(text),
+        remedy=remedy,
+        kind="syntax",
+    )
 
 
 def diagnose_valueless(text: str, value: str | None, parse: Parse) -> Mistake:
@@ -126,12 +133,12 @@ def diagnose_valueless(text: str, value: str | None, parse: Parse) -> Mistake:
             remedy = f"write `{quote_for_shell(_make_override(colon[1], colon[2], parse))}`"
         if text.endswith((".yaml", ".yml")):
             remedy = f"an experiment of `conf/experiment` is chosen by `experiment={_get_stem(text)}`"
-        return Mistake(text, "cannot be read as `key=value`", where=format_argument(text), remedy=remedy)
+        return Mistake(text, "cannot be read as `key=value`", where=format_argument(text), remedy=remedy, kind="syntax")
     key = text.rstrip("=:")
     line = _make_override(key, value.removeprefix("="), parse)
     rule = "cannot be read as `key=value`: the value stands apart"
     where = format_argument(f"{text} {value}")
-    return Mistake(key, rule, where=where, remedy=f"write `{quote_for_shell(line)}`", suggestion=line)
+    return Mistake(key, rule, where=where, remedy=f"write `{quote_for_shell(line)}`", suggestion=line, kind="syntax")
 
 
 def diagnose_flag(text: str, value: str | None, parse: Parse) -> Mistake:
@@ -144,7 +151,13 @@ def diagnose_flag(text: str, value: str | None, parse: Parse) -> Mistake:
         chosen = f"`experiment={_get_stem(said)}`" if said else "`experiment=NAME`"
         searched = quote_for_shell(f"hydra.searchpath=[file://{said or 'FOLDER'}]")
         remedy = _HYDRAS[name].format(chosen=chosen, searched=searched)
-        return Mistake(name, "is an option of Hydra's that the runner does not take", where=where, remedy=remedy)
+        return Mistake(
+            name,
+            "is an option of Hydra's that the runner does not take",
+            where=where,
+            remedy=remedy,
+            kind="unknown-option",
+        )
     key = name.lstrip("-")
     rule = "is no option of the runner; a key is set without dashes"
     if said is None and key.startswith("no-"):
@@ -152,11 +165,13 @@ def diagnose_flag(text: str, value: str | None, parse: Parse) -> Mistake:
     if key.replace("-", "_") in _RESUMES:
         folder = re.sub(r"(/checkpoints)?/?[^/]*\.(pt|pth|ckpt)$", "", said or "") or "RUN"
         remedy = f"a run goes on by `python -m runner resume {quote_for_shell(folder)}`"
-        return Mistake(name, rule, where=where, remedy=remedy)
+        return Mistake(name, rule, where=where, remedy=remedy, kind="unknown-option")
     if key in ("cuda", "gpu", "cpu", "mps") and said in (None, "true", "false"):
         key, said = "device", "cpu" if said == "false" else key
     line = f"{find_key(key)}=VALUE" if said is None else _make_override(key, said, parse)
-    return Mistake(name, rule, where=where, remedy=f"write `{quote_for_shell(line)}`", suggestion=line)
+    return Mistake(
+        name, rule, where=where, remedy=f"write `{quote_for_shell(line)}`", suggestion=line, kind="unknown-option"
+    )
 
 
 def find_pairs(arguments: Sequence[str]) -> dict[int, int]:

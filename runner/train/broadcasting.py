@@ -1,4 +1,4 @@
-"""An output beside a target of another shape: torch spreads both, and every output meets every target.
+"""Detection of a loss that broadcasts output and target, so that every output meets every target.
 
 `[N, 1] - [N]` is `[N, N]`: a loss that takes the mean of that is one of other numbers, and nothing fails.
 """
@@ -21,15 +21,15 @@ _SPREADS_NOTHING = SPREADS + _ONES + _BESIDE + _ONES + r"\1\]"
 
 
 @contextmanager
-def refusing() -> Iterator[None]:
-    """Make an error of torch's warning that a loss broadcasts."""
+def refuse_broadcasting() -> Iterator[None]:
+    """Turn torch's warning about a loss that broadcasts into an error."""
     with warnings.catch_warnings():
-        refuse()
+        filter_broadcast_warnings()
         yield
 
 
-def refuse() -> None:
-    """The same until the end of the `catch_warnings` that is open."""
+def filter_broadcast_warnings() -> None:
+    """Turn torch's broadcast warning into an error until the enclosing `catch_warnings` ends."""
     warnings.filterwarnings("error", message=SPREADS)
     warnings.filterwarnings("ignore", message=_SPREADS_NOTHING)
 
@@ -41,8 +41,8 @@ _EXPLICIT = (torch.einsum, torch.tensordot, torch.cdist, torch.kron)
 _LIKE = ("type_as", "expand_as", "view_as", "reshape_as", "to")  # methods that take no number of their argument
 
 
-class Spreading(TorchFunctionMode):
-    """A context that follows outputs and targets through torch's functions.
+class BroadcastTracker(TorchFunctionMode):
+    """Context that tracks an output and a target through torch's functions.
 
     Attributes:
         shape: to which a function spread two of them, in their own shapes, where that has more elements than both.
@@ -76,7 +76,7 @@ class Spreading(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Call the function, and note of what its result was made."""
+        """Call the function and record the sources of its result."""
         named = dict(kwargs or {})
         made = func(*args, **named)
         tensors = list(_tensors([*args, *named.values()]))
@@ -131,11 +131,11 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(member)
 
 
-def spread_by(call: Callable[[], Any], output: Any, target: Any) -> Spreading:
-    """Call it, and return what became of outputs and targets, as far as torch's functions or its warning show it."""
-    seen = Spreading(output, target)
+def find_broadcast_shape(call: Callable[[], Any], output: Any, target: Any) -> BroadcastTracker:
+    """Return the shape to which a call broadcasts output and target, by torch's calls or warning."""
+    seen = BroadcastTracker(output, target)
     with seen, warnings.catch_warnings():
-        refuse()
+        filter_broadcast_warnings()
         try:
             call()
         except UserWarning as warning:
@@ -149,9 +149,9 @@ def spread_by(call: Callable[[], Any], output: Any, target: Any) -> Spreading:
 
 
 @contextmanager
-def watching(model: nn.Module, batch: Any) -> Iterator[Spreading]:
+def watching(model: nn.Module, batch: Any) -> Iterator[BroadcastTracker]:
     """Follow the members of a batch and what the model makes of them, whatever a step does with both."""
-    seen = Spreading(None, batch)
+    seen = BroadcastTracker(None, batch)
     handle = model.register_forward_hook(lambda _module, _given, made: seen.follow("output", made))
     try:
         with seen:
@@ -160,8 +160,8 @@ def watching(model: nn.Module, batch: Any) -> Iterator[Spreading]:
         handle.remove()
 
 
-def words(seen: Spreading) -> str:
-    """What is done to both, as the rule of a mistake."""
+def describe_broadcast(seen: BroadcastTracker) -> str:
+    """Describe the broadcast of output and target, as the rule of a mistake."""
     assert seen.output is not None
     assert seen.target is not None
     return (

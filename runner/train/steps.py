@@ -1,4 +1,4 @@
-"""The loop's one seam: how a batch becomes a call of model, loss and metrics.
+"""User steps, the loop's one seam: from a batch to a call of model, loss and metrics.
 
 A step is any callable `step(batch, model, loss)` that returns a mapping with `loss` (a scalar tensor to call `backward`
 on) and, as it likes, `output` and `target` (what the metrics get) and `size` (the samples in the batch: the weight of
@@ -6,6 +6,10 @@ its loss in a mean; 1 where it is absent).
 
 A step with an argument `optimizer` does its own backward and its own update, as a GAN does (`models.gan.adversarial`);
 in an evaluation it gets None there.
+
+A step may have an attribute `needs`, the names of its arguments that name members of a batch. One with `("input",
+"target")` sends `batch[input]` through the model and its output with `batch[target]` to the loss, as `supervised` does,
+and is checked before training as that is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +27,7 @@ def supervised(
     output: int | str | None = None,
     auxiliary: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """`loss(model(batch[input]), batch[target])`.
+    """Return `loss(model(batch[input]), batch[target])` with its output and target.
 
     Args:
         batch: a tuple or a mapping of tensors.
@@ -43,20 +47,28 @@ def supervised(
     else:
         made = model(*[batch[place] for place in input])
     wanted = batch[target]
-    main = made if output is None or isinstance(made, Tensor) else part_of(made, output)
+    main = made if output is None or isinstance(made, Tensor) else get_output(made, output)
     value = loss(main, wanted)
     if auxiliary and (model.training or not isinstance(made, Tensor)):
         absent = _REQUIRED if model.training else None
-        parts = ((part_of(made, name, absent), weight) for name, weight in auxiliary.items())
+        parts = ((get_output(made, name, absent), weight) for name, weight in auxiliary.items())
         value = value + sum(weight * loss(part, wanted) for part, weight in parts if part is not None)
     return {"loss": value, "output": main, "target": wanted, "size": len(wanted)}
+
+
+supervised.needs = ("input", "target")  # type: ignore[attr-defined]
+
+
+def needs_input_and_target(step: Any) -> bool:
+    """Return whether a step needs an input for the model and a target for the loss, as its `needs` says."""
+    return {"input", "target"} <= {*getattr(getattr(step, "func", step), "needs", ())}
 
 
 _REQUIRED: Any = object()
 
 
-def part_of(made: Any, place: int | str, default: Any = _REQUIRED) -> Any:
-    """One of the several outputs of a model: by index, by key of a mapping, or by field of a named tuple.
+def get_output(made: Any, place: int | str, default: Any = _REQUIRED) -> Any:
+    """Return one of a model's outputs by index, by mapping key, or by named-tuple field.
 
     Raises:
         LookupError: the output has no such part, and there is no default.
@@ -75,5 +87,5 @@ def part_of(made: Any, place: int | str, default: Any = _REQUIRED) -> Any:
 
 
 def minimise(_batch: Any, model: nn.Module, _loss: Callable[..., Any] | None) -> dict[str, Any]:
-    """The model's own value is what is minimised: there is neither data nor loss (`dataset=none`, `loss=none`)."""
+    """Return the model's own value as the loss, for `dataset=none` and `loss=none`."""
     return {"loss": model()}

@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from runner.config.check.signature import UNFIT, convert, describe_misfit, infer_annotation
-from runner.experiment.builders.instantiate import component
+from runner.config.check.annotations import UNFIT, convert, describe_misfit, infer_annotation
+from runner.experiment.builders.instantiate import instantiate
 
 
 class Mode(enum.Enum):
@@ -134,7 +134,7 @@ def test_a_class_as_default_gets_a_class_and_members_what_args_and_kwargs_say(
     (tmp_path / "kinds_of.py").write_text(CODE)
     monkeypatch.syspath_prepend(str(tmp_path))
     net = {"_target_": "kinds_of.Net", "_args_": [[1, 2]], "norm": {"_target_": "torch.nn.BatchNorm1d"}, "a": "fast"}
-    made = component(net, "model")
+    made = instantiate(net, "model")
 
     assert (made.sizes, made.norm, made.modes["a"].name) == (((1, 2),), nn.BatchNorm1d, "FAST")
 

@@ -1,5 +1,4 @@
 import io
-import json
 import os
 import random
 import re
@@ -18,14 +17,15 @@ from tensorboard.compat.proto.node_def_pb2 import NodeDef
 
 from runner.log import console as log_console
 from runner.log import logger as log_module
-from runner.log.console import final_report
-from runner.log.logger import Log
+from runner.log.console import print_final_report
+from runner.log.logger import Logger
+from tests.support import read_metrics
 
 ROOT = Path(__file__).parents[2]
 
 
 def make(folder, *, total=100, start=0, tensorboard=True, progress=True, stream=None):
-    return Log(
+    return Logger(
         folder,
         tensorboard=tensorboard,
         progress=progress,
@@ -33,10 +33,6 @@ def make(folder, *, total=100, start=0, tensorboard=True, progress=True, stream=
         start_step=start,
         stream=stream or io.StringIO(),
     )
-
-
-def events(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def scalars(folder):
@@ -69,7 +65,7 @@ def test_each_step_is_one_json_object_with_all_that_was_logged_at_it(tmp_path):
     train(log, range(1, 7))
     log.close()
 
-    assert events(tmp_path) == [
+    assert read_metrics(tmp_path) == [
         {"step": 2, "epoch": 0.2, "train/loss": 0.5, "lr": 0.5},
         {"step": 4, "epoch": 0.4, "train/loss": 0.25, "lr": 0.5, "val/loss": 0.5},
         {"step": 6, "epoch": 0.6, "train/loss": 1 / 6, "lr": 0.5},
@@ -89,7 +85,7 @@ def test_a_nan_is_a_string_in_json_and_a_nan_in_tensorboard(tmp_path):
     log.scalars(1, 0.1, {"train/loss": float("nan")})
     log.close()
 
-    assert events(tmp_path)[0]["train/loss"] == "NaN"
+    assert read_metrics(tmp_path)[0]["train/loss"] == "NaN"
     assert np.isnan(scalars(tmp_path)["train/loss"][0][1])
 
 
@@ -111,7 +107,7 @@ def test_a_resume_logs_each_step_once_as_if_it_had_never_stopped(tmp_path, resum
         again.evaluated(resumed_at, resumed_at / 10, {"val/loss": 2 / resumed_at})
     train(again, range(resumed_at + 1, 17))
     again.close()
-    log._console = log_console._Quiet(io.StringIO())
+    log._console = log_console.QuietConsole(io.StringIO())
     log.close()
 
     assert (resumed / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
@@ -193,7 +189,7 @@ def logged_until(folder, last, *, tensorboard):
     log = make(folder, tensorboard=tensorboard)
     train(log, range(1, last + 1))
     log.close()
-    return {event["step"]: event for event in events(folder)}
+    return {event["step"]: event for event in read_metrics(folder)}
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -207,7 +203,7 @@ def test_what_metrics_jsonl_has_lost_is_taken_from_tensorboards_events(tmp_path,
         damage(folder / "metrics.jsonl", how, draw)
         damaged = (folder / "metrics.jsonl").read_bytes() if how != "deleted" else b""
         said = log_module.mend(folder, 16, 16, 0)
-        after = {event["step"]: event for event in events(folder)}
+        after = {event["step"]: event for event in read_metrics(folder)}
 
         names = {step: set(event) - {"epoch"} for step, event in before.items()}
         assert list(after) == list(before), said
@@ -252,8 +248,8 @@ def test_a_foreign_event_file_is_left_alone(tmp_path):
     log = make(tmp_path / "run", start=8)
     train(log, range(9, 17))
     log.close()
-    assert events(tmp_path / "run")[3]["train/loss"] == 1 / 8
-    assert [event["step"] for event in events(tmp_path / "run")] == list(range(2, 17, 2))
+    assert read_metrics(tmp_path / "run")[3]["train/loss"] == 1 / 8
+    assert [event["step"] for event in read_metrics(tmp_path / "run")] == list(range(2, 17, 2))
     assert all(path.read_bytes() == whole for path, whole in foreign.items())
 
 
@@ -282,21 +278,22 @@ def test_a_graph_is_shown_once(tmp_path):
 
 def test_what_was_synced_survives_a_kill(tmp_path):
     code = (
-        "import os; from pathlib import Path; from runner.log.logger import Log\n"
-        f"log = Log(Path({str(tmp_path)!r}), tensorboard=True, progress=False, total_steps=9)\n"
+        "import os; from pathlib import Path; from runner.log.logger import Logger\n"
+        f"log = Logger(Path({str(tmp_path)!r}), tensorboard=True, progress=False, total_steps=9)\n"
         "for step in range(1, 6): log.scalars(step, 0.1, {'train/loss': 1.0})\n"
         "log.sync(); log.scalars(6, 0.1, {'train/loss': 1.0}); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
 
-    assert [e["step"] for e in events(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert [e["step"] for e in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
     assert [step for step, _ in scalars(tmp_path)["train/loss"]][:5] == [1, 2, 3, 4, 5]
 
 
 def test_without_tensorboard_there_is_no_folder_and_no_import(tmp_path):
     code = (
-        "import io, sys; from pathlib import Path; from runner.log.logger import Log\n"
-        f"log = Log(Path({str(tmp_path)!r}), tensorboard=False, progress=True, total_steps=9, stream=io.StringIO())\n"
+        "import io, sys; from pathlib import Path; from runner.log.logger import Logger\n"
+        f"log = Logger(Path({str(tmp_path)!r}), tensorboard=False, progress=True, total_steps=9, "
+        "stream=io.StringIO())\n"
         "log.scalars(1, 0.1, {'train/loss': 1.0}); log.sync(); log.close()\n"
         "sys.exit('tensorboardX' in sys.modules or 'rich' in sys.modules or 'torch' in sys.modules)"
     )
@@ -371,7 +368,7 @@ def test_without_progress_nothing_is_said_of_it(tmp_path):
 
     assert stream.getvalue() == ""
     assert "val/loss" in (tmp_path / "log.txt").read_text()
-    assert len(events(tmp_path)) == 4
+    assert len(read_metrics(tmp_path)) == 4
 
 
 class Terminal:
@@ -454,7 +451,7 @@ def test_what_rich_can_draw_is_drawn_on_a_terminal_only(tmp_path, monkeypatch, p
 
 
 def test_the_final_report_names_each_metric_and_the_directory(capsys):
-    final_report({"test/loss": 0.123456789, "test/accuracy": "NaN"}, Path("outputs/run/x"))
+    print_final_report({"test/loss": 0.123456789, "test/accuracy": "NaN"}, Path("outputs/run/x"))
 
     assert capsys.readouterr().out == "test/loss      0.123457\ntest/accuracy  nan\noutputs/run/x\n"
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from runner.core import rng
 from runner.core.errors import ConfigError, RunError
-from runner.model.init import Row, Rule, apply_function, apply_rules, plan_rules
+from runner.model.init import InitRow, Rule, apply_function, apply_rules, plan_rules
 
 normal = functools.partial(nn.init.normal_, std=0.5)
 
@@ -61,14 +61,17 @@ def test_the_first_matching_rule_counts_for_each_tensor():
         seed=0,
     )
     state = model.state_dict()
-    assert state["blocks.0.bn1.weight"].unique().tolist() == [0.25]
-    assert state["blocks.0.bn1.bias"].unique().tolist() == [2]
-    assert state["blocks.1.bn2.weight"].unique().tolist() == [1]
-    assert state["bn1.running_mean"].unique().tolist() == [3]
-    assert state["bn1.running_var"].unique().tolist() == [4]
+    expected = {
+        "blocks.0.bn1.weight": [0.25],
+        "blocks.0.bn1.bias": [2],
+        "blocks.1.bn2.weight": [1],
+        "bn1.running_mean": [3],
+        "bn1.running_var": [4],
+    }
+    assert {name: state[name].unique().tolist() for name in expected} == expected
     by_name = {row.tensor: row for row in rows}
-    assert by_name["blocks.0.bn1.weight"] == Row("blocks.0.bn1.weight", "first", "init.rules.first.weight", 0.25)
-    assert by_name["token"] == Row("token")
+    assert by_name["blocks.0.bn1.weight"] == InitRow("blocks.0.bn1.weight", "first", "init.rules.first.weight", 0.25)
+    assert by_name["token"] == InitRow("token")
     assert list(by_name) == [name for name in _names(model) if name != "head.weight"]
 
 

@@ -7,14 +7,12 @@ from pathlib import Path
 
 from runner.config.check.check import parse
 from runner.core.errors import ConfigError, Mistake
+from runner.core.exit_status import EXIT_DISK, EXIT_DONE, EXIT_FAILED, EXIT_WRONG
 from runner.core.lock import Lock
-from runner.experiment.record.recorded import continuation, recorded
+from runner.experiment.record.recorded import load_recorded_config, plan_continuation
 from runner.sweep.interfaces import OUTPUT, JobSpec
-from runner.sweep.outcome import EXIT_DISK, LOG, REFUSED, RESULT, read_json
+from runner.sweep.outcome import LOG, REFUSED, RESULT, read_json
 from runner.sweep.pruning import connect
-
-EXIT_WRONG = 2
-
 
 LOCK_SECONDS = 60.0  # for the end of an attempt that was killed a moment ago; a killed process needs milliseconds
 
@@ -37,12 +35,14 @@ def run_attempt(job: JobSpec) -> int:
     _wait_for_the_last_attempt(folder)
     if job.processes == 1:
         return _run_job(job, folder)
-    from runner.experiment.worker_rank import follow
+    from runner.experiment.worker_rank import run_worker_rank
     from runner.sweep.executors.rank_processes import run_ranks
 
     refusal = folder / REFUSED
     status = run_ranks(
-        job.processes, lambda: _run_rank_zero(job, folder, refusal), lambda place: follow(place, tuple(job.trust))
+        job.processes,
+        lambda: _run_rank_zero(job, folder, refusal),
+        lambda place: run_worker_rank(place, tuple(job.trust)),
     )
     if refusal.exists():
         text = refusal.read_text()
@@ -56,7 +56,7 @@ def _run_rank_zero(job: JobSpec, folder: Path, refusal: Path) -> int:
     from runner.train.distributed import environment
     from runner.train.distributed.process_group import dismiss
 
-    place = environment.place()
+    place = environment.read_place()
     assert place is not None
     try:
         status = _run_job(job, folder)
@@ -73,17 +73,17 @@ def _run_job(job: JobSpec, folder: Path) -> int:
     command, trust = ["python", "-m", "runner", *job.argv], tuple(job.trust)
     if job.anew != "always" and (folder / "config.yaml").is_file():
         if (read_json(folder / RESULT) or {}).get("status") in ("completed", "pruned"):
-            return 0
+            return EXIT_DONE
         try:
             return _continue_run(job, folder, command, trust)
         except ConfigError:
             if job.anew == "never":
                 raise
     put_aside(folder, [path.name for path in folder.iterdir()])
-    from runner.experiment.preflight.preflight import outline
+    from runner.experiment.preflight.preflight import prepare_model_table
 
     config = parse(job.config)
-    found = outline(config, trust) if config.log.model_table else None
+    found = prepare_model_table(config, trust) if config.log.model_table else None
     judge = connect(job.judge, job.id, folder)
     outcome = run.launch(
         config, folder, unresolved=job.unresolved, command=command, trust=trust, found=found, judge=judge
@@ -93,12 +93,11 @@ def _run_job(job: JobSpec, folder: Path) -> int:
 
 def _continue_run(job: JobSpec, folder: Path, command: list[str], trust: tuple[str, ...]) -> int:
     """Continue the run in the folder with its recorded config; raise ConfigError on any change."""
-    from runner.core import exit_status
     from runner.experiment import run
     from runner.experiment.record import result as record_result
 
-    config, unresolved = recorded(folder, trust=trust)
-    again = continuation(folder, config, unresolved, trust)
+    config, unresolved = load_recorded_config(folder, trust=trust)
+    again = plan_continuation(folder, config, unresolved, trust)
     if again.changes:
         raise ConfigError(again.changes)
     put_aside(folder, [RESULT, LOG] if job.retry else [RESULT])
@@ -106,7 +105,7 @@ def _continue_run(job: JobSpec, folder: Path, command: list[str], trust: tuple[s
     outcome = run.launch(
         again.config, folder, unresolved=again.unresolved, command=command, trust=trust, again=again, judge=judge
     )
-    if outcome.status == exit_status.EXIT_FAILED and not (folder / RESULT).exists():
+    if outcome.status == EXIT_FAILED and not (folder / RESULT).exists():
         record_result.write_result(folder, outcome.result)  # it could not go on: what it had is in the file put aside
     return outcome.status if (folder / RESULT).exists() else EXIT_DISK
 

@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+from runner.core.exit_status import EXIT_WRONG
 from runner.experiment.record import provenance
 from runner.sweep.interfaces import OUTPUT
 
@@ -53,7 +54,7 @@ def _run_attempt(job: dict[str, Any], environment: dict[str, str], lifeline: int
     os.environ.update(environment)
     faulthandler.enable()
     atexit._clear()  # noqa: SLF001  what the server has registered is the server's
-    last = provenance.last_imported()
+    last = provenance.get_last_import()
     status, error = 1, ""
     try:
         from runner.core.errors import ConfigError
@@ -64,7 +65,7 @@ def _run_attempt(job: dict[str, Any], environment: dict[str, str], lifeline: int
         try:
             status = run_attempt(JobSpec(**job))
         except ConfigError as refused:
-            status, error = 2, "\n".join(map(str, refused.mistakes))
+            status, error = EXIT_WRONG, "\n".join(map(str, refused.mistakes))
             traceback.print_exc()
         except OSError as refused:
             if not is_disk_error(str(refused)):
@@ -88,7 +89,7 @@ def _run_attempt(job: dict[str, Any], environment: dict[str, str], lifeline: int
 def list_preloadable(after: Any = None) -> list[str]:
     """List modules imported after the module `after` that a server may import before it forks."""
     may = FORK_SAFE | sys.stdlib_module_names
-    return [name for name in provenance.imported_since(after) if name.partition(".")[0] in may]
+    return [name for name in provenance.list_imports_since(after) if name.partition(".")[0] in may]
 
 
 def _exit_with_server() -> None:

@@ -16,10 +16,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.check.check import Check
 from runner.config.check.rules import sweep
-from runner.config.hydra_loader import Composed, ConfigLoader
+from runner.config.composed import Composed
+from runner.config.hydra_loader import ConfigLoader
 from runner.config.schema import Sweep
 from runner.core.errors import ConfigError, Mistake
-from runner.sweep.launcher import OURS, get_launcher_name, read_launcher
+from runner.sweep.launcher_settings import OURS, get_launcher_name, read_launcher
 from runner.sweep.space.axes import AxisSetting, Point, Space
 from runner.sweep.space.parse import make_space
 
@@ -30,11 +31,6 @@ class ComposedJob:
 
     point: Point
     composed: Composed
-
-
-def compose_jobs(overrides: Sequence[str], cwd: Path) -> Iterator[ComposedJob]:
-    """Yield each job of a sweep; raise ConfigError as `make_request` does."""
-    return make_request(overrides, cwd).jobs()
 
 
 def collect_notes(jobs: Iterable[Composed]) -> list[str]:
@@ -59,17 +55,19 @@ def make_request(overrides: Sequence[str], cwd: Path, trust: Sequence[str] = ())
     """
     loader = _CachedLoader(cwd)
     whole = loader.collect(list(overrides), RunMode.MULTIRUN)
-    checked = Check(whole, tuple(trust))
+    checked = Check(whole, tuple(trust), multirun=True)
     settings = checked.config.sweep  # a wrong key has its default
     of_no_job = {
         *sweep.OF_THE_SWEEP,
         *(["seed"] if settings.seeds else []),
     }  # keys that no job has as they are said here
     found = [*whole.mistakes, *checked.at_once]
-    mistakes = [m for m in found if re.split("[./]", m.key)[0] in of_no_job and m.rule != sweep.NO_MULTIRUN]
+    mistakes = [m for m in found if re.split("[./]", m.key)[0] in of_no_job]
     if whole.config.get("run") is not None:
         rule = "must not be set in a sweep: each job has a directory of its own, and the same line goes on"
-        mistakes += whole.blame([Mistake("run", rule, whole.config["run"], remedy="`sweep.id` names a sweep")])
+        mistakes += whole.blame(
+            [Mistake("run", rule, whole.config["run"], remedy="`sweep.id` names a sweep", kind="conflict")]
+        )
     searched = whole.config.get("sweep", {}).get("search", {}).get("sampler") is not None
     try:
         space = make_space(
@@ -84,7 +82,7 @@ def make_request(overrides: Sequence[str], cwd: Path, trust: Sequence[str] = ())
         if searched and not space.axes:
             remedy = "give it something: `optimizer.lr='tag(log, interval(0.001, 0.1))'`"
             rule = "has nothing to choose: no argument has several values"
-            mistakes += whole.blame([Mistake("sweep.search.sampler", rule, remedy=remedy)])
+            mistakes += whole.blame([Mistake("sweep.search.sampler", rule, remedy=remedy, kind="missing")])
     except ConfigError as error:
         mistakes += error.mistakes
     if searched:

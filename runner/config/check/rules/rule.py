@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from runner.config.parsing import format_yaml
+from runner.config.reading import format_yaml
 from runner.core.errors import Mistake
 
 SUPERVISED, MINIMISE = "runner.train.steps.supervised", "runner.train.steps.minimise"
@@ -31,5 +31,7 @@ def find_unused_settings(
         elif value != default:
             text = format_yaml(default)
             remedy = f"leave it at `{text}`"
-            mistake = Mistake(f"{owner}.{name}", f"has no effect {reason}", value, remedy=remedy, suggestion=text)
+            mistake = Mistake(
+                f"{owner}.{name}", f"has no effect {reason}", value, remedy=remedy, suggestion=text, kind="no-effect"
+            )
             yield Finding(mistake, follows_from)
