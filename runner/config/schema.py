@@ -56,9 +56,7 @@ class Sample:
 class Download:
     """File that the data needs from the net; an existing one is neither fetched nor overwritten."""
 
-    url: str | list[str] = make_field(
-        regex=r"https?://[^/\s]+/[^\s\x00-\x1f\x7f]+"
-    )  # of several each is a mirror of the others
+    url: str | list[str] = make_field(regex="https?://[!-.0-~]+/[!-~]+")  # of several each is a mirror of the others
     sha256: str = make_field(regex="[0-9a-f]{64}")
     to: str = make_field()  # the file, in a folder below the working directory
     size: int | None = make_field(None, at_least=1)  # bytes; more are not taken

@@ -1,3 +1,4 @@
+# ruff: noqa: PTH109, PTH118  paths as the system has them
 """A box for one attack: a stranger's project, files beside it that must stay as they are, and a watch on the process.
 
 The watch is an audit hook: programs started, connections, unpickled globals, and files that are made, changed, renamed
@@ -69,10 +70,13 @@ class Watch:
     def touch(self, event, path, *, follows):
         if isinstance(path, int) or path is None:
             return
-        full = os.path.join(os.getcwd(), os.fsdecode(path))  # noqa: PTH109, PTH118  as the system has it
-        real = os.path.realpath(full) if follows else os.path.join(os.path.realpath(os.path.dirname(full)), "x")  # noqa: PTH118, PTH120
-        inside = (os.path.realpath(self.project / place) for place in WRITABLE)
-        if real != "/dev/null" and not any(f"{real}/".startswith(f"{place}/") for place in inside):
+        full = os.path.join(os.getcwd(), os.fsdecode(path))
+        parent, name = os.path.split(full.rstrip("/"))
+        real = os.path.realpath(full) if follows else os.path.join(os.path.realpath(parent), name)
+        project = os.path.realpath(self.project)
+        inside = [os.path.join(project, place) for place in WRITABLE]
+        known = real in ("/dev/null", os.path.join(project, "conf"))
+        if not known and not any(f"{real}/".startswith(f"{place}/") for place in inside):
             self.seen.append(f"{event} {path!r}")
 
 
