@@ -1,6 +1,7 @@
 # ruff: noqa: E501, B008, C901  tables: one attack a line, and functions that are lists
 """Attacks by kind: what a stranger gives, the command of the victim, and the refusal that is expected."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -601,14 +602,16 @@ def of_weights():
 
 
 def of_archives():
+    def lay(box, content):
+        node = download("data/x.bin", sha256=hashlib.sha256(content).hexdigest(), unpack="data/set")
+        box.write("conf/experiment/evil.yaml", config.format(json.dumps(node)))
+        box.write("data/x.bin", content)
+
     config = "# @package _global_\ndevice: {{type: cpu}}\ntrain: {{duration: 1st}}\ndataset:\n  downloads:\n    d: {0}\n"
     for name, content in hostile.archives():
-        import hashlib
-
-        node = json.dumps(download("data/x.bin", sha256=hashlib.sha256(content).hexdigest(), unpack="data/set"))
         yield Attack(
             "an archive", name, ("experiment=evil", "log=quiet"), "", FAILED,
-            {"conf/experiment/evil.yaml": config.format(node), "data/x.bin": content},
+            prepare=lambda box, content=content: lay(box, content() if callable(content) else content),
             holds=lambda box: "unpacked" if (box.project / "data" / "set").exists() else "",
         )  # fmt: skip
 
