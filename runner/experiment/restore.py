@@ -15,7 +15,7 @@ from runner.experiment.builders import run as run_builder
 from runner.experiment.builders import train as train_builder
 from runner.experiment.builders.instantiate import Trust
 from runner.experiment.record import provenance
-from runner.experiment.record.recorded import Continuation, drop_schedule
+from runner.experiment.record.continuation import Continuation, drop_schedule
 from runner.experiment.record.result import add_resume, collect_provenance, get_latest_facts, read_provenance
 from runner.train.lr_schedule import ConstantLR
 from runner.train.single_process import SINGLE_PROCESS, SingleProcess

@@ -8,7 +8,8 @@ from pathlib import Path
 from runner.config.schema import Config
 from runner.core.errors import ConfigError, Mistake
 from runner.core.exit_status import EXIT_DONE
-from runner.experiment.record.recorded import is_run, plan_continuation
+from runner.experiment.record.continuation import plan_continuation
+from runner.experiment.record.recorded import is_run
 
 # What a run leaves that was killed, or that failed, before it had a config.
 STARTED = {".lock", ".heartbeat", ".hydra", "log.txt", "result.json"}
