@@ -1,4 +1,4 @@
-"""Continuation of a recorded run: the config to go on with, and how it differs from that of the start."""
+"""Continuation of a run: its config compared with the config of its start."""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.check.check import parse, to_resolved_data
 from runner.config.schema import Config, Scheduler
 from runner.core.durations import Duration
 from runner.core.errors import ABSENT, ConfigError, Mistake
-from runner.experiment.record.recorded import Keys, check_record, find_differences, read_config_files
+from runner.experiment.record.recorded import Keys, check_record, find_differences, read_config_files, resolve_record
 
 # What may differ and leaves every bit of the weights. `loader` and `device.type`: what they led to, the plan of making
 # batches and the kind of device, is compared once it is known (`runner.experiment.record.provenance`).
@@ -234,7 +233,7 @@ def _find_followers(unresolved: str, was: str, after: Mapping[str, Any]) -> list
     """Find the keys whose values come from `train.duration` by interpolation."""
     tree = OmegaConf.create(unresolved)
     OmegaConf.update(tree, "train.duration", was)
-    data: Any = _resolve(tree)
+    data: Any = resolve_record(tree)
     found = find_differences(to_resolved_data(parse(data)), after)
     return [keys for keys, _, _ in found if keys != ("train", "duration")]
 
@@ -273,10 +272,3 @@ def _put(tree: dict[str, Any], keys: Keys, value: Any) -> None:
 
 def _join_keys(keys: Keys) -> str:
     return keys[0] + "".join(f"[{key}]" for key in keys[1:])
-
-
-def _resolve(unresolved: Any) -> Any:
-    try:
-        return OmegaConf.to_container(unresolved, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError([Mistake(str(error.full_key), str(error.msg), kind="record")]) from error
