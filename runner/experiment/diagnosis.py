@@ -3,7 +3,6 @@
 The error itself says where it came from: its traceback passes through the model, the loss, a metric or the step.
 """
 
-import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 
 from runner.config.check.imports import TargetError
 from runner.config.schema import Config
-from runner.core.errors import ConfigError, Mistake, RunError, Stopped, describe_error, find_own_line
+from runner.core import safe_io
+from runner.core.errors import ConfigError, Mistake, RunError, describe_error, find_own_line
 from runner.experiment.preflight.report import Preflight
 from runner.experiment.record import provenance
 from runner.train import evaluation, loop, remedies
@@ -78,7 +78,7 @@ def convert_record_errors(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (ConfigError, Stopped):
+    except ConfigError:
         raise
     except TargetError as error:
         rule = f"cannot be built from its record: {error.rule}{describe_changed_modules(folder)}"
@@ -91,7 +91,7 @@ def convert_record_errors(folder: Path) -> Iterator[None]:
 def describe_changed_modules(folder: Path) -> str:
     """Describe the project's modules that changed since a run; empty if none is known."""
     try:
-        before = json.loads((folder / "provenance.json").read_text())["modules"]["files"]
+        before = safe_io.read_json(folder / "provenance.json")["modules"]["files"]
     except (OSError, ValueError, LookupError, TypeError):
         return ""
     now = provenance.hash_modules(Path.cwd())["files"]

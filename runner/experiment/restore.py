@@ -1,6 +1,5 @@
 """Continuation of a run from its last checkpoint."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from runner.config.check.check import to_resolved_data
 from runner.config.schema import Config
+from runner.core import safe_io
 from runner.core.durations import Duration
 from runner.core.errors import ConfigError, Mistake
 from runner.data.interfaces import PlanKind
@@ -178,7 +178,7 @@ def describe_rates(rates: Sequence[float], start: int, end: int) -> str:
 def read_saved_steps(folder: Path) -> int:
     """Return the steps of an ended run from its `result.json`; 0 if they are not known."""
     try:
-        result = json.loads((folder / "result.json").read_bytes())
+        result = safe_io.read_json(folder / "result.json")
         return int(result["steps"]) if result["status"] in ("completed", "interrupted", "pruned") else 0
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return 0

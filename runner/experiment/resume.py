@@ -1,12 +1,13 @@
 """Resume of a recorded run: find its directory, compose its config again, and train on."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from runner.config.schema import Config
+from runner.core import safe_io
 from runner.core.errors import ConfigError, Mistake
+from runner.core.exit_status import EXIT_DONE
 from runner.experiment.record.recorded import is_run, plan_continuation
 
 # What a run leaves that was killed, or that failed, before it had a config.
@@ -61,7 +62,7 @@ def resume(
         raise ConfigError(again.changes)
     if not again.longer and not again.changes and is_completed(folder):
         print_result(folder)
-        return 0
+        return EXIT_DONE
     return run.launch(
         again.config, folder, unresolved=again.unresolved, command=command, trust=trust, again=again, inexact=inexact
     ).status
@@ -70,10 +71,10 @@ def resume(
 def read_final_metrics(folder: Path) -> dict[str, float] | None:
     """Return the metrics of a completed run; None where it is not completed, or its result is damaged."""
     try:  # where there is none, or it is damaged, its checkpoints say how far it is
-        result = json.loads((folder / "result.json").read_bytes())
+        result = safe_io.read_json(folder / "result.json")
         metrics = {str(name): float(value) for name, value in result["metrics"].items()}
         return metrics if result["status"] == "completed" else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
 
 

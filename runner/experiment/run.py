@@ -14,7 +14,7 @@ from typing import Any
 from runner.config import schema
 from runner.config.check.check import to_resolved_data
 from runner.config.check.rules.train import find_too_long
-from runner.config.hydra_loader import Composed
+from runner.config.composed import Composed
 from runner.config.schema import Config
 from runner.core import device as devices
 from runner.core.errors import ConfigError, Mistake, RunError
@@ -51,9 +51,9 @@ from runner.train.broadcasting import refuse_broadcasting
 from runner.train.distributed import environment
 from runner.train.distributed.process_group import ProcessGroup
 from runner.train.finite import NonFiniteError
+from runner.train.optimizer_step.closure import is_custom_step
 from runner.train.single_process import SINGLE_PROCESS, SingleProcess
 from runner.train.state import Run, StopReason, StopRequest
-from runner.train.steps import needs_input_and_target
 
 
 @dataclass(frozen=True)
@@ -357,8 +357,7 @@ def try_the_first_batch(
     Raises:
         RunError: a made-up batch is known, and the model refuses one sample of it.
     """
-    known = needs_input_and_target(run.step)
-    if run.team.world > 1 or config.device.compile or not known or not run.total_steps:
+    if run.team.world > 1 or config.device.compile or is_custom_step(run.step) or not run.total_steps:
         return
 
     def told(mistakes: list[Mistake]) -> None:
@@ -478,10 +477,8 @@ def finish(run: Run, result: dict[str, Any]) -> int:
         result["stopped"] = run.stop.ended
         run.log.say(f"training ended after step {progress.step:,} of {run.total_steps:,}: {run.stop.ended}")
     say_unknown(run)
-    result["metrics"] = {name: value for name, value in progress.last.items() if not name.startswith("train/")}
-    result["train"] = {name: value for name, value in progress.last.items() if name.startswith("train/")}
-    result["objective"] = progress.last.get(run.objective)
     result |= get_last_values(run)
+    result["train"] = {name: value for name, value in progress.last.items() if name.startswith("train/")}
     return EXIT_DONE
 
 

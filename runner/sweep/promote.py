@@ -1,6 +1,5 @@
 """Promotion of the best job of a sweep to an experiment file."""
 
-import json
 import re
 import sys
 from dataclasses import dataclass, replace
@@ -8,11 +7,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 
-from runner.config.hydra_loader import find_our_conf
+from runner.config import document
+from runner.config.hydra_repository import find_our_conf
 from runner.config.minimal import write_experiment
+from runner.core import safe_io
 from runner.core.errors import ConfigError, Mistake
 from runner.core.escape import make_printable
 from runner.experiment.record.recorded import is_run, read_config_files
@@ -153,8 +153,8 @@ def describe_noise(report: Report, winner: Winner) -> str:
 def _read_seed(row: JobRecord, report: Report) -> str:
     file = report.folder / row.path / "config.yaml"  # resolved: the point may have said `${...}`
     try:
-        return str(yaml.safe_load(file.read_bytes())["seed"])
-    except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError):
+        return str(document.load_record(file, plain=True).data["seed"])
+    except (OSError, ValueError, LookupError):
         return "?"
 
 
@@ -162,9 +162,9 @@ def _read_commit(folder: Path) -> str:
     """Return the commit that the job ran, and whether the working tree had changes."""
     file = folder / "provenance.json"
     try:
-        git = json.loads(file.read_bytes())["git"] or {}
+        git = safe_io.read_json(file)["git"] or {}
     except (OSError, ValueError, TypeError, LookupError) as error:
         return f"not known: {file.name} {'is missing' if isinstance(error, FileNotFoundError) else 'is damaged'}"
-    if not git.get("commit"):
+    if not isinstance(git, dict) or not git.get("commit"):
         return "none: the job ran outside of a repository"
     return str(git["commit"]) + (" with uncommitted changes" if git.get("diff") or git.get("dirty") else "")

@@ -24,7 +24,13 @@ from runner.experiment.preflight import data as data_preflight
 from runner.experiment.preflight.data import make_sample_batch
 from runner.experiment.preflight.model import build_meta_model, check_model_preparation
 from runner.experiment.preflight.report import Preflight, has_any
-from runner.experiment.preflight.step import check_loss_broadcast, find_one_sample_error, try_metrics, try_step
+from runner.experiment.preflight.step import (
+    check_loss_broadcast,
+    find_one_sample_error,
+    try_metrics,
+    try_step,
+    watch_step,
+)
 from runner.experiment.preflight.train import check_device, check_metrics, check_optimizer
 from runner.log.module_statistics import select_statistics
 from runner.model.freeze import freeze
@@ -175,8 +181,9 @@ def find_late_mistakes(
         model.train()
         if metrics:
             with suppress(Exception):  # the real step comes next, and says it of real numbers
-                outcome = step(batch, model, on_meta)
-                mistake = check_loss_broadcast(on_meta, outcome["output"], outcome["target"])
+                outcome, mistake = watch_step(lambda: step(batch, model, on_meta), model, batch)
+                if needs_input_and_target(step):
+                    mistake = check_loss_broadcast(on_meta, outcome["output"], outcome["target"])
                 found.mistakes += [mistake] if mistake is not None else []
                 try_metrics(config, found, {"train": outcome}, trust)
         error = find_one_sample_error(batch, lambda part: step(part, model, on_meta)) if rest else None

@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -64,6 +64,8 @@ def try_step(config: Config, found: Preflight, loss: Any, trust: Trust, groups: 
                 )
                 without = dict.fromkeys(given)
                 outcomes["eval"] = _run_step(config, evaluated, step, model.eval(), on_meta, without, trust)
+            if len(found.mistakes) == before and outcomes["train"] is not None:
+                _check_names(config, found, outcomes["train"], outcomes.get("eval") or outcomes["train"])
             if len(found.mistakes) == before and not found.left_open:
                 try_metrics(config, found, outcomes, trust)
             if len(found.mistakes) == before and config.loader.batch_size == 1 and not given:
@@ -104,16 +106,32 @@ def _run_step(
 
     named = loss is None or bool(given)
     key, verb = ("step", "refuses") if named else ("loss", "or the step refuses")
+
+    def taken() -> Any:
+        if needs_input_and_target(step):
+            return step(found.batch, model, loss)
+        outcome, mistake = watch_step(lambda: step(found.batch, model, loss, **given), model, found.batch)
+        found.left_open |= _keep_spread(config, found, mistake)
+        return outcome
+
     outcome: Mapping[str, Any] | None = _try_action(
         found,
         key,
         verb,
-        lambda: step(found.batch, model, loss, **given),
+        taken,
         config.loss,
         _make_remedy(config, found, made),
         None if given else with_numbers,
     )
-    return outcome
+    return outcome if len(found.mistakes) == before else None
+
+
+def _keep_spread(config: Config, found: Preflight, mistake: Mistake | None) -> bool:
+    """Keep the mistake of a loss that spreads, and return whether only the first real batch shows it."""
+    if mistake is not None and isinstance(config.dataset.sample, Sample):  # which says nothing of the target
+        return True
+    found.mistakes += [mistake] if mistake is not None else []
+    return False
 
 
 def _check_broadcast(config: Config, found: Preflight, made: Any, loss: Any) -> bool:
@@ -124,22 +142,33 @@ def _check_broadcast(config: Config, found: Preflight, made: Any, loss: Any) -> 
     except (LookupError, TypeError):
         return False
     mistake = check_loss_broadcast(loss, made, target)
-    if mistake is not None and isinstance(config.dataset.sample, Sample):  # which says nothing of the target
-        found.left_open = True
-        return False
-    found.mistakes += [mistake] if mistake is not None else []
-    return mistake is not None
+    found.left_open |= _keep_spread(config, found, mistake)
+    return mistake is not None and not found.left_open
 
 
 def check_loss_broadcast(loss: Any, output: Any, target: Any) -> Mistake | None:
     """Return a mistake if the loss compares every output with every target, else None."""
-    if loss is None or not isinstance(output, torch.Tensor) or not isinstance(target, torch.Tensor):
+    if loss is None:
         return None
-    shape = broadcasting.find_broadcast_shape(lambda: loss(output, target), output, target)
-    if shape is None:
+    seen = broadcasting.find_broadcast_shape(lambda: loss(output, target), output, target)
+    if seen.error is not None and seen.shape is None:  # the meta device alone may refuse it
+        with_numbers = remedies.make_zeros(output), remedies.make_zeros(target)
+        seen = broadcasting.find_broadcast_shape(lambda: loss(*with_numbers), *with_numbers)
+    return _spread("loss", seen)
+
+
+def watch_step(step: Callable[[], Any], model: nn.Module, batch: Any) -> tuple[Any, Mistake | None]:
+    """Run a custom step; return its outcome, and the mistake if it compares every output with every target."""
+    with broadcasting.watching(model, batch) as seen:
+        outcome = step()
+    return outcome, _spread("step", seen)
+
+
+def _spread(key: str, seen: broadcasting.BroadcastTracker) -> Mistake | None:
+    if seen.shape is None or seen.output is None or seen.target is None:
         return None
-    remedy = remedies.suggest_squeeze(output, target) or remedies.suggest_for_loss(output, target)
-    return Mistake("loss", broadcasting.describe_broadcast(shape, output, target), remedy=remedy, kind="conflict")
+    remedy = remedies.suggest_squeeze(seen.output, seen.target) or remedies.suggest_for_loss(seen.output, seen.target)
+    return Mistake(key, broadcasting.describe_broadcast(seen), remedy=remedy, kind="conflict")
 
 
 def _build_cpu_model(config: Config, model: nn.Module, trust: Trust) -> nn.Module:
@@ -251,7 +280,7 @@ def check_metric_fit(
         rule = f"needs one tensor as the output, and the model gives several while it trains ({given})"
         return Mistake(key, rule, remedy=remedies.suggest_output(output), kind="conflict")
     refused: Exception | None = None
-    spread: tuple[int, ...] | None = None
+    spread: Mistake | None = None
     for made in (remedies.make_logits, remedies.make_probabilities, remedies.make_zeros):
         try:
             metric: Any = instantiate(node, key, trust=trust)
@@ -259,19 +288,17 @@ def check_metric_fit(
             outputs, targets = made(output), remedies.make_targets(target, output)
             with broadcasting.BroadcastTracker(outputs, targets) as seen:
                 metric.update(outputs, targets)
-            spread = seen.shape
+                spread = _spread(key, seen)
         except Exception as error:  # noqa: BLE001  a metric may raise anything
             refused = refused or error
             continue
         try:
-            evaluation.flatten_metric(key, metric.compute())
+            with seen:
+                evaluation.flatten_metric(key, metric.compute())
         except Exception as error:  # noqa: BLE001
             refused = refused or error
             continue
-        if spread is None:
-            return None
-        remedy = remedies.suggest_squeeze(output, target) or remedies.suggest_for_loss(output, target)
-        return Mistake(key, broadcasting.describe_broadcast(spread, output, target), remedy=remedy, kind="conflict")
+        return spread or _spread(key, seen)
     assert refused is not None
     said = str(refused) if isinstance(refused, RunError) else f"{type(refused).__name__}: {refused}"
     if isinstance(refused, InstantiationError):
@@ -375,15 +402,14 @@ def _check_outcome(config: Config, found: Preflight, outcome: Any, *, own: bool 
                 kind="missing",
             )
         )
-    else:
-        _check_names(config, found, [name for name in outcome if name not in RESERVED])
 
 
-def _check_names(config: Config, found: Preflight, fields: Sequence[str]) -> None:
+def _check_names(config: Config, found: Preflight, trained: Mapping[str, Any], evaluated: Mapping[str, Any]) -> None:
     """Check that objective and monitor name produced metrics or the step's own fields."""
     known, prefixes = find_metric_names(config)
-    splits = list(dict.fromkeys(name.partition("/")[0] for name in known))
-    known += [f"{split}/{field}" for split in splits for field in fields]
+    for split in list(dict.fromkeys(name.partition("/")[0] for name in known)):
+        outcome = trained if split == "train" else evaluated
+        known += [f"{split}/{field}" for field in outcome if field not in RESERVED]
     for key, wanted in (("train.objective", config.train.objective), ("scheduler.monitor", config.scheduler.monitor)):
         if wanted is not None and wanted not in known and not wanted.startswith(tuple(prefixes)):
             right = find_nearest(wanted, known)

@@ -1,6 +1,5 @@
 """Preview of the parameters: shape, init rule, pretrained source, frozen, group, rate of each."""
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from runner.config.compose import compose
-from runner.config.hydra_loader import Composed
+from runner.config.composed import Composed
 from runner.config.origins import as_path
 from runner.config.schema import Config
+from runner.core import safe_io
 from runner.core.errors import ConfigError, Mistake
 from runner.core.escape import make_printable
 from runner.experiment.examine import require_valid
@@ -207,7 +207,7 @@ def _read_pretrained_rows(weights: Any, folder: Path | None) -> list[Any]:
 
     if weights is not None or folder is None or not (folder / "pretrained.json").is_file():
         return weights.rows if weights is not None else []
-    return [WeightsRow(**row) for row in json.loads((folder / "pretrained.json").read_text())["tensors"]]
+    return [WeightsRow(**row) for row in safe_io.read_json(folder / "pretrained.json")["tensors"]]
 
 
 def _iterate_tensors(model: Any) -> Iterable[tuple[str, str, Any]]:

@@ -1,7 +1,6 @@
 """Files of a run directory: `result.json`, `config.yaml`, and the resumes in `provenance.json`."""
 
 import hashlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from runner.config.schema import Config
 from runner.core import device as devices
+from runner.core import safe_io
 from runner.core.errors import Mistake
 from runner.core.files import write_json, write_text
 from runner.data.interfaces import Split
@@ -66,7 +66,7 @@ def write_config(folder: Path, plain: Mapping[str, Any], unresolved: str) -> Non
 def read_provenance(folder: Path) -> dict[str, Any] | None:
     """Read the `provenance.json` of a run; None if it is missing or damaged."""
     try:
-        record = json.loads((folder / "provenance.json").read_bytes())
+        record = safe_io.read_json(folder / "provenance.json")
         provenance.find_changes(record | get_latest_facts(record), record)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None

@@ -15,7 +15,7 @@ from typing import Any
 from runner.core.download import compute_sha256
 from runner.core.errors import RunError
 from runner.core.files import open_regular, read_small
-from runner.core.tensor_files import load_tensors
+from runner.core.tensor_files import check_fits_in_memory, load_tensors
 from runner.model.pretrained.contents import find_state
 from runner.model.pretrained.locate import MOST_JSON, SUFFIXES, LocatedWeights, find_unpacked
 from runner.model.pretrained.mistakes import escape_text, make_error
@@ -55,7 +55,7 @@ FORMATS: tuple[tuple[bytes, str, str], ...] = (
 )
 
 
-def read(located: LocatedWeights) -> Any:
+def read(located: LocatedWeights, *, is_shard: bool = False) -> Any:
     """Read tensors and plain containers from a file; nothing is executed.
 
     A zip archive (`torch.save`) is checked against its CRCs, as `torch.load` does not; all tensors are on the CPU. An
@@ -70,7 +70,7 @@ def read(located: LocatedWeights) -> Any:
             return _read_unpacked(file)
         with open_regular(file) as opened:
             head, size = opened.read(512), os.fstat(opened.fileno()).st_size
-        _verify_size(file, size)
+        check_fits_in_memory(file, size)
         if located.sha256:
             _verify_hash(file, located.sha256)
         if head.startswith(b"PK"):
@@ -78,6 +78,8 @@ def read(located: LocatedWeights) -> Any:
         elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
             return _read_safetensors(file, int.from_bytes(head[:8], "little"))
         elif head.lstrip().startswith(b"{") and (shards := _read_index(file)):
+            if is_shard:
+                raise RunError(f"{file} is an index itself, and an index names files of tensors")
             return _read_shards(file, shards)
         else:
             _refuse_format(file, head)
@@ -89,13 +91,6 @@ def read(located: LocatedWeights) -> Any:
     except RunError as error:
         rule = "must be a whole file of tensors: " + _describe_refusal(error, file).removeprefix(f"{file} ")
         raise make_error(rule, str(file), kind="file") from error
-
-
-def _verify_size(file: Path, size: int) -> None:
-    """Refuse a file larger than this machine's memory before a byte is read."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > memory:
-        raise RunError(f"{file} has {size:,} bytes, and this machine {memory:,} of memory")
 
 
 def _refuse_format(file: Path, head: bytes) -> None:
@@ -168,7 +163,7 @@ def _read_unpacked(folder: Path) -> Any:
     assert place is not None
     archive = io.BytesIO()
     files = [entry for entry in sorted(place.rglob("*")) if entry.is_file() and not entry.name.startswith(".")]
-    _verify_size(folder, sum(entry.stat().st_size for entry in files))
+    check_fits_in_memory(folder, sum(entry.stat().st_size for entry in files))
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
         for entry in files:
             with open_regular(entry) as opened:
@@ -207,10 +202,10 @@ def _read_shards(index: Path, shards: Mapping[str, str]) -> dict[str, Any]:
         raise RunError(
             f"{index} needs {len(names)} shards beside it, and {', '.join(absent[:6])} is not there: fetch it"
         )
-    _verify_size(index, sum((index.parent / name).stat().st_size for name in names))
+    check_fits_in_memory(index, sum((index.parent / name).stat().st_size for name in names))
     tensors: dict[str, Any] = {}
     for name in names:
-        part, _ = find_state(read(LocatedWeights(index.parent / name)))
+        part, _ = find_state(read(LocatedWeights(index.parent / name), is_shard=True))
         if twice := part.keys() & tensors.keys():
             raise RunError(f"{index}: {name} has {min(twice)}, which another shard has too")
         if lacking := [tensor for tensor, of in shards.items() if of == name and tensor not in part]:
