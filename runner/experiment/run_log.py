@@ -36,7 +36,7 @@ def write_traceback(log: Logger | None, folder: Path, error: Exception) -> str:
 
 
 def open_log(run: Run, config: Config, judge: Judge | None = None) -> Logger:
-    """Open the run's log at its current step; warnings of the checkpoints go there too."""
+    """Open the run's log at its current step."""
     progress = run.progress
     said = list[str]()
     if progress.step > run.first_step:
@@ -45,7 +45,7 @@ def open_log(run: Run, config: Config, judge: Judge | None = None) -> Logger:
         known = max(since if since > run.first_step else 0, progress.evaluated_at or 0)
         said = mend(run.folder, progress.step, known, run.steps_per_epoch)
     log = Logger if judge is None else partial(WatchedLogger, watch=PruningWatch(run, judge))
-    run.log = log(
+    opened = log(
         run.folder,
         tensorboard=config.log.tensorboard,
         progress=config.log.progress,
@@ -54,11 +54,8 @@ def open_log(run: Run, config: Config, judge: Judge | None = None) -> Logger:
         go_on=config.train.on_save_error == "go_on",
     )
     for line in said:
-        run.log.say(line)
-    run.checkpoints.warn = run.log.say
-    run.update.warn = run.log.say
-    run.on_save_error = config.train.on_save_error
-    return run.log
+        opened.say(line)
+    return opened
 
 
 def close_log(log: Logger | None, folder: Path, run: Run | None, config: Config, status: str) -> None:

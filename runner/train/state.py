@@ -242,6 +242,11 @@ class Run:
     sampler_state: Any = None  # as it was when the epoch under way began
     infinite_buffers: tuple[str, ...] = ()  # not finite from the start, so on purpose
 
+    def start(self, stop: StopRequest, log: Logger) -> None:
+        """Take the stop request and the open log of this process, once, before training."""
+        self.stop, self.log = stop, log
+        self.checkpoints.warn = self.update.warn = log.say
+
 
 @dataclass(frozen=True)
 class PlannedSchedule:

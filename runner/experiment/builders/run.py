@@ -129,6 +129,7 @@ def build(
         accumulate=config.train.accumulate,
         average=average,
         check_finite=config.train.check_finite,
+        on_save_error=config.train.on_save_error,
         config=plain,
         pretrained=done.pretrained,
         frozen=done.frozen,

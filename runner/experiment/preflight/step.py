@@ -12,6 +12,7 @@ from runner.config.check.rules.train import find_metric_names
 from runner.config.schema import Config, Sample
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import Mistake, RunError
+from runner.core.trees import count_samples
 from runner.experiment.builders import model as model_builder
 from runner.experiment.builders import train as train_builder
 from runner.experiment.builders.instantiate import InstantiationError, Trust, instantiate
@@ -25,7 +26,7 @@ from runner.experiment.preflight.report import (
 from runner.train import broadcasting, evaluation, remedies
 from runner.train.oom import is_out_of_memory
 from runner.train.optimizer_step.closure import is_custom_step
-from runner.train.optimizer_step.split_on_oom import count_samples, cut
+from runner.train.optimizer_step.split_on_oom import cut
 from runner.train.step_outputs import RESERVED
 from runner.train.steps import get_output, needs_input_and_target
 
