@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from runner.config.check.imports import TargetError
 from runner.config.schema import Config
-from runner.core import safe_io
 from runner.core.errors import ConfigError, Mistake, RunError, describe_error, find_own_line
 from runner.experiment.preflight.report import Preflight
 from runner.experiment.record import provenance
+from runner.experiment.record.recorded_run import RecordedRun
 from runner.train import evaluation, loop, remedies
 from runner.train.optimizer_step import base
 from runner.train.optimizer_step.accumulated import AccumulatedStep
@@ -91,8 +91,8 @@ def convert_record_errors(folder: Path) -> Iterator[None]:
 def describe_changed_modules(folder: Path) -> str:
     """Describe the project's modules that changed since a run; empty if none is known."""
     try:
-        before = safe_io.read_json(folder / "provenance.json")["modules"]["files"]
-    except (OSError, ValueError, LookupError, TypeError):
+        before = RecordedRun(folder).read_part("provenance.json")["modules"]["files"]
+    except (LookupError, TypeError):
         return ""
     now = provenance.hash_modules(Path.cwd())["files"]
     other = [name for name, digest in before.items() if name in now and now[name] != digest]

@@ -7,7 +7,6 @@ from typing import Any
 
 from runner.config.check.check import to_resolved_data
 from runner.config.schema import Config
-from runner.core import safe_io
 from runner.core.durations import Duration
 from runner.core.errors import ConfigError, Mistake
 from runner.data.interfaces import PlanKind
@@ -15,8 +14,9 @@ from runner.experiment.builders import run as run_builder
 from runner.experiment.builders import train as train_builder
 from runner.experiment.builders.instantiate import Trust
 from runner.experiment.record import provenance
-from runner.experiment.record.recorded import Continuation, drop_schedule
-from runner.experiment.record.result import add_resume, collect_provenance, get_latest_facts, read_provenance
+from runner.experiment.record.continuation import Continuation, drop_schedule
+from runner.experiment.record.recorded_run import RecordedRun, get_latest_facts
+from runner.experiment.record.result import add_resume, collect_provenance
 from runner.train.lr_schedule import ConstantLR
 from runner.train.single_process import SINGLE_PROCESS, SingleProcess
 from runner.train.state import Run, follow, forecast, hold, plan_schedule
@@ -44,7 +44,7 @@ def continue_run(
         RunError: it had checkpoints, and none is left that is whole.
     """
     config = again.config
-    before = read_provenance(folder)
+    before = RecordedRun(folder).read_provenance()
     kinds = {} if before is None else provenance.get_plan_kinds(before)
     if config.loader.in_memory == "auto" and kinds.get("train") == PlanKind.PER_SAMPLE:
         config.loader.in_memory = False  # the plan of making batches is kept
@@ -108,7 +108,7 @@ def rebuild_at_checkpoint(
     run = run_builder.build(config, folder, to_resolved_data(config), trust, team)
     run.checkpoints.warn = said.append
     if not run.checkpoints.entries():
-        run.checkpoints.refuse_lost(read_saved_steps(folder))
+        run.checkpoints.refuse_lost(RecordedRun(folder).read_saved_steps())
     else:
         put_back(run, run.checkpoints.load("last"), again)
     if mistakes := train_builder.find_short_schedule(run.schedule, run.total_steps, run.steps_per_epoch):
@@ -173,12 +173,3 @@ def describe_rates(rates: Sequence[float], start: int, end: int) -> str:
         at = start + rates.index(most)
         return f"is {first:.4g} now, rises to {most:.4g} at step {at:,}, and is {last:.4g} at the end (step {end:,})"
     return f"is {first:.4g} now and falls to {last:.4g} at the end (step {end:,})"
-
-
-def read_saved_steps(folder: Path) -> int:
-    """Return the steps of an ended run from its `result.json`; 0 if they are not known."""
-    try:
-        result = safe_io.read_json(folder / "result.json")
-        return int(result["steps"]) if result["status"] in ("completed", "interrupted", "pruned") else 0
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
-        return 0

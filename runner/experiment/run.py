@@ -30,7 +30,7 @@ from runner.experiment.preflight import processes as processes_preflight
 from runner.experiment.preflight.preflight import find_late_mistakes
 from runner.experiment.preflight.report import Preflight
 from runner.experiment.record.cause import describe_cause, describe_failure
-from runner.experiment.record.recorded import Continuation, drop_schedule
+from runner.experiment.record.continuation import Continuation, drop_schedule
 from runner.experiment.record.result import (
     collect_provenance,
     compute_timings,

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from runner.config.schema import Config
-from runner.core import safe_io
 from runner.core.files import write_json
 from runner.experiment.builders import log as log_builder
 from runner.experiment.preflight.report import Preflight
+from runner.experiment.record.recorded_run import RecordedRun
 from runner.log.console import print_final_report
 from runner.log.logger import LogFile, Logger, WatchedLogger, mend
 from runner.model.summary import build_model_table
@@ -95,7 +95,7 @@ class PruningWatch:
         if run.objective not in values or step == self.step or at_end:
             return
         if self.step < 0:
-            events = map(safe_io.parse_json, safe_io.read_bytes(run.folder / "metrics.jsonl").splitlines())
+            events = RecordedRun(run.folder).read_events()
             self.count = sum(run.objective in event and event["step"] < step for event in events)
         self.step, self.count = step, self.count + 1
         if self.judge(self.count, values[run.objective]):
