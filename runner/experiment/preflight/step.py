@@ -158,8 +158,8 @@ def check_loss_broadcast(loss: Any, output: Any, target: Any) -> Mistake | None:
 
 
 def watch_step(step: Callable[[], Any], model: nn.Module, batch: Any) -> tuple[Any, Mistake | None]:
-    """Run a custom step; return its outcome, and the mistake if it compares every output with every target."""
-    with broadcasting.watching(model, batch) as seen:
+    """Run a custom step; return its outcome, and the mistake of outputs that broadcast."""
+    with broadcasting.watch_broadcasts(model, batch) as seen:
         outcome = step()
     return outcome, _spread("step", seen)
 

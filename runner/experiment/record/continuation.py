@@ -1,4 +1,4 @@
-"""Continuation of a run: its config compared with the recorded one, and the changes of numbers."""
+"""Continuation of a run: its config compared with the config of its start."""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -12,7 +12,7 @@ from runner.config.check.check import parse, to_resolved_data
 from runner.config.schema import Config, Scheduler
 from runner.core.durations import Duration
 from runner.core.errors import ABSENT, ConfigError, Mistake
-from runner.experiment.record.recorded import Keys, check_record, find_differences, read_config_files, resolve_tree
+from runner.experiment.record.recorded import Keys, check_record, find_differences, read_config_files, resolve_record
 
 # What may differ and leaves every bit of the weights. `loader` and `device.type`: what they led to, the plan of making
 # batches and the kind of device, is compared once it is known (`runner.experiment.record.provenance`).
@@ -233,7 +233,7 @@ def _find_followers(unresolved: str, was: str, after: Mapping[str, Any]) -> list
     """Find the keys whose values come from `train.duration` by interpolation."""
     tree = OmegaConf.create(unresolved)
     OmegaConf.update(tree, "train.duration", was)
-    data: Any = resolve_tree(tree)
+    data: Any = resolve_record(tree)
     found = find_differences(to_resolved_data(parse(data)), after)
     return [keys for keys, _, _ in found if keys != ("train", "duration")]
 

@@ -1,4 +1,4 @@
-"""Config of a recorded run: read from its two files, overridden, and checked as a record."""
+"""Config of an existing run: read from its files, and overridden."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -231,13 +231,7 @@ def _read(file: Path, *, plain: bool = False) -> tuple[document.Document | None,
     if read.mistake is not None:
         line = (read.mistake.where or "").rpartition(":")[2]
         return None, f"{read.mistake.rule}{f', line {line}' if line.isdigit() else ''}"
-    if not read.data:
-        return None, "it holds no mapping"
-    try:
-        OmegaConf.create(deepcopy(read.data))
-    except (OmegaConfBaseException, RecursionError, ValueError) as error:
-        return None, f"it is no config: {(str(error) or type(error).__name__).splitlines()[0]}"
-    return read, ""
+    return (read, "") if read.data else (None, "it holds no mapping")
 
 
 def _format_first_mistake(error: ConfigError) -> str:
@@ -260,8 +254,8 @@ def _is_absent(data: Any, keys: Keys) -> bool:
     return False
 
 
-def resolve_tree(unresolved: Any) -> Any:
-    """Return plain data with the interpolations followed."""
+def resolve_record(unresolved: Any) -> Any:
+    """Resolve a record's interpolations; raise ConfigError for one that cannot be followed."""
     try:
         return OmegaConf.to_container(unresolved, resolve=True)
     except OmegaConfBaseException as error:
@@ -269,7 +263,7 @@ def resolve_tree(unresolved: Any) -> Any:
 
 
 def find_differences(before: Any, after: Any, at: Keys = ()) -> Iterator[tuple[Keys, Any, Any]]:
-    """Yield the keys in which two trees of plain data differ, with both values."""
+    """Yield the keys in which two configs differ, with both values; `ABSENT` where a config has none."""
     if isinstance(before, dict) and isinstance(after, dict):
         for name in [*before, *(name for name in after if name not in before)]:
             yield from find_differences(before.get(name, ABSENT), after.get(name, ABSENT), (*at, str(name)))
