@@ -159,7 +159,7 @@ def read_traceback(error: Exception, run: Run) -> FailureContext:
         code, local = frame.f_code, frame.f_locals
         if code is loop.fit.__code__ and "batch" in local:
             scene.batch, scene.known = local["batch"], True
-            scene.batch = scene.batch[0] if run.accumulate > 1 and isinstance(scene.batch, list) else scene.batch
+            scene.batch = scene.batch[0] if run.rhythm.accumulate > 1 and isinstance(scene.batch, list) else scene.batch
         elif code is evaluation.evaluate_batches.__code__ and "batch" in local:
             scene.split, scene.batch, scene.known = local["name"], local["batch"], True
         elif code is evaluation.evaluate.__code__:

@@ -111,7 +111,7 @@ def rebuild_at_checkpoint(
         run.checkpoints.refuse_lost(RecordedRun(folder).read_saved_steps())
     else:
         put_back(run, run.checkpoints.load("last"), again)
-    if mistakes := train_builder.find_short_schedule(run.schedule, run.total_steps, run.steps_per_epoch):
+    if mistakes := train_builder.find_short_schedule(run.schedule, run.rhythm.total_steps, run.rhythm.steps_per_epoch):
         if again is not None and again.was:
             mistakes = [replace(mistake, remedy=f"{mistake.remedy}, or say `{FOLLOW}`") for mistake in mistakes]
         raise ConfigError(mistakes)
@@ -152,10 +152,10 @@ def forecast_rates(run: Run, again: Continuation, said: list[str]) -> list[Mista
         return []
     names = [str(group.get("name", place)) for place, group in enumerate(run.optimizer.param_groups)]
     courses = list(zip(*rates, strict=True))
-    words = [describe_rates(list(one), run.progress.step, run.total_steps) for one in courses[:3]]
+    words = [describe_rates(list(one), run.progress.step, run.rhythm.total_steps) for one in courses[:3]]
     whose = [f" of {name}" for name in names] if len(names) > 1 else [""]
     lines = [f"the learning rate{name} {text}" for name, text in zip(whose, words, strict=False)]
-    old_end = max(0, Duration.parse(again.was).steps(run.steps_per_epoch) - run.progress.step)
+    old_end = max(0, Duration.parse(again.was).steps(run.rhythm.steps_per_epoch) - run.progress.step)
     rises = any(max(one[old_end:]) > one[old_end] * (1 + 1e-6) + 1e-12 for one in courses)
     if rises and not again.schedule and not again.rescheduled:
         rule = f"of a run that trained for {again.was} would make the rate rise again: {'; '.join(lines)}"

@@ -102,14 +102,14 @@ def get_last_values(run: Run) -> dict[str, Any]:
     """Return `metrics` of the last weights, without those of training, and the `objective`."""
     last = run.progress.last
     metrics = {name: value for name, value in last.items() if not name.startswith("train/")}
-    return {"metrics": metrics, "objective": last.get(run.objective)}
+    return {"metrics": metrics, "objective": last.get(run.objective.name)}
 
 
 def compute_timings(run: Run) -> dict[str, Any]:
     """Compute a run's steps, seconds of evaluating and saving, and steps per second."""
     clock = run.clock
     clock.pause()
-    first_step, first_seconds = clock.first_epoch or (run.started_at, 0.0)
+    first_step, first_seconds = clock.first_epoch or (run.session.started_at, 0.0)
     steps, seconds = run.progress.step - first_step, clock.training - first_seconds
     return {
         "steps": run.progress.step,
