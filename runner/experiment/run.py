@@ -301,8 +301,8 @@ def refuse_continuation(record: RunRecord, error: Exception) -> Outcome:
 
 def stop_in_time(run: Run, began: float) -> None:
     """Set the deadline of training by `train.max_time`, less the seconds of earlier processes."""
-    if run.max_seconds is not None:
-        run.stop.end_at(began + run.max_seconds - run.progress.seconds, "train.max_time is used up")
+    if run.rhythm.max_seconds is not None:
+        run.stop.end_at(began + run.rhythm.max_seconds - run.progress.seconds, "train.max_time is used up")
 
 
 def join_process_group(config: Config, stop: StopRequest, command: Sequence[str]) -> SingleProcess:
@@ -357,7 +357,7 @@ def try_the_first_batch(
     Raises:
         RunError: a made-up batch is known, and the model refuses one sample of it.
     """
-    if run.team.world > 1 or config.device.compile or is_custom_step(run.step) or not run.total_steps:
+    if run.team.world > 1 or config.device.compile or is_custom_step(run.step) or not run.rhythm.total_steps:
         return
 
     def told(mistakes: list[Mistake]) -> None:
@@ -390,10 +390,10 @@ def compute_smallest_batch(run: Run, config: Config) -> int:
 
 def check_lengths(config: Config, run: Run, *, debugging: bool) -> list[Mistake]:
     """Check durations against the run's steps; a `debug` run may be too short on purpose."""
-    outlived = train_builder.find_short_schedule(run.schedule, run.total_steps, run.steps_per_epoch)
-    if debugging or run.total_steps == 0:
+    outlived = train_builder.find_short_schedule(run.schedule, run.rhythm.total_steps, run.rhythm.steps_per_epoch)
+    if debugging or run.rhythm.total_steps == 0:
         return outlived
-    return [*(finding.mistake for finding in find_too_long(config, run.steps_per_epoch)), *outlived]
+    return [*(finding.mistake for finding in find_too_long(config, run.rhythm.steps_per_epoch)), *outlived]
 
 
 def record_continuation(folder: Path, run: Run, again: Continuation, record: Mapping[str, Any]) -> None:
@@ -434,7 +434,7 @@ def describe_out_of_memory(run: Run) -> str:
     where = "in the evaluation after" if evaluating else "in the step after"
     ways = oom.suggest_remedies(
         size,
-        run.accumulate,
+        run.rhythm.accumulate,
         run.config["device"]["precision"],
         evaluating=evaluating,
         splits=run.config["train"]["split_on_oom"],
@@ -448,7 +448,7 @@ def finish(run: Run, result: dict[str, Any]) -> int:
     """Evaluate the last weights where still due and fill in the result; return the exit status."""
     progress = run.progress
     if not run.stop.reason:
-        if progress.step == run.first_step:
+        if progress.step == run.rhythm.first_step:
             loop.evaluate_and_compare(run, {})
             loop.save(run)
             loop.wait_for_checkpoint(run)
@@ -475,7 +475,7 @@ def finish(run: Run, result: dict[str, Any]) -> int:
     result["status"] = "completed"
     if run.stop.ended:
         result["stopped"] = run.stop.ended
-        run.log.say(f"training ended after step {progress.step:,} of {run.total_steps:,}: {run.stop.ended}")
+        run.log.say(f"training ended after step {progress.step:,} of {run.rhythm.total_steps:,}: {run.stop.ended}")
     say_unknown(run)
     result |= get_last_values(run)
     result["train"] = {name: value for name, value in progress.last.items() if name.startswith("train/")}
@@ -484,6 +484,6 @@ def finish(run: Run, result: dict[str, Any]) -> int:
 
 def say_unknown(run: Run) -> None:
     """Log that the objective had no value, if a run that trained never had one."""
-    if run.progress.step and run.objective not in run.progress.last:
+    if run.progress.step and run.objective.name not in run.progress.last:
         known = evaluation.list_numbers(run.progress.last)
-        run.log.say(f"train.objective: {run.objective} was never said, so nothing was compared; there are {known}")
+        run.log.say(f"train.objective: {run.objective.name} was never said, so nothing was compared; there are {known}")
