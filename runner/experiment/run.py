@@ -4,12 +4,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from runner.config import schema
 from runner.config.check.check import to_resolved_data
@@ -29,6 +31,7 @@ from runner.experiment.examine import Examination
 from runner.experiment.preflight import processes as processes_preflight
 from runner.experiment.preflight.preflight import find_late_mistakes
 from runner.experiment.preflight.report import Preflight
+from runner.experiment.preflight.step import watch_step
 from runner.experiment.record.cause import describe_cause, describe_failure
 from runner.experiment.record.continuation import Continuation, drop_schedule
 from runner.experiment.record.result import (
@@ -54,6 +57,7 @@ from runner.train.finite import NonFiniteError
 from runner.train.optimizer_step.closure import is_custom_step
 from runner.train.single_process import SINGLE_PROCESS, SingleProcess
 from runner.train.state import Run, StopReason, StopRequest
+from runner.train.steps import needs_input_and_target
 
 
 @dataclass(frozen=True)
@@ -352,7 +356,8 @@ def try_the_first_batch(
     """Find mistakes that only real data shows, before the first step.
 
     That is a batch of one sample at the end of an epoch, which batch norm cannot train on, and, where the dataset
-    states no sample, a metric that does not fit what the model gives.
+    states no sample, a metric that does not fit what the model gives. A step of one's own is watched in its first call:
+    nothing is computed twice that may keep a state.
 
     Raises:
         RunError: a made-up batch is known, and the model refuses one sample of it.
@@ -364,6 +369,10 @@ def try_the_first_batch(
         if mistakes:
             raise RunError("; ".join(diagnosis.format_mistake(mistake, blame) for mistake in mistakes))
 
+    if not needs_input_and_target(run.step):
+        if found is None or found.batch is None or found.left_open:
+            _watch_first_step(run, told)
+        return
     rest = compute_smallest_batch(run, config) == 1
     if found is not None and found.batch is not None and found.model is not None and not found.left_open:
         told(
@@ -378,6 +387,19 @@ def try_the_first_batch(
                 config, copy_to_meta(run.model), run.loss, to_meta(batch), trust, rest=rest, size=size, metrics=True
             )
         )
+
+
+def _watch_first_step(run: Run, told: Callable[[list[Mistake]], None]) -> None:
+    """Let the first call of the step show whether it compares every output with every target."""
+    update, step = run.update, run.update.step
+
+    def watched(batch: Any, net: nn.Module, loss: Any) -> Any:
+        update.step = step
+        outcome, mistake = watch_step(lambda: step(batch, net, loss), net, batch)
+        told([mistake] if mistake is not None else [])
+        return outcome
+
+    update.step = watched
 
 
 def compute_smallest_batch(run: Run, config: Config) -> int:
