@@ -1,0 +1,230 @@
+"""Components of a user in every slot: what they draw, remember, and how long they are."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+PARTS = """
+import random
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+DRAWN = {}  # slot → what its constructor drew
+
+
+def draw(slot):
+    DRAWN.setdefault(slot, []).append((torch.rand(()).item(), float(np.random.rand()), random.random()))
+    return DRAWN[slot][-1][0]
+
+
+class Points(Dataset):
+    def __init__(self, count, seed=0, slot="dataset"):
+        self.noise = draw(slot)
+        generator = torch.Generator().manual_seed(seed)
+        self.points = torch.randn(count, 4, generator=generator)
+        self.labels = torch.randint(3, (count,), generator=generator)
+
+    def __len__(self):
+        return len(self.points)
+
+    def __getitem__(self, index):
+        return self.points[index] + self.noise, self.labels[index]
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.noise = draw("model")
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(x)
+
+
+class Loss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.noise = draw("loss")
+        self.scale = nn.Parameter(torch.randn(3))
+
+    def forward(self, output, target):
+        return nn.functional.cross_entropy(output * (1 + self.scale), target)
+
+
+class Step:
+    def __init__(self):
+        self.noise = draw("step")
+
+    def __call__(self, batch, model, loss):
+        output = model(batch[0] * (1 + self.noise))
+        return {"loss": loss(output, batch[1]), "output": output, "target": batch[1], "size": len(batch[1])}
+
+
+class Metric:
+    def __init__(self):
+        self.noise, self.total = draw("metric"), 0.0
+
+    def reset(self):
+        self.total = 0.0
+
+    def update(self, output, target):
+        self.total += float(output.sum()) * self.noise
+
+    def compute(self):
+        return self.total
+
+
+class Shift:
+    def __init__(self, slot):
+        self.noise = draw(slot)
+
+    def __call__(self, value):
+        return value + self.noise
+
+
+class Mix:
+    def __init__(self):
+        self.noise = draw("batch")
+
+    def __call__(self, batch):
+        return [batch[0] * (1 + self.noise), batch[1]]
+
+
+class Sampler:
+    def __init__(self, data_source):
+        draw("sampler")
+        self.order = torch.randperm(len(data_source)).tolist()
+
+    def __len__(self):
+        return len(self.order)
+
+    def __iter__(self):
+        return iter(self.order)
+
+
+class Collate:
+    def __init__(self):
+        self.noise = draw("collate")
+
+    def __call__(self, samples):
+        return [torch.stack([x + self.noise for x, _ in samples]), torch.tensor([y for _, y in samples])]
+
+
+class Optimizer(torch.optim.SGD):
+    def __init__(self, params, lr):
+        super().__init__(params, lr=lr * (1 + draw("optimizer")))
+
+
+class Scheduler(torch.optim.lr_scheduler.LambdaLR):
+    def __init__(self, optimizer):
+        noise = draw("scheduler")
+        super().__init__(optimizer, lambda step: 1 + noise)
+
+
+class Init:
+    def __init__(self):
+        self.noise = draw("init")
+
+    def __call__(self, module):
+        if isinstance(module, nn.Linear):
+            nn.init.constant_(module.bias, self.noise)
+
+
+class Hook:
+    def __init__(self):
+        self.noise = draw("hook")
+
+    def __call__(self, module, inputs, output):
+        return {"noise": self.noise}
+"""
+EXPERIMENT = """
+# @package _global_
+defaults:
+  - override /dataset: null
+  - override /model: null
+  - override /step: null
+  - override /optimizer: null
+  - override /metrics: null
+name: slots
+step: {_target_: parts.Step}
+dataset: {train: {_target_: parts.Points, count: 22}, val: {_target_: parts.Points, count: 8, seed: 1, slot: val}}
+transform: {train: {shift: {_target_: parts.Shift, slot: train}}, eval: {shift: {_target_: parts.Shift, slot: eval}}}
+loader: {batch_size: 8}
+model: {_target_: parts.Net}
+loss: {_target_: parts.Loss}
+metrics: {own: {_target_: parts.Metric}}
+optimizer: {_target_: torch.optim.SGD, lr: 0.1}
+train: {duration: 2ep, objective: val/loss, mode: min, checkpoint_every: 1st}
+log: {every: 1st, tensorboard: false, progress: false}
+device: {type: cpu}
+"""
+REST = [
+    "loader.sampler._target_=parts.Sampler",
+    "loader.collate_fn._target_=parts.Collate",
+    "transform.batch.mix._target_=parts.Mix",
+    "optimizer._target_=parts.Optimizer",
+    "scheduler._target_=parts.Scheduler",
+    "init.apply._target_=parts.Init",
+    "log.hooks.own={name: head, forward: {_target_: parts.Hook}}",
+]
+
+
+@pytest.fixture
+def slots(tmp_path, monkeypatch, capsys):
+    """`slots("seed=1")`: a command in a project with a component of its own in every slot, in this process."""
+    from runner.__main__ import main
+
+    (tmp_path / "parts.py").write_text(PARTS)
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "slots.yaml").write_text(EXPERIMENT)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    runs = iter(range(1000))
+
+    def run(*argv, status=0):
+        verb = [word for word in argv if "=" not in word]
+        rest = [word for word in argv if "=" in word]
+        capsys.readouterr()
+        torch.manual_seed(next(runs))  # another process has other generators
+        np.random.seed(next(runs))
+        found = main([*verb, "experiment=slots", *rest])
+        said = capsys.readouterr()
+        assert found == status, said.out + said.err
+        return said.out + said.err
+
+    yield run
+    sys.modules.pop("parts", None)
+
+
+def newest():
+    return max(Path("outputs", "slots").iterdir(), key=lambda path: path.stat().st_ctime_ns)
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_every_slot_draws_from_a_stream_of_the_seed_and_its_name(slots):
+    """Twice the same, whatever the process drew before; another seed gives others, and a slot less changes none."""
+    drawn, weights = [], []
+    for argv in ([], [], ["seed=1"], ["loss._target_=torch.nn.CrossEntropyLoss"]):
+        slots(*REST, *argv)
+        import parts
+
+        drawn.append({slot: draws[-1] for slot, draws in parts.DRAWN.items()})
+        weights.append(result(newest())["weights_sha256"])
+        parts.DRAWN.clear()
+    first, again, other, without = drawn
+
+    assert len(first) == 15
+    assert (again, weights[1]) == (first, weights[0])
+    assert [slot for slot in first if first[slot] == other[slot]] == []
+    assert without == {slot: draws for slot, draws in first.items() if slot != "loss"}
+    assert [slot for slot in first if list(first.values()).count(first[slot]) > 1] == ["train", "eval"]  # of one name
