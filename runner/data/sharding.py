@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from runner.core.layouts import take_rows
 from runner.data.interfaces import Indices, Split
 
 
@@ -163,7 +164,7 @@ def _count_samples(batch: Any) -> int:
 def _slice_batch(batch: Any, rows: slice) -> Any:
     """Return these samples of a collated batch (nested tensors and lists of other things)."""
     if isinstance(batch, Tensor):
-        return batch[rows] if batch.dim() else batch
+        return take_rows(batch, rows) if batch.dim() else batch
     if isinstance(batch, Mapping):
         return {name: _slice_batch(member, rows) for name, member in batch.items()}
     if isinstance(batch, list | tuple):

@@ -121,6 +121,8 @@ def log_start(run: Run, config: Config, found: Preflight | None, said: Sequence[
             run.log.say(f"pretrained: {line}")
     for name, split in run.splits.items():
         run.log.say(f"{name}: {split.size:,} samples, {split.plan}" if split.size else f"{name}: {split.plan}")
+        if left_out := split.fingerprint.describe():
+            run.log.say(f"{name}: {left_out}")
     steps = f"steps {run.first_step + 1:,} to {run.total_steps:,}" if run.first_step else f"{run.total_steps:,} steps"
     run.log.say(f"{steps} on {run.device}, in {run.folder}")
     for line in said:

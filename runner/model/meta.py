@@ -22,4 +22,7 @@ def to_meta(batch: Any) -> Any:
         return {name: to_meta(member) for name, member in batch.items()}
     if isinstance(batch, list | tuple):
         return [to_meta(member) for member in batch]
-    return batch.to("meta") if isinstance(batch, Tensor) else batch
+    try:
+        return batch.to("meta") if isinstance(batch, Tensor) else batch
+    except NotImplementedError:  # of a nested, quantized or MKL-DNN tensor
+        return batch

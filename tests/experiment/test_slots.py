@@ -228,3 +228,100 @@ def test_every_slot_draws_from_a_stream_of_the_seed_and_its_name(slots):
     assert [slot for slot in first if first[slot] == other[slot]] == []
     assert without == {slot: draws for slot, draws in first.items() if slot != "loss"}
     assert [slot for slot in first if list(first.values()).count(first[slot]) > 1] == ["train", "eval"]  # of one name
+
+
+NO_SHIFT = [
+    "transform.train.shift=null",
+    "transform.eval.shift=null",
+    "dataset.val=null",
+    "metrics.own=null",
+    "train.objective=null",
+    "train.mode=null",
+]
+SPARSE = '''
+from pathlib import Path
+
+
+class Graphs(Dataset):
+    """An adjacency in every layout of torch's, beside an object, an array of objects and a label."""
+
+    def __init__(self, count=12, labels="labels.txt"):
+        self.labels = [int(word) for word in Path(labels).read_text().split()]
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        dense = torch.eye(4) * (1 + index)
+        return {"plain": dense.to_sparse(), "graph": (dense.to_sparse(), dense.to_sparse_csr()), "x": dense[0],
+                "more": Box(torch.tensor([float(index)])), "words": np.array(["a", None], dtype=object),
+                "file": Handle(), "y": self.labels[index]}
+
+
+class Box:
+    def __init__(self, corner):
+        self.corner = corner
+
+
+class Handle:
+    __slots__ = ()
+
+
+def join(samples):
+    return [torch.stack([s["plain"] for s in samples]), torch.stack([s["x"] for s in samples]),
+            torch.tensor([s["y"] for s in samples])]
+
+
+class GraphNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, graph, x):
+        assert graph.is_sparse
+        return self.head((graph.to_dense() @ x[..., None])[..., 0])
+'''
+
+
+def test_sparse_tensors_in_samples_train_and_swapped_labels_are_refused(slots):
+    """The fingerprint is of what the samples hold, and says what it leaves out."""
+    with Path("parts.py").open("a") as file:
+        file.write(SPARSE)
+    labels = Path("labels.txt")
+    labels.write_text("0 1 2 " * 4)
+    graphs = [
+        "dataset={train: {_target_: parts.Graphs, count: 12}}",
+        "step={_target_: runner.train.steps.supervised, input: [0, 1], target: 2}",
+        "model._target_=parts.GraphNet",
+        *NO_SHIFT,
+        "loader={collate_fn: {_target_: parts.join}, batch_size: 4}",
+        "loss._target_=torch.nn.CrossEntropyLoss",
+    ]
+    slots(*graphs)
+    folder = newest()
+    record = json.loads((folder / "provenance.json").read_text())["data"]["train"]
+    (folder / "result.json").unlink()
+    again = slots(*graphs)
+    other = json.loads((newest() / "provenance.json").read_text())["data"]["train"]
+
+    assert record["left_out"] == ["`sample['file']`, whose Handle cannot be hashed"]
+    assert "train: the fingerprint leaves out: `sample['file']`, whose Handle cannot be hashed" in again
+    assert (other, result(newest())["steps"]) == (record, 6)
+
+    labels.write_text("1 2 0 " * 4)
+    from runner.__main__ import main
+
+    assert main(["resume", str(folder), "train.duration=3ep"]) == 2
+
+
+def test_the_default_collate_names_the_sparse_tensor_that_it_cannot_join(slots):
+    with Path("parts.py").open("a") as file:
+        file.write(SPARSE)
+    Path("labels.txt").write_text("0 1 2 " * 4)
+    said = slots("dataset={train: {_target_: parts.Graphs, count: 12}}", *NO_SHIFT, status=1)
+
+    assert (
+        "member 'plain' is a sparse_coo tensor, which the default collate cannot join: give a `loader.collate_fn`"
+        in said
+    )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from runner.core import rng
 from runner.core.copies import copy_owned
+from runner.core.layouts import take_rows
 from runner.train.oom import is_out_of_memory
 from runner.train.optimizer_step.accumulated import AccumulatedStep
 
@@ -84,7 +85,11 @@ class OomSplitStep(AccumulatedStep):
 
 def count_samples(batch: Any) -> int:
     """Count the samples of a batch: first dimension of its first tensor that has one, else 1."""
-    return next((len(tensor) for tensor in _iterate_tensors(batch) if tensor.dim()), 1)
+    return next((_count_rows(tensor) for tensor in _iterate_tensors(batch) if tensor.dim()), 1)
+
+
+def _count_rows(tensor: Tensor) -> int:
+    return tensor.size(0)  # `len` of a nested tensor raises
 
 
 def cut(batch: Any, parts: int) -> list[Any]:
@@ -98,7 +103,7 @@ def cut(batch: Any, parts: int) -> list[Any]:
 
 def _slice(value: Any, whole: int, rows: slice) -> Any:
     if isinstance(value, Tensor):
-        return value[rows] if value.dim() and len(value) == whole else value
+        return take_rows(value, rows) if value.dim() and _count_rows(value) == whole else value
     if isinstance(value, Mapping):
         return {name: _slice(member, whole, rows) for name, member in value.items()}
     if isinstance(value, tuple | list):
