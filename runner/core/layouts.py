@@ -1,4 +1,4 @@
-"""Strided parts and rows of tensors in any layout: sparse, nested, MKL-DNN"""
+"""Strided parts and rows of tensors in any layout: sparse, nested, MKL-DNN."""
 
 from typing import Any
 
