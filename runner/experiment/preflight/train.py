@@ -27,6 +27,7 @@ from runner.experiment.preflight.report import (
     locate_user_code,
 )
 from runner.train import broadcasting, evaluation, remedies
+from runner.train.accumulators import get_accumulators, set_accumulators
 from runner.train.lr_schedule import ConstantLR
 from runner.train.oom import is_out_of_memory
 from runner.train.optimizer_step.closure import is_custom_step, needs_closure
@@ -47,9 +48,22 @@ def check_metrics(config: Config, metrics: Mapping[str, Any], found: Preflight, 
         if lacks:
             rule = f"must have `update`, `compute` and `reset`, and has no `{'`, no `'.join(lacks)}`"
             found.mistakes.append(Mistake(f"metrics.{name}", rule, type(metric).__name__, kind="type"))
+        elif mistake := _check_saving(f"metrics.{name}", metric):
+            found.mistakes.append(mistake)
     _check_metric_names(config, metrics, found)
     if not has_any(wrong, "scheduler", "train"):
         _check_direction(config, metrics, found)
+
+
+def _check_saving(key: str, metric: Any, fresh: Any = None) -> Mistake | None:
+    """Return a mistake if a checkpoint cannot hold what a metric keeps, or a fresh metric not take it."""
+    try:
+        saved = get_accumulators(metric, key)
+        if fresh is not None:
+            set_accumulators(fresh, saved, torch.device("cpu"))
+    except RunError as error:
+        return Mistake(key, f"keeps what a resume would lose: {error}", type(metric).__name__, kind="type")
+    return None
 
 
 def _check_metric_names(config: Config, metrics: Mapping[str, Any], found: Preflight) -> None:
@@ -432,7 +446,7 @@ def check_metric_fit(
             refused = refused or error
             continue
         if spread is None:
-            return None
+            return _check_saving(key, metric, instantiate(node, key, trust=trust))
         remedy = remedies.suggest_squeeze(output, target) or remedies.suggest_for_loss(output, target)
         return Mistake(key, broadcasting.describe_broadcast(spread, output, target), remedy=remedy, kind="conflict")
     assert refused is not None
