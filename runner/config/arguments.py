@@ -11,7 +11,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from runner.config.origins import format_argument, list_schema_keys
-from runner.config.parsing import format_yaml, index_schema_keys
+from runner.config.parsing import index_schema_keys
+from runner.config.reading import format_yaml
 from runner.config.suggestions import ELSEWHERE, find_nearest, translate_name
 from runner.core.errors import Mistake
 

@@ -179,8 +179,8 @@ def _decode(saved: Any, live: Any, place: str, device: torch.device) -> Any:
     if isinstance(saved, list):
         known = [*live] if isinstance(live, list | tuple | deque) else []
         known += [None] * (len(saved) - len(known))
-        pairs = enumerate(zip(saved, known, strict=False))
-        return [_decode(member, own, f"{place}[{number}]", device) for number, (member, own) in pairs]
+        members = enumerate(zip(saved, known, strict=False))
+        return [_decode(member, own, f"{place}[{number}]", device) for number, (member, own) in members]
     if not isinstance(saved, Mapping):
         return saved
     kind, value = saved[KIND], saved["value"]
@@ -188,8 +188,8 @@ def _decode(saved: Any, live: Any, place: str, device: torch.device) -> Any:
         return VALUES[kind][2](_decode(value, None, place, torch.device("cpu")))
     if kind in MAPPINGS:
         names = _decode(value[0], None, place, device)
-        known = [live.get(name) for name in names] if isinstance(live, Mapping) else None
-        pairs = zip(names, _decode(value[1], known, place, device), strict=True)
+        own = [live.get(name) for name in names] if isinstance(live, Mapping) else None
+        pairs = zip(names, _decode(value[1], own, place, device), strict=True)
         factory = [getattr(live, "default_factory", None)] if kind == "defaultdict" else []
         return MAPPINGS[kind](*factory, dict(pairs))
     if kind in SEQUENCES:

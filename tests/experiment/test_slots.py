@@ -243,7 +243,7 @@ from pathlib import Path
 
 
 class Graphs(Dataset):
-    """An adjacency in every layout of torch's, beside an object, an array of objects and a label."""
+    """A sparse adjacency, also nested, beside an object, an array of objects and a label."""
 
     def __init__(self, count=12, labels="labels.txt"):
         self.labels = [int(word) for word in Path(labels).read_text().split()]
@@ -254,7 +254,7 @@ class Graphs(Dataset):
 
     def __getitem__(self, index):
         dense = torch.eye(4) * (1 + index)
-        return {"plain": dense.to_sparse(), "graph": (dense.to_sparse(), dense.to_sparse_csr()), "x": dense[0],
+        return {"plain": dense.to_sparse(), "graph": (dense.to_sparse(), [dense.to_sparse()]), "x": dense[0],
                 "more": Box(torch.tensor([float(index)])), "words": np.array(["a", None], dtype=object),
                 "file": Handle(), "y": self.labels[index]}
 

@@ -282,7 +282,8 @@ def test_convert_turns_a_pickled_model_into_a_plain_file(tmp_path, monkeypatch, 
 
     from runner.cli import convert
     from runner.core.errors import ConfigError
-    from runner.model.pretrained.files import LocatedWeights, read
+    from runner.model.pretrained.files import read
+    from runner.model.pretrained.locate import LocatedWeights
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -388,6 +389,16 @@ def test_convert_keeps_tensors_and_numbers_and_names_the_rest_also_of_absent_too
         unpickle(Path(file), Path(f"{file}.out"))
         loaded = torch.load(f"{file}.out", weights_only=True)
         assert list(loaded.get("model", loaded)) == list(arrays)
+
+
+def test_a_pickled_model_of_torch_before_1_6_is_converted(tmp_path):
+    from runner.model.pretrained.unpickle import unpickle
+
+    model = torch.nn.Linear(2, 2)
+    torch.save(model, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    unpickle(tmp_path / "old.pt", tmp_path / "new.pt")
+
+    assert torch.equal(model.weight, torch.load(tmp_path / "new.pt", weights_only=True)["weight"])
 
 
 def test_weights_are_found_in_shards_in_folders_and_unpacked_archives(tmp_path, monkeypatch):

@@ -103,7 +103,7 @@ def test_in_memory_and_sample_by_sample_leave_out_the_same(number: int, seed: in
     )
     expected = epochs(gathered)
 
-    assert gathered.plan.startswith("gathered")
+    assert gathered.plan.text.startswith("gathered")
     assert gathered.num_batches == loaded.num_batches
     assert same(expected, epochs(loaded))
     assert bad.isdisjoint(torch.cat([batch[1] for batch in expected]).tolist())

@@ -13,7 +13,7 @@ from yaml import YAMLError
 
 from runner.config import document
 from runner.config.check.check import Check, parse, to_resolved_data
-from runner.config.hydra_loader import Composed
+from runner.config.composed import Composed
 from runner.config.origins import Layers
 from runner.config.schema import Config, Scheduler
 from runner.config.suggestions import find_nearest
@@ -111,7 +111,7 @@ def _check_record(source: document.Document, config: Any, trust: Sequence[str]) 
     if OmegaConf.is_config(config):
         composed = _compose(source, config)
     else:
-        composed.__dict__["_resolution"] = (deepcopy(config), [])  # `${…}` in what was resolved is text
+        composed.__dict__["_resolution"] = (deepcopy(config), [], [])  # `${…}` in what was resolved is text
     checked = Check(composed, tuple(trust))
     if mistakes := checked.of_a_record():
         raise ConfigError(mistakes)
@@ -267,7 +267,13 @@ def _read(file: Path, *, plain: bool = False) -> tuple[document.Document | None,
     if read.mistake is not None:
         line = (read.mistake.where or "").rpartition(":")[2]
         return None, f"{read.mistake.rule}{f', line {line}' if line.isdigit() else ''}"
-    return (read, "") if read.data else (None, "it holds no mapping")
+    if not read.data:
+        return None, "it holds no mapping"
+    try:
+        OmegaConf.create(deepcopy(read.data))
+    except (OmegaConfBaseException, RecursionError, ValueError) as error:
+        return None, f"it is no config: {(str(error) or type(error).__name__).splitlines()[0]}"
+    return read, ""
 
 
 def _format_first_mistake(error: ConfigError) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from runner.core.errors import ABSENT, ConfigError, Mistake
 from runner.core.escape import escape_line
-from runner.model.pretrained.files import DEEPEST, MOST_SEARCHED, follow_key
+from runner.model.pretrained.contents import DEEPEST, MOST_SEARCHED, follow_key
 from runner.model.pretrained.matching import explain_unusable
 from runner.model.pretrained.plan import LoadPlan, SavedOptimizer
 
