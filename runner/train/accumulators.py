@@ -1,4 +1,4 @@
-"""Accumulators of metrics: everything that a metric remembers, as plain data for a checkpoint, and back."""
+"""Accumulators of metrics: all that a metric remembers, as plain data for a checkpoint."""
 
 import enum
 import functools
