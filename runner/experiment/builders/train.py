@@ -218,13 +218,29 @@ def choose_objective(config: Config, splits: Mapping[str, Any]) -> tuple[str, Li
 
 
 def make_metrics(config: Config, device: torch.device, trust: Trust = ()) -> dict[str, Any]:
-    """Build the metrics by name, on the device if they have a method `to`."""
+    """Build the metrics by name, on the device if they are modules or have a method `to(device)`."""
     metrics = {
         name: instantiate(node, f"metrics.{name}", trust=trust, seed=config.seed)
         for name, node in config.metrics.items()
         if node is not None
     }
-    return {name: metric.to(device) if hasattr(metric, "to") else metric for name, metric in metrics.items()}
+    return {name: move_metric(metric, device) for name, metric in metrics.items()}
+
+
+def move_metric(metric: Any, device: torch.device) -> Any:
+    """Move a metric to a device if it is a module or has a method `to(device)`; another `to` is its own business."""
+    move = getattr(metric, "to", None)
+    if not isinstance(metric, nn.Module):
+        if not callable(move):
+            return metric
+        try:
+            first = next(iter(inspect.signature(move).parameters.values()), None)
+        except (TypeError, ValueError):
+            return metric
+        if first is None or first.name != "device":
+            return metric
+    moved = move(device)
+    return metric if moved is None else moved
 
 
 def make_schedule(
