@@ -325,3 +325,100 @@ def test_the_default_collate_names_the_sparse_tensor_that_it_cannot_join(slots):
         "member 'plain' is a sparse_coo tensor, which the default collate cannot join: give a `loader.collate_fn`"
         in said
     )
+
+
+MORE = '''
+
+
+class Wide(nn.Module):
+    """Takes what a transform makes of a sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(x)
+
+
+class Twice:
+    def __call__(self, value):
+        return torch.cat([value, value])
+
+
+class Degrees(Metric):
+    """Has a `to` of its own."""
+
+    to = "celsius"
+
+
+class Converting(Metric):
+    def to(self, unit):
+        raise TypeError(unit)
+
+
+class Movable(Metric):
+    def to(self, device):
+        self.noise = float(device.type == "cpu")
+
+
+class Text(Metric):
+    state_dict = "of what is counted"
+'''
+
+
+def add_more():
+    with Path("parts.py").open("a") as file:
+        file.write(MORE)
+
+
+def test_transform_eval_is_needed_only_where_something_is_evaluated(slots):
+    """What training's transform makes is all that the model gets, unless there is a split to evaluate."""
+    add_more()
+    wide = [
+        "dataset.sample=[{shape: [4], dtype: float32}, {shape: [], dtype: int64}]",
+        "model._target_=parts.Wide",
+        "transform.train={shift: null, twice: {_target_: parts.Twice}}",
+        "transform.eval.shift=null",
+    ]
+    slots("check", *wide, *NO_SHIFT[2:])
+    said = slots("check", *wide, status=2)
+    alone = slots("check", *wide, *NO_SHIFT[2:], "dataset.test={_target_: parts.Points, count: 4}", status=2)
+
+    assert "refuses a batch of two samples (0: [2, 4]" in said
+    assert "refuses a batch of two samples (0: [2, 4]" in alone
+
+
+def test_a_warmup_needs_no_schedule(slots):
+    slots("scheduler.warmup=4st")
+    lines = [json.loads(line) for line in (newest() / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["lr/default"] for line in lines if "lr/default" in line]
+
+    assert [round(rate, 9) for rate in rates] == [0.05, 0.075, 0.1, 0.1, 0.1, 0.1]
+    assert "scheduler.interval has no effect without a scheduler" in slots(
+        "check", "scheduler.interval=epoch", status=2
+    )
+
+
+@pytest.mark.parametrize("kind", ["Degrees", "Converting", "Movable", "Text"])
+def test_an_attribute_of_a_metric_that_has_the_name_of_a_method_is_its_own(slots, kind):
+    add_more()
+    slots(f"metrics.own._target_=parts.{kind}")
+
+    assert result(newest())["status"] == "completed"
+    assert (result(newest())["metrics"]["val/own"] == 0.0) is False
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["debug=noop", "train.duration=8st"], "train.duration must be 0st with debug=noop, which trains nothing"),
+        (["debug=anomaly", "train.detect_anomaly=false"], "train.detect_anomaly must be true with debug=anomaly"),
+        (["debug=one_batch", "dataset.limit=null"], "dataset.limit must be 64 with debug=one_batch"),
+        (["debug=overfit", "dataset.limit=null"], "dataset.limit must be 64 with debug=overfit"),
+        (["debug=profiler", "log.profile=null"], "log.profile must be {} with debug=profiler"),
+    ],
+)
+def test_an_argument_that_takes_away_what_debug_is_for_is_refused(slots, argv, said):
+    assert said in slots(*argv, status=2)
+    assert not Path("outputs").exists()
