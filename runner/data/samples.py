@@ -16,6 +16,7 @@ from torch import Tensor
 
 from runner.core import rng
 from runner.core.copies import copy_owned
+from runner.core.layouts import is_strided
 from runner.core.trees import map_tensors
 from runner.data.interfaces import Indices, Place, iterate_members
 
@@ -33,7 +34,7 @@ class Placement:
 
     def _move(self, tensor: Tensor) -> Tensor:
         moved = tensor.to(self.device, non_blocking=True)
-        images = moved.dim() == 4 and moved.is_floating_point()
+        images = moved.dim() == 4 and moved.is_floating_point() and is_strided(moved)
         return moved.contiguous(memory_format=self.memory_format) if images else moved
 
 
@@ -140,5 +141,5 @@ def collect_shapes(sample: Any) -> tuple[tuple[Any, ...], ...]:
     return tuple(
         (place, tuple(member.shape))
         for place, member in iterate_members(sample)
-        if isinstance(member, Tensor | np.ndarray)
+        if isinstance(member, Tensor | np.ndarray) and not getattr(member, "is_nested", False)
     )
