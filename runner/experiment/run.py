@@ -4,12 +4,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from runner.config import schema
 from runner.config.check.check import to_resolved_data
@@ -29,6 +31,7 @@ from runner.experiment.examine import Examination
 from runner.experiment.preflight import processes as processes_preflight
 from runner.experiment.preflight.preflight import find_late_mistakes
 from runner.experiment.preflight.report import Preflight
+from runner.experiment.preflight.step import watch_step
 from runner.experiment.record.cause import describe_cause, describe_failure
 from runner.experiment.record.continuation import Continuation, drop_schedule
 from runner.experiment.record.result import (
@@ -54,6 +57,7 @@ from runner.train.finite import NonFiniteError
 from runner.train.optimizer_step.closure import is_custom_step
 from runner.train.single_process import SINGLE_PROCESS, SingleProcess
 from runner.train.state import Run, StopReason, StopRequest
+from runner.train.steps import needs_input_and_target
 
 
 @dataclass(frozen=True)
@@ -301,8 +305,8 @@ def refuse_continuation(record: RunRecord, error: Exception) -> Outcome:
 
 def stop_in_time(run: Run, began: float) -> None:
     """Set the deadline of training by `train.max_time`, less the seconds of earlier processes."""
-    if run.max_seconds is not None:
-        run.stop.end_at(began + run.max_seconds - run.progress.seconds, "train.max_time is used up")
+    if run.rhythm.max_seconds is not None:
+        run.stop.end_at(began + run.rhythm.max_seconds - run.progress.seconds, "train.max_time is used up")
 
 
 def join_process_group(config: Config, stop: StopRequest, command: Sequence[str]) -> SingleProcess:
@@ -352,18 +356,23 @@ def try_the_first_batch(
     """Find mistakes that only real data shows, before the first step.
 
     That is a batch of one sample at the end of an epoch, which batch norm cannot train on, and, where the dataset
-    states no sample, a metric that does not fit what the model gives.
+    states no sample, a metric that does not fit what the model gives. A step of one's own is watched in its first call:
+    nothing is computed twice that may keep a state.
 
     Raises:
         RunError: a made-up batch is known, and the model refuses one sample of it.
     """
-    if run.team.world > 1 or config.device.compile or is_custom_step(run.step) or not run.total_steps:
+    if run.team.world > 1 or config.device.compile or is_custom_step(run.step) or not run.rhythm.total_steps:
         return
 
     def told(mistakes: list[Mistake]) -> None:
         if mistakes:
             raise RunError("; ".join(diagnosis.format_mistake(mistake, blame) for mistake in mistakes))
 
+    if not needs_input_and_target(run.step):
+        if found is None or found.batch is None or found.left_open:
+            _watch_first_step(run, told)
+        return
     rest = compute_smallest_batch(run, config) == 1
     if found is not None and found.batch is not None and found.model is not None and not found.left_open:
         told(
@@ -380,6 +389,19 @@ def try_the_first_batch(
         )
 
 
+def _watch_first_step(run: Run, told: Callable[[list[Mistake]], None]) -> None:
+    """Let the first call of the step show whether it compares every output with every target."""
+    update, step = run.update, run.update.step
+
+    def watched(batch: Any, net: nn.Module, loss: Any) -> Any:
+        update.step = step
+        outcome, mistake = watch_step(lambda: step(batch, net, loss), net, batch)
+        told([mistake] if mistake is not None else [])
+        return outcome
+
+    update.step = watched
+
+
 def compute_smallest_batch(run: Run, config: Config) -> int:
     """Compute the samples in the smallest training batch of an epoch; 0 if the config does not say it."""
     size, whole = run.splits["train"].size, config.loader.batch_size
@@ -390,10 +412,10 @@ def compute_smallest_batch(run: Run, config: Config) -> int:
 
 def check_lengths(config: Config, run: Run, *, debugging: bool) -> list[Mistake]:
     """Check durations against the run's steps; a `debug` run may be too short on purpose."""
-    outlived = train_builder.find_short_schedule(run.schedule, run.total_steps, run.steps_per_epoch)
-    if debugging or run.total_steps == 0:
+    outlived = train_builder.find_short_schedule(run.schedule, run.rhythm.total_steps, run.rhythm.steps_per_epoch)
+    if debugging or run.rhythm.total_steps == 0:
         return outlived
-    return [*(finding.mistake for finding in find_too_long(config, run.steps_per_epoch)), *outlived]
+    return [*(finding.mistake for finding in find_too_long(config, run.rhythm.steps_per_epoch)), *outlived]
 
 
 def record_continuation(folder: Path, run: Run, again: Continuation, record: Mapping[str, Any]) -> None:
@@ -434,7 +456,7 @@ def describe_out_of_memory(run: Run) -> str:
     where = "in the evaluation after" if evaluating else "in the step after"
     ways = oom.suggest_remedies(
         size,
-        run.accumulate,
+        run.rhythm.accumulate,
         run.config["device"]["precision"],
         evaluating=evaluating,
         splits=run.config["train"]["split_on_oom"],
@@ -448,7 +470,7 @@ def finish(run: Run, result: dict[str, Any]) -> int:
     """Evaluate the last weights where still due and fill in the result; return the exit status."""
     progress = run.progress
     if not run.stop.reason:
-        if progress.step == run.first_step:
+        if progress.step == run.rhythm.first_step:
             loop.evaluate_and_compare(run, {})
             loop.save(run)
             loop.wait_for_checkpoint(run)
@@ -475,7 +497,7 @@ def finish(run: Run, result: dict[str, Any]) -> int:
     result["status"] = "completed"
     if run.stop.ended:
         result["stopped"] = run.stop.ended
-        run.log.say(f"training ended after step {progress.step:,} of {run.total_steps:,}: {run.stop.ended}")
+        run.log.say(f"training ended after step {progress.step:,} of {run.rhythm.total_steps:,}: {run.stop.ended}")
     say_unknown(run)
     result |= get_last_values(run)
     result["train"] = {name: value for name, value in progress.last.items() if name.startswith("train/")}
@@ -484,6 +506,6 @@ def finish(run: Run, result: dict[str, Any]) -> int:
 
 def say_unknown(run: Run) -> None:
     """Log that the objective had no value, if a run that trained never had one."""
-    if run.progress.step and run.objective not in run.progress.last:
+    if run.progress.step and run.objective.name not in run.progress.last:
         known = evaluation.list_numbers(run.progress.last)
-        run.log.say(f"train.objective: {run.objective} was never said, so nothing was compared; there are {known}")
+        run.log.say(f"train.objective: {run.objective.name} was never said, so nothing was compared; there are {known}")
