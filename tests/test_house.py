@@ -20,7 +20,7 @@ collect combine commit compare compile complete compose compute concatenate conn
 count create crop cut decide decode define delete depend derive describe detach detect diagnose differ discard dismiss
 distribute divide does dominates download draw drop emit encode end ensure enter erase escape estimate evaluate
 examine exclude exit expand explain export extract fetch fill filter find finish fit fits fix flag flatten flip fold
-follow forecast forget fork format freeze gather generate get give group guard guess halve handle has hash hide hold
+follow forecast forget fork format freeze gather generate get give group guard guess halve handle has hash hide hold holds
 import include index infer init insert inspect install instantiate interpolate intersect is iterate join judge keep
 kill label launch leave limit link list load locate lock log look lower make map mark match matches may measure mend
 merge mix modify move must name narrow need needs normalize note number open order overlap pack pad parse pass patch
