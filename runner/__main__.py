@@ -46,6 +46,19 @@ PLANNED = (
 )
 
 
+# First words of other tools' command lines, and the verb that does the same; without one a run is trained.
+ELSEWHERE = {
+    "train": "",
+    "fit": "",
+    "run": "",
+    "start": "",
+    "eval": "evaluate",
+    "test": "evaluate",
+    "validate": "evaluate",
+    "continue": "resume",
+}
+
+
 def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
     """Do what the command line asks; return the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -126,7 +139,7 @@ def needs_value(argv: list[str]) -> bool:
     """Return whether the line begins with a key whose value is the next argument, `optimizer.lr 0.1`."""
     from runner.config import arguments
 
-    return argv[0] not in PLANNED and 0 in arguments.find_pairs(argv)
+    return argv[0] not in (*PLANNED, *ELSEWHERE) and 0 in arguments.find_pairs(argv)
 
 
 def describe_unknown_verb(verb: str) -> "Mistake":
@@ -137,8 +150,10 @@ def describe_unknown_verb(verb: str) -> "Mistake":
 
     if verb in PLANNED:
         return Mistake(verb, "is planned but not built yet", where=f"argument `{verb}`", kind="unavailable")
-    near = difflib.get_close_matches(verb, VERBS, n=1)
+    near = [ELSEWHERE[verb]] if ELSEWHERE.get(verb) else difflib.get_close_matches(verb, VERBS, n=1)
     remedy = f"did you mean `{near[0]}`?" if near else f"the verbs are {', '.join(VERBS)}; an override is `key=value`"
+    if verb in ELSEWHERE and not near:
+        remedy = "leave it out: without a verb the runner trains, `python -m runner experiment=digits_mlp`"
     return Mistake(
         verb,
         "is no verb",

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -72,11 +73,13 @@ class ConfigLoader(ConfigLoaderImpl):
     def collect(self, overrides: list[str], run_mode: RunMode) -> Composed:
         """Compose a run or a sweep; the result holds the mistakes."""
         self._of_the_runner = True
-        config = self._compose(overrides, run_mode)
-        hydra = config.pop("hydra")
-        fill_in_referenced_defaults(config)
-        choices = {str(group): option for group, option in hydra.runtime.choices.items()}
-        layers = Layers.of(self.repository, self._defaults, self._parsed, self.cwd, self._superseded)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Support for .yml")  # said as a mistake
+            config = self._compose(overrides, run_mode)
+            hydra = config.pop("hydra")
+            fill_in_referenced_defaults(config)
+            choices = {str(group): option for group, option in hydra.runtime.choices.items()}
+            layers = Layers.of(self.repository, self._defaults, self._parsed, self.cwd, self._superseded)
         return Composed(config, hydra, choices, overrides, layers, self._mistakes, self._unknown)
 
     def _compose(self, overrides: list[str], run_mode: RunMode) -> DictConfig:
@@ -107,11 +110,12 @@ class ConfigLoader(ConfigLoaderImpl):
             self._unknown |= {str(default.package)} if unread else set()
             twin = self.repository.yml(default.config_path or "")
             if twin is not None and path is not None:
-                remedy = f"rename it to {twin.stem}.yaml"
+                own = f"rename it to {twin.stem}.yaml"
+                beside = path != twin and path.parent == twin.parent
+                remedy = f"remove it, or rename it to {twin.stem}_other.yaml" if beside else own
+                rule = "ends in `.yml`" if path == twin else f"is not read, but {path}"
                 self._mistakes.append(
-                    Mistake(
-                        str(twin), f"is not read, but {path}: files end in `.yaml`", remedy=remedy, kind="no-effect"
-                    )
+                    Mistake(str(twin), f"{rule}: files end in `.yaml`", remedy=remedy, kind="no-effect")
                 )
         self._mistakes = [self._nearest_to_delete(mistake, config) for mistake in self._mistakes]
         self._mistakes = [make_relative(m, self.cwd) for m in (*self._mistakes, *read, *self.repository.mistakes)]
@@ -198,7 +202,7 @@ class ConfigLoader(ConfigLoaderImpl):
             said = arguments.diagnose_flag if text.startswith("-") else arguments.diagnose_valueless
             if not {text, value} <= self._left_out:
                 self._mistakes.append(said(text, value, self.parse))
-            found |= {text, value}
+            found |= {*overrides[at : after + 1]}
         return found
 
     @staticmethod
@@ -287,16 +291,21 @@ class ConfigLoader(ConfigLoaderImpl):
         right = "" if other else find_nearest(option, options)
         misspelt = self.repository.yml(missing)
         where = self._who_chose(group, option)
-        first, stem = group.partition("/")[0], option.removesuffix(".yaml")
+        first, stem = group.partition("/")[0], re.sub(r"[.]ya?ml$", "", option)
+        if stem != option and stem in options:
+            right = stem
+        elif not right and not other and group:
+            right = self._find_option_of(option, group, options)
         if not options and stem in self.repository.get_group_options(first):  # a path to the option's file
             where = where or self._who_chose(first, missing.removeprefix(f"{first}/"))
+            misspelt = misspelt or self.repository.yml(f"{first}/{stem}")
             group, right = first, stem
         remedy = format_suggestion(other or (right and f"{group}={right}"))
-        if not right and not other and "." in option and group:
+        if not right and not other and "." in option and group and stem == option:
             other = f"{group}._target_={option}"
             remedy = f"a class is set by `{other}`"
         if misspelt is not None:
-            right, remedy = "", f"Hydra reads files that end in `.yaml` alone: rename {misspelt} to {option}.yaml"
+            right, remedy = "", f"Hydra reads files that end in `.yaml` alone: rename {misspelt} to {stem}.yaml"
         choices = f" (there are {', '.join(options)})" if options and len(options) <= 20 else ""
         rule = f"has no option `{option}`{choices}"
         self._mistakes.append(
@@ -304,9 +313,20 @@ class ConfigLoader(ConfigLoaderImpl):
                 group or missing, rule, where=where, remedy=remedy, suggestion=right or other, kind="unknown-option"
             )
         )
-        self.repository.instead[missing] = f"{group}/{right}" if right else None
+        again = missing in self.repository.instead  # what stood in for it is not there either
+        self.repository.instead[missing] = f"{group}/{right}" if right and not again else None
         if not right:
             self._unknown.add(group.replace("/", "."))
+
+    def _find_option_of(self, name: str, group: str, options: Sequence[str]) -> str:
+        """Return the option whose file names a class so, with or without its module; empty where none does."""
+        last = name.rpartition(".")[2]
+        for option in options:
+            path = self.repository.file(f"{group}/{option}")
+            target = document.load(path).data.get("_target_") if path is not None and path.is_file() else None
+            if isinstance(target, str) and target.rpartition(".")[2] == last:
+                return option
+        return ""
 
     def _who_chose(self, group: str, option: str) -> str:
         for override in reversed(self._parsed):

@@ -1,6 +1,7 @@
 """Hydra's repository of config files: where groups are searched, and entries that no file answers."""
 
 import copy
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -149,11 +150,11 @@ class Repository(ConfigRepository):
         return Path(source.path) / source._normalize_file_name(path) if isinstance(source, ConfFileSource) else None  # noqa: SLF001
 
     def yml(self, config_path: str) -> Path | None:
-        """Return the project's `.yml` file of an option that has no `.yaml` file; None where none exists."""
+        """Return the project's `.yml` file of an option; None where none exists."""
         for source in self.sources:
             if source.provider == "project":
-                file = Path(source.path) / f"{config_path.removesuffix('.yml')}.yml"
-                if config_path and file.is_file() and not file.with_suffix(".yaml").is_file():
+                file = Path(source.path) / f"{re.sub(r'[.]ya?ml$', '', config_path)}.yml"
+                if config_path and file.is_file():
                     return file
         return None
 

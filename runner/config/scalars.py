@@ -23,7 +23,12 @@ def read_literal(reading: Reading, choices: tuple[Any, ...], value: Any, path: P
     return reading.wrong(path, f"must be one of {listed}", value, right if right in choices else "")
 
 
-_HABITS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "maximum": "max", "minimum": "min", "gpu": "cuda"}
+_HABITS = {
+    "float32": "fp32", "32": "fp32", "32-true": "fp32", "full": "fp32", "float": "fp32",
+    "float16": "fp16", "16": "fp16", "16-mixed": "fp16", "half": "fp16", "amp": "fp16", "mixed": "fp16",
+    "bfloat16": "bf16", "bf16-mixed": "bf16", "bfloat": "bf16",
+    "maximum": "max", "minimum": "min", "gpu": "cuda",
+}  # fmt: skip
 
 
 def _restore_on_off(value: bool, choices: tuple[Any, ...]) -> str:

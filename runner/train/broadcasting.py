@@ -64,7 +64,7 @@ class BroadcastTracker(TorchFunctionMode):
 
     def follow(self, name: str, value: Any) -> None:
         """Follow the tensors in a value as outputs or as targets."""
-        for member in _tensors(value):
+        for member in _list_tensors(value):
             source = (name, len(self.members))
             self.members[source] = member
             self.sources[member] = frozenset([source])
@@ -79,13 +79,13 @@ class BroadcastTracker(TorchFunctionMode):
         """Call the function and record the sources of its result."""
         named = dict(kwargs or {})
         made = func(*args, **named)
-        tensors = list(_tensors([*args, *named.values()]))
+        tensors = list(_list_tensors([*args, *named.values()]))
         if self.shape is None and func not in _EXPLICIT:
             for output, target in self._pairs(tensors):
                 self._look(func, args, named, made, output, target)
         used = tensors[:1] if getattr(func, "__name__", "") in _LIKE else tensors
         sources = frozenset().union(*(self.sources.get(one, frozenset()) for one in used))
-        for one in _tensors(made) if sources else ():
+        for one in _list_tensors(made) if sources else ():
             if one not in self.sources or isinstance(made, Tensor):
                 self.sources[one] = sources
         return made
@@ -117,18 +117,18 @@ class BroadcastTracker(TorchFunctionMode):
             spread = torch.broadcast_shapes(output.shape, target.shape)
             if named.get("reduction") in ("mean", "sum", "batchmean"):
                 made = func(*args, **named | {"reduction": "none"})
-            found = [one.shape for one in _tensors(made)] if func not in _REDUCING else [spread]
+            found = [one.shape for one in _list_tensors(made)] if func not in _REDUCING else [spread]
             if spread in found and spread.numel() > max(output.numel(), target.numel()):
                 self.shape, self.output, self.target = tuple(spread), output, target
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _list_tensors(value: Any) -> Iterator[Tensor]:
     """The tensors in a value, in lists and mappings too."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping | list | tuple):
         for member in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(member)
+            yield from _list_tensors(member)
 
 
 def find_broadcast_shape(call: Callable[[], Any], output: Any, target: Any) -> BroadcastTracker:
@@ -149,7 +149,7 @@ def find_broadcast_shape(call: Callable[[], Any], output: Any, target: Any) -> B
 
 
 @contextmanager
-def watching(model: nn.Module, batch: Any) -> Iterator[BroadcastTracker]:
+def watch_broadcasts(model: nn.Module, batch: Any) -> Iterator[BroadcastTracker]:
     """Follow the members of a batch and what the model makes of them, whatever a step does with both."""
     seen = BroadcastTracker(None, batch)
     handle = model.register_forward_hook(lambda _module, _given, made: seen.follow("output", made))

@@ -38,6 +38,17 @@ HABITS = {
     ("-cn", "mine"): ("--config-name", "experiment=mine"),
     ("--config-name=other",): ("--config-name", "experiment=other"),
     ("--config-name=third.yml",): ("--config-name", "experiment=third"),
+    ("--resume", "outputs/a/b/checkpoints/last.pt"): ("--resume", "python -m runner resume outputs/a/b`"),
+    ("optimizer.weight_decay:0.1",): ("optimizer.weight_decay:0.1", "`optimizer.weight_decay=0.1`"),
+    ("train.clip_norm==2",): ("train.clip_norm", "`train.clip_norm=2`"),
+    ("train.accumulate=", "2"): ("train.accumulate", "`train.accumulate=2`"),
+    ("train.keep", "=", "4"): ("train.keep", "`train.keep=4`"),
+    ("log.every", "=5st"): ("log.every", "`log.every=5st`"),
+    ("loader.shuffle =false",): ("loader.shuffle", "`loader.shuffle=false`"),
+    ("scheduler=CosineAnnealingLR",): ("scheduler", "scheduler=cosine`"),
+    ("loss=nn.MSELoss",): ("loss", "loss=mse`"),
+    ("optimizer=torch.optim.AdamW",): ("optimizer", "optimizer=adamw`"),
+    ("model=mlp.yml",): ("model", "model=mlp`"),
     ("device=gpu",): ("device", "device=cuda"),
     ("pretrained.strict=false",): ("pretrained.strict", "pretrained.strategy=partial"),
     ("hydra.run.dir=here",): ("hydra.run.dir", "run=DIR"),
@@ -80,6 +91,22 @@ def test_a_file_as_windows_writes_it(encoding, right, tmp_path):
     found = said(["experiment=mine"], tmp_path)
 
     assert (right in os.linesep.join(remedy for _, remedy in found), bool(right)) == (True, bool(found))
+
+
+def test_a_file_that_ends_in_yml_is_no_option_and_hides_behind_none(tmp_path):
+    """By its name, with its ending, with its path, from another file; and beside one that is read."""
+    for name in ("model/mine.yml", "model/two.yaml", "model/two.yml"):
+        (tmp_path / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "conf" / name).write_text("_target_: models.mlp.MLP\nsizes: [64, 10]\n")
+    for choice in ("mine", "mine.yml", "mine.yaml", "conf/model/mine.yml"):
+        assert any("mine.yml" in str(m) and "mine.yaml" in m[1] for m in said([f"model={choice}"], tmp_path)), choice
+    assert any("two_other.yaml" in remedy for _, remedy in said(["model=two"], tmp_path))
+
+
+def test_the_first_word_of_another_tool_is_no_verb_and_says_what_to_write(capsys):
+    for word, remedy in (("train", "without a verb the runner trains"), ("eval", "did you mean `evaluate`?")):
+        assert main([word, "x"]) == 2
+        assert remedy in capsys.readouterr().err
 
 
 def test_run_without_a_folder_is_a_mistake(tmp_path):

@@ -9,6 +9,8 @@ from runner.config.hydra_repository import find_our_conf
 from runner.config.recipes import GROUPS
 from runner.sweep.space.request import make_request
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
 HEADER = "# @package _global_\n"
 # A group, what a recipe sets below its first option, and the key that must be gone with the second.
 CASES = {
@@ -25,11 +27,6 @@ CASES = {
     "loss": ("cross_entropy", "mse", "{label_smoothing: 0.1}", "label_smoothing"),
     "metrics": ("classification", "none", "{f: {_target_: runner.train.metrics.Accuracy}}", "f"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def experiment(text, name="mine"):

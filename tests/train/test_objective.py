@@ -1,8 +1,6 @@
 """What is compared between evaluations: values that were said since the last one, and each name has one value."""
 
-import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +8,7 @@ import torch
 
 from runner.core.errors import RunError
 from runner.train import evaluation, loop
+from tests.support import read_metrics
 
 TRAINING_ALONE = (
     "dataset.val_fraction=0",
@@ -21,16 +20,12 @@ TRAINING_ALONE = (
 )
 
 
-def lines(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_an_objective_of_training_is_said_at_each_evaluation(runner):
     """Four epochs of four steps, a line of the log every 50: each epoch has a loss of its own to be compared."""
     ran = runner("train.duration=4ep", *TRAINING_ALONE, "train.early_stop=2", "log.every=50st", "optimizer.lr=0.01")
 
     assert (0, 16) == (ran.status, ran.result["steps"])
-    said = [(line["step"], line["train/loss"]) for line in lines(ran.folder)]
+    said = [(line["step"], line["train/loss"]) for line in read_metrics(ran.folder)]
     assert [4, 8, 12, 16] == [step for step, _ in said]
     losses = [loss for _, loss in said]
     assert sorted(losses, reverse=True) == losses

@@ -5,13 +5,13 @@ import sys
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from runner.config.check.check import parse
 from runner.experiment.builders import train as train_builder
 from runner.train.optimizer_step.base import CloneOutputs, OptimizerStep
 from runner.train.optimizer_step.closure import ClosureStep
 from runner.train.steps import supervised
+from tests.support import record_operators
 
 
 def settings(**train):
@@ -45,16 +45,6 @@ def by_hand(made, batches):
     return [(one, batch) for batch in batches]
 
 
-class Operators(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        self.names.append(str(operator))
-        return operator(*args, **(kwargs or {}))
-
-
 def calls(steps):
     """The Python calls, C functions among them, and the operators of steps that were taken before."""
     for step, batch in steps[:2]:  # what only a first step does
@@ -71,7 +61,7 @@ def calls(steps):
             step(batch)
     finally:
         sys.setprofile(None)
-    with Operators() as operators:
+    with record_operators() as operators:
         for step, batch in steps:
             step(batch)
     return len(found), operators.names

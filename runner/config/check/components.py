@@ -375,6 +375,7 @@ def _format_component(value: Any, annotation: Any) -> str:
         return f"{{_target_: {value}}}"
     for kind in kinds:
         plain = getattr(kind, "__module__", "builtins") in ("builtins", "typing", "types", "collections.abc")
+        plain |= isinstance(value, str) and _is_from(kind, ("torch", "Tensor"))
         if isinstance(kind, type) and not plain and convert(value, kind) is UNFIT:
             if issubclass(kind, enum.Enum | pathlib.PurePath | os.PathLike) or _is_from(
                 kind, ("torch", "device"), ("torch", "dtype")
@@ -393,7 +394,7 @@ def _find_in_torch(name: str) -> str:
 
 
 def _is_from(kind: type, *names: tuple[str, str]) -> bool:
-    return (kind.__module__, kind.__name__) in names
+    return (getattr(kind, "__module__", ""), getattr(kind, "__name__", "")) in names
 
 
 def _suggest_value(value: Any, parameter: inspect.Parameter) -> str:

@@ -14,7 +14,7 @@ from runner.config.check.imports import list_user_directories
 from runner.config.schema import Config
 from runner.core.archive import IMPORTABLE
 from runner.core.errors import Mistake
-from runner.core.escape import quote_shell_word
+from runner.core.escape import escape_line, quote_shell_word
 
 # What a tool obeys that finds it: Python, Hydra, make, a shell, a build, a container.
 OBEYED = re.compile(
@@ -45,6 +45,8 @@ def _judge_place(key: str, text: str, trust: Sequence[str], *, is_file: bool) ->
     elif len(inner.parts) < 2 or any(part.startswith(".") for part in inner.parts):
         rule, right = "must lie in a folder for data, such as `data`, and not be hidden", f"data/{path.name}"
         yield Mistake(key, rule, text, suggestion=right)
+    elif escape_line(text) != text or (inner.parts[:1] and inner.parts[0].startswith("~")):
+        yield Mistake(key, "must have no control character and no `~`, which stays as it is written", text)
     elif rule := _explain_picked_up(inner, is_file=is_file):
         yield Mistake(key, rule, text, suggestion=f"data/{path.name}")
     elif led := find_led_away(path, homes):

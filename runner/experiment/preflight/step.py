@@ -12,6 +12,7 @@ from runner.config.check.rules.train import find_metric_names
 from runner.config.schema import Config, Sample
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import Mistake, RunError
+from runner.core.trees import count_samples
 from runner.experiment.builders import model as model_builder
 from runner.experiment.builders import train as train_builder
 from runner.experiment.builders.instantiate import InstantiationError, Trust, instantiate
@@ -26,7 +27,7 @@ from runner.experiment.preflight.train import check_saving
 from runner.train import broadcasting, evaluation, remedies
 from runner.train.oom import is_out_of_memory
 from runner.train.optimizer_step.closure import is_custom_step
-from runner.train.optimizer_step.split_on_oom import count_samples, cut
+from runner.train.optimizer_step.split_on_oom import cut
 from runner.train.step_outputs import RESERVED
 from runner.train.steps import get_output, needs_input_and_target
 
@@ -158,8 +159,8 @@ def check_loss_broadcast(loss: Any, output: Any, target: Any) -> Mistake | None:
 
 
 def watch_step(step: Callable[[], Any], model: nn.Module, batch: Any) -> tuple[Any, Mistake | None]:
-    """Run a custom step; return its outcome, and the mistake if it compares every output with every target."""
-    with broadcasting.watching(model, batch) as seen:
+    """Run a custom step; return its outcome, and the mistake of outputs that broadcast."""
+    with broadcasting.watch_broadcasts(model, batch) as seen:
         outcome = step()
     return outcome, _spread("step", seen)
 

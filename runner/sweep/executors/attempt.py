@@ -9,7 +9,8 @@ from runner.config.check.check import parse
 from runner.core.errors import ConfigError, Mistake
 from runner.core.exit_status import EXIT_DISK, EXIT_DONE, EXIT_FAILED, EXIT_WRONG
 from runner.core.lock import Lock
-from runner.experiment.record.recorded import load_recorded_config, plan_continuation
+from runner.experiment.record.continuation import plan_continuation
+from runner.experiment.record.recorded import load_recorded_config
 from runner.sweep.interfaces import OUTPUT, JobSpec
 from runner.sweep.outcome import LOG, REFUSED, RESULT, read_json
 from runner.sweep.pruning import connect
