@@ -14,7 +14,7 @@ from runner.data.fingerprint import compute_fingerprint
 from runner.data.interfaces import STREAMED_FINGERPRINT, DataPlan, PlanKind
 from runner.data.keyed_samples import KeyedSamples, KeyedStream
 from runner.data.prefetch import prefetch_to_device
-from runner.data.samples import EpochOrder, Placement, draw_sampler
+from runner.data.samples import EpochOrder, Placement
 from runner.data.sharding import Shard
 from runner.data.workers import WorkerInit, iterate_sound_batches
 
@@ -106,7 +106,8 @@ class DataLoaderBatches:
 
     def _positions(self, epoch: int) -> list[list[int]]:
         if self.batch_sampler is not None:
-            return [list(batch) for batch in draw_sampler(self.batch_sampler, self.order.stream, epoch)]
+            drawn = self.order.draw(self.batch_sampler, epoch, "loader.batch_sampler", "batches")
+            return [list(batch) for batch in drawn]
         order = self.order(epoch).tolist()
         rows = [order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)]
         return rows[:-1] if self.drop_last and rows and len(rows[-1]) < self.batch_size else rows

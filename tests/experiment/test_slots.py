@@ -422,3 +422,70 @@ def test_an_attribute_of_a_metric_that_has_the_name_of_a_method_is_its_own(slots
 def test_an_argument_that_takes_away_what_debug_is_for_is_refused(slots, argv, said):
     assert said in slots(*argv, status=2)
     assert not Path("outputs").exists()
+
+
+SAMPLERS = '''
+from torch.utils.data import TensorDataset
+
+
+class Whole(TensorDataset):
+    def __init__(self, count):
+        generator = torch.Generator().manual_seed(0)
+        super().__init__(torch.randn(count, 4, generator=generator), torch.randint(3, (count,), generator=generator))
+
+
+class Curriculum:
+    """Gives more, or fewer, samples in each epoch."""
+
+    def __init__(self, data_source, more, batches=None, late=1):
+        self.count, self.more, self.batches, self.late, self.epoch = len(data_source), more, batches, late, 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return 16 + self.more * max(0, self.epoch - self.late + 1)
+
+    def __iter__(self):
+        indices = [i % self.count for i in range(len(self))]
+        size = self.batches
+        return iter([indices[i : i + size] for i in range(0, len(indices), size)] if size else indices)
+'''
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "size", "more"),
+    [
+        ("Whole", "sampler", "null", 8),
+        ("Whole", "sampler", "null", -1),
+        ("Points", "sampler", "null", 1),
+        ("Points", "sampler", "null", -8),
+        ("Points", "batch_sampler", 4, 1),
+        ("Points", "batch_sampler", 4, -8),
+    ],
+)
+def test_a_sampler_whose_length_changes_by_epoch_is_refused(slots, kind, name, size, more):
+    """In memory and sample by sample, at the epoch of the change, before a step of it."""
+    with Path("parts.py").open("a") as file:
+        file.write(SAMPLERS)
+    sampler = f"loader.{name}={{_target_: parts.Curriculum, more: {more}, batches: {size}}}"
+    said = slots(f"dataset.train._target_=parts.{kind}", *NO_SHIFT, sampler, "train.duration=4ep", status=1)
+    unit, first, now = ("batches", 4, (16 + more + 3) // 4) if size == 4 else ("samples", 16, 16 + more)
+    plan = "gathered from memory" if kind == "Whole" else "sample by sample"
+
+    assert f"train: 22 samples, {plan}" in said
+    assert f"loader.{name} gives {now} {unit} in epoch 1, and gave {first} at first" in said
+    assert result(newest())["steps"] == (4 if size == 4 else 2)
+
+
+def test_a_sampler_whose_length_changes_is_refused_by_a_resume_too(slots):
+    with Path("parts.py").open("a") as file:
+        file.write(SAMPLERS)
+    from runner.__main__ import main
+
+    sampler = "loader.sampler={_target_: parts.Curriculum, more: 8, batches: null, late: 2}"
+    slots("dataset.train._target_=parts.Whole", *NO_SHIFT, sampler, "train.duration=2ep")
+
+    assert main(["resume", str(newest()), "train.duration=4ep"]) == 1
+    assert "gives 24 samples in epoch 2, and gave 16 at first" in result(newest())["error"]
+    assert result(newest())["steps"] == 4
