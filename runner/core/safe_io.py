@@ -16,6 +16,9 @@ from runner.core.errors import ConfigError, Mistake
 MAX_BYTES = 64_000_000  # of a record: a provenance with its diff has some MB
 
 
+MAX_LOG_BYTES = 2**30  # of a metrics.jsonl or a study: a line a log event
+
+
 MAX_NODES = 1_000_000
 
 

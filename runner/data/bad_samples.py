@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runner.core import safe_io
 from runner.core.errors import RunError
 from runner.data.interfaces import Place, _members
 
@@ -60,9 +62,12 @@ class Faults:
         """What the run listed before it was resumed is neither listed nor counted again."""
         listed = None if self.folder is None else self.folder / LISTED
         if listed is not None and listed.exists():
-            for line in map(json.loads, listed.read_text().splitlines()):
-                if line["split"] == self.split:
-                    self.found.add(line["index"] if "worker" not in line else (line["worker"], line["index"]))
+            for text in safe_io.read_bytes(listed).splitlines():
+                with suppress(ValueError, LookupError, TypeError):  # a line that is torn, or is none of ours
+                    line = safe_io.parse_json(text)
+                    if line["split"] == self.split:
+                        index = int(line["index"])
+                        self.found.add(index if "worker" not in line else (int(line["worker"]), index))
 
     def note(self, fault: Fault) -> None:
         """Take a fault.
@@ -85,7 +90,8 @@ class Faults:
             line: dict[str, Any] = {"split": self.split, "index": fault.index, "file": fault.file, "error": fault.error}
             if fault.worker is not None:
                 line["worker"] = fault.worker
-            with (self.folder / LISTED).open("a") as file:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            with os.fdopen(safe_io.open_regular(self.folder / LISTED, flags), "a") as file:
                 file.write(json.dumps(line) + "\n")
         if len(self.found) > self.limit:
             text = f"more than {self.limit} bad samples (loader.bad_samples_limit); the last: {message}"

@@ -3,7 +3,6 @@
 The error itself says where it came from: its traceback passes through the model, the loss, a metric or the step.
 """
 
-import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from runner.config.check.imports import TargetError
 from runner.config.check.rules.rule import SUPERVISED
 from runner.config.schema import Config
 from runner.core.errors import ConfigError, Mistake, RunError, Stopped, describe_error, find_own_line
+from runner.core.safe_io import read_json
 from runner.experiment.preflight.report import Preflight
 from runner.experiment.record import provenance
 from runner.train import evaluation, loop, remedies
@@ -90,7 +90,7 @@ def of_a_record(folder: Path) -> Iterator[None]:
 def changed_modules(folder: Path) -> str:
     """Which modules of the project are other than a run recorded, in words; empty where none is known."""
     try:
-        before = json.loads((folder / "provenance.json").read_text())["modules"]["files"]
+        before = read_json(folder / "provenance.json")["modules"]["files"]
     except (OSError, ValueError, LookupError, TypeError):
         return ""
     now = provenance.modules(Path.cwd())["files"]

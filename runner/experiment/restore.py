@@ -1,6 +1,5 @@
 """Continue a run from its last checkpoint."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from runner.config.check.check import to_resolved_data
 from runner.config.schema import Config
 from runner.core.durations import Duration
 from runner.core.errors import ConfigError, Mistake
+from runner.core.safe_io import read_json
 from runner.experiment.builders import run as run_builder
 from runner.experiment.builders import train as train_builder
 from runner.experiment.builders.instantiate import Trust
@@ -174,7 +174,7 @@ def rate_words(rates: Sequence[float], start: int, end: int) -> str:
 def steps_of(folder: Path) -> int:
     """The steps after which a run has saved, as its `result.json` says; 0 where that is not known."""
     try:
-        result = json.loads((folder / "result.json").read_bytes())
+        result = read_json(folder / "result.json")
         return int(result["steps"]) if result["status"] in ("completed", "interrupted", "pruned") else 0
     except (OSError, ValueError, KeyError, TypeError):
         return 0

@@ -1,6 +1,5 @@
 """Resume a recorded run: find its directory, compose its config again, and train on."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from runner.config.schema import Config
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import ConfigError, Mistake
+from runner.core.safe_io import read_json
 from runner.experiment.record.recorded import continuation, is_run
 
 # What a run leaves that was killed, or that failed, before it had a config.
@@ -55,7 +55,7 @@ def is_completed(folder: Path) -> bool:
     """Whether a run is completed; then its result is said."""
     file = folder / "result.json"
     try:  # where there is none, or it is damaged, its checkpoints say how far it is
-        result = json.loads(file.read_bytes())
+        result = read_json(file)
         if result["status"] != "completed":
             return False
         metrics = {str(name): float(value) for name, value in result["metrics"].items()}

@@ -1,6 +1,5 @@
 """Open the logs of a run, log its start and its end, and write tracebacks to `log.txt`."""
 
-import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.config.schema import Config
+from runner.core import safe_io
 from runner.core.files import write_json
 from runner.experiment.builders import log as log_builder
 from runner.experiment.preflight.report import Preflight
@@ -100,7 +100,8 @@ class Watch:
         if run.objective not in values or step == self.step or at_end:
             return
         if self.step < 0:
-            events = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
+            content = safe_io.read_bytes(run.folder / "metrics.jsonl", safe_io.MAX_LOG_BYTES)
+            events = map(safe_io.parse_json, content.splitlines())
             self.count = sum(run.objective in event and event["step"] < step for event in events)
         self.step, self.count = step, self.count + 1
         if self.judge(self.count, values[run.objective]):

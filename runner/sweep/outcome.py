@@ -2,12 +2,12 @@
 
 import contextlib
 import errno
-import json
 import os
 import signal
 from pathlib import Path
 from typing import Any, Literal
 
+from runner.core import safe_io
 from runner.sweep.interfaces import OUTPUT
 from runner.sweep.ledger import Cause, Status
 
@@ -38,7 +38,7 @@ _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE
 def read_json(file: Path) -> dict[str, Any] | None:
     """Read a JSON object; return None if it is missing or unreadable."""
     with contextlib.suppress(OSError, ValueError):
-        value = json.loads(file.read_text())
+        value = safe_io.read_json(file)
         return value if isinstance(value, dict) else None
     return None
 

@@ -1,17 +1,17 @@
 """Promotion of the best job of a sweep to an experiment file."""
 
-import json
 import sys
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 
+from runner.config.document import load_record
 from runner.core.errors import ConfigError, Mistake
-from runner.core.escape import make_printable
+from runner.core.escape import escape_line, make_printable
+from runner.core.safe_io import read_json
 from runner.experiment.record.recorded import is_run, whole_config
 from runner.sweep.ledger import JobRecord
 from runner.sweep.report.results import Report, ReportEntry, is_result
@@ -84,8 +84,9 @@ def format_header(report: Report, winner: Winner, name: str, folder: Path) -> st
         "date": datetime.now().astimezone().strftime("%Y-%m-%d"),
     }
     width = max(map(len, lines)) + 1
-    said = [f"# {key + ':':<{width}} {value}" for key, value in lines.items()]
-    return "\n".join([f"# {_describe_rank(report, winner)}", *said, ""])
+    # A ledger may come from a stranger: a line feed would end the comment, and what follows would be YAML.
+    said = [f"# {key + ':':<{width}} {escape_line(value)}" for key, value in lines.items()]
+    return "\n".join([f"# {escape_line(_describe_rank(report, winner))}", *said, ""])
 
 
 def _describe_rank(report: Report, winner: Winner) -> str:
@@ -115,8 +116,8 @@ def describe_noise(report: Report, winner: Winner) -> str:
 def _read_seed(row: JobRecord, report: Report) -> str:
     file = report.folder / row.path / "config.yaml"  # resolved: the point may have said `${...}`
     try:
-        return str(yaml.safe_load(file.read_bytes())["seed"])
-    except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError):
+        return str(load_record(file, plain=True).data["seed"])
+    except (OSError, LookupError):
         return "?"
 
 
@@ -124,7 +125,7 @@ def _read_commit(folder: Path) -> str:
     """Return the commit that the job ran, and whether the working tree had changes."""
     file = folder / "provenance.json"
     try:
-        git = json.loads(file.read_bytes())["git"] or {}
+        git = read_json(file)["git"] or {}
     except (OSError, ValueError, TypeError, LookupError) as error:
         return f"not known: {file.name} {'is missing' if isinstance(error, FileNotFoundError) else 'is damaged'}"
     if not git.get("commit"):

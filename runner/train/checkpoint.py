@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import math
 import re
 import shutil
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from runner.core import files, tensor_files
+from runner.core import files, safe_io, tensor_files
 from runner.core.errors import RunError
 
 MANIFEST = "manifest.json"
@@ -393,7 +392,7 @@ def _read_manifest(folder: Path) -> list[Entry] | None:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = safe_io.read_json(path)
         rows = manifest["entries"]
         if _digest(rows) != manifest["sha256"]:
             raise ValueError("its content does not have the SHA-256 that it states")
@@ -436,7 +435,7 @@ def _entry_of(path: Path) -> Entry:
         RunError: it is not whole, or no checkpoint of a run.
     """
     _verify_archive(path)
-    with path.open("rb") as file:
+    with safe_io.open_read(path.resolve()) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     state = _tensors(path, "cpu", sha256)
     try:

@@ -233,7 +233,7 @@ on = True
 for slot, shape in t.SHAPES.items():
     for name in t.EVIL:
         for arguments in (["evil.pkl"], ["evil.pkl", {{"weights_only": False}}]):
-            t.check_component((slot,), slot, shape({{"_target_": name, "_args_": arguments}}), (), t.Found())
+            t.check_component((slot,), slot, shape({{"_target_": name, "_args_": arguments}}), (), t.PlacedMistakes())
 on = False
 print(seen)
 """

@@ -1,13 +1,26 @@
 """A run directory of a stranger: what its record says is judged, and its files are read within limits."""
 
+import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
 
-from runner.core.errors import ConfigError
+from runner.core.errors import ConfigError, RunError
+from runner.data.bad_samples import Faults
+from runner.experiment.diagnosis import changed_modules
+from runner.experiment.preview import parameters
 from runner.experiment.record.recorded import recorded
+from runner.experiment.record.result import recorded_facts
+from runner.experiment.restore import steps_of
+from runner.experiment.resume import is_completed
+from runner.sweep import outcome, promote, pruning
+from runner.sweep.ledger import JobRecord
+from runner.sweep.report.results import Report, ReportEntry, read_curves
+from runner.sweep.search.journal import Journal
+from runner.train import checkpoint
 
 BEFORE = Path(__file__).parent / "recorded" / "before_the_house"
 
@@ -57,3 +70,55 @@ def test_a_record_with_overrides_sends_no_environment_away(run, monkeypatch):
 
     assert [mistake.key for mistake in refused.value.mistakes] == ["dataset.downloads.a.url"]
     assert "secret" not in str(refused.value)
+
+
+RECORDS = {
+    "link": lambda file: (file.rename("mine"), file.symlink_to(Path("mine").absolute())),
+    "pipe": lambda file: (file.unlink(), os.mkfifo(file)),
+    "nested": lambda file: file.write_text("[" * 200_000 + "]" * 200_000),
+    "values": lambda file: file.write_text("[" + "1," * 1_100_000 + "1]"),
+    "large": lambda file: os.truncate(file, 2**31),
+    "a list": lambda file: file.write_text("[1]"),
+}
+
+
+@pytest.mark.parametrize("what", list(RECORDS))
+def test_the_files_of_a_run_are_read_within_limits_by_whoever_reads_them(what, run, tmp_path):
+    """Each reader answers as if the file were not there, or says that it is damaged."""
+    folder = run / "checkpoints"
+    for name in ("result.json", "provenance.json", "metrics.jsonl", "checkpoints/manifest.json"):
+        RECORDS[what](run / name)
+    for name in ("bad_samples.jsonl", "study.jsonl", "pretrained.json"):
+        (run / name).write_text("{}\n")
+        RECORDS[what](run / name)
+
+    assert is_completed(run) is False
+    assert steps_of(run) == 0
+    assert recorded_facts(run) is None
+    assert changed_modules(run) == ""
+    assert outcome.read_json(run / "result.json") in (None, {})
+    assert pruning.read_values(run / "metrics.jsonl", "val/loss") == []
+    assert read_curves(run / "metrics.jsonl", ["val/loss"]) == {"val/loss": []}
+    assert promote._read_commit(run).startswith("not known")
+    with pytest.raises(RunError, match=r"manifest\.json"):
+        checkpoint._read_manifest(folder)
+    with suppress(RunError):
+        assert parameters._report(None, run) == []
+    with suppress(OSError):  # the run's directory is refused before, where it is a link or a pipe
+        assert Faults(folder=run).found == set()
+    with suppress(OSError):
+        assert list(Journal(run / "study.jsonl").read_logs(0)) == []
+
+
+def test_what_a_ledger_says_stays_inside_of_a_promoted_files_comment():
+    """A line feed would end the comment, and what follows would be keys of the experiment."""
+    evil = "x\nmodel: {_target_: evil.Model}\r\u2028y: 1"
+    row = JobRecord(evil, 0, [], "0_x", values={evil: evil}, status="completed", objective=1.0, start=0.0, end=1.0)
+    entry = ReportEntry((row,), {}, None, 1.0)
+    settings = {"id": evil, "name": evil, "objective": evil, "argv": [evil]}
+    report = Report(Path(evil), settings, [row])
+
+    header = promote.format_header(report, promote.Winner(row, entry), "x", Path("nowhere"))
+
+    assert [line[:2] for line in header.splitlines()] == ["# "] * len(header.splitlines())
+    assert yaml.safe_load(header) is None

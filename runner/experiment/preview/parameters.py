@@ -1,6 +1,5 @@
 """Preview of the parameters: shape, init rule, pretrained source, frozen, group, rate of each."""
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -11,7 +10,9 @@ from typing import Any
 from runner.config.hydra_loader import Composed
 from runner.config.origins import as_path
 from runner.config.schema import Config
+from runner.core.errors import RunError
 from runner.core.escape import make_printable
+from runner.core.safe_io import read_json
 
 
 @dataclass
@@ -135,7 +136,11 @@ def _report(weights: Any, folder: Path | None) -> list[Any]:
 
     if weights is not None or folder is None or not (folder / "pretrained.json").is_file():
         return weights.rows if weights is not None else []
-    return [WeightsRow(**row) for row in json.loads((folder / "pretrained.json").read_text())["tensors"]]
+    file = folder / "pretrained.json"
+    try:
+        return [WeightsRow(**row) for row in read_json(file)["tensors"]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RunError(f"{file} is damaged ({error}): move it away, and no tensor is said to come from it") from error
 
 
 def _tensors(model: Any) -> Iterable[tuple[str, str, Any]]:

@@ -1,7 +1,6 @@
 """`result.json` and `config.yaml` of a run directory."""
 
 import hashlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from runner.config.schema import Config
 from runner.core import device as devices
 from runner.core.errors import Mistake
 from runner.core.files import write_json, write_text
+from runner.core.safe_io import read_json
 from runner.data.interfaces import Split
 from runner.experiment.record import provenance
 from runner.train.state import Run
@@ -66,7 +66,7 @@ def write_config(folder: Path, plain: Mapping[str, Any], unresolved: str) -> Non
 def recorded_facts(folder: Path) -> dict[str, Any] | None:
     """The `provenance.json` of a run; None where it is missing or damaged."""
     try:
-        record = json.loads((folder / "provenance.json").read_bytes())
+        record = read_json(folder / "provenance.json")
         provenance.changes(record | latest_facts(record), record)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.config.suggestions import find_nearest, format_suggestion
+from runner.core import safe_io
 from runner.core.errors import ConfigError, Mistake
 from runner.core.escape import join_shell_words
 from runner.sweep.interfaces import OUTPUT
@@ -353,7 +354,7 @@ def _is_alive(pid: int | None) -> bool:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        data = json.loads(file.read_text())
+        data = safe_io.read_json(file)
     except (OSError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}
@@ -363,12 +364,12 @@ def read_curves(file: Path, names: Sequence[str]) -> dict[str, Curve]:
     """Read the finite values of metrics from a `metrics.jsonl`, even one still being written."""
     found: dict[str, Curve] = {name: [] for name in names}
     try:
-        text = file.read_text(errors="replace")
+        text = safe_io.read_bytes(file, safe_io.MAX_LOG_BYTES).decode(errors="replace")
     except OSError:
         return found
     for line in text.splitlines():
         try:
-            event = json.loads(line)
+            event = safe_io.parse_json(line)
             values = {name: float(event[name]) for name in names if name in event}  # NaN and infinity are texts there
             step = int(event["step"])
         except (ValueError, TypeError, KeyError):
