@@ -13,7 +13,7 @@ from runner.core.escape import make_printable
 
 if TYPE_CHECKING:
     from runner.core.errors import Mistake
-    from runner.train.distributed.environment import Place
+    from runner.train.distributed.environment import RankPlace
 
 
 BEGAN = time.perf_counter()
@@ -45,7 +45,7 @@ PLANNED = (
 
 
 def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
-    """Do what the command line asks; the exit status."""
+    """Do what the command line asks; return the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if sys.path[0] == "":  # `python -m` started elsewhere than at a file: user code lies in the working directory
         sys.path[0] = str(Path.cwd())
@@ -54,12 +54,12 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
     from runner.core.errors import ConfigError, RunError
     from runner.train.distributed import environment
 
-    place = environment.place()
+    place = environment.read_place()
     if place is not None and place.rank:
-        from runner.cli.options import split_trust
-        from runner.experiment.worker_rank import follow
+        from runner.cli.options import find_trust
+        from runner.experiment.worker_rank import run_worker_rank
 
-        return follow(place, split_trust(argv)[1])
+        return run_worker_rank(place, find_trust(argv))
     try:
         return serve(argv, began, place)
     except ConfigError as error:
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
         return 1
 
 
-def serve(argv: list[str], began: float | None, place: "Place | None") -> int:
+def serve(argv: list[str], began: float | None, place: "RankPlace | None") -> int:
     """Do what the command line asks, in the one process that reads it; the exit status.
 
     Raises:
@@ -92,22 +92,24 @@ def serve(argv: list[str], began: float | None, place: "Place | None") -> int:
 
     verb = argv[0] if argv else ""
     if place is not None and verb in VERBS and verb != "resume":
-        raise ConfigError([processes_preflight.not_here(verb, "start it without torchrun")])
-    if verb in VERBS and {"-h", "--help"} & set(argv[1:]):
-        print(str(importlib.import_module(VERBS[verb]).__doc__).replace("`", ""))
-        return ended(0, place)
+        raise ConfigError([processes_preflight.make_torchrun_mistake(verb, "start it without torchrun")])
     if verb in VERBS:
-        status: int = importlib.import_module(VERBS[verb]).main(argv[1:])
-        return ended(status, place)
-    if verb and verb[0].isalpha() and "=" not in verb and not value_stands_apart(argv):
-        raise ConfigError([unknown_verb(verb)])
+        module = importlib.import_module(VERBS[verb])
+        if {"-h", "--help"} & set(argv[1:]):
+            helps = (declared.format_help() for declared in module.VERBS)
+            print("\n\n".join([str(module.__doc__).replace("`", "").rstrip(), *helps]))
+            return handle_ended(0, place)
+        status: int = module.main(argv[1:])
+        return handle_ended(status, place)
+    if verb and verb[0].isalpha() and "=" not in verb and not needs_value(argv):
+        raise ConfigError([describe_unknown_verb(verb)])
     from runner.cli import train
 
-    return ended(train.main(argv, began), place)
+    return handle_ended(train.main(argv, began), place)
 
 
-def ended(status: int, place: "Place | None") -> int:
-    """The exit status, with which the other processes of torchrun end too where nothing was to be trained."""
+def handle_ended(status: int, place: "RankPlace | None") -> int:
+    """Return the exit status, and end torchrun's other processes with it where nothing was trained."""
     if place is None:
         return status
     if status == 0:  # after any other, torchrun ends them
@@ -118,32 +120,39 @@ def ended(status: int, place: "Place | None") -> int:
     return status
 
 
-def value_stands_apart(argv: list[str]) -> bool:
-    """Whether the command line begins with a key whose value is the next argument, `optimizer.lr 0.1`."""
+def needs_value(argv: list[str]) -> bool:
+    """Return whether the line begins with a key whose value is the next argument, `optimizer.lr 0.1`."""
     from runner.config import arguments
 
     return argv[0] not in PLANNED and 0 in arguments.find_pairs(argv)
 
 
-def unknown_verb(verb: str) -> "Mistake":
-    """What to say about a first argument that is no verb."""
+def describe_unknown_verb(verb: str) -> "Mistake":
+    """Make the mistake of a first argument that is no verb."""
     import difflib
 
     from runner.core.errors import Mistake
 
     if verb in PLANNED:
-        return Mistake(verb, "is planned but not built yet", where=f"argument `{verb}`")
+        return Mistake(verb, "is planned but not built yet", where=f"argument `{verb}`", kind="unavailable")
     near = difflib.get_close_matches(verb, VERBS, n=1)
     remedy = f"did you mean `{near[0]}`?" if near else f"the verbs are {', '.join(VERBS)}; an override is `key=value`"
-    return Mistake(verb, "is no verb", where=f"argument `{verb}`", remedy=remedy, suggestion=near[0] if near else "")
+    return Mistake(
+        verb,
+        "is no verb",
+        where=f"argument `{verb}`",
+        remedy=remedy,
+        suggestion=near[0] if near else "",
+        kind="unknown-option",
+    )
 
 
-def process() -> NoReturn:
-    """`main` as a process of its own, which a signal ends with the contract's status before and after the work too."""
+def run_process() -> NoReturn:
+    """Run `main` as a process that a signal ends with the contract's status, also before the work."""
     from runner.train.distributed import environment
 
     asked = [signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
-    if environment.place() is None:  # which signals what it has started for reasons of its own
+    if environment.read_place() is None:  # which signals what it has started for reasons of its own
         for number in asked:
             signal.signal(number, lambda *_: os._exit(75))  # nothing is under way, so that there is nothing to save
         if hasattr(signal, "SIGHUP") and (sys.argv[1:2] == ["resume"] or not {*sys.argv[1:2]} & {*VERBS}):
@@ -155,4 +164,4 @@ def process() -> NoReturn:
 
 
 if __name__ == "__main__":
-    process()
+    run_process()

@@ -14,26 +14,26 @@ LONGEST = 520  # lines: "no file over about 500"
 
 # The first word of a function's name. To add a verb is fine; a noun belongs to a class or a variable.
 VERBS = """
-accept add adjust adopt advance align answer append apply arm ask attach audit balance be begin bind blame broadcast
-build cache call can catch change check choose claim classify clean clear clip clone close collate collect combine
-commit compare compile complete compose compute concatenate connect contain continue convert copy count create crop
-cut decide decode define delete depend derive describe detach detect diagnose differ discard dismiss distribute divide
-does dominates download draw drop emit encode end ensure enter erase escape estimate evaluate examine exclude exit
-expand explain export extract fetch fill filter find finish fit fits fix flag flatten flip fold follow forecast forget
-fork format freeze gather generate get give group guess halve handle has hash hide hold import include index infer
-init insert inspect install instantiate interpolate intersect is iterate join judge keep kill label launch leave limit
-link list load locate lock log look lower make map mark match matches may measure mend merge mix modify move must name
-narrow need needs normalize note number open order overlap pack pad parse pass patch pause permute pick place plan
-plot pool preload prepare preview print profile project promote propose prove provide prune publish put quote raise
-rank read rebuild receive recommend reconcile record redirect reduce refer refuse register rehearse reject release
-remember remove rename render repair repeat replace replicate report request require resample reschedule reset reshape
-resize resolve restore restrain restrict resume retry return reverse rewrite round run sample save say scale scan
-schedule score search seed select send separate serialize serve set settle shard share should show shrink shuffle sign
-simplify skip slice smooth solve sort spell split spread stack standardize start stop store stream strip submit
-substitute suggest sum summarize supervise support suppress suspend swap sync synchronize take takes tell test
-tokenize trace track train transform translate traverse trim trust try uncompile understand undo unfreeze unify unpack
-unpickle unscale unwrap update use uses validate verify visit wait walk wants warm warn watch weigh weight widen will
-work works wrap write yield zip
+accept add adjust adopt advance align answer append apply arm ask assign attach audit balance be begin bind blame
+blend broadcast build cache call can catch change check choose claim classify clean clear clip clone close collate
+collect combine commit compare compile complete compose compute concatenate connect contain continue convert copy
+count create crop cut decide decode define delete depend derive describe detach detect diagnose differ discard dismiss
+distribute divide does dominates download draw drop emit encode end ensure enter erase escape estimate evaluate
+examine exclude exit expand explain export extract fetch fill filter find finish fit fits fix flag flatten flip fold
+follow forecast forget fork format freeze gather generate get give group guess halve handle has hash hide hold import
+include index infer init insert inspect install instantiate interpolate intersect is iterate join judge keep kill
+label launch leave limit link list load locate lock log look lower make map mark match matches may measure mend merge
+mix modify move must name narrow need needs normalize note number open order overlap pack pad parse pass patch pause
+permute pick place plan plot pool prefetch preload prepare preview print profile project promote propose prove provide
+prune publish put quote raise rank read rebuild receive recommend reconcile record redirect reduce refer refuse
+register rehearse reject release remember remove rename render repair repeat replace replicate report request require
+resample reschedule reset reshape resize resolve restore restrain restrict resume retry return reverse rewrite round
+run sample save say scale scan schedule score search seed select send separate serialize serve set settle shard share
+should show shrink shuffle sign simplify skip slice smooth solve sort spell split spread stack standardize start stop
+store stream strip submit substitute suggest sum summarize supervise support suppress suspend swap sync synchronize
+take takes tell test tokenize trace track train transform translate traverse trim trust try uncompile understand undo
+unfreeze unify unpack unpickle unscale unwrap update use uses validate verify visit wait walk wants warm warn watch
+weigh weight widen will work works wrap write yield zip
 """
 PARTICLES = ("as", "to", "from", "with", "without")  # conversions and context managers, as in `as_tensor`, `to_image`
 NO_VERBS = {

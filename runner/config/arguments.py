@@ -106,7 +106,13 @@ def diagnose_unreadable(text: str, error: HydraException, parse: Parse) -> Mista
     if key == "name" and re.search(r"[^\w.+=-]", value):  # it is that of a folder
         right = re.sub(r"[^\w.+=-]+", "_", value).strip("_.") or "run"
         remedy = f"a name has letters, digits and `._+=-`: `name={right}`"
-    return Mistake(key or text, f"cannot be read as `key=value`: {first}", where=format_argument(text), remedy=remedy)
+    return Mistake(
+        key or text,
+        f"cannot be read as `key=value`: {first}",
+        where=format_argument(text),
+        remedy=remedy,
+        kind="syntax",
+    )
 
 
 def diagnose_valueless(text: str, value: str | None, parse: Parse) -> Mistake:
@@ -115,11 +121,11 @@ def diagnose_valueless(text: str, value: str | None, parse: Parse) -> Mistake:
         remedy = f"write `{text.lstrip('+~')}=VALUE`" if re.fullmatch(r"[\w.@/+~]+", text) else ""
         if text.endswith((".yaml", ".yml")):
             remedy = f"an experiment of `conf/experiment` is chosen by `experiment={_get_stem(text)}`"
-        return Mistake(text, "cannot be read as `key=value`", where=format_argument(text), remedy=remedy)
+        return Mistake(text, "cannot be read as `key=value`", where=format_argument(text), remedy=remedy, kind="syntax")
     line = _make_override(text, value, parse)
     rule = "cannot be read as `key=value`: the value stands apart"
     where = format_argument(f"{text} {value}")
-    return Mistake(text, rule, where=where, remedy=f"write `{quote_for_shell(line)}`", suggestion=line)
+    return Mistake(text, rule, where=where, remedy=f"write `{quote_for_shell(line)}`", suggestion=line, kind="syntax")
 
 
 def diagnose_flag(text: str, value: str | None, parse: Parse) -> Mistake:
@@ -132,7 +138,13 @@ def diagnose_flag(text: str, value: str | None, parse: Parse) -> Mistake:
         chosen = f"`experiment={_get_stem(said)}`" if said else "`experiment=NAME`"
         searched = quote_for_shell(f"hydra.searchpath=[file://{said or 'FOLDER'}]")
         remedy = _HYDRAS[name].format(chosen=chosen, searched=searched)
-        return Mistake(name, "is an option of Hydra's that the runner does not take", where=where, remedy=remedy)
+        return Mistake(
+            name,
+            "is an option of Hydra's that the runner does not take",
+            where=where,
+            remedy=remedy,
+            kind="unknown-option",
+        )
     key = name.lstrip("-")
     rule = "is no option of the runner; a key is set without dashes"
     if said is None and key.startswith("no-"):
@@ -140,7 +152,9 @@ def diagnose_flag(text: str, value: str | None, parse: Parse) -> Mistake:
     if key in ("cuda", "gpu", "cpu", "mps") and said in (None, "true", "false"):
         key, said = "device", "cpu" if said == "false" else key
     line = f"{find_key(key)}=VALUE" if said is None else _make_override(key, said, parse)
-    return Mistake(name, rule, where=where, remedy=f"write `{quote_for_shell(line)}`", suggestion=line)
+    return Mistake(
+        name, rule, where=where, remedy=f"write `{quote_for_shell(line)}`", suggestion=line, kind="unknown-option"
+    )
 
 
 def find_pairs(arguments: Sequence[str]) -> dict[int, int]:

@@ -1,4 +1,4 @@
-"""Compose configs with Hydra, collecting every mistake and remembering every file.
+"""Entry points of composition: a run, the base of a sweep, Hydra's own questions.
 
 Hydra stops at the first mistake. Here a failing override or file is noted, left out or replaced by its nearest option,
 and the rest is composed again, so that one report can name everything.

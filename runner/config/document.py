@@ -132,7 +132,7 @@ def _load(
             found = find(root, place)
             rule = f"has an interpolation that cannot be read: {error}"
             document.mistake = document.mistake or Mistake(
-                ".".join(map(str, place)), rule, where=f"{path}:{found[0] if found else 1}"
+                ".".join(map(str, place)), rule, where=f"{path}:{found[0] if found else 1}", kind="syntax"
             )
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -145,22 +145,30 @@ def _load(
             "inside of `{ }` and `[ ]` quote it: '${…}'" if said and re.search(r"[{\[,].*[^'\"]\$\{", said[0]) else ""
         )
         document.mistake = Mistake(
-            str(path), f"cannot be read as YAML: {problem}{context}", where=f"{path}:{line}", remedy=remedy
+            str(path),
+            f"cannot be read as YAML: {problem}{context}",
+            where=f"{path}:{line}",
+            remedy=remedy,
+            kind="syntax",
         )
     except UnicodeDecodeError as error:
         line, utf16 = error.object[: error.start].count(b"\n") + 1, error.object[:2] in (b"\xff\xfe", b"\xfe\xff")
         remedy = f"{'it is UTF-16: ' if utf16 else ''}save it as UTF-8"
-        document.mistake = Mistake(str(path), "must be UTF-8 text", where=f"{path}:{line}", remedy=remedy)
+        document.mistake = Mistake(
+            str(path), "must be UTF-8 text", where=f"{path}:{line}", remedy=remedy, kind="syntax"
+        )
     except OSError as error:
         document.mistake = _make_read_mistake(path, error)
     except _RefusedDocument as error:
-        document.mistake = Mistake(str(path), str(error), where=f"{path}:1")
+        document.mistake = Mistake(str(path), str(error), where=f"{path}:1", kind="syntax")
     return document
 
 
 def _make_read_mistake(path: Path, error: OSError) -> Mistake:
     remedy = f"see `ls -l {shlex.quote(str(path))}`"
-    return Mistake(str(path), f"cannot be read: {error.strerror or error}", where=f"{path}:1", remedy=remedy)
+    return Mistake(
+        str(path), f"cannot be read: {error.strerror or error}", where=f"{path}:1", remedy=remedy, kind="file"
+    )
 
 
 class _RefusedDocument(ValueError):

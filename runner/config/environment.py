@@ -70,7 +70,7 @@ def judge_environment(path: Path_, value: Any, names: set[str], layers: Layers) 
     if '"' not in written:
         line = f'{key}="{written}"'
         remedy += f": {quote_shell_word(line)}"
-    return Mistake(key, rule, where=layers.blame(path), remedy=remedy)
+    return Mistake(key, rule, where=layers.blame(path), remedy=remedy, kind="interpolation")
 
 
 def _find_texts(value: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Hydra's config loader on the runner's search path, with mistakes collected."""
+"""Hydra's config loader; notes unknown groups, unknown options and broken overrides."""
 
 import copy
 import itertools
@@ -31,7 +31,7 @@ from runner.config.moved import with_current_names
 from runner.config.origins import Layers, as_path, format_argument, make_relative
 from runner.config.recipes import SupersededGroup
 from runner.config.suggestions import find_nearest, format_suggestion, translate_name
-from runner.core.errors import ConfigError, Mistake
+from runner.core.errors import ConfigError, Kind, Mistake
 from runner.core.paths import PACKAGE
 
 CONFIG_NAME = "config"  # of the primary config
@@ -146,11 +146,13 @@ class _Source(FileConfigSource):
         except ValueError as error:
             header = {"package": None}
             loaded.mistake = loaded.mistake or Mistake(
-                f"{path}", f"has a header that Hydra cannot read: {error}", where=f"{path}:1"
+                f"{path}", f"has a header that Hydra cannot read: {error}", where=f"{path}:1", kind="syntax"
             )
         problem = _describe_package_problem(config_path, header["package"])
         if problem and loaded.data:
-            loaded.mistake = loaded.mistake or Mistake(str(path), problem, where=f"{path}:1", remedy=_GLOBAL_HEADER)
+            loaded.mistake = loaded.mistake or Mistake(
+                str(path), problem, where=f"{path}:1", remedy=_GLOBAL_HEADER, kind="composition"
+            )
             header = {"package": "_global_"}
         return ConfigResult(self.provider, f"file://{self.path}", OmegaConf.create(loaded.data), header)
 
@@ -202,7 +204,9 @@ class _Repository(ConfigRepository):
                 raise
             found = document.find(loaded.root, ("defaults",))
             where = f"{path}:{found[0] if found else 1}"
-            loaded.mistake = loaded.mistake or Mistake("defaults", f"cannot be read: {error}", where=where)
+            loaded.mistake = loaded.mistake or Mistake(
+                "defaults", f"cannot be read: {error}", where=where, kind="syntax"
+            )
             return _NOTHING
         if result is not None and isinstance(self._find(config_path), _Source):
             listed = result.defaults_list or []
@@ -251,15 +255,26 @@ class _Repository(ConfigRepository):
                 rule = "is chosen already, by the root"
             if rule:
                 remedy = f"write `override /{default.group.lstrip('/')}: {default.value}`"
-                self._note(Mistake(default.group.lstrip("/"), rule, where=where, remedy=remedy))
+                self.note(Mistake(default.group.lstrip("/"), rule, where=where, remedy=remedy, kind="composition"))
                 return False
         if group.split("/")[0] == "hydra" and config_path != CONFIG_NAME:
-            self._note(Mistake(group, "may be chosen on the command line only", default.value, where))
+            self.note(
+                Mistake(group, "may be chosen on the command line only", default.value, where, kind="composition")
+            )
             return False
         if default.optional or self.group_exists(group) or self.group_exists(default.group.lstrip("/")):
             return True
         right = find_nearest(group, self.all_groups())
-        self._note(Mistake(group, "is no config group", where=where, remedy=format_suggestion(right), suggestion=right))
+        self.note(
+            Mistake(
+                group,
+                "is no config group",
+                where=where,
+                remedy=format_suggestion(right),
+                suggestion=right,
+                kind="unknown-option",
+            )
+        )
         return False
 
     def _target(self, config_path: str, default: InputDefault) -> str:
@@ -312,7 +327,9 @@ class _Repository(ConfigRepository):
         rule = "stands in the defaults list twice" if again else "is no file beside this one"
         right = "" if again else "_self_"
         where = f"{path}:{found[0] if found else 1}"
-        self._note(Mistake(name, rule, where=where, remedy=format_suggestion(right), suggestion=right))
+        self.note(
+            Mistake(name, rule, where=where, remedy=format_suggestion(right), suggestion=right, kind="composition")
+        )
         return False
 
     def _of_the_root(self, group: str) -> bool:
@@ -321,7 +338,7 @@ class _Repository(ConfigRepository):
         entries = document.load(path).data.get("defaults") if path else None
         return any(isinstance(entry, dict) and group in entry for entry in entries or [])
 
-    def _note(self, mistake: Mistake) -> None:
+    def note(self, mistake: Mistake) -> None:
         if mistake not in self.mistakes:
             self.mistakes.append(mistake)
 
@@ -409,7 +426,7 @@ class ConfigLoader(ConfigLoaderImpl):
                 rule = f"cannot be read: {error.strerror or error}"
                 remedy = "make it readable, or start elsewhere"
                 raise ConfigError(
-                    [*self._mistakes, Mistake(str(error.filename or "conf"), rule, remedy=remedy)]
+                    [*self._mistakes, Mistake(str(error.filename or "conf"), rule, remedy=remedy, kind="file")]
                 ) from error
             except (HydraException, OmegaConfBaseException, ValueError, IndexError, TypeError, AssertionError) as error:
                 self._leave_out(overrides, error)
@@ -422,7 +439,9 @@ class ConfigLoader(ConfigLoaderImpl):
             if twin is not None and path is not None:
                 remedy = f"rename it to {twin.stem}.yaml"
                 self._mistakes.append(
-                    Mistake(str(twin), f"is not read, but {path}: files end in `.yaml`", remedy=remedy)
+                    Mistake(
+                        str(twin), f"is not read, but {path}: files end in `.yaml`", remedy=remedy, kind="no-effect"
+                    )
                 )
         self._mistakes = [self._nearest_to_delete(mistake, config) for mistake in self._mistakes]
         self._mistakes = [make_relative(m, self.cwd) for m in (*self._mistakes, *read, *self.repository.mistakes)]
@@ -474,7 +493,11 @@ class ConfigLoader(ConfigLoaderImpl):
         else:
             if instead := self._hydras_without_effect(override):
                 mistake = Mistake(
-                    override.key_or_group, arguments.NO_EFFECT, where=format_argument(text), remedy=instead
+                    override.key_or_group,
+                    arguments.NO_EFFECT,
+                    where=format_argument(text),
+                    remedy=instead,
+                    kind="no-effect",
                 )
                 self._left_out.add(text)
                 self._mistakes.append(mistake)
@@ -486,7 +509,7 @@ class ConfigLoader(ConfigLoaderImpl):
             if override.is_choice_sweep() and "choice(" not in value:
                 as_list, as_text = (arguments.quote_for_shell(f"{key}={said}") for said in (f"[{value}]", f'"{value}"'))
                 remedy += f"; a list is `{as_list}`, a text with commas `{as_text}`"
-            mistake = Mistake(key.lstrip("+~"), problem, where=format_argument(text), remedy=remedy)
+            mistake = Mistake(key.lstrip("+~"), problem, where=format_argument(text), remedy=remedy, kind="conflict")
         self._left_out.add(text)
         self._mistakes.append(mistake)
         return None
@@ -512,7 +535,7 @@ class ConfigLoader(ConfigLoaderImpl):
     def _forced(override: Override, repository: IConfigRepository) -> Override:
         key, value = override.key_or_group, override._value  # noqa: SLF001  Hydra has no other way in
         if key.startswith("hydra.launcher.") and override.type == OverrideType.CHANGE:
-            override.type = OverrideType.FORCE_ADD  # `runner.sweep.launcher` judges the keys
+            override.type = OverrideType.FORCE_ADD  # `runner.sweep.launcher_settings` judges the keys
         if override.is_hydra_override() or override.is_delete():
             return override
         if not repository.group_exists(key) or isinstance(value, dict):
@@ -548,7 +571,7 @@ class ConfigLoader(ConfigLoaderImpl):
             if parent is not None and not str(self.repository.read[path].text).startswith("# @package hydra"):
                 group = (default.config_path or "").rpartition("/")[0]
                 where = f"{parent}:{find_defaults_line(self.repository.read[parent], group)}"
-            self.repository._note(Mistake(package, _OURS_ONLY, where=where, remedy=remedy))  # noqa: SLF001
+            self.repository.note(Mistake(package, _OURS_ONLY, where=where, remedy=remedy, kind="composition"))
             return False
         if default.primary and not path.is_relative_to(find_our_conf()):
             self._refuse_options_of_hydra(path)
@@ -563,7 +586,8 @@ class ConfigLoader(ConfigLoaderImpl):
                 plain = getattr(value, "_value", lambda value=value: value)()
                 instead = arguments.find_remedy(key, plain)
                 rule = arguments.NO_EFFECT if instead else _OURS_ONLY
-                self.repository._note(Mistake(key, rule, where=where, remedy=instead or remedy))  # noqa: SLF001
+                kind: Kind = "no-effect" if instead else "composition"
+                self.repository.note(Mistake(key, rule, where=where, remedy=instead or remedy, kind=kind))
                 inside.pop("hydra", None)
         return True
 
@@ -578,7 +602,9 @@ class ConfigLoader(ConfigLoaderImpl):
             if entry not in own and re.match(r"hydra\b", group.partition("@")[0]):
                 found = document.find(self.repository.read[path].root, ("defaults", index))
                 where, remedy = f"{path}:{found[0] if found else 1}", "give it on the command line"
-                self.repository._note(Mistake(group.replace("/", "."), _OURS_ONLY, where=where, remedy=remedy))  # noqa: SLF001
+                self.repository.note(
+                    Mistake(group.replace("/", "."), _OURS_ONLY, where=where, remedy=remedy, kind="composition")
+                )
 
     def _replace_option(self, error: MissingConfigException) -> None:
         """Record an option that does not exist; continue with the nearest one, or with none."""
@@ -603,7 +629,11 @@ class ConfigLoader(ConfigLoaderImpl):
             right, remedy = "", f"Hydra reads files that end in `.yaml` alone: rename {misspelt} to {option}.yaml"
         choices = f" (there are {', '.join(options)})" if options and len(options) <= 20 else ""
         rule = f"has no option `{option}`{choices}"
-        self._mistakes.append(Mistake(group or missing, rule, where=where, remedy=remedy, suggestion=right or other))
+        self._mistakes.append(
+            Mistake(
+                group or missing, rule, where=where, remedy=remedy, suggestion=right or other, kind="unknown-option"
+            )
+        )
         self.repository.instead[missing] = f"{group}/{right}" if right else None
         if not right:
             self._unknown.add(group.replace("/", "."))
@@ -638,6 +668,7 @@ class ConfigLoader(ConfigLoaderImpl):
                 where=format_argument(culprit),
                 remedy=format_suggestion(right),
                 suggestion=right,
+                kind="composition",
             )
             self._mistakes.append(mistake)
             return
@@ -645,7 +676,7 @@ class ConfigLoader(ConfigLoaderImpl):
         path = self.repository.file(file[1]) if file else None
         if path is None or path in {Path(m.key) for m in self._mistakes}:
             raise ConfigError(
-                [*self._mistakes, Mistake("config", f"cannot be composed: {_format_problem(text)}")]
+                [*self._mistakes, Mistake("config", f"cannot be composed: {_format_problem(text)}", kind="composition")]
             ) from None
         loaded = self.repository.read[path]
         right = find_nearest(quoted[1], []) if quoted else ""
@@ -653,7 +684,13 @@ class ConfigLoader(ConfigLoaderImpl):
         line = find_defaults_line(loaded, entry[1]) if entry else 1
         key = entry[1] if entry else (file[1] if file else "")
         self._mistakes.append(
-            Mistake(key, _format_problem(text.partition(": ")[2]), where=f"{path}:{line}", suggestion=right)
+            Mistake(
+                key,
+                _format_problem(text.partition(": ")[2]),
+                where=f"{path}:{line}",
+                suggestion=right,
+                kind="composition",
+            )
         )
         self.repository.instead[file[1] if file else ""] = None
 
@@ -661,12 +698,14 @@ class ConfigLoader(ConfigLoaderImpl):
         """Record a circle of defaults lists and drop the entry that closes it."""
         ring = self.repository.circle()
         if not ring:
-            raise ConfigError([*self._mistakes, Mistake("defaults", "cannot be composed: nested too deeply")]) from None
+            raise ConfigError(
+                [*self._mistakes, Mistake("defaults", "cannot be composed: nested too deeply", kind="composition")]
+            ) from None
         places = [self.repository.place_of(path, after) for path, after in itertools.pairwise(ring)]
         rule = f"leads back to its own file: {' names '.join(f'`{path}`' for path in ring)}"
         where = places[-1] + (f" (by {', '.join(places[:-1])})" if places[:-1] else "")
         remedy = "take one of these entries out"
-        self._mistakes.append(Mistake(f"{ring[-2]}: defaults", rule, where=where, remedy=remedy))
+        self._mistakes.append(Mistake(f"{ring[-2]}: defaults", rule, where=where, remedy=remedy, kind="composition"))
         self.repository.cut.add((ring[-2], ring[-1]))
 
     def _composes_without(self, overrides: Sequence[str], line: str) -> bool:

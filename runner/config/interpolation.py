@@ -44,7 +44,11 @@ def resolve(config: DictConfig, layers: Layers) -> tuple[dict[str, Any], list[Mi
     bomb = _find_too_large(plain)
     if bomb is not None:
         rule = f"must not grow beyond {MAX_SIZE:,} characters with its interpolations written out"
-        return plain, [Mistake(format_key(bomb), rule, where=layers.blame(bomb, follow=False))], []
+        return (
+            plain,
+            [Mistake(format_key(bomb), rule, where=layers.blame(bomb, follow=False), kind="interpolation")],
+            [],
+        )
     resolver = _Resolver(config, plain, layers)
     return resolver.walk(plain, ()), resolver.mistakes, resolver.notes
 
@@ -68,7 +72,9 @@ class _Resolver:
         if foreign := _FOREIGN.search(value):
             key, remedy = format_key(path), _suggest_instead(foreign[1], foreign[2], path)
             rule = f"has an interpolation of Hydra's that the runner does not have (`${{{foreign[1]}:…}}`)"
-            self.mistakes.append(Mistake(key, rule, value, self.layers.blame(path, follow=False), remedy))
+            self.mistakes.append(
+                Mistake(key, rule, value, self.layers.blame(path, follow=False), remedy, kind="interpolation")
+            )
             return value
         with watch_environment() as names:
             try:
@@ -104,7 +110,7 @@ def _make_unresolvable(
     suggestion = value.replace(wanted[1], right) if wanted and right else ""
     rule = f"has an interpolation that cannot be followed ({problem})"
     remedy = format_suggestion(suggestion)
-    return Mistake(key, rule, value, layers.blame(path, follow=False), remedy, suggestion)
+    return Mistake(key, rule, value, layers.blame(path, follow=False), remedy, suggestion, kind="interpolation")
 
 
 _FOREIGN = re.compile(r"\$\{(now|hydra|env|eval|add|sub|mul|div|python_version|resolve_default):([^{}]*)")

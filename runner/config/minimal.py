@@ -123,7 +123,9 @@ def _is_same(a: Any, b: Any) -> bool:
 
 def _make_removed_mistake(path: _Path) -> Mistake:
     rule = "was taken away in the run (`~`), which a file cannot do"
-    return Mistake(format_key(path), rule, remedy="set it to null in the sweep instead, where that means the same")
+    return Mistake(
+        format_key(path), rule, remedy="set it to null in the sweep instead, where that means the same", kind="record"
+    )
 
 
 def _try(file: Path, text: str, wanted: Config, cwd: Path, trust: tuple[str, ...]) -> list[Mistake]:
@@ -134,7 +136,7 @@ def _try(file: Path, text: str, wanted: Config, cwd: Path, trust: tuple[str, ...
             opened.write(text)
     except FileExistsError:
         rule = "must be a new file: an experiment is never overwritten"
-        return [Mistake("--name", rule, str(file), remedy="choose another with `--name NAME`")]
+        return [Mistake("--name", rule, str(file), remedy="choose another with `--name NAME`", kind="file")]
     problems: list[Mistake] = []
     try:
         problems = list(_find_problems(compose([f"experiment={file.stem}"], cwd), wanted, trust))
@@ -154,6 +156,10 @@ def _find_problems(composed: Composed, wanted: Config, trust: tuple[str, ...]) -
     differ = [name for name in found if name not in NO_PART and not _is_same(meant[name], found[name])]
     rule = "would not be what the run was trained with, from a file: something in `conf/` has changed since"
     for name in differ:
-        yield Mistake(name, rule, found[name], remedy=f"it was {json.dumps(meant[name], default=str)}")
+        yield Mistake(name, rule, found[name], remedy=f"it was {json.dumps(meant[name], default=str)}", kind="record")
     if not differ and compute_job_id(meant) != compute_job_id(found):
-        yield Mistake("config", "would have the transforms, rules or groups of the run in another order, from a file")
+        yield Mistake(
+            "config",
+            "would have the transforms, rules or groups of the run in another order, from a file",
+            kind="record",
+        )

@@ -1,4 +1,4 @@
-"""Parser of `schema.py`: plain data becomes typed dataclasses, each broken rule a mistake."""
+"""Parse plain data into the dataclasses of `schema.py`; find unknown keys and broken rules."""
 
 import dataclasses
 import re
@@ -14,7 +14,7 @@ from runner.config import schema
 from runner.config.moved import with_current_names
 from runner.config.suggestions import ELSEWHERE, find_nearest, format_suggestion, translate_name
 from runner.core import durations
-from runner.core.errors import ABSENT, Mistake
+from runner.core.errors import ABSENT, Kind, Mistake
 
 Path = tuple[str | int, ...]
 
@@ -38,10 +38,19 @@ class Reading:
     mistakes: list[tuple[Path, Mistake]] = field(default_factory=list)
     components: list[tuple[Path, str, dict[str, Any]]] = field(default_factory=list)
 
-    def wrong(self, path: Path, rule: str, value: object = ABSENT, suggestion: object = "", remedy: str = "") -> Any:
+    def wrong(
+        self,
+        path: Path,
+        rule: str,
+        value: object = ABSENT,
+        suggestion: object = "",
+        remedy: str = "",
+        kind: Kind = "value",
+    ) -> Any:
         """Record a mistake; return the marker of an invalid value."""
         text = str(suggestion)
-        mistake = Mistake(format_key(path), rule, value, remedy=remedy or format_suggestion(text), suggestion=text)
+        remedy = remedy or format_suggestion(text)
+        mistake = Mistake(format_key(path), rule, value, remedy=remedy, suggestion=text, kind=kind)
         self.mistakes.append((path, mistake))
         return _INVALID
 
@@ -105,7 +114,7 @@ def find_default(key: str) -> Any:
 
 def _read_dataclass(reading: Reading, owner: type, data: Any, path: Path) -> Any:
     if not isinstance(data, dict):
-        return reading.wrong(path, "must be a mapping of keys to values", data)
+        return reading.wrong(path, "must be a mapping of keys to values", data, kind="type")
     fields = {item.metadata.get("alias", item.name): item for item in dataclasses.fields(owner)}
     rest = next((item for item in fields.values() if item.metadata.get("rest")), None)
     named = {name: item for name, item in fields.items() if item is not rest}
@@ -121,7 +130,7 @@ def _read_dataclass(reading: Reading, owner: type, data: Any, path: Path) -> Any
             _note_unknown_key(reading, name, value, list(named), (*path, name))
     for name, item in named.items():
         if name not in data and item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            given[item.name] = reading.wrong((*path, name), "must be given")
+            given[item.name] = reading.wrong((*path, name), "must be given", kind="missing")
     if rest is not None:
         given[rest.name] = _read_field(reading, get_field_types(owner)[rest.name], rest, extra, path)
     read_values = {name: value for name, value in given.items() if value is not _INVALID}
@@ -147,10 +156,12 @@ def _note_unknown_key(reading: Reading, name: object, value: Any, known: list[st
     if "." in str(name):
         outer, _, inner = str(name).partition(".")
         nested = yaml.safe_dump({outer: {inner: value}}, default_flow_style=True, width=1000).strip()[1:-1]
-        reading.wrong(path, "is one key with a dot in it", remedy=f"in a file, write it nested: `{nested}`")
+        reading.wrong(
+            path, "is one key with a dot in it", remedy=f"in a file, write it nested: `{nested}`", kind="unknown-key"
+        )
         return
     if isinstance(value, dict) and len(value) == 1 and translate_name(f"{key}.{next(iter(value))}"):
-        reading.wrong(path, UNKNOWN_KEY, suggestion=translate_name(f"{key}.{next(iter(value))}"))
+        reading.wrong(path, UNKNOWN_KEY, suggestion=translate_name(f"{key}.{next(iter(value))}"), kind="unknown-key")
         return
     full = (
         translate_name(f"{key}={format_yaml(value)}")
@@ -165,14 +176,16 @@ def _note_unknown_key(reading: Reading, name: object, value: Any, known: list[st
         full = elsewhere[0]
     elif not full:
         spelled = find_nearest(str(name), index_schema_keys()) if len(str(name)) > 3 else ""
-        full = index_schema_keys()[spelled][0] if spelled else translate_name(find_nearest(key, ELSEWHERE))
-    reading.wrong(path, UNKNOWN_KEY, suggestion=full)
+        habit = find_nearest(key, ELSEWHERE)  # another tool's key, which may be nearer: `train.epocs` is `train.epochs`
+        nearest = find_nearest(str(name), [spelled, habit.rpartition(".")[2]])
+        full = index_schema_keys()[spelled][0] if spelled and nearest == spelled else translate_name(habit)
+    reading.wrong(path, UNKNOWN_KEY, suggestion=full, kind="unknown-key")
 
 
 def _read_field(reading: Reading, kind: Any, item: dataclasses.Field[Any], value: Any, path: Path) -> Any:
     rules = item.metadata
     if value == "???":
-        return reading.wrong(path, "must be given: it is `???`")
+        return reading.wrong(path, "must be given: it is `???`", kind="missing")
     default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
     before = len(reading.mistakes)
     read_value = _read_value(reading, kind, value, path, rules)
@@ -187,6 +200,7 @@ def _read_field(reading: Reading, kind: Any, item: dataclasses.Field[Any], value
             value,
             suggestion=format_yaml(default),
             remedy=f"leave it at `{format_yaml(default)}`",
+            kind="unavailable",
         )
     return read_value
 
@@ -216,7 +230,7 @@ def format_yaml(value: object) -> str:
 
 def _read_value(reading: Reading, kind: Any, value: Any, path: Path, rules: Any) -> Any:
     if value == "???":
-        return reading.wrong(path, "must be given: it is `???`")
+        return reading.wrong(path, "must be given: it is `???`", kind="missing")
     if kind is Any:
         return value
     origin, args = get_origin(kind), get_args(kind)
@@ -227,7 +241,11 @@ def _read_value(reading: Reading, kind: Any, value: Any, path: Path, rules: Any)
     if origin is list:
         if not isinstance(value, list):
             return reading.wrong(
-                path, "must be a list", value, suggestion=f"[{value}]" if isinstance(value, str | int) else ""
+                path,
+                "must be a list",
+                value,
+                suggestion=f"[{value}]" if isinstance(value, str | int) else "",
+                kind="type",
             )
         items = [_read_value(reading, args[0], inner, (*path, index), rules) for index, inner in enumerate(value)]
         return _INVALID if any(inner is _INVALID for inner in items) else items
@@ -247,16 +265,17 @@ def _list_own_keys(owner: Any) -> set[str]:
 
 def _read_mapping(reading: Reading, args: tuple[Any, ...], value: Any, path: Path, rules: Any) -> Any:
     if not isinstance(value, dict):
-        return reading.wrong(path, "must be a mapping of names to values", value)
+        return reading.wrong(path, "must be a mapping of names to values", value, kind="type")
     if "_target_" in value and not rules.get("rest"):
         return reading.wrong(
             path,
             "must be a mapping of names to components, but is one component",
             remedy=f"give it a name: `{path[-1]}: {{mine: {{_target_: …}}}}`",
+            kind="type",
         )
     if not all(isinstance(name, str) for name in value):
         bad = next(name for name in value if not isinstance(name, str))
-        return reading.wrong((*path, bad), "must be a name (quote it)")
+        return reading.wrong((*path, bad), "must be a name (quote it)", kind="type")
     read_values = {name: _read_value(reading, args[1], inner, (*path, name), rules) for name, inner in value.items()}
     return _INVALID if any(inner is _INVALID for inner in read_values.values()) else read_values
 
@@ -290,7 +309,7 @@ def _read_union(reading: Reading, kinds: tuple[Any, ...], value: Any, path: Path
     suggestion = find_nearest(value, choices) if isinstance(value, str) else ""
     named = schema.Component in plain and isinstance(value, str) and "." in value
     remedy = f"write `{{_target_: {value}}}`" if named else ""
-    return reading.wrong(path, f"must be {words}", value, suggestion, remedy)
+    return reading.wrong(path, f"must be {words}", value, suggestion, remedy, kind="type")
 
 
 def _matches_kind(kind: Any, value: Any) -> bool:
@@ -351,19 +370,19 @@ def _read_boolean(reading: Reading, value: Any, path: Path, _rules: Any) -> Any:
     if isinstance(value, bool):
         return value
     meant = _BOOLEANS.get(str(value).lower(), bool(value) if value in (0, 1) else None)
-    return reading.wrong(path, "must be true or false", value, "" if meant is None else str(meant).lower())
+    return reading.wrong(path, "must be true or false", value, "" if meant is None else str(meant).lower(), kind="type")
 
 
 def _read_integer(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         return _check_range(reading, value, path, rules)
-    return reading.wrong(path, "must be an integer", value, as_number(value, whole=True))
+    return reading.wrong(path, "must be an integer", value, as_number(value, whole=True), kind="type")
 
 
 def _read_number(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return _check_range(reading, float(value), path, rules)
-    return reading.wrong(path, "must be a number", value, as_number(value, whole=False))
+    return reading.wrong(path, "must be a number", value, as_number(value, whole=False), kind="type")
 
 
 def as_number(value: Any, *, whole: bool) -> str:
@@ -401,7 +420,7 @@ def _read_text(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
         ways = (f"{value}", f"cuda:{value}") if number else ()
         fits = next((way for way in ways if "regex" not in rules or re.fullmatch(rules["regex"], way)), "")
         suggestion = f"'{fits}'" if fits == str(value) and fits else fits
-        return reading.wrong(path, "must be a text", value, suggestion)
+        return reading.wrong(path, "must be a text", value, suggestion, kind="type")
     if "regex" in rules and not re.fullmatch(rules["regex"], value):
         words = re.findall("[a-z]{3,}", rules["regex"]) if "|" in rules["regex"] else []
         right = _HABITS.get(value.lower(), "")
@@ -414,7 +433,7 @@ def _read_text(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
 def _read_duration(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
     rule = "must be epochs (`5ep`, `0.5ep`) or optimizer steps (`500st`)"
     if not durations.is_duration(value):
-        return reading.wrong(path, rule, value, _as_duration(value))
+        return reading.wrong(path, rule, value, _as_duration(value), kind="type")
     if durations.Duration.parse(value).amount == 0 and not rules.get("may_be_zero"):
         return reading.wrong(path, "must be longer than 0", value, "1" + value[-2:])
     return schema.Duration(value)
@@ -437,7 +456,12 @@ def _read_pattern(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
         remedy = "to match the characters themselves, escape them with a backslash"
         suggestion = "." + value if value.startswith("*") else ""
         return reading.wrong(
-            path, f"must be a regular expression ({error})", value, suggestion, format_suggestion(suggestion) or remedy
+            path,
+            f"must be a regular expression ({error})",
+            value,
+            suggestion,
+            format_suggestion(suggestion) or remedy,
+            kind="syntax",
         )
     return schema.Pattern(value)
 
@@ -450,9 +474,11 @@ def _read_component(reading: Reading, value: Any, path: Path, rules: Any) -> Any
             if run_together
             else f"write `{{_target_: {value}}}`"
         )
-        return reading.wrong(path, "must be a mapping with a `_target_` and its arguments", value, remedy=remedy)
+        return reading.wrong(
+            path, "must be a mapping with a `_target_` and its arguments", value, remedy=remedy, kind="type"
+        )
     if not isinstance(value, dict):
-        return reading.wrong(path, "must be a mapping with a `_target_` and its arguments", value)
+        return reading.wrong(path, "must be a mapping with a `_target_` and its arguments", value, kind="type")
     if "_target_" not in value:
         near = next(
             (
@@ -463,8 +489,10 @@ def _read_component(reading: Reading, value: Any, path: Path, rules: Any) -> Any
             "",
         )
         if str(near).strip("_") in {"class_path", "target"} or near:
-            return reading.wrong((*path, near), UNKNOWN_KEY, suggestion=format_key((*path, "_target_")))
-        return reading.wrong((*path, "_target_"), "must be given: the dotted path of what is called")
+            return reading.wrong(
+                (*path, near), UNKNOWN_KEY, suggestion=format_key((*path, "_target_")), kind="unknown-key"
+            )
+        return reading.wrong((*path, "_target_"), "must be given: the dotted path of what is called", kind="missing")
     return _note_component(reading, value, path, rules)
 
 
@@ -480,14 +508,14 @@ def _note_component(reading: Reading, value: dict[str, Any], path: Path, rules: 
 def check_node(reading: Reading, value: Any, path: Path) -> None:
     """Check the form of a component and nested ones: no `???`, only the runner's own `_keys_`."""
     if value == "???":
-        reading.wrong(path, "must be given: it is `???`")
+        reading.wrong(path, "must be given: it is `???`", kind="missing")
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             check_node(reading, inner, (*path, index))
     elif isinstance(value, dict):
         for name, inner in value.items():
             if not isinstance(name, str):
-                reading.wrong((*path, name), "must be a name (quote it)")
+                reading.wrong((*path, name), "must be a name (quote it)", kind="type")
             elif re.fullmatch(r"_\w+_", name) and inner != "???":
                 _check_own_key(reading, name, inner, path)
             else:
@@ -507,20 +535,26 @@ def _check_own_key(reading: Reading, name: str, value: Any, path: Path) -> None:
     """Check `_target_`, `_args_` and `_partial_` of a component; refuse other `_keys_`."""
     here = (*path, name)
     if name in _OF_HYDRA:
-        reading.wrong(here, "is Hydra's, and has no effect here", value, remedy=f"leave it out: {_OF_HYDRA[name]}")
+        reading.wrong(
+            here,
+            "is Hydra's, and has no effect here",
+            value,
+            remedy=f"leave it out: {_OF_HYDRA[name]}",
+            kind="no-effect",
+        )
     elif name not in _RUNNER_KEYS:
         near = find_nearest(name, _RUNNER_KEYS)
-        reading.wrong(here, UNKNOWN_KEY, suggestion=format_key((*path, near)) if near else "")
+        reading.wrong(here, UNKNOWN_KEY, suggestion=format_key((*path, near)) if near else "", kind="unknown-key")
     elif name == "_target_" and not (isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value)):
         home = _HOMES.get(str(path[0]), "") if path else ""
         right = f"{home}.{value}" if home and isinstance(value, str) and value.isidentifier() else ""
         with_dots = re.sub(r"[:/]", ".", str(value).removesuffix(".py"))
         right = with_dots if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", with_dots) else right
-        reading.wrong(here, "must be a dotted path, `package.module.Name`", value, right)
+        reading.wrong(here, "must be a dotted path, `package.module.Name`", value, right, kind="type")
     elif name == "_args_" and not isinstance(value, list):
-        reading.wrong(here, "must be a list", value)
+        reading.wrong(here, "must be a list", value, kind="type")
     elif name == "_partial_" and not isinstance(value, bool):
-        reading.wrong(here, "must be true or false", value)
+        reading.wrong(here, "must be true or false", value, kind="type")
     else:
         check_node(reading, value, here)
 

@@ -8,7 +8,7 @@ import traceback
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from runner.core.escape import make_printable
 from runner.core.paths import PACKAGE
@@ -19,6 +19,52 @@ class _Absent(Enum):
 
 
 ABSENT: Final = _Absent.ABSENT  # a mistake about something that has no value
+
+
+Kind = Literal[
+    "unknown-key",
+    "unknown-argument",
+    "unknown-option",
+    "unknown-target",
+    "untrusted",
+    "missing",
+    "type",
+    "value",
+    "slot",
+    "conflict",
+    "no-effect",
+    "no-match",
+    "syntax",
+    "composition",
+    "interpolation",
+    "file",
+    "record",
+    "refused",
+    "unavailable",
+]
+
+
+KINDS: Final[dict[Kind, str]] = {  # programs read these codes (`--json`): a code that was released keeps its meaning
+    "unknown-key": "the runner knows no such key",
+    "unknown-argument": "the component takes no such argument",
+    "unknown-option": "there is no such verb, `--option`, config group or option of a group",
+    "unknown-target": "a `_target_` names nothing that can be imported",
+    "untrusted": "a name that is imported only with `--trust`",
+    "missing": "a key, argument or value must be given",
+    "type": "the value has the wrong type: a text instead of a number",
+    "value": "the value is of the right type, but out of range or no choice",
+    "slot": "the component is of another kind than its key takes",
+    "conflict": "two keys contradict each other",
+    "no-effect": "the setting changes nothing as long as another one stays as it is",
+    "no-match": "a pattern or name matches nothing in the model, the sample or the file of weights",
+    "syntax": "a file, an argument or a pattern cannot be read",
+    "composition": "Hydra cannot compose the files or apply the argument",
+    "interpolation": "a `${…}` cannot be followed",
+    "file": "a file or folder is missing, unreadable, or in the way",
+    "record": "it differs from what the run or the sweep was recorded with",
+    "refused": "the component, or the model, refused it when it was tried",
+    "unavailable": "a device, a package or a feature that is not here",
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +78,7 @@ class Mistake:
         where: `conf/experiment/mine.yaml:7`, ``argument `train.epocs=3` `` or `schema.py:120`; more places in brackets.
         remedy: what to do: ``did you mean `train.duration`?`` or the lines to paste.
         suggestion: the nearest right name or value alone, for programs; empty where there is none.
+        kind: code of the rule, for programs: one of `KINDS`.
     """
 
     key: str
@@ -40,6 +87,7 @@ class Mistake:
     where: str = ""
     remedy: str = ""
     suggestion: str = ""
+    kind: Kind = "value"
 
     def __str__(self) -> str:
         value = "" if self.value is ABSENT else f", but is {as_text(self.value)}"

@@ -114,4 +114,4 @@ class Lock:
 
 def _make_in_progress_mistake(run_dir: Path, holder: str) -> Mistake:
     remedy = f"{holder} is at work on it: wait for it, or stop it"
-    return Mistake("run", "must not be in progress", str(run_dir), remedy=remedy)
+    return Mistake("run", "must not be in progress", str(run_dir), remedy=remedy, kind="file")

@@ -12,7 +12,7 @@ def compile_pattern(key: str, pattern: str, mistakes: list[Mistake]) -> re.Patte
     try:
         return re.compile(pattern)
     except re.error as error:
-        mistakes.append(Mistake(key, f"must be a regular expression ({error})", pattern))
+        mistakes.append(Mistake(key, f"must be a regular expression ({error})", pattern, kind="syntax"))
         return None
 
 
@@ -35,7 +35,7 @@ def diagnose_no_match(key: str, pattern: str, names: Sequence[str], what: str) -
     near = rf"{stem}\..*".replace(".", r"\.", stem.count(".")) if any(n.startswith(f"{stem}.") for n in names) else ""
     near = near or find_nearest(pattern, names) or _find_below_nearest(stem, names)
     remedy = f"did you mean `{near}`?" if near else f"names are {', '.join(names[:8])}{', …' if names[8:] else ''}"
-    return Mistake(key, f"must match {what}", pattern, remedy=remedy, suggestion=near)
+    return Mistake(key, f"must match {what}", pattern, remedy=remedy, suggestion=near, kind="no-match")
 
 
 def _find_below_nearest(stem: str, names: Sequence[str]) -> str:

@@ -133,7 +133,7 @@ def find_foreign(folder: Path) -> list[Mistake]:
     That is a link (but `last.pt` and `best.pt` to files beside them), a pipe, a socket, a device, or a file that is
     written in place and has another name elsewhere.
     """
-    return [Mistake("run", rule, str(path)) for path, rule in _walk_foreign(folder, top=True)]
+    return [Mistake("run", rule, str(path), kind="file") for path, rule in _walk_foreign(folder, top=True)]
 
 
 def _walk_foreign(folder: Path, *, top: bool) -> Iterator[tuple[Path, str]]:

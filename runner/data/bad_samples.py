@@ -1,4 +1,4 @@
-"""Samples that the dataset cannot give: their report, and the substitute where `loader.bad_samples` allows one."""
+"""Bad samples: detection, report, and leaving them out where `loader.bad_samples` allows it."""
 
 import json
 import os
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from runner.core import safe_io
 from runner.core.errors import RunError
-from runner.data.interfaces import Place, _members
+from runner.data.interfaces import Place, iterate_members
 
 LISTED = "bad_samples.jsonl"  # in the run directory
 
 
 @dataclass(frozen=True)
-class Fault:
-    """A sample that cannot be had.
+class BadSample:
+    """A bad sample: one that the dataset cannot give, or whose values are invalid.
 
     Attributes:
         index: its number in the dataset; of an iterable one, how many came before it (from the same worker).
@@ -38,8 +38,8 @@ class Fault:
 
 
 @dataclass
-class Faults:
-    """What is done about bad samples of a split: the first ends the run, or they are listed and left out.
+class BadSamples:
+    """Bad samples of a split: the first raises, or each is listed in a file and left out.
 
     Attributes:
         split: its name, for messages.
@@ -59,7 +59,7 @@ class Faults:
     found: set[int | tuple[int, int]] = field(default_factory=set)  # indices, with the worker where that counts
 
     def __post_init__(self) -> None:
-        """What the run listed before it was resumed is neither listed nor counted again."""
+        """Read the bad samples that the run listed before a resume; none is listed or counted again."""
         listed = None if self.folder is None else self.folder / LISTED
         if listed is not None and listed.exists():
             for text in safe_io.read_bytes(listed).splitlines():
@@ -69,8 +69,8 @@ class Faults:
                         index = int(line["index"])
                         self.found.add(index if "worker" not in line else (int(line["worker"]), index))
 
-    def note(self, fault: Fault) -> None:
-        """Take a fault.
+    def note(self, fault: BadSample) -> None:
+        """Record a bad sample.
 
         Raises:
             RunError: faults are errors here, or there are too many of them.
@@ -98,8 +98,8 @@ class Faults:
             raise RunError(text)
 
     def wrong(self, sample: Any) -> str:
-        """What is wrong with a sample's numbers, in words; empty where nothing is."""
-        for place, member in _members(sample):
+        """Describe the first invalid value of a sample (NaN, infinity, label out of range); empty if none."""
+        for place, member in iterate_members(sample):
             if isinstance(member, Tensor) and member.is_floating_point() and not bool(torch.isfinite(member).all()):
                 return f"member {place!r} has NaN or infinite numbers"
             if place == self.target and self.classes is not None:
@@ -110,15 +110,15 @@ class Faults:
 
 
 def find_none(sample: Any) -> str:
-    """Describe a sample that is None or has a member None, which torch's own collate refuses; else empty."""
+    """Describe a sample that is None or has a None member, which torch's collate refuses; else empty."""
     if sample is None:
         return "the dataset gives None, which is no sample"
-    places = [place for place, member in _members(sample) if member is None]
+    places = [place for place, member in iterate_members(sample) if member is None]
     return f"member {places[0]!r} is None, which no batch can hold" if places else ""
 
 
-def empty_batch(split: str) -> RunError:
-    """What is wrong with a batch of which every sample was left out."""
+def make_empty_batch_error(split: str) -> RunError:
+    """Make the error for a batch whose samples were all left out."""
     text = f"a batch of the {split} split has no sound sample: with `loader.bad_samples: skip`, make batches larger"
     return RunError(text)
 
@@ -129,11 +129,11 @@ def _as_class(member: Any) -> int | None:
     return int(member) if isinstance(member, int | np.integer) else None
 
 
-def file_of(dataset: Any, index: int) -> str:
-    """The file that a sample comes from, where the dataset lists them (`samples`, `files` or `paths`); else empty."""
+def find_file(dataset: Any, index: int) -> str:
+    """Return a sample's file if the dataset lists `samples`, `files` or `paths`; else empty."""
     inner, rows = getattr(dataset, "dataset", None), getattr(dataset, "indices", None)
     if inner is not None and isinstance(rows, list | tuple) and index < len(rows):  # a Subset
-        return file_of(inner, int(rows[index]))
+        return find_file(inner, int(rows[index]))
     for name in ("samples", "files", "paths"):
         entries = getattr(dataset, name, None)
         if isinstance(entries, list | tuple) and index < len(entries):

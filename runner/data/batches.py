@@ -1,9 +1,9 @@
-"""From datasets to batches, in one of three ways, and why that one.
+"""Make the batches of a split in one of three ways, and describe the reason for that way.
 
-`Gathered` holds whole tensors on the device, takes one gather for many batches and runs batched transforms; `Loaded`
-goes through torch's DataLoader, sample by sample; `Streamed` does so with a dataset that owns its order. All draw order
-and augmentation from keys (seed, epoch, index, transform name), so a batch depends neither on workers nor on what ran
-before, and a resume skips straight to its batch.
+`InMemoryBatches` holds whole tensors on the device: one gather for many batches, then batched transforms.
+`DataLoaderBatches` goes through torch's DataLoader, sample by sample. `StreamedBatches` does so with a dataset that
+owns its order. All draw order and augmentation from keys (seed, epoch, index, transform name), so a batch depends
+neither on workers nor on what ran before, and a resume skips straight to its batch.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,42 +14,45 @@ import numpy as np
 from torch.utils.data import IterableDataset
 
 from runner.core import rng
-from runner.data.bad_samples import Faults
-from runner.data.batched.chain import Chain
+from runner.data.bad_samples import BadSamples
+from runner.data.batched.chain import BatchedTransforms
 from runner.data.batched.steps import NotBatched
-from runner.data.in_memory import Gathered
-from runner.data.interfaces import Indices, LoaderSettings, Split
+from runner.data.in_memory import InMemoryBatches
+from runner.data.interfaces import DataPlan, Indices, LoaderSettings, PlanKind, Split
 from runner.data.keyed_samples import KeyedSamples, KeyedStream
-from runner.data.per_sample import Loaded, Streamed
-from runner.data.samples import Order, Pipeline, Placement, Stream
-from runner.data.sharding import Share, Shared, Sliced
-from runner.data.whole_dataset import Whole, stacked, whole_data
+from runner.data.per_sample import DataLoaderBatches, StreamedBatches
+from runner.data.samples import EpochOrder, Pipeline, Placement, Stream
+from runner.data.sharding import Shard, ShardedBatches, SlicedBatches
+from runner.data.whole_dataset import DatasetTensors, find_dataset_tensors, stack_samples
 
 
-class Nothing:
-    """The batches of a step that needs no data: None, so many an epoch."""
+class NoData:
+    """Batches of a step that needs no data: None, `num_batches` times per epoch."""
 
-    size, plan, fingerprint = 0, "no data", ""
+    size, plan, fingerprint, sampler = 0, DataPlan(PlanKind.NO_DATA, "no data"), "", None
 
     def __init__(self, num_batches: int) -> None:
         self.num_batches = num_batches
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[None]:
-        """None for each step that is left of the epoch."""
+        """Yield None for each remaining step of the epoch."""
         return repeat(None, self.num_batches - start)
 
+    def sample_indices(self, epoch: int, batch: int) -> None:
+        """Give nothing: there is no dataset."""
 
-class Mixed:
-    """A split whose batches go through further transforms (MixUp, CutMix), drawn by (seed, epoch, batch, name)."""
+
+class BatchTransforms:
+    """Split with transforms of whole batches (MixUp, CutMix), drawn by (seed, epoch, batch, name)."""
 
     def __init__(self, split: Split, transforms: Mapping[str, Callable[[Any], Any]], stream: Stream) -> None:
         self.split, self.transforms, self.stream = split, transforms, stream
         self.size, self.num_batches, self.fingerprint = split.size, split.num_batches, split.fingerprint
-        self.order = getattr(split, "order", None)
-        self.plan = f"{split.plan}; per batch: {', '.join(transforms)}"
+        self.sampler = split.sampler
+        self.plan = split.plan.extend(f"per batch: {', '.join(transforms)}")
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """The batches of an epoch from number `start` on, transformed on the device; draws are made on the CPU."""
+        """Yield an epoch's batches from `start` on, transformed on the device with draws from the CPU."""
         for number, batch in enumerate(self.split.batches(epoch, start), start):
             changed = batch
             for name, transform in self.transforms.items():
@@ -57,9 +60,13 @@ class Mixed:
                     changed = transform(changed)
             yield changed
 
+    def sample_indices(self, epoch: int, batch: int) -> list[int] | None:
+        """Give the dataset's indices of a batch of all processes; None where the dataset owns its order."""
+        return self.split.sample_indices(epoch, batch)
 
-def chosen_indices(dataset: Any, indices: Indices | None, split: str, limit: int | None) -> Indices:
-    """The samples of a split: all or `indices`, of which `limit` are a fixed random choice.
+
+def choose_indices(dataset: Any, indices: Indices | None, split: str, limit: int | None) -> Indices:
+    """Return a split's samples: all or `indices`, or a fixed random choice of `limit` of them.
 
     Raises:
         ValueError: there is none.
@@ -83,10 +90,10 @@ def make_split(
     *,
     limit: int | None = None,
     batch_transforms: Mapping[str, Callable[[Any], Any]] | None = None,
-    faults: Faults | None = None,
-    share: Share | None = None,
+    faults: BadSamples | None = None,
+    share: Shard | None = None,
 ) -> Split:
-    """Batches of a dataset's samples `indices` (None: all), gathered from memory where that is possible and allowed.
+    """Make the batches of samples `indices` (None: all), gathered from memory if possible and allowed.
 
     With a `share`, what this process of several has of them.
 
@@ -94,12 +101,12 @@ def make_split(
         ValueError: `in_memory: true` cannot be had, or the split is empty.
         RunError: the data is unsound.
     """
-    faults = faults or Faults(stream.split)
+    faults = faults or BadSamples(stream.split)
     share = share if share is not None and share.world > 1 else None
     sliced = share is not None and (bool(batch_transforms) or isinstance(dataset, IterableDataset))
     if isinstance(dataset, IterableDataset):
         samples = KeyedStream(dataset, pipeline, stream, limit, faults)
-        split: Split = Streamed(
+        split: Split = StreamedBatches(
             samples,
             placement,
             batch_size=settings.batch_size,
@@ -108,29 +115,31 @@ def make_split(
             **settings.options,
         )
     else:
-        indices = chosen_indices(dataset, indices, stream.split, limit)
-        split = _indexed(dataset, indices, pipeline, stream, placement, settings, faults, None if sliced else share)
-    split = Mixed(split, batch_transforms, stream) if batch_transforms else split
+        indices = choose_indices(dataset, indices, stream.split, limit)
+        split = _make_indexed_split(
+            dataset, indices, pipeline, stream, placement, settings, faults, None if sliced else share
+        )
+    split = BatchTransforms(split, batch_transforms, stream) if batch_transforms else split
     if share is None:
         return split
-    return Sliced(split, share) if sliced else Shared(split, share)
+    return SlicedBatches(split, share) if sliced else ShardedBatches(split, share)
 
 
-def _indexed(
+def _make_indexed_split(
     dataset: Any,
     indices: Indices,
     pipeline: Pipeline,
     stream: Stream,
     placement: Placement,
     settings: LoaderSettings,
-    faults: Faults,
-    share: Share | None,
+    faults: BadSamples,
+    share: Shard | None,
 ) -> Split:
-    order = Order(len(indices), stream, shuffle=settings.shuffle, sampler=settings.sampler)
-    found = for_gathering(dataset, indices, pipeline, stream, settings, faults)
+    order = EpochOrder(len(indices), stream, shuffle=settings.shuffle, sampler=settings.sampler)
+    found = plan_in_memory(dataset, indices, pipeline, stream, settings, faults)
     if not isinstance(found, str):
         whole, chain = found
-        return Gathered(
+        return InMemoryBatches(
             whole,
             indices,
             pipeline,
@@ -143,7 +152,7 @@ def _indexed(
             faults=faults,
             share=share,
         )
-    return Loaded(
+    return DataLoaderBatches(
         KeyedSamples(dataset, indices, pipeline, stream, faults),
         order,
         placement,
@@ -157,34 +166,34 @@ def _indexed(
     )
 
 
-def for_gathering(
-    dataset: Any, indices: Indices, pipeline: Pipeline, stream: Stream, settings: LoaderSettings, faults: Faults
-) -> tuple[Whole, Chain | None] | str:
-    """The whole data and the batched transforms where batches can be gathered, else the reason why not.
+def plan_in_memory(
+    dataset: Any, indices: Indices, pipeline: Pipeline, stream: Stream, settings: LoaderSettings, faults: BadSamples
+) -> tuple[DatasetTensors, BatchedTransforms | None] | str:
+    """Return whole tensors and batched transforms for in-memory batches, or the reason against them.
 
     Raises:
         ValueError: they cannot, and `in_memory` is true.
         RunError: `in_memory` is true, and a sample cannot be had.
     """
-    reason = why_single(pipeline, settings, collates=settings.options.get("collate_fn") is not None)
-    found: tuple[Whole, Chain | None] | str = reason
+    reason = explain_per_sample(pipeline, settings, collates=settings.options.get("collate_fn") is not None)
+    found: tuple[DatasetTensors, BatchedTransforms | None] | str = reason
     if not reason:
-        whole = whole_data(dataset)
+        whole = find_dataset_tensors(dataset)
         if whole is None and settings.in_memory is True:
-            whole = stacked(dataset, indices, stream, faults)
+            whole = stack_samples(dataset, indices, stream, faults)
         found = "the dataset's tensors are not known as a whole"
         if whole is not None:
-            found = _chained(whole, pipeline, settings, skip=faults.skip)
+            found = _build_transforms(whole, pipeline, settings, skip=faults.skip)
     if isinstance(found, str) and settings.in_memory is True:
         message = f"loader.in_memory: true cannot be had: {found}"
         raise ValueError(message)
     return found
 
 
-def _chained(
-    whole: Whole, pipeline: Pipeline, settings: LoaderSettings, *, skip: bool
-) -> tuple[Whole, Chain | None] | str:
-    """The whole data with the batched form of its transforms, or why that cannot be had."""
+def _build_transforms(
+    whole: DatasetTensors, pipeline: Pipeline, settings: LoaderSettings, *, skip: bool
+) -> tuple[DatasetTensors, BatchedTransforms | None] | str:
+    """Return the whole tensors with their batched transforms, or the reason why there are none."""
     size = sum(tensor.nbytes for tensor in whole.tensors.values())
     if settings.in_memory == "auto" and size > settings.in_memory_limit:
         return f"{size / 2**30:.1f} GiB are over loader.in_memory_limit"
@@ -195,7 +204,7 @@ def _chained(
         return f"a sample has no member {pipeline.place!r}"
     try:
         pil = pipeline.place in whole.pil
-        chain = Chain(pipeline.transforms, whole.tensors[pipeline.place][0], pil=pil)
+        chain = BatchedTransforms(pipeline.transforms, whole.tensors[pipeline.place][0], pil=pil)
     except NotBatched as error:
         return str(error)
     if skip and chain.looped:
@@ -203,8 +212,8 @@ def _chained(
     return whole, chain
 
 
-def why_single(pipeline: Pipeline, settings: LoaderSettings, *, collates: bool) -> str:
-    """Why samples have to be made one by one, whatever the dataset; empty where nothing says so."""
+def explain_per_sample(pipeline: Pipeline, settings: LoaderSettings, *, collates: bool) -> str:
+    """Explain why samples must be made one by one for any dataset; empty if they need not be."""
     reasons = {
         "loader.in_memory is false": settings.in_memory is False,
         "workers are asked for": settings.num_workers > 0,

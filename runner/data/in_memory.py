@@ -1,4 +1,4 @@
-"""Batches gathered from whole tensors: one index row for many batches, batched transforms, no work for one sample."""
+"""Batches from memory: one gather for many batches, batched transforms, no work per sample."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from runner.core import rng
-from runner.core.copies import owned
-from runner.data.bad_samples import Fault, Faults, empty_batch
-from runner.data.batched.chain import Chain
-from runner.data.batched.per_image import Failed
-from runner.data.interfaces import Indices, Place
-from runner.data.samples import Order, Pipeline, Placement
-from runner.data.sharding import Share
-from runner.data.whole_dataset import Whole, fingerprint
+from runner.core.copies import copy_owned
+from runner.data.bad_samples import BadSample, BadSamples, make_empty_batch_error
+from runner.data.batched.chain import BatchedTransforms
+from runner.data.batched.per_image import PerImageError
+from runner.data.interfaces import DataPlan, Indices, Place, PlanKind
+from runner.data.samples import EpochOrder, Pipeline, Placement
+from runner.data.sharding import Shard
+from runner.data.whole_dataset import DatasetTensors, compute_fingerprint
 
 # Gathered and transformed at once. On a CPU what stays in its cache: 128 images of 3x32x32 as float32 take 1.5 MB, and
 # four such batches at once took 1.1 times as long, eight 1.2. On a GPU fewer, larger kernels.
@@ -32,8 +32,8 @@ LOT = 2048  # samples whose random numbers are drawn in one go: hashing has a co
 EPOCHS_AHEAD = 8  # of a small dataset, made in one go: the calls cost more than their work
 
 
-class Gathered:
-    """Batches from tensors [N, ...] held on the device: an index row for many batches, then views of the result.
+class InMemoryBatches:
+    """Batches of tensors [N, ...] on the device: one index row for many batches, then views.
 
     Args:
         whole: all samples of the dataset.
@@ -51,24 +51,25 @@ class Gathered:
 
     def __init__(
         self,
-        whole: Whole,
+        whole: DatasetTensors,
         indices: Indices,
         pipeline: Pipeline,
-        chain: Chain | None,
-        order: Order,
+        chain: BatchedTransforms | None,
+        order: EpochOrder,
         placement: Placement,
         *,
         batch_size: int,
         drop_last: bool = False,
         limit: int = 4 * 2**30,
-        faults: Faults | None = None,
-        share: Share | None = None,
+        faults: BadSamples | None = None,
+        share: Shard | None = None,
     ) -> None:
-        self.share = share or Share()
+        self.share = share or Shard()
         self.order, self.placement, self.place = order, placement, pipeline.place
-        self.fingerprint = fingerprint(whole, indices)
-        faults = faults or Faults(order.stream.split)
-        self.sound = sound(whole, indices, faults)
+        self.sampler = order.sampler
+        self.fingerprint = compute_fingerprint(whole, indices)
+        faults = faults or BadSamples(order.stream.split)
+        self.sound = find_sound_samples(whole, indices, faults)
         self.indices, self.batch_size = indices, batch_size
         rows = torch.from_numpy(indices)
         homes = dict.fromkeys(whole.tensors, placement.device)
@@ -90,27 +91,28 @@ class Gathered:
         if order.sampler is not None or order.fixed or (self.chain is not None and self.chain.looped):
             self.ahead = 1
         self.file, self.faults = whole.file, faults
-        self.plan = f"gathered from memory on {placement.device}{ways(pipeline.transforms, chain)}"
+        kind = PlanKind.IN_MEMORY
+        self.plan = DataPlan(kind, f"{kind} on {placement.device}{describe_batching(pipeline.transforms, chain)}")
         self.ready: dict[int, list[Any]] = {}
         self.unchanging = self._fixed() if order.fixed and self.chain is None else None
 
     def whole(self, number: int) -> int:
-        """Samples that all processes together have of batch `number` of an epoch."""
+        """Count the samples of batch `number` of an epoch, over all processes."""
         return max(0, min(self.batch_size, self.kept - number * self.batch_size))
 
     def _fixed(self) -> list[Any]:
-        """The batches of every epoch, where nothing about them changes."""
+        """Build the batches of every epoch; for a fixed order without transforms per batch."""
         if self.share.world == 1:
             return self._views(self.tensors, np.arange(len(self.indices)))[: self.num_batches]
         positions = self._own(0)
         return self._views(self._made(positions, []), positions)
 
     def _own(self, epoch: int) -> Indices:
-        """The positions that this process has of an epoch."""
+        """Return this process's positions of an epoch."""
         return self.share.positions(self.order(epoch)[: self.kept], self.batch_size)
 
-    def _once(self, chain: Chain | None, limit: int) -> Chain | None:
-        """Do now, to all samples, what draws nothing and comes first; what is left for each batch."""
+    def _once(self, chain: BatchedTransforms | None, limit: int) -> BatchedTransforms | None:
+        """Apply the leading deterministic transforms to the whole dataset; return the remaining ones."""
         if chain is None:
             return None
         assert self.place is not None
@@ -125,28 +127,28 @@ class Gathered:
         return rest if rest.stages else None
 
     def _bytes(self, place: Place) -> int:
-        """Bytes of a sample's member as it is handed on."""
+        """Count the bytes of a transformed sample's member."""
         member = self.tensors[place][:1]
         if place == self.place and self.chain is not None and len(member):
             member = self.chain.alone(member.clone())
         return member.nbytes
 
     def _views(self, members: dict[Place, Tensor], positions: Indices) -> list[Any]:
-        """The batches of these samples, in the order of `positions`, without those that are skipped."""
+        """Split gathered samples into batches, in the order of `positions`, without skipped samples."""
         parts = [self.placement.put(member).split(self.own_size) for member in members.values()]
         rows = list(zip(*parts, strict=True))
         if self.sound is not None:
             kept = [mask.nonzero()[:, 0] for mask in self.sound[torch.from_numpy(positions)].split(self.own_size)]
             if not all(map(len, kept)):
-                raise empty_batch(self.order.stream.split)
+                raise make_empty_batch_error(self.order.stream.split)
             places = [which.to(self.placement.device) for which in kept]
             rows = [tuple(m.index_select(0, at) for m in row) for row, at in zip(rows, places, strict=True)]
         return [dict(zip(members, row, strict=True)) for row in rows] if self.as_mapping else rows
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """The batches of an epoch from number `start` on: tuples (or mappings) of tensors [batch, ...]."""
+        """Iterate over an epoch's batches from `start` on: tuples (or mappings) of tensors [batch, ...]."""
         if self.unchanging is not None:
-            yield from map(owned, self.unchanging[start:])  # a step, or a ReLU in place, may change its batch
+            yield from map(copy_owned, self.unchanging[start:])  # a step, or a ReLU in place, may change its batch
         elif self.ahead > 1:
             if epoch not in self.ready:
                 self._prepare(epoch)
@@ -163,8 +165,13 @@ class Gathered:
                     some = [tuple(member[part] for member in needs) for needs in prepared]
                     yield from self._views(self._made(positions[part], some), positions[part])
 
+    def sample_indices(self, epoch: int, batch: int) -> list[int]:
+        """Give the dataset's indices of a batch of all processes."""
+        row = self.order(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
+        return [int(index) for index in self.indices[row]]
+
     def _prepare(self, epoch: int) -> None:
-        """Make this epoch's batches and some after it, each sample with the numbers of its own epoch."""
+        """Make the batches of this epoch and some later ones, each drawn under its own epoch."""
         length = self.length
         epochs = range(epoch, epoch + self.ahead)
         positions = np.concatenate([self._own(number) for number in epochs])
@@ -176,7 +183,7 @@ class Gathered:
         }
 
     def _numbers(self, positions: Indices, epochs: Sequence[int]) -> list[tuple[Tensor, ...]]:
-        """What the transforms draw for these samples, of which each epoch has as many."""
+        """Draw the transforms' random numbers for these samples, equally many from each epoch."""
         if self.chain is None:
             return []
         indices, key = self.indices[positions], self.order.stream.key
@@ -193,30 +200,30 @@ class Gathered:
         return self.chain.prepare(numbers, len(positions))
 
     def _made(self, positions: Indices, numbers: list[tuple[Tensor, ...]]) -> dict[Place, Tensor]:
-        """The samples at these positions, transformed with these numbers."""
+        """Gather the samples at these positions and transform them with these numbers."""
         rows = torch.from_numpy(positions)
         members = {place: tensor.index_select(0, rows.to(tensor.device)) for place, tensor in self.tensors.items()}
         if self.chain is not None:
             assert self.place is not None
             try:
                 members[self.place] = self.chain(members[self.place], numbers, self.placement.device)
-            except Failed as error:
+            except PerImageError as error:
                 index = int(self.indices[positions[error.row]])
-                self.faults.note(Fault(index, error.error, self.file(index)))
+                self.faults.note(BadSample(index, error.error, self.file(index)))
                 raise  # unless it is skipped, which goes sample by sample
         return members
 
 
-def ways(transforms: Mapping[str, Any], chain: Chain | None) -> str:
-    """Which transforms run on whole batches, and which on one image after the other, and why."""
+def describe_batching(transforms: Mapping[str, Any], chain: BatchedTransforms | None) -> str:
+    """Describe which transforms run on whole batches, which on single images, and why."""
     looped = {} if chain is None else chain.looped
     whole = ", ".join(name for name in transforms if name not in looped)
     single = ", ".join(f"{name} ({reason})" for name, reason in looped.items())
     return (f", batched: {whole}" if whole else "") + (f", one by one: {single}" if single else "")
 
 
-def sound(whole: Whole, indices: Indices, faults: Faults) -> Tensor | None:
-    """Which of the samples have finite numbers and labels in range, bool [len(indices)]; None: all.
+def find_sound_samples(whole: DatasetTensors, indices: Indices, faults: BadSamples) -> Tensor | None:
+    """Return a mask, bool [len(indices)], of samples with finite numbers and labels in range; None: all.
 
     Raises:
         RunError: one has not, and `faults` does not skip; or too many.
@@ -238,7 +245,7 @@ def sound(whole: Whole, indices: Indices, faults: Faults) -> Tensor | None:
         text = faults.wrong({place: tensor[index] for place, tensor in whole.tensors.items()})
         good[position] = not text
         if text:
-            faults.note(Fault(index, text, whole.file(index)))
+            faults.note(BadSample(index, text, whole.file(index)))
     if not good.any():
         message = f"the {faults.split} split has no sound sample"
         raise ValueError(message)

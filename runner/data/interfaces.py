@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,37 +14,70 @@ Indices = npt.NDArray[np.int64]
 Place = int | str
 
 
+class PlanKind(StrEnum):
+    """How batches are made, without where, by how many workers and why; provenance records it, a resume keeps it."""
+
+    IN_MEMORY = "gathered from memory"
+    PER_SAMPLE = "sample by sample"
+    STREAMED = "streamed in the dataset's own order"
+    NO_DATA = "no data"
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """How the batches of a split are made: the kind, and a text for people that no code reads."""
+
+    kind: PlanKind
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def extend(self, text: str) -> "DataPlan":
+        """Return the same plan with more said about it."""
+        return DataPlan(self.kind, f"{self.text}; {text}")
+
+
 class Split(Protocol):
     """Batches of one split, on the device."""
 
     @property
     def size(self) -> int:
-        """Samples of an epoch; 0 where the dataset does not know."""
+        """Return the number of samples of an epoch; 0 where the dataset does not know."""
         ...
 
     @property
     def num_batches(self) -> int | None:
-        """Batches of an epoch; None where the dataset does not know."""
+        """Return the number of batches of an epoch; None where the dataset does not know."""
         ...
 
     @property
-    def plan(self) -> str:
-        """How its batches are made, in words."""
+    def plan(self) -> DataPlan:
+        """Describe how the batches are made."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the data; empty where only reading all of it would tell."""
+        """Return a hash of the data; empty where only reading all of it would tell."""
+        ...
+
+    @property
+    def sampler(self) -> Any:
+        """The user's sampler; None where there is none."""
         ...
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """The batches of an epoch from number `start` on."""
+        """Iterate over the batches of an epoch from number `start` on."""
+        ...
+
+    def sample_indices(self, epoch: int, batch: int) -> list[int] | None:
+        """Give the dataset's indices of a batch of all processes; None where the dataset owns its order."""
         ...
 
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """What the config says about making batches of one split."""
+    """Loader settings of one split, as the config gives them."""
 
     batch_size: int  # of all processes together
     shuffle: bool
@@ -56,7 +90,8 @@ class LoaderSettings:
     options: Mapping[str, Any] = field(default_factory=dict)  # DataLoader's own: collate_fn, pin_memory, timeout, …
 
 
-def _members(sample: Any) -> Iterable[tuple[Any, Any]]:
+def iterate_members(sample: Any) -> Iterable[tuple[Any, Any]]:
+    """Iterate over a sample's members with their keys or positions."""
     if isinstance(sample, Mapping):
         return sample.items()
     return enumerate(sample) if isinstance(sample, tuple | list) else [(0, sample)]

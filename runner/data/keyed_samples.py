@@ -13,25 +13,25 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from runner.core import rng
 from runner.core.errors import describe_error
-from runner.data.bad_samples import Fault, Faults, file_of, find_none
+from runner.data.bad_samples import BadSample, BadSamples, find_file, find_none
 from runner.data.file_guard import guard_reading
 from runner.data.interfaces import Indices
-from runner.data.samples import Pipeline, Stream, signature
+from runner.data.samples import Pipeline, Stream, collect_shapes
 
 PROBED = 5  # samples whose most common shapes are those of the split
 
 
 class KeyedSamples(Dataset[Any]):
-    """Samples by (epoch, position), each transform and the dataset itself drawing from a stream of its own.
+    """Map-style dataset by (epoch, position); dataset and transforms draw from keyed streams.
 
-    A sample that cannot be had is a `Fault` in its place, which the process that trains reports.
+    A sample that cannot be had is a `BadSample` in its place, which the process that trains reports.
     """
 
     def __init__(
-        self, dataset: Any, indices: Indices, pipeline: Pipeline, stream: Stream, faults: Faults | None = None
+        self, dataset: Any, indices: Indices, pipeline: Pipeline, stream: Stream, faults: BadSamples | None = None
     ) -> None:
         self.dataset, self.indices, self.pipeline, self.stream = dataset, indices, pipeline, stream
-        self.faults = faults or Faults(stream.split)
+        self.faults = faults or BadSamples(stream.split)
         self.shapes: tuple[tuple[Any, ...], ...] | None = None  # of every sample; None: they may differ
         self.takes_none = True  # a collate_fn of the user's own may leave samples out that are None
         self.at: Tensor | None = None  # int64 [workers]: the sample that each worker is at, in shared memory
@@ -61,40 +61,44 @@ class KeyedSamples(Dataset[Any]):
                 )  # a crop may leave a NaN out in one epoch, and not in the next
                 sample = raw if wrong else self.pipeline.apply(raw, keys, uniforms)
         except Exception as error:  # noqa: BLE001  a user's dataset and transforms may raise anything
-            return Fault(index, describe_error(error), file_of(self.dataset, index))
+            return BadSample(index, describe_error(error), find_file(self.dataset, index))
         if not wrong and self.pipeline.transforms:
             wrong = self.faults.wrong(sample)
-        if not wrong and self.shapes is not None and signature(sample) != self.shapes:
-            wrong = f"its shapes are {_words(signature(sample))}, those of the others {_words(self.shapes)}"
-        return Fault(index, wrong, file_of(self.dataset, index)) if wrong else sample
+        if not wrong and self.shapes is not None and collect_shapes(sample) != self.shapes:
+            wrong = _describe_difference(collect_shapes(sample), self.shapes)
+        return BadSample(index, wrong, find_file(self.dataset, index)) if wrong else sample
 
     def __getitems__(self, places: list[tuple[int, int]]) -> list[Any]:
-        """A batch's samples, leaving the global generators as they were."""
+        """Return a batch's samples; restore the global random generators."""
         with rng.fork_rng():
             return [self[place] for place in places]
 
     def probe(self) -> None:
-        """Learn the shapes that samples of this split have, from the first few."""
+        """Find the most common shapes among the first few samples of the split."""
         samples = self.__getitems__([(0, position) for position in range(min(PROBED, len(self)))])
-        found = Counter(signature(sample) for sample in samples if not isinstance(sample, Fault))
+        found = Counter(collect_shapes(sample) for sample in samples if not isinstance(sample, BadSample))
         self.shapes = found.most_common(1)[0][0] if found else None
 
 
-def _words(shapes: tuple[tuple[Any, ...], ...]) -> str:
+def _format_shapes(shapes: tuple[tuple[Any, ...], ...]) -> str:
     return ", ".join(f"{place}: {list(shape)}" for place, shape in shapes)
 
 
-class KeyedStream(IterableDataset[Any]):
-    """An iterable dataset's samples, each drawn under a key (epoch, worker, number of the sample).
+def _describe_difference(shapes: tuple[tuple[Any, ...], ...], others: tuple[tuple[Any, ...], ...]) -> str:
+    return f"its shapes are {_format_shapes(shapes)}, those of the others {_format_shapes(others)}"
 
-    One that cannot be had is a `Fault` in its place; where the dataset itself raised, nothing comes after that.
+
+class KeyedStream(IterableDataset[Any]):
+    """Iterable dataset whose samples draw under a key (epoch, worker, number of the sample).
+
+    One that cannot be had is a `BadSample` in its place; where the dataset itself raised, nothing comes after that.
     """
 
     def __init__(
-        self, dataset: Any, pipeline: Pipeline, stream: Stream, limit: int | None, faults: Faults | None = None
+        self, dataset: Any, pipeline: Pipeline, stream: Stream, limit: int | None, faults: BadSamples | None = None
     ) -> None:
         self.dataset, self.pipeline, self.stream, self.limit = dataset, pipeline, stream, limit
-        self.faults = faults or Faults(stream.split)
+        self.faults = faults or BadSamples(stream.split)
         self.takes_none = True  # as above
         self.of_one_shape = False  # whether all samples of a worker must have the shapes of its first
         self.epoch = torch.zeros((), dtype=torch.int64)  # in shared memory, where persistent workers see it change
@@ -120,7 +124,7 @@ class KeyedStream(IterableDataset[Any]):
                 except StopIteration:
                     return
                 except Exception as error:  # noqa: BLE001  a user's dataset may raise anything
-                    yield Fault(count, describe_error(error), worker=worker, final=True)
+                    yield BadSample(count, describe_error(error), worker=worker, final=True)
                     return
                 try:
                     with guard_reading():
@@ -130,7 +134,7 @@ class KeyedStream(IterableDataset[Any]):
                 except Exception as error:  # noqa: BLE001  a user's transforms, too
                     sample, wrong = None, describe_error(error)
             if not wrong and self.of_one_shape:
-                shapes = shapes or signature(sample)
-                if signature(sample) != shapes:
-                    wrong = f"its shapes are {_words(signature(sample))}, those of the others {_words(shapes)}"
-            yield Fault(count, wrong, worker=worker) if wrong else sample
+                shapes = shapes or collect_shapes(sample)
+                if collect_shapes(sample) != shapes:
+                    wrong = _describe_difference(collect_shapes(sample), shapes)
+            yield BadSample(count, wrong, worker=worker) if wrong else sample

@@ -7,18 +7,19 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from runner.core.copies import owned
-from runner.data.bad_samples import Fault
+from runner.core.copies import copy_owned
+from runner.data.bad_samples import BadSample
+from runner.data.interfaces import DataPlan, PlanKind
 from runner.data.keyed_samples import KeyedSamples, KeyedStream
-from runner.data.prefetch import placed
-from runner.data.samples import Order, Placement, drawn
-from runner.data.sharding import Share
-from runner.data.whole_dataset import fingerprint
-from runner.data.workers import WorkerStart, sound_batches
+from runner.data.prefetch import prefetch_to_device
+from runner.data.samples import EpochOrder, Placement, draw_sampler
+from runner.data.sharding import Shard
+from runner.data.whole_dataset import compute_fingerprint
+from runner.data.workers import WorkerInit, iterate_sound_batches
 
 
-class _Batches:
-    """The DataLoader's batch sampler: the positions set for the coming epoch, each with the epoch's number."""
+class _EpochBatchSampler:
+    """Batch sampler of the DataLoader: (epoch, position) pairs set for the coming epoch."""
 
     def __init__(self) -> None:
         self.rows: list[list[tuple[int, int]]] = []
@@ -31,7 +32,7 @@ class _Batches:
 
 
 class Collate:
-    """A batch of the sound samples (None where there is none), and the faults.
+    """Collate function: a batch of the sound samples (None if there is none), and the bad samples.
 
     A user's function gets copies: it may change them, and they may be the dataset's own.
     """
@@ -40,22 +41,22 @@ class Collate:
         self.collate_fn = collate_fn or default_collate
         self.copies = collate_fn is not None
 
-    def __call__(self, samples: list[Any]) -> tuple[Any, list[Fault]]:
-        """Collate what is no fault."""
-        faults = [sample for sample in samples if isinstance(sample, Fault)]
-        good = [sample for sample in samples if not isinstance(sample, Fault)] if faults else samples
+    def __call__(self, samples: list[Any]) -> tuple[Any, list[BadSample]]:
+        """Collate the sound samples; return the batch and the bad samples."""
+        faults = [sample for sample in samples if isinstance(sample, BadSample)]
+        good = [sample for sample in samples if not isinstance(sample, BadSample)] if faults else samples
         if self.copies:
-            good = [owned(sample) for sample in good]
+            good = [copy_owned(sample) for sample in good]
         return self.collate_fn(good) if good else None, faults
 
 
-class Loaded:
-    """Batches through torch's DataLoader: any dataset with `__len__` and `__getitem__`, any collate, any workers."""
+class DataLoaderBatches:
+    """Batches of a DataLoader: any dataset with `__len__` and `__getitem__`, any collate, any workers."""
 
     def __init__(
         self,
         samples: KeyedSamples,
-        order: Order,
+        order: EpochOrder,
         placement: Placement,
         *,
         batch_size: int,
@@ -65,15 +66,15 @@ class Loaded:
         collate_fn: Callable[[list[Any]], Any] | None = None,
         num_workers: int = 0,
         worker_init_fn: Callable[[int], None] | None = None,
-        share: Share | None = None,
+        share: Shard | None = None,
         **settings: Any,
     ) -> None:
-        self.share = share or Share()
+        self.share = share or Shard()
         self.order, self.placement, self.batch_size, self.drop_last = order, placement, batch_size, drop_last
-        self.batch_sampler, self.samples = batch_sampler, samples
+        self.batch_sampler, self.samples, self.sampler = batch_sampler, samples, order.sampler
         self.size = len(samples)
-        self.fingerprint = fingerprint(samples.dataset, samples.indices)
-        self.rows = _Batches()
+        self.fingerprint = compute_fingerprint(samples.dataset, samples.indices)
+        self.rows = _EpochBatchSampler()
         samples.takes_none = collate_fn is not None
         if collate_fn is None and batch_size > 1:
             samples.probe()
@@ -86,27 +87,28 @@ class Loaded:
             generator=torch.Generator(),
             collate_fn=Collate(collate_fn),
             num_workers=num_workers,
-            worker_init_fn=WorkerStart(worker_init_fn) if num_workers else None,
+            worker_init_fn=WorkerInit(worker_init_fn) if num_workers else None,
             **settings,
         )
         self.num_batches = len(self._positions(0))
         self.sizes: list[int] = []  # of the batches of the epoch under way, of all processes together
         where = f"by {num_workers} worker{'s' * (num_workers != 1)}" if num_workers else "in this process"
-        self.plan = f"sample by sample, {where}" + (f" ({reason})" if reason else "")
+        kind = PlanKind.PER_SAMPLE
+        self.plan = DataPlan(kind, f"{kind}, {where}" + (f" ({reason})" if reason else ""))
 
     def _positions(self, epoch: int) -> list[list[int]]:
         if self.batch_sampler is not None:
-            return [list(batch) for batch in drawn(self.batch_sampler, self.order.stream, epoch)]
+            return [list(batch) for batch in draw_sampler(self.batch_sampler, self.order.stream, epoch)]
         order = self.order(epoch).tolist()
         rows = [order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)]
         return rows[:-1] if self.drop_last and rows and len(rows[-1]) < self.batch_size else rows
 
     def whole(self, number: int) -> int:
-        """Samples that all processes together have of batch `number` of the epoch under way."""
+        """Count the samples of batch `number` of the epoch under way, over all processes."""
         return self.sizes[number] if number < len(self.sizes) else 0
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """The batches of an epoch from number `start` on, as collated; what is skipped is not read.
+        """Iterate over an epoch's collated batches from number `start` on, without reading earlier ones.
 
         Raises:
             RunError: a sample cannot be had (and is not to be skipped), a worker died or hangs.
@@ -114,11 +116,17 @@ class Loaded:
         positions = self._positions(epoch)
         self.sizes = [len(row) for row in positions]
         self.rows.rows = [[(epoch, position) for position in row] for row in self.share.rows(positions)[start:]]
-        yield from placed(sound_batches(self.loader, self.samples), self.placement)
+        yield from prefetch_to_device(iterate_sound_batches(self.loader, self.samples), self.placement)
+
+    def sample_indices(self, epoch: int, batch: int) -> list[int]:
+        """Give the dataset's indices of a batch of all processes."""
+        return [int(index) for index in self.samples.indices[self._positions(epoch)[batch]]]
 
 
-class Streamed:
+class StreamedBatches:
     """Batches of an iterable dataset, which owns its order: a resume within an epoch reads what it skips."""
+
+    sampler = None
 
     def __init__(
         self,
@@ -143,21 +151,24 @@ class Streamed:
             generator=torch.Generator(),
             collate_fn=Collate(collate_fn),
             num_workers=num_workers,
-            worker_init_fn=WorkerStart(worker_init_fn) if num_workers else None,
+            worker_init_fn=WorkerInit(worker_init_fn) if num_workers else None,
             **settings,
         )
         self.size = len(samples.dataset) if hasattr(samples.dataset, "__len__") else 0
         self.num_batches = None
         self.fingerprint = ""  # only reading all of it would tell
         where = f", by {num_workers} worker{'s' * (num_workers != 1)}" if num_workers else ""
-        self.plan = f"streamed in the dataset's own order{where}"
+        self.plan = DataPlan(PlanKind.STREAMED, f"{PlanKind.STREAMED}{where}")
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """The batches of an epoch; the first `start` of them are read and dropped.
+        """Iterate over the batches of an epoch; read and drop the first `start`.
 
         Raises:
             RunError: a sample cannot be had (and cannot or is not to be skipped), a worker died or hangs.
         """
         self.samples.epoch.fill_(epoch)
-        coming = sound_batches(self.loader, self.samples)
-        yield from placed(itertools.islice(coming, start, None), self.placement)
+        coming = iterate_sound_batches(self.loader, self.samples)
+        yield from prefetch_to_device(itertools.islice(coming, start, None), self.placement)
+
+    def sample_indices(self, epoch: int, batch: int) -> None:
+        """Give nothing: the dataset owns its order."""

@@ -1,4 +1,6 @@
-"""A sample's way to a batch: where batches go, the transforms, the random streams, the order of an epoch, the faults.
+"""Samples: placement, transform pipeline, order of an epoch, keys of a split's random streams.
+
+The stream of one sample is in `keyed_samples.py`.
 
 Order and augmentation are drawn from keys (seed, epoch, index, transform name), so they depend neither on workers nor
 on what ran before.
@@ -13,19 +15,19 @@ import torch
 from torch import Tensor
 
 from runner.core import rng
-from runner.core.copies import owned
-from runner.data.interfaces import Indices, Place, _members
+from runner.core.copies import copy_owned
+from runner.data.interfaces import Indices, Place, iterate_members
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where batches go: the device, and the memory format of images (4-d floating point tensors)."""
+    """Device of batches, and memory format of images (4-d floating point tensors)."""
 
     device: torch.device
     memory_format: torch.memory_format = torch.contiguous_format
 
     def put(self, batch: Any) -> Any:
-        """The batch (tensors in any nesting of tuples, lists and mappings) on the device."""
+        """Move a batch (tensors in nested tuples, lists and mappings) to the device; tuples become lists."""
         if isinstance(batch, Tensor):
             moved = batch.to(self.device, non_blocking=True)
             images = moved.dim() == 4 and moved.is_floating_point()
@@ -39,7 +41,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The named transforms of a split, in order, and the member of a sample that they change (None: all of it)."""
+    """Named transforms of a split, in order, and the sample member they change (None: the whole sample)."""
 
     transforms: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     place: Place | None = 0
@@ -50,7 +52,7 @@ class Pipeline:
         keys: Callable[[str], int] | None = None,
         uniforms: Callable[[str, int], Tensor] | None = None,
     ) -> Any:
-        """The transformed sample.
+        """Return the transformed sample.
 
         Args:
             sample: as the dataset gives it.
@@ -63,7 +65,7 @@ class Pipeline:
         value, shared = sample if self.place is None else sample[self.place], True
         for name, transform in self.transforms.items():
             if shared and may_change(transform):
-                value, shared = owned(value), False
+                value, shared = copy_owned(value), False
             batched = getattr(transform, "batched", None)
             if uniforms is not None and batched is not None and isinstance(value, Tensor):
                 value = batched(value[None], uniforms(name, getattr(transform, "draws", 0)))[0]
@@ -79,7 +81,7 @@ class Pipeline:
 
 
 def may_change(transform: Any) -> bool:
-    """Whether a transform may change what it is given: all but torchvision's own, unless they are told to."""
+    """Return whether a transform may change its input: all but torchvision's, unless `inplace`."""
     kind = type(transform)
     if not kind.__module__.startswith("torchvision.transforms.") or getattr(transform, "inplace", False):
         return True
@@ -91,38 +93,38 @@ def may_change(transform: Any) -> bool:
 
 @dataclass(frozen=True)
 class Stream:
-    """Names the random streams of a split. Training has one an epoch; an evaluation is the same every time."""
+    """Keys of a split's random streams: one per epoch in training, the same in every evaluation."""
 
     seed: int
     split: str
 
     def key(self, epoch: int, *names: str | int) -> int:
-        """The key of `(seed, epoch, *names)` in training, `(seed, split, *names)` elsewhere."""
+        """Derive the key of `(seed, epoch, *names)` in training, `(seed, split, *names)` elsewhere."""
         return rng.derive_key(self.seed, epoch if self.split == "train" else self.split, *names)
 
 
-class Order:
-    """Which samples an epoch has, in which order: shuffled by (seed, epoch), or as a sampler says."""
+class EpochOrder:
+    """Sample order of an epoch: sequential, shuffled by (seed, epoch), or given by a sampler."""
 
     def __init__(self, length: int, stream: Stream, *, shuffle: bool, sampler: Iterable[int] | None = None) -> None:
         self.length, self.stream, self.shuffle, self.sampler = length, stream, shuffle, sampler
 
     @property
     def fixed(self) -> bool:
-        """Whether every epoch has the samples in their own order."""
+        """Return whether every epoch has the samples in their own order."""
         return not self.shuffle and self.sampler is None
 
     def __call__(self, epoch: int) -> Indices:
-        """Positions in the split, int64."""
+        """Return the epoch's positions in the split, int64."""
         if self.sampler is not None:
-            return np.fromiter(drawn(self.sampler, self.stream, epoch), dtype=np.int64)
+            return np.fromiter(draw_sampler(self.sampler, self.stream, epoch), dtype=np.int64)
         if self.shuffle:
             return rng.draw_permutation(self.stream.key(epoch, "order"), self.length)
         return np.arange(self.length)
 
 
-def drawn(sampler: Iterable[Any], stream: Stream, epoch: int) -> list[Any]:
-    """All that a sampler gives for an epoch, drawn from the keyed stream of that epoch's order."""
+def draw_sampler(sampler: Iterable[Any], stream: Stream, epoch: int) -> list[Any]:
+    """Draw all indices of a sampler for an epoch from the keyed stream of that epoch's order."""
     with rng.stream(stream.key(epoch, "order")):
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(epoch)
@@ -130,13 +132,15 @@ def drawn(sampler: Iterable[Any], stream: Stream, epoch: int) -> list[Any]:
 
 
 def to_image(image: Any) -> Tensor:
-    """A PIL image as it is stored, [C, H, W]: uint8, or what its mode has."""
+    """Convert a PIL image to a tensor [C, H, W] of its own pixels: uint8, or the dtype of its mode."""
     pixels = np.array(image)
     return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[:, :, None]).permute(2, 0, 1).contiguous()
 
 
-def signature(sample: Any) -> tuple[tuple[Any, ...], ...]:
-    """Places and shapes of a sample's tensors and arrays: samples of one batch must agree in them."""
+def collect_shapes(sample: Any) -> tuple[tuple[Any, ...], ...]:
+    """Return places and shapes of a sample's tensors and arrays, which one batch must share."""
     return tuple(
-        (place, tuple(member.shape)) for place, member in _members(sample) if isinstance(member, Tensor | np.ndarray)
+        (place, tuple(member.shape))
+        for place, member in iterate_members(sample)
+        if isinstance(member, Tensor | np.ndarray)
     )

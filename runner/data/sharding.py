@@ -13,8 +13,8 @@ from runner.data.interfaces import Indices, Split
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one process of several has of each batch: all, for it is alone.
+class Shard:
+    """Shard of a single process: all samples of each batch.
 
     Attributes:
         rank: the number of this process.
@@ -25,43 +25,43 @@ class Share:
     world: int = 1
 
     def rows(self, rows: Sequence[Any]) -> list[Any]:
-        """What it has of the batches of an epoch, each a row of positions, in order."""
+        """Return this process's rows of an epoch's batches, each a row of positions, in order."""
         return list(rows)
 
     def positions(self, order: Indices, batch_size: int) -> Indices:
-        """The same in one piece, of an epoch's positions in batches of `batch_size`."""
+        """Return this process's positions of an epoch in batches of `batch_size`, concatenated."""
         return order
 
     def size(self, batch_size: int) -> int:
-        """Its samples of a whole batch."""
+        """Return this process's number of samples of a full batch."""
         return batch_size
 
     def counts(self, number: int, sizes: Callable[[int], int]) -> tuple[int, int]:
-        """Of its batch `number`: how many of the samples count, and how many the batch has for all processes together.
+        """Count the valid samples of this process's batch `number`, and those of all processes.
 
         `sizes(k)` is the number of samples of batch k, 0 beyond the last.
         """
         return sizes(number), sizes(number)
 
 
-class Shared:
-    """A split of which this process has a share of the batches.
+class ShardedBatches:
+    """Split whose batches are sharded: this process makes only its own share.
 
     Attributes:
         given: the batches that nobody has asked about yet, each with how many of its samples count here, and how many
             it has for all processes together.
     """
 
-    def __init__(self, split: Any, share: Share) -> None:
+    def __init__(self, split: Any, share: Shard) -> None:
         self.split, self.share = split, share
         self.size, self.num_batches, self.fingerprint = split.size, split.num_batches, split.fingerprint
-        self.order = getattr(split, "order", None)
-        self.plan = f"{split.plan}; shared by {share.world} processes"
+        self.sampler = split.sampler
+        self.plan = split.plan.extend(f"shared by {share.world} processes")
         self.given: deque[tuple[Any, tuple[int, int]]] = deque()
         self.last = (1, 1)
 
     def counts(self, batch: Any) -> tuple[int, int]:
-        """How many samples of a batch count here, and how many it has for all processes together.
+        """Count the valid samples of a batch in this process, and those of all processes.
 
         Asked once for each batch, in order; a piece of a batch counts as that.
         """
@@ -69,8 +69,17 @@ class Shared:
             self.last = self.given.popleft()[1]
         return self.last
 
+    def count_next(self) -> tuple[int, int]:
+        """Give the counts of the oldest batch that nobody has asked about."""
+        return self.counts(self.given[0][0])
+
+    def sample_indices(self, epoch: int, batch: int) -> list[int] | None:
+        """Give the dataset's indices of a batch of all processes; None where the dataset owns its order."""
+        indices: list[int] | None = self.split.sample_indices(epoch, batch)
+        return indices
+
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """What this process has of the batches of an epoch from number `start` on."""
+        """Iterate over this process's share of an epoch's batches from number `start` on."""
         self.given.clear()
         for batch, counts in self._counted(epoch, start):
             self.given.append((batch, counts))
@@ -81,27 +90,27 @@ class Shared:
             yield batch, self.share.counts(number, self.split.whole)
 
 
-class _OneOfMany(Share):
+class _RankShard(Shard):
     def positions(self, order: Indices, batch_size: int) -> Indices:
         rows = self.rows([order[first : first + batch_size] for first in range(0, len(order), batch_size)])
         return np.concatenate(rows) if rows else order[:0]
 
 
-class Part(_OneOfMany):
-    """An even part of every batch, one sample more for the first ranks where it does not divide: for training.
+class EvenShard(_RankShard):
+    """Even shard of every batch, for training; the first ranks take one more of a remainder.
 
     Where there are fewer samples than processes, those without get some that do not count: all of them take part in
     every step.
     """
 
     def part(self, length: int) -> slice:
-        """Where in a batch of that length its samples lie; maybe nowhere."""
+        """Return the slice of this process's samples in a batch of `length` samples; may be empty."""
         base, more = divmod(length, self.world)
         start = self.rank * base + min(self.rank, more)
         return slice(start, start + base + (self.rank < more))
 
     def taken(self, row: Any) -> Any:
-        """Its part of a row, or what stands in for it."""
+        """Return this process's part of a row, or the first sample of the row if that is empty."""
         own = row[self.part(len(row))]
         return own if len(own) else row[:1]
 
@@ -117,54 +126,54 @@ class Part(_OneOfMany):
         return part.stop - part.start, whole
 
 
-class Sliced(Shared):
-    """The same where every process makes every batch: its transforms are of the whole one, or the dataset streams."""
+class SlicedBatches(ShardedBatches):
+    """Split whose whole batches every process makes and then slices: batch transforms, iterable datasets."""
 
-    def __init__(self, split: Split, share: Share) -> None:
+    def __init__(self, split: Split, share: Shard) -> None:
         super().__init__(split, share)
-        self.plan = f"{split.plan}; made by each of {share.world} processes, which takes its share"
+        self.plan = split.plan.extend(f"made by each of {share.world} processes, which takes its share")
 
     def _counted(self, epoch: int, start: int) -> Iterator[tuple[Any, tuple[int, int]]]:
         batches = self.split.batches(epoch, start)
-        yield from self._parts(batches, self.share) if isinstance(self.share, Part) else self._turns(batches)
+        yield from self._parts(batches, self.share) if isinstance(self.share, EvenShard) else self._turns(batches)
 
-    def _parts(self, batches: Iterator[Any], share: Part) -> Iterator[tuple[Any, tuple[int, int]]]:
+    def _parts(self, batches: Iterator[Any], share: EvenShard) -> Iterator[tuple[Any, tuple[int, int]]]:
         for batch in batches:
-            whole = _length(batch)
+            whole = _count_samples(batch)
             own = share.part(whole)
             count = own.stop - own.start
-            yield _sliced(batch, own if count else slice(0, 1)), (count, whole)
+            yield _slice_batch(batch, own if count else slice(0, 1)), (count, whole)
 
     def _turns(self, batches: Iterator[Any]) -> Iterator[tuple[Any, tuple[int, int]]]:
         while turn := list(itertools.islice(batches, self.share.world)):
             own = self.share.rank < len(turn)
             batch = turn[self.share.rank if own else -1]
-            count = _length(batch) * own
+            count = _count_samples(batch) * own
             yield batch, (count, count)
 
 
-def _length(batch: Any) -> int:
-    """Samples of a collated batch: the length of the first tensor or list in it."""
+def _count_samples(batch: Any) -> int:
+    """Count the samples of a collated batch: the length of the first tensor or list in it."""
     if isinstance(batch, Tensor):
         return len(batch)
     members = list(batch.values() if isinstance(batch, Mapping) else batch)
-    return _length(members[0]) if isinstance(members[0], Tensor | Mapping | list | tuple) else len(members)
+    return _count_samples(members[0]) if isinstance(members[0], Tensor | Mapping | list | tuple) else len(members)
 
 
-def _sliced(batch: Any, rows: slice) -> Any:
-    """These samples of a collated batch (tensors, and lists of other things, in any nesting)."""
+def _slice_batch(batch: Any, rows: slice) -> Any:
+    """Return these samples of a collated batch (nested tensors and lists of other things)."""
     if isinstance(batch, Tensor):
         return batch[rows] if batch.dim() else batch
     if isinstance(batch, Mapping):
-        return {name: _sliced(member, rows) for name, member in batch.items()}
+        return {name: _slice_batch(member, rows) for name, member in batch.items()}
     if isinstance(batch, list | tuple):
         nested = bool(batch) and isinstance(batch[0], Tensor | Mapping | list | tuple)
-        return [_sliced(member, rows) for member in batch] if nested else batch[rows]
+        return [_slice_batch(member, rows) for member in batch] if nested else batch[rows]
     return batch
 
 
-class Turn(_OneOfMany):
-    """Whole batches, in turn: for evaluation, which then computes on the very batches of a single process.
+class RoundRobinShard(_RankShard):
+    """Round-robin shard of whole batches, for evaluation on the very batches of a single process.
 
     In the last turn, those for whom none is left do the last one too, and it does not count.
     """

@@ -1,4 +1,4 @@
-"""What a split has: its samples' numbers, labels, class weights, whole tensors, and a fingerprint of its data."""
+"""Split a dataset's indices, compare class names between splits, and weigh classes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ def split_indices(
     folds: int | None = None,
     fold: int | None = None,
 ) -> dict[str, Indices]:
-    """Split range(length) into `fractions` by name and the rest, `train`, by a keyed shuffle of each class.
+    """Split range(length) into `fractions` by name and `train`, by a keyed shuffle of each class.
 
     With `folds`, what the fractions leave is dealt out to that many folds, and `val` is fold number `fold`: the folds
     are disjoint, differ by at most one sample a class, and the fractions' splits are the same for all of them.
@@ -76,7 +76,7 @@ def compare_classes(datasets: Mapping[str, Any]) -> None:
     """
     known: tuple[str, dict[str, int]] | None = None
     for split in sorted(datasets, key="train".__ne__):
-        for dataset, indices in _named_classes(datasets[split]):
+        for dataset, indices in _find_named_classes(datasets[split]):
             hidden = [name for name in indices if _is_hidden(dataset, name)]
             if hidden:
                 folder = Path(dataset.root) / hidden[0]
@@ -92,15 +92,16 @@ def compare_classes(datasets: Mapping[str, Any]) -> None:
                 [f"{moved[0]!r} is {indices[moved[0]]} in {split} and {known[1][moved[0]]} in train"] if moved else []
             )
             message = (
-                f"the classes of {split} are not those of train: {'; '.join(said)}. {split}: {_listed(indices)}; "
-                f"train: {_listed(known[1])}. Each split needs the class names of train (an empty folder counts with "
-                "`allow_empty: true`), or whole numbers as labels"
+                f"the classes of {split} are not those of train: {'; '.join(said)}. "
+                f"{split}: {_format_classes(indices)}; train: {_format_classes(known[1])}. "
+                "Each split needs the class names of train (an empty folder counts with `allow_empty: true`), "
+                "or whole numbers as labels"
             )
             raise ValueError(message)
 
 
-def _named_classes(dataset: Any) -> Iterator[tuple[Any, dict[str, int]]]:
-    """The datasets below this one that name their classes, with the index of each name."""
+def _find_named_classes(dataset: Any) -> Iterator[tuple[Any, dict[str, int]]]:
+    """Yield each nested dataset that names its classes, with the index of each name."""
     indices, names = getattr(dataset, "class_to_idx", None), getattr(dataset, "classes", None)
     if isinstance(indices, Mapping) and all(isinstance(index, int) for index in indices.values()):
         yield dataset, {str(name): index for name, index in indices.items()}
@@ -111,7 +112,7 @@ def _named_classes(dataset: Any) -> Iterator[tuple[Any, dict[str, int]]]:
         members = inner if isinstance(inner, list | tuple) else [getattr(dataset, "dataset", None)]
         for member in members:
             if member is not None and member is not dataset:
-                yield from _named_classes(member)
+                yield from _find_named_classes(member)
 
 
 def _is_hidden(dataset: Any, name: str) -> bool:
@@ -120,13 +121,13 @@ def _is_hidden(dataset: Any, name: str) -> bool:
     return hidden and isinstance(root, str | Path) and (Path(root) / name).is_dir()
 
 
-def _listed(indices: Mapping[str, int]) -> str:
+def _format_classes(indices: Mapping[str, int]) -> str:
     shown = [f"{name!r} {index}" for name, index in list(indices.items())[:CLASSES_SHOWN]]
     return f"{', '.join(shown)}{', …' if len(indices) > CLASSES_SHOWN else ''} ({len(indices)})"
 
 
-def balanced_weights(labels: Tensor) -> Tensor:
-    """float32 [classes]: samples / (classes * samples of the class), so that each class counts alike.
+def compute_balanced_weights(labels: Tensor) -> Tensor:
+    """Compute weights, float32 [classes]: samples / (classes * samples of the class).
 
     scikit-learn's `class_weight="balanced"` (King and Zeng 2001); 0 for a class without samples.
     """

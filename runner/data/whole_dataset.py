@@ -1,4 +1,4 @@
-"""A dataset read as a whole: stacked tensors, labels and the fingerprint."""
+"""A dataset as a whole: stacked tensors, labels and the fingerprint."""
 
 import hashlib
 import math
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from runner.core import rng
 from runner.core.errors import describe_error
-from runner.data.bad_samples import Fault, Faults, file_of, find_none
+from runner.data.bad_samples import BadSample, BadSamples, find_file, find_none
 from runner.data.file_guard import guard_reading
 from runner.data.interfaces import Indices, Place
 from runner.data.samples import Stream, to_image
@@ -21,7 +21,7 @@ FINGERPRINT_BYTES = 256 * 2**20  # of more data, rows at equal distances
 
 
 @dataclass(frozen=True)
-class Whole:
+class DatasetTensors:
     """All samples of a dataset as tensors [N, ...] by place.
 
     Attributes:
@@ -37,12 +37,12 @@ class Whole:
     dataset: Any = None
 
     def file(self, index: int) -> str:
-        """Where a sample comes from, if the dataset knows."""
-        return file_of(self.dataset, index)
+        """Return the file of a sample; empty if the dataset does not list files."""
+        return find_file(self.dataset, index)
 
 
-def stacked(dataset: Any, indices: Indices, stream: Stream, faults: Faults) -> Whole:
-    """A split's samples as whole tensors, each read once, with the random numbers of its first epoch.
+def stack_samples(dataset: Any, indices: Indices, stream: Stream, faults: BadSamples) -> DatasetTensors:
+    """Stack a split's samples into whole tensors, each read once under the keys of its first epoch.
 
     Members are tensors, arrays, numbers or PIL images; rows of other splits are zeros that no memory is spent on.
 
@@ -59,14 +59,14 @@ def stacked(dataset: Any, indices: Indices, stream: Stream, faults: Faults) -> W
                 sample = dataset[index]
                 _load_images(sample)
         except Exception as error:  # noqa: BLE001  a user's dataset may raise anything
-            faults.note(Fault(index, describe_error(error), file_of(dataset, index)))
+            faults.note(BadSample(index, describe_error(error), find_file(dataset, index)))
             bad.add(index)
             continue
         if absent := find_none(sample):
-            faults.note(Fault(index, absent, file_of(dataset, index)))
+            faults.note(BadSample(index, absent, find_file(dataset, index)))
             bad.add(index)
             continue
-        for place, member in _members_of(sample, index).items():
+        for place, member in _get_members(sample, index).items():
             if hasattr(member, "convert"):
                 pil.add(place)
             row = _as_tensor(member, place, index)
@@ -77,7 +77,7 @@ def stacked(dataset: Any, indices: Indices, stream: Stream, faults: Faults) -> W
                 message = f"loader.in_memory: true needs samples of one shape, and sample {index} has {shapes}"
                 raise ValueError(message)
             tensors[place][index] = row
-    return Whole(tensors, frozenset(pil), frozenset(bad), dataset)
+    return DatasetTensors(tensors, frozenset(pil), frozenset(bad), dataset)
 
 
 def _load_images(sample: Any) -> None:
@@ -88,7 +88,7 @@ def _load_images(sample: Any) -> None:
             member.load()
 
 
-def _members_of(sample: Any, index: int) -> Mapping[Place, Any]:
+def _get_members(sample: Any, index: int) -> Mapping[Place, Any]:
     if isinstance(sample, Mapping):
         return sample
     if isinstance(sample, tuple | list):
@@ -105,21 +105,21 @@ def _as_tensor(member: Any, place: Place, index: int) -> Tensor:
         raise ValueError(message) from error
 
 
-def labels_of(dataset: Any, place: Place = 1) -> Tensor:
-    """The class of every sample, int64: from `targets`, from whole tensors, or sample by sample."""
+def read_labels(dataset: Any, place: Place = 1) -> Tensor:
+    """Read the class of every sample, int64: from `targets`, whole tensors, or sample by sample."""
     if isinstance(dataset, Subset):
-        return labels_of(dataset.dataset, place)[torch.as_tensor(dataset.indices)]
+        return read_labels(dataset.dataset, place)[torch.as_tensor(dataset.indices)]
     if hasattr(dataset, "targets"):
         return torch.as_tensor(dataset.targets)
-    whole = whole_data(dataset)
+    whole = find_dataset_tensors(dataset)
     if whole is not None and place in whole.tensors:
         return whole.tensors[place]
     with guard_reading():
         return torch.tensor([int(dataset[i][place]) for i in range(len(dataset))])
 
 
-class Part(Subset[Any]):
-    """A split of a dataset, which knows its `targets`: what a sampler is given as its `data_source`."""
+class SplitSubset(Subset[Any]):
+    """Subset of a dataset that knows its `targets`: a sampler's `data_source`."""
 
     def __init__(self, dataset: Dataset[Any], indices: Indices, place: Place = 1) -> None:
         super().__init__(dataset, indices.tolist())
@@ -127,46 +127,46 @@ class Part(Subset[Any]):
 
     @property
     def targets(self) -> Tensor:
-        """The class of every sample, int64 [len(self)]."""
-        return labels_of(self.dataset, self.place)[torch.as_tensor(self.indices)]
+        """Return the class of every sample, int64 [len(self)]."""
+        return read_labels(self.dataset, self.place)[torch.as_tensor(self.indices)]
 
 
-def whole_data(dataset: Any) -> Whole | None:
-    """The tensors behind a dataset whose samples are just their rows; None where they are not known to be.
+def find_dataset_tensors(dataset: Any) -> DatasetTensors | None:
+    """Return the tensors whose rows are a dataset's samples; None if no such tensors are known.
 
     A TensorDataset, torchvision's MNIST and CIFAR families without transforms of their own, a Subset of one of these.
     """
-    if type(dataset) in (Subset, Part):
-        inner = whole_data(dataset.dataset)
+    if type(dataset) in (Subset, SplitSubset):
+        inner = find_dataset_tensors(dataset.dataset)
         if inner is None:
             return None
         rows = torch.as_tensor(dataset.indices)
         tensors = {place: tensor[rows] for place, tensor in inner.tensors.items()}
-        return Whole(tensors, inner.pil, dataset=dataset)
+        return DatasetTensors(tensors, inner.pil, dataset=dataset)
     own = type(dataset).__getitem__ if hasattr(type(dataset), "__getitem__") else None
     if isinstance(dataset, TensorDataset):
         plain = own is TensorDataset.__getitem__
-        return Whole(dict(enumerate(dataset.tensors)), dataset=dataset) if plain else None
+        return DatasetTensors(dict(enumerate(dataset.tensors)), dataset=dataset) if plain else None
     if getattr(dataset, "transforms", None) is not None:
         return None
     reads = f"{getattr(own, '__module__', '')}.{getattr(own, '__qualname__', '')}"
     if reads == "torchvision.datasets.cifar.CIFAR10.__getitem__":
         images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
-        return Whole({0: images, 1: torch.tensor(dataset.targets)}, frozenset({0}), dataset=dataset)
+        return DatasetTensors({0: images, 1: torch.tensor(dataset.targets)}, frozenset({0}), dataset=dataset)
     if reads == "torchvision.datasets.mnist.MNIST.__getitem__":
         members: dict[Place, Tensor] = {0: dataset.data[:, None], 1: torch.as_tensor(dataset.targets)}
-        return Whole(members, frozenset({0}), dataset=dataset)
+        return DatasetTensors(members, frozenset({0}), dataset=dataset)
     return None
 
 
-def fingerprint(source: Any, indices: Indices) -> str:
-    """SHA-256 of the data behind a split and of which samples it has.
+def compute_fingerprint(source: Any, indices: Indices) -> str:
+    """Compute the SHA-256 of a split's data and of its sample indices.
 
     All bytes of whole tensors (of more than 256 MB, rows at equal distances); eight raw samples of anything else, the
     error in place of a sample that cannot be read.
     """
     digest = hashlib.sha256(indices.tobytes())
-    whole = source if isinstance(source, Whole) else whole_data(source)
+    whole = source if isinstance(source, DatasetTensors) else find_dataset_tensors(source)
     if whole is not None:
         for tensor in whole.tensors.values():
             rows = tensor[:: max(1, math.ceil(tensor.nbytes / FINGERPRINT_BYTES))]

@@ -14,14 +14,14 @@ from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
 from runner.core.errors import RunError
-from runner.data.bad_samples import empty_batch, file_of
+from runner.data.bad_samples import find_file, make_empty_batch_error
 from runner.data.keyed_samples import KeyedSamples, KeyedStream
 
 WATCH_SECONDS = 1.0  # between two looks of a worker whether its parent is alive
 
 
 class WorkerEnded(RunError):
-    """A worker process ended or hung.
+    """Error: a worker process ended or hung.
 
     Attributes:
         exit_code: of the worker, minus the signal's number where a signal ended it; None of one that hangs.
@@ -32,8 +32,8 @@ class WorkerEnded(RunError):
         self.exit_code = exit_code
 
 
-class WorkerStart:
-    """What a worker does first: the user's `worker_init_fn`; and it ends when the process that trains does.
+class WorkerInit:
+    """Worker init function: watch the parent process, then call the user's `worker_init_fn`.
 
     torch's workers look for their parent between two batches only, so one that hangs would outlive it.
     """
@@ -42,35 +42,35 @@ class WorkerStart:
         self.worker_init_fn = worker_init_fn
 
     def __call__(self, worker: int) -> None:
-        """Start the watch, and go on as the user wants it."""
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        """Start a thread that ends the worker with its parent; call the user's function."""
+        threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
         if self.worker_init_fn is not None:
             self.worker_init_fn(worker)
 
 
-def _end_with(parent: int) -> None:
+def _exit_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(WATCH_SECONDS)
     os._exit(1)
 
 
-def sound_batches(loader: DataLoader[Any], samples: "KeyedSamples | KeyedStream") -> Iterator[Any]:
-    """What a loader gives, without the samples that are left out."""
-    for batch, faults in watched(loader, samples):
+def iterate_sound_batches(loader: DataLoader[Any], samples: "KeyedSamples | KeyedStream") -> Iterator[Any]:
+    """Iterate over a loader's batches; record the bad samples that were left out of them."""
+    for batch, faults in watch_workers(loader, samples):
         for fault in faults:
             samples.faults.note(fault)
         if batch is None:
-            raise empty_batch(samples.stream.split)
+            raise make_empty_batch_error(samples.stream.split)
         yield batch
 
 
-def watched(loader: DataLoader[Any], samples: "KeyedSamples | KeyedStream") -> Iterator[Any]:
-    """What a loader gives; a worker that died or hangs is an error that names it and its sample, and none is left.
+def watch_workers(loader: DataLoader[Any], samples: "KeyedSamples | KeyedStream") -> Iterator[Any]:
+    """Iterate over a loader; if a worker died or hangs, name it and its sample and kill all workers.
 
     Raises:
         RunError: see above.
     """
-    iterator = _start(loader, samples)
+    iterator = _start_workers(loader, samples)
     while True:
         try:
             item = next(iterator)
@@ -80,9 +80,9 @@ def watched(loader: DataLoader[Any], samples: "KeyedSamples | KeyedStream") -> I
             workers = getattr(iterator, "_workers", [])
             if not workers:
                 raise
-            message = _about_workers(workers, samples, loader.timeout) or str(error).strip()
+            message = _describe_workers(workers, samples, loader.timeout) or str(error).strip()
             code = next((worker.exitcode for worker in workers if worker.exitcode), None)
-            _end(iterator, workers)
+            _kill_workers(iterator, workers)
             loader._iterator = None  # noqa: SLF001  where a persistent one is kept: the next epoch begins anew
             with contextlib.suppress(Exception):
                 iterator._shutdown_workers()  # type: ignore[attr-defined]  # noqa: SLF001  its threads and queues
@@ -90,8 +90,8 @@ def watched(loader: DataLoader[Any], samples: "KeyedSamples | KeyedStream") -> I
         yield item
 
 
-def _start(loader: DataLoader[Any], samples: "KeyedSamples | KeyedStream") -> Iterator[Any]:
-    """Start the workers; those that are not forked get everything by pickle.
+def _start_workers(loader: DataLoader[Any], samples: "KeyedSamples | KeyedStream") -> Iterator[Any]:
+    """Start the workers; those that are not forked receive everything by pickle.
 
     Raises:
         RunError: something cannot be pickled; the message names it.
@@ -134,7 +134,7 @@ def _find_unpicklable(name: str, value: Any, depth: int = 5) -> str:
     return ""
 
 
-def _end(iterator: Any, workers: Sequence[Any]) -> None:
+def _kill_workers(iterator: Any, workers: Sequence[Any]) -> None:
     """Kill the workers, also those that ignore SIGTERM."""
     if getattr(iterator, "_worker_pids_set", False):  # else torch's handler of SIGCHLD raises at whatever runs next
         signal_handling._remove_worker_pids(id(iterator))  # type: ignore[attr-defined]  # noqa: SLF001
@@ -145,14 +145,14 @@ def _end(iterator: Any, workers: Sequence[Any]) -> None:
         worker.join()
 
 
-def _about_workers(workers: Sequence[Any], samples: "KeyedSamples | KeyedStream", timeout: float) -> str:
-    """Which worker ended, or which hang, and at which sample each was."""
+def _describe_workers(workers: Sequence[Any], samples: "KeyedSamples | KeyedStream", timeout: float) -> str:
+    """Describe which worker ended or which ones hang, and the sample each was at; empty if neither."""
     split, at = samples.stream.split, [-1] * len(workers) if samples.at is None else samples.at.tolist()
 
     def place(number: int) -> str:
         if at[number] < 0:
             return "before its first sample"
-        file = file_of(samples.dataset, at[number])
+        file = find_file(samples.dataset, at[number])
         return f"at {split} sample {at[number]}" + (f" ({file})" if file else "")
 
     for worker in workers:

@@ -1,4 +1,4 @@
-"""One run: checked, built, trained, recorded and resumed, and the questions about it before and after.
+"""Experiment: one run from its config to its record, with preflight, previews, tuning and resume.
 
 Read `examine.py`, `run.py`, `restore.py`; then `builders/`, `preflight/`, `preview/`, `tuning/`, `record/`.
 The only wing where the config meets torch. May import `train` and everything below it.

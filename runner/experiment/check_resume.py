@@ -1,4 +1,4 @@
-"""Prove that a config resumes exactly: train in one go, train with a stop, compare every tensor."""
+"""Proof that a config resumes exactly: train in one go, train with a stop, compare every tensor."""
 
 import contextlib
 import io
@@ -6,13 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from runner.config.compose import compose
 from runner.config.schema import Config
 from runner.core.errors import RunError
+from runner.experiment.examine import require_valid
 
 STEPS = 5
 
@@ -20,31 +23,57 @@ STEPS = 5
 PARTS = ("model", "optimizer", "scheduler", "scaler", "ema", "metrics", "step", "rng", "progress")
 
 
-def _compare(scratch: Path, config: Config, unresolved: str, steps: int, trust: tuple[str, ...]) -> dict[str, Any]:
+def check_resume(overrides: Sequence[str], trust: tuple[str, ...] = (), steps: int = STEPS) -> dict[str, Any]:
+    """Compare a run of `2 * steps` steps with one that is resumed after `steps`, bit by bit.
+
+    Returns:
+        `same`, `steps` and the `answer` in words; where they differ also `step`, `differs` (tensors) and `cause`.
+
+    Raises:
+        ConfigError: the config has mistakes.
+        RunError: one of the runs failed.
+    """
+    settings = [
+        f"train.duration={2 * steps}st",
+        "train.checkpoint_every=1st",
+        f"train.keep={2 * steps + 1}",
+        "log.tensorboard=false",
+        "log.progress=false",
+    ]
+    composed = compose([*overrides, *settings])
+    config = require_valid(composed, trust).config
+    with tempfile.TemporaryDirectory(prefix="check_resume_") as scratch:
+        return compare_resumed(Path(scratch), config, composed.unresolved_yaml, steps, trust)
+
+
+def compare_resumed(
+    scratch: Path, config: Config, unresolved: str, steps: int, trust: tuple[str, ...]
+) -> dict[str, Any]:
+    """Train `2 * steps` steps at once and with a stop after `steps`; return where the two first differ."""
     straight, resumed = scratch / "straight", scratch / "resumed"
     operators = _train(straight, config, unresolved, trust)
-    _cut(straight, resumed, steps)
+    _cut_run(straight, resumed, steps)
     patterns = [argument for pattern in trust for argument in ("--trust", pattern)]
-    _in_its_own_process(["resume", str(resumed), *patterns])
-    found = _first_difference(straight, resumed, range(steps + 1, 2 * steps + 1))
+    _run_in_subprocess(["resume", str(resumed), *patterns])
+    found = _find_first_difference(straight, resumed, range(steps + 1, 2 * steps + 1))
     if found is None:
         said = f"{2 * steps} steps, and {steps} + {steps} resumed in another process, are bitwise the same."
         return {"same": True, "steps": steps, "answer": said}
     again = scratch / "again"
     _train(again, config, unresolved, trust)
-    repeated = _first_difference(straight, again, range(1, 2 * steps + 1))
+    repeated = _find_first_difference(straight, again, range(1, 2 * steps + 1))
     step, names = found
-    cause = _cause(names, repeated, operators)
+    cause = _describe_cause(names, repeated, operators)
     said = f"They differ from step {step} on, first in {names[0]} ({len(names)} in all). {cause}"
     return {"same": False, "steps": steps, "step": step, "differs": names, "cause": cause, "answer": said}
 
 
 def _train(folder: Path, config: Config, unresolved: str, trust: tuple[str, ...]) -> list[str]:
-    """Train in `folder`; the warnings about operators without a deterministic kernel."""
+    """Train in `folder`; return the operators that warned of a missing deterministic kernel."""
     from runner.experiment.run import launch
 
     folder.mkdir()
-    with warnings.catch_warnings(record=True) as caught, _quiet() as said:
+    with warnings.catch_warnings(record=True) as caught, _redirect_output() as said:
         warnings.simplefilter("always")
         outcome = launch(config, folder, unresolved=unresolved, command=["check", "resume"], trust=trust)
     if outcome.status:
@@ -53,14 +82,14 @@ def _train(folder: Path, config: Config, unresolved: str, trust: tuple[str, ...]
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[io.StringIO]:
+def _redirect_output() -> Iterator[io.StringIO]:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         yield said
 
 
-def _cut(straight: Path, resumed: Path, steps: int) -> None:
-    """A copy of the run as a kill after `steps` steps would have left it."""
+def _cut_run(straight: Path, resumed: Path, steps: int) -> None:
+    """Copy a run with only its checkpoint of step `steps` and no result, as a kill there leaves it."""
     from runner.train.checkpoint import Checkpoints
 
     ignore = shutil.ignore_patterns("checkpoints", "result.json", ".lock")
@@ -70,7 +99,7 @@ def _cut(straight: Path, resumed: Path, steps: int) -> None:
     after.save(before.load(before.folder / entry.file), steps, entry.metric)
 
 
-def _in_its_own_process(argv: list[str]) -> None:
+def _run_in_subprocess(argv: list[str]) -> None:
     paths = os.pathsep.join([str(Path.cwd()), *(path for path in sys.path if path)])
     command = [sys.executable, "-m", "runner", *argv]
     done = subprocess.run(  # noqa: S603  the arguments are ours
@@ -80,8 +109,8 @@ def _in_its_own_process(argv: list[str]) -> None:
         raise RunError(f"the resume failed with status {done.returncode}: {done.stdout}{done.stderr}")
 
 
-def _first_difference(one: Path, other: Path, steps: Sequence[int]) -> tuple[int, list[str]] | None:
-    """The first step after which the two runs' checkpoints differ, and in what."""
+def _find_first_difference(one: Path, other: Path, steps: Sequence[int]) -> tuple[int, list[str]] | None:
+    """Find the first step after which two runs' checkpoints differ, and the parts that differ."""
     from runner.train.checkpoint import Checkpoints
 
     runs = [Checkpoints(run / "checkpoints") for run in (one, other)]
@@ -89,35 +118,35 @@ def _first_difference(one: Path, other: Path, steps: Sequence[int]) -> tuple[int
     for step in steps:
         a, b = (run.load(names[step]) for run, names in zip(runs, files, strict=True))
         a["progress"]["seconds"] = b["progress"]["seconds"]  # of wall time, which no two runs share
-        found = [name for part in PARTS for name in _differences(a[part], b[part], part)]
+        found = [name for part in PARTS for name in _find_differences(a[part], b[part], part)]
         if found:
             return step, found
     return None
 
 
-def _differences(a: Any, b: Any, at: str) -> list[str]:
+def _find_differences(a: Any, b: Any, at: str) -> list[str]:
     import torch
 
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-        return [found for name in a for found in _differences(a[name], b[name], f"{at}.{name}")]
+        return [found for name in a for found in _find_differences(a[name], b[name], f"{at}.{name}")]
     if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
         pairs = enumerate(zip(a, b, strict=True))
-        return [found for place, (x, y) in pairs for found in _differences(x, y, f"{at}[{place}]")]
+        return [found for place, (x, y) in pairs for found in _find_differences(x, y, f"{at}[{place}]")]
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         same = a.dtype == b.dtype and a.shape == b.shape
-        same = same and torch.equal(_bytes(a), _bytes(b))
+        same = same and torch.equal(_to_bytes(a), _to_bytes(b))
     else:
         same = repr(a) == repr(b)
     return [] if same else [at]
 
 
-def _bytes(tensor: Any) -> Any:
+def _to_bytes(tensor: Any) -> Any:
     import torch
 
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def _cause(names: list[str], repeated: tuple[int, list[str]] | None, operators: list[str]) -> str:
+def _describe_cause(names: list[str], repeated: tuple[int, list[str]] | None, operators: list[str]) -> str:
     if repeated is not None:
         which = f": {'; '.join(operators)}" if operators else ""
         return (

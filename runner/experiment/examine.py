@@ -1,4 +1,4 @@
-"""All that can be known to be wrong with a command line: first without torch, then with it, then on a meta model."""
+"""Examination of a command line: checks without torch, checks with torch, a preflight on meta."""
 
 import sys
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from runner.config.check.check import Check
 from runner.config.hydra_loader import Composed
 from runner.config.schema import Config
-from runner.core.errors import Mistake, format_mistakes
+from runner.core.errors import ConfigError, Mistake, format_mistakes
 
 if TYPE_CHECKING:
     from runner.experiment.preflight.report import Preflight
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 Say = Callable[[list[Mistake]], None]
 
 
-def reporter() -> Say:
-    """Prints mistakes as they become known, numbered through."""
+def make_reporter() -> Say:
+    """Make a function that prints mistakes to stderr, numbered on from call to call."""
     said = 0
 
     def say(mistakes: list[Mistake]) -> None:
@@ -32,16 +32,16 @@ def reporter() -> Say:
 
 
 @dataclass(frozen=True)
-class Examined:
-    """A config, meaningful where there are no mistakes, and what the preflight found."""
+class Examination:
+    """Result of an examination: the config (valid without mistakes), the preflight, the mistakes."""
 
     config: Config
     found: "Preflight"
     mistakes: list[Mistake]
 
 
-def examine(composed: Composed, trust: tuple[str, ...], say: Say = lambda _: None) -> Examined:
-    """Check and preflight one composition; `say` gets each stage's mistakes as soon as they are known."""
+def examine(composed: Composed, trust: tuple[str, ...], say: Say = lambda _: None) -> Examination:
+    """Check and preflight one composition; pass each stage's mistakes to `say` at once."""
     checked = Check(composed, trust)
     mistakes = list(checked.at_once)
     say(mistakes)
@@ -49,13 +49,25 @@ def examine(composed: Composed, trust: tuple[str, ...], say: Say = lambda _: Non
         say(more)
         mistakes += more
     from runner.experiment.preflight.preflight import (
-        preflight,  # imports torch, which a mistake above need not wait for
+        run_preflight,  # imports torch, which a mistake above need not wait for
     )
 
     wrong = {mistake.key.split(".")[0] for mistake in mistakes} | {group.split("/")[0] for group in composed.unknown}
-    found = preflight(checked.config, trust, wrong)
-    found.notes[:0] = [*composed.notes, *checked.notes]
+    found = run_preflight(checked.config, trust, wrong)
+    found.notes[:0] = composed.notes
     said = {(mistake.key, mistake.where) for mistake in mistakes}
     if refused := [mistake for mistake in checked.placed(found.mistakes) if (mistake.key, mistake.where) not in said]:
         say(refused)
-    return Examined(checked.config, found, [*mistakes, *refused])
+    return Examination(checked.config, found, [*mistakes, *refused])
+
+
+def require_valid(composed: Composed, trust: tuple[str, ...]) -> Examination:
+    """Examine one composition.
+
+    Raises:
+        ConfigError: every mistake of it.
+    """
+    examined = examine(composed, trust)
+    if examined.mistakes:
+        raise ConfigError(examined.mistakes)
+    return examined

@@ -1,4 +1,4 @@
-"""Continue a run from its last checkpoint."""
+"""Continuation of a run from its last checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,31 +10,32 @@ from runner.config.schema import Config
 from runner.core.durations import Duration
 from runner.core.errors import ConfigError, Mistake
 from runner.core.safe_io import read_json
+from runner.data.interfaces import PlanKind
 from runner.experiment.builders import run as run_builder
 from runner.experiment.builders import train as train_builder
 from runner.experiment.builders.instantiate import Trust
 from runner.experiment.record import provenance
-from runner.experiment.record.recorded import Continuation, without_schedule
-from runner.experiment.record.result import facts, latest_facts, recorded_facts, with_resume
-from runner.train.lr_schedule import Constant
-from runner.train.single_process import ALONE, Alone
-from runner.train.state import Run, follow, forecast, hold, planned
+from runner.experiment.record.recorded import Continuation, drop_schedule
+from runner.experiment.record.result import add_resume, collect_provenance, get_latest_facts, read_provenance
+from runner.train.lr_schedule import ConstantLR
+from runner.train.single_process import SINGLE_PROCESS, SingleProcess
+from runner.train.state import Run, follow, forecast, hold, plan_schedule
 from runner.train.state_dict import change_settings, restore
 
 FOLLOW = "--schedule follow"
 
 
-def go_on(
+def continue_run(
     folder: Path,
     again: Continuation,
     command: Sequence[str],
     trust: Trust,
-    team: Alone,
+    team: SingleProcess,
     said: list[str],
     *,
     inexact: bool,
 ) -> tuple[Run, dict[str, Any]]:
-    """The run as it was at its newest whole checkpoint, or as it began where there is none; and its new provenance.
+    """Rebuild a run at its newest whole checkpoint, or at step 0; return it and its new provenance.
 
     Nothing is written. `said` gets what is to be said.
 
@@ -43,71 +44,74 @@ def go_on(
         RunError: it had checkpoints, and none is left that is whole.
     """
     config = again.config
-    before = recorded_facts(folder)
-    if before is not None and config.loader.in_memory == "auto":  # the plan of making batches is kept
-        plan = provenance.plan_kind((before["plan"] or {}).get("train", ""))
-        if plan.startswith("sample by sample"):
-            config.loader.in_memory = False
+    before = read_provenance(folder)
+    kinds = {} if before is None else provenance.get_plan_kinds(before)
+    if config.loader.in_memory == "auto" and kinds.get("train") == PlanKind.PER_SAMPLE:
+        config.loader.in_memory = False  # the plan of making batches is kept
     said += again.notes
     where = {"config": to_resolved_data(config), "folder": str(folder.absolute())}
     team.tell(where | {"rescheduled": again.rescheduled, "settings": again.settings, "schedule": again.schedule})
     try:
-        run = at_last_checkpoint(config, folder, trust, said, again, team)
+        run = rebuild_at_checkpoint(config, folder, trust, said, again, team)
     except Exception:
-        known = {} if before is None else before | latest_facts(before) | {"data": None, "plan": None}
-        changed = provenance.changes(known, facts(config, command, None)) if known else []
+        known = (
+            {} if before is None else before | get_latest_facts(before) | dict.fromkeys(("data", "plan", "plan_kinds"))
+        )
+        changed = provenance.find_changes(known, collect_provenance(config, command, None)) if known else []
         if changed and not inexact:
             raise ConfigError([*again.changes, *changed]) from None
         raise
-    asked = foresee(run, again, said)
+    asked = forecast_rates(run, again, said)
     if not run.checkpoints.entries():
         if asked:
             raise ConfigError(asked)
         said.append(f"there is no checkpoint yet: it starts at step {run.progress.step:,}")
-        record = facts(config, command, run)
+        record = collect_provenance(config, command, run)
     else:
-        now = facts(config, command, run)
+        now = collect_provenance(config, command, run)
         transforms = config.transform.eval
         changes = list(again.changes)
         if before is None:
-            changes.append(unknown_provenance(folder))
+            changes.append(make_provenance_mistake(folder))
         else:
             random_eval = any(node is not None for node in transforms.values())
-            changes += provenance.changes(before | latest_facts(before), now, random_eval=random_eval)
+            changes += provenance.find_changes(before | get_latest_facts(before), now, random_eval=random_eval)
         if asked or (changes and not inexact):
             raise ConfigError([*asked, *([] if inexact else changes)])
         said += [f"not exact from here on (--inexact): {change.key} {change.rule}" for change in changes]
-        record = with_resume(now if before is None else before, now, run.progress.step, changes)
+        record = add_resume(now if before is None else before, now, run.progress.step, changes)
         if again.schedule:
             record["resumed"][-1]["schedule"] = again.schedule
     said.append(f"continues at step {run.progress.step:,}")
     return run, record
 
 
-def unknown_provenance(folder: Path) -> Mistake:
-    """What to say of a run with checkpoints whose provenance is not known."""
+def make_provenance_mistake(folder: Path) -> Mistake:
+    """Make the mistake of a run with checkpoints whose provenance is missing or damaged."""
     file = folder / "provenance.json"
     rule = "is damaged" if file.exists() else "is missing"
     remedy = f"put it back from a copy, or {provenance.ACCEPT}"
-    return Mistake(str(file), f"{rule}, so that code, versions and data cannot be compared", remedy=remedy)
+    return Mistake(
+        str(file), f"{rule}, so that code, versions and data cannot be compared", remedy=remedy, kind="record"
+    )
 
 
-def at_last_checkpoint(
+def rebuild_at_checkpoint(
     config: Config,
     folder: Path,
     trust: Trust,
     said: list[str],
     again: Continuation | None = None,
-    team: Alone = ALONE,
+    team: SingleProcess = SINGLE_PROCESS,
 ) -> Run:
-    """A run built anew, its newest whole checkpoint loaded; `said` gets what there is to say about damaged ones."""
+    """Build a run and load its newest whole checkpoint; warnings about damaged ones go to `said`."""
     run = run_builder.build(config, folder, to_resolved_data(config), trust, team)
     run.checkpoints.warn = said.append
     if not run.checkpoints.entries():
-        run.checkpoints.refuse_lost(steps_of(folder))
+        run.checkpoints.refuse_lost(read_saved_steps(folder))
     else:
         put_back(run, run.checkpoints.load("last"), again)
-    if mistakes := train_builder.outlived(run.schedule, run.total_steps, run.steps_per_epoch):
+    if mistakes := train_builder.find_short_schedule(run.schedule, run.total_steps, run.steps_per_epoch):
         if again is not None and again.was:
             mistakes = [replace(mistake, remedy=f"{mistake.remedy}, or say `{FOLLOW}`") for mistake in mistakes]
         raise ConfigError(mistakes)
@@ -115,21 +119,21 @@ def at_last_checkpoint(
 
 
 def put_back(run: Run, saved: dict[str, Any], again: Continuation | None) -> None:
-    """Restore a run from a checkpoint, with what is otherwise from here on."""
+    """Restore a run from a checkpoint, with the new settings and schedule of its continuation."""
     if again is None:
         restore(run, saved)
         return
     plan = None
     if again.schedule == "constant" and not saved["scheduler"]:  # by a checkpoint of this process
-        run.schedule = Constant()
+        run.schedule = ConstantLR()
     elif again.schedule in ("follow", "constant"):
-        plan = planned(run, saved["progress"]["step"])
+        plan = plan_schedule(run, saved["progress"]["step"])
     restore(run, saved, again.rescheduled)
     change_settings(run, again.settings)
     if plan is not None:
         (follow if again.schedule == "follow" else hold)(run, plan)
     if again.schedule == "constant":
-        run.config = without_schedule(again)[0]
+        run.config = drop_schedule(again)[0]
 
 
 WORDS = f"""say what the rate is to do from here on:
@@ -138,30 +142,30 @@ WORDS = f"""say what the rate is to do from here on:
 --schedule continue  as above"""
 
 
-def foresee(run: Run, again: Continuation, said: list[str]) -> list[Mistake]:
-    """Say what the rate of a run that trains for longer will do; a mistake where it would rise, and nobody said so."""
+def forecast_rates(run: Run, again: Continuation, said: list[str]) -> list[Mistake]:
+    """Tell `said` the future rates of a prolonged run; return a mistake if they would rise unasked."""
     if again.schedule == "constant" and not run.checkpoints.entries():
         rule = "has no effect on a run without a checkpoint, which starts at step 0"
-        return [Mistake("--schedule", rule, where="argument `--schedule constant`")]
+        return [Mistake("--schedule", rule, where="argument `--schedule constant`", kind="no-effect")]
     rates = forecast(run) if again.was else []
     if not rates or (len(rates) == 1 and again.schedule != "constant"):
         return []
     names = [str(group.get("name", place)) for place, group in enumerate(run.optimizer.param_groups)]
     courses = list(zip(*rates, strict=True))
-    words = [rate_words(list(one), run.progress.step, run.total_steps) for one in courses[:3]]
+    words = [describe_rates(list(one), run.progress.step, run.total_steps) for one in courses[:3]]
     whose = [f" of {name}" for name in names] if len(names) > 1 else [""]
     lines = [f"the learning rate{name} {text}" for name, text in zip(whose, words, strict=False)]
     old_end = max(0, Duration.parse(again.was).steps(run.steps_per_epoch) - run.progress.step)
     rises = any(max(one[old_end:]) > one[old_end] * (1 + 1e-6) + 1e-12 for one in courses)
     if rises and not again.schedule and not again.rescheduled:
         rule = f"of a run that trained for {again.was} would make the rate rise again: {'; '.join(lines)}"
-        return [Mistake("scheduler", rule, remedy=WORDS, suggestion=FOLLOW)]
+        return [Mistake("scheduler", rule, remedy=WORDS, suggestion=FOLLOW, kind="record")]
     said += [f"{line} ({'--schedule ' + again.schedule if again.schedule else 'as planned'})" for line in lines]
     return []
 
 
-def rate_words(rates: Sequence[float], start: int, end: int) -> str:
-    """What a rate does from one step to another, in words."""
+def describe_rates(rates: Sequence[float], start: int, end: int) -> str:
+    """Describe the course of a rate from step `start` to step `end`."""
     first, last, most = rates[0], rates[-1], max(rates)
     if most == min(rates):
         return f"stays {first:.4g} to the end (step {end:,})"
@@ -171,8 +175,8 @@ def rate_words(rates: Sequence[float], start: int, end: int) -> str:
     return f"is {first:.4g} now and falls to {last:.4g} at the end (step {end:,})"
 
 
-def steps_of(folder: Path) -> int:
-    """The steps after which a run has saved, as its `result.json` says; 0 where that is not known."""
+def read_saved_steps(folder: Path) -> int:
+    """Return the steps of an ended run from its `result.json`; 0 if they are not known."""
     try:
         result = read_json(folder / "result.json")
         return int(result["steps"]) if result["status"] in ("completed", "interrupted", "pruned") else 0

@@ -1,4 +1,4 @@
-"""One run: from a checked config to a run directory with its result, also when it fails."""
+"""Run: training of a checked config in a run directory, with a result even after a failure."""
 
 import os
 import signal
@@ -28,42 +28,42 @@ from runner.experiment import diagnosis
 from runner.experiment.builders import run as run_builder
 from runner.experiment.builders import train as train_builder
 from runner.experiment.builders.instantiate import Trust
-from runner.experiment.examine import Examined
+from runner.experiment.examine import Examination
 from runner.experiment.preflight import processes as processes_preflight
-from runner.experiment.preflight.preflight import misfits
+from runner.experiment.preflight.preflight import find_late_mistakes
 from runner.experiment.preflight.report import Preflight
 from runner.experiment.record.cause import classify_error
-from runner.experiment.record.recorded import Continuation, without_schedule
+from runner.experiment.record.recorded import Continuation, drop_schedule
 from runner.experiment.record.result import (
-    facts,
-    figures,
-    inexact_steps,
-    last_values,
-    new_result,
-    weights_sha256,
-    words_of,
+    collect_provenance,
+    compute_timings,
+    format_error,
+    get_last_values,
+    hash_weights,
+    make_empty_result,
+    read_inexact_steps,
     write_config,
     write_result,
 )
-from runner.experiment.restore import at_last_checkpoint, go_on
-from runner.experiment.run_log import Judge, close_log, conclude, introduce, open_log, traceback_to
-from runner.experiment.signals import stopping
-from runner.log.logger import Log, lasting_console
-from runner.model.meta import meta_copy, to_meta
+from runner.experiment.restore import continue_run, rebuild_at_checkpoint
+from runner.experiment.run_log import Judge, close_log, log_start, open_log, print_result, write_traceback
+from runner.experiment.signals import handle_stop_signals
+from runner.log.logger import Logger, suppress_console_errors
+from runner.model.meta import copy_to_meta, to_meta
 from runner.train import evaluation, finite, loop, nan_search, oom
-from runner.train.broadcasting import refusing
+from runner.train.broadcasting import refuse_broadcasting
 from runner.train.distributed import environment
-from runner.train.distributed.process_group import Team
-from runner.train.finite import Fault
-from runner.train.single_process import ALONE, Alone
-from runner.train.state import PRUNED, Run, Stop
+from runner.train.distributed.process_group import ProcessGroup
+from runner.train.finite import NonFiniteError
+from runner.train.single_process import SINGLE_PROCESS, SingleProcess
+from runner.train.state import Run, StopReason, StopRequest
 
 OURS = PACKAGE
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its exit status, directory and result."""
+    """Outcome of a run: exit status, directory and result."""
 
     status: int
     folder: Path
@@ -71,7 +71,7 @@ class Outcome:
 
 
 def train(
-    examined: Examined,
+    examined: Examination,
     composed: Composed,
     argv: Sequence[str],
     trust: Trust,
@@ -79,7 +79,7 @@ def train(
     began: float | None = None,
     judge: Judge | None = None,
 ) -> Outcome:
-    """Train a config without mistakes in a run directory of its own.
+    """Train an examined config, free of mistakes, in its own run directory.
 
     Args:
         examined: the config, and what the preflight found.
@@ -105,7 +105,7 @@ def train(
 
 
 def as_recorded(mistakes: list[Mistake]) -> list[Mistake]:
-    """Mistakes about a config of which nothing but its record is known."""
+    """Place mistakes in the run's `config.yaml`, for a config that is known from its record only."""
     return [replace(mistake, where=mistake.where or f"config.yaml: {mistake.key}") for mistake in mistakes]
 
 
@@ -124,7 +124,7 @@ def launch(
     judge: Judge | None = None,
     blame: diagnosis.Blame = as_recorded,
 ) -> Outcome:
-    """Train in a run directory that is ours.
+    """Train in an existing run directory while holding its lock.
 
     Args:
         config: the checked config.
@@ -144,13 +144,19 @@ def launch(
         ConfigError: another process is at work on it, or it cannot be continued exactly; nothing was touched.
     """
     began = time.perf_counter() if began is None else began
-    stop, status = Stop(), EXIT_FAILED
-    team = enlist(config, stop, command)
+    stop, status = StopRequest(), EXIT_FAILED
+    team = join_process_group(config, stop, command)
     run: Run | None = None
-    log: Log | None = None
-    result = new_result()
+    log: Logger | None = None
+    result = make_empty_result()
     stands = again is None  # a run that goes on is not touched until it stands where it stood
-    with Lock(folder), stopping(stop), devices.keep_precision_flags(), lasting_console(), refusing():
+    with (
+        Lock(folder),
+        handle_stop_signals(stop),
+        devices.keep_precision_flags(),
+        suppress_console_errors(),
+        refuse_broadcasting(),
+    ):
         try:
             team.watch(lambda culprit: give_up(folder, result if stands else None, culprit))
             said, record = list[str](), dict[str, Any]()
@@ -159,21 +165,21 @@ def launch(
                     config, folder, unresolved, command, trust, team, found=found, blame=blame, debugging=debugging
                 )
             else:
-                run, record = go_on(folder, again, command, trust, team, said, inexact=inexact)
+                run, record = continue_run(folder, again, command, trust, team, said, inexact=inexact)
             team.tell({"step": run.progress.step})
             run.stop = stop
             stop_in_time(run, began)
             log = open_log(run, config, judge)
             if again is not None:
-                take_up(folder, run, again, record)
+                record_continuation(folder, run, again, record)
                 stands = True
-            introduce(run, config, found, said)
+            log_start(run, config, found, said)
             result["seconds_startup"] = time.perf_counter() - began
-            while (fault := fit_to(run, config)) is not None:
+            while (fault := fit_until_fault(run, config)) is not None:
                 if team.world > 1:  # the search trains on in one process
                     raise fault
-                rebuild = partial(at_last_checkpoint, config, folder, trust, said, again)
-                run = nan_search.answer(run, fault, rebuild, *answers_of(config))
+                rebuild = partial(rebuild_at_checkpoint, config, folder, trust, said, again)
+                run = nan_search.answer(run, fault, rebuild, *get_fault_policy(config))
                 run.stop = stop
                 log.close()
                 log = open_log(run, config, judge)
@@ -183,38 +189,38 @@ def launch(
                 raise
             team.failed(error)
             if not stands:
-                result["error"] = team.blame(error) or cause_of(error)
-                return cannot_go_on(folder, result, log, team)
+                result["error"] = team.blame(error) or describe_cause(error)
+                return refuse_continuation(folder, result, log, team)
             culprit = team.blame(error)  # in another process
-            result |= describe_failure(error, culprit or diagnosis.words(error, run, config, found, blame))
+            result |= describe_failure(error, culprit or diagnosis.explain_failure(error, run, config, found, blame))
             if culprit:
                 del result["cause"]  # its message says more than this error, which only follows from it
-            result["error"] += traceback_to(log, folder, error)
-        result |= outcome_of(run, folder) | {"seconds": time.perf_counter() - began}
+            result["error"] += write_traceback(log, folder, error)
+        result |= collect_outcome(run, folder) | {"seconds": time.perf_counter() - began}
         status = status if write_result(folder, result) else EXIT_FAILED
         close_log(log, folder, run, config, result["status"])
-        conclude(result, folder)
+        print_result(result, folder)
         team.end()
     return Outcome(status, folder, result)
 
 
 def describe_failure(error: Exception, message: str) -> dict[str, Any]:
-    """Return what `result.json` says of a failed run: the message, the cause, and where a NaN began."""
+    """Return the entries of a failed run in `result.json`: message, cause, and the origin of a NaN."""
     said: dict[str, Any] = {"error": message, "cause": classify_error(error)}
-    return said | {"fault": error.record()} if isinstance(error, Fault) else said
+    return said | {"fault": error.record()} if isinstance(error, NonFiniteError) else said
 
 
-def outcome_of(run: Run | None, folder: Path) -> dict[str, Any]:
-    """The figures of a run for its result, its last save waited for; and where it was not exact."""
+def collect_outcome(run: Run | None, folder: Path) -> dict[str, Any]:
+    """Collect a run's timings, after its last save, and its inexact steps for the result."""
     if run is None:
-        return inexact_steps(folder)
+        return read_inexact_steps(folder)
     with suppress(RunError):  # the last save; what it would say comes too late
         run.checkpoints.wait()
-    return figures(run) | inexact_steps(folder)
+    return compute_timings(run) | read_inexact_steps(folder)
 
 
-def cannot_go_on(folder: Path, result: dict[str, Any], log: Log | None, team: Alone) -> Outcome:
-    """Say why a run does not go on; its directory stays as it was, with the result that it had."""
+def refuse_continuation(folder: Path, result: dict[str, Any], log: Logger | None, team: SingleProcess) -> Outcome:
+    """Print why a run cannot continue; its directory and its result stay as they were."""
     if log is not None:
         with suppress(OSError):
             log.close()
@@ -224,19 +230,19 @@ def cannot_go_on(folder: Path, result: dict[str, Any], log: Log | None, team: Al
     return Outcome(EXIT_FAILED, folder, result)
 
 
-def cause_of(error: Exception) -> str:
-    """An error in one paragraph, with the line of the user's own code that it comes from, where there is one."""
+def describe_cause(error: Exception) -> str:
+    """Describe an error in one paragraph, with the line of user code that raised it, if any."""
     ours = type(error).__module__.partition(".")[0] == "runner"
     if isinstance(error, OSError) and not ours:
         text = explain_os_error(error)
     else:
-        text = str(error).encode(errors="backslashreplace").decode() if ours else words_of(error)
-    place = place_of(error)
+        text = str(error).encode(errors="backslashreplace").decode() if ours else format_error(error)
+    place = locate_cause(error)
     return text if not place or place in text else f"{text} ({place})"
 
 
-def place_of(error: BaseException | None) -> str:
-    """The `file:line` of the user's own code that an error, or its cause, comes from; empty where there is none."""
+def locate_cause(error: BaseException | None) -> str:
+    """Return `file:line` of the user code that raised an error or its cause; empty without any."""
     here, found = Path.cwd(), ""
     while error is not None:
         frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
@@ -251,28 +257,28 @@ def place_of(error: BaseException | None) -> str:
 
 
 def stop_in_time(run: Run, began: float) -> None:
-    """Let training end when `train.max_time`, of which earlier processes have used some, is used up."""
+    """Set the deadline of training by `train.max_time`, less the seconds of earlier processes."""
     if run.max_seconds is not None:
         run.stop.end_at(began + run.max_seconds - run.progress.seconds, "train.max_time is used up")
 
 
-def enlist(config: Config, stop: Stop, command: Sequence[str]) -> Alone:
-    """The processes that train together, of which this is rank 0: one alone, unless the config wants more.
+def join_process_group(config: Config, stop: StopRequest, command: Sequence[str]) -> SingleProcess:
+    """Join the process group as rank 0 if the config wants one, else return the single process.
 
     Raises:
         ConfigError: it does, and this process was started by `command` and not by torchrun.
     """
-    place = environment.place()
+    place = environment.read_place()
     if config.device.parallel not in schema.PROCESSES:
-        return ALONE
+        return SINGLE_PROCESS
     if place is None:
-        raise ConfigError(processes_preflight.mistakes(config.device.parallel, command[3:]))
+        raise ConfigError(processes_preflight.check_processes(config.device.parallel, command[3:]))
     stop.shared = True
-    return Team(place, stop)
+    return ProcessGroup(place, stop)
 
 
 def give_up(folder: Path, result: dict[str, Any] | None, culprit: str) -> None:
-    """Write the result, if there is one, and end this process, which waits in vain for one that failed."""
+    """Write the failed result, if there is one, and exit at once: another process has failed."""
     if result is not None:
         write_result(folder, result | {"error": culprit})
     print(f"The run failed: {culprit}", file=sys.stderr)
@@ -285,13 +291,13 @@ def start(
     unresolved: str,
     command: Sequence[str],
     trust: Trust,
-    team: Alone,
+    team: SingleProcess,
     *,
     found: Preflight | None = None,
     blame: diagnosis.Blame,
     debugging: bool = False,
 ) -> Run:
-    """A new run: write down what it is, build it, write down where it comes from."""
+    """Build a new run: write its config, build it, write its provenance, try its first batch."""
     plain = to_resolved_data(config)
     write_config(folder, plain, unresolved)
     remove(folder / "result.json")  # of an attempt that failed before it had a config
@@ -300,8 +306,8 @@ def start(
     try:
         run = run_builder.build(config, folder, plain, trust, team)
     finally:
-        write_json(folder / "provenance.json", facts(config, command, run))
-    if mistakes := lengths(config, run, debugging=debugging):
+        write_json(folder / "provenance.json", collect_provenance(config, command, run))
+    if mistakes := check_lengths(config, run, debugging=debugging):
         raise RunError("; ".join(map(str, mistakes)))
     try_the_first_batch(run, config, found, trust, blame)
     return run
@@ -310,7 +316,7 @@ def start(
 def try_the_first_batch(
     run: Run, config: Config, found: Preflight | None, trust: Trust, blame: diagnosis.Blame
 ) -> None:
-    """Let what only real data shows be found before the first step.
+    """Find mistakes that only real data shows, before the first step.
 
     That is a batch of one sample at the end of an epoch, which batch norm cannot train on, and, where the dataset
     states no sample, a metric that does not fit what the model gives.
@@ -323,105 +329,113 @@ def try_the_first_batch(
 
     def told(mistakes: list[Mistake]) -> None:
         if mistakes:
-            raise RunError("; ".join(diagnosis.in_one_line(mistake, blame) for mistake in mistakes))
+            raise RunError("; ".join(diagnosis.format_mistake(mistake, blame) for mistake in mistakes))
 
-    rest = smallest_batch(run, config) == 1
+    rest = compute_smallest_batch(run, config) == 1
     if found is not None and found.batch is not None and found.model is not None and not found.left_open:
-        told(misfits(config, found.model, run.loss, found.batch, trust, rest=rest, size=run.splits["train"].size))
+        told(
+            find_late_mistakes(
+                config, found.model, run.loss, found.batch, trust, rest=rest, size=run.splits["train"].size
+            )
+        )
     else:
         size = run.splits["train"].size
         run.rehearse = lambda batch: told(
-            misfits(config, meta_copy(run.model), run.loss, to_meta(batch), trust, rest=rest, size=size, metrics=True)
+            find_late_mistakes(
+                config, copy_to_meta(run.model), run.loss, to_meta(batch), trust, rest=rest, size=size, metrics=True
+            )
         )
 
 
-def smallest_batch(run: Run, config: Config) -> int:
-    """Samples in the smallest batch of an epoch of training; 0 where the config does not say it."""
+def compute_smallest_batch(run: Run, config: Config) -> int:
+    """Compute the samples in the smallest training batch of an epoch; 0 if the config does not say it."""
     size, whole = run.splits["train"].size, config.loader.batch_size
     if config.loader.batch_sampler is not None or not size:
         return 0
     return whole if config.loader.drop_last else size % whole or whole
 
 
-def lengths(config: Config, run: Run, *, debugging: bool) -> list[Mistake]:
-    """What is too short or too long for the run, now that its steps are known; a `debug` run is short on purpose."""
-    outlived = train_builder.outlived(run.schedule, run.total_steps, run.steps_per_epoch)
+def check_lengths(config: Config, run: Run, *, debugging: bool) -> list[Mistake]:
+    """Check durations against the run's steps; a `debug` run may be too short on purpose."""
+    outlived = train_builder.find_short_schedule(run.schedule, run.total_steps, run.steps_per_epoch)
     if debugging or run.total_steps == 0:
         return outlived
     return [*(finding.mistake for finding in find_too_long(config, run.steps_per_epoch)), *outlived]
 
 
-def take_up(folder: Path, run: Run, again: Continuation, record: Mapping[str, Any]) -> None:
-    """Write down that a run goes on: from here on its earlier result is not so any more."""
+def record_continuation(folder: Path, run: Run, again: Continuation, record: Mapping[str, Any]) -> None:
+    """Record that a run continues: write its provenance and config, remove the earlier result."""
     write_json(folder / "provenance.json", record)
     if run.checkpoints.entries():
         run.checkpoints.finish()
-    unresolved = without_schedule(again)[1] if again.schedule == "constant" else again.unresolved
+    unresolved = drop_schedule(again)[1] if again.schedule == "constant" else again.unresolved
     write_config(folder, run.config, unresolved)
     remove(folder / "result.json")
 
 
-def answers_of(config: Config) -> tuple[str, int]:
-    """What to do after a fault, and how often."""
+def get_fault_policy(config: Config) -> tuple[str, int]:
+    """Return `train.on_fault` and `train.max_faults`."""
     return config.train.on_fault, config.train.max_faults
 
 
-def fit_to(run: Run, config: Config) -> Fault | None:
-    """Train to the end, to a signal, or to a number that is none."""
+def fit_until_fault(run: Run, config: Config) -> NonFiniteError | None:
+    """Train to the end or to a signal; return the error of a NaN or an infinity, if one occurs."""
     try:
-        with finite.anomalies() if config.train.detect_anomaly else nullcontext():
+        with finite.detect_anomalies() if config.train.detect_anomaly else nullcontext():
             loop.fit(run)
-    except Fault as fault:
+    except NonFiniteError as fault:
         return fault
     except (RuntimeError, MemoryError) as error:
         if not oom.is_out_of_memory(error):
             raise
-        raise RunError(too_much(run)) from error
+        raise RunError(describe_out_of_memory(run)) from error
     return None
 
 
-def too_much(run: Run) -> str:
-    """That the memory was not enough: for which batch, what to change, and the peak."""
+def describe_out_of_memory(run: Run) -> str:
+    """Describe an out-of-memory error: the step, the batch size, the peak, and the settings to change."""
     loader, evaluating = run.config["loader"], not run.model.training
     key, size = "loader.batch_size", loader["batch_size"]
     if evaluating and loader["eval"]["batch_size"] is not None:
         key, size = "loader.eval.batch_size", loader["eval"]["batch_size"]
     where = "in the evaluation after" if evaluating else "in the step after"
-    ways = oom.advice(
+    ways = oom.suggest_remedies(
         size,
         run.accumulate,
         run.config["device"]["precision"],
         evaluating=evaluating,
         splits=run.config["train"]["split_on_oom"],
     )
-    return f"out of memory {where} step {run.progress.step:,} with {key}={size}; {oom.peak(run.device)}. {ways}"
+    return (
+        f"out of memory {where} step {run.progress.step:,} with {key}={size}; {oom.describe_peak(run.device)}. {ways}"
+    )
 
 
 def finish(run: Run, result: dict[str, Any]) -> int:
-    """Evaluate the last weights on what has not been evaluated yet, and fill in the result; the exit status."""
+    """Evaluate the last weights where still due and fill in the result; return the exit status."""
     progress = run.progress
-    if run.stop.signal is None:
+    if not run.stop.reason:
         if progress.step == run.first_step:
             loop.evaluate_and_compare(run, {})
             loop.save(run)
-            loop.settle(run)
+            loop.wait_for_checkpoint(run)
         if "test" in run.splits:
             test = evaluation.evaluate_and_show(run, "test")
             if test is not None:
                 progress.last |= test
                 run.log.evaluated(progress.step, progress.epoch, test)
     result["best"] = progress.best and {"step": progress.best["step"], "metrics": progress.best["metrics"]}
-    result["weights_sha256"] = weights_sha256(run.layout.whole(run.model.state_dict()))
+    result["weights_sha256"] = hash_weights(run.layout.whole(run.model.state_dict()))
     if run.scaler is not None:
         result["steps_skipped"] = run.scaler.skipped
         run.log.say(f"fp16's scaler skipped {run.scaler.skipped:,} of {progress.step:,} steps (infinite gradients)")
     if run.average is not None:
-        result["ema_sha256"] = weights_sha256(run.layout.whole(run.average.state_dict()))
-    if run.stop.signal == PRUNED:
+        result["ema_sha256"] = hash_weights(run.layout.whole(run.average.state_dict()))
+    if run.stop.reason is StopReason.PRUNED:
         result["status"] = "pruned"
-        result |= last_values(run)
+        result |= get_last_values(run)
         return EXIT_DONE
-    if run.stop.signal is not None:
+    if run.stop.reason:
         result["status"] = "interrupted"
         result["signal"] = signal.Signals(run.stop.signal).name
         return EXIT_INTERRUPTED if run.stop.signal == signal.SIGINT else EXIT_STOPPED
@@ -433,12 +447,12 @@ def finish(run: Run, result: dict[str, Any]) -> int:
     result["metrics"] = {name: value for name, value in progress.last.items() if not name.startswith("train/")}
     result["train"] = {name: value for name, value in progress.last.items() if name.startswith("train/")}
     result["objective"] = progress.last.get(run.objective)
-    result |= last_values(run)
+    result |= get_last_values(run)
     return EXIT_DONE
 
 
 def say_unknown(run: Run) -> None:
-    """Say that the objective had no value, where a run that trained never had one."""
+    """Log that the objective had no value, if a run that trained never had one."""
     if run.progress.step and run.objective not in run.progress.last:
-        known = evaluation.numbers_of(run.progress.last)
+        known = evaluation.list_numbers(run.progress.last)
         run.log.say(f"train.objective: {run.objective} was never said, so nothing was compared; there are {known}")

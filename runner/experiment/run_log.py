@@ -1,4 +1,4 @@
-"""Open the logs of a run, log its start and its end, and write tracebacks to `log.txt`."""
+"""Logs of a run: open and close them, log start and end, write tracebacks to `log.txt`."""
 
 import shlex
 import sys
@@ -13,22 +13,21 @@ from runner.core import safe_io
 from runner.core.files import write_json
 from runner.experiment.builders import log as log_builder
 from runner.experiment.preflight.report import Preflight
-from runner.log.console import final_report
-from runner.log.logger import Log, Text, WatchedLog, mend
-from runner.model.summary import model_table
+from runner.log.console import print_final_report
+from runner.log.logger import LogFile, Logger, WatchedLogger, mend
+from runner.model.summary import build_model_table
 from runner.train.distributed import environment
-from runner.train.optimizer_step import split_on_oom
-from runner.train.state import PRUNED, Run
+from runner.train.state import Run
 
 # Asked whether to stop: the how-manieth value of the objective this is (from 1, also across resumes), and the value.
 Judge = Callable[[int, float], bool]
 
 
-def traceback_to(log: Log | None, folder: Path, error: Exception) -> str:
-    """Write the traceback of what ended the run to `log.txt`; what to say where that cannot be."""
+def write_traceback(log: Logger | None, folder: Path, error: Exception) -> str:
+    """Write an error's traceback to `log.txt`; return a message if that fails, else an empty text."""
     try:
         if log is None:
-            Text(folder).exception(error)
+            LogFile(folder).exception(error)
         else:
             log.exception(error)  # noqa: LOG004
     except OSError as refused:
@@ -36,8 +35,8 @@ def traceback_to(log: Log | None, folder: Path, error: Exception) -> str:
     return ""
 
 
-def open_log(run: Run, config: Config, judge: Judge | None = None) -> Log:
-    """The log of the run from its step on; what the checkpoints have to say goes there too."""
+def open_log(run: Run, config: Config, judge: Judge | None = None) -> Logger:
+    """Open the run's log at its current step; warnings of the checkpoints go there too."""
     progress = run.progress
     said = list[str]()
     if progress.step > run.first_step:
@@ -45,7 +44,7 @@ def open_log(run: Run, config: Config, judge: Judge | None = None) -> Log:
         since = progress.step - len(run.losses.sizes) - len(progress.left_out)
         known = max(since if since > run.first_step else 0, progress.evaluated_at or 0)
         said = mend(run.folder, progress.step, known, run.steps_per_epoch)
-    log = Log if judge is None else partial(WatchedLog, watch=Watch(run, judge))
+    log = Logger if judge is None else partial(WatchedLogger, watch=PruningWatch(run, judge))
     run.log = log(
         run.folder,
         tensorboard=config.log.tensorboard,
@@ -57,17 +56,16 @@ def open_log(run: Run, config: Config, judge: Judge | None = None) -> Log:
     for line in said:
         run.log.say(line)
     run.checkpoints.warn = run.log.say
-    if isinstance(run.update, split_on_oom.Splitting):
-        run.update.warn = run.log.say
+    run.update.warn = run.log.say
     run.on_save_error = config.train.on_save_error
     return run.log
 
 
-def close_log(log: Log | None, folder: Path, run: Run | None, config: Config, status: str) -> None:
-    """Close the log, if there is one, how the run ended last; where the disk is full, say what it lacks."""
+def close_log(log: Logger | None, folder: Path, run: Run | None, config: Config, status: str) -> None:
+    """Close the log, if there is one, with the run's hparams; print which events a full disk lacks."""
     if log is None:
         return
-    shown = run if run is not None and run.__dict__.get("log") is log else None
+    shown = run if run is not None and run.log is log else None
     try:
         try:
             if shown is not None:
@@ -79,15 +77,15 @@ def close_log(log: Log | None, folder: Path, run: Run | None, config: Config, st
 
 
 def show_hparams(run: Run, config: Config, status: str) -> None:
-    """The run's row in TensorBoard's table of runs: config, and how it ended."""
+    """Write the run's row in TensorBoard's hparams table: its config and how it ended."""
     wanted = config.log.hparams
     if wanted:
-        run.log.hparams(log_builder.hparams(run.config, None if wanted is True else [*wanted]), status)
+        run.log.hparams(log_builder.collect_hparams(run.config, None if wanted is True else [*wanted]), status)
 
 
 @dataclass
-class Watch:
-    """Asks `judge` at each new value of the objective; with its yes the run stops at this very step, and saves it."""
+class PruningWatch:
+    """Pruning callback: asks `judge` at each new value of the objective; a yes stops and saves the run."""
 
     run: Run
     judge: Judge
@@ -105,14 +103,14 @@ class Watch:
             self.count = sum(run.objective in event and event["step"] < step for event in events)
         self.step, self.count = step, self.count + 1
         if self.judge(self.count, values[run.objective]):
-            run.stop.on_signal(PRUNED)
+            run.stop.on_pruned()
 
 
-def introduce(run: Run, config: Config, found: Preflight | None, said: Sequence[str]) -> None:
-    """Say what is about to be trained: the model's table, how batches are made, where."""
+def log_start(run: Run, config: Config, found: Preflight | None, said: Sequence[str]) -> None:
+    """Log the start of training: the model's table, notes, the plan of each split, steps and device."""
     if found is not None:
         if config.log.model_table and found.model is not None and found.batch is not None:
-            run.log.say(model_table(found.model, found.one_sample(config)))
+            run.log.say(build_model_table(found.model, found.one_sample(config)))
         for note in found.notes:
             run.log.say(f"note: {note}")
     if run.pretrained is not None:
@@ -128,16 +126,16 @@ def introduce(run: Run, config: Config, found: Preflight | None, said: Sequence[
         run.log.say(line)
 
 
-def conclude(result: Mapping[str, Any], folder: Path) -> None:
-    """Say how it ended: the metrics, or the error in one paragraph, and the run directory."""
+def print_result(result: Mapping[str, Any], folder: Path) -> None:
+    """Print the end of a run: metrics, the line that resumes it, or the error in one paragraph."""
     if result["status"] == "completed":
-        final_report(result["metrics"] or result.get("train", {}), folder)
+        print_final_report(result["metrics"] or result.get("train", {}), folder)
     elif result["status"] == "pruned":
         print(f"pruned after step {result['steps']:,}; train it to the end with:")
         print(f"python -m runner resume {shlex.quote(str(folder))}")
     elif result["status"] == "interrupted":
         print(f"stopped by {result['signal']} after step {result['steps']:,}; continue with:")
-        print(f"{environment.command()} -m runner resume {folder}")
+        print(f"{environment.describe_command()} -m runner resume {folder}")
     else:
         print(f"The run failed: {result['error']}", file=sys.stderr)
         if "nor could log.txt" not in result["error"]:

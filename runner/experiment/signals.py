@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop after the step under way."""
+"""Stop signals: ask a run to stop after the step under way."""
 
 import os
 import signal
@@ -9,14 +9,14 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from runner.core.exit_status import EXIT_INTERRUPTED
-from runner.train.state import Stop
+from runner.train.state import StopRequest
 
 ECHO_SECONDS = 3.0  # a terminal's Ctrl-C reaches every process, and torchrun then sends it to each again
 
 
 @contextmanager
-def stopping(stop: Stop, *, silent: bool = False) -> Iterator[None]:
-    """SIGTERM, SIGUSR1 and Ctrl-C set a flag, and the step under way ends first; a second Ctrl-C leaves at once."""
+def handle_stop_signals(stop: StopRequest, *, silent: bool = False) -> Iterator[None]:
+    """Let SIGTERM, SIGUSR1 and Ctrl-C stop after the step under way; a second Ctrl-C exits at once."""
     if threading.current_thread() is not threading.main_thread():
         with stop:
             yield
@@ -26,9 +26,9 @@ def stopping(stop: Stop, *, silent: bool = False) -> Iterator[None]:
 
     def handler(number: int, _frame: FrameType | None) -> None:
         nonlocal asked_at
-        if stop.shared and stop.wanted and time.monotonic() - asked_at < ECHO_SECONDS:
+        if stop.shared and stop.came and time.monotonic() - asked_at < ECHO_SECONDS:
             return
-        if number == signal.SIGINT and stop.wanted == signal.SIGINT:
+        if number == signal.SIGINT and stop.came == signal.SIGINT:
             os._exit(EXIT_INTERRUPTED)
         asked_at = time.monotonic()
         stop.on_signal(number)

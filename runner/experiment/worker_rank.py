@@ -1,4 +1,4 @@
-"""What every process of torchrun but rank 0 does: train, and leave reading, writing and speaking to that."""
+"""Worker ranks of torchrun: train along with rank 0, which alone reads, writes and prints."""
 
 import signal
 import sys
@@ -12,34 +12,34 @@ from runner.core.exit_status import EXIT_FAILED
 from runner.core.lock import Lock
 from runner.experiment.builders.instantiate import Trust
 from runner.experiment.record.recorded import Continuation
-from runner.experiment.record.result import new_result, write_result
-from runner.experiment.restore import at_last_checkpoint
+from runner.experiment.record.result import make_empty_result, write_result
+from runner.experiment.restore import rebuild_at_checkpoint
 from runner.experiment.run import finish
-from runner.experiment.signals import stopping
-from runner.log.logger import NoLog
+from runner.experiment.signals import handle_stop_signals
+from runner.log.logger import NoLogger
 from runner.train import loop
-from runner.train.distributed.environment import Place
-from runner.train.distributed.process_group import POLL_SECONDS, Team
-from runner.train.state import Stop
+from runner.train.distributed.environment import RankPlace
+from runner.train.distributed.process_group import POLL_SECONDS, ProcessGroup
+from runner.train.state import StopRequest
 
 LOCK_SECONDS = 3.0  # threads of a killed process end, and let go of its lock, after its first one
 
 
-def follow(place: Place, trust: Trust) -> int:
-    """Train with rank 0, which alone reads the command line, writes and speaks; the exit status."""
-    stop = Stop(shared=True)
-    team, status = Team(place, stop), EXIT_FAILED
+def run_worker_rank(place: RankPlace, trust: Trust) -> int:
+    """Train along with rank 0, which alone reads the command line and writes; return the exit status."""
+    stop = StopRequest(shared=True)
+    team, status = ProcessGroup(place, stop), EXIT_FAILED
     told = team.hear()  # a signal ends it meanwhile: nothing has begun
     if "exit" in told:
         return int(told["exit"])
-    with stopping(stop, silent=True):
+    with handle_stop_signals(stop, silent=True):
         try:
             config, folder = parse(told["config"]), Path(told["folder"])
             again = Continuation(
                 config, "", rescheduled=tuple(told["rescheduled"]), settings=told["settings"], schedule=told["schedule"]
             )
-            run = at_last_checkpoint(config, folder, trust, [], again, team)
-            run.stop, run.log = stop, NoLog()
+            run = rebuild_at_checkpoint(config, folder, trust, [], again, team)
+            run.stop, run.log = stop, NoLogger()
             step = team.hear()["step"]
             if run.progress.step != step:
                 raise RunError(f"it finds no checkpoint of step {step} in {folder}: is that a folder of every machine?")
@@ -48,19 +48,19 @@ def follow(place: Place, trust: Trust) -> int:
         except Exception as error:  # noqa: BLE001  rank 0 learns of it, and records it
             team.failed(error)
             if culprit := team.blame(error):
-                stand_in(Path(told["folder"]), culprit)
+                record_failure(Path(told["folder"]), culprit)
         team.end()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to those that end a moment after the first
     return status
 
 
-def stand_in(folder: Path, culprit: str) -> None:
-    """Say and record how the run ended, where rank 0 is gone: it holds the lock until it has done so itself."""
+def record_failure(folder: Path, culprit: str) -> None:
+    """Record and print the failure of a run once rank 0 has released the lock without a result."""
     until = time.monotonic() + LOCK_SECONDS
     while time.monotonic() < until:
         with suppress(ConfigError), Lock(folder):
             if not (folder / "result.json").exists():
-                write_result(folder, new_result() | {"error": culprit})
+                write_result(folder, make_empty_result() | {"error": culprit})
                 print(f"The run failed: {culprit}", file=sys.stderr)
             return
         time.sleep(POLL_SECONDS)

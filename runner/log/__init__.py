@@ -1,4 +1,4 @@
-"""The log of a run: metrics.jsonl, TensorBoard, console; and the instruments that look inside.
+"""Log of a run: metrics.jsonl, TensorBoard and console; hooks, profiler and evaluation views.
 
 Read `logger.py`, then any instrument. May import `core`.
 """

@@ -15,15 +15,16 @@ PLAIN_SECONDS = 5.0  # between two progress lines where the console is a file
 REFRESH_SECONDS = 0.5  # between two drawings of the progress bar, 5 to 10 ms each
 
 
-def final_report(metrics: Mapping[str, Any], run_dir: Path, say: Callable[[str], None] = print) -> None:
-    """Say the final metrics, one a line, and the run directory."""
+def print_final_report(metrics: Mapping[str, Any], run_dir: Path, say: Callable[[str], None] = print) -> None:
+    """Print the final metrics, one per line, and the run directory."""
     shown = {escape_line(name): value for name, value in metrics.items()}
     width = max(map(len, shown), default=0)
     lines = [f"{name:<{width}}  {float(value):.6g}" for name, value in shown.items()]
     say("\n".join([*lines, make_printable(run_dir)]))
 
 
-def _words(values: Mapping[str, Value]) -> str:
+def format_values(values: Mapping[str, Value]) -> str:
+    """Format logged values as one line, numbers with four digits."""
     return "  ".join(
         f"{escape_line(name)} {escape_line(value) if isinstance(value, str) else format(value, '.4g')}"
         for name, value in values.items()
@@ -37,18 +38,19 @@ class ConsoleOutput(Protocol):
     def close(self) -> None: ...
 
 
-def _is_terminal(stream: TextIO) -> bool:
+def is_terminal(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal that can move its cursor."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
-class _Quiet:
-    """Says what it is told to, and no progress."""
+class QuietConsole:
+    """Console output without progress: `progress` and `evaluated` are no-ops."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def say(self, what: object) -> None:
-        if hasattr(what, "__rich__") and _is_terminal(self._stream):
+        if hasattr(what, "__rich__") and is_terminal(self._stream):
             from rich.console import Console  # 27 ms that only a terminal pays
 
             Console(file=self._stream).print(what)
@@ -65,8 +67,8 @@ class _Quiet:
         pass
 
 
-class _Plain(_Quiet):
-    """Lines: at most one every PLAIN_SECONDS, each evaluation, and the last one at the end."""
+class PlainConsole(QuietConsole):
+    """Console output in lines: progress at most every PLAIN_SECONDS, evaluations, and the last step."""
 
     def __init__(self, stream: TextIO, total_steps: int) -> None:
         super().__init__(stream)
@@ -75,8 +77,8 @@ class _Plain(_Quiet):
         self._unsaid = ""
 
     def progress(self, step: int, epoch: float, values: Mapping[str, Value], rate: float | None) -> None:
-        pace = _pace(self._total - step, rate)
-        self._unsaid = f"step {step}/{self._total}  epoch {epoch:.4g}  {_words(values)}  {pace}"
+        pace = _format_pace(self._total - step, rate)
+        self._unsaid = f"step {step}/{self._total}  epoch {epoch:.4g}  {format_values(values)}  {pace}"
         if time.monotonic() >= self._due or step >= self._total:
             self._flush()
 
@@ -93,8 +95,8 @@ class _Plain(_Quiet):
             self._due = time.monotonic() + PLAIN_SECONDS
 
 
-class _Bar:
-    """rich's progress bar, without its thread: drawn from here, at most every REFRESH_SECONDS."""
+class ProgressBar:
+    """Rich's progress bar without its thread, redrawn by `progress` at most every REFRESH_SECONDS."""
 
     def __init__(self, stream: TextIO, start_step: int, total_steps: int) -> None:
         from rich.console import Console  # 27 ms that only a terminal pays
@@ -116,7 +118,7 @@ class _Bar:
 
     def progress(self, step: int, epoch: float, values: Mapping[str, Value], rate: float | None) -> None:
         self._step = step
-        self._where = f"epoch {epoch:.4g}  {_pace(self._total - step, rate)}"
+        self._where = f"epoch {epoch:.4g}  {_format_pace(self._total - step, rate)}"
         self._values.update({name[6:]: value for name, value in values.items() if name.startswith("train/")})
         if time.monotonic() >= self._due:
             self._update()
@@ -131,11 +133,11 @@ class _Bar:
         self._bar.stop()  # draws it a last time
 
     def _update(self) -> None:
-        words = f"{self._where}  {_words(self._values)}"  # cut off where the terminal ends
+        words = f"{self._where}  {format_values(self._values)}"  # cut off where the terminal ends
         self._bar.update(self._task, completed=self._step, description=words)
 
 
-def _pace(steps: int, rate: float | None) -> str:
+def _format_pace(steps: int, rate: float | None) -> str:
     if not rate:
         return ""
     minutes, seconds = divmod(round(steps / rate), 60)

@@ -18,15 +18,15 @@ LARGEST_ON_SHEET = 160  # pixels of an image's longer side
 LARGEST_SPRITE = 8192  # pixels; what TensorBoard's projector takes at most
 
 
-def png(image: Any) -> bytes:
-    """A PIL image as the bytes of a PNG file."""
+def encode_png(image: Any) -> bytes:
+    """Encode a PIL image as PNG."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def as_picture(image: Tensor) -> Tensor | None:
-    """uint8 [3, H, W] of an image [1 or 3, H, W]; numbers outside [0, 1] are stretched to it. None for other shapes."""
+    """Convert an image [1 or 3, H, W] to uint8 [3, H, W], scaled to [0, 1] if outside; else None."""
     if image.dim() != 3 or image.shape[0] not in (1, 3):
         return None
     image = image.detach().cpu()
@@ -39,7 +39,7 @@ def as_picture(image: Tensor) -> Tensor | None:
     return image.as_subclass(Tensor).expand(3, -1, -1)
 
 
-def contact_sheet(
+def draw_contact_sheet(
     images: Sequence[Tensor],
     labels: Sequence[Any],
     names: Sequence[str] = (),
@@ -47,7 +47,7 @@ def contact_sheet(
     colours: Sequence[str] = (),
     points: Sequence[Sequence[Sequence[float]]] = (),
 ) -> Any:
-    """A PIL image of images uint8 [3, H, W] in rows, each with its label below; None where there is no image.
+    """Draw images uint8 [3, H, W] in rows, each above its label, as a PIL image; None without images.
 
     Small ones are magnified by a whole number, large ones reduced to LARGEST_ON_SHEET pixels.
 
@@ -63,7 +63,7 @@ def contact_sheet(
 
     if not images:
         return None
-    texts = [_text(label, names) for label in labels]
+    texts = [_format_label(label, names) for label in labels]
     largest = max(max(image.shape[-2:]) for image in images)
     scale = LARGEST_ON_SHEET / largest if largest > LARGEST_ON_SHEET else max(1, math.ceil(64 / largest))
     sizes = [(max(1, round(image.shape[-1] * scale)), max(1, round(image.shape[-2] * scale))) for image in images]
@@ -89,14 +89,14 @@ def _is_on(x: float, y: float, image: Tensor) -> bool:
     return 0 <= x < image.shape[-1] and 0 <= y < image.shape[-2]
 
 
-def _text(label: Any, names: Sequence[str]) -> str:
+def _format_label(label: Any, names: Sequence[str]) -> str:
     if label is None:
         return ""
     return names[label] if isinstance(label, int) and 0 <= label < len(names) else str(label)
 
 
-def confusion_picture(counts: Tensor, names: Sequence[str] = ()) -> Any:
-    """A PIL image of a confusion matrix, int64 [C, C]: a row a true class, shaded by its share of the row."""
+def draw_confusion_matrix(counts: Tensor, names: Sequence[str] = ()) -> Any:
+    """Draw a confusion matrix int64 [C, C] as a PIL image; rows are true classes, shades row shares."""
     from PIL import Image, ImageDraw
 
     classes = len(counts)
@@ -124,8 +124,8 @@ def confusion_picture(counts: Tensor, names: Sequence[str] = ()) -> Any:
     return sheet
 
 
-def sprite(images: Sequence[Tensor], side: int) -> tuple[Any, int]:
-    """A square PIL image of images uint8 [3, H, W] in rows, and the side of each: at most `side` pixels."""
+def draw_sprite(images: Sequence[Tensor], side: int) -> tuple[Any, int]:
+    """Draw images uint8 [3, H, W] in a square PIL image; return it with the images' side, <= `side`."""
     from PIL import Image
 
     columns = math.ceil(math.sqrt(len(images)))

@@ -16,8 +16,8 @@ Value = float | str  # of an event: a number, or a word such as the stage of a t
 
 
 @dataclass
-class Place:
-    """A whole line of a JSON lines file: its step, its number from 1, and where it lies."""
+class LinePlace:
+    """Position of a whole line in a JSON lines file: its step, its number from 1, and its byte range."""
 
     step: int
     number: int
@@ -25,12 +25,12 @@ class Place:
     end: int
 
 
-def whole_lines(path: Path, until: float = math.inf) -> tuple[list[Place], list[int]]:
-    """The whole lines of a JSON lines file with growing steps up to `until`, and the numbers of the damaged ones.
+def find_whole_lines(path: Path, until: float = math.inf) -> tuple[list[LinePlace], list[int]]:
+    """Return the whole lines with growing steps up to `until`, and the numbers of damaged lines.
 
     Where steps do not grow, the fewest lines that are in the way count as damaged.
     """
-    places, damaged, end = list[Place](), list[int](), 0
+    places, damaged, end = list[LinePlace](), list[int](), 0
     with safe_io.open_read(path) as file:
         for number, line in enumerate(safe_io.read_lines(file), 1):
             start, end = end, end + len(line)
@@ -38,16 +38,16 @@ def whole_lines(path: Path, until: float = math.inf) -> tuple[list[Place], list[
             if event is None:
                 damaged.append(number)
             elif event["step"] <= until:
-                places.append(Place(event["step"], number, start, end))
+                places.append(LinePlace(event["step"], number, start, end))
     if any(one.step >= other.step for one, other in itertools.pairwise(places)):
-        kept = _growing(places)
+        kept = _select_growing(places)
         damaged += {place.number for place in places} - {place.number for place in kept}
         places = kept
     return places, sorted(damaged)
 
 
-def _growing(places: list[Place]) -> list[Place]:
-    """The longest part of them whose steps grow (patience sorting)."""
+def _select_growing(places: list[LinePlace]) -> list[LinePlace]:
+    """Return the longest subsequence of lines whose steps grow (patience sorting)."""
     tops: list[int] = []  # the least step that ends a growing part of each length
     ends: list[int] = []  # the place of that
     before: list[int] = []
@@ -56,7 +56,7 @@ def _growing(places: list[Place]) -> list[Place]:
         before.append(ends[length - 1] if length else -1)
         tops[length : length + 1] = [place.step]
         ends[length : length + 1] = [at]
-    kept, at = list[Place](), ends[-1] if ends else -1
+    kept, at = list[LinePlace](), ends[-1] if ends else -1
     while at >= 0:
         kept.append(places[at])
         at = before[at]
@@ -64,7 +64,7 @@ def _growing(places: list[Place]) -> list[Place]:
 
 
 def put_aside(path: Path) -> str:
-    """Copy a damaged file: `metrics.jsonl` is then `metrics.1.jsonl` too, or the first number that is free."""
+    """Copy a damaged file, such as `metrics.jsonl` to `metrics.1.jsonl` (the first free number)."""
     number = 1
     while os.path.lexists(aside := path.with_name(f"{path.stem}.{number}{path.suffix}")):
         number += 1
@@ -73,8 +73,8 @@ def put_aside(path: Path) -> str:
     return aside.name
 
 
-class Lines:
-    """A JSON lines file: one object an event, in the order of their `step`, one line a step, flushed per event.
+class JsonLines:
+    """JSON lines file: one object per event, one line per step in order, flushed per event.
 
     An event with the step of the last line is merged into that line. What is opened loses its torn end and every line
     of a step after `until`: what a resume at step `until` will log again. A damaged line before whole ones is left out;
@@ -87,15 +87,15 @@ class Lines:
         self.truncate_after(until)
 
     def truncate_after(self, step: float) -> None:
-        """Drop every event with a step greater than `step`, and a torn end; `last` is what is left at the end."""
-        places, _ = whole_lines(self.path, step)
-        if any(one.end != other.start for one, other in itertools.pairwise([Place(0, 0, 0, 0), *places])):
+        """Drop every event with a step greater than `step` and a torn end; set `last` to the last event."""
+        places, _ = find_whole_lines(self.path, step)
+        if any(one.end != other.start for one, other in itertools.pairwise([LinePlace(0, 0, 0, 0), *places])):
             kept = [os.pread(self._handle, place.end - place.start, place.start) for place in places]
             put_aside(self.path)
             write_atomic(self.path, lambda file: file.writelines(kept))
             os.close(self._handle)
             self._handle = safe_io.open_regular(self.path, os.O_RDWR)
-            places, _ = whole_lines(self.path)
+            places, _ = find_whole_lines(self.path)
         self.last: dict[str, Any] = {}
         self._start_of_last = self._end = 0
         if places:
@@ -104,7 +104,7 @@ class Lines:
         os.ftruncate(self._handle, self._end)
 
     def append(self, event: dict[str, Any]) -> None:
-        """Write `event` (with an integer `step`, not below the last one's) and hand it to the operating system.
+        """Write `event` to the file, unbuffered; its integer `step` is at least the last event's.
 
         Raises:
             OSError: the disk refuses; the line is left out, and a later one may find room.
@@ -127,11 +127,11 @@ class Lines:
         self.last, self._start_of_last, self._end = self.last | event if again else event, start, at
 
     def sync(self) -> None:
-        """Bring everything to the disk."""
+        """Flush the file to disk."""
         os.fsync(self._handle)
 
     def close(self) -> None:
-        """Close the file; again is harmless."""
+        """Close the file; further calls do nothing."""
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1

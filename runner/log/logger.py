@@ -1,4 +1,4 @@
-"""What a run says while it trains: `metrics.jsonl`, TensorBoard events, `log.txt` and the console."""
+"""Logger of a run: `metrics.jsonl`, TensorBoard events, `log.txt` and the console."""
 
 import math
 import os
@@ -14,13 +14,13 @@ from typing import Any, TextIO, cast
 from runner.core import safe_io
 from runner.core.escape import make_printable
 from runner.core.files import to_json, write_atomic
-from runner.log.console import ConsoleOutput, _Bar, _is_terminal, _Plain, _Quiet, _words
-from runner.log.jsonl import Lines, Value, put_aside, whole_lines
-from runner.log.tensorboard import EventWriter, _events_of, _NoEvents, _TensorBoard, own_event_files
+from runner.log.console import ConsoleOutput, PlainConsole, ProgressBar, QuietConsole, format_values, is_terminal
+from runner.log.jsonl import JsonLines, Value, find_whole_lines, put_aside
+from runner.log.tensorboard import EventWriter, NoEventWriter, TensorBoardWriter, find_own_event_files, read_events
 
 
-class Text:
-    """The file `log.txt` of a run, which is added to."""
+class LogFile:
+    """File `log.txt` of a run, opened for appending."""
 
     def __init__(self, run_dir: Path) -> None:
         self._text = safe_io.open_regular(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -31,15 +31,15 @@ class Text:
         os.write(self._text, f"{now}  {make_printable(text)}\n".encode(errors="backslashreplace"))
 
     def exception(self, error: BaseException) -> None:
-        """Write the traceback of `error`, and close the file."""
+        """Write the traceback of `error` and close the file."""
         try:
             self.note("".join(traceback.format_exception(error)).rstrip())
         finally:
             os.close(self._text)
 
 
-class Log:
-    """The log of one run; it draws no random number, so nothing here changes a model.
+class Logger:
+    """Logger of one run; it draws no random number, so logging does not change a model.
 
     Each step has one line in `metrics.jsonl` (training and evaluation at the same step share it) and one event a tag in
     TensorBoard, also when a run is resumed at `start_step`: what was logged after that step is dropped.
@@ -61,15 +61,15 @@ class Log:
         stream = stream or sys.stdout
         self._go_on, self._refused = go_on, False
         self._text = safe_io.open_regular(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        self._lines = Lines(run_dir / "metrics.jsonl", until=start_step)
-        self._events: EventWriter = _TensorBoard(run_dir / "tb", start_step) if tensorboard else _NoEvents()
-        self._console: ConsoleOutput = _Quiet(stream)
+        self._lines = JsonLines(run_dir / "metrics.jsonl", until=start_step)
+        self._events: EventWriter = TensorBoardWriter(run_dir / "tb", start_step) if tensorboard else NoEventWriter()
+        self._console: ConsoleOutput = QuietConsole(stream)
         if progress:
-            bar = _is_terminal(stream)
-            self._console = _Bar(stream, start_step, total_steps) if bar else _Plain(stream, total_steps)
+            bar = is_terminal(stream)
+            self._console = ProgressBar(stream, start_step, total_steps) if bar else PlainConsole(stream, total_steps)
 
     def say(self, what: object) -> None:
-        """Print `what` and write it to `log.txt`; on a terminal rich draws it in its own way (`__rich__`)."""
+        """Print `what` and write it to `log.txt`; rich renders an object's `__rich__` on a terminal."""
         self._console.say(make_printable(what) if isinstance(what, str) else what)
         self.note(str(what))
 
@@ -80,20 +80,20 @@ class Log:
             os.write(self._text, f"{now}  {make_printable(text)}\n".encode(errors="backslashreplace"))
 
     def exception(self, error: BaseException) -> None:
-        """Write the traceback of `error` to `log.txt` only: the console gets a paragraph from whoever caught it."""
+        """Write the traceback of `error` to `log.txt` only; the caller reports it on the console."""
         self.note("".join(traceback.format_exception(error)).rstrip())
 
     def scalars(
         self, step: int, epoch: float, values: Mapping[str, Value], *, steps_per_second: float | None = None
     ) -> None:
-        """Log `values` of training (`<split>/<name>`) at optimizer step `step`; takes 20 µs, the bar drawn aside."""
+        """Log training `values` (`<split>/<name>`) at optimizer step `step`; 20 µs without the bar."""
         self._record(step, epoch, values)
         self._console.progress(step, epoch, values, steps_per_second)
 
     def evaluated(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
-        """Log the `values` of an evaluation of the weights of optimizer step `step`."""
+        """Log the `values` of an evaluation of the weights after optimizer step `step`."""
         self._record(step, epoch, values)
-        line = f"step {step}  epoch {epoch:.4g}  {_words(values)}"
+        line = f"step {step}  epoch {epoch:.4g}  {format_values(values)}"
         self._console.evaluated(line, values)
         self.note(line)
 
@@ -103,24 +103,24 @@ class Log:
             self._events.show(step, values)
 
     def graph(self, definition: bytes) -> None:
-        """Show the graph of a model (a serialised GraphDef) in TensorBoard, unless there is one already."""
+        """Show a model's graph (a serialised GraphDef) in TensorBoard, unless it already has one."""
         with self._writing(events=True):
             self._events.graph(definition)
 
     def hparams(self, values: Mapping[str, Any], status: str) -> None:
-        """Give TensorBoard's hparams page the run's row: what it was given, and how it ended."""
+        """Write the run's row of TensorBoard's hparams page: the hyperparameters and the final status."""
         with self._writing(events=True):
             self._events.hparams(values, status)
 
     def sync(self) -> None:
-        """Bring all that was logged to the disk: before a checkpoint is committed, so that a resume finds no gap."""
+        """Flush all logged data to disk; a run does this before it commits a checkpoint."""
         with self._writing():
             self._lines.sync()
         with self._writing(events=True):
             self._events.sync()
 
     def close(self) -> None:
-        """End the progress and close the files; again is harmless.
+        """End the progress output and close the files; further calls do nothing.
 
         Raises:
             OSError: the disk refuses the last TensorBoard events.
@@ -147,7 +147,7 @@ class Log:
             error.filename = error.filename or str(self._lines.path.parent)
             if events:  # readers stop at a torn event, so nothing can follow one
                 self._events.drop()
-                self._events = _NoEvents()
+                self._events = NoEventWriter()
             if not self._go_on:
                 raise
             if not self._refused:
@@ -156,8 +156,8 @@ class Log:
                 self._console.say(f"the log cannot be written ({why}). The run goes on (train.on_save_error=go_on)")
 
 
-class WatchedLog(Log):
-    """A log that also hands each event to `watch`, once it is written: with that a sweep stops a run."""
+class WatchedLogger(Logger):
+    """Logger that also passes each written event to `watch`, through which a sweep stops a run."""
 
     def __init__(self, run_dir: Path, watch: Callable[[int, Mapping[str, Value]], None], **settings: Any) -> None:
         super().__init__(run_dir, **settings)
@@ -168,45 +168,35 @@ class WatchedLog(Log):
         self._watch(step, values)
 
 
-class NoLog(Log):
-    """That of a process that leaves saying and writing to another."""
+class NoLogger(Logger):
+    """Null logger of a process that writes nothing: every method is a no-op."""
 
-    def __init__(self) -> None:
-        """Nothing is opened."""
+    def __init__(self) -> None: ...
 
-    def note(self, text: str) -> None:
-        """Not here."""
+    def note(self, text: str) -> None: ...
 
-    def say(self, what: object) -> None:
-        """Not here."""
+    def say(self, what: object) -> None: ...
 
-    def scalars(self, *_: Any, **__: Any) -> None:
-        """Not here."""
+    def scalars(self, *_: Any, **__: Any) -> None: ...
 
-    def evaluated(self, *_: Any, **__: Any) -> None:
-        """Not here."""
+    def evaluated(self, *_: Any, **__: Any) -> None: ...
 
-    def show(self, *_: Any, **__: Any) -> None:
-        """Not here."""
+    def show(self, *_: Any, **__: Any) -> None: ...
 
-    def hparams(self, *_: Any, **__: Any) -> None:
-        """Not here."""
+    def hparams(self, *_: Any, **__: Any) -> None: ...
 
-    def graph(self, *_: Any, **__: Any) -> None:
-        """Not here."""
+    def graph(self, *_: Any, **__: Any) -> None: ...
 
-    def sync(self) -> None:
-        """Nothing to bring anywhere."""
+    def sync(self) -> None: ...
 
-    def close(self) -> None:
-        """Nothing is open."""
+    def close(self) -> None: ...
 
 
 # ---- what was lost of `metrics.jsonl`
 
 
 def mend(run_dir: Path, until: int, known: int, steps_per_epoch: int) -> list[str]:
-    """Keep the whole lines of `metrics.jsonl`, and take from TensorBoard's events what it has lost; what to say of it.
+    """Restore lost lines of `metrics.jsonl` from TensorBoard's events; return a report of the losses.
 
     Args:
         run_dir: the run directory.
@@ -216,13 +206,13 @@ def mend(run_dir: Path, until: int, known: int, steps_per_epoch: int) -> list[st
     """
     path = run_dir / "metrics.jsonl"
     path.touch()
-    places, damaged = whole_lines(path, until)
+    places, damaged = find_whole_lines(path, until)
     content = safe_io.read_bytes(path, safe_io.MAX_LOG_BYTES)
     lines = {place.step: content[place.start : place.end] for place in places}
     events = {step: safe_io.parse_json(line) for step, line in lines.items()}
-    found = _from_events(events, run_dir / "tb", until)
+    found = _find_event_differences(events, run_dir / "tb", until)
     if found:  # what is to be written is looked at twice
-        found = _from_events(events, run_dir / "tb", until, verify=True)
+        found = _find_event_differences(events, run_dir / "tb", until, verify=True)
     last = max([-1, *events, *found])
     inside = [number for number in damaged if places and number < places[-1].number]
     said = []
@@ -234,11 +224,13 @@ def mend(run_dir: Path, until: int, known: int, steps_per_epoch: int) -> list[st
     if found:
         new = [step for step in found if step not in events]
         if new:
-            said.append(f"the lines of {_steps(new)} are made again from TensorBoard's events, in single precision")
+            said.append(
+                f"the lines of {_format_steps(new)} are made again from TensorBoard's events, in single precision"
+            )
         if len(new) < len(found):
             changed = [step for step in found if step in events]
             said.append(
-                f"numbers of {_steps(changed)} were others than in TensorBoard's events, and are taken from there"
+                f"numbers of {_format_steps(changed)} differ from TensorBoard's events, and are taken from there"
             )
     if last < known:
         since = f"after step {last:,} " if last >= 0 else ""
@@ -253,41 +245,41 @@ def mend(run_dir: Path, until: int, known: int, steps_per_epoch: int) -> list[st
     return [f"{path.name}: {line}" for line in said]
 
 
-def _steps(steps: Sequence[int]) -> str:
+def _format_steps(steps: Sequence[int]) -> str:
     steps = sorted(steps)
     if len(steps) == 1:
         return f"step {steps[0]:,}"
     return f"{len(steps):,} steps from {steps[0]:,} to {steps[-1]:,}"
 
 
-def _from_events(
+def _find_event_differences(
     lines: Mapping[int, Mapping[str, Any]], folder: Path, until: int, *, verify: bool = False
 ) -> dict[int, dict[str, float]]:
-    """By step, what the event files say otherwise than the lines do, or what only they say."""
+    """Return the events' values that differ from the lines or are missing there, by step."""
     known = {name for line in lines.values() for name in line}
     found: dict[int, dict[str, float]] = {}
-    for step, values in _logged_events(folder, verify=verify).items():
+    for step, values in _read_logged_numbers(folder, verify=verify).items():
         line = lines.get(step)
         if step > until:
             continue
         if line is None:
             found[step] = values
             continue
-        other = {name: v for name, v in values.items() if name in known and not _same_number(line.get(name), v)}
+        other = {name: v for name, v in values.items() if name in known and not _is_same_number(line.get(name), v)}
         if other:
             found[step] = other
     return found
 
 
-def _logged_events(folder: Path, *, verify: bool) -> dict[int, dict[str, float]]:
-    """The numbers that the event files of a run show: step → tag → value; a start takes back what is not before it."""
+def _read_logged_numbers(folder: Path, *, verify: bool) -> dict[int, dict[str, float]]:
+    """Read the numbers of event files: step → tag → value; a start drops values from its step on."""
     if not folder.is_dir():
         return {}
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     logged: dict[int, dict[str, float]] = {}
-    for path in own_event_files(folder):
-        for event in _events_of(path, Event, verify=verify):
+    for path in find_own_event_files(folder):
+        for event in read_events(path, Event, verify=verify):
             if event.HasField("session_log") and event.session_log.status == SessionLog.START:
                 logged = {step: values for step, values in logged.items() if step < event.step}
                 continue
@@ -297,8 +289,8 @@ def _logged_events(folder: Path, *, verify: bool) -> dict[int, dict[str, float]]
     return logged
 
 
-def _same_number(logged: Any, single: float) -> bool:
-    """Whether a number of a line is that of an event, which has single precision."""
+def _is_same_number(logged: Any, single: float) -> bool:
+    """Return whether a line's number equals an event's, which has single precision."""
     try:
         value = float(logged)
         rounded = struct.unpack("<f", struct.pack("<f", value))[0]
@@ -312,8 +304,8 @@ def _same_number(logged: Any, single: float) -> bool:
 # ---- the console
 
 
-class _Lasting:
-    """A stream that a run can do without: once nobody takes it (`| head`, a closed terminal) nothing is said there."""
+class _LastingStream:
+    """Stream that discards all output after its reader has gone (`| head`, a closed terminal)."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -345,10 +337,10 @@ class _Lasting:
 
 
 @contextmanager
-def lasting_console() -> Iterator[None]:
-    """Let standard output and error go away without ending what writes to them."""
+def suppress_console_errors() -> Iterator[None]:
+    """Keep writes to standard output and error from failing after their reader has gone."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast("TextIO", stream and _Lasting(stream)) for stream in before)
+    sys.stdout, sys.stderr = (cast("TextIO", stream and _LastingStream(stream)) for stream in before)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The graph of a model as TensorBoard draws it: what one forward called, grouped by module.
+"""Model graph for TensorBoard: the function calls of one forward, grouped by module.
 
 It is recorded while the model runs, and nothing is compiled or traced by torch, so whatever runs can be drawn: control
 flow by numbers, loops of random length, dictionaries as arguments.
@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_.\\/-]")
 
 
-def graph_of(model: nn.Module, call: Callable[[], object]) -> bytes:
-    """A serialised GraphDef of what `call` makes the model do, without gradients, in eval mode (modes are restored).
+def record_graph(model: nn.Module, call: Callable[[], object]) -> bytes:
+    """Record the GraphDef of a call of the model without gradients, in eval mode; restore the modes.
 
     A node is a torch function or tensor method that gave a tensor, or a parameter or buffer that one took; its name
     begins with the module that called it (`layer1/0/conv1/conv2d`). What happens outside the model is left out.
@@ -59,18 +59,18 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        made = [*_tensors(output)]
+        made = [*_iterate_tensors(output)]
         if self.scopes and made:
             name = getattr(func, "__name__", "call")
             if name == "__get__":  # of a property: `x.T`
                 name = getattr(func.__self__, "__name__", name)
-            taken = [self.source(tensor) for tensor in _tensors((args, kwargs))]
-            self.add(self.here(name.strip("_")), name, taken, made, _spelt(args, kwargs or {}))
+            taken = [self.source(tensor) for tensor in _iterate_tensors((args, kwargs))]
+            self.add(self.here(name.strip("_")), name, taken, made, _format_arguments(args, kwargs or {}))
         return output
 
     def enter(self, scope: str, _module: nn.Module, args: Any, kwargs: Any) -> None:
         if not self.scopes:
-            for tensor in _tensors((args, kwargs)):
+            for tensor in _iterate_tensors((args, kwargs)):
                 if id(tensor) not in self.made_by:
                     self.add("input", "Input", [], [tensor])
         self.scopes.append(scope)
@@ -78,11 +78,11 @@ class _Recorder(TorchFunctionMode):
     def leave(self, _scope: str, _module: nn.Module, _args: Any, output: Any) -> None:
         self.scopes.pop()
         if not self.scopes:
-            for tensor in _tensors(output):
+            for tensor in _iterate_tensors(output):
                 self.add("output", "Output", [self.source(tensor)], [])
 
     def source(self, tensor: Tensor) -> str:
-        """The node that a tensor comes from."""
+        """Return the name of the node that a tensor comes from."""
         if id(tensor) not in self.made_by:
             stored = self.stored.get(id(tensor))
             if stored is None:
@@ -93,7 +93,7 @@ class _Recorder(TorchFunctionMode):
         return self.made_by[id(tensor)]
 
     def here(self, name: str) -> str:
-        """A name below the module that is being called."""
+        """Return a name below the module under way."""
         return f"{self.scopes[-1]}/{name}" if self.scopes and self.scopes[-1] else name
 
     def add(self, name: str, operation: str, taken: list[str], made: list[Tensor], arguments: str = "") -> None:
@@ -126,19 +126,19 @@ class _Recorder(TorchFunctionMode):
         return graph
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _iterate_tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
         for member in value.values():
-            yield from _tensors(member)
+            yield from _iterate_tensors(member)
     elif isinstance(value, list | tuple):
         for member in value:
-            yield from _tensors(member)
+            yield from _iterate_tensors(member)
 
 
-def _spelt(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """The arguments that are no tensors."""
-    parts = [repr(value) for value in args if not any(True for _ in _tensors(value))]
-    parts += [f"{name}={value!r}" for name, value in kwargs.items() if not any(True for _ in _tensors(value))]
+def _format_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Format the arguments that hold no tensors."""
+    parts = [repr(value) for value in args if not any(True for _ in _iterate_tensors(value))]
+    parts += [f"{name}={value!r}" for name, value in kwargs.items() if not any(True for _ in _iterate_tensors(value))]
     return ", ".join(parts)[:200]

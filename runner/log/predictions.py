@@ -1,4 +1,4 @@
-"""What an evaluation shows of a model: predictions on samples, confusion matrix, PR curves, features.
+"""Evaluation monitors: predictions on samples, confusion matrix, PR curves, features.
 
 Each look has `begin(model)`; `add(batch, outcome)`, called with each batch of the split and what the step said of it;
 `end()`; and `values()`, called once where the evaluation was not cut short: TensorBoard's messages.
@@ -22,7 +22,7 @@ SPRITE = 32  # pixels of an image in the projector
 
 
 def as_classes(output: Any, target: Any) -> tuple[Tensor, Tensor] | None:
-    """Probabilities [N, C] and class indices [N] of a classification; None where it is none.
+    """Return probabilities [N, C] and class indices [N] of a classification; None for other outputs.
 
     Taken for one: outputs [N, C, ...] with integer targets [N, ...], or with shares of classes of the same shape that
     add up to 1; outputs [N] or [N, 1] with targets 0 and 1 (two classes). Outputs are probabilities where they look
@@ -49,8 +49,8 @@ def as_classes(output: Any, target: Any) -> tuple[Tensor, Tensor] | None:
     return torch.stack([1 - scores, scores], dim=1), target.reshape(-1).long()
 
 
-class Look:
-    """One that needs nothing before it begins.
+class EvaluationMonitor:
+    """Base of the evaluation monitors, with a `begin` and an `end` that do nothing.
 
     Attributes:
         near: whether it needs the batch; of several processes that evaluate together it then sees those of the first.
@@ -59,14 +59,14 @@ class Look:
     near = False
 
     def begin(self, model: nn.Module) -> None:
-        """The evaluation begins."""
+        """Begin an evaluation of `model`."""
 
     def end(self) -> None:
-        """It is over, or was cut short."""
+        """End the evaluation, also an interrupted one."""
 
 
-class ConfusionMatrix(Look):
-    """How many samples of each class were taken for each class: a picture `<split>/confusion_matrix`."""
+class ConfusionMatrix(EvaluationMonitor):
+    """Confusion matrix of a split, as the picture `<split>/confusion_matrix`."""
 
     def __init__(self, split: str, names: Sequence[str], say: Callable[[str], None]) -> None:
         self.split, self.names, self.say = split, names, say
@@ -87,11 +87,15 @@ class ConfusionMatrix(Look):
         if self.counts is None:
             self.say(f"log.confusion_matrix: outputs and targets of {self.split} are no classes, so there is none")
             return []
-        return [_shown(f"{self.split}/confusion_matrix", log_images.confusion_picture(self.counts.cpu(), self.names))]
+        return [
+            _make_image(
+                f"{self.split}/confusion_matrix", log_images.draw_confusion_matrix(self.counts.cpu(), self.names)
+            )
+        ]
 
 
-class PRCurves(Look):
-    """Precision against recall of each class against the rest, and of all together (`<split>/pr/micro`)."""
+class PRCurves(EvaluationMonitor):
+    """PR curves of each class against the rest, and of all together (`<split>/pr/micro`)."""
 
     def __init__(self, split: str, names: Sequence[str], say: Callable[[str], None]) -> None:
         self.split, self.names, self.say = split, names, say
@@ -122,13 +126,14 @@ class PRCurves(Look):
         if classes > CURVES:
             self.say(f"log.pr_curves: {classes} classes, the first {CURVES} of them have a curve of their own")
         curves = [
-            summaries.pr_curve(f"{self.split}/pr/{_plain(labels[i])}", positives[i], negatives[i]) for i in chosen
+            summaries.make_pr_curve(f"{self.split}/pr/{_escape_tag(labels[i])}", positives[i], negatives[i])
+            for i in chosen
         ]
-        return [summaries.pr_curve(f"{self.split}/pr/micro", positives.sum(0), negatives.sum(0)), *curves]
+        return [summaries.make_pr_curve(f"{self.split}/pr/micro", positives.sum(0), negatives.sum(0)), *curves]
 
 
-class Samples(Look):
-    """The first samples of the split with what was predicted of them: `<split>/predictions`.
+class Samples(EvaluationMonitor):
+    """First samples of a split with their predictions: `<split>/predictions`.
 
     Images are a sheet, right predictions green and wrong ones red; other inputs a table among the texts.
     """
@@ -145,11 +150,11 @@ class Samples(Look):
             return
         output, target = outcome["output"][: self.missing].detach(), outcome.get("target")
         target = target[: self.missing] if isinstance(target, Tensor) else None
-        self.kept.append((input_of(batch, self.place, len(output)), output, target))
+        self.kept.append((get_input(batch, self.place, len(output)), output, target))
         self.missing -= len(output)
 
     def values(self) -> list[Any]:
-        rows = [row for kept in self.kept for row in _rows(*kept)]
+        rows = [row for kept in self.kept for row in _make_rows(*kept)]
         if not rows:
             self.say(f"log.images: the step says no `output` of {self.split} that is a tensor")
             return []
@@ -158,40 +163,40 @@ class Samples(Look):
         if len(drawn) < len(rows):
             lines = ["| sample | target | predicted |", "|---|---|---|"]
             lines += [
-                f"| {i} | {_label(true, self.names)} | {_label(said, self.names)} |"
+                f"| {i} | {_format_label(true, self.names)} | {_format_label(said, self.names)} |"
                 for i, (_, true, said) in enumerate(rows)
             ]
-            return [summaries.text(tag, "\n".join(lines))]
-        labels = [f"{_label(true, self.names)}: {_label(said, self.names)}" for _, true, said in rows]
+            return [summaries.make_text(tag, "\n".join(lines))]
+        labels = [f"{_format_label(true, self.names)}: {_format_label(said, self.names)}" for _, true, said in rows]
         colours = ["black" if true is None else "green" if true == said else "red" for _, true, said in rows]
-        return [_shown(tag, log_images.contact_sheet(drawn, labels, colours=colours))]
+        return [_make_image(tag, log_images.draw_contact_sheet(drawn, labels, colours=colours))]
 
 
-def _label(label: Any, names: Sequence[str]) -> str:
-    """A class by its name, other predictions as they are; without tabs and line ends."""
+def _format_label(label: Any, names: Sequence[str]) -> str:
+    """Return a class's name or another prediction as text, without tabs and line ends."""
     known = isinstance(label, int) and 0 <= label < len(names)
     return "" if label is None else " ".join((names[label] if known else str(label)).split())
 
 
-def _rows(value: Any, output: Tensor, target: Tensor | None) -> list[tuple[Tensor | None, Any, Any]]:
-    """For each sample its picture, its target and what was predicted: a class, or rounded numbers."""
+def _make_rows(value: Any, output: Tensor, target: Tensor | None) -> list[tuple[Tensor | None, Any, Any]]:
+    """Return each sample's picture, target and prediction: class indices or rounded numbers."""
     images: list[Tensor | None] = [None] * len(output)
     if isinstance(value, Tensor) and value.dim() == 4:
         images = [log_images.as_picture(image) for image in value]
     found = as_classes(output, target)
     if found is not None and len(found[1]) == len(output):
         return list(zip(images, found[1].tolist(), found[0].argmax(1).tolist(), strict=True))
-    true: list[Any] = [None] * len(output) if target is None else [_number(row) for row in target]
-    return list(zip(images, true, [_number(row) for row in output], strict=True))
+    true: list[Any] = [None] * len(output) if target is None else [_format_numbers(row) for row in target]
+    return list(zip(images, true, [_format_numbers(row) for row in output], strict=True))
 
 
-def _number(row: Tensor) -> str:
+def _format_numbers(row: Tensor) -> str:
     values = row.detach().flatten()[:8].tolist()
     return ", ".join(f"{value:.4g}" for value in values) + ", …" * (row.numel() > 8)
 
 
-class Features(Look):
-    """The input of the model's last layer for the first samples of a split, for TensorBoard's projector.
+class Features(EvaluationMonitor):
+    """Inputs of the model's last layer for a split's first samples, for TensorBoard's projector.
 
     That layer is the last module with parameters of its own to be called, whichever the model has. The files stand in
     `tb/projector/`, and are those of the last evaluation.
@@ -216,7 +221,7 @@ class Features(Look):
         self.hooks: list[Any] = []
 
     def begin(self, model: nn.Module) -> None:
-        """Hang the hooks up; they go when as many samples were seen as are wanted."""
+        """Register the hooks, until the wanted number of samples has been seen."""
         weighted = [m for m in model.modules() if next(m.parameters(recurse=False), None) is not None]
         self.hooks = [module.register_forward_pre_hook(self._note) for module in weighted]
 
@@ -228,7 +233,7 @@ class Features(Look):
         if self.missing > 0 and isinstance(self.last, Tensor) and isinstance(output, Tensor):
             size = min(self.missing, len(output), len(self.last))
             target = outcome.get("target")
-            value = input_of(batch, self.place, size)
+            value = get_input(batch, self.place, size)
             target = target[:size] if isinstance(target, Tensor) else None
             self.kept.append((self.last[:size].detach().float().flatten(1), value, output[:size].detach(), target))
             self.missing -= size
@@ -236,24 +241,24 @@ class Features(Look):
             self.end()
 
     def end(self) -> None:
-        """Take the hooks away."""
+        """Remove the hooks."""
         for hook in self.hooks:
             hook.remove()
         self.hooks, self.last = [], None
 
     def values(self) -> list[Any]:
-        """Nothing for the event file; writes the projector's own files."""
+        """Write the projector's files; return no messages for the event file."""
         if not self.kept or len({kept[0].shape[1] for kept in self.kept}) > 1:
             self.say(f"log.embeddings: {self.split} shows no features of one size before the model's last layer")
             return []
         features = torch.cat([kept[0] for kept in self.kept]).cpu()
-        rows = [row for _, *kept in self.kept for row in _rows(*kept)]
+        rows = [row for _, *kept in self.kept for row in _make_rows(*kept)]
         place = f"projector/{self.split}"
         folder = self.folder / place
         folder.mkdir(parents=True, exist_ok=True)
         numbers = ["\t".join(f"{number:.6g}" for number in row) for row in features.tolist()]
         (folder / "tensors.tsv").write_text("\n".join(numbers) + "\n")
-        words = [f"{_label(true, self.names)}\t{_label(said, self.names)}" for _, true, said in rows]
+        words = [f"{_format_label(true, self.names)}\t{_format_label(said, self.names)}" for _, true, said in rows]
         (folder / "metadata.tsv").write_text("\n".join(["target\tpredicted", *words]) + "\n")
         lines = [
             "embeddings {",
@@ -263,7 +268,7 @@ class Features(Look):
         ]
         images = [image for image, _, _ in rows if image is not None]
         if len(images) == len(rows):
-            sheet, side = log_images.sprite(images, SPRITE)
+            sheet, side = log_images.draw_sprite(images, SPRITE)
             sheet.save(folder / "sprite.png", compress_level=1)  # 60 ms less than at the usual level, for 256 images
             lines += [
                 "  sprite {",
@@ -277,11 +282,11 @@ class Features(Look):
         return []
 
 
-def input_of(batch: Any, place: Any, size: int) -> Any:
-    """The first `size` rows of the model's input in a batch; of several the first image, or the first tensor."""
+def get_input(batch: Any, place: Any, size: int) -> Any:
+    """Return `size` rows of a batch's model input; of several inputs the first image, else tensor."""
     if not isinstance(place, int | str):
         members = place.values() if isinstance(place, Mapping) else place
-        found = [value for member in members if isinstance(value := input_of(batch, member, size), Tensor)]
+        found = [value for member in members if isinstance(value := get_input(batch, member, size), Tensor)]
         return next((value for value in found if value.dim() == 4), found[0] if found else None)
     with suppress(LookupError, TypeError):
         value = batch[place]
@@ -289,9 +294,9 @@ def input_of(batch: Any, place: Any, size: int) -> Any:
     return None
 
 
-def _shown(tag: str, picture: Any) -> Any:
-    return summaries.image(tag, log_images.png(picture), picture.width, picture.height)
+def _make_image(tag: str, picture: Any) -> Any:
+    return summaries.make_image(tag, log_images.encode_png(picture), picture.width, picture.height)
 
 
-def _plain(name: str) -> str:
+def _escape_tag(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-._" else "_" for letter in name)

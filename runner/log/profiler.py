@@ -1,4 +1,4 @@
-"""A trace of a few steps by torch's profiler, and its table of the operators that took longest."""
+"""Profiler of a few steps by torch's profiler, with a table of the slowest operators."""
 
 import os
 from collections.abc import Callable
@@ -10,8 +10,8 @@ import torch
 ROWS = 12  # of the table
 
 
-class Profile:
-    """Traces `active` steps after `wait` idle and `warmup` discarded ones, `repeat` times over; then it is over.
+class StepProfiler:
+    """Profiler of `active` steps after `wait` idle and `warmup` discarded ones, `repeat` times.
 
     A trace is `profile/steps_<first>_<last>.pt.trace.json.gz` of the run directory: Chrome's format, which Perfetto
     (ui.perfetto.dev), chrome://tracing and TensorBoard's profiler plugin open.
@@ -45,7 +45,7 @@ class Profile:
         self.profiler: Any = None
 
     def start(self, step: int) -> None:
-        """Begin, at this optimizer step."""
+        """Start the profiler at optimizer step `step`."""
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes of itself to standard error
         from torch.profiler import ProfilerActivity, profile, schedule
 
@@ -57,7 +57,7 @@ class Profile:
         self.profiler.start()
 
     def advance(self, step: int, say: Callable[[str], None]) -> None:
-        """Optimizer step `step` is done; `say` gets the table, when there is one."""
+        """Advance the profiler after optimizer step `step`; pass the table to `say` after the last trace."""
         if self.profiler is None:
             return
         self.step = step
@@ -67,7 +67,7 @@ class Profile:
             self.stop(say)
 
     def stop(self, say: Callable[[str], None]) -> None:
-        """Over, also before its time."""
+        """Stop the profiler, also before its last step."""
         self.left = 0
         if self.profiler is not None:
             self.profiler.stop()

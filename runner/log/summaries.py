@@ -1,4 +1,4 @@
-"""What TensorBoard shows besides numbers, as `Summary.Value` messages of tensorboardX."""
+"""Summaries for TensorBoard, as `Summary.Value` messages of tensorboardX."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,15 +13,15 @@ LONGEST_TAG, LONGEST_TEXT = 1_000, 200_000  # characters
 THRESHOLDS = 127  # of a precision-recall curve; tensorboardX takes no more
 
 
-def scalar(tag: str, value: float) -> Any:
-    """One number."""
+def make_scalar(tag: str, value: float) -> Any:
+    """Make a message of one number."""
     from tensorboardX.proto.summary_pb2 import Summary
 
     return Summary.Value(tag=tag, simple_value=value)
 
 
-def text(tag: str, markdown: str) -> Any:
-    """A text in Markdown."""
+def make_text(tag: str, markdown: str) -> Any:
+    """Make a message of a text in Markdown."""
     from tensorboardX import summary
 
     said = make_printable(markdown)
@@ -29,16 +29,16 @@ def text(tag: str, markdown: str) -> Any:
     return summary.text(make_printable(tag)[:LONGEST_TAG], said).value[0]
 
 
-def image(tag: str, png: bytes, width: int, height: int) -> Any:
-    """An RGB image."""
+def make_image(tag: str, png: bytes, width: int, height: int) -> Any:
+    """Make a message of an RGB image."""
     from tensorboardX.proto.summary_pb2 import Summary
 
     picture = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=png)
     return Summary.Value(tag=tag, image=picture)
 
 
-def histogram(tag: str, counts: Tensor, low: float, high: float, total: float, squares: float) -> Any:
-    """Counts [B] of equally wide bins from `low` to `high`, with the sum of the values and of their squares."""
+def make_histogram(tag: str, counts: Tensor, low: float, high: float, total: float, squares: float) -> Any:
+    """Make a message of counts [B] in equal bins from `low` to `high`, with sum and sum of squares."""
     from tensorboardX.proto.summary_pb2 import HistogramProto, Summary
 
     width = (high - low) / len(counts)
@@ -55,8 +55,8 @@ def histogram(tag: str, counts: Tensor, low: float, high: float, total: float, s
     return Summary.Value(tag=tag, histo=bins)
 
 
-def pr_curve(tag: str, positives: Tensor, negatives: Tensor) -> Any:
-    """A precision-recall curve.
+def make_pr_curve(tag: str, positives: Tensor, negatives: Tensor) -> Any:
+    """Make a message of a precision-recall curve.
 
     Args:
         tag: its name.
@@ -72,8 +72,8 @@ def pr_curve(tag: str, positives: Tensor, negatives: Tensor) -> Any:
     return curve.value[0]
 
 
-def hparams(values: Mapping[str, Any], status: str) -> list[Any]:
-    """The two messages from which TensorBoard's hparams page takes a row.
+def make_hparams(values: Mapping[str, Any], status: str) -> list[Any]:
+    """Make the two messages of a row on TensorBoard's hparams page.
 
     No `Experiment` is among them: TensorBoard would take the columns of all runs from one run's, where without it they
     are those that any of the runs has, the ones that differ first.

@@ -1,4 +1,4 @@
-"""TensorBoard event files through tensorboardX, each step once, also across resumes."""
+"""TensorBoard event files through tensorboardX; each step has one event, also across resumes."""
 
 import os
 import re
@@ -36,7 +36,7 @@ class EventWriter(Protocol):
     def drop(self) -> None: ...
 
 
-class _NoEvents:
+class NoEventWriter:
     def scalars(self, step: int, values: Mapping[str, Value]) -> None:
         pass
 
@@ -59,8 +59,8 @@ class _NoEvents:
         pass
 
 
-class _TensorBoard:
-    """One event file, written through tensorboardX's record writer in this thread.
+class TensorBoardWriter:
+    """Writer of one event file through tensorboardX's record writer, in the calling thread.
 
     Its SummaryWriter would cost 130 µs an event of three values where this costs 12 (a queue, two threads, a pipe), and
     its `flush` leaves what is still in the queue: a gap after a kill.
@@ -72,7 +72,7 @@ class _TensorBoard:
         from tensorboardX.proto.summary_pb2 import Summary
 
         folder.mkdir(exist_ok=True)
-        earlier = [path for path in own_event_files(folder) if not path.name.endswith(ROW)]
+        earlier = [path for path in find_own_event_files(folder) if not path.name.endswith(ROW)]
         # The name decides the order of reading: a file started in the same second must be another, and come later.
         second = max([int(time.time()), *(int(path.name.split(".")[3]) + 1 for path in earlier)])
         self._name = f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}"
@@ -81,7 +81,7 @@ class _TensorBoard:
         self._Event, self._Summary = Event, Summary
         self._held_step = start_step
         # A start purges `start_step` too, since an evaluation may be done again: what stays is written anew.
-        self._held, self._has_graph = _standing(earlier, start_step, Event, SessionLog.START)
+        self._held, self._has_graph = _read_step_values(earlier, start_step, Event, SessionLog.START)
         self._synced = time.monotonic()
         self._write(file_version="brain.Event:2")
         # TensorBoard takes the first start that it meets for no restart, so each file has one.
@@ -92,9 +92,9 @@ class _TensorBoard:
 
     def _value(self, name: str, value: Value) -> Any:
         if isinstance(value, str):
-            from runner.log.summaries import text
+            from runner.log.summaries import make_text
 
-            return text(name, value)
+            return make_text(name, value)
         return self._Summary.Value(tag=escape_line(name)[:LONGEST_TAG], simple_value=value)
 
     def show(self, step: int, values: Sequence[Any]) -> None:
@@ -120,13 +120,13 @@ class _TensorBoard:
             self._has_graph = True
 
     def hparams(self, values: Mapping[str, Any], status: str) -> None:
-        """In a file of its own beside the events, so that TensorBoard shows one run, and its newest row.
+        """Write the run's row to a separate file, so that TensorBoard shows one run and its newest row.
 
         TensorBoard keeps the first row that it reads of a run, and a prolonged run has another.
         """
         from tensorboardX import RecordWriter
 
-        from runner.log.summaries import hparams, text
+        from runner.log.summaries import make_hparams, make_text
 
         for earlier in self._folder.glob(f"events.out.tfevents.*{ROW}"):
             earlier.unlink()
@@ -137,8 +137,8 @@ class _TensorBoard:
             final.rmdir()
         writer = RecordWriter(str(self._folder / f"{self._name}{ROW}"))
         shown = [
-            *hparams(values, status),
-            text("config", "\n".join(f"    {key}: {value}" for key, value in values.items())),
+            *make_hparams(values, status),
+            make_text("config", "\n".join(f"    {key}: {value}" for key, value in values.items())),
         ]
         for fields in ({"file_version": "brain.Event:2"}, {"step": 0, "summary": self._Summary(value=shown)}):
             writer.write(self._Event(wall_time=time.time(), **fields).SerializeToString())
@@ -156,7 +156,7 @@ class _TensorBoard:
             self._writer = None
 
     def drop(self) -> None:
-        """Close the file without what is not written yet."""
+        """Close the file and discard unwritten events."""
         if self._writer is not None:
             with suppress(OSError):
                 self._writer.close()
@@ -166,27 +166,27 @@ class _TensorBoard:
         self._writer.write(self._Event(wall_time=time.time(), **fields).SerializeToString())
 
 
-def own_event_files(folder: Path) -> list[Path]:
-    """The event files in a folder that a run has written, in the order of their names: each begins with a start."""
+def find_own_event_files(folder: Path) -> list[Path]:
+    """Return the event files that a run has written (each begins with a start), sorted by name."""
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     def is_own(path: Path) -> bool:
         if not re.fullmatch(r"events\.out\.tfevents\.\d{10}\..+", path.name):
             return False
         with suppress(OSError):
-            first = [event for _, event in zip(range(2), _events_of(path, Event), strict=False)]
+            first = [event for _, event in zip(range(2), read_events(path, Event), strict=False)]
             return len(first) == 2 and first[1].session_log.status == SessionLog.START
         return False
 
     return [path for path in sorted(folder.glob("events.out.tfevents.*")) if is_own(path)]
 
 
-def _standing(files: Sequence[Path], step: int, event_type: Any, start: int) -> tuple[dict[str, Any], bool]:
-    """What the earlier event files say of `step`, by tag, and whether they have a graph."""
+def _read_step_values(files: Sequence[Path], step: int, event_type: Any, start: int) -> tuple[dict[str, Any], bool]:
+    """Return the earlier event files' values at `step`, by tag, and whether the files hold a graph."""
     standing: dict[str, Any] = {}
     has_graph = False
     for path in files:
-        for event in _events_of(path, event_type):
+        for event in read_events(path, event_type):
             if event.HasField("session_log") and event.session_log.status == start and event.step <= step:
                 standing = {}
             elif event.step == step:
@@ -195,11 +195,11 @@ def _standing(files: Sequence[Path], step: int, event_type: Any, start: int) -> 
     return standing, has_graph
 
 
-def _events_of(path: Path, event_type: Any, *, verify: bool = False) -> Iterator[Any]:
-    """The events of a file, without those that are damaged."""
+def read_events(path: Path, event_type: Any, *, verify: bool = False) -> Iterator[Any]:
+    """Yield the undamaged events of a file."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    for record in _records(path, verify=verify):
+    for record in _read_records(path, verify=verify):
         try:
             event = event_type.FromString(record)
         except DecodeError:
@@ -207,8 +207,8 @@ def _events_of(path: Path, event_type: Any, *, verify: bool = False) -> Iterator
         yield event
 
 
-def _records(path: Path, *, verify: bool = False) -> Iterator[bytes]:
-    """The records of an event file, up to a torn one: length, its checksum, content, its checksum.
+def _read_records(path: Path, *, verify: bool = False) -> Iterator[bytes]:
+    """Yield the records of an event file up to a torn one: length, checksum, content, checksum.
 
     With `verify` those are left out whose content does not have its checksum (0.1 µs a byte).
     """

@@ -1,4 +1,4 @@
-"""How fast a run is and what it uses: rates, share of the device's peak (MFU), memory, waiting for data."""
+"""Throughput and resource use: rates, share of the device's peak (MFU), memory, wait for data."""
 
 import resource
 import sys
@@ -38,15 +38,15 @@ PEAKS: dict[str, tuple[float, float, float, float]] = {
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 
-def peak_flops(name: str, precision: str) -> float | None:
-    """The dense peak of a device in FLOP/s by its name (`NVIDIA H100 80GB HBM3`); None where it is not known."""
+def find_peak_flops(name: str, precision: str) -> float | None:
+    """Return the dense peak in FLOP/s of a device by name (`NVIDIA H100 80GB HBM3`); None if unknown."""
     words = name.replace("-", " ").split()
     known = [part for part in PEAKS if any(words[i : i + len(part.split())] == part.split() for i in range(len(words)))]
     return PEAKS[max(known, key=len)][PRECISIONS.index(precision)] * 1e12 or None if known else None
 
 
-def forward_flops(call: Callable[[], Mapping[str, Any]]) -> tuple[int, int]:
-    """FLOPs of what `call` does, as `torch.utils.flop_counter` counts, and the samples that it says it was for.
+def count_flops(call: Callable[[], Mapping[str, Any]]) -> tuple[int, int]:
+    """Return the FLOPs of `call` by `torch.utils.flop_counter`, and its step output's sample count.
 
     A multiply-accumulate is two FLOPs; elementwise operators count as none.
     """
@@ -57,14 +57,14 @@ def forward_flops(call: Callable[[], Mapping[str, Any]]) -> tuple[int, int]:
     return counter.get_total_flops(), int(outcome.get("size", 1))
 
 
-class Waiting:
-    """Batches, and the seconds that the loop waited for them."""
+class DataWaitTimer:
+    """Timer of the seconds that the loop waits for batches."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same batches."""
+        """Pass batches on and time the wait for them."""
         while True:
             begun = time.perf_counter()
             try:
@@ -75,8 +75,8 @@ class Waiting:
             yield batch
 
 
-def memory(device: torch.device) -> dict[str, float]:
-    """The most memory since the last call on a GPU, of the whole process elsewhere, in GiB."""
+def measure_memory(device: torch.device) -> dict[str, float]:
+    """Return peak memory in GiB: since the last call on a GPU, else the whole process's."""
     if device.type == "cuda":
         peaks = {
             "memory/allocated_gib": torch.cuda.max_memory_allocated(device) / GIB,
@@ -91,6 +91,6 @@ def memory(device: torch.device) -> dict[str, float]:
     return used
 
 
-def rates(steps: int, samples: float, seconds: float) -> dict[str, float]:
-    """Optimizer steps and samples per second of training."""
+def compute_rates(steps: int, samples: float, seconds: float) -> dict[str, float]:
+    """Compute the optimizer steps and samples per second of training."""
     return {"throughput/steps_per_second": steps / seconds, "throughput/samples_per_second": samples / seconds}

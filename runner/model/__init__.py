@@ -1,4 +1,4 @@
-"""Changes to a model's weights before training: init, pretrained, freeze, parameter groups; and its summary.
+"""Model wing: initialisation, pretrained weights, freezing, parameter groups and the summary table.
 
 Read `init.py`, `freeze.py`, `param_groups.py`, `pretrained/`, `summary.py`. May import `core`.
 """

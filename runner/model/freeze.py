@@ -1,4 +1,4 @@
-"""Freezing: which parameters do not train, normalisation layers that keep their statistics, and thawing them later."""
+"""Freeze parameters and the statistics of normalisation layers, and unfreeze them later."""
 
 import re
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from runner.core.patterns import compile_pattern, diagnose_no_match
 
 
 @dataclass
-class Frozen:
-    """What `freeze` changed, to be undone by `thaw`."""
+class FrozenParameters:
+    """Parameters and normalisation layers that `freeze` changed, for `unfreeze` to restore."""
 
     params: dict[str, nn.Parameter] = field(default_factory=dict)  # by name; those that trained before
     norms: dict[str, nn.Module] = field(default_factory=dict)  # kept in eval mode
 
 
-class _StaysInEval:
-    """A module's `train` that leaves it in eval mode. It survives deepcopy and pickling, which a closure does not."""
+class _EvalModeTrain:
+    """Replacement for a module's `train` that keeps eval mode; it can be copied and pickled."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -28,8 +28,8 @@ class _StaysInEval:
         return type(self.module).train(self.module, mode=False)
 
 
-def freeze(model: nn.Module, patterns: Sequence[str], *, norm_stats: bool = False) -> Frozen:
-    """Take the parameters whose names match a pattern out of training: no gradient, so no update and no decay.
+def freeze(model: nn.Module, patterns: Sequence[str], *, norm_stats: bool = False) -> FrozenParameters:
+    """Freeze the parameters whose names match a pattern: no gradient, no update, no weight decay.
 
     Args:
         model: on any device, the meta device included.
@@ -55,31 +55,41 @@ def freeze(model: nn.Module, patterns: Sequence[str], *, norm_stats: bool = Fals
             mistakes.append(diagnose_no_match(key, pattern, list(named), "a parameter"))
         elif not matched.keys() - chosen.keys():
             mistakes.append(
-                Mistake(key, "must freeze something that earlier patterns do not", pattern, remedy="leave it out")
+                Mistake(
+                    key,
+                    "must freeze something that earlier patterns do not",
+                    pattern,
+                    remedy="leave it out",
+                    kind="no-effect",
+                )
             )
         chosen |= matched
-    norms = {} if mistakes or not norm_stats else _frozen_norms(model, patterns, {id(p) for p in chosen.values()})
+    norms = {} if mistakes or not norm_stats else _find_frozen_norms(model, patterns, {id(p) for p in chosen.values()})
     if norm_stats and not norms and not mistakes:
         rule = "finds no frozen normalisation layer with running statistics"
         mistakes.append(
             Mistake(
-                "freeze.norm_stats", rule, value=True, remedy="leave it out, or name such layers in `freeze.params`"
+                "freeze.norm_stats",
+                rule,
+                value=True,
+                remedy="leave it out, or name such layers in `freeze.params`",
+                kind="no-match",
             )
         )
     if mistakes:
         raise ConfigError(mistakes)
-    frozen = Frozen({name: p for name, p in chosen.items() if p.requires_grad}, norms)
+    frozen = FrozenParameters({name: p for name, p in chosen.items() if p.requires_grad}, norms)
     for parameter in frozen.params.values():
         parameter.requires_grad_(False)
         parameter.grad = None
     for norm in norms.values():
         norm.eval()
-        norm.train = _StaysInEval(norm)  # type: ignore[method-assign]
+        norm.train = _EvalModeTrain(norm)  # type: ignore[method-assign]
     return frozen
 
 
-def thaw(model: nn.Module, frozen: Frozen) -> None:
-    """Let everything that `freeze` took out train again. Norms take the mode that `model` is in; again is harmless.
+def unfreeze(model: nn.Module, frozen: FrozenParameters) -> None:
+    """Let all that `freeze` froze train again; norms take the mode of `model`. Repeating it is harmless.
 
     The optimizer needs to hold the parameters already (`param_groups.build_groups(…, thawing=frozen.params)`): without
     gradients it has left them alone so far.
@@ -87,12 +97,12 @@ def thaw(model: nn.Module, frozen: Frozen) -> None:
     for parameter in frozen.params.values():
         parameter.requires_grad_()
     for norm in frozen.norms.values():
-        if isinstance(norm.__dict__.get("train"), _StaysInEval):
+        if isinstance(norm.__dict__.get("train"), _EvalModeTrain):
             del norm.train
         norm.train(model.training)
 
 
-def _frozen_norms(model: nn.Module, patterns: Sequence[str], frozen: set[int]) -> dict[str, nn.Module]:
+def _find_frozen_norms(model: nn.Module, patterns: Sequence[str], frozen: set[int]) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if getattr(module, "running_mean", None) is None:  # every batch and instance norm, also other libraries'

@@ -1,4 +1,4 @@
-"""Models and batches without numbers: on the meta device, where a forward costs no arithmetic and draws nothing."""
+"""Models and batches on the meta device: a forward computes no numbers and draws none."""
 
 import copy
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 
-def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy whose parameters and buffers are on the meta device: only the Python objects are copied."""
+def copy_to_meta(model: nn.Module) -> nn.Module:
+    """Copy a model with its parameters and buffers on the meta device; no tensor data is copied."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
@@ -17,7 +17,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
 
 
 def to_meta(batch: Any) -> Any:
-    """A batch (tensors in mappings, lists, tuples) with its tensors on the meta device; tuples become lists."""
+    """Move a batch (nested mappings, lists, tuples) to the meta device; tuples become lists."""
     if isinstance(batch, dict):
         return {name: to_meta(member) for name, member in batch.items()}
     if isinstance(batch, list | tuple):

@@ -1,4 +1,4 @@
-"""Parameter groups by ordered name patterns, each with settings of the optimizer of its own."""
+"""Parameter groups by ordered name patterns, each with its own optimizer settings."""
 
 import inspect
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -23,7 +23,7 @@ Named = tuple[str, nn.Parameter]
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters whose names match, and what the optimizer does differently for them."""
+    """Parameter group: name patterns, and optimizer settings that differ from the default."""
 
     label: str  # its key below `param_groups`
     match: Sequence[str]  # patterns, `re.fullmatch`
@@ -42,7 +42,7 @@ def build_groups(
     thawing: Container[str] = (),
     loss: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
-    """Sort the trainable parameters into groups: the first that matches takes a parameter, the rest is `default`.
+    """Assign each trainable parameter to the first group that matches; the rest form `default`.
 
     Args:
         model: on any device, meta included. A tied parameter answers to each of its names, and is taken once.
@@ -73,20 +73,24 @@ def build_groups(
     if not parameters:
         raise ConfigError([Mistake("model", "must have parameters to train")])
     if not trains:
-        mistakes.append(Mistake("freeze.params", "must leave a parameter to train, but everything is frozen"))
-    depth = depths(model) if any(group.layer_decay is not None for group in groups) else {}
+        mistakes.append(
+            Mistake("freeze.params", "must leave a parameter to train, but everything is frozen", kind="conflict")
+        )
+    depth = number_layers(model) if any(group.layer_decay is not None for group in groups) else {}
     taken: dict[str, str] = {}
     built: list[dict[str, Any]] = []
     for group in groups:
         if group.label == DEFAULT:
-            mistakes.append(Mistake("param_groups.default", "is the name of the group of the rest: choose another"))
-        problems = _wrong_settings(group, optimizer, settings)
-        members, unmatched = _members(group, parameters, taken, trains, of_loss)
+            mistakes.append(
+                Mistake("param_groups.default", "is the name of the group of the rest: choose another", kind="conflict")
+            )
+        problems = _check_settings(group, optimizer, settings)
+        members, unmatched = _select_members(group, parameters, taken, trains, of_loss)
         mistakes += problems + unmatched
         taken |= dict.fromkeys((name for name, _ in members), group.label)
         if members and not problems:
-            parts = _split(group, members, depth, _rate(optimizer, settings))
-            mistakes += _refused(group, optimizer, settings, parts[-1])
+            parts = _split_layers(group, members, depth, _get_rate(optimizer, settings))
+            mistakes += _check_values(group, optimizer, settings, parts[-1])
             built += parts
     for label in (DEFAULT, LOSS):
         own = [(n, p) for n, p, _ in parameters if (n in of_loss) == (label == LOSS)]
@@ -104,7 +108,7 @@ def build_members(
     thawing: Container[str] = (),
     loss: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
-    """Share the trainable parameters among several optimizers: the first whose pattern matches takes a parameter.
+    """Assign each trainable parameter to the first of several optimizers whose pattern matches.
 
     Args:
         model, thawing, loss: as for `build_groups`.
@@ -126,12 +130,14 @@ def build_members(
     if left:
         names = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
         rule = f"must leave no parameter without an optimizer, but none matches {names}"
-        raise ConfigError([Mistake("optimizer", rule, remedy="freeze them (`freeze.params`), or match them")])
+        raise ConfigError(
+            [Mistake("optimizer", rule, remedy="freeze them (`freeze.params`), or match them", kind="conflict")]
+        )
     return built
 
 
-def depths(model: nn.Module) -> dict[str, int]:
-    """The layer of each parameter, counted from the input (0) in the order in which the model registers its modules.
+def number_layers(model: nn.Module) -> dict[str, int]:
+    """Number the layer of each parameter from the input (0), in order of module registration.
 
     A layer is a member of a list-like container (Sequential, ModuleList, ModuleDict; containers within containers are
     entered), or a module that holds none: `conv1`, `layer1.0`, `layer1.1`, …, `fc` in torchvision's ResNets. A layer of
@@ -171,7 +177,7 @@ def _is_list(module: nn.Module) -> bool:
 
 
 def compare_groups(saved: Sequence[Mapping[str, Any]], live: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a checkpoint's optimizer groups that are not those of the live optimizer; torch itself goes by position.
+    """Refuse a checkpoint's optimizer groups that differ from the live ones; torch matches by position.
 
     Args:
         saved: `state_dict()["param_groups"]` of the checkpoint.
@@ -180,19 +186,27 @@ def compare_groups(saved: Sequence[Mapping[str, Any]], live: Sequence[Mapping[st
     Raises:
         ConfigError: groups were added, removed or reordered, or parameters moved; each by name.
     """
-    old, new = _where(saved), _where(live)
+    old, new = _map_to_groups(saved), _map_to_groups(live)
     mistakes = []
     for name in dict.fromkeys([*old, *new]):
         before, now = old.get(name), new.get(name)
         if before != now:
-            change = f"was in {_called(before)} when the checkpoint was taken, and is in {_called(now)} now"
-            mistakes.append(Mistake("param_groups", f"must be those of the checkpoint: `{name}` {change}"))
+            change = f"was in {_format_group(before)} when the checkpoint was taken, and is in {_format_group(now)} now"
+            mistakes.append(
+                Mistake("param_groups", f"must be those of the checkpoint: `{name}` {change}", kind="record")
+            )
     old_order, new_order = ([group.get("name", i) for i, group in enumerate(groups)] for groups in (saved, live))
     if not mistakes and old_order != new_order:
-        mistakes.append(Mistake("param_groups", f"must be in the checkpoint's order, {old_order}", new_order))
+        mistakes.append(
+            Mistake("param_groups", f"must be in the checkpoint's order, {old_order}", new_order, kind="record")
+        )
     elif not mistakes:
         mistakes = [
-            Mistake("param_groups", f"must have `{group.get('name', i)}`'s parameters in the checkpoint's order")
+            Mistake(
+                "param_groups",
+                f"must have `{group.get('name', i)}`'s parameters in the checkpoint's order",
+                kind="record",
+            )
             for i, (group, other) in enumerate(zip(live, saved, strict=True))
             if group.get("param_names") != other.get("param_names")
         ]
@@ -200,15 +214,15 @@ def compare_groups(saved: Sequence[Mapping[str, Any]], live: Sequence[Mapping[st
         raise ConfigError(mistakes)
 
 
-def _where(groups: Sequence[Mapping[str, Any]]) -> dict[str, object]:
+def _map_to_groups(groups: Sequence[Mapping[str, Any]]) -> dict[str, object]:
     return {name: group.get("name", i) for i, group in enumerate(groups) for name in group.get("param_names", [])}
 
 
-def _called(group: object) -> str:
+def _format_group(group: object) -> str:
     return "no group" if group is None else f"group `{group}`"
 
 
-def _members(
+def _select_members(
     group: Group,
     parameters: Sequence[tuple[str, nn.Parameter, list[str]]],
     taken: Mapping[str, str],
@@ -237,13 +251,18 @@ def _members(
         elif earlier := dict.fromkeys(f"`{taken[name]}`" for name in fitting if name in taken):
             reason = f"{', '.join(earlier)} comes first for all that it matches"
         mistakes.append(
-            Mistake(key, f"must have a trainable parameter, but {reason}", remedy="change it, or `optional: true`")
+            Mistake(
+                key,
+                f"must have a trainable parameter, but {reason}",
+                remedy="change it, or `optional: true`",
+                kind="no-effect",
+            )
         )
     return members, mistakes
 
 
-def _split(group: Group, members: list[Named], depth: Mapping[str, int], rate: Any) -> list[dict[str, Any]]:
-    """The optimizer's groups of one of ours: one, or one a layer."""
+def _split_layers(group: Group, members: list[Named], depth: Mapping[str, int], rate: Any) -> list[dict[str, Any]]:
+    """Split a group into the optimizer's groups: one, or one per layer."""
     mult = 1.0 if group.lr_mult is None else group.lr_mult
     base = group.settings.get("lr", rate)
     if group.layer_decay is None:
@@ -264,10 +283,10 @@ def _split(group: Group, members: list[Named], depth: Mapping[str, int], rate: A
     ]
 
 
-def _refused(
+def _check_values(
     group: Group, optimizer: Callable[..., Optimizer], settings: Mapping[str, Any], part: Mapping[str, Any]
 ) -> list[Mistake]:
-    """What the optimizer says to the group's values as its own: torch looks at those of all groups only.
+    """Try the group's values on the optimizer: torch itself validates only the defaults of all groups.
 
     Empty CPU tensors stand for the parameters, since a fused optimizer refuses meta ones.
     """
@@ -279,38 +298,51 @@ def _refused(
         named = [name for name in group.settings if name in str(error) or str(group.settings[name]) in str(error)]
         key = f"param_groups.{group.label}" + (f".{named[0]}" if len(named) == 1 else "")
         value = group.settings[named[0]] if len(named) == 1 else ABSENT
-        return [Mistake(key, f"must be what the optimizer takes: {error}", value)]
+        return [Mistake(key, f"must be what the optimizer takes: {error}", value, kind="refused")]
     return []
 
 
-def _signature(optimizer: Callable[..., Optimizer]) -> dict[str, inspect.Parameter]:
+def _read_signature(optimizer: Callable[..., Optimizer]) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in inspect.signature(optimizer).parameters.items() if name not in {"self", "params"}}
 
 
-def _rate(optimizer: Callable[..., Optimizer], settings: Mapping[str, Any]) -> Any:
-    """The rate of all groups: as set, or else the optimizer's own default; None where it has none."""
+def _get_rate(optimizer: Callable[..., Optimizer], settings: Mapping[str, Any]) -> Any:
+    """Return the learning rate of all groups: as set, else the optimizer's default; None without either."""
     if "lr" in settings:
         return settings["lr"]
-    parameter = _signature(optimizer).get("lr")
+    parameter = _read_signature(optimizer).get("lr")
     return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
 
 
-def _wrong_settings(group: Group, optimizer: Callable[..., Optimizer], settings: Mapping[str, Any]) -> list[Mistake]:
+def _check_settings(group: Group, optimizer: Callable[..., Optimizer], settings: Mapping[str, Any]) -> list[Mistake]:
     key, title = f"param_groups.{group.label}", getattr(optimizer, "__name__", str(optimizer))
-    known = _signature(optimizer)
+    known = _read_signature(optimizer)
     mistakes = []
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
         for name in group.settings.keys() - known.keys():
             near = find_nearest(name, [*known, "lr_mult", "layer_decay", "max_dims"])
             remedy = f"did you mean `{near}`?" if near else f"it has {', '.join(known)}"
             right = f"{key}.{near}" if near else ""
-            mistakes.append(Mistake(f"{key}.{name}", f"must be a setting of {title}", remedy=remedy, suggestion=right))
+            mistakes.append(
+                Mistake(
+                    f"{key}.{name}",
+                    f"must be a setting of {title}",
+                    remedy=remedy,
+                    suggestion=right,
+                    kind="unknown-argument",
+                )
+            )
     scales = [name for name in ("lr_mult", "layer_decay") if getattr(group, name) is not None]
-    base = group.settings.get("lr", _rate(optimizer, settings))
+    base = group.settings.get("lr", _get_rate(optimizer, settings))
     if scales and base is None:
-        mistakes.append(Mistake(f"{key}.{scales[0]}", f"needs a learning rate, but {title} has none"))
+        mistakes.append(Mistake(f"{key}.{scales[0]}", f"needs a learning rate, but {title} has none", kind="missing"))
     if group.lr_mult is not None and "lr" in group.settings:
         mistakes.append(
-            Mistake(f"{key}.lr_mult", "must not stand beside `lr`: one of them says the rate", group.lr_mult)
+            Mistake(
+                f"{key}.lr_mult",
+                "must not stand beside `lr`: one of them says the rate",
+                group.lr_mult,
+                kind="conflict",
+            )
         )
     return mistakes

@@ -1,4 +1,4 @@
-"""A table of a model: layers, output shapes, parameters, multiply-accumulates, activations; all on the meta device."""
+"""Table of a model, measured on the meta device: output shapes, parameters, MACs and activations."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ OF_TRAINING = ("backward MACs", "activations")
 
 
 @dataclasses.dataclass
-class Row:
+class ModuleRow:
     name: str
     type: str
     output: str = ""  # shape of the first call's output, the batch first; "" where it was not called
@@ -36,37 +36,37 @@ class Row:
 
 @dataclasses.dataclass
 class ModelTable:
-    """Rows in the order of `named_modules`; `problem` says in one line why a forward was not possible, else ""."""
+    """Rows in the order of `named_modules`; `problem` is the error that stopped the forward, or empty."""
 
-    rows: list[Row]
+    rows: list[ModuleRow]
     problem: str = ""
     training: bool = False  # whether backward and activations were measured
     notes: list[str] = dataclasses.field(default_factory=list)
 
     @property
-    def total(self) -> Row:
-        """The sum over all rows."""
+    def total(self) -> ModuleRow:
+        """Return the sum over all rows."""
         numbers = ("trainable", "frozen", "macs", "backward", "activations")
-        return Row("total", "", "", *(sum(getattr(row, name) for row in self.rows) for name in numbers))
+        return ModuleRow("total", "", "", *(sum(getattr(row, name) for row in self.rows) for name in numbers))
 
     @property
     def head(self) -> tuple[str, ...]:
-        """The names of the columns."""
+        """Return the column names."""
         return (*HEAD, *OF_TRAINING) if self.training else HEAD
 
     def cells(self) -> list[tuple[str, ...]]:
-        """The text of each row, the total last."""
+        """Return the text of each row, the total last."""
         return [self._cells(row) for row in [*self.rows, self.total]]
 
-    def _cells(self, row: Row) -> tuple[str, ...]:
+    def _cells(self, row: ModuleRow) -> tuple[str, ...]:
         cells = (row.name, row.type, row.output, f"{row.trainable:,}", f"{row.frozen:,}")
         if self.problem:
             return (*cells, *["?"] * (len(self.head) - len(cells)))
-        measured = (f"{row.macs:,}", f"{row.backward:,}", _bytes(row.activations))
+        measured = (f"{row.macs:,}", f"{row.backward:,}", _format_bytes(row.activations))
         return (*cells, *measured[: len(self.head) - len(cells)])
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data: rows, the total, FLOPs as twice the multiply-accumulates."""
+        """Return plain data: rows, total, and FLOPs as twice the multiply-accumulates."""
         total = self.total
         return {
             "layers": [dataclasses.asdict(row) for row in self.rows],
@@ -81,14 +81,14 @@ class ModelTable:
         }
 
     def __str__(self) -> str:
-        """Aligned plain text."""
+        """Format the table as aligned plain text."""
         lines = [self.head, *self.cells()]
         widths = [max(len(line[place]) for line in lines) for place in range(len(self.head))]
         text = ["  ".join(map(_align, line, widths, range(len(widths)))).rstrip() for line in lines]
         return "\n".join([*text, *self._footnote()])
 
     def __rich__(self) -> "Table":
-        """What rich draws on a terminal."""
+        """Build the table that rich draws on a terminal."""
         from rich.table import Table  # only a terminal pays for it
 
         table = Table(*HEAD[:3], caption="\n".join(self._footnote()) or None)
@@ -106,8 +106,8 @@ class ModelTable:
         return self.notes
 
 
-def _bytes(count: int) -> str:
-    """A number of bytes with three digits."""
+def _format_bytes(count: int) -> str:
+    """Format a number of bytes with three digits."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= size:
             value = count / size
@@ -119,8 +119,8 @@ def _align(cell: str, width: int, column: int) -> str:
     return cell.ljust(width) if column < 3 else cell.rjust(width)
 
 
-def model_table(model: nn.Module, inputs: Any, *, training: bool = False) -> ModelTable:
-    """The table of `model` for one forward of `inputs`, both on the meta device; with `training`, of the backward too.
+def build_model_table(model: nn.Module, inputs: Any, *, training: bool = False) -> ModelTable:
+    """Build the table of `model` for one forward of `inputs`, and with `training` its backward, on meta.
 
     `inputs` is a tensor, a list or tuple of arguments, or a dict of keyword arguments. One row for each leaf module and
     for any other with parameters, multiplications or activations of its own. Multiply-accumulates are half the FLOPs
@@ -129,14 +129,14 @@ def model_table(model: nn.Module, inputs: Any, *, training: bool = False) -> Mod
     mode where a batch norm refuses that), the inputs included, parameters and buffers not, with the CPU's
     operators. The model is left as it was.
     """
-    rows = {module: Row(name or "(model)", type(module).__name__) for name, module in model.named_modules()}
+    rows = {module: ModuleRow(name or "(model)", type(module).__name__) for name, module in model.named_modules()}
     _count_parameters(model, rows)
     table = ModelTable([], training=training)
     try:
-        with _mode(model, training=False):
+        with _use_mode(model, training=False):
             _measure_macs(model, inputs, rows, backward=training)
     except Exception as error:  # noqa: BLE001  whatever a user's forward raises: the table is for information
-        table.problem = _said(error)
+        table.problem = _format_error(error)
     if training and not table.problem:
         total = ModelTable(list(rows.values())).total
         table.notes.append(f"FLOPs: {2 * total.macs:.4g} forward, {2 * total.backward:.4g} backward")
@@ -149,7 +149,7 @@ def model_table(model: nn.Module, inputs: Any, *, training: bool = False) -> Mod
     return table
 
 
-def _said(error: Exception) -> str:
+def _format_error(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
@@ -163,7 +163,7 @@ def _is_leaf(module: nn.Module) -> bool:
     return next(module.children(), None) is None
 
 
-def _count_parameters(model: nn.Module, rows: dict[nn.Module, Row]) -> None:
+def _count_parameters(model: nn.Module, rows: dict[nn.Module, ModuleRow]) -> None:
     seen = set()
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -174,8 +174,8 @@ def _count_parameters(model: nn.Module, rows: dict[nn.Module, Row]) -> None:
 
 
 @contextlib.contextmanager
-def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """All modules in one mode; random numbers drawn inside leave the generator of the CPU as it was."""
+def _use_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Switch all modules to one mode; restore the modes and the CPU's random generator on exit."""
     before = {module: module.training for module in model.modules()}
     model.train(training)
     try:
@@ -187,15 +187,15 @@ def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 @dataclasses.dataclass
-class _Call:
+class _ModuleCall:
     module: nn.Module
     node: int  # the number that the next node of the autograd graph had when it began
     flops: int
     in_children: int = 0  # FLOPs
 
 
-class _Calls:
-    """Which module is being called, what that cost, and which module made a node of the autograd graph.
+class _CallTracker:
+    """Tracker of module calls: the current module, the FLOPs of each call, the maker of each graph node.
 
     Args:
         model: whose modules are watched.
@@ -210,7 +210,7 @@ class _Calls:
         flops: Callable[[], int] = lambda: 0,
     ) -> None:
         self.model, self.returned, self.flops = model, returned, flops
-        self.stack: list[_Call] = []
+        self.stack: list[_ModuleCall] = []
         self.made: list[tuple[int, int, nn.Module]] = []  # numbers of nodes: first, behind the last; inner ones first
 
     def __enter__(self) -> Self:
@@ -223,11 +223,11 @@ class _Calls:
             hook.remove()
 
     def _enter(self, module: nn.Module, _args: Any) -> None:
-        self.stack.append(_Call(module, _next_node(), self.flops()))
+        self.stack.append(_ModuleCall(module, _get_next_node(), self.flops()))
 
     def _leave(self, module: nn.Module, _args: Any, output: Any) -> None:
         call = self.stack.pop()
-        self.made.append((call.node, _next_node(), module))
+        self.made.append((call.node, _get_next_node(), module))
         spent = self.flops() - call.flops
         if self.stack:
             self.stack[-1].in_children += spent
@@ -235,7 +235,7 @@ class _Calls:
 
     @property
     def current(self) -> nn.Module:
-        """The module whose operator runs: being called, or the maker of the node whose backward runs."""
+        """Return the module whose operator runs, in a forward or in the backward of its graph node."""
         if self.stack:
             return self.stack[-1].module
         node: Any = torch._C._current_autograd_node()  # noqa: SLF001  nothing public says it
@@ -243,14 +243,14 @@ class _Calls:
         return next((module for first, end, module in self.made if first <= number < end), self.model)
 
 
-def _next_node() -> int:
-    """The number that the next node of the autograd graph gets."""
+def _get_next_node() -> int:
+    """Return the number that the next node of the autograd graph gets."""
     number: int = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]  # noqa: SLF001  as above
     return number
 
 
-class _Counted(TorchDispatchMode):
-    """Tells what a FLOP counter counts with each operator; 0.1 s for ResNet-50, so for the backward only."""
+class _CountedOperators(TorchDispatchMode):
+    """Dispatch mode that reports an operator's FLOPs; 0.1 s for ResNet-50, so for the backward only."""
 
     def __init__(self, counter: Any, spent: Callable[[int], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -266,7 +266,7 @@ class _Counted(TorchDispatchMode):
         return output
 
 
-def _measure_macs(model: nn.Module, inputs: Any, rows: dict[nn.Module, Row], *, backward: bool) -> None:
+def _measure_macs(model: nn.Module, inputs: Any, rows: dict[nn.Module, ModuleRow], *, backward: bool) -> None:
     from torch.utils.flop_counter import FlopCounterMode  # imports triton, 0.1 s
 
     forward = True
@@ -274,34 +274,34 @@ def _measure_macs(model: nn.Module, inputs: Any, rows: dict[nn.Module, Row], *, 
     def returned(module: nn.Module, output: Any, flops: int) -> None:
         if forward:  # else a checkpointed module is called again by the backward
             rows[module].macs += flops // 2
-            rows[module].output = rows[module].output or _shape(output)
+            rows[module].output = rows[module].output or _format_shape(output)
 
     def spent(flops: int) -> None:
         rows[calls.current].backward += flops // 2
 
     counter = FlopCounterMode(display=False)
-    with torch.set_grad_enabled(backward), _Calls(model, returned, counter.get_total_flops) as calls, counter:
+    with torch.set_grad_enabled(backward), _CallTracker(model, returned, counter.get_total_flops) as calls, counter:
         output = _run(model, inputs)
         forward = False
         sources = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        ends = [tensor for tensor in _tensors(output) if tensor.requires_grad]
+        ends = [tensor for tensor in _iterate_tensors(output) if tensor.requires_grad]
         if backward and sources and ends:
-            with _Counted(counter, spent):
+            with _CountedOperators(counter, spent):
                 torch.autograd.grad(ends, sources, [torch.empty_like(end) for end in ends], allow_unused=True)
 
 
-def _measure_activations(model: nn.Module, inputs: Any, rows: dict[nn.Module, Row]) -> list[str]:
-    """Fill in the activations; what is to be said of it."""
+def _measure_activations(model: nn.Module, inputs: Any, rows: dict[nn.Module, ModuleRow]) -> list[str]:
+    """Fill in the bytes of the activations; return notes about modes in which the forward failed."""
     problems = []
     for training in (True, False):
         kept: dict[int, tuple[nn.Module, torch.UntypedStorage]] = {}
-        known = map(_storage, [*model.parameters(), *model.buffers()])
+        known = map(_get_storage, [*model.parameters(), *model.buffers()])
         own = {storage._cdata for storage in known if storage is not None}  # noqa: SLF001  its identity
         try:
-            with _mode(model, training=training), torch.enable_grad(), _Calls(model) as calls:
+            with _use_mode(model, training=training), torch.enable_grad(), _CallTracker(model) as calls:
 
-                def keep(tensor: Tensor, kept: Any = kept, own: Any = own, calls: _Calls = calls) -> Tensor:
-                    storage = _storage(tensor)
+                def keep(tensor: Tensor, kept: Any = kept, own: Any = own, calls: _CallTracker = calls) -> Tensor:
+                    storage = _get_storage(tensor)
                     if storage is not None and storage._cdata not in own:  # noqa: SLF001
                         kept.setdefault(storage._cdata, (calls.current, storage))  # noqa: SLF001
                     return tensor
@@ -310,7 +310,7 @@ def _measure_activations(model: nn.Module, inputs: Any, rows: dict[nn.Module, Ro
                     output = _run(model, inputs)
                 del output
         except Exception as error:  # noqa: BLE001  a batch norm of one value, most of all
-            problems.append(_said(error))
+            problems.append(_format_error(error))
             continue
         for module, storage in kept.values():
             rows[module].activations += storage.nbytes()
@@ -318,30 +318,30 @@ def _measure_activations(model: nn.Module, inputs: Any, rows: dict[nn.Module, Ro
     return [f"no activations, the forward with gradients stopped: {problems[-1]}"]
 
 
-def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
+def _get_storage(tensor: Tensor) -> torch.UntypedStorage | None:
     try:
         return tensor.untyped_storage()
     except (NotImplementedError, RuntimeError):  # sparse, or of a subclass without one
         return None
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """All tensors of an output."""
+def _iterate_tensors(output: Any) -> Iterator[Tensor]:
+    """Yield all tensors of an output."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, Mapping):
         for member in output.values():
-            yield from _tensors(member)
+            yield from _iterate_tensors(member)
     elif isinstance(output, list | tuple):
         for member in output:
-            yield from _tensors(member)
+            yield from _iterate_tensors(member)
 
 
-def _shape(output: Any) -> str:
+def _format_shape(output: Any) -> str:
     if isinstance(output, torch.Tensor):
         return "x".join(map(str, output.shape)) or "scalar"
     if isinstance(output, dict):
-        return ", ".join(f"{name}: {_shape(member)}" for name, member in output.items())
+        return ", ".join(f"{name}: {_format_shape(member)}" for name, member in output.items())
     if isinstance(output, list | tuple):
-        return ", ".join(_shape(member) for member in output if member is not None)
+        return ", ".join(_format_shape(member) for member in output if member is not None)
     return type(output).__name__

@@ -55,7 +55,7 @@ class CodeSnapshot:
 
 def freeze(root: Path, folders: Iterable[Path]) -> CodeSnapshot:
     """Return a snapshot of the modules below the folders and of the repository state at `root`."""
-    with provenance.Repository(root) as repository:  # git works while files are read
+    with provenance.GitRepository(root) as repository:  # git works while files are read
         frozen = read(folders)
         return replace(frozen, root=str(root), repository=repository.state())
 

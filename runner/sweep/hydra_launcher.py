@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from runner.config.compose import compose, compose_sweep, create_hydra
 from runner.core.errors import ConfigError, RunError, format_count
-from runner.experiment.examine import examine, reporter
+from runner.experiment.examine import examine, make_reporter
 from runner.experiment.record.directory import make_run_dir
 from runner.sweep.examine import examine_sweep
 
@@ -24,7 +24,7 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
     Raises:
         ConfigError: the sweep cannot be composed.
     """
-    mistakes = examine_sweep(list(overrides), trust, reporter())
+    mistakes = examine_sweep(list(overrides), trust, make_reporter())
     if mistakes:
         print(format_count(len(mistakes)), file=sys.stderr)
         return 2

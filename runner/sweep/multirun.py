@@ -12,14 +12,14 @@ from runner.config.check.check import Check
 from runner.core.errors import ConfigError, Mistake, RunError, format_count
 from runner.core.files import sync_folder
 from runner.core.lock import Lock
-from runner.experiment.examine import reporter
+from runner.experiment.examine import make_reporter
 from runner.sweep.console import Console, SweepProgress, make_console
 from runner.sweep.controller import EXIT_STOPPED, Controller, SweepStop, catch_stop_signals
 from runner.sweep.examine import examine_jobs
 from runner.sweep.executors.choose import NoExecutor, make_executor
 from runner.sweep.interfaces import Executor, Proposal, Source
 from runner.sweep.jobs import PlannedJob, SweepPlan, find_objective
-from runner.sweep.launcher import GROUP, OURS
+from runner.sweep.launcher_settings import GROUP, OURS
 from runner.sweep.ledger import FILE, JobRecord, Ledger, put_aside
 from runner.sweep.reconcile import adopt, decide, mark, reconcile
 from runner.sweep.report.write import report
@@ -66,13 +66,13 @@ def run_sweep(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, .
     plan = SweepPlan(request.make_request(overrides, Path.cwd(), trust), argv, trust)
     if (plan.folder / "config.yaml").is_file():
         rule, where = "must be the name of a sweep, but is that of a run", plan.sweep.base.layers.blame(("sweep", "id"))
-        raise ConfigError([Mistake("sweep.id", f"{rule} in {plan.folder.parent}", plan.id, where)])
+        raise ConfigError([Mistake("sweep.id", f"{rule} in {plan.folder.parent}", plan.id, where, kind="file")])
     source = make_source(plan)
     if source.known and source.total and source.total > MANY:
         Console(sys.stdout).say(f"{source.total:,} points: each is checked before the first job starts")
     asked, checks = plan_known_points(plan, source)
     if any(check.at_once for check in checks):
-        return print_mistake_count(examine_jobs(checks, plan.settings.processes, reporter()))
+        return print_mistake_count(examine_jobs(checks, plan.settings.processes, make_reporter()))
     with ExitStack() as stack:
         ledger, rows = open_ledger(plan, stack)
         # Those that were left out before are asked for again.
@@ -85,7 +85,7 @@ def run_sweep(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, .
         if new or not source.known:
             executor = make_executor(plan)  # it gets ready while the jobs are examined
             stack.callback(executor.close)
-            if mistakes := examine_jobs(new, plan.settings.processes, reporter()):
+            if mistakes := examine_jobs(new, plan.settings.processes, make_reporter()):
                 return print_mistake_count(mistakes)
             executor.prepare()
         for note in request.collect_notes(check.composed for check in new):

@@ -1,4 +1,8 @@
-"""Outcome of a job: completed, pruned, failed or interrupted, and the cause."""
+"""Outcome of a job, read from its directory: completed, pruned, failed or interrupted, and the cause.
+
+The executor knows some causes better (`Event.cause`): `lost`, `timeout`, `memory`, `killed`. Each executor decides
+these by itself; see docs/architecture.md, "The way of a job".
+"""
 
 import contextlib
 import errno

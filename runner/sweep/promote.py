@@ -1,5 +1,6 @@
 """Promotion of the best job of a sweep to an experiment file."""
 
+import re
 import sys
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -9,12 +10,14 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from runner.config.document import load_record
+from runner.config.hydra_loader import find_our_conf
+from runner.config.minimal import write_experiment
 from runner.core.errors import ConfigError, Mistake
 from runner.core.escape import escape_line, make_printable
 from runner.core.safe_io import read_json
-from runner.experiment.record.recorded import is_run, whole_config
+from runner.experiment.record.recorded import is_run, read_config_files
 from runner.sweep.ledger import JobRecord
-from runner.sweep.report.results import Report, ReportEntry, is_result
+from runner.sweep.report.results import Report, ReportEntry, gather, is_result
 from runner.sweep.report.table import format_point, format_score
 
 NO_NAMES = ("null",)
@@ -34,11 +37,46 @@ class Winner:
     entry: ReportEntry
 
 
+@dataclass(frozen=True)
+class Promotion:
+    """Experiment file that was written, the score of its job, and the command that trains with it."""
+
+    file: Path
+    score: str
+    noise: str  # points that replicates cannot tell from it; empty for none
+    command: str
+
+
+def promote(sweep: Path, name: str = "", job: str = "", trust: tuple[str, ...] = ()) -> Promotion:
+    """Write a job of a sweep as `conf/experiment/<name>.yaml`: the best one, or the one that `job` names.
+
+    Raises:
+        ConfigError: there is no such sweep, no such job, nothing to promote, or the file exists.
+    """
+    report = gather(sweep)
+    winner = find_job(report, job) if job else find_winner(report)
+    name = name or f"{report.settings.get('name') or report.folder.parent.name}_best"
+    if not re.fullmatch(r"[A-Za-z0-9_][\w.\-]{,99}", name, re.ASCII) or name in NO_NAMES or name.endswith(".yaml"):
+        rule = "must be at most 100 letters (a to z), digits, `_`, `-` and `.`: what `experiment=NAME` can choose"
+        raise ConfigError([Mistake("--name", rule, name)])
+    file = Path("conf") / "experiment" / f"{name}.yaml"
+    if (find_our_conf() / "experiment" / file.name).exists() and not file.exists():
+        raise ConfigError([Mistake("--name", "must not be that of a shipped experiment", name)])
+    folder = report.folder / winner.row.path
+    recorded, unresolved = read_config(folder)
+    header = format_header(report, winner, name, folder)
+    write_experiment(file, header, report.arguments(winner.row), recorded, unresolved, Path.cwd(), trust)
+    command = report.command(*(f"--trust={pattern}" for pattern in trust), f"experiment={name}")
+    return Promotion(file, describe_score(report, winner), describe_noise(report, winner), command)
+
+
 def find_winner(report: Report) -> Winner:
     """Return the first replicate with a result of the best entry, which need not be the best seed."""
     if report.best is None:
         remedy = "`--job NUMBER` promotes one that was pruned" if any(r.status == "pruned" for r in report.rows) else ""
-        raise ConfigError([Mistake("SWEEP", "has no completed job to promote", str(report.folder), remedy=remedy)])
+        raise ConfigError(
+            [Mistake("SWEEP", "has no completed job to promote", str(report.folder), remedy=remedy, kind="file")]
+        )
     if report.objectives:
         front = ", ".join(str(entry.rows[0].number) for entry in report.entries if entry.front)
         rule = f"has several objectives and so no single winner: on the Pareto front are the jobs {front}"
@@ -55,7 +93,7 @@ def find_job(report: Report, name: str) -> Winner:
     row = found[0]
     if row.status not in HAS_WEIGHTS:
         rule = f"must be completed, pruned or interrupted: job {row.number} is {row.status}"
-        raise ConfigError([Mistake("--job", rule, name, f"argument `--job {name}`")])
+        raise ConfigError([Mistake("--job", rule, name, f"argument `--job {name}`", kind="file")])
     entries = [entry for entry in report.entries if row in entry.rows]
     alone = ReportEntry((row,), {}, None, row.objective)
     return Winner(row, entries[0] if entries and is_result(row) else alone)
@@ -64,8 +102,8 @@ def find_job(report: Report, name: str) -> Winner:
 def read_config(folder: Path) -> tuple[dict[str, Any], str]:
     """Return the resolved config of a job and its YAML with interpolations kept."""
     if not is_run(folder):
-        raise ConfigError([Mistake("SWEEP", "has no config of this job any more", str(folder))])
-    whole = whole_config(folder, lambda text: print(make_printable(text), file=sys.stderr))
+        raise ConfigError([Mistake("SWEEP", "has no config of this job any more", str(folder), kind="file")])
+    whole = read_config_files(folder, lambda text: print(make_printable(text), file=sys.stderr))
     return whole.data, OmegaConf.to_yaml(whole.unresolved)
 
 

@@ -1,4 +1,4 @@
-"""An output beside a target of another shape: torch spreads both, and every output meets every target.
+"""Detection of a loss that broadcasts output and target, so that every output meets every target.
 
 `[N, 1] - [N]` is `[N, N]`: a loss that takes the mean of that is one of other numbers, and nothing fails.
 """
@@ -21,21 +21,21 @@ _SPREADS_NOTHING = SPREADS + _ONES + _BESIDE + _ONES + r"\1\]"
 
 
 @contextmanager
-def refusing() -> Iterator[None]:
-    """Make an error of torch's warning that a loss broadcasts."""
+def refuse_broadcasting() -> Iterator[None]:
+    """Turn torch's warning about a loss that broadcasts into an error."""
     with warnings.catch_warnings():
-        refuse()
+        filter_broadcast_warnings()
         yield
 
 
-def refuse() -> None:
-    """The same until the end of the `catch_warnings` that is open."""
+def filter_broadcast_warnings() -> None:
+    """Turn torch's broadcast warning into an error until the enclosing `catch_warnings` ends."""
     warnings.filterwarnings("error", message=SPREADS)
     warnings.filterwarnings("ignore", message=_SPREADS_NOTHING)
 
 
-class Spreading(TorchFunctionMode):
-    """A context that follows an output and a target through torch's functions.
+class BroadcastTracker(TorchFunctionMode):
+    """Context that tracks an output and a target through torch's functions.
 
     Attributes:
         shape: to which a function spread the two, in their own shapes, where that has more elements than both.
@@ -57,7 +57,7 @@ class Spreading(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Call the function, and note of what its result was made."""
+        """Call the function and record the sources of its result."""
         named = dict(kwargs or {})
         made = func(*args, **named)
         tensors = [value for value in (*args, *named.values()) if isinstance(value, Tensor)]
@@ -68,7 +68,7 @@ class Spreading(TorchFunctionMode):
         return made
 
     def _meet(self, tensors: list[Tensor]) -> bool:
-        """Whether these are the output and the target alone, each in its own shape."""
+        """Return whether two tensors are the output and the target alone, unchanged, of unequal shapes."""
         if len(tensors) != 2 or self.shapes["output"] == self.shapes["target"]:
             return False
         found = {name: one.shape for one in tensors for name in self.sources.get(one, ())}
@@ -86,10 +86,10 @@ class Spreading(TorchFunctionMode):
                 self.shape = tuple(spread)
 
 
-def spread_by(call: Callable[[], Any], output: Any, target: Any) -> tuple[int, ...] | None:
-    """The shape to which a call spreads an output and a target, as far as torch's functions or its warning show it."""
-    with Spreading(output, target) as seen, warnings.catch_warnings():
-        refuse()
+def find_broadcast_shape(call: Callable[[], Any], output: Any, target: Any) -> tuple[int, ...] | None:
+    """Return the shape to which a call broadcasts output and target, by torch's calls or warning."""
+    with BroadcastTracker(output, target) as seen, warnings.catch_warnings():
+        filter_broadcast_warnings()
         try:
             call()
         except UserWarning as warning:
@@ -102,8 +102,8 @@ def spread_by(call: Callable[[], Any], output: Any, target: Any) -> tuple[int, .
     return found
 
 
-def words(shape: tuple[int, ...], output: Tensor, target: Tensor) -> str:
-    """What is done to both, as the rule of a mistake."""
+def describe_broadcast(shape: tuple[int, ...], output: Tensor, target: Tensor) -> str:
+    """Describe the broadcast of output and target, as the rule of a mistake."""
     return (
         f"compares every output with every target: the output has the shape {list(output.shape)}, the target "
         f"{list(target.shape)}, and torch spreads both to {list(shape)}"

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, hashed, verified when loaded; the newest few and the best are kept."""
+"""Checkpoints: atomic writes, SHA-256 on save and load, retention of the newest few and the best."""
 
 import dataclasses
 import hashlib
@@ -25,12 +25,12 @@ BACKGROUND_BYTES = 10_000_000  # smaller ones take milliseconds: a thread and a 
 
 
 class SaveError(RunError):
-    """A checkpoint could not be written; the earlier ones are as they were."""
+    """Failure to write a checkpoint; the earlier checkpoints are intact."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
-    """One committed checkpoint, as `manifest.json` has it."""
+class CheckpointEntry:
+    """One committed checkpoint: a row of `manifest.json`."""
 
     file: str  # its name in the folder
     step: int
@@ -39,7 +39,7 @@ class Entry:
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run.
+    """Checkpoint manager for the folder `checkpoints/` of a run.
 
     The `keep` newest stay, and the best by its metric (`mode` says which way). A checkpoint counts from the moment that
     it stands in the manifest; `last.pt` and `best.pt` are for people, loading goes by the manifest. `warn` is told, in
@@ -60,15 +60,15 @@ class Checkpoints:
         warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         self.folder, self.keep, self.mode, self.warn = folder, keep, mode, warn
-        self._saving: _Saving | None = None
-        committed, self._remade = _manifest_of(folder)
+        self._saving: _BackgroundSave | None = None
+        committed, self._remade = _read_or_rebuild_manifest(folder)
         self._entries = committed
         listed = {entry.file for entry in committed}
         # Without a manifest, what lies there may be all that somebody has: it is never deleted.
         self._foreign = {path.name for path in folder.glob("step_*.pt")} - listed if self._remade else set[str]()
 
     def refuse_lost(self, steps: int) -> None:
-        """Refuse to begin anew where there were checkpoints, and none is left.
+        """Refuse to begin at step 0 if the folder had checkpoints and none is left.
 
         Args:
             steps: after which the run has saved, as far as that is known.
@@ -83,20 +83,20 @@ class Checkpoints:
         if steps:
             raise RunError(f"{self.folder} holds no checkpoint, though the run has saved at step {steps:,}: {anew}")
 
-    def entries(self) -> list[Entry]:
-        """All committed checkpoints, oldest first."""
+    def entries(self) -> list[CheckpointEntry]:
+        """Return all committed checkpoints, oldest first."""
         return list(self._entries)
 
-    def newest(self) -> Entry | None:
-        """The checkpoint with the greatest step."""
+    def newest(self) -> CheckpointEntry | None:
+        """Return the checkpoint with the greatest step."""
         return self._entries[-1] if self._entries else None
 
-    def best(self) -> Entry | None:
-        """The checkpoint with the best finite metric, the earliest of equals."""
+    def best(self) -> CheckpointEntry | None:
+        """Return the checkpoint with the best finite metric, the earliest of equals."""
         return self._best(self._entries)
 
     def save(self, state: dict[str, Any], step: int, metric: float | None, *, background: bool = False) -> None:
-        """Write `state` as `step_<step>.pt`, read it back, enter it in the manifest, set the links, drop the old ones.
+        """Write `state` as `step_<step>.pt`, verify and commit it, then drop the old checkpoints.
 
         Whatever instant the machine stops at, the manifest names whole files only. Entries after `step` belong to a
         future that was abandoned (a resume from an older checkpoint), and go.
@@ -105,19 +105,19 @@ class Checkpoints:
         what goes wrong there is raised by the next `save`, `load` or `wait`. At most one is under way.
 
         Raises:
-            RunError: `state` holds something that is not plain (see `plain`); nothing was written.
+            RunError: `state` holds something that is not plain (see `to_plain`); nothing was written.
             SaveError: the disk is full, the folder not writable; the earlier checkpoints are as they were.
         """
         self.wait()
-        size = size_of(state)
+        size = count_bytes(state)
         if background and size >= BACKGROUND_BYTES:
-            state = plain(state, copy=True)
-            self._saving = _Saving(lambda: self._commit(state, step, metric, size))
+            state = to_plain(state, copy=True)
+            self._saving = _BackgroundSave(lambda: self._commit(state, step, metric, size))
         else:
-            self._commit(plain(state), step, metric, size)
+            self._commit(to_plain(state), step, metric, size)
 
     def wait(self) -> None:
-        """Return when no save is under way.
+        """Wait until no save is under way.
 
         Raises:
             SaveError: the one under way failed.
@@ -134,7 +134,7 @@ class Checkpoints:
             whole = f"; the checkpoint of step {self._entries[-1].step} is whole" if self._entries else ""
             raise SaveError(
                 f"{self.folder / file} could not be written ({error.strerror or error}): it needs {size:,} bytes, and "
-                f"{_free_bytes(self.folder)} are free there{whole}"
+                f"{_format_free_bytes(self.folder)} are free there{whole}"
             ) from error
 
     def _write(self, state: dict[str, Any], file: str, step: int, metric: float | None) -> None:
@@ -143,7 +143,7 @@ class Checkpoints:
             files.sync_folder(self.folder.parent)
         sha256 = files.write_atomic(self.folder / file, lambda out: torch.save(state, out))
         files.read_back(self.folder / file, sha256)  # before an older one may go
-        entries = [e for e in self._entries if e.step < step] + [Entry(file, step, metric, sha256)]
+        entries = [e for e in self._entries if e.step < step] + [CheckpointEntry(file, step, metric, sha256)]
         best = self._best(entries)
         entries = [e for e in entries if e in entries[-self.keep :] or e == best]
         _write_manifest(self.folder, entries)
@@ -151,7 +151,7 @@ class Checkpoints:
         self.finish()
 
     def finish(self) -> None:
-        """What follows from the manifest: the links, and no other file; again where a save was cut short before it."""
+        """Set the links `last.pt` and `best.pt` and delete unlisted files, also after an interrupted save."""
         if self._remade:
             _write_manifest(self.folder, self._entries)
             self._remade = ""
@@ -165,7 +165,7 @@ class Checkpoints:
         self._drop_unlisted()
 
     def load(self, which: str | Path = "last", map_location: Any = "cpu") -> dict[str, Any]:
-        """The state of the `last` or the `best` checkpoint or of a file, its SHA-256 verified.
+        """Load the `last` checkpoint, the `best` one or a file, with its SHA-256 verified.
 
         Where the last is damaged, the newest whole one is taken, and `warn` is told. A file of another folder is
         verified by the manifest beside it; without one it is read unverified, and `warn` is told. With a damaged one
@@ -182,7 +182,7 @@ class Checkpoints:
         if which == "best":
             if not (best := self.best()):
                 raise RunError(f"{self.folder} has no best checkpoint: none was saved with a finite metric")
-            return _tensors(self.folder / best.file, map_location, best.sha256)
+            return _load_state(self.folder / best.file, map_location, best.sha256)
         return self._load_file(Path(which).resolve(), map_location)
 
     def _load_file(self, path: Path, map_location: Any) -> dict[str, Any]:
@@ -196,10 +196,10 @@ class Checkpoints:
             if committed is None:
                 self.warn(f"{path} is read unverified: there is no {MANIFEST} beside it")
         if committed is None:
-            return _tensors(path, map_location, None)
+            return _load_state(path, map_location, None)
         for entry in committed:
             if entry.file == path.name:
-                return _tensors(path, map_location, entry.sha256)
+                return _load_state(path, map_location, entry.sha256)
         known = ", ".join(entry.file for entry in committed) or "nothing"
         raise RunError(f"{path} was never committed: {path.parent / MANIFEST} names {known}")
 
@@ -207,16 +207,16 @@ class Checkpoints:
         listed = {entry.file for entry in self._entries}
         newest = self._entries[-1].step if self._entries else -1
         for path in sorted(self.folder.glob("step_*.pt")):
-            if path.name not in listed and _step_of(path) > newest:
+            if path.name not in listed and _parse_step(path) > newest:
                 self.warn(f"{path} was never committed (its save was cut short): it is passed over")
         for entry in reversed(self._entries):
             try:
-                return _tensors(self.folder / entry.file, map_location, entry.sha256)
+                return _load_state(self.folder / entry.file, map_location, entry.sha256)
             except RunError as error:
                 self.warn(f"checkpoint of step {entry.step} is passed over: {error}")
         raise RunError(f"{self.folder} holds no {'whole' if listed else 'committed'} checkpoint")
 
-    def _best(self, entries: list[Entry]) -> Entry | None:
+    def _best(self, entries: list[CheckpointEntry]) -> CheckpointEntry | None:
         sign = 1 if self.mode == "min" else -1
         finite = [(sign * e.metric, e.step, e) for e in entries if e.metric is not None and math.isfinite(e.metric)]
         return min(finite)[2] if finite else None  # steps differ, so entries are never compared
@@ -236,15 +236,15 @@ class Checkpoints:
                 files.remove(path)
 
 
-class ReadOnly(Checkpoints):
-    """The same for a process that leaves writing to another."""
+class ReadOnlyCheckpoints(Checkpoints):
+    """Checkpoints of a process that does not write: `save` is a no-op."""
 
     def save(self, state: dict[str, Any], step: int, metric: float | None, *, background: bool = False) -> None:
         pass
 
 
-class _Saving:
-    """A save in a thread of its own, which a normal end of the process waits for."""
+class _BackgroundSave:
+    """Save in a background thread; a normal exit of the process waits for it."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         self._work = work
@@ -264,24 +264,24 @@ class _Saving:
             raise self._error
 
 
-def size_of(state: Any) -> int:
-    """The bytes of all tensors in plain containers."""
+def count_bytes(state: Any) -> int:
+    """Count the bytes of all tensors in plain containers."""
     if isinstance(state, torch.Tensor):
         return state.nbytes
     if isinstance(state, dict):
-        return sum(map(size_of, state.values()))
-    return sum(map(size_of, state)) if isinstance(state, list | tuple) else 0
+        return sum(map(count_bytes, state.values()))
+    return sum(map(count_bytes, state)) if isinstance(state, list | tuple) else 0
 
 
-def _free_bytes(folder: Path) -> str:
+def _format_free_bytes(folder: Path) -> str:
     try:
         return f"{shutil.disk_usage(folder if folder.exists() else folder.parent).free:,}"
     except OSError:
         return "unknown"
 
 
-def plain(state: Any, *, copy: bool = False) -> Any:
-    """A copy of `state` that `torch.load(weights_only=True)` opens, and whose bytes depend on its values alone.
+def to_plain(state: Any, *, copy: bool = False) -> Any:
+    """Copy `state` into containers for `torch.load(weights_only=True)`; equal values give equal bytes.
 
     Dictionaries, lists, tuples, strings, numbers, None and tensors (moved to the CPU, detached; one that stands in
     several places stays one; a view is cut out of what it looks into). On the CPU tensors are not copied, unless `copy`
@@ -290,13 +290,13 @@ def plain(state: Any, *, copy: bool = False) -> Any:
     Raises:
         RunError: something else is in it; names its key.
     """
-    worker = _Plain(copy=copy)
+    worker = _PlainContainers(copy=copy)
     result = worker.copy(state, "")
     worker.finish()
     return result
 
 
-class _Plain:
+class _PlainContainers:
     def __init__(self, *, copy: bool) -> None:
         self.copies = copy
         self.strings: dict[str, str] = {}  # pickle writes a repeated string once only if it is the same object
@@ -354,37 +354,37 @@ class _Plain:
         return copy.clone() if partial or (self.copies and copy is value) else copy
 
 
-def _tensors(path: Path, map_location: Any, sha256: str | None) -> dict[str, Any]:
+def _load_state(path: Path, map_location: Any, sha256: str | None) -> dict[str, Any]:
     state = tensor_files.load_tensors(path, map_location, sha256)
     if not isinstance(state, dict):
         raise RunError(f"{path} is not a checkpoint: it holds a {type(state).__name__}, not a dict")
     return state
 
 
-def _step_of(path: Path) -> int:
+def _parse_step(path: Path) -> int:
     number = re.match(r"step_(\d+)", path.name)
     return int(number[1]) if number else -1
 
 
-def _digest(rows: list[dict[str, Any]]) -> str:
+def _hash_rows(rows: list[dict[str, Any]]) -> str:
     return hashlib.sha256(files.to_json(rows).encode()).hexdigest()
 
 
-def _write_manifest(folder: Path, entries: list[Entry]) -> None:
+def _write_manifest(folder: Path, entries: list[CheckpointEntry]) -> None:
     rows = [dataclasses.asdict(entry) for entry in entries]
-    files.write_json(folder / MANIFEST, {"entries": rows, "sha256": _digest(rows)})
+    files.write_json(folder / MANIFEST, {"entries": rows, "sha256": _hash_rows(rows)})
 
 
-def _entry(file: str, step: int, metric: float | str | None, sha256: str) -> Entry:
-    return Entry(file, step, None if metric is None else float(metric), sha256)
+def _make_entry(file: str, step: int, metric: float | str | None, sha256: str) -> CheckpointEntry:
+    return CheckpointEntry(file, step, None if metric is None else float(metric), sha256)
 
 
 class DamagedManifest(RunError):
-    """A manifest that does not say what it said when it was written."""
+    """Manifest whose content differs from its SHA-256 or does not parse."""
 
 
-def _read_manifest(folder: Path) -> list[Entry] | None:
-    """The committed checkpoints, oldest first; None without a manifest.
+def _read_manifest(folder: Path) -> list[CheckpointEntry] | None:
+    """Read the committed checkpoints, oldest first; return None without a manifest.
 
     Raises:
         DamagedManifest: it is damaged.
@@ -394,9 +394,9 @@ def _read_manifest(folder: Path) -> list[Entry] | None:
     try:
         manifest = safe_io.read_json(path)
         rows = manifest["entries"]
-        if _digest(rows) != manifest["sha256"]:
+        if _hash_rows(rows) != manifest["sha256"]:
             raise ValueError("its content does not have the SHA-256 that it states")
-        return [_entry(**row) for row in rows]
+        return [_make_entry(**row) for row in rows]
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -405,8 +405,8 @@ def _read_manifest(folder: Path) -> list[Entry] | None:
         raise DamagedManifest(f"{path} is damaged ({error})") from error
 
 
-def _manifest_of(folder: Path) -> tuple[list[Entry], str]:
-    """The committed checkpoints, and what to say where their manifest had to be made again; else empty."""
+def _read_or_rebuild_manifest(folder: Path) -> tuple[list[CheckpointEntry], str]:
+    """Return the committed checkpoints and, if the manifest had to be rebuilt, a warning; else ""."""
     try:
         committed, why = _read_manifest(folder), f"{folder / MANIFEST} is missing"
     except DamagedManifest as error:
@@ -416,7 +416,7 @@ def _manifest_of(folder: Path) -> tuple[list[Entry], str]:
     found, lost = [], []
     for path in sorted(folder.glob("step_*.pt")):
         try:
-            found.append(_entry_of(path))
+            found.append(_rebuild_entry(path))
         except RunError as error:
             lost.append(str(error))
     if not found and not lost:
@@ -428,8 +428,8 @@ def _manifest_of(folder: Path) -> tuple[list[Entry], str]:
     return entries, f"{why}: it is made again from the checkpoints (whole are those of the steps: {steps}){passed}"
 
 
-def _entry_of(path: Path) -> Entry:
-    """What the manifest said of a checkpoint, from the file itself.
+def _rebuild_entry(path: Path) -> CheckpointEntry:
+    """Rebuild the manifest entry of a checkpoint from its file.
 
     Raises:
         RunError: it is not whole, or no checkpoint of a run.
@@ -437,18 +437,18 @@ def _entry_of(path: Path) -> Entry:
     _verify_archive(path)
     with safe_io.open_read(path.resolve()) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    state = _tensors(path, "cpu", sha256)
+    state = _load_state(path, "cpu", sha256)
     try:
         progress = state["progress"]
         step, best = int(progress["step"]), progress.get("best")
         metric = best["objective"] if best is not None and best["step"] == step else None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{path} is no checkpoint of a run: it does not say its step") from error
-    return Entry(path.name, step, metric, sha256)
+    return CheckpointEntry(path.name, step, metric, sha256)
 
 
 def _verify_archive(path: Path) -> None:
-    """Compare each record of a `.pt` archive with its checksum, which `torch.load` does not look at.
+    """Compare each record of a `.pt` archive with its CRC, which `torch.load` does not check.
 
     Raises:
         RunError: one differs, or it is no archive.

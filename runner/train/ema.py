@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which evaluations use and checkpoints keep beside the raw ones."""
+"""Exponential moving average of the weights, used by evaluations and saved beside the raw weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runner.train.single_process import WHOLE, Whole
+from runner.train.single_process import FULL_TENSORS, FullTensors
 
 
-class Average:
-    """The mean with weights that fall by `decay` an update: `average = decay * average + (1 - decay) * weights`.
+class EMA:
+    """Moving average: `average = decay * average + (1 - decay) * weights`.
 
     As `torch.optim.swa_utils.AveragedModel` with `get_ema_multi_avg_fn(decay)` and `use_buffers=True`: the first update
     copies. Buffers of floating point are averaged like parameters, as timm and torchvision do it: averaged weights need
@@ -25,7 +25,7 @@ class Average:
         layout: how the parameters lie; of shards each process averages its own.
     """
 
-    def __init__(self, model: nn.Module, decay: float, every: int = 1, layout: Whole = WHOLE) -> None:
+    def __init__(self, model: nn.Module, decay: float, every: int = 1, layout: FullTensors = FULL_TENSORS) -> None:
         self.model, self.decay, self.every, self.layout = model, decay, every, layout
         self.count = 0  # optimizer steps seen
         saved = {id(value) for value in model.state_dict(keep_vars=True).values() if isinstance(value, Tensor)}
@@ -51,7 +51,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are after an optimizer step."""
+        """Update the average with the weights after an optimizer step."""
         self.count += 1
         if (self.count - 1) % self.every:
             return
@@ -65,7 +65,7 @@ class Average:
 
     @contextmanager
     def in_model(self) -> Iterator[None]:
-        """The model has the averaged weights inside. Contents are exchanged, not tensors: compiled code stays valid."""
+        """Swap the averaged weights into the model. Tensors stay the same, so compiled code stays valid."""
         self._exchange()
         try:
             yield
@@ -86,7 +86,7 @@ class Average:
         return {id(tensor): mean for tensor, mean in zip(live, [*self.means, *self.copies], strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
-        """A plain state_dict, with the names of the model's."""
+        """Return a plain state_dict under the names of the model's."""
         means = self._by_tensor()
         return {
             name: self.layout.like(means[id(value)], value) if id(value) in means else value
@@ -95,7 +95,7 @@ class Average:
 
     @torch.no_grad()
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave (`count` is the caller's)."""
+        """Load a state_dict; the caller restores `count`."""
         means = self._by_tensor()
         for name, value in self.model.state_dict(keep_vars=True).items():
             if id(value) in means:

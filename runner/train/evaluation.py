@@ -1,4 +1,4 @@
-"""Evaluate a split, log its metrics and return the objective."""
+"""Evaluation of a split: losses, metrics, views and the objective."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from runner.train.state import Losses, Run
 
 
 def add(values: dict[str, Any], more: Mapping[str, Any]) -> None:
-    """Add further values by name to a line of the log.
+    """Add further values by name to a log line.
 
     Raises:
         RunError: a name has a value already.
@@ -27,13 +27,13 @@ def add(values: dict[str, Any], more: Mapping[str, Any]) -> None:
     values.update(more)
 
 
-def numbers_of(values: Mapping[str, Any]) -> str:
-    """The names of the values that are no words."""
+def list_numbers(values: Mapping[str, Any]) -> str:
+    """List the names of the numeric values."""
     return ", ".join(name for name, value in values.items() if not isinstance(value, str))
 
 
-def objective_value(run: Run) -> float:
-    """The last value of the objective; NaN where training has not said it yet.
+def read_objective(run: Run) -> float:
+    """Return the last value of the objective; NaN if training has not logged it yet.
 
     Raises:
         RunError: an evaluation does not say it, or it is a word.
@@ -41,13 +41,13 @@ def objective_value(run: Run) -> float:
     value = run.progress.last.get(run.objective, math.nan)
     missing = run.objective not in run.progress.last and run.objective.partition("/")[0] in run.evaluated
     if missing or isinstance(value, str):
-        numbers = numbers_of(run.progress.last)
+        numbers = list_numbers(run.progress.last)
         raise RunError(f"train.objective: {run.objective} is none of the numbers there are: {numbers}")
     return float(value)
 
 
 def evaluate_and_show(run: Run, name: str) -> dict[str, float] | None:
-    """`evaluate`, and what is to be looked at in it."""
+    """Evaluate a split and log its pictures and curves."""
     looks = run.looks.at_evaluation(name, run.log) if run.team.rank == 0 else []
     values = evaluate(run, name, looks)
     for look in looks:
@@ -61,7 +61,7 @@ def evaluate_and_show(run: Run, name: str) -> dict[str, float] | None:
 
 
 def evaluate(run: Run, name: str, looks: Sequence[Any] = ()) -> dict[str, float] | None:
-    """The loss and the metrics of a split, in eval mode, as `<split>/<name>`; None where a signal cut it short.
+    """Return loss and metrics of a split in eval mode as `<split>/<name>`; None if a signal stops it.
 
     With the averaged weights, where there are any. The same every time for the same weights, and without effect on
     training: it draws from streams of its own.
@@ -76,27 +76,27 @@ def evaluate(run: Run, name: str, looks: Sequence[Any] = ()) -> dict[str, float]
     averaged = nullcontext() if run.average is None else run.average.in_model()
     with torch.no_grad(), averaged, rng.fork_rng():
         run.team.level(run.model)
-        for outcome in run.team.outcomes(outcomes(run, name, near), run.splits[name]):
+        for outcome in run.team.outcomes(evaluate_batches(run, name, near), run.splits[name]):
             losses.add(outcome)
             for metric in metrics.values():
                 metric.update(outcome["output"], outcome["target"])
             for look in far:
                 look.add(None, outcome)
-            if run.stop.signal is not None:
+            if run.stop.reason:
                 break
     run.model.train()
-    if run.stop.signal is not None:
+    if run.stop.reason:
         return None
     values = {f"{name}/{field}": value for field, value in losses.fields.means().items()}
     add(values, {f"{name}/loss": losses.mean()})
     for metric_name, metric in metrics.items():
-        add(values, flat(f"{name}/{metric_name}", metric.compute()))
+        add(values, flatten_metric(f"{name}/{metric_name}", metric.compute()))
     said: dict[str, float] = run.team.same(values)
     return said
 
 
-def outcomes(run: Run, name: str, looks: Sequence[Any] = ()) -> Iterator[Mapping[str, Any]]:
-    """What the step says of each batch of a split, each drawing from a stream of its own; `looks` see the batch too."""
+def evaluate_batches(run: Run, name: str, looks: Sequence[Any] = ()) -> Iterator[Mapping[str, Any]]:
+    """Yield the step output of each batch, drawn from the batch's own stream; pass both to `looks`."""
     split = run.splits[name]
     for number, batch in enumerate(split.batches(0)):
         rng.seed_all(rng.derive_key(run.seed, "evaluate", name, run.team.number(number)))
@@ -106,8 +106,8 @@ def outcomes(run: Run, name: str, looks: Sequence[Any] = ()) -> Iterator[Mapping
         yield outcome
 
 
-def flat(name: str, value: Any) -> dict[str, float]:
-    """A metric's value by name; one that is a mapping or a vector has a name for each of its members.
+def flatten_metric(name: str, value: Any) -> dict[str, float]:
+    """Flatten a metric's value by name: a mapping or a vector gets one name per member.
 
     Raises:
         RunError: it is no number, or two members have one name.
@@ -115,7 +115,7 @@ def flat(name: str, value: Any) -> dict[str, float]:
     if isinstance(value, Mapping):
         members: dict[str, float] = {}
         for member, part in value.items():
-            add(members, flat(f"{name}/{member}", part))
+            add(members, flatten_metric(f"{name}/{member}", part))
         return members
     if (isinstance(value, Tensor) and value.numel() != 1) or isinstance(value, list | tuple):
         numbers: Iterable[Any] = value.flatten().tolist() if isinstance(value, Tensor) else value

@@ -1,4 +1,4 @@
-"""Numbers that are none: the check of a whole model and optimizer, and what is said about a fault."""
+"""NaN and infinity: the check of a model and its optimizer, and the report of a finding."""
 
 import math
 import re
@@ -17,8 +17,8 @@ from runner.core.paths import PACKAGE
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Where a fault began: the step, the first bad tensor in words, its module, and the samples of the batch.
+class NonFiniteReport:
+    """Report of the first NaN or infinity: step, tensor, module and samples of the batch.
 
     Where the input itself is bad, `samples` are those that are; else all of the batch. None where the data cannot tell.
     """
@@ -33,47 +33,47 @@ class Finding:
 
     def __str__(self) -> str:
         where = f", in {self.module}" if self.module else ""
-        return f"{self.tensor} became {self.value} at step {self.step}{where}{_listed(self.samples)}"
+        return f"{self.tensor} became {self.value} at step {self.step}{where}{_format_samples(self.samples)}"
 
 
-def _listed(samples: list[int] | None) -> str:
+def _format_samples(samples: list[int] | None) -> str:
     if samples is None:
         return ""
     more = f" and {len(samples) - 8} more" if len(samples) > 8 else ""
     return f"; train sample{'s' * (len(samples) != 1)} {', '.join(map(str, samples[:8]))}{more}"
 
 
-class Fault(RunError):
-    """A number became NaN or infinite; `step` is the latest at which it can have begun."""
+class NonFiniteError(RunError):
+    """NaN or infinity in training; `step` is the latest step at which it can have begun."""
 
-    def __init__(self, message: str, step: int, finding: Finding | None = None) -> None:
+    def __init__(self, message: str, step: int, finding: NonFiniteReport | None = None) -> None:
         super().__init__(message)
         self.step, self.finding = step, finding
 
     def record(self) -> dict[str, Any] | None:
-        """What was found, for `result.json`."""
+        """Return the report as a dictionary for `result.json`; None without a report."""
         return None if self.finding is None else asdict(self.finding)
 
 
 def name_of(value: float) -> str:
-    """`NaN`, `Infinity` or `-Infinity`."""
+    """Return `NaN`, `Infinity` or `-Infinity`."""
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
-def bad_value(tensor: Tensor) -> str:
-    """The first number of a tensor that is none, by name."""
+def describe_bad_value(tensor: Tensor) -> str:
+    """Return the name of the first NaN or infinity in a tensor."""
     values = tensor.detach().flatten()
     return name_of(float(values[~torch.isfinite(values)][0].real))
 
 
 def is_finite(tensor: Any) -> bool:
-    """Whether a tensor (anything else is) has only finite numbers; waits for its device."""
+    """Return whether a tensor has only finite numbers (non-tensors do); waits for its device."""
     floating = isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex())
     return not floating or bool(torch.isfinite(tensor.detach()).all())
 
 
-def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names of the tensors with a NaN or an infinity in them; one wait a device.
+def find_non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors with a NaN or infinity; one wait per device.
 
     The norms are taken first: 0.3 ms for a million numbers of float32 on one core, where looking at each takes 5. One
     that is not finite may have overflowed, so then each number is looked at.
@@ -91,14 +91,19 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     return [name for name in tensors if name in bad]
 
 
-def tensors_of(
+def describe_parameter(name: str) -> str:
+    """Return what messages call a parameter."""
+    return f"parameter `{name}`"
+
+
+def collect_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, skip: Iterable[str] = (), loss: Any = None
 ) -> dict[str, Tensor]:
-    """Parameters (the loss's too), buffers but those in `skip`, and the optimizer's state, by what to call them."""
+    """Collect parameters (the loss's too), buffers except `skip`, and optimizer state, by description."""
     parameters = dict(model.named_parameters())
     if isinstance(loss, nn.Module):
         parameters |= dict(loss.named_parameters("loss"))
-    tensors: dict[str, Tensor] = {f"parameter `{name}`": parameter for name, parameter in parameters.items()}
+    tensors: dict[str, Tensor] = {describe_parameter(name): parameter for name, parameter in parameters.items()}
     skipped = set(skip)
     tensors |= {f"buffer `{name}`": buffer for name, buffer in model.named_buffers() if name not in skipped}
     names = {id(parameter): name for name, parameter in parameters.items()}
@@ -112,14 +117,14 @@ def tensors_of(
     return tensors
 
 
-def infinite_buffers(model: nn.Module) -> tuple[str, ...]:
-    """The buffers that have no finite numbers on purpose, such as an attention mask's -inf."""
-    return tuple(not_finite(dict(model.named_buffers())))
+def find_infinite_buffers(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of buffers that are non-finite by design, such as an attention mask's -inf."""
+    return tuple(find_non_finite(dict(model.named_buffers())))
 
 
 @contextmanager
-def anomalies() -> Iterator[None]:
-    """torch.autograd's anomaly detection: a backward that makes a NaN is an error that names the line of its forward.
+def detect_anomalies() -> Iterator[None]:
+    """Enable autograd's anomaly detection: a NaN in a backward becomes an error at its forward's line.
 
     Raises:
         RunError: a backward made a NaN. Its note has the whole traceback of the forward call.
@@ -142,13 +147,13 @@ def anomalies() -> Iterator[None]:
         except RuntimeError as error:
             if not told:
                 raise
-            raised = RunError(f"{error} The forward call: {_line(told[-1])}")
+            raised = RunError(f"{error} The forward call: {_find_user_line(told[-1])}")
             raised.add_note(told[-1])
             raise raised from error
 
 
-def _line(traceback: str) -> str:
-    """The last line of a traceback that is neither in a library nor ours, or the last one."""
+def _find_user_line(traceback: str) -> str:
+    """Return the last line of a traceback outside libraries and this package, else the last line."""
     frames: list[tuple[str, str]] = re.findall(r'File "([^"]+)", line (\d+)', traceback)
     ours = str(PACKAGE)
     own = [frame for frame in frames if "site-packages" not in frame[0] and not frame[0].startswith((ours, "<"))]

@@ -1,4 +1,4 @@
-"""The loop: batch, step, backward, optimizer; and, where it is due, log, evaluate, save.
+"""Training loop: batch, step, backward, optimizer; and, when due, log, evaluate, save.
 
 Nothing here waits for the device but a log line, an evaluation and a save.
 """
@@ -14,22 +14,22 @@ from runner.core import device as devices
 from runner.core import rng
 from runner.core.durations import Duration, compute_next_due
 from runner.core.errors import RunError
-from runner.model.freeze import thaw
+from runner.model.freeze import unfreeze
 from runner.train.checkpoint import SaveError
-from runner.train.evaluation import add, evaluate_and_show, flat, numbers_of, objective_value
-from runner.train.finite import Fault, infinite_buffers, name_of, not_finite, tensors_of
+from runner.train.evaluation import add, evaluate_and_show, flatten_metric, list_numbers, read_objective
+from runner.train.finite import NonFiniteError, collect_tensors, find_infinite_buffers, find_non_finite, name_of
 from runner.train.state import Run
-from runner.train.state_dict import sampler_state, state
+from runner.train.state_dict import collect_state, copy_sampler_state
 
 
 def fit(run: Run) -> None:
-    """Train from where `run.progress` stands to the end, or until a signal asks to stop."""
+    """Train from `run.progress` to the end, or until a signal asks to stop."""
     progress, update, losses, stop = run.progress, run.update, run.losses, run.stop
     train_metrics = [] if update.metrics else list(run.metrics["train"].values())
     due = begin(run)
     while progress.step < run.total_steps and not stop.asked:
         begun_at = (progress.step, progress.epoch)
-        for batch in run.looks.batches(batches(run), run.log):
+        for batch in run.looks.batches(iterate_batches(run), run.log):
             outcome = update(batch)
             run.schedule.step()
             losses.add(outcome)
@@ -40,7 +40,7 @@ def fit(run: Run) -> None:
             if progress.batch == run.steps_per_epoch:
                 end_epoch(run)
             if progress.step >= due or stop.asked:
-                due = pause(run)
+                due = run_due_actions(run)
                 if progress.step >= run.total_steps or stop.asked:
                     break
         else:  # the end of the data; of unknown length where the epoch has not ended yet
@@ -53,13 +53,13 @@ def fit(run: Run) -> None:
 
 
 def begin(run: Run) -> int:
-    """Get ready to train from `run.progress` on; the step at which to pause first."""
+    """Prepare training from `run.progress` on; return the step of the first pause."""
     progress = run.progress
     if progress.step == run.first_step:
         rng.seed_all(rng.derive_key(run.seed, "train", *run.team.stream))
-    run.infinite_buffers = infinite_buffers(run.model)
+    run.infinite_buffers = find_infinite_buffers(run.model)
     run.model.train()
-    thaw_if_due(run)
+    unfreeze_if_due(run)
     run.clock.start()
     run.started_at = progress.step
     run.paused_at = progress.step - progress.evaluation_pending
@@ -67,34 +67,38 @@ def begin(run: Run) -> int:
     run.looks.begin(progress.step, sum(run.losses.sizes), run.clock.seconds)
     if run.evaluate_at_start and progress.step == run.first_step and progress.evaluated_at is None:
         progress.evaluation_pending = True
-    due = pause(run) if progress.evaluation_pending else _next_pause(run)
+    if progress.evaluation_pending:
+        due = run_due_actions(run)
+    else:
+        arm_hooks(run)
+        due = next_due_step(run)
     stop_where_stale(run)
     return due
 
 
 def finish(run: Run) -> None:
-    """Nothing is left to train, or a signal came: what was not looked at yet, and the save under way."""
+    """Run the actions that are still due and wait for the pending checkpoint."""
     run.looks.end(run.log)
-    if run.progress.step > run.paused_at and run.stop.signal is None:  # the last steps were left out
-        pause(run)
+    if run.progress.step > run.paused_at and not run.stop.reason:  # the last steps were left out
+        run_due_actions(run)
     run.clock.pause()
-    settle(run)
+    wait_for_checkpoint(run)
 
 
-def batches(run: Run) -> Iterator[Any]:
-    """What is left of the epoch, without the batches that a fault made the run leave out."""
+def iterate_batches(run: Run) -> Iterator[Any]:
+    """Iterate over the rest of the epoch, without the batches that are left out after a NaN."""
     progress = run.progress
-    run.sampler_state = sampler_state(run)  # an epoch under way is drawn again from here
+    run.sampler_state = copy_sampler_state(run)  # an epoch under way is drawn again from here
     coming: Iterator[Any] = run.splits["train"].batches(progress.epoch, progress.batch * run.accumulate)
     if run.rehearse is not None:
-        coming = rehearsed(run, coming)
+        coming = rehearse_first_batch(run, coming)
     if run.accumulate > 1:
-        coming = groups(coming, run.accumulate)
+        coming = group_batches(coming, run.accumulate)
     left_out = {batch: counts for epoch, batch, counts in progress.left_out if epoch == progress.epoch}
-    return _without(left_out, coming, run) if left_out else coming
+    return _skip_left_out(left_out, coming, run) if left_out else coming
 
 
-def _without(left_out: Mapping[int, int], coming: Iterator[Any], run: Run) -> Iterator[Any]:
+def _skip_left_out(left_out: Mapping[int, int], coming: Iterator[Any], run: Run) -> Iterator[Any]:
     for batch in coming:
         if run.progress.batch not in left_out:
             yield batch
@@ -105,8 +109,8 @@ def _without(left_out: Mapping[int, int], coming: Iterator[Any], run: Run) -> It
         run.progress.batch += 1
 
 
-def rehearsed(run: Run, coming: Iterator[Any]) -> Iterator[Any]:
-    """The same batches; the first is shown to `run.rehearse` before it is trained on."""
+def rehearse_first_batch(run: Run, coming: Iterator[Any]) -> Iterator[Any]:
+    """Pass the first batch to `run.rehearse` before training on it; return all batches."""
     rehearse, run.rehearse = run.rehearse, None
     first = list(islice(coming, 1))
     for batch in first:
@@ -115,14 +119,14 @@ def rehearsed(run: Run, coming: Iterator[Any]) -> Iterator[Any]:
     return chain(first, coming)
 
 
-def groups(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    """So many batches at once, the last time perhaps fewer."""
+def group_batches(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Group batches into lists of `size`; the last list may be shorter."""
     while group := list(islice(batches, size)):
         yield group
 
 
 def end_epoch(run: Run) -> None:
-    """Turn to the next epoch."""
+    """Advance to the next epoch."""
     run.progress.epoch += 1
     run.progress.batch = 0
     run.schedule.epoch()
@@ -133,10 +137,14 @@ def end_epoch(run: Run) -> None:
         run.clock.start()
 
 
-def _next_pause(run: Run) -> int:
-    """The step at which to pause next; the step that comes now is looked into, if it is time for that."""
+def arm_hooks(run: Run) -> None:
+    """Get ready to look into the step that comes now, if it is time for that."""
     if run.progress.step < run.total_steps:
         run.looks.open(run.progress.step, run.steps_per_epoch)
+
+
+def next_due_step(run: Run) -> int:
+    """Return the step at which to pause next."""
     if run.check_finite == "every_step":
         return run.progress.step + 1
     rhythms = (run.log_every, run.evaluate_every, run.checkpoint_every)
@@ -144,15 +152,15 @@ def _next_pause(run: Run) -> int:
     if run.thaw_at is not None and run.progress.step < run.thaw_at:
         due.append(run.thaw_at)
     if not run.log_means:  # a line is of its own step: what came before is forgotten at the step before
-        due += [max(step - 1, run.progress.step + 1) for step in lines_to_come(run)]
+        due += [max(step - 1, run.progress.step + 1) for step in list_coming_lines(run)]
     due += [run.team.due, *run.looks.pauses(run.progress.step, run.steps_per_epoch)]
     return min([run.total_steps, *[step for step in due if step is not None]])
 
 
-def thaw_if_due(run: Run) -> None:
-    """Let what was frozen for a time train from the step on that `freeze.until` names."""
+def unfreeze_if_due(run: Run) -> None:
+    """Unfreeze the parameters at the step that `freeze.until` names."""
     if run.thaw_at is not None and run.progress.step >= run.thaw_at:
-        thaw(run.model, run.frozen)
+        unfreeze(run.model, run.frozen)
         run.wrap()
 
 
@@ -161,18 +169,18 @@ def _is_due(run: Run, every: Duration | None) -> bool:
     return due is not None and due <= run.progress.step
 
 
-def compares_training(run: Run) -> bool:
-    """Whether evaluations compare a metric of training, which a line of the log computes."""
+def uses_training_metric(run: Run) -> bool:
+    """Return whether evaluations compare a training metric, which a log line computes."""
     return any(name.startswith("train/") for name in (run.objective, run.schedule.monitor or ""))
 
 
 def _is_asked(run: Run) -> bool:
-    """Whether such an evaluation is about to come."""
-    return compares_training(run) and _is_due(run, run.evaluate_every)
+    """Return whether an evaluation that compares a training metric is due."""
+    return uses_training_metric(run) and _is_due(run, run.evaluate_every)
 
 
-def pause(run: Run) -> int:
-    """Log, evaluate, save, whichever is due after this step; the step at which to pause next."""
+def run_due_actions(run: Run) -> int:
+    """Log, evaluate and save, if due after this step; return the step of the next pause."""
     run.team.agree(run.progress.step)
     progress, at_end = run.progress, run.progress.step >= run.total_steps or bool(run.stop.ended)
     seen = run.looks.close(progress.step, run.log)
@@ -187,30 +195,31 @@ def pause(run: Run) -> int:
     if progress.evaluation_pending or at_end or _is_due(run, run.evaluate_every):
         improved = evaluate_and_compare(run, said)
     stop_where_stale(run)
-    if not run.log_means and progress.step + 1 in lines_to_come(run):
+    if not run.log_means and progress.step + 1 in list_coming_lines(run):
         forget(run)
     if run.stop.ended and not at_end:
         at_end = True
         if run.losses.sizes and run.log_means and not _is_due(run, run.log_every):
             log_line(run, seen)
-    stopping = run.stop.signal is not None
+    stopping = bool(run.stop.reason)
     rhythm = run.checkpoint_every is not None and (improved or _is_due(run, run.checkpoint_every))
     if at_end or stopping or rhythm:
         save(run)
-    thaw_if_due(run)
+    unfreeze_if_due(run)
     run.paused_at = progress.step
-    return _next_pause(run)
+    arm_hooks(run)
+    return next_due_step(run)
 
 
-def lines_to_come(run: Run) -> list[int]:
-    """The next steps at which a line of training is due, for each reason that there is."""
-    asked = run.evaluate_every if compares_training(run) else None
+def list_coming_lines(run: Run) -> list[int]:
+    """List the next steps at which a training log line is due, one for each reason."""
+    asked = run.evaluate_every if uses_training_metric(run) else None
     due = [compute_next_due(every, run.progress.step, run.steps_per_epoch) for every in (run.log_every, asked)]
     return [step for step in (*due, run.total_steps) if step is not None]
 
 
 def forget(run: Run) -> None:
-    """Begin what the next line of training says anew; losses that are not finite are an error all the same."""
+    """Reset losses and training metrics for the next log line, after the check for non-finite losses."""
     check_losses(run)
     for metric in run.metrics["train"].values():
         metric.reset()
@@ -218,13 +227,13 @@ def forget(run: Run) -> None:
 
 
 def log_line(run: Run, seen: dict[str, float]) -> dict[str, Any]:
-    """Read the losses since the last line (the one wait for the device), check them, write them, and what was seen.
+    """Read the losses since the last log line (one wait for the device), check and log them.
 
     Returns:
         What the line says of training.
 
     Raises:
-        Fault: a loss is not finite.
+        NonFiniteError: a loss is not finite.
         RunError: a name has two values.
     """
     progress = run.progress
@@ -235,7 +244,7 @@ def log_line(run: Run, seen: dict[str, float]) -> dict[str, Any]:
     add(logged, {name: word for name, word in words.items() if word != progress.last.get(name)})  # where it changes
     add(logged, {"train/loss": run.losses.mean()})
     for name, metric in run.metrics["train"].items():
-        add(logged, flat(f"train/{name}", metric.compute()))
+        add(logged, flatten_metric(f"train/{name}", metric.compute()))
     rest = seen | run.looks.scalars(progress.step, sum(run.losses.sizes), run.clock.seconds)
     if _is_due(run, run.log_every):  # else it is the last line; a run that is prolonged goes on with what it has
         for metric in run.metrics["train"].values():
@@ -253,32 +262,32 @@ def log_line(run: Run, seen: dict[str, float]) -> dict[str, Any]:
 
 
 def check_losses(run: Run) -> None:
-    """Raise Fault with the step of the first loss that is not finite (unless `train.check_finite` is off)."""
+    """Raise NonFiniteError at the first non-finite loss, unless `train.check_finite` is off."""
     if run.check_finite == "off":
         return
     values = run.losses.read()
     for offset, value in enumerate(values, start=1):
         if not math.isfinite(value):
             step = run.progress.step - len(values) + offset
-            raise Fault(f"the loss became {name_of(value)} at step {step}", step)
+            raise NonFiniteError(f"the loss became {name_of(value)} at step {step}", step)
     if run.scaler is not None and run.scaler.exhausted:
-        raise Fault("gradients are not finite, however little fp16's scaler scales them", run.progress.step)
+        raise NonFiniteError("gradients are not finite, however little fp16's scaler scales them", run.progress.step)
 
 
 def check_state(run: Run) -> None:
-    """Raise Fault where a parameter, a buffer or the optimizer's state is not finite (unless the check is off)."""
+    """Raise NonFiniteError if a parameter, buffer or optimizer state is not finite (unless off)."""
     if run.check_finite == "off":
         return
-    tensors = tensors_of(run.model, run.optimizer, run.infinite_buffers, run.loss)
+    tensors = collect_tensors(run.model, run.optimizer, run.infinite_buffers, run.loss)
     here = dict(zip(tensors, run.layout.here(list(tensors.values())), strict=True))
-    bad = run.team.union(not_finite(here))
+    bad = run.team.union(find_non_finite(here))
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise Fault(f"at step {run.progress.step} {bad[0]}{more} is not finite", run.progress.step)
+        raise NonFiniteError(f"at step {run.progress.step} {bad[0]}{more} is not finite", run.progress.step)
 
 
 def evaluate_and_compare(run: Run, said: Mapping[str, Any]) -> bool:
-    """Evaluate what training evaluates; whether the objective is the best so far.
+    """Evaluate the splits; return whether the objective is the best so far.
 
     `said` holds what the log line of this step says of training: an older value of the objective does not count.
     """
@@ -306,7 +315,7 @@ def evaluate_and_compare(run: Run, said: Mapping[str, Any]) -> bool:
     known = {name: value for name, value in progress.last.items() if not name.startswith("train/")} | dict(said)
     if due:
         follow_metric(run, known)
-    value, best = objective_value(run), progress.best
+    value, best = read_objective(run), progress.best
     if run.objective not in known:
         return False
     better = best is None or (value < best["objective"] if run.mode == "min" else value > best["objective"])
@@ -319,7 +328,7 @@ def evaluate_and_compare(run: Run, said: Mapping[str, Any]) -> bool:
 
 
 def follow_metric(run: Run, known: Mapping[str, Any]) -> None:
-    """Let a schedule that follows a metric look at its value; it waits for one that training has not said now.
+    """Pass the monitored metric to the schedule, unless training has not logged a new value.
 
     Raises:
         RunError: an evaluation does not say it, or it is a word.
@@ -327,12 +336,12 @@ def follow_metric(run: Run, known: Mapping[str, Any]) -> None:
     name = run.schedule.monitor
     if name is not None and (name in known or not name.startswith("train/")):
         if isinstance(known.get(name, ""), str):
-            raise RunError(f"scheduler.monitor: {name} is none of the numbers there are: {numbers_of(known)}")
+            raise RunError(f"scheduler.monitor: {name} is none of the numbers there are: {list_numbers(known)}")
         run.schedule.evaluated(dict(known))
 
 
 def stop_where_stale(run: Run) -> None:
-    """Training is done where the objective has not become better for as many evaluations as `train.early_stop` says."""
+    """End training after `train.early_stop` evaluations without a better objective."""
     progress = run.progress
     if run.early_stop is not None and progress.stale >= run.early_stop and progress.step < run.total_steps:
         best = progress.best
@@ -343,10 +352,10 @@ def stop_where_stale(run: Run) -> None:
 
 
 def save(run: Run) -> None:
-    """Commit a checkpoint of this instant, if all of it is finite.
+    """Commit a checkpoint of the current state, if all of it is finite.
 
     Raises:
-        Fault: something is not; no checkpoint is written.
+        NonFiniteError: something is not; no checkpoint is written.
         SaveError: the disk refused, and `train.on_save_error` is `stop`.
     """
     run.clock.pause()
@@ -358,23 +367,23 @@ def save(run: Run) -> None:
         run.progress.seconds = run.max_seconds - (run.stop.deadline - time.perf_counter())
     best = run.progress.best
     metric = best["objective"] if best is not None and best["step"] == run.progress.step else None
-    with saving(run):
-        run.checkpoints.save(state(run), run.progress.step, metric, background=True)
+    with handle_save_error(run):
+        run.checkpoints.save(collect_state(run), run.progress.step, metric, background=True)
     run.clock.saving += time.perf_counter() - begun
     run.clock.start()
 
 
-def settle(run: Run) -> None:
-    """Wait for the save under way."""
+def wait_for_checkpoint(run: Run) -> None:
+    """Wait for the pending checkpoint."""
     begun = time.perf_counter()
-    with saving(run):
+    with handle_save_error(run):
         run.checkpoints.wait()
     run.clock.saving += time.perf_counter() - begun
 
 
 @contextmanager
-def saving(run: Run) -> Iterator[None]:
-    """A save that the disk refuses ends the run, or is said, as `train.on_save_error` wants it."""
+def handle_save_error(run: Run) -> Iterator[None]:
+    """Raise or log a failed save, as `train.on_save_error` says."""
     try:
         yield
     except SaveError as error:

@@ -1,4 +1,4 @@
-"""The learning-rate schedule: any `torch.optim.lr_scheduler`, per step or per epoch, with a warmup before it."""
+"""Learning-rate schedule: any `torch.optim.lr_scheduler`, per step or per epoch, after a warmup."""
 
 import warnings
 from collections.abc import Callable
@@ -8,33 +8,27 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-class Constant:
-    """No schedule: the rates stay as the optimizer has them."""
+class ConstantLR:
+    """Constant learning rates: every method is a no-op."""
 
     monitor: str | None = None  # the metric that it follows
 
-    def step(self) -> None:
-        """Nothing to do after a step."""
+    def step(self) -> None: ...
 
-    def epoch(self) -> None:
-        """Nothing to do after an epoch."""
+    def epoch(self) -> None: ...
 
-    def evaluated(self, metrics: dict[str, float]) -> None:
-        """Nothing to do after an evaluation."""
+    def evaluated(self, metrics: dict[str, float]) -> None: ...
 
-    def scale(self, factor: float) -> None:
-        """Nothing to do where the optimizer's rates change."""
+    def scale(self, factor: float) -> None: ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing to save."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class Schedule(Constant):
-    """A scheduler of torch, stepped after each optimizer step or each epoch, or by a metric after each evaluation.
+class LRSchedule(ConstantLR):
+    """Torch scheduler, stepped per optimizer step, per epoch, or by a metric per evaluation.
 
     During `warmup` steps the rates rise linearly, step t (from 0) having (t + 1) / warmup of the scheduler's first
     rates; the scheduler starts when they are reached.
@@ -61,7 +55,7 @@ class Schedule(Constant):
                 set_rate(group, target * (self.taken + 1) / self.warmup)
 
     def step(self) -> None:
-        """After an optimizer step."""
+        """Advance by an optimizer step."""
         self.taken += 1
         if self.taken <= self.warmup:
             self._warm()
@@ -69,7 +63,7 @@ class Schedule(Constant):
             self.scheduler.step()
 
     def epoch(self) -> None:
-        """After an epoch; one that ends within the warmup does not count."""
+        """Advance by an epoch; an epoch that ends within the warmup does not count."""
         if (
             self.interval == "epoch"
             and self.taken > self.warmup
@@ -79,30 +73,32 @@ class Schedule(Constant):
             self.scheduler.step()
 
     def evaluated(self, metrics: dict[str, float]) -> None:
-        """After an evaluation, for a scheduler that follows a metric; one during the warmup does not count."""
+        """Pass a monitored metric to the scheduler after an evaluation; during warmup it is ignored."""
         if self.monitor is not None and self.scheduler is not None and self.taken >= self.warmup:
             self.scheduler.step(metrics[self.monitor])
 
     def scale(self, factor: float) -> None:
-        """Go on with all rates times `factor`; those in the optimizer are the caller's."""
+        """Multiply all future rates by `factor`; the caller scales those in the optimizer."""
         self.targets = [target * factor for target in self.targets]
         if self.scheduler is not None and hasattr(self.scheduler, "base_lrs"):
             self.scheduler.base_lrs = [rate * factor for rate in self.scheduler.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        """The scheduler's state and the steps taken."""
-        inner = {} if self.scheduler is None else _plain(self.scheduler.state_dict())
+        """Return the scheduler's state and the number of steps taken."""
+        inner = {} if self.scheduler is None else _to_plain(self.scheduler.state_dict())
         return {"taken": self.taken, "targets": self.targets, "scheduler": inner}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave (the rates themselves are in the optimizer's state)."""
+        """Load a state_dict; the optimizer's state holds the rates themselves."""
         self.taken, self.targets = state["taken"], state["targets"]
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
 
 
-def course(schedule: Constant, optimizer: Optimizer, start: int, end: int, steps_per_epoch: int) -> list[list[float]]:
-    """Step a schedule as training does from step `start` to `end`; the rates of the groups at each, both included."""
+def trace_rates(
+    schedule: ConstantLR, optimizer: Optimizer, start: int, end: int, steps_per_epoch: int
+) -> list[list[float]]:
+    """Step a schedule from `start` to `end` as training does; return the groups' rates at each step."""
     rates = [[float(group["lr"]) for group in optimizer.param_groups]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the optimizer was not stepped before
@@ -114,13 +110,13 @@ def course(schedule: Constant, optimizer: Optimizer, start: int, end: int, steps
     return rates
 
 
-def rates_and_momenta(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """What a schedule changes of each group, as it is now."""
-    return [{name: _now(group[name]) for name in CHANGED if name in group} for group in optimizer.param_groups]
+def read_rates_and_momenta(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Read the current values that a schedule changes in each param group."""
+    return [{name: _to_number(group[name]) for name in CHANGED if name in group} for group in optimizer.param_groups]
 
 
 def put_rates_and_momenta(optimizer: Optimizer, saved: list[dict[str, Any]]) -> None:
-    """Put back what `rates_and_momenta` gave."""
+    """Write the values from `read_rates_and_momenta` into the param groups."""
     for group, values in zip(optimizer.param_groups, saved, strict=True):
         for name, value in values.items():
             if name == "lr":
@@ -132,21 +128,21 @@ def put_rates_and_momenta(optimizer: Optimizer, saved: list[dict[str, Any]]) -> 
 CHANGED = ("lr", "initial_lr", "momentum", "betas", "max_lr", "min_lr", "max_momentum", "base_momentum")
 
 
-def _now(value: Any) -> Any:
+def _to_number(value: Any) -> Any:
     return float(value) if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
 def set_rate(group: dict[str, Any], rate: float) -> None:
-    """Give a parameter group another rate; one that is a tensor stays the same tensor, as a CUDA graph needs it."""
+    """Set a param group's rate; a tensor is filled in place, as a CUDA graph needs it."""
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(rate)
     else:
         group["lr"] = rate
 
 
-def _plain(value: Any) -> Any:
-    """A scheduler's state without what its arguments say anyway and no checkpoint can hold (functions, a Counter)."""
+def _to_plain(value: Any) -> Any:
+    """Return a scheduler's state without values that no checkpoint can hold (functions, a Counter)."""
     if type(value) is dict:
         kept = (bool, int, float, str, type(None), list, tuple, dict, Tensor)
-        return {name: _plain(member) for name, member in value.items() if type(member) in kept}
-    return [_plain(member) for member in value] if type(value) in (list, tuple) else value
+        return {name: _to_plain(member) for name, member in value.items() if type(member) in kept}
+    return [_to_plain(member) for member in value] if type(value) in (list, tuple) else value

@@ -1,4 +1,4 @@
-"""Metrics that need no further package; any object with `update(output, target)`, `compute()`, `reset()` fits too.
+"""Built-in metrics; any object with `update(output, target)`, `compute()` and `reset()` works too.
 
 The accumulators stay on the device of the data: nothing is read back before `compute`.
 """
@@ -29,7 +29,7 @@ class Accuracy:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything seen."""
+        """Reset the counts."""
         self._waiting: list[tuple[Tensor, Tensor]] = []
         self._elements = 0
         self._hits: Tensor | float = 0.0
@@ -43,17 +43,17 @@ class Accuracy:
             self._count_waiting()
 
     def compute(self) -> float:
-        """The share so far."""
+        """Return the share of hits so far."""
         self._count_waiting()
         return float(self._hits) / self._count if self._count else math.nan
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Return hits and count as plain numbers."""
         self._count_waiting()
         return {"hits": float(self._hits), "count": self._count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
+        """Load a state_dict."""
         self.reset()
         self._hits, self._count = state["hits"], state["count"]
 
@@ -88,7 +88,7 @@ class MeanSquaredError:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything seen."""
+        """Reset the sums."""
         self.total: Tensor | float = 0.0
         self.count = 0
 
@@ -98,25 +98,25 @@ class MeanSquaredError:
         Raises:
             ValueError: the shapes differ, and not in ones in front alone.
         """
-        if output.shape != target.shape and _core(output) != _core(target):
+        if output.shape != target.shape and _strip_leading_ones(output) != _strip_leading_ones(target):
             message = f"output and target must have one shape, and have {list(output.shape)} and {list(target.shape)}"
             raise ValueError(message)
         self.total = self.total + (output - target).square().sum(dtype=torch.float64)
         self.count += target.numel()
 
     def compute(self) -> float:
-        """The mean so far."""
+        """Return the mean so far."""
         mean = float(self.total) / self.count if self.count else math.nan
         return math.sqrt(mean) if self.root else mean
 
 
-def _core(tensor: Tensor) -> list[int]:
-    """A shape without the ones in front of it, which broadcasting adds."""
+def _strip_leading_ones(tensor: Tensor) -> list[int]:
+    """Return a tensor's shape without its leading ones, which broadcasting adds."""
     return list(dropwhile(lambda size: size == 1, tensor.shape))
 
 
-def accumulators(metric: Any) -> dict[str, Any]:
-    """What a metric has seen, as tensors and plain numbers, to be saved.
+def get_accumulators(metric: Any) -> dict[str, Any]:
+    """Return the accumulators of a metric as tensors and plain numbers, for a checkpoint.
 
     Its `state_dict` where it has one; torchmetrics' is empty unless asked, but `_defaults` names its accumulators.
     """
@@ -132,7 +132,7 @@ def accumulators(metric: Any) -> dict[str, Any]:
 
 
 def set_accumulators(metric: Any, saved: dict[str, Any], device: torch.device) -> None:
-    """Put back what `accumulators` gave."""
+    """Restore a metric from the values of `get_accumulators`."""
     if hasattr(metric, "load_state_dict") and not hasattr(metric, "_defaults"):
         metric.load_state_dict(saved)
         return

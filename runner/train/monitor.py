@@ -1,4 +1,4 @@
-"""What a run looks at besides its losses and metrics, and when; nothing, unless it is told to."""
+"""Optional monitoring: open the instruments of `log/` for a step, collect their numbers."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,23 +13,23 @@ import torch
 from torch import nn
 
 from runner.core import rng
-from runner.core.copies import owned
+from runner.core.copies import copy_owned
 from runner.core.durations import Duration, compute_next_due
-from runner.log.hooks import Inside
-from runner.log.logger import Log
-from runner.log.model_graph import graph_of
+from runner.log.logger import Logger
+from runner.log.model_graph import record_graph
+from runner.log.module_statistics import ModuleStatistics
 from runner.log.predictions import ConfusionMatrix, Features, PRCurves, Samples
-from runner.log.profiler import Profile
-from runner.log.throughput import Waiting, forward_flops, memory, rates
-from runner.model.meta import meta_copy, to_meta
-from runner.train.optimizer_step.base import Update
+from runner.log.profiler import StepProfiler
+from runner.log.throughput import DataWaitTimer, compute_rates, count_flops, measure_memory
+from runner.model.meta import copy_to_meta, to_meta
+from runner.train.optimizer_step.base import OptimizerStep
 
 NO_BATCH: Any = object()
 
 
 @dataclass
-class Evaluation:
-    """What an evaluation shows in TensorBoard."""
+class EvaluationViews:
+    """Settings of the evaluation views in TensorBoard."""
 
     folder: Path  # of the run
     place: Any = 0  # of the model's input in a batch: an index, a key, or several of them
@@ -40,7 +40,7 @@ class Evaluation:
     embeddings: int = 0  # samples whose features the projector gets, from the last evaluation
 
     def looks(self, split: str, say: Callable[[str], None]) -> list[Any]:
-        """New looks at an evaluation of a split, see `runner.log.predictions`."""
+        """Make new monitors for an evaluation of a split, see `runner.log.predictions`."""
         looks: list[Any] = []
         if self.images:
             looks.append(Samples(split, self.images, self.place, self.names, say))
@@ -54,26 +54,26 @@ class Evaluation:
 
 
 @dataclass
-class Measured:
-    """What is measured between two log lines."""
+class ThroughputMeter:
+    """Meter of throughput, MFU, data wait and memory between two log lines."""
 
     device: torch.device
     throughput: bool = False
     memory: bool = False
-    waiting: Waiting | None = None
+    waiting: DataWaitTimer | None = None
     mfu: bool = False
     peak_flops: float | None = None  # of the device, in FLOP/s
     flops: float | None = None  # of forward and backward of a sample
     mark: tuple[int, float, float] = (0, 0.0, 0.0)  # step, samples and seconds at the last line
 
     def scalars(self, step: int, samples: float, seconds: float) -> dict[str, float]:
-        """Since the last line: `samples` seen, and `seconds` of training so far."""
+        """Return the values since the last log line: `samples` seen, `seconds` of training so far."""
         values: dict[str, float] = {}
         begun, early, start = self.mark
         took = seconds - start
         if took <= 0:
             return values
-        measured = rates(step - begun, samples - early, took)
+        measured = compute_rates(step - begun, samples - early, took)
         if self.throughput:
             values |= measured
         if self.mfu and self.flops and self.peak_flops:
@@ -82,31 +82,31 @@ class Measured:
             values["throughput/data_wait"] = self.waiting.seconds / took
             self.waiting.seconds = 0.0
         if self.memory:
-            values |= memory(self.device)
+            values |= measure_memory(self.device)
         self.mark = (step, 0.0, seconds)
         return values
 
 
 @dataclass
-class Looks:
-    """All of them; the default looks at nothing, and then every method returns at once."""
+class Monitor:
+    """All monitors of a run; by default there is none, and every method returns at once."""
 
     model: nn.Module
-    update: Update
-    inside: Inside | None = None
+    update: OptimizerStep
+    inside: ModuleStatistics | None = None
     every: Duration | None = None  # rhythm of norms and hooks
     histograms: Duration | None = None  # their rhythm
     graph: bool = False
-    evaluation: Evaluation | None = None
-    measured: Measured | None = None
-    profile: Profile | None = None
+    evaluation: EvaluationViews | None = None
+    measured: ThroughputMeter | None = None
+    profile: StepProfiler | None = None
     grouped: bool = False  # whether the loop's batches are lists of micro-batches
     undo: Callable[[], object] | None = None  # while a step is looked into
 
     # ---- the step under way
 
     def pauses(self, step: int, steps_per_epoch: int) -> Iterator[int]:
-        """Steps after `step` at which the loop has to pause: before and after one that is looked into."""
+        """Yield steps after `step` at which the loop must pause: before and after a monitored step."""
         if self.profile is not None and self.profile.left:
             yield step + 1
         for every in (self.every, self.histograms):
@@ -115,7 +115,7 @@ class Looks:
                 yield max(due - 1, step + 1)
 
     def open(self, step: int, steps_per_epoch: int) -> None:
-        """Get ready for the step after `step`, where that is to be looked into."""
+        """Arm the hooks for the step after `step`, if that step is due for monitoring."""
         if self.inside is None:
             return
         numbers, histograms = (
@@ -125,8 +125,8 @@ class Looks:
             self.inside.open(numbers=numbers, histograms=histograms)
             self.undo = self.update.watch(self.inside.look)
 
-    def close(self, step: int, log: Log) -> dict[str, float]:
-        """After a step, the numbers seen in it by name; the rest goes to TensorBoard."""
+    def close(self, step: int, log: Logger) -> dict[str, float]:
+        """Return the numbers of a monitored step by name; log its histograms to TensorBoard."""
         if self.profile is not None:
             self.profile.advance(step, log.say)
         if self.inside is None or self.undo is None:
@@ -141,14 +141,14 @@ class Looks:
     # ---- the whole training
 
     def begin(self, step: int, samples: float, seconds: float) -> None:
-        """Training begins or goes on at `step`, with so many samples and seconds that no line has had yet."""
+        """Start at `step`, with the samples and seconds since the last log line."""
         if self.profile is not None:
             self.profile.start(step)
         if self.measured is not None:
             self.measured.mark = (step, samples, seconds)
 
-    def end(self, log: Log) -> None:
-        """Training is over, or stops."""
+    def end(self, log: Logger) -> None:
+        """Stop the profiler and remove the hooks."""
         if self.profile is not None:
             self.profile.stop(log.say)
         if self.undo is not None and self.inside is not None:
@@ -156,8 +156,8 @@ class Looks:
             self.inside.close()
             self.undo = None
 
-    def batches(self, coming: Iterator[Any], log: Log) -> Iterator[Any]:
-        """The same batches; waiting for them is timed, and the first one shows the model's graph and FLOPs."""
+    def batches(self, coming: Iterator[Any], log: Logger) -> Iterator[Any]:
+        """Pass batches on; time the wait for them, and use the first for the model's graph and FLOPs."""
         if self.measured is not None and self.measured.waiting is not None:
             coming = self.measured.waiting.timed(coming)
         measured = self.measured if self.measured is not None and self.measured.mfu else None
@@ -176,26 +176,26 @@ class Looks:
             self.inside.hang()
         return chain([batch], coming)
 
-    def _draw(self, batch: Any, log: Log) -> None:
-        """The graph, of the model without its numbers; where it cannot do without, of a copy with them."""
+    def _draw(self, batch: Any, log: Logger) -> None:
+        """Log the model's graph, traced on the meta device or, failing that, on a copy with weights."""
         problem = ""
-        for copied, moved in ((meta_copy, to_meta), (deepcopy, owned)):
+        for copied, moved in ((copy_to_meta, to_meta), (deepcopy, copy_owned)):
             try:
-                with _unnoticed():
+                with _suppress_side_effects():
                     model, call = self._probe(copied, moved(batch))
-                    log.graph(graph_of(model, call))
+                    log.graph(record_graph(model, call))
                     return
             except Exception as error:  # noqa: BLE001  a user's model may raise anything
                 problem = problem or f"{type(error).__name__}: {error}"
         log.say(f"log.graph: the model could not be drawn ({problem})")
 
-    def _count(self, measured: Measured, batch: Any, log: Log) -> None:
-        """FLOPs of training on a sample: three times those of a forward, the backward being two (Chowdhery 2022)."""
+    def _count(self, measured: ThroughputMeter, batch: Any, log: Logger) -> None:
+        """Count training FLOPs per sample: three times the forward's (Chowdhery 2022: backward is two)."""
         measured.flops = 0.0
         try:
-            with _unnoticed():
-                _, call = self._probe(meta_copy, to_meta(batch))
-                flops, samples = forward_flops(call)
+            with _suppress_side_effects():
+                _, call = self._probe(copy_to_meta, to_meta(batch))
+                flops, samples = count_flops(call)
         except Exception as error:  # noqa: BLE001  a user's model may raise anything
             log.say(f"log.mfu: the FLOPs of the model cannot be counted ({type(error).__name__}: {error})")
             return
@@ -206,24 +206,24 @@ class Looks:
             log.say(f"log.mfu: the peak of this {measured.device.type} is not known: give it as log.peak_flops")
 
     def _probe(self, copied: Callable[[Any], Any], batch: Any) -> tuple[nn.Module, Callable[[], Mapping[str, Any]]]:
-        """A copy of the model in eval mode, and what evaluates a batch with it and a copy of the loss."""
+        """Return a copy of the model in eval mode, and a function that evaluates a batch with it."""
         model, update = copied(self.model).eval(), copy(self.update)
         if isinstance(update.loss, nn.Module):
             update.loss = copied(update.loss)
         return model, lambda: update.evaluate(batch, model)
 
     def scalars(self, step: int, samples: float, seconds: float) -> dict[str, float]:
-        """What is measured since the last line, see `Measured.scalars`."""
+        """Return the meter's values since the last log line, see `ThroughputMeter.scalars`."""
         return {} if self.measured is None else self.measured.scalars(step, samples, seconds)
 
-    def at_evaluation(self, split: str, log: Log) -> list[Any]:
-        """What looks at an evaluation."""
+    def at_evaluation(self, split: str, log: Logger) -> list[Any]:
+        """Return the monitors for an evaluation of a split."""
         return [] if self.evaluation is None else self.evaluation.looks(split, log.say)
 
 
 @contextmanager
-def _unnoticed() -> Iterator[None]:
-    """Nothing is drawn from training's generators; what there is to warn of, training will."""
+def _suppress_side_effects() -> Iterator[None]:
+    """Restore the random generators afterwards and suppress warnings: training will repeat them."""
     with rng.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

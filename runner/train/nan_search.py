@@ -1,4 +1,4 @@
-"""After a fault: train again from the last checkpoint in a copy, every tensor looked at, and say where it began."""
+"""NaN search: train a copy from the last checkpoint, check every tensor and report the first NaN."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -13,21 +13,30 @@ from torch import Tensor, nn
 from runner.core import rng
 from runner.core.errors import RunError
 from runner.train import loop
-from runner.train.finite import Fault, Finding, bad_value, infinite_buffers, is_finite, not_finite, tensors_of
+from runner.train.finite import (
+    NonFiniteError,
+    NonFiniteReport,
+    collect_tensors,
+    describe_bad_value,
+    describe_parameter,
+    find_infinite_buffers,
+    find_non_finite,
+    is_finite,
+)
 from runner.train.optimizer_step.base import Step
 from runner.train.state import Run
 
 
-class Found(Exception):
-    """The first bad tensor, in words; its value; its module; the bad rows of the batch, where only some are."""
+class NonFiniteFound(Exception):
+    """First non-finite tensor: description, value, module, and its rows of the batch if only some."""
 
     def __init__(self, tensor: str, value: str, module: str | None = None, rows: list[int] | None = None) -> None:
         super().__init__(tensor)
         self.tensor, self.value, self.module, self.rows = tensor, value, module, rows
 
 
-def answer(run: Run, fault: Fault, rebuild: Callable[[], Run], policy: str, max_faults: int) -> Run:
-    """Say where the fault began; then raise it, or give a run that stands at the last checkpoint and avoids it.
+def answer(run: Run, fault: NonFiniteError, rebuild: Callable[[], Run], policy: str, max_faults: int) -> Run:
+    """Find and log the origin of a NaN; then raise it, or return a run from the last checkpoint.
 
     Args:
         run: the run that it happened in; not to be used any more.
@@ -37,7 +46,7 @@ def answer(run: Run, fault: Fault, rebuild: Callable[[], Run], policy: str, max_
         max_faults: how many faults may be answered so.
 
     Raises:
-        Fault: the policy says stop, it has happened too often, or it does not show again.
+        NonFiniteError: the policy says stop, it has happened too often, or it does not show again.
     """
     with suppress(RunError):
         run.checkpoints.wait()
@@ -49,11 +58,11 @@ def answer(run: Run, fault: Fault, rebuild: Callable[[], Run], policy: str, max_
     try:
         finding = find(scratch, fault.step)
     except Exception as error:
-        raise Fault(f"{fault}. Training again from step {begun_at} failed: {error}", fault.step) from error
-    if finding is None and run.stop.signal is not None:
+        raise NonFiniteError(f"{fault}. Training again from step {begun_at} failed: {error}", fault.step) from error
+    if finding is None and run.stop.reason:
         raise fault
     if finding is None:
-        raise Fault(
+        raise NonFiniteError(
             f"{fault}. Training again from step {begun_at} did not show it: something is not deterministic, or a "
             "component keeps a state that no checkpoint holds (`python -m runner check resume` looks for it)",
             fault.step,
@@ -64,7 +73,7 @@ def answer(run: Run, fault: Fault, rebuild: Callable[[], Run], policy: str, max_
             policy != "stop"
         )
         remedy = " Often the learning rate is too high. train.on_fault=skip leaves such a step out."
-        raise Fault(f"{finding}.{often}{remedy}", finding.step, finding) from fault
+        raise NonFiniteError(f"{finding}.{often}{remedy}", finding.step, finding) from fault
     again = rebuild()
     again.progress.left_out = [*run.progress.left_out, [finding.epoch, finding.batch, int(policy == "skip")]]
     what = "the update of that step" if policy == "skip" else "that batch"
@@ -72,26 +81,26 @@ def answer(run: Run, fault: Fault, rebuild: Callable[[], Run], policy: str, max_
     return again
 
 
-def find(run: Run, until: int) -> Finding | None:
-    """Train `run` up to step `until` with every check on; where the first number that is none appeared, if any did."""
+def find(run: Run, until: int) -> NonFiniteReport | None:
+    """Train `run` up to step `until` with every check on; report the first non-finite number, if any."""
     progress = run.progress
     if progress.step == run.first_step:
         rng.seed_all(rng.derive_key(run.seed, "train"))
-    skip = infinite_buffers(run.model)
+    skip = find_infinite_buffers(run.model)
     run.model.train()
-    with watched(run, skip) as watch:
-        while progress.step < until and run.stop.signal is None:
+    with watch_run(run, skip) as watch:
+        while progress.step < until and not run.stop.reason:
             begun_at = (progress.step, progress.epoch)
-            for batch in loop.batches(run):
+            for batch in loop.iterate_batches(run):
                 try:
                     train_step(run, batch, skip, watch)
-                except Found as found:
-                    return finding_of(run, found, watch.micro_batch)
+                except NonFiniteFound as found:
+                    return make_report(run, found, watch.micro_batch)
                 progress.step += 1
                 progress.batch += 1
                 if progress.batch == run.steps_per_epoch:
                     loop.end_epoch(run)
-                if progress.step >= until or run.stop.signal is not None:
+                if progress.step >= until or run.stop.reason:
                     return None
             if progress.batch:  # the end of data of unknown length
                 loop.end_epoch(run)
@@ -101,62 +110,67 @@ def find(run: Run, until: int) -> Finding | None:
 
 
 @dataclass
-class Watch:
-    """Which micro-batch of a step is under way; None where it is all of them."""
+class MicroBatchWatch:
+    """Index of the micro-batch under way; None for the whole step."""
 
     micro_batch: int | None = None
 
 
-def train_step(run: Run, batch: Any, skip: tuple[str, ...], watch: Watch) -> None:
-    """One step of `fit.fit`, each part looked at.
+def train_step(run: Run, batch: Any, skip: tuple[str, ...], watch: MicroBatchWatch) -> None:
+    """Take one training step with all its tensors checked.
 
     Raises:
-        Found: the first number that is none.
+        NonFiniteFound: the first non-finite number.
     """
     watch.micro_batch = -1
     run.update(batch)
     watch.micro_batch = None
-    tensors = tensors_of(run.model, run.optimizer, skip, run.loss)
-    bad = not_finite(tensors)
+    tensors = collect_tensors(run.model, run.optimizer, skip, run.loss)
+    bad = find_non_finite(tensors)
     if bad:
-        module = bad[0].split("`")[1].rpartition(".")[0] if bad[0].startswith("parameter") else ""
-        raise Found(f"{bad[0]} in its update", bad_value(tensors[bad[0]]), _type_of(run.model, module))
+        parameters = {describe_parameter(name): name for name, _ in run.model.named_parameters()}
+        module = parameters.get(bad[0], "").rpartition(".")[0]
+        raise NonFiniteFound(
+            f"{bad[0]} in its update", describe_bad_value(tensors[bad[0]]), _describe_module(run.model, module)
+        )
     run.schedule.step()
 
 
-def checked_step(
-    run: Run, skip: tuple[str, ...], watch: Watch, step: Step, batch: Any, *rest: Any, **named: Any
+def check_step(
+    run: Run, skip: tuple[str, ...], watch: MicroBatchWatch, step: Step, batch: Any, *rest: Any, **named: Any
 ) -> Any:
-    """The run's step, its batch, its loss and the model's buffers looked at.
+    """Call the run's step; check the batch, the loss and the model's buffers.
 
     Raises:
-        Found: the first number that is none.
+        NonFiniteFound: the first non-finite number.
     """
-    whole = getattr(run.update, "parts", 1) == 1  # else it is unknown which part of which micro-batch this is
+    whole = run.update.parts == 1  # else it is unknown which part of which micro-batch this is
     watch.micro_batch = (watch.micro_batch or 0) + 1 if run.accumulate > 1 and whole else None
     check_input(batch)
     outcome = step(batch, *rest, **named)
     for name, tensor in run.model.named_buffers():
         if name not in skip and not is_finite(tensor):
-            raise Found(f"buffer `{name}`", bad_value(tensor), _type_of(run.model, name.rpartition(".")[0]))
+            raise NonFiniteFound(
+                f"buffer `{name}`", describe_bad_value(tensor), _describe_module(run.model, name.rpartition(".")[0])
+            )
     if not is_finite(outcome["loss"]):
-        raise Found("the loss", bad_value(outcome["loss"]))
+        raise NonFiniteFound("the loss", describe_bad_value(outcome["loss"]))
     return outcome
 
 
 def check_input(batch: Any, at: str = "batch") -> None:
-    """Raise Found where the batch that came from the data has a number that is none, with the rows that have it."""
+    """Raise NonFiniteFound with the rows if a batch of the data has a non-finite number."""
     if isinstance(batch, Tensor):
         if not is_finite(batch):
-            raise Found(f"the input `{at}`", bad_value(batch), rows=_bad_rows(batch))
+            raise NonFiniteFound(f"the input `{at}`", describe_bad_value(batch), rows=_find_bad_rows(batch))
     elif isinstance(batch, dict | list | tuple):
         for name, member in batch.items() if isinstance(batch, dict) else enumerate(batch):
             check_input(member, f"{at}[{name!r}]")
 
 
 @contextmanager
-def uncompiled() -> Iterator[None]:
-    """Compiled models run as they are written: hooks that come later would not be called in compiled code."""
+def run_eagerly() -> Iterator[None]:
+    """Run compiled models eagerly: compiled code would not call hooks that are added later."""
     if "torch._dynamo" not in sys.modules:
         yield
         return
@@ -165,13 +179,13 @@ def uncompiled() -> Iterator[None]:
 
 
 @contextmanager
-def watched(run: Run, skip: tuple[str, ...]) -> Iterator[Watch]:
-    """Hooks that raise Found at the first bad input or output of a module and the first bad gradient."""
-    watch = Watch()
+def watch_run(run: Run, skip: tuple[str, ...]) -> Iterator[MicroBatchWatch]:
+    """Hook NonFiniteFound onto the first bad module input or output and the first bad gradient."""
+    watch = MicroBatchWatch()
     with ExitStack() as stack:
-        stack.enter_context(uncompiled())
+        stack.enter_context(run_eagerly())
         stack.callback(setattr, run.update, "step", run.update.step)
-        run.update.step = partial(checked_step, run, skip, watch, run.update.step)
+        run.update.step = partial(check_step, run, skip, watch, run.update.step)
         for name, module in run.model.named_modules():
             stack.callback(module.register_forward_pre_hook(partial(check_arguments, run.model, name)).remove)
             stack.callback(module.register_forward_hook(partial(check_output, run.model, skip, name)).remove)
@@ -183,16 +197,16 @@ def watched(run: Run, skip: tuple[str, ...]) -> Iterator[Watch]:
 
 
 def check_arguments(model: nn.Module, name: str, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Raise Found where a module is given a bad tensor: what computed it is no module, or the step itself."""
+    """Raise NonFiniteFound if a module's input is bad: the step or plain code computed it."""
     for member in inputs:
         if not is_finite(member):
             what = f"the input of `{name}`" if name else "the model's input"
-            rows = None if name else _bad_rows(member)  # further in, the first dimension may be another
-            raise Found(what, bad_value(member), _type_of(model, name), rows)
+            rows = None if name else _find_bad_rows(member)  # further in, the first dimension may be another
+            raise NonFiniteFound(what, describe_bad_value(member), _describe_module(model, name), rows)
 
 
-def _bad_rows(tensor: Tensor) -> list[int] | None:
-    """The places along the first dimension that have a number that is none."""
+def _find_bad_rows(tensor: Tensor) -> list[int] | None:
+    """Return the indices along the first dimension that have a non-finite number."""
     bad = ~torch.isfinite(tensor)
     return bad.reshape(len(tensor), -1).any(1).nonzero().flatten().tolist() if tensor.dim() else None
 
@@ -200,7 +214,7 @@ def _bad_rows(tensor: Tensor) -> list[int] | None:
 def check_output(
     model: nn.Module, skip: tuple[str, ...], name: str, module: nn.Module, _inputs: Any, output: Any
 ) -> None:
-    """Raise Found where a module's output is bad: at its own parameter or buffer, where that is."""
+    """Raise NonFiniteFound if a module's output is bad, at its own bad parameter or buffer if any."""
     members = output if isinstance(output, tuple | list) else [output]
     bad = next((member for member in members if not is_finite(member)), None)
     if bad is None:
@@ -209,37 +223,41 @@ def check_output(
         full = f"{name}.{own}" if name else own
         if full not in skip and not is_finite(tensor):
             what = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
-            raise Found(f"{what} `{full}`", bad_value(tensor), _type_of(model, name))
-    raise Found(f"the output of `{name}`" if name else "the model's output", bad_value(bad), _type_of(model, name))
+            raise NonFiniteFound(f"{what} `{full}`", describe_bad_value(tensor), _describe_module(model, name))
+    raise NonFiniteFound(
+        f"the output of `{name}`" if name else "the model's output",
+        describe_bad_value(bad),
+        _describe_module(model, name),
+    )
 
 
 def check_gradient(run: Run, name: str, parameter: Tensor) -> None:
-    """Raise Found where a parameter's gradient is bad; infinite ones are no fault while a scaler may still help."""
+    """Raise NonFiniteFound if a gradient is bad, unless the fp16 scaler can still lower its scale."""
     if run.scaler is not None and run.scaler.grad_scaler.get_scale() > 1:
         return
     if parameter.grad is not None and not is_finite(parameter.grad):
-        value = bad_value(parameter.grad)
-        raise Found(f"the gradient of `{name}`", value, _type_of(run.model, name.rpartition(".")[0]))
+        value = describe_bad_value(parameter.grad)
+        raise NonFiniteFound(f"the gradient of `{name}`", value, _describe_module(run.model, name.rpartition(".")[0]))
 
 
-def _type_of(model: nn.Module, name: str) -> str:
+def _describe_module(model: nn.Module, name: str) -> str:
     kind = type(model.get_submodule(name)).__name__
     return f"{name} ({kind})" if name else kind
 
 
-def finding_of(run: Run, found: Found, micro_batch: int | None = None) -> Finding:
-    """Where in the run it was found, and with which samples: those of one micro-batch, or of all of the step."""
+def make_report(run: Run, found: NonFiniteFound, micro_batch: int | None = None) -> NonFiniteReport:
+    """Make the report of a finding, with the samples of the micro-batch or of the whole step."""
     progress = run.progress
     first, split = progress.batch * run.accumulate, run.splits["train"]
     last = first + run.accumulate if split.num_batches is None else min(first + run.accumulate, split.num_batches)
     batches = range(first, last)
     if micro_batch is not None:
         batches = range(first + micro_batch, first + micro_batch + 1)
-    members = [samples_of(split, progress.epoch, batch) for batch in batches]
+    members = [split.sample_indices(progress.epoch, batch) for batch in batches]
     samples = None if None in members else [index for member in members if member is not None for index in member]
-    if samples is not None and found.rows is not None and getattr(run.update, "parts", 1) == 1:
+    if samples is not None and found.rows is not None and run.update.parts == 1:
         samples = [samples[row] for row in found.rows if row < len(samples)]
-    return Finding(
+    return NonFiniteReport(
         step=progress.step + 1,
         epoch=progress.epoch,
         batch=progress.batch,
@@ -248,15 +266,3 @@ def finding_of(run: Run, found: Found, micro_batch: int | None = None) -> Findin
         value=found.value,
         samples=samples,
     )
-
-
-def samples_of(split: Any, epoch: int, batch: int) -> list[int] | None:
-    """The indices in the dataset of a batch's samples; None where the dataset owns its order."""
-    split = getattr(split, "split", split)  # under the transforms of whole batches
-    if hasattr(split, "rows"):  # as its DataLoader was last told: the rest of the epoch
-        row = split._positions(epoch)[batch]  # noqa: SLF001
-        return [int(index) for index in split.loader.dataset.indices[row]]
-    if hasattr(split, "indices"):
-        row = split.order(epoch)[batch * split.batch_size : (batch + 1) * split.batch_size]
-        return [int(index) for index in split.indices[row]]
-    return None

@@ -1,4 +1,4 @@
-"""Out of memory: recognise it, and say what to change."""
+"""Out of memory: detection and remedies."""
 
 import sys
 
@@ -22,8 +22,8 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def peak(device: torch.device) -> str:
-    """The most memory that was in use so far, in words."""
+def describe_peak(device: torch.device) -> str:
+    """Describe the peak memory so far."""
     if device.type == "cuda":
         most, whole = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
         return f"the peak was {most / GIB:.2f} of the {whole / GIB:.2f} GiB of {device}"
@@ -33,8 +33,8 @@ def peak(device: torch.device) -> str:
     return f"the peak of this process was {most / GIB:.2f} GiB"
 
 
-def advice(batch_size: int, accumulate: int, precision: str, *, evaluating: bool, splits: bool) -> str:
-    """What to change where a batch does not fit."""
+def suggest_remedies(batch_size: int, accumulate: int, precision: str, *, evaluating: bool, splits: bool) -> str:
+    """Suggest settings under which a batch fits into memory."""
     if evaluating:
         return f"an evaluation needs smaller batches: loader.eval.batch_size={max(1, batch_size // 2)}"
     ways = []

@@ -1,4 +1,4 @@
-"""What to change where model, loss or step refuse a batch: the same words for a made-up sample and for a real one."""
+"""Remedies for a batch that the model, the loss or the step rejects, in preflight and in training."""
 
 import inspect
 import re
@@ -29,8 +29,8 @@ TARGET_NAMES = ("target", "targets", "label", "labels", "y", "class", "mask", "o
 TO_FLOAT = "{_target_: torchvision.transforms.v2.ToDtype, dtype: torch.float32, scale: true}"
 
 
-def contents(batch: Any) -> str:
-    """What a batch holds, in words: `0: [64, 1, 8, 8] float32, 1: [64] int64`."""
+def describe_batch(batch: Any) -> str:
+    """Describe the members of a batch: `0: [64, 1, 8, 8] float32, 1: [64] int64`."""
     if isinstance(batch, Tensor):
         return f"one tensor {spell(batch)}"
     if isinstance(batch, Mapping | list | tuple):
@@ -40,7 +40,7 @@ def contents(batch: Any) -> str:
 
 
 def spell(value: Any) -> str:
-    """A member of a batch, or an output of a model: shape and dtype, or kind and length."""
+    """Describe a batch member or a model output: shape and dtype, or kind and length."""
     if isinstance(value, Tensor):
         return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, Mapping):
@@ -55,41 +55,41 @@ def spell(value: Any) -> str:
     return type(value).__name__
 
 
-def values(tensor: Any) -> str:
-    """The range of a tensor's numbers, where it has any: ` from 0 to 9`."""
+def describe_range(tensor: Any) -> str:
+    """Describe the range of a tensor's numbers, if it has any: ` from 0 to 9`."""
     if not isinstance(tensor, Tensor) or tensor.is_meta or not tensor.numel() or tensor.is_complex():
         return ""
     low, high = (f"{float(bound):g}" for bound in tensor.detach().float().aminmax())
     return f" from {low} to {high}"
 
 
-def for_members(batch: Any) -> str:
-    """Which `step.input` and `step.target` a batch has, where the step asks for members that it lacks."""
+def suggest_members(batch: Any) -> str:
+    """Suggest `step.input` and `step.target` if the step asks for members that a batch lacks."""
     if isinstance(batch, Tensor):
         return "a sample of the dataset is one tensor: return `(input, target)`, or write a step of your own"
     if not isinstance(batch, Mapping):
         return f"a batch has the members 0 to {len(batch) - 1}" if isinstance(batch, list | tuple) and batch else ""
     names = [name for name in batch if isinstance(name, str)]
-    given = _named(names, INPUT_NAMES) or next(iter(names), "")
+    given = _find_name(names, INPUT_NAMES) or next(iter(names), "")
     rest = [name for name in names if name != given]
-    wanted = _named(rest, TARGET_NAMES) or (rest[-1] if rest else "")
+    wanted = _find_name(rest, TARGET_NAMES) or (rest[-1] if rest else "")
     return f"write `step.input={given} step.target={wanted}`" if wanted else f"a batch has {', '.join(map(str, batch))}"
 
 
-def _named(names: Sequence[str], known: Sequence[str]) -> str:
+def _find_name(names: Sequence[str], known: Sequence[str]) -> str:
     lower = {name.lower(): name for name in names}
     return next((lower[name] for name in known if name in lower), "")
 
 
-def for_model(model: nn.Module, inputs: Any, batch: Any, error: BaseException) -> str:
-    """What to change where a model refuses its input."""
+def suggest_for_model(model: nn.Module, inputs: Any, batch: Any, error: BaseException) -> str:
+    """Suggest a remedy if a model rejects its input."""
     given = list(inputs.values()) if isinstance(inputs, Mapping) else inputs if isinstance(inputs, list) else [inputs]
     strange = [value for value in given if not isinstance(value, Tensor)]
     if strange:
         return f"the input is {spell(strange[0])}: a transform or `loader.collate_fn` must make a tensor of it"
-    if isinstance(error, TypeError) and (said := _for_arguments(model, batch)):
+    if isinstance(error, TypeError) and (said := _suggest_arguments(model, batch)):
         return said
-    if said := _for_dtype(model, given, str(error)):
+    if said := _suggest_dtype(model, given, str(error)):
         return said
     if found := re.search(r"to have (\d+) channels, but got (\d+)", str(error)):
         wanted, had = map(int, found.groups())
@@ -100,8 +100,8 @@ def for_model(model: nn.Module, inputs: Any, batch: Any, error: BaseException) -
     return ""
 
 
-def _for_arguments(model: nn.Module, batch: Any) -> str:
-    """Which members the arguments of `forward` are, where they have the same names or as many."""
+def _suggest_arguments(model: nn.Module, batch: Any) -> str:
+    """Suggest members for the arguments of `forward`, by equal names or equal number."""
     try:
         parameters = inspect.signature(model.forward).parameters.values()
     except (TypeError, ValueError):
@@ -115,7 +115,7 @@ def _for_arguments(model: nn.Module, batch: Any) -> str:
     return f"its forward takes {', '.join(needed)}; `step.input` names the members of a batch for them" * bool(needed)
 
 
-def _for_dtype(model: nn.Module, given: Sequence[Tensor], said: str) -> str:
+def _suggest_dtype(model: nn.Module, given: Sequence[Tensor], said: str) -> str:
     named = {name: p.dtype for name, p in model.named_parameters() if p.is_floating_point()}
     words = re.search(r"dtype|expected.*(Float|Double|Half|Long|Byte)|Input type|scalar type", said)
     if not named or not words:
@@ -134,8 +134,8 @@ def _for_dtype(model: nn.Module, given: Sequence[Tensor], said: str) -> str:
     return f"the input is {kind}, and the parameters are float32: {ways} `float: {TO_FLOAT}`"
 
 
-def for_output(made: Any) -> str:
-    """Which of the several outputs of a model loss and metrics are to get."""
+def suggest_output(made: Any) -> str:
+    """Suggest an output for loss and metrics if a model returns several."""
     if isinstance(made, Mapping):
         names: list[str] = [str(name) for name in made]
     elif isinstance(made, tuple) and hasattr(made, "_fields"):
@@ -152,26 +152,26 @@ def for_output(made: Any) -> str:
     return f"write `step.output={main}` for that one" + more * bool(others)
 
 
-def for_loss(output: Any, target: Any, error: BaseException | None = None) -> str:
-    """What to change where a loss refuses an output beside a target."""
+def suggest_for_loss(output: Any, target: Any, error: BaseException | None = None) -> str:
+    """Suggest a remedy if a loss rejects an output and a target."""
     if not isinstance(output, Tensor):
-        return for_output(output)
+        return suggest_output(output)
     if not isinstance(target, Tensor):
         if isinstance(target, list | tuple) and target and isinstance(target[0], str):
             return "the targets are texts: let the dataset give each class as its number, from 0 on"
         return f"the target is {spell(target)}: let the dataset give a number or a tensor"
-    if isinstance(error, UserWarning) and (said := for_one_number(output, target)):  # torch's, of broadcasting
+    if isinstance(error, UserWarning) and (said := suggest_squeeze(output, target)):  # torch's, of broadcasting
         return said
     classes = output.shape[1] if output.dim() > 1 else 0
     integer = not target.is_floating_point() and target.dtype != torch.bool
     if integer and re.search("out of (bounds|range)", str(error)):
-        return _for_range(classes, target)
-    return _for_shape(output, target) if classes < 2 else _for_classes(output, target, integer=integer)
+        return _suggest_class_range(classes, target)
+    return _suggest_shape(output, target) if classes < 2 else _suggest_class_target(output, target, integer=integer)
 
 
-def _for_shape(output: Tensor, target: Tensor) -> str:
-    """Of a quantity, or of one logit."""
-    if said := for_one_number(output, target):
+def _suggest_shape(output: Tensor, target: Tensor) -> str:
+    """Suggest a remedy for a target of a quantity or of a single logit."""
+    if said := suggest_squeeze(output, target):
         return said
     if output.shape != target.shape and output.numel() == target.numel():
         return f"give both one shape: the output has {list(output.shape)}, the target {list(target.shape)}"
@@ -180,8 +180,8 @@ def _for_shape(output: Tensor, target: Tensor) -> str:
     return ""
 
 
-def for_one_number(output: Tensor, target: Tensor) -> str:
-    """Of one number a sample, which only one of the two has in a dimension of its own."""
+def suggest_squeeze(output: Tensor, target: Tensor) -> str:
+    """Suggest a shape if only one of output and target has a last dimension of size 1."""
     if output.shape == (*target.shape, 1):
         shape = ", ".join(map(str, [*target.shape[1:], 1]))
         return (
@@ -197,7 +197,7 @@ def for_one_number(output: Tensor, target: Tensor) -> str:
     return ""
 
 
-def _for_classes(output: Tensor, target: Tensor, *, integer: bool) -> str:
+def _suggest_class_target(output: Tensor, target: Tensor, *, integer: bool) -> str:
     if target.dim() == output.dim() and target.shape[1] == 1:
         return "a target is one class index a sample, [N], and not [N, 1]: let the dataset give `int(y)`"
     if target.shape == output.shape and not target.is_floating_point():
@@ -210,7 +210,7 @@ def _for_classes(output: Tensor, target: Tensor, *, integer: bool) -> str:
     return ""
 
 
-def _for_range(classes: int, target: Tensor) -> str:
+def _suggest_class_range(classes: int, target: Tensor) -> str:
     if target.is_meta or not target.numel():
         return f"the model has {classes} outputs: a class index is at most {classes - 1}"
     low, high = (int(bound) for bound in target.aminmax())
@@ -220,32 +220,34 @@ def _for_range(classes: int, target: Tensor) -> str:
     return f"{said}: it needs {high + 1}" if low >= 0 else f"{said}: a class index is not negative"
 
 
-def logits(like: Any) -> Any:
-    """Numbers around 0 in the shape of a tensor on any device; the same every time."""
-    return _made(like, lambda shape: torch.linspace(-2, 2, max(1, shape.numel()))[: shape.numel()].reshape(shape))
+def make_logits(like: Any) -> Any:
+    """Make deterministic numbers from -2 to 2 in the shape of a tensor on any device."""
+    return _map_tensors(
+        like, lambda shape: torch.linspace(-2, 2, max(1, shape.numel()))[: shape.numel()].reshape(shape)
+    )
 
 
-def shares(like: Any) -> Any:
-    """Numbers between 0 and 1 that sum to 1 over dimension 1, where there is one."""
-    return _made(like, lambda shape: torch.full(shape, 1 / (shape[1] if len(shape) > 1 else 2)))
+def make_probabilities(like: Any) -> Any:
+    """Make equal probabilities that sum to 1 over dimension 1 (1/2 each without one)."""
+    return _map_tensors(like, lambda shape: torch.full(shape, 1 / (shape[1] if len(shape) > 1 else 2)))
 
 
-def zeros(like: Any) -> Any:
-    """Zeros in its shape."""
-    return _made(like, torch.zeros)
+def make_zeros(like: Any) -> Any:
+    """Make zeros in the shape of a tensor."""
+    return _map_tensors(like, torch.zeros)
 
 
-def labels(like: Any, output: Any) -> Any:
-    """Targets in the shape of a tensor: classes 0 and 1 in turn where they are whole numbers, else shares."""
+def make_targets(like: Any, output: Any) -> Any:
+    """Make targets in the shape of a tensor: classes 0 and 1 in turn for integers, else probabilities."""
     if not isinstance(like, Tensor) or like.is_floating_point():
-        return shares(like)
+        return make_probabilities(like)
     count = output.shape[1] if isinstance(output, Tensor) and output.dim() > 1 and output.shape[1] > 1 else 2
     return (torch.arange(like.numel()) % min(2, count)).reshape(like.shape).to(like.dtype)
 
 
-def _made(like: Any, make: Any) -> Any:
+def _map_tensors(like: Any, make: Any) -> Any:
     if isinstance(like, Tensor):
         return make(like.shape).to(like.dtype)
     if isinstance(like, Mapping):
-        return {name: _made(member, make) for name, member in like.items()}
-    return [_made(member, make) for member in like] if isinstance(like, list | tuple) else like
+        return {name: _map_tensors(member, make) for name, member in like.items()}
+    return [_map_tensors(member, make) for member in like] if isinstance(like, list | tuple) else like

@@ -1,4 +1,4 @@
-"""How the tensors of a model and an optimizer lie: whole, where nothing shards them."""
+"""Single-process defaults: full tensors instead of shards, and collectives that are no-ops."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -8,75 +8,75 @@ import torch
 from torch import Tensor, nn
 
 
-class Whole:
-    """Every tensor is whole. Everything here does nothing; `runner.train.distributed.fsdp.Sharded` is the other one."""
+class FullTensors:
+    """Layout of full tensors: every method is a no-op; `ShardedTensors` is the layout under FSDP."""
 
     def whole(self, tree: Any) -> Any:
-        """A state with every tensor whole."""
+        """Return a state with every tensor full."""
         return tree
 
     def here(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """What of the tensors lies in this process, sharing their memory."""
+        """Return the local part of each tensor, sharing its memory."""
         return tensors
 
     def like(self, part: Tensor, whole: Tensor) -> Tensor:
-        """Such a part of a tensor that lies as `whole` does, as that tensor."""
+        """Return a local part as a tensor with the layout of `whole`."""
         return part
 
     def ready(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let an optimizer use what works on tensors that lie so."""
+        """Turn off fused kernels that do not support this layout."""
 
     def model(self, module: nn.Module, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A saved state_dict as the module's `load_state_dict` takes it."""
+        """Convert a saved state_dict for the module's `load_state_dict`."""
         return saved
 
     def optimizer(self, optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A saved state as the optimizer's `load_state_dict` takes it."""
+        """Convert a saved state for the optimizer's `load_state_dict`."""
         return saved
 
 
-WHOLE = Whole()
+FULL_TENSORS = FullTensors()
 
 
-class Alone:
-    """One process. Everything here does nothing."""
+class SingleProcess:
+    """Process group of one process: every method is a no-op."""
 
     rank, world, local_rank = 0, 1, 0
     stream: tuple[int, ...] = ()  # what its random streams are named by, besides what they are for
     due: int | None = None  # the step at which to agree about signals next
 
     def tell(self, message: Mapping[str, Any]) -> None:
-        """Give the others a message: plain data, in the order that they hear it."""
+        """Send the other processes a message of plain data; they receive messages in order."""
 
     def start(self, device: torch.device) -> None:
-        """The collectives work from here on."""
+        """Initialize the collectives."""
 
     @contextlib.contextmanager
     def first(self) -> Iterator[None]:
-        """What one process does before the others, for it may write files: a download."""
+        """Run the block in rank 0 before the other processes: it may write files, such as a download."""
         yield
 
     def agree(self, step: int) -> None:
-        """Let every process know of a signal that one of them got."""
+        """Share received signals between the processes."""
 
     def outcomes(self, outcomes: Iterable[Mapping[str, Any]], split: Any) -> Iterable[Mapping[str, Any]]:
-        """The outcomes of an evaluation's batches, of all processes, in the order of the batches."""
+        """Yield the step outputs of an evaluation from all processes, in batch order."""
         return outcomes
 
     def same(self, value: Any) -> Any:
-        """The value that rank 0 has (plain data)."""
+        """Broadcast rank 0's value (plain data)."""
         return value
 
     def union(self, names: list[str]) -> list[str]:
-        """What any process has in its list."""
+        """Return the union of all processes' lists."""
         return names
 
     def mean(self, values: list[float]) -> list[float]:
-        """The means over the processes."""
+        """Return the means over the processes."""
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process has, by rank: tensors in any nesting of lists, tuples and mappings, and plain data.
+        """Gather each process's value by rank: plain data and tensors in lists, tuples and mappings.
 
         Raises:
             RunError: something else is in it.
@@ -84,28 +84,27 @@ class Alone:
         return [value]
 
     def level(self, module: nn.Module) -> None:
-        """Give every process the buffers that rank 0 has."""
+        """Broadcast rank 0's buffers."""
 
     def number(self, turn: int) -> int:
-        """The number of the batch that this process evaluates in its turn `turn`."""
+        """Return the number of the batch that this process evaluates at turn `turn`."""
         return turn
 
     def every(self, value: Any) -> list[Any]:
-        """What each process has (plain data), by rank."""
+        """Gather each process's value (plain data), by rank."""
         return [value]
 
     def failed(self, error: BaseException) -> None:
-        """Let the others know why this process ends; one that only lost another does not count."""
+        """Tell the other processes why this one ends, unless it only lost another process."""
 
     def blame(self, error: BaseException) -> str:
-        """Where a collective failed: which process was the first that failed, in words; else empty."""
+        """Describe the process that failed first, after a failed collective; else return ""."""
         return ""
 
     def watch(self, lost: Callable[[str], None]) -> None:
-        """Call `lost(culprit)` from a thread some seconds after another process failed, where this one still hangs."""
+        """Call `lost(culprit)` from a thread if this process hangs after another process failed."""
 
-    def end(self) -> None:
-        """No collective comes any more."""
+    def end(self) -> None: ...
 
 
-ALONE = Alone()
+SINGLE_PROCESS = SingleProcess()

@@ -1,4 +1,4 @@
-"""The live objects of a run, where it stands, and how both are saved and put back."""
+"""Live objects of a run, its progress, its clock and its stop request; changes of its schedule."""
 
 import math
 import threading
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,49 +15,56 @@ from torch import Tensor, nn
 
 from runner.core.durations import Duration
 from runner.data.interfaces import Split
-from runner.log.logger import Log, NoLog
-from runner.model.freeze import Frozen
-from runner.model.pretrained.plan import Plan
+from runner.log.logger import Logger, NoLogger
+from runner.model.freeze import FrozenParameters
+from runner.model.pretrained.plan import LoadPlan
 from runner.train.checkpoint import Checkpoints
-from runner.train.ema import Average
-from runner.train.lr_schedule import Constant, Schedule, course, put_rates_and_momenta, rates_and_momenta, set_rate
-from runner.train.monitor import Looks
-from runner.train.optimizer_step.base import Update
-from runner.train.optimizer_step.precision import Scaler
-from runner.train.single_process import ALONE, WHOLE, Alone, Whole
-from runner.train.step_outputs import KNOWN, Fields
+from runner.train.ema import EMA
+from runner.train.lr_schedule import (
+    ConstantLR,
+    LRSchedule,
+    put_rates_and_momenta,
+    read_rates_and_momenta,
+    set_rate,
+    trace_rates,
+)
+from runner.train.monitor import Monitor
+from runner.train.optimizer_step.base import OptimizerStep
+from runner.train.optimizer_step.precision import GradScaler
+from runner.train.single_process import FULL_TENSORS, SINGLE_PROCESS, FullTensors, SingleProcess
+from runner.train.step_outputs import RESERVED, StepOutputs
 
 
 class Losses:
-    """The losses since the last log line, and the step's own fields: kept on the device, read at once."""
+    """Losses and step outputs since the last log line: kept on the device, read at once."""
 
     def __init__(self) -> None:
         self.on_device: list[Tensor] = []
         self.values: list[float] = []
         self.sizes: list[int] = []
-        self.fields = Fields()
+        self.fields = StepOutputs()
 
     def add(self, outcome: Mapping[str, Any]) -> None:
-        """Take the loss of a step, without waiting for it."""
+        """Add the loss of a step, without waiting for the device."""
         self.on_device.append(outcome["loss"].detach())
         self.sizes.append(outcome.get("size", 1))
-        if not KNOWN.issuperset(outcome):
+        if not RESERVED.issuperset(outcome):
             self.fields.add(outcome, self.sizes[-1])
 
     def read(self) -> list[float]:
-        """The values, with one wait for the device."""
+        """Return the losses, with one wait for the device."""
         if self.on_device:
             self.values += torch.stack(self.on_device).double().tolist()
             self.on_device.clear()
         return self.values
 
     def mean(self) -> float:
-        """The mean over samples, NaN where there is none."""
+        """Return the mean over samples; NaN without losses."""
         pairs = zip(self.read(), self.sizes, strict=True)
         return math.fsum(value * size for value, size in pairs) / sum(self.sizes) if self.sizes else math.nan
 
     def clear(self) -> None:
-        """Forget them."""
+        """Drop all losses and step outputs."""
         self.on_device.clear()
         self.values.clear()
         self.sizes.clear()
@@ -65,7 +73,7 @@ class Losses:
 
 @dataclass
 class Progress:
-    """Where a run stands; all of it is saved."""
+    """Progress of a run; checkpoints hold all of it."""
 
     step: int = 0
     epoch: int = 0
@@ -82,7 +90,7 @@ class Progress:
 
 @dataclass
 class Clock:
-    """Seconds of a run, by what they were spent on."""
+    """Seconds that a run spent on training, evaluating and saving."""
 
     training: float = 0.0
     evaluating: float = 0.0
@@ -92,63 +100,78 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Of training, until now."""
+        """Seconds of training until now."""
         return self.training + (0.0 if self.started is None else time.perf_counter() - self.started)
 
     def start(self) -> None:
-        """Training begins or goes on."""
+        """Start or resume the training clock."""
         self.started = time.perf_counter()
 
     def pause(self) -> None:
-        """Training stops for something else, or for good."""
+        """Pause the training clock."""
         if self.started is not None:
             self.training += time.perf_counter() - self.started
             self.started = None
 
 
-PRUNED = 999  # in the place of a signal's number: the sweep wants no more of this run
+class StopReason(IntEnum):
+    """Why a run stops before it is done, to be continued; where processes have several reasons, the largest holds."""
+
+    NONE = 0
+    SIGNAL = 1
+    PRUNED = 2  # the sweep wants no more of this run
 
 
 @dataclass
-class Stop:
-    """Asked for by a signal's handler, by the sweep (`PRUNED`), or by training itself, which is then done.
+class StopRequest:
+    """Stop request from a signal handler, from the sweep (`PRUNED`) or from training itself.
 
     The step under way ends first.
     """
 
-    signal: int | None = None
+    reason: StopReason = StopReason.NONE
+    signal: int = 0  # its number, where that is the reason
     ended: str = ""  # why training is done before its duration: `train.early_stop` or `train.max_time`, in words
     deadline: float | None = None  # `time.perf_counter()` at which `train.max_time` is used up
     asked: bool = False  # the one thing that the loop looks at
     timer: threading.Timer | None = None
-    shared: bool = False  # several processes train, and agree first; till then one knows these two for itself:
-    wanted: int = 0  # the signal that came
+    shared: bool = False  # several processes train, and agree first; till then one knows these three for itself:
+    wanted: StopReason = StopReason.NONE
+    came: int = 0  # the number of the last signal
     late: str = ""  # why time is up
 
     def on_signal(self, number: int) -> None:
-        """A signal came, or PRUNED in the place of its number."""
-        self.wanted = number
-        if not self.shared:
-            self.leave(number)
+        """Record a signal's number, or PRUNED."""
+        self.came = number
+        self._ask(StopReason.SIGNAL)
 
-    def leave(self, number: int) -> None:
-        """Save and go, to be continued."""
-        self.signal = number
+    def on_pruned(self) -> None:
+        """Take note that the sweep wants no more of this run."""
+        self._ask(StopReason.PRUNED)
+
+    def _ask(self, reason: StopReason) -> None:
+        self.wanted = reason
+        if not self.shared:
+            self.leave(reason, self.came)
+
+    def leave(self, reason: StopReason, signal: int = 0) -> None:
+        """Request a save and a stop; the run can be resumed."""
+        self.reason, self.signal = reason, signal
         self.asked = True
 
     def on_time(self, why: str) -> None:
-        """Time is up."""
+        """Record that the time is up."""
         self.late = why
         if not self.shared:
             self.end(why)
 
     def end(self, why: str) -> None:
-        """Evaluate, save, and be done."""
+        """Request a last evaluation, a save and the end of training."""
         self.ended = self.ended or why
         self.asked = True
 
     def end_at(self, deadline: float, why: str) -> None:
-        """End at that `time.perf_counter()`, unless this is left (`with`) before."""
+        """Request the end at a `time.perf_counter()` value, unless the `with` block exits before."""
         self.deadline = deadline
         self.timer = threading.Timer(deadline - time.perf_counter(), self.on_time, [why])
         self.timer.daemon = True
@@ -173,9 +196,9 @@ class Run:
     loss: Any  # called with output and target; None where the step needs none
     step: Callable[..., Mapping[str, Any]]
     optimizer: torch.optim.Optimizer
-    update: Update  # one optimizer step
-    looks: Looks
-    schedule: Constant
+    update: OptimizerStep  # one optimizer step
+    looks: Monitor
+    schedule: ConstantLR
     splits: dict[str, Split]  # train, val, test
     metrics: dict[str, dict[str, Any]]  # train and eval → name → metric
     checkpoints: Checkpoints
@@ -191,24 +214,24 @@ class Run:
     early_stop: int | None = None  # evaluations without a better objective after which training is done
     max_seconds: float | None = None  # of wall time, over all resumes
     accumulate: int = 1  # batches of the loader in an optimizer step
-    average: Average | None = None  # of the weights
-    scaler: Scaler | None = None  # of fp16's gradients
+    average: EMA | None = None  # of the weights
+    scaler: GradScaler | None = None  # of fp16's gradients
     check_finite: str = "loss"
     log_means: bool = True  # whether a line of training has means since the last one, or the values at its step
     on_save_error: str = "stop"
     config: dict[str, Any] = field(default_factory=dict)
-    pretrained: Plan | None = None  # what was loaded
-    frozen: Frozen = field(default_factory=Frozen)
+    pretrained: LoadPlan | None = None  # what was loaded
+    frozen: FrozenParameters = field(default_factory=FrozenParameters)
     thaw_at: int | None = None  # the step from which on everything frozen trains
-    team: Alone = ALONE  # the processes that train together
-    layout: Whole = WHOLE  # how their tensors lie
+    team: SingleProcess = SINGLE_PROCESS  # the processes that train together
+    layout: FullTensors = FULL_TENSORS  # how their tensors lie
     rehearse: Callable[[Any], object] | None = None  # is shown the first batch before anything is learnt from it
     wrap: Callable[[], object] = lambda: None  # renews what wraps the model, where other parameters train than before
-    log: Log | NoLog = field(init=False)  # opened when the step to begin at is known
+    log: Logger | NoLogger = field(default_factory=NoLogger)  # opened when the step to begin at is known
     progress: Progress = field(default_factory=Progress)
     losses: Losses = field(default_factory=Losses)
     clock: Clock = field(default_factory=Clock)
-    stop: Stop = field(default_factory=Stop)
+    stop: StopRequest = field(default_factory=StopRequest)
     logged: tuple[int, float] = (0, 0.0)  # step and time of the last log line
     first_step: int = 0  # where training begins: not at 0 where it goes on with that of another script
     started_at: int = 0  # the step at which this process began
@@ -218,42 +241,42 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """What a schedule plans for a step: the rates at each step up to it, its state there, and what it sets there."""
+class PlannedSchedule:
+    """Plan of a schedule for a step: rates at each step up to it, its state and group settings there."""
 
     rates: list[list[float]]
     state: dict[str, Any]
     settings: list[dict[str, Any]]
 
 
-def planned(run: Run, step: int) -> Planned:
-    """What the schedule of a run plans for `step`; the run was built, and not restored yet."""
-    rates = course(run.schedule, run.optimizer, 0, step, run.steps_per_epoch)
-    return Planned(rates, deepcopy(run.schedule.state_dict()), rates_and_momenta(run.optimizer))
+def plan_schedule(run: Run, step: int) -> PlannedSchedule:
+    """Plan the schedule of a built, not yet restored run up to `step`."""
+    rates = trace_rates(run.schedule, run.optimizer, 0, step, run.steps_per_epoch)
+    return PlannedSchedule(rates, deepcopy(run.schedule.state_dict()), read_rates_and_momenta(run.optimizer))
 
 
-def follow(run: Run, plan: Planned) -> None:
-    """Go on with the schedule as it plans for this step, whatever the rates were."""
+def follow(run: Run, plan: PlannedSchedule) -> None:
+    """Set the schedule to its plan for this step, whatever the rates were."""
     run.schedule.load_state_dict(plan.state)
     put_rates_and_momenta(run.optimizer, plan.settings)
 
 
-def hold(run: Run, plan: Planned) -> None:
-    """Let the rates stay as they are; one that has come to 0 is the last one before that was not."""
+def hold(run: Run, plan: PlannedSchedule) -> None:
+    """Keep the rates constant; replace a rate of 0 by the last non-zero rate before it."""
     for place, group in enumerate(run.optimizer.param_groups):
         if not float(group["lr"]):
             set_rate(group, next((rates[place] for rates in reversed(plan.rates) if rates[place]), 0.0))
-    run.schedule = Constant()
+    run.schedule = ConstantLR()
 
 
 def forecast(run: Run) -> list[list[float]]:
-    """The rates of each group from this step to the last one; empty where a metric decides about them."""
+    """Return each group's rates from this step to the last; empty if a metric decides them."""
     schedule = run.schedule
-    if not isinstance(schedule, Schedule) or schedule.monitor is not None:
+    if not isinstance(schedule, LRSchedule) or schedule.monitor is not None:
         now = [float(group["lr"]) for group in run.optimizer.param_groups]
         return [now] if schedule.monitor is None else []
-    state_now, settings = deepcopy(schedule.state_dict()), rates_and_momenta(run.optimizer)
-    rates = course(schedule, run.optimizer, run.progress.step, run.total_steps, run.steps_per_epoch)
+    state_now, settings = deepcopy(schedule.state_dict()), read_rates_and_momenta(run.optimizer)
+    rates = trace_rates(schedule, run.optimizer, run.progress.step, run.total_steps, run.steps_per_epoch)
     schedule.load_state_dict(state_now)
     put_rates_and_momenta(run.optimizer, settings)
     return rates

@@ -1,4 +1,4 @@
-"""A step's own fields: what its outcome says beside loss, output, target and size."""
+"""Additional step outputs: all fields beside loss, output, target and size."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-KNOWN = frozenset({"loss", "output", "target", "size"})
+RESERVED = frozenset({"loss", "output", "target", "size"})
 
 
-class Fields:
-    """Numbers (tensors by their mean) over several steps, and the last of each word; nothing waits for the device.
+class StepOutputs:
+    """Numbers of several steps (tensors by their mean) and the last value of each string.
 
     Whatever else an outcome has (None, lists, objects) is the step's own business.
     """
@@ -22,8 +22,8 @@ class Fields:
         self.words: dict[str, str] = {}
 
     def add(self, outcome: Mapping[str, Any], size: int) -> None:
-        """Take the fields of a step of `size` samples, which is their weight in a mean."""
-        for name in outcome.keys() - KNOWN:
+        """Add the outputs of a step; `size` samples are its weight in a mean."""
+        for name in outcome.keys() - RESERVED:
             value = outcome[name]
             if isinstance(value, str):
                 self.words[name] = value
@@ -36,13 +36,13 @@ class Fields:
             self.sizes.setdefault(name, []).append(size)
 
     def read(self) -> dict[str, list[float]]:
-        """The numbers, with a wait for the device."""
+        """Return the numbers, with a wait for the device."""
         for name, values in self.waiting.items():
             self.waiting[name] = [float(value) for value in values]
         return self.waiting  # type: ignore[return-value]  # floats by now
 
     def means(self) -> dict[str, float]:
-        """Of each number its mean, weighted by the sizes."""
+        """Return the mean of each number, weighted by the sizes."""
         return {
             name: sum(value * size for value, size in zip(values, self.sizes[name], strict=True))
             / sum(self.sizes[name])
@@ -50,13 +50,13 @@ class Fields:
         }
 
     def clear(self) -> None:
-        """Forget them."""
+        """Drop all values."""
         self.waiting, self.sizes, self.words = {}, {}, {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data."""
         return deepcopy({"values": self.read(), "sizes": self.sizes, "words": self.words})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
+        """Load a state_dict."""
         self.waiting, self.sizes, self.words = (deepcopy(state[name]) for name in ("values", "sizes", "words"))

@@ -1,4 +1,4 @@
-"""The loop's one seam: how a batch becomes a call of model, loss and metrics.
+"""User steps, the loop's one seam: from a batch to a call of model, loss and metrics.
 
 A step is any callable `step(batch, model, loss)` that returns a mapping with `loss` (a scalar tensor to call `backward`
 on) and, as it likes, `output` and `target` (what the metrics get) and `size` (the samples in the batch: the weight of
@@ -23,7 +23,7 @@ def supervised(
     output: int | str | None = None,
     auxiliary: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """`loss(model(batch[input]), batch[target])`.
+    """Return `loss(model(batch[input]), batch[target])` with its output and target.
 
     Args:
         batch: a tuple or a mapping of tensors.
@@ -43,11 +43,11 @@ def supervised(
     else:
         made = model(*[batch[place] for place in input])
     wanted = batch[target]
-    main = made if output is None or isinstance(made, Tensor) else part_of(made, output)
+    main = made if output is None or isinstance(made, Tensor) else get_output(made, output)
     value = loss(main, wanted)
     if auxiliary and (model.training or not isinstance(made, Tensor)):
         absent = _REQUIRED if model.training else None
-        parts = ((part_of(made, name, absent), weight) for name, weight in auxiliary.items())
+        parts = ((get_output(made, name, absent), weight) for name, weight in auxiliary.items())
         value = value + sum(weight * loss(part, wanted) for part, weight in parts if part is not None)
     return {"loss": value, "output": main, "target": wanted, "size": len(wanted)}
 
@@ -55,8 +55,8 @@ def supervised(
 _REQUIRED: Any = object()
 
 
-def part_of(made: Any, place: int | str, default: Any = _REQUIRED) -> Any:
-    """One of the several outputs of a model: by index, by key of a mapping, or by field of a named tuple.
+def get_output(made: Any, place: int | str, default: Any = _REQUIRED) -> Any:
+    """Return one of a model's outputs by index, by mapping key, or by named-tuple field.
 
     Raises:
         LookupError: the output has no such part, and there is no default.
@@ -75,5 +75,5 @@ def part_of(made: Any, place: int | str, default: Any = _REQUIRED) -> Any:
 
 
 def minimise(_batch: Any, model: nn.Module, _loss: Callable[..., Any] | None) -> dict[str, Any]:
-    """The model's own value is what is minimised: there is neither data nor loss (`dataset=none`, `loss=none`)."""
+    """Return the model's own value as the loss, for `dataset=none` and `loss=none`."""
     return {"loss": model()}

@@ -1,12 +1,18 @@
 """The verbs `check` and `why`: what they print, and where they say a value comes from."""
 
 import json
+import re
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from runner.__main__ import main
 from runner.config.check.check import Check
 from runner.config.compose import compose
+from runner.core.errors import KINDS, Kind
+
+ROOT = Path(__file__).parents[2]
 
 
 def at_once(*overrides):
@@ -33,10 +39,54 @@ def test_check_json(capsys):
     report = json.loads(capsys.readouterr().out)
 
     assert 1 == report["count"]
-    assert {"key", "rule", "value", "where", "remedy", "suggestion"} == set(report["mistakes"][0])
+    assert {"key", "rule", "value", "where", "remedy", "suggestion", "kind"} == set(report["mistakes"][0])
     assert ("loader.batch_size", 0, "1") == tuple(
         report["mistakes"][0][name] for name in ("key", "value", "suggestion")
     )
+
+
+@pytest.mark.parametrize(
+    ("override", "kind"),
+    [
+        ("+train.epocs=3", "unknown-key"),
+        ("+optimizer.lrr=1", "unknown-argument"),
+        ("model=small_cn", "unknown-option"),
+        ("--fast", "unknown-option"),
+        ("model._target_=torch.nn.Linaer", "unknown-target"),
+        ("model._target_=os.system", "untrusted"),
+        ("~model._target_", "missing"),
+        ("optimizer.lr=fast", "type"),
+        ("seed=a", "type"),
+        ("loader.batch_size=0", "value"),
+        ("loss._target_=torch.nn.Linear", "missing"),
+        ("optimizer._target_=torch.nn.Linear", "slot"),
+        ("+train.split_on_oom=true device.parallel=ddp", "conflict"),
+        ("train.max_faults=7", "no-effect"),
+        ("sweep.seeds=3", "no-effect"),
+        ("freeze.params=[nothing]", "no-match"),
+        ("freeze.params=['(']", "syntax"),
+        ("optimizer.lr", "syntax"),
+        ("+model=mlp", "composition"),
+        ("name=${nowhere}", "interpolation"),
+        ("pretrained=full pretrained.path=no.pt", "file"),
+        ("optimizer.lr=-1", "refused"),
+    ],
+)
+def test_json_tells_the_kind_of_a_mistake(capsys, override, kind):
+    main(["check", "--json", *override.split()])
+    kinds = {mistake["kind"] for mistake in json.loads(capsys.readouterr().out)["mistakes"]}
+    assert {kind} == kinds
+
+
+def test_every_kind_is_documented():
+    table = (ROOT / "docs" / "mistakes.md").read_text()
+    assert list(KINDS.items()) == re.findall(r"^\| `(\S+)` \| (.*) \|$", table, re.MULTILINE)
+
+
+def test_every_kind_is_used():
+    source = "".join(path.read_text() for path in (ROOT / "runner").rglob("*.py"))
+    unused = {kind for kind in get_args(Kind) if f'kind="{kind}"' not in source}
+    assert unused <= {"value", "unknown-target"}  # the defaults of `Mistake` and of `TargetError`
 
 
 def test_check_of_a_sweep(capsys):

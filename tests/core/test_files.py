@@ -146,7 +146,7 @@ def read(path):
 
 
 def test_each_step_has_one_line_into_which_events_of_the_step_are_merged(tmp_path):
-    lines = jsonl.Lines(tmp_path / "m.jsonl")
+    lines = jsonl.JsonLines(tmp_path / "m.jsonl")
     lines.append({"step": 1, "train/loss": 2.0, "long": "x" * 100})
     lines.append({"step": 2, "train/loss": 1.0})
     lines.append({"step": 2, "val/loss": float("nan")})
@@ -162,7 +162,7 @@ def test_each_step_has_one_line_into_which_events_of_the_step_are_merged(tmp_pat
 
 
 def test_an_event_is_on_the_disk_before_the_next(tmp_path):
-    lines = jsonl.Lines(tmp_path / "m.jsonl")
+    lines = jsonl.JsonLines(tmp_path / "m.jsonl")
     for step in range(3):
         lines.append({"step": step})
         assert len(read(tmp_path / "m.jsonl")) == step + 1
@@ -171,13 +171,13 @@ def test_an_event_is_on_the_disk_before_the_next(tmp_path):
 
 @pytest.mark.parametrize("until", range(-1, 12))
 def test_a_resume_drops_the_later_steps_and_logs_them_once(tmp_path, until):
-    straight, resumed = jsonl.Lines(tmp_path / "a.jsonl"), jsonl.Lines(tmp_path / "b.jsonl")
+    straight, resumed = jsonl.JsonLines(tmp_path / "a.jsonl"), jsonl.JsonLines(tmp_path / "b.jsonl")
     for step in range(0, 11, 2):
         for lines in (straight, resumed):
             lines.append({"step": step, "x": 1 / (step + 1)})
     resumed.close()
 
-    resumed = jsonl.Lines(tmp_path / "b.jsonl", until=until)
+    resumed = jsonl.JsonLines(tmp_path / "b.jsonl", until=until)
     assert resumed.last.get("step", -1) == max([-1, *(step for step in range(0, 11, 2) if step <= until)])
     for step in range(0, 11, 2):
         if step >= until:  # that of `until` itself is an evaluation done again
@@ -193,7 +193,7 @@ def test_whatever_byte_a_crash_ends_the_file_at_whole_lines_are_kept(tmp_path):
     whole = b'{"step": 1, "a": 2}\n{"step": 12, "a": 2}\n'
     for length in range(len(whole) + 1):
         file.write_bytes(whole[:length])
-        lines = jsonl.Lines(file)
+        lines = jsonl.JsonLines(file)
         lines.append({"step": 20})
         lines.close()
         kept = [1, 12][: whole[:length].count(b"\n")]
@@ -204,7 +204,7 @@ def test_zeros_that_a_power_cut_left_are_cut_out_and_whole_lines_stay(tmp_path):
     whole = b'{"step": 1}\n' + bytes(100) + b'\n{"step": 3}\n' + bytes(100)
     (tmp_path / "m.jsonl").write_bytes(whole)
 
-    lines = jsonl.Lines(tmp_path / "m.jsonl")
+    lines = jsonl.JsonLines(tmp_path / "m.jsonl")
     lines.append({"step": 4})
     lines.close()
 
@@ -225,11 +225,11 @@ def test_zeros_that_a_power_cut_left_are_cut_out_and_whole_lines_stay(tmp_path):
 def test_a_step_that_a_flipped_bit_has_changed_costs_that_line_alone(tmp_path, steps, kept):
     (tmp_path / "m.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in steps))
 
-    assert [place.step for place in jsonl.whole_lines(tmp_path / "m.jsonl")[0]] == kept
+    assert [place.step for place in jsonl.find_whole_lines(tmp_path / "m.jsonl")[0]] == kept
 
 
 def test_steps_do_not_go_back(tmp_path):
-    lines = jsonl.Lines(tmp_path / "m.jsonl")
+    lines = jsonl.JsonLines(tmp_path / "m.jsonl")
     lines.append({"step": 2})
 
     with pytest.raises(AssertionError):

@@ -14,7 +14,7 @@ from torchvision.transforms import functional as F
 
 from runner.core import rng
 from runner.data.batched import color
-from runner.data.batched.chain import Chain
+from runner.data.batched.chain import BatchedTransforms
 from runner.data.batched.steps import NotBatched
 
 COUNT = 48
@@ -40,7 +40,7 @@ def pixels(images: list[Any]) -> Tensor:
 
 def run(transform: Any, images: Tensor, uniforms: Tensor, *, is_pil: bool = True) -> Tensor:
     """The batched form on images as from PIL, with these draws."""
-    chain = Chain({"it": transform, "image": v2.ToImage()}, images[0], pil=is_pil)
+    chain = BatchedTransforms({"it": transform, "image": v2.ToImage()}, images[0], pil=is_pil)
     prepared = chain.prepare({name: uniforms[:, :draws] for name, draws in chain.draws.items()}, len(images))
     return chain(images, prepared)
 
@@ -208,7 +208,7 @@ def test_the_way_to_numbers(module: Any, images: Tensor) -> None:
         else {"image": v2.ToImage(), "scale": v2.ToDtype(torch.float32, scale=True)}
     )
     transforms = {**steps, "normalize": normalize}
-    chain = Chain(transforms, images[0], pil=True)
+    chain = BatchedTransforms(transforms, images[0], pil=True)
     expected = torch.stack([module.Compose(list(transforms.values()))(image) for image in pil(images)])
 
     assert torch.allclose(expected, chain.alone(images), atol=1e-6)
@@ -258,7 +258,7 @@ def test_windows_in_a_row_are_one_stage(images: Tensor, seed: int) -> None:
     """Crop and flip become one gather, conversion and normalisation one function, and give what they give alone."""
     transforms = {"crop": v2.RandomCrop(30), "flip": v2.RandomHorizontalFlip(), "down": v2.RandomVerticalFlip()}
     numbers = {"image": v2.ToImage(), "scale": v2.ToDtype(torch.float32, scale=True), "n": v2.Normalize([0.5], [0.5])}
-    chain = Chain({**transforms, **numbers}, images[0], pil=True)
+    chain = BatchedTransforms({**transforms, **numbers}, images[0], pil=True)
     generator = torch.Generator().manual_seed(seed)
     uniforms = {name: torch.rand(COUNT, draws, generator=generator) for name, draws in chain.draws.items()}
     one_by_one = images
@@ -280,7 +280,9 @@ def test_windows_in_a_row_are_one_stage(images: Tensor, seed: int) -> None:
 )
 def test_what_has_no_batched_form_goes_one_by_one(transform: Any, reason: str, images: Tensor) -> None:
     """The images are those that the transform makes of PIL images with these seeds; the reason is said."""
-    chain = Chain({"flip": v2.RandomVerticalFlip(1.0), "it": transform, "image": v2.ToImage()}, images[0], pil=True)
+    chain = BatchedTransforms(
+        {"flip": v2.RandomVerticalFlip(1.0), "it": transform, "image": v2.ToImage()}, images[0], pil=True
+    )
     seeds = torch.arange(COUNT) * 1000
     result = chain(images, chain.prepare({"flip": torch.zeros(COUNT, 1), "it": seeds}, COUNT))
     expected = []
@@ -302,7 +304,7 @@ def test_one_by_one_a_transform_gets_the_type_that_it_gets_alone(kind: Any, imag
         return image
 
     transforms = {"before": look, "kind": kind, "after": look, "image": v2.ToImage(), "last": look}
-    Chain(transforms, images[0], pil=True)
+    BatchedTransforms(transforms, images[0], pil=True)
     together, seen[:] = list(seen), []
     single = pil(images)[0]
     for transform in transforms.values():
@@ -322,10 +324,10 @@ def test_one_by_one_a_transform_gets_the_type_that_it_gets_alone(kind: Any, imag
 def test_what_refuses_a_sample_says_why(transform: Any, reason: str, images: Tensor) -> None:
     """The reason names the transform."""
     with pytest.raises(NotBatched, match=f"^no batched form of it .*{reason}"):
-        Chain({"it": transform}, images[0], pil=True)
+        BatchedTransforms({"it": transform}, images[0], pil=True)
 
 
 def test_pil_images_that_are_left_are_refused(images: Tensor) -> None:
     """Where the per-sample path would fail to collate PIL images, whole batches do not work by luck."""
     with pytest.raises(NotBatched, match="leave PIL images"):
-        Chain({"flip": v2.RandomHorizontalFlip()}, images[0], pil=True)
+        BatchedTransforms({"flip": v2.RandomHorizontalFlip()}, images[0], pil=True)

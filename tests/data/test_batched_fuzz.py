@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms import functional as F
 from torchvision.transforms.v2 import functional as F2
 
-from runner.data.batched.chain import Chain
+from runner.data.batched.chain import BatchedTransforms
 from runner.data.batched.steps import NotBatched
 from runner.data.samples import to_image
 
@@ -222,7 +222,7 @@ def test_the_same_pixels_for_the_same_draws(kind: Callable[[Draw], Case], rounds
         about = f"{number}: {type(transform).__module__} {transform} {tuple(draw.images.shape)} {draw.images.dtype}"
         transforms = {"it": transform, **({"image": v2.ToImage()} if draw.pil else {})}
         try:
-            chain = Chain(transforms, draw.images[0], pil=draw.pil)
+            chain = BatchedTransforms(transforms, draw.images[0], pil=draw.pil)
         except NotBatched:
             assert expected is None, about
             continue

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset, WeightedRandomSampl
 
 from datasets.transforms import RandomShift
 from runner.core import rng
-from runner.data import batches, interfaces, samples, splitting, whole_dataset
+from runner.data import batches, interfaces, samples, sharding, splitting, whole_dataset
 
 CPU = samples.Placement(torch.device("cpu"))
 
@@ -76,8 +76,8 @@ def test_gathered_and_loaded_have_the_same_order() -> None:
     """Where nothing is random but the order, both ways of making batches give the same."""
     gathered, loaded = split(tensors()), split(tensors(), in_memory=False)
 
-    assert gathered.plan.startswith("gathered")
-    assert loaded.plan.startswith("sample by sample")
+    assert gathered.plan.text.startswith("gathered")
+    assert loaded.plan.text.startswith("sample by sample")
     assert same(epochs(gathered), epochs(loaded))
 
 
@@ -88,6 +88,18 @@ def test_each_epoch_has_every_sample_once_in_another_order() -> None:
 
     assert list(range(23)) == sorted(first) == sorted(second)
     assert first != second
+
+
+@pytest.mark.parametrize("settings", [{}, {"in_memory": False}, {"batch_sampler": [[7, 1], [3]]}, {"limit": 9}])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_indices_of_a_batch_are_those_of_its_samples(settings: dict[str, Any], *, wrapped: bool) -> None:
+    """However batches are made, and under what changes whole batches or takes a share of them."""
+    made = split(tensors(), **settings)
+    told: interfaces.Split = batches.BatchTransforms(made, {}, samples.Stream(0, "train")) if wrapped else made
+    told = sharding.ShardedBatches(told, sharding.Shard()) if wrapped else told
+    expected = [batch[1].tolist() for batch in made.batches(1)]
+
+    assert expected == [told.sample_indices(1, number) for number in range(len(expected))]
 
 
 @pytest.mark.parametrize("persistent", [False, True])
@@ -189,8 +201,8 @@ def test_whole_tensors_only_where_samples_are_rows() -> None:
         def __getitem__(self, index: Any) -> Any:
             return tuple(2 * member for member in super().__getitem__(index))
 
-    assert whole_dataset.whole_data(Doubled(torch.rand(3, 2))) is None
-    rows = whole_dataset.whole_data(Subset(tensors(), [5, 2]))
+    assert whole_dataset.find_dataset_tensors(Doubled(torch.rand(3, 2))) is None
+    rows = whole_dataset.find_dataset_tensors(Subset(tensors(), [5, 2]))
     assert rows is not None
     assert rows.tensors[1].tolist() == [5, 2]
 

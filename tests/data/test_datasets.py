@@ -18,7 +18,7 @@ from datasets.table import Table
 from datasets.transforms import RandomCrop, Rescale, ToTensor
 from runner.data import batches, interfaces, splitting, whole_dataset
 from runner.data.samples import Pipeline, Placement, Stream
-from runner.experiment.builders.instantiate import component
+from runner.experiment.builders.instantiate import instantiate
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -162,7 +162,7 @@ def test_table(kind: str, tmp_path: Path) -> None:
 
     assert torch.equal(torch.from_numpy(features).float(), made.tensors[0])
     assert labels.tolist() == made.tensors[1].tolist()
-    assert whole_dataset.whole_data(made) is not None
+    assert whole_dataset.find_dataset_tensors(made) is not None
 
 
 def test_table_of_texts_and_of_numbers(tmp_path: Path) -> None:
@@ -238,7 +238,9 @@ def test_weighted_sampling_evens_out_the_classes() -> None:
     """A rare class comes as often as a common one, or as its weight says; positions are those of the split."""
     labels = torch.tensor([0] * 900 + [1] * 100)
     torch.manual_seed(0)
-    drawn = Counter(labels[i].item() for i in WeightedClasses(whole_dataset.Part(_table(labels), np.arange(1000))))
+    drawn = Counter(
+        labels[i].item() for i in WeightedClasses(whole_dataset.SplitSubset(_table(labels), np.arange(1000)))
+    )
     assert abs(drawn[1] - 500) < 70
     drawn = Counter(labels[i].item() for i in WeightedClasses(_table(labels), [1, 3], num_samples=2000))
     assert abs(drawn[1] - 1500) < 90
@@ -262,7 +264,7 @@ def test_repeated_sampling() -> None:
 
 def test_balanced_class_weights() -> None:
     """Rare classes weigh more, so that all count alike; a class without samples weighs nothing."""
-    weights = splitting.balanced_weights(torch.tensor([0, 0, 0, 2]))
+    weights = splitting.compute_balanced_weights(torch.tensor([0, 0, 0, 2]))
 
     assert torch.allclose(torch.tensor([2 / 3, 0, 2.0]), weights)
 
@@ -271,9 +273,9 @@ def test_enums_are_said_by_their_value_or_name() -> None:
     """`bicubic` and `BICUBIC` are torchvision's enum member."""
     for text in ("bicubic", "BICUBIC"):
         node = {"_target_": "torchvision.transforms.v2.Resize", "size": 8, "interpolation": text}
-        assert "bicubic" == component(node, "transform").interpolation.value
+        assert "bicubic" == instantiate(node, "transform").interpolation.value
     node = {"_target_": "torchvision.transforms.v2.AutoAugment", "policy": "cifar10"}
-    assert "CIFAR10" == component(node, "transform").policy.name
+    assert "CIFAR10" == instantiate(node, "transform").policy.name
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from datasets.transforms import RandomShift
 from runner.data import batches as data_batches
 from runner.data import interfaces
-from runner.data.batched.chain import Chain
+from runner.data.batched.chain import BatchedTransforms
 from runner.data.samples import Pipeline, Placement, Stream
 
 CPU = Placement(torch.device("cpu"))
@@ -108,7 +108,7 @@ def test_in_memory_and_sample_by_sample_draw_alike(seed: int) -> None:
 def test_the_numbers_of_a_chain_are_uniform(seed: int) -> None:
     """Each column of each transform, over samples and over epochs; no two columns alike."""
     jitter = {"one": v2.ColorJitter(0.1, 0.1, 0.1, 0.1), "two": v2.RandomResizedCrop(5)}
-    chain = Chain(jitter, torch.zeros(3, 9, 9, dtype=torch.uint8), pil=False)
+    chain = BatchedTransforms(jitter, torch.zeros(3, 9, 9, dtype=torch.uint8), pil=False)
     from runner.core import rng
 
     columns = []

@@ -18,7 +18,7 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 from runner.data import batches as data
-from runner.data.samples import Order, Pipeline, Placement, Stream
+from runner.data.samples import EpochOrder, Pipeline, Placement, Stream
 
 CPU = Placement(torch.device("cpu"))
 COUNT, BATCH, EPOCHS = 11, 4, 2
@@ -104,7 +104,7 @@ def digest(batches: Any) -> str:
 
 
 def by_hand(dataset: Any, transforms: Mapping[str, Any], place: Any, *, shuffle: bool) -> str:
-    order = Order(len(dataset), STREAM, shuffle=shuffle)
+    order = EpochOrder(len(dataset), STREAM, shuffle=shuffle)
     loaders = [
         DataLoader(ByHand(dataset, transforms, place), BATCH, sampler=order(epoch).tolist()) for epoch in range(EPOCHS)
     ]

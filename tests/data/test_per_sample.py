@@ -28,7 +28,7 @@ from datasets.transforms import RandomShift
 from runner.core.errors import RunError
 from runner.data import batches as data_batches
 from runner.data import interfaces
-from runner.data.bad_samples import Faults
+from runner.data.bad_samples import BadSamples
 from runner.data.samples import Pipeline, Placement, Stream
 
 CPU = Placement(torch.device("cpu"))
@@ -80,7 +80,7 @@ def test_our_transforms_give_the_same_gathered_and_by_workers(number: int, persi
     gathered = split(digits(), {"shift": RandomShift(2)})
     loaded = split(digits(), {"shift": RandomShift(2)}, **workers(number, persistent=persistent))
 
-    assert gathered.plan.startswith("gathered")
+    assert gathered.plan.text.startswith("gathered")
     assert same(epochs(gathered), epochs(loaded))
 
 
@@ -128,12 +128,12 @@ def test_what_goes_one_by_one_in_memory_is_what_goes_sample_by_sample() -> None:
     """The same bits for one's own transform of tensors; TrivialAugment's pixels; from any start."""
     own = {"shift": RandomShift(2), "noise": Noise(), "again": RandomShift(1)}
     gathered, loaded = split(digits(), own), split(digits(), own, in_memory=False)
-    assert gathered.plan.endswith("batched: shift, again, one by one: noise (Noise has no `draws` and `batched`)")
+    assert gathered.plan.text.endswith("batched: shift, again, one by one: noise (Noise has no `draws` and `batched`)")
     assert same(epochs(gathered), epochs(loaded))
     assert all(same(epochs(gathered, 1, start), epochs(loaded, 1, start)) for start in range(8))
     pil = {"augment": v2.TrivialAugmentWide(), "resize": v2.Resize(20, interpolation=3), **TO_NUMBERS}
     gathered, loaded = split(random_cifar(), pil), split(random_cifar(), pil, in_memory=False)
-    assert "one by one: augment (Triv" in gathered.plan
+    assert "one by one: augment (Triv" in gathered.plan.text
     for one, two in zip(epochs(gathered), epochs(loaded), strict=True):
         assert torch.allclose(one[0], two[0], atol=1e-6)
 
@@ -153,8 +153,8 @@ def test_what_one_image_refuses_is_named_with_its_sample() -> None:
     dataset.tensors[0][17] = 1
     with pytest.raises(RunError, match=r"^train sample 17: its shape is \[1, 5, 6\], that of the others \[1, 6, 6\]"):
         epochs(split(dataset, {"refuse": refuse}, shuffle=False))
-    made = split(dataset, {"refuse": refuse}, faults=Faults(skip=True))
-    assert made.plan == "sample by sample, in this process (what refuse refuses is to be skipped)"
+    made = split(dataset, {"refuse": refuse}, faults=BadSamples(skip=True))
+    assert made.plan.text == "sample by sample, in this process (what refuse refuses is to be skipped)"
     assert 29 == sum(len(batch[1]) for batch in epochs(made, 1))
 
 
@@ -164,7 +164,7 @@ def test_cifar_images_are_gathered_as_the_pil_path_has_them() -> None:
     transforms = {**TO_NUMBERS, "normalize": v2.Normalize([0.49, 0.48, 0.44], [0.24, 0.23, 0.26])}
     gathered, loaded = split(dataset, transforms), split(dataset, transforms, in_memory=False)
 
-    assert gathered.plan == "gathered from memory on cpu, batched: image, scale, normalize"
+    assert gathered.plan.text == "gathered from memory on cpu, batched: image, scale, normalize"
     for one, two in zip(epochs(gathered), epochs(loaded), strict=True):
         assert torch.allclose(one[0], two[0], atol=1e-6)
         assert torch.equal(one[1], two[1])
@@ -205,8 +205,8 @@ def test_mnist_and_cifar_files_of_their_real_formats(tmp_path: Path) -> None:
     cifar = split(OwnCIFAR10(tmp_path), TO_NUMBERS, shuffle=False)
     planes = torch.from_numpy(rows[:4].reshape(4, 3, 32, 32) / 255).float()
 
-    assert mnist.plan.startswith("gathered")
-    assert cifar.plan.startswith("gathered")
+    assert mnist.plan.text.startswith("gathered")
+    assert cifar.plan.text.startswith("gathered")
     assert torch.allclose(torch.from_numpy(images[:4, None] / 255).float(), next(iter(mnist.batches(0)))[0])
     assert torch.allclose(planes, next(iter(cifar.batches(0)))[0])
 
@@ -218,7 +218,7 @@ def test_a_transform_of_the_datasets_own_keeps_it_from_being_gathered() -> None:
     dataset.target_transform, dataset.transform = None, v2.ToImage()
     dataset.transforms = datasets.vision.StandardTransform(dataset.transform, None)
 
-    assert split(dataset).plan.startswith("sample by sample")
+    assert split(dataset).plan.text.startswith("sample by sample")
 
 
 def test_batch_transforms_are_keyed_by_epoch_and_batch() -> None:
@@ -232,7 +232,7 @@ def test_batch_transforms_are_keyed_by_epoch_and_batch() -> None:
     assert same(first[3:8], epochs(made, 1, 3))
     assert [4, 30] == list(first[0][1].shape)
     assert len({round(float(batch[1].max()), 4) for batch in first}) > 10
-    assert made.plan.endswith("; per batch: mix")
+    assert made.plan.text.endswith("; per batch: mix")
 
 
 # ---- faults
@@ -295,7 +295,7 @@ def test_fifty_corrupt_files(files: list[Path], tmp_path: Path) -> None:
             epochs(split(Files(files)), 1)
         folder = tmp_path / f"run {name}"
         folder.mkdir()
-        faults = Faults("train", skip=True, folder=folder)
+        faults = BadSamples("train", skip=True, folder=folder)
         batches = epochs(split(Files(files), faults=faults), 1)
         (line,) = [json.loads(line) for line in (folder / "bad_samples.jsonl").read_text().splitlines()]
 
@@ -332,8 +332,8 @@ def test_unsound_samples(spoilt: Any, message: str, number: int, tmp_path: Path)
     """NaN, another shape and a label out of range are errors by name; skipped, the others' randomness is as it was."""
     settings = {"num_workers": number, "options": {"timeout": 60} if number else {}}
     with pytest.raises(RunError, match=f"^train sample 7: {message}"):
-        epochs(split(Spoilt(spoilt), faults=Faults(classes=3, target=1), **settings), 1)
-    faults = Faults(skip=True, classes=3, target=1, folder=tmp_path)
+        epochs(split(Spoilt(spoilt), faults=BadSamples(classes=3, target=1), **settings), 1)
+    faults = BadSamples(skip=True, classes=3, target=1, folder=tmp_path)
     skipped = epochs(split(Spoilt(spoilt), faults=faults, **settings), 1)
     sound = epochs(split(Spoilt((torch.full((3,), 9.0), 0)), **settings), 1)
     kept = [[row for row in batch[0] if row[0] != 9.0] for batch in sound]
@@ -348,14 +348,14 @@ def test_unsound_rows_in_memory(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="train sample 4: member 0 has NaN"):
         split(dataset)
     with pytest.raises(RunError, match="train sample 20: the label 20 is out of range"):
-        split(digits(), faults=Faults(classes=20, target=1))
-    faults = Faults(skip=True, classes=20, target=1, folder=tmp_path)
+        split(digits(), faults=BadSamples(classes=20, target=1))
+    faults = BadSamples(skip=True, classes=20, target=1, folder=tmp_path)
     made = split(dataset, faults=faults, batch_size=10)
 
     assert (19, {4, *range(20, 30)}) == (made.size, faults.found)
     assert list(range(20)) == sorted([4, *torch.cat([batch[1] for batch in made.batches(0)]).tolist()])
     with pytest.raises(RunError, match=r"more than 3 bad samples"):
-        split(digits(), faults=Faults(skip=True, limit=3, classes=20, target=1))
+        split(digits(), faults=BadSamples(skip=True, limit=3, classes=20, target=1))
 
 
 class Deadly(Dataset[Any]):
@@ -476,7 +476,7 @@ def test_a_sample_that_is_none_is_named(size: int, whole: bool, said: str, memor
         epochs(split(Gaps(whole=whole), batch_size=size, in_memory=memory), 1)
     if size > 1:
         skipped = epochs(
-            split(Gaps(whole=whole), faults=Faults(skip=True), batch_size=4, shuffle=False, in_memory=memory), 1
+            split(Gaps(whole=whole), faults=BadSamples(skip=True), batch_size=4, shuffle=False, in_memory=memory), 1
         )
         assert [0, 1, 2, 4, 5, 6, 7] == [label for _, labels in skipped for label in labels.tolist()]
 

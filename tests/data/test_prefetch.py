@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from runner.data.prefetch import placed
+from runner.data.prefetch import prefetch_to_device
 from runner.data.samples import Placement
 
 
@@ -37,7 +37,7 @@ def test_the_next_batch_is_copied_while_one_is_trained_on(count: int, monkeypatc
     monkeypatch.setattr("torch.cuda.stream", lambda _: nullcontext())
     monkeypatch.setattr("torch.cuda.current_stream", lambda: device)
     trained = []
-    for batch in placed(([number] for number in range(count)), device):
+    for batch in prefetch_to_device(([number] for number in range(count)), device):
         device.log.append(f"train {batch[0]}")
         trained.append(batch[0])
 
@@ -51,8 +51,8 @@ def test_on_a_cpu_nothing_is_between(monkeypatch: pytest.MonkeyPatch) -> None:
     """The batches are put where they go, and that is all."""
     placement = Placement(torch.device("cpu"))
 
-    assert type(placed([], placement)) is map
-    assert [[1, 2]] == list(placed([(1, 2)], placement))
+    assert type(prefetch_to_device([], placement)) is map
+    assert [[1, 2]] == list(prefetch_to_device([(1, 2)], placement))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -60,6 +60,6 @@ def test_on_a_gpu_the_batches_are_the_same() -> None:
     """Many batches through one stream, each read by the other at once."""
     placement = Placement(torch.device("cuda"))
     batches = [(torch.full((1 << 20,), float(number)).pin_memory(), {"a": torch.arange(3)}) for number in range(50)]
-    sums = [images.sum() + members["a"].sum() for images, members in placed(batches, placement)]
+    sums = [images.sum() + members["a"].sum() for images, members in prefetch_to_device(batches, placement)]
 
     assert [number * 2.0**20 + 3 for number in range(50)] == [float(total) for total in sums]

@@ -19,11 +19,11 @@ from datasets import table
 from datasets.table import Table
 from runner.config.check.rules.data import check_samples
 from runner.config.schema import Sample
-from runner.data.bad_samples import Fault, Faults
+from runner.data.bad_samples import BadSample, BadSamples
 from runner.data.file_guard import RefusedDataFile, guard_reading
 from runner.data.keyed_samples import KeyedSamples, KeyedStream
 from runner.data.samples import Pipeline, Stream
-from runner.data.whole_dataset import stacked
+from runner.data.whole_dataset import stack_samples
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
 
@@ -107,12 +107,12 @@ def test_what_is_no_file_of_data_is_named_and_nothing_hangs_or_starts(kind, fold
         good, bad = sample(dataset, 0), sample(dataset, 1)
 
         assert isinstance(good[0], torch.Tensor)
-        assert isinstance(bad, Fault)
+        assert isinstance(bad, BadSample)
         assert bad.error.startswith("RefusedDataFile: "), bad.error
         assert bad.file.endswith("y.png")
         assert ("Ghostscript" if kind == "EPS" else "data is read from regular files") in bad.error
-        faults = Faults("train", skip=True)
-        assert stacked(dataset, np.arange(2), Stream(0, "train"), faults).bad == {1}
+        faults = BadSamples("train", skip=True)
+        assert stack_samples(dataset, np.arange(2), Stream(0, "train"), faults).bad == {1}
     assert not (folder.parents[1] / "started").exists()
 
 
@@ -126,7 +126,7 @@ def test_an_iterable_dataset_is_watched_too(folder):
 
     found = list(KeyedStream(Rows(), Pipeline({}, 0), Stream(0, "train"), None))
 
-    assert [isinstance(item, Fault) for item in found] == [False, True]
+    assert [isinstance(item, BadSample) for item in found] == [False, True]
     assert "data/a/y.png is a named pipe" in found[1].error
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runner.experiment.record import provenance
-from runner.experiment.record.provenance import collect, modules
+from runner.experiment.record.provenance import collect, hash_modules
 
 ROOT = Path(__file__).parents[2]
 
@@ -151,12 +151,12 @@ def test_a_module_counts_by_its_content_and_its_name(tmp_path, monkeypatch):
     file.write_text("a = 1\n")
     imported("mine", file, monkeypatch)
 
-    first = modules(tmp_path)
+    first = hash_modules(tmp_path)
     assert first["files"]["mine"] == hashlib.sha256(b"a = 1\n").hexdigest()
     file.write_text("a = 2\n")
-    assert first == modules(tmp_path), "what runs is what was imported"
+    assert first == hash_modules(tmp_path), "what runs is what was imported"
     imported("mine", file, monkeypatch)
-    second = modules(tmp_path)
+    second = hash_modules(tmp_path)
     assert second["total"] != first["total"]
     assert {n for n in second["files"] if second["files"][n] != first["files"][n]} == {"mine"}
 
@@ -171,9 +171,9 @@ def test_modules_are_found_whenever_and_however_often_they_are_imported(tmp_path
         for name in step:
             sys.modules.pop(name, None)
             imported(name, tmp_path / f"{name}.py", monkeypatch)
-        found.append([name for name in modules(tmp_path)["files"] if name in names])
+        found.append([name for name in hash_modules(tmp_path)["files"] if name in names])
     del sys.modules["first"]
-    found.append([name for name in modules(tmp_path)["files"] if name in names])
+    found.append([name for name in hash_modules(tmp_path)["files"] if name in names])
 
     assert found == [["first"], ["first", "second"], names, names[1:]]
 
@@ -185,7 +185,7 @@ def test_the_runner_counts_wherever_one_works_and_what_is_installed_does_not(tmp
     imported("other.m", tmp_path / "lib/site-packages/other/m.py", monkeypatch)
     imported("mine.m", tmp_path / "site-packages-of-mine/m.py", monkeypatch)
 
-    found = modules(tmp_path)["files"]
+    found = hash_modules(tmp_path)["files"]
 
     assert "runner.experiment.record.provenance" in found
     assert "mine.m" in found
@@ -201,7 +201,7 @@ def test_an_installed_runner_counts(tmp_path, monkeypatch):
         imported(package, site / package / "__init__.py", monkeypatch)
     monkeypatch.setattr(provenance, "PACKAGE", site / "runner")
 
-    found = modules(tmp_path / "elsewhere")["files"]
+    found = hash_modules(tmp_path / "elsewhere")["files"]
 
     assert {"runner", "models"} <= set(found)
     assert "other" not in found
@@ -213,13 +213,13 @@ def test_a_working_directory_behind_a_link_is_the_same_one(tmp_path, monkeypatch
     (tmp_path / "real/mine.py").write_text("")
     for spelled, root in (("real", "link"), ("link", "link")):
         imported("mine", tmp_path / spelled / "mine.py", monkeypatch)
-        assert "mine" in modules(tmp_path / root)["files"]
+        assert "mine" in hash_modules(tmp_path / root)["files"]
 
 
 def test_the_module_that_was_started_goes_by_its_own_name(tmp_path):
     (tmp_path / "main.py").write_text(
-        "import pathlib\nfrom runner.experiment.record.provenance import modules\n"
-        "print(list(modules(pathlib.Path.cwd())['files']))\n"
+        "import pathlib\nfrom runner.experiment.record.provenance import hash_modules\n"
+        "print(list(hash_modules(pathlib.Path.cwd())['files']))\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "main"],

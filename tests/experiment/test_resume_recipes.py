@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner.train.optimizer_step.accumulated import Accumulating
+from runner.train.optimizer_step.accumulated import AccumulatedStep
 from tests.experiment.crash.project import HARD, differences, ending, events, write
 
 RECIPE = [
@@ -53,7 +53,7 @@ def command(project, monkeypatch, capsys):
 
 def stop_within(step, monkeypatch):
     """A signal between the two micro-batches of that step."""
-    original, calls = Accumulating.__call__, []
+    original, calls = AccumulatedStep.__call__, []
 
     def called(self, group):
         calls.append(1)
@@ -74,7 +74,7 @@ def stop_within(step, monkeypatch):
                 self.step = inner
         return original(self, group)
 
-    monkeypatch.setattr(Accumulating, "__call__", called)
+    monkeypatch.setattr(AccumulatedStep, "__call__", called)
 
 
 WHOLE = {}
@@ -155,15 +155,15 @@ def test_a_run_that_ended_early_goes_on_with_more_patience(command, project):
 
 def test_time_that_is_used_up_ends_the_run_over_all_resumes(command, monkeypatch):
     """Evaluated, saved, completed: nothing is left to requeue; more time continues it."""
-    from runner.train.optimizer_step.base import Recipe
+    from runner.train.optimizer_step.base import OptimizerStepWithHooks
 
-    slow = Recipe.apply
+    slow = OptimizerStepWithHooks.apply
 
     def apply(self):
         time.sleep(0.02)
         slow(self)
 
-    monkeypatch.setattr(Recipe, "apply", apply)
+    monkeypatch.setattr(OptimizerStepWithHooks, "apply", apply)
     settings = [HARD, "train.ema=0.9", "train.duration=1000ep", "train.max_time=2s"]
     status, folder = command(*settings)
     result = json.loads((folder / "result.json").read_text())

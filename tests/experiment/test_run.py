@@ -355,7 +355,7 @@ def test_no_wait_for_the_device_in_a_step(runner: Runner, monkeypatch: pytest.Mo
 
         return read
 
-    pause = loop.pause
+    pause = loop.run_due_actions
 
     def marked(run: Any) -> int:
         nonlocal inside
@@ -366,7 +366,7 @@ def test_no_wait_for_the_device_in_a_step(runner: Runner, monkeypatch: pytest.Mo
 
     for name in original:
         monkeypatch.setattr(torch.Tensor, name, watched(name))
-    monkeypatch.setattr(loop, "pause", marked)
+    monkeypatch.setattr(loop, "run_due_actions", marked)
     ran = runner(*SHORT, "log.every=2st", "optimizer.fused=false")
 
     assert ran.status == 0

@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from runner.core.errors import ConfigError, RunError
-from runner.data.bad_samples import Faults
-from runner.experiment.diagnosis import changed_modules
+from runner.data.bad_samples import BadSamples
+from runner.experiment.diagnosis import describe_changed_modules
 from runner.experiment.preview import parameters
-from runner.experiment.record.recorded import recorded
-from runner.experiment.record.result import recorded_facts
-from runner.experiment.restore import steps_of
+from runner.experiment.record.recorded import load_recorded_config
+from runner.experiment.record.result import read_provenance
+from runner.experiment.restore import read_saved_steps
 from runner.experiment.resume import is_completed
 from runner.sweep import outcome, promote, pruning
 from runner.sweep.ledger import JobRecord
@@ -52,7 +52,7 @@ def test_a_records_downloads_lie_where_composed_ones_do(key, place, run):
     (run / "config.yaml").write_text(yaml.safe_dump(data))
 
     with pytest.raises(ConfigError) as refused:
-        recorded(run)
+        load_recorded_config(run)
 
     assert [mistake.key for mistake in refused.value.mistakes] == [f"dataset.downloads.a.{key}"]
 
@@ -66,7 +66,7 @@ def test_a_record_with_overrides_sends_no_environment_away(run, monkeypatch):
     (run / ".hydra" / "config.yaml").write_text(yaml.safe_dump(data))
 
     with pytest.raises(ConfigError) as refused:
-        recorded(run, ["train.keep=2"])
+        load_recorded_config(run, ["train.keep=2"])
 
     assert [mistake.key for mistake in refused.value.mistakes] == ["dataset.downloads.a.url"]
     assert "secret" not in str(refused.value)
@@ -93,9 +93,9 @@ def test_the_files_of_a_run_are_read_within_limits_by_whoever_reads_them(what, r
         RECORDS[what](run / name)
 
     assert is_completed(run) is False
-    assert steps_of(run) == 0
-    assert recorded_facts(run) is None
-    assert changed_modules(run) == ""
+    assert read_saved_steps(run) == 0
+    assert read_provenance(run) is None
+    assert describe_changed_modules(run) == ""
     assert outcome.read_json(run / "result.json") in (None, {})
     assert pruning.read_values(run / "metrics.jsonl", "val/loss") == []
     assert read_curves(run / "metrics.jsonl", ["val/loss"]) == {"val/loss": []}
@@ -103,9 +103,9 @@ def test_the_files_of_a_run_are_read_within_limits_by_whoever_reads_them(what, r
     with pytest.raises(RunError, match=r"manifest\.json"):
         checkpoint._read_manifest(folder)
     with suppress(RunError):
-        assert parameters._report(None, run) == []
+        assert parameters._read_pretrained_rows(None, run) == []
     with suppress(OSError):  # the run's directory is refused before, where it is a link or a pipe
-        assert Faults(folder=run).found == set()
+        assert BadSamples(folder=run).found == set()
     with suppress(OSError):
         assert list(Journal(run / "study.jsonl").read_logs(0)) == []
 

@@ -16,7 +16,7 @@ from runner.config.compose import compose
 from runner.config.schema import Config
 from runner.core.errors import ConfigError
 from runner.experiment.builders import data as data_builder
-from runner.experiment.builders.instantiate import component
+from runner.experiment.builders.instantiate import instantiate
 from runner.experiment.preview import train as train_preview
 
 TEXT = (Path(__file__).parents[2] / "docs" / "torchvision_reference.md").read_text()
@@ -91,9 +91,9 @@ CHECKS: dict[str, Callable[[Config], object]] = {
     "--data-path": lambda c: (c.dataset.train or {})["root"] == "/images/train",
     "--model": lambda c: "layer1.1.bn2.weight" in decays(c) and "layer1.2.bn2.weight" not in decays(c),
     "--device": lambda c: c.device.type == "cuda",
-    "--batch-size": lambda c: data_builder.loader_settings(c, "train", [0], None).batch_size == 32,
+    "--batch-size": lambda c: data_builder.make_loader_settings(c, "train", [0], None).batch_size == 32,
     "--epochs": lambda c: train_preview.plan(c, steps_per_epoch=2)["steps"] == 180,
-    "--workers": lambda c: data_builder.loader_settings(c, "train", [0], None).num_workers == 16,
+    "--workers": lambda c: data_builder.make_loader_settings(c, "train", [0], None).num_workers == 16,
     "--opt": lambda c: (
         isinstance(made := train_preview.make_optimizer(c), torch.optim.RMSprop)
         and (made.defaults["eps"], made.defaults["alpha"], made.defaults["momentum"]) == (0.0316, 0.9, 0.9)
@@ -104,7 +104,7 @@ CHECKS: dict[str, Callable[[Config], object]] = {
     "--norm-weight-decay": lambda c: only(c, without=0, names=r".*(bn\d|downsample\.1)\.(weight|bias)"),
     "--bias-weight-decay": lambda c: only(c, without=0, names=r".*\.bias"),
     "--transformer-embedding-decay": lambda c: only(c, without=0, names=r"class_token|encoder\.pos_embedding"),
-    "--label-smoothing": lambda c: component(c.loss, "loss", call=False).label_smoothing == 0.1,
+    "--label-smoothing": lambda c: instantiate(c.loss, "loss", call=False).label_smoothing == 0.1,
     "--mixup-alpha": lambda c: type(t := transform(c, "batch", "mix")).__name__ == "MixUp" and t.alpha == 0.2,
     "--cutmix-alpha": lambda c: type(t := transform(c, "batch", "mix")).__name__ == "CutMix" and t.alpha == 1.0,
     "--lr-scheduler": lambda c: rates(c) == by_hand(lambda o: lr_scheduler.CosineAnnealingLR(o, 90)),
@@ -117,7 +117,7 @@ CHECKS: dict[str, Callable[[Config], object]] = {
     "--lr-gamma": lambda c: rates(c) == by_hand(lambda o: lr_scheduler.StepLR(o, 30, 0.2)),
     "--lr-min": lambda c: rates(c) == by_hand(lambda o: lr_scheduler.CosineAnnealingLR(o, 90, 0.001)),
     "--print-freq": lambda c: c.log.every == "10st",
-    "--cache-dataset": lambda c: data_builder.loader_settings(c, "train", [0], None).in_memory is True,
+    "--cache-dataset": lambda c: data_builder.make_loader_settings(c, "train", [0], None).in_memory is True,
     "--sync-bn": lambda c: c.device.sync_batchnorm,
     "--auto-augment": lambda c: type(transform(c, "train", "augment")).__name__ == "AutoAugment",
     "--ra-magnitude": lambda c: transform(c, "train", "augment").magnitude == 5,
@@ -137,7 +137,7 @@ CHECKS: dict[str, Callable[[Config], object]] = {
     "--train-crop-size": lambda c: tuple(transform(c, "train", "crop").size) == (176, 176),
     "--clip-grad-norm": lambda c: c.train.clip_norm == 1,
     "--ra-sampler": lambda c: (c.loader.sampler or {})["_target_"] == "datasets.samplers.Repeated",
-    "--ra-reps": lambda c: component(c.loader.sampler or {}, "loader.sampler", range(8)).repetitions == 4,
+    "--ra-reps": lambda c: instantiate(c.loader.sampler or {}, "loader.sampler", range(8)).repetitions == 4,
     "--weights": lambda c: (c.pretrained.strategy, c.pretrained.path) == ("partial", "IMAGENET1K_V1"),
     "--backend": lambda c: next(iter(data_builder.make_transforms(c, "train"))) == "image",
     "--use-v2": lambda c: type(transform(c, "train", "flip")).__module__ == "torchvision.transforms.transforms",

@@ -71,7 +71,7 @@ def test_the_valley_and_its_middle() -> None:
     """Over the logarithm of the rate: a logistic fall around 0.01, the least loss later, then divergence."""
     rates = [10 ** (-4 + place / 50) for place in range(250)]
     losses = [2 - 1 / (1 + math.exp(-6 * (math.log10(rate) + 2))) + max(0, math.log10(rate)) * 100 for rate in rates]
-    test = lr_range_test.judged(rates, losses, diverged=False)
+    test = lr_range_test.evaluate_losses(rates, losses, diverged=False)
 
     assert test.steepest == pytest.approx(1e-2, rel=0.05)
     assert test.begins == pytest.approx(10 ** (-2 - math.log(9) / 6), rel=0.1)
@@ -96,7 +96,7 @@ def test_a_step_without_data(runner: Callable[..., Any]) -> None:
 
 def test_losses_that_never_fall(runner: Callable[..., Any]) -> None:
     """There is no suggestion, and the exit status is 1."""
-    test = lr_range_test.judged([1.0, 2.0, 3.0, 4.0], [1.0, 1.1, 1.2, 1.3], diverged=False)
+    test = lr_range_test.evaluate_losses([1.0, 2.0, 3.0, 4.0], [1.0, 1.1, 1.2, 1.3], diverged=False)
     ran = runner("find", "lr", "--from=1e4", "--to=1e9", "--steps=20", *QUIET)
 
     assert test.suggestion is None
@@ -114,7 +114,7 @@ def test_doubling_and_halving(start: int, limit: int) -> None:
         tried.append(size)
         return size <= limit
 
-    low, high = batch_size.largest(fits, start, lambda: 3000)
+    low, high = batch_size.search_largest(fits, start, lambda: 3000)
 
     if limit >= 3000:
         assert (low, high) == (3000, None)
@@ -169,17 +169,17 @@ def test_out_of_memory_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
             raise errors[size]
         return batch_size.Trial(size, fits=True, seconds=1.0)
 
-    monkeypatch.setattr(batch_size, "two_steps", two_steps)
+    monkeypatch.setattr(batch_size, "run_two_steps", two_steps)
     for name in ("reset_peak_memory_stats", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 123)
     config: Any = None
     cuda = torch.device("cuda")
 
-    assert batch_size.Trial(2, fits=True, peak=123, seconds=1.0) == batch_size.on_gpu(config, 2, cuda, ())
-    assert batch_size.Trial(8, fits=False, problem="out of memory") == batch_size.on_gpu(config, 8, cuda, ())
+    assert batch_size.Trial(2, fits=True, peak=123, seconds=1.0) == batch_size.try_on_gpu(config, 2, cuda, ())
+    assert batch_size.Trial(8, fits=False, problem="out of memory") == batch_size.try_on_gpu(config, 8, cuda, ())
     with pytest.raises(RuntimeError, match="shapes differ"):
-        batch_size.on_gpu(config, 4, cuda, ())
+        batch_size.try_on_gpu(config, 4, cuda, ())
 
 
 @pytest.mark.parametrize(
@@ -190,8 +190,8 @@ def test_out_of_memory_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (("lr", "--steps=3"), "--steps must be at least 20"),
         (("batch_size", "--memory=much"), "--memory must be a size"),
         (("batch_size", "--max=-1"), "--max must be a whole number"),
-        (("momentum",), "find cannot be found"),
-        ((), "find is missing"),
+        (("momentum",), "find must be followed by lr or batch_size"),
+        ((), "find needs a subject: lr or batch_size"),
         (("lr", "optimizer.lr=fast"), "optimizer.lr must be a number"),
     ],
 )

@@ -18,14 +18,14 @@ from tensorboard.compat.proto.node_def_pb2 import NodeDef
 
 from runner.log import console as log_console
 from runner.log import logger as log_module
-from runner.log.console import final_report
-from runner.log.logger import Log
+from runner.log.console import print_final_report
+from runner.log.logger import Logger
 
 ROOT = Path(__file__).parents[2]
 
 
 def make(folder, *, total=100, start=0, tensorboard=True, progress=True, stream=None):
-    return Log(
+    return Logger(
         folder,
         tensorboard=tensorboard,
         progress=progress,
@@ -111,7 +111,7 @@ def test_a_resume_logs_each_step_once_as_if_it_had_never_stopped(tmp_path, resum
         again.evaluated(resumed_at, resumed_at / 10, {"val/loss": 2 / resumed_at})
     train(again, range(resumed_at + 1, 17))
     again.close()
-    log._console = log_console._Quiet(io.StringIO())
+    log._console = log_console.QuietConsole(io.StringIO())
     log.close()
 
     assert (resumed / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
@@ -282,8 +282,8 @@ def test_a_graph_is_shown_once(tmp_path):
 
 def test_what_was_synced_survives_a_kill(tmp_path):
     code = (
-        "import os; from pathlib import Path; from runner.log.logger import Log\n"
-        f"log = Log(Path({str(tmp_path)!r}), tensorboard=True, progress=False, total_steps=9)\n"
+        "import os; from pathlib import Path; from runner.log.logger import Logger\n"
+        f"log = Logger(Path({str(tmp_path)!r}), tensorboard=True, progress=False, total_steps=9)\n"
         "for step in range(1, 6): log.scalars(step, 0.1, {'train/loss': 1.0})\n"
         "log.sync(); log.scalars(6, 0.1, {'train/loss': 1.0}); os.kill(os.getpid(), 9)"
     )
@@ -295,8 +295,9 @@ def test_what_was_synced_survives_a_kill(tmp_path):
 
 def test_without_tensorboard_there_is_no_folder_and_no_import(tmp_path):
     code = (
-        "import io, sys; from pathlib import Path; from runner.log.logger import Log\n"
-        f"log = Log(Path({str(tmp_path)!r}), tensorboard=False, progress=True, total_steps=9, stream=io.StringIO())\n"
+        "import io, sys; from pathlib import Path; from runner.log.logger import Logger\n"
+        f"log = Logger(Path({str(tmp_path)!r}), tensorboard=False, progress=True, total_steps=9, "
+        "stream=io.StringIO())\n"
         "log.scalars(1, 0.1, {'train/loss': 1.0}); log.sync(); log.close()\n"
         "sys.exit('tensorboardX' in sys.modules or 'rich' in sys.modules or 'torch' in sys.modules)"
     )
@@ -454,7 +455,7 @@ def test_what_rich_can_draw_is_drawn_on_a_terminal_only(tmp_path, monkeypatch, p
 
 
 def test_the_final_report_names_each_metric_and_the_directory(capsys):
-    final_report({"test/loss": 0.123456789, "test/accuracy": "NaN"}, Path("outputs/run/x"))
+    print_final_report({"test/loss": 0.123456789, "test/accuracy": "NaN"}, Path("outputs/run/x"))
 
     assert capsys.readouterr().out == "test/loss      0.123457\ntest/accuracy  nan\noutputs/run/x\n"
 

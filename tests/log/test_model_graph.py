@@ -6,13 +6,13 @@ from tensorboard.compat.proto.graph_pb2 import GraphDef
 from torch import nn
 
 from models.cnn import SmallCNN
-from runner.log.model_graph import graph_of
-from runner.model.meta import meta_copy, to_meta
+from runner.log.model_graph import record_graph
+from runner.model.meta import copy_to_meta, to_meta
 
 
 def nodes(model, call):
     """As TensorBoard itself reads them: name → inputs."""
-    return {node.name: list(node.input) for node in GraphDef.FromString(graph_of(model, call)).node}
+    return {node.name: list(node.input) for node in GraphDef.FromString(record_graph(model, call)).node}
 
 
 def test_a_graph_has_the_functions_called_below_the_modules_that_called_them():
@@ -38,7 +38,7 @@ def test_every_input_of_a_node_is_a_node_and_names_are_unique():
             return {"a": x, "b": (x.sum(), 3)}
 
     model = Block()
-    graph = GraphDef.FromString(graph_of(model, lambda: model(torch.rand(5, 4))))
+    graph = GraphDef.FromString(record_graph(model, lambda: model(torch.rand(5, 4))))
     names = [node.name for node in graph.node]
 
     assert len(names) == len(set(names))
@@ -71,7 +71,7 @@ def test_a_graph_leaves_modes_hooks_and_statistics_as_they_were():
     model[2].eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-    graph_of(model, lambda: model(torch.rand(8, 4)))
+    record_graph(model, lambda: model(torch.rand(8, 4)))
 
     assert [module.training for module in model] == [True, True, False]
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -80,7 +80,7 @@ def test_a_graph_leaves_modes_hooks_and_statistics_as_they_were():
 
 def test_a_model_that_is_not_called_has_no_graph():
     with pytest.raises(ValueError, match="the model was not called"):
-        graph_of(nn.Linear(1, 1), lambda: None)
+        record_graph(nn.Linear(1, 1), lambda: None)
 
 
 def test_a_copy_on_the_meta_device_keeps_ties_and_what_trains():
@@ -88,7 +88,7 @@ def test_a_copy_on_the_meta_device_keeps_ties_and_what_trains():
     model["b"].weight = model["a"].weight
     model["a"].bias.requires_grad_(False)
 
-    copy = meta_copy(model)
+    copy = copy_to_meta(model)
 
     assert all(tensor.is_meta for tensor in copy.state_dict().values())
     assert copy["a"].weight is copy["b"].weight

@@ -51,7 +51,7 @@ def test_a_confusion_matrix_counts_as_sklearn_does(seed, said):
 
 @pytest.mark.parametrize("classes", [1, 2, 21, 1000])
 def test_a_confusion_matrix_of_any_size_is_drawn(classes):
-    picture = images.confusion_picture(torch.eye(classes, dtype=torch.int64), ["long name"] * classes)
+    picture = images.draw_confusion_matrix(torch.eye(classes, dtype=torch.int64), ["long name"] * classes)
 
     assert max(picture.size) < 1300
     assert np.asarray(picture)[-12, -12].tolist() == [8, 48, 107]  # the last cell, all of its row
@@ -185,6 +185,6 @@ def test_features_are_the_last_layers_input_with_labels_and_pictures(tmp_path, s
 
 
 def test_a_sprite_is_no_larger_than_the_projector_takes():
-    sheet, side = images.sprite([torch.zeros(3, 4, 4, dtype=torch.uint8)] * 40000, 48)
+    sheet, side = images.draw_sprite([torch.zeros(3, 4, 4, dtype=torch.uint8)] * 40000, 48)
 
     assert (sheet.size, side) == ((8000, 8000), 40)

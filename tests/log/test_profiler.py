@@ -4,14 +4,14 @@ import json
 import pytest
 import torch
 
-from runner.log.profiler import Profile
+from runner.log.profiler import StepProfiler
 
 
 @pytest.mark.filterwarnings("ignore:.*")  # the profiler's own, about what it does without a GPU
 @pytest.mark.parametrize(("repeat", "names"), [(1, ["steps_13_14"]), (2, ["steps_13_14", "steps_17_18"])])
 def test_a_trace_has_the_operators_of_its_steps(tmp_path, repeat, names):
     said = []
-    profile = Profile(tmp_path, torch.device("cpu"), wait=1, warmup=1, active=2, repeat=repeat)
+    profile = StepProfiler(tmp_path, torch.device("cpu"), wait=1, warmup=1, active=2, repeat=repeat)
     profile.start(10)
     step = 10
     while profile.left:
@@ -38,7 +38,7 @@ def test_a_trace_has_the_operators_of_its_steps(tmp_path, repeat, names):
 @pytest.mark.filterwarnings("ignore:.*")
 def test_training_that_ends_before_its_trace_says_so(tmp_path):
     said = []
-    profile = Profile(tmp_path, torch.device("cpu"), wait=5, warmup=1, active=2)
+    profile = StepProfiler(tmp_path, torch.device("cpu"), wait=5, warmup=1, active=2)
     profile.start(0)
     profile.advance(1, said.append)
     profile.stop(said.append)

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from runner.log.throughput import Waiting, forward_flops, memory, peak_flops
-from runner.model.meta import meta_copy
-from runner.model.summary import model_table
-from runner.train.monitor import Measured
+from runner.log.throughput import DataWaitTimer, count_flops, find_peak_flops, measure_memory
+from runner.model.meta import copy_to_meta
+from runner.model.summary import build_model_table
+from runner.train.monitor import ThroughputMeter
 
 
 @pytest.mark.parametrize(
@@ -29,16 +29,16 @@ from runner.train.monitor import Measured
     ],
 )
 def test_the_peak_of_a_device_by_its_name(name, precision, peak):
-    assert peak_flops(name, precision) == (peak and pytest.approx(peak))
+    assert find_peak_flops(name, precision) == (peak and pytest.approx(peak))
 
 
 def test_flops_of_a_forward_are_twice_the_tables_multiply_accumulates():
-    model = meta_copy(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)))
+    model = copy_to_meta(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)))
     inputs = torch.empty(5, 3, 8, 8, device="meta")
 
-    flops, samples = forward_flops(lambda: {"output": model(inputs), "size": 5})
+    flops, samples = count_flops(lambda: {"output": model(inputs), "size": 5})
 
-    assert (flops, samples) == (2 * model_table(model, inputs).total.macs, 5)
+    assert (flops, samples) == (2 * build_model_table(model, inputs).total.macs, 5)
 
 
 def test_waiting_is_what_the_batches_take_and_not_the_step():
@@ -47,7 +47,7 @@ def test_waiting_is_what_the_batches_take_and_not_the_step():
             time.sleep(0.02)
             yield batch
 
-    waiting, got = Waiting(), []
+    waiting, got = DataWaitTimer(), []
     for batch in waiting.timed(slow()):
         got.append(batch)
         time.sleep(0.03)
@@ -57,8 +57,8 @@ def test_waiting_is_what_the_batches_take_and_not_the_step():
 
 
 def test_what_is_measured_is_of_the_time_since_the_last_line():
-    waiting = Waiting()
-    measured = Measured(
+    waiting = DataWaitTimer()
+    measured = ThroughputMeter(
         torch.device("cpu"), throughput=True, memory=True, waiting=waiting, mfu=True, peak_flops=1e6, flops=100.0
     )
     measured.mark = (10, 64.0, 1.0)
@@ -82,5 +82,5 @@ def test_memory_of_this_process_is_what_the_system_says():
     status = Path("/proc/self/status").read_text()
     peak = int(status.split("VmHWM:")[1].split()[0]) * 1024 / 2**30
 
-    assert memory(torch.device("cpu"))["memory/resident_gib"] == pytest.approx(peak, rel=0.05)
+    assert measure_memory(torch.device("cpu"))["memory/resident_gib"] == pytest.approx(peak, rel=0.05)
     assert held.sum() >= 0

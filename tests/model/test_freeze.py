@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from runner.core.errors import ConfigError
-from runner.model.freeze import freeze, thaw
+from runner.model.freeze import freeze, unfreeze
 from runner.model.param_groups import build_groups
 
 
@@ -55,7 +55,7 @@ def test_frozen_norms_keep_their_statistics_through_every_train():
         assert not one.body[1].training
         one(torch.tensor([0, 1, 2]))
         assert torch.equal(one.body[1].running_mean, before)
-    thaw(model, frozen)
+    unfreeze(model, frozen)
     model(torch.tensor([0, 1, 2]))
     assert not torch.equal(model.body[1].running_mean, before)
     assert model.eval().train().body[1].training
@@ -78,8 +78,8 @@ def test_thawed_parameters_train_in_the_group_that_was_theirs(kind):
     optimizer = kind(build_groups(model, [], kind, {}, thawing=frozen.params), lr=0.1, weight_decay=0.5)
     for _ in range(2):
         step(model, optimizer)
-    thaw(model, frozen)
-    thaw(model, frozen)  # again is harmless
+    unfreeze(model, frozen)
+    unfreeze(model, frozen)  # again is harmless
     twin.embedding.weight.requires_grad_(False)
     by_hand = kind([p for p in twin.parameters() if p.requires_grad], lr=0.1, weight_decay=0.5)
     for _ in range(2):
@@ -103,7 +103,7 @@ def test_a_tied_parameter_answers_to_each_name():
 def test_what_the_model_froze_itself_stays_frozen_after_the_thaw():
     model = Net()
     model.fc.bias.requires_grad_(False)
-    thaw(model, freeze(model, [r"fc\..*"]))
+    unfreeze(model, freeze(model, [r"fc\..*"]))
     assert not model.fc.bias.requires_grad
     assert model.fc.weight.requires_grad
 

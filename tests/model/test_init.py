@@ -11,7 +11,7 @@ from torch import nn
 
 from runner.core import rng
 from runner.core.errors import ConfigError, RunError
-from runner.model.init import Row, Rule, apply_function, apply_rules, plan_rules
+from runner.model.init import InitRow, Rule, apply_function, apply_rules, plan_rules
 
 normal = functools.partial(nn.init.normal_, std=0.5)
 
@@ -67,8 +67,8 @@ def test_the_first_matching_rule_counts_for_each_tensor():
     assert state["bn1.running_mean"].unique().tolist() == [3]
     assert state["bn1.running_var"].unique().tolist() == [4]
     by_name = {row.tensor: row for row in rows}
-    assert by_name["blocks.0.bn1.weight"] == Row("blocks.0.bn1.weight", "first", "init.rules.first.weight", 0.25)
-    assert by_name["token"] == Row("token")
+    assert by_name["blocks.0.bn1.weight"] == InitRow("blocks.0.bn1.weight", "first", "init.rules.first.weight", 0.25)
+    assert by_name["token"] == InitRow("token")
     assert list(by_name) == [name for name in _names(model) if name != "head.weight"]
 
 

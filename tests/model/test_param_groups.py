@@ -10,7 +10,7 @@ import yaml
 from torch import nn
 
 from runner.core.errors import ConfigError
-from runner.model.param_groups import Group, build_groups, compare_groups, depths
+from runner.model.param_groups import Group, build_groups, compare_groups, number_layers
 
 SGD = torch.optim.SGD
 
@@ -142,18 +142,18 @@ def test_layers_are_counted_from_the_input_in_any_model():
     from torchvision import models
 
     with torch.device("meta"):
-        resnet, vit = depths(models.resnet18()), depths(models.vit_b_16())
+        resnet, vit = number_layers(models.resnet18()), number_layers(models.vit_b_16())
     assert (resnet["conv1.weight"], resnet["bn1.weight"], resnet["layer1.0.bn2.bias"]) == (0, 0, 1)
     assert (resnet["layer4.1.conv2.weight"], resnet["fc.bias"]) == (8, 9)
     assert (vit["class_token"], vit["encoder.pos_embedding"], vit["conv_proj.weight"]) == (0, 0, 0)
     assert [vit[f"encoder.layers.encoder_layer_{i}.mlp.0.weight"] for i in range(12)] == list(range(1, 13))
     assert (vit["encoder.ln.weight"], vit["heads.head.weight"]) == (12, 13)
-    assert depths(Net()) == {
+    assert number_layers(Net()) == {
         "conv1.weight": 0, "conv1.bias": 0, "bn1.weight": 0, "bn1.bias": 0,
         "layer1.0.weight": 1, "layer1.0.bias": 1, "layer1.1.weight": 1, "layer1.1.bias": 1,
         "fc.weight": 2, "fc.bias": 2,
     }  # fmt: skip
-    assert depths(nn.Linear(2, 2)) == {"weight": 0, "bias": 0}
+    assert number_layers(nn.Linear(2, 2)) == {"weight": 0, "bias": 0}
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_every_parameter_has_a_layer(name):
 
     with torch.device("meta"):
         model = getattr(models, name)()
-    layers = depths(model)
+    layers = number_layers(model)
     assert list(layers) == [parameter for parameter, _ in model.named_parameters()]
     assert sorted(set(layers.values())) == list(range(max(layers.values()) + 1))
 

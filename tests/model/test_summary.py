@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from runner.model.summary import model_table
+from runner.model.summary import build_model_table
 
 
 def meta(*shape):
@@ -40,7 +40,7 @@ def test_one_row_a_layer_with_shapes_parameters_and_multiplications():
     model = build(Net)
     model.norm.requires_grad_(requires_grad=False)
 
-    table = model_table(model, meta(2, 3, 6, 6))
+    table = build_model_table(model, meta(2, 3, 6, 6))
 
     found = rows(table)
     assert list(found) == ["(model)", "conv", "norm", "head", "unused"]
@@ -65,7 +65,7 @@ def test_one_row_a_layer_with_shapes_parameters_and_multiplications():
     ],
 )
 def test_inputs_may_be_a_tensor_arguments_or_keyword_arguments(inputs, call):
-    table = model_table(build(nn.Linear, 4, 3), inputs())
+    table = build_model_table(build(nn.Linear, 4, 3), inputs())
 
     assert table.total.macs == 24, call
 
@@ -94,7 +94,7 @@ def test_the_rows_add_up_to_the_counters_total_and_the_models_parameters():
     with counter, torch.no_grad():
         model.train()(meta(2, 5, 8))
 
-    table = model_table(model, meta(2, 5, 8))
+    table = build_model_table(model, meta(2, 5, 8))
 
     assert table.total.macs == counter.get_total_flops() // 2 > 0
     assert table.total.trainable == sum(p.numel() for p in model.parameters())
@@ -108,7 +108,7 @@ def test_the_rows_add_up_to_the_counters_total_and_the_models_parameters():
 def test_a_forward_that_fails_leaves_the_parameters_and_says_why():
     model = build(nn.Sequential, nn.Linear(4, 3), nn.Linear(4, 3))
 
-    table = model_table(model, meta(2, 4))
+    table = build_model_table(model, meta(2, 4))
 
     assert table.total.trainable == 30
     assert "RuntimeError" in table.problem
@@ -120,20 +120,20 @@ def test_the_model_is_left_as_it_was():
     model = build(Net)
     model.train()
     model.norm.eval()
-    model_table(model, meta(1, 3, 6, 6))
+    build_model_table(model, meta(1, 3, 6, 6))
 
     assert [m.training for m in model.modules()] == [True, True, False, True, True]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_a_batch_of_one_goes_through_a_batch_norm_of_one_pixel():
-    assert model_table(build(nn.BatchNorm1d, 4), meta(1, 4)).problem == ""
+    assert build_model_table(build(nn.BatchNorm1d, 4), meta(1, 4)).problem == ""
 
 
 def test_it_draws_no_random_number():
     model = build(nn.Sequential, nn.Dropout(), nn.Linear(4, 3))
     before = torch.get_rng_state()
-    model_table(model, meta(2, 4))
+    build_model_table(model, meta(2, 4))
 
     assert torch.equal(before, torch.get_rng_state())
 
@@ -141,7 +141,7 @@ def test_it_draws_no_random_number():
 def test_plain_text_is_aligned_and_rich_draws_the_same_cells():
     from rich.console import Console
 
-    table = model_table(build(Net), meta(1, 3, 32, 32))
+    table = build_model_table(build(Net), meta(1, 3, 32, 32))
 
     lines = str(table).splitlines()
     assert lines[0].split() == ["layer", "type", "output", "shape", "trainable", "frozen", "MACs"]
@@ -157,7 +157,7 @@ def test_resnet50_at_224_has_the_published_numbers():
     """25.557 M parameters, 4.09 G multiply-accumulates: torchvision's model card of IMAGENET1K_V2."""
     torchvision = pytest.importorskip("torchvision")
 
-    table = model_table(build(torchvision.models.resnet50), meta(1, 3, 224, 224))
+    table = build_model_table(build(torchvision.models.resnet50), meta(1, 3, 224, 224))
 
     assert table.total.trainable == 25_557_032
     assert math.isclose(table.total.macs, 4.09e9, rel_tol=1e-3)
@@ -211,7 +211,7 @@ def check_torchvision(name, **kwargs):
     side = max(card["min_size"][0], 299 if name == "inception_v3" else 224)
     side = getattr(model, "image_size", side)  # a transformer's own: the first weights of vit_h_14 are for a larger one
 
-    table = model_table(model, meta(1, 3, side, side), training=True)
+    table = build_model_table(model, meta(1, 3, side, side), training=True)
 
     assert (table.total.macs, table.total.backward) == counted(model, meta(1, 3, side, side))
     assert table.problem == ""
@@ -251,7 +251,7 @@ def test_backward_and_activations_of_each_layer_by_hand():
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), nn.Dropout(0.5)).to("meta")
     model.train()
 
-    found = rows(model_table(model, meta(5, 4), training=True))
+    found = rows(build_model_table(model, meta(5, 4), training=True))
 
     assert [found[name].macs for name in "0123"] == [5 * 4 * 8, 0, 5 * 8 * 3, 0]
     assert [found[name].backward for name in "0123"] == [5 * 4 * 8, 0, 2 * 5 * 8 * 3, 0]
@@ -264,7 +264,7 @@ def test_frozen_layers_cost_less():
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)).to("meta")
     model[0].requires_grad_(requires_grad=False)
 
-    total = model_table(model, meta(5, 4), training=True).total
+    total = build_model_table(model, meta(5, 4), training=True).total
 
     assert (total.backward, total.activations) == (5 * 8 * 3, 5 * 8 * 4)
 
@@ -282,7 +282,7 @@ def test_a_checkpointed_layer_pays_again_in_the_backward():
     """Activation checkpointing keeps the input alone, and multiplies once more."""
     model = build(Recomputed)
 
-    total = model_table(model, meta(2, 8), training=True).total
+    total = build_model_table(model, meta(2, 8), training=True).total
 
     assert (total.macs, total.backward) == counted(model, meta(2, 8))
     assert total.backward == 2 * 8 * 16 * (1 + 1 + 2)  # the first layer again, its weight; both of the second
@@ -294,7 +294,7 @@ def test_the_model_is_left_as_it_was_by_a_backward():
     model.train()
     before = torch.get_rng_state()
 
-    model_table(model, meta(2, 3, 6, 6), training=True)
+    build_model_table(model, meta(2, 3, 6, 6), training=True)
 
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks or not m.training for m in model.modules())
@@ -302,7 +302,7 @@ def test_the_model_is_left_as_it_was_by_a_backward():
 
 
 def test_plain_data_has_flops_and_the_total():
-    data = model_table(build(nn.Linear, 4, 3), meta(1, 4), training=True).as_json()
+    data = build_model_table(build(nn.Linear, 4, 3), meta(1, 4), training=True).as_json()
 
     assert data["total"]["parameters"] == 15
     assert (data["total"]["flops_forward"], data["total"]["flops_backward"]) == (24, 24)

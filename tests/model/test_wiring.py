@@ -15,7 +15,7 @@ from runner.core.errors import ConfigError
 from runner.experiment.builders import model as model_builder
 from runner.experiment.builders import train as train_builder
 from runner.experiment.builders.data import make_parts, make_splits
-from runner.experiment.preflight.preflight import preflight
+from runner.experiment.preflight.preflight import run_preflight
 from runner.train.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ def config_of(*overrides):
 def made(config):
     """The model as a run has it when training starts, what was done to it, and its parameter groups."""
     model = model_builder.make_model(config)
-    done = model_builder.operate(config, model)
+    done = model_builder.prepare_model(config, model)
     return model, done, model_builder.make_groups(config, model, done.frozen)
 
 
@@ -139,7 +139,7 @@ def test_the_preflight_finds_every_mistake_of_surgery_at_once():
         "+param_groups.head={match: 'fc2\\..*', lr_mult: 0.1}",
         "+init.rules.x={module: torch.nn.Conv3d, weight: 0}",
     )
-    keys = [mistake.key for mistake in preflight(config).mistakes]
+    keys = [mistake.key for mistake in run_preflight(config).mistakes]
     assert keys == [
         "init.rules.x.module",
         "pretrained.path",
@@ -157,7 +157,7 @@ def test_the_preflight_finds_every_mistake_of_surgery_at_once():
     ],
 )
 def test_a_setting_without_effect_is_a_mistake(overrides, key):
-    assert [mistake.key for mistake in preflight(config_of("experiment=digits_cnn", *overrides)).mistakes] == [key]
+    assert [mistake.key for mistake in run_preflight(config_of("experiment=digits_cnn", *overrides)).mistakes] == [key]
 
 
 def test_frozen_parameters_train_after_the_thaw_and_a_resume_goes_on_to_the_bit(runner, tmp_path):
@@ -282,7 +282,7 @@ def test_convert_turns_a_pickled_model_into_a_plain_file(tmp_path, monkeypatch, 
 
     from runner.cli import convert
     from runner.core.errors import ConfigError
-    from runner.model.pretrained.files import Located, read
+    from runner.model.pretrained.files import LocatedWeights, read
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -292,12 +292,12 @@ def test_convert_turns_a_pickled_model_into_a_plain_file(tmp_path, monkeypatch, 
     with pytest.raises(
         ConfigError, match=r"holds pickled objects \(.*shape\.Net.*python -m runner convert m\.pt --trust"
     ):
-        read(Located(Path("m.pt")))
+        read(LocatedWeights(Path("m.pt")))
     with pytest.raises(ConfigError, match="runs whatever code the file holds"):
         convert.main(["m.pt"])
     assert not Path("m.state_dict.pt").exists()
     assert convert.main(["m.pt", "--trust"]) == 0
-    converted = read(Located(Path("m.state_dict.pt")))
+    converted = read(LocatedWeights(Path("m.state_dict.pt")))
     assert list(converted["net"]) == ["fc.weight", "fc.bias"]
     assert converted["when"] == 3
     with pytest.raises(ConfigError, match="must not exist yet"):
@@ -306,7 +306,7 @@ def test_convert_turns_a_pickled_model_into_a_plain_file(tmp_path, monkeypatch, 
     Path("shape.py").unlink()
     assert convert.main(["m.pt", "--trust", "--out=other.pt"]) == 0
     assert "not to be imported here, and stood in for: shape.Net" in capsys.readouterr().out
-    without = read(Located(Path("other.pt")))
+    without = read(LocatedWeights(Path("other.pt")))
     assert all(torch.equal(without["net"][name], tensor) for name, tensor in converted["net"].items())
     assert len(without["net"]) == 2
 
@@ -388,6 +388,16 @@ def test_convert_keeps_tensors_and_numbers_and_names_the_rest_also_of_absent_too
         unpickle(Path(file), Path(f"{file}.out"))
         loaded = torch.load(f"{file}.out", weights_only=True)
         assert list(loaded.get("model", loaded)) == list(arrays)
+
+
+def test_a_pickled_model_of_torch_before_1_6_is_converted(tmp_path):
+    from runner.model.pretrained.unpickle import unpickle
+
+    model = torch.nn.Linear(2, 2)
+    torch.save(model, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    unpickle(tmp_path / "old.pt", tmp_path / "new.pt")
+
+    assert torch.equal(model.weight, torch.load(tmp_path / "new.pt", weights_only=True)["weight"])
 
 
 def test_weights_are_found_in_shards_in_folders_and_unpacked_archives(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.sweep.launcher import OURS
+from runner.sweep.launcher_settings import OURS
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
 from project import bits, processes_below, rows, run, said, start, sweep_of, wait_for, write

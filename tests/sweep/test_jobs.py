@@ -72,9 +72,9 @@ def test_rows_say_what_is_asked_for_now_and_with_which_arguments(ledger):
 
 
 def test_the_same_code_is_not_changed(ledger):
-    from runner.experiment.record.provenance import modules
+    from runner.experiment.record.provenance import hash_modules
 
-    ledger.remember_modules("same", modules(Path.cwd())["files"])
+    ledger.remember_modules("same", hash_modules(Path.cwd())["files"])
     decided = decide(
         [JobRecord("a", 0, [], "a", status="completed", code="same")], ledger, plan_of("sweep.rerun=changed")
     )

@@ -71,11 +71,11 @@ def test_a_reader_sees_what_was_committed_before_its_writer_was_killed(tmp_path)
     code = f"""
 import os, signal, sys
 from pathlib import Path
-from runner.sweep.ledger import Ledger, Row
+from runner.sweep.ledger import JobRecord, Ledger
 ledger = Ledger(Path({str(tmp_path)!r}))
 ledger._db.execute("PRAGMA cache_size=1")
 ledger._db.execute("PRAGMA cache_spill=1")
-ledger.add(Row(str(i), i, ["x" * 500], str(i)) for i in range(500))
+ledger.add(JobRecord(str(i), i, ["x" * 500], str(i)) for i in range(500))
 with ledger.transaction():
     for i in range(500):
         ledger.update(str(i), status="running", error="y" * 500)

@@ -11,7 +11,7 @@ import pytest
 
 from runner.config.compose import compose
 from runner.experiment.examine import examine
-from runner.experiment.record.recorded import continuation, recorded
+from runner.experiment.record.recorded import load_recorded_config, plan_continuation
 from runner.experiment.run import Outcome, launch, train
 from runner.experiment.run_log import Judge
 
@@ -35,8 +35,8 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
 
 def go_on(folder: Path, judge: Judge | None = None) -> Outcome:
     """What `resume` does, judged."""
-    config, unresolved = recorded(folder, [])
-    again = continuation(folder, config, unresolved)
+    config, unresolved = load_recorded_config(folder, [])
+    again = plan_continuation(folder, config, unresolved)
     return launch(config, folder, unresolved=unresolved, command=[], again=again, judge=judge)
 
 

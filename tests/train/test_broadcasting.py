@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from runner.experiment.preflight.train import spread_in_loss
+from runner.experiment.preflight.train import check_loss_broadcast
 from runner.train.metrics import Accuracy, MeanSquaredError
 
 
@@ -38,7 +38,7 @@ LOSSES += [functional.mse_loss, functional.l1_loss, functional.huber_loss, nn.MS
 def test_losses_that_spread_are_refused(loss: Any, shapes: tuple[Any, Any], device: str) -> None:
     """Whether torch warns of it or not; both shapes, the key and a remedy are named."""
     output, target = (torch.ones(shape, device=device) for shape in shapes)
-    mistake = spread_in_loss(loss, output, target)
+    mistake = check_loss_broadcast(loss, output, target)
 
     assert mistake is not None
     assert mistake.key == "loss"
@@ -79,11 +79,11 @@ def contrast(output: Tensor, target: Tensor) -> Tensor:
 )
 def test_losses_that_mean_it_are_taken(loss: Any, output: tuple[int, ...], target: tuple[int, ...]) -> None:
     """One shape, one number, or pairs that a loss makes itself."""
-    assert spread_in_loss(loss, torch.rand(output), torch.rand(target)) is None
+    assert check_loss_broadcast(loss, torch.rand(output), torch.rand(target)) is None
 
 
 def test_cross_entropy_of_classes_is_taken() -> None:
-    assert spread_in_loss(nn.CrossEntropyLoss(), torch.rand(6, 3), torch.arange(6) % 3) is None
+    assert check_loss_broadcast(nn.CrossEntropyLoss(), torch.rand(6, 3), torch.arange(6) % 3) is None
 
 
 def test_metrics_that_spread_are_refused() -> None:

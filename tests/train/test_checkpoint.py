@@ -16,7 +16,7 @@ from torch import nn
 
 from runner.core import files
 from runner.core.errors import RunError
-from runner.train.checkpoint import Checkpoints, SaveError, plain
+from runner.train.checkpoint import Checkpoints, SaveError, to_plain
 
 
 def state(step, size=100):
@@ -226,9 +226,9 @@ def test_a_shared_tensor_is_saved_once(tmp_path):
 
 def test_saving_does_not_copy_parameters_nor_keep_their_graph():
     parameter = nn.Parameter(torch.ones(3))
-    assert plain({"p": parameter})["p"].data_ptr() == parameter.data_ptr()
-    assert type(plain(parameter)) is torch.Tensor
-    assert not plain(parameter).requires_grad
+    assert to_plain({"p": parameter})["p"].data_ptr() == parameter.data_ptr()
+    assert type(to_plain(parameter)) is torch.Tensor
+    assert not to_plain(parameter).requires_grad
 
 
 class Point(NamedTuple):
@@ -264,7 +264,7 @@ def test_what_weights_only_may_not_open_is_refused_by_its_key_and_nothing_is_wri
 
     assert not (tmp_path / "c" / "manifest.json").exists()
     with pytest.raises(RunError, match=r"`a\.b"):
-        plain({"a": {"b": OrderedDict(c=value)}})
+        to_plain({"a": {"b": OrderedDict(c=value)}})
 
 
 # ---- damage

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from runner.config.schema import Config, Device
-from runner.experiment.builders.run import splits_batches
+from runner.experiment.builders.run import uses_data_parallel
 from runner.experiment.preflight import preflight
 from runner.train.checkpoint import Checkpoints
 from runner.train.steps import supervised
@@ -569,4 +569,4 @@ def test_auto_splits_batches_where_there_are_several_gpus(monkeypatch, parallel,
     config = Config(model={}, optimizer={}, loss={}, device=Device(type=kind, parallel=parallel))
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
 
-    assert splits == splits_batches(config, torch.device(device), supervised, optimizer)
+    assert splits == uses_data_parallel(config, torch.device(device), supervised, optimizer)

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from runner.config.schema import Config, Scheduler, Train
 from runner.experiment.builders.train import make_schedule
-from runner.train.lr_schedule import Schedule
+from runner.train.lr_schedule import LRSchedule
 
 EPOCH, EPOCHS = 5, 6
 
@@ -125,7 +125,7 @@ def test_a_warmup_alone() -> None:
 def test_plateau_follows_its_metric() -> None:
     """The rate falls when the metric has not improved for longer than its patience, and on nothing else."""
     made = optimizer()
-    schedule = Schedule(
+    schedule = LRSchedule(
         made,
         lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1, factor=0.1),
         interval="epoch",
@@ -171,9 +171,9 @@ def test_state_round_trip(name: str) -> None:
 def _through_a_file(state: Any) -> Any:
     import io
 
-    from runner.train.checkpoint import plain
+    from runner.train.checkpoint import to_plain
 
     file = io.BytesIO()
-    torch.save(plain(state), file)
+    torch.save(to_plain(state), file)
     file.seek(0)
     return torch.load(file, weights_only=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassAccuracy
 
-from runner.train.metrics import WAITING, Accuracy, MeanSquaredError, accumulators, set_accumulators
+from runner.train.metrics import WAITING, Accuracy, MeanSquaredError, get_accumulators, set_accumulators
 
 CPU = torch.device("cpu")
 
@@ -80,7 +80,7 @@ def test_what_was_seen_can_be_saved(make: Any) -> None:
     for output, target in given[:3]:
         whole.update(output, target)
         first.update(output, target)
-    set_accumulators(second, accumulators(first), CPU)
+    set_accumulators(second, get_accumulators(first), CPU)
     for output, target in given[3:]:
         whole.update(output, target)
         second.update(output, target)

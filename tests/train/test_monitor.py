@@ -15,9 +15,9 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from runner.log.logger import Log
-from runner.train.monitor import Looks
-from runner.train.optimizer_step.base import Update
+from runner.log.logger import Logger
+from runner.train.monitor import Monitor
+from runner.train.optimizer_step.base import OptimizerStep
 from tests.experiment.crash.project import HARD, differences, ending, events, write
 
 HOOKS = "{all: {name: '.*', forward: [mean, std, abs_max, zeros], backward: [mean, std, abs_max, zeros]}}"
@@ -145,12 +145,12 @@ class Noisy(torch.nn.Module):
 
 def test_a_graph_that_needs_numbers_is_drawn_of_a_copy_and_draws_nothing_from_training(tmp_path):
     model = Noisy()
-    update = Update(model, torch.nn.MSELoss(), lambda batch, net, loss: {"loss": loss(net(batch), batch)}, None)
-    log = Log(tmp_path, tensorboard=True, progress=False, total_steps=1)
+    update = OptimizerStep(model, torch.nn.MSELoss(), lambda batch, net, loss: {"loss": loss(net(batch), batch)}, None)
+    log = Logger(tmp_path, tensorboard=True, progress=False, total_steps=1)
     before = torch.get_rng_state().tolist(), random.getstate()
     batches = [torch.ones(2, 4), torch.zeros(2, 4)]
 
-    assert list(Looks(model, update, graph=True).batches(iter(batches), log)) == batches
+    assert list(Monitor(model, update, graph=True).batches(iter(batches), log)) == batches
     assert before == (torch.get_rng_state().tolist(), random.getstate())
     log.close()
     board = EventAccumulator(str(tmp_path / "tb"))

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from runner.train.checkpoint import Checkpoints
-from runner.train.finite import infinite_buffers, not_finite, tensors_of
-from runner.train.nan_search import Found, check_input
+from runner.train.finite import collect_tensors, find_infinite_buffers, find_non_finite
+from runner.train.nan_search import NonFiniteFound, check_input
 from tests.experiment.crash.project import HARD, write
 
 PLACES = {  # where it is put → what is to be named, and in which module
@@ -91,7 +91,7 @@ def test_a_hundred_of_them_are_named(hard, number, seed):
 
 def test_a_bad_sample_that_the_data_let_through_is_named():
     """The input that has it, of which only that sample is named."""
-    with pytest.raises(Found) as caught:
+    with pytest.raises(NonFiniteFound) as caught:
         check_input([torch.ones(3, 2), {"x": torch.tensor([[1.0], [torch.nan], [1.0]])}])
 
     assert (caught.value.tensor, caught.value.rows) == ("the input `batch[1]['x']`", [1])
@@ -113,7 +113,7 @@ def test_a_batch_is_left_out_after_going_back(hard):
 
     assert (status, result["steps"]) == (0, 12)
     assert len(saved["progress"]["left_out"]) == 4
-    assert not_finite(saved["model"]) == []
+    assert find_non_finite(saved["model"]) == []
     assert [line["step"] for line in lines] == [3, 5, 6, 9, 10, 12]
     assert "left out (train.on_fault=rollback)" in (folder / "log.txt").read_text()
 
@@ -179,31 +179,31 @@ def test_whatever_is_not_finite_is_found():
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.randn(4, 3)).sum().backward()
     optimizer.step()
-    assert not_finite(tensors_of(model, optimizer)) == []
+    assert find_non_finite(collect_tensors(model, optimizer)) == []
     model[0].bias.data[1] = -torch.inf
     model[1].running_mean[0] = torch.nan
     optimizer.state[model[0].weight]["exp_avg"][2, 2] = torch.nan
 
     expected = ["parameter `0.bias`", "buffer `1.running_mean`", "optimizer state `exp_avg` of `0.weight`"]
-    assert not_finite(tensors_of(model, optimizer)) == expected
+    assert find_non_finite(collect_tensors(model, optimizer)) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_large_numbers_are_finite(dtype):
     """Where a sum of squares would overflow."""
-    assert not_finite({"a": torch.full((1000,), torch.finfo(dtype).max, dtype=dtype)}) == []
+    assert find_non_finite({"a": torch.full((1000,), torch.finfo(dtype).max, dtype=dtype)}) == []
 
 
 def test_a_mask_of_infinities_is_there_on_purpose():
     model = nn.Module()
     model.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
 
-    assert infinite_buffers(model) == ("mask",)
-    assert not_finite(tensors_of(model, torch.optim.SGD([nn.Parameter(torch.ones(1))]), skip=("mask",))) == []
+    assert find_infinite_buffers(model) == ("mask",)
+    assert find_non_finite(collect_tensors(model, torch.optim.SGD([nn.Parameter(torch.ones(1))]), skip=("mask",))) == []
 
 
 def test_what_has_no_numbers_to_check_is_passed_over():
-    assert not_finite({"a": torch.tensor([1, 2]), "b": torch.zeros(0), "c": torch.ones(2, 2).to_sparse()}) == []
+    assert find_non_finite({"a": torch.tensor([1, 2]), "b": torch.zeros(0), "c": torch.ones(2, 2).to_sparse()}) == []
 
 
 def test_a_full_disk_ends_the_run_or_is_said(hard, monkeypatch):

@@ -86,10 +86,10 @@ def test_every_number_of_a_metric_has_a_name():
     """A collection with a vector in it, as of torchmetrics with `average=None`."""
     value = {"recall": torch.tensor([0.1, 0.2]), "f1": 0.5, "top": {"1": 0.6, "5": 0.9}}
     names = ["val/m/recall/0", "val/m/recall/1", "val/m/f1", "val/m/top/1", "val/m/top/5"]
-    assert names == list(evaluation.flat("val/m", value))
+    assert names == list(evaluation.flatten_metric("val/m", value))
     with pytest.raises(RunError, match="`val/m/1` has two values"):
-        evaluation.flat("val/m", {1: 0.5, "1": 0.6})
-    assert math.isclose(0.2, evaluation.flat("val/m", value)["val/m/recall/1"], rel_tol=1e-6)
+        evaluation.flatten_metric("val/m", {1: 0.5, "1": 0.6})
+    assert math.isclose(0.2, evaluation.flatten_metric("val/m", value)["val/m/recall/1"], rel_tol=1e-6)
 
 
 def test_a_name_has_one_value():

@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from runner.config.check.check import parse
 from runner.experiment.builders import train as train_builder
-from runner.train.optimizer_step.base import Kept, Update
-from runner.train.optimizer_step.closure import Closure
+from runner.train.optimizer_step.base import CloneOutputs, OptimizerStep
+from runner.train.optimizer_step.closure import ClosureStep
 from runner.train.steps import supervised
 
 
@@ -24,8 +24,10 @@ def update(config, seed=0, count=10):
     torch.manual_seed(seed)
     model, loss = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    average = train_builder.make_average(config, model, 10)
-    made = train_builder.make_update(config, torch.device("cpu"), model, loss, supervised, optimizer, {}, average)
+    average = train_builder.make_ema(config, model, 10)
+    made = train_builder.make_optimizer_step(
+        config, torch.device("cpu"), model, loss, supervised, optimizer, {}, average
+    )
     batches = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(count)]
     return made, batches
 
@@ -153,7 +155,9 @@ def test_the_metrics_see_each_micro_batch():
 def test_what_a_cuda_graph_writes_over_is_copied_first():
     """The output is another tensor with the same numbers, and the loss still has its gradient."""
     model = nn.Linear(3, 2)
-    outcome = Kept(supervised)((torch.ones(4, 3), torch.zeros(4, dtype=torch.int64)), model, nn.CrossEntropyLoss())
+    outcome = CloneOutputs(supervised)(
+        (torch.ones(4, 3), torch.zeros(4, dtype=torch.int64)), model, nn.CrossEntropyLoss()
+    )
     outcome["loss"].backward()
 
     assert model.weight.grad is not None
@@ -166,7 +170,7 @@ def test_outputs_are_copied_only_where_graphs_are_captured():
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))])
     kinds = {
         (config.device.compile, device): type(
-            train_builder.make_update(
+            train_builder.make_optimizer_step(
                 config, torch.device(device), nn.Linear(3, 2), None, supervised, optimizer, {}
             ).step
         )
@@ -174,7 +178,7 @@ def test_outputs_are_copied_only_where_graphs_are_captured():
         for device in ("cuda", "cpu")
     }
 
-    assert [key for key, kind in kinds.items() if kind is Kept] == [("reduce-overhead", "cuda")]
+    assert [key for key, kind in kinds.items() if kind is CloneOutputs] == [("reduce-overhead", "cuda")]
 
 
 @pytest.mark.parametrize("kind", ["SGD", "LBFGS"])
@@ -183,7 +187,7 @@ def test_a_watcher_sees_the_gradients_once_a_step_until_it_is_taken_away(kind):
     torch.manual_seed(0)
     model, batch = nn.Linear(6, 3), (torch.randn(8, 6), torch.randint(3, (8,)))
     wanted = torch.autograd.grad(nn.CrossEntropyLoss()(model(batch[0]), batch[1]), [model.weight])[0]
-    made = {"SGD": Update, "LBFGS": Closure}[kind](
+    made = {"SGD": OptimizerStep, "LBFGS": ClosureStep}[kind](
         model, nn.CrossEntropyLoss(), supervised, getattr(torch.optim, kind)(model.parameters(), lr=0.1)
     )
     seen = []

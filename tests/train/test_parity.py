@@ -549,13 +549,13 @@ def test_a_gan_is_that_of_two_optimizers_by_hand() -> None:
     )
     from datasets.digits import Digits
     from models.gan import GAN
-    from runner.data.batches import chosen_indices
+    from runner.data.batches import choose_indices
     from runner.data.splitting import split_indices
-    from runner.data.whole_dataset import labels_of
+    from runner.data.whole_dataset import read_labels
 
     digits = Digits()
-    parts = split_indices(len(digits), {"val": 0.2, "test": 0.2}, 0, labels_of(digits, 1))
-    rows = chosen_indices(digits, parts["train"], "train", 64)
+    parts = split_indices(len(digits), {"val": 0.2, "test": 0.2}, 0, read_labels(digits, 1))
+    rows = choose_indices(digits, parts["train"], "train", 64)
     images = torch.stack([digits[int(row)][0] for row in rows])
     with rng.stream(rng.derive_key(0, "model")):
         model = GAN()

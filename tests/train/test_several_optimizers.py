@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from runner.experiment.builders import train as train_builder
-from runner.train.optimizer_step.closure import is_own, needs_closure
+from runner.train.optimizer_step.closure import is_custom_step, needs_closure
 from runner.train.optimizer_step.several_optimizers import Optimizers
 from runner.train.steps import supervised
 
@@ -83,7 +83,7 @@ def test_a_parameter_has_one_optimizer():
     ],
 )
 def test_fused_is_chosen_on_a_gpu_where_nothing_is_said(node, device, fused):
-    assert train_builder.fast(node, torch.device(device)).get("fused") is fused
+    assert train_builder.set_fused(node, torch.device(device)).get("fused") is fused
 
 
 def test_what_asks_for_a_closure_or_for_the_optimizer():
@@ -95,5 +95,5 @@ def test_what_asks_for_a_closure_or_for_the_optimizer():
 
     assert needs_closure(torch.optim.LBFGS(parameter))
     assert not needs_closure(torch.optim.Adam(parameter))
-    assert is_own(Stepping())
-    assert not is_own(supervised)
+    assert is_custom_step(Stepping())
+    assert not is_custom_step(supervised)

@@ -18,15 +18,15 @@ from datasets.samplers import Repeated, WeightedClasses
 from datasets.transforms import RandomShift
 from runner.core.errors import RunError
 from runner.data import batches, interfaces
-from runner.data.bad_samples import Faults
+from runner.data.bad_samples import BadSamples
 from runner.data.samples import Pipeline, Placement, Stream
-from runner.data.whole_dataset import Part
+from runner.data.whole_dataset import SplitSubset
 
 CPU = Placement(torch.device("cpu"))
 Batches = list[list[Tensor]]
 
 
-def split(dataset: Any, faults: Faults | None = None, **settings: Any) -> Any:
+def split(dataset: Any, faults: BadSamples | None = None, **settings: Any) -> Any:
     """A training split in batches of eight, its images shifted at random."""
     transforms, limit = settings.pop("transforms", {"shift": RandomShift(1)}), settings.pop("limit", None)
     indices = settings.pop("indices", None)
@@ -57,8 +57,8 @@ def images(count: int, generator: random.Random) -> TensorDataset:
     return TensorDataset(pixels, torch.arange(count))
 
 
-def skipping(**settings: Any) -> Faults:
-    return Faults(skip=True, limit=1000, target=1, **settings)
+def skipping(**settings: Any) -> BadSamples:
+    return BadSamples(skip=True, limit=1000, target=1, **settings)
 
 
 def case(generator: random.Random) -> tuple[TensorDataset, set[int], int, dict[str, Any]]:
@@ -72,7 +72,7 @@ def case(generator: random.Random) -> tuple[TensorDataset, set[int], int, dict[s
         np.sort(np.array(generator.sample(range(count), count - 9), np.int64)) if generator.random() < 0.5 else None
     )
     length = count if indices is None else len(indices)
-    part = Part(dataset, np.arange(count) if indices is None else indices)
+    part = SplitSubset(dataset, np.arange(count) if indices is None else indices)
     sampler = generator.choice(
         [
             None,
@@ -103,7 +103,7 @@ def test_in_memory_and_sample_by_sample_leave_out_the_same(number: int, seed: in
     )
     expected = epochs(gathered)
 
-    assert gathered.plan.startswith("gathered")
+    assert gathered.plan.text.startswith("gathered")
     assert gathered.num_batches == loaded.num_batches
     assert same(expected, epochs(loaded))
     assert bad.isdisjoint(torch.cat([batch[1] for batch in expected]).tolist())
@@ -147,7 +147,7 @@ def test_weighted_sampling_with_skipped_samples() -> None:
     dataset.tensors[0][5] = torch.nan  # the only one of class 3
     dataset.tensors[1][5] = 3
     faults = skipping(classes=3)
-    made = split(dataset, faults, sampler=WeightedClasses(Part(dataset, np.arange(60))))
+    made = split(dataset, faults, sampler=WeightedClasses(SplitSubset(dataset, np.arange(60))))
     counts = torch.bincount(torch.cat([batch[1] for batch in epochs(made, 30)]), minlength=4).tolist()
 
     assert counts[3] == 0
@@ -169,7 +169,7 @@ def test_what_was_listed_before_a_resume_is_not_listed_again(tmp_path: Path) -> 
     dataset = images(40, random.Random(0))
     dataset.tensors[0][[2, 3]] = torch.nan
     for _ in range(2):
-        epochs(split(dataset, Faults(skip=True, limit=2, folder=tmp_path)), 1)
+        epochs(split(dataset, BadSamples(skip=True, limit=2, folder=tmp_path)), 1)
     assert [2, 3] == [json.loads(line)["index"] for line in (tmp_path / "bad_samples.jsonl").read_text().splitlines()]
 
 
@@ -272,7 +272,7 @@ def test_unsound_samples_of_a_stream(seventh: Any, message: str, number: int, tm
     settings = {**workers(number), "in_memory": "auto", "transforms": {}}
     who = " of worker 0" if number else ""
     with pytest.raises(RunError, match=f"^train sample 7{who}: {message}"):
-        epochs(split(Numbers(seventh), Faults(classes=3, target=1), **settings), 1)
+        epochs(split(Numbers(seventh), BadSamples(classes=3, target=1), **settings), 1)
     faults = skipping(classes=3, folder=tmp_path)
     left = epochs(split(Numbers(seventh), faults, **settings), 2)
     whole = epochs(split(Numbers(None), **settings), 2)

@@ -9,9 +9,9 @@ from torch import nn
 
 from runner.core import rng
 from runner.train.metrics import Accuracy
-from runner.train.oom import advice, is_out_of_memory, peak
-from runner.train.optimizer_step.accumulated import Accumulating
-from runner.train.optimizer_step.split_on_oom import Splitting, cut, samples
+from runner.train.oom import describe_peak, is_out_of_memory, suggest_remedies
+from runner.train.optimizer_step.accumulated import AccumulatedStep
+from runner.train.optimizer_step.split_on_oom import OomSplitStep, count_samples, cut
 from runner.train.steps import supervised
 
 ROOM = '''
@@ -119,10 +119,10 @@ def made(rooms, kind, most, late=False, **settings):
 @pytest.mark.parametrize("late", [False, True])
 def test_a_batch_that_failed_first_has_the_bits_of_one_that_was_cut_at_once(rooms, late):
     """Dropout drew the same, and the statistics of the norm saw nothing of the failed attempts."""
-    failed, batches = made(rooms, Splitting, 4, late, model=None)
+    failed, batches = made(rooms, OomSplitStep, 4, late, model=None)
     failed.model, failed.warn = failed.net, lambda _: None
     outcomes = [failed(batch) for batch in batches]
-    cut_at_once, batches = made(rooms, Splitting, 1000, model=None)
+    cut_at_once, batches = made(rooms, OomSplitStep, 1000, model=None)
     cut_at_once.model, cut_at_once.parts = cut_at_once.net, 4
     expected = [cut_at_once(batch) for batch in batches]
 
@@ -137,13 +137,22 @@ def test_a_batch_that_failed_first_has_the_bits_of_one_that_was_cut_at_once(room
 
 def test_equal_parts_are_those_of_accumulation(rooms):
     """To the bit, in groups of two batches as well."""
-    split, batches = made(rooms, Splitting, 4, model=None, count=2)
+    split, batches = made(rooms, OomSplitStep, 4, model=None, count=2)
     split.model, split.warn = split.net, lambda _: None
     split(batches[:2])
-    by_hand, batches = made(rooms, Accumulating, 1000, count=8)
+    by_hand, batches = made(rooms, AccumulatedStep, 1000, count=8)
     by_hand([part for batch in batches[:2] for part in cut(batch, 4)])
 
     assert all(torch.equal(a, b) for a, b in zip(split.net.parameters(), by_hand.net.parameters(), strict=True))
+
+
+def test_a_checkpoint_keeps_the_parts_whatever_the_kind_of_step(rooms):
+    """A step that does not split saves one part, and takes no notice of those of another."""
+    split, whole = made(rooms, OomSplitStep, 4, model=None)[0], made(rooms, AccumulatedStep, 4)[0]
+    split.load_state_dict({"parts": 4})
+    whole.load_state_dict(split.state_dict())
+
+    assert ({"parts": 4}, {"parts": 1}) == (split.state_dict(), whole.state_dict())
 
 
 def test_a_batch_is_cut_wherever_its_samples_are():
@@ -155,7 +164,7 @@ def test_a_batch_is_cut_wherever_its_samples_are():
     }
     parts = cut(batch, 2)
 
-    assert samples(batch) == 5
+    assert count_samples(batch) == 5
     assert [part["x"].tolist() for part in parts] == [[0, 1], [2, 3, 4]]
     assert [part["names"] for part in parts] == [["a", "b"], ["c", "d", "e"]]
     assert [part["pair"][0].shape[0] for part in parts] == [2, 3]
@@ -170,6 +179,6 @@ def test_what_is_out_of_memory_and_what_is_not():
     assert is_out_of_memory(refused.value)
     assert is_out_of_memory(torch.OutOfMemoryError("x"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert "GiB" in peak(torch.device("cpu"))
-    assert "one sample is too much" in advice(1, 1, "bf16", evaluating=False, splits=True)
-    assert "loader.eval.batch_size=64" in advice(128, 1, "fp32", evaluating=True, splits=False)
+    assert "GiB" in describe_peak(torch.device("cpu"))
+    assert "one sample is too much" in suggest_remedies(1, 1, "bf16", evaluating=False, splits=True)
+    assert "loader.eval.batch_size=64" in suggest_remedies(128, 1, "fp32", evaluating=True, splits=False)

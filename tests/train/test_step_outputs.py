@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from runner.train.state import Losses
-from runner.train.step_outputs import Fields
+from runner.train.step_outputs import StepOutputs
 
 
 def outcome(**fields):
@@ -12,7 +12,7 @@ def outcome(**fields):
 
 
 def test_fields_are_means_weighted_by_the_samples():
-    fields = Fields()
+    fields = StepOutputs()
     fields.add(outcome(f1=0.5, grad=torch.tensor(2.0, requires_grad=True), some=True), 4)
     fields.add(outcome(f1=torch.tensor(1.0), rows=torch.tensor([1, 2, 6]), none=None, objects=[1]), 12)
 
@@ -22,7 +22,7 @@ def test_fields_are_means_weighted_by_the_samples():
 
 
 def test_a_word_is_the_last_one():
-    fields = Fields()
+    fields = StepOutputs()
     for stage in ("warm", "warm", "hot"):
         fields.add(outcome(stage=stage), 4)
 
@@ -30,7 +30,7 @@ def test_a_word_is_the_last_one():
 
 
 def test_fields_are_saved_and_put_back_as_plain_data():
-    fields, again = Fields(), Fields()
+    fields, again = StepOutputs(), StepOutputs()
     fields.add(outcome(f1=torch.tensor(0.5), stage="warm"), 4)
     again.load_state_dict(fields.state_dict())
     for each in (fields, again):
@@ -42,7 +42,7 @@ def test_fields_are_saved_and_put_back_as_plain_data():
 
 
 def test_a_field_that_is_none_of_a_number_is_nan():
-    fields = Fields()
+    fields = StepOutputs()
     fields.add(outcome(f1=math.nan), 4)
 
     assert math.isnan(fields.means()["f1"])

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,13 +17,10 @@ from runner.config.check.rules.rule import Finding
 from runner.config.hydra_loader import Composed
 from runner.config.interpolation import suggest_decoding
 from runner.config.origins import make_relative
-from runner.config.parsing import UNKNOWN_KEY, Reading, format_key, read, to_plain
+from runner.config.parsing import Reading, format_key, read, to_plain
 from runner.core.errors import ABSENT, ConfigError, Mistake
 
 Path_ = tuple[str | int, ...]
-
-
-UNKNOWN_ARGUMENT, MISSING = "is not an argument of", "must be given"
 
 
 def parse(data: dict[str, Any]) -> schema.Config:
@@ -59,12 +56,17 @@ def check(composed: Composed, trust: Sequence[str] = ()) -> schema.Config:
 
 @dataclass
 class Check:
-    """Checks of one composition: `at_once` needs no import, `by_import` imports the targets."""
+    """Checks of one composition: `at_once` needs no import, `by_import` imports the targets.
+
+    Attributes:
+        composed: the composition.
+        trust: patterns of names trusted on the command line.
+        multirun: whether it is that of a whole sweep and not that of a job or a single run.
+    """
 
     composed: Composed
     trust: tuple[str, ...] = ()
-    notes: list[str] = field(default_factory=list)  # of `by_import`
-    data_folders: tuple[str, ...] = ()  # elsewhere, which the user has named for what a dataset downloads by itself
+    multirun: bool = False
 
     @cached_property
     def _read(self) -> tuple[schema.Config, Reading]:
@@ -87,7 +89,7 @@ class Check:
             keys = (finding.mistake.key, *finding.follows_from)
             if not any(bad == key or bad.startswith(f"{key}.") for key in keys for bad in wrong):
                 found += self.placed([finding.mistake])
-        if not self._is_job_of_a_preset:
+        if not self.multirun and not self._is_job_of_a_preset:
             found += sweep.find_multirun_only(composed.overrides)
         return [*composed.mistakes, *self._independent(found)]
 
@@ -111,9 +113,7 @@ class Check:
     def _independent(self, mistakes: list[Mistake], before: Sequence[Mistake] = ()) -> list[Mistake]:
         """Drop mistakes that follow from another mistake or that a YAML alias repeats."""
         known = [*before, *mistakes]
-        meant = {
-            mistake.suggestion for mistake in known if mistake.rule == UNKNOWN_KEY or UNKNOWN_ARGUMENT in mistake.rule
-        }
+        meant = {mistake.suggestion for mistake in known if mistake.kind in ("unknown-key", "unknown-argument")}
         seen = {mistake.key for mistake in before}
         nodes = set()
         kept = []
@@ -122,7 +122,7 @@ class Check:
             pointed_to = {format_key(key) for key in self.composed.layers.references(path)}
             follows = (
                 mistake.key in seen
-                or (mistake.key in meant and MISSING in mistake.rule)
+                or (mistake.key in meant and mistake.kind == "missing")
                 or pointed_to & meant
                 or any(other.key in pointed_to and not self._points_at(other, path) for other in known)
                 or self._follows_from_unknown_option(mistake)
@@ -149,7 +149,9 @@ class Check:
                 check_name(name, self.trust)
             except TargetError as error:
                 key = format_key((*path, "_target_")) if path[0] != "init" or path[-1] != "module" else format_key(path)
-                refused[path] = Mistake(key, error.rule, name, remedy=error.remedy, suggestion=error.suggestion)
+                refused[path] = Mistake(
+                    key, error.rule, name, remedy=error.remedy, suggestion=error.suggestion, kind=error.kind
+                )
         return refused
 
     def _names(self) -> Iterator[tuple[Path_, str]]:
@@ -209,25 +211,7 @@ class Check:
         if ("optimizer",) not in self._refused:
             groups = {label: group.settings for label, group in self.config.param_groups.items() if group is not None}
             check_group_settings(self.config.optimizer, groups, self.trust, found)
-        mistakes = self.placed(mistake for _, mistake in found.mistakes)
-        if not mistakes and not self._refused:
-            mistakes = self.placed(self._of_own_downloads())
-        return mistakes
-
-    def _of_own_downloads(self) -> Iterator[Mistake]:
-        """Yield the mistakes of datasets that download by themselves, and note how they verify."""
-        from runner.config.check.own_downloads import check_own_download, describe_own_download, find_own_downloads
-
-        self.notes.clear()
-        for path, slot, node in self._read[1].components:
-            for own in find_own_downloads(path, node, self.trust) if slot == "dataset" else ():
-                is_named = own.root in self.data_folders
-                mistakes = [] if is_named else list(check_own_download(own, self._is_argument, self.trust))
-                yield from mistakes
-                self.notes += [] if mistakes else [describe_own_download(own)]
-
-    def _is_argument(self, path: Path_) -> bool:
-        return self.composed.layers.is_argument(path)
+        return self.placed(mistake for _, mistake in found.mistakes)
 
     def placed(self, mistakes: Iterable[Mistake]) -> list[Mistake]:
         """Return the mistakes with their places; a missing argument has the line of its `_target_`."""

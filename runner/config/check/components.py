@@ -29,7 +29,7 @@ from runner.config.check.slots import (
 )
 from runner.config.parsing import as_number, format_yaml
 from runner.config.suggestions import find_nearest, format_suggestion
-from runner.core.errors import ABSENT, Mistake
+from runner.core.errors import ABSENT, Kind, Mistake
 
 Path = tuple[str | int, ...]
 
@@ -82,13 +82,20 @@ class PlacedMistakes:
     untrusted: frozenset[Path] = frozenset()  # components whose names were refused before anything was imported
 
     def wrong(
-        self, path: Path, rule: str, value: object = ABSENT, *, suggestion: str = "", remedy: str = "", where: str = ""
+        self,
+        path: Path,
+        rule: str,
+        value: object = ABSENT,
+        *,
+        suggestion: str = "",
+        remedy: str = "",
+        where: str = "",
+        kind: Kind = "value",
     ) -> None:
         """Record a mistake at a path."""
         key = ".".join(map(str, path))
-        self.mistakes.append(
-            (path, Mistake(key, rule, value, where, remedy or format_suggestion(suggestion), suggestion))
-        )
+        remedy = remedy or format_suggestion(suggestion)
+        self.mistakes.append((path, Mistake(key, rule, value, where, remedy, suggestion, kind)))
 
 
 def check_component(path: Path, slot: str, node: dict[str, Any], trust: Sequence[str], found: PlacedMistakes) -> Any:
@@ -101,12 +108,17 @@ def check_component(path: Path, slot: str, node: dict[str, Any], trust: Sequence
     several = slot == "optimizer" and any(isinstance(value, dict) and "_target_" in value for value in node.values())
     for name, value in node.items():
         if several and name not in (*_KEYS, *named) and not isinstance(value, dict):
-            found.wrong((*path, name), "must be an optimizer (a mapping with `_target_` and `match`)", value)
+            found.wrong(
+                (*path, name), "must be an optimizer (a mapping with `_target_` and `match`)", value, kind="slot"
+            )
         elif name == "_partial_":
             if value is True and slot in _BUILT:
                 rule = f"must not be true: {_BUILT[slot]} is wanted here"
                 found.wrong(
-                    (*path, name), rule, remedy="leave `_partial_` out: the runner passes what is missing itself"
+                    (*path, name),
+                    rule,
+                    remedy="leave `_partial_` out: the runner passes what is missing itself",
+                    kind="conflict",
                 )
         elif name != "_target_":
             parameter = named.get(name)
@@ -119,10 +131,18 @@ def check_module_type(path: Path, name: str, trust: Sequence[str], found: Placed
     try:
         kind = import_object(name, trust)
     except TargetError as error:
-        found.wrong(path, error.rule, name, suggestion=error.suggestion, remedy=error.remedy, where=error.where)
+        found.wrong(
+            path,
+            error.rule,
+            name,
+            suggestion=error.suggestion,
+            remedy=error.remedy,
+            where=error.where,
+            kind=error.kind,
+        )
         return
     if not (isinstance(kind, type) and issubclass(kind, get_base_classes()["model"])):
-        found.wrong(path, "must be a type of module, such as torch.nn.Conv2d", name)
+        found.wrong(path, "must be a type of module, such as torch.nn.Conv2d", name, kind="slot")
 
 
 def check_group_settings(
@@ -174,11 +194,13 @@ def _strip_match(path: Path, node: dict[str, Any], found: PlacedMistakes) -> dic
         meant = find_nearest("match", node)
         if meant:
             rule, right = f"is not an argument of `{node['_target_']}`", ".".join(map(str, (*path, "match")))
-            found.wrong((*path, meant), rule, node[meant], suggestion=right)
+            found.wrong((*path, meant), rule, node[meant], suggestion=right, kind="unknown-argument")
             return {name: value for name, value in node.items() if name != meant}
-        found.wrong((*path, "match"), "must be given: a pattern of the names of the parameters that it takes")
+        found.wrong(
+            (*path, "match"), "must be given: a pattern of the names of the parameters that it takes", kind="missing"
+        )
     elif not isinstance(match, str) and not (isinstance(match, list) and all(isinstance(one, str) for one in match)):
-        found.wrong((*path, "match"), "must be a pattern, or a list of them", match)
+        found.wrong((*path, "match"), "must be a pattern, or a list of them", match, kind="type")
     return {name: value for name, value in node.items() if name != "match"}
 
 
@@ -191,13 +213,15 @@ def _import_target(path: Path, slot: str, node: dict[str, Any], trust: Sequence[
         target = import_object(name, trust)
     except TargetError as error:
         right = error.suggestion or ("" if error.where else suggest_elsewhere(slot, name))
-        found.wrong(here, error.rule, name, suggestion=right, remedy=error.remedy, where=error.where)
+        found.wrong(here, error.rule, name, suggestion=right, remedy=error.remedy, where=error.where, kind=error.kind)
         return None
     problem = explain_misplaced(slot, target, name, trust)
     if problem:
         refused = can_fit(slot.removeprefix("nested "), target) and name.partition(".")[0] in LIBRARIES
         remedy = f"if you trust it: --trust '{name}'" if refused else ""
-        found.wrong(here, problem, name, suggestion="" if refused else suggest_elsewhere(slot, name), remedy=remedy)
+        found.wrong(
+            here, problem, name, suggestion="" if refused else suggest_elsewhere(slot, name), remedy=remedy, kind="slot"
+        )
         return None
     return target
 
@@ -221,9 +245,13 @@ def _check_arguments(
         here = (*path, name)
         parameter = takes.named.get(name)
         if name in before:
-            found.wrong(here, f"is supplied by the runner ({_SUPPLIED.get(name, 'each call gives it')}): leave it out")
+            found.wrong(
+                here,
+                f"is supplied by the runner ({_SUPPLIED.get(name, 'each call gives it')}): leave it out",
+                kind="conflict",
+            )
         elif name in filled:
-            found.wrong(here, "is already given in `_args_`")
+            found.wrong(here, "is already given in `_args_`", kind="conflict")
         elif parameter is not None:
             _check_value(here, value, parameter, slot, found)
         elif not takes.open:
@@ -272,7 +300,7 @@ def _check_missing(
     ]
     for name in missing:
         if not (takes.takes_any_number and len(filled) >= len(takes.positional)):
-            found.wrong((*path, name), f"must be given: `{node['_target_']}` has no default for it")
+            found.wrong((*path, name), f"must be given: `{node['_target_']}` has no default for it", kind="missing")
 
 
 def _note_unknown_argument(
@@ -288,7 +316,9 @@ def _note_unknown_argument(
     remedy = format_suggestion(suggestion)
     if not near:
         remedy = f"it takes {', '.join(f'`{k}`' for k in known)}" if known else "it takes no arguments"
-    found.wrong(path, f"is not an argument of `{target}`", value, suggestion=suggestion, remedy=remedy)
+    found.wrong(
+        path, f"is not an argument of `{target}`", value, suggestion=suggestion, remedy=remedy, kind="unknown-argument"
+    )
 
 
 _REDUCTIONS = ("none", "mean", "sum", "batchmean")  # annotated as any text; refused only when a loss is computed
@@ -307,7 +337,7 @@ def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str
         return
     dtype = _suggest_dtype(value, parameter)
     if dtype is not None:
-        found.wrong(path, "must be a dtype of torch", value, suggestion=dtype)
+        found.wrong(path, "must be a dtype of torch", value, suggestion=dtype, kind="type")
         return
     if parameter.name in _ONE_EACH and slot.endswith("scheduler") and isinstance(value, list):
         return  # PyTorch's annotation says one number, its documentation also one for each parameter group
@@ -324,7 +354,7 @@ def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str
     if not right and not remedy and isinstance(parameter.default, bool | int | float | str | None):
         right = format_yaml(parameter.default)
         remedy = f"the default is `{right}`"
-    found.wrong(path, words, value, suggestion=right, remedy=remedy)
+    found.wrong(path, words, value, suggestion=right, remedy=remedy, kind="type")
 
 
 def _format_component(value: Any, annotation: Any) -> str:
@@ -393,7 +423,9 @@ def _refuse_weights(
     refused = {name for name in ("weights", "weights_backbone", "pretrained", "pretrained_backbone") if node.get(name)}
     for name in refused:
         rule = "is refused here: weights come through `pretrained:`, where they are recorded and verified"
-        found.wrong((*path, name), rule, node[name], remedy=_format_pretrained_block(node[name], takes))
+        found.wrong(
+            (*path, name), rule, node[name], remedy=_format_pretrained_block(node[name], takes), kind="conflict"
+        )
     return refused
 
 

@@ -17,7 +17,7 @@ import types
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.paths import PACKAGE
@@ -58,8 +58,15 @@ _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 class TargetError(ValueError):
     """Refused or unresolvable name: `rule` in words, `suggestion` the nearest name in full."""
 
-    def __init__(self, rule: str, suggestion: str = "", remedy: str = "", where: str = "") -> None:
-        self.rule, self.suggestion, self.where = rule, suggestion, where
+    def __init__(
+        self,
+        rule: str,
+        suggestion: str = "",
+        remedy: str = "",
+        where: str = "",
+        kind: Literal["unknown-target", "untrusted"] = "unknown-target",
+    ) -> None:
+        self.rule, self.suggestion, self.where, self.kind = rule, suggestion, where, kind
         self.remedy = remedy or format_suggestion(suggestion)
         super().__init__(f"{rule}. {self.remedy}" if self.remedy else rule)
 
@@ -84,7 +91,7 @@ def check_name(path: str, trust: Sequence[str] = ()) -> None:
     private = next((part for part in path.split(".") if part.startswith("__" if first not in LIBRARIES else "_")), None)
     if private is not None and (first in (*LIBRARIES, *OURS) or is_user_code(first, trust)):
         message = f"`{path}` leads through `{private}`, which is private"
-        raise TargetError(message, remedy=f"if you trust it: --trust '{path}'")
+        raise TargetError(message, remedy=f"if you trust it: --trust '{path}'", kind="untrusted")
     if is_user_code(first, trust):
         _check_files(path, trust)
         return
@@ -93,7 +100,7 @@ def check_name(path: str, trust: Sequence[str] = ()) -> None:
     if first == "runner" and not path.startswith(tuple(f"{name}." for name in _COMPONENTS)):
         homes = f"only {', '.join(_COMPONENTS)} have components"
         message = f"`{path}` is part of the runner itself; {homes}"
-        raise TargetError(message, _suggest_component(path))
+        raise TargetError(message, _suggest_component(path), kind="untrusted")
     _require_installed(first)
 
 
@@ -102,11 +109,11 @@ def _make_untrusted_error(path: str, first: str, trust: Sequence[str]) -> Target
     known = find_nearest(first, [*LIBRARIES, *OURS, *_list_user_packages(trust)])
     if known:
         message = f"`{first}` is neither a trusted package nor code under the working directory"
-        return TargetError(message, f"{known}{path[len(first) :]}")
+        return TargetError(message, f"{known}{path[len(first) :]}", kind="untrusted")
     if _find_spec(first) is None:
         return TargetError(f"there is no module `{first}` (neither installed nor under the working directory)")
     message = f"`{first}` is neither one of {', '.join((*LIBRARIES, *OURS))} nor code under the working directory"
-    return TargetError(message, remedy=f"if you trust it: --trust '{path}'")
+    return TargetError(message, remedy=f"if you trust it: --trust '{path}'", kind="untrusted")
 
 
 def _suggest_component(path: str) -> str:
@@ -189,7 +196,7 @@ def _check_files(path: str, trust: Sequence[str]) -> None:
         if not _is_users_module(found, directories):
             place = found.origin or next(iter(found.submodule_search_locations or ()), "")
             message = f"`{name}` is {place}, which is no code of this project's"
-            raise TargetError(message, remedy=f"if you trust it: --trust '{path}'")
+            raise TargetError(message, remedy=f"if you trust it: --trust '{path}'", kind="untrusted")
         if found.submodule_search_locations is None:
             return
         folders = list(found.submodule_search_locations)
@@ -243,17 +250,17 @@ def _check_module(module: str, path: str, trust: Sequence[str]) -> None:
         return
     if module.partition(".")[0] != first:
         message = f"`{path}` leads out of `{first}` into the module `{module}`"
-        raise TargetError(message)
+        raise TargetError(message, kind="untrusted")
     if first not in (*LIBRARIES, "runner"):
         return
     if any(part.startswith("_") for part in module.split(".")):
         message = f"`{path}` leads through `{module}`, which is private"
-        raise TargetError(message, remedy=f"if you trust it: --trust '{path}'")
+        raise TargetError(message, remedy=f"if you trust it: --trust '{path}'", kind="untrusted")
     above = any(part.startswith(f"{module}.") for part in _PARTS)
     inside = any(f"{module}.".startswith(f"{part}.") for part in _PARTS)
     if not above and (not inside or any(f"{module}.".startswith(f"{part}.") for part in _NO_PARTS)):
         message = f"`{module}` is not among the parts of `{first}` that a config may import"
-        raise TargetError(message, remedy=f"if you trust it: --trust '{path}'")
+        raise TargetError(message, remedy=f"if you trust it: --trust '{path}'", kind="untrusted")
 
 
 def is_trusted(path: str, trust: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""torchvision's transforms on a whole batch at once, with each sample's own draws.
+"""Batched forms of torchvision's transforms: a whole batch at once, with each sample's own draws.
 
 Read `forms.py` (the list of transforms), then `chain.py`.
 """

@@ -7,41 +7,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.data.batched.geometry import _is_v2
-from runner.data.batched.steps import How, NotBatched, Step, _State
-from runner.data.batched.values import _as_it_is, _some
+from runner.data.batched.geometry import is_v2
+from runner.data.batched.steps import ChainState, How, NotBatched, TransformStep
+from runner.data.batched.values import make_batch_call, make_random_form
 
 
-def _grayscale(transform: Any, state: _State) -> list[Step]:
-    """A PIL image gets the channels that are asked for also where it is grey already; a tensor stays as it is."""
+def make_grayscale(transform: Any, state: ChainState) -> list[TransformStep]:
+    """Make Grayscale: PIL images, grey ones too, get the channels asked for; tensors as torchvision's."""
     wanted = transform.num_output_channels
     if not state.pil:
-        return _as_it_is(transform, state)
+        return make_batch_call(transform, state)
     if state.sample.shape[1] == 3:
-        return [Step(0, lambda images, _: _luma(images, "pil").to(images.dtype).repeat(1, wanted, 1, 1))]
-    return [Step(0, lambda images, _: images[:, :1].expand(-1, wanted, -1, -1).contiguous())]
+        return [
+            TransformStep(0, lambda images, _: _compute_luma(images, "pil").to(images.dtype).repeat(1, wanted, 1, 1))
+        ]
+    return [TransformStep(0, lambda images, _: images[:, :1].expand(-1, wanted, -1, -1).contiguous())]
 
 
-def _random_grayscale(transform: Any, state: _State) -> list[Step]:
+def make_random_grayscale(transform: Any, state: ChainState) -> list[TransformStep]:
+    """Make the steps of RandomGrayscale: grey images where the draw is below `p`."""
     from torchvision.transforms import functional as v1
     from torchvision.transforms.v2 import functional as v2
 
     def grey(images: Tensor) -> Tensor:
         if state_pil and images.shape[1] == 3:
-            return _luma(images, "pil").to(images.dtype).repeat(1, 3, 1, 1)
-        made: Tensor = (v2 if _is_v2(transform) else v1).rgb_to_grayscale(images, images.shape[1])
+            return _compute_luma(images, "pil").to(images.dtype).repeat(1, 3, 1, 1)
+        made: Tensor = (v2 if is_v2(transform) else v1).rgb_to_grayscale(images, images.shape[1])
         return made
 
     state_pil = state.pil
-    return _some(lambda _: grey)(transform, state)
+    return make_random_form(lambda _: grey)(transform, state)
 
 
-def _color_jitter(transform: Any, state: _State) -> list[Step]:
-    """Each image with its own four factors, in an order of its own (columns 0 to 3 the factors, 4 to 7 the order)."""
+def make_color_jitter(transform: Any, state: ChainState) -> list[TransformStep]:
+    """Make ColorJitter: uniforms 0 to 3 give an image's four factors, 4 to 7 their order."""
     ranges = [getattr(transform, name) for name in ("brightness", "contrast", "saturation", "hue")]
-    how: How = "pil" if state.pil else "v2" if _is_v2(transform) else "v1"
+    how: How = "pil" if state.pil else "v2" if is_v2(transform) else "v1"
     changes = [partial(change, how=how) for change in ADJUSTMENTS]
-    _hsv(how)
+    _get_hsv_functions(how)
     if state.sample.shape[1] != 3:
         raise NotBatched("ColorJitter of images that have not three channels")
 
@@ -59,11 +62,11 @@ def _color_jitter(transform: Any, state: _State) -> list[Step]:
                 images[rows] = change(images[rows], factors)
         return images
 
-    return [Step(8, run)]
+    return [TransformStep(8, run)]
 
 
 def _blend(images: Tensor, other: Tensor, factors: Tensor, how: How) -> Tensor:
-    """`factors * images + (1 - factors) * other`, floats clamped to [0, 1], bytes cut off, with the library's rounding.
+    """Compute `factors * images + (1 - factors) * other`, clamped, with the rounding of Pillow, v1 or v2.
 
     One grey level more or less in one adjustment becomes several in the next one.
     """
@@ -82,8 +85,8 @@ def _cut(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.clamp_(0, 1 if dtype.is_floating_point else 255).to(dtype)
 
 
-def _luma(images: Tensor, how: How) -> Tensor:
-    """ITU-R 601-2 luma, float32 [N, 1, H, W]; of bytes a whole number, for PIL with Pillow's integers (Convert.c)."""
+def _compute_luma(images: Tensor, how: How) -> Tensor:
+    """Compute ITU-R 601-2 luma, float32 [N, 1, H, W]; whole numbers for bytes, Pillow's for PIL."""
     if images.dtype == torch.uint8 and how == "pil":
         red, green, blue = images.int().unbind(1)
         return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16)[:, None].float()
@@ -96,29 +99,29 @@ def _luma(images: Tensor, how: How) -> Tensor:
 
 
 def adjust_brightness(images: Tensor, factors: Tensor, how: How = "pil") -> Tensor:
-    """Images [N, 3, H, W] with factors [N, 1, 1, 1]: 0 is black, 1 as it is."""
+    """Adjust the brightness of images [N, 3, H, W] by factors [N, 1, 1, 1]: 0 is black, 1 no change."""
     return _blend(images, torch.zeros((), device=images.device), factors, how)
 
 
 def adjust_contrast(images: Tensor, factors: Tensor, how: How = "pil") -> Tensor:
-    """Images [N, 3, H, W] with factors [N, 1, 1, 1]: 0 is the grey of the mean luma, 1 as it is."""
-    mean = _luma(images, how).mean((1, 2, 3), keepdim=True)
+    """Adjust the contrast of images [N, 3, H, W] by factors [N, 1, 1, 1]: 0 is mean grey, 1 no change."""
+    mean = _compute_luma(images, how).mean((1, 2, 3), keepdim=True)
     return _blend(images, (mean + 0.5).floor() if images.dtype == torch.uint8 and how == "pil" else mean, factors, how)
 
 
 def adjust_saturation(images: Tensor, factors: Tensor, how: How = "pil") -> Tensor:
-    """Images [N, 3, H, W] with factors [N, 1, 1, 1]: 0 is grey, 1 as it is."""
-    return _blend(images, _luma(images, how), factors, how)
+    """Adjust the saturation of images [N, 3, H, W] by factors [N, 1, 1, 1]: 0 is grey, 1 no change."""
+    return _blend(images, _compute_luma(images, how), factors, how)
 
 
 def adjust_hue(images: Tensor, factors: Tensor, how: How = "pil") -> Tensor:
-    """Images [N, 3, H, W] with shifts [N, 1, 1, 1] in [-0.5, 0.5] of the circle of hues.
+    """Shift the hue of images [N, 3, H, W] by [N, 1, 1, 1] in [-0.5, 0.5] of the circle of hues.
 
     Of a PIL image's bytes in bytes, so by 256ths of the circle; of a tensor in numbers, with torchvision's functions.
     """
     if images.dtype == torch.uint8 and how == "pil":
-        return _hue_of_bytes(images, factors)
-    to_hsv, to_rgb = _hsv(how)
+        return _adjust_hue_bytes(images, factors)
+    to_hsv, to_rgb = _get_hsv_functions(how)
     hue, saturation, value = to_hsv(images if images.is_floating_point() else images.float() / 255).unbind(1)
     changed: Tensor = to_rgb(torch.stack(((hue + factors[:, 0]) % 1.0, saturation, value), 1))
     return changed if images.is_floating_point() else changed.mul_(256 - 1e-3).to(images.dtype)
@@ -127,8 +130,8 @@ def adjust_hue(images: Tensor, factors: Tensor, how: How = "pil") -> Tensor:
 ADJUSTMENTS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
 
 
-def _hsv(how: How) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """Torchvision's own, which take batches but are not public.
+def _get_hsv_functions(how: How) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Return torchvision's own conversions to and from HSV, which take batches but are not public.
 
     Raises:
         NotBatched: this torchvision has none of these names.
@@ -147,8 +150,8 @@ def _hsv(how: How) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tenso
     return found
 
 
-def _hue_of_bytes(images: Tensor, factors: Tensor) -> Tensor:
-    """Pillow's way through HSV in bytes (Convert.c, rgb2hsv and hsv2rgb)."""
+def _adjust_hue_bytes(images: Tensor, factors: Tensor) -> Tensor:
+    """Shift the hue of bytes in Pillow's HSV bytes (Convert.c, rgb2hsv and hsv2rgb)."""
     values = images.float()
     highest, lowest = values.amax(1), values.amin(1)
     span = highest - lowest

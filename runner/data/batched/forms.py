@@ -8,48 +8,62 @@ import torch
 from torch import Tensor
 
 from runner.core import rng
-from runner.data.batched.color import _color_jitter, _grayscale, _random_grayscale
-from runner.data.batched.geometry import _flip, _pad, _random_crop, _random_erasing
-from runner.data.batched.per_image import OneByOne, as_tensor, given
-from runner.data.batched.resampling import _random_resized_crop, _resize
-from runner.data.batched.steps import Looped, NotBatched, Step, _State
-from runner.data.batched.values import _as_it_is, _functional, _normalize, _some, _to_dtype, _to_image, _to_tensor
+from runner.data.batched.color import make_color_jitter, make_grayscale, make_random_grayscale
+from runner.data.batched.geometry import make_flip, make_pad, make_random_crop, make_random_erasing
+from runner.data.batched.per_image import PerImage, as_tensor, to_transform_input
+from runner.data.batched.resampling import make_random_resized_crop, make_resize
+from runner.data.batched.steps import ChainState, NotBatched, PerImageStep, TransformStep
+from runner.data.batched.values import (
+    bind_functional,
+    make_batch_call,
+    make_normalize,
+    make_random_form,
+    make_to_dtype,
+    make_to_image,
+    make_to_tensor,
+)
 
 REPEATABLE = ("Resize",)  # draws nothing, also where it has no batched form
 
 
-def _one_by_one(name: str, transform: Any, state: _State, reason: str) -> tuple[Step, tuple[int, int]]:
-    """The transform as it is, for one image after the other; `state` goes on to what it makes of the sample.
+def make_per_image_step(
+    name: str, transform: Any, state: ChainState, reason: str
+) -> tuple[TransformStep, tuple[int, int]]:
+    """Make a step that calls the transform on each image, and advance `state` by it.
 
     Raises:
         NotBatched: it refuses the sample.
     """
-    single, size = OneByOne(transform, state.kind), state.size
+    single, size = PerImage(transform, state.kind), state.size
     try:
         with rng.stream(0):
-            made, kind = as_tensor(transform(given(state.sample[0].clone(), state.kind)))
+            made, kind = as_tensor(transform(to_transform_input(state.sample[0].clone(), state.kind)))
     except Exception as error:
         message = f"no batched form of {name} ({reason}), and it refuses a sample: {error}"
         raise NotBatched(message) from error
     state.sample, state.kind = made[None], kind
-    return Looped(0, single, reason, type(transform).__name__ in REPEATABLE and _is_torchvisions(transform)), size
+    return PerImageStep(0, single, reason, type(transform).__name__ in REPEATABLE and _is_torchvisions(transform)), size
 
 
 def _is_torchvisions(transform: Any) -> bool:
     return type(transform).__module__.startswith("torchvision.transforms.")
 
 
-def _form(transform: Any, state: _State) -> list[tuple[Step, tuple[int, int]]]:
-    """The steps of one transform with the sizes they get; `state` goes on to what they make of the sample."""
+def build_steps(transform: Any, state: ChainState) -> list[tuple[TransformStep, tuple[int, int]]]:
+    """Build the steps of one transform, each with its input size, and advance `state` by them."""
     kind = type(transform)
     if hasattr(transform, "draws") and hasattr(transform, "batched"):
-        steps = [Step(transform.draws, lambda images, u: transform.batched(images.contiguous(), u.to(images.device)))]
+        steps = [
+            TransformStep(
+                transform.draws, lambda images, u: transform.batched(images.contiguous(), u.to(images.device))
+            )
+        ]
         if state.pil:
             raise NotBatched("it takes tensors, and the dataset gives PIL images")
     elif not _is_torchvisions(transform):
         raise NotBatched(f"{kind.__name__} has no `draws` and `batched`")
     elif kind.__name__ == "Compose":
-        return [step for inner in transform.transforms for step in _form(inner, state)]
+        return [step for inner in transform.transforms for step in build_steps(inner, state)]
     elif kind.__name__ not in FORMS:
         raise NotBatched(f"{kind.__name__} is torchvision's, one image at a time")
     elif state.sample.dim() != 4:
@@ -69,11 +83,11 @@ def _form(transform: Any, state: _State) -> list[tuple[Step, tuple[int, int]]]:
     return list(zip(steps, sizes, strict=True))
 
 
-def _random_apply(transform: Any, state: _State) -> list[Step]:
+def _make_random_apply(transform: Any, state: ChainState) -> list[TransformStep]:
     inner = transform.transforms
     inner = list(inner.values()) if isinstance(inner, Mapping) else list(inner)
     probe = replace(state)
-    steps = [step for each in inner for step, _ in _form(each, probe)]
+    steps = [step for each in inner for step, _ in build_steps(each, probe)]
     before, after = state.sample, probe.sample
     if (before.shape, before.dtype, state.kind) != (after.shape, after.dtype, probe.kind):
         raise NotBatched("RandomApply of what changes size or dtype")
@@ -87,34 +101,34 @@ def _random_apply(transform: Any, state: _State) -> list[Step]:
             at += step.draws
         return images.index_copy(0, rows, changed)
 
-    return [Step(1 + sum(step.draws for step in steps), run)]
+    return [TransformStep(1 + sum(step.draws for step in steps), run)]
 
 
 # ---- which transform has which form: v1 and v2 share their names and attributes
 
-FORMS: dict[str, Callable[[Any, _State], list[Step]]] = {
-    "RandomCrop": _random_crop,
-    "RandomResizedCrop": _random_resized_crop,
-    "RandomHorizontalFlip": lambda transform, _: _flip(transform, of_rows=False),
-    "RandomVerticalFlip": lambda transform, _: _flip(transform, of_rows=True),
-    "RandomErasing": _random_erasing,
-    "RandomGrayscale": _random_grayscale,
-    "RandomInvert": _some(_functional("invert")),
-    "RandomSolarize": _some(_functional("solarize", "threshold")),
-    "RandomPosterize": _some(_functional("posterize", "bits")),
-    "RandomApply": _random_apply,
-    "ColorJitter": _color_jitter,
-    "Resize": _resize,
-    "Pad": _pad,
-    "CenterCrop": _as_it_is,
-    "Grayscale": _grayscale,
-    "RGB": _as_it_is,
-    "Identity": _as_it_is,
-    "ToImage": _to_image,
-    "PILToTensor": _to_image,
-    "ToPureTensor": _to_image,
-    "ToTensor": _to_tensor,
-    "ToDtype": _to_dtype,
-    "ConvertImageDtype": _to_dtype,
-    "Normalize": _normalize,
+FORMS: dict[str, Callable[[Any, ChainState], list[TransformStep]]] = {
+    "RandomCrop": make_random_crop,
+    "RandomResizedCrop": make_random_resized_crop,
+    "RandomHorizontalFlip": lambda transform, _: make_flip(transform, of_rows=False),
+    "RandomVerticalFlip": lambda transform, _: make_flip(transform, of_rows=True),
+    "RandomErasing": make_random_erasing,
+    "RandomGrayscale": make_random_grayscale,
+    "RandomInvert": make_random_form(bind_functional("invert")),
+    "RandomSolarize": make_random_form(bind_functional("solarize", "threshold")),
+    "RandomPosterize": make_random_form(bind_functional("posterize", "bits")),
+    "RandomApply": _make_random_apply,
+    "ColorJitter": make_color_jitter,
+    "Resize": make_resize,
+    "Pad": make_pad,
+    "CenterCrop": make_batch_call,
+    "Grayscale": make_grayscale,
+    "RGB": make_batch_call,
+    "Identity": make_batch_call,
+    "ToImage": make_to_image,
+    "PILToTensor": make_to_image,
+    "ToPureTensor": make_to_image,
+    "ToTensor": make_to_tensor,
+    "ToDtype": make_to_dtype,
+    "ConvertImageDtype": make_to_dtype,
+    "Normalize": make_normalize,
 }

@@ -1,4 +1,4 @@
-"""A transform of single images on a whole batch, for what has no batched form, with the numbers it draws alone.
+"""Apply a transform without a batched form to each image of a batch, under each sample's own seed.
 
 CIFAR with TrivialAugment between a batched crop and a batched normalisation, in memory on one core: 10 k images/s,
 where sample by sample it is 3 k.
@@ -19,8 +19,8 @@ from runner.data.samples import to_image
 Kind = Literal["pil", "image", "tensor"]  # a PIL image, a tv_tensors.Image, any other tensor
 
 
-class Failed(Exception):
-    """The transform refused the image in this row of the batch."""
+class PerImageError(Exception):
+    """Error: a transform refused the image in this row of the batch."""
 
     def __init__(self, row: int, error: str) -> None:
         self.row, self.error = row, error
@@ -28,14 +28,14 @@ class Failed(Exception):
 
 
 @dataclass(frozen=True)
-class OneByOne:
-    """A transform, and as what it is given an image."""
+class PerImage:
+    """Per-image application of a transform, which gets images of the given kind."""
 
     transform: Callable[[Any], Any]
     kind: Kind
 
     def __call__(self, batch: Tensor, seeds: Tensor) -> Tensor:
-        """The transformed members of [N, ...], stacked; each drawn from its own seed (int64 [N]), on the CPU.
+        """Transform and stack the members of [N, ...] on the CPU, each under its own seed (int64 [N]).
 
         Raises:
             Failed: the transform raised, or gave another shape than for the first one.
@@ -45,17 +45,17 @@ class OneByOne:
             for row, (member, seed) in enumerate(zip(batch.cpu().unbind(), seeds.tolist(), strict=True)):
                 rng.seed_all(seed)
                 try:
-                    made.append(as_tensor(self.transform(given(member, self.kind)))[0])
+                    made.append(as_tensor(self.transform(to_transform_input(member, self.kind)))[0])
                 except Exception as error:
-                    raise Failed(row, describe_error(error)) from error
+                    raise PerImageError(row, describe_error(error)) from error
                 if (made[row].shape, made[row].dtype) != (made[0].shape, made[0].dtype):
                     text = f"its shape is {list(made[row].shape)}, that of the others {list(made[0].shape)}"
-                    raise Failed(row, text)
+                    raise PerImageError(row, text)
         return torch.stack(made)
 
 
-def given(member: Tensor, kind: Kind) -> Any:
-    """What a transform gets, sample by sample, where the whole data holds this."""
+def to_transform_input(member: Tensor, kind: Kind) -> Any:
+    """Convert a raw tensor to the type that the transform gets sample by sample."""
     if kind == "pil":
         from PIL import Image
 
@@ -69,7 +69,7 @@ def given(member: Tensor, kind: Kind) -> Any:
 
 
 def as_tensor(value: Any) -> tuple[Tensor, Kind]:
-    """What a transform gave as a plain tensor, and what it was.
+    """Convert a transform's result to a plain tensor; return the tensor and the kind of the result.
 
     Raises:
         TypeError: it is neither a tensor nor a PIL image.

@@ -1,4 +1,4 @@
-"""Resize and resized crop on a batch, as Pillow and torch resample."""
+"""Resize and resized crop of a batch, as Pillow and torch resample."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,40 +6,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.data.batched.geometry import ATTEMPTS, _boxes, _is_v2
-from runner.data.batched.steps import NotBatched, Places, Step, _State, window
+from runner.data.batched.geometry import ATTEMPTS, draw_boxes, is_v2
+from runner.data.batched.steps import ChainState, NotBatched, Places, TransformStep, make_pixel_gather
 
 
-def _random_resized_crop(transform: Any, state: _State) -> list[Step]:
+def make_random_resized_crop(transform: Any, state: ChainState) -> list[TransformStep]:
+    """Make the steps of RandomResizedCrop: a random box, resampled to `size`."""
     size, scale, ratio = [*transform.size], transform.scale, transform.ratio
     mode = getattr(transform.interpolation, "value", transform.interpolation)
     antialias = state.pil or bool(transform.antialias)
     if mode in ("nearest", "nearest-exact"):
         both = zip(state.size, size, strict=True)
-        make = _pillows_nearest if state.pil else _torchs_nearest
+        make = _make_pillow_nearest if state.pil else _make_torch_nearest
         down, across = (make(total, out, mode) for total, out in both)
 
         def places(rows: int, columns: int, uniforms: Tensor) -> Places:
-            top, left, height, width, _ = _boxes((rows, columns), scale, ratio, uniforms, erasing=False)
+            top, left, height, width, _ = draw_boxes((rows, columns), scale, ratio, uniforms, erasing=False)
             return down(top, height), across(left, width)
 
-        return [window(2 * ATTEMPTS + 2, places)]
+        return [make_pixel_gather(2 * ATTEMPTS + 2, places)]
     _check_interpolation(mode, state)
     if mode == "bicubic" and not antialias:
         raise NotBatched("bicubic without antialias")
 
     def run(images: Tensor, uniforms: Tensor) -> Tensor:
         rows, columns = images.shape[-2:]
-        top, left, height, width, _ = _boxes((rows, columns), scale, ratio, uniforms, erasing=False)
-        across = _weights(left, width, columns, size[1], mode, antialias=antialias).to(images.device)
-        down = _weights(top, height, rows, size[0], mode, antialias=antialias).to(images.device)
+        top, left, height, width, _ = draw_boxes((rows, columns), scale, ratio, uniforms, erasing=False)
+        across = _compute_weights(left, width, columns, size[1], mode, antialias=antialias).to(images.device)
+        down = _compute_weights(top, height, rows, size[0], mode, antialias=antialias).to(images.device)
         return resample(images, down, across)
 
-    return [Step(2 * ATTEMPTS + 2, run)]
+    return [TransformStep(2 * ATTEMPTS + 2, run)]
 
 
-def _check_interpolation(mode: str, state: _State) -> None:
-    """Refuse what would not be within one grey level.
+def _check_interpolation(mode: str, state: ChainState) -> None:
+    """Refuse an interpolation whose result may differ by more than one grey level.
 
     Pillow cuts bicubic bytes off between its two directions, whose order it chooses by size (13.0; formerly columns
     first): up to 29 grey levels apart.
@@ -52,8 +53,8 @@ def _check_interpolation(mode: str, state: _State) -> None:
         )
 
 
-def _nearest(start: Tensor, length: Tensor, out: int) -> Tensor:
-    """The pixel in the middle of each of `out` in boxes [start, start+length), int64 [N, out].
+def _compute_nearest(start: Tensor, length: Tensor, out: int) -> Tensor:
+    """Return the source pixel of each of `out` pixels in boxes [start, start+length), int64 [N, out].
 
     Pillow adds up the steps in double precision (`ImagingScaleAffine`).
     """
@@ -62,12 +63,12 @@ def _nearest(start: Tensor, length: Tensor, out: int) -> Tensor:
     return start[:, None] + torch.minimum(step.cumsum(1).long(), length[:, None] - 1)
 
 
-def _pillows_nearest(_total: int, out: int, _mode: str) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda start, length: _nearest(start, length, out)
+def _make_pillow_nearest(_total: int, out: int, _mode: str) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda start, length: _compute_nearest(start, length, out)
 
 
-def _torchs_nearest(total: int, out: int, mode: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The same of tensors: where torch's own interpolation takes the pixels of a box from, of each length."""
+def _make_torch_nearest(total: int, out: int, mode: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Make a lookup of torch's own nearest pixels, for boxes of each length up to `total`."""
     numbers = torch.arange(float(total))
     lengths = [
         torch.nn.functional.interpolate(numbers[None, None, None, :length], size=(1, out), mode=mode)[0, 0, 0]
@@ -77,13 +78,13 @@ def _torchs_nearest(total: int, out: int, mode: str) -> Callable[[Tensor, Tensor
     return lambda start, length: start[:, None] + table[length - 1]
 
 
-def _weights(start: Tensor, length: Tensor, total: int, out: int, mode: str, *, antialias: bool) -> Tensor:
-    """The same in float32."""
-    return _matrix(start, length, total, out, mode, antialias=antialias).float()
+def _compute_weights(start: Tensor, length: Tensor, total: int, out: int, mode: str, *, antialias: bool) -> Tensor:
+    """Compute the resampling weights of `_compute_matrix` in float32."""
+    return _compute_matrix(start, length, total, out, mode, antialias=antialias).float()
 
 
-def _matrix(start: Tensor, length: Tensor, total: int, out: int, mode: str, *, antialias: bool) -> Tensor:
-    """float64 [N, out, total]: how much of each of `total` pixels is in each of `out`, for boxes [start, start+length).
+def _compute_matrix(start: Tensor, length: Tensor, total: int, out: int, mode: str, *, antialias: bool) -> Tensor:
+    """Compute resampling weights, float64 [N, out, total], for boxes [start, start+length).
 
     Pillow's `precompute_coeffs` (Resample.c): a triangle, or the cubic with a = -0.5, widened where it shrinks, and
     normalised to 1 at the edges. torchvision's tensors with `antialias` use the same.
@@ -103,30 +104,31 @@ def _matrix(start: Tensor, length: Tensor, total: int, out: int, mode: str, *, a
     return weight / weight.sum(2, keepdim=True)
 
 
-def _resampled(images: Tensor, matrix: Tensor, place: int) -> Tensor:
-    """Bytes [N, C, H, W] by a matrix [1, out, total] along one direction, in Pillow's whole numbers (Resample.c)."""
+def _resample_bytes(images: Tensor, matrix: Tensor, place: int) -> Tensor:
+    """Resample bytes [N, C, H, W] by a matrix [1, out, total] in Pillow's integers (Resample.c)."""
     fixed = (matrix[0] * 2**22 + 0.5).floor().to(images.device)  # float64 holds their products and sums exactly
     turned = images.transpose(place, 3).double() @ fixed.T
     return ((turned + 2**21) / 2**22).floor_().clamp_(0, 255).to(images.dtype).transpose(place, 3).contiguous()
 
 
 def resample(images: Tensor, down: Tensor, across: Tensor) -> Tensor:
-    """Images [N, C, H, W] by matrices [N or 1, H', H] and [N or 1, W', W].
+    """Resample images [N, C, H, W] by matrices [N or 1, H', H] and [N or 1, W', W].
 
     Bytes are rounded once, at the end. Pillow and torch round after each direction, and differ in which comes first:
     each lies within one grey level of this, and up to two from the other.
     """
     count, channels, rows, columns = images.shape
     wide = torch.matmul(images.to(down.dtype).reshape(count, channels * rows, columns), across.transpose(1, 2))
-    return _as(torch.matmul(down[:, None], wide.view(count, channels, rows, -1)), images.dtype)
+    return _round_to_dtype(torch.matmul(down[:, None], wide.view(count, channels, rows, -1)), images.dtype)
 
 
-def _as(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Numbers in the dtype of the images: rounded and clamped where they are bytes."""
+def _round_to_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast values to the dtype of the images; round and clamp them for bytes."""
     return values.to(dtype) if dtype.is_floating_point else values.add_(0.5).floor_().clamp_(0, 255).to(dtype)
 
 
-def _resize(transform: Any, state: _State) -> list[Step]:
+def make_resize(transform: Any, state: ChainState) -> list[TransformStep]:
+    """Make the steps of Resize."""
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as functional_v1
     from torchvision.transforms.v2 import functional
@@ -138,7 +140,7 @@ def _resize(transform: Any, state: _State) -> list[Step]:
 
     def run(images: Tensor, _: Tensor) -> Tensor:
         how = {"interpolation": InterpolationMode(mode), "max_size": longest, "antialias": antialias}
-        resized: Tensor = (functional if _is_v2(transform) else functional_v1).resize(images, size, **how)
+        resized: Tensor = (functional if is_v2(transform) else functional_v1).resize(images, size, **how)
         return resized
 
     height, width = run(state.sample, torch.empty(1, 0)).shape[-2:]
@@ -148,15 +150,17 @@ def _resize(transform: Any, state: _State) -> list[Step]:
         rows, columns = images.shape[-2:]
         for out, total, place in ((width, columns, 3), (height, rows, 2)):  # as Pillow, bytes after each direction
             if out != total:
-                images = _resampled(images, _matrix(zero, zero + total, total, out, mode, antialias=True), place)
+                images = _resample_bytes(
+                    images, _compute_matrix(zero, zero + total, total, out, mode, antialias=True), place
+                )
         return images
 
     if state.pil and state.sample.dtype == torch.uint8 and mode == "bilinear":
-        return [Step(0, weighted)]
+        return [TransformStep(0, weighted)]
     if not (state.pil and mode.startswith("nearest")):
-        return [Step(0, run)]
+        return [TransformStep(0, run)]
 
     def places(rows: int, columns: int, _: Tensor) -> Places:
-        return _nearest(zero, zero + rows, height), _nearest(zero, zero + columns, width)
+        return _compute_nearest(zero, zero + rows, height), _compute_nearest(zero, zero + columns, width)
 
-    return [window(0, places)]
+    return [make_pixel_gather(0, places)]

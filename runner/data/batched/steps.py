@@ -1,4 +1,4 @@
-"""The step of a batched chain: a pixel gather, operations on each number, or a function of the whole batch."""
+"""Steps of batched transforms: pixel gathers, pointwise operations, functions of the whole batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,33 +16,33 @@ Places = tuple[Tensor | None, Tensor | None]  # rows and columns, int64 [N or 1,
 
 
 class NotBatched(ValueError):
-    """A transform has no batched form; the text says why."""
+    """Error: a transform has no batched form; the message gives the reason."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """A function of images [N, C, H, W] and uniforms [N, draws] in [0, 1), float32 on the CPU."""
+class TransformStep:
+    """Function of images [N, C, H, W] and uniforms [N, draws] in [0, 1), float32 on the CPU."""
 
     draws: int
     run: Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Window(Step):
-    """A step that only moves pixels: `places(height, width, uniforms)` says from which rows and columns they come."""
+class PixelGather(TransformStep):
+    """Step that only moves pixels; `places(height, width, uniforms)` returns source rows and columns."""
 
     places: Callable[[int, int, Tensor], Places]
 
 
 @dataclass(frozen=True)
-class Pointwise(Step):
-    """Methods of float32 tensors (`mul_`, `sub_`, `div_`), each with a number or [C, 1, 1], in order."""
+class PointwiseStep(TransformStep):
+    """Float32 tensor methods (`mul_`, `sub_`, `div_`) in order, each with a number or [C, 1, 1]."""
 
     operations: tuple[tuple[str, Tensor], ...]
 
 
-def window(draws: int, places: Callable[[int, int, Tensor], Places]) -> Window:
-    """A window that also runs alone."""
+def make_pixel_gather(draws: int, places: Callable[[int, int, Tensor], Places]) -> PixelGather:
+    """Make a pixel gather that also runs alone."""
 
     def run(images: Tensor, uniforms: Tensor) -> Tensor:
         height, width = images.shape[-2:]
@@ -50,11 +50,11 @@ def window(draws: int, places: Callable[[int, int, Tensor], Places]) -> Window:
         rows = torch.arange(height)[None] if rows is None else rows
         return move(images, rows, torch.arange(width)[None] if columns is None else columns)
 
-    return Window(draws, run, places)
+    return PixelGather(draws, run, places)
 
 
 def move(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Images [N, C, H, W] → [N, C, H', W'], by one flat gather: pixel (i, j) comes from (rows[n, i], columns[n, j])."""
+    """Gather pixel (i, j) of [N, C, H', W'] from (rows[n, i], columns[n, j]) of images [N, C, H, W]."""
     count, channels, _, width = images.shape
     rows, columns = (places.to(images.device, torch.int32) for places in (rows, columns))
     places = (rows[:, :, None] * width + columns[:, None, :]).flatten(1).long()  # in int32 a fifth of the time
@@ -62,8 +62,8 @@ def move(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return gathered.view(count, channels, rows.shape[1], columns.shape[1])
 
 
-def pointwise(*operations: tuple[str, Tensor]) -> Pointwise:
-    """A pointwise step that also runs alone: torchvision's own operations in their order, so the same bits."""
+def make_pointwise(*operations: tuple[str, Tensor]) -> PointwiseStep:
+    """Make a pointwise step that also runs alone: torchvision's operations in order, bitwise equal."""
 
     def run(images: Tensor, _: Tensor) -> Tensor:
         changed = images.to(torch.float32, copy=True)
@@ -71,20 +71,20 @@ def pointwise(*operations: tuple[str, Tensor]) -> Pointwise:
             getattr(changed, name)(operand.to(images.device))
         return changed
 
-    return Pointwise(0, run, operations)
+    return PointwiseStep(0, run, operations)
 
 
 @dataclass(frozen=True)
-class Looped(Step):
-    """A transform of single images; in place of uniforms it gets a seed for each sample, int64 [N]."""
+class PerImageStep(TransformStep):
+    """Transform of single images; instead of uniforms it takes a seed per sample, int64 [N]."""
 
     reason: str  # why it has no batched form
     repeatable: bool  # whether it gives the same each time, so that once is enough
 
 
 @dataclass
-class _State:
-    """What the steps so far make of one raw sample [1, C, H, W], and what it would be, sample by sample."""
+class ChainState:
+    """State of a chain under construction: one sample [1, C, H, W] after the steps so far, and its kind."""
 
     sample: Tensor
     kind: Kind

@@ -1,4 +1,4 @@
-"""Builders: the config as live objects, one file a wing.
+"""Builders: turn the config into live objects, one file per wing.
 
 Read `run.py`, then the wing that you look for.
 """

@@ -1,4 +1,4 @@
-"""From a checked config to the batches of each split."""
+"""Builders of the data: datasets, splits, transforms, samplers and loader settings of a config."""
 
 import inspect
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ from runner.core.archive import Limits
 from runner.core.download import provide
 from runner.core.errors import RunError
 from runner.data import batches, interfaces, splitting, whole_dataset
-from runner.data.bad_samples import Faults
-from runner.data.batched.chain import Chain
+from runner.data.bad_samples import BadSamples
+from runner.data.batched.chain import BatchedTransforms
 from runner.data.batched.steps import NotBatched
 from runner.data.file_guard import guard_reading
-from runner.data.in_memory import ways
+from runner.data.in_memory import describe_batching
 from runner.data.interfaces import Indices
 from runner.data.samples import Pipeline, Placement, Stream, to_image
-from runner.data.sharding import Part, Turn
-from runner.experiment.builders.instantiate import Trust, component
+from runner.data.sharding import EvenShard, RoundRobinShard
+from runner.experiment.builders.instantiate import Trust, instantiate
 
 Parts = dict[str, tuple[Any, Indices | None]]  # split → dataset and which of its samples; None: all
 
@@ -36,7 +36,7 @@ def make_splits(
     rank: int = 0,
     world: int = 1,
 ) -> dict[str, interfaces.Split]:
-    """The batches of train, val, test and what else is evaluated; bad samples that are skipped are listed in `folder`.
+    """Make the batches of every split; skipped bad samples are listed in `folder`.
 
     Process `rank` of `world` has its part of each batch in training, and whole batches in turn elsewhere.
 
@@ -46,7 +46,7 @@ def make_splits(
     image_format = torch.channels_last if config.device.memory_format == "channels_last" else torch.contiguous_format
     placement = Placement(device, image_format)
     without = config.dataset.steps_per_epoch
-    nothing: dict[str, interfaces.Split] = {} if without is None else {"train": batches.Nothing(without)}
+    nothing: dict[str, interfaces.Split] = {} if without is None else {"train": batches.NoData(without)}
     try:
         return nothing | {
             name: batches.make_split(
@@ -55,11 +55,11 @@ def make_splits(
                 make_pipeline(config, "train" if name == "train" else "eval", trust),
                 Stream(config.seed, name),
                 placement,
-                loader_settings(config, name, dataset, indices, trust, world, pins=device.type == "cuda"),
+                make_loader_settings(config, name, dataset, indices, trust, world, pins=device.type == "cuda"),
                 limit=config.dataset.limit,
                 batch_transforms=make_transforms(config, "batch", trust) if name == "train" else None,
-                faults=make_faults(config, name, folder),
-                share=Part(rank, world) if name == "train" else Turn(rank, world),
+                faults=make_bad_sample_handler(config, name, folder),
+                share=EvenShard(rank, world) if name == "train" else RoundRobinShard(rank, world),
             )
             for name, (dataset, indices) in parts.items()
         }
@@ -68,7 +68,7 @@ def make_splits(
 
 
 def make_parts(config: Config, trust: Trust = ()) -> Parts:
-    """The dataset of each split, and which of its samples the split has.
+    """Download, build and split the datasets; return dataset and sample indices by split.
 
     Raises:
         RunError: a dataset cannot be downloaded, had or split, or a split's classes are not those of train.
@@ -86,10 +86,12 @@ def make_parts(config: Config, trust: Trust = ()) -> Parts:
             )
     with rng.stream(rng.derive_key(config.seed, "dataset")), guard_reading():
         if chosen.source is not None:
-            source = component(chosen.source, "dataset.source", trust=trust)
+            source = instantiate(chosen.source, "dataset.source", trust=trust)
             fractions = {"val": chosen.val_fraction, "test": chosen.test_fraction}
             try:
-                labels = whole_dataset.labels_of(source, place_of(config, "target")) if chosen.stratify else None
+                labels = (
+                    whole_dataset.read_labels(source, get_member_key(config, "target")) if chosen.stratify else None
+                )
                 indices = splitting.split_indices(
                     len(source),
                     {name: part for name, part in fractions.items() if part},
@@ -105,7 +107,7 @@ def make_parts(config: Config, trust: Trust = ()) -> Parts:
         more = {f"evaluate.{name}": node for name, node in chosen.evaluate.items()}
         for key, node in (named | more).items():
             if node is not None:
-                parts[key.removeprefix("evaluate.")] = (component(node, f"dataset.{key}", trust=trust), None)
+                parts[key.removeprefix("evaluate.")] = (instantiate(node, f"dataset.{key}", trust=trust), None)
     try:
         splitting.compare_classes({name: dataset for name, (dataset, _) in parts.items()})
     except ValueError as error:
@@ -113,75 +115,75 @@ def make_parts(config: Config, trust: Trust = ()) -> Parts:
     return parts
 
 
-def weighted_loss(config: Config, parts: Parts) -> dict[str, Any] | None:
-    """The loss's node, with `dataset.class_weights` (given, or from the training split's class counts) as `weight`."""
+def add_class_weights(config: Config, parts: Parts) -> dict[str, Any] | None:
+    """Return the loss's node with `dataset.class_weights` (given, or from class counts) as `weight`."""
     chosen = config.dataset.class_weights
     if chosen is None or config.loss is None:
         return config.loss
     if isinstance(chosen, list):
         return {**config.loss, "weight": torch.tensor(chosen, dtype=torch.float32)}
     dataset, indices = parts["train"]
-    labels = whole_dataset.labels_of(dataset, place_of(config, "target"))
-    weights = splitting.balanced_weights(labels if indices is None else labels[torch.from_numpy(indices)])
+    labels = whole_dataset.read_labels(dataset, get_member_key(config, "target"))
+    weights = splitting.compute_balanced_weights(labels if indices is None else labels[torch.from_numpy(indices)])
     return {**config.loss, "weight": weights}
 
 
-def place_of(config: Config, member: str) -> Any:
-    """Where the step finds the input or the target in a batch: what transforms and stratification mean by them."""
+def get_member_key(config: Config, member: str) -> Any:
+    """Return the key of the step's `input` or `target` in a sample; 0 unless it is an index or a name."""
     place = config.step.get(member, {"input": 0, "target": 1}[member])
     return place if isinstance(place, int | str) else 0
 
 
 def make_transforms(config: Config, which: str, trust: Trust = ()) -> dict[str, Any]:
-    """The transforms of `train`, `eval` or `batch` by name, in order, the null ones left out."""
+    """Build the non-null transforms of `train`, `eval` or `batch` by name, in order."""
     nodes: dict[str, Any] = getattr(config.transform, which)
     return {
-        name: component(node, f"transform.{which}.{name}", trust=trust, call=False)
+        name: instantiate(node, f"transform.{which}.{name}", trust=trust, call=False)
         for name, node in nodes.items()
         if node is not None
     }
 
 
 def make_pipeline(config: Config, which: str, trust: Trust = ()) -> Pipeline:
-    """The transforms of `train` or `eval`, and what of a sample they change."""
-    place = None if config.transform.on == "sample" else place_of(config, config.transform.on)
+    """Make the transform pipeline of `train` or `eval`, with the sample member that it changes."""
+    place = None if config.transform.on == "sample" else get_member_key(config, config.transform.on)
     return Pipeline(make_transforms(config, which, trust), place)
 
 
-def foreseen(config: Config, pipeline: Pipeline, sample: Any) -> str:
-    """How these transforms will run, as far as a made-up raw sample can tell, in words."""
+def describe_transforms(config: Config, pipeline: Pipeline, sample: Any) -> str:
+    """Describe how a pipeline will run, in memory or sample by sample, from a made-up raw sample."""
     names = ", ".join(pipeline.transforms)
     if not names:
         return "none"
     settings = interfaces.LoaderSettings(
         1, shuffle=False, num_workers=config.loader.num_workers, in_memory=config.loader.in_memory
     )
-    reason = batches.why_single(pipeline, settings, collates=config.loader.collate_fn is not None)
+    reason = batches.explain_per_sample(pipeline, settings, collates=config.loader.collate_fn is not None)
     if not reason:
         member = sample[pipeline.place]
         pil = not isinstance(member, torch.Tensor)
         try:
-            chain = Chain(pipeline.transforms, to_image(member) if pil else member, pil=pil)
+            chain = BatchedTransforms(pipeline.transforms, to_image(member) if pil else member, pil=pil)
         except NotBatched as error:
             reason = str(error)
         else:
-            return f"{names}: where the data is in memory{ways(pipeline.transforms, chain)}"
+            return f"{names}: where the data is in memory{describe_batching(pipeline.transforms, chain)}"
     return f"{names}: sample by sample ({reason})"
 
 
-def make_faults(config: Config, split: str, folder: Path | None) -> Faults:
-    """What is done about bad samples of a split."""
-    return Faults(
+def make_bad_sample_handler(config: Config, split: str, folder: Path | None) -> BadSamples:
+    """Make the handler of a split's bad samples: raise, or skip up to `loader.bad_samples_limit`."""
+    return BadSamples(
         split,
         skip=config.loader.bad_samples == "skip",
         limit=config.loader.bad_samples_limit,
         folder=folder,
         classes=config.dataset.classes,
-        target=place_of(config, "target"),
+        target=get_member_key(config, "target"),
     )
 
 
-def loader_settings(
+def make_loader_settings(
     config: Config,
     split: str,
     dataset: Any,
@@ -191,14 +193,14 @@ def loader_settings(
     *,
     pins: bool = False,
 ) -> interfaces.LoaderSettings:
-    """The loader's settings for a split: evaluation takes every sample in order, in batches of its own size."""
+    """Make a split's loader settings; evaluation keeps the order and follows `loader.eval`."""
     loader, training = config.loader, split == "train"
     workers = loader.num_workers
     if not training and loader.eval.num_workers is not None:
         workers = loader.eval.num_workers
     options: dict[str, Any] = {"pin_memory": pins and loader.pin_memory is not False}
     if loader.collate_fn is not None:
-        options["collate_fn"] = component(loader.collate_fn, "loader.collate_fn", trust=trust, call=False)
+        options["collate_fn"] = instantiate(loader.collate_fn, "loader.collate_fn", trust=trust, call=False)
     if workers:
         options |= {
             "timeout": loader.timeout,
@@ -207,7 +209,7 @@ def loader_settings(
             "multiprocessing_context": loader.multiprocessing_context,
         }
         if loader.worker_init_fn is not None:
-            options["worker_init_fn"] = component(
+            options["worker_init_fn"] = instantiate(
                 loader.worker_init_fn, "loader.worker_init_fn", trust=trust, call=False
             )
 
@@ -217,9 +219,9 @@ def loader_settings(
             return None
         part = dataset
         if hasattr(dataset, "__len__"):
-            rows = batches.chosen_indices(dataset, indices, split, config.dataset.limit)
-            part = whole_dataset.Part(dataset, rows, place_of(config, "target"))
-        return _sampler(node, f"loader.{name}", part, trust)
+            rows = batches.choose_indices(dataset, indices, split, config.dataset.limit)
+            part = whole_dataset.SplitSubset(dataset, rows, get_member_key(config, "target"))
+        return _make_sampler(node, f"loader.{name}", part, trust)
 
     return interfaces.LoaderSettings(
         batch_size=loader.batch_size * world if training else loader.eval.batch_size or loader.batch_size,
@@ -234,8 +236,8 @@ def loader_settings(
     )
 
 
-def _sampler(node: Mapping[str, Any], key: str, split: Any, trust: Trust) -> Any:
-    """A sampler; one whose signature has `data_source` gets the split: it gives positions in that."""
+def _make_sampler(node: Mapping[str, Any], key: str, split: Any, trust: Trust) -> Any:
+    """Build a sampler; pass the split to a sampler whose signature has `data_source`."""
     target = import_object(node["_target_"], trust)
     takes_source = "data_source" in inspect.signature(target).parameters
-    return component(node, key, *([split] if takes_source else []), trust=trust)
+    return instantiate(node, key, *([split] if takes_source else []), trust=trust)

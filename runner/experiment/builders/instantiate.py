@@ -1,4 +1,4 @@
-"""A `_target_` node as a live object: the one place that instantiates what a config names."""
+"""Instantiation of `_target_` nodes: the one module that builds the objects named in a config."""
 
 import functools
 import inspect
@@ -17,7 +17,7 @@ from runner.core.errors import RunError
 Trust = tuple[str, ...]
 
 
-def component(
+def instantiate(
     node: Mapping[str, Any],
     key: str,
     *supplied: Any,
@@ -25,7 +25,7 @@ def component(
     call: bool = True,
     given: Mapping[str, Any] | None = None,
 ) -> Any:
-    """What a `_target_` node describes: a class is instantiated; a function is called, or bound where `call` is false.
+    """Instantiate a `_target_` node: build a class; call a function, or bind it if `call` is false.
 
     Its own `_partial_` says nothing more: what it is bound to first is passed here. Nested, it is kept.
 
@@ -41,10 +41,10 @@ def component(
         RunError: the callable refuses its arguments.
     """
     plain = {name: value for name, value in node.items() if name != "_partial_"}
-    return _made(plain, key, *supplied, trust=trust, call=call, given=given)
+    return _instantiate_node(plain, key, *supplied, trust=trust, call=call, given=given)
 
 
-def _made(
+def _instantiate_node(
     node: Mapping[str, Any],
     key: str,
     *supplied: Any,
@@ -55,24 +55,24 @@ def _made(
     target = import_object(node["_target_"], trust)
     names = [name for name in node if name not in ("_target_", "_args_", "_partial_")]
     kinds, by_position = (
-        _kinds(target, {*names, *(given or {})}, len(supplied)) if names or "_args_" in node else ({}, [])
+        _get_annotations(target, {*names, *(given or {})}, len(supplied)) if names or "_args_" in node else ({}, [])
     )
-    arguments = {name: argument(node[name], f"{key}.{name}", kinds.get(name), trust) for name in names} | dict(
+    arguments = {name: build_argument(node[name], f"{key}.{name}", kinds.get(name), trust) for name in names} | dict(
         given or {}
     )
     placed = itertools.zip_longest(node.get("_args_", []), by_position[: len(node.get("_args_", []))])
-    positional = [argument(value, f"{key}._args_", kind, trust) for value, kind in placed]
+    positional = [build_argument(value, f"{key}._args_", kind, trust) for value, kind in placed]
     bound = node.get("_partial_", not (call or isinstance(target, type)))
     if bound:
         return functools.partial(target, *supplied, *positional, **arguments) if arguments or positional else target
     try:
         return target(*supplied, *positional, **arguments)
     except Exception as error:
-        raise Refused(key, node, error, _fetch_by_hand(target, arguments, error)) from error
+        raise InstantiationError(key, node, error, _describe_manual_download(target, arguments, error)) from error
 
 
-class Refused(RunError):
-    """A callable did not take its arguments; `key` and `node` say which, `cause` what it said."""
+class InstantiationError(RunError):
+    """Error of a callable that refuses its arguments, with the config's `key` and `node` and the `cause`."""
 
     def __init__(self, key: str, node: Mapping[str, Any], cause: Exception, remedy: str = "") -> None:
         self.key, self.node, self.cause = key, node, cause
@@ -81,8 +81,8 @@ class Refused(RunError):
         super().__init__(f"{key}: {node['_target_']} refused: {self.said}{remedy}")
 
 
-def _fetch_by_hand(target: Any, arguments: Mapping[str, Any], error: Exception) -> str:
-    """What to do where a dataset of torchvision could not be downloaded: which file to bring, and where to."""
+def _describe_manual_download(target: Any, arguments: Mapping[str, Any], error: Exception) -> str:
+    """Describe the manual download of a torchvision dataset after a failed one; empty for other errors."""
     offline = isinstance(error, OSError) or "download" in str(error).lower() or "not found" in str(error).lower()
     root, archive = arguments.get("root"), getattr(target, "filename", None)
     if not offline or root is None:
@@ -96,31 +96,34 @@ def _fetch_by_hand(target: Any, arguments: Mapping[str, Any], error: Exception) 
     )
 
 
-def argument(value: Any, key: str, annotation: Any, trust: Trust = ()) -> Any:
-    """An argument ready to be passed: nested components are built; names of dtypes and enum members are those."""
+def build_argument(value: Any, key: str, annotation: Any, trust: Trust = ()) -> Any:
+    """Build an argument: instantiate nested nodes, resolve dtype names, convert to the annotation."""
     if isinstance(value, Mapping):
         if "_target_" in value:
             if wants_class(annotation):
                 value = {"_partial_": True, **value}
-            return _made(value, key, trust=trust, call="Callable" not in str(annotation))
-        return _as_said({n: argument(member, f"{key}.{n}", None, trust) for n, member in value.items()}, annotation)
+            return _instantiate_node(value, key, trust=trust, call="Callable" not in str(annotation))
+        return _convert_value(
+            {n: build_argument(member, f"{key}.{n}", None, trust) for n, member in value.items()}, annotation
+        )
     if isinstance(value, list | tuple):
-        return _as_said(
-            [argument(v, f"{key}[{i}]", _inner(annotation), trust) for i, v in enumerate(value)], annotation
+        return _convert_value(
+            [build_argument(v, f"{key}[{i}]", _get_member_annotation(annotation), trust) for i, v in enumerate(value)],
+            annotation,
         )
     if isinstance(value, str) and value.startswith("torch.") and not _is_text(annotation):
         dtype = getattr(torch, value.removeprefix("torch."), None)
         return dtype if isinstance(dtype, torch.dtype) else value
-    return _as_said(value, annotation)
+    return _convert_value(value, annotation)
 
 
-def _as_said(value: Any, annotation: Any) -> Any:
+def _convert_value(value: Any, annotation: Any) -> Any:
     made = value if annotation is None else convert(value, annotation)
     return value if made is UNFIT else made
 
 
-def _inner(annotation: Any) -> Any:
-    """For a list's members, what says how a component among them is built; plain ones are read with the whole list."""
+def _get_member_annotation(annotation: Any) -> Any:
+    """Return a list's annotation for its members if it wants callables or classes, else None."""
     return annotation if "Callable" in str(annotation) or wants_class(annotation) else None
 
 
@@ -128,8 +131,8 @@ def _is_text(annotation: Any) -> bool:
     return annotation is str or (str in typing.get_args(annotation) and "dtype" not in str(annotation))
 
 
-def _kinds(target: Any, named: set[str], supplied: int) -> tuple[dict[str, Any], list[Any]]:
-    """What each argument wants, by name; and of those that are not named, by position after the supplied ones."""
+def _get_annotations(target: Any, named: set[str], supplied: int) -> tuple[dict[str, Any], list[Any]]:
+    """Return parameter annotations by name, and by position for the unnamed ones after `supplied`."""
     takes = inspect_parameters(target)
     if takes is None:
         return {}, []

@@ -1,4 +1,4 @@
-"""What a config does to a model before it trains: init rules, pretrained weights, freezing, parameter groups.
+"""Preparation of a model for training: init rules, pretrained weights, freezing, parameter groups.
 
 The same functions plan it on a meta model (`check`, `explain`) and do it to a live one.
 """
@@ -13,43 +13,43 @@ from runner.config.check.imports import import_object
 from runner.config.schema import Config
 from runner.core import rng
 from runner.core.errors import ConfigError, Mistake
-from runner.experiment.builders.instantiate import Trust, component
+from runner.experiment.builders.instantiate import Trust, instantiate
 from runner.model import init, param_groups
-from runner.model.freeze import Frozen, freeze
+from runner.model.freeze import FrozenParameters, freeze
 from runner.model.pretrained.load import load, prepare
-from runner.model.pretrained.plan import Options, Plan
+from runner.model.pretrained.plan import LoadPlan, Options
 
 
 @dataclass
-class Surgery:
-    """What was done to a model, or would be."""
+class PreparedModel:
+    """Record of a model's preparation: init rows, changed tensors, load plan, frozen parameters."""
 
-    init_rows: list[init.Row] = field(default_factory=list)
+    init_rows: list[init.InitRow] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)  # the tensors that `init.apply` changed
-    pretrained: Plan | None = None
-    frozen: Frozen = field(default_factory=Frozen)
+    pretrained: LoadPlan | None = None
+    frozen: FrozenParameters = field(default_factory=FrozenParameters)
 
 
 def make_model(config: Config, trust: Trust = ()) -> nn.Module:
-    """The model on the current default device, its construction drawing from the stream `(seed, 'model')`."""
+    """Build the model on the default device, drawing from the random stream `(seed, 'model')`."""
     with rng.stream(rng.derive_key(config.seed, "model")):
-        model: nn.Module = component(config.model, "model", trust=trust)
+        model: nn.Module = instantiate(config.model, "model", trust=trust)
     return model
 
 
-def operate(config: Config, model: nn.Module, trust: Trust = (), *, weights: bool = True) -> Surgery:
-    """Initialise, load pretrained weights (unless a checkpoint will replace them all the same), freeze, in this order.
+def prepare_model(config: Config, model: nn.Module, trust: Trust = (), *, weights: bool = True) -> PreparedModel:
+    """Initialize the model, load pretrained weights unless `weights` is false, freeze, in this order.
 
     Raises:
         ConfigError: a rule, a file or a pattern is wrong.
         RunError: a download failed, a function refused a tensor.
     """
-    done = Surgery()
+    done = PreparedModel()
     if config.init.apply is not None:  # before the rules: they are the more particular
-        function = component(config.init.apply, "init.apply", trust=trust, call=False)
+        function = instantiate(config.init.apply, "init.apply", trust=trust, call=False)
         done.changed = init.apply_function(model, function, config.seed)
     if config.init.rules:
-        done.init_rows = init.apply_rules(model, init_rules(config, trust), config.seed)
+        done.init_rows = init.apply_rules(model, make_init_rules(config, trust), config.seed)
     done.pretrained = plan_pretrained(config, model, download=True) if weights else None
     if done.pretrained is not None:
         load(model, done.pretrained)
@@ -57,14 +57,14 @@ def operate(config: Config, model: nn.Module, trust: Trust = (), *, weights: boo
     return done
 
 
-def init_rules(config: Config, trust: Trust = ()) -> list[init.Rule]:
-    """The config's init rules with their types and functions, in order."""
+def make_init_rules(config: Config, trust: Trust = ()) -> list[init.Rule]:
+    """Make the config's init rules in order, with their module types and functions imported."""
     rules = []
     for label, rule in config.init.rules.items():
         if rule is None:
             continue
         tensors = {
-            name: component(value, f"init.rules.{label}.{name}", trust=trust, call=False)
+            name: instantiate(value, f"init.rules.{label}.{name}", trust=trust, call=False)
             if isinstance(value, Mapping)
             else value
             for name, value in rule.tensors.items()
@@ -76,8 +76,8 @@ def init_rules(config: Config, trust: Trust = ()) -> list[init.Rule]:
     return rules
 
 
-def plan_pretrained(config: Config, model: nn.Module, *, download: bool) -> Plan | None:
-    """What pretrained weights would do to a model (meta will do); None without any, or where they had to be fetched.
+def plan_pretrained(config: Config, model: nn.Module, *, download: bool) -> LoadPlan | None:
+    """Plan the load of pretrained weights; None for strategy `none`, or a file not yet downloaded.
 
     Raises:
         ConfigError: the file, its content or the settings are wrong.
@@ -88,7 +88,7 @@ def plan_pretrained(config: Config, model: nn.Module, *, download: bool) -> Plan
         return None
     if chosen.path is None:
         rule, remedy = f"must be given for the strategy {chosen.strategy}", "`pretrained.path=w.pt`, or a run directory"
-        raise ConfigError([Mistake("pretrained.path", rule, remedy=remedy)])
+        raise ConfigError([Mistake("pretrained.path", rule, remedy=remedy, kind="missing")])
     mismatch = chosen.shape_mismatch
     options = Options(
         strategy=chosen.strategy,
@@ -119,7 +119,7 @@ def plan_pretrained(config: Config, model: nn.Module, *, download: bool) -> Plan
 
 
 def describe_epoch(named: int, begins_at: int | None, *, continues: bool) -> list[str]:
-    """Say how the epoch that a file names goes with `pretrained.epoch`.
+    """Compare a file's saved epoch with `pretrained.epoch`; return notes for the user.
 
     Scripts save the last epoch done, counted from 0, or the number of those done: which of the two is not in the file.
     """
@@ -132,9 +132,9 @@ def describe_epoch(named: int, begins_at: int | None, *, continues: bool) -> lis
 
 
 def make_groups(
-    config: Config, model: nn.Module, frozen: Frozen, trust: Trust = (), loss: Any = None
+    config: Config, model: nn.Module, frozen: FrozenParameters, trust: Trust = (), loss: Any = None
 ) -> list[dict[str, Any]]:
-    """The optimizer's parameter groups, with names: those of the model, and of a loss that has parameters of its own.
+    """Make the optimizer's named parameter groups from the parameters of the model and of the loss.
 
     Raises:
         ConfigError: a pattern without match, a group without trainable parameter, nothing to train.
@@ -142,7 +142,7 @@ def make_groups(
     settings = {name: value for name, value in config.optimizer.items() if name != "_target_"}
     own = loss if isinstance(loss, nn.Module) else None
     thawing = frozen.params if config.freeze.until is not None else ()
-    if members := several(config):
+    if members := find_member_optimizers(config):
         patterns = {name: node["match"] for name, node in config.optimizer.items() if name in members}
         return param_groups.build_members(model, patterns, thawing, own)
     groups = [
@@ -162,7 +162,7 @@ def make_groups(
     return param_groups.build_groups(model, groups, target, settings, thawing, own)
 
 
-def several(config: Config) -> dict[str, dict[str, Any]]:
-    """The optimizers within the optimizer by name, each without its `match`; none where it is a single one."""
+def find_member_optimizers(config: Config) -> dict[str, dict[str, Any]]:
+    """Return the member optimizers' nodes by name, without `match`; empty for a single optimizer."""
     nodes = {name: node for name, node in config.optimizer.items() if isinstance(node, Mapping) and "match" in node}
     return {name: {key: value for key, value in node.items() if key != "match"} for name, node in nodes.items()}

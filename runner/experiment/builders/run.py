@@ -1,4 +1,4 @@
-"""From a checked config to live objects, in this order: device, data, model and its surgery, optimizer, schedule."""
+"""Builder of a run, in this order: device, data, model and its preparation, optimizer, schedule."""
 
 import math
 from collections.abc import Mapping
@@ -16,32 +16,34 @@ from runner.core.durations import Duration
 from runner.core.errors import RunError
 from runner.experiment.builders import data as data_builder
 from runner.experiment.builders import model as model_builder
-from runner.experiment.builders.instantiate import Trust, component
-from runner.experiment.builders.log import make_looks
+from runner.experiment.builders.instantiate import Trust, instantiate
+from runner.experiment.builders.log import make_monitor
 from runner.experiment.builders.train import (
-    _rhythm,
+    choose_objective,
     compile_in_place,
-    in_steps,
-    make_average,
+    make_ema,
     make_metrics,
     make_optimizer,
+    make_optimizer_step,
     make_schedule,
-    make_update,
     match_saved_optimizer,
-    objective_of,
+    parse_interval,
+    require_step_durations,
 )
 from runner.model.pretrained.optimizer_state import count_steps
-from runner.train.checkpoint import Checkpoints, ReadOnly
+from runner.train.checkpoint import Checkpoints, ReadOnlyCheckpoints
 from runner.train.distributed import data_parallel
-from runner.train.distributed.process_group import Team
-from runner.train.lr_schedule import course
-from runner.train.optimizer_step.closure import is_own, needs_closure
-from runner.train.optimizer_step.precision import Scaler
-from runner.train.single_process import ALONE, Alone, Whole
+from runner.train.distributed.process_group import ProcessGroup
+from runner.train.lr_schedule import trace_rates
+from runner.train.optimizer_step.closure import is_custom_step, needs_closure
+from runner.train.optimizer_step.precision import GradScaler
+from runner.train.single_process import SINGLE_PROCESS, FullTensors, SingleProcess
 from runner.train.state import Run
 
 
-def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = (), team: Alone = ALONE) -> Run:
+def build(
+    config: Config, folder: Path, plain: dict[str, Any], trust: Trust = (), team: SingleProcess = SINGLE_PROCESS
+) -> Run:
     """Build every object of a run.
 
     Args:
@@ -64,38 +66,38 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
         )
     train = splits["train"]
     if train.num_batches == 0:
-        raise RunError(without_batch(config, train.size, team.world))
+        raise RunError(describe_empty_epoch(config, train.size, team.world))
     steps_per_epoch = math.ceil((train.num_batches or 0) / config.train.accumulate)
     duration = Duration.parse(config.train.duration)
     if train.num_batches is None:
-        in_steps(config)
+        require_step_durations(config)
     total_steps = duration.steps(steps_per_epoch)
-    objective, mode = objective_of(config, splits)
-    kind = Checkpoints if team.rank == 0 else ReadOnly
+    objective, mode = choose_objective(config, splits)
+    kind = Checkpoints if team.rank == 0 else ReadOnlyCheckpoints
     checkpoints = kind(folder / "checkpoints", keep=config.train.keep, mode=mode)
     is_new = not checkpoints.entries()
     first_step = (config.pretrained.epoch or 0) * steps_per_epoch
     model = model_builder.make_model(config, trust)
     with team.first():
-        done = model_builder.operate(config, model, trust, weights=is_new)
+        done = model_builder.prepare_model(config, model, trust, weights=is_new)
     model = model.to(device=device)
     if config.device.memory_format == "channels_last" and config.device.parallel != "fsdp":  # it shards rows of weights
         model = model.to(memory_format=torch.channels_last)
     if config.device.compile:
         compile_in_place(model, config.device.compile)
-    node = data_builder.weighted_loss(config, parts)
-    loss = None if node is None else component(node, "loss", trust=trust, call=False)
+    node = data_builder.add_class_weights(config, parts)
+    loss = None if node is None else instantiate(node, "loss", trust=trust, call=False)
     if isinstance(loss, nn.Module):
         loss = loss.to(device)
-    layout = data_parallel.spread(config.device.parallel, team, done.frozen, model, loss)
+    layout = data_parallel.shard_model(config.device.parallel, team, done.frozen, model, loss)
     groups = model_builder.make_groups(config, model, done.frozen, trust, loss)
     optimizer = make_optimizer(config, groups, device, trust)
     layout.ready(optimizer)
-    scaler = Scaler(optimizer, device) if config.device.precision == "fp16" else None
-    step = component(config.step, "step", trust=trust, call=False)
+    scaler = GradScaler(optimizer, device) if config.device.precision == "fp16" else None
+    step = instantiate(config.step, "step", trust=trust, call=False)
     metrics = {which: make_metrics(config, device, trust) for which in ("train", "eval")}
-    average = make_average(config, model, steps_per_epoch, layout)
-    update = make_update(config, device, model, loss, step, optimizer, metrics["train"], average, scaler)
+    average = make_ema(config, model, steps_per_epoch, layout)
+    update = make_optimizer_step(config, device, model, loss, step, optimizer, metrics["train"], average, scaler)
     dataset = parts["train"][0] if "train" in parts else None
     run = Run(
         folder=folder,
@@ -106,7 +108,7 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
         step=step,
         optimizer=optimizer,
         update=update,
-        looks=make_looks(config, model, update, optimizer, device, folder, dataset, team, trust),
+        looks=make_monitor(config, model, update, optimizer, device, folder, dataset, team, trust),
         scaler=scaler,
         schedule=make_schedule(config, optimizer, steps_per_epoch, total_steps, trust),
         splits=splits,
@@ -116,8 +118,8 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
         steps_per_epoch=steps_per_epoch,
         log_every=Duration.parse(config.log.every),
         log_means=config.log.mean,
-        evaluate_every=_rhythm(config.train.evaluate_every),
-        checkpoint_every=_rhythm(config.train.checkpoint_every),
+        evaluate_every=parse_interval(config.train.evaluate_every),
+        checkpoint_every=parse_interval(config.train.checkpoint_every),
         objective=objective,
         mode=mode,
         evaluated=tuple(name for name in splits if name not in ("train", "test")),
@@ -135,9 +137,9 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
         layout=layout,
         first_step=first_step if first_step < total_steps else 0,
     )
-    if splits_batches(config, device, step, optimizer):
-        run.update.net = data_parallel.data_parallel(model)
-    if isinstance(team, Team):
+    if uses_data_parallel(config, device, step, optimizer):
+        run.update.net = data_parallel.wrap_data_parallel(model)
+    if isinstance(team, ProcessGroup):
         data_parallel.share(run, team, config.device.find_unused_parameters, config.device.sync_batchnorm)
     if is_new:
         continue_saved(config, run, trust)
@@ -145,12 +147,12 @@ def build(config: Config, folder: Path, plain: dict[str, Any], trust: Trust = ()
 
 
 def continue_saved(config: Config, run: Run, trust: Trust = ()) -> None:
-    """Go on with the training that a file of weights comes from: at its epoch, and with its optimizer's state."""
+    """Continue a saved training: set `pretrained.epoch` and load the file's optimizer state."""
     made = run.pretrained
     said: list[str] = []
     if run.first_step:
         run.progress.step, run.progress.epoch = run.first_step, config.pretrained.epoch or 0
-        rates = course(run.schedule, run.optimizer, 0, run.first_step, run.steps_per_epoch)[-1]
+        rates = trace_rates(run.schedule, run.optimizer, 0, run.first_step, run.steps_per_epoch)[-1]
         shown = ", ".join(f"{rate:.6g}" for rate in dict.fromkeys(rates))
         said.append(
             f"training begins after epoch {run.progress.epoch} (step {run.first_step:,}), with the rate {shown}"
@@ -173,8 +175,10 @@ def continue_saved(config: Config, run: Run, trust: Trust = ()) -> None:
     made.begins += said
 
 
-def load_entries(optimizer: torch.optim.Optimizer, entries: Mapping[str, Mapping[str, Any]], layout: Whole) -> None:
-    """Give an optimizer the state of parameters by their names; its settings and the state of others stay."""
+def load_entries(
+    optimizer: torch.optim.Optimizer, entries: Mapping[str, Mapping[str, Any]], layout: FullTensors
+) -> None:
+    """Load optimizer state by parameter name; other parameters' state and all settings stay."""
     own = optimizer.state_dict()
     for group in own["param_groups"]:
         for number, name in zip(group["params"], group["param_names"], strict=True):
@@ -183,16 +187,16 @@ def load_entries(optimizer: torch.optim.Optimizer, entries: Mapping[str, Mapping
     optimizer.load_state_dict(dict(layout.optimizer(optimizer, own)))
 
 
-def splits_batches(config: Config, device: torch.device, step: Any, optimizer: torch.optim.Optimizer) -> bool:
-    """Whether `nn.DataParallel` splits each batch over the GPUs here; with `auto` that is where it can, on several."""
+def uses_data_parallel(config: Config, device: torch.device, step: Any, optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether `nn.DataParallel` splits each batch: if set, or with `auto` on several GPUs."""
     if config.device.parallel != "auto":
         return config.device.parallel == "data_parallel"
     several_gpus = device.type == "cuda" and config.device.type in ("auto", "cuda") and torch.cuda.device_count() > 1
-    return several_gpus and not is_own(step) and not needs_closure(optimizer)
+    return several_gpus and not is_custom_step(step) and not needs_closure(optimizer)
 
 
-def without_batch(config: Config, size: int, world: int) -> str:
-    """Why an epoch of training has no batch, and what to change."""
+def describe_empty_epoch(config: Config, size: int, world: int) -> str:
+    """Describe why a training epoch has no batch, and the setting to change."""
     each = config.loader.batch_size
     if config.loader.batch_sampler is not None or not config.loader.drop_last:
         key = "loader.batch_sampler" if config.loader.batch_sampler is not None else "loader.sampler"

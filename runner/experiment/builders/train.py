@@ -1,4 +1,4 @@
-"""Build what trains from its config: optimizer, optimizer step, schedule, EMA, metrics, rhythms."""
+"""Builders of training: optimizer, optimizer step, LR schedule, EMA, metrics, intervals."""
 
 import inspect
 import math
@@ -17,51 +17,53 @@ from runner.core import rng
 from runner.core.durations import Duration, is_duration
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.experiment.builders import model as model_builder
-from runner.experiment.builders.instantiate import Trust, component
+from runner.experiment.builders.instantiate import Trust, instantiate
 from runner.model.pretrained.optimizer_state import MatchedOptimizer, match_optimizer
-from runner.model.pretrained.plan import Plan
-from runner.train.ema import Average
-from runner.train.lr_schedule import Constant, Schedule
+from runner.model.pretrained.plan import LoadPlan
+from runner.train.ema import EMA
+from runner.train.lr_schedule import ConstantLR, LRSchedule
 from runner.train.optimizer_step import precision
-from runner.train.optimizer_step.accumulated import Accumulating
-from runner.train.optimizer_step.base import Kept, Recipe, Update
-from runner.train.optimizer_step.closure import Closure, Own, is_own, needs_closure
-from runner.train.optimizer_step.precision import Scaler
-from runner.train.optimizer_step.split_on_oom import Splitting
-from runner.train.single_process import WHOLE, Whole
+from runner.train.optimizer_step.accumulated import AccumulatedStep
+from runner.train.optimizer_step.base import CloneOutputs, OptimizerStep, OptimizerStepWithHooks
+from runner.train.optimizer_step.closure import ClosureStep, CustomStep, is_custom_step, needs_closure
+from runner.train.optimizer_step.precision import GradScaler
+from runner.train.optimizer_step.split_on_oom import OomSplitStep
+from runner.train.single_process import FULL_TENSORS, FullTensors
 
 
 def make_optimizer(
     config: Config, groups: list[dict[str, Any]], device: torch.device, trust: Trust = ()
 ) -> torch.optim.Optimizer:
-    """The optimizer over these groups, or several in its place, each over those that have its name."""
-    members = model_builder.several(config)
+    """Make the optimizer over its groups, or several, each over the groups of its name."""
+    members = model_builder.find_member_optimizers(config)
     if not members:
-        made: torch.optim.Optimizer = component(fast(config.optimizer, device, trust), "optimizer", groups, trust=trust)
+        made: torch.optim.Optimizer = instantiate(
+            set_fused(config.optimizer, device, trust), "optimizer", groups, trust=trust
+        )
         return made
     optimizers = {}
     for name, node in members.items():
         own = [group for group in groups if group["name"] == name]
-        optimizers[name] = component(fast(node, device, trust), f"optimizer.{name}", own, trust=trust)
+        optimizers[name] = instantiate(set_fused(node, device, trust), f"optimizer.{name}", own, trust=trust)
     rest = {name: value for name, value in config.optimizer.items() if name not in members}
-    return cast("torch.optim.Optimizer", component(rest, "optimizer", trust=trust, given=optimizers))
+    return cast("torch.optim.Optimizer", instantiate(rest, "optimizer", trust=trust, given=optimizers))
 
 
 def match_saved_optimizer(
-    config: Config, made: Plan, optimizer: torch.optim.Optimizer, trust: Trust = ()
+    config: Config, made: LoadPlan, optimizer: torch.optim.Optimizer, trust: Trust = ()
 ) -> MatchedOptimizer:
-    """Match the optimizer's state that a file of weights has with this optimizer's parameters.
+    """Match the optimizer state of a pretrained file to this optimizer's parameters.
 
     Raises:
         ConfigError: it cannot be taken over; where `pretrained.optional` is true that is only said.
     """
     assert made.optimizer is not None
     try:
-        if model_builder.several(config):
+        if model_builder.find_member_optimizers(config):
             raise _refuse_saved_optimizer("has no place with several optimizers, each of which has a state of its own")
         if needs_closure(optimizer):
             raise _refuse_saved_optimizer(f"cannot be had of {config.optimizer['_target_']}: its state is of one run")
-        return match_optimizer(made.optimizer, optimizer.param_groups, find_names_kept(config, optimizer, trust))
+        return match_optimizer(made.optimizer, optimizer.param_groups, find_state_names(config, optimizer, trust))
     except ConfigError as error:
         if not config.pretrained.optional:
             raise
@@ -73,8 +75,8 @@ def _refuse_saved_optimizer(rule: str) -> ConfigError:
     return ConfigError([mistake])
 
 
-def find_names_kept(config: Config, optimizer: torch.optim.Optimizer, trust: Trust = ()) -> set[str] | None:
-    """Find what an optimizer keeps of a parameter (`exp_avg`), by a step of a small one; None where that fails."""
+def find_state_names(config: Config, optimizer: torch.optim.Optimizer, trust: Trust = ()) -> set[str] | None:
+    """Find an optimizer's state names (`exp_avg`) by one step on tiny parameters; None if that fails."""
     small = []
     for group in optimizer.param_groups:
         dims = {parameter.dim(): name for name, parameter in zip(group["param_names"], group["params"], strict=True)}
@@ -91,8 +93,8 @@ def find_names_kept(config: Config, optimizer: torch.optim.Optimizer, trust: Tru
     return None
 
 
-def fast(node: Mapping[str, Any], device: torch.device, trust: Trust = ()) -> Mapping[str, Any]:
-    """An optimizer's node with `fused` on a GPU, where it has that and nothing else is said.
+def set_fused(node: Mapping[str, Any], device: torch.device, trust: Trust = ()) -> Mapping[str, Any]:
+    """Set `fused` in an optimizer's node on CUDA if the optimizer has it and no kernel is chosen.
 
     Elsewhere torch's own choice stands: `foreach` on other accelerators, a loop over the parameters on a CPU.
     """
@@ -102,7 +104,7 @@ def fast(node: Mapping[str, Any], device: torch.device, trust: Trust = ()) -> Ma
     return {**node, "fused": True} if device.type == "cuda" and has_fused and not said else node
 
 
-def make_update(
+def make_optimizer_step(
     config: Config,
     device: torch.device,
     model: nn.Module,
@@ -110,10 +112,10 @@ def make_update(
     step: Any,
     optimizer: torch.optim.Optimizer,
     metrics: Mapping[str, Any],
-    average: Average | None = None,
-    scaler: Scaler | None = None,
-) -> Update:
-    """One optimizer step with all that the recipe adds to it, and nothing else.
+    average: EMA | None = None,
+    scaler: GradScaler | None = None,
+) -> OptimizerStep:
+    """Make the optimizer step with only the features that the config asks for.
 
     Args:
         config: the checked config.
@@ -126,17 +128,17 @@ def make_update(
         average: of the weights.
         scaler: of fp16's gradients.
     """
-    before, after = clipping(config, model, loss), [] if average is None else [average.update]
-    if is_own(step):
-        return Own(model, loss, step, optimizer, after=after)
+    before, after = make_clipping(config, model, loss), [] if average is None else [average.update]
+    if is_custom_step(step):
+        return CustomStep(model, loss, step, optimizer, after=after)
     if config.device.precision in precision.DTYPES:
         step = precision.Autocast(step, device, config.device.precision)
     if config.device.compile in CUDA_GRAPHED and device.type == "cuda":
-        step = Kept(step)
+        step = CloneOutputs(step)
     if needs_closure(optimizer):
-        return Closure(model, loss, step, optimizer, after)
+        return ClosureStep(model, loss, step, optimizer, after)
     if config.train.accumulate > 1 or config.train.split_on_oom:
-        kind = partial(Splitting, model=model) if config.train.split_on_oom else Accumulating
+        kind = partial(OomSplitStep, model=model) if config.train.split_on_oom else AccumulatedStep
         return kind(
             model,
             loss,
@@ -149,17 +151,17 @@ def make_update(
             metrics=list(metrics.values()),
         )
     if before or after or scaler is not None:
-        return Recipe(model, loss, step, optimizer, scaler=scaler, before=before, after=after)
-    return Update(model, loss, step, optimizer)
+        return OptimizerStepWithHooks(model, loss, step, optimizer, scaler=scaler, before=before, after=after)
+    return OptimizerStep(model, loss, step, optimizer)
 
 
 def compile_in_place(model: nn.Module, mode: bool | str) -> None:
-    """Let torch.compile make the model's forward faster; its names, and so its state_dict, stay as they are."""
+    """Compile the model's forward with torch.compile; the state_dict keeps its names."""
     model.compile(mode=None if isinstance(mode, bool) else mode)
 
 
-def clipping(config: Config, model: nn.Module, loss: Any) -> list[Callable[[], Any]]:
-    """What clips the gradients of the model and of the loss, by torch's own functions."""
+def make_clipping(config: Config, model: nn.Module, loss: Any) -> list[Callable[[], Any]]:
+    """Make torch's functions that clip the gradients of the model and of the loss."""
     parameters = [*model.parameters(), *(loss.parameters() if isinstance(loss, nn.Module) else ())]
     clip_value, clip_norm = config.train.clip_value, config.train.clip_norm
     clips: list[Callable[[], Any]] = []
@@ -170,16 +172,16 @@ def clipping(config: Config, model: nn.Module, loss: Any) -> list[Callable[[], A
     return clips
 
 
-def make_average(config: Config, model: nn.Module, steps_per_epoch: int, layout: Whole = WHOLE) -> Average | None:
-    """The average of the weights, where the config asks for one."""
+def make_ema(config: Config, model: nn.Module, steps_per_epoch: int, layout: FullTensors = FULL_TENSORS) -> EMA | None:
+    """Make the EMA of the weights; None without `train.ema`."""
     if config.train.ema is None:
         return None
     every = Duration.parse(config.train.ema_every).steps(steps_per_epoch)
-    return Average(model, config.train.ema, max(1, every), layout)
+    return EMA(model, config.train.ema, max(1, every), layout)
 
 
-def in_steps(config: Config) -> None:
-    """Refuse epochs where a dataset does not know its length.
+def require_step_durations(config: Config) -> None:
+    """Refuse durations in epochs for a dataset without a length.
 
     Raises:
         RunError: a duration or a rhythm is in epochs; names all that are.
@@ -198,12 +200,13 @@ def in_steps(config: Config) -> None:
         raise RunError(f"an iterable dataset has no length, so these must be in steps (`500st`): {', '.join(wrong)}")
 
 
-def _rhythm(text: str | None) -> Duration | None:
+def parse_interval(text: str | None) -> Duration | None:
+    """Parse a duration that may be absent."""
     return None if text is None else Duration.parse(text)
 
 
-def objective_of(config: Config, splits: Mapping[str, Any]) -> tuple[str, Literal["min", "max"]]:
-    """The metric that chooses `best.pt` and that a sweep gets, and whether `min` or `max` of it is best."""
+def choose_objective(config: Config, splits: Mapping[str, Any]) -> tuple[str, Literal["min", "max"]]:
+    """Choose the metric of `best.pt` and of a sweep, and its best direction, `min` or `max`."""
     evaluated = [name for name in splits if name not in ("train", "test")]
     first = "val" if "val" in evaluated else next(iter(evaluated), "train")
     objective = config.train.objective or f"{first}/loss"
@@ -211,9 +214,9 @@ def objective_of(config: Config, splits: Mapping[str, Any]) -> tuple[str, Litera
 
 
 def make_metrics(config: Config, device: torch.device, trust: Trust = ()) -> dict[str, Any]:
-    """The metrics by name, on the device where they are modules."""
+    """Build the metrics by name, on the device if they have a method `to`."""
     metrics = {
-        name: component(node, f"metrics.{name}", trust=trust)
+        name: instantiate(node, f"metrics.{name}", trust=trust)
         for name, node in config.metrics.items()
         if node is not None
     }
@@ -226,8 +229,8 @@ def make_schedule(
     steps_per_epoch: int,
     total_steps: int,
     trust: Trust = (),
-) -> Constant:
-    """The learning-rate schedule; none where nothing is trained.
+) -> ConstantLR:
+    """Make the learning-rate schedule; a constant one without steps, or without scheduler and warmup.
 
     A duration in the scheduler's arguments becomes a count of what it is stepped by: steps, epochs, or the evaluations
     of a metric that it follows. One that is the whole `train.duration` (`planned_for`, where the run was prolonged)
@@ -235,9 +238,9 @@ def make_schedule(
     """
     chosen = config.scheduler
     if total_steps == 0 or (chosen._target_ is None and chosen.warmup is None):
-        return Constant()
+        return ConstantLR()
     warmup = 0 if chosen.warmup is None else Duration.parse(chosen.warmup).steps(steps_per_epoch)
-    evaluations = _rhythm(config.train.evaluate_every) if chosen.monitor is not None else None
+    evaluations = parse_interval(config.train.evaluate_every) if chosen.monitor is not None else None
 
     def count(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -258,15 +261,15 @@ def make_schedule(
         node = {"_target_": chosen._target_, **count(chosen.arguments)}
 
         def make(optimizer: torch.optim.Optimizer) -> Any:
-            return _scheduler(node, "scheduler", optimizer, trust)
+            return _make_scheduler(node, "scheduler", optimizer, trust)
 
-    return Schedule(optimizer, make, interval=chosen.interval, warmup=warmup, monitor=chosen.monitor)
+    return LRSchedule(optimizer, make, interval=chosen.interval, warmup=warmup, monitor=chosen.monitor)
 
 
-def outlived(schedule: Constant, total_steps: int, steps_per_epoch: int) -> list[Mistake]:
-    """A scheduler that ends before the run does: OneCycleLR raises an error at the step after its last."""
+def find_short_schedule(schedule: ConstantLR, total_steps: int, steps_per_epoch: int) -> list[Mistake]:
+    """Find a OneCycleLR that ends before the run: its next step would raise an error."""
     scheduler = getattr(schedule, "scheduler", None)
-    if not isinstance(schedule, Schedule) or not isinstance(scheduler, torch.optim.lr_scheduler.OneCycleLR):
+    if not isinstance(schedule, LRSchedule) or not isinstance(scheduler, torch.optim.lr_scheduler.OneCycleLR):
         return []
     left, planned = total_steps - schedule.warmup, scheduler.total_steps
     if schedule.interval == "epoch":
@@ -274,11 +277,18 @@ def outlived(schedule: Constant, total_steps: int, steps_per_epoch: int) -> list
     if left <= planned:
         return []
     rule = f"must reach to the end of the run: OneCycleLR ends after {planned:,} {schedule.interval}s"
-    return [Mistake("scheduler.total_steps", f"{rule}, and the run has {left:,}", remedy="give it a value of its own")]
+    return [
+        Mistake(
+            "scheduler.total_steps",
+            f"{rule}, and the run has {left:,}",
+            remedy="give it a value of its own",
+            kind="conflict",
+        )
+    ]
 
 
-def _scheduler(node: Mapping[str, Any], key: str, optimizer: torch.optim.Optimizer, trust: Trust) -> Any:
-    """A scheduler, and before it the schedulers among its arguments (SequentialLR's, ChainedScheduler's)."""
+def _make_scheduler(node: Mapping[str, Any], key: str, optimizer: torch.optim.Optimizer, trust: Trust) -> Any:
+    """Build a scheduler after the schedulers among its arguments (SequentialLR, ChainedScheduler)."""
 
     def inner(value: Any, key: str) -> Any:
         if isinstance(value, list):
@@ -286,10 +296,10 @@ def _scheduler(node: Mapping[str, Any], key: str, optimizer: torch.optim.Optimiz
         if isinstance(value, Mapping) and "_target_" in value:
             target = import_object(value["_target_"], trust)
             if isinstance(target, type) and issubclass(target, torch.optim.lr_scheduler.LRScheduler):
-                return _scheduler(value, key, optimizer, trust)
+                return _make_scheduler(value, key, optimizer, trust)
         return value
 
     arguments = {name: inner(value, f"{key}.{name}") for name, value in node.items()}
     if "optimizer" in inspect.signature(import_object(node["_target_"], trust)).parameters:
         arguments["optimizer"] = optimizer  # by name: it is not the first argument of ChainedScheduler
-    return component(arguments, key, trust=trust)
+    return instantiate(arguments, key, trust=trust)

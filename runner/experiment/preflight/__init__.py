@@ -1,4 +1,4 @@
-"""Preflight: the config tried on the meta device before data or a run directory is touched, one file a wing.
+"""Preflight: a trial of the config on the meta device, before data or a run directory is touched.
 
 Read `preflight.py`.
 """

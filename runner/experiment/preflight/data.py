@@ -11,13 +11,13 @@ from runner.config.check.imports import import_object
 from runner.config.schema import Config, Sample
 from runner.core.errors import Mistake
 from runner.experiment.builders import data as data_builder
-from runner.experiment.builders.instantiate import Refused, Trust
-from runner.experiment.preflight.report import Preflight, raised_in, refusal
+from runner.experiment.builders.instantiate import InstantiationError, Trust
+from runner.experiment.preflight.report import Preflight, locate_user_code, to_mistake
 from runner.model.meta import to_meta
 
 
-def zeros(sample: Sample) -> Any:
-    """A raw sample's member of zeros: a tensor, or a black PIL image."""
+def make_zeros(sample: Sample) -> Any:
+    """Make a raw sample's member of zeros: a tensor, or a black PIL image."""
     if sample.mode is not None:
         from PIL import Image
 
@@ -26,8 +26,8 @@ def zeros(sample: Sample) -> Any:
     return torch.zeros(sample.shape or [], dtype=getattr(torch, sample.dtype or "float32"))
 
 
-def _sample_batch(config: Config, found: Preflight, trust: Trust) -> Any:
-    """Two samples of zeros, transformed on the CPU and collated, on the meta device."""
+def make_sample_batch(config: Config, found: Preflight, trust: Trust) -> Any:
+    """Make a batch of two zero samples on the meta device, transformed on the CPU and collated."""
     stated = config.dataset.sample
     if config.dataset.steps_per_epoch is not None:
         return None
@@ -39,66 +39,68 @@ def _sample_batch(config: Config, found: Preflight, trust: Trust) -> Any:
     if isinstance(stated, Sample):
         stated = [stated, Sample(shape=[], dtype="int64")]
     sample: Any = (
-        {name: zeros(member) for name, member in stated.items()}
+        {name: make_zeros(member) for name, member in stated.items()}
         if isinstance(stated, dict)
-        else tuple(zeros(member) for member in stated)
+        else tuple(make_zeros(member) for member in stated)
     )
-    if config.transform.on != "sample" and _misses_a_member(config, found, sample):
+    if config.transform.on != "sample" and _has_missing_member(config, found, sample):
         return None
-    found.eval_batch = to_meta(_collated(config, found, "eval", sample, trust))
-    batch = None if found.eval_batch is None else _collated(config, found, "train", sample, trust)
+    found.eval_batch = to_meta(_collate_sample(config, found, "eval", sample, trust))
+    batch = None if found.eval_batch is None else _collate_sample(config, found, "train", sample, trust)
     if batch is None:
         return None
     try:
         transforms = data_builder.make_transforms(config, "batch", trust)
-    except Refused as error:
-        found.mistakes.append(refusal(error))
+    except InstantiationError as error:
+        found.mistakes.append(to_mistake(error))
         return None
     for name, transform in transforms.items():
         try:
             batch = transform(batch)
         except Exception as error:  # noqa: BLE001  a user's transform may raise anything
             rule = f"refuses a batch of two samples of zeros: {type(error).__name__}: {error}"
-            found.mistakes.append(Mistake(f"transform.batch.{name}", rule))
+            found.mistakes.append(Mistake(f"transform.batch.{name}", rule, kind="refused"))
             return None
     return to_meta(batch)
 
 
-def _misses_a_member(config: Config, found: Preflight, sample: Any) -> bool:
-    """Whether `input` or `target` of the supervised step names a member that the sample does not have."""
+def _has_missing_member(config: Config, found: Preflight, sample: Any) -> bool:
+    """Return whether the supervised step names a member that the sample lacks; record the mistake."""
     known = list(sample) if isinstance(sample, dict) else list(range(len(sample)))
     for name in ("input", "target") if config.step["_target_"] == "runner.train.steps.supervised" else ():
         place = config.step.get(name)
         wanted = place.values() if isinstance(place, dict) else place if isinstance(place, list) else [place]
         if any(member is not None and member not in known for member in wanted):
             rule = f"must name members of a sample, which are {', '.join(map(str, known))}"
-            found.mistakes.append(Mistake(f"step.{name}", rule, place))
+            found.mistakes.append(Mistake(f"step.{name}", rule, place, kind="no-match"))
             return True
     return False
 
 
-def _collated(config: Config, found: Preflight, which: Literal["train", "eval"], sample: Any, trust: Trust) -> Any:
-    """Two of the sample, each transformed, as a batch; None where that was refused or is not known."""
+def _collate_sample(
+    config: Config, found: Preflight, which: Literal["train", "eval"], sample: Any, trust: Trust
+) -> Any:
+    """Transform a sample and collate two copies to a batch; None if that is refused or unknown."""
     try:
         pipeline = data_builder.make_pipeline(config, which, trust)
-        found.plan.append(f"transform.{which}: {data_builder.foreseen(config, pipeline, sample)}")
+        found.plan.append(f"transform.{which}: {data_builder.describe_transforms(config, pipeline, sample)}")
         transformed = pipeline.apply(sample)
-    except Refused as error:
-        found.mistakes.append(refusal(error))
+    except InstantiationError as error:
+        found.mistakes.append(to_mistake(error))
         return None
     except Exception as error:  # noqa: BLE001  a user's transform may raise anything
         rule = f"refuses a sample of zeros: {type(error).__name__}: {error}"
-        found.mistakes.append(Mistake(f"transform.{which}", rule, where=raised_in(error)))
+        found.mistakes.append(Mistake(f"transform.{which}", rule, where=locate_user_code(error), kind="refused"))
         return None
     try:
         return default_collate([transformed, transformed])
     except TypeError:
-        _not_collated(config, found, which, transformed)
+        _report_uncollated(config, found, which, transformed)
         return None
 
 
-def _not_collated(config: Config, found: Preflight, which: str, transformed: Any) -> None:
-    """Note what is no tensor: a mistake, unless the user's own function makes the batches."""
+def _report_uncollated(config: Config, found: Preflight, which: str, transformed: Any) -> None:
+    """Note a sample that is no tensor if the user has a `collate_fn`; record a mistake otherwise."""
     if config.loader.collate_fn is not None:
         found.notes.append("the transformed sample is no tensor, so model and loss meet the first real batch first")
         return
@@ -106,34 +108,51 @@ def _not_collated(config: Config, found: Preflight, which: str, transformed: Any
     kinds = ", ".join(type(member).__name__ for member in members)
     rule = f"must end with what can be joined into a batch (tensors, numbers), but makes {kinds} of a sample"
     remedy = "torchvision.transforms.v2.ToImage, then ToDtype with dtype: torch.float32 and scale: true, make tensors"
-    found.mistakes.append(Mistake(f"transform.{which}", rule, remedy=remedy))
+    found.mistakes.append(Mistake(f"transform.{which}", rule, remedy=remedy, kind="refused"))
 
 
-def mistakes(config: Config, trust: Trust = ()) -> list[Mistake]:
-    """Keys of the dataset that contradict each other or have no effect."""
+def check_dataset(config: Config, trust: Trust = ()) -> list[Mistake]:
+    """Find dataset keys that contradict each other or have no effect, and misplaced downloads."""
     chosen, found = config.dataset, []
     if (chosen.folds is None) != (chosen.fold is None):
         key = "dataset.fold" if chosen.fold is None else "dataset.folds"
-        found.append(Mistake(key, "must be given: `dataset.folds` says how many, `dataset.fold` which one is val"))
+        found.append(
+            Mistake(
+                key, "must be given: `dataset.folds` says how many, `dataset.fold` which one is val", kind="missing"
+            )
+        )
     elif chosen.folds is not None and chosen.fold is not None:
         if chosen.fold >= chosen.folds:
-            found.append(Mistake("dataset.fold", f"must be below dataset.folds, {chosen.folds}", chosen.fold))
+            found.append(
+                Mistake("dataset.fold", f"must be below dataset.folds, {chosen.folds}", chosen.fold, kind="conflict")
+            )
         if chosen.source is None:
-            found.append(Mistake("dataset.folds", "has no effect without `dataset.source`: only that is split"))
+            found.append(
+                Mistake("dataset.folds", "has no effect without `dataset.source`: only that is split", kind="no-effect")
+            )
         if chosen.val_fraction:
-            found.append(Mistake("dataset.val_fraction", "must be 0 with folds: the fold is val", chosen.val_fraction))
+            found.append(
+                Mistake(
+                    "dataset.val_fraction",
+                    "must be 0 with folds: the fold is val",
+                    chosen.val_fraction,
+                    kind="conflict",
+                )
+            )
     if chosen.class_weights is not None and config.loss is not None:
         target = import_object(config.loss["_target_"], trust)
         if "weight" not in inspect.signature(target).parameters:
             rule = f"needs a loss with an argument `weight`, and `{config.loss['_target_']}` has none"
-            found.append(Mistake("dataset.class_weights", rule))
+            found.append(Mistake("dataset.class_weights", rule, kind="conflict"))
         elif "weight" in config.loss:
-            found.append(Mistake("loss.weight", "is given by `dataset.class_weights`: leave one of them out"))
+            found.append(
+                Mistake("loss.weight", "is given by `dataset.class_weights`: leave one of them out", kind="conflict")
+            )
     return found
 
 
-def downloads_to_come(config: Config) -> list[str]:
-    """What would have to be downloaded first, in words."""
+def describe_downloads(config: Config) -> list[str]:
+    """Describe the downloads whose files are not here yet."""
     nodes = [node for node in config.dataset.downloads.values() if node is not None]
     missing = [node for node in nodes if not any(Path(place).exists() for place in (node.unpack, node.to) if place)]
     return [

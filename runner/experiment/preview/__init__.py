@@ -1,1 +1,1 @@
-"""Previews: tables and pictures of what a config will do, one file a wing."""
+"""Previews: tables and pictures of a config's effects, one file per wing."""

@@ -1,4 +1,4 @@
-"""A look at the data of a config: contact sheets, class balance, value ranges, before and after the transforms."""
+"""Preview of the data: contact sheets, class balance, value ranges, before and after transforms."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from runner.config.schema import Config
 from runner.core import rng
 from runner.core.errors import RunError
 from runner.data import batches
-from runner.data.bad_samples import Fault
+from runner.data.bad_samples import BadSample
 from runner.data.file_guard import guard_reading
 from runner.data.interfaces import Indices
 from runner.data.samples import to_image
@@ -27,7 +27,7 @@ COUNTED = 10_000  # labels that are read one by one where the dataset has no lis
 
 
 def inspect_splits(config: Config, folder: Path, trust: Trust = ()) -> dict[str, Any]:
-    """Facts of each split as plain data; writes `<split>_raw.png`, `<split>.png` and TensorBoard images into `folder`.
+    """Collect facts of each split; write `<split>_raw.png`, `<split>.png` and TensorBoard images.
 
     Raises:
         RunError: a dataset cannot be had, or a sample cannot be read.
@@ -40,19 +40,28 @@ def inspect_splits(config: Config, folder: Path, trust: Trust = ()) -> dict[str,
     facts: dict[str, Any] = {}
     with SummaryWriter(str(folder), filename_suffix=".show") as writer:
         for name, (dataset, rows) in parts.items():
-            indices = batches.chosen_indices(dataset, rows, name, config.dataset.limit) if _sized(dataset) else None
-            raw = _raw(config, dataset, indices, name)
+            indices = (
+                batches.choose_indices(dataset, rows, name, config.dataset.limit) if _has_length(dataset) else None
+            )
+            raw = _read_raw_samples(config, dataset, indices, name)
             batch = next(iter(splits[name].batches(0)), None)
-            samples = {"raw": raw, "": [] if batch is None else _rows(batch)}
-            labels = {"raw": [_label(config, sample) for sample in raw], "": _batch_labels(config, batch)}
-            found: dict[str, Any] = {"samples": splits[name].size, "plan": splits[name].plan}
-            found["classes"] = _balance(config, dataset, indices)
-            found["values"] = {"raw": _ranges(raw), "transformed": {} if batch is None else _ranges([batch])}
+            samples = {"raw": raw, "": [] if batch is None else _split_rows(batch)}
+            labels = {"raw": [_get_label(config, sample) for sample in raw], "": _get_batch_labels(config, batch)}
+            found: dict[str, Any] = {"samples": splits[name].size, "plan": splits[name].plan.text}
+            found["classes"] = _count_classes(config, dataset, indices)
+            found["values"] = {
+                "raw": _compute_ranges(raw),
+                "transformed": {} if batch is None else _compute_ranges([batch]),
+            }
             found["pictures"] = []
             for kind, some in samples.items():
-                images = [_picture(_member(sample, data_builder.place_of(config, "input"))) for sample in some]
+                images = [
+                    _to_picture(_get_member(sample, data_builder.get_member_key(config, "input"))) for sample in some
+                ]
                 shown = [image for image in images if image is not None]
-                sheet = log_images.contact_sheet(shown, labels[kind], _names(dataset), points=list(map(_points, some)))
+                sheet = log_images.draw_contact_sheet(
+                    shown, labels[kind], _get_class_names(dataset), points=list(map(_collect_points, some))
+                )
                 if sheet is not None:
                     file = folder / f"{name}{'_' * bool(kind)}{kind}.png"
                     sheet.save(file)
@@ -62,38 +71,38 @@ def inspect_splits(config: Config, folder: Path, trust: Trust = ()) -> dict[str,
     return facts
 
 
-def _sized(dataset: Any) -> bool:
+def _has_length(dataset: Any) -> bool:
     return hasattr(dataset, "__len__") and not isinstance(dataset, torch.utils.data.IterableDataset)
 
 
-def _raw(config: Config, dataset: Any, indices: Indices | None, split: str) -> list[Any]:
-    """The first samples of a split in the order of its first epoch, as the dataset gives them."""
+def _read_raw_samples(config: Config, dataset: Any, indices: Indices | None, split: str) -> list[Any]:
+    """Read the first raw samples of a split, in the order of its first epoch."""
     from runner.data.keyed_samples import KeyedSamples
-    from runner.data.samples import Order, Pipeline, Stream
+    from runner.data.samples import EpochOrder, Pipeline, Stream
 
     stream = Stream(config.seed, split)
     if indices is None:
         with rng.stream(stream.key(0, "dataset")):
             return [sample for sample, _ in zip(dataset, range(SHOWN), strict=False)]
     shuffle = config.loader.shuffle and split == "train" and config.loader.sampler is None
-    order = Order(len(indices), stream, shuffle=shuffle)(0)[:SHOWN]
+    order = EpochOrder(len(indices), stream, shuffle=shuffle)(0)[:SHOWN]
     samples = KeyedSamples(dataset, indices, Pipeline(), stream).__getitems__([(0, int(place)) for place in order])
-    sound = [sample for sample in samples if not isinstance(sample, Fault)]
+    sound = [sample for sample in samples if not isinstance(sample, BadSample)]
     if not sound:
         fault = samples[0]
         raise RunError(f"{split} sample {fault.index}{f' ({fault.file})' * bool(fault.file)}: {fault.error}")
     return sound
 
 
-def _member(sample: Any, place: Any) -> Any:
+def _get_member(sample: Any, place: Any) -> Any:
     try:
         return sample[place]
     except (KeyError, IndexError, TypeError):
         return sample.get("image") if isinstance(sample, Mapping) else None
 
 
-def _rows(batch: Any) -> list[Any]:
-    """The first samples of a batch of tensors: mappings, or lists."""
+def _split_rows(batch: Any) -> list[Any]:
+    """Split a batch of tensors into its first samples: mappings or lists."""
     members = batch if isinstance(batch, Mapping) else dict(enumerate(batch))
     tensors = {place: member for place, member in members.items() if isinstance(member, Tensor) and member.dim()}
     count = min([SHOWN, *map(len, tensors.values())]) if tensors else 0
@@ -101,29 +110,31 @@ def _rows(batch: Any) -> list[Any]:
     return rows if isinstance(batch, Mapping) else [[row.get(place) for place in members] for row in rows]
 
 
-def _points(sample: Any) -> list[list[float]]:
-    """X and y of the points on a sample's image: members of two columns beside it, where members have names."""
+def _collect_points(sample: Any) -> list[list[float]]:
+    """Collect the points (x, y) of a sample with named members, from its members of two columns."""
     members = list(sample.values()) if isinstance(sample, Mapping) else []
     pairs = [m for m in members if isinstance(m, Tensor) and m.dim() == 2 and m.shape[1] == 2]
     return [point for member in pairs for point in member.tolist()]
 
 
-def _picture(value: Any) -> Tensor | None:
-    """uint8 [3, H, W] of what is an image."""
+def _to_picture(value: Any) -> Tensor | None:
+    """Convert an image to a uint8 tensor [3, H, W]; None for other values."""
     if hasattr(value, "convert"):
         value = to_image(value.convert("RGB"))
     return log_images.as_picture(value) if isinstance(value, Tensor) else None
 
 
-def _label(config: Config, sample: Any) -> Any:
-    member = _member(sample, data_builder.place_of(config, "target")) if not isinstance(sample, Mapping) else None
+def _get_label(config: Config, sample: Any) -> Any:
+    member = (
+        _get_member(sample, data_builder.get_member_key(config, "target")) if not isinstance(sample, Mapping) else None
+    )
     if isinstance(member, Tensor):
         return member.item() if member.numel() == 1 else None
     return member if isinstance(member, int | float) else None
 
 
-def _batch_labels(config: Config, batch: Any) -> list[Any]:
-    member = _member(batch, data_builder.place_of(config, "target")) if batch is not None else None
+def _get_batch_labels(config: Config, batch: Any) -> list[Any]:
+    member = _get_member(batch, data_builder.get_member_key(config, "target")) if batch is not None else None
     if not isinstance(member, Tensor) or member.dim() == 0 or isinstance(batch, Mapping):
         return []
     if member.dim() == 2:  # mixed labels: the largest two shares
@@ -133,30 +144,30 @@ def _batch_labels(config: Config, batch: Any) -> list[Any]:
     return list(member[:SHOWN].tolist()) if member.dim() == 1 else []
 
 
-def _names(dataset: Any) -> list[str]:
+def _get_class_names(dataset: Any) -> list[str]:
     names = getattr(dataset, "classes", None)
     return [str(name) for name in names] if isinstance(names, list | tuple) else []
 
 
-def _balance(config: Config, dataset: Any, indices: Indices | None) -> dict[str, int] | None:
-    """Samples of each class, by its name; None where the targets are no class indices."""
-    from runner.data.whole_dataset import labels_of, whole_data
+def _count_classes(config: Config, dataset: Any, indices: Indices | None) -> dict[str, int] | None:
+    """Count the samples of each class by name; None if the targets are no class indices."""
+    from runner.data.whole_dataset import find_dataset_tensors, read_labels
 
     if indices is None:
         return None
-    known = hasattr(dataset, "targets") or whole_data(dataset) is not None
+    known = hasattr(dataset, "targets") or find_dataset_tensors(dataset) is not None
     if not known and len(indices) > COUNTED:
         return None
     try:
-        place = data_builder.place_of(config, "target")
+        place = data_builder.get_member_key(config, "target")
         labels = (
-            labels_of(dataset, place)[torch.from_numpy(indices)] if known else _read_labels(dataset, indices, place)
+            read_labels(dataset, place)[torch.from_numpy(indices)] if known else _read_labels(dataset, indices, place)
         )
     except Exception:  # noqa: BLE001  no class indices there: a question of this table, no fault of the data
         return None
     if labels.dim() != 1 or labels.is_floating_point() or int(labels.min()) < 0:
         return None
-    names = _names(dataset)
+    names = _get_class_names(dataset)
     counts = torch.bincount(labels).tolist()
     return {names[label] if label < len(names) else str(label): count for label, count in enumerate(counts)}
 
@@ -166,8 +177,8 @@ def _read_labels(dataset: Any, indices: Indices, place: Any) -> torch.Tensor:
         return torch.tensor([dataset[int(index)][place] for index in indices])
 
 
-def _ranges(samples: list[Any]) -> dict[str, dict[str, Any]]:
-    """Of each member: shapes, dtype, least, greatest, mean and standard deviation."""
+def _compute_ranges(samples: list[Any]) -> dict[str, dict[str, Any]]:
+    """Compute shape, dtype, min, max, mean and standard deviation of each member."""
     found: dict[str, dict[str, Any]] = {}
     members: dict[str, list[Tensor]] = {}
     for sample in samples:
@@ -179,7 +190,7 @@ def _ranges(samples: list[Any]) -> dict[str, dict[str, Any]]:
     for place, tensors in members.items():
         numbers = torch.cat([tensor.flatten().double() for tensor in tensors])
         found[place] = {
-            "shape": _shape([tuple(tensor.shape) for tensor in tensors]),
+            "shape": _merge_shapes([tuple(tensor.shape) for tensor in tensors]),
             "dtype": str(tensors[0].dtype),
             "min": float(numbers.min()),
             "max": float(numbers.max()),
@@ -190,7 +201,7 @@ def _ranges(samples: list[Any]) -> dict[str, dict[str, Any]]:
 
 
 def _as_numbers(member: Any) -> Tensor | None:
-    """A member as a plain tensor; None where it is none (a text, a nested sample)."""
+    """Convert a member to a plain tensor; None for other values (a text, a nested sample)."""
     try:
         number = to_image(member) if hasattr(member, "convert") else torch.as_tensor(member)
     except (TypeError, ValueError, RuntimeError):
@@ -198,8 +209,8 @@ def _as_numbers(member: Any) -> Tensor | None:
     return number.as_subclass(Tensor) if number.numel() else None
 
 
-def _shape(shapes: list[tuple[int, ...]]) -> list[int | str]:
-    """The sizes of each dimension: one number, or `least-greatest`; where their number differs, how many there are."""
+def _merge_shapes(shapes: list[tuple[int, ...]]) -> list[int | str]:
+    """Merge shapes: a number or `min-max` for each dimension; the number of dimensions if it differs."""
     counts = {len(shape) for shape in shapes}
     if len(counts) > 1:
         return [f"{min(counts)} to {max(counts)} dimensions"]
@@ -207,8 +218,8 @@ def _shape(shapes: list[tuple[int, ...]]) -> list[int | str]:
     return [low if low == high else f"{low}-{high}" for low, high in ends]
 
 
-def table(facts: Mapping[str, Any]) -> str:
-    """The facts as text."""
+def format_table(facts: Mapping[str, Any]) -> str:
+    """Format the facts as text."""
     lines = []
     for name, split in facts.items():
         count = f"{split['samples']:,}" if split["samples"] else "an unknown number of"

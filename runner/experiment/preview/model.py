@@ -1,4 +1,4 @@
-"""The table of a config's model for inputs of the dataset's shape, or of any other."""
+"""Preview of the model: its table for inputs of the dataset's shape, or of any other shape."""
 
 import re
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from runner.experiment.preflight import model as model_preflight
 from runner.experiment.preflight import preflight
 from runner.experiment.preflight import report as report_preflight
 from runner.model.freeze import freeze
-from runner.model.summary import ModelTable, model_table
+from runner.model.summary import ModelTable, build_model_table
 
 _INPUT = re.compile(r"(?:([A-Za-z_]\w*)=)?(\d+(?:x\d+)*|scalar)(?::(?:torch\.)?(\w+))?")
 
 
 def read_inputs(texts: Sequence[str], batch: int) -> Any:
-    """Meta tensors of `[NAME=]3x640x640[:DTYPE]`, the batch put before: one, a list of them, or a dict of named ones.
+    """Parse `[NAME=]3x640x640[:DTYPE]` texts: a meta tensor, a list or a dict, with the batch in front.
 
     None where there is no text.
 
@@ -51,42 +51,44 @@ def read_inputs(texts: Sequence[str], batch: int) -> Any:
 
 
 def describe(config: Config, inputs: Any, batch: int, trust: Trust = ()) -> ModelTable:
-    """The table for these inputs, or for `batch` of the dataset's samples where there are none.
+    """Make the model's table for these inputs, or for `batch` of the dataset's samples without any.
 
     Raises:
         ConfigError: model, freezing or the sample is refused; no inputs are given, and the dataset states no `sample`.
     """
     if inputs is not None:
-        model = _meta_model(config, trust)
+        model = _build_meta_model(config, trust)
         freeze(model, config.freeze.params)
-        return model_table(model, inputs, training=True)
-    found = preflight.preflight(config, trust)
+        return build_model_table(model, inputs, training=True)
+    found = preflight.run_preflight(config, trust)
     if found.mistakes:
         raise ConfigError(found.mistakes)
     if found.batch is None:
         rule = "must be given: the dataset states no `sample`"
-        raise ConfigError([Mistake("--input", rule, remedy="--input 3x224x224, the sizes without the batch")])
+        raise ConfigError(
+            [Mistake("--input", rule, remedy="--input 3x224x224, the sizes without the batch", kind="missing")]
+        )
     if found.model is None:
-        model = _meta_model(config, trust)
+        model = _build_meta_model(config, trust)
         freeze(model, config.freeze.params)
     else:
         model = found.model
-    return model_table(model, _enlarged(found.one_sample(config), batch), training=True)
+    return build_model_table(model, _resize_batch(found.one_sample(config), batch), training=True)
 
 
-def _meta_model(config: Config, trust: Trust) -> nn.Module:
-    """The model on the meta device, by way of the CPU where it cannot be built there."""
+def _build_meta_model(config: Config, trust: Trust) -> nn.Module:
+    """Build the model on the meta device, by way of the CPU if meta is refused."""
     found = report_preflight.Preflight()
-    model = model_preflight.meta_model(config, found, trust)
+    model = model_preflight.build_meta_model(config, found, trust)
     if found.mistakes:
         raise ConfigError(found.mistakes)
     return model_builder.make_model(config, trust).to("meta") if model is None else model
 
 
-def _enlarged(inputs: Any, batch: int) -> Any:
-    """The same for another size of batch."""
+def _resize_batch(inputs: Any, batch: int) -> Any:
+    """Return meta tensors like the inputs with another batch size."""
     if isinstance(inputs, dict):
-        return {name: _enlarged(member, batch) for name, member in inputs.items()}
+        return {name: _resize_batch(member, batch) for name, member in inputs.items()}
     if isinstance(inputs, list):
-        return [_enlarged(member, batch) for member in inputs]
+        return [_resize_batch(member, batch) for member in inputs]
     return torch.empty((batch, *inputs.shape[1:]), dtype=inputs.dtype, device="meta")

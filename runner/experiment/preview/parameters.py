@@ -2,22 +2,41 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runner.config.compose import compose
 from runner.config.hydra_loader import Composed
 from runner.config.origins import as_path
 from runner.config.schema import Config
-from runner.core.errors import RunError
+from runner.core.errors import ConfigError, Mistake, RunError
 from runner.core.escape import make_printable
 from runner.core.safe_io import read_json
+from runner.experiment.examine import require_valid
+from runner.experiment.record.recorded import is_run, load_recorded_config, make_no_run_mistake
+
+HEAD = (
+    "tensor",
+    "shape",
+    "dtype",
+    "count",
+    "init",
+    "mean",
+    "std",
+    "pretrained",
+    "frozen",
+    "group",
+    "lr",
+    "decay",
+    "set by",
+)
 
 
 @dataclass
-class Row:
-    """One parameter or buffer; empty or None where something does not concern it."""
+class ParameterRow:
+    """Row of one parameter or buffer in the table; fields that do not apply are empty or None."""
 
     name: str
     kind: str  # parameter or buffer
@@ -36,7 +55,7 @@ class Row:
     state: dict[str, str] = field(default_factory=dict)  # of a run: the optimizer's state
 
     def cells(self) -> tuple[str, ...]:
-        """The text of a row."""
+        """Return the cells of the row as text."""
         number: Callable[[float | None], str] = lambda value: "" if value is None else f"{value:.3g}"  # noqa: E731
         return (
             self.name,
@@ -55,10 +74,61 @@ class Row:
         )
 
 
-def explain(
+@dataclass
+class Explanation:
+    """Table of every tensor and every parameter group of a config or a run; `str()` is for people."""
+
+    rows: list[ParameterRow]
+    groups: list[dict[str, Any]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data for `--json`."""
+        return {"tensors": [asdict(row) for row in self.rows], "groups": self.groups}
+
+    def __str__(self) -> str:
+        table = _format_table([HEAD, *(row.cells() for row in self.rows)])
+        blocks = [table, "\n".join(map(_format_group, self.groups))]
+        states = [f"{row.name}: {_format_state(row.state)}" for row in self.rows if row.state]
+        blocks += ["\n".join(["optimizer state", *states])] if states else []
+        return "\n\n".join(blocks)
+
+
+def explain(words: Sequence[str], trust: tuple[str, ...] = ()) -> Explanation:
+    """Build model and optimizer as a run does, and describe each tensor and each parameter group.
+
+    Raises:
+        ConfigError: the config has mistakes, or the first word is neither an override nor a run.
+        RunError: weights cannot be downloaded.
+    """
+    first = words[0] if words else ""
+    if first and is_run(Path(first)):
+        return explain_run(Path(first), words[1:], trust)
+    if first and "=" not in first and not first.startswith(("~", "-")):
+        if Path(first).exists() or "/" in first:
+            raise ConfigError([make_no_run_mistake(Path(first), "explain")])
+        rule = "must be an override (`key=value`) or a run directory, which has a `config.yaml`"
+        raise ConfigError([Mistake(first, rule, where=f"argument `{first}`", kind="syntax")])
+    composed = compose(words)
+    config = require_valid(composed, trust).config
+    try:
+        return describe_parameters(config, composed, None, trust)
+    except ConfigError as error:
+        raise ConfigError(composed.blame(error.mistakes)) from error
+
+
+def explain_run(folder: Path, overrides: Sequence[str] = (), trust: tuple[str, ...] = ()) -> Explanation:
+    """Explain a run with the weights and the optimizer's state of its last checkpoint."""
+    config, _ = load_recorded_config(folder, overrides, trust, verb="explain")
+    from runner.experiment.diagnosis import convert_record_errors  # imports torch
+
+    with convert_record_errors(folder):
+        return describe_parameters(config, None, folder, trust)
+
+
+def describe_parameters(
     config: Config, composed: Composed | None, folder: Path | None, trust: tuple[str, ...]
-) -> tuple[list[Row], list[dict[str, Any]]]:
-    """Build model and optimizer as a run would, and say of each tensor what they hold.
+) -> Explanation:
+    """Build model and optimizer as a run does, and describe each tensor and each parameter group.
 
     Args:
         config: the checked config.
@@ -73,7 +143,7 @@ def explain(
 
     from runner.experiment.builders import model as model_builder
     from runner.experiment.builders import train as train_builder
-    from runner.experiment.builders.instantiate import component
+    from runner.experiment.builders.instantiate import instantiate
     from runner.train.checkpoint import Checkpoints
     from runner.train.state_dict import compare_model
 
@@ -81,24 +151,24 @@ def explain(
     checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", warn=warn)
     saved = checkpoints.load("last") if checkpoints is not None and checkpoints.entries() else None
     model = model_builder.make_model(config, trust)
-    done = model_builder.operate(config, model, trust, weights=saved is None)
-    loss = None if config.loss is None else component(config.loss, "loss", trust=trust, call=False)
+    done = model_builder.prepare_model(config, model, trust, weights=saved is None)
+    loss = None if config.loss is None else instantiate(config.loss, "loss", trust=trust, call=False)
     groups = model_builder.make_groups(config, model, done.frozen, trust, loss)
     optimizer = train_builder.make_optimizer(config, groups, torch.device("cpu"), trust)
     if saved is not None:
         compare_model(model, saved["model"])
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-    place = _places(composed)
+    place = _make_locator(composed)
     settings = {name: group for group in optimizer.param_groups for name in group["param_names"]}
     rules = {row.tensor: row for row in done.init_rows}
-    loaded = {row.name: row for row in _report(done.pretrained, folder)}
+    loaded = {row.name: row for row in _read_pretrained_rows(done.pretrained, folder)}
     rows = []
-    for kind, name, tensor in _tensors(model):
+    for kind, name, tensor in _iterate_tensors(model):
         group, rule, source = settings.get(name), rules.get(name), loaded.get(name)
         floating = tensor.is_floating_point() and tensor.numel() > 0
         values = tensor.detach().double() if floating else None
-        row = Row(
+        row = ParameterRow(
             name=name,
             kind=kind,
             shape=list(tensor.shape),
@@ -121,18 +191,19 @@ def explain(
             row.pretrained = source.source + ("" if source.action == "loaded" else f" ({source.action})")
             row.where["pretrained"] = place("pretrained.strategy")
         if row.frozen:
-            row.where["frozen"] = place(_freezing(config, name, model))
+            row.where["frozen"] = place(_find_freeze_key(config, name, model))
         if group is not None:
-            row.where["group"] = place(_group_key(config, group["name"]))
+            row.where["group"] = place(_find_group_key(config, group["name"]))
         if kind == "parameter" and tensor in optimizer.state:
             row.state = {key: _spell_state(value) for key, value in optimizer.state[tensor].items()}
         rows.append(row)
-    return rows, [{k: v for k, v in group.items() if k != "params"} for group in optimizer.state_dict()["param_groups"]]
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.state_dict()["param_groups"]]
+    return Explanation(rows, groups)
 
 
-def _report(weights: Any, folder: Path | None) -> list[Any]:
-    """What became of each tensor in the file of pretrained weights: now, or as the run recorded it."""
-    from runner.model.pretrained.plan import Row as WeightsRow
+def _read_pretrained_rows(weights: Any, folder: Path | None) -> list[Any]:
+    """Return the pretrained load plan's rows: those of `weights`, or those that the run recorded."""
+    from runner.model.pretrained.plan import TensorRow as WeightsRow
 
     if weights is not None or folder is None or not (folder / "pretrained.json").is_file():
         return weights.rows if weights is not None else []
@@ -143,8 +214,8 @@ def _report(weights: Any, folder: Path | None) -> list[Any]:
         raise RunError(f"{file} is damaged ({error}): move it away, and no tensor is said to come from it") from error
 
 
-def _tensors(model: Any) -> Iterable[tuple[str, str, Any]]:
-    """Parameters and buffers in the order of the modules, each once, under the first of its names."""
+def _iterate_tensors(model: Any) -> Iterable[tuple[str, str, Any]]:
+    """Yield parameters and buffers in the order of the modules, each once, under its first name."""
     seen: set[int] = set()
     for prefix, module in model.named_modules():
         for kind, own in (
@@ -157,13 +228,13 @@ def _tensors(model: Any) -> Iterable[tuple[str, str, Any]]:
                     yield kind, name, tensor
 
 
-def _places(composed: Composed | None) -> Callable[[str], str]:
+def _make_locator(composed: Composed | None) -> Callable[[str], str]:
     if composed is None:
         return lambda key: f"config.yaml: {key}"
     return lambda key: composed.layers.blame(as_path(key), follow=False).partition(" (")[0]
 
 
-def _freezing(config: Config, name: str, model: Any) -> str:
+def _find_freeze_key(config: Config, name: str, model: Any) -> str:
     names = {n for n, p in model.named_parameters(remove_duplicate=False) if p is model.get_parameter(name)}
     for index, pattern in enumerate(config.freeze.params):
         if any(re.fullmatch(pattern, n) for n in names):
@@ -171,8 +242,8 @@ def _freezing(config: Config, name: str, model: Any) -> str:
     return "model"
 
 
-def _group_key(config: Config, name: str) -> str:
-    """The key of a group; one that was split by layers has its layer's number behind it."""
+def _find_group_key(config: Config, name: str) -> str:
+    """Find the config key of a group; a group that was split by layers ends in a layer number."""
     for label in (name, name.rpartition("_")[0]):
         if config.param_groups.get(label) is not None:
             return f"param_groups.{label}"
@@ -183,3 +254,18 @@ def _spell_state(value: Any) -> str:
     if getattr(value, "ndim", 0) == 0:
         return f"{float(value):g}"
     return f"std {value.double().std(correction=0).item():.3g}"
+
+
+def _format_group(group: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{k} {v}" for k, v in group.items() if k not in {"params", "param_names", "name"})
+    return f"group {group['name']}: {len(group['param_names'])} parameters, {settings}"
+
+
+def _format_table(cells: Sequence[Sequence[str]]) -> str:
+    used = [place for place in range(len(HEAD)) if any(line[place] for line in cells[1:])]
+    widths = {place: max(len(line[place]) for line in cells) for place in used}
+    return "\n".join("  ".join(line[place].ljust(widths[place]) for place in used).rstrip() for line in cells)
+
+
+def _format_state(state: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in state.items())

@@ -1,4 +1,4 @@
-"""The learning rates that a config plans: its own scheduler stepped on its own optimizer, without training."""
+"""Preview of the learning rates: the scheduler stepped on the config's optimizer, untrained."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from runner.core.errors import RunError
 from runner.experiment.builders import data as data_builder
 from runner.experiment.builders import model as model_builder
 from runner.experiment.builders import train as train_builder
-from runner.experiment.builders.instantiate import Trust, component
+from runner.experiment.builders.instantiate import Trust, instantiate
 from runner.experiment.preflight import model as model_preflight
 from runner.experiment.preflight import report as report_preflight
 from runner.experiment.preflight import train as train_preflight
@@ -33,7 +33,7 @@ CYCLED = ("momentum", "betas")  # what OneCycleLR and CyclicLR move against the 
 
 
 def plan(config: Config, trust: Trust = (), steps_per_epoch: int | None = None) -> dict[str, Any]:
-    """The rate of each parameter group after every step, as plain data.
+    """Compute the rate of each parameter group after every step, as plain data.
 
     Args:
         config: the checked config.
@@ -59,7 +59,7 @@ def plan(config: Config, trust: Trust = (), steps_per_epoch: int | None = None) 
         schedule = train_builder.make_schedule(config, optimizer, steps_per_epoch, total, trust)
         for step in range(total + 1):
             rates.append([float(group.get("lr", math.nan)) for group in optimizer.param_groups])
-            momenta.append([_momentum(group) for group in optimizer.param_groups])
+            momenta.append([_get_momentum(group) for group in optimizer.param_groups])
             if step < total:
                 schedule.step()
                 if steps_per_epoch and (step + 1) % steps_per_epoch == 0:
@@ -81,32 +81,32 @@ def plan(config: Config, trust: Trust = (), steps_per_epoch: int | None = None) 
     }
 
 
-def _momentum(group: Mapping[str, Any]) -> float:
+def _get_momentum(group: Mapping[str, Any]) -> float:
     return float(group["momentum"] if "momentum" in group else group.get("betas", [0.0])[0])
 
 
 def make_optimizer(config: Config, trust: Trust = ()) -> torch.optim.Optimizer:
-    """The config's optimizer with its parameter groups; empty tensors stand for the parameters of a meta model."""
+    """Make the config's optimizer over empty tensors that stand for a meta model's parameters."""
     with rng.fork_rng():
-        model = model_preflight.meta_model(config, report_preflight.Preflight(), trust) or model_builder.make_model(
-            config, trust
-        )
-        loss = None if config.loss is None else component(config.loss, "loss", trust=trust, call=False)
+        model = model_preflight.build_meta_model(
+            config, report_preflight.Preflight(), trust
+        ) or model_builder.make_model(config, trust)
+        loss = None if config.loss is None else instantiate(config.loss, "loss", trust=trust, call=False)
     frozen = freeze(model, config.freeze.params)
-    return train_preflight.stand_in_optimizer(
+    return train_preflight.make_stand_in_optimizer(
         config, model_builder.make_groups(config, model, frozen, trust, loss), trust
     )
 
 
 def count_steps(config: Config, trust: Trust = ()) -> tuple[int, str]:
-    """The optimizer steps of an epoch; where they are not known, a number that stands for it and why.
+    """Count the optimizer steps of an epoch; if unknown, return a stand-in number and the reason.
 
     The training dataset is built, so that it can say its length; nothing is downloaded, and no sample is read.
     """
     duration = Duration.parse(config.train.duration)
     chosen, cpu = config.dataset, torch.device("cpu")
     train = dataclasses.replace(
-        chosen, train=_at_hand(chosen.train), source=_at_hand(chosen.source), val=None, test=None
+        chosen, train=_suppress_download(chosen.train), source=_suppress_download(chosen.source), val=None, test=None
     )
     loader = dataclasses.replace(config.loader, in_memory=False, num_workers=0, collate_fn=None)
     quiet = dataclasses.replace(config, dataset=train, loader=loader, transform=Transform())
@@ -123,12 +123,12 @@ def count_steps(config: Config, trust: Trust = ()) -> tuple[int, str]:
     return math.ceil(found / config.train.accumulate), ""
 
 
-def _at_hand(node: dict[str, Any] | None) -> Any:
+def _suppress_download(node: dict[str, Any] | None) -> Any:
     return node if node is None or not node.get("download") else {**node, "download": False}
 
 
-def picture(planned: Mapping[str, Any], file: Path) -> None:
-    """Draw the rates of each group, and the momentum where it is cycled, over epochs or steps."""
+def draw_schedule(planned: Mapping[str, Any], file: Path) -> None:
+    """Draw the rates of each group, and the momentum if it is cycled, over epochs or steps."""
     length, steps = planned["steps_per_epoch"], planned["steps"]
     by_epoch = length > 0 and steps >= length
     every = max(1, steps // 1500)  # points: twice the pixels of the picture
@@ -145,8 +145,8 @@ def picture(planned: Mapping[str, Any], file: Path) -> None:
     file.write_text(render_svg(panels))
 
 
-def table(planned: Mapping[str, Any]) -> str:
-    """Some of the steps as aligned text: the first, the end of the warmup, evenly spaced ones, the last."""
+def format_table(planned: Mapping[str, Any]) -> str:
+    """Format some steps as aligned text: the first, the end of the warmup, evenly spaced, the last."""
     steps, length = planned["steps"], planned["steps_per_epoch"]
     places = sorted({0, planned["warmup"], steps, *(round(steps * i / (ROWS + 1)) for i in range(ROWS + 2))})
     courses = {f"lr/{name}" if len(planned["lr"]) > 1 else "lr": course for name, course in planned["lr"].items()}

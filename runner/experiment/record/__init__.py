@@ -1,4 +1,4 @@
-"""The run directory: provenance, result, and the reading of both.
+"""Record of a run in its directory: writers and readers of provenance, config and result.
 
 Read `directory.py`, `provenance.py`, `result.py`, `recorded.py`.
 """

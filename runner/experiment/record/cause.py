@@ -1,10 +1,10 @@
-"""The cause of a failed run, from its exception: the `cause` of `result.json`."""
+"""Classification of a failed run's exception: the `cause` in `result.json`."""
 
 import errno
 import signal
 
 from runner.data.workers import WorkerEnded
-from runner.train.finite import Fault
+from runner.train.finite import NonFiniteError
 from runner.train.oom import is_out_of_memory
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)
@@ -12,7 +12,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)
 
 def classify_error(error: BaseException) -> str:
     """Return `non-finite`, `memory`, `disk`, `killed` (a data worker, by SIGKILL) or `exception`."""
-    if isinstance(error, Fault):
+    if isinstance(error, NonFiniteError):
         return "non-finite"
     if is_out_of_memory(error):
         return "memory"

@@ -1,4 +1,4 @@
-"""Create a run directory that no other run shares."""
+"""Creation of run directories, each unique to one run."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from runner.core.files import sync_folder
 
 
 def make_run_dir(root: Path, name: str) -> Path:
-    """Make and return the new folder `<root>/<name>/<date>_<time>_<id>`, which no other process gets."""
+    """Create and return `<root>/<name>/<date>_<time>_<id>`, a folder shared with no other process."""
     parent = root / name
     parent.mkdir(parents=True, exist_ok=True)
     while True:

@@ -1,4 +1,4 @@
-"""Where a run's numbers came from: code, versions, machine, command. Plain data for `provenance.json`."""
+"""Provenance of a run: collected at its start, compared at a resume (code, versions, machine, data)."""
 
 import contextlib
 import hashlib
@@ -43,31 +43,33 @@ def collect(
     seed: int,
     data: Any = None,
     plan: Any = None,
+    plan_kinds: Any = None,
     device: Any = None,
     processes: int = 1,
 ) -> dict[str, Any]:
-    """All that can be known at the start of a run, as plain data; takes about 10 ms.
+    """Collect the provenance known at the start of a run, as plain data; takes about 10 ms.
 
-    Recorded as given: the `command` line, the `seed`, the fingerprint of the `data`, the `plan` of making batches, the
-    `device` (its type and name), the number of `processes` that train together.
+    Recorded as given: the `command` line, the `seed`, the fingerprint of the `data`, the `plan` of making batches in
+    words and its `plan_kinds`, the `device` (its type and name), the number of `processes` that train together.
     `root` is the working directory: its repository and its modules count. Threads are those that torch is set to.
     Nothing that is missing (git, /proc, a GPU) is an error.
     """
-    with Repository(root) as repository:  # git works while we do the rest
+    with GitRepository(root) as repository:  # git works while we do the rest
         record = {
             "time": datetime.now().astimezone().isoformat(timespec="seconds"),
             "command": list(command),
             "directory": str(root),
             "seed": seed,
-            "threads": _threads(),
+            "threads": _count_threads(),
             "device": device,
             "processes": processes,
             "data": data,
             "plan": plan,
-            "modules": modules(root),
-            "versions": _versions(),
-            "platform": _platform(),
-            "hardware": _hardware(),
+            "plan_kinds": plan_kinds,
+            "modules": hash_modules(root),
+            "versions": _collect_versions(),
+            "platform": _describe_platform(),
+            "hardware": _describe_hardware(),
         }
         return {**record, "git": repository.state()}
 
@@ -75,8 +77,8 @@ def collect(
 # ---- code
 
 
-def modules(root: Path) -> dict[str, Any]:
-    """SHA-256 of the source of each imported module of the project, by module name, and one `total` over them.
+def hash_modules(root: Path) -> dict[str, Any]:
+    """Hash the source of each imported project module (SHA-256 by module name), with one `total`.
 
     The project is what lies under `root` or beside the package `runner`, without what is installed (site-packages, the
     standard library); of an installed runner its own packages count.
@@ -84,10 +86,10 @@ def modules(root: Path) -> dict[str, Any]:
     home = PACKAGE.parent
     folders = {f"{spelling}".rstrip("/") + "/" for f in (root, home) for spelling in (f.absolute(), f.resolve())}
     hashes = {}
-    for key, name in _of_the_project(tuple(sorted(folders))):
+    for key, name in _find_project_modules(tuple(sorted(folders))):
         if (module := sys.modules.get(key)) is not None:
             with contextlib.suppress(OSError):
-                hashes[name] = _source_hash(module, str(module.__file__))
+                hashes[name] = _hash_source(module, str(module.__file__))
     files = dict(sorted(hashes.items()))
     total = hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in files.items()).encode()).hexdigest()
     return {"total": total, "files": files}
@@ -96,14 +98,14 @@ def modules(root: Path) -> dict[str, Any]:
 _LOOKED_AT: dict[tuple[str, ...], tuple[Any, list[tuple[str, str]]]] = {}  # by folders: the last module, what was found
 
 
-def _of_the_project(folders: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Keys in `sys.modules`, and names, of the modules below the folders that are not installed ones.
+def _find_project_modules(folders: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Find `sys.modules` key and name of each module below the folders that is not installed.
 
     Modules stand there in the order of their import, and only those since the last call are looked at: a job of a sweep
     shares 2,000 with its parent, and a look copies the pages that they are on (11 of the 75 ms of a job of noop).
     """
     last, found = _LOOKED_AT.get(folders, (None, []))
-    new = imported_since(last)
+    new = list_imports_since(last)
     for key in new:
         module = sys.modules.get(key)
         spec = getattr(module, "__spec__", None)
@@ -116,8 +118,8 @@ def _of_the_project(folders: tuple[str, ...]) -> list[tuple[str, str]]:
     return found
 
 
-def imported_since(last: Any) -> list[str]:
-    """The keys of what stands behind the module `last` in `sys.modules`, or of all where it does not."""
+def list_imports_since(last: Any) -> list[str]:
+    """List the keys in `sys.modules` behind the module `last`; all keys if `last` is not there."""
     while True:
         new: list[str] = []
         try:
@@ -130,16 +132,16 @@ def imported_since(last: Any) -> list[str]:
         return new[::-1]
 
 
-def last_imported() -> Any:
-    """What stands last in `sys.modules`."""
+def get_last_import() -> Any:
+    """Return the last module in `sys.modules`."""
     return sys.modules.get(next(reversed(sys.modules)))
 
 
 _HASHES: "WeakKeyDictionary[Any, str]" = WeakKeyDictionary()
 
 
-def _source_hash(module: Any, path: str) -> str:
-    """SHA-256 of a module's source as it was when first asked for: an edit while it runs changes nothing that runs."""
+def _hash_source(module: Any, path: str) -> str:
+    """Hash a module's source (SHA-256) once: an edit while the run goes on does not count."""
     if module not in _HASHES:
         loader: Any = getattr(getattr(module, "__spec__", None), "loader", None)  # a sweep's jobs import from memory
         source = loader.get_data(path) if hasattr(loader, "get_data") else Path(path).read_bytes()
@@ -157,6 +159,7 @@ COMPARED = (
     "processes",
     "data",
     "plan",
+    "plan_kinds",
 )  # recorded anew by an inexact resume
 
 
@@ -167,8 +170,8 @@ WING = "runner.core.errors"  # a record without it is older than the wings, whos
 ACCEPT = "accept other numbers with `--inexact`"
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any], *, random_eval: bool = False) -> list[Mistake]:
-    """What differs between two records so that numbers may: modules, libraries, device, threads, data, plan.
+def find_changes(before: Mapping[str, Any], now: Mapping[str, Any], *, random_eval: bool = False) -> list[Mistake]:
+    """Find differences that may change numbers: modules, libraries, device, threads, data, plan.
 
     `random_eval` says that evaluation has transforms, so that its plan matters too. What one of the records does not
     know is not compared.
@@ -178,7 +181,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], *, random_eval: b
     def compare(key: str, was: Any, value: Any, remedy: str = "") -> None:
         if was is not None and value is not None and was != value:
             rule = f"must be as it was for the steps so far ({was})"
-            found.append(Mistake(key, rule, value, remedy=f"{remedy}{' or ' * bool(remedy)}{ACCEPT}"))
+            found.append(Mistake(key, rule, value, remedy=f"{remedy}{' or ' * bool(remedy)}{ACCEPT}", kind="record"))
 
     old, new = before["modules"]["files"], now["modules"]["files"]
     of_other_layout = any(_is_runner(name) for name in old) and WING not in old
@@ -187,7 +190,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], *, random_eval: b
             continue
         if name in new and old[name] != new[name]:
             rule = "must have the source that it had for the steps so far"
-            found.append(Mistake(f"module {name}", rule, remedy=f"put it back or {ACCEPT}"))
+            found.append(Mistake(f"module {name}", rule, remedy=f"put it back or {ACCEPT}", kind="record"))
     for name in LIBRARIES:
         compare(f"version of {name}", before["versions"].get(name), now["versions"].get(name))
     compare("device.threads", before["threads"], now["threads"])
@@ -195,10 +198,10 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], *, random_eval: b
     compare("device.type", before.get("device"), now.get("device"))
     for name, data in (before["data"] or {}).items():
         compare(f"dataset ({name})", data, (now["data"] or {}).get(name))
-    for name, plan in (before["plan"] or {}).items():
+    kinds = get_plan_kinds(now)
+    for name, kind in get_plan_kinds(before).items():
         if name == "train" or random_eval:
-            again = plan_kind((now["plan"] or {}).get(name, ""))
-            compare(f"loader (plan of {name})", plan_kind(plan), again, "put `loader` back as it was")
+            compare(f"loader (plan of {name})", kind, kinds.get(name, ""), "put `loader` back as it was")
     return found
 
 
@@ -206,9 +209,16 @@ def _is_runner(name: str) -> bool:
     return name.partition(".")[0] == "runner"
 
 
-def plan_kind(plan: str) -> str:
-    """How batches are made, without where, by how many workers and why."""
-    return plan.partition(";")[0].partition(",")[0].partition(" on ")[0].partition(" (")[0]
+def get_plan_kinds(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the kind of each split's plan (`runner.data.interfaces.PlanKind`); empty where it is not known."""
+    kinds: dict[str, str] | None = record.get("plan_kinds")
+    return _parse_old_plans(record["plan"] or {}) if kinds is None else kinds
+
+
+def _parse_old_plans(plans: Mapping[str, str]) -> dict[str, str]:
+    """Return the kinds of plans that an earlier release recorded as a text only."""
+    ends = (";", ",", " on ", " (")
+    return {name: min((plan.partition(end)[0] for end in ends), key=len) for name, plan in plans.items()}
 
 
 def _is_ours(name: str) -> bool:
@@ -222,8 +232,8 @@ def _is_installed(path: str) -> bool:
 AT_SUBMISSION: dict[Path, dict[str, Any] | None] = {}  # in a job of a sweep, whose modules are those of then too
 
 
-class Repository:
-    """The state of the repository that `root` lies in; asked in processes of their own while something else is done."""
+class GitRepository:
+    """State of the git repository around `root`, read by background processes."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -248,7 +258,7 @@ class Repository:
             process.kill()
 
     def state(self) -> dict[str, Any] | None:
-        """Commit, branch, dirty or not, untracked files, diff (cut at DIFF_BYTES); None without a repository."""
+        """Return commit, branch, dirty flag, untracked files, diff (cut at DIFF_BYTES); None without git."""
         if self._root in AT_SUBMISSION:
             return AT_SUBMISSION[self._root]
         status, failed = _read(self._processes[0])
@@ -294,7 +304,7 @@ def _read(process: "subprocess.Popen[bytes] | None") -> tuple[str, bool]:
 # ---- versions and machine
 
 
-def _versions() -> dict[str, str | None]:
+def _collect_versions() -> dict[str, str | None]:
     versions: dict[str, str | None] = {"python": sys.version.split()[0]}
     for name in ("runner", "torch", "torchvision", "numpy", "hydra", "omegaconf", "tensorboardX"):
         module = sys.modules.get(name)
@@ -308,40 +318,40 @@ def _versions() -> dict[str, str | None]:
     return versions
 
 
-def _threads() -> int | None:
+def _count_threads() -> int | None:
     torch = sys.modules.get("torch")
     return torch.get_num_threads() if torch else None
 
 
-def _platform() -> dict[str, str]:
+def _describe_platform() -> dict[str, str]:
     system = os.uname()
     kernel = {"system": system.sysname, "release": system.release, "machine": system.machine}
     return {**kernel, "host": socket.gethostname()}
 
 
-def _hardware() -> dict[str, Any]:
+def _describe_hardware() -> dict[str, Any]:
     return {
-        "cpu": _first_line("/proc/cpuinfo", "model name"),
+        "cpu": _read_proc_field("/proc/cpuinfo", "model name"),
         "cores": os.cpu_count(),
         "cores_available": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": _gpus(),
-        "gpu_driver": _first_line("/proc/driver/nvidia/version", "NVRM version"),
+        "gpus": _list_gpus(),
+        "gpu_driver": _read_proc_field("/proc/driver/nvidia/version", "NVRM version"),
     }
 
 
-def _gpus() -> list[dict[str, Any]]:
-    """Names and capabilities as CUDA has them where the run uses it: asking would delay a run on the CPU."""
+def _list_gpus() -> list[dict[str, Any]]:
+    """List names and capabilities of CUDA's GPUs if the run uses CUDA, else names from /proc."""
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_initialized():
         devices = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
         return [{"name": d.name, "capability": f"{d.major}.{d.minor}", "memory_bytes": d.total_memory} for d in devices]
     cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    return [{"name": _first_line(str(card), "Model")} for card in cards]
+    return [{"name": _read_proc_field(str(card), "Model")} for card in cards]
 
 
-def _first_line(path: str, key: str) -> str | None:
-    """What stands behind `key` in the first 4 KiB of a file of /proc: all of /proc/cpuinfo takes long on many cores."""
+def _read_proc_field(path: str, key: str) -> str | None:
+    """Return the value of `key` in the first 4 KiB of a /proc file: all of /proc/cpuinfo takes long."""
     try:
         with Path(path).open("rb", buffering=0) as file:
             text = file.read(4096).decode(errors="replace")

@@ -1,4 +1,4 @@
-"""`result.json` and `config.yaml` of a run directory."""
+"""Files of a run directory: `result.json`, `config.yaml`, and the resumes in `provenance.json`."""
 
 import hashlib
 import sys
@@ -22,8 +22,8 @@ from runner.train.state import Run
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml writes the same 5 times faster
 
 
-def weights_sha256(state_dict: Mapping[str, Any]) -> str:
-    """A hash of names, dtypes, shapes and bytes of a state_dict, in its order."""
+def hash_weights(state_dict: Mapping[str, Any]) -> str:
+    """Hash names, dtypes, shapes and bytes of a state_dict, in its order."""
     digest = hashlib.sha256()
     for name, value in state_dict.items():
         if isinstance(value, Tensor):
@@ -32,8 +32,8 @@ def weights_sha256(state_dict: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def words_of(error: Exception) -> str:
-    """`ValueError: …`, also of one that cannot say what it is; the bytes of a file name that are no UTF-8 spelt out."""
+def format_error(error: Exception) -> str:
+    """Format an error as `ValueError: …`, even if its `__str__` fails; escape undecodable bytes."""
     try:
         text = f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001  of somebody's `__str__`
@@ -41,13 +41,13 @@ def words_of(error: Exception) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def new_result() -> dict[str, Any]:
-    """A result before anything is known."""
+def make_empty_result() -> dict[str, Any]:
+    """Make the result of a run of which nothing is known yet: status `failed`, no metrics."""
     return {"status": "failed", "metrics": {}, "best": None, "objective": None, "steps": 0, "error": None}
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> bool:
-    """Write `result.json`; whether that was possible, and where it was not (a full disk) it is said."""
+    """Write `result.json`; print the reason and return False if that fails (a full disk)."""
     try:
         write_json(folder / "result.json", result)
     except OSError as error:
@@ -57,32 +57,33 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> bool:
 
 
 def write_config(folder: Path, plain: Mapping[str, Any], unresolved: str) -> None:
-    """`.hydra/config.yaml`, and then `config.yaml`, which makes the folder a run."""
+    """Write `.hydra/config.yaml`, then `config.yaml`, which makes the folder a run."""
     (folder / ".hydra").mkdir(exist_ok=True)
     write_text(folder / ".hydra" / "config.yaml", unresolved)
     write_text(folder / "config.yaml", yaml.dump(plain, Dumper=_Dumper, sort_keys=False))
 
 
-def recorded_facts(folder: Path) -> dict[str, Any] | None:
-    """The `provenance.json` of a run; None where it is missing or damaged."""
+def read_provenance(folder: Path) -> dict[str, Any] | None:
+    """Read the `provenance.json` of a run; None if it is missing or damaged."""
     try:
         record = read_json(folder / "provenance.json")
-        provenance.changes(record | latest_facts(record), record)
+        provenance.find_changes(record | get_latest_facts(record), record)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    return record if isinstance(record["data"], dict | None) and isinstance(record["plan"], dict | None) else None
+    known = (record["data"], record["plan"], record.get("plan_kinds"))
+    return record if all(isinstance(part, dict | None) for part in known) else None
 
 
-def latest_facts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What an inexact resume has recorded anew."""
+def get_latest_facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts that the latest inexact resume recorded anew; empty without one."""
     facts: dict[str, Any] = record.get("resumed", [{}])[-1].get("facts", {})
     return facts
 
 
-def with_resume(
+def add_resume(
     before: Mapping[str, Any], now: Mapping[str, Any], step: int, changes: Sequence[Mistake]
 ) -> dict[str, Any]:
-    """The record of a run with one more resume in it, at `step`."""
+    """Return the record of a run with one more resume in it, at `step`."""
     earlier = before.get("resumed", [])
     entry: dict[str, Any] = {"time": now["time"], "command": now["command"], "step": step, "exact": not changes}
     known = earlier[-1].get("facts") if earlier else None
@@ -92,36 +93,37 @@ def with_resume(
     return {**before, "resumed": [*earlier, entry | ({"facts": known} if known else {})]}
 
 
-def inexact_steps(folder: Path) -> dict[str, Any]:
-    """`inexact` for the result: the steps at which the run went on with something else than before."""
-    resumed = (recorded_facts(folder) or {}).get("resumed", [])
+def read_inexact_steps(folder: Path) -> dict[str, Any]:
+    """Read the steps of inexact resumes as `inexact` of the result; empty without one."""
+    resumed = (read_provenance(folder) or {}).get("resumed", [])
     steps = [entry["step"] for entry in resumed if not entry["exact"]]
     return {"inexact": steps} if steps else {}
 
 
-def facts(config: Config, command: Sequence[str], run: Run | None) -> dict[str, Any]:
-    """Where everything comes from: code, versions, machine, data."""
+def collect_provenance(config: Config, command: Sequence[str], run: Run | None) -> dict[str, Any]:
+    """Collect the provenance of a run: code, versions, machine, data."""
     splits: Mapping[str, Split] = run.splits if run is not None else {}
     return provenance.collect(
         Path.cwd(),
         command=command,
         seed=config.seed,
         data={name: {"samples": split.size, "sha256": split.fingerprint} for name, split in splits.items()},
-        plan={name: split.plan for name, split in splits.items()},
+        plan={name: split.plan.text for name, split in splits.items()},
+        plan_kinds={name: split.plan.kind for name, split in splits.items()},
         device=None if run is None else devices.describe(run.device),
         processes=1 if run is None else run.team.world,
     )
 
 
-def last_values(run: Run) -> dict[str, Any]:
-    """The `metrics` of the last weights, and the `objective`."""
+def get_last_values(run: Run) -> dict[str, Any]:
+    """Return `metrics` of the last weights, without those of training, and the `objective`."""
     last = run.progress.last
     metrics = {name: value for name, value in last.items() if not name.startswith("train/")}
     return {"metrics": metrics, "objective": last.get(run.objective)}
 
 
-def figures(run: Run) -> dict[str, Any]:
-    """Steps and seconds of a run."""
+def compute_timings(run: Run) -> dict[str, Any]:
+    """Compute a run's steps, seconds of evaluating and saving, and steps per second."""
     clock = run.clock
     clock.pause()
     first_step, first_seconds = clock.first_epoch or (run.started_at, 0.0)

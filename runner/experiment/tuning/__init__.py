@@ -1,1 +1,1 @@
-"""Tuning by trial: a learning rate and a batch size."""
+"""Tuning by trial runs: LR range test and batch size search."""

@@ -1,4 +1,4 @@
-"""Two settings found by trying: a learning rate that trains fast, and the largest batch that fits into memory.
+"""Batch size search: the largest batch that fits, by trials like those of the LR range test.
 
 Both build a run of their own in a temporary folder and throw it away.
 """
@@ -22,13 +22,13 @@ from runner.config.schema import Config
 from runner.core import device as devices
 from runner.core.errors import RunError
 from runner.experiment.builders.instantiate import Trust
-from runner.experiment.tuning.trial_run import endless, trial_run
+from runner.experiment.tuning.trial_run import iterate_batches, open_trial_run
 from runner.train.oom import is_out_of_memory
 
 
 @dataclasses.dataclass
 class Trial:
-    """One size of batch, tried for two steps."""
+    """Result of two steps with one batch size."""
 
     batch_size: int
     fits: bool
@@ -40,7 +40,7 @@ class Trial:
 
 @dataclasses.dataclass
 class BatchSearch:
-    """What was tried, and what follows."""
+    """Result of a batch size search: the largest that fits, the least that does not, the trials."""
 
     batch_size: int | None  # the largest that fits; None: not even one sample does
     too_large: int | None  # the least that does not, of those tried; None: every one that there are samples for fits
@@ -49,8 +49,8 @@ class BatchSearch:
     trials: list[Trial]
 
 
-def largest(fits: Callable[[int], bool], start: int, most: Callable[[], int]) -> tuple[int, int | None]:
-    """The largest number that fits (0: none) and the least that does not (None: `most` fits).
+def search_largest(fits: Callable[[int], bool], start: int, most: Callable[[], int]) -> tuple[int, int | None]:
+    """Search the largest number that fits (0: none) and the least that does not (None: `most` fits).
 
     By doubling from `start`, then by halving the gap to a 32nd of the number; below 64 it is found exactly.
     """
@@ -76,7 +76,7 @@ def search_batch_size(
     trust: Trust = (),
     say: Callable[[Trial], None] = lambda _: None,
 ) -> BatchSearch:
-    """Try batch sizes with two real optimizer steps each: real data, gradients, the optimizer's state.
+    """Search the largest batch size that fits, by trials of two real optimizer steps each.
 
     Args:
         config: the checked config.
@@ -92,11 +92,11 @@ def search_batch_size(
         raise RunError("loader.batch_size: there is no data to make batches of")
     device = devices.choose(config.device.type)
     on_cpu = device.type == "cpu"
-    limit = (limit or available_memory() * 9 // 10) if on_cpu else None
+    limit = (limit or measure_available_memory() * 9 // 10) if on_cpu else None
     trials: list[Trial] = []
 
     def fits(size: int) -> bool:
-        trial = on_gpu(config, size, device, trust) if limit is None else in_child(config, size, limit, trust)
+        trial = try_on_gpu(config, size, device, trust) if limit is None else try_in_child(config, size, limit, trust)
         trials.append(trial)
         say(trial)
         return trial.fits
@@ -104,33 +104,33 @@ def search_batch_size(
     def end() -> int:
         return min(most or 2**20, trials[0].samples or 2**20) if trials else most or 2**20
 
-    low, high = largest(fits, config.loader.batch_size, end)
+    low, high = search_largest(fits, config.loader.batch_size, end)
     what = "peak resident memory of a process of its own" if on_cpu else f"peak memory that torch allocated on {device}"
     return BatchSearch(min(low, end()) or None, high, limit, what, trials)
 
 
-def _with_batches(config: Config, size: int) -> Any:
+def _replace_batch_size(config: Config, size: int) -> Any:
     return dataclasses.replace(config.loader, batch_size=size)
 
 
-def two_steps(config: Config, size: int, trust: Trust) -> Trial:
-    """Take two optimizer steps with batches of this size; the first makes the optimizer's state."""
-    with trial_run(dataclasses.replace(config, loader=_with_batches(config, size)), 2, trust) as run:
+def run_two_steps(config: Config, size: int, trust: Trust) -> Trial:
+    """Run two optimizer steps with batches of this size; the first creates the optimizer's state."""
+    with open_trial_run(dataclasses.replace(config, loader=_replace_batch_size(config, size)), 2, trust) as run:
         began = 0.0
-        for batch in islice(endless(run), 2):
+        for batch in islice(iterate_batches(run), 2):
             began = time.perf_counter()
             run.update(batch)
             devices.synchronize(run.device)
         return Trial(size, fits=True, seconds=time.perf_counter() - began, samples=run.splits["train"].size)
 
 
-def on_gpu(config: Config, size: int, device: torch.device, trust: Trust) -> Trial:
-    """Try a size on a GPU, in this process."""
+def try_on_gpu(config: Config, size: int, device: torch.device, trust: Trust) -> Trial:
+    """Try a batch size on a GPU, in this process."""
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
     try:
-        trial = two_steps(config, size, trust)
+        trial = run_two_steps(config, size, trust)
         trial.peak = torch.cuda.max_memory_allocated(device) if cuda else torch.mps.driver_allocated_memory()
     except Exception as error:
         if not is_out_of_memory(error):
@@ -144,8 +144,8 @@ def on_gpu(config: Config, size: int, device: torch.device, trust: Trust) -> Tri
     return trial
 
 
-def in_child(config: Config, size: int, limit: int, trust: Trust) -> Trial:
-    """Try a size on the CPU in a process of its own, whose peak is then known, and whose end harms nothing."""
+def try_in_child(config: Config, size: int, limit: int, trust: Trust) -> Trial:
+    """Try a batch size on the CPU in a child process: its peak is known, its crash harms nothing."""
     context = multiprocessing.get_context("forkserver")  # a fork of this process could inherit locked threads
     start_server()
     ours, theirs = context.Pipe(duplex=False)
@@ -163,7 +163,7 @@ def in_child(config: Config, size: int, limit: int, trust: Trust) -> Trial:
 
 
 def start_server() -> None:
-    """Start the process that trials are forked from, unless it runs: it imports torch once for all of them."""
+    """Start the fork server of the trials, unless it runs: it imports torch once for all of them."""
     forkserver.set_forkserver_preload(["runner.experiment.tuning.batch_size"])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # Python 3.11 does not hand its path on
@@ -178,8 +178,8 @@ def start_server() -> None:
 
 def _try(config: Config, size: int, limit: int, trust: Trust, answer: Any) -> None:
     try:
-        _restrain(limit)
-        trial = two_steps(config, size, trust)
+        _limit_memory(limit)
+        trial = run_two_steps(config, size, trust)
         unit = 1 if sys.platform == "darwin" else 1024
         trial.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         if trial.peak > limit:
@@ -192,8 +192,8 @@ def _try(config: Config, size: int, limit: int, trust: Trust, answer: Any) -> No
             answer.send(f"{type(error).__name__}: {error}")
 
 
-def _restrain(limit: int) -> None:
-    """Let allocations far beyond the limit fail, so that a trial of twice the right size does not stop the machine."""
+def _limit_memory(limit: int) -> None:
+    """Limit this process's data memory, so that a trial of twice the right size fails early."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return
@@ -203,8 +203,8 @@ def _restrain(limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (room, room))
 
 
-def available_memory() -> int:
-    """Bytes that could be used now without swapping."""
+def measure_available_memory() -> int:
+    """Measure the bytes of memory that can be used now without swapping."""
     facts = Path("/proc/meminfo")
     if facts.is_file():
         return next(int(line.split()[1]) * 1024 for line in facts.read_text().splitlines() if "MemAvailable" in line)

@@ -1,4 +1,4 @@
-"""A run that is tried and thrown away, for `find`."""
+"""Trial run for `find`: built in a temporary folder, and thrown away."""
 
 import dataclasses
 import tempfile
@@ -17,8 +17,8 @@ from runner.train.state import Run
 
 
 @contextmanager
-def trial_run(config: Config, steps: int, trust: Trust) -> Iterator[Run]:
-    """A run without schedule, in a folder that goes away; the global random numbers are afterwards as they were."""
+def open_trial_run(config: Config, steps: int, trust: Trust) -> Iterator[Run]:
+    """Open a run without schedule in a temporary folder; restore the global random state afterwards."""
     short = dataclasses.replace(
         config,
         scheduler=Scheduler(),
@@ -32,15 +32,15 @@ def trial_run(config: Config, steps: int, trust: Trust) -> Iterator[Run]:
         yield run
 
 
-def endless(run: Run) -> Iterator[Any]:
-    """The batches of one epoch after another.
+def iterate_batches(run: Run) -> Iterator[Any]:
+    """Yield the batches of one epoch after another, without end.
 
     Raises:
         RunError: an epoch has none.
     """
     while True:
         empty = True
-        for batch in loop.batches(run):
+        for batch in loop.iterate_batches(run):
             empty = False
             yield batch
         if empty:

@@ -1,4 +1,4 @@
-"""Weights from anywhere: find the file or download it, read it without running anything, find the tensors in it."""
+"""Find or download a file of weights, read it without executing code, and find its tensors."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, hub
 
 from runner.core.download import compute_sha256, fetch
-from runner.core.errors import ABSENT, ConfigError, Mistake, RunError
+from runner.core.errors import ABSENT, ConfigError, Kind, Mistake, RunError
 from runner.core.files import open_regular, read_small
 from runner.core.paths import PACKAGE
 from runner.core.patterns import find_nearest
@@ -95,21 +95,23 @@ FORMATS: tuple[tuple[bytes, str, str], ...] = (
 
 
 @dataclass(frozen=True)
-class Located:
-    """A file of weights; `said` tells how it was found, `sha256` what is known of its content (or of its beginning)."""
+class LocatedWeights:
+    """Found file of weights; `said` describes the search, `sha256` is the expected hash or its prefix."""
 
     file: Path
     said: list[str] = field(default_factory=list)
     sha256: str = ""
 
 
-def _wrong(rule: str, value: object, remedy: str = "", suggestion: str = "", key: str = "path") -> ConfigError:
+def _make_error(
+    rule: str, value: object, remedy: str = "", suggestion: str = "", key: str = "path", kind: Kind = "value"
+) -> ConfigError:
     shown = ABSENT if value is None else value
-    return ConfigError([Mistake(f"pretrained.{key}", rule, shown, remedy=remedy, suggestion=suggestion)])
+    return ConfigError([Mistake(f"pretrained.{key}", rule, shown, remedy=remedy, suggestion=suggestion, kind=kind)])
 
 
-def locate(path: str, *, sha256: str | None = None, builder: str = "", download: bool = True) -> Located | None:
-    """The file that `path` means.
+def locate(path: str, *, sha256: str | None = None, builder: str = "", download: bool = True) -> LocatedWeights | None:
+    """Find the file that `path` denotes.
 
     Args:
         path: a file (`conf/…` also means ours); a run directory (its `best.pt` where there is one, else `last.pt`;
@@ -128,42 +130,44 @@ def locate(path: str, *, sha256: str | None = None, builder: str = "", download:
     """
     if re.match(r"https?://", path):
         if sha256 is None:
-            raise _wrong("must be given for a URL: a download is verified", path, key="sha256")
+            raise _make_error("must be given for a URL: a download is verified", path, key="sha256", kind="missing")
         name = Path(urllib.parse.urlparse(path).path).name or "weights"
-        return _cached(path, f"{sha256[:16]}-{name}", sha256, download=download)
-    local = _found(Path(path).expanduser())
+        return _fetch_cached(path, f"{sha256[:16]}-{name}", sha256, download=download)
+    local = _resolve_shipped(Path(path).expanduser())
     if local.is_dir():
-        return _in_folder(local, sha256)
+        return _find_in_folder(local, sha256)
     if not local.exists() and local.name in {"best.pt", "last.pt"} and (local.parent / "checkpoints").is_dir():
         local = local.parent / "checkpoints" / local.name
     if local.exists():
-        return Located(local, [], sha256 or _recorded_sha256(local))
+        return LocatedWeights(local, [], sha256 or _read_recorded_sha256(local))
     if re.fullmatch(r"(\w+_Weights\.)?[A-Z][A-Z0-9_]*", path):
-        url = _torchvision_url(path, builder)
+        url = _find_torchvision_url(path, builder)
         name = url.rpartition("/")[2]
         prefix = re.search(r"-([0-9a-f]{8,})\.", name)  # torch's convention for names of downloads
-        return _cached(url, name, sha256 or (prefix.group(1) if prefix else ""), download=download)
+        return _fetch_cached(url, name, sha256 or (prefix.group(1) if prefix else ""), download=download)
     beside = sorted(p.name for p in local.parent.glob("*") if p.is_file()) if local.parent.is_dir() else []
     near = find_nearest(local.name, beside)
     remedy = f"did you mean `{local.parent / near}`?" if near else "paths are relative to the working directory"
-    raise _wrong("must be a file, a run directory, a URL or a torchvision weights name", path, remedy, near)
+    raise _make_error(
+        "must be a file, a run directory, a URL or a torchvision weights name", path, remedy, near, kind="file"
+    )
 
 
-def _found(file: Path) -> Path:
-    """`conf/…` is looked for in the working directory and then, as options are, in what is shipped."""
+def _resolve_shipped(file: Path) -> Path:
+    """Resolve `conf/…` in the working directory, then in the folders that are shipped."""
     shipped = [root / file for root in (PACKAGE, PACKAGE.parent)] if file.parts[:1] == ("conf",) else []
     return next((place for place in [file, *shipped] if place.exists()), file)
 
 
-def _in_folder(folder: Path, sha256: str | None) -> Located:
-    """The weights in a folder: a run directory's best or last, shards by their index, or the one file that it has."""
+def _find_in_folder(folder: Path, sha256: str | None) -> LocatedWeights:
+    """Find weights in a folder: a run's best or last, an index of shards, or the only file."""
     checkpoints = folder if (folder / "manifest.json").exists() else folder / "checkpoints"
     for name in ("best.pt", "last.pt"):
         link = checkpoints / name
         if link.exists():
-            return Located(link, [f"{name} of the run {folder}"], sha256 or _recorded_sha256(link))
-    if _unpacked(folder) is not None:
-        return Located(folder, ["a file of torch.save, unpacked into a folder"], sha256 or "")
+            return LocatedWeights(link, [f"{name} of the run {folder}"], sha256 or _read_recorded_sha256(link))
+    if _find_unpacked(folder) is not None:
+        return LocatedWeights(folder, ["a file of torch.save, unpacked into a folder"], sha256 or "")
     entries = sorted(entry.name for entry in folder.iterdir())
     files = [name for name in entries if (folder / name).is_file()]
     indices = [name for name in files if name.endswith(".index.json")]
@@ -173,17 +177,19 @@ def _in_folder(folder: Path, sha256: str | None) -> Located:
     if len(choice) > 1:  # the Hub has the same weights in several formats
         choice = [name for name in choice if ".safetensors" in name] or choice
     if len(choice) == 1:
-        return Located(folder / choice[0], [f"{choice[0]} of the folder {folder}"], sha256 or "")
+        return LocatedWeights(folder / choice[0], [f"{choice[0]} of the folder {folder}"], sha256 or "")
     rule = "must be a file, or a folder with one file of weights (a run directory, or one of the Hub)"
     if choice:
         names = ", ".join(choice[:8]) + (", …" if choice[8:] else "")
         near = str(folder / choice[0])
-        raise _wrong(f"{rule}, and it has {names}", str(folder), f"name the file: `pretrained.path={near}`", near)
-    raise _wrong(rule, str(folder), _what_is_there(folder, entries))
+        raise _make_error(
+            f"{rule}, and it has {names}", str(folder), f"name the file: `pretrained.path={near}`", near, kind="file"
+        )
+    raise _make_error(rule, str(folder), _suggest_remedy(folder, entries), kind="file")
 
 
-def _what_is_there(folder: Path, entries: Sequence[str]) -> str:
-    """A remedy for a folder in which there are no weights."""
+def _suggest_remedy(folder: Path, entries: Sequence[str]) -> str:
+    """Suggest a remedy for a folder without weights."""
     if ".metadata" in entries and any(name.endswith(".distcp") for name in entries):
         command = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
         return f"it is a distributed checkpoint: `{command} {shlex.quote(str(folder))} weights.pt` makes one file of it"
@@ -203,8 +209,8 @@ def _what_is_there(folder: Path, entries: Sequence[str]) -> str:
     return f"it has {', '.join(entries[:8])}" if entries else "it is empty"
 
 
-def _unpacked(folder: Path) -> Path | None:
-    """The folder in (or below) `folder` that was an archive of torch.save's before something unpacked it."""
+def _find_unpacked(folder: Path) -> Path | None:
+    """Find the folder, `folder` or its only subfolder, that is an unpacked archive of torch.save."""
     inner = [entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
     for place in [folder, *(inner if len(inner) == 1 and inner[0].is_dir() else [])]:
         if (place / "data.pkl").is_file() and ((place / "version").is_file() or (place / "data").is_dir()):
@@ -212,8 +218,8 @@ def _unpacked(folder: Path) -> Path | None:
     return None
 
 
-def _recorded_sha256(file: Path) -> str:
-    """The hash that a run's manifest has of its checkpoint; empty elsewhere."""
+def _read_recorded_sha256(file: Path) -> str:
+    """Return the hash that a run's manifest records for its checkpoint; else empty."""
     real = file.resolve()
     try:
         entries = json.loads(read_small(real.parent / "manifest.json", MOST_JSON))["entries"]
@@ -222,7 +228,7 @@ def _recorded_sha256(file: Path) -> str:
         return ""
 
 
-def _torchvision_url(name: str, builder: str) -> str:
+def _find_torchvision_url(name: str, builder: str) -> str:
     from torchvision import models  # over a second, for those who use it
 
     family, _, member = name.rpartition(".")
@@ -231,31 +237,38 @@ def _torchvision_url(name: str, builder: str) -> str:
             return str(models.get_weight(name).url)
         if not builder.startswith("torchvision.models."):
             remedy = f"give it in full, like ResNet18_Weights.{name}"
-            raise _wrong("must say whose weights it means, since the model is not torchvision's own", name, remedy)
+            raise _make_error(
+                "must say whose weights it means, since the model is not torchvision's own",
+                name,
+                remedy,
+                kind="missing",
+            )
         choices: Any = models.get_model_weights(builder.rpartition(".")[2])
     except (ValueError, AttributeError, KeyError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise _wrong("must be a file or a torchvision weights name", name, str(error)) from error
+        raise _make_error("must be a file or a torchvision weights name", name, str(error), kind="file") from error
     if member not in choices.__members__:
         known = list(choices.__members__)
         near = find_nearest(member, known)
-        raise _wrong(f"must be one of {', '.join(known)} for {builder}", name, near and f"did you mean `{near}`?", near)
+        raise _make_error(
+            f"must be one of {', '.join(known)} for {builder}", name, near and f"did you mean `{near}`?", near
+        )
     return str(choices[member].url)
 
 
-def _cached(url: str, name: str, sha256: str, *, download: bool) -> Located | None:
+def _fetch_cached(url: str, name: str, sha256: str, *, download: bool) -> LocatedWeights | None:
     file = Path(hub.get_dir()) / "checkpoints" / name
     if file.exists():
-        return Located(file, [f"{url}, found in torch hub's cache"], sha256)
+        return LocatedWeights(file, [f"{url}, found in torch hub's cache"], sha256)
     if not download:
         return None
     fetch(url, file, sha256)
-    return Located(file, [f"downloaded from {url}"], sha256)
+    return LocatedWeights(file, [f"downloaded from {url}"], sha256)
 
 
-def read(located: Located) -> Any:
-    """What the file holds: tensors and plain containers, nothing else, nothing executed.
+def read(located: LocatedWeights) -> Any:
+    """Read tensors and plain containers from a file; nothing is executed.
 
     A zip archive (`torch.save`) is checked against its CRCs, as `torch.load` does not; all tensors are on the CPU. An
     index of shards (`….index.json`) stands for all that it names, a folder for the archive that was unpacked into it.
@@ -276,29 +289,29 @@ def read(located: Located) -> Any:
             _verify_archive(file)
         elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
             return _read_safetensors(file, int.from_bytes(head[:8], "little"))
-        elif head.lstrip().startswith(b"{") and (shards := _shards(file)):
+        elif head.lstrip().startswith(b"{") and (shards := _read_index(file)):
             return _read_shards(file, shards)
         else:
             _refuse_format(file, head)
         return load_tensors(file)
     except OSError as error:
-        raise _wrong(f"must be readable ({error.strerror or error})", str(file)) from error
+        raise _make_error(f"must be readable ({error.strerror or error})", str(file), kind="file") from error
     except MemoryError as error:
-        raise _wrong("must fit into this machine's memory", str(file)) from error
+        raise _make_error("must fit into this machine's memory", str(file), kind="unavailable") from error
     except RunError as error:
-        rule = "must be a whole file of tensors: " + _what_is_wrong(error, file).removeprefix(f"{file} ")
-        raise _wrong(rule, str(file)) from error
+        rule = "must be a whole file of tensors: " + _describe_refusal(error, file).removeprefix(f"{file} ")
+        raise _make_error(rule, str(file), kind="file") from error
 
 
 def _verify_size(file: Path, size: int) -> None:
-    """All that a file holds is read into memory: one that is larger than that is refused before a byte is read."""
+    """Refuse a file larger than this machine's memory before a byte is read."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > memory:
         raise RunError(f"{file} has {size:,} bytes, and this machine {memory:,} of memory")
 
 
 def _refuse_format(file: Path, head: bytes) -> None:
-    """Say what a file is that torch did not write, and what to do with it."""
+    """Refuse a file that torch did not write; name its format and a remedy."""
     compressed_tar = re.fullmatch(r".+\.(tar\.\w+|tgz|tbz2?|txz)", file.name.lower())
     for magic, what, remedy in FORMATS:
         if head.startswith(magic):
@@ -319,12 +332,12 @@ def _refuse_format(file: Path, head: bytes) -> None:
 
 
 def _refuse_pickle(file: Path) -> None:
-    """A pickle that Python's own `pickle.dump` wrote (model zoos have them): what it asks for, and the way out.
+    """Refuse a pickle of Python's own `pickle.dump`; list the names it imports and a remedy.
 
     Raises:
         RunError: always, but for a broken one, which torch is left to describe.
     """
-    names = _names_in_pickle(file)
+    names = _list_pickle_names(file)
     if names is None:
         return
     raise RunError(
@@ -334,8 +347,8 @@ def _refuse_pickle(file: Path) -> None:
     )
 
 
-def _names_in_pickle(file: Path) -> list[str] | None:
-    """The names that a pickle would import, without doing so; None where it is broken."""
+def _list_pickle_names(file: Path) -> list[str] | None:
+    """List the names that a pickle would import, without importing them; None if it is broken."""
     with open_regular(file) as opened:
         content = opened.read(MOST_NAMED)
     names: set[str] = set()
@@ -362,8 +375,8 @@ def _names_in_pickle(file: Path) -> list[str] | None:
 
 
 def _read_unpacked(folder: Path) -> Any:
-    """An archive of torch.save that was unpacked into a folder: as if it were packed again."""
-    place = _unpacked(folder)
+    """Read an unpacked archive of torch.save as if it were packed again."""
+    place = _find_unpacked(folder)
     assert place is not None
     archive = io.BytesIO()
     files = [entry for entry in sorted(place.rglob("*")) if entry.is_file() and not entry.name.startswith(".")]
@@ -375,8 +388,8 @@ def _read_unpacked(folder: Path) -> Any:
     return load_tensors(folder, content=archive)
 
 
-def _shards(index: Path) -> dict[str, str]:
-    """The tensors of an index of shards and the files that have them; empty where it is no index.
+def _read_index(index: Path) -> dict[str, str]:
+    """Read an index of shards: tensor names and their files; empty if it is not an index.
 
     Raises:
         RunError: it names files elsewhere.
@@ -395,7 +408,7 @@ def _shards(index: Path) -> dict[str, str]:
 
 
 def _read_shards(index: Path, shards: Mapping[str, str]) -> dict[str, Any]:
-    """All tensors of the files that an index names.
+    """Read all tensors of the files that an index names.
 
     Raises:
         ConfigError: one cannot be read.
@@ -409,7 +422,7 @@ def _read_shards(index: Path, shards: Mapping[str, str]) -> dict[str, Any]:
     _verify_size(index, sum((index.parent / name).stat().st_size for name in names))
     tensors: dict[str, Any] = {}
     for name in names:
-        part, _ = find_state(read(Located(index.parent / name)))
+        part, _ = find_state(read(LocatedWeights(index.parent / name)))
         if twice := part.keys() & tensors.keys():
             raise RunError(f"{index}: {name} has {min(twice)}, which another shard has too")
         if lacking := [tensor for tensor, of in shards.items() if of == name and tensor not in part]:
@@ -418,8 +431,8 @@ def _read_shards(index: Path, shards: Mapping[str, str]) -> dict[str, Any]:
     return tensors
 
 
-def _what_is_wrong(error: RunError, file: Path) -> str:
-    """The error's text; where torch only says that it refuses, what it refuses."""
+def _describe_refusal(error: RunError, file: Path) -> str:
+    """Return the error's text, or the objects torch refuses if the error does not name them."""
     refused = re.search(r"Unsupported (?:global: GLOBAL|class|operand) (\S+)", str(error.__cause__))
     if "Weights only load failed" not in str(error):
         return str(error)
@@ -440,11 +453,16 @@ def _what_is_wrong(error: RunError, file: Path) -> str:
 def _verify_hash(file: Path, sha256: str) -> None:
     actual = compute_sha256(file)
     if not actual.startswith(sha256):
-        raise _wrong(f"must have the SHA-256 {sha256}", f"{file} with {actual}", "fetch it again, or correct the hash")
+        raise _make_error(
+            f"must have the SHA-256 {sha256}",
+            f"{file} with {actual}",
+            "fetch it again, or correct the hash",
+            kind="file",
+        )
 
 
 def _verify_archive(file: Path) -> None:
-    """Every byte of the archive by its CRC; 300 of 300 flipped bits pass torch.load.
+    """Verify the CRC of every record of an archive; torch.load accepted 300 of 300 flipped bits.
 
     Raises:
         RunError: one is wrong, or the archive is compressed: torch.save never does that, a decompression bomb does; or
@@ -473,28 +491,28 @@ def _verify_archive(file: Path) -> None:
 
 
 def _refuse_zip(file: Path, records: Sequence[zipfile.ZipInfo]) -> None:
-    """Say what a zip archive is that holds no pickle of torch's."""
+    """Refuse a zip archive without torch's pickle; describe its content."""
     names = [record.filename for record in records if not record.is_dir()]
     names = [name for name in names if not name.startswith("__MACOSX/") and name.rpartition("/")[2] != ".DS_Store"]
     if any(name.endswith("/data.pkl") or name == "data.pkl" for name in names):
         return
     if not names:
         raise RunError(f"{file} is an empty zip archive")
-    shown = ", ".join(_printable(name) for name in names[:6]) + (", …" if names[6:] else "")
+    shown = ", ".join(_escape_text(name) for name in names[:6]) + (", …" if names[6:] else "")
     quoted = shlex.quote(str(file))
     if all(name.endswith(".npy") for name in names):
         command = f"`python -m runner convert {quoted} --trust`"
         raise RunError(f"{file} is an .npz of NumPy ({shown}): {command} makes a file of tensors of it")
     weights = [name for name in names if name.endswith(SUFFIXES)]
-    name = f"`{_printable(weights[0])}`" if len(weights) == 1 else "the file of weights in it"
+    name = f"`{_escape_text(weights[0])}`" if len(weights) == 1 else "the file of weights in it"
     raise RunError(
         f"{file} is a zip archive with {shown} in it, and no file of torch.save itself: unpack it (`unzip {quoted}`), "
         f"and name {name}"
     )
 
 
-def _printable(text: str) -> str:
-    """A text of a stranger's for a message: what is not printable is spelt out."""
+def _escape_text(text: str) -> str:
+    """Escape the unprintable characters of a foreign text for a message; cut it to 200 characters."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:200])
 
 
@@ -503,7 +521,9 @@ def _read_safetensors(file: Path, header: int) -> Any:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ModuleNotFoundError as error:
-        raise _wrong("needs the package safetensors", str(file), "pip install safetensors") from error
+        raise _make_error(
+            "needs the package safetensors", str(file), "pip install safetensors", kind="unavailable"
+        ) from error
     if header > MOST_HEADER:
         raise RunError(f"{file} has a header of {header:,} bytes: more than {MOST_HEADER:,} are not read")
     try:
@@ -513,7 +533,7 @@ def _read_safetensors(file: Path, header: int) -> Any:
 
 
 def find_state(raw: Any, key: str | None = None) -> tuple[dict[str, Any], list[str]]:
-    """The state_dict in what a file holds: under `key`, or where it usually is.
+    """Find the state_dict in the content of a file: under `key`, or in the usual places.
 
     Args:
         raw: what `read` gave.
@@ -525,7 +545,7 @@ def find_state(raw: Any, key: str | None = None) -> tuple[dict[str, Any], list[s
     Raises:
         ConfigError: there is none, or more than one that may be meant; their keys are named.
     """
-    path, place, state = _only_state(raw, key)
+    path, place, state = _find_only_state(raw, key)
     said = [f"found under the key `{'.'.join(place)}`"] if place and place != path else []
     kept = {name: value for name, value in state.items() if isinstance(value, Tensor) or name.endswith("_extra_state")}
     passed = [name for name in state if name not in kept]
@@ -535,23 +555,23 @@ def find_state(raw: Any, key: str | None = None) -> tuple[dict[str, Any], list[s
 
 
 def find_place(raw: Any, key: str | None = None) -> list[str]:
-    """Find the keys, one below the other, that lead to the state_dict which `find_state` gives."""
-    return _only_state(raw, key)[1]
+    """Find the nested keys that lead to the state_dict of `find_state`."""
+    return _find_only_state(raw, key)[1]
 
 
-def _only_state(raw: Any, key: str | None) -> tuple[list[str], list[str], Mapping[str, Any]]:
-    """The path that was given, that of the one state_dict there, and it."""
+def _find_only_state(raw: Any, key: str | None) -> tuple[list[str], list[str], Mapping[str, Any]]:
+    """Return the path of the given key, the path of the only state_dict below it, and that state_dict."""
     path: list[str] = []
     if key is not None:
-        raw, path = _descend(raw, key)
+        raw, path = follow_key(raw, key)
     found = _search(raw, path)
     if len(found) != 1:
-        raise _no_state(raw, path, [".".join(place) for place, _ in found])
+        raise _diagnose_no_state(raw, path, [".".join(place) for place, _ in found])
     return path, *found[0]
 
 
-def _descend(raw: Any, key: str, setting: str = "key") -> tuple[Any, list[str]]:
-    """What lies under a dotted key in a file, and the keys to it; `setting` is the one of `pretrained` that has it."""
+def follow_key(raw: Any, key: str, setting: str = "key") -> tuple[Any, list[str]]:
+    """Return the value under a dotted key and its path; `setting` is the key of `pretrained` to blame."""
     node, left = raw, key.split(".")
     path: list[str] = []
     while left:
@@ -568,8 +588,13 @@ def _descend(raw: Any, key: str, setting: str = "key") -> tuple[Any, list[str]]:
             near = find_nearest(left[0], known)
             where = f"`{'.'.join(path)}`" if path else "the file"
             holds = f"{where} has {', '.join(known[:12]) or f'no keys ({type(node).__name__})'}"
-            raise _wrong(
-                "must be a key of the checkpoint", key, holds, ".".join([*path, near]) if near else "", setting
+            raise _make_error(
+                "must be a key of the checkpoint",
+                key,
+                holds,
+                ".".join([*path, near]) if near else "",
+                setting,
+                kind="no-match",
             )
         node, left = node[name], left[name.count(".") + 1 :]
         path.append(name)
@@ -577,7 +602,7 @@ def _descend(raw: Any, key: str, setting: str = "key") -> tuple[Any, list[str]]:
 
 
 def _search(node: Any, path: list[str]) -> list[tuple[list[str], Mapping[str, Any]]]:
-    """All mappings of tensors that may be meant, with their paths; the usual places first, averages after them.
+    """Find mappings of tensors with their paths; usual places come first, averages of weights next.
 
     Raises:
         ConfigError: there are too many mappings to look into.
@@ -591,7 +616,7 @@ def _search(node: Any, path: list[str]) -> list[tuple[list[str], Mapping[str, An
         looked += 1 + len(node) // 20
         if looked > MOST_SEARCHED:
             rule = "must be given: the file has too many mappings in which a state_dict may be"
-            raise _wrong(rule, None, key="key")
+            raise _make_error(rule, None, key="key", kind="missing")
         for usual in (USUAL, AVERAGES):
             found = [hit for name in usual if name in node for hit in search(node[name], [*path, name], depth - 1)]
             if found:
@@ -605,14 +630,18 @@ def _search(node: Any, path: list[str]) -> list[tuple[list[str], Mapping[str, An
     return search(node, path, DEEPEST)
 
 
-def _no_state(raw: Any, path: Sequence[str], found: Sequence[str]) -> ConfigError:
+def _diagnose_no_state(raw: Any, path: Sequence[str], found: Sequence[str]) -> ConfigError:
     where = f"key `{'.'.join(path)}`" if path else "the file"
     if found:
         remedy = f"say which: `pretrained.key={found[0]}`"
-        return _wrong(
-            f"must be given: {where} holds more than one state_dict, {', '.join(found)}", None, remedy, key="key"
+        return _make_error(
+            f"must be given: {where} holds more than one state_dict, {', '.join(found)}",
+            None,
+            remedy,
+            key="key",
+            kind="missing",
         )
-    listed = _listed(raw)
+    listed = _find_listed(raw)
     if listed:
         place = ".".join([*path, *listed])
         say = (
@@ -621,7 +650,7 @@ def _no_state(raw: Any, path: Sequence[str], found: Sequence[str]) -> ConfigErro
             else f"`'pretrained.key=\"{place}\"'` takes it"
         )
     if isinstance(raw, Mapping):
-        names = ", ".join(_printable(str(name)) for name in list(raw)[:12])
+        names = ", ".join(_escape_text(str(name)) for name in list(raw)[:12])
         holds = f"keys {names}, and none has tensors by name" if raw else "nothing: an empty dict"
         if listed:
             items = raw[listed[0]]
@@ -632,19 +661,21 @@ def _no_state(raw: Any, path: Sequence[str], found: Sequence[str]) -> ConfigErro
     else:
         holds = f"a {type(raw).__name__}"
     remedy = f"{say}; or save the mapping itself" if listed else ""
-    return _wrong(f"must hold a state_dict (names and tensors), but {where} holds {holds}", None, remedy)
+    return _make_error(
+        f"must hold a state_dict (names and tensors), but {where} holds {holds}", None, remedy, kind="file"
+    )
 
 
-def _listed(raw: Any) -> list[str]:
-    """The place of the first state_dict in a list, which is searched for nowhere else; empty where there is none."""
+def _find_listed(raw: Any) -> list[str]:
+    """Find the path of the first state_dict inside a list, for an error message; empty if there is none."""
     lists = {str(name): value for name, value in raw.items()} if isinstance(raw, Mapping) else {"": raw}
     for name, items in lists.items():
         if isinstance(items, list | tuple) and not NOT_WEIGHTS.fullmatch(name):
-            inside = next(iter(_inside(items[:1000])), None)
+            inside = next(iter(_iterate_states(items[:1000])), None)
             if inside is not None:
                 return [*([name] if name else []), str(inside)]
     return []
 
 
-def _inside(items: Sequence[Any]) -> Iterator[int]:
+def _iterate_states(items: Sequence[Any]) -> Iterator[int]:
     return (i for i, item in enumerate(items) if isinstance(item, Mapping) and len(_search(item, [])) == 1)

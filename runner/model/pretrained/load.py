@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,9 +11,17 @@ from torch.nn.parameter import is_lazy
 
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.model.pretrained.files import find_place, find_state, locate, read
-from runner.model.pretrained.matching import _Matching, _mismatch, _proposal
+from runner.model.pretrained.matching import TensorMatching, diagnose_mismatch, propose_rename
 from runner.model.pretrained.optimizer_state import describe_rest, find_epoch, read_optimizer
-from runner.model.pretrained.plan import LOADED, SHOWN, Options, Plan, Row, _Reparametrized, _reparametrized
+from runner.model.pretrained.plan import (
+    LOADED,
+    SHOWN,
+    LoadPlan,
+    Options,
+    ReparametrizedTensor,
+    TensorRow,
+    find_reparametrized,
+)
 
 
 def prepare(
@@ -25,14 +34,14 @@ def prepare(
     builder: str = "",
     download: bool = True,
     optimizer: bool | str = False,
-) -> Plan | None:
-    """Find, read and match weights; the model (the meta device will do) is not touched.
+) -> LoadPlan | None:
+    """Find, read and match weights; the model (on the meta device too) stays unchanged.
 
     Args:
         model: what they are for, without a wrapper.
-        path: see `weights.locate`, as `sha256`, `builder` and `download`.
+        path: see `files.locate`, as `sha256`, `builder` and `download`.
         options: what to take over.
-        key: see `weights.find_state`.
+        key: see `files.find_state`.
         sha256: of the file.
         builder: the dotted path of the model's function, for short torchvision names.
         download: whether to fetch what is not on this machine.
@@ -66,7 +75,7 @@ def prepare(
 
 def plan(
     model: nn.Module, state: Mapping[str, Any], options: Options, *, file: str = "", said: Sequence[str] = ()
-) -> Plan:
+) -> LoadPlan:
     """Match a state_dict with the model's.
 
     Args:
@@ -80,9 +89,9 @@ def plan(
         ConfigError: options that contradict each other or have no effect, tensors that hold NaN or no numbers, shapes
             or dtypes that differ, less than was expected; with a table, and rename rules where these would help.
     """
-    matching = _Matching(model, state, options)
+    matching = TensorMatching(model, state, options)
     matching.run()
-    made = Plan(file, list(said), matching.rows, matching.tensors)
+    made = LoadPlan(file, list(said), matching.rows, matching.tensors)
     made.sources = {now: name for now, name in matching.names.items() if now in matching.target}
     made.buffers = frozenset(matching.target.keys() - matching.parameters)
     shortfall = matching.shortfall(made) if made.rows else []
@@ -91,25 +100,25 @@ def plan(
         shortfall, matching.without_effect = [], []
     mistakes = [*matching.mistakes, *matching.without_effect]
     if any(row.action == "mismatch" for row in made.rows):
-        mistakes.append(_mismatch(made.rows))
+        mistakes.append(diagnose_mismatch(made.rows))
     layers = matching.reparametrized()
     if shortfall:
-        proposal, suggestion, _ = _proposal(matching)
+        proposal, suggestion, _ = propose_rename(matching)
         last = shortfall.pop()
-        remedy = made.table(SHOWN) + "".join(f"\n{line}" for line in _how_written(layers)) + proposal
-        mistakes += [*shortfall, Mistake(last.key, last.rule, remedy=remedy, suggestion=suggestion)]
+        remedy = made.table(SHOWN) + "".join(f"\n{line}" for line in _describe_reparametrized(layers)) + proposal
+        mistakes += [*shortfall, replace(last, remedy=remedy, suggestion=suggestion)]
     elif not mistakes and made.rows:
-        mistakes += _derived_taken(made.rows, matching)
-        made.notes += _how_written(layers)
+        mistakes += _check_parts(made.rows, matching)
+        made.notes += _describe_reparametrized(layers)
         if options.strategy in {"filtered", "partial"} and not options.expects:
-            mistakes += _unsaid(matching, made)
+            mistakes += _suggest_rename(matching, made)
     if mistakes:
         raise ConfigError(mistakes)
     return made
 
 
-def load(model: nn.Module, made: Plan) -> None:
-    """Do what the plan says, through `model.load_state_dict`: all of it, or nothing where the model refuses.
+def load(model: nn.Module, made: LoadPlan) -> None:
+    """Load the plan's tensors through `model.load_state_dict`; restore the model if it refuses them.
 
     Raises:
         RunError: the model refuses; it is as it was before.
@@ -134,8 +143,8 @@ def load(model: nn.Module, made: Plan) -> None:
         raise RunError(f"pretrained: the model refuses the weights: {error}") from error
 
 
-def _how_written(layers: Sequence[_Reparametrized]) -> list[str]:
-    """One line for each way in which layers of the file were written."""
+def _describe_reparametrized(layers: Sequence[ReparametrizedTensor]) -> list[str]:
+    """Describe, in one line per method, the layers that the file stores reparametrized."""
     lines = []
     for how in dict.fromkeys(layer.how for layer in layers):
         of_it = [layer for layer in layers if layer.how == how]
@@ -149,10 +158,10 @@ def _how_written(layers: Sequence[_Reparametrized]) -> list[str]:
     return lines
 
 
-def _derived_taken(rows: Sequence[Row], matching: _Matching) -> list[Mistake]:
-    """A rename rule that takes a part of a weight for the whole of it, or the whole for a part."""
+def _check_parts(rows: Sequence[TensorRow], matching: TensorMatching) -> list[Mistake]:
+    """Diagnose loads of a reparametrized part into a whole weight, or of a whole weight into a part."""
     theirs, ours = (
-        {name: layer for layer in _reparametrized(state) for name in layer.stored}
+        {name: layer for layer in find_reparametrized(state) for name in layer.stored}
         for state in (matching.state, matching.target)
     )
     mistakes = []
@@ -169,12 +178,12 @@ def _derived_taken(rows: Sequence[Row], matching: _Matching) -> list[Mistake]:
     return mistakes
 
 
-def _unsaid(matching: "_Matching", made: Plan) -> list[Mistake]:
-    """That a rename would load more: a mistake where it would double what loads, else a note."""
+def _suggest_rename(matching: "TensorMatching", made: LoadPlan) -> list[Mistake]:
+    """Suggest a rename that loads more: a mistake if it at least doubles what loads, else a note."""
     left = [row.name for row in made.rows if row.action == "left"]
     if not left or not any(row.action == "unused" for row in made.rows):
         return []
-    proposal, suggestion, loads = _proposal(matching)
+    proposal, suggestion, loads = propose_rename(matching)
     gained = loads - made.loaded
     if gained <= 0:
         return []

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from runner.core.errors import ABSENT, ConfigError, Mistake
 from runner.core.escape import escape_line
-from runner.model.pretrained.files import DEEPEST, MOST_SEARCHED, _descend
-from runner.model.pretrained.matching import _unusable
-from runner.model.pretrained.plan import Plan, SavedOptimizer
+from runner.model.pretrained.files import DEEPEST, MOST_SEARCHED, follow_key
+from runner.model.pretrained.matching import explain_unusable
+from runner.model.pretrained.plan import LoadPlan, SavedOptimizer
 
 MOST_ORDERS = 1000  # assignments of the file's groups to ours that are tried
 MOST_GROUPS = 8  # of so many groups the order is looked for; more are taken as they stand
@@ -32,7 +32,7 @@ EPOCHS = ("epoch", "epochs", "current_epoch", "last_epoch", "epoch_num", "start_
 
 @dataclass
 class MatchedOptimizer:
-    """The entries of an optimizer's state by the model's names, and what to tell about them."""
+    """Optimizer state entries by the model's names, and notes about them."""
 
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
@@ -43,9 +43,9 @@ def _refuse(rule: str, value: object = ABSENT, remedy: str = "", suggestion: str
 
 
 def read_optimizer(
-    raw: Any, key: bool | str, place: Sequence[str], plan: Plan, tensors: Mapping[str, Any]
+    raw: Any, key: bool | str, place: Sequence[str], plan: LoadPlan, tensors: Mapping[str, Any]
 ) -> SavedOptimizer:
-    """Read the optimizer's state out of what a file holds.
+    """Read the optimizer's state from the content of a file.
 
     Args:
         raw: what `files.read` gave.
@@ -58,7 +58,7 @@ def read_optimizer(
         ConfigError: there is none, more than one, or it has not the form that torch gives it.
     """
     if isinstance(key, str):
-        node, path = _descend(raw, key, "optimizer")
+        node, path = follow_key(raw, key, "optimizer")
         if not is_optimizer_state(node):
             raise _refuse("must be the key of an optimizer's state_dict (`state` and `param_groups`)", key)
     else:
@@ -84,16 +84,16 @@ def find_epoch(raw: Any, place: Sequence[str]) -> int | None:
     for name in place:
         known = [level[key] for key in EPOCHS if isinstance(level, Mapping) and type(level.get(key)) is int]
         found = known[0] if known else found
-        level = _member(level, name)
+        level = _get_member(level, name)
     return found
 
 
-def _member(node: Any, name: str) -> Any:
+def _get_member(node: Any, name: str) -> Any:
     return node[name] if isinstance(node, Mapping) else node[int(name)]
 
 
 def is_optimizer_state(node: Any) -> bool:
-    """Return whether this is what an optimizer's `state_dict()` gives."""
+    """Return whether a node has the form of an optimizer's `state_dict()`."""
     if not isinstance(node, Mapping) or not isinstance(node.get("state"), Mapping):
         return False
     groups = node.get("param_groups")
@@ -129,7 +129,7 @@ def _refuse_count(places: Sequence[str], raw: Any) -> ConfigError:
 
 
 def _verify_state(saved: Mapping[str, Any]) -> dict[Any, Mapping[str, Any]]:
-    """The state of each parameter; ConfigError where it is not of numbers and dense, finite tensors."""
+    """Return each parameter's state; raise unless it has only numbers and dense, finite tensors."""
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
     if not all(type(number) in (int, str) for number in numbers) or len(set(numbers)) < len(numbers):
         raise _refuse("must be a state_dict of torch: its param_groups number or name each parameter once")
@@ -142,7 +142,7 @@ def _verify_state(saved: Mapping[str, Any]) -> dict[Any, Mapping[str, Any]]:
         for name, value in entry.items():
             problem = f"is a {type(value).__name__}"
             if isinstance(value, Tensor):
-                problem = _unusable(value) or _not_finite(value)
+                problem = explain_unusable(value) or _explain_non_finite(value)
             elif value is None or isinstance(value, bool | int | float):
                 problem = ""
             if problem:
@@ -152,13 +152,13 @@ def _verify_state(saved: Mapping[str, Any]) -> dict[Any, Mapping[str, Any]]:
     return state
 
 
-def _not_finite(value: Tensor) -> str:
+def _explain_non_finite(value: Tensor) -> str:
     wide = value.float() if value.dtype.itemsize == 1 else value
     return "" if bool(wide.isfinite().all()) else "is not finite"
 
 
-def _order_parameters(tensors: Mapping[str, Any], plan: Plan) -> dict[str, list[int]]:
-    """The file's parameters and their shapes in the order of `parameters()`; one with several names counts once."""
+def _order_parameters(tensors: Mapping[str, Any], plan: LoadPlan) -> dict[str, list[int]]:
+    """Return the file's parameters and shapes in the order of `parameters()`; tied ones count once."""
     ours = {source: name for name, source in plan.sources.items()}
     order: dict[str, list[int]] = {}
     seen: set[Any] = set()
@@ -197,7 +197,7 @@ def match_optimizer(
         rule = f"must find the state of the optimizer here, which keeps {here} of a parameter, but `{saved.place}` has"
         remedy = "take the `optimizer` that the script had, with its settings, or leave `pretrained.optimizer` out"
         raise _refuse(f"{rule} {', '.join(map(escape_line, saved.names_kept))}", value=True, remedy=remedy)
-    named = _names_of(saved)
+    named = _read_names(saved)
     if named is not None:
         known = {number: source for number, name in named.items() if (source := _name_in_file(name, saved)) is not None}
         how = "by name"
@@ -221,15 +221,15 @@ def match_optimizer(
         raise _refuse(rule, value=True, remedy="leave it out", suggestion="false")
     without = [name for group in groups for name in group["param_names"] if name not in matched.entries]
     if without:
-        matched.said.append(f"without a state at the start: {_list(without)}")
+        matched.said.append(f"without a state at the start: {_format_list(without)}")
     if unused := len(saved.state) - count:
         matched.said.append(f"the state of {unused} more is not taken, whose weights do not load or do not train")
     matched.said += _compare_settings(saved, known, ours, groups)
     return matched
 
 
-def _names_of(saved: SavedOptimizer) -> dict[Any, str] | None:
-    """The name of each number, where the state_dict has names; None where it has not."""
+def _read_names(saved: SavedOptimizer) -> dict[Any, str] | None:
+    """Return the parameter name of each number in the state_dict; None without names."""
     named: dict[Any, str] = {}
     for group in saved.groups:
         names = group.get("param_names")
@@ -242,14 +242,14 @@ def _names_of(saved: SavedOptimizer) -> dict[Any, str] | None:
 
 
 def _name_in_file(name: str, saved: SavedOptimizer) -> str | None:
-    """The tensor of the file that an optimizer calls so, a wrapper's prefix on either side looked through."""
+    """Return the file's tensor for an optimizer's name, ignoring wrapper prefixes on either side."""
     bare = [name.removeprefix(prefix) for prefix in WRAPPERS]
     wrapped = [prefix + name for prefix in WRAPPERS]
     return next((other for other in [name, *bare, *wrapped] if other in saved.shapes), None)
 
 
 def _match_by_order(saved: SavedOptimizer, groups: Sequence[Mapping[str, Any]]) -> dict[Any, str]:
-    """The file's name of each number, by the order in which torch numbers parameters."""
+    """Return the file's name of each number, by the order in which torch numbers parameters."""
     own = [{saved.sources[name] for name in group["param_names"] if name in saved.sources} for group in groups]
     if len(saved.groups) == 1:
         return _match_one_group(saved, set().union(*own))
@@ -262,7 +262,7 @@ def _match_one_group(saved: SavedOptimizer, trains: set[str]) -> dict[Any, str]:
     orders = [order for order in (every, [n for n in every if n in trains]) if len(order) == len(numbers)]
     matches = [dict(zip(numbers, order, strict=True)) for order in orders]
     for known in matches:
-        if _misfit(saved, known) is None:
+        if _find_misfit(saved, known) is None:
             return known
     for known in matches:
         _verify_shapes(saved, known)
@@ -289,7 +289,7 @@ def _match_groups(
     if not ways:
         rule = f"must have the shapes of the file's parameters, and the groups of `{saved.place}` have not"
         raise _refuse(rule, value=True, remedy=BY_NAME)
-    agreeing = [sum(_agree(saved.groups[i], groups[j]) for i, j in enumerate(way)) for way in ways]
+    agreeing = [sum(_count_equal_settings(saved.groups[i], groups[j]) for i, j in enumerate(way)) for way in ways]
     best = [way for way, count in zip(ways, agreeing, strict=True) if count == max(agreeing)]
     in_order = tuple(range(len(own)))
     if len(best) > 1 and in_order not in best:
@@ -306,14 +306,14 @@ BY_NAME = "build its optimizer from `model.named_parameters()` where it is saved
 
 
 def _assign_groups(saved: SavedOptimizer, ours: Sequence[Sequence[str]]) -> Iterator[tuple[int, ...]]:
-    """The ways in which the file's groups can be ours, by size and shapes."""
+    """Yield the assignments of the file's groups to ours that fit by size and shapes."""
     fits = [
         [
             j
             for j, names in enumerate(ours)
             if len(names) == len(group["params"])
             and (len(ours) <= MOST_GROUPS or i == j)
-            and _misfit(saved, dict(zip(group["params"], names, strict=True))) is None
+            and _find_misfit(saved, dict(zip(group["params"], names, strict=True))) is None
         ]
         for i, group in enumerate(saved.groups)
     ]
@@ -323,26 +323,26 @@ def _assign_groups(saved: SavedOptimizer, ours: Sequence[Sequence[str]]) -> Iter
     yield from left
 
 
-def _agree(saved: Mapping[str, Any], own: Mapping[str, Any]) -> int:
-    """How many settings two groups have alike."""
+def _count_equal_settings(saved: Mapping[str, Any], own: Mapping[str, Any]) -> int:
+    """Count the settings in which two groups are equal."""
     return sum(_is_same(saved[name], own[name]) for name in saved.keys() & own.keys() - HOW)
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    a, b = _plain(one), _plain(other)
+    a, b = _to_plain(one), _to_plain(other)
     if isinstance(a, int | float) and isinstance(b, int | float):
         return math.isclose(a, b, rel_tol=1e-9)
     return bool(a == b)
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.item() if value.numel() == 1 else value.tolist()
-    return [_plain(member) for member in value] if isinstance(value, list | tuple) else value
+    return [_to_plain(member) for member in value] if isinstance(value, list | tuple) else value
 
 
-def _misfit(saved: SavedOptimizer, known: Mapping[Any, str]) -> str | None:
-    """What of a state cannot belong to the parameter that it is matched with; None where all fits."""
+def _find_misfit(saved: SavedOptimizer, known: Mapping[Any, str]) -> str | None:
+    """Describe the first state entry whose shape does not fit its parameter; None if all fit."""
     for number, source in known.items():
         shape = saved.shapes[source]
         for name, value in saved.state.get(number, {}).items():
@@ -354,7 +354,7 @@ def _misfit(saved: SavedOptimizer, known: Mapping[Any, str]) -> str | None:
 
 
 def _verify_shapes(saved: SavedOptimizer, known: Mapping[Any, str]) -> None:
-    if misfit := _misfit(saved, known):
+    if misfit := _find_misfit(saved, known):
         rule = f"must have the shapes of the file's parameters, but in `{saved.place}` {misfit}"
         raise _refuse(rule, value=True, remedy=BY_NAME)
 
@@ -362,7 +362,7 @@ def _verify_shapes(saved: SavedOptimizer, known: Mapping[Any, str]) -> None:
 def _compare_settings(
     saved: SavedOptimizer, known: Mapping[Any, str], ours: Mapping[str, str], groups: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """Say which settings the file's groups had otherwise: those of the config hold."""
+    """Describe settings that differ between the file's groups and the config's, which hold."""
     at = {name: group for group in groups for name in group["param_names"]}
     lines: dict[str, None] = {}
     for group in saved.groups:
@@ -370,7 +370,7 @@ def _compare_settings(
         for own in {id(at[name]): at[name] for name in names}.values():
             for key in sorted(group.keys() & own.keys() - HOW):
                 if not _is_same(group[key], own[key]):
-                    theirs, here = (f"{_plain(value)!r:.40}" for value in (group[key], own[key]))
+                    theirs, here = (f"{_to_plain(value)!r:.40}" for value in (group[key], own[key]))
                     lines[f"{escape_line(key)} was {theirs} there and is {here} here"] = None
     said = list(lines)
     return [f"the config's settings hold: {'; '.join(said[:6])}{'; …' if said[6:] else ''}"] if said else []
@@ -384,7 +384,7 @@ def count_steps(saved: SavedOptimizer) -> int | None:
 
 
 def describe_rest(raw: Any, place: Sequence[str], optimizer: str | None = None) -> list[str]:
-    """Describe what a file holds beside the state_dicts that are taken.
+    """Describe the content of a file beside the state_dicts that are loaded.
 
     Args:
         raw: what `files.read` gave.
@@ -400,18 +400,18 @@ def describe_rest(raw: Any, place: Sequence[str], optimizer: str | None = None) 
             path = ".".join([*place[:depth], str(other)])
             if not any(known == path or known.startswith(f"{path}.") for known in used):
                 rest.append(_describe(path, value))
-        node = _member(node, name)
-    return [f"also in the file, and not taken: {_list(rest, 10)}"] if rest else []
+        node = _get_member(node, name)
+    return [f"also in the file, and not taken: {_format_list(rest, 10)}"] if rest else []
 
 
 def _describe(path: str, value: Any) -> str:
     short = isinstance(value, int | float) or (isinstance(value, str) and len(value) <= 20)
-    if isinstance(value, Tensor) and value.numel() == 1 and not _unusable(value):
+    if isinstance(value, Tensor) and value.numel() == 1 and not explain_unusable(value):
         value, short = value.item(), True
     return escape_line(path) + (
         f"={escape_line(f'{value:.4g}' if isinstance(value, float) else str(value))}" if short else ""
     )
 
 
-def _list(names: Sequence[str], most: int = 4) -> str:
+def _format_list(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""Pretrained weights: which of a file's tensors go where in the model, what must load, and a report of every tensor."""
+"""Plan of loading pretrained weights: options, one row per tensor, and the report."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +47,7 @@ LOADED = ("loaded", "tied", "slice", "sum", "repeat", "interpolate")
 
 @dataclass(frozen=True)
 class Options:
-    """What to take over, from which name to which; the keys of `pretrained` in a config, with the same meaning."""
+    """Options of loading, named and defined as the keys of `pretrained` in a config."""
 
     strategy: str  # full, filtered, layers, partial
     strip_prefix: str | None = None  # taken off the file's names that have it; then
@@ -67,13 +67,13 @@ class Options:
 
     @property
     def expects(self) -> bool:
-        """Whether it is said how much must load."""
+        """Return whether the options state how much must load."""
         return self.optional or self.expect_loaded is not None or bool(self.expect_missing)
 
 
 @dataclass
-class Row:
-    """What becomes of one tensor of the model, or (`name` empty) that one of the file is not used."""
+class TensorRow:
+    """Planned action for one tensor of the model, or (`name` empty) one unused tensor of the file."""
 
     name: str
     action: str  # loaded, tied, slice, sum, repeat, interpolate; left, skipped, mismatch, absent; unused
@@ -87,7 +87,7 @@ class Row:
 
 @dataclass(frozen=True)
 class SavedOptimizer:
-    """The optimizer's state of a file, and the file's parameters that it may belong to."""
+    """Optimizer state of a file, and the file's parameters that it may belong to."""
 
     place: str  # its key in the file
     state: Mapping[Any, Mapping[str, Any]]  # by number or name
@@ -98,17 +98,17 @@ class SavedOptimizer:
 
     @property
     def names_kept(self) -> list[str]:
-        """Return the names of what the state has of a parameter, such as `exp_avg`."""
+        """Return the names of a parameter's state entries, such as `exp_avg`."""
         return sorted({name for entry in self.state.values() for name, value in entry.items() if value is not None})
 
 
 @dataclass
-class Plan:
-    """What `load` will do; nothing has been done to the model."""
+class LoadPlan:
+    """Plan that `load` carries out; making it leaves the model unchanged."""
 
     file: str
     said: list[str]  # how the tensors were found
-    rows: list[Row]
+    rows: list[TensorRow]
     tensors: dict[str, Any]  # by the model's names, in the model's shapes
     notes: list[str] = field(default_factory=list)  # shortfalls that `optional` allows
     sources: dict[str, str] = field(default_factory=dict)  # names of the model → of the file, also of what stays
@@ -119,11 +119,11 @@ class Plan:
 
     @property
     def loaded(self) -> int:
-        """How many tensors of the model get a value."""
+        """Count the tensors of the model that get a value."""
         return sum(row.action in LOADED for row in self.rows)
 
     def summary(self) -> str:
-        """One line for the console."""
+        """Format one line for the console."""
         total = sum(bool(row.name) for row in self.rows)
         words = {
             "left": "left at their initialisation",
@@ -137,7 +137,7 @@ class Plan:
         return f"pretrained: {', '.join([f'{self.loaded} of {total} tensors loaded', *rest])} ({self.file}{said})"
 
     def table(self, most: int | None = None) -> str:
-        """Aligned plain text, one row a tensor; with `most`, the first of what did not load and of what is unused."""
+        """Format a row per tensor as text; with `most`, only the first rows not loaded and unused."""
         rows = self.rows
         if most is not None:
             rest = [row for row in rows if row.action not in LOADED]
@@ -145,13 +145,13 @@ class Plan:
             rows = [row for row in rest if row.name][: max(most // 2, most - len(unused))]
             rows = [*rows, *unused[: most - len(rows)]]
             more = len(rest) - len(rows)
-        cells = [("tensor", "", "from"), *((row.name or "-", row.action, _origin(row)) for row in rows)]
+        cells = [("tensor", "", "from"), *((row.name or "-", row.action, _format_origin(row)) for row in rows)]
         widths = [max(len(line[place]) for line in cells) for place in range(2)]
         lines = [f"{name:{widths[0]}}  {action:{widths[1]}}  {origin}".rstrip() for name, action, origin in cells]
         return "\n".join([*lines, *([f"… and {more} more"] if most is not None and more else [])])
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data for the report file."""
+        """Return plain data for the report file."""
         return {
             "file": self.file,
             "said": [*self.said, *self.notes, *self.begins],
@@ -159,24 +159,26 @@ class Plan:
         }
 
 
-def _origin(row: Row) -> str:
+def _format_origin(row: TensorRow) -> str:
     if not row.source:
         return f"{row.shape} here"
     wanted = f" for {row.shape}" if row.name and row.shape != row.source_shape else ""
     return f"{row.source} {row.source_shape}{wanted}{f', {row.note}' if row.note else ''}"
 
 
-def _shape(value: Any) -> list[int]:
+def get_shape(value: Any) -> list[int]:
+    """Return a tensor's shape as a list; empty for what is no tensor or has no shape yet."""
     return list(value.shape) if isinstance(value, Tensor) and not is_lazy(value) else []
 
 
-def _dtype(value: Any) -> str:
+def get_dtype_name(value: Any) -> str:
+    """Return a tensor's dtype as text (`float32`), or the type's name of what is no tensor."""
     return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
 
 
 @dataclass(frozen=True)
-class _Reparametrized:
-    """A tensor that a file does not hold itself, but what it is computed from."""
+class ReparametrizedTensor:
+    """Tensor that a file stores only as the parts it is computed from."""
 
     tensor: str  # its name in a plain model, after prefixes and rename rules
     stored: tuple[str, ...]  # the names of what stands for it
@@ -185,8 +187,8 @@ class _Reparametrized:
     remedy: str  # the call that makes it plain
 
 
-def _reparametrized(state: Mapping[str, Any]) -> list[_Reparametrized]:
-    """The tensors of a state_dict that weight_norm, spectral_norm, prune or a parametrization took apart."""
+def find_reparametrized(state: Mapping[str, Any]) -> list[ReparametrizedTensor]:
+    """Find tensors that weight_norm, spectral_norm, prune or a parametrization stored in parts."""
     by_tensor: dict[str, list[str]] = {}
     for name in state:
         if match := PARAMETRIZATIONS.fullmatch(name):
@@ -194,7 +196,7 @@ def _reparametrized(state: Mapping[str, Any]) -> list[_Reparametrized]:
     how, formula = "torch.nn.utils.parametrize", "what its parametrizations compute"
     call = "torch.nn.utils.parametrize.remove_parametrizations(layer, '{}')"
     found = [
-        _Reparametrized(tensor, tuple(stored), how, formula, call.format(tensor.rpartition(".")[2]))
+        ReparametrizedTensor(tensor, tuple(stored), how, formula, call.format(tensor.rpartition(".")[2]))
         for tensor, stored in by_tensor.items()
     ]
     for how, (first, second), fits, formula, call in REPARAMETRIZED:
@@ -202,10 +204,10 @@ def _reparametrized(state: Mapping[str, Any]) -> list[_Reparametrized]:
             tensor = name.removesuffix(first)
             if name == tensor or tensor + second not in state or tensor in state:
                 continue
-            if fits(_shape(state[name]), _shape(state[tensor + second])):
+            if fits(get_shape(state[name]), get_shape(state[tensor + second])):
                 short = tensor.rpartition(".")[2]
                 stored = tuple(tensor + end for end in (first, second, "_v") if tensor + end in state)
                 parts = tuple(dict.fromkeys(stored))
                 written = f"torch.nn.utils.{how}"
-                found.append(_Reparametrized(tensor, parts, written, formula.format(short), call.format(short)))
+                found.append(ReparametrizedTensor(tensor, parts, written, formula.format(short), call.format(short)))
     return found

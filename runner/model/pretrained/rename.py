@@ -1,4 +1,4 @@
-"""Rename rules that lead from a file's names to a model's, found by what names, shapes and order have in common."""
+"""Propose rename rules from a file's names to a model's, by common names, shapes and order."""
 
 import re
 from collections import Counter, defaultdict
@@ -17,14 +17,14 @@ TRIED = 40  # candidates weighed in each round, those with the most votes
 
 
 def apply(rules: Sequence[Rule], name: str) -> str:
-    """The name after all rules, in their order. Raises re.error for a replacement that names no group."""
+    """Apply all rules to a name, in order. Raises re.error for a replacement that names no group."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def propose(source: Mapping[str, Shape], target: Mapping[str, Shape]) -> list[Rule]:
-    """Rules after which more names of `source` are names of `target` with the same shape; greedy, the strongest first.
+    """Propose rules that match more names of `source` to `target` with equal shape; greedy by gain.
 
     Args:
         source: the file's names and shapes.
@@ -38,14 +38,14 @@ def propose(source: Mapping[str, Shape], target: Mapping[str, Shape]) -> list[Ru
     shapes = list(source.values())
     rules: list[Rule] = []
     while len(rules) < MOST_RULES:
-        matched = _matched(names, shapes, target)
+        matched = _count_matched(names, shapes, target)
         best: tuple[int, int, int] = (0, 0, 0)  # gain, votes, brevity
         chosen: tuple[Rule, list[str]] | None = None
-        for rule, votes in _candidates(names, shapes, target):
+        for rule, votes in _collect_candidates(names, shapes, target):
             renamed = [re.sub(*rule, name) for name in names]
             if len(set(renamed)) < len(set(names)):
                 continue
-            worth = _matched(renamed, shapes, target) - matched, votes, -len(rule[0])
+            worth = _count_matched(renamed, shapes, target) - matched, votes, -len(rule[0])
             if worth[0] > 0 and worth > best:
                 best, chosen = worth, (rule, renamed)
         if chosen is None:
@@ -56,32 +56,38 @@ def propose(source: Mapping[str, Shape], target: Mapping[str, Shape]) -> list[Ru
 
 
 def as_yaml(rules: Sequence[Rule]) -> str:
-    """The block to paste into a config."""
-    lines = [f"  - {{from: {_single(pattern)}, to: {_single(replacement)}}}" for pattern, replacement in rules]
+    """Format the rules as a block to paste into a config."""
+    lines = [
+        f"  - {{from: {_quote_single(pattern)}, to: {_quote_single(replacement)}}}" for pattern, replacement in rules
+    ]
     return "\n".join(["pretrained:", "  rename:", *lines])
 
 
 def as_argument(rules: Sequence[Rule]) -> str:
-    """The same as an override in Hydra's grammar, not yet quoted for a shell."""
-    items = ", ".join(f"{{from: {_double(pattern)}, to: {_double(replacement)}}}" for pattern, replacement in rules)
+    """Format the rules as an override in Hydra's grammar, not yet quoted for a shell."""
+    items = ", ".join(
+        f"{{from: {_quote_double(pattern)}, to: {_quote_double(replacement)}}}" for pattern, replacement in rules
+    )
     return f"pretrained.rename=[{items}]"
 
 
-def _single(text: str) -> str:
+def _quote_single(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _double(text: str) -> str:
+def _quote_double(text: str) -> str:
     # Hydra keeps backslashes in quotes but before a quote.
     return '"' + text.replace('"', r"\"") + '"'
 
 
-def _matched(names: Sequence[str], shapes: Sequence[Shape], target: Mapping[str, Shape]) -> int:
+def _count_matched(names: Sequence[str], shapes: Sequence[Shape], target: Mapping[str, Shape]) -> int:
     return sum(target.get(name) == shape for name, shape in zip(names, shapes, strict=True))
 
 
-def _candidates(names: Sequence[str], shapes: Sequence[Shape], target: Mapping[str, Shape]) -> list[tuple[Rule, int]]:
-    """Rules that lead from an unused name to an open one of the same shape, those first that most pairs vote for.
+def _collect_candidates(
+    names: Sequence[str], shapes: Sequence[Shape], target: Mapping[str, Shape]
+) -> list[tuple[Rule, int]]:
+    """Collect rules from unused names to missing names of equal shape, the most votes first.
 
     Where several names are as like, their order decides: files and models list tensors in the order of registration.
     """
@@ -99,22 +105,26 @@ def _candidates(names: Sequence[str], shapes: Sequence[Shape], target: Mapping[s
         for rank, name in enumerate(wanted):
             ranked = sorted(
                 enumerate(sources[shape]),
-                key=lambda other: (*_likeness(other[1], name), -abs(other[0] - rank)),
+                key=lambda other: (*_score_likeness(other[1], name), -abs(other[0] - rank)),
                 reverse=True,
             )
             for vote, (_, other) in zip((2, 1), ranked, strict=False):
-                votes.update(dict.fromkeys(_rules(other, name), vote))
+                votes.update(dict.fromkeys(_generate_rules(other, name), vote))
     return votes.most_common(TRIED)
 
 
-def _likeness(source: str, target: str) -> tuple[int, int, int]:
-    """How well the ends agree, then the numbers, then the beginnings."""
+def _score_likeness(source: str, target: str) -> tuple[int, int, int]:
+    """Score two names by their common ending, then equal numbers, then the common beginning."""
     first, second = source.split("."), target.split(".")
     numbers = zip(re.findall(r"\d+", source), re.findall(r"\d+", target), strict=False)
-    return _common(first[::-1], second[::-1]), sum(one == other for one, other in numbers), _common(first, second)
+    return (
+        _count_common(first[::-1], second[::-1]),
+        sum(one == other for one, other in numbers),
+        _count_common(first, second),
+    )
 
 
-def _common(first: Sequence[str], second: Sequence[str]) -> int:
+def _count_common(first: Sequence[str], second: Sequence[str]) -> int:
     count = 0
     for one, other in zip(first, second, strict=False):
         if one != other:
@@ -123,35 +133,35 @@ def _common(first: Sequence[str], second: Sequence[str]) -> int:
     return count
 
 
-def _rules(source: str, target: str) -> Iterator[Rule]:
-    """Ways to write `source` → `target`: as a change of prefix, of a part within, or of the end."""
+def _generate_rules(source: str, target: str) -> Iterator[Rule]:
+    """Generate rules for `source` → `target`: change the prefix, a part within, or the ending."""
     first, second = source.split("."), target.split(".")
-    tail = min(_common(first[::-1], second[::-1]), len(first), len(second))
+    tail = min(_count_common(first[::-1], second[::-1]), len(first), len(second))
     old, new = first[: len(first) - tail], second[: len(second) - tail]
-    head = _common(old, new)
+    head = _count_common(old, new)
     inner_old, inner_new = old[head:], new[head:]
     if tail:
         before, after = ".".join([*old, ""]), ".".join([*new, ""])
-        yield f"^{re.escape(before)}", _literal(after)
-        yield from _numbered("^", before, "", after)
+        yield f"^{re.escape(before)}", _escape_literal(after)
+        yield from _generate_numbered("^", before, "", after)
         if not old:
-            yield rf"^(?={re.escape(first[0])}\.)", _literal(after)
+            yield rf"^(?={re.escape(first[0])}\.)", _escape_literal(after)
         if head and inner_old:
             within = "." + ".".join([*inner_new, ""]) if inner_new else "."
-            yield re.escape("." + ".".join([*inner_old, ""])), _literal(within)
-            yield from _numbered("", "." + ".".join([*inner_old, ""]), "", within)
+            yield re.escape("." + ".".join([*inner_old, ""])), _escape_literal(within)
+            yield from _generate_numbered("", "." + ".".join([*inner_old, ""]), "", within)
     elif head and inner_old and inner_new:
         ending = "." + ".".join(inner_old)
-        yield f"{re.escape(ending)}$", _literal("." + ".".join(inner_new))
-        yield from _numbered("", ending, "$", "." + ".".join(inner_new))
+        yield f"{re.escape(ending)}$", _escape_literal("." + ".".join(inner_new))
+        yield from _generate_numbered("", ending, "$", "." + ".".join(inner_new))
 
 
-def _literal(text: str) -> str:
+def _escape_literal(text: str) -> str:
     return text.replace("\\", r"\\")
 
 
-def _numbered(start: str, before: str, end: str, after: str) -> Iterator[Rule]:
-    """The rule for any number in place of each that both have, in the same order; all others stay as they are."""
+def _generate_numbered(start: str, before: str, end: str, after: str) -> Iterator[Rule]:
+    """Generate the rule that generalises each number common to both, in order, to any number."""
     old, new = re.split(r"(\d+)", before), re.split(r"(\d+)", after)  # numbers at the odd places
     places: dict[int, int] = {}  # place in `new` → place in `old`
     reached = 1
@@ -164,6 +174,6 @@ def _numbered(start: str, before: str, end: str, after: str) -> Iterator[Rule]:
     groups = {other: number for number, other in enumerate(sorted(places.values()), start=1)}
     pattern = "".join(r"(\d+)" if place in groups else re.escape(part) for place, part in enumerate(old))
     replacement = "".join(
-        rf"\g<{groups[places[place]]}>" if place in places else _literal(part) for place, part in enumerate(new)
+        rf"\g<{groups[places[place]]}>" if place in places else _escape_literal(part) for place, part in enumerate(new)
     )
     yield f"{start}{pattern}{end}", re.sub(r"\\g<(\d+)>(?!\d)", r"\\\1", replacement)

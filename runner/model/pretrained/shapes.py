@@ -1,4 +1,4 @@
-"""One tensor into another shape: what a model of other channels, classes or image size takes over from a file."""
+"""Adapt a checkpoint tensor to another shape: other channels, classes or image size."""
 
 import math
 from collections.abc import Callable
@@ -10,14 +10,14 @@ Adapter = Callable[[Tensor, Size], tuple[Tensor, str]]  # raises ValueError wher
 
 
 def _slice(value: Tensor, wanted: Size) -> tuple[Tensor, str]:
-    """The corner that both shapes have; the caller leaves the rest of the model's tensor as it is."""
+    """Take the corner common to both shapes; the caller keeps the rest of the model's tensor."""
     if value.dim() != len(wanted):
         raise ValueError("the numbers of dimensions differ")
     common = [min(a, b) for a, b in zip(value.shape, wanted, strict=True)]
     return value[tuple(map(slice, common))], f"the first {common}"
 
 
-def _channels(value: Tensor, wanted: Size) -> tuple[int, int]:
+def _get_channels(value: Tensor, wanted: Size) -> tuple[int, int]:
     same_rank = value.dim() == len(wanted) >= 3
     if not same_rank or value.shape[:1] + value.shape[2:] != wanted[:1] + wanted[2:]:
         raise ValueError("it is for convolutions whose input channels (dimension 1) alone differ")
@@ -25,16 +25,16 @@ def _channels(value: Tensor, wanted: Size) -> tuple[int, int]:
 
 
 def _sum(value: Tensor, wanted: Size) -> tuple[Tensor, str]:
-    """One input channel in place of many: the answer to a grey image is that to the image with equal channels."""
-    old, new = _channels(value, wanted)
+    """Sum the input channels into one: a grey image gives the output of the image with equal channels."""
+    old, new = _get_channels(value, wanted)
     if new != 1:
         raise ValueError("the model must have one input channel")
     return value.sum(1, keepdim=True), f"the sum over {old} input channels"
 
 
 def _repeat(value: Tensor, wanted: Size) -> tuple[Tensor, str]:
-    """More input channels: the old ones in turn, scaled by old/new so that the answer keeps its size (as timm does)."""
-    old, new = _channels(value, wanted)
+    """Repeat the input channels in turn, scaled by old/new to keep the output's size (as timm does)."""
+    old, new = _get_channels(value, wanted)
     if new < old:
         raise ValueError("the model has fewer input channels")
     repeated = value.repeat(1, math.ceil(new / old), *[1] * (value.dim() - 2))[:, :new]
@@ -42,7 +42,7 @@ def _repeat(value: Tensor, wanted: Size) -> tuple[Tensor, str]:
 
 
 def _interpolate(value: Tensor, wanted: Size) -> tuple[Tensor, str]:
-    """Position embeddings of another grid, bicubic with aligned corners (torchvision's `interpolate_embeddings`).
+    """Resize position embeddings, bicubic with aligned corners, as torchvision does.
 
     [1, n, d] or [n, d] with n = a square plus up to two leading tokens (class, distillation), which are kept as they
     are; [1, h, w, d] or [1, d, h, w].

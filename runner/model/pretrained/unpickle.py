@@ -1,23 +1,91 @@
-"""Unpickle a file in a process of its own and save its tensors: for `convert --trust` alone."""
+"""Unpickle a file in its own process and save its tensors: for `convert --trust` only."""
 
 import pickle
+import shlex
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from runner.core.errors import ConfigError, Mistake, RunError
 
-def _tensors(value: Any) -> int:
-    """How many tensors plain data holds."""
+# `torch.load` takes a module for `pickle_module`: this one is Python's but for its `Unpickler`.
+load, UnpicklingError = pickle.load, pickle.UnpicklingError
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """File of tensors that was written; `str()` tells what it holds."""
+
+    file: Path
+    count: int  # tensors
+    notes: str  # told by the process that unpickled
+    remedy: str  # how to load from it, where that is not plain
+
+    def __str__(self) -> str:
+        return f"{self.count} tensors in {self.file}{f'; to load from it: {self.remedy}' if self.remedy else ''}"
+
+
+def convert(file: Path, out: Path | None = None, main_module: str = "", *, trusted: bool) -> Conversion:
+    """Convert a pickled file and verify that the new one opens without unpickling.
+
+    Args:
+        file: what `unpickle` reads.
+        out: the file to write; `<file>.state_dict.pt` beside it unless given.
+        main_module: a module whose names stand in for those of the script that pickled the model.
+        trusted: whether the caller trusts the file: unpickling runs whatever code it holds.
+
+    Raises:
+        ConfigError: there is no such file, it is not trusted, or the output exists already.
+        RunError: it cannot be unpickled.
+    """
+    out = out or file.with_name(f"{file.stem}.state_dict.pt")
+    if mistakes := _check_conversion(file, out, trusted=trusted):
+        raise ConfigError(mistakes)
+    command = [sys.executable, "-m", __name__, str(file), str(out), main_module]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  this module
+    if child.returncode:
+        last = child.stderr.strip().splitlines()[-1:] or [f"it ended with the status {child.returncode}"]
+        raise RunError(f"{file} could not be unpickled: {last[0]}")
+    from runner.model.pretrained.files import LocatedWeights, find_state, read
+
+    raw = read(LocatedWeights(out))
+    try:
+        state, _ = find_state(raw)
+    except ConfigError as error:  # several, or none by itself: whoever loads it has to say which
+        first = error.mistakes[0]
+        return Conversion(out, count_tensors(raw), child.stdout, first.remedy or first.rule)
+    return Conversion(out, len(state), child.stdout, "")
+
+
+def _check_conversion(file: Path, out: Path, *, trusted: bool) -> list[Mistake]:
+    mistakes = []
+    if not file.is_file():
+        mistakes.append(Mistake("FILE", "must be a file", str(file), kind="file"))
+    if not trusted:
+        again = f"python -m runner convert {shlex.quote(str(file))} --trust"
+        rule = "must be given: unpickling runs whatever code the file holds"
+        mistakes.append(Mistake("--trust", rule, remedy=f"if you trust it: `{again}`", kind="missing"))
+    if not out.parent.is_dir():
+        mistakes.append(Mistake("--out", "must be in a folder that exists", str(out), kind="file"))
+    if out.exists():
+        mistakes.append(Mistake("--out", "must not exist yet", str(out), kind="file"))
+    return mistakes
+
+
+def count_tensors(value: Any) -> int:
+    """Count the tensors in plain data."""
     import torch
 
     if isinstance(value, Mapping | list):
-        return sum(_tensors(member) for member in (value.values() if isinstance(value, Mapping) else value))
+        return sum(count_tensors(member) for member in (value.values() if isinstance(value, Mapping) else value))
     return int(isinstance(value, torch.Tensor))
 
 
 def unpickle(file: Path, out: Path, main_module: str = "") -> None:
-    """Load with full pickle, in this process, and save what is plain of it: for the child process only.
+    """Load with full pickle in this process and save the plain part: for the child process only.
 
     Args:
         file: a file of `torch.save`, a plain pickle (these also under gzip, bzip2 or xz), or an .npz or .npy of NumPy.
@@ -32,21 +100,21 @@ def unpickle(file: Path, out: Path, main_module: str = "") -> None:
 
     if main_module:
         vars(sys.modules["__main__"]).update(vars(importlib.import_module(main_module)))
-    Absent.names.clear()
+    AbsentObject.names.clear()
     dropped: list[str] = []
-    result = plain(load_anything(file), "", dropped)
+    result = to_plain(load_anything(file), "", dropped)
     write_atomic(out, lambda opened: torch.save(result, opened))
     if dropped:
         print(f"left out, as neither tensor nor plain: {', '.join(dropped[:12])}{', …' if dropped[12:] else ''}")
-    if Absent.names:
-        names = sorted(Absent.names)
+    if AbsentObject.names:
+        names = sorted(AbsentObject.names)
         print(f"not to be imported here, and stood in for: {', '.join(names[:12])}{', …' if names[12:] else ''}")
         if any(name.startswith("__main__.") for name in names):
             print("Where more of it is wanted: for classes of `__main__` add `--main MODULE`.")
 
 
 def load_anything(file: Path) -> Any:
-    """What a file holds, whoever wrote it: objects of classes that cannot be imported are `Absent` in it."""
+    """Load a file of torch, pickle or NumPy; objects of unimportable classes become `AbsentObject`."""
     import bz2
     import gzip
     import lzma
@@ -79,13 +147,13 @@ def _is_npz(opened: Any) -> bool:
     return bool(names) and all(name.endswith(".npy") for name in names)
 
 
-class Absent:
-    """Stands in for an object of a class that cannot be imported here, and keeps what was pickled of it."""
+class AbsentObject:
+    """Placeholder for an object of a class that cannot be imported; it keeps the pickled content."""
 
     names: set[str] = set()  # noqa: RUF012  of all such classes, on purpose
 
     def __new__(cls, *_args: Any, **_settings: Any) -> Self:
-        """Take whatever the class would."""
+        """Accept any arguments."""
         return super().__new__(cls)
 
     def __init__(self, *_args: Any, **_settings: Any) -> None:
@@ -101,19 +169,19 @@ class Absent:
         vars(self).setdefault("items", {})[name] = value
 
     def append(self, value: Any) -> None:
-        """Of a list."""
+        """Append as a list does."""
         items = vars(self).setdefault("items", {})
         items[len(items)] = value
 
     def extend(self, values: Sequence[Any]) -> None:
-        """Of a list."""
+        """Extend as a list does."""
         for value in values:
             self.append(value)
 
     add = append  # of a set
 
-    def __call__(self, *_args: Any, **_settings: Any) -> "Absent":
-        """A function of an absent module, or what one gave: called, it is absent too."""
+    def __call__(self, *_args: Any, **_settings: Any) -> "AbsentObject":
+        """Return the placeholder itself: a call of an absent function is absent too."""
         return self
 
     def __hash__(self) -> int:
@@ -121,19 +189,19 @@ class Absent:
 
 
 class Unpickler(pickle.Unpickler):
-    """Python's own, which goes on where a class is not to be found."""
+    """Unpickler that substitutes placeholders for classes it cannot import."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The class or function, or a stand-in."""
+        """Return the class or function, or a placeholder class."""
         try:
             return super().find_class(module, name)
         except (ImportError, AttributeError):
-            Absent.names.add(f"{module}.{name}")
-            return type(name.rpartition(".")[2] or "Absent", (Absent,), {"__module__": module})
+            AbsentObject.names.add(f"{module}.{name}")
+            return type(name.rpartition(".")[2] or "Absent", (AbsentObject,), {"__module__": module})
 
 
-def plain(value: Any, path: str, dropped: list[str], above: tuple[int, ...] = ()) -> Any:
-    """Tensors, numbers, strings and containers of them; modules become state_dicts, the rest `None` and a note."""
+def to_plain(value: Any, path: str, dropped: list[str], above: tuple[int, ...] = ()) -> Any:
+    """Convert to tensors, numbers, strings and containers; modules to state_dicts, the rest to None."""
     import numpy as np
     import torch
 
@@ -147,53 +215,53 @@ def plain(value: Any, path: str, dropped: list[str], above: tuple[int, ...] = ()
         return value.detach().as_subclass(torch.Tensor).clone()
     taken = _from_numpy(value) if isinstance(value, np.ndarray | np.generic) else None
     if taken is None and id(value) not in above:  # else a container that holds itself
-        taken = _plain_container(value, path, dropped, (*above, id(value)))
+        taken = _to_plain_container(value, path, dropped, (*above, id(value)))
     if taken is None:
         own = value if isinstance(value, type) else type(value)
         dropped.append(f"{path or 'the file'} ({own.__module__}.{own.__qualname__})")
     return taken
 
 
-def _plain_container(value: Any, path: str, dropped: list[str], above: tuple[int, ...]) -> Any:
-    """A mapping, list, module or other object that has tensors as plain data; None where there is nothing to keep."""
+def _to_plain_container(value: Any, path: str, dropped: list[str], above: tuple[int, ...]) -> Any:
+    """Convert a mapping, list, module or object with tensors to plain data; None without tensors."""
     from torch import nn
 
     if isinstance(value, list | tuple):
-        return [plain(member, f"{path}[{i}]", dropped, above) for i, member in enumerate(value)]
+        return [to_plain(member, f"{path}[{i}]", dropped, above) for i, member in enumerate(value)]
     if isinstance(value, Mapping):
         kept: dict[Any, Any] = {}
         for key, member in value.items():
             if isinstance(key, str | int):
                 name = str.__str__(key) if isinstance(key, str) else int(key)
-                kept[name] = plain(member, f"{path}.{key}".lstrip("."), dropped, above)
+                kept[name] = to_plain(member, f"{path}.{key}".lstrip("."), dropped, above)
             else:
                 dropped.append(f"{path or 'the file'}[{key!r:.40}] (its key is no text)")
         return kept
     if isinstance(value, nn.DataParallel | nn.parallel.DistributedDataParallel):
         value = value.module
     if isinstance(value, nn.Module):
-        return plain(_state_of(value), path, dropped, above)
+        return to_plain(_read_state(value), path, dropped, above)
     inside = getattr(value, "__dict__", {})
-    if parts := _parts_of(value, ""):
-        return plain(parts, path, dropped, above)
+    if parts := _collect_parts(value, ""):
+        return to_plain(parts, path, dropped, above)
     said: list[str] = []
-    attributes = plain({str(name): inside[name] for name in inside if inside[name] is not None}, path, said, above)
-    if not _tensors(attributes):
+    attributes = to_plain({str(name): inside[name] for name in inside if inside[name] is not None}, path, said, above)
+    if not count_tensors(attributes):
         return None
     dropped += said
     return attributes
 
 
-def _state_of(module: Any) -> dict[str, Any]:
-    """The module's state_dict; where its own code cannot make it (of another version), what torch keeps in it."""
+def _read_state(module: Any) -> dict[str, Any]:
+    """Return the module's state_dict; if its own code fails, the parameters and buffers torch keeps."""
     try:
         return dict(module.state_dict())
     except Exception:  # noqa: BLE001  a user's class may raise anything
-        return _parts_of(module, "")
+        return _collect_parts(module, "")
 
 
-def _parts_of(value: Any, prefix: str) -> dict[str, Any]:
-    """The parameters and buffers that a pickled module has in it, by name, with no code of its class."""
+def _collect_parts(value: Any, prefix: str) -> dict[str, Any]:
+    """Collect a pickled module's parameters and buffers by name, without any code of its class."""
     import torch
 
     inside = getattr(value, "__dict__", {})
@@ -205,13 +273,13 @@ def _parts_of(value: Any, prefix: str) -> dict[str, Any]:
         prefix + name: tensor for name, tensor in own.items() if isinstance(tensor, torch.Tensor) and name not in hidden
     }
     for name, child in (inside.get("_modules") or {}).items():
-        if isinstance(child, Absent | torch.nn.Module):
-            found |= _parts_of(child, f"{prefix}{name}.")
+        if isinstance(child, AbsentObject | torch.nn.Module):
+            found |= _collect_parts(child, f"{prefix}{name}.")
     return found
 
 
 def _from_numpy(value: Any) -> Any:
-    """An array as a tensor, a scalar as a number; None where torch has no type for it (texts, objects, dates)."""
+    """Convert an array to a tensor and a scalar to a number; None for types that torch lacks."""
     import numpy as np
     import torch
 

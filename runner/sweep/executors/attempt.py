@@ -6,11 +6,9 @@ import time
 from pathlib import Path
 
 from runner.config.check.check import parse
-from runner.config.check.own_downloads import find_own_downloads
-from runner.config.parsing import read
 from runner.core.errors import ConfigError, Mistake
 from runner.core.lock import Lock
-from runner.experiment.record.recorded import continuation, recorded
+from runner.experiment.record.recorded import load_recorded_config, plan_continuation
 from runner.sweep.interfaces import OUTPUT, JobSpec
 from runner.sweep.outcome import EXIT_DISK, LOG, REFUSED, RESULT, read_json
 from runner.sweep.pruning import connect
@@ -39,12 +37,14 @@ def run_attempt(job: JobSpec) -> int:
     _wait_for_the_last_attempt(folder)
     if job.processes == 1:
         return _run_job(job, folder)
-    from runner.experiment.worker_rank import follow
+    from runner.experiment.worker_rank import run_worker_rank
     from runner.sweep.executors.rank_processes import run_ranks
 
     refusal = folder / REFUSED
     status = run_ranks(
-        job.processes, lambda: _run_rank_zero(job, folder, refusal), lambda place: follow(place, tuple(job.trust))
+        job.processes,
+        lambda: _run_rank_zero(job, folder, refusal),
+        lambda place: run_worker_rank(place, tuple(job.trust)),
     )
     if refusal.exists():
         text = refusal.read_text()
@@ -58,7 +58,7 @@ def _run_rank_zero(job: JobSpec, folder: Path, refusal: Path) -> int:
     from runner.train.distributed import environment
     from runner.train.distributed.process_group import dismiss
 
-    place = environment.place()
+    place = environment.read_place()
     assert place is not None
     try:
         status = _run_job(job, folder)
@@ -82,10 +82,10 @@ def _run_job(job: JobSpec, folder: Path) -> int:
             if job.anew == "never":
                 raise
     put_aside(folder, [path.name for path in folder.iterdir()])
-    from runner.experiment.preflight.preflight import outline
+    from runner.experiment.preflight.preflight import prepare_model_table
 
     config = parse(job.config)
-    found = outline(config, trust) if config.log.model_table else None
+    found = prepare_model_table(config, trust) if config.log.model_table else None
     judge = connect(job.judge, job.id, folder)
     outcome = run.launch(
         config, folder, unresolved=job.unresolved, command=command, trust=trust, found=found, judge=judge
@@ -99,11 +99,8 @@ def _continue_run(job: JobSpec, folder: Path, command: list[str], trust: tuple[s
     from runner.experiment import run
     from runner.experiment.record import result as record_result
 
-    # A folder outside that the user named on the sweep's line was examined with it, and the record does not say so.
-    components = read(job.config)[1].components
-    own = [own.root for path, _, node in components for own in find_own_downloads(path, node, trust)]
-    config, unresolved = recorded(folder, trust=trust, data_folders=own)
-    again = continuation(folder, config, unresolved, trust)
+    config, unresolved = load_recorded_config(folder, trust=trust)
+    again = plan_continuation(folder, config, unresolved, trust)
     if again.changes:
         raise ConfigError(again.changes)
     put_aside(folder, [RESULT, LOG] if job.retry else [RESULT])

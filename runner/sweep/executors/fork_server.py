@@ -106,7 +106,7 @@ def main() -> None:
         preload(PRELOADED)
     import torch
 
-    provenance.modules(Path.cwd())  # their hashes, as they are now
+    provenance.hash_modules(Path.cwd())  # their hashes, as they are now
     # Counted without CUDA being touched, which a fork would not survive.
     gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
     server = Server(lines, replies)

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from runner.train.distributed.environment import Place
+from runner.train.distributed.environment import RankPlace
 
 GRACE_SECONDS = 30.0  # for the others to say what happened, after one has failed
 
@@ -19,7 +19,7 @@ GRACE_SECONDS = 30.0  # for the others to say what happened, after one has faile
 POLL_SECONDS = 0.05
 
 
-def run_ranks(count: int, lead: Callable[[], int], follow: Callable[[Place], int]) -> int:
+def run_ranks(count: int, lead: Callable[[], int], follow: Callable[[RankPlace], int]) -> int:
     """Fork `count` ranks (0 runs `lead`, others `follow`); return the first failure's exit status.
 
     Where a signal ended that one, it ends this process too. SIGTERM goes on to all of them.
@@ -66,11 +66,11 @@ def wait_for_ranks(ranks: list[int]) -> int:
     return status
 
 
-def fork(rank: int, count: int, port: int, lead: Callable[[], int], follow: Callable[[Place], int]) -> int:
+def fork(rank: int, count: int, port: int, lead: Callable[[], int], follow: Callable[[RankPlace], int]) -> int:
     """Fork the process of a rank with the environment that torchrun would set; return its pid."""
     pid = os.fork()
     if pid == 0:
-        place = Place(rank, count, rank, count, 0)
+        place = RankPlace(rank, count, rank, count, 0)
         os.environ.update(
             RANK=str(rank),
             LOCAL_RANK=str(rank),

@@ -12,11 +12,11 @@ from typing import Any
 from runner.config import schema
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.sweep.code_snapshot import CodeSnapshot
-from runner.sweep.executors.cluster import QueueExecutor, make_outcome
+from runner.sweep.executors.queue_executor import QueueExecutor, make_outcome
 from runner.sweep.executors.remote import RemoteJob
 from runner.sweep.executors.slurm_queue import Slurm
 from runner.sweep.interfaces import JobSpec
-from runner.sweep.launcher import GROUP
+from runner.sweep.launcher_settings import GROUP
 
 _SHARED = ("timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb", "name", "stderr_to_stdout")
 
@@ -100,7 +100,7 @@ class SlurmExecutor(SubmititExecutor):
         if shutil.which("srun") is None:
             rule, where = "needs SLURM, whose `srun` is not found here", f"argument `{GROUP}=submitit_slurm`"
             remedy = f"on this machine alone: `{GROUP}=submitit_local`, or no launcher"
-            raise ConfigError([Mistake(GROUP, rule, where=where, remedy=remedy)])
+            raise ConfigError([Mistake(GROUP, rule, where=where, remedy=remedy, kind="unavailable")])
         super().__init__(settings, frozen)
         self._slurm = Slurm()
 

@@ -53,7 +53,7 @@ def _run_attempt(job: dict[str, Any], environment: dict[str, str], lifeline: int
     os.environ.update(environment)
     faulthandler.enable()
     atexit._clear()  # noqa: SLF001  what the server has registered is the server's
-    last = provenance.last_imported()
+    last = provenance.get_last_import()
     status, error = 1, ""
     try:
         from runner.core.errors import ConfigError
@@ -88,7 +88,7 @@ def _run_attempt(job: dict[str, Any], environment: dict[str, str], lifeline: int
 def list_preloadable(after: Any = None) -> list[str]:
     """List modules imported after the module `after` that a server may import before it forks."""
     may = FORK_SAFE | sys.stdlib_module_names
-    return [name for name in provenance.imported_since(after) if name.partition(".")[0] in may]
+    return [name for name in provenance.list_imports_since(after) if name.partition(".")[0] in may]
 
 
 def _exit_with_server() -> None:

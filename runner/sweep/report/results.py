@@ -265,7 +265,7 @@ def gather(folder: Path) -> Report:
             "its jobs are run directories, which `evaluate`, `explain` and `resume` take; the sweep's line, given "
             f"again, puts {FILE} aside and makes it anew from them"
         )
-        raise ConfigError([Mistake("SWEEP", rule, str(folder), remedy=remedy)]) from error
+        raise ConfigError([Mistake("SWEEP", rule, str(folder), remedy=remedy, kind="file")]) from error
     report = Report(folder, settings, rows, other)
     return replace(report, rows=[_update_row(row, report) for row in rows])
 
@@ -294,7 +294,9 @@ def find(folder: Path) -> Path:
     near = next((str(path) for path in known if path.name == right), "")
     near = str(folder.parent) if (folder.parent / FILE).is_file() else near  # a job of it
     listed = f"the sweeps here are {', '.join(map(str, sorted(known)[:5]))}" if known else ""
-    raise ConfigError([Mistake("SWEEP", rule, str(folder), remedy=format_suggestion(near) or listed, suggestion=near)])
+    raise ConfigError(
+        [Mistake("SWEEP", rule, str(folder), remedy=format_suggestion(near) or listed, suggestion=near, kind="file")]
+    )
 
 
 def _find_other_code(rows: Iterable[JobRecord], ledger: Ledger) -> Iterator[tuple[int, Sequence[str]]]:

@@ -28,10 +28,10 @@ from runner.config.check.check import Check
 from runner.config.check.imports import import_object
 from runner.core import rng
 from runner.core.errors import ConfigError, Mistake
-from runner.experiment.builders.instantiate import Refused, component
+from runner.experiment.builders.instantiate import InstantiationError, instantiate
 from runner.sweep.interfaces import Proposal
 from runner.sweep.jobs import SweepPlan, find_objective
-from runner.sweep.launcher import OURS, get_launcher_name
+from runner.sweep.launcher_settings import OURS, get_launcher_name
 from runner.sweep.ledger import OF_THE_MACHINE, JobRecord
 from runner.sweep.pruning import LogPruner, NoPruner, SocketPruner
 from runner.sweep.search.distributions import make_dimension
@@ -268,18 +268,24 @@ class OptunaSearch:
         remedy = "another `sweep.id` begins another study"
         if self._study.directions != directions:
             rule = "must be those that the study was begun with"
-            raise ConfigError([Mistake("sweep.search.objectives", rule, dict(self._objectives), remedy=remedy)])
+            raise ConfigError(
+                [Mistake("sweep.search.objectives", rule, dict(self._objectives), remedy=remedy, kind="record")]
+            )
         mistakes = {}
         for trial in self._study.trials:
             if found := find_foreign_pickle(trial.system_attrs):
                 rule = f"holds a pickled `{found}`, which no sampler of Optuna writes"
-                raise ConfigError([Mistake(str(self._journal.file), rule, remedy="it is not from here: delete it")])
+                raise ConfigError(
+                    [Mistake(str(self._journal.file), rule, remedy="it is not from here: delete it", kind="untrusted")]
+                )
             for name in trial.distributions.keys() & self._distributions.keys():
                 try:
                     check_distribution_compatibility(trial.distributions[name], self._distributions[name])
                 except ValueError:
                     rule = "must have the kind of values, and the choices, that the study was begun with"
-                    mistakes[name] = Mistake(name, rule, _format_distribution(trial.distributions[name]), remedy=remedy)
+                    mistakes[name] = Mistake(
+                        name, rule, _format_distribution(trial.distributions[name]), remedy=remedy, kind="record"
+                    )
         if mistakes:
             raise ConfigError(list(mistakes.values()))
 
@@ -308,7 +314,7 @@ class OptunaSearch:
         with warnings.catch_warnings():
             known = Warning if self._asked else optuna.exceptions.ExperimentalWarning  # one trial has said the others
             warnings.simplefilter("ignore", known)
-            sampler: optuna.samplers.BaseSampler = component(node, "sweep.search.sampler", trust=self._trust)
+            sampler: optuna.samplers.BaseSampler = instantiate(node, "sweep.search.sampler", trust=self._trust)
         return sampler
 
     def _pruner(self) -> optuna.pruners.BasePruner:
@@ -317,7 +323,7 @@ class OptunaSearch:
             return optuna.pruners.NopPruner()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            pruner: optuna.pruners.BasePruner = component(node, "sweep.search.pruner", trust=self._trust)
+            pruner: optuna.pruners.BasePruner = instantiate(node, "sweep.search.pruner", trust=self._trust)
         return pruner
 
 
@@ -361,11 +367,11 @@ def rehearse(asked: CommandLine, trust: tuple[str, ...] = ()) -> list[Mistake]:
                 search.reached(point.tag, 1, 0.0)
                 key = "sweep.search.sampler"
             search.ended(point, job)
-    except Refused as error:
-        mistake = Mistake(error.key, f"is refused by `{error.node['_target_']}`: {error.cause}")
+    except InstantiationError as error:
+        mistake = Mistake(error.key, f"is refused by `{error.node['_target_']}`: {error.cause}", kind="refused")
     except Exception as error:  # noqa: BLE001  whatever a sampler says to this space
         said = str(error).splitlines()[0] if str(error) else ""
-        mistake = Mistake(key, f"cannot search this space: {type(error).__name__}: {said}")
+        mistake = Mistake(key, f"cannot search this space: {type(error).__name__}: {said}", kind="refused")
     else:
         return []
     return asked.base.blame([mistake])

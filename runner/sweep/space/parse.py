@@ -67,7 +67,9 @@ def make_space(
             problem = str(error).splitlines()[0]
         if problem:
             key = override.key_or_group if override is not None else text.partition("=")[0]
-            mistakes.append(Mistake(key, f"cannot be enumerated: {problem}", where=where or f"argument `{text}`"))
+            mistakes.append(
+                Mistake(key, f"cannot be enumerated: {problem}", where=where or f"argument `{text}`", kind="refused")
+            )
     order = {element: position for position, element in enumerate(found)}
     fixed = [part for part in found.values() if isinstance(part, AxisSetting)]
     axes: list[Axis | Interval] = [part for part in found.values() if not isinstance(part, AxisSetting)]
@@ -168,7 +170,9 @@ def _check_scales(axes: Iterable[Axis | Interval], *, drawn: bool) -> Iterator[M
             yield Mistake(axis.key, rule, where=axis.where, remedy=f"{remedy}, {others}")
         elif axis.log:
             rule = "has a scale (`tag(log, …)`) without effect where every value is taken"
-            yield Mistake(axis.keys[0], rule, where=axis.where, remedy=f"{remedy}, or leave the tag out")
+            yield Mistake(
+                axis.keys[0], rule, where=axis.where, remedy=f"{remedy}, or leave the tag out", kind="no-effect"
+            )
 
 
 def _zip_axes(
@@ -188,7 +192,9 @@ def _zip_axes(
         lengths = {axis.keys[0]: len(axis.members) for axis in together}
         if not any(wrong) and len(set(lengths.values())) > 1:
             said = ", ".join(f"`{key}` has {length}" for key, length in lengths.items())
-            wrong.append(Mistake("sweep.zip", f"needs as many values of each key: {said}", where=where))
+            wrong.append(
+                Mistake("sweep.zip", f"needs as many values of each key: {said}", where=where, kind="conflict")
+            )
         mistakes += [mistake for mistake in wrong if mistake]
         taken |= set(group)
         if not any(wrong):
@@ -203,14 +209,18 @@ def _zip_axes(
 
 def _check_zippable(key: str, axes: Mapping[str, Axis | Interval], taken: set[str], where: str) -> Mistake | None:
     if key in taken:
-        return Mistake("sweep.zip", f"names `{key}` twice", where=where)
+        return Mistake("sweep.zip", f"names `{key}` twice", where=where, kind="conflict")
     axis = axes.get(key)
     if axis is None:
         right = find_nearest(key, axes)
         rule = f"names `{key}`, which is not swept over"
-        return Mistake("sweep.zip", rule, where=where, remedy=format_suggestion(right), suggestion=right)
+        return Mistake(
+            "sweep.zip", rule, where=where, remedy=format_suggestion(right), suggestion=right, kind="conflict"
+        )
     if isinstance(axis, Interval):
-        return Mistake("sweep.zip", f"names `{key}`, whose values are an interval and no list", where=where)
+        return Mistake(
+            "sweep.zip", f"names `{key}`, whose values are an interval and no list", where=where, kind="conflict"
+        )
     return None
 
 
@@ -236,7 +246,7 @@ def _read_file(
             if not problem and bare in elsewhere:
                 problem = "it is given on the command line too, and one of the two would have no effect"
             if problem:
-                mistakes.append(Mistake(key, f"cannot be set by a point: {problem}", where=row.where))
+                mistakes.append(Mistake(key, f"cannot be set by a point: {problem}", where=row.where, kind="refused"))
             else:
                 settings.append(AxisSetting(bare, override.value(), text, row.where))
         members.append(tuple(settings))
@@ -253,7 +263,7 @@ def _make_seeds(
         return None, []
     if any("seed" in axis.keys for axis in axes):
         rule = "must not stand beside a sweep over `seed`: both are replicates"
-        return None, [Mistake("sweep.seeds", rule, count, where)]
+        return None, [Mistake("sweep.seeds", rule, count, where, kind="conflict")]
     if count > MAX_VALUES:
         return None, [Mistake("sweep.seeds", f"must be at most {MAX_VALUES:,}", count, where)]
     values = range(first, first + count)
@@ -267,17 +277,19 @@ def _check_count(space: Space, settings: Sweep, origin: Callable[[str], str]) ->
     if space.random is None:
         if settings.random_seed:
             rule = "has no effect without `sweep.random`"
-            yield Mistake("sweep.random_seed", rule, settings.random_seed, origin("sweep.random_seed"))
+            yield Mistake(
+                "sweep.random_seed", rule, settings.random_seed, origin("sweep.random_seed"), kind="no-effect"
+            )
         if total > MAX_VALUES:
             yield Mistake("sweep", f"must have at most {MAX_VALUES:,} points, but has {total:,}", where="")
         return
     where = origin("sweep.random")
     if settings.points is not None:
         rule = "must not stand beside `sweep.points`: its points are listed, not drawn"
-        yield Mistake("sweep.random", rule, space.random, where)
+        yield Mistake("sweep.random", rule, space.random, where, kind="conflict")
     elif not space.axes:
         remedy = "give it something: `optimizer.lr='tag(log, interval(0.001, 0.1))'`"
-        yield Mistake("sweep.random", "has nothing to draw from", space.random, where, remedy)
+        yield Mistake("sweep.random", "has nothing to draw from", space.random, where, remedy, kind="conflict")
     elif space.random > MAX_VALUES:
         yield Mistake("sweep.random", f"must be at most {MAX_VALUES:,}", space.random, where)
     elif (total := sum(1 for _ in space.combinations())) < space.random:

@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 
 from runner.config import document
 from runner.config.suggestions import find_nearest, format_suggestion
-from runner.core.errors import Mistake
+from runner.core.errors import Kind, Mistake
 
 # A key of a config or of a group (with its package), as Hydra takes it.
 _KEY = r"(?a)\+{0,2}[A-Za-z_][\w\-/]*(\.[\w\-]+)*(@[\w.\-]+)?"
@@ -51,17 +51,17 @@ def read(path: Path, name: str, where: str) -> tuple[list[PointRow], list[Mistak
         beside = [file.name for file in path.parent.glob("*") if file.suffix.lower() in readers and file.is_file()]
         near = find_nearest(path.name, beside)
         right = str(Path(name).with_name(near)) if near else ""
-        return [], [Mistake("sweep.points", rule, name, where, format_suggestion(right), right)]
+        return [], [Mistake("sweep.points", rule, name, where, format_suggestion(right), right, kind="file")]
     rows = _PointRows(name)
     try:
         readers[path.suffix.lower()](path, name, rows)
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
-        rows.wrong("must be UTF-8 text", line)
+        rows.wrong("must be UTF-8 text", line, kind="syntax")
     except OSError as error:
-        return [], [Mistake("sweep.points", f"cannot be read: {error.strerror}", name, where)]
+        return [], [Mistake("sweep.points", f"cannot be read: {error.strerror}", name, where, kind="file")]
     if not rows.rows and not rows.mistakes:
-        rows.wrong("has no point in it", 1)
+        rows.wrong("has no point in it", 1, kind="missing")
     return rows.rows, rows.mistakes
 
 
@@ -73,18 +73,18 @@ class _PointRows:
         self.rows: list[PointRow] = []
         self.mistakes: list[Mistake] = []
 
-    def wrong(self, rule: str, line: int, key: str = "") -> None:
-        self.mistakes.append(Mistake(key or self.name, rule, where=f"{self.name}:{line}"))
+    def wrong(self, rule: str, line: int, key: str = "", kind: Kind = "value") -> None:
+        self.mistakes.append(Mistake(key or self.name, rule, where=f"{self.name}:{line}", kind=kind))
 
     def add(self, arguments: list[tuple[str, str]], line: int) -> None:
         bad = [key for key, _ in arguments if not re.fullmatch(_KEY, key)]
         for key in bad:
-            self.wrong("is not a key", line, repr(key))
+            self.wrong("is not a key", line, repr(key), kind="syntax")
         if not arguments:
-            self.wrong("has a point that sets no key", line)
+            self.wrong("has a point that sets no key", line, kind="missing")
         twice = [key for key, number in Counter(key.lstrip("+") for key, _ in arguments).items() if number > 1]
         for key in twice:
-            self.wrong("is set twice by one point", line, key)
+            self.wrong("is set twice by one point", line, key, kind="conflict")
         if arguments and not bad and not twice:
             self.rows.append(PointRow(f"{self.name}:{line}", tuple(arguments)))
 
@@ -93,7 +93,7 @@ def _read_yaml(path: Path, _name: str, rows: _PointRows) -> None:
     loaded = document.load(path, items=True)
     if loaded.mistake is not None:
         line = int(loaded.mistake.where.rpartition(":")[2])
-        rows.wrong(loaded.mistake.rule, line, loaded.mistake.key.replace(str(path), rows.name))
+        rows.wrong(loaded.mistake.rule, line, loaded.mistake.key.replace(str(path), rows.name), loaded.mistake.kind)
         return
     for index, item in enumerate(loaded.items):
         found = document.find(loaded.root, (index,))
@@ -101,7 +101,7 @@ def _read_yaml(path: Path, _name: str, rows: _PointRows) -> None:
         if isinstance(item, dict):
             rows.add(list(_flatten(item)), line)
         else:
-            rows.wrong("has a point that is no mapping of keys to values", line)
+            rows.wrong("has a point that is no mapping of keys to values", line, kind="type")
 
 
 def _read_jsonl(path: Path, _name: str, rows: _PointRows) -> None:
@@ -113,12 +113,12 @@ def _read_jsonl(path: Path, _name: str, rows: _PointRows) -> None:
                 item = json.loads(said, object_pairs_hook=_refuse_duplicates)
             except (ValueError, RecursionError) as error:
                 problem = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else error
-                rows.wrong(f"cannot be read as JSON: {problem}", line)
+                rows.wrong(f"cannot be read as JSON: {problem}", line, kind="syntax")
                 continue
             if isinstance(item, dict):
                 rows.add(list(_flatten(item)), line)
             else:
-                rows.wrong("has a point that is no object of keys and values", line)
+                rows.wrong("has a point that is no object of keys and values", line, kind="type")
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -141,23 +141,25 @@ def _read_csv(path: Path, _name: str, rows: _PointRows) -> None:
                     if not _check_header(header, line, rows):
                         return
                 elif len(cells) > len(header) or (cells and len(cells) < len(header)):
-                    rows.wrong(f"has {len(cells)} cells where the first line has {len(header)}", line)
+                    rows.wrong(f"has {len(cells)} cells where the first line has {len(header)}", line, kind="syntax")
                 elif cells:
                     pairs = zip(header, map(str.strip, cells), strict=True)
                     rows.add([(key, f"{key}={_quote_cell(cell)}") for key, cell in pairs if cell], line)
                 line = reader.line_num + 1
         except csv.Error as error:
-            rows.wrong(f"cannot be read as CSV: {error}", reader.line_num)
+            rows.wrong(f"cannot be read as CSV: {error}", reader.line_num, kind="syntax")
 
 
 def _check_header(header: list[str], line: int, rows: _PointRows) -> bool:
     before, bare = len(rows.mistakes), [key.lstrip("+") for key in header]
     for key in dict.fromkeys(header):
         if not re.fullmatch(_KEY, key):
-            rows.wrong("is not a key; the first line has the keys, with commas between them", line, repr(key))
+            rows.wrong(
+                "is not a key; the first line has the keys, with commas between them", line, repr(key), kind="syntax"
+            )
     for key in dict.fromkeys(bare):
         if bare.count(key) > 1:
-            rows.wrong("stands twice in the first line", line, key)
+            rows.wrong("stands twice in the first line", line, key, kind="conflict")
     return len(rows.mistakes) == before
 
 

@@ -19,7 +19,7 @@ from runner.config.check.rules import sweep
 from runner.config.hydra_loader import Composed, ConfigLoader
 from runner.config.schema import Sweep
 from runner.core.errors import ConfigError, Mistake
-from runner.sweep.launcher import OURS, get_launcher_name, read_launcher
+from runner.sweep.launcher_settings import OURS, get_launcher_name, read_launcher
 from runner.sweep.space.axes import AxisSetting, Point, Space
 from runner.sweep.space.parse import make_space
 
@@ -59,17 +59,19 @@ def make_request(overrides: Sequence[str], cwd: Path, trust: Sequence[str] = ())
     """
     loader = _CachedLoader(cwd)
     whole = loader.collect(list(overrides), RunMode.MULTIRUN)
-    checked = Check(whole, tuple(trust))
+    checked = Check(whole, tuple(trust), multirun=True)
     settings = checked.config.sweep  # a wrong key has its default
     of_no_job = {
         *sweep.OF_THE_SWEEP,
         *(["seed"] if settings.seeds else []),
     }  # keys that no job has as they are said here
     found = [*whole.mistakes, *checked.at_once]
-    mistakes = [m for m in found if re.split("[./]", m.key)[0] in of_no_job and m.rule != sweep.NO_MULTIRUN]
+    mistakes = [m for m in found if re.split("[./]", m.key)[0] in of_no_job]
     if whole.config.get("run") is not None:
         rule = "must not be set in a sweep: each job has a directory of its own, and the same line goes on"
-        mistakes += whole.blame([Mistake("run", rule, whole.config["run"], remedy="`sweep.id` names a sweep")])
+        mistakes += whole.blame(
+            [Mistake("run", rule, whole.config["run"], remedy="`sweep.id` names a sweep", kind="conflict")]
+        )
     searched = whole.config.get("sweep", {}).get("search", {}).get("sampler") is not None
     try:
         space = make_space(
@@ -84,7 +86,7 @@ def make_request(overrides: Sequence[str], cwd: Path, trust: Sequence[str] = ())
         if searched and not space.axes:
             remedy = "give it something: `optimizer.lr='tag(log, interval(0.001, 0.1))'`"
             rule = "has nothing to choose: no argument has several values"
-            mistakes += whole.blame([Mistake("sweep.search.sampler", rule, remedy=remedy)])
+            mistakes += whole.blame([Mistake("sweep.search.sampler", rule, remedy=remedy, kind="missing")])
     except ConfigError as error:
         mistakes += error.mistakes
     if searched:

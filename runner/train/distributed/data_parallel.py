@@ -1,4 +1,4 @@
-"""One model on several devices: the wrapper that a step calls, a rank's part in the loss, metrics of all ranks.
+"""Data parallelism: model wrappers, loss weights per rank, and training metrics over all ranks.
 
 `nn.DataParallel` splits each batch in one process. Under DistributedDataParallel and FSDP2 each process has its part of
 each batch; what it adds to the gradient is weighted by its share, so that their mean is the gradient of the batch.
@@ -16,26 +16,26 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from runner.core.errors import RunError
-from runner.data.sharding import Shared
-from runner.model.freeze import Frozen
+from runner.data.sharding import ShardedBatches
+from runner.model.freeze import FrozenParameters
 from runner.train import metrics as metric_state
-from runner.train.distributed.process_group import Team
-from runner.train.distributed.sync_batchnorm import synchronise
-from runner.train.optimizer_step.accumulated import sums
-from runner.train.single_process import WHOLE, Alone, Whole
+from runner.train.distributed.process_group import ProcessGroup
+from runner.train.distributed.sync_batchnorm import synchronize_batch_norms
+from runner.train.optimizer_step.accumulated import is_summed
+from runner.train.single_process import FULL_TENSORS, FullTensors, SingleProcess
 from runner.train.state import Losses, Run
-from runner.train.step_outputs import KNOWN, Fields
+from runner.train.step_outputs import RESERVED, StepOutputs
 
 POOL_BYTES = 64 * 2**20  # of outputs kept by a process before the training metrics of all processes see them
 
 
-def data_parallel(module: nn.Module) -> nn.Module:
-    """The module on all CUDA devices: batches are split, outputs gathered on the first."""
+def wrap_data_parallel(module: nn.Module) -> nn.Module:
+    """Wrap the module for all CUDA devices: batches are split, outputs gathered on the first."""
     return DataParallel(module)
 
 
-def replicated(module: Any, device: torch.device, *, find_unused: bool = False) -> Any:
-    """A module (a model or a loss) whose gradients are averaged over the processes; one without any as it is."""
+def wrap_distributed(module: Any, device: torch.device, *, find_unused: bool = False) -> Any:
+    """Wrap a module to average gradients over processes; return one without trainable ones as is."""
     if not isinstance(module, nn.Module) or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
     devices = [device.index] if device.type == "cuda" else None
@@ -46,11 +46,13 @@ def replicated(module: Any, device: torch.device, *, find_unused: bool = False) 
         )
 
 
-def spread(parallel: str, team: Alone, frozen: Frozen, model: nn.Module, loss: Any) -> Whole:
-    """Shard model and loss in place, before the optimizer is made, where `parallel` is fsdp; how tensors lie now."""
-    if parallel != "fsdp" or not isinstance(team, Team):
-        return WHOLE
-    from runner.train.distributed.fsdp import Sharded, shard  # a second that only those pay who want it
+def shard_model(
+    parallel: str, team: SingleProcess, frozen: FrozenParameters, model: nn.Module, loss: Any
+) -> FullTensors:
+    """Shard model and loss in place if `parallel` is fsdp, before the optimizer; return the layout."""
+    if parallel != "fsdp" or not isinstance(team, ProcessGroup):
+        return FULL_TENSORS
+    from runner.train.distributed.fsdp import ShardedTensors, shard  # a second that only those pay who want it
 
     device = next(model.parameters()).device
     shard(model, device)
@@ -58,31 +60,31 @@ def spread(parallel: str, team: Alone, frozen: Frozen, model: nn.Module, loss: A
         shard(loss, device)
     now = dict(model.named_parameters())
     frozen.params = {name: now[name] for name in frozen.params}  # others than before
-    return Sharded()
+    return ShardedTensors()
 
 
-def share(run: Run, team: Team, find_unused: bool, sync_batchnorm: bool) -> None:
-    """Let a run's update, losses and training metrics be those of all processes together."""
-    local(run.metrics["eval"])
-    local(run.metrics["train"])
-    if run.layout is WHOLE:
-        run.wrap = Wrap(run, find_unused=find_unused)
+def share(run: Run, team: ProcessGroup, find_unused: bool, sync_batchnorm: bool) -> None:
+    """Make a run's step, losses and training metrics those of all processes together."""
+    suppress_metric_sync(run.metrics["eval"])
+    suppress_metric_sync(run.metrics["train"])
+    if run.layout is FULL_TENSORS:
+        run.wrap = ModelWrapper(run, find_unused=find_unused)
         run.wrap()
-        run.update.loss = replicated(run.loss, run.device, find_unused=find_unused)
+        run.update.loss = wrap_distributed(run.loss, run.device, find_unused=find_unused)
     if team.world == 1:
         return
     split: Any = run.splits["train"]
     if sync_batchnorm:
-        synchronise(run.model, lambda: split.last[0] > 0)
+        synchronize_batch_norms(run.model, lambda: split.last[0] > 0)
     run.update.step = WeightedStep(run.update.step, run.loss, split, team)
     run.losses = SharedLosses(team)
-    run.metrics["train"] = pooled(run.metrics["train"], split, team)
+    run.metrics["train"] = pool_metrics(run.metrics["train"], split, team)
     if run.update.metrics:
         run.update.metrics = list(run.metrics["train"].values())
 
 
-class Wrap:
-    """Wraps the model of a run anew where other parameters train than before: the wrapper averages what did then."""
+class ModelWrapper:
+    """Wrapper of a run's model, renewed after a change of its trainable parameters."""
 
     def __init__(self, run: Run, *, find_unused: bool) -> None:
         self.run, self.find_unused = run, find_unused
@@ -95,14 +97,14 @@ class Wrap:
         self.trained = trained
         self.run.update.net = self.run.model
         gc.collect()  # the hooks of the old one go with it
-        self.run.update.net = replicated(self.run.model, self.run.device, find_unused=self.find_unused)
+        self.run.update.net = wrap_distributed(self.run.model, self.run.device, find_unused=self.find_unused)
 
 
 class WeightedStep:
-    """A step whose loss counts by this process's share of the batch, and says the size of the whole batch.
+    """Step whose loss is weighted by this rank's share; its size is that of the whole batch.
 
     The mean over the processes of what it gives is the loss of the whole batch; so is that of the gradients. A share is
-    one of samples, or, where a classification loss divides by something else, of that (see `divisor`).
+    one of samples, or, where a classification loss divides by something else, of that (see `compute_divisor`).
 
     Args:
         step: the step of one process.
@@ -111,8 +113,10 @@ class WeightedStep:
         team: the processes.
     """
 
-    def __init__(self, step: Callable[..., Mapping[str, Any]], loss: Any, split: Shared, team: Team) -> None:
-        self.step, self.loss, self.split, self.team, self.total = step, loss, split, team, sums(loss)
+    def __init__(
+        self, step: Callable[..., Mapping[str, Any]], loss: Any, split: ShardedBatches, team: ProcessGroup
+    ) -> None:
+        self.step, self.loss, self.split, self.team, self.total = step, loss, split, team, is_summed(loss)
 
     def __call__(self, batch: Any, net: nn.Module, loss: Callable[..., Any]) -> Mapping[str, Any]:
         if not torch.is_grad_enabled():  # an evaluation, of whole batches
@@ -126,14 +130,14 @@ class WeightedStep:
             message = "a step left out parameters that train: set device.find_unused_parameters=true, or freeze them"
             raise RunError(message) from error
         share = self.team.world * own / whole
-        fields = {name: weighted(outcome[name], share) for name in outcome.keys() - KNOWN}
+        fields = {name: weigh(outcome[name], share) for name in outcome.keys() - RESERVED}
         return {**outcome, **fields, "loss": self._weighted(outcome, own, share), "size": whole}
 
     def _weighted(self, outcome: Mapping[str, Any], own: int, share: float) -> Tensor:
         loss: Tensor = outcome["loss"]
         if self.total:
             return loss * (self.team.world * float(own > 0))
-        mass = divisor(self.loss, outcome.get("target"))
+        mass = compute_divisor(self.loss, outcome.get("target"))
         if mass is None:
             return loss if share == 1 else loss * share
         mass = mass * float(own > 0)
@@ -141,8 +145,8 @@ class WeightedStep:
         return torch.where(mass > 0, loss * weight, torch.zeros_like(loss))  # where it has nothing its mean is NaN
 
 
-def divisor(loss: Any, target: Any) -> Tensor | None:
-    """What cross entropy of class indices divides its sum by; None where that is the number of samples.
+def compute_divisor(loss: Any, target: Any) -> Tensor | None:
+    """Return the divisor of cross entropy with class indices; None if it is the number of samples.
 
     That is so unless classes have weights, or an index is ignored, which is looked for where it is set or a sample has
     several targets.
@@ -161,20 +165,20 @@ def divisor(loss: Any, target: Any) -> Tensor | None:
     return mass.sum()
 
 
-def weighted(value: Any, weight: float) -> Any:
-    """A number, or the mean of a tensor, times `weight`; anything else as it is."""
+def weigh(value: Any, weight: float) -> Any:
+    """Return a number, or a tensor's mean, times `weight`; any other value unchanged."""
     if isinstance(value, Tensor) and value.numel() and not value.is_complex():
         return value.detach().float().mean() * weight
     return torch.tensor(float(value) * weight) if isinstance(value, Real) else value
 
 
-class SharedFields(Fields):
-    """A step's own numbers, of which each process has its part; a word is that of rank 0.
+class SharedStepOutputs(StepOutputs):
+    """Step outputs averaged over the ranks; strings are rank 0's.
 
     A number that not every process says in every step is left out.
     """
 
-    def __init__(self, team: Team) -> None:
+    def __init__(self, team: ProcessGroup) -> None:
         super().__init__()
         self.team = team
 
@@ -192,11 +196,11 @@ class SharedFields(Fields):
 
 
 class SharedLosses(Losses):
-    """Losses of which each process has its part: read together, by one collective."""
+    """Losses averaged over the ranks, read by one collective."""
 
-    def __init__(self, team: Team) -> None:
+    def __init__(self, team: ProcessGroup) -> None:
         super().__init__()
-        self.team, self.fields = team, SharedFields(team)
+        self.team, self.fields = team, SharedStepOutputs(team)
 
     def read(self) -> list[float]:
         if self.on_device:
@@ -205,16 +209,16 @@ class SharedLosses(Losses):
         return self.values
 
 
-class Pool:
-    """What the training metrics are to see, until all processes hand it over, in the order of one process."""
+class MetricPool:
+    """Outputs and targets for the training metrics, kept until all ranks exchange them in batch order."""
 
-    def __init__(self, metrics: Mapping[str, Any], split: Shared, team: Team) -> None:
+    def __init__(self, metrics: Mapping[str, Any], split: ShardedBatches, team: ProcessGroup) -> None:
         self.metrics, self.split, self.team = dict(metrics), split, team
         self.waiting: list[tuple[bool, Tensor, Tensor]] = []
         self.room: int | None = None  # steps
 
     def add(self, output: Any, target: Any) -> None:
-        """Keep what a step gave; each process calls it as often."""
+        """Keep a step's output and target; each rank calls it equally often."""
         self.waiting.append((self.split.last[0] > 0, output, target))
         if self.room is None:
             size = sum(value.nbytes for value in (output, target) if isinstance(value, Tensor))
@@ -223,33 +227,33 @@ class Pool:
             self.drain()
 
     def drain(self) -> None:
-        """Let the metrics see it; each process calls it at the same step."""
+        """Exchange the kept outputs and update the metrics; each rank calls it at the same step."""
         waiting, self.waiting = self.waiting, []
         if not waiting:
             return
         for seen in zip(*self.team.gather(waiting), strict=True):
             parts = [(output, target) for counts, output, target in seen if counts]
-            output, target = (_joined(members) for members in zip(*parts, strict=True))
+            output, target = (_concatenate(members) for members in zip(*parts, strict=True))
             for metric in self.metrics.values():
                 metric.update(output, target)
 
 
-def _joined(parts: Any) -> Any:
-    """The batch whose parts these are."""
+def _concatenate(parts: Any) -> Any:
+    """Concatenate the parts of a batch."""
     first = parts[0]
     if isinstance(first, Tensor):
         return torch.cat(parts) if first.dim() else torch.stack(parts).mean(0)
     if isinstance(first, Mapping):
-        return {name: _joined([part[name] for part in parts]) for name in first}
+        return {name: _concatenate([part[name] for part in parts]) for name in first}
     if isinstance(first, list) and first and isinstance(first[0], Tensor | Mapping | list):
-        return [_joined(members) for members in zip(*parts, strict=True)]
+        return [_concatenate(members) for members in zip(*parts, strict=True)]
     return [member for part in parts for member in part] if isinstance(first, list) else first
 
 
-class Pooled:
-    """A training metric that sees what all processes saw. The first of them takes what a step gives, for all."""
+class PooledMetric:
+    """Training metric over all ranks; the first metric of a pool collects the outputs for all."""
 
-    def __init__(self, name: str, pool: Pool) -> None:
+    def __init__(self, name: str, pool: MetricPool) -> None:
         self.metric, self.pool = pool.metrics[name], pool
         self.takes = next(iter(pool.metrics)) == name
 
@@ -267,21 +271,21 @@ class Pooled:
 
     def state_dict(self) -> dict[str, Any]:
         self.pool.drain()
-        return metric_state.accumulators(self.metric)
+        return metric_state.get_accumulators(self.metric)
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         device = next((value.device for value in vars(self.metric).values() if isinstance(value, Tensor)), None)
         metric_state.set_accumulators(self.metric, saved, device or torch.device("cpu"))
 
 
-def pooled(metrics: Mapping[str, Any], split: Shared, team: Team) -> dict[str, Any]:
-    """The training metrics, each of them seeing what one process would have seen."""
-    pool = Pool(metrics, split, team)
-    return {name: Pooled(name, pool) for name in metrics}
+def pool_metrics(metrics: Mapping[str, Any], split: ShardedBatches, team: ProcessGroup) -> dict[str, Any]:
+    """Pool the training metrics, so that each sees the samples of all processes."""
+    pool = MetricPool(metrics, split, team)
+    return {name: PooledMetric(name, pool) for name in metrics}
 
 
-def local(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The metrics, those of torchmetrics not summing over processes themselves: each process has seen everything."""
+def suppress_metric_sync(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Turn off the metrics' own synchronization (torchmetrics): each rank has seen every sample."""
     for metric in metrics.values():
         for module in metric.modules() if isinstance(metric, nn.Module) else ():
             if hasattr(module, "sync_on_compute"):

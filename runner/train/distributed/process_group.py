@@ -1,4 +1,4 @@
-"""The processes that train one model together: what they tell each other. One that is alone tells nobody anything."""
+"""Process group: messages through torchrun's store, detection of dead ranks, and collectives."""
 
 import contextlib
 import json
@@ -16,8 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from runner.core.errors import RunError
-from runner.train.distributed.environment import Place
-from runner.train.single_process import Alone
+from runner.train.distributed.environment import RankPlace
+from runner.train.single_process import SingleProcess
+from runner.train.state import StopReason
 
 AGREE_SECONDS = 1.0  # between two looks at whether a process was asked to stop: one small collective each
 
@@ -40,8 +41,8 @@ BLAME_SECONDS = 5.0  # to learn which process failed first, when a collective di
 GRACE_SECONDS = 15.0  # for a rank that another's end has left waiting in a kernel
 
 
-class Team(Alone):
-    """One of the processes that torchrun started.
+class ProcessGroup(SingleProcess):
+    """Process group of the processes that torchrun started, seen from one of them.
 
     `stop` is told what the processes agreed about signals: all of them end after the same step.
 
@@ -49,11 +50,11 @@ class Team(Alone):
     do and after a rank has died.
     """
 
-    def __init__(self, place: Place, stop: Any) -> None:
+    def __init__(self, place: RankPlace, stop: Any) -> None:
         self.place, self.stop = place, stop
         self.rank, self.world, self.local_rank = place.rank, place.world, place.local_rank
         self.stream = (place.rank,) if place.rank else ()
-        self.group_store, self.store = _store("group", place), _store("runner", place)
+        self.group_store, self.store = _open_store("group", place), _open_store("runner", place)
         self.turns = 0
         self.heard = 0
         self.over = False
@@ -64,16 +65,17 @@ class Team(Alone):
     # ---- through the store
 
     def tell(self, message: Mapping[str, Any]) -> None:
+        """Send a message of rank 0 to the other ranks."""
         self.heard += 1
         self.store.set(f"message/{self.heard}", json.dumps(message))
 
     def hear(self) -> Any:
-        """The next message of rank 0."""
+        """Receive the next message of rank 0."""
         self.heard += 1
         return json.loads(self._wait(f"message/{self.heard}"))
 
     def _wait(self, key: str) -> bytes:
-        """What stands under a key of the store, as soon as it does.
+        """Wait for a key of the store and return its value.
 
         Raises:
             RunError: a process that was to write it is gone.
@@ -90,7 +92,7 @@ class Team(Alone):
 
     @contextlib.contextmanager
     def first(self) -> Iterator[None]:
-        """Rank 0 comes first, then one process of each machine, whose files may be others, then the rest."""
+        """Run the block in rank 0 first, then once per machine (own files), then in all other ranks."""
         self.turns += 1
         turn, place = f"turn/{self.turns}", self.place
         if self.rank:
@@ -102,12 +104,13 @@ class Team(Alone):
             self.store.set(f"{turn}/{place.machine}", "")
 
     def failed(self, error: BaseException) -> None:
+        """Tell the other ranks of this rank's own error."""
         if not is_lost(error):
             text = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
             self.store.set(f"failed/{self.rank}", text)
 
     def culprit(self) -> str:
-        """Which other process failed or is gone, in words; empty where none did."""
+        """Describe another process that failed or is gone; return "" if none did."""
         others = [rank for rank in range(self.world) if rank != self.rank]
         for rank in others:
             if self.store.check([f"failed/{rank}"]):
@@ -120,6 +123,7 @@ class Team(Alone):
         return ""
 
     def blame(self, error: BaseException) -> str:
+        """Name the rank whose end made a collective fail here; return "" for an error of this rank's own."""
         if not is_lost(error):
             return ""
         until = time.monotonic() + BLAME_SECONDS
@@ -130,6 +134,11 @@ class Team(Alone):
         return "another process cannot be reached any more, and left no word"
 
     def watch(self, lost: Callable[[str], None]) -> None:
+        """Call `lost` from a thread after another rank failed or died.
+
+        Rank 0 ends its process there (`give_up` in experiment/run.py). The others end by the error of their next
+        collective (experiment/worker_rank.py).
+        """
         threading.Thread(target=self._watch, args=(lost,), name="watch", daemon=True).start()
 
     def _watch(self, lost: Callable[[str], None]) -> None:
@@ -142,7 +151,7 @@ class Team(Alone):
                 return
 
     def end(self) -> None:
-        """Come to the end together: torchrun ends the others as soon as one of them has ended in any way but well."""
+        """Wait for the other processes' ends: torchrun kills them once one has ended badly."""
         self.over = True
         self.store.set(f"ended/{self.rank}", "")
         until = time.monotonic() + BLAME_SECONDS
@@ -154,7 +163,7 @@ class Team(Alone):
     # ---- collectives
 
     def start(self, device: torch.device) -> None:
-        """The collectives work from here on: gloo for what lies on the CPU, NCCL for what lies on a GPU."""
+        """Initialize the collectives: gloo for tensors on the CPU, NCCL for tensors on a GPU."""
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if not dist.is_initialized():
             dist.init_process_group(
@@ -162,19 +171,20 @@ class Team(Alone):
             )
 
     def agree(self, step: int) -> None:
-        """Where it is due, tell each other of signals, and when to do it next."""
+        """Exchange received signals at the step that is due, and set the next such step."""
         if self.due is None or step < self.due:
             return
         since, then = self.agreed
         now = time.perf_counter()
         rate = (step - since) / max(now - then, 1e-9)
-        told = torch.tensor([float(self.stop.wanted), float(bool(self.stop.late)), rate], dtype=torch.float64)
+        stop = self.stop
+        told = torch.tensor([float(stop.wanted), float(stop.came), float(bool(stop.late)), rate], dtype=torch.float64)
         dist.all_reduce(told, dist.ReduceOp.MAX)
-        signal, late, rate = told.tolist()
-        if signal:
-            self.stop.leave(int(signal))
+        reason, signal, late, rate = told.tolist()
+        if reason:
+            stop.leave(StopReason(int(reason)), int(signal))
         if late:
-            self.stop.end(self.stop.late or "the time of another process is up")
+            stop.end(stop.late or "the time of another process is up")
         self.agreed = (step, now)
         self.due = step + max(1, int(rate * AGREE_SECONDS))
 
@@ -194,7 +204,7 @@ class Team(Alone):
         return [json.loads(bytes(part.tolist())) for part in self._pooled(text)]
 
     def _pooled(self, tensor: Tensor) -> list[Tensor]:
-        """The 1-d tensor of each rank, whatever its length."""
+        """Gather the 1-d tensor of each rank, whatever its length."""
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
         dist.all_gather(lengths, torch.tensor([len(tensor)]))
         counts = [int(length) for length in lengths]
@@ -205,18 +215,18 @@ class Team(Alone):
         return [part[:count] for part, count in zip(parts, counts, strict=True)]
 
     def total(self, tensor: Tensor) -> Tensor:
-        """The sum over the processes of a tensor, on its device and without waiting for it."""
+        """Return the sum of a tensor over the processes, on its device and without waiting for it."""
         total = tensor.clone()
         dist.all_reduce(total)
         return total
 
     def gather(self, value: Any) -> list[Any]:
         tensors: list[Tensor] = []
-        plans = self.every(_described(value, tensors))
+        plans = self.every(_describe_tensors(value, tensors))
         device = tensors[0].device if tensors else torch.device("cpu")
         raw = [t.detach().to(device).contiguous().reshape(-1).view(torch.uint8) for t in tensors if t.numel()]
         parts = self._pooled(torch.cat(raw) if raw else torch.empty(0, dtype=torch.uint8, device=device))
-        return [_rebuilt(plan, _Reader(part)) for plan, part in zip(plans, parts, strict=True)]
+        return [_rebuild(plan, _MessageReader(part)) for plan, part in zip(plans, parts, strict=True)]
 
     def level(self, module: nn.Module) -> None:
         for buffer in module.buffers():
@@ -234,30 +244,31 @@ class Team(Alone):
             return
         for outcome in outcomes:
             shared = {name: value for name, value in outcome.items() if name in SHARED or isinstance(value, NUMBERS)}
-            told = {"outcome": shared, "counts": split.counts(split.given[0][0])[0] > 0, "wanted": self.stop.wanted}
+            asked = [int(self.stop.wanted), self.stop.came]
+            told = {"outcome": shared, "counts": split.count_next()[0] > 0, "asked": asked}
             parts = self.gather(told)
-            wanted = max(part["wanted"] for part in parts)
-            if wanted:
-                self.stop.leave(wanted)
+            reason, signal = (max(values) for values in zip(*(part["asked"] for part in parts), strict=True))
+            if reason:
+                self.stop.leave(StopReason(reason), signal)
             for part in parts:
                 if part["counts"]:
                     yield part["outcome"]
 
 
-def _store(prefix: str, place: Place) -> Any:
+def _open_store(prefix: str, place: RankPlace) -> Any:
     store, _, _ = next(dist.rendezvous("env://", rank=place.rank, world_size=place.world))  # type: ignore[attr-defined]
     return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
 
 
-def dismiss(place: Place, status: int) -> None:
-    """Let the other processes end with this exit status, if they have been told nothing else yet."""
-    store = _store("runner", place)
+def dismiss(place: RankPlace, status: int) -> None:
+    """Send the other processes an exit status, unless they already have a message."""
+    store = _open_store("runner", place)
     if not store.check(["message/1"]):
         store.set("message/1", json.dumps({"exit": status}))
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error says that another process could not be reached."""
+    """Return whether an error says that another process could not be reached."""
     lost = ("gloo", "NCCL", "Connection closed by peer", "Connection reset", "Broken pipe", "TCPStore")
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and not isinstance(error, RunError) and any(word in str(error) for word in lost)
@@ -265,7 +276,7 @@ def is_lost(error: BaseException) -> bool:
 
 
 def _is_alive(process: int) -> bool:
-    """Whether a process of this machine runs; one that only waits to be collected does not."""
+    """Return whether a process of this machine runs; a zombie does not."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -280,32 +291,36 @@ def _is_alive(process: int) -> bool:
 # ---- tensors in containers, as plain data and bytes
 
 
-def _described(value: Any, tensors: list[Tensor]) -> Any:
-    """Plain data that `_rebuilt` makes the value of again; its tensors are added to `tensors`."""
+def _describe_tensors(value: Any, tensors: list[Tensor]) -> Any:
+    """Return plain data from which `_rebuild` makes the value; append its tensors to `tensors`."""
     if isinstance(value, Tensor):
         tensors.append(value)
         return {"tensor": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
     if isinstance(value, Mapping):
-        return {"mapping": [[_described(name, tensors), _described(member, tensors)] for name, member in value.items()]}
+        return {
+            "mapping": [
+                [_describe_tensors(name, tensors), _describe_tensors(member, tensors)] for name, member in value.items()
+            ]
+        }
     if isinstance(value, list | tuple):
-        return {"list": [_described(member, tensors) for member in value]}
+        return {"list": [_describe_tensors(member, tensors) for member in value]}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise RunError(f"what a step returns must be tensors and plain data, to be shared, but it has {type(value)}")
 
 
-def _rebuilt(plan: Any, reader: "_Reader") -> Any:
+def _rebuild(plan: Any, reader: "_MessageReader") -> Any:
     if not isinstance(plan, dict):
         return plan
     if "tensor" in plan:
         return reader.tensor(getattr(torch, plan["tensor"]), plan["shape"])
     if "mapping" in plan:
-        return {_rebuilt(name, reader): _rebuilt(member, reader) for name, member in plan["mapping"]}
-    return [_rebuilt(member, reader) for member in plan["list"]]
+        return {_rebuild(name, reader): _rebuild(member, reader) for name, member in plan["mapping"]}
+    return [_rebuild(member, reader) for member in plan["list"]]
 
 
-class _Reader:
-    """Tensors out of bytes, one after the other."""
+class _MessageReader:
+    """Reader of consecutive tensors from bytes."""
 
     def __init__(self, raw: Tensor) -> None:
         self.raw, self.at = raw, 0

@@ -1,4 +1,4 @@
-"""Batch normalisation over the whole batch of several processes, as one process has it.
+"""Synchronized batch normalisation: statistics over the whole batch of several processes.
 
 On a GPU torch's own kernels do it, those of `nn.SyncBatchNorm`. That refuses a CPU; for that the same is written here.
 """
@@ -15,13 +15,13 @@ from torch.nn.modules._functions import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def batch_norms(model: nn.Module) -> list[_BatchNorm]:
-    """The layers that take statistics of a batch."""
+def find_batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """Return the batch normalisation layers."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
-def synchronise(model: nn.Module, counts: Callable[[], bool]) -> None:
-    """Let every batch normalisation of a model take the statistics of the batches of all processes, while it trains.
+def synchronize_batch_norms(model: nn.Module, counts: Callable[[], bool]) -> None:
+    """Make every batch norm of a training model use the statistics of all processes' batches.
 
     The modules stay what they are: names, types, hooks, and those that `freeze` keeps in eval mode.
 
@@ -29,11 +29,11 @@ def synchronise(model: nn.Module, counts: Callable[[], bool]) -> None:
         model: each process calls it as often.
         counts: whether the samples at hand count; those that only stand in for a missing share do not.
     """
-    for module in batch_norms(model):
-        module.forward = partial(_forward, module, counts)  # type: ignore[method-assign]
+    for module in find_batch_norms(model):
+        module.forward = partial(_compute_forward, module, counts)  # type: ignore[method-assign]
 
 
-def _forward(module: _BatchNorm, counts: Callable[[], bool], input: Tensor) -> Tensor:  # noqa: A002  torch's name
+def _compute_forward(module: _BatchNorm, counts: Callable[[], bool], input: Tensor) -> Tensor:  # noqa: A002  torch's name
     if not module.training:
         plain: Tensor = type(module).forward(module, input)
         return plain
@@ -46,7 +46,7 @@ def _forward(module: _BatchNorm, counts: Callable[[], bool], input: Tensor) -> T
     tracked = (module.running_mean, module.running_var) if module.track_running_stats else (None, None)
     affine = (module.weight, module.bias)
     if not input.is_cuda:
-        done: Tensor = _Synchronised.apply(input, *affine, *tracked, module.eps, momentum, counts())
+        done: Tensor = _SynchronizedBatchNorm.apply(input, *affine, *tracked, module.eps, momentum, counts())
         return done
     rest = (*affine, *tracked, module.eps, momentum, dist.group.WORLD, dist.get_world_size())
     if counts():
@@ -58,8 +58,8 @@ def _forward(module: _BatchNorm, counts: Callable[[], bool], input: Tensor) -> T
     return joined
 
 
-class _Synchronised(torch.autograd.Function):
-    """As Ioffe and Szegedy (2015), means and variances over all processes, joined as in Chan et al. (1983)."""
+class _SynchronizedBatchNorm(torch.autograd.Function):
+    """Batch norm (Ioffe and Szegedy 2015) over all ranks; moments joined as in Chan et al. (1983)."""
 
     @staticmethod
     def forward(

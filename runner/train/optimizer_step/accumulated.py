@@ -1,4 +1,4 @@
-"""Several micro-batches that make one optimizer step."""
+"""Gradient accumulation: several micro-batches in one optimizer step."""
 
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.train.optimizer_step.base import Recipe
+from runner.train.optimizer_step.base import OptimizerStepWithHooks
 
 
-class Accumulating(Recipe):
-    """Several micro-batches make one optimizer step: the gradients are those of one batch of all their samples.
+class AccumulatedStep(OptimizerStepWithHooks):
+    """Optimizer step of several micro-batches; its gradients are those of one batch of all samples.
 
     Each loss is weighted by its share of the samples. Where all `count` micro-batches have the size of the first, that
     is `(loss / count).backward()`, to the bit; where they do not (the end of an epoch), the gradients are corrected by
@@ -22,7 +22,7 @@ class Accumulating(Recipe):
 
     def __init__(self, *args: Any, count: int = 1, metrics: Sequence[Any] = (), **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.count, self.metrics, self.sums = count, metrics, sums(self.loss)
+        self.count, self.metrics, self.sums = count, metrics, is_summed(self.loss)
 
     def backward(self, batch: Sequence[Any]) -> Mapping[str, Any]:
         """Compute the gradients of a group of micro-batches."""
@@ -36,14 +36,14 @@ class Accumulating(Recipe):
             self.scaler.backward(loss if self.sums or size == first else loss * (size / first))
             if self.metrics:
                 self.note(outcome)
-            outcomes.append({name: _detached(value) for name, value in outcome.items() if name not in _LARGE})
+            outcomes.append({name: _detach(value) for name, value in outcome.items() if name not in _LARGE})
         whole = sum(outcome.get("size", 1) for outcome in outcomes)
         if whole != first * self.count and not self.sums:
             self._correct(first * self.count / whole)
-        return combined(outcomes, sums=self.sums)
+        return combine_outcomes(outcomes, sums=self.sums)
 
     def note(self, outcome: Mapping[str, Any]) -> None:
-        """Give the metrics of training what they get of a micro-batch."""
+        """Update the training metrics with a micro-batch."""
         for metric in self.metrics:
             metric.update(outcome["output"].detach(), outcome["target"])
 
@@ -57,18 +57,18 @@ class Accumulating(Recipe):
 _LARGE = ("output", "target")
 
 
-def _detached(value: Any) -> Any:
+def _detach(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
-def sums(loss: Callable[..., Any]) -> bool:
-    """Whether a loss sums over its samples, as far as its `reduction` (an attribute, or a bound argument) says."""
+def is_summed(loss: Callable[..., Any]) -> bool:
+    """Return whether a loss sums over samples, by its `reduction` (attribute or bound argument)."""
     reduction = getattr(loss, "reduction", getattr(loss, "keywords", {}).get("reduction"))
     return bool(reduction == "sum")
 
 
-def combined(outcomes: Sequence[Mapping[str, Any]], *, sums: bool = False) -> Mapping[str, Any]:
-    """What several micro-batches' steps said, as one: numbers are means over samples (the loss a sum where it sums)."""
+def combine_outcomes(outcomes: Sequence[Mapping[str, Any]], *, sums: bool = False) -> Mapping[str, Any]:
+    """Combine micro-batches' step outputs: means over samples; the loss is summed if `is_summed`."""
     sizes = [outcome.get("size", 1) for outcome in outcomes]
     whole = sum(sizes)
     last = dict(outcomes[-1])

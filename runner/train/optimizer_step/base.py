@@ -19,8 +19,8 @@ Do = Callable[[], object]
 Look = Callable[[Optimizer], object]
 
 
-class Update:
-    """The plain one.
+class OptimizerStep:
+    """Plain optimizer step.
 
     Args:
         net: what a step calls: the model, or the model in a wrapper (DistributedDataParallel).
@@ -31,18 +31,22 @@ class Update:
     Attributes:
         metrics: those of training that it updates itself, micro-batch by micro-batch; the loop updates the others.
         scale: what the loss is multiplied by before its backward.
+        parts: into which a batch of the loader is cut.
+        warn: is told what the log must say.
         after_backward: hooks, each called as `hook(optimizer)` with the gradients there and not used yet.
     """
 
     metrics: Sequence[Any] = ()
     scale: float = 1.0
+    parts: int = 1
 
     def __init__(self, net: nn.Module, loss: Callable[..., Any], step: Step, optimizer: Optimizer) -> None:
         self.net, self.loss, self.step, self.optimizer = net, loss, step, optimizer
+        self.warn: Callable[[str], object] = print
         self.after_backward: list[Look] = []
 
     def __call__(self, batch: Any) -> Mapping[str, Any]:
-        """Take one optimizer step; what the step said."""
+        """Take one optimizer step; return the step outputs."""
         outcome = self.backward(batch)
         self.apply()
         return outcome
@@ -54,24 +58,31 @@ class Update:
         return outcome
 
     def apply(self) -> None:
-        """Let the optimizer use the gradients, and clear them."""
+        """Step the optimizer and clear the gradients."""
         for look in self.after_backward:
             look(self.optimizer)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def evaluate(self, batch: Any, model: nn.Module) -> Mapping[str, Any]:
-        """What the step says of a batch that nothing is learnt from."""
+        """Return the step outputs of a batch, without training on it."""
         return self.step(batch, model, self.loss)
 
     def watch(self, look: Look) -> Do:
-        """Call `look(optimizer)` after each backward from now on; the result ends it."""
+        """Call `look(optimizer)` before each use of the gradients; return a function that stops it."""
         self.after_backward.append(look)
         return lambda: self.after_backward.remove(look)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the optimizer step: plain numbers by name, with `parts` among them."""
+        return {"parts": self.parts}
 
-class Kept:
-    """A step whose output is a copy: a CUDA graph of torch.compile writes the next one over it, and metrics keep it."""
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave; nothing changes here, where batches stay whole."""
+
+
+class CloneOutputs:
+    """Step that clones its outputs: torch.compile's CUDA graphs overwrite them, and metrics keep them."""
 
     def __init__(self, step: Step) -> None:
         self.step = step
@@ -81,8 +92,8 @@ class Kept:
         return {name: value.clone() if isinstance(value, Tensor) else value for name, value in outcome.items()}
 
 
-class Unscaled:
-    """No scaling of gradients; `runner.train.optimizer_step.precision.Scaler` is the other one."""
+class NoGradScaler:
+    """Gradient scaler without scaling; `GradScaler` is the one for fp16."""
 
     scale: float = 1.0
 
@@ -90,19 +101,18 @@ class Unscaled:
         self.optimizer = optimizer
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss to those that are there."""
+        """Accumulate the gradients of a loss."""
         loss.backward()
 
-    def unscale(self) -> None:
-        """Nothing to do before gradients are looked at."""
+    def unscale(self) -> None: ...
 
     def step(self) -> None:
-        """Let the optimizer use the gradients."""
+        """Step the optimizer."""
         self.optimizer.step()
 
 
-class Recipe(Update):
-    """With something before the optimizer's step (clipping) or after it (an average of the weights), in order.
+class OptimizerStepWithHooks(OptimizerStep):
+    """Optimizer step with hooks, in order, before it (clipping) and after it (EMA).
 
     What stands in `before` finds the gradients in the parameters; where fp16 has scaled them they are unscaled by then.
     """
@@ -114,12 +124,12 @@ class Recipe(Update):
         step: Step,
         optimizer: Optimizer,
         *,
-        scaler: Unscaled | None = None,
+        scaler: NoGradScaler | None = None,
         before: Iterable[Do] = (),
         after: Iterable[Do] = (),
     ) -> None:
         super().__init__(net, loss, step, optimizer)
-        self.scaler = scaler or Unscaled(optimizer)
+        self.scaler = scaler or NoGradScaler(optimizer)
         self.before, self.after = list(before), list(after)
 
     def backward(self, batch: Any) -> Mapping[str, Any]:
@@ -129,7 +139,7 @@ class Recipe(Update):
         return outcome
 
     def apply(self) -> None:
-        """Let the optimizer use the gradients, and clear them."""
+        """Run the hooks and step the optimizer; clear the gradients."""
         self.scaler.unscale()
         if self.after_backward:
             self.scale = self.scaler.scale  # of this backward; the scaler's step may change it

@@ -1,4 +1,4 @@
-"""Two more kinds of optimizer step: by a closure that is called several times (LBFGS), by the step itself (GANs)."""
+"""Optimizer steps by a closure that is called several times (LBFGS), or by the user's step (GANs)."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -8,22 +8,23 @@ from torch import nn
 from torch.optim import Optimizer
 
 from runner.core.errors import RunError
-from runner.train.optimizer_step.base import Do, Look, Step, Update
+from runner.train.optimizer_step.base import Do, Look, OptimizerStep, Step
+from runner.train.optimizer_step.several_optimizers import get_members
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
-    """Whether an optimizer evaluates the model itself, as often as it likes."""
+    """Return whether an optimizer evaluates the model itself, through a closure."""
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
 
 
-def is_own(step: Callable[..., Any]) -> bool:
-    """Whether a step asks for the optimizer: it then does its own backward and its own update."""
+def is_custom_step(step: Callable[..., Any]) -> bool:
+    """Return whether a step asks for the optimizer: it does its own backward and update."""
     return "optimizer" in inspect.signature(step).parameters
 
 
-class Followed(Update):
-    """With something to do after each step (an average of the weights), in order."""
+class OptimizerStepWithAfterHooks(OptimizerStep):
+    """Optimizer step with hooks after it, in order (EMA)."""
 
     def __init__(
         self, net: nn.Module, loss: Callable[..., Any], step: Step, optimizer: Optimizer, after: Iterable[Do] = ()
@@ -32,19 +33,19 @@ class Followed(Update):
         self.after = list(after)
 
     def follow(self) -> None:
-        """A step is done."""
+        """Run the hooks after a step."""
         for do in self.after:
             do()
 
 
-class Closure(Followed):
-    """The optimizer calls a closure that evaluates the loss and its gradients; each time dropout draws anew.
+class ClosureStep(OptimizerStepWithAfterHooks):
+    """Optimizer step by a closure that evaluates loss and gradients; each call draws new dropout masks.
 
     What is reported is the first evaluation: the loss before the step, as `optimizer.step(closure)` returns it.
     """
 
     def __call__(self, batch: Any) -> Mapping[str, Any]:
-        """Take one optimizer step; what the step said the first time."""
+        """Take one optimizer step; return the step outputs of the first evaluation."""
         outcomes: list[Mapping[str, Any]] = []
 
         def closure() -> Any:
@@ -65,26 +66,30 @@ class Closure(Followed):
         return outcomes[0]
 
 
-class Own(Followed):
-    """The step does its own backward and its own update, with the optimizer that its signature asks for.
+class CustomStep(OptimizerStepWithAfterHooks):
+    """User step that does its own backward and update with the `optimizer` of its signature.
 
     In an evaluation it gets None in its place.
     """
 
     def __call__(self, batch: Any) -> Mapping[str, Any]:
-        """Take one step; what it said."""
+        """Take one step; return its outputs."""
         outcome = self.step(batch, self.net, self.loss, optimizer=self.optimizer)
         self.follow()
         return outcome
 
     def evaluate(self, batch: Any, model: nn.Module) -> Mapping[str, Any]:
-        """What the step says of a batch that nothing is learnt from."""
+        """Return the step outputs of a batch, without training on it."""
         return self.step(batch, model, self.loss, optimizer=None)
 
     def watch(self, look: Look) -> Do:
-        """Call `look(optimizer)` before each step of each optimizer from now on; the result ends it."""
-        members = getattr(self.optimizer, "optimizers", {"": self.optimizer}).values()
-        handles = [member.register_step_pre_hook(lambda optimizer, *_: look(optimizer)) for member in members]
+        """Call `look(optimizer)` before each step of each optimizer; return a function that stops it."""
+
+        def before(optimizer: Optimizer, *_: Any) -> None:
+            look(optimizer)
+
+        members = get_members(self.optimizer).values()
+        handles = [member.register_step_pre_hook(before) for member in members]
 
         def end() -> None:
             for handle in handles:

@@ -1,4 +1,4 @@
-"""Lower precision: a step under autocast, and the scaler that keeps small fp16 gradients from becoming 0."""
+"""Mixed precision: autocast of a step, and gradient scaling against fp16 underflow."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from runner.train.optimizer_step.base import Step, Unscaled
+from runner.train.optimizer_step.base import NoGradScaler, Step
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # what `device.precision` computes in, where it is not fp32
 
@@ -15,7 +15,7 @@ SMALLEST = 2.0**-20  # of a useful scale: gradients that are infinite even then 
 
 
 class Autocast:
-    """A step whose matrix products and convolutions run in a lower precision, loss included; the backward follows."""
+    """Step whose matrix products and convolutions run in a lower precision, loss and backward included."""
 
     def __init__(self, step: Step, device: torch.device, precision: str) -> None:
         self.step, self.device_type, self.dtype = step, device.type, DTYPES[precision]
@@ -25,8 +25,8 @@ class Autocast:
             return self.step(*args, **named)
 
 
-class Scaler(Unscaled):
-    """`torch.amp.GradScaler` around an optimizer; a step whose gradients are infinite is skipped, and counted.
+class GradScaler(NoGradScaler):
+    """Optimizer behind `torch.amp.GradScaler`; steps with infinite gradients are skipped and counted.
 
     The scale begins at 65536 and is halved at each such step, so the first few steps are often skipped.
     """
@@ -39,15 +39,15 @@ class Scaler(Unscaled):
         optimizer._opt_called = True  # type: ignore[attr-defined]  # noqa: SLF001
 
     def backward(self, loss: Tensor) -> None:
-        """Add the scaled gradients of a loss to those that are there."""
+        """Accumulate the scaled gradients of a loss."""
         self.grad_scaler.scale(loss).backward()
 
     def unscale(self) -> None:
-        """Give the gradients their own size, and see whether all are finite."""
+        """Unscale the gradients and check that all are finite."""
         self.grad_scaler.unscale_(self.optimizer)
 
     def step(self) -> None:
-        """Let the optimizer use the gradients if all are finite; adapt the scale."""
+        """Step the optimizer if all gradients are finite; adapt the scale."""
         self.grad_scaler.step(self.optimizer)
         found = self.grad_scaler._found_inf_per_device(self.optimizer)  # noqa: SLF001  nothing public says it
         self._skipped = self._skipped + torch.stack(list(found.values())).amax()
@@ -55,12 +55,12 @@ class Scaler(Unscaled):
 
     @property
     def scale(self) -> float:  # type: ignore[override]  # read only
-        """What the loss is multiplied by now; waits for the device."""
+        """Current factor of the loss; waits for the device."""
         return self.grad_scaler.get_scale()
 
     @property
     def skipped(self) -> int:
-        """Steps skipped so far; waits for the device."""
+        """Number of steps skipped so far; waits for the device."""
         return int(self._skipped)
 
     @property
@@ -69,10 +69,10 @@ class Scaler(Unscaled):
         return self.grad_scaler.get_scale() < SMALLEST
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Return plain numbers."""
         return {**self.grad_scaler.state_dict(), "skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
+        """Load a state_dict."""
         self._skipped = float(state["skipped"])
         self.grad_scaler.load_state_dict({name: value for name, value in state.items() if name != "skipped"})

@@ -1,13 +1,19 @@
-"""Several optimizers in the place of one: each for parameters of its own, as a GAN needs them."""
+"""Several optimizers as one, each with its own parameters, as a GAN needs them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.optim import Optimizer
 
 
+def get_members(optimizer: Optimizer) -> Mapping[str, Optimizer]:
+    """Return the optimizers that an optimizer consists of, by name; a single one has the name ""."""
+    members = getattr(optimizer, "optimizers", None)
+    return members if isinstance(members, Mapping) else {"": optimizer}
+
+
 class Optimizers(Optimizer):
-    """Named optimizers. `optimizers["generator"]` is one of them; `step` and `zero_grad` are those of all.
+    """Named optimizers: `optimizers["generator"]` is one; `step` and `zero_grad` act on all.
 
     Their parameter groups stand here in a row, the same dictionaries: what a scheduler sets holds for them. The
     state_dict has the form of a single optimizer's.
@@ -25,24 +31,24 @@ class Optimizers(Optimizer):
 
     @property
     def state(self) -> Any:
-        """Of each parameter, by whichever optimizer has it."""
+        """Optimizer state by parameter, merged over the member optimizers."""
         return {
             parameter: state for optimizer in self.optimizers.values() for parameter, state in optimizer.state.items()
         }
 
     @state.setter
     def state(self, _: Any) -> None:
-        """The state is that of the members."""
+        """Optimizer state by parameter, merged over the member optimizers."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Let each take a step."""
+        """Step each optimizer."""
         loss = None if closure is None else closure()
         for optimizer in self.optimizers.values():
             optimizer.step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """As one optimizer over all of the groups would give it."""
+        """Return the state_dict of a single optimizer over all groups."""
         state: dict[int, Any] = {}
         groups: list[dict[str, Any]] = []
         before = 0
@@ -54,7 +60,7 @@ class Optimizers(Optimizer):
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
+        """Load a state_dict."""
         groups = list(state_dict["param_groups"])
         before = 0
         for optimizer in self.optimizers.values():

@@ -1,6 +1,6 @@
-"""Out of memory: what to say, and a batch that is computed in parts instead."""
+"""Out of memory in training: an optimizer step that splits its batch into parts."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from itertools import pairwise
 from typing import Any
@@ -9,26 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from runner.core import rng
-from runner.core.copies import owned
+from runner.core.copies import copy_owned
 from runner.train.oom import is_out_of_memory
-from runner.train.optimizer_step.accumulated import Accumulating
+from runner.train.optimizer_step.accumulated import AccumulatedStep
 
 
-class Splitting(Accumulating):
-    """A batch that does not fit is computed in parts, twice as many each time: the optimizer step stays the same.
+class OomSplitStep(AccumulatedStep):
+    """Optimizer step that retries a batch out of memory in twice as many parts; same gradients.
 
     What the failed attempt changed is put back first: generators, buffers, the batch, the state of step and loss. The
     number of parts is kept for the batches to come. As with accumulation, a normalisation layer sees the parts.
-
-    Attributes:
-        parts: of each batch of the loader.
-        warn: told when the parts become more.
     """
 
     def __init__(self, *args: Any, model: nn.Module, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.model, self.parts, self.each = model, 1, self.count
-        self.warn: Callable[[str], object] = print
         self.waiting: list[Mapping[str, Any]] = []
 
     def backward(self, batch: Any) -> Mapping[str, Any]:
@@ -38,7 +33,7 @@ class Splitting(Accumulating):
             torch.OutOfMemoryError: a single sample does not fit.
         """
         group = batch if self.each > 1 else [batch]
-        untouched = owned(list(group))  # the step may change its batch, and an attempt that fails must not
+        untouched = copy_owned(list(group))  # the step may change its batch, and an attempt that fails must not
         before = self._changeable()
         while True:
             self.count = self.each * self.parts
@@ -46,11 +41,11 @@ class Splitting(Accumulating):
                 outcome = super().backward([part for member in group for part in cut(member, self.parts)])
                 break
             except Exception as error:
-                if not is_out_of_memory(error) or self.parts >= max(map(samples, group)):
+                if not is_out_of_memory(error) or self.parts >= max(map(count_samples, group)):
                     raise
             # Only here, where the error and all that its frames held is gone, is the memory free.
             self._put_back(before)
-            group = owned(untouched)
+            group = copy_owned(untouched)
             self.parts *= 2
             self.warn(f"out of memory: batches are computed in {self.parts} parts from here on (train.split_on_oom)")
         for seen in self.waiting:
@@ -58,8 +53,12 @@ class Splitting(Accumulating):
         self.waiting.clear()
         return outcome
 
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self.parts = saved["parts"]
+
     def note(self, outcome: Mapping[str, Any]) -> None:
-        """Keep what the metrics get until the whole step is done."""
+        """Keep the metrics' inputs until the whole step is done."""
         self.waiting.append({"output": outcome["output"].detach(), "target": outcome["target"]})
 
     def _changeable(self) -> tuple[Any, ...]:
@@ -82,14 +81,14 @@ class Splitting(Accumulating):
         rng.set_state(generators)
 
 
-def samples(batch: Any) -> int:
-    """The samples of a batch: the first dimension of its first tensor that has one; 1 where none has."""
-    return next((len(tensor) for tensor in _tensors(batch) if tensor.dim()), 1)
+def count_samples(batch: Any) -> int:
+    """Count the samples of a batch: first dimension of its first tensor that has one, else 1."""
+    return next((len(tensor) for tensor in _iterate_tensors(batch) if tensor.dim()), 1)
 
 
 def cut(batch: Any, parts: int) -> list[Any]:
-    """A batch in parts of nearly equal size: each tensor and list as long as the batch is cut, the rest is in all."""
-    whole = samples(batch)
+    """Cut a batch into nearly equal parts; members not as long as the batch are in every part."""
+    whole = count_samples(batch)
     if parts == 1:
         return [batch]
     bounds = [whole * part // parts for part in range(parts + 1)]
@@ -108,9 +107,9 @@ def _slice(value: Any, whole: int, rows: slice) -> Any:
     return value
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _iterate_tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping | Sequence) and not isinstance(value, str):
         for member in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(member)
+            yield from _iterate_tensors(member)

@@ -55,7 +55,7 @@ if __name__ == "__main__":
     parameter = torch.nn.Parameter(torch.ones(2))
     parameter.sum().backward()
     torch.optim.AdamW([parameter]).step()  # imports torch._dynamo, a second
-    provenance.modules(Path.cwd())  # their hashes now: somebody may edit them while we serve
+    provenance.hash_modules(Path.cwd())  # their hashes now: somebody may edit them while we serve
     say("ready")
     for line in sys.stdin:
         order = json.loads(line)

@@ -48,22 +48,33 @@ def _find_contradictions(config: schema.Config) -> Iterator[Finding]:
     loader = config.loader
     if loader.sampler is not None and loader.batch_sampler is not None:
         yield Finding(
-            Mistake("loader.sampler", "must not stand beside `loader.batch_sampler`"), ("loader.batch_sampler",)
+            Mistake("loader.sampler", "must not stand beside `loader.batch_sampler`", kind="conflict"),
+            ("loader.batch_sampler",),
         )
     if loader.batch_sampler is not None and loader.drop_last:
         rule = "must not stand beside `loader.batch_sampler`, which makes the batches"
-        yield Finding(Mistake("loader.drop_last", rule, value=True, suggestion="false"), ("loader.batch_sampler",))
+        yield Finding(
+            Mistake("loader.drop_last", rule, value=True, suggestion="false", kind="conflict"),
+            ("loader.batch_sampler",),
+        )
     if loader.in_memory is True and loader.num_workers > 0:
         rule = "must not be true with `loader.num_workers` above 0, which means the per-sample path"
-        yield Finding(Mistake("loader.in_memory", rule, value=True, suggestion="auto"), ("loader.num_workers",))
+        yield Finding(
+            Mistake("loader.in_memory", rule, value=True, suggestion="auto", kind="conflict"), ("loader.num_workers",)
+        )
     limit = config.dataset.limit
     if loader.drop_last and loader.batch_sampler is None and limit is not None and limit < loader.batch_size:
         rule = f"must be at least loader.batch_size, {loader.batch_size}: loader.drop_last drops what is fewer"
         remedy = "take `loader.drop_last=false`"
-        yield Finding(Mistake("dataset.limit", rule, limit, remedy=remedy), ("loader.batch_size", "loader.drop_last"))
+        yield Finding(
+            Mistake("dataset.limit", rule, limit, remedy=remedy, kind="conflict"),
+            ("loader.batch_size", "loader.drop_last"),
+        )
     if config.loader.in_memory is True and loader.collate_fn is not None:
         rule = "must not be true with a `loader.collate_fn`, which joins samples one by one"
-        yield Finding(Mistake("loader.in_memory", rule, value=True, suggestion="auto"), ("loader.collate_fn",))
+        yield Finding(
+            Mistake("loader.in_memory", rule, value=True, suggestion="auto", kind="conflict"), ("loader.collate_fn",)
+        )
     yield from find_training_contradictions(config)
     for name in config.dataset.evaluate:
         if name in ("train", "val", "test") or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
@@ -72,7 +83,11 @@ def _find_contradictions(config: schema.Config) -> Iterator[Finding]:
     yield from check_processes(config)
     for name, rule_ in config.init.rules.items():
         if rule_ is not None and rule_.last and rule_.module is None and rule_.name is None:
-            yield Finding(Mistake(f"init.rules.{name}.last", "needs a `module` or a `name` to choose from", value=True))
+            yield Finding(
+                Mistake(
+                    f"init.rules.{name}.last", "needs a `module` or a `name` to choose from", value=True, kind="missing"
+                )
+            )
 
 
 def _find_unused(config: schema.Config) -> Iterator[Finding]:
@@ -131,6 +146,8 @@ def _check_pretrained(pretrained: schema.Pretrained) -> Iterator[Finding]:
         if pretrained.path is not None:
             rule = f"has no effect {reason}: the weights would stay as they are initialised"
             remedy = "`pretrained=full` loads every tensor; filtered, partial and layers load some"
-            mistake = Mistake("pretrained.path", rule, pretrained.path, remedy=remedy, suggestion="null")
+            mistake = Mistake(
+                "pretrained.path", rule, pretrained.path, remedy=remedy, suggestion="null", kind="no-effect"
+            )
             yield Finding(mistake, (key,))
         yield from find_unused_settings("pretrained", pretrained, names, reason, key)

@@ -35,22 +35,28 @@ def check_splits(dataset: schema.Dataset) -> Iterator[Finding]:
     given = [name for name in ("train", "val", "test") if getattr(dataset, name) is not None]
     if dataset.source is None and dataset.train is None and dataset.steps_per_epoch is None:
         rule = "must be given (or `dataset.source`, which is then split; a step without data has `dataset=none`)"
-        yield Finding(Mistake("dataset.train", rule), ("dataset.source", "dataset"))
+        yield Finding(Mistake("dataset.train", rule, kind="missing"), ("dataset.source", "dataset"))
     if dataset.steps_per_epoch is not None and (dataset.source is not None or "train" in given):
         rule = "is for a step without data: it must not stand beside any"
-        yield Finding(Mistake("dataset.steps_per_epoch", rule, dataset.steps_per_epoch), ("dataset",))
+        yield Finding(Mistake("dataset.steps_per_epoch", rule, dataset.steps_per_epoch, kind="conflict"), ("dataset",))
     if dataset.source is not None and "train" in given:
         yield Finding(
-            Mistake("dataset.source", "must not stand beside `dataset.train`: one of them is the training data")
+            Mistake(
+                "dataset.source",
+                "must not stand beside `dataset.train`: one of them is the training data",
+                kind="conflict",
+            )
         )
     fractions = {name: getattr(dataset, f"{name}_fraction") for name in ("val", "test")}
     if sum(fractions.values()) >= 1:
         rule = "and `dataset.test_fraction` together must be below 1"
-        yield Finding(Mistake("dataset.val_fraction", rule, sum(fractions.values())), ("dataset.test_fraction",))
+        yield Finding(
+            Mistake("dataset.val_fraction", rule, sum(fractions.values()), kind="conflict"), ("dataset.test_fraction",)
+        )
     for name, fraction in fractions.items():
         if fraction and dataset.source is not None and name in given:
             rule = f"must not stand beside `dataset.{name}`: one of them is the {name} data"
-            yield Finding(Mistake(f"dataset.{name}_fraction", rule, fraction), (f"dataset.{name}",))
+            yield Finding(Mistake(f"dataset.{name}_fraction", rule, fraction, kind="conflict"), (f"dataset.{name}",))
 
 
 def check_downloads(downloads: dict[str, schema.Download | None]) -> Iterator[Finding]:
@@ -61,7 +67,9 @@ def check_downloads(downloads: dict[str, schema.Download | None]) -> Iterator[Fi
             continue
         for key, path in (("to", node.to), ("unpack", node.unpack)):
             if path in taken:
-                mistake = Mistake(f"dataset.downloads.{name}.{key}", f"is the place of `{taken[path]}` already", path)
+                mistake = Mistake(
+                    f"dataset.downloads.{name}.{key}", f"is the place of `{taken[path]}` already", path, kind="conflict"
+                )
                 yield Finding(mistake, (taken[path],))
             elif path is not None:
                 taken[path] = f"dataset.downloads.{name}.{key}"
@@ -72,7 +80,7 @@ def check_downloads(downloads: dict[str, schema.Download | None]) -> Iterator[Fi
                 if value != item.default:
                     key, remedy = f"dataset.downloads.{name}.{item.name}", f"leave it at `{text}`"
                     rule = "has no effect without `unpack`"
-                    yield Finding(Mistake(key, rule, value, remedy=remedy, suggestion=text))
+                    yield Finding(Mistake(key, rule, value, remedy=remedy, suggestion=text, kind="no-effect"))
 
 
 def check_samples(sample: Any) -> Iterator[Finding]:
@@ -93,11 +101,13 @@ def check_samples(sample: Any) -> Iterator[Finding]:
             )
         if (member.shape is None) == (member.mode is None):
             rule = "must have either `shape` (of a tensor) or `mode` and `size` (of an image)"
-            yield Finding(Mistake(key, rule), (key,))
+            yield Finding(Mistake(key, rule, kind="conflict"), (key,))
         name, sides = ("size", member.size) if member.shape is None else ("shape", member.shape)
         if math.prod(map(abs, sides or [])) > MOST_NUMBERS:
             rule = f"must have at most {MOST_NUMBERS:,} numbers, since `check` makes such a sample up"
-            yield Finding(Mistake(f"{key}.{name}", rule, sides, remedy="leave `dataset.sample` out"), (key,))
+            yield Finding(
+                Mistake(f"{key}.{name}", rule, sides, remedy="leave `dataset.sample` out", kind="value"), (key,)
+            )
 
 
 def find_unused_without_data(config: schema.Config) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ def _check_loggable(config: schema.Config) -> Iterator[Finding]:
         off += [(name, why, "device.parallel") for name in ("gradient_norm", "hooks", "histograms", "graph", "mfu")]
     for name, why, key in off:
         if value := getattr(config.log, name):
-            yield Finding(Mistake(f"log.{name}", f"must be off with {why}", value), (key,))
+            yield Finding(Mistake(f"log.{name}", f"must be off with {why}", value, kind="conflict"), (key,))
 
 
 def check_log(config: schema.Config) -> Iterator[Finding]:
@@ -38,4 +38,6 @@ def check_log(config: schema.Config) -> Iterator[Finding]:
     for name, hook in log.hooks.items():
         if hook is not None and not hook.forward and not hook.backward:
             rule = "needs statistics to log: `forward` of the outputs, `backward` of their gradients, or both"
-            yield Finding(Mistake(f"log.hooks.{name}", rule, remedy="forward: [mean, std, abs_max, zeros]"))
+            yield Finding(
+                Mistake(f"log.hooks.{name}", rule, remedy="forward: [mean, std, abs_max, zeros]", kind="missing")
+            )

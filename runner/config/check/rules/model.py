@@ -14,7 +14,9 @@ def find_shadowed_patterns(key: str, patterns: list[Any]) -> Iterator[Finding]:
         earlier = next((i for i, other in enumerate(patterns[:index]) if other in (pattern, ".*")), None)
         if earlier is not None:
             rule = f"has no effect: `{key}.{earlier}` matches the same names first"
-            yield Finding(Mistake(f"{key}.{index}", rule, pattern, remedy="leave it out"), (f"{key}.{earlier}",))
+            yield Finding(
+                Mistake(f"{key}.{index}", rule, pattern, remedy="leave it out", kind="no-effect"), (f"{key}.{earlier}",)
+            )
 
 
 def find_shadowed_rules(rules: dict[str, schema.InitRule | None]) -> Iterator[Finding]:
@@ -31,6 +33,8 @@ def find_shadowed_rules(rules: dict[str, schema.InitRule | None]) -> Iterator[Fi
             )
             if wider and not other.last and rule.tensors and set(rule.tensors) <= set(other.tensors):
                 text = f"has no effect: `init.rules.{earlier}` comes first for all of its tensors"
-                yield Finding(Mistake(f"init.rules.{name}", text, remedy="put it first, or leave it out"))
+                yield Finding(
+                    Mistake(f"init.rules.{name}", text, remedy="put it first, or leave it out", kind="no-effect")
+                )
                 break
         seen.append((name, rule))

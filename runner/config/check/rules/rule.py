@@ -31,5 +31,7 @@ def find_unused_settings(
         elif value != default:
             text = format_yaml(default)
             remedy = f"leave it at `{text}`"
-            mistake = Mistake(f"{owner}.{name}", f"has no effect {reason}", value, remedy=remedy, suggestion=text)
+            mistake = Mistake(
+                f"{owner}.{name}", f"has no effect {reason}", value, remedy=remedy, suggestion=text, kind="no-effect"
+            )
             yield Finding(mistake, follows_from)

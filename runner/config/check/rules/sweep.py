@@ -8,9 +8,6 @@ from runner.config.check.rules.train import find_metric_names
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import Mistake
 
-NO_MULTIRUN = "has no effect without `-m`"
-
-
 OF_THE_SWEEP = ("sweep", "hydra")  # groups and keys that are no part of a job
 
 
@@ -20,7 +17,10 @@ def find_multirun_only(arguments: Iterable[str]) -> Iterator[Mistake]:
         key, _, value = text.partition("=")
         key = key.lstrip("+")
         if key.startswith("sweep.") or (key == "sweep" and value not in ("default", "null")):
-            yield Mistake(key, NO_MULTIRUN, where=f"argument `{text}`", remedy="put `-m` before it, or leave it out")
+            rule = "has no effect without `-m`"
+            yield Mistake(
+                key, rule, where=f"argument `{text}`", remedy="put `-m` before it, or leave it out", kind="no-effect"
+            )
 
 
 def check_search(config: schema.Config) -> Iterator[Finding]:
@@ -35,7 +35,7 @@ def check_search(config: schema.Config) -> Iterator[Finding]:
     for name in ("random", "seeds"):
         if (value := getattr(config.sweep, name)) is not None:
             rule = "must not stand beside `sweep.search.sampler`, which chooses each point by one result of one run"
-            yield Finding(Mistake(f"sweep.{name}", rule, value), ("sweep.search.sampler",))
+            yield Finding(Mistake(f"sweep.{name}", rule, value, kind="conflict"), ("sweep.search.sampler",))
     if search.pruner is not None:
         yield from _check_pruner(config)
     if not search.objectives:
@@ -61,8 +61,8 @@ def _check_pruner(config: schema.Config) -> Iterator[Finding]:
     """Check that a pruner has a single objective with values before the end of a job."""
     if config.sweep.search.objectives:
         rule = "must not stand beside several `sweep.search.objectives`: Optuna prunes by one"
-        yield Finding(Mistake("sweep.search.pruner", rule), ("sweep.search.objectives",))
+        yield Finding(Mistake("sweep.search.pruner", rule, kind="conflict"), ("sweep.search.objectives",))
     objective = config.train.objective or find_metric_names(config)[0][0]
     if config.train.evaluate_every is None and not objective.startswith("train/"):
         rule = f"has no effect with train.evaluate_every=null: `{objective}` has one value, at the end of a job"
-        yield Finding(Mistake("sweep.search.pruner", rule), ("train.evaluate_every",))
+        yield Finding(Mistake("sweep.search.pruner", rule, kind="no-effect"), ("train.evaluate_every",))

@@ -40,13 +40,17 @@ def check_metric_names(config: schema.Config) -> Iterator[Finding]:
     names, prefixes = find_metric_names(config)
     if config.metrics.get("loss") is not None:
         rule = "must have another name: `train/loss` and `val/loss` are the loss itself"
-        yield Finding(Mistake("metrics.loss", rule, remedy="name it `metrics.own_loss`, for instance"))
+        yield Finding(Mistake("metrics.loss", rule, remedy="name it `metrics.own_loss`, for instance", kind="conflict"))
     uses = {"train.objective": config.train.objective}
     if PLATEAU in (config.scheduler._target_ or ""):
         uses["scheduler.monitor"] = config.scheduler.monitor
         if config.scheduler.monitor is None:
             rule = f"must be given: {PLATEAU} waits for a metric"
-            yield Finding(Mistake("scheduler.monitor", rule, remedy=format_suggestion(names[0]), suggestion=names[0]))
+            yield Finding(
+                Mistake(
+                    "scheduler.monitor", rule, remedy=format_suggestion(names[0]), suggestion=names[0], kind="missing"
+                )
+            )
     for key, name in uses.items():
         if name is None or name in names or name.startswith(tuple(prefixes)):
             continue
@@ -70,18 +74,25 @@ def check_processes(config: schema.Config) -> Iterator[Finding]:
     if device.parallel in PROCESSES:
         if device.type.startswith("cuda:"):
             rule = f"must not name one GPU with device.parallel={device.parallel}: each process takes that of its rank"
-            yield Finding(Mistake("device.type", rule, device.type, suggestion="cuda"), ("device.parallel",))
+            yield Finding(
+                Mistake("device.type", rule, device.type, suggestion="cuda", kind="conflict"), ("device.parallel",)
+            )
         if config.train.on_fault != "stop":
             rule = f"must be stop with device.parallel={device.parallel}: one process alone can look for a fault"
             yield Finding(
-                Mistake("train.on_fault", rule, config.train.on_fault, suggestion="stop"), ("device.parallel",)
+                Mistake("train.on_fault", rule, config.train.on_fault, suggestion="stop", kind="conflict"),
+                ("device.parallel",),
             )
         if config.loader.bad_samples == "skip":
             rule = f"must be error with device.parallel={device.parallel}: they count a batch before it is read"
-            yield Finding(Mistake("loader.bad_samples", rule, "skip", suggestion="error"), ("device.parallel",))
+            yield Finding(
+                Mistake("loader.bad_samples", rule, "skip", suggestion="error", kind="conflict"), ("device.parallel",)
+            )
     elif device.parallel == "data_parallel" and device.type not in ("auto", "cuda"):
         rule = "must be auto or cuda with device.parallel=data_parallel, which splits batches over all GPUs"
-        yield Finding(Mistake("device.type", rule, device.type, suggestion="cuda"), ("device.parallel",))
+        yield Finding(
+            Mistake("device.type", rule, device.type, suggestion="cuda", kind="conflict"), ("device.parallel",)
+        )
 
 
 def _check_process_limits(config: schema.Config) -> Iterator[Finding]:
@@ -90,15 +101,19 @@ def _check_process_limits(config: schema.Config) -> Iterator[Finding]:
         return
     if config.dataset.steps_per_epoch is not None:
         rule = "must be none without data (`dataset.steps_per_epoch`): there is no batch to share"
-        yield Finding(Mistake("device.parallel", rule, device.parallel), ("dataset.steps_per_epoch",))
+        yield Finding(Mistake("device.parallel", rule, device.parallel, kind="conflict"), ("dataset.steps_per_epoch",))
     if device.parallel == "fsdp" and device.precision == "fp16":
         rule = "must not be fp16 with device.parallel=fsdp: each process would scale by what it sees in its own part"
-        yield Finding(Mistake("device.precision", rule, "fp16", suggestion="bf16"), ("device.parallel",))
+        yield Finding(
+            Mistake("device.precision", rule, "fp16", suggestion="bf16", kind="conflict"), ("device.parallel",)
+        )
     if config.train.split_on_oom:
         rule = (
             f"must be false with device.parallel={device.parallel}: the others would wait for the one that tries again"
         )
-        yield Finding(Mistake("train.split_on_oom", rule, value=True, suggestion="false"), ("device.parallel",))
+        yield Finding(
+            Mistake("train.split_on_oom", rule, value=True, suggestion="false", kind="conflict"), ("device.parallel",)
+        )
 
 
 def find_training_contradictions(config: schema.Config) -> Iterator[Finding]:
@@ -107,25 +122,29 @@ def find_training_contradictions(config: schema.Config) -> Iterator[Finding]:
     if device.compile in CUDA_GRAPHED and train.accumulate > 1:
         rule = "must not stand beside `train.accumulate`: its CUDA graphs lose gradients then (pytorch#169545)"
         right = "default" if device.compile == "reduce-overhead" else "max-autotune-no-cudagraphs"
-        yield Finding(Mistake("device.compile", rule, device.compile, suggestion=right), ("train.accumulate",))
+        yield Finding(
+            Mistake("device.compile", rule, device.compile, suggestion=right, kind="conflict"), ("train.accumulate",)
+        )
     loss = "" if config.loss is None else str(config.loss.get("_target_"))
     if loss.endswith((".BCELoss", ".binary_cross_entropy")) and device.precision in ("bf16", "fp16"):
         rule = f"is refused by torch in {device.precision} on a GPU: small probabilities become 0"
         remedy = "let the model give logits, and take torch.nn.BCEWithLogitsLoss"
         if device.type != "cpu":
-            yield Finding(Mistake("loss._target_", rule, loss, remedy=remedy), ("device.precision", "loss"))
+            yield Finding(
+                Mistake("loss._target_", rule, loss, remedy=remedy, kind="conflict"), ("device.precision", "loss")
+            )
     yield from _check_process_limits(config)
     if config.dataset.steps_per_epoch is not None and step == SUPERVISED:
         rule = "needs data, and `dataset.steps_per_epoch` says that there is none"
-        yield Finding(Mistake("step._target_", rule, step), ("dataset.steps_per_epoch", "step"))
+        yield Finding(Mistake("step._target_", rule, step, kind="conflict"), ("dataset.steps_per_epoch", "step"))
     if config.loss is None and step == SUPERVISED:
         rule = "must be given: the supervised step calls it"
-        yield Finding(Mistake("loss", rule, value=None), ("step", "loss"))
+        yield Finding(Mistake("loss", rule, value=None, kind="missing"), ("step", "loss"))
     several = any(isinstance(node, dict) and "_target_" in node for node in config.optimizer.values())
     for label, group in config.param_groups.items():
         if several and group is not None:
             rule = "must not stand beside several optimizers: each has the settings of what it matches"
-            yield Finding(Mistake(f"param_groups.{label}", rule), ("optimizer",))
+            yield Finding(Mistake(f"param_groups.{label}", rule, kind="conflict"), ("optimizer",))
 
 
 def find_unused_in_training(config: schema.Config) -> Iterator[Finding]:
@@ -143,11 +162,16 @@ def find_unused_in_training(config: schema.Config) -> Iterator[Finding]:
 
     if config.device.compile == "reduce-overhead" and config.device.type in ("cpu", "mps"):
         rule = "has no effect without a CUDA device: it is `true` with CUDA graphs"
-        mistake = Mistake("device.compile", rule, config.device.compile, remedy="take `true`", suggestion="true")
+        mistake = Mistake(
+            "device.compile", rule, config.device.compile, remedy="take `true`", suggestion="true", kind="no-effect"
+        )
         yield Finding(mistake, ("device.type",))
     if config.loss is not None and config.step.get("_target_") == MINIMISE:
         rule = "has no effect: what the model gives is minimised as it is"
-        yield Finding(Mistake("loss._target_", rule, config.loss.get("_target_"), remedy="take `loss=none`"), ("step",))
+        yield Finding(
+            Mistake("loss._target_", rule, config.loss.get("_target_"), remedy="take `loss=none`", kind="no-effect"),
+            ("step",),
+        )
 
 
 def find_too_long(config: schema.Config, steps_per_epoch: int | None = None) -> Iterator[Finding]:
@@ -160,12 +184,12 @@ def find_too_long(config: schema.Config, steps_per_epoch: int | None = None) -> 
         ("freeze.until", config.freeze.until, "nothing would ever thaw: make it shorter, or null"),
     ):
         if value is not None and Duration.parse(value).reaches(run, steps_per_epoch):
-            yield Finding(Mistake(key, rule, value, remedy=remedy), ("train.duration",))
+            yield Finding(Mistake(key, rule, value, remedy=remedy, kind="conflict"), ("train.duration",))
     epoch = config.pretrained.epoch
     if epoch and config.pretrained.strategy != "none" and Duration(epoch, "ep").reaches(run, steps_per_epoch):
         rule = f"must be before the end of the run, whose train.duration is {config.train.duration}{known}"
         remedy = f"the duration counts from the start: `train.duration={2 * epoch}ep` trains for {epoch} epochs more"
-        yield Finding(Mistake("pretrained.epoch", rule, epoch, remedy=remedy), ("train.duration",))
+        yield Finding(Mistake("pretrained.epoch", rule, epoch, remedy=remedy, kind="conflict"), ("train.duration",))
 
 
 def check_plateau(config: schema.Config) -> Iterator[Finding]:
@@ -175,10 +199,14 @@ def check_plateau(config: schema.Config) -> Iterator[Finding]:
     every, run = config.train.evaluate_every, config.train.duration
     if every is None:
         rule = f"must be given: {PLATEAU} is asked after each evaluation, and null means one at the end"
-        yield Finding(Mistake("train.evaluate_every", rule, every, suggestion="1ep", remedy=format_suggestion("1ep")))
+        yield Finding(
+            Mistake(
+                "train.evaluate_every", rule, every, suggestion="1ep", remedy=format_suggestion("1ep"), kind="missing"
+            )
+        )
     elif Duration.parse(every).reaches(Duration.parse(run)):
         rule = f"must be shorter than train.duration ({run}): {PLATEAU} is asked after each evaluation"
-        yield Finding(Mistake("train.evaluate_every", rule, every), ("train.duration",))
+        yield Finding(Mistake("train.evaluate_every", rule, every, kind="conflict"), ("train.duration",))
 
 
 def check_one_cycle(config: schema.Config) -> Iterator[Finding]:
@@ -200,7 +228,9 @@ def check_one_cycle(config: schema.Config) -> Iterator[Finding]:
         rule = f"must reach to the end of the run (train.duration is {config.train.duration}): OneCycleLR ends with it"
         text = "${train.duration}"
         yield Finding(
-            Mistake("scheduler.total_steps", rule, total, remedy=format_suggestion(text), suggestion=text),
+            Mistake(
+                "scheduler.total_steps", rule, total, remedy=format_suggestion(text), suggestion=text, kind="conflict"
+            ),
             ("train.duration",),
         )
 
@@ -220,7 +250,9 @@ def check_scheduler(scheduler: schema.Scheduler) -> Iterator[Finding]:
         for name, value in scheduler.arguments.items():
             rule = "has no effect without a scheduler (`scheduler._target_`)"
             remedy = "choose one (`scheduler=cosine`) or leave it out"
-            yield Finding(Mistake(f"scheduler.{name}", rule, value, remedy=remedy), ("scheduler._target_",))
+            yield Finding(
+                Mistake(f"scheduler.{name}", rule, value, remedy=remedy, kind="no-effect"), ("scheduler._target_",)
+            )
         return
     if scheduler.warmup is None:
         yield from find_unused_settings(

@@ -1,4 +1,4 @@
-"""A look into one training step: gradient norms, histograms, statistics of activations and gradients by module.
+"""Statistics of one training step: gradient norms, histograms, activations and gradients by module.
 
 Hooks are there for that step only, so that no other step has anything more to do. Nothing waits for the device before
 `close`, but histograms, which read the range of each tensor.
@@ -26,8 +26,8 @@ STATISTICS = ("mean", "std", "abs_max", "zeros")
 
 
 @dataclass(frozen=True)
-class OwnHook:
-    """A function of the user's own, of which is logged what it returns: a number, a tensor's mean, or several by name.
+class UserHook:
+    """User's hook function; a run logs its result: a number, a tensor's mean, or several by name.
 
     It looks, and changes nothing: it gets detached tensors, draws from generators of its own, and what it returns does
     not take the place of an output.
@@ -37,18 +37,18 @@ class OwnHook:
     call: Callable[..., Any]  # `call(module, inputs, output)` or `call(module, gradient)`
 
     def values(self, name: str, module: nn.Module, *given: Any) -> Iterator[tuple[str, Tensor | float]]:
-        """What it says of one call of a module, by the name that it is logged with.
+        """Yield the names and values that the function returns for one call of a module.
 
         Raises:
             RunError: it raises, returns no number, or has changed a tensor in place.
         """
-        before = versions(module, given)
+        before = collect_versions(module, given)
         try:
             with torch.no_grad(), rng.fork_rng():
-                said = self.call(module, *map(detached, given))
+                said = self.call(module, *map(detach_tensors, given))
         except Exception as error:
             raise RunError(f"log.hooks.{self.label} raised at `{name}`: {describe_error(error)}") from error
-        if versions(module, given) != before:
+        if collect_versions(module, given) != before:
             raise RunError(f"log.hooks.{self.label} changed a tensor of `{name}` in place: a hook only looks; clone it")
         named = said.items() if isinstance(said, Mapping) else [("", said)]
         for member, value in named:
@@ -65,17 +65,17 @@ class OwnHook:
             )
 
 
-def detached(value: Any) -> Any:
-    """The same with each tensor (in lists, tuples and mappings) detached from the graph."""
+def detach_tensors(value: Any) -> Any:
+    """Detach all tensors in a value (lists, tuples and mappings included) from the graph."""
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, Mapping):
-        return {name: detached(member) for name, member in value.items()}
-    return type(value)(map(detached, value)) if type(value) in (list, tuple) else value
+        return {name: detach_tensors(member) for name, member in value.items()}
+    return type(value)(map(detach_tensors, value)) if type(value) in (list, tuple) else value
 
 
-def versions(module: nn.Module, given: Any) -> list[int]:
-    """How often each tensor of a module, and each one given, was changed in place."""
+def collect_versions(module: nn.Module, given: Any) -> list[int]:
+    """Return the in-place modification counts of the tensors of a module and of the given value."""
 
     def tensors(value: Any) -> Iterator[Tensor]:
         if isinstance(value, Tensor):
@@ -89,21 +89,21 @@ def versions(module: nn.Module, given: Any) -> list[int]:
 
 @dataclass(frozen=True)
 class Hook:
-    """Which statistics of the outputs (`forward`) and of their gradients (`backward`) of which modules are logged."""
+    """Statistics to log of the outputs (`forward`) and their gradients (`backward`) of some modules."""
 
     label: str  # its key below `log.hooks`
     module: tuple[type[nn.Module], ...] | None  # subclasses count
     name: str | None  # matched with `re.fullmatch` against the module's qualified name; the root's is empty
-    forward: tuple[str | OwnHook, ...]
-    backward: tuple[str | OwnHook, ...]
+    forward: tuple[str | UserHook, ...]
+    backward: tuple[str | UserHook, ...]
     optional: bool = False  # whether it may match nothing
 
 
-Wanted = tuple[set[str | OwnHook], set[str | OwnHook]]  # statistics of outputs, of gradients
+Wanted = tuple[set[str | UserHook], set[str | UserHook]]  # statistics of outputs, of gradients
 
 
-def chosen(model: nn.Module, hooks: Sequence[Hook]) -> dict[str, Wanted]:
-    """For each module that a hook matches, which statistics; a model on the meta device will do.
+def select_statistics(model: nn.Module, hooks: Sequence[Hook]) -> dict[str, Wanted]:
+    """Return the statistics to log, by name of each matched module; a meta model is sufficient.
 
     Raises:
         ConfigError: a hook matches nothing.
@@ -123,30 +123,30 @@ def chosen(model: nn.Module, hooks: Sequence[Hook]) -> dict[str, Wanted]:
             forward.update(hook.forward)
             backward.update(hook.backward)
         if not matching and not hook.optional:
-            mistakes.append(_without_match(key, hook, named, modules))
+            mistakes.append(_make_no_match_mistake(key, hook, named, modules))
     if mistakes:
         raise ConfigError(mistakes)
     return found
 
 
-def _without_match(key: str, hook: Hook, named: Sequence[str], modules: Mapping[str, nn.Module]) -> Mistake:
+def _make_no_match_mistake(key: str, hook: Hook, named: Sequence[str], modules: Mapping[str, nn.Module]) -> Mistake:
     if hook.name is not None and not named:
         return diagnose_no_match(f"{key}.name", hook.name, [name for name in modules if name], "a module")
     kinds = sorted({type(module).__name__ for module in modules.values()})
     wanted = " or ".join(kind.__name__ for kind in hook.module or ())
     rule = f"must match a module{' of these names' * (hook.name is not None)}, and none is a {wanted}"
-    return Mistake(f"{key}.module", rule, remedy=f"types are {', '.join(kinds)}")
+    return Mistake(f"{key}.module", rule, remedy=f"types are {', '.join(kinds)}", kind="no-match")
 
 
-class Statistics:
-    """Of all tensors of one step: of every micro-batch, of every call of a module."""
+class TensorStatistics:
+    """Statistics over all tensors of one step: every micro-batch and every call of a module."""
 
     def __init__(self, wanted: Iterable[str]) -> None:
         self.wanted = set(wanted)
         self.parts: list[tuple[int, Tensor, Tensor, Tensor, Tensor]] = []
 
     def add(self, tensor: Tensor) -> None:
-        """Take a tensor of any shape and float dtype in, without waiting for it."""
+        """Add a tensor of any shape and float dtype, without waiting for its device."""
         with torch.no_grad():
             values = tensor.detach().float()
             none = values.new_zeros(())
@@ -157,7 +157,7 @@ class Statistics:
         self.parts.append((values.numel(), mean, variance, largest, zeros))
 
     def values(self) -> dict[str, Tensor]:
-        """Scalars on the device, by name."""
+        """Return the statistics by name, as scalar tensors on the device."""
         sizes, *columns = zip(*self.parts, strict=True)
         mean, variance, largest, zeros = (torch.stack(column) for column in columns)
         shares = torch.tensor(sizes, dtype=mean.dtype, device=mean.device) / sum(sizes)
@@ -171,13 +171,13 @@ class Statistics:
         return {name: found[name] for name in STATISTICS if name in self.wanted}
 
 
-class Inside:
-    """Looks into a step between `open` and `close`.
+class ModuleStatistics:
+    """Gradient norms, histograms and module statistics of the step between `open` and `close`.
 
     Args:
         model: whose modules and parameters are looked at.
         optimizer: whose groups have a gradient norm each.
-        modules: by name, which statistics of their outputs and of the gradients of these; see `chosen`.
+        modules: by name, which statistics of their outputs and of the gradients of these; see `select_statistics`.
         gradient_norm: whether the norm of all gradients, and of each group's, is wanted.
     """
 
@@ -187,27 +187,27 @@ class Inside:
         self.model, self.optimizer, self.modules, self.gradient_norm = model, optimizer, modules, gradient_norm
         self.numbers = self.histograms = False
         self.handles: list[Any] = []
-        self.statistics: dict[str, Statistics] = {}
+        self.statistics: dict[str, TensorStatistics] = {}
         self.said: dict[str, list[Tensor | float]] = {}  # by hooks of the user's own
         self.scaler: Any = None  # of fp16's losses, whose gradients these hooks see unscaled
         self.norms: dict[str, Tensor] = {}
         self.gradients: list[Any] = []
 
     def open(self, *, numbers: bool, histograms: bool) -> None:
-        """Before the step: `numbers` are norms and the statistics of the hooks."""
+        """Prepare a step: `numbers` asks for gradient norms and the statistics of the hooks."""
         self.statistics, self.said, self.norms, self.gradients = {}, {}, {}, []
         self.numbers, self.histograms = numbers, histograms
         if numbers:
             self.hang()
 
     def hang(self) -> None:
-        """Hang the hooks up."""
+        """Register the forward hooks."""
         modules = dict(self.model.named_modules())
         for name, wanted in self.modules.items():
             self.handles.append(modules[name].register_forward_hook(self._hook(name or "(model)", wanted)))
 
     def take_down(self) -> bool:
-        """Take the hooks away; whether there were any."""
+        """Remove the hooks; return whether there were any."""
         handles, self.handles = self.handles, []
         for handle in handles:
             handle.remove()
@@ -215,25 +215,25 @@ class Inside:
 
     def _hook(self, name: str, wanted: Wanted) -> Callable[[nn.Module, Any, Any], None]:
         forward, backward = ({what for what in part if isinstance(what, str)} for part in wanted)
-        own, own_backward = ([what for what in part if isinstance(what, OwnHook)] for part in wanted)
+        own, own_backward = ([what for what in part if isinstance(what, UserHook)] for part in wanted)
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             for one in own:
                 self._take(one.values(f"forward/{name}", module, args, output))
-            tensor = first_float(output)
+            tensor = find_float_tensor(output)
             if tensor is None:
                 return
             if own_backward and tensor.requires_grad:
                 tensor.register_hook(partial(self._gradient, name, own_backward, module))
             if forward:
-                self.statistics.setdefault(f"forward/{name}", Statistics(forward)).add(tensor)
+                self.statistics.setdefault(f"forward/{name}", TensorStatistics(forward)).add(tensor)
             if backward and tensor.requires_grad:
-                gradients = self.statistics.setdefault(f"backward/{name}", Statistics(backward))
+                gradients = self.statistics.setdefault(f"backward/{name}", TensorStatistics(backward))
                 tensor.register_hook(gradients.add)  # a module's own backward hook would forbid in-place activations
 
         return hook
 
-    def _gradient(self, name: str, own: Sequence[OwnHook], module: nn.Module, gradient: Tensor) -> None:
+    def _gradient(self, name: str, own: Sequence[UserHook], module: nn.Module, gradient: Tensor) -> None:
         scale = 1.0 if self.scaler is None else self.scaler.scale
         for one in own:
             self._take(one.values(f"backward/{name}", module, gradient if scale == 1 else gradient / scale))
@@ -243,22 +243,24 @@ class Inside:
             self.said.setdefault(name, []).append(value)
 
     def look(self, optimizer: Optimizer) -> None:
-        """Between backward and the step of an optimizer: norms and histograms of the gradients that it will use."""
+        """Compute norms and histograms of an optimizer's gradients, between its backward and its step."""
         if self.numbers and self.gradient_norm:
             names = {id(group): str(group.get("name", i)) for i, group in enumerate(self.optimizer.param_groups)}
-            self.norms |= gradient_norms({names[id(group)]: group["params"] for group in optimizer.param_groups})
+            self.norms |= compute_gradient_norms(
+                {names[id(group)]: group["params"] for group in optimizer.param_groups}
+            )
         if self.histograms:
             used = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
             named = {name: p.grad for name, p in self.model.named_parameters() if id(p) in used and p.grad is not None}
-            self.gradients += histogram_values("gradients", named)
+            self.gradients += make_histograms("gradients", named)
 
     def close(self, scale: float = 1.0) -> tuple[dict[str, float], list[Any]]:
-        """After the step, what was seen: numbers by name, and TensorBoard's messages.
+        """Return the step's numbers by name and its TensorBoard messages.
 
         The losses were multiplied by `scale`, and so were the gradients that the hooks saw.
         """
         self.take_down()
-        seen = with_total(self.norms)
+        seen = add_total_norm(self.norms)
         for name, statistics in self.statistics.items():
             if statistics.parts:
                 seen |= {f"{name}/{what}": value for what, value in statistics.values().items()}
@@ -270,42 +272,48 @@ class Inside:
             ]
         shown = [*self.gradients]
         if self.histograms:
-            shown += histogram_values("weights", dict(self.model.named_parameters()))
+            shown += make_histograms("weights", dict(self.model.named_parameters()))
         own = {name: sum(map(float, values)) / len(values) for name, values in self.said.items()}
         self.statistics, self.said, self.norms, self.gradients = {}, {}, {}, []
         return dict(zip(seen, numbers, strict=True)) | own, shown
 
 
-def first_float(output: Any) -> Tensor | None:
-    """The first floating tensor in a module's output: itself, or in a tuple, list or mapping."""
+def find_float_tensor(output: Any) -> Tensor | None:
+    """Return the first floating-point tensor in a module's output (tuples, lists, mappings included)."""
     if isinstance(output, Tensor):
         return output if output.is_floating_point() else None
     members = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
-    return next((tensor for member in members if (tensor := first_float(member)) is not None), None)
+    return next((tensor for member in members if (tensor := find_float_tensor(member)) is not None), None)
 
 
-def gradient_norms(groups: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
-    """The 2-norm of the gradients of each group of parameters that has some."""
+def compute_gradient_norms(groups: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+    """Compute the 2-norm of the gradients of each parameter group that has gradients."""
     gradients = {name: [p.grad for p in parameters if p.grad is not None] for name, parameters in groups.items()}
-    return {name: whole(nn.utils.get_total_norm(members)) for name, members in gradients.items() if members}
+    return {
+        name: gather_full_tensor(nn.utils.get_total_norm(members)) for name, members in gradients.items() if members
+    }
 
 
-def with_total(norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The norm of them all, `gradient_norm`, and where there are several each of them by its name."""
+def add_total_norm(norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the total norm as `gradient_norm`, and each norm by its name if there are several."""
     if not norms:
         return {}
     total = {"gradient_norm": torch.linalg.vector_norm(torch.stack([*norms.values()]))}
     return total | ({f"gradient_norm/{name}": norm for name, norm in norms.items()} if len(norms) > 1 else {})
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that is sharded over ranks, put together; every rank must ask."""
+def gather_full_tensor(tensor: Tensor) -> Tensor:
+    """Gather a tensor that is sharded over ranks; every rank must call this function."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def histogram_values(prefix: str, tensors: Mapping[str, Tensor]) -> list[Any]:
-    """One histogram of BINS equally wide bins a tensor, without its NaNs and infinities, named `<prefix>/<name>`."""
-    flat = {name: whole(tensor).detach().float().flatten() for name, tensor in tensors.items() if tensor.numel()}
+def make_histograms(prefix: str, tensors: Mapping[str, Tensor]) -> list[Any]:
+    """Make a histogram `<prefix>/<name>` of BINS equal bins per tensor, without NaNs and infinities."""
+    flat = {
+        name: gather_full_tensor(tensor).detach().float().flatten()
+        for name, tensor in tensors.items()
+        if tensor.numel()
+    }
     if not flat:
         return []
     flat = {name: values[torch.isfinite(values)] for name, values in flat.items()}
@@ -315,5 +323,5 @@ def histogram_values(prefix: str, tensors: Mapping[str, Tensor]) -> list[Any]:
     for (name, values), (low, high, total, squares) in zip(flat.items(), torch.stack(bounds).tolist(), strict=True):
         places = ((values - low) * (BINS / ((high - low) or 1))).long().clamp_(0, BINS - 1)
         counts = torch.bincount(places, minlength=BINS).cpu()  # unlike histc it is deterministic on a GPU
-        shown.append(summaries.histogram(f"{prefix}/{name}", counts, low, high, total, squares))
+        shown.append(summaries.make_histogram(f"{prefix}/{name}", counts, low, high, total, squares))
     return shown

@@ -44,7 +44,16 @@ def read_launcher(composed: Composed) -> Any:
     if importlib.util.find_spec(package) is None:
         rule = f"needs `{package}`, which is not installed"
         mistakes += composed.blame(
-            [Mistake(GROUP, rule, name, f"argument `{GROUP}={name}`", describe_install(EXTRAS[package]))]
+            [
+                Mistake(
+                    GROUP,
+                    rule,
+                    name,
+                    f"argument `{GROUP}={name}`",
+                    describe_install(EXTRAS[package]),
+                    kind="unavailable",
+                )
+            ]
         )
     elif isinstance(settings, schema.RayLauncher):
         mistakes += composed.blame(_check_ray_options(settings.ray))
@@ -75,8 +84,14 @@ def _check_ray_options(options: schema.RayOptions) -> Iterator[Mistake]:
             right = find_nearest(name, ["address", *known])
             right = f"hydra.launcher.ray.init.{right}" if right else ""
             key = f"hydra.launcher.ray.init.{name}"
-            yield Mistake(key, "is no argument of ray.init", remedy=format_suggestion(right), suggestion=right)
+            yield Mistake(
+                key,
+                "is no argument of ray.init",
+                remedy=format_suggestion(right),
+                suggestion=right,
+                kind="unknown-argument",
+            )
     try:
         ray.remote(**options.remote)(_check_ray_options) if options.remote else None
     except (ValueError, TypeError) as error:
-        yield Mistake("hydra.launcher.ray.remote", f"is refused by Ray: {str(error).splitlines()[0]}")
+        yield Mistake("hydra.launcher.ray.remote", f"is refused by Ray: {str(error).splitlines()[0]}", kind="refused")

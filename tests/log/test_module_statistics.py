@@ -5,10 +5,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from runner.core.errors import ConfigError
-from runner.log.hooks import BINS, Hook, Inside, Statistics, chosen, histogram_values
-from runner.train.optimizer_step.base import Recipe, Update
-from runner.train.optimizer_step.closure import Closure, Own
-from runner.train.optimizer_step.precision import Scaler
+from runner.log.module_statistics import (
+    BINS,
+    Hook,
+    ModuleStatistics,
+    TensorStatistics,
+    make_histograms,
+    select_statistics,
+)
+from runner.train.optimizer_step.base import OptimizerStep, OptimizerStepWithHooks
+from runner.train.optimizer_step.closure import ClosureStep, CustomStep
+from runner.train.optimizer_step.precision import GradScaler
 from runner.train.optimizer_step.several_optimizers import Optimizers
 
 
@@ -40,13 +47,15 @@ def parts(seed):
         {"params": [p for n, p in model.named_parameters() if not n.startswith("first")], "name": "rest"},
     ]
     optimizer = torch.optim.SGD(groups, lr=0.1)
-    return model, optimizer, Update(model, F.cross_entropy, step, optimizer)
+    return model, optimizer, OptimizerStep(model, F.cross_entropy, step, optimizer)
 
 
 def look(model, optimizer, update, hooks=(), **what):
     """What is seen in one step, and the batch."""
     batch = (torch.randn(7, 6), torch.randint(3, (7,)))
-    inside = Inside(model, optimizer, chosen(model, hooks), gradient_norm=what.pop("gradient_norm", False))
+    inside = ModuleStatistics(
+        model, optimizer, select_statistics(model, hooks), gradient_norm=what.pop("gradient_norm", False)
+    )
     inside.open(numbers=True, histograms=what.pop("histograms", False))
     undo = update.watch(inside.look)
     update(batch)
@@ -154,13 +163,13 @@ def test_histograms_of_constants_nothing_and_what_is_not_finite():
         "some": torch.tensor([1.0, torch.inf, 2.0, torch.nan]),
         "half": torch.ones(4, dtype=torch.bfloat16),
     }
-    found = {value.tag: value.histo.num for value in histogram_values("x", tensors)}
+    found = {value.tag: value.histo.num for value in make_histograms("x", tensors)}
 
     assert found == {"x/zeros": 5, "x/some": 2, "x/half": 4}
 
 
 def test_statistics_of_several_micro_batches_are_those_of_all_their_numbers():
-    statistics = Statistics(ALL)
+    statistics = TensorStatistics(ALL)
     tensors = [torch.randn(3, 4) + 2, torch.randn(50).relu()]
     for tensor in tensors:
         statistics.add(tensor)
@@ -179,7 +188,7 @@ def test_statistics_of_several_micro_batches_are_those_of_all_their_numbers():
 )
 def test_a_hook_that_matches_nothing_is_a_mistake(hook, said):
     with pytest.raises(ConfigError) as caught:
-        chosen(Net(), [hook])
+        select_statistics(Net(), [hook])
 
     assert said in str(caught.value)
     assert "log.hooks.h" in str(caught.value)
@@ -192,7 +201,7 @@ def test_an_optional_hook_may_match_nothing_and_two_hooks_may_share_a_module():
         Hook("b", None, "head", ("std",), ("zeros",)),
     ]
 
-    assert chosen(Net(), hooks)["head"] == ({"mean", "std"}, {"zeros"})
+    assert select_statistics(Net(), hooks)["head"] == ({"mean", "std"}, {"zeros"})
 
 
 def test_a_closure_is_looked_at_in_its_first_evaluation(seed):
@@ -202,7 +211,7 @@ def test_a_closure_is_looked_at_in_its_first_evaluation(seed):
     twin.load_state_dict(model.state_dict())
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
     numbers, shown, (inputs, labels) = look(
-        model, optimizer, Closure(model, F.cross_entropy, step, optimizer), gradient_norm=True, histograms=True
+        model, optimizer, ClosureStep(model, F.cross_entropy, step, optimizer), gradient_norm=True, histograms=True
     )
     F.cross_entropy(twin(inputs), labels).backward()
 
@@ -233,7 +242,7 @@ def test_several_optimizers_are_looked_at_each_before_its_step(seed):
     numbers, shown, _ = look(
         model,
         optimizers,
-        Own(model, F.cross_entropy, alternating, optimizers),
+        CustomStep(model, F.cross_entropy, alternating, optimizers),
         gradient_norm=True,
         histograms=True,
     )
@@ -253,9 +262,11 @@ def test_a_scaled_loss_and_clipping_change_nothing_of_what_is_seen(seed):
         torch.manual_seed(seed)
         model = Net()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        scaler = Scaler(optimizer, torch.device("cpu")) if scaled else None
+        scaler = GradScaler(optimizer, torch.device("cpu")) if scaled else None
         clip = [lambda model=model: nn.utils.clip_grad_norm_(model.parameters(), 1e-3)]
-        update = Recipe(model, F.cross_entropy, step, optimizer, scaler=scaler, before=clip if scaled else ())
+        update = OptimizerStepWithHooks(
+            model, F.cross_entropy, step, optimizer, scaler=scaler, before=clip if scaled else ()
+        )
         seen.append(look(model, optimizer, update, [Hook("all", None, "shared", ALL, ALL)], gradient_norm=True)[0])
         assert len(update.before) == scaled
 
