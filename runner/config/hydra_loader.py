@@ -117,7 +117,7 @@ class Composed:
 
     @cached_property
     def notes(self) -> list[str]:
-        """Notes on what the environment gives, and on settings written for another component than the one in force."""
+        """Notes on variables of the environment, and on settings written for another component."""
         of_layers = [*self.layers.notes_on_recipes(), *self.layers.notes_on_targets(self.config)]
         return [*self._resolution[2], *of_layers]
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from runner.core import rng
 from runner.core.errors import describe_error
 from runner.data.bad_samples import BadSample, BadSamples, find_file, find_none
-from runner.data.file_guard import guard_reading
+from runner.data.file_guard import watch_reading
 from runner.data.interfaces import Indices, Place
 from runner.data.samples import Stream, to_image
 
@@ -55,7 +55,7 @@ def stack_samples(dataset: Any, indices: Indices, stream: Stream, faults: BadSam
     bad: set[int] = set()
     for index in indices.tolist():
         try:
-            with rng.stream(stream.key(0, index, "dataset")), guard_reading():
+            with rng.stream(stream.key(0, index, "dataset")), watch_reading():
                 sample = dataset[index]
                 _load_images(sample)
         except Exception as error:  # noqa: BLE001  a user's dataset may raise anything
@@ -114,7 +114,7 @@ def read_labels(dataset: Any, place: Place = 1) -> Tensor:
     whole = find_dataset_tensors(dataset)
     if whole is not None and place in whole.tensors:
         return whole.tensors[place]
-    with guard_reading():
+    with watch_reading():
         return torch.tensor([int(dataset[i][place]) for i in range(len(dataset))])
 
 
@@ -174,7 +174,7 @@ def compute_fingerprint(source: Any, indices: Indices) -> str:
             digest.update(rows.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
     digest.update(f"{type(source).__qualname__} {len(source)}".encode())
-    with rng.stream(rng.derive_key(0, "fingerprint")), guard_reading():
+    with rng.stream(rng.derive_key(0, "fingerprint")), watch_reading():
         for index in indices[:: max(1, len(indices) // 8)][:8].tolist():
             try:
                 _update(digest, source[index])

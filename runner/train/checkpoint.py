@@ -454,8 +454,11 @@ def _verify_archive(path: Path) -> None:
         RunError: one differs, or it is no archive.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with safe_io.open_read(path.resolve()) as file, zipfile.ZipFile(file) as archive:
+            tensor_files.refuse_bomb(file, path)
             wrong = archive.testzip()
+    except RunError:
+        raise
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:

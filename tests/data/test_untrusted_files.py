@@ -20,7 +20,7 @@ from datasets.table import Table
 from runner.config.check.rules.data import check_samples
 from runner.config.schema import Sample
 from runner.data.bad_samples import BadSample, BadSamples
-from runner.data.file_guard import RefusedDataFile, guard_reading
+from runner.data.file_guard import RefusedDataFile, watch_reading
 from runner.data.keyed_samples import KeyedSamples, KeyedStream
 from runner.data.samples import Pipeline, Stream
 from runner.data.whole_dataset import stack_samples
@@ -136,7 +136,7 @@ def test_elsewhere_pipes_devices_and_programs_are_the_users(folder):
     make("EPS", folder / "x.png")
     handle = os.open(folder / "y.png", os.O_RDWR | os.O_NONBLOCK)
     (folder / "y.png").open("rb").close()
-    with guard_reading():
+    with watch_reading():
         meant = {"/dev/null": "r", os.devnull: "w", f"/dev/fd/{handle}": "rb", folder / "y.png": "wb"}
         for name, mode in meant.items():
             Path(name).open(mode).close()

@@ -1,14 +1,18 @@
 """A run directory of a stranger: what its record says is judged, and its files are read within limits."""
 
 import os
+import re
 import shutil
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from runner.core.errors import ConfigError, RunError
+from runner.core.tensor_files import load_tensors
 from runner.data.bad_samples import BadSamples
 from runner.experiment.diagnosis import describe_changed_modules
 from runner.experiment.preview import parameters
@@ -122,3 +126,37 @@ def test_what_a_ledger_says_stays_inside_of_a_promoted_files_comment():
 
     assert [line[:2] for line in header.splitlines()] == ["# "] * len(header.splitlines())
     assert yaml.safe_load(header) is None
+
+
+def rewrite(checkpoint, change, compression=zipfile.ZIP_STORED):
+    """Pack a checkpoint anew, each record changed by `change(name, content)`."""
+    with zipfile.ZipFile(checkpoint) as old:
+        records = {record.filename: old.read(record) for record in old.infolist()}
+    with zipfile.ZipFile(checkpoint, "w", compression) as new:
+        for name, content in records.items():
+            new.writestr(name, change(name, content))
+
+
+@pytest.mark.parametrize("what", ["a compressed archive", "a bytearray", "overlap"])
+def test_a_checkpoint_asks_for_no_more_memory_than_it_has_bytes(what, tmp_path):
+    """Torch reads compressed records, and makes a bytearray of any length that a pickle names."""
+    file = tmp_path / "step_00000001.pt"
+    torch.save({"a": bytearray(b"x") if what == "a bytearray" else torch.zeros(2**20)}, file)
+    if what == "a compressed archive":
+        rewrite(file, lambda _, content: content, zipfile.ZIP_DEFLATED)
+    elif what == "overlap":
+        content = bytearray(file.read_bytes())
+        for at in (match.start() for match in re.finditer(b"PK\x01\x02", bytes(content))):
+            content[at + 24 : at + 28] = content[at + 20 : at + 24] = (2**22 + 100).to_bytes(4, "little")
+        file.write_bytes(content)
+
+    with pytest.raises(RunError, match=what):
+        load_tensors(file)
+    with pytest.raises(RunError, match=what):
+        checkpoint._verify_archive(file)
+
+
+def test_an_old_file_with_a_bytearray_is_found_too(tmp_path):
+    torch.save({"a": bytearray(b"x")}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(RunError, match="a bytearray"):
+        load_tensors(tmp_path / "old.pt")

@@ -13,7 +13,7 @@ from runner.core import rng
 from runner.core.errors import RunError
 from runner.data import batches
 from runner.data.bad_samples import BadSample
-from runner.data.file_guard import guard_reading
+from runner.data.file_guard import watch_reading
 from runner.data.interfaces import Indices
 from runner.data.samples import to_image
 from runner.experiment.builders import data as data_builder
@@ -173,7 +173,7 @@ def _count_classes(config: Config, dataset: Any, indices: Indices | None) -> dic
 
 
 def _read_labels(dataset: Any, indices: Indices, place: Any) -> torch.Tensor:
-    with guard_reading():
+    with watch_reading():
         return torch.tensor([dataset[int(index)][place] for index in indices])
 
 
