@@ -2,6 +2,7 @@
 
 import pytest
 
+from runner.config import expansion
 from runner.config.check.check import Check
 from runner.config.check.places import find_run_elsewhere
 from runner.config.compose import compose
@@ -77,3 +78,14 @@ def test_a_file_continues_no_run_elsewhere(place, tmp_path, monkeypatch):
 def test_the_command_line_continues_a_run_anywhere(said):
     assert said("run: ../x\n")[0] == ["run"]
     assert said("run: ../x\n", "run=../y")[0] == []
+
+
+def test_a_bomb_of_interpolations_whose_names_are_put_together_ends(said, monkeypatch):
+    """The names of what it points to stand nowhere, so that only counting ends it: 2^40 evaluations."""
+    monkeypatch.setattr(expansion, "MAX_EVALUATIONS", 100)
+    twice = '${oc.select:"model.${name}%d"}${oc.select:"model.${name}%d"}'
+    lines = [f"  b{n}: '{twice % (n + 1, n + 1)}'\n" for n in range(40)]
+
+    keys, _ = said(f"name: b\nmodel:\n  _target_: torch.nn.Linear\n{''.join(lines)}  b40: y\n")
+
+    assert keys == ["model.b0"]

@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from runner.config import document
 from runner.config.check.check import Check, parse, to_resolved_data
+from runner.config.expansion import ExpansionLimit, limit_expansion
 from runner.config.hydra_loader import Composed
 from runner.config.origins import Layers
 from runner.config.schema import Config, Scheduler
@@ -292,7 +293,10 @@ def _is_absent(data: Any, keys: Keys) -> bool:
 
 def _resolve(unresolved: Any) -> Any:
     try:
-        return OmegaConf.to_container(unresolved, resolve=True)
+        with limit_expansion():
+            return OmegaConf.to_container(unresolved, resolve=True)
+    except ExpansionLimit as error:
+        raise ConfigError([Mistake("config", "has interpolations that go on", kind="record")]) from error
     except OmegaConfBaseException as error:
         raise ConfigError([Mistake(str(error.full_key), str(error.msg), kind="record")]) from error
 
