@@ -41,4 +41,4 @@ def limit_expansion() -> Iterator[None]:
     try:
         yield
     finally:
-        Container.resolve_parse_tree = resolve  # type: ignore[assignment, method-assign]
+        Container.resolve_parse_tree = resolve  # type: ignore[method-assign]

@@ -57,7 +57,11 @@ def resolve(config: DictConfig, layers: Layers) -> tuple[dict[str, Any], list[Mi
     except ExpansionLimit:
         rule = f"has interpolations that go on: a config may have {MAX_EVALUATIONS:,}, of {MAX_CHARACTERS:,} characters"
         where = layers.blame(resolver.at, follow=False)
-        return plain, [*resolver.mistakes, Mistake(format_key(resolver.at), rule, where=where)], resolver.notes
+        return (
+            plain,
+            [*resolver.mistakes, Mistake(format_key(resolver.at), rule, where=where, kind="interpolation")],
+            resolver.notes,
+        )
     return resolved, resolver.mistakes, resolver.notes
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -67,6 +67,8 @@ class Check:
     composed: Composed
     trust: tuple[str, ...] = ()
     multirun: bool = False
+    notes: list[str] = field(default_factory=list)  # of `by_import`
+    data_folders: tuple[str, ...] = ()  # elsewhere, which the user has named for what a dataset downloads by itself
 
     @cached_property
     def _read(self) -> tuple[schema.Config, Reading]:
@@ -211,7 +213,25 @@ class Check:
         if ("optimizer",) not in self._refused:
             groups = {label: group.settings for label, group in self.config.param_groups.items() if group is not None}
             check_group_settings(self.config.optimizer, groups, self.trust, found)
-        return self.placed(mistake for _, mistake in found.mistakes)
+        mistakes = self.placed(mistake for _, mistake in found.mistakes)
+        if not mistakes and not self._refused:
+            mistakes = self.placed(self._of_own_downloads())
+        return mistakes
+
+    def _of_own_downloads(self) -> Iterator[Mistake]:
+        """Yield the mistakes of datasets that download by themselves, and note how they verify."""
+        from runner.config.check.own_downloads import check_own_download, describe_own_download, find_own_downloads
+
+        self.notes.clear()
+        for path, slot, node in self._read[1].components:
+            for own in find_own_downloads(path, node, self.trust) if slot == "dataset" else ():
+                is_named = own.root in self.data_folders
+                mistakes = [] if is_named else list(check_own_download(own, self._is_argument, self.trust))
+                yield from mistakes
+                self.notes += [] if mistakes else [describe_own_download(own)]
+
+    def _is_argument(self, path: Path_) -> bool:
+        return self.composed.layers.is_argument(path)
 
     def placed(self, mistakes: Iterable[Mistake]) -> list[Mistake]:
         """Return the mistakes with their places; a missing argument has the line of its `_target_`."""
