@@ -33,7 +33,7 @@ def escape_line(text: object) -> str:
     return make_printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def shorten_name(text: object) -> str:
+def cut_name(text: object) -> str:
     """Escape a name from a file of data, such as a class's, and cut it to LONGEST_NAME characters."""
     said = escape_line(text)
     return said if len(said) <= LONGEST_NAME else said[: LONGEST_NAME - 1] + "…"

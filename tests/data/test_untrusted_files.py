@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
@@ -19,11 +20,14 @@ from datasets import table
 from datasets.table import Table
 from runner.config.check.rules.data import check_samples
 from runner.config.schema import Sample
+from runner.core.escape import cut_name
 from runner.data.bad_samples import BadSample, BadSamples
 from runner.data.file_guard import RefusedDataFile, watch_reading
 from runner.data.keyed_samples import KeyedSamples, KeyedStream
 from runner.data.samples import Pipeline, Stream
 from runner.data.whole_dataset import stack_samples
+from runner.log.summaries import make_scalar
+from runner.log.tensorboard import TensorBoardWriter, read_events
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
 
@@ -198,3 +202,14 @@ def test_check_makes_no_sample_of_ten_gigapixels_up(stated):
     found = [finding.mistake for finding in check_samples(Sample(**stated))]
 
     assert [mistake.key for mistake in found] == [f"dataset.sample.{list(stated)[-1]}"]
+
+
+def test_names_of_classes_and_tags_are_cut(tmp_path):
+    """A cell of a table may be a class, of 131,072 characters; a picture with such a label would be as wide."""
+    assert cut_name("a\n\x1b" + "b" * 1000) == "a\\n\\x1b" + "b" * 92 + "…"
+    writer = TensorBoardWriter(tmp_path, 0)
+    writer.show(0, [make_scalar("a" * 5000, 1.0)])
+    writer.close()
+    (file,) = tmp_path.iterdir()
+
+    assert [len(value.tag) for event in read_events(file, Event) for value in event.summary.value] == [1000]

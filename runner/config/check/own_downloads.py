@@ -1,4 +1,4 @@
-"""Check datasets of torchvision that download by themselves: where to, and whether anything verifies what comes.
+"""Check datasets of torchvision that download by themselves: where to, and what verifies it.
 
 torchvision compares an MD5 at most, and lists no SHA-256. What `dataset.downloads` names is verified by its SHA-256.
 """

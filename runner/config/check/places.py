@@ -57,7 +57,7 @@ def _judge_place(
 
 
 def find_outside(key: str, text: str, trust: Sequence[str] = ()) -> Iterator[Mistake]:
-    """Find a folder to write to that does not lie below the working directory, or is where a program looks."""
+    """Find a folder that lies elsewhere, or where a program looks, and would be written to."""
     yield from _judge_place(key, text, trust, is_file=False, may_be_first=True)
 
 

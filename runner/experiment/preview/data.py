@@ -11,7 +11,7 @@ from torch import Tensor
 from runner.config.schema import Config
 from runner.core import rng
 from runner.core.errors import RunError
-from runner.core.escape import shorten_name
+from runner.core.escape import cut_name
 from runner.data import batches
 from runner.data.bad_samples import BadSample
 from runner.data.file_guard import watch_reading
@@ -55,7 +55,7 @@ def inspect_splits(config: Config, folder: Path, trust: Trust = ()) -> dict[str,
                 "transformed": {} if batch is None else _compute_ranges([batch]),
             }
             found["pictures"] = []
-            names = list(map(shorten_name, _get_class_names(dataset)))
+            names = list(map(cut_name, _get_class_names(dataset)))
             for kind, some in samples.items():
                 images = [
                     _to_picture(_get_member(sample, data_builder.get_member_key(config, "input"))) for sample in some
