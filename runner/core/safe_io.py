@@ -136,6 +136,14 @@ def find_foreign(folder: Path) -> list[Mistake]:
     return [Mistake("run", rule, str(path), kind="file") for path, rule in _walk_foreign(folder, top=True)]
 
 
+def refuse_foreign_jobs(folder: Path) -> None:
+    """Refuse a sweep's folder in which a job's files lead elsewhere. Raises ConfigError."""
+    with contextlib.suppress(OSError):  # whoever opens it says so
+        jobs = [folder / entry.name for entry in _list_entries(folder) if _JOB.fullmatch(entry.name)]
+        if found := [mistake for job in sorted(jobs) for mistake in find_foreign(job)]:
+            raise ConfigError(found)
+
+
 def _walk_foreign(folder: Path, *, top: bool) -> Iterator[tuple[Path, str]]:
     with contextlib.suppress(OSError):  # whoever opens it says so
         for number, entry in enumerate(_list_entries(folder)):

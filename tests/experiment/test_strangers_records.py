@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from runner.core.errors import ConfigError, RunError
+from runner.core.safe_io import refuse_foreign_jobs
 from runner.core.tensor_files import load_tensors
 from runner.data.bad_samples import BadSamples
 from runner.experiment.diagnosis import describe_changed_modules
@@ -160,3 +161,16 @@ def test_an_old_file_with_a_bytearray_is_found_too(tmp_path):
     torch.save({"a": bytearray(b"x")}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     with pytest.raises(RunError, match="a bytearray"):
         load_tensors(tmp_path / "old.pt")
+
+
+@pytest.mark.parametrize("name", ["output.txt", "log.txt", "checkpoints"])
+def test_a_job_of_a_sweep_whose_files_lead_elsewhere_is_refused(name, tmp_path):
+    """The worker appends to `output.txt` before the run itself is looked at."""
+    (tmp_path / "sweep" / "0_0123abcd").mkdir(parents=True)
+    (tmp_path / "sweep" / "1_0123abcd").mkdir()
+    (tmp_path / "sweep" / "1_0123abcd" / name).symlink_to(tmp_path / "mine")
+
+    with pytest.raises(ConfigError) as refused:
+        refuse_foreign_jobs(tmp_path / "sweep")
+
+    assert f"1_0123abcd/{name}" in str(refused.value)
