@@ -8,6 +8,7 @@ from pathlib import Path
 
 from runner.cli.options import Option, Verb
 from runner.core.escape import make_printable
+from runner.core.exit_status import EXIT_DONE, EXIT_FAILED
 from runner.model.pretrained.unpickle import convert
 
 VERBS = (
@@ -36,4 +37,4 @@ def main(argv: Sequence[str]) -> int:
     done = convert(Path(given.words[0]), out, given.get("--main", ""), trusted="--trust" in given)
     print(make_printable(done.notes), end="")
     print(done)
-    return 0 if done.count else 1
+    return EXIT_DONE if done.count else EXIT_FAILED

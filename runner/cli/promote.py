@@ -5,6 +5,7 @@ from pathlib import Path
 
 from runner.cli.options import TRUST, Option, Verb
 from runner.core.escape import make_printable
+from runner.core.exit_status import EXIT_DONE
 from runner.sweep.promote import promote
 
 VERBS = (
@@ -33,4 +34,4 @@ def main(argv: Sequence[str]) -> int:
     if made.noise:
         print(make_printable(f"within noise of it: {made.noise}"))
     print(made.command)
-    return 0
+    return EXIT_DONE

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ def load_tensors(
 
     try:
         with content or open_regular(path) as file:
+            check_fits_in_memory(path, file.seek(0, os.SEEK_END))
+            file.seek(0)
             if sha256 is not None and (actual := hashlib.file_digest(file, "sha256").hexdigest()) != sha256:
                 raise RunError(f"{path} is damaged: its SHA-256 is {actual}, but {sha256} was recorded")
             refuse_bomb(file, path)
@@ -75,6 +78,13 @@ def _read_overlapping(file: BinaryIO) -> Iterator[bytes]:
     while block := file.read(2**22):
         yield end + block
         end = block[-16:]
+
+
+def check_fits_in_memory(path: Path, size: int) -> None:
+    """Refuse a file larger than this machine's memory before a byte is read or hashed. Raises RunError."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise RunError(f"{path} has {size:,} bytes, and this machine {memory:,} of memory")
 
 
 def _open_resolved(path: Path) -> io.BufferedReader:

@@ -1,8 +1,8 @@
 """Bad samples: detection, report, and leaving them out where `loader.bad_samples` allows it."""
 
+import contextlib
 import json
 import os
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class BadSamples:
         listed = None if self.folder is None else self.folder / LISTED
         if listed is not None and listed.exists():
             for text in safe_io.read_bytes(listed).splitlines():
-                with suppress(ValueError, LookupError, TypeError):  # a line that is torn, or is none of ours
+                with contextlib.suppress(ValueError, LookupError, TypeError):  # a line that is torn, or is none of ours
                     line = safe_io.parse_json(text)
                     if line["split"] == self.split:
                         index = int(line["index"])

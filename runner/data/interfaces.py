@@ -15,7 +15,7 @@ Place = int | str
 
 
 class PlanKind(StrEnum):
-    """How batches are made, without where, by how many workers and why; provenance records it, a resume keeps it."""
+    """Ways to make batches; provenance records the one that was taken, and a resume keeps it."""
 
     IN_MEMORY = "gathered from memory"
     PER_SAMPLE = "sample by sample"
@@ -25,7 +25,7 @@ class PlanKind(StrEnum):
 
 @dataclass(frozen=True)
 class DataPlan:
-    """How the batches of a split are made: the kind, and a text for people that no code reads."""
+    """Plan of a split's batches: the kind, and a text for people that no code reads."""
 
     kind: PlanKind
     text: str

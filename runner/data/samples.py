@@ -16,6 +16,7 @@ from torch import Tensor
 
 from runner.core import rng
 from runner.core.copies import copy_owned
+from runner.core.trees import map_tensors
 from runner.data.interfaces import Indices, Place, iterate_members
 
 
@@ -28,15 +29,12 @@ class Placement:
 
     def put(self, batch: Any) -> Any:
         """Move a batch (tensors in nested tuples, lists and mappings) to the device; tuples become lists."""
-        if isinstance(batch, Tensor):
-            moved = batch.to(self.device, non_blocking=True)
-            images = moved.dim() == 4 and moved.is_floating_point()
-            return moved.contiguous(memory_format=self.memory_format) if images else moved
-        if isinstance(batch, Mapping):
-            return {name: self.put(value) for name, value in batch.items()}
-        if isinstance(batch, tuple | list):
-            return [self.put(value) for value in batch]
-        return batch
+        return map_tensors(self._move, batch)
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        moved = tensor.to(self.device, non_blocking=True)
+        images = moved.dim() == 4 and moved.is_floating_point()
+        return moved.contiguous(memory_format=self.memory_format) if images else moved
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from runner.config.compose import compose
 from runner.config.schema import Config
 from runner.core.errors import RunError
 from runner.experiment.examine import require_valid
+from runner.experiment.record.recorded_run import RecordedRun
 
 STEPS = 5
 
@@ -90,11 +91,9 @@ def _redirect_output() -> Iterator[io.StringIO]:
 
 def _cut_run(straight: Path, resumed: Path, steps: int) -> None:
     """Copy a run with only its checkpoint of step `steps` and no result, as a kill there leaves it."""
-    from runner.train.checkpoint import Checkpoints
-
     ignore = shutil.ignore_patterns("checkpoints", "result.json", ".lock")
     shutil.copytree(straight, resumed, ignore=ignore)
-    before, after = Checkpoints(straight / "checkpoints"), Checkpoints(resumed / "checkpoints", keep=2 * steps + 1)
+    before, after = (RecordedRun(run).open_checkpoints(keep=2 * steps + 1) for run in (straight, resumed))
     entry = next(entry for entry in before.entries() if entry.step == steps)
     after.save(before.load(before.folder / entry.file), steps, entry.metric)
 
@@ -111,9 +110,7 @@ def _run_in_subprocess(argv: list[str]) -> None:
 
 def _find_first_difference(one: Path, other: Path, steps: Sequence[int]) -> tuple[int, list[str]] | None:
     """Find the first step after which two runs' checkpoints differ, and the parts that differ."""
-    from runner.train.checkpoint import Checkpoints
-
-    runs = [Checkpoints(run / "checkpoints") for run in (one, other)]
+    runs = [RecordedRun(run).open_checkpoints() for run in (one, other)]
     files = [{entry.step: run.folder / entry.file for entry in run.entries()} for run in runs]
     for step in steps:
         a, b = (run.load(names[step]) for run, names in zip(runs, files, strict=True))

@@ -3,7 +3,9 @@
 import copy
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
+
+from runner.core.trees import map_tensors
 
 
 def copy_to_meta(model: nn.Module) -> nn.Module:
@@ -18,8 +20,4 @@ def copy_to_meta(model: nn.Module) -> nn.Module:
 
 def to_meta(batch: Any) -> Any:
     """Move a batch (nested mappings, lists, tuples) to the meta device; tuples become lists."""
-    if isinstance(batch, dict):
-        return {name: to_meta(member) for name, member in batch.items()}
-    if isinstance(batch, list | tuple):
-        return [to_meta(member) for member in batch]
-    return batch.to("meta") if isinstance(batch, Tensor) else batch
+    return map_tensors(lambda tensor: tensor.to("meta"), batch)

@@ -9,12 +9,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from runner.config.document import load_record
-from runner.config.hydra_loader import find_our_conf
+from runner.config import document
+from runner.config.hydra_repository import find_our_conf
 from runner.config.minimal import write_experiment
+from runner.core import safe_io
 from runner.core.errors import ConfigError, Mistake
 from runner.core.escape import escape_line, make_printable
-from runner.core.safe_io import read_json
 from runner.experiment.record.recorded import is_run, read_config_files
 from runner.sweep.ledger import JobRecord
 from runner.sweep.report.results import Report, ReportEntry, gather, is_result
@@ -154,8 +154,8 @@ def describe_noise(report: Report, winner: Winner) -> str:
 def _read_seed(row: JobRecord, report: Report) -> str:
     file = report.folder / row.path / "config.yaml"  # resolved: the point may have said `${...}`
     try:
-        return str(load_record(file, plain=True).data["seed"])
-    except (OSError, LookupError):
+        return str(document.load_record(file, plain=True).data["seed"])
+    except (OSError, ValueError, LookupError):
         return "?"
 
 
@@ -163,9 +163,9 @@ def _read_commit(folder: Path) -> str:
     """Return the commit that the job ran, and whether the working tree had changes."""
     file = folder / "provenance.json"
     try:
-        git = read_json(file)["git"] or {}
+        git = safe_io.read_json(file)["git"] or {}
     except (OSError, ValueError, TypeError, LookupError) as error:
         return f"not known: {file.name} {'is missing' if isinstance(error, FileNotFoundError) else 'is damaged'}"
-    if not git.get("commit"):
+    if not isinstance(git, dict) or not git.get("commit"):
         return "none: the job ran outside of a repository"
     return str(git["commit"]) + (" with uncommitted changes" if git.get("diff") or git.get("dirty") else "")

@@ -375,7 +375,11 @@ def _write_manifest(folder: Path, entries: list[CheckpointEntry]) -> None:
     files.write_json(folder / MANIFEST, {"entries": rows, "sha256": _hash_rows(rows)})
 
 
-def _make_entry(file: str, step: int, metric: float | str | None, sha256: str) -> CheckpointEntry:
+def _make_entry(file: Any, step: Any, metric: Any, sha256: Any) -> CheckpointEntry:
+    if not re.fullmatch(r"step_\d+(-\d+)?\.pt", file, re.ASCII):
+        raise ValueError(f"it names {file!r}, which is no checkpoint beside it")
+    if not isinstance(step, int) or not isinstance(sha256, str):
+        raise TypeError("an entry has no step or no hash")
     return CheckpointEntry(file, step, None if metric is None else float(metric), sha256)
 
 
@@ -401,7 +405,7 @@ def _read_manifest(folder: Path) -> list[CheckpointEntry] | None:
         return None
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DamagedManifest(f"{path} is damaged ({error})") from error
 
 
@@ -434,6 +438,7 @@ def _rebuild_entry(path: Path) -> CheckpointEntry:
     Raises:
         RunError: it is not whole, or no checkpoint of a run.
     """
+    tensor_files.check_fits_in_memory(path, path.stat().st_size)
     _verify_archive(path)
     with safe_io.open_read(path.resolve()) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,11 +2,13 @@
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from runner.core.trees import map_tensors
 
 INPUT_NAMES = (
     "input",
@@ -222,19 +224,21 @@ def _suggest_class_range(classes: int, target: Tensor) -> str:
 
 def make_logits(like: Any) -> Any:
     """Make deterministic numbers from -2 to 2 in the shape of a tensor on any device."""
-    return _map_tensors(
-        like, lambda shape: torch.linspace(-2, 2, max(1, shape.numel()))[: shape.numel()].reshape(shape)
-    )
+    return _make_like(like, lambda shape: torch.linspace(-2, 2, max(1, shape.numel()))[: shape.numel()].reshape(shape))
 
 
 def make_probabilities(like: Any) -> Any:
     """Make equal probabilities that sum to 1 over dimension 1 (1/2 each without one)."""
-    return _map_tensors(like, lambda shape: torch.full(shape, 1 / (shape[1] if len(shape) > 1 else 2)))
+    return _make_like(like, lambda shape: torch.full(shape, 1 / (shape[1] if len(shape) > 1 else 2)))
 
 
 def make_zeros(like: Any) -> Any:
     """Make zeros in the shape of a tensor."""
-    return _map_tensors(like, torch.zeros)
+    return _make_like(like, torch.zeros)
+
+
+def _make_like(like: Any, make: Callable[[torch.Size], Tensor]) -> Any:
+    return map_tensors(lambda tensor: make(tensor.shape).to(tensor.dtype), like)
 
 
 def make_targets(like: Any, output: Any) -> Any:
@@ -243,11 +247,3 @@ def make_targets(like: Any, output: Any) -> Any:
         return make_probabilities(like)
     count = output.shape[1] if isinstance(output, Tensor) and output.dim() > 1 and output.shape[1] > 1 else 2
     return (torch.arange(like.numel()) % min(2, count)).reshape(like.shape).to(like.dtype)
-
-
-def _map_tensors(like: Any, make: Any) -> Any:
-    if isinstance(like, Tensor):
-        return make(like.shape).to(like.dtype)
-    if isinstance(like, Mapping):
-        return {name: _map_tensors(member, make) for name, member in like.items()}
-    return [_map_tensors(member, make) for member in like] if isinstance(like, list | tuple) else like

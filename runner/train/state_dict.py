@@ -16,7 +16,7 @@ from runner.train.state import Run
 def collect_state(run: Run) -> dict[str, Any]:
     """Collect all that a resume needs: plain containers, numbers, strings and tensors."""
     parts = {name: run.layout.whole(part.state_dict()) for name, part in _find_stateful_parts(run).items()}
-    sampler = run.sampler_state if run.progress.batch else copy_sampler_state(run)
+    sampler = run.session.sampler_state if run.progress.batch else copy_sampler_state(run)
     return {
         "model": run.layout.whole(run.model.state_dict()),
         "optimizer": run.layout.whole(run.optimizer.state_dict()),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
@@ -26,7 +27,6 @@ from runner.data.file_guard import RefusedDataFile, watch_reading
 from runner.data.keyed_samples import KeyedSamples, KeyedStream
 from runner.data.samples import Pipeline, Stream
 from runner.data.whole_dataset import stack_samples
-from runner.log.summaries import make_scalar
 from runner.log.tensorboard import TensorBoardWriter, read_events
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
@@ -208,7 +208,7 @@ def test_names_of_classes_and_tags_are_cut(tmp_path):
     """A cell of a table may be a class, of 131,072 characters; a picture with such a label would be as wide."""
     assert cut_name("a\n\x1b" + "b" * 1000) == "a\\n\\x1b" + "b" * 92 + "…"
     writer = TensorBoardWriter(tmp_path, 0)
-    writer.show(0, [make_scalar("a" * 5000, 1.0)])
+    writer.show(0, [Summary.Value(tag="a" * 5000, simple_value=1.0)])
     writer.close()
     (file,) = tmp_path.iterdir()
 

@@ -18,8 +18,7 @@ from runner.data.bad_samples import BadSamples
 from runner.experiment.diagnosis import describe_changed_modules
 from runner.experiment.preview import parameters
 from runner.experiment.record.recorded import load_recorded_config
-from runner.experiment.record.result import read_provenance
-from runner.experiment.restore import read_saved_steps
+from runner.experiment.record.recorded_run import RecordedRun
 from runner.experiment.resume import is_completed
 from runner.sweep import outcome, promote, pruning
 from runner.sweep.ledger import JobRecord
@@ -98,8 +97,8 @@ def test_the_files_of_a_run_are_read_within_limits_by_whoever_reads_them(what, r
         RECORDS[what](run / name)
 
     assert is_completed(run) is False
-    assert read_saved_steps(run) == 0
-    assert read_provenance(run) is None
+    assert RecordedRun(run).read_saved_steps() == 0
+    assert RecordedRun(run).read_provenance() is None
     assert describe_changed_modules(run) == ""
     assert outcome.read_json(run / "result.json") in (None, {})
     assert pruning.read_values(run / "metrics.jsonl", "val/loss") == []

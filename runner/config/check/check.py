@@ -14,10 +14,11 @@ from runner.config.check.imports import TargetError, check_name
 from runner.config.check.places import find_misplaced, find_run_elsewhere
 from runner.config.check.rules import collect, sweep
 from runner.config.check.rules.rule import Finding
-from runner.config.hydra_loader import Composed
+from runner.config.composed import Composed
 from runner.config.interpolation import suggest_decoding
 from runner.config.origins import make_relative
-from runner.config.parsing import Reading, format_key, read, to_plain
+from runner.config.parsing import read, to_plain
+from runner.config.reading import Reading, format_key
 from runner.core.errors import ABSENT, ConfigError, Mistake
 
 Path_ = tuple[str | int, ...]
@@ -69,6 +70,7 @@ class Check:
     multirun: bool = False
     notes: list[str] = field(default_factory=list)  # of `by_import`
     data_folders: tuple[str, ...] = ()  # elsewhere, which the user has named for what a dataset downloads by itself
+    _misfits: set[str] = field(default_factory=set)
 
     @cached_property
     def _read(self) -> tuple[schema.Config, Reading]:
@@ -126,7 +128,10 @@ class Check:
                 mistake.key in seen
                 or (mistake.key in meant and mistake.kind == "missing")
                 or pointed_to & meant
-                or any(other.key in pointed_to and not self._points_at(other, path) for other in known)
+                or (
+                    bool(pointed_to)
+                    and any(other.key in pointed_to and not self._points_at(other, path) for other in known)
+                )
                 or self._follows_from_unknown_option(mistake)
             )
             node = (self.composed.layers.node(self._blamed(mistake)), mistake.rule, repr(mistake.value))
@@ -213,6 +218,7 @@ class Check:
         if ("optimizer",) not in self._refused:
             groups = {label: group.settings for label, group in self.config.param_groups.items() if group is not None}
             check_group_settings(self.config.optimizer, groups, self.trust, found)
+        self._misfits |= {str(path[0]) for path, _ in found.mistakes}
         mistakes = self.placed(mistake for _, mistake in found.mistakes)
         if not mistakes and not self._refused:
             mistakes = self.placed(self._of_own_downloads())
@@ -232,6 +238,11 @@ class Check:
 
     def _is_argument(self, path: Path_) -> bool:
         return self.composed.layers.is_argument(path)
+
+    @property
+    def wrong_components(self) -> set[str]:
+        """Top-level keys with a component that is refused, also where its mistake follows from another one."""
+        return {str(path[0]) for path in self._refused} | self._misfits
 
     def placed(self, mistakes: Iterable[Mistake]) -> list[Mistake]:
         """Return the mistakes with their places; a missing argument has the line of its `_target_`."""

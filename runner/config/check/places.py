@@ -15,7 +15,7 @@ from runner.config.schema import Config
 from runner.config.suggestions import format_suggestion
 from runner.core.archive import IMPORTABLE
 from runner.core.errors import Mistake
-from runner.core.escape import quote_shell_word
+from runner.core.escape import escape_line, quote_shell_word
 
 # What a tool obeys that finds it: Python, Hydra, make, a shell, a build, a container.
 OBEYED = re.compile(
@@ -48,6 +48,8 @@ def _judge_place(
     elif (len(inner.parts) < 2 and not may_be_first) or any(part.startswith(".") for part in inner.parts):
         rule, right = "must lie in a folder for data, such as `data`, and not be hidden", f"data/{path.name}"
         yield Mistake(key, rule, text, remedy=format_suggestion(right), suggestion=right)
+    elif escape_line(text) != text or (inner.parts[:1] and inner.parts[0].startswith("~")):
+        yield Mistake(key, "must have no control character and no `~`, which stays as it is written", text)
     elif rule := _explain_picked_up(inner, is_file=is_file):
         right = f"data/{path.name}"
         yield Mistake(key, rule, text, remedy=format_suggestion(right), suggestion=right)
@@ -62,7 +64,7 @@ def find_outside(key: str, text: str, trust: Sequence[str] = ()) -> Iterator[Mis
 
 
 def find_run_elsewhere(run: str) -> Mistake | None:
-    """Return the mistake of a `run` outside of the working directory, which no file may say; else None."""
+    """Return the mistake of a file's `run` that leads out of the working directory, else None."""
     path, homes = Path(os.path.normpath(run)), [Path.cwd()]
     led = None if make_inner(path, homes) is None else find_led_away(path, homes)
     if led is None and make_inner(path, homes) is not None:

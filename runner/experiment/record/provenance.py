@@ -210,7 +210,7 @@ def _is_runner(name: str) -> bool:
 
 
 def get_plan_kinds(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return the kind of each split's plan (`runner.data.interfaces.PlanKind`); empty where it is not known."""
+    """Return the kind of each split's plan, see `PlanKind`; empty where it is not known."""
     kinds: dict[str, str] | None = record.get("plan_kinds")
     return _parse_old_plans(record["plan"] or {}) if kinds is None else kinds
 

@@ -49,7 +49,9 @@ def convert(file: Path, out: Path | None = None, main_module: str = "", *, trust
     if child.returncode:
         last = child.stderr.strip().splitlines()[-1:] or [f"it ended with the status {child.returncode}"]
         raise RunError(f"{file} could not be unpickled: {last[0]}")
-    from runner.model.pretrained.files import LocatedWeights, find_state, read
+    from runner.model.pretrained.contents import find_state
+    from runner.model.pretrained.files import read
+    from runner.model.pretrained.locate import LocatedWeights
 
     raw = read(LocatedWeights(out))
     try:
