@@ -282,7 +282,7 @@ def _find_entry(node: yaml.MappingNode, name: str) -> tuple[yaml.Node, yaml.Node
 
 
 def _index_entries(node: yaml.MappingNode) -> tuple[dict[str, tuple[yaml.Node, yaml.Node]], list[yaml.MappingNode]]:
-    """Return the entries of a mapping by key and the mappings merged into it, kept with the node: a file has 10,000."""
+    """Return the entries of a mapping by key, and the mappings merged into it; both are kept with it."""
     known: tuple[dict[str, tuple[yaml.Node, yaml.Node]], list[yaml.MappingNode]] | None = vars(node).get("_index")
     if known is None:
         merges = [value for key, value in node.value if key.tag == "tag:yaml.org,2002:merge"]

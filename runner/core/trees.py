@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from runner.core.layouts import take_rows
+
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
     """Apply a function to each tensor of a tree; mappings become dicts, lists and tuples become lists."""
@@ -29,7 +31,7 @@ def count_samples(batch: Any) -> int:
 
     That is the length of the first tensor that has one, else of the first list of other things, else 1.
     """
-    lengths = [len(tensor) for tensor in iterate_tensors(batch) if tensor.dim()][:1]
+    lengths = [tensor.size(0) for tensor in iterate_tensors(batch) if tensor.dim()][:1]
     return (lengths or [*_iterate_lengths(batch)] or [1])[0]
 
 
@@ -48,7 +50,7 @@ def _is_flat(members: list[Any] | tuple[Any, ...]) -> bool:
 def slice_samples(batch: Any, count: int, rows: slice) -> Any:
     """Slice a batch of `count` samples; members of another length stay as they are."""
     if isinstance(batch, Tensor):
-        return batch[rows] if batch.dim() and len(batch) == count else batch
+        return take_rows(batch, rows) if batch.dim() and batch.size(0) == count else batch
     if isinstance(batch, Mapping):
         return {name: slice_samples(member, count, rows) for name, member in batch.items()}
     if isinstance(batch, list | tuple):

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from runner.core.layouts import list_strided_parts
 from runner.core.trees import iterate_tensors
 from runner.data.samples import Placement
 
@@ -33,5 +34,6 @@ def _wait_for_copy(batch: Any, copied: torch.cuda.Event) -> Any:
     current = torch.cuda.current_stream()
     current.wait_event(copied)
     for tensor in iterate_tensors(batch):
-        tensor.record_stream(current)
+        for part in list_strided_parts(tensor):
+            part.record_stream(current)
     return batch

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from runner.config.check.check import Check
 from runner.config.compose import compose
 from runner.config.schema import Config
 from runner.core.errors import RunError
@@ -34,15 +35,15 @@ def check_resume(overrides: Sequence[str], trust: tuple[str, ...] = (), steps: i
         ConfigError: the config has mistakes.
         RunError: one of the runs failed.
     """
+    require_valid(compose(overrides), trust)  # as asked for: what follows from the few steps is no mistake
     settings = [
         f"train.duration={2 * steps}st",
         "train.checkpoint_every=1st",
         f"train.keep={2 * steps + 1}",
-        "log.tensorboard=false",
         "log.progress=false",
     ]
     composed = compose([*overrides, *settings])
-    config = require_valid(composed, trust).config
+    config = Check(composed, trust).config
     with tempfile.TemporaryDirectory(prefix="check_resume_") as scratch:
         return compare_resumed(Path(scratch), config, composed.unresolved_yaml, steps, trust)
 
@@ -76,7 +77,9 @@ def _train(folder: Path, config: Config, unresolved: str, trust: tuple[str, ...]
     folder.mkdir()
     with warnings.catch_warnings(record=True) as caught, _redirect_output() as said:
         warnings.simplefilter("always")
-        outcome = launch(config, folder, unresolved=unresolved, command=["check", "resume"], trust=trust)
+        outcome = launch(
+            config, folder, unresolved=unresolved, command=["check", "resume"], trust=trust, debugging=True
+        )
     if outcome.status:
         raise RunError(f"the run that was to be compared failed: {outcome.result.get('error')}\n{said.getvalue()}")
     return sorted({str(w.message).split(" does not have")[0] for w in caught if "deterministic" in str(w.message)})

@@ -116,6 +116,8 @@ def log_start(run: Run, config: Config, found: Preflight | None, said: Sequence[
             run.log.say(f"pretrained: {line}")
     for name, split in run.splits.items():
         run.log.say(f"{name}: {split.size:,} samples, {split.plan}" if split.size else f"{name}: {split.plan}")
+        if left_out := split.fingerprint.describe():
+            run.log.say(f"{name}: {left_out}")
     first, total = run.rhythm.first_step, run.rhythm.total_steps
     steps = f"steps {first + 1:,} to {total:,}" if first else f"{total:,} steps"
     run.log.say(f"{steps} on {run.device}, in {run.folder}")

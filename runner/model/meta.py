@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from runner.core.trees import map_tensors
 
@@ -20,4 +20,11 @@ def copy_to_meta(model: nn.Module) -> nn.Module:
 
 def to_meta(batch: Any) -> Any:
     """Move a batch (nested mappings, lists, tuples) to the meta device; tuples become lists."""
-    return map_tensors(lambda tensor: tensor.to("meta"), batch)
+    return map_tensors(_move_to_meta, batch)
+
+
+def _move_to_meta(tensor: Tensor) -> Tensor:
+    try:
+        return tensor.to("meta")
+    except NotImplementedError:  # of a nested, quantized or MKL-DNN tensor
+        return tensor

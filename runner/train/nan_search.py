@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from runner.core import rng
 from runner.core.errors import RunError
+from runner.core.layouts import is_strided
 from runner.train import loop
 from runner.train.finite import (
     NonFiniteError,
@@ -207,6 +208,8 @@ def check_arguments(model: nn.Module, name: str, _module: nn.Module, inputs: tup
 
 def _find_bad_rows(tensor: Tensor) -> list[int] | None:
     """Return the indices along the first dimension that have a non-finite number."""
+    if not is_strided(tensor):
+        return None
     bad = ~torch.isfinite(tensor)
     return bad.reshape(len(tensor), -1).any(1).nonzero().flatten().tolist() if tensor.dim() else None
 

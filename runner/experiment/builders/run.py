@@ -11,7 +11,7 @@ from torch import nn
 
 from runner.config.schema import Config
 from runner.core import device as devices
-from runner.core import durations
+from runner.core import durations, rng
 from runner.core.durations import Duration
 from runner.core.errors import RunError
 from runner.experiment.builders import data as data_builder
@@ -59,6 +59,7 @@ def build(
     device = devices.choose(config.device.type, team.local_rank)
     devices.set_up(device, config.device.threads, config.device.deterministic, config.device.precision)
     team.start(device)
+    rng.seed_all(rng.derive_key(config.seed, "build"))  # what no slot's own stream covers: a label read, a cache filled
     with team.first():
         parts = data_builder.make_parts(config, trust)
         splits = data_builder.make_splits(
@@ -84,7 +85,7 @@ def build(
     if config.device.compile:
         compile_in_place(model, config.device.compile)
     node = data_builder.add_class_weights(config, parts)
-    loss = None if node is None else instantiate(node, "loss", trust=trust, call=False)
+    loss = None if node is None else instantiate(node, "loss", trust=trust, call=False, seed=config.seed)
     if isinstance(loss, nn.Module):
         loss = loss.to(device)
     layout = data_parallel.shard_model(config.device.parallel, team, done.frozen, model, loss)
@@ -92,7 +93,7 @@ def build(
     optimizer = make_optimizer(config, groups, device, trust)
     layout.ready(optimizer)
     scaler = GradScaler(optimizer, device) if config.device.precision == "fp16" else None
-    step = instantiate(config.step, "step", trust=trust, call=False)
+    step = instantiate(config.step, "step", trust=trust, call=False, seed=config.seed)
     metrics = {which: make_metrics(config, device, trust) for which in ("train", "eval")}
     average = make_ema(config, model, steps_per_epoch, layout)
     update = make_optimizer_step(config, device, model, loss, step, optimizer, metrics["train"], average, scaler)

@@ -23,6 +23,7 @@ from runner.experiment.preflight.report import (
     is_meta_error,
     locate_user_code,
 )
+from runner.experiment.preflight.train import check_saving
 from runner.train import broadcasting, evaluation, remedies
 from runner.train.oom import is_out_of_memory
 from runner.train.optimizer_step.closure import is_custom_step
@@ -298,7 +299,7 @@ def check_metric_fit(
         except Exception as error:  # noqa: BLE001
             refused = refused or error
             continue
-        return spread or _spread(key, seen)
+        return spread or _spread(key, seen) or check_saving(key, metric, instantiate(node, key, trust=trust))
     assert refused is not None
     said = str(refused) if isinstance(refused, RunError) else f"{type(refused).__name__}: {refused}"
     if isinstance(refused, InstantiationError):

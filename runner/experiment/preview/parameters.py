@@ -149,7 +149,7 @@ def describe_parameters(
     saved = checkpoints.load("last") if checkpoints is not None and checkpoints.entries() else None
     model = model_builder.make_model(config, trust)
     done = model_builder.prepare_model(config, model, trust, weights=saved is None)
-    loss = None if config.loss is None else instantiate(config.loss, "loss", trust=trust, call=False)
+    loss = None if config.loss is None else instantiate(config.loss, "loss", trust=trust, call=False, seed=config.seed)
     groups = model_builder.make_groups(config, model, done.frozen, trust, loss)
     optimizer = train_builder.make_optimizer(config, groups, torch.device("cpu"), trust)
     if saved is not None:

@@ -90,7 +90,7 @@ def collect_provenance(config: Config, command: Sequence[str], run: Run | None) 
         Path.cwd(),
         command=command,
         seed=config.seed,
-        data={name: {"samples": split.size, "sha256": split.fingerprint} for name, split in splits.items()},
+        data={name: {"samples": split.size} | split.fingerprint.as_json() for name, split in splits.items()},
         plan={name: split.plan.text for name, split in splits.items()},
         plan_kinds={name: split.plan.kind for name, split in splits.items()},
         device=None if run is None else devices.describe(run.device),
