@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 
 from datasets import delimited
 
-MISSING = {"", "NA", "N/A", "n/a", "#N/A", "#NV", "<NA>", "NaN", "nan", "NULL", "null", "None"}
+MISSING = {"", "NA", "N/A", "n/a", "#N/A", "#NV", "<NA>", "NaN", "nan", "NULL", "null", "None", "?"}
 FREE_BYTES, MOST_RATIO = 100 * 2**20, 200  # an archive may become so large, or so many times its own size
 ALL_DIFFERENT = 20  # rows from which whole numbers that all differ are no classes
 Columns = dict[str, npt.NDArray[np.generic]]

@@ -1,17 +1,20 @@
-"""What every test gets: a seed, the process as it found it, no network; and the golden losses for those that ask."""
+"""What every test gets: a seed, the process as it found it, no network; and the fixtures of several files."""
 
+import itertools
 import json
 import os
 import platform
+import random
 import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support import Ran, keep_process_state, make_state
 
 SEED = int(os.environ.get("TEST_SEED", "0"))  # `make test` always 0; `make test-all` draws one and prints it
 
@@ -36,30 +39,8 @@ def seed() -> int:
 @pytest.fixture(autouse=True)
 def _process_state() -> Iterator[None]:
     """Leaves torch's global settings and the environment as they were: a run in process changes them on purpose."""
-    environment = dict(os.environ)
-    torch: Any = sys.modules.get("torch")  # a test that needs no torch does not wait seconds for it
-    before = _settings(torch) if torch else None
-    yield
-    if before:
-        threads, deterministic, warn_only, fill, grad, random = before
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
-        torch.set_grad_enabled(grad)
-        torch.set_rng_state(random)
-    os.environ.clear()
-    os.environ.update(environment)
-
-
-def _settings(torch: Any) -> tuple[Any, ...]:
-    return (
-        torch.get_num_threads(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
-        torch.is_grad_enabled(),
-        torch.get_rng_state(),
-    )
+    with keep_process_state():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -147,26 +128,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"golden losses of {count} experiments: {how}")
 
 
-@dataclass(frozen=True)
-class Ran:
-    """How a command ended: its exit status and what it printed."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def folder(self) -> Path:
-        """The run directory, which a run prints last."""
-        return Path(self.out.strip().splitlines()[-1])
-
-    @property
-    def result(self) -> dict[str, Any]:
-        """Its `result.json`."""
-        result: dict[str, Any] = json.loads((self.folder / "result.json").read_text())
-        return result
-
-
 @pytest.fixture
 def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
     """`runner("train.duration=2st")`: `python -m runner train.duration=2st` in an empty folder, in this process."""
@@ -181,3 +142,72 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         return Ran(status, said.out, said.err)
 
     return run
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the project of `tests/experiment/crash/project.py`; runs are made in it."""
+    from tests.experiment.crash.project import write
+
+    folder = tmp_path_factory.mktemp("project")
+    write(folder)
+    yield folder
+    sys.modules.pop("parts", None)
+
+
+SEEDS = itertools.count(12345)
+
+
+@pytest.fixture
+def hard(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """`hard(HARD, "seed=1")`: a command in that project, in this process."""
+    import numpy as np
+    import torch
+
+    from runner.__main__ import main
+
+    monkeypatch.chdir(project)
+    monkeypatch.syspath_prepend(project)
+
+    def run(*argv: str) -> Ran:
+        capsys.readouterr()
+        torch.manual_seed(next(SEEDS))  # as in another process: nothing is left of the one that was stopped
+        np.random.seed(next(SEEDS))
+        random.seed(next(SEEDS))
+        status = main(list(argv))
+        said = capsys.readouterr()
+        return Ran(status, said.out, said.err)
+
+    return run
+
+
+@pytest.fixture(name="three")
+def three_checkpoints(tmp_path: Path) -> Path:
+    """Checkpoints of steps 1, 2 and 3; the best is 1."""
+    from runner.train.checkpoint import Checkpoints
+
+    folder = tmp_path / "checkpoints"
+    for step, metric in ((1, 0.1), (2, 0.3), (3, 0.2)):
+        Checkpoints(folder).save(make_state(step), step, metric)
+    return folder
+
+
+@pytest.fixture
+def resnet18_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights in torch hub's cache, whose hash cannot be right."""
+    import torch
+    from torchvision import models
+
+    folder = tmp_path / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    torch.manual_seed(0)
+    torch.save(models.resnet18().state_dict(), folder / "resnet18-f37072fd.pth")
+    monkeypatch.setattr("runner.model.pretrained.files._verify_hash", lambda *_: None)

@@ -2,12 +2,12 @@
 
 import ast
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from tests.source_tree import PAGE, page
 
-ROOT = Path(__file__).parents[1] / "runner"
+ROOT, TESTS = Path(__file__).parents[1] / "runner", Path(__file__).parent
 MODULES = {str(file.relative_to(ROOT)): ast.parse(file.read_text()) for file in sorted(ROOT.rglob("*.py"))}
 
 LONGEST = 520  # lines: "no file over about 500"
@@ -20,20 +20,20 @@ collect combine commit compare compile complete compose compute concatenate conn
 count create crop cut decide decode define delete depend derive describe detach detect diagnose differ discard dismiss
 distribute divide does dominates download draw drop emit encode end ensure enter erase escape estimate evaluate
 examine exclude exit expand explain export extract fetch fill filter find finish fit fits fix flag flatten flip fold
-follow forecast forget fork format freeze gather generate get give group guess halve handle has hash hide hold import
-include index infer init insert inspect install instantiate interpolate intersect is iterate join judge keep kill
-label launch leave limit link list load locate lock log look lower make map mark match matches may measure mend merge
-mix modify move must name narrow need needs normalize note number open order overlap pack pad parse pass patch pause
-permute pick place plan plot pool prefetch preload prepare preview print profile project promote propose prove provide
-prune publish put quote raise rank read rebuild receive recommend reconcile record redirect reduce refer refuse
-register rehearse reject release remember remove rename render repair repeat replace replicate report request require
-resample reschedule reset reshape resize resolve restore restrain restrict resume retry return reverse rewrite round
-run sample save say scale scan schedule score search seed select send separate serialize serve set settle shard share
-should show shrink shuffle sign simplify skip slice smooth solve sort spell split spread stack standardize start stop
-store stream strip submit substitute suggest sum summarize supervise support suppress suspend swap sync synchronize
-take takes tell test tokenize trace track train transform translate traverse trim trust try uncompile understand undo
-unfreeze unify unpack unpickle unscale unwrap update use uses validate verify visit wait walk wants warm warn watch
-weigh weight widen will work works wrap write yield zip
+follow forecast forget fork format freeze gather generate get give group guard guess halve handle has hash hide hold
+holds import include index infer init insert inspect install instantiate interpolate intersect is iterate join judge
+keep kill label launch leave limit link list load locate lock log look lower make map mark match matches may measure
+mend merge mix modify move must name narrow need needs normalize note number open order overlap pack pad parse pass
+patch pause permute pick place plan plot pool prefetch preload prepare preview print profile project promote propose
+prove provide prune publish put quote raise rank read rebuild receive recommend reconcile record redirect reduce refer
+refuse register rehearse reject release remember remove rename render repair repeat replace replicate report request
+require resample reschedule reset reshape resize resolve restore restrain restrict resume retry return reverse rewrite
+round run sample save say scale scan schedule score search seed select send separate serialize serve set settle shard
+share should show shrink shuffle sign simplify skip slice smooth solve sort spell split spread stack standardize start
+stop store stream strip submit substitute suggest sum summarize supervise support suppress suspend swap sync
+synchronize take takes tell test tokenize trace track train transform translate traverse trim trust try uncompile
+understand undo unfreeze unify unpack unpickle unscale unwrap update use uses validate verify visit wait walk wants
+warm warn watch weigh weight widen will work works wrap write yield zip
 """
 PARTICLES = ("as", "to", "from", "with", "without")  # conversions and context managers, as in `as_tensor`, `to_image`
 NO_VERBS = {
@@ -100,3 +100,72 @@ def test_a_wing_says_what_it_is_for_and_holds_no_code():
 
 def test_the_tree_of_the_source_tour_is_that_of_the_files():
     assert PAGE.read_text() == page(), "python -m tests.source_tree"
+
+
+# ---- the tests' own house
+
+MOST_ASSERTIONS = 6
+# Whole sweeps are stories: a later chapter cannot be had without those before it.
+STORIES = {
+    "test_each_way_to_fail_is_contained_told_and_tried_again_when_asked",
+    "test_a_sweep_that_is_cut_off_in_every_way_ends_as_if_it_never_was",
+    "test_points_added_removed_and_given_twice",
+    "test_finished_jobs_of_other_code_stay_and_run_again_when_asked",
+    "test_a_killed_search_loses_nothing_and_a_pruned_job_can_be_trained_to_its_end",
+}
+TEST_TREES = {str(file.relative_to(TESTS)): ast.parse(file.read_text()) for file in sorted(TESTS.rglob("*.py"))}
+
+
+class Anonymous(ast.NodeTransformer):
+    """Removes what a function may be called, say and annotate without becoming another one."""
+
+    def __init__(self):
+        self.names = {}
+
+    def visit_FunctionDef(self, node):
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_arg(self, node):
+        node.arg, node.annotation = self.names.setdefault(node.arg, f"name{len(self.names)}"), None
+        return node
+
+    def visit_Name(self, node):
+        if isinstance(node.ctx, ast.Store) or node.id in self.names:
+            node.id = self.names.setdefault(node.id, f"name{len(self.names)}")
+        return node
+
+
+def body_of(node):
+    """What a function or class does, whatever it is called."""
+    copy = ast.parse(ast.unparse(node)).body[0]
+    copy.name = "anonymous"
+    if ast.get_docstring(copy):
+        copy.body = copy.body[1:]
+    return ast.dump(Anonymous().visit(copy))
+
+
+def test_a_helper_of_two_test_files_stands_once():
+    """In `support.py`, or as a fixture in `conftest.py`."""
+    places = defaultdict(list)
+    for file, tree in TEST_TREES.items():
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("test_"):
+                places[body_of(node)].append(f"{file}: {node.name}")
+    assert [found for found in places.values() if len(found) > 1] == []
+
+
+def test_a_test_is_about_one_thing():
+    tests = {
+        f"{file}: {node.name}": sum(isinstance(inner, ast.Assert) for inner in ast.walk(node))
+        for file, tree in TEST_TREES.items()
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and node.name not in STORIES
+    }
+    assert {name: count for name, count in tests.items() if count > MOST_ASSERTIONS} == {}
+
+
+def test_tests_lie_where_their_wing_does():
+    wings = {entry.name for entry in ROOT.iterdir() if entry.is_dir() and entry.name != "__pycache__"}
+    folders = {Path(file).parts[0] for file in TEST_TREES if len(Path(file).parts) > 1}
+    assert folders <= {*wings, "benchmarks", "security"}  # attacks go through every wing

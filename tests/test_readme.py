@@ -1,6 +1,5 @@
 """Every command of the README does what it says; its tree names every file."""
 
-import json
 import re
 import shlex
 import shutil
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support import read_result
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -39,7 +40,7 @@ def sweep_folder(run_folder: Path) -> Path:
 
     folder = run_folder.parent / "sweep"
     folder.mkdir()
-    objective = json.loads((run_folder / "result.json").read_text())["objective"]
+    objective = read_result(run_folder)["objective"]
     with Ledger(folder) as ledger:
         ledger.set(name="digits_cnn", objective="val/accuracy", mode="max", command=["-m", "train.duration=1ep"])
         shutil.copytree(run_folder, folder / "0_0000", symlinks=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from runner.cli.options import JSON, TRUST, Option, Verb, choose_subject
 from runner.core.escape import make_printable
+from runner.core.exit_status import EXIT_DONE
 from runner.experiment.preview.init import compare_inits, draw_spreads, format_audits
 
 VERBS = (
@@ -37,10 +38,10 @@ def main(argv: Sequence[str]) -> int:
     audits = compare_inits(given.overrides, given.get("--init", "").split(","), given.trust)
     if given.as_json:
         print(json.dumps([one.as_json() for one in audits]))
-        return 0
+        return EXIT_DONE
     print(make_printable(format_audits(audits)))
     out = Path(given.get("--out", "outputs/audit_init.svg"))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(draw_spreads(audits))
     print(out)
-    return 0
+    return EXIT_DONE

@@ -8,6 +8,7 @@ from runner.cli.options import JSON, MULTIRUN, TRUST, Verb
 from runner.config.compose import compose
 from runner.core.errors import ConfigError, Mistake, format_count, format_mistakes
 from runner.core.escape import make_printable
+from runner.core.exit_status import EXIT_DONE, EXIT_WRONG
 from runner.experiment.examine import examine
 from runner.sweep.examine import examine_sweep
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps({"mistakes": plain, "count": len(found), "notes": notes, "plan": plan}, default=str))
     else:
         _print(plan, notes, len(found))
-    return 2 if found else 0
+    return EXIT_WRONG if found else EXIT_DONE
 
 
 def _print(plan: Sequence[str], notes: Sequence[str], count: int) -> None:

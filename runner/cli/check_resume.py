@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 
 from runner.cli.options import COUNT, JSON, TRUST, Option, Verb
+from runner.core.exit_status import EXIT_DONE, EXIT_FAILED
 from runner.experiment.check_resume import STEPS, check_resume
 
 STEPS_OPTION = Option("--steps", f"train K steps before and after the stop; {STEPS} unless given", "K", COUNT)
@@ -26,4 +27,4 @@ def main(argv: Sequence[str]) -> int:
     given = VERBS[0].parse(argv)
     answer = check_resume(given.overrides, given.trust, given.get("--steps", STEPS))
     print(json.dumps(answer) if given.as_json else answer["answer"])
-    return 0 if answer["same"] else 1
+    return EXIT_DONE if answer["same"] else EXIT_FAILED

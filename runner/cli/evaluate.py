@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.cli.options import JSON, TRUST, Option, Verb
+from runner.core.exit_status import EXIT_DONE
 from runner.experiment.evaluate import evaluate_run
 
 VERBS = (
@@ -41,4 +42,4 @@ def main(argv: Sequence[str]) -> int:
         from runner.log.console import print_final_report
 
         print_final_report(found.metrics, found.folder)
-    return 0
+    return EXIT_DONE

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from runner.cli.options import Verb
 from runner.core.escape import make_printable
+from runner.core.exit_status import EXIT_DONE
 from runner.experiment.preview.parameters import explain
 
 VERBS = (Verb("explain"), Verb("explain", words=("RUN",)))
@@ -20,4 +21,4 @@ def main(argv: Sequence[str]) -> int:
     given = VERBS[0].parse(argv)
     explained = explain(given.overrides, given.trust)
     print(json.dumps(explained.as_json()) if given.as_json else make_printable(explained))
-    return 0
+    return EXIT_DONE

@@ -10,6 +10,7 @@ from runner.cli.options import COUNT, JSON, POSITIVE, SIZE, TRUST, Option, Parse
 from runner.config.compose import compose
 from runner.config.schema import Config
 from runner.core.errors import ConfigError, Mistake
+from runner.core.exit_status import EXIT_DONE, EXIT_FAILED
 from runner.experiment.examine import require_valid
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def find_lr(given: ParsedArguments) -> Finder:
             for line in describe_test(test):
                 print(line)
             print(file)
-        return 0 if test.suggestion else 1
+        return EXIT_DONE if test.suggestion else EXIT_FAILED
 
     return find
 
@@ -96,7 +97,7 @@ def find_batch_size(given: ParsedArguments) -> Finder:
         found = search_batch_size(config, limit, most, trust, (lambda _: None) if as_json else print_trial)
         if as_json:
             print(json.dumps(dataclasses.asdict(found)))
-            return 0 if found.batch_size else 1
+            return EXIT_DONE if found.batch_size else EXIT_FAILED
         print(f"measured: {found.measured}, over two optimizer steps")
         if found.limit:
             print(
@@ -105,10 +106,10 @@ def find_batch_size(given: ParsedArguments) -> Finder:
             )
         if found.batch_size is None:
             print("not even one sample fits")
-            return 1
+            return EXIT_FAILED
         more = f"{found.too_large:,} does not fit" if found.too_large else "the most that was to be tried"
         print(f"loader.batch_size={found.batch_size}  ({more}; evaluation has its own, loader.eval.batch_size)")
-        return 0
+        return EXIT_DONE
 
     return find
 

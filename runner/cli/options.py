@@ -190,7 +190,7 @@ class Verb:
         return rest, given, mistakes
 
     def _find_misspelt(self, name: str, argument: str) -> Mistake | None:
-        """Return the mistake for an option that the verb does not have; None where the config may have the key."""
+        """Return the mistake of an unknown option; None where the config may have the key."""
         if not re.match(r"--?[A-Za-z]", name):
             return None
         bare = {option.name.lstrip("-"): option.name for option in self.options}

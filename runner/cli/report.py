@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.cli.options import JSON, Verb
+from runner.core.exit_status import EXIT_DONE
 from runner.sweep.report import table
 from runner.sweep.report.write import report
 
@@ -21,4 +22,4 @@ def main(argv: Sequence[str]) -> int:
     found = report(Path(given.words[0]), say=(lambda _: None) if given.as_json else print)
     if given.as_json:
         print(json.dumps(table.as_json(found)))
-    return 0
+    return EXIT_DONE

@@ -9,6 +9,7 @@ from runner.config.check.check import check
 from runner.config.compose import compose
 from runner.core.errors import ConfigError
 from runner.core.escape import make_printable
+from runner.core.exit_status import EXIT_DONE, EXIT_FAILED
 
 EPOCH = Option("--epoch", "steps of an epoch, otherwise counted from the dataset", "N", COUNT)
 INPUT = Option("--input", "shape instead of the dataset's sample; once for each input", "3x640x640", is_repeatable=True)
@@ -41,7 +42,7 @@ def show_data(argv: Sequence[str]) -> int:
 
     facts = inspect_splits(config, Path("outputs") / "show" / config.name, given.trust)
     print(json.dumps(facts) if given.as_json else format_table(facts))
-    return 0
+    return EXIT_DONE
 
 
 def show_schedule(argv: Sequence[str]) -> int:
@@ -58,13 +59,13 @@ def show_schedule(argv: Sequence[str]) -> int:
     planned = plan(examined.config, given.trust, given.get("--epoch"))
     if given.as_json:
         print(json.dumps(planned))
-        return 0
+        return EXIT_DONE
     print(format_table(planned))
     if planned["steps"]:
         file = Path("outputs") / "show" / examined.config.name / "schedule.svg"
         draw_schedule(planned, file)
         print(file)
-    return 0
+    return EXIT_DONE
 
 
 def show_model(argv: Sequence[str]) -> int:
@@ -86,7 +87,7 @@ def show_model(argv: Sequence[str]) -> int:
         print(json.dumps(table.as_json()))
     else:
         print(make_printable(table))
-    return 1 if table.problem else 0
+    return EXIT_FAILED if table.problem else EXIT_DONE
 
 
 SHOWN: dict[str, Callable[[Sequence[str]], int]] = {

@@ -9,6 +9,7 @@ from runner.cli.options import MULTIRUN, TRUST, Verb
 from runner.cli.resume import INEXACT, SCHEDULE
 from runner.config import compose
 from runner.core.errors import ConfigError, Mistake, format_count
+from runner.core.exit_status import EXIT_WRONG
 from runner.experiment.examine import examine, make_reporter
 from runner.experiment.preflight import processes as processes_preflight
 from runner.experiment.record.directory import make_run_dir
@@ -39,7 +40,7 @@ def main(argv: Sequence[str], began: float | None = None) -> int:
     say(started)
     if examined.mistakes or started:
         print(format_count(len(examined.mistakes) + len(started)), file=sys.stderr)
-        return 2
+        return EXIT_WRONG
     if config.run is not None:
         from runner.experiment.resume import resume
 

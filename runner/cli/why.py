@@ -7,6 +7,7 @@ from runner.cli.options import JSON, MULTIRUN, TRUST, Verb
 from runner.config.why import trace_key
 from runner.core.errors import ConfigError, Mistake
 from runner.core.escape import make_printable
+from runner.core.exit_status import EXIT_DONE
 
 VERBS = (Verb("why KEY", options=(MULTIRUN, JSON, TRUST)),)
 
@@ -24,4 +25,4 @@ def main(argv: Sequence[str]) -> int:
     overrides = [word for word in given.overrides if word != key]
     history = trace_key(key, overrides, multirun=MULTIRUN.name in given)
     print(json.dumps(history.as_json(), default=str) if given.as_json else make_printable(history))
-    return 0
+    return EXIT_DONE

@@ -11,7 +11,8 @@ from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
-from runner.config.hydra_loader import Composed, ConfigLoader
+from runner.config.composed import Composed
+from runner.config.hydra_loader import ConfigLoader
 
 
 def compose(overrides: Sequence[str], cwd: Path | None = None) -> Composed:

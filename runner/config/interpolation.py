@@ -39,7 +39,7 @@ def _find_interpolated_texts(value: Any, path: tuple[str | int, ...]) -> Iterabl
 
 
 def resolve(config: DictConfig, layers: Layers) -> tuple[dict[str, Any], list[Mistake], list[str]]:
-    """Return plain data with resolved interpolations, a mistake for each refused one, notes on the environment."""
+    """Return plain data with interpolations resolved, the mistakes, and notes on the environment."""
     plain: Any = OmegaConf.to_container(config, resolve=False)
     bomb = _find_too_large(plain)
     if bomb is not None:

@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 
 from runner.config import origins
 from runner.config.compose import compose, compose_sweep
+from runner.config.composed import Composed
 from runner.config.defaults import find_signature_default
-from runner.config.hydra_loader import Composed
 from runner.config.parsing import find_default, read, to_plain
 from runner.config.suggestions import find_nearest, format_suggestion, translate_name
 from runner.core.errors import ABSENT, ConfigError, Mistake, as_text

@@ -1,4 +1,4 @@
-"""Guard the reading of data files, which may come from strangers: no pipe hangs, no image starts a program.
+"""Guard the reading of strangers' data files: no pipe hangs, no image starts a program.
 
 Datasets are whatever a library or the user wrote, so files are looked at where Python opens them: by an audit hook,
 which does something only while a sample is read. An `open` costs 2 µs more, everything else 40 ns.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runner.config.check.check import Check
-from runner.config.hydra_loader import Composed
+from runner.config.composed import Composed
 from runner.config.schema import Config
 from runner.core.errors import ConfigError, Mistake, format_mistakes
 

@@ -11,7 +11,7 @@ from runner.core.errors import ConfigError, RunError
 from runner.core.exit_status import EXIT_FAILED
 from runner.core.lock import Lock
 from runner.experiment.builders.instantiate import Trust
-from runner.experiment.record.recorded import Continuation
+from runner.experiment.record.continuation import Continuation
 from runner.experiment.record.result import make_empty_result, write_result
 from runner.experiment.restore import rebuild_at_checkpoint
 from runner.experiment.run import finish
@@ -39,7 +39,7 @@ def run_worker_rank(place: RankPlace, trust: Trust) -> int:
                 config, "", rescheduled=tuple(told["rescheduled"]), settings=told["settings"], schedule=told["schedule"]
             )
             run = rebuild_at_checkpoint(config, folder, trust, [], again, team)
-            run.stop, run.log = stop, NoLogger()
+            run.start(stop, NoLogger())
             step = team.hear()["step"]
             if run.progress.step != step:
                 raise RunError(f"it finds no checkpoint of step {step} in {folder}: is that a folder of every machine?")

@@ -20,7 +20,7 @@ def examine_sweep(
     say: Say = lambda _: None,
     note: Callable[[list[str]], None] = lambda _: None,
 ) -> list[Mistake]:
-    """Examine every job of a sweep, each mistake once, and try its search; pass the notes of all jobs to `note`.
+    """Examine every job of a sweep and try its search; pass the notes of all jobs to `note`.
 
     Raises:
         ConfigError: the sweep itself cannot be composed, or cannot be enumerated.

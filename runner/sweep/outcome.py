@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from runner.core import safe_io
+from runner.core.exit_status import EXIT_DISK
 from runner.sweep.interfaces import OUTPUT
 from runner.sweep.ledger import Cause, Status, is_metrics
 
 RESULT, LOG, REFUSED = "result.json", "log.txt", ".refused.tmp"
-
-
-EXIT_DISK = getattr(os, "EX_IOERR", 74)  # of a job that could not write how it ended
 
 
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS}

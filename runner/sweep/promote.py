@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from runner.config import document
-from runner.config.hydra_loader import find_our_conf
+from runner.config.hydra_repository import find_our_conf
 from runner.config.minimal import write_experiment
 from runner.core import safe_io
 from runner.core.errors import ConfigError, Mistake
@@ -45,6 +45,10 @@ class Promotion:
     score: str
     noise: str  # points that replicates cannot tell from it; empty for none
     command: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data for `--json`."""
+        return {"file": str(self.file), "score": self.score, "noise": self.noise, "command": self.command}
 
 
 def promote(sweep: Path, name: str = "", job: str = "", trust: tuple[str, ...] = ()) -> Promotion:

@@ -68,23 +68,16 @@ def test_corpus_has_at_least_500_cases():
 def test_sample_of_the_corpus(tmp_path):
     shares = judge(SAMPLE, tmp_path)
 
-    assert 1 == shares["rejected"]
-    assert shares["key"] >= 0.98
-    assert shares["place"] >= 0.98
-    assert shares["suggestion"] >= 0.98
-    assert shares["fixed"] >= 0.95
+    least = {"rejected": 1, "key": 0.98, "place": 0.98, "suggestion": 0.98, "fixed": 0.95}
+    assert {} == {name: shares[name] for name in least if shares[name] < least[name]}
 
 
 @pytest.mark.exhaustive
 def test_whole_corpus(tmp_path):
     shares = judge(ALL, tmp_path)
 
-    assert 1 == shares["rejected"]
-    assert shares["key"] >= 0.99
-    assert shares["place"] >= 0.99
-    assert shares["suggestion"] >= 0.98
-    assert shares["alone"] >= 0.98
-    assert shares["fixed"] >= 0.95
+    least = {"rejected": 1, "key": 0.99, "place": 0.99, "suggestion": 0.98, "alone": 0.98, "fixed": 0.95}
+    assert {} == {name: shares[name] for name in least if shares[name] < least[name]}
 
 
 MISTAKES = [

@@ -11,7 +11,8 @@ import pytest
 from runner.config.check.check import Check
 from runner.config.check.imports import TargetError, check_name, import_object
 from runner.config.compose import compose
-from runner.config.hydra_loader import find_our_conf
+from runner.config.hydra_repository import find_our_conf
+from tests.support import find_mistakes
 
 DANGEROUS = {
     "os.system",
@@ -126,16 +127,11 @@ def evil(tmp_path, monkeypatch):
     return trace
 
 
-def mistakes(*overrides):
-    checked = Check(compose([*overrides]))
-    return [*checked.at_once, *checked.by_import()]
-
-
 def warm_up():
     """Import what the runner trusts before anybody watches: libraries open libraries of their own."""
     pytest.importorskip("torchvision.transforms.v2")
     pytest.importorskip("torchmetrics")
-    mistakes()
+    find_mistakes()
 
 
 def test_the_hook_sees_what_is_executed():
@@ -151,7 +147,7 @@ def test_malicious_targets_execute_nothing(evil):
     assert len(cases) >= 500
     with watched() as seen:
         for name, (key, form) in random.Random(0).sample(cases, 40):
-            assert key in {mistake.key for mistake in mistakes("experiment=null", form.format(name))}, (key, name)
+            assert key in {mistake.key for mistake in find_mistakes("experiment=null", form.format(name))}, (key, name)
 
     assert [] == seen
     assert not evil.exists()
@@ -163,7 +159,7 @@ def test_all_malicious_targets_execute_nothing(evil):
     cases = list(itertools.product(EVIL, PLACES.items()))
     with watched() as seen:
         for name, (key, form) in cases:
-            assert key in {mistake.key for mistake in mistakes("experiment=null", form.format(name))}, (key, name)
+            assert key in {mistake.key for mistake in find_mistakes("experiment=null", form.format(name))}, (key, name)
 
     assert [] == seen
     assert not evil.exists()
@@ -258,7 +254,7 @@ def test_what_user_code_imports_from_elsewhere_is_not_user_code(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     for name in ("mycode_2.system", "mycode_2.load", "mycode_2.os.system"):
-        keys = {mistake.key for mistake in mistakes(f"++model={{_target_: {name}}}", "experiment=null")}
+        keys = {mistake.key for mistake in find_mistakes(f"++model={{_target_: {name}}}", "experiment=null")}
 
         assert "model._target_" in keys
 
@@ -281,7 +277,7 @@ def test_an_import_error_in_user_code_is_named_with_its_line_and_who_named_it(tm
     (tmp_path / "broken_2.py").write_text("import torch\n\nclass Net(torch.nn.Module)\n    pass\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    (mistake,) = mistakes("experiment=null", "++model={_target_: broken_2.Net}")
+    (mistake,) = find_mistakes("experiment=null", "++model={_target_: broken_2.Net}")
 
     assert "SyntaxError" in mistake.rule
     assert mistake.where.startswith("broken_2.py:3")

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from runner.config.compose import compose
-from runner.config.hydra_loader import find_our_conf
+from runner.config.hydra_repository import find_our_conf
 from runner.config.recipes import GROUPS
-from runner.sweep.space.request import compose_jobs
+from runner.sweep.space.request import make_request
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 HEADER = "# @package _global_\n"
 # A group, what a recipe sets below its first option, and the key that must be gone with the second.
@@ -25,11 +27,6 @@ CASES = {
     "loss": ("cross_entropy", "mse", "{label_smoothing: 0.1}", "label_smoothing"),
     "metrics": ("classification", "none", "{f: {_target_: runner.train.metrics.Accuracy}}", "f"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def experiment(text, name="mine"):
@@ -105,7 +102,8 @@ def test_keys_of_the_primary_config_are_a_recipe_too():
 
 def test_each_job_of_a_sweep_over_a_group_has_the_settings_of_its_own_option(tmp_path):
     rates = [
-        job.composed.config["optimizer"]["lr"] for job in compose_jobs(["optimizer=sgd,adamw", "seed=0,1"], tmp_path)
+        job.composed.config["optimizer"]["lr"]
+        for job in make_request(["optimizer=sgd,adamw", "seed=0,1"], tmp_path).jobs()
     ]
 
     assert [0.2, 0.2, 0.001, 0.001] == rates

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from runner.config.check.check import Check
-from runner.config.compose import compose
+from tests.support import find_mistakes
+
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 RECIPE = "# @package _global_\n"
 # text of conf/experiment/mine.yaml -> key, line, words of the remedy or the rule
@@ -39,27 +40,17 @@ ARGUMENTS = {
 }
 
 
-def check(*overrides):
-    checked = Check(compose([*overrides]))
-    return [*checked.at_once, *checked.by_import()]
-
-
 def write(name, text):
     path = Path("conf") / name
     path.parent.mkdir(parents=True)
     path.write_text(text)
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.mark.parametrize("text", FILES)
 def test_a_mistake_in_a_file_is_one_mistake_on_its_line(text):
     key, line, words = FILES[text]
     write("experiment/mine.yaml", text)
-    found = check("experiment=mine")
+    found = find_mistakes("experiment=mine")
 
     assert [key] == [mistake.key for mistake in found]
     assert found[0].where.startswith(f"conf/experiment/mine.yaml:{line}")
@@ -69,7 +60,7 @@ def test_a_mistake_in_a_file_is_one_mistake_on_its_line(text):
 @pytest.mark.parametrize("argument", ARGUMENTS)
 def test_a_mistaken_argument_is_one_mistake_with_its_remedy(argument):
     key, remedy = ARGUMENTS[argument]
-    found = check(argument)
+    found = find_mistakes(argument)
 
     assert [(key, remedy)] == [(mistake.key, mistake.remedy) for mistake in found]
     assert f"argument `{argument}`" in found[0].where
@@ -79,14 +70,14 @@ def test_a_mistaken_argument_is_one_mistake_with_its_remedy(argument):
 def test_nothing_is_missing_from_a_file_that_cannot_be_read(text):
     write("model/mine.yaml", text)
 
-    assert ["conf/model/mine.yaml"] == [mistake.key for mistake in check("model=mine")]
+    assert ["conf/model/mine.yaml"] == [mistake.key for mistake in find_mistakes("model=mine")]
 
 
 def test_an_empty_file_is_blamed_for_what_it_lacks():
     write("model/mine.yaml", "")
 
     assert [("model._target_", "conf/model/mine.yaml:1 (chosen by argument `model=mine`)")] == [
-        (mistake.key, mistake.where) for mistake in check("model=mine")
+        (mistake.key, mistake.where) for mistake in find_mistakes("model=mine")
     ]
 
 
@@ -102,7 +93,7 @@ milestones: [1ep]
 def test_components_and_durations_stand_in_lists(runner):
     write("scheduler/mine.yaml", SEQUENTIAL)
 
-    assert [] == check("scheduler=mine")
+    assert [] == find_mistakes("scheduler=mine")
     assert 0 == runner("scheduler=mine", "train.duration=2st", "dataset.limit=64", "device=cpu").status
 
 
@@ -119,7 +110,7 @@ def test_components_and_durations_stand_in_lists(runner):
 def test_what_is_wrong_in_a_list_is_blamed_there(right, wrong, keys):
     write("scheduler/mine.yaml", SEQUENTIAL.replace(right, wrong))
 
-    assert keys == [mistake.key for mistake in check("scheduler=mine")]
+    assert keys == [mistake.key for mistake in find_mistakes("scheduler=mine")]
 
 
 def test_nested_datasets_are_accepted_and_checked():
@@ -133,25 +124,25 @@ train:
     write("dataset/mine.yaml", nested)
 
     assert ["dataset.train.datasets.1.indexes"] == [
-        m.key for m in check("experiment=null", "dataset=mine") if "indexes" in m.key
+        m.key for m in find_mistakes("experiment=null", "dataset=mine") if "indexes" in m.key
     ]
-    assert not [m for m in check("experiment=null", "dataset=mine") if m.key == "dataset.train.datasets"]
+    assert not [m for m in find_mistakes("experiment=null", "dataset=mine") if m.key == "dataset.train.datasets"]
 
 
 def test_a_text_is_no_function():
     write("scheduler/mine.yaml", "_target_: torch.optim.lr_scheduler.LambdaLR\nlr_lambda: 'lambda epoch: 0.9**epoch'\n")
 
-    assert ["scheduler.lr_lambda"] == [mistake.key for mistake in check("scheduler=mine")]
+    assert ["scheduler.lr_lambda"] == [mistake.key for mistake in find_mistakes("scheduler=mine")]
 
 
 def test_settings_of_a_group_have_the_optimizers_types():
-    found = check("param_groups={head: {match: '.*', lr: fast, momentum: 0.5}}")
+    found = find_mistakes("param_groups={head: {match: '.*', lr: fast, momentum: 0.5}}")
 
     assert ["param_groups.head.lr"] == [mistake.key for mistake in found]
 
 
 def test_a_list_for_a_tensor_gets_the_node_to_write():
-    found = check("loss.weight=[1,2]")
+    found = find_mistakes("loss.weight=[1,2]")
 
     assert "write `{_target_: torch.tensor, data: [1, 2]}`" == found[0].remedy
 

@@ -13,6 +13,7 @@ import pytest
 
 from runner.core.archive import Limits, unpack
 from runner.core.errors import RunError
+from tests.support import list_names
 
 Adder = Callable[[tarfile.TarFile], None]
 
@@ -36,11 +37,6 @@ def tar(file: Path, *members: Adder, mode: str = "w", form: int = tarfile.PAX_FO
     return file
 
 
-def names(folder: Path) -> list[str]:
-    """What lies in a folder."""
-    return sorted(path.name for path in folder.iterdir())
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     """All files below a folder by name."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -62,7 +58,7 @@ def test_tars(mode: str, tmp_path: Path, place: Path) -> None:
     assert unpack(tar(tmp_path / "x", *members, mode=mode), place, Limits()) == []
     assert contents(place) == {"a/b.txt": b"b", "a/l": b"c" * 100_000, "c": b"c" * 100_000}
     assert (place / "c").stat().st_mode & (stat.S_ISUID | stat.S_ISGID | stat.S_IWOTH) == 0
-    assert ["target"] == names(place.parent)
+    assert ["target"] == list_names(place.parent)
 
 
 def test_a_zip_and_a_lone_file(tmp_path: Path, place: Path) -> None:
@@ -127,7 +123,7 @@ def test_hostile_tars(name: str, mode: str, tmp_path: Path, place: Path) -> None
     file = tar(tmp_path / "x", entry("sound", b"x"), *HOSTILE_TARS[name], mode=mode)
     with pytest.raises(RunError, match=r"x is not unpacked: .*(evil|l|e|null|disk|pipe)'"):
         unpack(file, place)
-    assert ([], ["place", "x"]) == (names(place.parent), names(tmp_path))
+    assert ([], ["place", "x"]) == (list_names(place.parent), list_names(tmp_path))
 
 
 def test_an_absolute_path_lands_inside(tmp_path: Path, place: Path) -> None:
@@ -143,7 +139,7 @@ def test_hostile_zips(name: str, tmp_path: Path, place: Path) -> None:
         archive.writestr(name, b"x")
     with pytest.raises(RunError, match="would lie outside"):
         unpack(tmp_path / "x", place)
-    assert [] == names(place.parent)
+    assert [] == list_names(place.parent)
 
 
 def test_a_link_in_a_zip(tmp_path: Path, place: Path) -> None:
@@ -154,7 +150,7 @@ def test_a_link_in_a_zip(tmp_path: Path, place: Path) -> None:
         archive.writestr(link, "/etc")
     with pytest.raises(RunError, match="'l' is neither a file nor a folder"):
         unpack(tmp_path / "x", place)
-    assert [] == names(place.parent)
+    assert [] == list_names(place.parent)
 
 
 def bombs(folder: Path) -> dict[str, Path]:
@@ -199,7 +195,7 @@ def test_bombs(tmp_path: Path, place: Path) -> None:
         assert file.stat().st_size < 10**6
         with pytest.raises(RunError, match=r"times as large|more than 1,099,511,627,776 bytes|longer than any name"):
             unpack(file, place)
-        assert [] == names(place.parent), name
+        assert [] == list_names(place.parent), name
 
 
 def test_limits(tmp_path: Path, place: Path) -> None:
@@ -246,4 +242,4 @@ def test_damaged_archives(tmp_path: Path, place: Path, seed: int) -> None:
                 place.rmdir()
             elif place.exists():
                 place.unlink()
-            assert [] == names(place.parent)
+            assert [] == list_names(place.parent)

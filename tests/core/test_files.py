@@ -17,12 +17,9 @@ from runner.core import files, lock, tensor_files
 from runner.core.errors import ConfigError, RunError
 from runner.experiment.record import directory
 from runner.log import jsonl
+from tests.support import list_names, read_lines
 
 ROOT = Path(__file__).parents[2]
-
-
-def listed(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_write_atomic_returns_the_sha256_of_what_is_on_the_disk(tmp_path):
@@ -55,7 +52,7 @@ def test_a_write_that_raises_leaves_the_old_file_and_nothing_else(tmp_path, erro
         files.write_atomic(file, write)
 
     assert file.read_text() == "old"
-    assert listed(tmp_path) == ["a.txt"]
+    assert list_names(tmp_path) == ["a.txt"]
 
 
 @pytest.mark.parametrize("calls", [0, 1, 5, 20])
@@ -76,7 +73,7 @@ def test_a_full_disk_is_what_a_save_of_tensors_reports(tmp_path, monkeypatch, ca
     with pytest.raises(OSError, match="No space left"):
         files.write_atomic(tmp_path / "a.pt", lambda out: torch.save({"a": torch.ones(3)}, out))
 
-    assert listed(tmp_path) == []
+    assert list_names(tmp_path) == []
 
 
 def test_a_file_under_the_writer_that_cannot_be_written_is_what_it_reports(tmp_path, monkeypatch):
@@ -87,7 +84,7 @@ def test_a_file_under_the_writer_that_cannot_be_written_is_what_it_reports(tmp_p
     with pytest.raises(OSError, match="No space left"):
         files.write_atomic(tmp_path / "a.pt", lambda out: torch.save({"a": torch.ones(100_000)}, out))
 
-    assert listed(tmp_path) == []
+    assert list_names(tmp_path) == []
 
 
 def test_the_file_is_synced_before_the_rename_and_the_folder_after_it(tmp_path, monkeypatch):
@@ -135,14 +132,10 @@ def test_links_are_relative_and_replaced(tmp_path):
 
     assert (tmp_path / "link").read_text() == "two"
     assert (tmp_path / "link").readlink() == Path("two")
-    assert len(listed(tmp_path)) == 3
+    assert len(list_names(tmp_path)) == 3
 
 
 # ---- Lines
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_each_step_has_one_line_into_which_events_of_the_step_are_merged(tmp_path):
@@ -155,7 +148,7 @@ def test_each_step_has_one_line_into_which_events_of_the_step_are_merged(tmp_pat
     lines.append({"step": 3, "train/loss": 0.5})
     lines.close()
 
-    assert read(tmp_path / "m.jsonl")[1:] == [
+    assert read_lines(tmp_path / "m.jsonl")[1:] == [
         {"step": 2, "train/loss": 1.0, "val/loss": 3},
         {"step": 3, "train/loss": 0.5},
     ]
@@ -165,7 +158,7 @@ def test_an_event_is_on_the_disk_before_the_next(tmp_path):
     lines = jsonl.JsonLines(tmp_path / "m.jsonl")
     for step in range(3):
         lines.append({"step": step})
-        assert len(read(tmp_path / "m.jsonl")) == step + 1
+        assert len(read_lines(tmp_path / "m.jsonl")) == step + 1
     lines.close()
 
 
@@ -197,7 +190,7 @@ def test_whatever_byte_a_crash_ends_the_file_at_whole_lines_are_kept(tmp_path):
         lines.append({"step": 20})
         lines.close()
         kept = [1, 12][: whole[:length].count(b"\n")]
-        assert [event["step"] for event in read(file)] == [*kept, 20]
+        assert [event["step"] for event in read_lines(file)] == [*kept, 20]
 
 
 def test_zeros_that_a_power_cut_left_are_cut_out_and_whole_lines_stay(tmp_path):
@@ -208,7 +201,7 @@ def test_zeros_that_a_power_cut_left_are_cut_out_and_whole_lines_stay(tmp_path):
     lines.append({"step": 4})
     lines.close()
 
-    assert [event["step"] for event in read(tmp_path / "m.jsonl")] == [1, 3, 4]
+    assert [event["step"] for event in read_lines(tmp_path / "m.jsonl")] == [1, 3, 4]
     assert (tmp_path / "m.1.jsonl").read_bytes() == whole
 
 
@@ -257,7 +250,7 @@ def test_two_run_directories_of_one_second_differ_between_processes(tmp_path):
     ]
     folders = [line for process in processes for line in process.communicate()[0].split()]
 
-    assert len(folders) == len(set(folders)) == len(listed(tmp_path / "run")) == 150
+    assert len(folders) == len(set(folders)) == len(list_names(tmp_path / "run")) == 150
 
 
 def test_an_id_that_is_taken_is_not_taken_again(tmp_path, monkeypatch):
@@ -275,7 +268,7 @@ def test_a_lock_is_refused_at_once_and_says_who_holds_it(tmp_path):
         lock.Lock(tmp_path)
 
     lock.Lock(tmp_path).release()
-    assert listed(tmp_path) == [".lock"]
+    assert list_names(tmp_path) == [".lock"]
 
 
 def test_a_lock_dies_with_its_process_though_it_was_killed_and_its_child_lives_on(tmp_path):
@@ -320,7 +313,7 @@ def test_without_locks_a_sign_of_life_keeps_others_away(tmp_path, no_locks, monk
         while (tmp_path / ".heartbeat").stat().st_mtime_ns == first:
             time.sleep(0.01)
 
-    assert listed(tmp_path) == [".lock"]
+    assert list_names(tmp_path) == [".lock"]
     lock.Lock(tmp_path).release()
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset, WeightedRandomSampl
 from datasets.transforms import RandomShift
 from runner.core import rng
 from runner.data import batches, interfaces, samples, sharding, splitting, whole_dataset
+from tests.support import Noise, read_epochs, same_batches
 
 CPU = samples.Placement(torch.device("cpu"))
 
@@ -19,15 +20,6 @@ def tensors(count: int = 23) -> TensorDataset:
     """A dataset of images whose every pixel says which sample it is."""
     generator = torch.Generator().manual_seed(0)
     return TensorDataset(torch.rand(count, 1, 4, 4, generator=generator), torch.arange(count))
-
-
-class Noise:
-    """A per-sample transform that draws from all three generators."""
-
-    def __call__(self, image: Tensor) -> Tensor:
-        import random
-
-        return image + torch.rand(1) + float(np.random.rand()) + random.random()
 
 
 class Hidden(Dataset[Any]):
@@ -60,25 +52,13 @@ def split(
     )
 
 
-def epochs(made: interfaces.Split, count: int = 2) -> list[list[Tensor]]:
-    """All batches of some epochs."""
-    return [list(batch) for epoch in range(count) for batch in made.batches(epoch)]
-
-
-def same(left: list[list[Tensor]], right: list[list[Tensor]]) -> bool:
-    """Whether two lists of batches are bitwise equal."""
-    return len(left) == len(right) and all(
-        torch.equal(a, b) for one, two in zip(left, right, strict=True) for a, b in zip(one, two, strict=True)
-    )
-
-
 def test_gathered_and_loaded_have_the_same_order() -> None:
     """Where nothing is random but the order, both ways of making batches give the same."""
     gathered, loaded = split(tensors()), split(tensors(), in_memory=False)
 
     assert gathered.plan.text.startswith("gathered")
     assert loaded.plan.text.startswith("sample by sample")
-    assert same(epochs(gathered), epochs(loaded))
+    assert same_batches(read_epochs(gathered), read_epochs(loaded))
 
 
 def test_each_epoch_has_every_sample_once_in_another_order() -> None:
@@ -113,7 +93,7 @@ def test_workers_change_nothing(persistent: bool) -> None:
         options={"persistent_workers": persistent, "prefetch_factor": 3, "timeout": 60},
     )
 
-    assert same(epochs(here), epochs(there))
+    assert same_batches(read_epochs(here), read_epochs(there))
 
 
 def test_a_start_at_any_batch_is_the_rest() -> None:
@@ -121,7 +101,7 @@ def test_a_start_at_any_batch_is_the_rest() -> None:
     for made in (split(tensors(), {"shift": RandomShift()}), split(Hidden(), {"noise": Noise()})):
         whole = [list(batch) for batch in made.batches(1)]
         for start in range(len(whole)):
-            assert same(whole[start:], [list(batch) for batch in made.batches(1, start)])
+            assert same_batches(whole[start:], [list(batch) for batch in made.batches(1, start)])
 
 
 def test_making_batches_leaves_the_models_randomness_alone() -> None:
@@ -137,17 +117,17 @@ def test_making_batches_leaves_the_models_randomness_alone() -> None:
 
 def test_inserting_a_transform_leaves_the_others_draws_alone() -> None:
     """A transform's numbers are keyed by its name, not by its place."""
-    alone = epochs(split(Hidden(), {"noise": Noise()}))
-    doubled = epochs(split(Hidden(), {"first": lambda x: torch.rand(3) * 0 + x, "noise": Noise()}))
+    alone = read_epochs(split(Hidden(), {"noise": Noise()}))
+    doubled = read_epochs(split(Hidden(), {"first": lambda x: torch.rand(3) * 0 + x, "noise": Noise()}))
 
-    assert same(alone, doubled)
+    assert same_batches(alone, doubled)
 
 
 def test_evaluation_is_the_same_every_time() -> None:
     """A random transform of an evaluation draws the same numbers at each evaluation."""
     made = split(Hidden(), {"noise": Noise()}, name="val")
 
-    assert same([list(b) for b in made.batches(0)], [list(b) for b in made.batches(0)])
+    assert same_batches([list(b) for b in made.batches(0)], [list(b) for b in made.batches(0)])
 
 
 def test_shift_is_a_crop_of_the_padded_image() -> None:
@@ -163,10 +143,10 @@ def test_sampler_is_keyed_by_the_epoch() -> None:
     """A sampler that draws from the global generator gives the same epoch each time, and leaves the generator alone."""
     made = split(tensors(), sampler=WeightedRandomSampler(torch.arange(23.0).tolist(), 40))
     torch.manual_seed(0)
-    first = epochs(made)
+    first = read_epochs(made)
     torch.manual_seed(1)
 
-    assert same(first, epochs(made))
+    assert same_batches(first, read_epochs(made))
     assert made.num_batches == 10
     assert 0 not in torch.cat([batch[1] for batch in first])
 
@@ -227,4 +207,4 @@ def test_a_broken_sample_is_named() -> None:
             return super().__getitem__(index)
 
     with pytest.raises(RuntimeError, match="train sample 7: OSError: no such file"):
-        epochs(split(Broken()), 1)
+        read_epochs(split(Broken()), 1)

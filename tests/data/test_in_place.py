@@ -13,12 +13,13 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
-from torchvision import datasets, tv_tensors
 from torchvision import transforms as v1
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from runner.data import batches as data
 from runner.data.samples import EpochOrder, Pipeline, Placement, Stream
+from tests.support import make_cifar
 
 CPU = Placement(torch.device("cpu"))
 COUNT, BATCH, EPOCHS = 11, 4, 2
@@ -37,12 +38,7 @@ def whole_numbers() -> TensorDataset:
 
 
 def pictures() -> Any:
-    """torchvision's CIFAR10 over random pixels, without its files: PIL images."""
-    dataset: Any = datasets.CIFAR10.__new__(datasets.CIFAR10)
-    dataset.data = np.random.default_rng(0).integers(0, 256, (COUNT, 32, 32, 3), dtype=np.uint8)
-    dataset.targets = list(range(COUNT))
-    dataset.transform = dataset.target_transform = dataset.transforms = None
-    return dataset
+    return make_cifar(range(COUNT))
 
 
 class Listed(Dataset[Any]):

@@ -30,6 +30,7 @@ from runner.data import batches as data_batches
 from runner.data import interfaces
 from runner.data.bad_samples import BadSamples
 from runner.data.samples import Pipeline, Placement, Stream
+from tests.support import Noise, make_cifar, read_epochs, same_batches, set_workers
 
 CPU = Placement(torch.device("cpu"))
 TO_NUMBERS = {"image": v2.ToImage(), "scale": v2.ToDtype(torch.float32, scale=True)}
@@ -44,24 +45,8 @@ def split(dataset: Any, transforms: dict[str, Any] | None = None, **settings: An
     return data_batches.make_split(dataset, None, pipeline, stream, CPU, loader, faults=faults, batch_transforms=batch)
 
 
-def epochs(made: interfaces.Split, count: int = 3, start: int = 0) -> list[list[Tensor]]:
-    return [list(batch) for epoch in range(count) for batch in made.batches(epoch, start)]
-
-
-def same(left: list[list[Tensor]], right: list[list[Tensor]]) -> bool:
-    """Whether two lists of batches are bitwise equal."""
-    return len(left) == len(right) and all(
-        torch.equal(a, b) for one, two in zip(left, right, strict=True) for a, b in zip(one, two, strict=True)
-    )
-
-
 def digits(count: int = 30) -> TensorDataset:
     return TensorDataset(torch.rand(count, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(count))
-
-
-def workers(number: int, *, persistent: bool) -> dict[str, Any]:
-    options = {"persistent_workers": persistent, "prefetch_factor": 2, "timeout": 60} if number else {}
-    return {"num_workers": number, "options": options, "in_memory": False}
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # 4 workers on 2 cores
@@ -78,10 +63,10 @@ COMBINATIONS = [(0, False), (1, False), (1, True), (4, False), (4, True)]
 def test_our_transforms_give_the_same_gathered_and_by_workers(number: int, persistent: bool) -> None:
     """With `draws` and `batched`, batches gathered from memory are bit for bit those of any workers."""
     gathered = split(digits(), {"shift": RandomShift(2)})
-    loaded = split(digits(), {"shift": RandomShift(2)}, **workers(number, persistent=persistent))
+    loaded = split(digits(), {"shift": RandomShift(2)}, **set_workers(number, persistent=persistent))
 
     assert gathered.plan.text.startswith("gathered")
-    assert same(epochs(gathered), epochs(loaded))
+    assert same_batches(read_epochs(gathered), read_epochs(loaded))
 
 
 @pytest.mark.exhaustive
@@ -91,37 +76,21 @@ def test_torchvisions_transforms_by_workers(number: int, persistent: bool) -> No
     dataset = datasets.FakeData(30, (3, 12, 12), 10)
     transforms = {"crop": v2.RandomResizedCrop(8), "augment": v2.TrivialAugmentWide(), **TO_NUMBERS}
     here = split(dataset, transforms)
-    there = split(dataset, transforms, **workers(number, persistent=persistent))
-    assert same(epochs(here), epochs(there))
+    there = split(dataset, transforms, **set_workers(number, persistent=persistent))
+    assert same_batches(read_epochs(here), read_epochs(there))
     for start in range(here.num_batches or 0):
-        assert same(epochs(here, 1, start), epochs(there, 1, start))
+        assert same_batches(read_epochs(here, 1, start), read_epochs(there, 1, start))
 
 
 @pytest.mark.parametrize("ahead", [1, 3])
 def test_a_start_at_every_batch(ahead: int) -> None:
     """Gathered batches are the same from any start, in any order of epochs, made one epoch at a time or several."""
     made: Any = split(digits(), {"shift": RandomShift(2)})
-    expected = [epochs(split(digits(), {"shift": RandomShift(2)}), 5)[k * 8 : k * 8 + 8] for k in range(5)]
+    expected = [read_epochs(split(digits(), {"shift": RandomShift(2)}), 5)[k * 8 : k * 8 + 8] for k in range(5)]
     made.ahead = ahead
     for epoch in (4, 0, 3, 1, 2):
         for start in range(8):
-            assert same(expected[epoch][start:], [list(batch) for batch in made.batches(epoch, start)])
-
-
-def random_cifar(count: int = 20) -> Any:
-    """torchvision's CIFAR10 over random pixels, without its files."""
-    dataset: Any = datasets.CIFAR10.__new__(datasets.CIFAR10)
-    dataset.data = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    dataset.targets = [number % 10 for number in range(count)]
-    dataset.transform = dataset.target_transform = dataset.transforms = None
-    return dataset
-
-
-class Noise:
-    """A transform of any tensor that draws from all three generators."""
-
-    def __call__(self, image: Tensor) -> Tensor:
-        return image + torch.rand(1) + float(np.random.rand()) + random.random()
+            assert same_batches(expected[epoch][start:], [list(batch) for batch in made.batches(epoch, start)])
 
 
 def test_what_goes_one_by_one_in_memory_is_what_goes_sample_by_sample() -> None:
@@ -129,12 +98,13 @@ def test_what_goes_one_by_one_in_memory_is_what_goes_sample_by_sample() -> None:
     own = {"shift": RandomShift(2), "noise": Noise(), "again": RandomShift(1)}
     gathered, loaded = split(digits(), own), split(digits(), own, in_memory=False)
     assert gathered.plan.text.endswith("batched: shift, again, one by one: noise (Noise has no `draws` and `batched`)")
-    assert same(epochs(gathered), epochs(loaded))
-    assert all(same(epochs(gathered, 1, start), epochs(loaded, 1, start)) for start in range(8))
+    assert same_batches(read_epochs(gathered), read_epochs(loaded))
+    assert all(same_batches(read_epochs(gathered, 1, start), read_epochs(loaded, 1, start)) for start in range(8))
     pil = {"augment": v2.TrivialAugmentWide(), "resize": v2.Resize(20, interpolation=3), **TO_NUMBERS}
-    gathered, loaded = split(random_cifar(), pil), split(random_cifar(), pil, in_memory=False)
+    dataset = make_cifar([number % 10 for number in range(20)])
+    gathered, loaded = split(dataset, pil), split(dataset, pil, in_memory=False)
     assert "one by one: augment (Triv" in gathered.plan.text
-    for one, two in zip(epochs(gathered), epochs(loaded), strict=True):
+    for one, two in zip(read_epochs(gathered), read_epochs(loaded), strict=True):
         assert torch.allclose(one[0], two[0], atol=1e-6)
 
 
@@ -149,23 +119,23 @@ def test_what_one_image_refuses_is_named_with_its_sample() -> None:
     dataset = digits()
     dataset.tensors[0][17] = 0
     with pytest.raises(RunError, match=r"^train sample 17: ValueError: no pixel"):
-        epochs(split(dataset, {"refuse": refuse}))
+        read_epochs(split(dataset, {"refuse": refuse}))
     dataset.tensors[0][17] = 1
     with pytest.raises(RunError, match=r"^train sample 17: its shape is \[1, 5, 6\], that of the others \[1, 6, 6\]"):
-        epochs(split(dataset, {"refuse": refuse}, shuffle=False))
+        read_epochs(split(dataset, {"refuse": refuse}, shuffle=False))
     made = split(dataset, {"refuse": refuse}, faults=BadSamples(skip=True))
     assert made.plan.text == "sample by sample, in this process (what refuse refuses is to be skipped)"
-    assert 29 == sum(len(batch[1]) for batch in epochs(made, 1))
+    assert 29 == sum(len(batch[1]) for batch in read_epochs(made, 1))
 
 
 def test_cifar_images_are_gathered_as_the_pil_path_has_them() -> None:
     """Without random transforms, whole bytes and PIL images one by one give the same numbers."""
-    dataset = random_cifar()
+    dataset = make_cifar([number % 10 for number in range(20)])
     transforms = {**TO_NUMBERS, "normalize": v2.Normalize([0.49, 0.48, 0.44], [0.24, 0.23, 0.26])}
     gathered, loaded = split(dataset, transforms), split(dataset, transforms, in_memory=False)
 
     assert gathered.plan.text == "gathered from memory on cpu, batched: image, scale, normalize"
-    for one, two in zip(epochs(gathered), epochs(loaded), strict=True):
+    for one, two in zip(read_epochs(gathered), read_epochs(loaded), strict=True):
         assert torch.allclose(one[0], two[0], atol=1e-6)
         assert torch.equal(one[1], two[1])
 
@@ -225,11 +195,11 @@ def test_batch_transforms_are_keyed_by_epoch_and_batch() -> None:
     """MixUp mixes labels, the same each time, from any start, and not the same in each batch."""
     mixed = {"mix": v2.MixUp(num_classes=30)}
     made = split(digits(), batch=mixed)
-    first = epochs(made)
+    first = read_epochs(made)
     torch.rand(7)
 
-    assert same(first, epochs(split(digits(), batch=mixed)))
-    assert same(first[3:8], epochs(made, 1, 3))
+    assert same_batches(first, read_epochs(split(digits(), batch=mixed)))
+    assert same_batches(first[3:8], read_epochs(made, 1, 3))
     assert [4, 30] == list(first[0][1].shape)
     assert len({round(float(batch[1].max()), 4) for batch in first}) > 10
     assert made.plan.text.endswith("; per batch: mix")
@@ -283,7 +253,7 @@ def corruptions(good: bytes) -> Iterator[tuple[str, bytes | None]]:
 def test_fifty_corrupt_files(files: list[Path], tmp_path: Path) -> None:
     """Each is an error that names split, index and file, or is skipped, counted and listed."""
     good = files[5].read_bytes()
-    whole = {int(batch[0].sum() * 1e6): None for batch in epochs(split(Files(files), batch_size=1), 1)}
+    whole = {int(batch[0].sum() * 1e6): None for batch in read_epochs(split(Files(files), batch_size=1), 1)}
     assert len(whole) == 24
     seen = 0
     for name, content in corruptions(good):
@@ -292,11 +262,11 @@ def test_fifty_corrupt_files(files: list[Path], tmp_path: Path) -> None:
         if content is not None:
             files[5].write_bytes(content)
         with pytest.raises(RunError, match=r"train sample 5 \(.*05\.png\): ."):
-            epochs(split(Files(files)), 1)
+            read_epochs(split(Files(files)), 1)
         folder = tmp_path / f"run {name}"
         folder.mkdir()
         faults = BadSamples("train", skip=True, folder=folder)
-        batches = epochs(split(Files(files), faults=faults), 1)
+        batches = read_epochs(split(Files(files), faults=faults), 1)
         (line,) = [json.loads(line) for line in (folder / "bad_samples.jsonl").read_text().splitlines()]
 
         assert (sum(len(batch[1]) for batch in batches), faults.found) == (23, {5}), name
@@ -332,10 +302,10 @@ def test_unsound_samples(spoilt: Any, message: str, number: int, tmp_path: Path)
     """NaN, another shape and a label out of range are errors by name; skipped, the others' randomness is as it was."""
     settings = {"num_workers": number, "options": {"timeout": 60} if number else {}}
     with pytest.raises(RunError, match=f"^train sample 7: {message}"):
-        epochs(split(Spoilt(spoilt), faults=BadSamples(classes=3, target=1), **settings), 1)
+        read_epochs(split(Spoilt(spoilt), faults=BadSamples(classes=3, target=1), **settings), 1)
     faults = BadSamples(skip=True, classes=3, target=1, folder=tmp_path)
-    skipped = epochs(split(Spoilt(spoilt), faults=faults, **settings), 1)
-    sound = epochs(split(Spoilt((torch.full((3,), 9.0), 0)), **settings), 1)
+    skipped = read_epochs(split(Spoilt(spoilt), faults=faults, **settings), 1)
+    sound = read_epochs(split(Spoilt((torch.full((3,), 9.0), 0)), **settings), 1)
     kept = [[row for row in batch[0] if row[0] != 9.0] for batch in sound]
 
     assert all(torch.equal(torch.stack(rows), batch[0]) for rows, batch in zip(kept, skipped, strict=True))
@@ -390,7 +360,7 @@ def test_a_worker_that_dies_or_hangs(how: str, message: str, persistent: bool) -
     made: Any = split(Deadly(how), num_workers=2, options=options, shuffle=False)
     made.samples.shapes = None
     with pytest.raises(RunError, match=message):
-        epochs(made, 1)
+        read_epochs(made, 1)
     import multiprocessing
 
     assert [] == multiprocessing.active_children()
@@ -473,9 +443,9 @@ class Gaps(Dataset[Any]):
 def test_a_sample_that_is_none_is_named(size: int, whole: bool, said: str, memory: bool) -> None:
     """It is an error that says so; it can be skipped; a collate_fn of the user's own may take it."""
     with pytest.raises(RunError, match=rf"train sample 3: .*{said}"):
-        epochs(split(Gaps(whole=whole), batch_size=size, in_memory=memory), 1)
+        read_epochs(split(Gaps(whole=whole), batch_size=size, in_memory=memory), 1)
     if size > 1:
-        skipped = epochs(
+        skipped = read_epochs(
             split(Gaps(whole=whole), faults=BadSamples(skip=True), batch_size=4, shuffle=False, in_memory=memory), 1
         )
         assert [0, 1, 2, 4, 5, 6, 7] == [label for _, labels in skipped for label in labels.tolist()]
@@ -487,7 +457,7 @@ def test_a_collate_fn_may_leave_out_what_is_none() -> None:
     def collate(samples: list[Any]) -> Any:
         return torch.utils.data.default_collate([sample for sample in samples if sample is not None])
 
-    batches = epochs(split(Gaps(whole=True), shuffle=False, options={"collate_fn": collate}), 1)
+    batches = read_epochs(split(Gaps(whole=True), shuffle=False, options={"collate_fn": collate}), 1)
     assert [0, 1, 2, 4, 5, 6, 7] == [label for _, labels in batches for label in labels.tolist()]
 
 
@@ -505,5 +475,5 @@ def test_what_cannot_be_pickled_for_a_worker_is_named(context: str) -> None:
     said = r"train split to each worker by pickle, and `dataset.options\['scale'\]` \(function\) cannot be pickled"
     made = split(Scaled(), num_workers=1, options={"multiprocessing_context": context})
     with pytest.raises(RunError, match=said) as error:
-        epochs(made, 1)
+        read_epochs(made, 1)
     assert "`loader.multiprocessing_context=fork`" in str(error.value)

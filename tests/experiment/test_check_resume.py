@@ -1,11 +1,10 @@
 """`check resume` tells an exact resume from one that is not, and says why."""
 
 import json
-import sys
 
 import pytest
 
-from tests.experiment.crash.project import HARD, write
+from tests.experiment.crash.project import HARD
 
 MORE = '''
 
@@ -32,32 +31,39 @@ def moody(batch, model, loss):
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checked")
-    write(folder)
-    with (folder / "parts.py").open("a") as file:
+def project(project):
+    with (project / "parts.py").open("a") as file:
         file.write(MORE)
-    (folder / "conf" / "step" / "forgetful.yaml").write_text("{_target_: parts.Forgetful}")
-    (folder / "conf" / "step" / "moody.yaml").write_text("{_target_: parts.moody}")
-    yield folder
-    sys.modules.pop("parts", None)
+    (project / "conf" / "step" / "forgetful.yaml").write_text("{_target_: parts.Forgetful}")
+    (project / "conf" / "step" / "moody.yaml").write_text("{_target_: parts.moody}")
+    return project
 
 
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
         ([], 0, "6 steps, and 3 + 3 resumed in another process, are bitwise the same"),
+        (
+            [
+                "log.images=2",
+                "log.histograms=1ep",
+                "log.graph=true",
+                "scheduler.warmup=2ep",
+                "freeze.until=2ep",
+                "freeze.params=[norm.weight]",
+            ],
+            0,
+            "6 steps, and 3 + 3 resumed in another process, are bitwise the same",
+        ),
         (["step=forgetful"], 1, "something has a state that no checkpoint holds"),
         (["step=moody"], 1, "something is not deterministic"),
     ],
 )
-def test_it_says_whether_a_resume_is_exact_and_if_not_why(project, monkeypatch, capsys, arguments, status, said):
-    from runner.__main__ import main
+def test_it_says_whether_a_resume_is_exact_and_if_not_why(hard, arguments, status, said):
+    ran = hard("check", "resume", "--json", "--steps", "3", HARD, *arguments)
 
-    monkeypatch.chdir(project)
-    monkeypatch.syspath_prepend(project)
-    assert main(["check", "resume", "--json", "--steps", "3", HARD, *arguments]) == status
-    answer = json.loads(capsys.readouterr().out)
+    answer = json.loads(ran.out)
 
+    assert ran.status == status
     assert said in answer["answer"]
     assert answer.get("step") == (None if status == 0 else 4)

@@ -1,8 +1,6 @@
 """A checkpoint of another script goes on here: weights, optimizer's state, epoch; and what of it is refused."""
 
-import json
 import re
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+
+from tests.support import install_project, read_metrics
 
 PARTS = """
 import torch
@@ -79,20 +79,10 @@ GO_ON = ("experiment=continued", "pretrained.optimizer=true", "pretrained.epoch=
 
 
 @pytest.fixture(autouse=True)
-def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def parts(tmp_path: Path) -> Iterator[Any]:
     """A project with these parts; gives their module."""
-    (tmp_path / "other_parts.py").write_text(PARTS)
-    for name, text in CONF.items():
-        (tmp_path / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "conf" / name).write_text(text)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    torch.set_num_threads(1)  # as ours runs
-    sys.modules.pop("other_parts", None)
-    import other_parts  # type: ignore[import-not-found]
-
-    yield other_parts
-    sys.modules.pop("other_parts", None)
+    with install_project(tmp_path, "other_parts", PARTS, CONF) as module:
+        yield module
 
 
 class Script:
@@ -205,7 +195,7 @@ def test_steps_schedule_and_log_count_from_the_epoch(parts: Any, runner: Callabl
     torch.save(script.state(), "theirs.pt")
 
     ran = runner(*GO_ON, "train.duration=4ep")
-    lines = [json.loads(line) for line in (ran.folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(ran.folder)
 
     assert [line["step"] for line in lines] == [19, 20, 21, 22, 23, 24]
     assert {line["epoch"] for line in lines[:5]} == {3}

@@ -1,12 +1,13 @@
 """The debugging presets: each one line. (That each of them runs: test_experiments.py.)"""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from tests.support import read_metrics, read_result
 
 NETS = """
 import torch
@@ -48,7 +49,7 @@ def test_anomaly_names_the_operator_and_its_line(rooted: tuple[str, ...], runner
     assert "Function 'SqrtBackward0' returned nan values" in ran.err
     assert "nets_of_debug.py:16" in ran.err
     assert "return y + 0 * (y - y).sqrt()" in log
-    assert json.loads((folder / "result.json").read_text())["steps"] == 2
+    assert read_result(folder)["steps"] == 2
 
 
 def test_anomaly_detection_is_off_again_afterwards(runner: Callable[..., Any]) -> None:
@@ -64,7 +65,7 @@ def test_fast_does_everything_once(runner: Callable[..., Any]) -> None:
     """Steps, evaluations, checkpoints, the test set, with whatever else the config has on for longer runs."""
     longer = ("scheduler.warmup=1ep", "freeze={params: ['conv1.*'], until: 20ep}")
     ran = runner("debug=fast", "device=cpu", *longer)
-    events = [json.loads(line) for line in (ran.folder / "metrics.jsonl").read_text().splitlines()]
+    events = read_metrics(ran.folder)
 
     assert [1, 2, 3, 4] == [event["step"] for event in events if "train/loss" in event]
     assert [2, 4] == [event["step"] for event in events if "val/loss" in event]

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support import read_metrics
+
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
@@ -54,20 +56,6 @@ def image_folder(tmp_path: Path) -> None:
                 Image.fromarray(pixels).save(folder / f"{size}.png")
 
 
-@pytest.fixture
-def resnet18_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random weights in torch hub's cache, whose hash cannot be right."""
-    import torch
-    from torchvision import models
-
-    folder = tmp_path / "torch" / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    torch.manual_seed(0)
-    torch.save(models.resnet18().state_dict(), folder / "resnet18-f37072fd.pth")
-    monkeypatch.setattr("runner.model.pretrained.files._verify_hash", lambda *_: None)
-
-
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_header_gives_command_time_and_result(name: str) -> None:
     """The first lines of an experiment say how to run it, how long it takes and what to expect."""
@@ -101,7 +89,7 @@ def test_two_steps_with_golden_losses(name: str, runner: Callable[..., Any], gol
     if name == "digits_frozen_embedding":  # which thaws in its middle, so not after the end
         settings.append("freeze.until=1st")
     ran = runner(f"experiment={name}", *settings)
-    events = [json.loads(line) for line in (ran.folder / "metrics.jsonl").read_text().splitlines()]
+    events = read_metrics(ran.folder)
 
     assert ran.status == 0
     assert ran.result["steps"] == 2

@@ -33,7 +33,18 @@ def detached(output, target): return output.mean().detach()
 def touches_nothing(module): pass
 def misspells(module): module.wight.zero_()
 def loss_only(batch, model, loss): return {"loss": loss(model(batch[0]), batch[1])}
+def declared(batch, model, loss, input=0, target=1):
+    output = model(batch[input])
+    return {"loss": loss(output, batch[target]), "output": output, "target": batch[target]}
+declared.needs = ("input", "target")
 def three_channels(image): return image.repeat(3, 1, 1)
+
+class Lazy(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.LazyLinear(10)
+    def forward(self, x):
+        return self.fc(x.flatten(1))
 """
 # override -> the key that is blamed, what is said, the place
 WRONG = [
@@ -43,9 +54,21 @@ WRONG = [
         "returns loss",
         "argument",
     ),
+    (
+        "step={_target_: mine.declared, input: 5}",
+        "step.input must name members of a sample, which are 0, 1",
+        "",
+        "argument",
+    ),
     ("model={_target_: mine.Broken}", "model refuses", "no attribute 'missing'", "mine.py:13"),
     ("model={_target_: mine.Bare}", "model refuses", 'missing the required "forward"', "argument"),
     ("model={_target_: mine.number}", "model must give an nn.Module, but gives int", "", "argument"),
+    (
+        "model={_target_: mine.Lazy}",
+        "model must know the shapes of its parameters",
+        "but fc.weight, fc.bias",
+        "argument",
+    ),
     ("loss={_target_: mine.nothing}", "loss must give a tensor", "NoneType", "argument"),
     ("loss={_target_: mine.text}", "loss must give a tensor", "str", "argument"),
     ("loss={_target_: mine.detached}", "loss must depend on a parameter that trains", "", "argument"),

@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests.support import list_files, read_metrics
+
 CONF = Path(__file__).parents[2] / "conf"
-
-
-def created() -> set[str]:
-    return {str(path) for path in Path().rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(
@@ -28,7 +26,7 @@ def test_the_planned_rates_are_those_of_the_run(overrides: tuple[str, ...], runn
     groups = "param_groups={head: {match: 'fc.*', weight_decay: 0}}"
     planned = json.loads(runner("show", "schedule", "--json", groups, *overrides).out)
     ran = runner("device=cpu", "log.every=1st", "log.progress=false", groups, *overrides)
-    events = [json.loads(line) for line in (ran.folder / "metrics.jsonl").read_text().splitlines()]
+    events = read_metrics(ran.folder)
     steps = [event for event in events if "lr/head" in event]
 
     assert ran.result["steps"] == planned["steps"] == len(steps) == len(planned["lr"]["head"]) - 1
@@ -43,7 +41,7 @@ def test_a_picture_and_a_table(runner: Callable[..., Any]) -> None:
 
     assert ["after", "step", "epoch", "lr", "momentum/default"] == lines[0]
     assert {"0", "85", "680"} <= {line[0] for line in lines[1:]}
-    assert {"outputs/show/digits_cnn/schedule.svg"} == created()
+    assert {"outputs/show/digits_cnn/schedule.svg"} == list_files()
     assert "momentum" in Path("outputs/show/digits_cnn/schedule.svg").read_text()
 
 
@@ -63,7 +61,7 @@ def test_without_the_data_an_epoch_is_assumed(runner: Callable[..., Any]) -> Non
     assert (100, 391) == tuple(json.loads(ran.out)["steps_per_epoch"] for ran in (assumed, told))
     assert "an epoch is taken to have 100 steps" in json.loads(assumed.out)["notes"][0]
     assert not json.loads(told.out)["notes"]
-    assert not created()
+    assert not list_files()
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
@@ -86,7 +84,7 @@ def test_the_model_for_any_input(runner: Callable[..., Any]) -> None:
     assert "2x64x32x32" == found["layers"][0]["output"]
     assert 2 * found["total"]["macs"] == found["total"]["flops_forward"]
     assert 84_224 == own["total"]["macs"]
-    assert not created()
+    assert not list_files()
 
 
 NETS = """
@@ -142,7 +140,7 @@ def test_a_question_that_cannot_be_answered(arguments: tuple[str, ...], said: st
 
     assert 2 == ran.status
     assert said in ran.err
-    assert not created()
+    assert not list_files()
 
 
 def test_an_input_that_the_model_refuses(runner: Callable[..., Any]) -> None:

@@ -9,23 +9,18 @@ import pytest
 
 from runner.experiment.record import provenance
 from runner.experiment.record.provenance import collect, hash_modules
+from tests.support import run_git
 
 ROOT = Path(__file__).parents[2]
-
-
-def git(folder, *arguments):
-    identity = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]
-    done = subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
-    git(tmp_path, "init", "-q", "-b", "main")
+    run_git(tmp_path, "init", "-q", "-b", "main")
     (tmp_path / "a.txt").write_text("one\n")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-q", "-m", "first")
+    run_git(tmp_path, "add", ".")
+    run_git(tmp_path, "commit", "-q", "-m", "first")
     return tmp_path
 
 
@@ -39,6 +34,11 @@ def test_it_is_plain_data_with_what_was_given(tmp_path):
     assert json.loads(json.dumps(found)) == found
     assert found["command"][-1] == "seed=3"
     assert (found["seed"], found["data"], found["plan"]) == (3, {"train": "abc"}, {"train": "gathered"})
+
+
+def test_it_has_the_versions_and_the_machine(tmp_path):
+    found = record(tmp_path)
+
     assert found["versions"]["python"] == sys.version.split()[0]
     assert found["versions"]["tensorboardX"]
     assert found["hardware"]["cores"] >= found["hardware"]["cores_available"] >= 1
@@ -55,7 +55,7 @@ def test_a_clean_repository(repository):
     found = record(repository)["git"]
 
     assert found == {
-        "commit": git(repository, "rev-parse", "HEAD"),
+        "commit": run_git(repository, "rev-parse", "HEAD"),
         "branch": "main",
         "dirty": False,
         "untracked": [],
@@ -67,16 +67,16 @@ def test_a_clean_repository(repository):
 def test_the_diff_makes_the_tree_again(repository, tmp_path_factory):
     (repository / "a.txt").write_text("two ä\n")
     (repository / "b c.txt").write_text("new\n")
-    git(repository, "add", "a.txt")  # what is staged counts as well
+    run_git(repository, "add", "a.txt")  # what is staged counts as well
 
     found = record(repository)["git"]
 
     assert found["dirty"]
     assert found["untracked"] == ["b c.txt"]
     clone = tmp_path_factory.mktemp("clone")
-    git(clone, "clone", "-q", str(repository), ".")
+    run_git(clone, "clone", "-q", str(repository), ".")
     (clone / "patch").write_text(found["diff"])
-    git(clone, "apply", "patch")
+    run_git(clone, "apply", "patch")
     assert (clone / "a.txt").read_text() == "two ä\n"
 
 
@@ -101,7 +101,7 @@ def test_a_huge_diff_is_cut(repository, monkeypatch):
 
 
 def test_without_a_commit_there_is_a_branch(tmp_path):
-    git(tmp_path, "init", "-q", "-b", "main")
+    run_git(tmp_path, "init", "-q", "-b", "main")
 
     found = record(tmp_path)["git"]
 
@@ -130,7 +130,7 @@ def test_the_repositorys_own_programs_are_not_run(repository):
     script.chmod(0o755)
     (repository / ".gitattributes").write_text("*.txt diff=mine\n")
     for key in ("core.fsmonitor", "diff.external", "diff.mine.textconv", "diff.mine.command"):
-        git(repository, "config", key, str(script))
+        run_git(repository, "config", key, str(script))
     (repository / "a.txt").write_text("two\n")
 
     assert "+two" in record(repository)["git"]["diff"]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from runner.config.moved import MOVED, with_current_names, with_first_names
+from tests.support import read_result
 
 RECORDED = Path(__file__).parent / "recorded"
 LINE = ["experiment=digits_mlp", "model.sizes=[64,8,10]", "train.duration=40ep", "seed=0,1,2", "sweep.slots=1"]
@@ -25,7 +26,7 @@ def old_run(tmp_path: Path) -> Path:
 def test_an_old_run_resumes_exactly(runner: Callable[..., Any], old_run: Path) -> None:
     """No `--inexact` is needed: the record compares modules by name, and those of the package have other names now."""
     ran = runner("resume", str(old_run))
-    result = json.loads((old_run / "result.json").read_text())
+    result = read_result(old_run)
 
     assert (0, "completed", 60 * 17) == (ran.status, result["status"], result["steps"]), ran.err
     assert result["metrics"]["test/accuracy"] > 0.93

@@ -12,51 +12,16 @@ import signal
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
 
 from runner.train import evaluation
 from runner.train.checkpoint import Checkpoints
-from tests.experiment.crash.project import HARD, STEPS, differences, ending, events, write
+from tests.experiment.crash.project import HARD, STEPS, differences, ending, events
+from tests.support import find_newest, read_result
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # four workers on few cores
-
-SEEDS = itertools.count(12345)
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A folder with the project; runs are made in it."""
-    folder = tmp_path_factory.mktemp("project")
-    write(folder)
-    yield folder
-    sys.modules.pop("parts", None)
-
-
-@pytest.fixture
-def hard(project, monkeypatch, capsys):
-    """`hard("seed=1")`: a command in the project, in this process."""
-    from runner.__main__ import main
-
-    monkeypatch.chdir(project)
-    monkeypatch.syspath_prepend(project)
-
-    def run(*argv):
-        capsys.readouterr()
-        torch.manual_seed(next(SEEDS))  # as in another process: nothing is left of the one that was stopped
-        np.random.seed(next(SEEDS))
-        random.seed(next(SEEDS))
-        status = main(list(argv))
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run
-
-
-def newest(project):
-    return max((project / "outputs" / "hard").iterdir(), key=lambda path: path.stat().st_ctime_ns)
 
 
 WHOLE = {}
@@ -67,7 +32,7 @@ def whole(hard, project):
     """The uninterrupted run, made once."""
     if not WHOLE.get(project):
         assert hard(HARD)[0] == 0
-        WHOLE[project] = newest(project)
+        WHOLE[project] = find_newest(project)
     return WHOLE[project]
 
 
@@ -92,8 +57,8 @@ def stopped(hard, project, monkeypatch, step, *argv):
         stop_after(step, patch)
         status, _, err = hard(*argv)
     assert status == 75, err
-    folder = newest(project) if argv[0] != "resume" else Path(argv[1])
-    assert json.loads((folder / "result.json").read_text())["steps"] == step
+    folder = find_newest(project) if argv[0] != "resume" else Path(argv[1])
+    assert read_result(folder)["steps"] == step
     return folder
 
 
@@ -169,7 +134,7 @@ def test_a_stop_while_it_evaluates_evaluates_again(hard, project, whole, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "evaluate", evaluate)
         assert hard(HARD)[0] == 75
-    folder = newest(project)
+    folder = find_newest(project)
     saved = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
     assert (saved["progress"]["step"], saved["progress"]["evaluation_pending"]) == (5, True)
 
@@ -180,7 +145,7 @@ def test_a_stop_while_it_evaluates_evaluates_again(hard, project, whole, monkeyp
 def test_a_longer_duration_ends_as_if_it_had_been_asked_for_at_once(hard, project, whole):
     """The rest of what was logged, and every bit of the weights, for a schedule that does not follow the duration."""
     assert hard(HARD, "train.duration=2ep")[0] == 0
-    folder = newest(project)
+    folder = find_newest(project)
     status, out, _ = hard("resume", str(folder), "train.duration=3ep")
 
     assert status == 0
@@ -211,7 +176,7 @@ def test_a_schedule_that_followed_the_duration_stays_and_this_is_said(hard, proj
     cosine = ["experiment=cosine", "train.duration=1ep"]
     status, _, err = hard(*cosine)
     assert status == 0, err
-    folder = newest(project)
+    folder = find_newest(project)
     _, out, _ = hard("resume", str(folder), "train.duration=2ep", "--schedule", "continue")
 
     assert "scheduler.T_max stays 1ep" in out
@@ -260,9 +225,9 @@ def test_the_schedule_follows_the_new_duration_from_here(hard, cosine):
     assert f"the learning rate is {base / 2:.4g} now and falls to 0 at the end (step 16) (--schedule follow)" in out
     expected = {step: cosine_rate(step, 16, base) for step in range(9, 17)}
     assert rates(cosine) == pytest.approx(before | expected, abs=1e-12)
-    config = yaml.safe_load((cosine / "config.yaml").read_text())
-    assert (config["scheduler"]["T_max"], config["scheduler"]["planned_for"]) == ("4ep", None)
-    assert json.loads((cosine / "provenance.json").read_text())["resumed"][0]["schedule"] == "follow"
+    planned = yaml.safe_load((cosine / "config.yaml").read_text())["scheduler"]
+    recorded = json.loads((cosine / "provenance.json").read_text())["resumed"][0]
+    assert (planned["T_max"], planned["planned_for"], recorded["schedule"]) == ("4ep", None, "follow")
     assert hard("resume", str(cosine), "train.duration=8ep", "--schedule=follow")[0] == 0
     assert rates(cosine)[24] == pytest.approx(cosine_rate(24, 32, base))
 
@@ -355,7 +320,7 @@ def test_another_config_is_accepted_with_inexact_and_marked(hard, project, monke
 
     assert status == 0
     assert "not exact from here on (--inexact): optimizer.lr" in out
-    assert json.loads((folder / "result.json").read_text())["inexact"] == [5]
+    assert read_result(folder)["inexact"] == [5]
     assert [line["lr"] for line in ending(folder)["lines"] if "lr" in line] == pytest.approx(
         [7e-4, 0.245, 0.1715, 0.12005]
     )
@@ -477,7 +442,7 @@ def test_a_run_whose_code_has_changed_so_that_it_cannot_load_is_refused_by_the_m
     status, _, err = hard("resume", str(folder), "train.duration=4ep")
 
     assert (status, "module parts must have the source that it had" in err, "1 mistake." in err) == (2, True, True)
-    assert json.loads((folder / "result.json").read_text())["status"] == "completed"
+    assert read_result(folder)["status"] == "completed"
 
 
 def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(hard, whole, tmp_path):
@@ -562,7 +527,7 @@ def test_what_a_run_has_lost_is_said_with_what_can_still_be_done(hard, whole, tm
         assert hard("resume", str(folder), "train.duration=3.25ep", "--inexact")[0] == 0
 
     assert (found, said in out + err, "Traceback" in out + err) == (status, True, False), out + err
-    assert json.loads((folder / "result.json").read_text())["steps"] == 13
+    assert read_result(folder)["steps"] == 13
 
 
 @pytest.mark.parametrize("damage", [None, b"", b"\0" * 4096, b"2/3"])
@@ -744,7 +709,7 @@ def test_every_saved_item_that_is_disturbed_is_noticed(hard, project, whole, mon
 def test_a_schedule_by_its_first_rates_and_a_sampler_with_a_state_go_on(hard, project, monkeypatch):
     """What the other run does not read of a checkpoint: each of it disturbed is noticed here."""
     assert hard("experiment=turning")[0] == 0
-    whole = newest(project)
+    whole = find_newest(project)
     source = stopped(hard, project, monkeypatch, 6, "experiment=turning")
     saved = torch.load(source / "checkpoints" / "last.pt", weights_only=True)
     paths = [path for path in items(saved) if path[-2:] == ("base_lrs", 0) or path[-2:] == ("sampler", "turns")]
@@ -768,7 +733,7 @@ def test_a_last_save_cut_short_before_its_links_is_finished(hard, project, whole
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "finish", killed)
         assert hard(HARD)[0] == 1
-    folder = newest(project)
+    folder = find_newest(project)
     assert torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["progress"]["step"] < STEPS
 
     assert hard("resume", str(folder))[0] == 0
@@ -779,7 +744,7 @@ def test_a_last_save_cut_short_before_its_links_is_finished(hard, project, whole
 def test_saving_at_every_step_or_never_gives_the_same_weights(hard, project, whole):
     assert hard(HARD, "train.checkpoint_every=1st")[0] == 0
 
-    assert [] == differences(ending(whole)["checkpoint"], ending(newest(project))["checkpoint"])
+    assert [] == differences(ending(whole)["checkpoint"], ending(find_newest(project))["checkpoint"])
 
 
 def pairs():

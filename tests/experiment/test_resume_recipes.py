@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from runner.train.optimizer_step.accumulated import AccumulatedStep
-from tests.experiment.crash.project import HARD, differences, ending, events, write
+from tests.experiment.crash.project import HARD, differences, ending, events
+from tests.support import find_newest, read_result
 
 RECIPE = [
     HARD,
@@ -27,28 +28,10 @@ RECIPE = [
 ]
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("recipes")
-    write(folder)
-    yield folder
-    sys.modules.pop("parts", None)
-
-
 @pytest.fixture
-def command(project, monkeypatch, capsys):
+def command(hard, project):
     """`command("experiment=hard")`: its exit status and its run directory."""
-    from runner.__main__ import main
-
-    monkeypatch.chdir(project)
-    monkeypatch.syspath_prepend(project)
-
-    def run(*argv):
-        torch.manual_seed(time.monotonic_ns())  # as in another process
-        status = main(list(argv))
-        return status, max((project / "outputs" / "hard").iterdir(), key=lambda path: path.stat().st_ctime_ns)
-
-    return run
+    return lambda *argv: (hard(*argv).status, find_newest(project))
 
 
 def stop_within(step, monkeypatch):
@@ -90,7 +73,7 @@ def whole(command):
 
 
 def test_early_stopping_ends_the_run_and_says_why(whole):
-    result = json.loads((whole / "result.json").read_text())
+    result = read_result(whole)
     saved = torch.load(whole / "checkpoints" / "last.pt", weights_only=True)
 
     assert result["status"] == "completed"
@@ -109,17 +92,17 @@ def test_a_stop_within_a_step_finishes_it_and_goes_on_to_the_same_bits(command, 
         stop_within(step, patch)
         status, folder = command(*RECIPE)
     assert status == 75
-    assert json.loads((folder / "result.json").read_text())["steps"] == step
+    assert read_result(folder)["steps"] == step
     assert command("resume", str(folder))[0] == 0
 
     assert differences(ending(whole), ending(folder)) == []
     assert events(whole) == events(folder)
-    one, other = (json.loads((run / "result.json").read_text()) for run in (whole, folder))
+    one, other = (read_result(run) for run in (whole, folder))
     assert (one["ema_sha256"], one["stopped"]) == (other["ema_sha256"], other["stopped"])
 
 
 def test_evaluate_takes_the_average_unless_told(command, whole, capsys):
-    wanted = json.loads((whole / "result.json").read_text())["metrics"]
+    wanted = read_result(whole)["metrics"]
     found = {}
     for which in ("", "ema", "raw"):
         capsys.readouterr()
@@ -145,9 +128,9 @@ def test_weights_of_the_average_start_another_run(command, whole):
 def test_a_run_that_ended_early_goes_on_with_more_patience(command, project):
     status, folder = command(*RECIPE, "train.early_stop=1")
     assert status == 0
-    early = json.loads((folder / "result.json").read_text())["steps"]
+    early = read_result(folder)["steps"]
     assert command("resume", str(folder), "train.early_stop=null")[0] == 0
-    result = json.loads((folder / "result.json").read_text())
+    result = read_result(folder)
 
     assert early < result["steps"] == 18
     assert "stopped" not in result
@@ -166,7 +149,7 @@ def test_time_that_is_used_up_ends_the_run_over_all_resumes(command, monkeypatch
     monkeypatch.setattr(OptimizerStepWithHooks, "apply", apply)
     settings = [HARD, "train.ema=0.9", "train.duration=1000ep", "train.max_time=2s"]
     status, folder = command(*settings)
-    result = json.loads((folder / "result.json").read_text())
+    result = read_result(folder)
     saved = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
 
     assert (status, result["status"], result["stopped"]) == (0, "completed", "train.max_time is used up")
@@ -174,7 +157,7 @@ def test_time_that_is_used_up_ends_the_run_over_all_resumes(command, monkeypatch
     assert saved["progress"]["seconds"] == pytest.approx(2, abs=1)
     assert "val/loss" in result["metrics"]
     assert command("resume", str(folder), "train.max_time=3s")[0] == 0
-    later = json.loads((folder / "result.json").read_text())
+    later = read_result(folder)
     assert result["steps"] < later["steps"] < result["steps"] + 100
 
 
@@ -182,7 +165,7 @@ def test_saving_and_evaluating_at_other_rhythms_changes_no_bit_of_the_average(co
     settings = [*RECIPE, "train.early_stop=null", "train.duration=1ep"]
     one = command(*settings)[1]
     other = command(*settings, "train.evaluate_at_start=false", "train.evaluate_every=1st", "log.every=1st")[1]
-    sums = [json.loads((Path(run) / "result.json").read_text()) for run in (one, other)]
+    sums = [read_result(Path(run)) for run in (one, other)]
 
     assert sums[0]["ema_sha256"] == sums[1]["ema_sha256"]
     assert sums[0]["weights_sha256"] == sums[1]["weights_sha256"]
@@ -283,7 +266,7 @@ def test_the_skipped_steps_of_fp16_are_counted_and_no_fault(command, project, mo
 
     monkeypatch.setattr(torch.amp.GradScaler, "__init__", large)
     status, folder = command(HARD, "device.precision=fp16", "train.duration=10ep", "log.every=1st")
-    result = json.loads((folder / "result.json").read_text())
+    result = read_result(folder)
 
     assert (status, result["steps"]) == (0, 40)
     assert 3 < result["steps_skipped"] < 40
@@ -294,7 +277,7 @@ def test_gradients_that_no_scale_makes_finite_are_a_fault(command, project):
     """NaN at every step: the scale falls until that is said, and the gradient is named."""
     bad = ["step.sample=17", "step.place=gradient", "step.value=nan", "loader.batch_size=44"]
     status, folder = command(HARD, "device.precision=fp16", *bad, "log.every=1st", "train.duration=80st")
-    result = json.loads((folder / "result.json").read_text())
+    result = read_result(folder)
 
     assert (status, result["fault"]["tensor"]) == (1, "the gradient of `conv.bias`")
     assert 16 < result["fault"]["step"] < 40

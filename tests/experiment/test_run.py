@@ -16,14 +16,10 @@ import yaml
 from hydra._internal.hydra import Hydra
 
 from runner.train import loop
+from tests.support import Ran, read_metrics, read_result, run_in
 
 Runner = Callable[..., Any]
 SHORT = ("train.duration=2ep", "dataset.limit=200", "device=cpu")
-
-
-def events(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
@@ -42,36 +38,53 @@ def interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch, number: int = si
     monkeypatch.setattr(torch.optim.SGD, "step", counted)
 
 
-def test_the_run_directory_is_whole(runner: Runner) -> None:
-    """A run leaves every file of the contract, and each says what it should."""
-    ran = runner(*SHORT)
-    folder = ran.folder
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    provenance = json.loads((folder / "provenance.json").read_text())
-    manifest = json.loads((folder / "checkpoints" / "manifest.json").read_text())
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """The run of `SHORT` and nothing else."""
+    return run_in(tmp_path_factory.mktemp("short"), *SHORT)
 
-    assert ran.status == 0
-    assert folder.parent == Path("outputs/digits_cnn")
-    assert config["train"]["duration"] == "2ep"
-    assert config["seed"] == 0, "defaults are filled in"
-    assert "${train.duration}" in (folder / ".hydra" / "config.yaml").read_text()
+
+def test_a_run_directory_has_its_config_whole_and_as_it_was_written(short: Ran) -> None:
+    config = yaml.safe_load((short.folder / "config.yaml").read_text())
+
+    assert short.folder.parts[-3:-1] == ("outputs", "digits_cnn")
+    assert (config["train"]["duration"], config["seed"]) == ("2ep", 0), "defaults are filled in"
+    assert "${train.duration}" in (short.folder / ".hydra" / "config.yaml").read_text()
+
+
+def test_a_run_directory_has_its_provenance(short: Ran) -> None:
+    provenance = json.loads((short.folder / "provenance.json").read_text())
+
     assert {"seed", "threads", "command", "data", "plan", "versions"} <= provenance.keys()
     assert len(provenance["data"]["train"]["sha256"]) == 64
+
+
+def test_a_run_directory_has_its_checkpoints(short: Ran) -> None:
+    folder = short.folder / "checkpoints"
+    manifest = json.loads((folder / "manifest.json").read_text())
+
     assert [entry["step"] for entry in manifest["entries"]] == [4, 8]
-    assert (folder / "checkpoints" / "last.pt").resolve() == (folder / "checkpoints" / "step_00000008.pt").resolve()
-    assert (folder / "checkpoints" / "best.pt").exists()
-    assert list((folder / "tb").glob("events.out.tfevents.*"))
-    assert "test/accuracy" in (folder / "log.txt").read_text()
-    assert ran.result["status"] == "completed"
-    assert ran.result["steps"] == 8
-    assert {"val/loss", "val/accuracy", "test/loss", "test/accuracy"} == ran.result["metrics"].keys()
-    assert ran.result["objective"] == ran.result["metrics"]["val/accuracy"]
-    assert [event["step"] for event in events(folder)] == [4, 8]
+    assert (folder / "last.pt").resolve() == (folder / "step_00000008.pt").resolve()
+    assert (folder / "best.pt").exists()
 
 
-def test_a_checkpoint_opens_without_this_package(runner: Runner) -> None:
+def test_a_run_directory_has_its_logs(short: Ran) -> None:
+    assert [event["step"] for event in read_metrics(short.folder)] == [4, 8]
+    assert list((short.folder / "tb").glob("events.out.tfevents.*"))
+    assert "test/accuracy" in (short.folder / "log.txt").read_text()
+
+
+def test_a_run_directory_has_its_result(short: Ran) -> None:
+    result = short.result
+
+    assert (short.status, result["status"], result["steps"]) == (0, "completed", 8)
+    assert {"val/loss", "val/accuracy", "test/loss", "test/accuracy"} == result["metrics"].keys()
+    assert result["objective"] == result["metrics"]["val/accuracy"]
+
+
+def test_a_checkpoint_opens_without_this_package(short: Ran) -> None:
     """Plain torch reads a checkpoint with `weights_only=True`, and finds the keys of the contract."""
-    saved = torch.load(runner(*SHORT).folder / "checkpoints" / "last.pt", weights_only=True)
+    saved = torch.load(short.folder / "checkpoints" / "last.pt", weights_only=True)
     keys = {"model", "optimizer", "scheduler", "scaler", "ema", "rng", "progress", "metrics", "step", "config"}
 
     assert keys == saved.keys()
@@ -96,12 +109,13 @@ def test_a_checkpoint_opens_without_this_package(runner: Runner) -> None:
         ("loader.eval.batch_size=7", "log.every=0.5ep"),
     ],
 )
-def test_watching_changes_no_bit(runner: Runner, other: tuple[str, ...]) -> None:
+def test_watching_changes_no_bit(runner: Runner, short: Ran, other: tuple[str, ...]) -> None:
     """Logging, evaluating and saving at any rhythm, or hardly, leaves the weights bitwise the same."""
-    expected = runner(*SHORT).result["weights_sha256"]
+    assert short.result["weights_sha256"] == runner(*SHORT, *other).result["weights_sha256"]
 
-    assert expected == runner(*SHORT, *other).result["weights_sha256"]
-    assert expected != runner(*SHORT, "seed=1").result["weights_sha256"]
+
+def test_another_seed_changes_the_weights(runner: Runner, short: Ran) -> None:
+    assert short.result["weights_sha256"] != runner(*SHORT, "seed=1").result["weights_sha256"]
 
 
 def test_workers_change_no_bit(runner: Runner) -> None:
@@ -135,17 +149,14 @@ def test_an_interrupted_run_goes_on_exactly(runner: Runner, monkeypatch: pytest.
         interrupt_after(step, patched)
         stopped = runner(*settings)
     folder = Path(stopped.out.strip().splitlines()[-1].split()[-1])
-    result = json.loads((folder / "result.json").read_text())
-    assert stopped.status == 75
-    assert result["status"] == "interrupted"
-    assert result["steps"] == step
+    result = read_result(folder)
+    assert (stopped.status, result["status"], result["steps"]) == (75, "interrupted", step)
     resumed = runner("resume", str(folder))
+    exact = ("weights_sha256", "metrics", "best")
 
     assert resumed.status == 0
-    assert whole.result["weights_sha256"] == resumed.result["weights_sha256"]
-    assert events(whole.folder) == events(folder)
-    assert whole.result["metrics"] == resumed.result["metrics"]
-    assert whole.result["best"] == resumed.result["best"]
+    assert [whole.result[name] for name in exact] == [resumed.result[name] for name in exact]
+    assert read_metrics(whole.folder) == read_metrics(folder)
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +192,7 @@ def test_a_console_that_is_gone_does_not_end_a_run(
     monkeypatch.setattr(sys, "stderr", Gone())
     assert main(list(SHORT)) == 0
     (folder,) = (tmp_path / "outputs" / "digits_cnn").iterdir()
-    assert json.loads((folder / "result.json").read_text())["status"] == "completed"
+    assert read_result(folder)["status"] == "completed"
 
 
 def test_a_run_that_failed_before_it_had_a_config_begins_in_its_folder(
@@ -254,7 +265,7 @@ def test_a_loss_that_is_not_finite_fails_the_run(runner: Runner) -> None:
     """The step is named, the exit status is 1, and `result.json` says so; nothing broken was saved."""
     ran = runner(*SHORT, "optimizer.lr=1e20", "train.duration=4ep")
     folder = next(Path("outputs/digits_cnn").iterdir())
-    result = json.loads((folder / "result.json").read_text())
+    result = read_result(folder)
 
     assert ran.status == 1
     assert result["status"] == "failed"
@@ -290,7 +301,7 @@ def test_an_error_without_words_is_recorded_all_the_same(
     assert runner(*SHORT).status == 1
     folder = next(Path("outputs/digits_cnn").iterdir())
 
-    assert json.loads((folder / "result.json").read_text())["error"].partition(" (/")[0] == said
+    assert read_result(folder)["error"].partition(" (/")[0] == said
     assert "Traceback" in (folder / "log.txt").read_text()
 
 
@@ -302,9 +313,8 @@ def test_what_the_data_refuses_fails_the_run_in_one_paragraph(runner: Runner) ->
     assert ran.status == 1
     assert "Traceback" not in ran.out + ran.err
     assert "cifar-10-python.tar.gz" in ran.err
-    assert (folder / "config.yaml").exists()
-    assert (folder / "provenance.json").exists()
-    assert json.loads((folder / "result.json").read_text())["status"] == "failed"
+    assert {"config.yaml", "provenance.json", "result.json"} <= {file.name for file in folder.iterdir()}
+    assert read_result(folder)["status"] == "failed"
 
 
 def test_a_launcher_of_hydras_own_trains_each_point_and_gets_the_objective(
@@ -326,7 +336,7 @@ def test_a_launcher_of_hydras_own_trains_each_point_and_gets_the_objective(
 
     assert ran.status == 0
     assert [(c["optimizer"]["lr"], c["seed"]) for c in configs] == [(0.1, 0), (0.1, 1), (0.01, 0), (0.01, 1)]
-    results = [json.loads((sweep / str(job) / "result.json").read_text()) for job in range(4)]
+    results = [read_result(sweep / str(job)) for job in range(4)]
     assert {result["status"] for result in results} == {"completed"}
     assert returned == [result["objective"] for result in results]
 
@@ -335,7 +345,7 @@ def test_a_failing_job_does_not_stop_the_others(runner: Runner) -> None:
     """The other jobs of Hydra's own launcher finish; the exit status is 1."""
     ran = runner("-m", *SHORT, "optimizer.lr=1e20,0.1", "train.check_finite=loss", "hydra/launcher=basic")
     sweep = next(Path("outputs/digits_cnn").iterdir())
-    status = [json.loads((sweep / str(job) / "result.json").read_text())["status"] for job in range(2)]
+    status = [read_result(sweep / str(job))["status"] for job in range(2)]
 
     assert ran.status == 1
     assert status == ["failed", "completed"]
@@ -361,7 +371,7 @@ def test_no_wait_for_the_device_in_a_step(runner: Runner, monkeypatch: pytest.Mo
         nonlocal inside
         inside = False
         due = pause(run)
-        inside = run.progress.step < run.total_steps
+        inside = run.progress.step < run.rhythm.total_steps
         return due
 
     for name in original:
@@ -398,3 +408,20 @@ def test_a_dataset_without_a_length_needs_steps(runner, tmp_path, monkeypatch):
 
     assert ran.status == 1
     assert "in steps (`500st`): train.evaluate_every=1ep, train.checkpoint_every=1ep" in ran.err
+
+
+def test_partial_as_templates_write_it_changes_nothing(runner: Runner) -> None:
+    """`_partial_: true` of whatever the runner completes itself, also with groups of parameters and nested."""
+    groups = "param_groups={bias: {match: '.*bias', weight_decay: 0}}"
+    chain = (
+        "scheduler={_target_: torch.optim.lr_scheduler.SequentialLR, milestones: [1], schedulers: ["
+        "{_target_: torch.optim.lr_scheduler.ConstantLR}, {_target_: torch.optim.lr_scheduler.StepLR, step_size: 1}]}"
+    )
+    asked = ("train.duration=3st", "dataset.limit=100", "device=cpu", groups, "~scheduler.T_max")
+    plain = runner(*asked, chain).result
+    keys = ("optimizer", "model", "loss", "step", "metrics.accuracy", "dataset.source", "scheduler")
+    partial = runner(*asked, chain.replace("LR}", "LR, _partial_: true}"), *(f"+{key}._partial_=true" for key in keys))
+
+    assert partial.status == 0
+    assert partial.result["weights_sha256"] == plain["weights_sha256"]
+    assert partial.result["metrics"] == plain["metrics"]

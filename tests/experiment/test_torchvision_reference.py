@@ -18,6 +18,7 @@ from runner.core.errors import ConfigError
 from runner.experiment.builders import data as data_builder
 from runner.experiment.builders.instantiate import instantiate
 from runner.experiment.preview import train as train_preview
+from tests.support import read_result
 
 TEXT = (Path(__file__).parents[2] / "docs" / "torchvision_reference.md").read_text()
 ROWS = re.findall(r"^\| `(--[a-z0-9-]+)` \| `(.*?)` \|", TEXT, re.MULTILINE)
@@ -188,9 +189,9 @@ def test_the_commands(runner: Callable[..., Any], tmp_path: Path) -> None:
     evaluated = runner(*_words("--test-only", folder), "--json")
 
     assert (0, folder) == (first.status, first.folder)
-    assert (0, 34) == (resumed.status, json.loads((folder / "result.json").read_text())["steps"])
+    assert (0, 34) == (resumed.status, read_result(folder)["steps"])
     assert HERE["--start-epoch"] == HERE["--resume"]
-    assert json.loads(evaluated.out)["metrics"] == json.loads((folder / "result.json").read_text())["metrics"]
+    assert json.loads(evaluated.out)["metrics"] == read_result(folder)["metrics"]
 
 
 def _words(flag: str, run: Path) -> list[str]:

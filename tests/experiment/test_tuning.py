@@ -3,20 +3,16 @@
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from runner.experiment.tuning import batch_size, lr_range_test
+from tests.support import list_files
 from tests.train.test_schedules import Loop, train  # noqa: F401  a fixture
 
 QUIET = ("log=quiet", "device=cpu")
-
-
-def created() -> set[str]:
-    return {str(path) for path in Path().rglob("*") if path.is_file()}
 
 
 def test_the_rates_grow_by_one_factor_and_groups_keep_their_ratios(
@@ -49,10 +45,10 @@ def test_the_rates_grow_by_one_factor_and_groups_keep_their_ratios(
 def test_nothing_is_left_but_the_picture(runner: Callable[..., Any]) -> None:
     """No run directory; a run afterwards has the weights of one before; random numbers go on as they were."""
     before = runner("train.duration=3st", *QUIET).result["weights_sha256"]
-    known, state = created(), torch.get_rng_state()
+    known, state = list_files(), torch.get_rng_state()
     ran = runner("find", "lr", "--steps=40", *QUIET)
 
-    assert {"outputs/find/digits_cnn/lr.svg"} == created() - known
+    assert {"outputs/find/digits_cnn/lr.svg"} == list_files() - known
     assert torch.equal(state, torch.get_rng_state())
     assert "optimizer.lr=" in ran.out
     assert before == runner("train.duration=3st", *QUIET).result["weights_sha256"]
@@ -67,10 +63,15 @@ def test_the_suggested_rate_trains(runner: Callable[..., Any]) -> None:
     assert ran.result["metrics"]["val/loss"] < found["losses"][0] / 2
 
 
-def test_the_valley_and_its_middle() -> None:
-    """Over the logarithm of the rate: a logistic fall around 0.01, the least loss later, then divergence."""
+def valley() -> tuple[list[float], list[float]]:
+    """Losses over the logarithm of the rate: a logistic fall around 0.01, the least loss later, then divergence."""
     rates = [10 ** (-4 + place / 50) for place in range(250)]
     losses = [2 - 1 / (1 + math.exp(-6 * (math.log10(rate) + 2))) + max(0, math.log10(rate)) * 100 for rate in rates]
+    return rates, losses
+
+
+def test_the_valley_and_its_middle() -> None:
+    rates, losses = valley()
     test = lr_range_test.evaluate_losses(rates, losses, diverged=False)
 
     assert test.steepest == pytest.approx(1e-2, rel=0.05)
@@ -78,6 +79,11 @@ def test_the_valley_and_its_middle() -> None:
     assert test.lowest is not None
     assert 0.3 < test.lowest < 1.5
     assert test.suggestion == pytest.approx(math.sqrt(test.begins * test.lowest))
+
+
+def test_a_loss_that_has_grown_a_lot_has_diverged() -> None:
+    _, losses = valley()
+
     assert not any(lr_range_test.has_diverged(losses[:stop]) for stop in range(1, 200))
     assert lr_range_test.has_diverged(losses)
 
@@ -132,13 +138,13 @@ def test_a_batch_is_tried_in_a_process_of_its_own(runner: Callable[..., Any]) ->
     assert (3, None) == (found["batch_size"], found["too_large"])
     assert 1 == len(found["trials"])
     assert found["trials"][0]["peak"] > 2**20
-    assert not created()
+    assert not list_files()
 
 
 @pytest.mark.exhaustive  # ten trials of seconds
 def test_the_largest_batch_within_a_limit_of_memory(runner: Callable[..., Any]) -> None:
     """What fits was measured below the limit, what does not above it, each in a process of its own."""
-    known = created()
+    known = list_files()
     wide = ("experiment=synthetic", "model.width=64", "dataset.train.num_samples=256", "loader.batch_size=16", "--json")
     first = json.loads(runner("find", "batch_size", "--max=16", *wide, *QUIET).out)
     limit = first["trials"][0]["peak"] + 60 * 2**20
@@ -149,7 +155,7 @@ def test_the_largest_batch_within_a_limit_of_memory(runner: Callable[..., Any]) 
     assert 16 < found["batch_size"] < found["too_large"] < 256
     assert trials[found["batch_size"]]["peak"] <= limit
     assert not trials[found["too_large"]]["fits"]
-    assert known == created()
+    assert known == list_files()
 
 
 def test_a_limit_that_nothing_fits_in(runner: Callable[..., Any]) -> None:
@@ -201,7 +207,7 @@ def test_a_wrong_request(arguments: tuple[str, ...], said: str, runner: Callable
 
     assert ran.status == 2
     assert said in ran.err
-    assert not created()
+    assert not list_files()
 
 
 @pytest.mark.exhaustive

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from textwrap import dedent
 
+from tests.support import read_result
+
 FILES = {
     "conf/experiment/spirals.yaml": """
         # @package _global_
@@ -110,14 +112,12 @@ def test_a_project_of_its_own(tmp_path: Path) -> None:
     done = command("experiment=spirals", "device=cpu")
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / done.stdout.strip().splitlines()[-1]
-    result = json.loads((folder / "result.json").read_text())
+    result = read_result(folder)
     provenance = json.loads((folder / "provenance.json").read_text())
-    assert result["status"] == "completed"
-    assert {"val/loss", "val/sure"} == result["metrics"].keys()
+    assert ("completed", {"val/loss", "val/sure"}) == (result["status"], result["metrics"].keys())
     assert "mylib.nets" in json.dumps(provenance), "the user's modules are part of the record"
     again = command("evaluate", str(folder), "--json")
     assert json.loads(again.stdout)["metrics"] == result["metrics"], again.stderr
 
     ours = command("model=small_cnn", "debug=noop", "device=cpu", "log=quiet")
-    assert ours.returncode == 2, "their package `models` hides ours"
-    assert "which hides the runner's own" in ours.stderr
+    assert (2, True) == (ours.returncode, "which hides the runner's own" in ours.stderr), "their package `models` does"

@@ -1,5 +1,4 @@
 import io
-import json
 import os
 import random
 import re
@@ -20,6 +19,7 @@ from runner.log import console as log_console
 from runner.log import logger as log_module
 from runner.log.console import print_final_report
 from runner.log.logger import Logger
+from tests.support import read_metrics
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,10 +33,6 @@ def make(folder, *, total=100, start=0, tensorboard=True, progress=True, stream=
         start_step=start,
         stream=stream or io.StringIO(),
     )
-
-
-def events(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def scalars(folder):
@@ -69,7 +65,7 @@ def test_each_step_is_one_json_object_with_all_that_was_logged_at_it(tmp_path):
     train(log, range(1, 7))
     log.close()
 
-    assert events(tmp_path) == [
+    assert read_metrics(tmp_path) == [
         {"step": 2, "epoch": 0.2, "train/loss": 0.5, "lr": 0.5},
         {"step": 4, "epoch": 0.4, "train/loss": 0.25, "lr": 0.5, "val/loss": 0.5},
         {"step": 6, "epoch": 0.6, "train/loss": 1 / 6, "lr": 0.5},
@@ -89,7 +85,7 @@ def test_a_nan_is_a_string_in_json_and_a_nan_in_tensorboard(tmp_path):
     log.scalars(1, 0.1, {"train/loss": float("nan")})
     log.close()
 
-    assert events(tmp_path)[0]["train/loss"] == "NaN"
+    assert read_metrics(tmp_path)[0]["train/loss"] == "NaN"
     assert np.isnan(scalars(tmp_path)["train/loss"][0][1])
 
 
@@ -193,7 +189,7 @@ def logged_until(folder, last, *, tensorboard):
     log = make(folder, tensorboard=tensorboard)
     train(log, range(1, last + 1))
     log.close()
-    return {event["step"]: event for event in events(folder)}
+    return {event["step"]: event for event in read_metrics(folder)}
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -207,7 +203,7 @@ def test_what_metrics_jsonl_has_lost_is_taken_from_tensorboards_events(tmp_path,
         damage(folder / "metrics.jsonl", how, draw)
         damaged = (folder / "metrics.jsonl").read_bytes() if how != "deleted" else b""
         said = log_module.mend(folder, 16, 16, 0)
-        after = {event["step"]: event for event in events(folder)}
+        after = {event["step"]: event for event in read_metrics(folder)}
 
         names = {step: set(event) - {"epoch"} for step, event in before.items()}
         assert list(after) == list(before), said
@@ -252,8 +248,8 @@ def test_a_foreign_event_file_is_left_alone(tmp_path):
     log = make(tmp_path / "run", start=8)
     train(log, range(9, 17))
     log.close()
-    assert events(tmp_path / "run")[3]["train/loss"] == 1 / 8
-    assert [event["step"] for event in events(tmp_path / "run")] == list(range(2, 17, 2))
+    assert read_metrics(tmp_path / "run")[3]["train/loss"] == 1 / 8
+    assert [event["step"] for event in read_metrics(tmp_path / "run")] == list(range(2, 17, 2))
     assert all(path.read_bytes() == whole for path, whole in foreign.items())
 
 
@@ -289,7 +285,7 @@ def test_what_was_synced_survives_a_kill(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
 
-    assert [e["step"] for e in events(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert [e["step"] for e in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
     assert [step for step, _ in scalars(tmp_path)["train/loss"]][:5] == [1, 2, 3, 4, 5]
 
 
@@ -372,7 +368,7 @@ def test_without_progress_nothing_is_said_of_it(tmp_path):
 
     assert stream.getvalue() == ""
     assert "val/loss" in (tmp_path / "log.txt").read_text()
-    assert len(events(tmp_path)) == 4
+    assert len(read_metrics(tmp_path)) == 4
 
 
 class Terminal:

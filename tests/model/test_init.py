@@ -61,11 +61,14 @@ def test_the_first_matching_rule_counts_for_each_tensor():
         seed=0,
     )
     state = model.state_dict()
-    assert state["blocks.0.bn1.weight"].unique().tolist() == [0.25]
-    assert state["blocks.0.bn1.bias"].unique().tolist() == [2]
-    assert state["blocks.1.bn2.weight"].unique().tolist() == [1]
-    assert state["bn1.running_mean"].unique().tolist() == [3]
-    assert state["bn1.running_var"].unique().tolist() == [4]
+    expected = {
+        "blocks.0.bn1.weight": [0.25],
+        "blocks.0.bn1.bias": [2],
+        "blocks.1.bn2.weight": [1],
+        "bn1.running_mean": [3],
+        "bn1.running_var": [4],
+    }
+    assert {name: state[name].unique().tolist() for name in expected} == expected
     by_name = {row.tensor: row for row in rows}
     assert by_name["blocks.0.bn1.weight"] == InitRow("blocks.0.bn1.weight", "first", "init.rules.first.weight", 0.25)
     assert by_name["token"] == InitRow("token")

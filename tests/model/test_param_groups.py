@@ -143,11 +143,15 @@ def test_layers_are_counted_from_the_input_in_any_model():
 
     with torch.device("meta"):
         resnet, vit = number_layers(models.resnet18()), number_layers(models.vit_b_16())
-    assert (resnet["conv1.weight"], resnet["bn1.weight"], resnet["layer1.0.bn2.bias"]) == (0, 0, 1)
-    assert (resnet["layer4.1.conv2.weight"], resnet["fc.bias"]) == (8, 9)
-    assert (vit["class_token"], vit["encoder.pos_embedding"], vit["conv_proj.weight"]) == (0, 0, 0)
-    assert [vit[f"encoder.layers.encoder_layer_{i}.mlp.0.weight"] for i in range(12)] == list(range(1, 13))
-    assert (vit["encoder.ln.weight"], vit["heads.head.weight"]) == (12, 13)
+    residual = {"conv1.weight": 0, "bn1.weight": 0, "layer1.0.bn2.bias": 1, "layer4.1.conv2.weight": 8, "fc.bias": 9}
+    transformer = {
+        **dict.fromkeys(("class_token", "encoder.pos_embedding", "conv_proj.weight"), 0),
+        **{f"encoder.layers.encoder_layer_{i}.mlp.0.weight": i + 1 for i in range(12)},
+        "encoder.ln.weight": 12,
+        "heads.head.weight": 13,
+    }
+    assert {name: resnet[name] for name in residual} == residual
+    assert {name: vit[name] for name in transformer} == transformer
     assert number_layers(Net()) == {
         "conv1.weight": 0, "conv1.bias": 0, "bn1.weight": 0, "bn1.bias": 0,
         "layer1.0.weight": 1, "layer1.0.bias": 1, "layer1.1.weight": 1, "layer1.1.bias": 1,

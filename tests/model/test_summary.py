@@ -39,19 +39,18 @@ class Net(nn.Module):
 def test_one_row_a_layer_with_shapes_parameters_and_multiplications():
     model = build(Net)
     model.norm.requires_grad_(requires_grad=False)
-
     table = build_model_table(model, meta(2, 3, 6, 6))
+    found = [(row.name, row.type, row.output, row.trainable, row.frozen, row.macs) for row in table.rows]
+    total = table.total
 
-    found = rows(table)
-    assert list(found) == ["(model)", "conv", "norm", "head", "unused"]
-    assert found["conv"].type == "Conv2d"
-    assert [found[n].output for n in ("conv", "head", "unused")] == ["2x8x6x6", "2x10", ""]
-    assert found["(model)"].output == "logits: 2x10, features: 2x8"
-    assert [found[n].trainable for n in found] == [8, 8 * 3 * 9 + 8, 0, 90, 6]
-    assert [found[n].frozen for n in found] == [0, 0, 16, 0, 0]
-    assert [found[n].macs for n in found] == [0, 2 * 36 * 8 * 27, 0, 2 * 80, 0]
-    assert (table.total.trainable, table.total.frozen) == (8 + 224 + 90 + 6, 16)
-    assert table.total.macs == 2 * 36 * 8 * 27 + 160
+    assert found == [
+        ("(model)", "Net", "logits: 2x10, features: 2x8", 8, 0, 0),
+        ("conv", "Conv2d", "2x8x6x6", 8 * 3 * 9 + 8, 0, 2 * 36 * 8 * 27),
+        ("norm", "BatchNorm2d", "2x8x6x6", 0, 16, 0),
+        ("head", "Linear", "2x10", 90, 0, 2 * 80),
+        ("unused", "Linear", "", 6, 0, 0),
+    ]
+    assert (total.trainable, total.frozen, total.macs) == (8 + 224 + 90 + 6, 16, 2 * 36 * 8 * 27 + 160)
     assert table.problem == ""
 
 

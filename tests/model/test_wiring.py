@@ -17,6 +17,7 @@ from runner.experiment.builders import train as train_builder
 from runner.experiment.builders.data import make_parts, make_splits
 from runner.experiment.preflight.preflight import run_preflight
 from runner.train.checkpoint import Checkpoints
+from tests.support import read_metrics, read_result, run_in
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -34,18 +35,6 @@ def made(config):
     return model, done, model_builder.make_groups(config, model, done.frozen)
 
 
-@pytest.fixture
-def resnet18_weights(tmp_path, monkeypatch):
-    """Random weights in torch hub's cache, whose hash cannot be right."""
-    from torchvision import models
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    folder = tmp_path / "torch" / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    torch.save(models.resnet18().state_dict(), folder / "resnet18-f37072fd.pth")
-    monkeypatch.setattr("runner.model.pretrained.files._verify_hash", lambda *_: None)
-
-
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.usefixtures("resnet18_weights")
 def test_explain_agrees_with_the_live_model_and_optimizer(name, capsys):
@@ -58,29 +47,34 @@ def test_explain_agrees_with_the_live_model_and_optimizer(name, capsys):
     model, done, groups = made(config)
     optimizer = train_builder.make_optimizer(config, groups, torch.device("cpu"))
     rows = {row["name"]: row for row in said["tensors"]}
-    assert rows.keys() == {n for n, _ in [*model.named_parameters(), *model.named_buffers()]}
+    live = {name: tensor.detach() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    assert rows.keys() == live.keys()
     state = {} if done.pretrained is None else done.pretrained.tensors
+    assert all(torch.equal(live[name], tensor.to(live[name].dtype)) for name, tensor in state.items() if name in live)
     for tensor_name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         row = rows[tensor_name]
-        assert row["shape"] == list(tensor.shape)
-        assert row["count"] == tensor.numel()
+        expected = {
+            "shape": list(tensor.shape),
+            "count": tensor.numel(),
+            "pretrained": tensor_name in state,
+            "frozen": row["kind"] == "parameter" and not tensor.requires_grad,
+        }
         if tensor.is_floating_point():
-            assert row["mean"] == tensor.detach().double().mean().item()
-            assert row["std"] == tensor.detach().double().std(correction=0).item()
-        assert bool(row["pretrained"]) == (tensor_name in state)
-        if tensor_name in state:
-            assert torch.equal(tensor.detach(), state[tensor_name].to(tensor.dtype))
-        assert row["frozen"] == (row["kind"] == "parameter" and not tensor.requires_grad)
-        for place in row["where"].values():
-            file, _, line = place.rpartition(":")
-            assert Path(file).is_file() or (ROOT / "runner" / "config" / file).is_file()
-            assert int(line) > 0
-    for group in optimizer.param_groups:
-        for parameter_name in group["param_names"]:
-            assert rows[parameter_name]["group"] == group["name"]
-            assert rows[parameter_name]["lr"] == group["lr"]
-            assert rows[parameter_name]["weight_decay"] == group["weight_decay"]
-    assert [group["param_names"] for group in said["groups"]] == [g["param_names"] for g in optimizer.param_groups]
+            numbers = tensor.detach().double()
+            expected |= {"mean": numbers.mean().item(), "std": numbers.std(correction=0).item()}
+        assert {key: row[key] for key in expected} | {"pretrained": bool(row["pretrained"])} == expected
+    assert [
+        (group["param_names"], {tuple(rows[name][key] for key in ("group", "lr", "weight_decay"))})
+        for group in said["groups"]
+        for name in group["param_names"]
+    ] == [
+        (group["param_names"], {(group["name"], group["lr"], group["weight_decay"])})
+        for group in optimizer.param_groups
+        for _ in group["param_names"]
+    ]
+    places = {place.rpartition(":")[::2] for row in rows.values() for place in row["where"].values()}
+    missing = [file for file, _ in places if not Path(file).is_file() and not (ROOT / "runner/config" / file).is_file()]
+    assert (missing, [line for _, line in places if int(line) < 1]) == ([], [])
 
 
 def test_explain_names_the_line_of_each_rule(tmp_path, monkeypatch, capsys):
@@ -110,24 +104,39 @@ param_groups:
     assert (rows["fc.bias"]["weight_decay"], rows["conv2.bias"]["group"]) == (0, "")
 
 
-def test_a_run_reports_its_weights_and_explain_reads_its_optimizer(runner, capsys):
+@pytest.fixture(scope="module")
+def pretrained_run(tmp_path_factory):
+    """A run whose first convolution was loaded from a file."""
+    return run_in(tmp_path_factory.mktemp("run"), "experiment=digits_conv1", "train.duration=3st", *QUICK)
+
+
+def test_a_run_reports_its_weights(pretrained_run):
+    report = json.loads((pretrained_run.folder / "pretrained.json").read_text())
+
+    assert "pretrained: 1 of 6 tensors loaded" in pretrained_run.out
+    assert [row["name"] for row in report["tensors"] if row["action"] == "loaded"] == ["conv1.weight"]
+
+
+def test_explain_reads_the_weights_and_the_optimizer_of_a_run(pretrained_run, capsys):
     from runner.cli import explain
 
-    ran = runner("experiment=digits_conv1", "train.duration=3st", *QUICK)
-    assert ran.status == 0
-    assert "pretrained: 1 of 6 tensors loaded" in ran.out
-    report = json.loads((ran.folder / "pretrained.json").read_text())
-    assert [row["name"] for row in report["tensors"] if row["action"] == "loaded"] == ["conv1.weight"]
-    assert explain.main([str(ran.folder), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    saved = Checkpoints(ran.folder / "checkpoints").load("last")
-    rows = {row["name"]: row for row in said["tensors"]}
+    assert explain.main([str(pretrained_run.folder), "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["tensors"]}
+    saved = Checkpoints(pretrained_run.folder / "checkpoints").load("last")
+    fc = rows["fc.weight"]
     assert rows["conv1.weight"]["pretrained"] == "module.conv1.weight"
-    assert rows["fc.weight"]["std"] == saved["model"]["fc.weight"].double().std(correction=0).item()
-    assert rows["fc.weight"]["init"].startswith("linear: kaiming_normal_")
-    assert rows["fc.weight"]["lr"] == saved["optimizer"]["param_groups"][0]["lr"]
-    assert set(rows["fc.weight"]["state"]) == {"momentum_buffer"}
-    assert explain.main([str(ran.folder)]) == 0
+    assert (fc["std"], fc["lr"], set(fc["state"])) == (
+        saved["model"]["fc.weight"].double().std(correction=0).item(),
+        saved["optimizer"]["param_groups"][0]["lr"],
+        {"momentum_buffer"},
+    )
+    assert fc["init"].startswith("linear: kaiming_normal_")
+
+
+def test_explain_prints_the_optimizers_state(pretrained_run, capsys):
+    from runner.cli import explain
+
+    assert explain.main([str(pretrained_run.folder)]) == 0
     assert "optimizer state\nconv1.weight: momentum_buffer std " in capsys.readouterr().out
 
 
@@ -166,11 +175,11 @@ def test_frozen_parameters_train_after_the_thaw_and_a_resume_goes_on_to_the_bit(
     whole = runner(*settings, "train.checkpoint_every=1st", "train.keep=100")
     states = {step: torch.load(whole.folder / "checkpoints" / f"step_{step:08}.pt") for step in range(1, 9)}
     name = "embedding.weight"
-    assert all(torch.equal(states[1]["model"][name], states[step]["model"][name]) for step in range(2, 5))
-    assert not torch.equal(states[4]["model"][name], states[5]["model"][name])
+    first = states[1]["model"][name]
+    frozen = [torch.equal(first, states[step]["model"][name]) for step in range(2, 6)]
+    assert frozen == [True, True, True, False]
     assert states[4]["optimizer"]["param_groups"][0]["param_names"][0] == name
-    assert 0 not in states[4]["optimizer"]["state"]
-    assert 0 in states[5]["optimizer"]["state"]
+    assert [0 in states[step]["optimizer"]["state"] for step in (4, 5)] == [False, True]
     for step in (2, 6):
         folder = tmp_path / f"at{step}"
         (folder / "checkpoints").mkdir(parents=True)
@@ -178,9 +187,8 @@ def test_frozen_parameters_train_after_the_thaw_and_a_resume_goes_on_to_the_bit(
         for file in ("config.yaml", ".hydra/config.yaml", "provenance.json"):
             (folder / file).write_text((whole.folder / file).read_text())
         Checkpoints(folder / "checkpoints").save(states[step], step, None)
-        again = runner("resume", str(folder))
-        assert again.status == 0
-        assert json.loads((folder / "result.json").read_text())["weights_sha256"] == whole.result["weights_sha256"]
+        assert runner("resume", str(folder)).status == 0
+        assert read_result(folder)["weights_sha256"] == whole.result["weights_sha256"]
 
 
 def test_a_resume_needs_the_pretrained_file_no_more_and_refuses_changed_groups(runner, tmp_path):
@@ -224,7 +232,7 @@ def test_a_proposed_rename_block_is_taken_by_the_command_line_and_by_a_file(runn
 
 def test_parameter_groups_reach_the_optimizer_and_the_log(runner):
     ran = runner("experiment=digits_cnn", "param_groups=head_backbone", "train.duration=2st", "log.every=1st", *QUICK)
-    lines = [json.loads(line) for line in (ran.folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(ran.folder)
     assert lines[0]["lr/backbone"] == pytest.approx(0.1 * lines[0]["lr/head"])
 
 
@@ -243,11 +251,12 @@ def test_audit_init_compares_choices(tmp_path, monkeypatch, capsys):
     arguments = ["init", "experiment=digits_lenet", "--init", "default,constant,orthogonal", "device.type=cpu"]
     assert audit.main([*arguments, "--json"]) == 0
     audits = json.loads(capsys.readouterr().out)
-    assert [one["init"] for one in audits] == ["default", "constant", "orthogonal"]
     names = ["conv1", "conv2", "fc1", "fc2", "fc3"]
-    for one in audits:
-        assert [layer["name"] for layer in one["layers"]] == names
-        assert all(math.isfinite(layer["activation"]) and math.isfinite(layer["gradient"]) for layer in one["layers"])
+    layers = [layer for one in audits for layer in one["layers"]]
+    assert {one["init"]: [layer["name"] for layer in one["layers"]] for one in audits} == dict.fromkeys(
+        ("default", "constant", "orthogonal"), names
+    )
+    assert all(math.isfinite(layer["activation"]) and math.isfinite(layer["gradient"]) for layer in layers)
     assert audit.main(arguments) == 0
     assert "<svg" in (tmp_path / "outputs" / "audit_init.svg").read_text()
     said = capsys.readouterr().out
@@ -276,39 +285,65 @@ class Net(nn.Module):
 """
 
 
-def test_convert_turns_a_pickled_model_into_a_plain_file(tmp_path, monkeypatch, capsys):
-    import subprocess
+@pytest.fixture
+def shape(elsewhere, monkeypatch):
+    """The class of the network that is pickled in `m.pt`."""
     import sys
+    import types
 
-    from runner.cli import convert
+    module = types.ModuleType("shape")
+    monkeypatch.setitem(sys.modules, "shape", module)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the process that unpickles
+    exec(CLASS, module.__dict__)
+    torch.save({"net": module.Net(), "when": 3}, "m.pt")
+    return module.Net
+
+
+def test_a_pickled_model_is_refused_with_the_line_that_converts_it(shape):
     from runner.core.errors import ConfigError
     from runner.model.pretrained.files import LocatedWeights, read
 
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    Path("shape.py").write_text(CLASS)
-    script = "import torch, shape; torch.save({'net': shape.Net(), 'when': 3}, 'm.pt')"
-    subprocess.run([sys.executable, "-c", script], check=True)
-    with pytest.raises(
-        ConfigError, match=r"holds pickled objects \(.*shape\.Net.*python -m runner convert m\.pt --trust"
-    ):
+    said = r"holds pickled objects \(.*shape\.Net.*python -m runner convert m\.pt --trust"
+    with pytest.raises(ConfigError, match=said):
         read(LocatedWeights(Path("m.pt")))
+
+
+def test_convert_asks_to_be_trusted(shape):
+    from runner.cli import convert
+    from runner.core.errors import ConfigError
+
     with pytest.raises(ConfigError, match="runs whatever code the file holds"):
         convert.main(["m.pt"])
     assert not Path("m.state_dict.pt").exists()
+
+
+def test_convert_turns_a_pickled_model_into_a_plain_file(shape, capsys):
+    from runner.cli import convert
+    from runner.core.errors import ConfigError
+    from runner.model.pretrained.files import read
+    from runner.model.pretrained.locate import LocatedWeights
+
+    Path("shape.py").write_text(CLASS)
     assert convert.main(["m.pt", "--trust"]) == 0
     converted = read(LocatedWeights(Path("m.state_dict.pt")))
-    assert list(converted["net"]) == ["fc.weight", "fc.bias"]
-    assert converted["when"] == 3
+    assert (list(converted["net"]), converted["when"]) == (["fc.weight", "fc.bias"], 3)
+    assert "2 tensors in m.state_dict.pt" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="must not exist yet"):
         convert.main(["m.pt", "--trust"])
-    assert "2 tensors in m.state_dict.pt" in capsys.readouterr().out
-    Path("shape.py").unlink()
-    assert convert.main(["m.pt", "--trust", "--out=other.pt"]) == 0
-    assert "not to be imported here, and stood in for: shape.Net" in capsys.readouterr().out
-    without = read(LocatedWeights(Path("other.pt")))
-    assert all(torch.equal(without["net"][name], tensor) for name, tensor in converted["net"].items())
-    assert len(without["net"]) == 2
+
+
+def test_convert_needs_no_class_to_be_importable(shape, capsys):
+    from runner.cli import convert
+    from runner.model.pretrained.files import LocatedWeights, read
+
+    net = torch.load("m.pt", weights_only=False)["net"].state_dict()
+    assert convert.main(["m.pt", "--trust", "--out=other.pt", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["file"], told["tensors"]) == ("other.pt", 2)
+    assert "not to be imported here, and stood in for: shape.Net" in told["notes"]
+    without = read(LocatedWeights(Path("other.pt")))["net"]
+    assert without.keys() == net.keys()
+    assert all(torch.equal(without[name], tensor) for name, tensor in net.items())
 
 
 GONE = """
@@ -331,8 +366,6 @@ def function(x): return x
 
 def test_convert_keeps_tensors_and_numbers_and_names_the_rest_also_of_absent_tools(tmp_path, monkeypatch, capsys):
     """Everything but text keys, tensors and plain data is named; classes that nobody can import are stood in for."""
-    import gzip
-    import pickle
     import sys
     import types
 
@@ -362,8 +395,6 @@ def test_convert_keeps_tensors_and_numbers_and_names_the_rest_also_of_absent_too
         ("a", 1): 3,
     }
     torch.save(saved, "gone.pt")
-    torch.save({"level": gone.Level.a, "point": gone.Point(1, 2)}, "here.pt")
-    unpickle(Path("here.pt"), Path("here.out"))
     monkeypatch.delitem(sys.modules, "gone")
     capsys.readouterr()
     unpickle(Path("gone.pt"), Path("gone.out"))
@@ -372,15 +403,37 @@ def test_convert_keeps_tensors_and_numbers_and_names_the_rest_also_of_absent_too
     plain = torch.load("gone.out", weights_only=True)
     assert list(plain["model"]) == list(net.state_dict())
     assert all(torch.equal(plain["model"][name], tensor) for name, tensor in net.state_dict().items())
-    assert plain["epoch"] == 4
-    assert plain["big endian"].tolist() == [0, 1, 2]
+    assert (plain["epoch"], plain["big endian"].tolist()) == (4, [0, 1, 2])
     assert torch.equal(plain["average"]["shadow"]["fc.weight"], torch.ones(2))
     for name in ("texts", "objects", "config", "list", "kind", "function", "loop[0]", "set", "the file[('a', 1)]"):
         assert f"{name} (" in said, name
     assert "stood in for: gone.Average, gone.Config, gone.Kind, gone.Listed, gone.Net, gone.function" in said
+
+
+def test_convert_takes_numbers_and_tuples_with_names_as_plain_data(elsewhere, monkeypatch):
+    import sys
+    import types
+
+    from runner.model.pretrained.unpickle import unpickle
+
+    gone = types.ModuleType("gone")
+    monkeypatch.setitem(sys.modules, "gone", gone)
+    exec(GONE, gone.__dict__)
+    torch.save({"level": gone.Level.a, "point": gone.Point(1, 2)}, "here.pt")
+    unpickle(Path("here.pt"), Path("here.out"))
+
     assert torch.load("here.out", weights_only=True) == {"level": 1, "point": [1, 2]}
 
-    arrays = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+
+def test_convert_reads_numpys_files_and_pickles_also_compressed(elsewhere):
+    import gzip
+    import pickle
+
+    import numpy as np
+
+    from runner.model.pretrained.unpickle import unpickle
+
+    arrays = {name: tensor.numpy() for name, tensor in torch.nn.BatchNorm1d(2).state_dict().items()}
     np.savez("w.npz", **arrays)
     Path("w.pkl").write_bytes(pickle.dumps({"model": arrays}))
     Path("w.pkl.gz").write_bytes(gzip.compress(Path("w.pkl").read_bytes()))

@@ -607,7 +607,9 @@ def of_archives():
         box.write("conf/experiment/evil.yaml", config.format(json.dumps(node)))
         box.write("data/x.bin", content)
 
-    config = "# @package _global_\ndevice: {{type: cpu}}\ntrain: {{duration: 1st}}\ndataset:\n  downloads:\n    d: {0}\n"
+    config = (
+        "# @package _global_\ndevice: {{type: cpu}}\ntrain: {{duration: 1st}}\ndataset:\n  downloads:\n    d: {0}\n"
+    )
     for name, content in hostile.archives():
         yield Attack(
             "an archive", name, ("experiment=evil", "log=quiet"), "", FAILED,
@@ -736,9 +738,12 @@ def of_ledgers():
                 holds=_advises_no_trust,
             )  # fmt: skip
     scripts = {
-        "a view without an end": "ALTER TABLE jobs RENAME TO real_jobs; CREATE VIEW jobs AS " + ENDLESS
+        "a view without an end": "ALTER TABLE jobs RENAME TO real_jobs; CREATE VIEW jobs AS "
+        + ENDLESS
         + "SELECT r.* FROM real_jobs r, c;",
-        "settings without an end": "DROP TABLE sweep; CREATE VIEW sweep AS " + ENDLESS + "SELECT x AS key, x AS value FROM c;",
+        "settings without an end": "DROP TABLE sweep; CREATE VIEW sweep AS "
+        + ENDLESS
+        + "SELECT x AS key, x AS value FROM c;",
         "a trigger": "CREATE TRIGGER t AFTER INSERT ON sweep BEGIN DELETE FROM jobs; END;",
         "a computed column": "DROP TABLE sweep; CREATE TABLE sweep (key TEXT, value TEXT AS (hex(zeroblob(9000000))));"
         "INSERT INTO sweep (key) VALUES ('id');",
@@ -748,7 +753,9 @@ def of_ledgers():
         "a large value": "INSERT INTO sweep VALUES ('k', hex(zeroblob(40000000)));",
     }
     for (name, script), argv in itertools.product(scripts.items(), (SELF, BEST)):
-        yield Attack("a ledger", f"{name}, {argv[0]}", argv, "", (0, 2), prepare=lambda box, s=script: ledger(box, script=s))
+        yield Attack(
+            "a ledger", f"{name}, {argv[0]}", argv, "", (0, 2), prepare=lambda box, s=script: ledger(box, script=s)
+        )
     files = {"no database": b"hello" * 500, "a torn one": b"SQLite format 3\0" + b"\xff" * 5_000, "empty": b""}
     for (name, content), argv in itertools.product(files.items(), (SELF, BEST)):
         yield Attack(
@@ -866,16 +873,24 @@ def of_texts():
     for name, text in keys.items():
         files = {"conf/experiment/evil.yaml": f"# @package _global_\n{text}\n"}
         yield Attack("control characters", name, ("check", "experiment=evil"), files=files)
-        yield Attack("control characters", f"{name}, as JSON", ("check", "--json", "experiment=evil"), "", (0, 2), files)
+        yield Attack(
+            "control characters", f"{name}, as JSON", ("check", "--json", "experiment=evil"), "", (0, 2), files
+        )
         yield Attack("control characters", f"{name}, why", ("why", "name", "experiment=evil"), "", (0, 1, 2), files)
-    for name, text in {"a comment": f"# {shown}\nname: x", "a line": f"name: [\n  {shown}\n", "a raw key": f"{shown}: 1"}.items():
+    for name, text in {
+        "a comment": f"# {shown}\nname: x",
+        "a line": f"name: [\n  {shown}\n",
+        "a raw key": f"{shown}: 1",
+    }.items():
         yield Attack(
             "control characters", name, ("check", "experiment=evil"), "", (0, 2),
             {"conf/experiment/evil.yaml": f"# @package _global_\n{text}\n"},
         )  # fmt: skip
     for name, file in {"a file of conf": f"conf/model/{shown}.yaml", "a folder": f"conf/{shown}/x.yaml",
                        "a module": f"{shown}.py"}.items():  # fmt: skip
-        yield Attack("control characters", name, ("check", "model=smal_cnn", "experiment=null"), "", files={file: "a: 1\n"})
+        yield Attack(
+            "control characters", name, ("check", "model=smal_cnn", "experiment=null"), "", files={file: "a: 1\n"}
+        )
     arguments = {
         "an option": (f"model={shown}",), "a key": (f"{shown}=1",), "a value": (f"optimizer.lr={shown}",),
         "a verb": (shown,), "a run": ("resume", shown), "a sweep": ("report", shown), "weights": ("evaluate", f"./{shown}"),
@@ -920,7 +935,12 @@ def of_places():
             "where a run is written", f"run {run!r} in YAML", ("experiment=evil",), "run",
             files={"conf/experiment/evil.yaml": "# @package _global_\n" + yaml.safe_dump({"run": run})},
         )  # fmt: skip
-    for key, value in {"sweep.id": "../x", "log.tensorboard": "../x", "hydra.run.dir": "../x", "sweep.points": "/etc/passwd"}.items():
+    for key, value in {
+        "sweep.id": "../x",
+        "log.tensorboard": "../x",
+        "hydra.run.dir": "../x",
+        "sweep.points": "/etc/passwd",
+    }.items():
         node: Any = value
         for part in reversed(key.split(".")):
             node = {part: node}

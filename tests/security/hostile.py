@@ -82,7 +82,13 @@ def _tensor(shape, *, stride=None, kind="FloatStorage", size=12, offset=0, key="
 
     text = b"X" + struct.pack("<I", len(key)) + key.encode()
     persistent = (
-        b"(X\x07\x00\x00\x00storagectorch\n" + kind.encode() + b"\n" + text + b"X\x03\x00\x00\x00cpu" + number(size) + b"tQ"
+        b"(X\x07\x00\x00\x00storagectorch\n"
+        + kind.encode()
+        + b"\n"
+        + text
+        + b"X\x03\x00\x00\x00cpu"
+        + number(size)
+        + b"tQ"
     )
     rebuilt = b"ctorch._utils\n_rebuild_tensor_v2\n(" + persistent + number(offset) + numbers(shape) + numbers(stride)
     return b"\x80\x02}X\x06\x00\x00\x000.bias" + rebuilt + b"\x89ccollections\nOrderedDict\n)RtRs."
@@ -132,7 +138,11 @@ def weights():
     yield "names that lead away", _archive(rename=lambda name: "../" * 5 + name), None
     yield "absolute names", _archive(rename=lambda name: "/etc/" + name), None
     yield "a compressed archive", _archive(compress=zipfile.ZIP_DEFLATED), None
-    yield "a compression bomb", _archive(compress=zipfile.ZIP_DEFLATED, extra={"archive/data/9": bytes(5_000_000)}), None
+    yield (
+        "a compression bomb",
+        _archive(compress=zipfile.ZIP_DEFLATED, extra={"archive/data/9": bytes(5_000_000)}),
+        None,
+    )
     yield "TorchScript", _archive(extra={"archive/constants.pkl": b"N.", "archive/code/x.py": b"import os"}), None
     yield "two pickles", _archive(extra={"other/data.pkl": _pickles("os system")["reduce"]}), None
     yield "an evil byteorder", _archive(extra={"archive/byteorder2": b"evil"}), None
@@ -144,9 +154,15 @@ def weights():
         "a safetensors header of 4 GB": struct.pack("<Q", 2**32) + b'{"a":1}',
         "a safetensors header of everything": struct.pack("<Q", 2**64 - 1) + b'{"a":1}',
         "a deep safetensors header": struct.pack("<Q", 200_000) + b'{"a":' * 40_000,
-        "safetensors beyond the file": _safetensors({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}),
-        "safetensors of a huge shape": _safetensors({"a": {"dtype": "F32", "shape": [2**63, 2], "data_offsets": [0, 8]}}),
-        "safetensors that overlap": _safetensors({n: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for n in "abc"}),
+        "safetensors beyond the file": _safetensors(
+            {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
+        ),
+        "safetensors of a huge shape": _safetensors(
+            {"a": {"dtype": "F32", "shape": [2**63, 2], "data_offsets": [0, 8]}}
+        ),
+        "safetensors that overlap": _safetensors(
+            {n: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for n in "abc"}
+        ),
         "safetensors of no dtype": _safetensors({"a": {"dtype": "Evil", "shape": [2], "data_offsets": [0, 8]}}),
         "safetensors of negative offsets": _safetensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}),
     }.items():

@@ -1,6 +1,5 @@
 """A user's project whose model ends its process in many ways, and what a sweep of it leaves."""
 
-import json
 import os
 import sqlite3
 import subprocess
@@ -10,6 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from runner.sweep.ledger import Ledger
+from tests.support import read_result, write_files
 
 ROOT = Path(__file__).parents[2]
 PARTS = '''
@@ -104,9 +104,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 def write(folder):
     """Put the project's files into a folder."""
-    for name, text in FILES.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+    write_files(folder, FILES)
 
 
 def start(folder, *argv, **more):
@@ -169,7 +167,7 @@ def wait_for(condition, seconds=60):
 
 def result(folder, row):
     """A job's `result.json`."""
-    return json.loads((sweep_of(folder) / row.path / "result.json").read_text())
+    return read_result(sweep_of(folder) / row.path)
 
 
 def bits(folder):

@@ -11,26 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from runner.sweep.launcher_settings import OURS
-
-sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
-from project import bits, processes_below, rows, run, said, start, sweep_of, wait_for, write
-
 from runner.config.schema import SubmititLauncher
 from runner.sweep.code_snapshot import CodeSnapshot
 from runner.sweep.executors.submitit_cluster import SlurmExecutor
 from runner.sweep.interfaces import JobSpec
+from runner.sweep.launcher_settings import OURS
+from tests.support import read_result
+from tests.sweep.project import ENVIRONMENT, bits, processes_below, rows, run, said, start, sweep_of, wait_for, write
 
 QUICK = ("-m", "experiment=quick")
 FAILS = (*QUICK, "model.fail=none,exception,kill,exit", "train.duration=1ep", "sweep.retry=none")
 LONG = (*QUICK, "seed=0,1,2", "train.duration=15ep", "model.pause=0.05")  # 3 s a job
 LOCAL, RAY, SLURM = (f"hydra/launcher={name}" for name in ("submitit_local", "ray", "submitit_slurm"))
-
-
-@pytest.fixture
-def project(tmp_path):
-    write(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
@@ -44,7 +36,7 @@ def slurm(tmp_path, monkeypatch):
         (programs / name).chmod(0o755)
         text = (programs / name).read_text().replace("/usr/bin/env python", sys.executable)
         (programs / name).write_text(text)
-    for environment in (os.environ, sys.modules["project"].ENVIRONMENT):
+    for environment in (os.environ, ENVIRONMENT):
         monkeypatch.setitem(environment, "PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
         monkeypatch.setitem(environment, "FAKE_SLURM", str(state))
     return state
@@ -52,7 +44,7 @@ def slurm(tmp_path, monkeypatch):
 
 def said_to_slurm(*command):
     """Give one of SLURM's commands."""
-    subprocess.run(command, env=sys.modules["project"].ENVIRONMENT, check=True)
+    subprocess.run(command, env=ENVIRONMENT, check=True)
 
 
 def queued(folder):
@@ -120,7 +112,7 @@ def test_failures_are_told_as_on_one_machine_and_the_rest_has_the_same_bits(laun
     write(alone)
     run(alone, *QUICK, "model.fail=none", "train.duration=1ep")
     (expected,) = bits(alone).values()
-    assert expected[0] == json.loads((here / "result.json").read_text())["weights_sha256"]
+    assert expected[0] == read_result(here)["weights_sha256"]
     assert expected[3] == (here / "metrics.jsonl").read_text()
 
 
@@ -228,7 +220,7 @@ def test_a_job_whose_time_is_up_saves_and_is_queued_again(project, slurm):
     assert process.wait() == 0
     assert 1 == len(list(slurm.glob("*.script")))
     assert (job / "result.1.json").exists()
-    assert json.loads((job / "result.json").read_text())["status"] == "completed"
+    assert read_result(job)["status"] == "completed"
 
 
 @pytest.mark.exhaustive

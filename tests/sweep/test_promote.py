@@ -12,6 +12,7 @@ from runner.config.compose import compose
 from runner.config.identity import compute_job_id, compute_replicate_id
 from runner.sweep.ledger import JobRecord, Ledger
 from runner.sweep.space.request import make_request
+from tests.support import read_result
 
 
 @pytest.fixture
@@ -126,25 +127,33 @@ def test_a_job_with_damaged_files_is_promoted_all_the_same(sweep, content):
     assert f"# commit:  not known: provenance.json is {said}" in Path("conf/experiment/winner.yaml").read_text()
 
 
-def test_the_file_is_minimal_and_says_where_it_comes_from(sweep, capsys):
+@pytest.fixture
+def promoted(sweep, capsys):
+    """The text of the file that the best of two jobs was promoted to, and what was said."""
     folder = sweep(["model=mlp,lenet", "transform=resize32", "optimizer.lr=0.1"], [0.9, 0.8])
     main(["promote", str(folder)])
-    said = capsys.readouterr().out
-    file = Path("conf/experiment/digits_best.yaml")
-    text = file.read_text()
-    data = yaml.safe_load(text)
+    return Path("conf/experiment/digits_best.yaml").read_text(), capsys.readouterr().out
+
+
+def test_the_file_says_where_it_comes_from(promoted):
+    text, said = promoted
 
     assert text.startswith("# @package _global_\n# The best of 2 points of a sweep.\n")
     for line in ("command", "time", "result", "sweep", "job", "commit", "date"):
         assert f"\n# {line}:" in text
     assert "val/accuracy 0.9 (seed 0)" in text
     assert "c0ffee with uncommitted changes" in text
+    assert "python -m runner experiment=digits_best" in said
+
+
+def test_the_file_is_minimal(promoted):
+    data = yaml.safe_load(promoted[0])
+
     assert {"override /model": "mlp", "override /transform": "resize32"}.items() <= {
         key: value for entry in data["defaults"] for key, value in entry.items()
     }.items()
     assert {"lr": 0.1, "weight_decay": 0.001, "fused": True} == data["optimizer"]
     assert {"defaults", "name", "optimizer", "train", "device"} == set(data)
-    assert "python -m runner experiment=digits_best" in said
 
 
 def test_the_best_mean_is_promoted_and_not_the_best_seed(sweep):
@@ -248,6 +257,16 @@ def test_what_cannot_be_promoted_is_refused(words, said, sweep, capsys):
     assert not Path("conf").exists()
 
 
+def test_a_promotion_is_told_to_programs(sweep, capsys):
+    made = sweep(["optimizer.lr=0.1,0.3"], [0.1, 0.2])
+    capsys.readouterr()
+
+    assert 0 == main(["promote", str(made), "--name", "found", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert ("conf/experiment/found.yaml", "") == (told["file"], told["noise"])
+    assert told["command"].endswith(" experiment=found")
+
+
 def test_a_sweep_without_a_result_has_no_winner(sweep, capsys):
     assert 2 == main(["promote", str(sweep(["optimizer.lr=0.1,0.3"], [None, None]))])
     assert "has no completed job" in capsys.readouterr().err
@@ -285,4 +304,4 @@ def test_a_sweep_its_report_and_its_winner(runner):
     (first,) = folder.glob("2_*")
     assert yaml.safe_load((first / "config.yaml").read_text()) == composed("winner")
     again = runner("experiment=winner")
-    assert json.loads((first / "result.json").read_text())["weights_sha256"] == again.result["weights_sha256"]
+    assert read_result(first)["weights_sha256"] == again.result["weights_sha256"]

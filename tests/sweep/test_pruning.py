@@ -1,19 +1,19 @@
 """A run that a sweep may stop: when it is asked, what it leaves, and that being asked changes nothing."""
 
-import json
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from runner.config.compose import compose
 from runner.experiment.examine import examine
-from runner.experiment.record.recorded import load_recorded_config, plan_continuation
+from runner.experiment.record.continuation import plan_continuation
+from runner.experiment.record.recorded import load_recorded_config
 from runner.experiment.run import Outcome, launch, train
 from runner.experiment.run_log import Judge
+from tests.support import read_metrics
 
 SHORT = ("train.duration=4ep", "dataset.limit=200", "device=cpu", "log=quiet")  # 16 steps, 4 values of val/accuracy
 Begin = Callable[..., Outcome]
@@ -40,10 +40,6 @@ def go_on(folder: Path, judge: Judge | None = None) -> Outcome:
     return launch(config, folder, unresolved=unresolved, command=[], again=again, judge=judge)
 
 
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_a_run_is_pruned_at_the_very_step_of_the_value_that_was_judged(begin: Begin) -> None:
     asked = []
 
@@ -54,7 +50,7 @@ def test_a_run_is_pruned_at_the_very_step_of_the_value_that_was_judged(begin: Be
     ended = begin("pruned", judge)
 
     assert (ended.status, ended.result["status"], ended.result["steps"]) == (0, "pruned", 8)
-    assert [(1, lines(ended.folder)[0]["val/accuracy"]), (2, lines(ended.folder)[1]["val/accuracy"])] == asked
+    assert [(number, line["val/accuracy"]) for number, line in enumerate(read_metrics(ended.folder)[:2], 1)] == asked
     assert ended.result["objective"] == asked[-1][1] == ended.result["metrics"]["val/accuracy"]
     assert (ended.folder / "checkpoints" / "last.pt").resolve().name == "step_00000008.pt"
 
@@ -69,7 +65,7 @@ def test_a_pruned_run_goes_on_to_the_bits_of_one_that_never_was(begin: Begin) ->
         ended.result["metrics"],
         ended.result["status"],
     )
-    assert lines(whole.folder) == lines(pruned.folder)
+    assert read_metrics(whole.folder) == read_metrics(pruned.folder)
 
 
 def test_a_judge_that_lets_it_live_changes_no_bit_and_is_not_asked_at_the_end(begin: Begin) -> None:
@@ -92,7 +88,7 @@ def test_values_are_counted_through_a_resume(begin: Begin) -> None:
     ended = begin("interrupted", judge)
     assert ended.result["status"] == "interrupted"
     go_on(ended.folder, judge)
-    assert [(i + 1, line["val/accuracy"]) for i, line in enumerate(lines(ended.folder)[:3])] == asked
+    assert [(i + 1, line["val/accuracy"]) for i, line in enumerate(read_metrics(ended.folder)[:3])] == asked
 
 
 def test_a_training_metric_is_judged_at_its_log_lines_and_at_evaluations(begin: Begin) -> None:

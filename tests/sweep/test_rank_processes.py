@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.sweep.project import ENVIRONMENT, here, processes_below, result, rows, said, start, sweep_of, wait_for, write
+from tests.sweep.project import ENVIRONMENT, here, processes_below, result, rows, said, start, sweep_of, wait_for
 
 DDP = ("experiment=quick", "device.parallel=ddp", "train.checkpoint_every=1st", "+model.rank=1")
 NET = '''
@@ -30,11 +30,10 @@ class Net(parts.Net):
 
 
 @pytest.fixture
-def project(tmp_path):
-    write(tmp_path)
-    (tmp_path / "ranked.py").write_text(NET)
-    (tmp_path / "conf" / "model" / "net.yaml").write_text("{_target_: ranked.Net, fail: none, at: 3, pause: 0.0}")
-    yield tmp_path
+def project(project):
+    (project / "ranked.py").write_text(NET)
+    (project / "conf" / "model" / "net.yaml").write_text("{_target_: ranked.Net, fail: none, at: 3, pause: 0.0}")
+    yield project
     sys.modules.pop("ranked", None)
 
 

@@ -75,13 +75,14 @@ def test_jobs_are_ranked_by_the_objective_with_the_keys_that_varied(sweep):
     )
     text = table.format_report(gather(folder)).splitlines()
 
-    assert text[1] == "4 jobs: 2 completed, 1 failed, 1 waiting"
-    assert text[2] == "by val/accuracy, more is better"
-    assert text[3].split() == ["rank", "job", "optimizer.lr", "val/accuracy"]
-    assert text[4].split() == ["1", "1", "0.2", "0.75", "best"]
-    assert text[5].split() == ["2", "0", "0.1", "0.5"]
-    assert text[6].split() == ["2", "1", "failed", "(non-finite)"]
-    assert text[7].split() == ["3", "0.4", "waiting"]
+    assert text[1:3] == ["4 jobs: 2 completed, 1 failed, 1 waiting", "by val/accuracy, more is better"]
+    assert [line.split() for line in text[3:8]] == [
+        ["rank", "job", "optimizer.lr", "val/accuracy"],
+        ["1", "1", "0.2", "0.75", "best"],
+        ["2", "0", "0.1", "0.5"],
+        ["2", "1", "failed", "(non-finite)"],
+        ["3", "0.4", "waiting"],
+    ]
 
 
 def test_less_is_better_where_the_mode_says_so(sweep):
@@ -90,24 +91,38 @@ def test_less_is_better_where_the_mode_says_so(sweep):
     assert [1, 0] == [entry.rows[0].number for entry in gather(folder).entries]
 
 
-def test_replicates_are_one_entry_with_mean_and_interval(sweep):
-    low, high = [0.5, 0.52, 0.48, 0.51, 0.49], [0.9, 0.88, 0.92, 0.91, 0.93]
-    close = [0.9, 0.89, 0.9, 0.91, 0.92]
-    jobs = [{"lr": 0.1, "seed": seed, "objective": value} for seed, value in enumerate(low)]
-    jobs += [{"lr": 0.2, "seed": seed, "objective": value} for seed, value in enumerate(high)]
-    jobs += [{"lr": 0.3, "seed": seed, "objective": value} for seed, value in enumerate(close)]
-    report_ = gather(sweep(*jobs))
-    best, second, third = report_.entries
+REPLICATES = {  # objectives of the seeds by rate
+    0.1: [0.5, 0.52, 0.48, 0.51, 0.49],
+    0.2: [0.9, 0.88, 0.92, 0.91, 0.93],
+    0.3: [0.9, 0.89, 0.9, 0.91, 0.92],
+}
 
-    assert ["lr"] == report_.keys
-    assert [{"lr": 0.2}, {"lr": 0.3}, {"lr": 0.1}] == [entry.values for entry in report_.entries]
+
+@pytest.fixture
+def replicated(sweep):
+    """The report of three points, each with five seeds."""
+    values = [(lr, seed, value) for lr, values in REPLICATES.items() for seed, value in enumerate(values)]
+    return gather(sweep(*({"lr": lr, "seed": seed, "objective": value} for lr, seed, value in values)))
+
+
+def test_replicates_are_one_entry_with_mean_and_interval(replicated):
+    best, high = replicated.entries[0], REPLICATES[0.2]
+
+    assert (["lr"], [{"lr": 0.2}, {"lr": 0.3}, {"lr": 0.1}]) == (
+        replicated.keys,
+        [entry.values for entry in replicated.entries],
+    )
     assert pytest.approx((statistics.fmean(high), statistics.stdev(high))) == (best.mean.value, best.mean.std)
     assert "0.908 ± 0.024" == table.format_score(best)
-    assert second.within_noise
-    assert not third.within_noise
-    assert ["best"] == table.list_notes(best, report_)
-    assert "within noise of the best" in table.list_notes(second, report_)[0]
-    assert "Welch" in table.format_report(report_)
+
+
+def test_what_is_within_noise_of_the_best_is_noted_with_the_test_that_says_so(replicated):
+    best, second, _ = replicated.entries
+
+    assert [False, True, False] == [entry.within_noise for entry in replicated.entries]
+    assert ["best"] == table.list_notes(best, replicated)
+    assert "within noise of the best" in table.list_notes(second, replicated)[0]
+    assert "Welch" in table.format_report(replicated)
 
 
 def test_no_value_breaks_the_lines_of_the_table(sweep):
@@ -283,9 +298,13 @@ def test_files_say_the_same_as_the_table(sweep):
     assert ('a, "b"\nc', "exit", "3") == tuple(rows[6][key] for key in ("error", "cause", "exit"))
     assert ("[1, 2]", "true") == (rows[7]["lr"], rows[7]["removed"])
     assert {"lr", "seed", "val/accuracy", "x", "rerun"} <= rows[0].keys()
-    assert len(rows) == len(plain["jobs"])
-    assert ([4, 5], 2, [6]) == (plain["best"], plain["entries"][0]["n"], [job["number"] for job in plain["failed"]])
-    assert pytest.approx(2.05) == plain["entries"][0]["objective"]
+    assert {"best": [4, 5], "failed": [6], "jobs": len(rows), "n": 2, "objective": pytest.approx(2.05)} == {
+        "best": plain["best"],
+        "failed": [job["number"] for job in plain["failed"]],
+        "jobs": len(plain["jobs"]),
+        "n": plain["entries"][0]["n"],
+        "objective": plain["entries"][0]["objective"],
+    }
 
 
 def test_the_curves_are_drawn_over_each_other(sweep):

@@ -6,7 +6,6 @@ import math
 import pickle
 import random
 import re
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,9 +21,8 @@ from runner.sweep.ledger import JobRecord
 from runner.sweep.search.distributions import make_dimension
 from runner.sweep.search.optuna_search import JOURNAL, OptunaSearch
 from runner.sweep.space.request import make_request
-
-sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
-import project
+from tests.support import read_result
+from tests.sweep import project
 
 TPE = {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 3}
 ASHA = {"_target_": "optuna.pruners.SuccessiveHalvingPruner", "min_resource": 1, "reduction_factor": 2}
@@ -360,7 +358,7 @@ def test_a_killed_search_loses_nothing_and_a_pruned_job_can_be_trained_to_its_en
     assert {"completed", "pruned"} == {row.status for row in rows}
     assert before == {row.id: row for row in rows if row.id in before}, "what was finished did not run again"
     pruned = next(row for row in rows if row.status == "pruned")
-    said = json.loads((folder / pruned.path / "result.json").read_text())
+    said = read_result(folder / pruned.path)
     last = (folder / pruned.path / "checkpoints" / "last.pt").resolve()
     assert last.name == f"step_{said['steps']:08d}.pt"
     logged = (folder / pruned.path / "metrics.jsonl").read_text().splitlines()
@@ -370,7 +368,7 @@ def test_a_killed_search_loses_nothing_and_a_pruned_job_can_be_trained_to_its_en
     assert project.here(tmp_path, *ROUND) == 0
     assert "a search of 7 trials, with 7 jobs from before" in project.said(tmp_path)
     (row,) = (row for row in project.rows(tmp_path) if row.id == pruned.id)
-    took = json.loads((folder / pruned.path / "result.json").read_text())["seconds"]
+    took = read_result(folder / pruned.path)["seconds"]
     assert row.end - row.start == pytest.approx(took), "the pause before it was continued is not its time"
     study = optuna.load_study(study_name="sweep", storage=storage(folder))
     assert ("completed", row.objective, "COMPLETE") == (row.status, study.trials[-1].value, study.trials[-1].state.name)

@@ -18,6 +18,7 @@ import pytest
 from runner.sweep import multirun
 from runner.sweep.executors.attempt import put_aside
 from runner.sweep.report.write import report
+from tests.support import read_result, run_git
 from tests.sweep.project import (
     ENVIRONMENT,
     bits,
@@ -46,12 +47,6 @@ HOW = {  # model.fail → cause
 }
 PUT_ASIDE = (("config", ".yaml"), ("log", ".txt"), ("result", ".json"), ("checkpoints", ""))
 LIMITS = ("sweep.timeout=9", "sweep.memory=1")
-
-
-@pytest.fixture
-def project(tmp_path):
-    write(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture(scope="module")
@@ -382,12 +377,6 @@ def test_loader_workers_die_with_the_controller(project):
 # ---- the same jobs, however they are run
 
 
-def git(folder, *arguments):
-    identity = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]
-    done = subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
 def test_points_added_removed_and_given_twice(project):
     """Finished jobs stay as they are, new ones run, those no longer asked for are told, two spellings are one job."""
     assert here(project, *QUICK, "optimizer.lr=0.1,1e-1,0.2") == 0
@@ -414,7 +403,7 @@ def test_a_job_has_the_same_bits_alone_in_a_sweep_shuffled_and_beside_others(pro
         assert here(project, "experiment=quick", f"seed={seed}", "name=alone") == 0
     for path in project.glob("outputs/alone/*/"):
         seed = json.loads((path / "provenance.json").read_text())["seed"]
-        alone[seed] = json.loads((path / "result.json").read_text())["weights_sha256"]
+        alone[seed] = read_result(path)["weights_sha256"]
     for name, line in {
         "shuffled": ("seed=2,0,1", "sweep.slots=1"),
         "three": ("seed=1,2,0", "sweep.slots=3"),
@@ -433,21 +422,21 @@ def test_code_and_config_are_those_of_the_start(project):
 
     So is the commit that their records name.
     """
-    git(project, "init", "-q")
-    git(project, "add", ".")
-    git(project, "commit", "-q", "-m", "of the start")
+    run_git(project, "init", "-q")
+    run_git(project, "add", ".")
+    run_git(project, "commit", "-q", "-m", "of the start")
     line = ("-m", "experiment=quick", "model=late", "seed=range(0,4)", "sweep.slots=1")
     sweep = start(project, *line)
     wait_for(running(project))
     (project / "late.py").write_text("FACTOR = 0.0\n")
     (project / "parts.py").write_text("raise SystemExit\n")
     (project / "conf" / "experiment" / "quick.yaml").write_text("{train: {duration: 1st}}\n")
-    git(project, "commit", "-q", "-a", "-m", "later")
+    run_git(project, "commit", "-q", "-a", "-m", "later")
     assert sweep.wait() == 0, said(project)
     records = [json.loads((sweep_of(project) / row.path / "provenance.json").read_text()) for row in rows(project)]
     assert {result(project, row)["steps"] for row in rows(project)} == {result(project, rows(project)[0])["steps"]}
     assert {record["modules"]["total"] for record in records} == {rows(project)[0].code}
-    assert {record["git"]["commit"] for record in records} == {git(project, "rev-parse", "HEAD^")}
+    assert {record["git"]["commit"] for record in records} == {run_git(project, "rev-parse", "HEAD^")}
     losses = [result(project, row)["metrics"]["val/loss"] for row in rows(project)]
     assert max(losses) < 2.2, "a factor of zero would have learned nothing"
 

@@ -23,6 +23,7 @@ from runner.__main__ import main
 from runner.experiment import examine, worker_rank
 from runner.experiment.record import provenance
 from runner.train.distributed import process_group
+from tests.support import say
 
 WARM = (tensorboardX, examine, worker_rank, DistributedDataParallel)  # imported for the children
 
@@ -75,11 +76,6 @@ def forked(*arguments):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-
-
-def say(what):
-    sys.stdout.write(f"{what}\n")
-    sys.stdout.flush()
 
 
 def statuses_of(pids):

@@ -17,16 +17,7 @@ from torch import nn
 from runner.core import files
 from runner.core.errors import RunError
 from runner.train.checkpoint import Checkpoints, SaveError, to_plain
-
-
-def state(step, size=100):
-    generator = torch.Generator().manual_seed(step)
-    return {"model": {"w": torch.randn(size, generator=generator)}, "progress": {"step": step}}
-
-
-def step_of(loaded):
-    assert torch.equal(loaded["model"]["w"], state(loaded["progress"]["step"])["model"]["w"])
-    return loaded["progress"]["step"]
+from tests.support import check_step, fail_from, list_names, make_state
 
 
 class Told(list):
@@ -39,24 +30,11 @@ def told():
     return Told()
 
 
-@pytest.fixture
-def three(tmp_path):
-    """Checkpoints of steps 1, 2 and 3; the best is 1."""
-    folder = tmp_path / "checkpoints"
-    for step, metric in ((1, 0.1), (2, 0.3), (3, 0.2)):
-        Checkpoints(folder).save(state(step), step, metric)
-    return folder
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
 # ---- the folder
 
 
 def test_the_folder_is_as_the_contract_says(three):
-    assert names(three) == ["best.pt", "last.pt", "manifest.json", *(f"step_0000000{i}.pt" for i in (1, 2, 3))]
+    assert list_names(three) == ["best.pt", "last.pt", "manifest.json", *(f"step_0000000{i}.pt" for i in (1, 2, 3))]
     assert (three / "last.pt").readlink() == Path("step_00000003.pt")
     assert (three / "best.pt").readlink() == Path("step_00000001.pt")
     entries = json.loads((three / "manifest.json").read_text())["entries"]
@@ -69,7 +47,7 @@ def test_the_folder_is_as_the_contract_says(three):
 
 
 def test_torch_opens_one_without_this_package(three):
-    assert step_of(torch.load(three / "last.pt", weights_only=True)) == 3
+    assert check_step(torch.load(three / "last.pt", weights_only=True)) == 3
 
 
 @pytest.mark.parametrize(
@@ -86,13 +64,13 @@ def test_torch_opens_one_without_this_package(three):
 def test_the_best_is_the_earliest_with_the_best_finite_metric(tmp_path, mode, metrics, best):
     checkpoints = Checkpoints(tmp_path / "c", keep=1, mode=mode)
     for step, metric in enumerate(metrics, 1):
-        checkpoints.save(state(step), step, metric)
+        checkpoints.save(make_state(step), step, metric)
 
     found = checkpoints.best()
     assert (found.step if found else None) == best
     assert (tmp_path / "c" / "best.pt").exists() == (best is not None)
     if best:
-        assert step_of(checkpoints.load("best")) == best
+        assert check_step(checkpoints.load("best")) == best
     else:
         with pytest.raises(RunError, match="no best"):
             checkpoints.load("best")
@@ -102,17 +80,17 @@ def test_the_best_is_the_earliest_with_the_best_finite_metric(tmp_path, mode, me
 def test_the_last_few_and_the_best_are_kept(tmp_path, keep):
     checkpoints = Checkpoints(tmp_path / "c", keep=keep)
     for step in range(1, 9):
-        checkpoints.save(state(step), step, abs(step - 2))
+        checkpoints.save(make_state(step), step, abs(step - 2))
 
     expected = sorted({2, *range(9 - keep, 9)})
     assert [e.step for e in checkpoints.entries()] == expected
-    assert [n for n in names(tmp_path / "c") if n.startswith("step")] == [f"step_0000000{i}.pt" for i in expected]
+    assert [n for n in list_names(tmp_path / "c") if n.startswith("step")] == [f"step_0000000{i}.pt" for i in expected]
 
 
 def test_the_next_process_goes_on_where_the_manifest_is(three):
     again = Checkpoints(three, keep=1)
     assert again.newest().step == 3
-    again.save(state(4), 4, 0.4)
+    again.save(make_state(4), 4, 0.4)
 
     assert [e.step for e in again.entries()] == [1, 4]
 
@@ -124,25 +102,25 @@ def test_looking_at_checkpoints_writes_nothing(tmp_path):
 
     assert checkpoints.newest() is None
     assert checkpoints.entries() == []
-    assert names(tmp_path) == []
+    assert list_names(tmp_path) == []
 
 
 def test_a_resume_from_an_older_one_drops_the_abandoned_future(three, told):
     checkpoints = Checkpoints(three, warn=told)
-    checkpoints.save(state(2), 2, 0.9)
+    checkpoints.save(make_state(2), 2, 0.9)
 
     assert [(e.step, e.metric) for e in checkpoints.entries()] == [(1, 0.1), (2, 0.9)]
-    assert [n for n in names(three) if n.startswith("step")] == ["step_00000001.pt", "step_00000002-1.pt"]
-    assert step_of(Checkpoints(three, warn=told).load()) == 2
+    assert [n for n in list_names(three) if n.startswith("step")] == ["step_00000001.pt", "step_00000002-1.pt"]
+    assert check_step(Checkpoints(three, warn=told).load()) == 2
     assert told == []
 
 
 def test_a_best_that_was_abandoned_has_no_link(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c")
-    checkpoints.save(state(2), 2, 0.1)
-    checkpoints.save(state(1), 1, None)
+    checkpoints.save(make_state(2), 2, 0.1)
+    checkpoints.save(make_state(1), 1, None)
 
-    assert names(tmp_path / "c") == ["last.pt", "manifest.json", "step_00000001.pt"]
+    assert list_names(tmp_path / "c") == ["last.pt", "manifest.json", "step_00000001.pt"]
 
 
 # ---- bytes
@@ -279,7 +257,7 @@ def test_every_flipped_bit_is_found(three, told, seed):
         at, bit = draw.randrange(len(whole)), 1 << draw.randrange(8)
         file.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
         told.clear()
-        assert step_of(Checkpoints(three, warn=told).load()) == 2
+        assert check_step(Checkpoints(three, warn=told).load()) == 2
         assert len(told) == 1
         assert "step_00000003.pt is damaged" in told[0]
 
@@ -289,7 +267,7 @@ def test_a_file_of_another_length_is_found(three, told, content):
     file = three / "step_00000003.pt"
     file.write_bytes(content(file.read_bytes()))
 
-    assert step_of(Checkpoints(three, warn=told).load()) == 2
+    assert check_step(Checkpoints(three, warn=told).load()) == 2
     assert len(told) == 1
 
 
@@ -297,7 +275,7 @@ def test_swapped_and_missing_files_are_found(three, told):
     (three / "step_00000003.pt").rename(three / "x")
     (three / "step_00000002.pt").rename(three / "step_00000003.pt")
 
-    assert step_of(Checkpoints(three, warn=told).load()) == 1
+    assert check_step(Checkpoints(three, warn=told).load()) == 1
     assert ["step 3" in told[0], "step 2" in told[1]] == [True, True]
 
 
@@ -320,7 +298,7 @@ def test_a_best_that_is_damaged_is_an_error_and_no_other(three):
 def trained(step, best):
     """What a run saves: its own step, and the best so far."""
     best = {"step": best[0], "objective": best[1], "metrics": {}}
-    return state(step) | {"progress": {"step": step, "best": best}}
+    return make_state(step) | {"progress": {"step": step, "best": best}}
 
 
 @pytest.fixture
@@ -343,7 +321,7 @@ def test_every_flipped_bit_of_the_manifest_changes_nothing(run_of_three, told, s
         file.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
         checkpoints = Checkpoints(run_of_three, warn=told)
         assert checkpoints.entries() == expected
-        assert step_of(checkpoints.load()) == 3
+        assert check_step(checkpoints.load()) == 3
     assert len(told) > 70
     assert all("is damaged" in text and "made again from the checkpoints" in text for text in told)
 
@@ -357,7 +335,7 @@ def test_a_manifest_that_is_lost_is_made_again_as_it_was(run_of_three, told, dam
         file.write_bytes(damage)
 
     checkpoints = Checkpoints(run_of_three, warn=told)
-    assert (step_of(checkpoints.load()), step_of(checkpoints.load("best"))) == (3, 1)
+    assert (check_step(checkpoints.load()), check_step(checkpoints.load("best"))) == (3, 1)
     assert "(whole are those of the steps: 1, 2, 3)" in told[0]
     checkpoints.finish()
     assert file.read_bytes() == whole
@@ -373,7 +351,7 @@ def test_without_a_manifest_nothing_damaged_loads(run_of_three, told, seed):
     for _ in range(60):
         at, bit = draw.randrange(len(whole)), 1 << draw.randrange(8)
         file.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
-        step = step_of(Checkpoints(run_of_three, warn=told).load())
+        step = check_step(Checkpoints(run_of_three, warn=told).load())
         assert step in (2, 3)
         found += step == 2
     assert found > 20
@@ -387,7 +365,7 @@ def test_a_damaged_checkpoint_without_a_manifest_is_passed_over_and_stays(run_of
     checkpoints.load()
     checkpoints.save(trained(4, (4, 0.05)), 4, 0.05)
     assert "step_00000002.pt is damaged" in told[0]
-    assert [n for n in names(run_of_three) if n.startswith("step")] == ["step_00000002.pt", "step_00000004.pt"]
+    assert [n for n in list_names(run_of_three) if n.startswith("step")] == ["step_00000002.pt", "step_00000004.pt"]
 
 
 def test_where_all_checkpoints_are_damaged_a_run_does_not_begin_anew(run_of_three):
@@ -403,7 +381,7 @@ def test_a_file_beside_a_damaged_manifest_is_verified_by_its_archive(run_of_thre
     (run_of_three / "manifest.json").write_bytes(b"{")
     other = Checkpoints(tmp_path / "other", warn=told)
 
-    assert step_of(other.load(run_of_three / "step_00000002.pt")) == 2
+    assert check_step(other.load(run_of_three / "step_00000002.pt")) == 2
     assert "verified by the checksums of its archive" in told[0]
     (run_of_three / "step_00000002.pt").write_bytes(b"PK")
     with pytest.raises(RunError, match="is damaged"):
@@ -412,10 +390,10 @@ def test_a_file_beside_a_damaged_manifest_is_verified_by_its_archive(run_of_thre
 
 def test_an_older_manifest_put_back_does_not_load_silently(three, told):
     old = (three / "manifest.json").read_bytes()
-    Checkpoints(three).save(state(4), 4, 0.5)
+    Checkpoints(three).save(make_state(4), 4, 0.5)
     (three / "manifest.json").write_bytes(old)
 
-    assert step_of(Checkpoints(three, warn=told).load()) == 3
+    assert check_step(Checkpoints(three, warn=told).load()) == 3
     assert "step_00000004.pt was never committed" in told[0]
 
 
@@ -425,7 +403,7 @@ def test_an_older_manifest_put_back_does_not_load_silently(three, told):
 def test_a_path_is_verified_by_the_manifest_beside_it(three, tmp_path, told):
     elsewhere = Checkpoints(tmp_path / "other", warn=told)
     for path in (three / "step_00000002.pt", three / "last.pt", str(three / "best.pt")):
-        step_of(elsewhere.load(path))
+        check_step(elsewhere.load(path))
     assert told == []
 
     (three / "step_00000002.pt").write_bytes(b"PK")
@@ -461,32 +439,18 @@ class Crash(BaseException):
     pass
 
 
-CALLS = [(os, "fsync"), (Path, "replace"), (Path, "symlink_to"), (Path, "unlink"), (files.io.FileIO, None)]
+CALLS = [(os, "fsync"), (Path, "replace"), (Path, "symlink_to"), (Path, "unlink"), (files.io, "FileIO")]
 
 
-def crash_at(monkeypatch, number, error=Crash):
-    """The system call of that number, and every later one, does not happen: what a kill leaves behind."""
-    count = [0]
-
-    def guard(real):
-        def call(*args, **kwargs):
-            count[0] += 1
-            if count[0] >= number:
-                raise error
-            return real(*args, **kwargs)
-
-        return call
-
-    for owner, name in CALLS[:-1]:
-        monkeypatch.setattr(owner, name, guard(getattr(owner, name)))
-    monkeypatch.setattr(files.io, "FileIO", guard(files.io.FileIO))
-    return count
+def crash_at(patch, number, error=Crash):
+    """What a kill leaves behind."""
+    return fail_from(patch, number, lambda: error, CALLS)
 
 
 def calls_of_a_save(folder, monkeypatch):
     with monkeypatch.context() as patch:
         count = crash_at(patch, 10**9)
-        Checkpoints(folder, keep=1).save(state(4), 4, 0.05)
+        Checkpoints(folder, keep=1).save(make_state(4), 4, 0.05)
     return count[0]
 
 
@@ -499,16 +463,16 @@ def test_wherever_a_save_is_killed_a_whole_checkpoint_loads_and_the_next_save_cl
         shutil.copytree(three, folder, symlinks=True)
         with monkeypatch.context() as patch, contextlib.suppress(Crash):
             crash_at(patch, number)
-            Checkpoints(folder, keep=1).save(state(4), 4, 0.05)
+            Checkpoints(folder, keep=1).save(make_state(4), 4, 0.05)
 
         after = Checkpoints(folder, keep=1, warn=told)
-        loaded.append(step_of(after.load()))
+        loaded.append(check_step(after.load()))
         assert after.newest().step == loaded[-1]  # nothing committed was lost: no fallback
         assert all("never committed" in text for text in told)
         assert all((folder / name).resolve().exists() for name in ("last.pt", "best.pt"))
-        step_of(after.load("best"))
-        after.save(state(5), 5, 0.01)
-        assert names(folder) == ["best.pt", "last.pt", "manifest.json", "step_00000005.pt"]
+        check_step(after.load("best"))
+        after.save(make_state(5), 5, 0.01)
+        assert list_names(folder) == ["best.pt", "last.pt", "manifest.json", "step_00000005.pt"]
     assert loaded == sorted(loaded)
     assert set(loaded) == {3, 4}
 
@@ -525,29 +489,29 @@ def save_without_manifest(folder, monkeypatch, value, step):
 
 
 def test_a_crash_between_the_rename_and_the_manifest_leaves_the_previous_state(three, told, monkeypatch):
-    save_without_manifest(three, monkeypatch, state(4), 4)
+    save_without_manifest(three, monkeypatch, make_state(4), 4)
 
     assert (three / "step_00000004.pt").exists()
-    assert step_of(Checkpoints(three, warn=told).load()) == 3
+    assert check_step(Checkpoints(three, warn=told).load()) == 3
     assert "step_00000004.pt was never committed" in told[0]
 
 
 @pytest.mark.parametrize("number", range(1, 12))
 def test_a_disk_that_fails_leaves_the_previous_checkpoints_and_no_temporary_file(three, monkeypatch, number):
-    before = names(three)
+    before = list_names(three)
     with monkeypatch.context() as patch:
         error = OSError(28, "No space left on device")
         crash_at(patch, number, error)
         with contextlib.suppress(SaveError):  # and nothing else: the last calls, deletions, may fail
-            Checkpoints(three).save(state(4), 4, 0.05)
-    assert step_of(Checkpoints(three, warn=lambda _: None).load()) in (3, 4)
-    assert set(before) <= set(names(three))
+            Checkpoints(three).save(make_state(4), 4, 0.05)
+    assert check_step(Checkpoints(three, warn=lambda _: None).load()) in (3, 4)
+    assert set(before) <= set(list_names(three))
 
 
 def test_a_step_saved_again_never_leaves_the_manifest_wrong(three, monkeypatch, told):
-    save_without_manifest(three, monkeypatch, {**state(3), "more": 1}, 3)
+    save_without_manifest(three, monkeypatch, {**make_state(3), "more": 1}, 3)
 
-    assert step_of(Checkpoints(three, warn=told).load()) == 3
+    assert check_step(Checkpoints(three, warn=told).load()) == 3
     assert not any("damaged" in text for text in told)
 
 
@@ -557,7 +521,7 @@ def test_without_a_manifest_nothing_that_is_no_checkpoint_is_deleted(three, told
 
     checkpoints = Checkpoints(three, keep=1, warn=told)
     for step in (3, 4):
-        checkpoints.save(state(step), step, None)
+        checkpoints.save(make_state(step), step, None)
 
-    assert [n for n in names(three) if n.startswith("step")] == ["step_00000002.pt", "step_00000004.pt"]
-    assert step_of(Checkpoints(three).load()) == 4
+    assert [n for n in list_names(three) if n.startswith("step")] == ["step_00000002.pt", "step_00000004.pt"]
+    assert check_step(Checkpoints(three).load()) == 4

@@ -19,6 +19,7 @@ from runner.experiment.preflight import preflight
 from runner.train.checkpoint import Checkpoints
 from runner.train.steps import supervised
 from tests.experiment.crash.project import HARD, differences, ending, events, write
+from tests.support import read_metrics, read_result, write_files
 
 ROOT = Path(__file__).parents[2]
 PARTS = '''
@@ -184,10 +185,7 @@ def fleet(tmp_path_factory):
     """`fleet(2, "seed=1")`: the command in the project by two ranks; their statuses, and what they printed."""
     folder = tmp_path_factory.mktemp("ranks")
     write(folder)
-    (folder / "pieces.py").write_text(PARTS)
-    for name, text in CONF.items():
-        (folder / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "conf" / name).write_text(text)
+    write_files(folder, {"pieces.py": PARTS} | {f"conf/{name}": text for name, text in CONF.items()})
     command = [sys.executable, "-m", "tests.train.fleet"]
     server = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert server.stdout.readline() == "ready\n"
@@ -225,7 +223,7 @@ def relative(one, other):
 
 
 def result(run):
-    return json.loads((run / "result.json").read_text())
+    return read_result(run)
 
 
 # ---- the same numbers
@@ -280,7 +278,7 @@ def compare(fleet, alone, world, batch_size, *argv):
         trained(fleet, world, POINTS, DDP, f"loader.batch_size={batch_size}", *argv),
     )
     assert relative(many, one) < 1e-6
-    lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, many)]
+    lines = [read_metrics(run) for run in (one, many)]
     assert [line.keys() for line in lines[0]] == [line.keys() for line in lines[1]]
     for line, other in zip(*lines, strict=True):
         assert {name: float(value) for name, value in line.items()} == pytest.approx(other, rel=1e-5, abs=1e-6)
@@ -441,9 +439,9 @@ def test_a_killed_rank_ends_all_and_is_named_and_nothing_is_lost(fleet, whole, r
     statuses, said = fleet(2, HARD, DDP, "loader.batch_size=6", f"name={name}", kill=[rank, 7, "SIGKILL"])
     run = next((fleet.folder / "outputs" / name).iterdir())
     assert sorted(statuses) == [-9, 1], said
-    assert (run / "result.json").exists(), said
-    assert result(run)["error"].startswith(f"rank {rank} (process ")
-    assert result(run)["error"] in said[1 - rank]
+    error = result(run)["error"]
+    assert error.startswith(f"rank {rank} (process ")
+    assert error in said[1 - rank]
     assert Checkpoints(run / "checkpoints").load()["progress"]["step"] == 5
     statuses, said = fleet(2, "resume", str(run))
 
@@ -505,7 +503,7 @@ def test_torchrun_itself_stops_all_and_says_with_what_to_go_on(tmp_path):
 
 def test_data_parallel_saves_what_one_device_would(runner, monkeypatch):
     """Without GPUs torch's wrapper passes on to the model; what is seen is that no name or number changes."""
-    monkeypatch.setattr(preflight, "_check_device", lambda *_: None)
+    monkeypatch.setattr(preflight, "check_device", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     argv = ("train.duration=2st", "device.type=auto")
     wrapped, bare = [runner(*argv, f"device.parallel={how}").folder for how in ("data_parallel", "none")]

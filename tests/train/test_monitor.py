@@ -1,6 +1,5 @@
 """Whole runs that are looked into: nothing moves a weight, nothing is lost, nothing off costs a call."""
 
-import json
 import os
 import random
 import signal
@@ -13,12 +12,12 @@ import torch
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.plugins.hparams import metadata as hparams_metadata
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from runner.log.logger import Logger
 from runner.train.monitor import Monitor
 from runner.train.optimizer_step.base import OptimizerStep
-from tests.experiment.crash.project import HARD, differences, ending, events, write
+from tests.experiment.crash.project import HARD, differences, ending, events
+from tests.support import find_newest, read_metrics, read_result, record_operators
 
 HOOKS = "{all: {name: '.*', forward: [mean, std, abs_max, zeros], backward: [mean, std, abs_max, zeros]}}"
 SEEN = [
@@ -69,40 +68,16 @@ def failing(module, inputs, output):
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("project")
-    write(folder)
-    (folder / "more.py").write_text(MORE)
-    yield folder
-    for name in ("parts", "more"):
-        sys.modules.pop(name, None)
-
-
-@pytest.fixture
-def hard(project, monkeypatch, capsys):
-    """`hard(HARD, "seed=1")`: a command in the project, in this process; its status and what it said."""
-    from runner.__main__ import main
-
-    monkeypatch.chdir(project)
-    monkeypatch.syspath_prepend(project)
-
-    def run(*argv):
-        capsys.readouterr()
-        status = main(list(argv))
-        said = capsys.readouterr()
-        return status, said.out + said.err
-
-    return run
-
-
-def newest(project):
-    return max((project / "outputs" / "hard").iterdir(), key=lambda path: path.stat().st_ctime_ns)
+def project(project):
+    (project / "more.py").write_text(MORE)
+    yield project
+    sys.modules.pop("more", None)
 
 
 def made(hard, project, *argv):
-    status, said = hard(*argv)
-    assert status == 0, said
-    return newest(project)
+    ran = hard(*argv)
+    assert ran.status == 0, ran
+    return find_newest(project)
 
 
 def stop_after(step, monkeypatch):
@@ -127,7 +102,7 @@ def test_with_everything_on_a_run_ends_with_the_bits_of_one_with_everything_off(
 
     for part in ("model", "optimizer", "scheduler", "rng", "step"):
         assert differences(saved[0][part], saved[1][part]) == []
-    results = [json.loads((folder / "result.json").read_text()) for folder in (off, on)]
+    results = [read_result(folder) for folder in (off, on)]
     assert results[0]["weights_sha256"] == results[1]["weights_sha256"]
     assert len(list((on / "profile").iterdir())) == 1
 
@@ -169,10 +144,19 @@ def test_tensorboard_reads_all_that_was_seen(hard, project):
         if "running" not in name and "tracked" not in name
     ]
 
-    assert plugins["histograms"] == {f"{kind}/{name}" for kind in ("weights", "gradients") for name in parameters}
-    assert plugins["images"] == {"val/predictions", "val/confusion_matrix"}
-    assert plugins["pr_curves"] == {f"val/pr/{name}" for name in ("0", "1", "2", "micro")}
-    assert plugins["scalars"] >= {
+    scalars = plugins.pop("scalars")
+    steps = {
+        "gradient_norm": [3, 6, 9, 12],
+        "weights/conv.weight": [4, 8, 12],
+        "val/confusion_matrix": [5, 10, 12],
+    }
+
+    assert plugins == {
+        "histograms": {f"{kind}/{name}" for kind in ("weights", "gradients") for name in parameters},
+        "images": {"val/predictions", "val/confusion_matrix"},
+        "pr_curves": {f"val/pr/{name}" for name in ("0", "1", "2", "micro")},
+    }
+    assert scalars >= {
         "gradient_norm",
         "forward/conv/zeros",
         "backward/norm/std",
@@ -181,9 +165,7 @@ def test_tensorboard_reads_all_that_was_seen(hard, project):
         "throughput/data_wait",
         "memory/resident_gib",
     }
-    assert [event.step for event in board.Tensors("gradient_norm")] == [3, 6, 9, 12]
-    assert [event.step for event in board.Tensors("weights/conv.weight")] == [4, 8, 12]
-    assert [event.step for event in board.Tensors("val/confusion_matrix")] == [5, 10, 12]
+    assert {name: [event.step for event in board.Tensors(name)] for name in steps} == steps
     assert {"conv/conv2d", "norm/batch_norm", "head/linear"} <= {node.name for node in board.Graph().node}
     assert len((folder / "tb/projector/val/tensors.tsv").read_text().splitlines()) == 12
 
@@ -195,7 +177,7 @@ def test_stopped_and_resumed_nothing_seen_is_missing_or_double(hard, project, mo
     with monkeypatch.context() as patch:
         stop_after(step, patch)
         assert hard(HARD, *SEEN)[0] == 75
-    folder = newest(project)
+    folder = find_newest(project)
     assert hard("resume", str(folder))[0] == 0
 
     assert differences(ending(whole), ending(folder)) == []
@@ -212,8 +194,8 @@ FIELDED = (HARD, "step._target_=more.Fielded")
 
 def test_a_steps_own_fields_are_logged_saved_and_may_be_the_objective(hard, project):
     folder = made(hard, project, *FIELDED, "train.objective=val/right", "train.mode=max")
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    result = json.loads((folder / "result.json").read_text())
+    lines = read_metrics(folder)
+    result = read_result(folder)
     saved = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
 
     assert [line["train/stage"] for line in lines if "train/stage" in line] == ["warm", "hot"]
@@ -228,8 +210,11 @@ def test_a_steps_own_fields_are_logged_saved_and_may_be_the_objective(hard, proj
     for line in lines:
         for split in ("train", "val"):
             assert line.get(f"{split}/right") == pytest.approx(line.get(f"{split}/accuracy", None))
-    assert result["objective"] == result["metrics"]["val/right"]
-    assert (result["train"]["train/stage"], result["train"]["train/right"]) == ("hot", lines[-1]["train/right"])
+    assert (result["objective"], result["train"]["train/right"], result["train"]["train/stage"]) == (
+        result["metrics"]["val/right"],
+        lines[-1]["train/right"],
+        "hot",
+    )
     assert saved["progress"]["last"]["train/stage"] == "hot"
     board = EventAccumulator(str(folder / "tb"))
     board.Reload()
@@ -243,7 +228,7 @@ def test_a_steps_own_fields_go_on_as_if_it_had_never_stopped(hard, project, monk
     with monkeypatch.context() as patch:
         stop_after(step, patch)
         assert hard(*FIELDED)[0] == 75
-    folder = newest(project)
+    folder = find_newest(project)
     assert hard("resume", str(folder))[0] == 0
 
     assert differences(ending(whole), ending(folder)) == []
@@ -258,11 +243,11 @@ def test_hparams_are_a_row_for_each_run_with_its_last_metrics(hard, project):
     content = board.PluginTagToContent("hparams")
     start = hparams_metadata.parse_session_start_info_plugin_data(content[hparams_metadata.SESSION_START_INFO_TAG])
     end = hparams_metadata.parse_session_end_info_plugin_data(content[hparams_metadata.SESSION_END_INFO_TAG])
-    metrics = json.loads((folder / "result.json").read_text())["metrics"]
+    metrics = read_result(folder)["metrics"]
 
-    assert (start.hparams["seed"].number_value, start.hparams["optimizer.lr"].number_value) == (3, 0.001)
-    assert start.hparams["model._target_"].string_value == "parts.Net"
-    assert not any(name.startswith(("log.", "sweep.")) for name in start.hparams)
+    given = start.hparams
+    assert (given["seed"].number_value, given["model._target_"].string_value) == (3, "parts.Net")
+    assert not any(name.startswith(("log.", "sweep.")) for name in given)
     assert end.status == 1  # success
     assert [run for run in runs if folder.name in run] == [f"hard/{folder.name}/tb"]  # TensorBoard shows it once
     assert set(board.PluginTagToContent("scalars")) >= set(metrics)
@@ -282,10 +267,6 @@ def test_a_prolonged_run_has_one_row(hard, project):
     assert "optimizer.lr" not in start.hparams
 
 
-def lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 OWN = "{mine: {name: conv, forward: {_target_: more.peak}, backward: {_target_: more.Spread, factor: 2}}}"
 
 
@@ -293,8 +274,8 @@ def test_hooks_of_ones_own_are_logged_and_move_no_weight(hard, project):
     """What they return is in the line of the step, by name; they draw random numbers of their own."""
     plain = made(hard, project, HARD, "log.every=3st")
     looked = made(hard, project, HARD, "log.every=3st", f"++log.hooks={OWN}")
-    line = lines(looked)[0]
-    results = [json.loads((folder / "result.json").read_text()) for folder in (plain, looked)]
+    line = read_metrics(looked)[0]
+    results = [read_result(folder) for folder in (plain, looked)]
 
     assert {name for name in line if name.startswith(("forward", "backward"))} == {
         "forward/conv/mine/largest",
@@ -331,44 +312,34 @@ def test_hooks_of_ones_own_are_logged_and_move_no_weight(hard, project):
 )
 def test_a_hook_that_cannot_be_is_said(hard, hook, status, said):
     """Before the run where its name or its pattern is wrong; with its key where it raises or does more than look."""
-    ended, text = hard(HARD, "log.every=1st", f"++log.hooks={{a: {hook}}}")
+    ended, _, text = hard(HARD, "log.every=1st", f"++log.hooks={{a: {hook}}}")
 
     assert (status, True) == (ended, said in text), text
 
 
 def test_a_line_of_training_may_be_of_its_own_step(hard, project, monkeypatch):
     """The values of each third step, and of the last, as a log of every step has them; also after a resume."""
-    every = {line["step"]: line for line in lines(made(hard, project, HARD, FIELDED[1], "log.every=1st"))}
+    every = {line["step"]: line for line in read_metrics(made(hard, project, HARD, FIELDED[1], "log.every=1st"))}
     names = ("train/loss", "train/accuracy", "train/right")
-    third = lines(made(hard, project, HARD, FIELDED[1], "log.every=3st", "log.mean=false"))
-    means = lines(made(hard, project, HARD, FIELDED[1], "log.every=3st"))
+    third = read_metrics(made(hard, project, HARD, FIELDED[1], "log.every=3st", "log.mean=false"))
+    means = read_metrics(made(hard, project, HARD, FIELDED[1], "log.every=3st"))
     with monkeypatch.context() as patch:
         stop_after(5, patch)
         assert hard(HARD, FIELDED[1], "log.every=3st", "log.mean=false")[0] == 75
-    folder = newest(project)
+    folder = find_newest(project)
     assert hard("resume", str(folder))[0] == 0
 
     at = [line["step"] for line in third if "train/loss" in line]
     assert at == [3, 6, 9, 12]
     for name in names:
         assert [line[name] for line in third if name in line] == [every[step][name] for step in at]
-        assert [line[name] for line in lines(folder) if name in line] == [every[step][name] for step in at]
+        assert [line[name] for line in read_metrics(folder) if name in line] == [every[step][name] for step in at]
     assert means[0]["train/loss"] != third[0]["train/loss"]
-
-
-class Operators(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.count = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count[str(func)] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def calls_of_ten_steps(hard, *argv):
     """Python's and C's calls, and the operators, between steps 12 and 22 of a run that logs each 25."""
-    python, operators, done = Counter(), Operators(), []
+    python, operators, done = Counter(), record_operators(), []
 
     def profiler(frame, event, arg):
         if event == "call":
@@ -391,7 +362,7 @@ def calls_of_ten_steps(hard, *argv):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", counted)
-        status, said = hard(
+        ran = hard(
             HARD,
             "train.duration=25st",
             "log.every=25st",
@@ -400,8 +371,8 @@ def calls_of_ten_steps(hard, *argv):
             "loader.batch_size=1",
             *argv,
         )
-    assert (status, len(done)) == (0, 25), said
-    return python, operators.count
+    assert (ran.status, len(done)) == (0, 25), ran
+    return python, Counter(operators.names)
 
 
 OFF = [
@@ -460,7 +431,7 @@ def test_what_is_off_adds_no_call_and_what_is_on_none_between_its_steps(hard, pr
     ],
 )
 def test_what_is_asked_for_in_vain_is_a_mistake(hard, overrides, said):
-    status, text = hard("check", HARD, *overrides)
+    status, text, _ = hard("check", HARD, *overrides)
 
     assert status == 2
     assert said in text

@@ -1,8 +1,6 @@
 """A number that is none: attributed to its step, its tensor and its samples; what `train.on_fault` does about it."""
 
-import json
 import random
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,8 @@ from torch import nn
 from runner.train.checkpoint import Checkpoints
 from runner.train.finite import collect_tensors, find_infinite_buffers, find_non_finite
 from runner.train.nan_search import NonFiniteFound, check_input
-from tests.experiment.crash.project import HARD, write
+from tests.experiment.crash.project import HARD
+from tests.support import find_newest, read_metrics, read_result
 
 PLACES = {  # where it is put → what is to be named, and in which module
     "input": ("the model's input", "Net"),
@@ -23,27 +22,14 @@ PLACES = {  # where it is put → what is to be named, and in which module
 }
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("faulty")
-    write(folder)
-    yield folder
-    sys.modules.pop("parts", None)
-
-
 @pytest.fixture
-def hard(project, monkeypatch, capsys):
+def hard(hard, project):
     """`hard("seed=1")`: the project's run; its exit status, directory and result."""
-    from runner.__main__ import main
-
-    monkeypatch.chdir(project)
-    monkeypatch.syspath_prepend(project)
 
     def run(*argv):
-        before = set((project / "outputs" / "hard").glob("*"))
-        status = main([HARD, *argv])
-        folder = (set((project / "outputs" / "hard").glob("*")) - before).pop()
-        return status, folder, json.loads((folder / "result.json").read_text())
+        status = hard(HARD, *argv).status
+        folder = find_newest(project)
+        return status, folder, read_result(folder)
 
     return run
 
@@ -109,7 +95,7 @@ def test_a_batch_is_left_out_after_going_back(hard):
     """The run makes as many steps as were asked for, so it needs a fourth epoch, which has that sample again."""
     status, folder, result = hard(*SAMPLE, "train.on_fault=rollback", "train.max_faults=5")
     saved = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(folder)
 
     assert (status, result["steps"]) == (0, 12)
     assert len(saved["progress"]["left_out"]) == 4
@@ -161,7 +147,7 @@ def test_the_samples_of_digits_are_named_however_batches_are_made(project, monke
     before = set((project / "outputs").glob("digits_cnn/*"))
     assert main(["optimizer.lr=1e20", "device=cpu", "train.duration=4st", "dataset.limit=200", *ways]) == 1
     folder = (set((project / "outputs").glob("digits_cnn/*")) - before).pop()
-    fault = json.loads((folder / "result.json").read_text())["fault"]
+    fault = read_result(folder)["fault"]
 
     assert (fault["step"], fault["tensor"], len(fault["samples"])) == (2, "the output of `fc`", 64)
     FOUND.append(fault["samples"])

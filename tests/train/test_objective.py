@@ -1,8 +1,6 @@
 """What is compared between evaluations: values that were said since the last one, and each name has one value."""
 
-import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +8,7 @@ import torch
 
 from runner.core.errors import RunError
 from runner.train import evaluation, loop
+from tests.support import read_metrics
 
 TRAINING_ALONE = (
     "dataset.val_fraction=0",
@@ -21,16 +20,12 @@ TRAINING_ALONE = (
 )
 
 
-def lines(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_an_objective_of_training_is_said_at_each_evaluation(runner):
     """Four epochs of four steps, a line of the log every 50: each epoch has a loss of its own to be compared."""
     ran = runner("train.duration=4ep", *TRAINING_ALONE, "train.early_stop=2", "log.every=50st", "optimizer.lr=0.01")
 
     assert (0, 16) == (ran.status, ran.result["steps"])
-    said = [(line["step"], line["train/loss"]) for line in lines(ran.folder)]
+    said = [(line["step"], line["train/loss"]) for line in read_metrics(ran.folder)]
     assert [4, 8, 12, 16] == [step for step, _ in said]
     losses = [loss for _, loss in said]
     assert sorted(losses, reverse=True) == losses
@@ -116,3 +111,23 @@ def test_a_metric_that_takes_a_name_is_a_mistake_of_the_config(runner, tmp_path,
     ran = runner("check", "step._target_=named_step.step", "+metrics.top={_target_:runner.train.metrics.Accuracy}")
     assert 2 == ran.status
     assert "metrics.top must have another name: the step has a field `top` of its own" in ran.out + ran.err
+
+
+def test_a_field_that_the_step_has_in_evaluations_alone_is_an_objective_of_these(runner, tmp_path, monkeypatch):
+    """`val/own` is produced, `train/own` is not."""
+    (tmp_path / "fields.py").write_text(FIELDS)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = ("step._target_=fields.step", "train.mode=min", "train.duration=1st", "dataset.limit=32")
+
+    assert runner("check", *settings, "train.objective=val/own").status == 0
+    refused = runner("check", *settings, "train.objective=train/own")
+    assert (2, True) == (refused.status, "train.objective must be one of" in refused.err + refused.out)
+
+
+FIELDS = """
+from runner.train.steps import supervised
+
+def step(batch, model, loss, input=0, target=1):
+    made = supervised(batch, model, loss)
+    return made if model.training else made | {"own": made["loss"].detach()}
+"""

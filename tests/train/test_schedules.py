@@ -1,6 +1,5 @@
 """Every scheduler of torch from YAML: bitwise the losses and rates of the loop as one writes it by hand."""
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from datasets.synthetic import SyntheticImages
 from models.mlp import MLP
+from tests.support import read_metrics
 
 EPOCH, EPOCHS, BATCH = 5, 4, 16
 TOTAL = EPOCH * EPOCHS
@@ -269,7 +269,7 @@ def train(runner: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callab
 
 def logged(ran: Any) -> tuple[list[float], list[list[float]]]:
     """Losses and rates of every step."""
-    events = [json.loads(line) for line in (ran.folder / "metrics.jsonl").read_text().splitlines()]
+    events = read_metrics(ran.folder)
     steps = [event for event in events if "train/loss" in event]
     return [e["train/loss"] for e in steps], [[e["lr/head"], e["lr/default"]] for e in steps]
 
@@ -358,7 +358,7 @@ def test_plateau_may_follow_a_metric_of_training(train: Callable[..., Any]) -> N
     """The loss since the last line of the log, which is written where the plateau is asked."""
     settings = ("train.evaluate_every=1ep", "log.every=100st", "dataset.val=null", "train.objective=train/loss")
     ran = train(f"{{_target_: {LR}ReduceLROnPlateau, monitor: train/loss, patience: 0, threshold: 0.9}}", *settings)
-    events = [json.loads(line) for line in (ran.folder / "metrics.jsonl").read_text().splitlines()]
+    events = read_metrics(ran.folder)
     rates = [event["lr/default"] for event in events if "lr/default" in event]
 
     assert [pytest.approx(rate) for rate in (0.1, 0.1, 0.01, 0.001)] == rates

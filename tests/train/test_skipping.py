@@ -21,6 +21,7 @@ from runner.data import batches, interfaces
 from runner.data.bad_samples import BadSamples
 from runner.data.samples import Pipeline, Placement, Stream
 from runner.data.whole_dataset import SplitSubset
+from tests.support import read_epochs, same_batches, set_workers
 
 CPU = Placement(torch.device("cpu"))
 Batches = list[list[Tensor]]
@@ -33,21 +34,6 @@ def split(dataset: Any, faults: BadSamples | None = None, **settings: Any) -> An
     loader = interfaces.LoaderSettings(**{"batch_size": 8, "shuffle": True} | settings)
     return batches.make_split(
         dataset, indices, Pipeline(transforms), Stream(3, "train"), CPU, loader, faults=faults, limit=limit
-    )
-
-
-def workers(number: int, *, persistent: bool = False) -> dict[str, Any]:
-    options = {"persistent_workers": persistent, "prefetch_factor": 2, "timeout": 60} if number else {}
-    return {"num_workers": number, "options": options, "in_memory": False}
-
-
-def epochs(made: Any, count: int = 3, start: int = 0) -> Batches:
-    return [list(batch) for epoch in range(count) for batch in made.batches(epoch, start)]
-
-
-def same(left: Batches, right: Batches) -> bool:
-    return len(left) == len(right) and all(
-        torch.equal(a, b) for one, two in zip(left, right, strict=True) for a, b in zip(one, two, strict=True)
     )
 
 
@@ -101,14 +87,14 @@ def test_in_memory_and_sample_by_sample_leave_out_the_same(number: int, seed: in
     gathered, loaded = (
         split(dataset, skipping(classes=classes), **settings, in_memory=memory) for memory in (True, False)
     )
-    expected = epochs(gathered)
+    expected = read_epochs(gathered)
 
     assert gathered.plan.text.startswith("gathered")
     assert gathered.num_batches == loaded.num_batches
-    assert same(expected, epochs(loaded))
+    assert same_batches(expected, read_epochs(loaded))
     assert bad.isdisjoint(torch.cat([batch[1] for batch in expected]).tolist())
     for start in range(gathered.num_batches):
-        assert same(epochs(gathered, 1, start), epochs(loaded, 1, start))
+        assert same_batches(read_epochs(gathered, 1, start), read_epochs(loaded, 1, start))
 
 
 def test_the_others_are_as_if_it_were_sound(seed: int) -> None:
@@ -118,10 +104,11 @@ def test_the_others_are_as_if_it_were_sound(seed: int) -> None:
     spoilt = TensorDataset(sound.tensors[0].clone(), sound.tensors[1])
     spoilt.tensors[0][[4, 17, 33], 0, 0, 0] = torch.nan
     for memory in (True, False):
-        whole = epochs(split(sound, in_memory=memory))
-        left = epochs(split(spoilt, skipping(), in_memory=memory))
+        whole = read_epochs(split(sound, in_memory=memory))
+        left = read_epochs(split(spoilt, skipping(), in_memory=memory))
         kept = [[~torch.isin(batch[1], torch.tensor([4, 17, 33]))] for batch in whole]
-        assert same([[member[rows] for member in batch] for batch, (rows,) in zip(whole, kept, strict=True)], left)
+        expected = [[member[rows] for member in batch] for batch, (rows,) in zip(whole, kept, strict=True)]
+        assert same_batches(expected, left)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -133,11 +120,11 @@ def test_workers_leave_out_the_same(number: int, persistent: bool, seed: int) ->
     """Three epochs, and from every batch on."""
     dataset, _, classes, settings = case(random.Random(seed))
     here = split(dataset, skipping(classes=classes), **settings)
-    there = split(dataset, skipping(classes=classes), **settings, **workers(number, persistent=persistent))
+    there = split(dataset, skipping(classes=classes), **settings, **set_workers(number, persistent=persistent))
 
-    assert same(epochs(here), epochs(there))
+    assert same_batches(read_epochs(here), read_epochs(there))
     for start in range(0, here.num_batches, 1 if number == 4 else 3):
-        assert same(epochs(here, 1, start), epochs(there, 1, start))
+        assert same_batches(read_epochs(here, 1, start), read_epochs(there, 1, start))
 
 
 def test_weighted_sampling_with_skipped_samples() -> None:
@@ -148,7 +135,7 @@ def test_weighted_sampling_with_skipped_samples() -> None:
     dataset.tensors[1][5] = 3
     faults = skipping(classes=3)
     made = split(dataset, faults, sampler=WeightedClasses(SplitSubset(dataset, np.arange(60))))
-    counts = torch.bincount(torch.cat([batch[1] for batch in epochs(made, 30)]), minlength=4).tolist()
+    counts = torch.bincount(torch.cat([batch[1] for batch in read_epochs(made, 30)]), minlength=4).tolist()
 
     assert counts[3] == 0
     assert all(380 < count < 520 for count in counts[:3])  # a quarter of 1800 each
@@ -161,7 +148,7 @@ def test_a_batch_without_a_sound_sample_is_said(tmp_path: Path) -> None:
     for memory in (True, False):
         made = split(dataset, skipping(), batch_size=1, in_memory=memory, shuffle=False)
         with pytest.raises(RunError, match="a batch of the train split has no sound sample"):
-            epochs(made, 1)
+            read_epochs(made, 1)
 
 
 def test_what_was_listed_before_a_resume_is_not_listed_again(tmp_path: Path) -> None:
@@ -169,7 +156,7 @@ def test_what_was_listed_before_a_resume_is_not_listed_again(tmp_path: Path) -> 
     dataset = images(40, random.Random(0))
     dataset.tensors[0][[2, 3]] = torch.nan
     for _ in range(2):
-        epochs(split(dataset, BadSamples(skip=True, limit=2, folder=tmp_path)), 1)
+        read_epochs(split(dataset, BadSamples(skip=True, limit=2, folder=tmp_path)), 1)
     assert [2, 3] == [json.loads(line)["index"] for line in (tmp_path / "bad_samples.jsonl").read_text().splitlines()]
 
 
@@ -204,7 +191,7 @@ def test_any_dataset_can_be_asked_into_memory() -> None:
     numbers = {"image": v2.ToImage(), "scale": v2.ToDtype(torch.float32, scale=True)}
     gathered = split(Pictures(), transforms=numbers, in_memory=True)
     loaded = split(Pictures(), transforms=numbers, in_memory=False)
-    for one, two in zip(epochs(gathered, 1), epochs(loaded, 1), strict=True):
+    for one, two in zip(read_epochs(gathered, 1), read_epochs(loaded, 1), strict=True):
         assert torch.allclose(one[0], two[0], atol=1e-6)
         assert torch.equal(one[1], two[1])
     others = np.array([index for index in range(20) if index != 3])
@@ -220,7 +207,7 @@ def test_faults_of_what_is_read_into_memory(tmp_path: Path) -> None:
         split(Pictures(raises), transforms=numbers, in_memory=True)
     made = split(Pictures(raises), skipping(folder=tmp_path), transforms=numbers, in_memory=True)
     loaded = split(Pictures(raises), skipping(), transforms=numbers, in_memory=False)
-    assert [len(batch[1]) for batch in epochs(made)] == [len(batch[1]) for batch in epochs(loaded)]
+    assert [len(batch[1]) for batch in read_epochs(made)] == [len(batch[1]) for batch in read_epochs(loaded)]
     assert "3.png" in (tmp_path / "bad_samples.jsonl").read_text()
     with pytest.raises(ValueError, match=r"sample 3 has \[3, 7, 5\], not \[3, 6, 5\] as the first"):
         split(Pictures(lambda: (Image.new("RGB", (5, 7)), 1)), transforms=numbers, in_memory=True)
@@ -269,17 +256,17 @@ UNSOUND = [
 @pytest.mark.parametrize(("seventh", "message"), UNSOUND)
 def test_unsound_samples_of_a_stream(seventh: Any, message: str, number: int, tmp_path: Path) -> None:
     """Named by split, place and worker, or left out without a change to the others."""
-    settings = {**workers(number), "in_memory": "auto", "transforms": {}}
+    settings = {**set_workers(number), "in_memory": "auto", "transforms": {}}
     who = " of worker 0" if number else ""
     with pytest.raises(RunError, match=f"^train sample 7{who}: {message}"):
-        epochs(split(Numbers(seventh), BadSamples(classes=3, target=1), **settings), 1)
+        read_epochs(split(Numbers(seventh), BadSamples(classes=3, target=1), **settings), 1)
     faults = skipping(classes=3, folder=tmp_path)
-    left = epochs(split(Numbers(seventh), faults, **settings), 2)
-    whole = epochs(split(Numbers(None), **settings), 2)
+    left = read_epochs(split(Numbers(seventh), faults, **settings), 2)
+    whole = read_epochs(split(Numbers(None), **settings), 2)
     for batch in (0, 3):
         whole[batch] = [torch.cat([member[:7], member[8:]]) for member in whole[batch]]
 
-    assert same(whole, left)
+    assert same_batches(whole, left)
     (line,) = [json.loads(line) for line in (tmp_path / "bad_samples.jsonl").read_text().splitlines()]
     assert (line["index"], line.get("worker")) == (7, 0 if number else None)
 
@@ -295,8 +282,8 @@ def test_a_transform_that_fails_in_a_stream() -> None:
     settings: dict[str, Any] = {"transforms": {"refuse": refuse}}
     seventh = lambda: (torch.full((3,), 7.0), 0)  # noqa: E731
     with pytest.raises(RunError, match=r"^train sample 7: ValueError: refused"):
-        epochs(split(Numbers(seventh), **settings), 1)
-    assert 19 == sum(len(batch[1]) for batch in epochs(split(Numbers(seventh), skipping(), **settings), 1))
+        read_epochs(split(Numbers(seventh), **settings), 1)
+    assert 19 == sum(len(batch[1]) for batch in read_epochs(split(Numbers(seventh), skipping(), **settings), 1))
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -305,25 +292,25 @@ def test_a_stream_that_raises_has_no_next_sample(number: int) -> None:
     with pytest.raises(
         RunError, match=r"train sample 7.*: OSError: truncated .*py:\d+\); an iterable dataset that raised has no"
     ):
-        epochs(split(Numbers(raises), skipping(), transforms={}, **workers(number)), 1)
+        read_epochs(split(Numbers(raises), skipping(), transforms={}, **set_workers(number)), 1)
     with pytest.raises(RunError, match=r"train sample 7.*: OSError: truncated \(.*py:\d+\)$"):
-        epochs(split(Numbers(raises), transforms={}, **workers(number)), 1)
+        read_epochs(split(Numbers(raises), transforms={}, **set_workers(number)), 1)
     assert [] == multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("persistent", [False, True])
 def test_a_worker_of_a_stream_knows_the_epoch(persistent: bool) -> None:
     """Also one that lives through several; its numbers are those of its epoch."""
-    here = epochs(split(Numbers(None), transforms={}))
-    there = epochs(split(Numbers(None), transforms={}, **workers(1, persistent=persistent)))
+    here = read_epochs(split(Numbers(None), transforms={}))
+    there = read_epochs(split(Numbers(None), transforms={}, **set_workers(1, persistent=persistent)))
 
-    assert same(here, there)
+    assert same_batches(here, there)
     assert [0, 1, 2] == [int(batch[0].min() // 10) for batch in here[::3]]
 
 
 def test_a_stream_is_started_at_any_batch() -> None:
     """What comes before is read and dropped."""
     made = split(Numbers(nan), skipping(), transforms={}, limit=18)
-    whole = epochs(made, 1)
+    whole = read_epochs(made, 1)
     for start in range(len(whole)):
-        assert same(whole[start:], epochs(made, 1, start))
+        assert same_batches(whole[start:], read_epochs(made, 1, start))

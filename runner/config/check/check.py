@@ -14,10 +14,11 @@ from runner.config.check.imports import TargetError, check_name
 from runner.config.check.places import find_misplaced, find_run_elsewhere
 from runner.config.check.rules import collect, sweep
 from runner.config.check.rules.rule import Finding
-from runner.config.hydra_loader import Composed
+from runner.config.composed import Composed
 from runner.config.interpolation import suggest_decoding
 from runner.config.origins import make_relative
-from runner.config.parsing import Reading, format_key, read, to_plain
+from runner.config.parsing import read, to_plain
+from runner.config.reading import Reading, format_key
 from runner.core.errors import ABSENT, ConfigError, Mistake
 
 Path_ = tuple[str | int, ...]

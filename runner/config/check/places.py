@@ -55,7 +55,7 @@ def _judge_place(key: str, text: str, trust: Sequence[str], *, is_file: bool) ->
 
 
 def find_run_elsewhere(run: str) -> Mistake | None:
-    """Return the mistake of a `run` that a file of the project leads out of the working directory, else None."""
+    """Return the mistake of a file's `run` that leads out of the working directory, else None."""
     path, homes = Path(os.path.normpath(run)), [Path.cwd()]
     led = None if make_inner(path, homes) is None else find_led_away(path, homes)
     if led is None and make_inner(path, homes) is not None:

@@ -8,12 +8,13 @@ import torch
 from torch.utils.data import default_collate
 
 from runner.config.check.imports import import_object
-from runner.config.schema import Config, Sample
+from runner.config.schema import Config, Dataset, Sample
 from runner.core.errors import Mistake
 from runner.experiment.builders import data as data_builder
 from runner.experiment.builders.instantiate import InstantiationError, Trust
 from runner.experiment.preflight.report import Preflight, locate_user_code, to_mistake
 from runner.model.meta import to_meta
+from runner.train.steps import needs_input_and_target
 
 
 def make_zeros(sample: Sample) -> Any:
@@ -24,6 +25,13 @@ def make_zeros(sample: Sample) -> Any:
         width, height = sample.size or [1, 1]
         return Image.new(sample.mode, (width, height))
     return torch.zeros(sample.shape or [], dtype=getattr(torch, sample.dtype or "float32"))
+
+
+def is_evaluated(dataset: Dataset) -> bool:
+    """Return whether a dataset has a split that is evaluated, in training or at its end."""
+    split_off = dataset.source is not None and bool(dataset.val_fraction or dataset.test_fraction or dataset.folds)
+    given = (dataset.val, dataset.test, *dataset.evaluate.values())
+    return split_off or any(node is not None for node in given)
 
 
 def make_sample_batch(config: Config, found: Preflight, trust: Trust) -> Any:
@@ -43,10 +51,13 @@ def make_sample_batch(config: Config, found: Preflight, trust: Trust) -> Any:
         if isinstance(stated, dict)
         else tuple(make_zeros(member) for member in stated)
     )
-    if config.transform.on != "sample" and _has_missing_member(config, found, sample):
+    if config.transform.on != "sample" and _has_missing_member(config, found, sample, trust):
         return None
-    found.eval_batch = to_meta(_collate_sample(config, found, "eval", sample, trust))
-    batch = None if found.eval_batch is None else _collate_sample(config, found, "train", sample, trust)
+    evaluated = is_evaluated(config.dataset)
+    if evaluated:
+        found.eval_batch = to_meta(_collate_sample(config, found, "eval", sample, trust))
+    refused = evaluated and found.eval_batch is None
+    batch = None if refused else _collate_sample(config, found, "train", sample, trust)
     if batch is None:
         return None
     try:
@@ -64,10 +75,11 @@ def make_sample_batch(config: Config, found: Preflight, trust: Trust) -> Any:
     return to_meta(batch)
 
 
-def _has_missing_member(config: Config, found: Preflight, sample: Any) -> bool:
-    """Return whether the supervised step names a member that the sample lacks; record the mistake."""
+def _has_missing_member(config: Config, found: Preflight, sample: Any, trust: Trust) -> bool:
+    """Return whether the step names a member that the sample lacks; record the mistake."""
     known = list(sample) if isinstance(sample, dict) else list(range(len(sample)))
-    for name in ("input", "target") if config.step["_target_"] == "runner.train.steps.supervised" else ():
+    step = import_object(config.step["_target_"], trust)
+    for name in ("input", "target") if needs_input_and_target(step) else ():
         place = config.step.get(name)
         wanted = place.values() if isinstance(place, dict) else place if isinstance(place, list) else [place]
         if any(member is not None and member not in known for member in wanted):

@@ -29,9 +29,6 @@ STAND_IN = train_preflight.STEPS_PER_EPOCH  # steps of an epoch where the data i
 ROWS = 12  # of the table, besides the first and the last
 
 
-CYCLED = ("momentum", "betas")  # what OneCycleLR and CyclicLR move against the rate
-
-
 def plan(config: Config, trust: Trust = (), steps_per_epoch: int | None = None) -> dict[str, Any]:
     """Compute the rate of each parameter group after every step, as plain data.
 
@@ -91,7 +88,9 @@ def make_optimizer(config: Config, trust: Trust = ()) -> torch.optim.Optimizer:
         model = model_preflight.build_meta_model(
             config, report_preflight.Preflight(), trust
         ) or model_builder.make_model(config, trust)
-        loss = None if config.loss is None else instantiate(config.loss, "loss", trust=trust, call=False)
+        loss = (
+            None if config.loss is None else instantiate(config.loss, "loss", trust=trust, call=False, seed=config.seed)
+        )
     frozen = freeze(model, config.freeze.params)
     return train_preflight.make_stand_in_optimizer(
         config, model_builder.make_groups(config, model, frozen, trust, loss), trust

@@ -24,6 +24,10 @@ class Conversion:
     notes: str  # told by the process that unpickled
     remedy: str  # how to load from it, where that is not plain
 
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data for `--json`."""
+        return {"file": str(self.file), "tensors": self.count, "notes": self.notes, "remedy": self.remedy}
+
     def __str__(self) -> str:
         return f"{self.count} tensors in {self.file}{f'; to load from it: {self.remedy}' if self.remedy else ''}"
 
@@ -49,7 +53,9 @@ def convert(file: Path, out: Path | None = None, main_module: str = "", *, trust
     if child.returncode:
         last = child.stderr.strip().splitlines()[-1:] or [f"it ended with the status {child.returncode}"]
         raise RunError(f"{file} could not be unpickled: {last[0]}")
-    from runner.model.pretrained.files import LocatedWeights, find_state, read
+    from runner.model.pretrained.contents import find_state
+    from runner.model.pretrained.files import read
+    from runner.model.pretrained.locate import LocatedWeights
 
     raw = read(LocatedWeights(out))
     try:

@@ -74,7 +74,7 @@ class OptimizerStep:
         return lambda: self.after_backward.remove(look)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of the optimizer step: plain numbers by name, with `parts` among them."""
+        """Return the state for a checkpoint: plain numbers by name, `parts` among them."""
         return {"parts": self.parts}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:

@@ -51,6 +51,10 @@ class ClosureStep(OptimizerStepWithAfterHooks):
         def closure() -> Any:
             self.optimizer.zero_grad()
             outcome = self.backward(batch)
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:  # torch's LBFGS takes a view of them all as one vector
+                    if parameter.grad is not None:
+                        parameter.grad = parameter.grad.contiguous()
             if not outcomes:
                 outcomes.append(outcome)
                 for look in self.after_backward:  # once a step, at its first evaluation

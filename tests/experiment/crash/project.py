@@ -1,11 +1,12 @@
 """A user's project with everything that makes an exact resume hard, and what is compared."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from tests.support import read_metrics, read_result, write_files
 
 PARTS = '''
 import random
@@ -157,20 +158,16 @@ STEPS = 12  # of 3 epochs
 
 def write(folder: Path) -> None:
     """Put the project's files into a folder."""
-    (folder / "parts.py").write_text(PARTS)
-    for name, text in CONF.items():
-        (folder / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "conf" / name).write_text(text)
+    write_files(folder, {"parts.py": PARTS} | {f"conf/{name}": text for name, text in CONF.items()})
 
 
 def ending(run: Path) -> dict[str, Any]:
     """All that a run ended with: the checkpoint but for its config, the log lines, the result's metrics."""
     saved = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
     del saved["config"]
-    result = json.loads((run / "result.json").read_text())
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    result = read_result(run)
     best = {name: result[name] for name in ("metrics", "best", "objective", "status", "steps", "weights_sha256")}
-    return {"checkpoint": saved, "lines": lines, "result": best}
+    return {"checkpoint": saved, "lines": read_metrics(run), "result": best}
 
 
 def events(run: Path) -> list[tuple[int, str, bytes]]:

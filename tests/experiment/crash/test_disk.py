@@ -12,29 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from runner.core import files
 from runner.core.errors import RunError
 from runner.train.checkpoint import Checkpoints, SaveError
-
-
-def state(step):
-    return {"model": {"w": torch.randn(100, generator=torch.Generator().manual_seed(step))}, "progress": {"step": step}}
-
-
-def step_of(loaded):
-    assert torch.equal(loaded["model"]["w"], state(loaded["progress"]["step"])["model"]["w"])
-    return loaded["progress"]["step"]
-
-
-@pytest.fixture
-def three(tmp_path):
-    """Checkpoints of steps 1, 2 and 3; the best is 1."""
-    folder = tmp_path / "checkpoints"
-    for step, metric in ((1, 0.1), (2, 0.3), (3, 0.2)):
-        Checkpoints(folder).save(state(step), step, metric)
-    return folder
+from tests.support import check_step, fail_from, make_state
 
 
 def silent(folder):
@@ -43,7 +25,7 @@ def silent(folder):
 
 def save(checkpoints):
     """Step 4 becomes the last and the best, and the others go."""
-    checkpoints.save(state(4), 4, 0.05)
+    checkpoints.save(make_state(4), 4, 0.05)
 
 
 # ---- every state that a crash can leave
@@ -198,7 +180,7 @@ def test_the_newest_committed_checkpoint_loads_in_every_state_that_a_crash_leave
         put(folder, names)
         told = []
         checkpoints = Checkpoints(folder, warn=told.append)
-        step = step_of(checkpoints.load())
+        step = check_step(checkpoints.load())
         steps.add(step)
         assert checkpoints.newest().step == step, told
         assert all("never committed" in text for text in told), told
@@ -215,30 +197,12 @@ def test_after_the_save_returned_the_new_one_is_what_loads(tmp_path, recorded):
     last = list(crash_states(before, operations))[-1]
     put(tmp_path / "after", last)
 
-    assert step_of(Checkpoints(tmp_path / "after").load()) == 4
+    assert check_step(Checkpoints(tmp_path / "after").load()) == 4
 
 
 # ---- a disk that refuses
 
 REFUSALS = [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES, errno.EDQUOT]
-
-
-def refuse_at(monkeypatch, number, error, calls):
-    """The system call of that number and all after it fail."""
-    count = [0]
-
-    def guard(real):
-        def call(*args, **kwargs):
-            count[0] += 1
-            if count[0] >= number:
-                raise OSError(error, os.strerror(error))
-            return real(*args, **kwargs)
-
-        return call
-
-    for owner, name in calls:
-        monkeypatch.setattr(owner, name, guard(getattr(owner, name)))
-    return count
 
 
 class Failing(files._HashingWriter):
@@ -269,6 +233,10 @@ CALLS = [
 ]
 
 
+def refuse_at(patch, number, error, calls):
+    return fail_from(patch, number, lambda: OSError(error, os.strerror(error)), calls)
+
+
 def count_calls(folder, monkeypatch):
     checkpoints = silent(folder)
     with monkeypatch.context() as patch:
@@ -276,6 +244,18 @@ def count_calls(folder, monkeypatch):
         count = refuse_at(patch, 10**9, 0, CALLS)
         save(checkpoints)
     return count[0]
+
+
+def check_three(folder):
+    """The newest checkpoint loads, and where that is the third, all three do."""
+    told = []
+    checkpoints = Checkpoints(folder, warn=told.append)
+    newest = checkpoints.newest().step
+    assert check_step(checkpoints.load()) == newest
+    assert newest in {3, 4}
+    if newest == 3:
+        assert [check_step(checkpoints.load(folder / entry.file)) for entry in checkpoints.entries()] == [1, 2, 3]
+    assert all("never committed" in text for text in told)
 
 
 @pytest.mark.parametrize("error", REFUSALS, ids=errno.errorcode.get)
@@ -298,14 +278,7 @@ def test_whatever_call_is_refused_the_previous_checkpoint_is_whole(three, tmp_pa
                 said = str(caught)
         if refused:
             assert f"step_00000004.pt could not be written ({os.strerror(error)}): it needs 400 bytes" in said
-        told = []
-        checkpoints = Checkpoints(folder, warn=told.append)
-        assert step_of(checkpoints.load()) == checkpoints.newest().step
-        assert checkpoints.newest().step in {3, 4}
-        if checkpoints.newest().step == 3:
-            assert [entry.step for entry in checkpoints.entries()] == [1, 2, 3]
-            assert all(step_of(checkpoints.load(folder / entry.file)) for entry in checkpoints.entries())
-        assert all("never committed" in text for text in told)
+        check_three(folder)
     assert total > 20
     assert refused > total / 2
 
@@ -357,7 +330,7 @@ def corrupt(three, tmp_path, seed, count):
         touched = {n for n, data in before.items() if (three / n).read_bytes() != data}
         told = []
         try:
-            step = step_of(Checkpoints(three, warn=told.append).load())
+            step = check_step(Checkpoints(three, warn=told.append).load())
         except RunError:
             outcomes["refused"] += 1
         else:
@@ -388,15 +361,12 @@ def test_nothing_of_ten_thousand_corruptions_loads_silently(three, tmp_path, see
 
 # ---- in the background
 
-
-def large(step):
-    generator = torch.Generator().manual_seed(step)
-    return {"model": {"w": torch.randn(3_000_000, generator=generator)}, "progress": {"step": step}}
+LARGE = 3_000_000  # numbers: large enough to be saved in the background
 
 
 def test_a_save_in_the_background_has_the_bytes_of_one_in_the_foreground(tmp_path):
     """Though the tensors change as soon as `save` returns."""
-    values = large(1)
+    values = make_state(1, LARGE)
     Checkpoints(tmp_path / "a").save(values, 1, None)
     background = Checkpoints(tmp_path / "b")
     background.save(values, 1, None, background=True)
@@ -409,7 +379,7 @@ def test_a_save_in_the_background_has_the_bytes_of_one_in_the_foreground(tmp_pat
 def test_at_most_one_save_is_under_way_and_they_are_committed_in_order(tmp_path):
     checkpoints = Checkpoints(tmp_path / "a", keep=5)
     for step in range(1, 4):
-        checkpoints.save(large(step), step, None, background=True)
+        checkpoints.save(make_state(step, LARGE), step, None, background=True)
     checkpoints.wait()
 
     assert [entry.step for entry in Checkpoints(tmp_path / "a").entries()] == [1, 2, 3]
@@ -419,17 +389,17 @@ def test_what_goes_wrong_in_the_background_is_said_by_the_next_call(three, monke
     checkpoints = Checkpoints(three)
     with monkeypatch.context() as patch:
         refuse_at(patch, 1, errno.ENOSPC, [(files.io, "FileIO")])
-        checkpoints.save(large(4), 4, None, background=True)
+        checkpoints.save(make_state(4, LARGE), 4, None, background=True)
         with pytest.raises(SaveError, match=r"No space left.*needs 12,000,000 bytes"):
             checkpoints.wait()
     checkpoints.wait()
 
-    assert step_of(checkpoints.load()) == 3
+    assert check_step(checkpoints.load()) == 3
 
 
 def test_small_ones_are_written_at_once(tmp_path):
     checkpoints = Checkpoints(tmp_path / "a")
-    checkpoints.save(state(1), 1, None, background=True)
+    checkpoints.save(make_state(1), 1, None, background=True)
 
     assert checkpoints.newest().step == 1
 
@@ -447,7 +417,7 @@ def test_what_does_not_read_back_as_it_was_written_is_not_committed(three, monke
     with pytest.raises(SaveError, match="does not give back"):
         save(silent(three))
 
-    assert step_of(Checkpoints(three, warn=lambda _: None).load()) == 3
+    assert check_step(Checkpoints(three, warn=lambda _: None).load()) == 3
 
 
 # ---- a disk that is really full, as the kernel says it

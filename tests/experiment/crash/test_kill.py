@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests.experiment.crash.project import HARD, differences, ending, write
+from tests.support import read_result
 
 ROOT = Path(__file__).parents[3]
 OFTEN = (HARD, "train.checkpoint_every=1st", "train.duration=20ep")  # 80 steps, each saved
@@ -155,7 +156,7 @@ def asked_to_stop(warm, count, seed):
         os.kill(warm.child, signal.SIGTERM)
         assert warm.status() == 75, warm.log.read_text()[-2000:]
         slowest = max(slowest, time.monotonic() - before)
-        result = json.loads((folder / "result.json").read_text())
+        result = read_result(folder)
         saved = torch.load(folder / "checkpoints" / "last.pt", weights_only=True) if result["steps"] else None
         assert saved is None or saved["progress"]["step"] == result["steps"]
         shutil.rmtree(folder)

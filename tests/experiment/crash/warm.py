@@ -19,13 +19,9 @@ from runner.experiment import examine, run
 from runner.experiment.record import provenance
 from runner.train import loop
 from runner.train.checkpoint import Checkpoints
+from tests.support import say
 
 WARM = (tensorboardX, examine, run)  # imported for the children
-
-
-def say(what):
-    sys.stdout.write(f"{what}\n")
-    sys.stdout.flush()
 
 
 def child(argv, log, flag):

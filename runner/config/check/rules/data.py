@@ -7,7 +7,7 @@ from typing import Any
 
 from runner.config import schema
 from runner.config.check.rules.rule import Finding, find_unused_settings
-from runner.config.parsing import format_yaml
+from runner.config.reading import format_yaml
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import Mistake
 
