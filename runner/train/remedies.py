@@ -93,6 +93,10 @@ def suggest_for_model(model: nn.Module, inputs: Any, batch: Any, error: BaseExce
         return said
     if said := _suggest_dtype(model, given, str(error)):
         return said
+    if "more than 1 value per channel" in str(error):  # batch norm, on a batch of one sample
+        return (
+            "take `loader.drop_last=true`, or another `loader.batch_size` (of an evaluation: `loader.eval.batch_size`)"
+        )
     if found := re.search(r"to have (\d+) channels, but got (\d+)", str(error)):
         wanted, had = map(int, found.groups())
         image = given[0]

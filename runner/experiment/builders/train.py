@@ -228,7 +228,7 @@ def make_metrics(config: Config, device: torch.device, trust: Trust = ()) -> dic
 
 
 def move_metric(metric: Any, device: torch.device) -> Any:
-    """Move a metric to a device if it is a module or has a method `to(device)`; another `to` is its own business."""
+    """Move a metric to a device if it is a module or has a method `to(device)`."""
     move: Any = getattr(metric, "to", None)
     if not isinstance(metric, nn.Module):
         if not callable(move):
