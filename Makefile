@@ -35,7 +35,7 @@ format: setup  ## mend what ruff can mend
 	$(BIN)/ruff format
 
 # Two at a time, a file's tests in one process: they share what is made once.
-test: setup  ## the tests of every day (one file: make test ARGS=tests/test_fit.py)
+test: setup  ## the tests of every day (one file: make test ARGS=tests/train/test_metrics.py)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-all: setup  ## every test, with a seed of its own (again with the same one: make test-all SEED=123)

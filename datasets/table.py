@@ -1,9 +1,13 @@
 """Tables: CSV, NumPy and Parquet files as whole tensors."""
 
+import math
+import os
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +17,8 @@ from torch.utils.data import TensorDataset
 
 from datasets import delimited
 
-MISSING = {"", "NA", "N/A", "n/a", "#N/A", "#NV", "<NA>", "NaN", "nan", "NULL", "null", "None"}
+MISSING = {"", "NA", "N/A", "n/a", "#N/A", "#NV", "<NA>", "NaN", "nan", "NULL", "null", "None", "?"}
+FREE_BYTES, MOST_RATIO = 100 * 2**20, 200  # an archive may become so large, or so many times its own size
 ALL_DIFFERENT = 20  # rows from which whole numbers that all differ are no classes
 Columns = dict[str, npt.NDArray[np.generic]]
 
@@ -80,29 +85,74 @@ def read(path: Path) -> tuple[Columns, list[int]]:
     if ending in delimited.ENDINGS:
         return _read_text(path)
     if ending == ".npz":
+        _refuse_bomb(path)
         with np.load(path, allow_pickle=False) as arrays:
             _refuse_twice(path, arrays.files)
             return dict(arrays), []
     if ending == ".npy":
+        with path.open("rb") as file:
+            _verify_claim(file, str(path), path.stat().st_size)
         matrix = np.load(path, allow_pickle=False)
         if matrix.ndim != 2:
             raise ValueError(f"{path} has the shape {list(matrix.shape)}: a table has rows and columns")
         return {str(number): matrix[:, number] for number in range(matrix.shape[1])}, []
     if ending == ".parquet":
-        try:
-            from pyarrow import parquet
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("Parquet files need pyarrow: pip install pyarrow") from error
-        if path.is_file():  # not a folder of parts
-            _refuse_twice(path, parquet.read_schema(path).names)
-        table = parquet.read_table(path)
-        columns = {name: np.array(table[name].to_numpy()) for name in table.column_names}
-        for name, column in columns.items():
-            if column.dtype == object and any(value is None for value in column):
-                raise ValueError(f"{path}: column {name!r} has cells without a value")
-        return columns, []
+        return _read_parquet(path), []
     known = ", ".join((*delimited.ENDINGS, ".npy", ".npz"))
     raise ValueError(f"{path} is no {known} or .parquet: save it as one of these, such as CSV")
+
+
+def _read_parquet(path: Path) -> Columns:
+    try:
+        from pyarrow import parquet
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("Parquet files need pyarrow: pip install pyarrow") from error
+    parts = sorted(path.rglob("*")) if path.is_dir() else [path]
+    if foreign := next((part for part in parts if part.exists() and not part.is_file() and not part.is_dir()), None):
+        raise ValueError(f"{foreign} is no regular file")
+    if path.is_file():  # not a folder of parts
+        _refuse_twice(path, parquet.read_schema(path).names)
+    _verify_memory(path, [parquet.read_metadata(part) for part in parts if part.suffix.lower() == ".parquet"])
+    table = parquet.read_table(path)
+    columns = {name: np.array(table[name].to_numpy()) for name in table.column_names}
+    for name, column in columns.items():
+        if column.dtype == object and any(value is None for value in column):
+            raise ValueError(f"{path}: column {name!r} has cells without a value")
+    return columns
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Raise ValueError for an archive of arrays that becomes too large, or whose arrays claim more than they hold."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        size, packed = sum(member.file_size for member in members), path.stat().st_size
+        if size > max(FREE_BYTES, MOST_RATIO * packed):
+            raise ValueError(
+                f"{path} has {packed:,} bytes and becomes {size:,}, more than {MOST_RATIO} times as many, as a bomb "
+                "does: if you know where it is from, save it anew with `numpy.savez`"
+            )
+        for member in members:
+            if member.filename.endswith(".npy"):
+                with archive.open(member) as file:
+                    _verify_claim(file, f"{path}: {member.filename.removesuffix('.npy')!r}", member.file_size)
+
+
+def _verify_claim(file: IO[bytes], name: str, size: int) -> None:
+    """Raise ValueError where the header of an array claims more numbers than there are bytes."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, kind = read(file)
+    claimed = math.prod(shape) * kind.itemsize
+    if claimed > size and not kind.hasobject:  # else NumPy says that it is no plain array
+        raise ValueError(f"{name} claims {list(shape)} numbers of {kind}, {claimed:,} bytes, and has {size:,}")
+
+
+def _verify_memory(path: Path, tables: Sequence[Any]) -> None:
+    """Raise ValueError where the cells of a table do not fit into this machine's memory."""
+    cells = sum(table.num_rows * table.num_columns for table in tables)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if cells * 8 > memory:
+        raise ValueError(f"{path} holds {cells:,} cells, and this machine has {memory:,} bytes of memory")
 
 
 def _read_text(path: Path) -> tuple[Columns, list[int]]:

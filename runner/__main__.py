@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from runner.core.escape import make_printable
+from runner.core.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_WRONG
+from runner.core.stop_signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from runner.core.errors import Mistake
@@ -44,6 +46,19 @@ PLANNED = (
 )
 
 
+# First words of other tools' command lines, and the verb that does the same; without one a run is trained.
+ELSEWHERE = {
+    "train": "",
+    "fit": "",
+    "run": "",
+    "start": "",
+    "eval": "evaluate",
+    "test": "evaluate",
+    "validate": "evaluate",
+    "continue": "resume",
+}
+
+
 def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
     """Do what the command line asks; return the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -56,28 +71,28 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
 
     place = environment.read_place()
     if place is not None and place.rank:
-        from runner.cli.options import split_trust
+        from runner.cli.options import find_trust
         from runner.experiment.worker_rank import run_worker_rank
 
-        return run_worker_rank(place, split_trust(argv)[1])
+        return run_worker_rank(place, find_trust(argv))
     try:
         return serve(argv, began, place)
     except ConfigError as error:
         print(make_printable(error), file=sys.stderr)
-        return 2
+        return EXIT_WRONG
     except RunError as error:  # of a verb; a run records its own
         print(make_printable(error), file=sys.stderr)
-        return 1
+        return EXIT_FAILED
     except KeyboardInterrupt:  # before or after the training loop, which saves first
-        return 130
+        return EXIT_INTERRUPTED
     except BrokenPipeError:  # `| head` has seen enough; nothing is left to be flushed at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return EXIT_DONE
     except OSError as error:  # a folder that cannot be written, a file that cannot be read
         from runner.core.errors import explain_os_error
 
         print(make_printable(explain_os_error(error)), file=sys.stderr)
-        return 1
+        return EXIT_FAILED
 
 
 def serve(argv: list[str], began: float | None, place: "RankPlace | None") -> int:
@@ -93,11 +108,13 @@ def serve(argv: list[str], began: float | None, place: "RankPlace | None") -> in
     verb = argv[0] if argv else ""
     if place is not None and verb in VERBS and verb != "resume":
         raise ConfigError([processes_preflight.make_torchrun_mistake(verb, "start it without torchrun")])
-    if verb in VERBS and {"-h", "--help"} & set(argv[1:]):
-        print(str(importlib.import_module(VERBS[verb]).__doc__).replace("`", ""))
-        return handle_ended(0, place)
     if verb in VERBS:
-        status: int = importlib.import_module(VERBS[verb]).main(argv[1:])
+        module = importlib.import_module(VERBS[verb])
+        if {"-h", "--help"} & set(argv[1:]):
+            helps = (declared.format_help() for declared in module.VERBS)
+            print("\n\n".join([str(module.__doc__).replace("`", "").rstrip(), *helps]))
+            return handle_ended(EXIT_DONE, place)
+        status: int = module.main(argv[1:])
         return handle_ended(status, place)
     if verb and verb[0].isalpha() and "=" not in verb and not needs_value(argv):
         raise ConfigError([describe_unknown_verb(verb)])
@@ -110,7 +127,7 @@ def handle_ended(status: int, place: "RankPlace | None") -> int:
     """Return the exit status, and end torchrun's other processes with it where nothing was trained."""
     if place is None:
         return status
-    if status == 0:  # after any other, torchrun ends them
+    if status == EXIT_DONE:  # after any other, torchrun ends them
         from runner.train.distributed.process_group import dismiss
 
         dismiss(place, status)
@@ -122,7 +139,7 @@ def needs_value(argv: list[str]) -> bool:
     """Return whether the line begins with a key whose value is the next argument, `optimizer.lr 0.1`."""
     from runner.config import arguments
 
-    return argv[0] not in PLANNED and 0 in arguments.find_pairs(argv)
+    return argv[0] not in (*PLANNED, *ELSEWHERE) and 0 in arguments.find_pairs(argv)
 
 
 def describe_unknown_verb(verb: str) -> "Mistake":
@@ -133,8 +150,10 @@ def describe_unknown_verb(verb: str) -> "Mistake":
 
     if verb in PLANNED:
         return Mistake(verb, "is planned but not built yet", where=f"argument `{verb}`", kind="unavailable")
-    near = difflib.get_close_matches(verb, VERBS, n=1)
+    near = [ELSEWHERE[verb]] if ELSEWHERE.get(verb) else difflib.get_close_matches(verb, VERBS, n=1)
     remedy = f"did you mean `{near[0]}`?" if near else f"the verbs are {', '.join(VERBS)}; an override is `key=value`"
+    if verb in ELSEWHERE and not near:
+        remedy = "leave it out: without a verb the runner trains, `python -m runner experiment=digits_mlp`"
     return Mistake(
         verb,
         "is no verb",
@@ -152,11 +171,13 @@ def run_process() -> NoReturn:
     asked = [signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
     if environment.read_place() is None:  # which signals what it has started for reasons of its own
         for number in asked:
-            signal.signal(number, lambda *_: os._exit(75))  # nothing is under way, so that there is nothing to save
+            signal.signal(
+                number, lambda *_: os._exit(EXIT_STOPPED)
+            )  # nothing is under way, so that there is nothing to save
         if hasattr(signal, "SIGHUP") and (sys.argv[1:2] == ["resume"] or not {*sys.argv[1:2]} & {*VERBS}):
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # training goes on where its terminal is closed
     status = main(began=BEGAN)
-    for number in (*asked, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # Python takes a while to end, and would end with another status
     sys.exit(status)
 

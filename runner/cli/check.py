@@ -2,25 +2,25 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from runner.cli import check_resume
-from runner.cli.options import split_trust
+from runner.cli.options import JSON, MULTIRUN, TRUST, Verb
 from runner.config.compose import compose
 from runner.core.errors import ConfigError, Mistake, format_count, format_mistakes
 from runner.core.escape import make_printable
+from runner.core.exit_status import EXIT_DONE, EXIT_WRONG
 from runner.experiment.examine import examine
 from runner.sweep.examine import examine_sweep
-from runner.sweep.space import request as sweeps
+
+VERBS = (Verb("check", options=(MULTIRUN, JSON, TRUST)), *check_resume.VERBS)
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the report; return 0 if nothing is wrong, else 2."""
     if argv and argv[0] == "resume":
         return check_resume.main(argv[1:])
-    rest, trust = split_trust(argv)
-    as_json, sweep = "--json" in rest, bool({"-m", "--multirun"} & set(rest))
-    overrides = [argument for argument in rest if argument not in ("--json", "-m", "--multirun")]
+    given = VERBS[0].parse(argv)
+    overrides, trust, as_json = given.overrides, given.trust, given.as_json
     found: list[Mistake] = []
 
     def say(mistakes: list[Mistake]) -> None:
@@ -31,13 +31,8 @@ def main(argv: Sequence[str]) -> int:
     notes: list[str] = []
     plan: list[str] = []
     try:
-        if sweep:
+        if MULTIRUN.name in given:
             examine_sweep(overrides, trust, say, notes.extend)
-            planned = sweeps.make_request(overrides, Path.cwd(), trust)
-            if planned.is_search and not found:
-                from runner.sweep.search import optuna_search  # imports Optuna
-
-                say(optuna_search.rehearse(planned, trust))
         else:
             seen = examine(compose(overrides), trust, say).found
             notes, plan = seen.notes, seen.plan
@@ -48,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps({"mistakes": plain, "count": len(found), "notes": notes, "plan": plan}, default=str))
     else:
         _print(plan, notes, len(found))
-    return 2 if found else 0
+    return EXIT_WRONG if found else EXIT_DONE
 
 
 def _print(plan: Sequence[str], notes: Sequence[str], count: int) -> None:

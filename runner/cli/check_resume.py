@@ -6,54 +6,25 @@ differs too, something is not deterministic; if not, something has a state that 
 """
 
 import json
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
-from runner.cli.options import split_trust
-from runner.config import compose
-from runner.core.errors import ConfigError, Mistake
-from runner.experiment.check_resume import STEPS, compare_resumed
-from runner.experiment.examine import examine, make_reporter
+from runner.cli.options import COUNT, JSON, TRUST, Option, Verb
+from runner.core.exit_status import EXIT_DONE, EXIT_FAILED
+from runner.experiment.check_resume import STEPS, check_resume
 
-USAGE = "python -m runner check resume [--steps K] [--json] [overrides]"
+STEPS_OPTION = Option("--steps", f"train K steps before and after the stop; {STEPS} unless given", "K", COUNT)
+
+
+VERBS = (Verb("check resume", options=(STEPS_OPTION, JSON, TRUST)),)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train, resume and compare; return 0 if every bit is equal, 1 if not, 2 on mistakes."""
-    rest, trust = split_trust(argv)
-    steps, as_json, overrides = _parse_arguments(rest)
-    settings = [
-        f"train.duration={2 * steps}st",
-        "train.checkpoint_every=1st",
-        f"train.keep={2 * steps + 1}",
-        "log.tensorboard=false",
-        "log.progress=false",
-    ]
-    composed = compose.compose([*overrides, *settings])
-    examined = examine(composed, trust, make_reporter())
-    if examined.mistakes:
-        return 2
-    with tempfile.TemporaryDirectory(prefix="check_resume_") as scratch:
-        answer = compare_resumed(Path(scratch), examined.config, composed.unresolved_yaml, steps, trust)
-    if as_json:
-        print(json.dumps(answer))
-    else:
-        print(answer["answer"])
-    return 0 if answer["same"] else 1
+    """Print the answer; return 0 if every bit is equal, else 1.
 
-
-def _parse_arguments(rest: Sequence[str]) -> tuple[int, bool, list[str]]:
-    steps, as_json, overrides, arguments = str(STEPS), False, [], iter(rest)
-    for argument in arguments:
-        if argument == "--json":
-            as_json = True
-        elif argument == "--steps":
-            steps = next(arguments, "")
-        elif argument.startswith("--steps="):
-            steps = argument.removeprefix("--steps=")
-        else:
-            overrides.append(argument)
-    if not steps.isdecimal() or int(steps) < 1:
-        raise ConfigError([Mistake("--steps", "must be a number of at least 1", steps, remedy=USAGE)])
-    return int(steps), as_json, overrides
+    Raises:
+        ConfigError: the config has mistakes.
+    """
+    given = VERBS[0].parse(argv)
+    answer = check_resume(given.overrides, given.trust, given.get("--steps", STEPS))
+    print(json.dumps(answer) if given.as_json else answer["answer"])
+    return EXIT_DONE if answer["same"] else EXIT_FAILED

@@ -5,88 +5,41 @@ training evaluated (`train.ema`), unless told otherwise.
 """
 
 import json
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.cli.options import split_trust
-from runner.config.suggestions import find_nearest
-from runner.core.errors import ConfigError, Mistake, RunError
-from runner.core.escape import make_printable
-from runner.experiment.record.recorded import load_recorded_config
+from runner.cli.options import JSON, TRUST, Option, Verb
+from runner.core.exit_status import EXIT_DONE
+from runner.experiment.evaluate import evaluate_run
 
-USAGE = "python -m runner evaluate RUN [--checkpoint last|best|PATH] [--weights raw|ema] [--json] [overrides]"
+VERBS = (
+    Verb(
+        "evaluate",
+        words=("RUN",),
+        options=(
+            Option("--checkpoint", "checkpoint of the run, otherwise the last", "last|best|PATH"),
+            Option("--weights", "otherwise the average, where the run has one", "WHICH", choices=("raw", "ema")),
+            JSON,
+            TRUST,
+        ),
+    ),
+)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Evaluate a checkpoint of a run on every split except train; return the exit status."""
-    rest, trust = split_trust(argv)
-    arguments, as_json, positional = iter(rest), False, []
-    options = {"--checkpoint": "last", "--weights": ""}
-    for argument in arguments:
-        name, separator, value = argument.partition("=")
-        if name in options:
-            options[name] = value if separator else next(arguments, "")
-        elif argument == "--json":
-            as_json = True
-        else:
-            positional.append(argument)
-    if not positional:
-        raise ConfigError([Mistake("RUN", "is missing", remedy=USAGE)])
-    if options["--weights"] not in ("", "raw", "ema"):
-        raise ConfigError([Mistake("--weights", "must be raw or ema", options["--weights"])])
-    folder = Path(positional[0])
-    config, _ = load_recorded_config(folder, positional[1:], trust, verb="evaluate")
-    checkpoint = find_checkpoint(folder, options["--checkpoint"])
-    from runner.experiment import diagnosis
-    from runner.experiment.builders import run as run_builder
-    from runner.log.console import print_final_report
-    from runner.train import evaluation
-    from runner.train.state_dict import put_weights
-
-    with diagnosis.convert_record_errors(folder):
-        run = run_builder.build(config, folder, {}, trust)
-        run.checkpoints.warn = lambda text: print(make_printable(text), file=sys.stderr)
-        saved = run.checkpoints.load(checkpoint)
-        put_weights(run, saved, options["--weights"])
-        metrics: dict[str, float] = {}
-        try:
-            for name in run.splits:
-                if name != "train":
-                    metrics |= evaluation.evaluate(run, name) or {}
-        except Exception as error:
-            raise RunError(diagnosis.explain_failure(error, run, config, None, None)) from error
-    if as_json:
-        print(json.dumps({"run": str(folder), "step": saved["progress"]["step"], "metrics": metrics}))
-    else:
-        print_final_report(metrics, folder)
-    return 0
-
-
-def find_checkpoint(folder: Path, checkpoint: str) -> str:
-    """Find the checkpoint `--checkpoint` names: last, best, a path or a file in the run's folder.
+    """Print the metrics of a checkpoint of a run.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: there is no such run or checkpoint, or the config has mistakes.
+        RunError: the data cannot be had, or the evaluation failed.
     """
-    if checkpoint in ("last", "best"):
-        return checkpoint
-    beside = folder / "checkpoints" / checkpoint
-    if checkpoint and Path(checkpoint).is_file():
-        return checkpoint
-    if checkpoint and beside.is_file():
-        return str(beside)
-    known = sorted(path.name for path in (folder / "checkpoints").glob("*.pt"))
-    name = Path(checkpoint).name
-    near = f"{name}.pt" if f"{name}.pt" in known else find_nearest(name, known)
-    command = f"python -m runner evaluate {shlex.quote(str(folder))} --checkpoint"
-    remedy = (
-        f"did you mean `{command} {shlex.quote(str(folder / 'checkpoints' / near))}`?"
-        if near
-        else f"there are {', '.join(['last', 'best', *known])}"
-    )
-    rule = "must be last, best or a file"
-    raise ConfigError(
-        [Mistake("--checkpoint", rule, checkpoint, f"argument `--checkpoint {checkpoint}`", remedy, near)]
-    )
+    given = VERBS[0].parse(argv)
+    checkpoint, weights = given.get("--checkpoint", "last"), given.get("--weights", "")
+    found = evaluate_run(Path(given.words[0]), given.overrides, given.trust, checkpoint=checkpoint, weights=weights)
+    if given.as_json:
+        print(json.dumps(found.as_json()))
+    else:
+        from runner.log.console import print_final_report
+
+        print_final_report(found.metrics, found.folder)
+    return EXIT_DONE

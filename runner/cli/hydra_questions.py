@@ -6,6 +6,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 
 from runner.config.compose import create_hydra
+from runner.core.exit_status import EXIT_DONE
 
 FLAGS = frozenset(
     {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"},
@@ -34,4 +35,4 @@ def answer(argv: Sequence[str]) -> int:
             hydra.shell_completion(config_name="config", overrides=asked.overrides)
     finally:
         GlobalHydra.instance().clear()
-    return 0
+    return EXIT_DONE

@@ -1,46 +1,260 @@
-"""Parsers of command-line options: `--trust`, and options that take a value."""
+"""Parser of every verb's arguments: a verb declares its words and options, and gets their values.
 
-from collections.abc import Sequence
+`--name VALUE` and `--name=VALUE` mean the same. All mistakes of a command line are reported together: an option that
+does not exist (with the nearest one), a value that is missing, wrong or given twice. An argument without dashes is a
+word of the verb or an override of the config.
+"""
 
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import ConfigError, Mistake
 
 
-def split_trust(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Return the command line without `--trust PATTERN` or `--trust=PATTERN`, and the patterns."""
-    rest, trust, arguments = [], [], iter(argv)
-    for argument in arguments:
-        if argument == "--trust":
-            trust.append(next(arguments, ""))
-            if not trust[-1]:
-                remedy = "--trust 'timm.*' or --trust DIRECTORY"
-                raise ConfigError([Mistake("--trust", "needs a pattern", where="argument `--trust`", remedy=remedy)])
-        elif argument.startswith("--trust="):
-            trust.append(argument.removeprefix("--trust="))
-        else:
-            rest.append(argument)
-    return rest, tuple(pattern for pattern in trust if pattern)
+@dataclass(frozen=True)
+class ValueKind:
+    """Kind of values an option takes: `rule` in words, `parse` raises ValueError for any other text."""
+
+    rule: str
+    parse: Callable[[str], Any]
 
 
-def split_options(argv: Sequence[str], names: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Split `--name VALUE` or `--name=VALUE` off the command line; return the rest and the values."""
-    rest, found = [], {name: list[str]() for name in names}
-    arguments = iter(argv)
-    for argument in arguments:
-        name, given, value = argument.partition("=")
-        if name not in found:
-            rest.append(argument)
-            continue
-        value = value if given else next(arguments, "")
-        if not value:
-            raise ConfigError([Mistake(name, "needs a value", where=f"argument `{argument}`")])
-        found[name].append(value)
-    return rest, found
+def _parse_count(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    return number if number >= 1 else _refuse()
 
 
-def parse_whole_number(name: str, given: Sequence[str]) -> int | None:
-    """Parse the value of an option that counts; return None if the option is not given."""
-    if not given:
-        return None
-    if not given[-1].isdecimal() or int(given[-1]) < 1:
-        raise ConfigError([Mistake(name, "must be a whole number of at least 1", given[-1])])
-    return int(given[-1])
+def _parse_positive(text: str) -> float:
+    number = float(text)
+    return number if 0 < number < math.inf else _refuse()
+
+
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+
+
+def _parse_size(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]|[KMG]i)?B?", text)
+    size = 0 if match is None else int(float(match[1]) * _UNITS[match[2] or ""])
+    return size or _refuse()
+
+
+def _refuse() -> Any:
+    raise ValueError
+
+
+TEXT = ValueKind("must be a text", str)
+COUNT = ValueKind("must be a whole number of at least 1", _parse_count)
+POSITIVE = ValueKind("must be a number above 0", _parse_positive)
+SIZE = ValueKind("must be a size such as 4GiB, 500MB", _parse_size)
+
+
+@dataclass(frozen=True)
+class Option:
+    """Option of a verb.
+
+    Attributes:
+        name: with its dashes, `--steps`.
+        help: what it does, in a phrase.
+        value: name of its value in `--help`, `K`; empty for an option without a value.
+        kind: kind of the value.
+        choices: the only values; empty for any.
+        is_repeatable: whether every value counts; otherwise two different values are a mistake.
+        short: another spelling, `-m`.
+    """
+
+    name: str
+    help: str
+    value: str = ""
+    kind: ValueKind = TEXT
+    choices: tuple[str, ...] = ()
+    is_repeatable: bool = False
+    short: str = ""
+
+    def __str__(self) -> str:
+        shown = "|".join(self.choices) or self.value
+        return f"{self.name} {shown}".rstrip()
+
+
+JSON = Option("--json", "print one JSON object, for programs")
+TRUST = Option("--trust", "import also names like this, or code of this directory", "PATTERN", is_repeatable=True)
+MULTIRUN = Option("--multirun", "treat the overrides as a sweep", short="-m")
+
+
+@dataclass(frozen=True)
+class ParsedArguments:
+    """Arguments of a verb, apart: its words, the overrides, and the values of its options."""
+
+    words: tuple[str, ...] = ()
+    overrides: list[str] = field(default_factory=list)
+    values: Mapping[str, list[Any]] = field(default_factory=dict)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.values
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the value of an option; `default` where it is not given."""
+        return self.values[name][-1] if name in self.values else default
+
+    def get_all(self, name: str) -> list[Any]:
+        """Return every value of an option that may be repeated, in their order."""
+        return self.values.get(name, [])
+
+    @property
+    def as_json(self) -> bool:
+        """Whether the answer is for programs."""
+        return JSON.name in self
+
+    @property
+    def trust(self) -> tuple[str, ...]:
+        """Patterns of the names that are trusted."""
+        return tuple(self.get_all(TRUST.name))
+
+
+@dataclass(frozen=True)
+class Verb:
+    """Declaration of a verb's command line.
+
+    Attributes:
+        name: `show model`; empty for training.
+        words: names of the words that must be given first, such as `RUN`.
+        options: its options.
+        takes_overrides: whether overrides of the config may follow.
+    """
+
+    name: str
+    words: tuple[str, ...] = ()
+    options: tuple[Option, ...] = (JSON, TRUST)
+    takes_overrides: bool = True
+
+    @property
+    def usage(self) -> str:
+        """The line that shows all of it."""
+        options = [f"[{option}]" for option in self.options]
+        rest = ["[overrides]"] if self.takes_overrides else []
+        return " ".join(["python -m runner", *filter(None, [self.name]), *self.words, *options, *rest])
+
+    def parse(self, argv: Sequence[str]) -> ParsedArguments:
+        """Split a command line into words, overrides and the options' values.
+
+        Raises:
+            ConfigError: every mistake in the options and the words.
+        """
+        rest, given, mistakes = self._split(argv)
+        values: dict[str, list[Any]] = {}
+        for option in self.options:
+            if option.name in given:
+                values[option.name] = self._convert(option, given[option.name], mistakes)
+        count = len(self.words)
+        mistakes += [Mistake(word, "is missing", remedy=self.usage, kind="missing") for word in self.words[len(rest) :]]
+        if rest[count:] and not self.takes_overrides:
+            rule = f"must be one, but there are {len(rest)}: `{' '.join(rest)}`"
+            mistakes.append(Mistake(self.words[-1], rule, remedy=self.usage))
+        if mistakes:
+            raise ConfigError(mistakes)
+        return ParsedArguments(tuple(rest[:count]), rest[count:], values)
+
+    def _split(self, argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]], list[Mistake]]:
+        by_name = {name: option for option in self.options for name in (option.name, option.short) if name}
+        rest: list[str] = []
+        given: dict[str, list[str]] = {}
+        mistakes: list[Mistake] = []
+        arguments = list(argv)
+        while arguments:
+            argument = arguments.pop(0)
+            name, equals, value = argument.partition("=")
+            option = by_name.get(name)
+            if option is None:
+                mistake = self._find_misspelt(name, argument)
+                if mistake is None:
+                    rest.append(argument)
+                else:
+                    mistakes.append(mistake)
+            elif not option.value:
+                if equals:
+                    mistakes.append(Mistake(name, "takes no value", value, f"argument `{argument}`"))
+                given.setdefault(option.name, [])
+            else:
+                if not equals and arguments and not arguments[0].startswith("--"):
+                    value = arguments.pop(0)
+                if value:
+                    given.setdefault(option.name, []).append(value)
+                else:
+                    rule = f"needs a value, {' or '.join(option.choices) or option.value}"
+                    mistakes.append(
+                        Mistake(name, rule, where=f"argument `{argument}`", remedy=self.usage, kind="missing")
+                    )
+        return rest, given, mistakes
+
+    def _find_misspelt(self, name: str, argument: str) -> Mistake | None:
+        """Return the mistake of an unknown option; None where the config may have the key."""
+        if not re.match(r"--?[A-Za-z]", name):
+            return None
+        bare = {option.name.lstrip("-"): option.name for option in self.options}
+        near = bare.get(find_nearest(name.lstrip("-"), bare), "")
+        if self.takes_overrides:
+            from runner.config.arguments import is_key
+
+            if not near or is_key(name.lstrip("-").replace("-", "_")):
+                return None  # the composition tells how the key is written
+        rule = f"is no option of `{self.name}`" if self.name else "is no option"
+        remedy = format_suggestion(near) or self.usage
+        return Mistake(
+            name, rule, where=f"argument `{argument}`", remedy=remedy, suggestion=near, kind="unknown-option"
+        )
+
+    def _convert(self, option: Option, texts: list[str], mistakes: list[Mistake]) -> list[Any]:
+        if len(set(texts)) > 1 and not option.is_repeatable:
+            rule = f"is given {len(texts)} times, and only one can count"
+            mistakes.append(
+                Mistake(option.name, rule, ", ".join(texts), remedy="leave the others out", kind="conflict")
+            )
+        values = []
+        for text in texts:
+            where = f"argument `{option.name} {text}`"
+            if option.choices and text not in option.choices:
+                near = find_nearest(text, option.choices)
+                listed = " or ".join(filter(None, [", ".join(option.choices[:-1]), option.choices[-1]]))
+                remedy = format_suggestion(near)
+                mistakes.append(Mistake(option.name, f"must be {listed}", text, where, remedy, near))
+                continue
+            try:
+                values.append(option.kind.parse(text))
+            except ValueError:
+                mistakes.append(Mistake(option.name, option.kind.rule, text, where))
+        return values
+
+    def format_help(self) -> str:
+        """Format the usage and a line for each option."""
+        shown = [(f"{f'{option.short}, ' * bool(option.short)}{option}", option.help) for option in self.options]
+        width = max((len(name) for name, _ in shown), default=0)
+        return "\n".join([self.usage, *(f"  {name.ljust(width)}  {text}" for name, text in shown)])
+
+
+def choose_subject(verb: str, argv: Sequence[str], subjects: Sequence[str]) -> str:
+    """Return the subject of a verb, the word after it: `model` of `show model`.
+
+    Raises:
+        ConfigError: it is missing, or no subject of the verb.
+    """
+    word = argv[0] if argv else ""
+    if word in subjects:
+        return word
+    listed = " or ".join(filter(None, [", ".join(subjects[:-1]), subjects[-1]]))
+    remedy = f"python -m runner {verb} {'|'.join(subjects)}"
+    if not word or "=" in word or word.startswith("-"):
+        raise ConfigError([Mistake(verb, f"needs a subject: {listed}", remedy=remedy, kind="missing")])
+    near = find_nearest(word, subjects)
+    suggestion = f"{verb} {near}" if near else ""
+    rule = f"must be followed by {listed}"
+    remedy = format_suggestion(suggestion) or remedy
+    raise ConfigError([Mistake(verb, rule, word, f"argument `{word}`", remedy, suggestion, "unknown-option")])
+
+
+def find_trust(argv: Sequence[str]) -> tuple[str, ...]:
+    """Return the trusted patterns of any command line, whatever else is in it."""
+    _, given, _ = Verb("", options=(TRUST,))._split(argv)  # noqa: SLF001  another process reports the mistakes
+    return tuple(given.get(TRUST.name, []))

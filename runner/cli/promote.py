@@ -1,26 +1,25 @@
 """`python -m runner promote SWEEP [--name NAME] [--job JOB]`: write a job as an experiment file."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.cli.options import split_trust
-from runner.config.hydra_loader import find_our_conf
-from runner.config.minimal import write_experiment
-from runner.core.errors import ConfigError, Mistake
+from runner.cli.options import TRUST, Option, Verb
 from runner.core.escape import make_printable
-from runner.sweep.promote import (
-    NO_NAMES,
-    describe_noise,
-    describe_score,
-    find_job,
-    find_winner,
-    format_header,
-    read_config,
-)
-from runner.sweep.report.results import gather
+from runner.core.exit_status import EXIT_DONE
+from runner.sweep.promote import promote
 
-USAGE = "python -m runner promote outputs/<name>/<sweep> [--name NAME] [--job NUMBER] [--trust PATTERN]"
+VERBS = (
+    Verb(
+        "promote",
+        words=("SWEEP",),
+        options=(
+            Option("--name", "name of the experiment, otherwise that of the sweep with `_best`", "NAME"),
+            Option("--job", "number of the job, otherwise the best one", "NUMBER"),
+            TRUST,
+        ),
+        takes_overrides=False,
+    ),
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,41 +28,10 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ConfigError: there is no such sweep, no such job, nothing to promote, or the file exists.
     """
-    rest, trust = split_trust(argv)
-    sweep, name, job = _parse_arguments(rest)
-    report = gather(Path(sweep))
-    winner = find_job(report, job) if job else find_winner(report)
-    name = name or f"{report.settings.get('name') or report.folder.parent.name}_best"
-    if not re.fullmatch(r"[A-Za-z0-9_][\w.\-]{,99}", name, re.ASCII) or name in NO_NAMES or name.endswith(".yaml"):
-        rule = "must be at most 100 letters (a to z), digits, `_`, `-` and `.`: what `experiment=NAME` can choose"
-        raise ConfigError([Mistake("--name", rule, name)])
-    file = Path("conf") / "experiment" / f"{name}.yaml"
-    if (find_our_conf() / "experiment" / file.name).exists() and not file.exists():
-        raise ConfigError([Mistake("--name", "must not be that of a shipped experiment", name, remedy=USAGE)])
-    folder = report.folder / winner.row.path
-    recorded, unresolved = read_config(folder)
-    header = format_header(report, winner, name, folder)
-    write_experiment(file, header, report.arguments(winner.row), recorded, unresolved, Path.cwd(), trust)
-    print(make_printable(f"{file}: {describe_score(report, winner)}"))
-    if noise := describe_noise(report, winner):
-        print(make_printable(f"within noise of it: {noise}"))
-    print(report.command(*(f"--trust={pattern}" for pattern in trust), f"experiment={name}"))
-    return 0
-
-
-def _parse_arguments(argv: Sequence[str]) -> tuple[str, str, str]:
-    given, options, arguments = [], {"--name": "", "--job": ""}, iter(argv)
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        if option in options:
-            options[option] = value if equals else next(arguments, "")
-            if not options[option]:
-                raise ConfigError([Mistake(option, "needs a value", where=f"argument `{argument}`", remedy=USAGE)])
-        elif argument.startswith("-"):
-            raise ConfigError([Mistake(argument, "is no option of `promote`", remedy=USAGE)])
-        else:
-            given.append(argument)
-    if len(given) != 1:
-        rule = "is missing" if not given else f"must be one folder, but there is `{' '.join(given)}`"
-        raise ConfigError([Mistake("SWEEP", rule, remedy=USAGE)])
-    return given[0], options["--name"], options["--job"]
+    given = VERBS[0].parse(argv)
+    made = promote(Path(given.words[0]), given.get("--name", ""), given.get("--job", ""), given.trust)
+    print(make_printable(f"{made.file}: {made.score}"))
+    if made.noise:
+        print(make_printable(f"within noise of it: {made.noise}"))
+    print(made.command)
+    return EXIT_DONE

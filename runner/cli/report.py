@@ -4,11 +4,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.core.errors import ConfigError, Mistake
+from runner.cli.options import JSON, Verb
+from runner.core.exit_status import EXIT_DONE
 from runner.sweep.report import table
 from runner.sweep.report.write import report
 
-USAGE = "python -m runner report outputs/<name>/<sweep> [--json]"
+VERBS = (Verb("report", words=("SWEEP",), options=(JSON,), takes_overrides=False),)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -17,12 +18,8 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ConfigError: no sweep is named, or what is none.
     """
-    words = [word for word in argv if word != "--json"]
-    if len(words) != 1 or words[0].startswith("-"):
-        rule = "is missing" if not words else f"must be one folder, but there is `{' '.join(words)}`"
-        raise ConfigError([Mistake("SWEEP", rule, remedy=USAGE)])
-    as_json = "--json" in argv
-    found = report(Path(words[0]), say=(lambda _: None) if as_json else print)
-    if as_json:
+    given = VERBS[0].parse(argv)
+    found = report(Path(given.words[0]), say=(lambda _: None) if given.as_json else print)
+    if given.as_json:
         print(json.dumps(table.as_json(found)))
-    return 0
+    return EXIT_DONE

@@ -3,22 +3,25 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.cli.options import split_trust
-from runner.core.errors import ConfigError, Mistake
+from runner.cli.options import TRUST, Option, Verb
+from runner.core.errors import ConfigError
 from runner.experiment.preflight import processes as processes_preflight
 from runner.experiment.record.recorded import load_recorded_config
-from runner.experiment.resume import resume, split_schedule
+from runner.experiment.resume import SCHEDULES, resume
+
+INEXACT = Option("--inexact", "accept that numbers may differ from those of an uninterrupted run")
+SCHEDULE = Option("--schedule", "learning rate of a run that trains for longer", "WORD", choices=SCHEDULES)
+
+
+VERBS = (Verb("resume", words=("RUN",), options=(INEXACT, SCHEDULE, TRUST)),)
 
 
 def main(argv: Sequence[str]) -> int:
     """Resume the run named by the first argument; return the exit status."""
-    rest, trust = split_trust(argv)
-    rest, _ = split_schedule(rest)
-    overrides = [argument for argument in rest if argument != "--inexact"]
-    if not overrides:
-        raise ConfigError([Mistake("RUN", "is missing", remedy="python -m runner resume outputs/<name>/<run>")])
-    folder = Path(overrides[0])
-    config, unresolved = load_recorded_config(folder, overrides[1:], trust)
-    if started := processes_preflight.check_processes(config.device.parallel, ["resume", *argv]):
+    given = VERBS[0].parse(argv)
+    folder, command = Path(given.words[0]), ["resume", *argv]
+    config, unresolved = load_recorded_config(folder, given.overrides, given.trust)
+    if started := processes_preflight.check_processes(config.device.parallel, command):
         raise ConfigError(started)
-    return resume(folder, config, unresolved, ["resume", *argv], trust)
+    inexact, schedule = "--inexact" in given, given.get("--schedule", "")
+    return resume(folder, config, unresolved, command, given.trust, inexact=inexact, schedule=schedule)

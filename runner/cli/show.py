@@ -1,49 +1,48 @@
 """`python -m runner show data | schedule | model [overrides]`: preview a config in tables and plots."""
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from runner.cli.options import parse_whole_number, split_options, split_trust
+from runner.cli.options import COUNT, JSON, TRUST, Option, Verb, choose_subject
 from runner.config.check.check import check
 from runner.config.compose import compose
-from runner.core.errors import ConfigError, Mistake, RunError
+from runner.core.errors import ConfigError
 from runner.core.escape import make_printable
+from runner.core.exit_status import EXIT_DONE, EXIT_FAILED
 
-USAGE = "python -m runner show data | schedule | model [--json] [overrides]"
+EPOCH = Option("--epoch", "steps of an epoch, otherwise counted from the dataset", "N", COUNT)
+INPUT = Option("--input", "shape instead of the dataset's sample; once for each input", "3x640x640", is_repeatable=True)
+BATCH = Option("--batch", "size of the batch, otherwise 1", "N", COUNT)
+
+
+VERBS = (
+    Verb("show data"),
+    Verb("show schedule", options=(EPOCH, JSON, TRUST)),
+    Verb("show model", options=(INPUT, BATCH, JSON, TRUST)),
+)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Show the preview named by the first argument; return 1 if data or weights are unavailable.
+    """Show the preview named by the first argument.
 
     Raises:
         ConfigError: nothing is named, or what does not exist.
+        RunError: data or weights cannot be had.
     """
-    what = argv[0] if argv else ""
-    if what not in SHOWN:
-        rule = "is missing" if not what or "=" in what else "cannot be shown"
-        remedy = f"{USAGE}; what can be shown: {', '.join(SHOWN)}"
-        raise ConfigError(
-            [Mistake("show", rule, what, remedy=remedy) if what else Mistake("show", rule, remedy=remedy)]
-        )
-    try:
-        return SHOWN[what](argv[1:])
-    except RunError as error:
-        print(make_printable(error), file=sys.stderr)
-        return 1
+    subject = choose_subject("show", argv, list(SHOWN))
+    return SHOWN[subject](argv[1:])
 
 
 def show_data(argv: Sequence[str]) -> int:
     """Print a table per split and write contact sheets below `outputs/show/<name>/`."""
-    rest, trust = split_trust(argv)
-    as_json = "--json" in rest
-    config = check(compose([argument for argument in rest if argument != "--json"]), trust)
+    given = VERBS[0].parse(argv)
+    config = check(compose(given.overrides), given.trust)
     from runner.experiment.preview.data import format_table, inspect_splits
 
-    facts = inspect_splits(config, Path("outputs") / "show" / config.name, trust)
-    print(json.dumps(facts) if as_json else format_table(facts))
-    return 0
+    facts = inspect_splits(config, Path("outputs") / "show" / config.name, given.trust)
+    print(json.dumps(facts) if given.as_json else format_table(facts))
+    return EXIT_DONE
 
 
 def show_schedule(argv: Sequence[str]) -> int:
@@ -51,28 +50,22 @@ def show_schedule(argv: Sequence[str]) -> int:
 
     `--epoch N` says the steps of an epoch, which are otherwise counted from the dataset.
     """
-    rest, trust = split_trust(argv)
-    rest, options = split_options(rest, ["--epoch"])
-    as_json = "--json" in rest
-    composed = compose([argument for argument in rest if argument != "--json"])
-    from runner.experiment.examine import examine
+    given = VERBS[1].parse(argv)
+    from runner.experiment.examine import require_valid
 
-    examined = examine(composed, trust)
-    if examined.mistakes:
-        raise ConfigError(examined.mistakes)
+    examined = require_valid(compose(given.overrides), given.trust)
     from runner.experiment.preview.train import draw_schedule, format_table, plan
 
-    length = parse_whole_number("--epoch", options["--epoch"])
-    planned = plan(examined.config, trust, length)
-    if as_json:
+    planned = plan(examined.config, given.trust, given.get("--epoch"))
+    if given.as_json:
         print(json.dumps(planned))
-        return 0
+        return EXIT_DONE
     print(format_table(planned))
     if planned["steps"]:
         file = Path("outputs") / "show" / examined.config.name / "schedule.svg"
         draw_schedule(planned, file)
         print(file)
-    return 0
+    return EXIT_DONE
 
 
 def show_model(argv: Sequence[str]) -> int:
@@ -80,23 +73,21 @@ def show_model(argv: Sequence[str]) -> int:
 
     `--input 3x640x640` (`ids=128:int64`, more than one) takes the place of the dataset's sample, `--batch N` of one.
     """
-    rest, trust = split_trust(argv)
-    rest, options = split_options(rest, ["--input", "--batch"])
-    as_json = "--json" in rest
-    composed = compose([argument for argument in rest if argument != "--json"])
-    config = check(composed, trust)
+    given = VERBS[2].parse(argv)
+    composed = compose(given.overrides)
+    config = check(composed, given.trust)
     from runner.experiment.preview.model import describe, read_inputs
 
-    batch = parse_whole_number("--batch", options["--batch"]) or 1
+    batch = given.get("--batch", 1)
     try:
-        table = describe(config, read_inputs(options["--input"], batch), batch, trust)
+        table = describe(config, read_inputs(given.get_all("--input"), batch), batch, given.trust)
     except ConfigError as error:
         raise ConfigError(composed.blame(error.mistakes)) from error
-    if as_json:
+    if given.as_json:
         print(json.dumps(table.as_json()))
     else:
         print(make_printable(table))
-    return 1 if table.problem else 0
+    return EXIT_FAILED if table.problem else EXIT_DONE
 
 
 SHOWN: dict[str, Callable[[Sequence[str]], int]] = {

@@ -5,30 +5,34 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.cli import hydra_questions
-from runner.cli.options import split_trust
+from runner.cli.options import MULTIRUN, TRUST, Verb
+from runner.cli.resume import INEXACT, SCHEDULE
 from runner.config import compose
 from runner.core.errors import ConfigError, Mistake, format_count
+from runner.core.exit_status import EXIT_WRONG
 from runner.experiment.examine import examine, make_reporter
 from runner.experiment.preflight import processes as processes_preflight
 from runner.experiment.record.directory import make_run_dir
-from runner.experiment.resume import split_schedule
 from runner.train.distributed import environment
+
+VERBS = (Verb("", options=(MULTIRUN, INEXACT, SCHEDULE, TRUST)),)
 
 
 def main(argv: Sequence[str], began: float | None = None) -> int:
     """Train what the command line asks for; return the exit status."""
     if any(argument.split("=")[0] in hydra_questions.FLAGS for argument in argv):
         return hydra_questions.answer(argv)
-    overrides, trust = split_trust(argv)
-    overrides, schedule = split_schedule(overrides)
-    if {"-m", "--multirun"} & set(overrides):
+    given = VERBS[0].parse(argv)
+    trust, inexact, schedule = given.trust, INEXACT.name in given, given.get(SCHEDULE.name, "")
+    if MULTIRUN.name in given:
+        _refuse_without_effect(inexact=inexact, schedule=schedule, reason="with `-m`")
         if environment.read_place() is not None:
             remedy = "without torchrun: `python -m runner -m …`; or one torchrun for each job"
             raise ConfigError([processes_preflight.make_torchrun_mistake("-m", remedy)])
         from runner.sweep import multirun
 
-        return multirun.main([argument for argument in overrides if argument not in ("-m", "--multirun")], argv, trust)
-    composed = compose.compose([argument for argument in overrides if argument != "--inexact"])
+        return multirun.main(given.overrides, argv, trust)
+    composed = compose.compose(given.overrides)
     say = make_reporter()
     examined = examine(composed, trust, say)
     config = examined.config
@@ -36,16 +40,21 @@ def main(argv: Sequence[str], began: float | None = None) -> int:
     say(started)
     if examined.mistakes or started:
         print(format_count(len(examined.mistakes) + len(started)), file=sys.stderr)
-        return 2
-    if config.run is None and "--inexact" in overrides:
-        raise ConfigError([Mistake("--inexact", "has no effect without `run=RUN`", where="argument `--inexact`")])
-    if config.run is None and schedule:
-        where = f"argument `--schedule {schedule}`"
-        raise ConfigError([Mistake("--schedule", "has no effect without `run=RUN`", where=where)])
+        return EXIT_WRONG
     if config.run is not None:
-        from runner.experiment import resume
+        from runner.experiment.resume import resume
 
-        return resume.resume(Path(config.run), config, composed.unresolved_yaml, argv, trust)
+        unresolved = composed.unresolved_yaml
+        return resume(Path(config.run), config, unresolved, argv, trust, inexact=inexact, schedule=schedule)
+    _refuse_without_effect(inexact=inexact, schedule=schedule, reason="without `run=RUN`")
     from runner.experiment.run import train
 
     return train(examined, composed, argv, trust, make_run_dir(Path("outputs"), config.name), began).status
+
+
+def _refuse_without_effect(*, inexact: bool, schedule: str, reason: str) -> None:
+    """Raise ConfigError where an option of a resumed run is given for another."""
+    given = [("--inexact", "--inexact")] * inexact + [("--schedule", f"--schedule {schedule}")] * bool(schedule)
+    rule = f"has no effect {reason}"
+    if given:
+        raise ConfigError([Mistake(name, rule, where=f"argument `{text}`", kind="no-effect") for name, text in given])

@@ -3,16 +3,13 @@
 import json
 from collections.abc import Sequence
 
-from runner.cli.options import split_trust
-from runner.config import origins
-from runner.config.compose import compose, compose_sweep
-from runner.config.hydra_loader import Composed
-from runner.config.suggestions import find_nearest, format_suggestion, translate_name
-from runner.config.why import collect_answers, describe_final_value
-from runner.core.errors import ConfigError, Mistake, as_text
+from runner.cli.options import JSON, MULTIRUN, TRUST, Verb
+from runner.config.why import trace_key
+from runner.core.errors import ConfigError, Mistake
 from runner.core.escape import make_printable
+from runner.core.exit_status import EXIT_DONE
 
-USAGE = "python -m runner why KEY [-m] [--json] [overrides]"
+VERBS = (Verb("why KEY", options=(MULTIRUN, JSON, TRUST)),)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,36 +18,11 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ConfigError: no key is given, or nothing sets it and the schema does not know it.
     """
-    rest, _ = split_trust(argv)
-    as_json, sweep = "--json" in rest, bool({"-m", "--multirun"} & set(rest))
-    words = [argument for argument in rest if argument not in ("--json", "-m", "--multirun")]
-    keys = [word for word in words if "=" not in word and not word.startswith("~")]
-    if not keys:
-        raise ConfigError([Mistake("KEY", "is missing", remedy=USAGE)])
-    overrides = [word for word in words if word != keys[0]]
-    composed = compose_sweep(overrides) if sweep else compose(overrides)
-    if composed.mistakes:
-        raise ConfigError(composed.mistakes)
-    key = keys[0]
-    answers = collect_answers(composed, origins.as_path(key))
-    if not answers:
-        raise ConfigError([_describe_unknown_key(composed, key)])
-    value = answers[-1].value if sweep else describe_final_value(composed, origins.as_path(key), answers[-1].value)
-    if as_json:
-        print(json.dumps({"key": key, "value": value, "layers": [vars(answer) for answer in answers]}, default=str))
-    else:
-        print(make_printable(f"{key} = {as_text(value)}"))
-        for answer in answers:
-            print(make_printable(f"  {answer}"))
-    return 0
-
-
-def _describe_unknown_key(composed: Composed, key: str) -> Mistake:
-    known = [*origins.list_schema_keys(), *map(origins.format_key, composed.layers.paths(composed.config))]
-    right = translate_name(key) or find_nearest(key, known)
-    return Mistake(
-        key,
-        "is set by nothing and is not a key that the runner knows",
-        remedy=format_suggestion(right),
-        suggestion=right,
-    )
+    given = VERBS[0].parse(argv)
+    key = next((word for word in given.overrides if "=" not in word and not word.startswith("~")), None)
+    if key is None:
+        raise ConfigError([Mistake("KEY", "is missing", remedy=VERBS[0].usage, kind="missing")])
+    overrides = [word for word in given.overrides if word != key]
+    history = trace_key(key, overrides, multirun=MULTIRUN.name in given)
+    print(json.dumps(history.as_json(), default=str) if given.as_json else make_printable(history))
+    return EXIT_DONE

@@ -11,7 +11,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from runner.config.origins import format_argument, list_schema_keys
-from runner.config.parsing import format_yaml, index_schema_keys
+from runner.config.parsing import index_schema_keys
+from runner.config.reading import format_yaml
 from runner.config.suggestions import ELSEWHERE, find_nearest, translate_name
 from runner.core.errors import Mistake
 
@@ -31,6 +32,9 @@ _HYDRAS = {
 
 
 _SHORT = {"-cn": "--config-name", "-cd": "--config-dir", "-cp": "--config-path", "-r": "--run", "-p": "--package"}
+
+
+_RESUMES = ("resume", "resume_from", "resume_from_checkpoint", "ckpt", "ckpt_path", "checkpoint", "continue")
 
 
 _TAKES_VALUE = ("--config-name", "--config-dir", "--config-path", "--experimental-rerun", "--package")
@@ -101,7 +105,12 @@ def diagnose_unreadable(text: str, error: HydraException, parse: Parse) -> Mista
         first = re.sub(r"^\w+ while evaluating '.*': ", "", more[0])
     if first.startswith("LexerNoViableAlt"):
         first = "it has quotes or other characters that Hydra reads for itself"
-    line = spell_override(text.partition("=")[0], value, parse)
+    name, plain = text.partition("=")[0].strip(), re.sub(r"^=+\s*", "", value)
+    line = spell_override(name, plain, parse)
+    if (name, plain) != (text.partition("=")[0], value) and line:
+        rule = "cannot be read as `key=value`: it has a blank or a second `=` before its value"
+        remedy = f"write `{quote_for_shell(line)}`"
+        return Mistake(key.strip(), rule, where=format_argument(text), remedy=remedy, suggestion=line, kind="syntax")
     remedy = f"quote it: {quote_for_shell(line)}" if line else "write it in a file of `conf/experiment`"
     if key == "name" and re.search(r"[^\w.+=-]", value):  # it is that of a folder
         right = re.sub(r"[^\w.+=-]+", "_", value).strip("_.") or "run"
@@ -119,13 +128,17 @@ def diagnose_valueless(text: str, value: str | None, parse: Parse) -> Mistake:
     """Return the mistake for a key without `=`; `value` is the next argument if the key means it."""
     if value is None:
         remedy = f"write `{text.lstrip('+~')}=VALUE`" if re.fullmatch(r"[\w.@/+~]+", text) else ""
+        colon = re.fullmatch(r"([\w.]+):\s*(.+)", text)
+        if colon and is_key(colon[1]):  # as YAML writes it
+            remedy = f"write `{quote_for_shell(_make_override(colon[1], colon[2], parse))}`"
         if text.endswith((".yaml", ".yml")):
             remedy = f"an experiment of `conf/experiment` is chosen by `experiment={_get_stem(text)}`"
         return Mistake(text, "cannot be read as `key=value`", where=format_argument(text), remedy=remedy, kind="syntax")
-    line = _make_override(text, value, parse)
+    key = text.rstrip("=:")
+    line = _make_override(key, value.removeprefix("="), parse)
     rule = "cannot be read as `key=value`: the value stands apart"
     where = format_argument(f"{text} {value}")
-    return Mistake(text, rule, where=where, remedy=f"write `{quote_for_shell(line)}`", suggestion=line, kind="syntax")
+    return Mistake(key, rule, where=where, remedy=f"write `{quote_for_shell(line)}`", suggestion=line, kind="syntax")
 
 
 def diagnose_flag(text: str, value: str | None, parse: Parse) -> Mistake:
@@ -149,6 +162,10 @@ def diagnose_flag(text: str, value: str | None, parse: Parse) -> Mistake:
     rule = "is no option of the runner; a key is set without dashes"
     if said is None and key.startswith("no-"):
         key, said = key.removeprefix("no-"), "false"
+    if key.replace("-", "_") in _RESUMES:
+        folder = re.sub(r"(/checkpoints)?/?[^/]*\.(pt|pth|ckpt)$", "", said or "") or "RUN"
+        remedy = f"a run goes on by `python -m runner resume {quote_for_shell(folder)}`"
+        return Mistake(name, rule, where=where, remedy=remedy, kind="unknown-option")
     if key in ("cuda", "gpu", "cpu", "mps") and said in (None, "true", "false"):
         key, said = "device", "cpu" if said == "false" else key
     line = f"{find_key(key)}=VALUE" if said is None else _make_override(key, said, parse)
@@ -158,10 +175,21 @@ def diagnose_flag(text: str, value: str | None, parse: Parse) -> Mistake:
 
 
 def find_pairs(arguments: Sequence[str]) -> dict[int, int]:
-    """Map the index of each key or option without `=` to the index of the argument with its value."""
+    """Map the index of each key or option apart from its value to the index of the argument with that value."""
     found: dict[int, int] = {}
+    for index, text in enumerate(arguments[:-1]):  # `key = value`, `key= value`, `key =value`
+        after = arguments[index + 1]
+        at = index + 1 + (after == "=")
+        split = text.endswith(("=", ":")) or after.startswith("=")
+        if split and is_key(text.rstrip("=:")) and at < len(arguments) and not _is_assignment(arguments[at]):
+            found[index] = at
     for index, (text, after) in enumerate(itertools.pairwise(arguments)):
-        if index in found.values() or "=" in text or re.match(r"[-~](?!\d|\.\d)", after) or _is_assignment(after):
+        if (
+            any(start <= index <= end for start, end in found.items())
+            or "=" in text
+            or re.match(r"[-~](?!\d|\.\d)", after)
+            or _is_assignment(after)
+        ):
             continue
         name = _SHORT.get(text, text)
         dashed = name.startswith("-") and (name in _TAKES_VALUE or name not in _HYDRAS)

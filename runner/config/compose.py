@@ -1,4 +1,4 @@
-"""Compose configs with Hydra, collecting every mistake and remembering every file.
+"""Entry points of composition: a run, the base of a sweep, Hydra's own questions.
 
 Hydra stops at the first mistake. Here a failing override or file is noted, left out or replaced by its nearest option,
 and the rest is composed again, so that one report can name everything.
@@ -11,7 +11,8 @@ from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
-from runner.config.hydra_loader import Composed, ConfigLoader
+from runner.config.composed import Composed
+from runner.config.hydra_loader import ConfigLoader
 
 
 def compose(overrides: Sequence[str], cwd: Path | None = None) -> Composed:

@@ -26,10 +26,19 @@ MAX_BYTES = 1_000_000
 MAX_DEPTH = 100
 
 
+MAX_DIGITS = 400  # of a number: Python refuses to write an integer of more than 4,300 digits
+
+
+MAX_INTERPOLATED = 20_000  # characters of a text with `${`: OmegaConf's grammar takes 0.1 ms a character
+
+
 RECORDED = 5  # times these limits for a recorded config, into which several files were composed
 
 
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "merge")}
+
+
+_NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 
 
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml reads 5 times faster
@@ -114,9 +123,7 @@ def _load(
         loader = loader_type(document.text)
         try:
             root = loader.get_single_node()
-            if _count_nodes(root, {}, set()) > MAX_NODES * times:
-                message = f"has more than {MAX_NODES * times:,} nodes with its aliases written out"
-                raise _RefusedDocument(message)
+            _check_node_count(root, MAX_NODES * times)
             data: Any = None if root is None else loader.construct_document(root)
         finally:
             loader.dispose()
@@ -124,11 +131,12 @@ def _load(
             message = f"must be a {'list of mappings' if items else 'mapping'} of keys to values"
             raise _RefusedDocument(message)
         document.root = root
+        has_interpolations = loader_type is _LineLoader
         if items:
             document.items = list(data or ())
         else:
             document.data = dict(data or {})
-        for place, error in list(_remove_unreadable(document.items or document.data, ())) if times == 1 else ():
+        for place, error in list(_remove_unreadable(document.items or document.data, ())) if has_interpolations else ():
             found = find(root, place)
             rule = f"has an interpolation that cannot be read: {error}"
             document.mistake = document.mistake or Mistake(
@@ -161,6 +169,8 @@ def _load(
         document.mistake = _make_read_mistake(path, error)
     except _RefusedDocument as error:
         document.mistake = Mistake(str(path), str(error), where=f"{path}:1", kind="syntax")
+    except (ValueError, OverflowError) as error:  # a scalar that YAML's constructor cannot make
+        document.mistake = Mistake(str(path), f"cannot be read as YAML: {error}", where=f"{path}:1", kind="syntax")
     return document
 
 
@@ -190,10 +200,15 @@ def _remove_unreadable(value: Any, path: tuple[str | int, ...]) -> Iterator[tupl
                     value[name] = None
                 yield place, error
     elif isinstance(value, str) and "${" in value:
+        if len(value) > MAX_INTERPOLATED:
+            yield path, f"it has more than {MAX_INTERPOLATED:,} characters"
+            return
         try:
             parse(value)
         except GrammarParseError as error:
             yield path, str(error).splitlines()[0]
+        except RecursionError:
+            yield path, "it is nested too deeply"
 
 
 def _measure_depth(text: str) -> None:
@@ -206,6 +221,12 @@ def _measure_depth(text: str) -> None:
         if depth > MAX_DEPTH:
             message = f"is nested deeper than {MAX_DEPTH}"
             raise _RefusedDocument(message)
+
+
+def _check_node_count(root: yaml.Node | None, limit: int) -> None:
+    if _count_nodes(root, {}, set()) > limit:
+        message = f"has more than {limit:,} nodes with its aliases written out"
+        raise _RefusedDocument(message)
 
 
 def _list_children(node: yaml.Node | None) -> Iterator[yaml.Node]:
@@ -222,6 +243,9 @@ def _count_nodes(node: yaml.Node | None, known: dict[int, int], above: set[int])
         raise _RefusedDocument(message)
     if node is not None and node.tag not in _PLAIN_TAGS:
         raise yaml.constructor.ConstructorError(None, None, f"the tag {node.tag!r} is not taken", node.start_mark)
+    if node is not None and node.tag in _NUMBERS and len(node.value) > MAX_DIGITS:
+        message = f"a number has more than {MAX_DIGITS} digits"
+        raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
     if id(node) not in known:
         inside = above | {id(node)}
         known[id(node)] = 1 + sum(_count_nodes(child, known, inside) for child in _list_children(node))

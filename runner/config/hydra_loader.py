@@ -1,41 +1,32 @@
-"""Hydra's config loader on the runner's search path, with mistakes collected."""
+"""Hydra's config loader; notes unknown groups, unknown options and broken overrides."""
 
-import copy
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository, IConfigRepository
-from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.default_element import ConfigDefault, GroupDefault, InputDefault, ResultDefault
+from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
+from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
-from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import arguments, document, recipes
+from runner.config.composed import Composed
 from runner.config.document import Document
-from runner.config.interpolation import fill_in_referenced_defaults, resolve
-from runner.config.moved import with_current_names
-from runner.config.origins import Layers, as_path, format_argument, make_relative
+from runner.config.hydra_repository import CONFIG_NAME, Repository, find_defaults_line, find_our_conf, make_search_path
+from runner.config.interpolation import fill_in_referenced_defaults
+from runner.config.origins import Layers, format_argument, make_relative
 from runner.config.recipes import SupersededGroup
 from runner.config.suggestions import find_nearest, format_suggestion, translate_name
 from runner.core.errors import ConfigError, Kind, Mistake
-from runner.core.paths import PACKAGE
-
-CONFIG_NAME = "config"  # of the primary config
-
 
 _OURS_ONLY = "may be set by the runner's own files and the command line only"
 
@@ -44,334 +35,15 @@ _OURS_ONLY = "may be set by the runner's own files and the command line only"
 _HYDRA_FROM_FILES = {"hydra.sweeper.params"}
 
 
-_RECIPES = ("experiment/", "debug/")  # groups whose files set keys of every other group
-
-
-_GLOBAL_HEADER = "its first line must be `# @package _global_`"
-
-
-_NOTHING = ConfigResult(provider="none", path="", config=OmegaConf.create(), header={"package": "_global_"})
-
-
-def find_our_conf() -> Path:
-    """Return the shipped config groups: inside an installed package, beside it in a checkout."""
-    package = PACKAGE.resolve()
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
-
-
-def make_search_path(cwd: Path) -> ConfigSearchPath:
-    """Build the search path of groups: Hydra's own, the project's `conf/`, the runner's."""
-    Plugins.instance()  # registers Hydra's sources
-    path = ConfigSearchPathImpl()
-    path.append("hydra", "pkg://hydra.conf")
-    theirs, ours = (cwd / "conf").resolve(), find_our_conf()
-    if theirs.is_dir() and theirs != ours:
-        path.append("project", f"file://{theirs}")
-    path.append("main", f"file://{ours}")
-    path.append("schema", "structured://")
-    return path
-
-
-@dataclass
-class Composed:
-    """Composed configuration of one run, before the checks.
-
-    Attributes:
-        unresolved: as written, interpolations in place, without Hydra's own node.
-        hydra: Hydra's own node.
-        choices: the option of each group.
-        overrides: the arguments that arrived.
-        layers: who set what.
-        mistakes: what kept Hydra from composing.
-        unknown: keys of groups whose option is not known: what is missing there is no further mistake.
-    """
-
-    unresolved: DictConfig
-    hydra: DictConfig
-    choices: dict[str, str | None]
-    overrides: list[str]
-    layers: Layers
-    mistakes: list[Mistake] = field(default_factory=list)
-    unknown: set[str] = field(default_factory=set)
-
-    @property
-    def unresolved_yaml(self) -> str:
-        """The config as written, interpolations in place."""
-        return OmegaConf.to_yaml(self.unresolved)
-
-    def blame(self, mistakes: Iterable[Mistake]) -> list[Mistake]:
-        """Return the mistakes, each with the place of its key where it has no place yet."""
-        return [m if m.where else replace(m, where=self.layers.blame(as_path(m.key))) for m in mistakes]
-
-    def placed(self, places: Mapping[str, str]) -> "Composed":
-        """Return a copy in which arguments that come from a point file are blamed on that file's lines."""
-        arguments = {format_argument(text): where for text, where in places.items()}
-        mistakes = [replace(m, where=arguments.get(m.where, m.where)) for m in self.mistakes]
-        return replace(self, layers=self.layers.placed(arguments), mistakes=mistakes)
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """Plain data with resolved interpolations; an unresolvable one stays as written."""
-        return self._resolution[0]
-
-    @cached_property
-    def notes(self) -> list[str]:
-        """Notes on settings that were written for another component than the one in force."""
-        return [*self.layers.notes_on_recipes(), *self.layers.notes_on_targets(self.config)]
-
-    @property
-    def unresolvable(self) -> list[Mistake]:
-        """One mistake for each interpolation that leads nowhere."""
-        return self._resolution[1]
-
-    @cached_property
-    def _resolution(self) -> tuple[dict[str, Any], list[Mistake]]:
-        data, mistakes = resolve(self.unresolved, self.layers)
-        return with_current_names(data), mistakes
-
-
-class _Source(FileConfigSource):
-    """Hydra's file source with line numbers and a node limit; it records unreadable files."""
-
-    read: dict[Path, Document]
-
-    def load_config(self, config_path: str) -> ConfigResult:
-        path = Path(self.path) / self._normalize_file_name(config_path)
-        loaded = document.load(path)
-        self.read[path] = loaded
-        try:
-            header = ConfigSource._get_header_dict(loaded.text[:512])  # noqa: SLF001  Hydra's own reading of `@package`
-        except ValueError as error:
-            header = {"package": None}
-            loaded.mistake = loaded.mistake or Mistake(
-                f"{path}", f"has a header that Hydra cannot read: {error}", where=f"{path}:1", kind="syntax"
-            )
-        problem = _describe_package_problem(config_path, header["package"])
-        if problem and loaded.data:
-            loaded.mistake = loaded.mistake or Mistake(
-                str(path), problem, where=f"{path}:1", remedy=_GLOBAL_HEADER, kind="composition"
-            )
-            header = {"package": "_global_"}
-        return ConfigResult(self.provider, f"file://{self.path}", OmegaConf.create(loaded.data), header)
-
-
-def _describe_package_problem(config_path: str, package: str | None) -> str:
-    """Describe a wrong `@package` header of a file; empty where it is right."""
-    first = (package or "").partition(".")[0]
-    if first.startswith("_") and first not in ("_global_", "_group_", "_name_"):
-        return f"is for the package `{package}`, which Hydra does not know"
-    if package is None and config_path.startswith(_RECIPES):
-        return "does not say that its keys are those of the root"
-    return ""
-
-
-class _Repository(ConfigRepository):
-    """Hydra's config repository on the runner's sources; it checks each defaults list on reading."""
-
-    def __init__(self, config_search_path: ConfigSearchPath) -> None:
-        self.read: dict[Path, Document] = {}
-        self.mistakes: list[Mistake] = []
-        self.instead: dict[str, str | None] = {}  # an unknown option -> the nearest one
-        self.cut: set[tuple[str, str]] = set()  # entries of defaults lists that close a circle
-        self._edges: dict[str, list[str]] = {}  # the files that each file's defaults list names
-        super().__init__(config_search_path)
-
-    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
-        super().initialize_sources(config_search_path)
-        for index, source in enumerate(self.sources):
-            if source.scheme() == "file":  # not isinstance: Hydra's scan for plugins executes their modules again
-                self.sources[index] = _Source(source.provider, f"file://{source.path}")
-                self.sources[index].read = self.read  # type: ignore[attr-defined]
-
-    def __deepcopy__(self, _memo: dict[int, Any]) -> "_Repository":
-        twin = copy.copy(self)  # Hydra copies it for each composition; what was read is shared
-        twin.sources = list(self.sources)
-        return twin
-
-    def load_config(self, config_path: str) -> ConfigResult | None:
-        if config_path in self.instead:
-            other = self.instead[config_path]
-            if other is None:
-                return _NOTHING
-            config_path = other
-        try:
-            result = super().load_config(config_path)
-        except (ValueError, AssertionError) as error:  # a malformed defaults list
-            path = self.file(config_path)
-            if path is None or (loaded := self.read.get(path)) is None:
-                raise
-            found = document.find(loaded.root, ("defaults",))
-            where = f"{path}:{found[0] if found else 1}"
-            loaded.mistake = loaded.mistake or Mistake(
-                "defaults", f"cannot be read: {error}", where=where, kind="syntax"
-            )
-            return _NOTHING
-        if result is not None and isinstance(self._find(config_path), _Source):
-            listed = result.defaults_list or []
-            known = [default for i, default in enumerate(listed) if self._known(config_path, default, listed[:i])]
-            targets = {id(default): self._target(config_path, default) for default in known}
-            self._edges[config_path] = [path for path in targets.values() if path]
-            result.defaults_list = [d for d in known if (config_path, targets[id(d)]) not in self.cut]
-        return result
-
-    def _find(self, config_path: str) -> ConfigSource | None:
-        for source in self.sources:
-            if source.is_config(config_path):
-                return source
-        return None
-
-    def file(self, config_path: str) -> Path | None:
-        """Return the file of an option; None for an option of Hydra's own."""
-        path = self.instead.get(config_path) or config_path
-        source = self._find(path)
-        return Path(source.path) / source._normalize_file_name(path) if isinstance(source, _Source) else None  # noqa: SLF001
-
-    def yml(self, config_path: str) -> Path | None:
-        """Return the project's `.yml` file of an option that has no `.yaml` file; None where none exists."""
-        for source in self.sources:
-            if source.provider == "project":
-                file = Path(source.path) / f"{config_path.removesuffix('.yml')}.yml"
-                if config_path and file.is_file() and not file.with_suffix(".yaml").is_file():
-                    return file
-        return None
-
-    def _known(self, config_path: str, default: InputDefault, before: Sequence[InputDefault]) -> bool:
-        path = self.file(config_path)
-        if isinstance(default, ConfigDefault):
-            return path is None or self._known_file(path, default, before)
-        if not isinstance(default, GroupDefault) or default.group is None:
-            return True
-        folder = config_path.rpartition("/")[0]
-        absolute = default.group.startswith("/")
-        group = default.group.lstrip("/") if absolute or not folder else f"{folder}/{default.group}"
-        where = f"{path}:{find_defaults_line(self.read[path], default.group) if path else 1}"
-        if folder in [recipe.rstrip("/") for recipe in _RECIPES] and self._of_the_root(default.group.lstrip("/")):
-            rule = ""
-            if not absolute and not self.group_exists(group):
-                rule = f"is looked for beside this file, as `{group}`"
-            elif absolute and not default.override and default.package is None:
-                rule = "is chosen already, by the root"
-            if rule:
-                remedy = f"write `override /{default.group.lstrip('/')}: {default.value}`"
-                self.note(Mistake(default.group.lstrip("/"), rule, where=where, remedy=remedy, kind="composition"))
-                return False
-        if group.split("/")[0] == "hydra" and config_path != CONFIG_NAME:
-            self.note(
-                Mistake(group, "may be chosen on the command line only", default.value, where, kind="composition")
-            )
-            return False
-        if default.optional or self.group_exists(group) or self.group_exists(default.group.lstrip("/")):
-            return True
-        right = find_nearest(group, self.all_groups())
-        self.note(
-            Mistake(
-                group,
-                "is no config group",
-                where=where,
-                remedy=format_suggestion(right),
-                suggestion=right,
-                kind="unknown-option",
-            )
-        )
-        return False
-
-    def _target(self, config_path: str, default: InputDefault) -> str:
-        """Return the config path that a defaults-list entry names as it stands; else empty."""
-        folder = config_path.rpartition("/")[0]
-        if isinstance(default, ConfigDefault):
-            path = default.path or ""
-        elif isinstance(default, GroupDefault) and not default.override and isinstance(default.value, str):
-            path = f"{default.group}/{default.value}"
-        else:
-            return ""
-        return path.lstrip("/") if path.startswith("/") or not folder else f"{folder}/{path}"
-
-    def circle(self) -> list[str]:
-        """Return the config paths of a circle of defaults lists, the first one again last; else empty."""
-        done: set[str] = set()
-
-        def walk(path: str, above: list[str]) -> list[str]:
-            if path in above:
-                return [*above[above.index(path) :], path]
-            if path in done:
-                return []
-            found = next((ring for child in self._edges.get(path, ()) if (ring := walk(child, [*above, path]))), [])
-            done.add(path)
-            return found
-
-        return next((ring for path in list(self._edges) if (ring := walk(path, []))), [])
-
-    def place_of(self, config_path: str, target: str) -> str:
-        """Return the line of a defaults list that names a file."""
-        path = self.file(config_path)
-        if path is None:
-            return config_path
-        entries = self.read[path].data.get("defaults")
-        for index, entry in enumerate(entries if isinstance(entries, list) else []):
-            said = entry if isinstance(entry, str) else "/".join(map(str, next(iter(entry.items()), ())))
-            if said.split("@")[0].split()[-1].rpartition("/")[2] == target.rpartition("/")[2]:
-                found = document.find(self.read[path].root, ("defaults", index))
-                return f"{path}:{found[0] if found else 1}"
-        return f"{path}:1"
-
-    def _known_file(self, path: Path, default: ConfigDefault, before: Sequence[InputDefault]) -> bool:
-        """Return whether a defaults-list entry without a group is one `_self_` or may be a file."""
-        name = default.path or ""
-        index = len(before)
-        again = name == "_self_" and any(isinstance(d, ConfigDefault) and d.path == name for d in before)
-        if not again and (name == "_self_" or not name.startswith("_")):
-            return True
-        found = document.find(self.read[path].root, ("defaults", index))
-        rule = "stands in the defaults list twice" if again else "is no file beside this one"
-        right = "" if again else "_self_"
-        where = f"{path}:{found[0] if found else 1}"
-        self.note(
-            Mistake(name, rule, where=where, remedy=format_suggestion(right), suggestion=right, kind="composition")
-        )
-        return False
-
-    def _of_the_root(self, group: str) -> bool:
-        """Return whether the primary config chooses an option of the group."""
-        path = self.file(CONFIG_NAME)
-        entries = document.load(path).data.get("defaults") if path else None
-        return any(isinstance(entry, dict) and group in entry for entry in entries or [])
-
-    def note(self, mistake: Mistake) -> None:
-        if mistake not in self.mistakes:
-            self.mistakes.append(mistake)
-
-    def all_groups(self, parent: str = "") -> list[str]:
-        """Return every config group of the files, nested ones included."""
-        groups: list[str] = []
-        for source in self.sources:
-            if isinstance(source, _Source):
-                base = Path(source.path)
-                groups += [str(p.relative_to(base)) for p in (base / parent).rglob("*") if p.is_dir()]
-        return sorted({group for group in groups if not group.startswith("hydra")})
-
-
-def find_defaults_line(loaded: Document, group: str, value: object = None) -> int:
-    """Return the line of a group's entry in a file's defaults list; 1 where there is none."""
-    entries = loaded.data.get("defaults", [])
-    for index, entry in enumerate(entries if isinstance(entries, list) else []):
-        if isinstance(entry, dict):
-            for name, option in entry.items():
-                if str(name).split()[-1].split("@")[0].lstrip("/") == group.lstrip("/") and value in (None, option):
-                    found = document.find(loaded.root, ("defaults", index))
-                    return found[0] if found else 1
-    return 1
-
-
 class ConfigLoader(ConfigLoaderImpl):
     """Hydra's config loader: raises `ConfigError` when Hydra calls it; `collect` returns the mistakes."""
 
-    repository: _Repository
+    repository: Repository
 
     def __init__(self, cwd: Path) -> None:
         self.cwd = cwd
         self.config_search_path = make_search_path(cwd)
-        self.repository = _Repository(self.config_search_path)
+        self.repository = Repository(self.config_search_path)
         self._parser = OverridesParser.create()
         self._mistakes: list[Mistake] = []
         self._defaults: list[ResultDefault] = []
@@ -401,11 +73,13 @@ class ConfigLoader(ConfigLoaderImpl):
     def collect(self, overrides: list[str], run_mode: RunMode) -> Composed:
         """Compose a run or a sweep; the result holds the mistakes."""
         self._of_the_runner = True
-        config = self._compose(overrides, run_mode)
-        hydra = config.pop("hydra")
-        fill_in_referenced_defaults(config)
-        choices = {str(group): option for group, option in hydra.runtime.choices.items()}
-        layers = Layers.of(self.repository, self._defaults, self._parsed, self.cwd, self._superseded)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Support for .yml")  # said as a mistake
+            config = self._compose(overrides, run_mode)
+            hydra = config.pop("hydra")
+            fill_in_referenced_defaults(config)
+            choices = {str(group): option for group, option in hydra.runtime.choices.items()}
+            layers = Layers.of(self.repository, self._defaults, self._parsed, self.cwd, self._superseded)
         return Composed(config, hydra, choices, overrides, layers, self._mistakes, self._unknown)
 
     def _compose(self, overrides: list[str], run_mode: RunMode) -> DictConfig:
@@ -436,11 +110,12 @@ class ConfigLoader(ConfigLoaderImpl):
             self._unknown |= {str(default.package)} if unread else set()
             twin = self.repository.yml(default.config_path or "")
             if twin is not None and path is not None:
-                remedy = f"rename it to {twin.stem}.yaml"
+                own = f"rename it to {twin.stem}.yaml"
+                beside = path != twin and path.parent == twin.parent
+                remedy = f"remove it, or rename it to {twin.stem}_other.yaml" if beside else own
+                rule = "ends in `.yml`" if path == twin else f"is not read, but {path}"
                 self._mistakes.append(
-                    Mistake(
-                        str(twin), f"is not read, but {path}: files end in `.yaml`", remedy=remedy, kind="no-effect"
-                    )
+                    Mistake(str(twin), f"{rule}: files end in `.yaml`", remedy=remedy, kind="no-effect")
                 )
         self._mistakes = [self._nearest_to_delete(mistake, config) for mistake in self._mistakes]
         self._mistakes = [make_relative(m, self.cwd) for m in (*self._mistakes, *read, *self.repository.mistakes)]
@@ -527,14 +202,14 @@ class ConfigLoader(ConfigLoaderImpl):
             said = arguments.diagnose_flag if text.startswith("-") else arguments.diagnose_valueless
             if not {text, value} <= self._left_out:
                 self._mistakes.append(said(text, value, self.parse))
-            found |= {text, value}
+            found |= {*overrides[at : after + 1]}
         return found
 
     @staticmethod
     def _forced(override: Override, repository: IConfigRepository) -> Override:
         key, value = override.key_or_group, override._value  # noqa: SLF001  Hydra has no other way in
         if key.startswith("hydra.launcher.") and override.type == OverrideType.CHANGE:
-            override.type = OverrideType.FORCE_ADD  # `runner.sweep.launcher` judges the keys
+            override.type = OverrideType.FORCE_ADD  # `runner.sweep.launcher_settings` judges the keys
         if override.is_hydra_override() or override.is_delete():
             return override
         if not repository.group_exists(key) or isinstance(value, dict):
@@ -616,16 +291,21 @@ class ConfigLoader(ConfigLoaderImpl):
         right = "" if other else find_nearest(option, options)
         misspelt = self.repository.yml(missing)
         where = self._who_chose(group, option)
-        first, stem = group.partition("/")[0], option.removesuffix(".yaml")
+        first, stem = group.partition("/")[0], re.sub(r"[.]ya?ml$", "", option)
+        if stem != option and stem in options:
+            right = stem
+        elif not right and not other and group:
+            right = self._find_option_of(option, group, options)
         if not options and stem in self.repository.get_group_options(first):  # a path to the option's file
             where = where or self._who_chose(first, missing.removeprefix(f"{first}/"))
+            misspelt = misspelt or self.repository.yml(f"{first}/{stem}")
             group, right = first, stem
         remedy = format_suggestion(other or (right and f"{group}={right}"))
-        if not right and not other and "." in option and group:
+        if not right and not other and "." in option and group and stem == option:
             other = f"{group}._target_={option}"
             remedy = f"a class is set by `{other}`"
         if misspelt is not None:
-            right, remedy = "", f"Hydra reads files that end in `.yaml` alone: rename {misspelt} to {option}.yaml"
+            right, remedy = "", f"Hydra reads files that end in `.yaml` alone: rename {misspelt} to {stem}.yaml"
         choices = f" (there are {', '.join(options)})" if options and len(options) <= 20 else ""
         rule = f"has no option `{option}`{choices}"
         self._mistakes.append(
@@ -633,9 +313,20 @@ class ConfigLoader(ConfigLoaderImpl):
                 group or missing, rule, where=where, remedy=remedy, suggestion=right or other, kind="unknown-option"
             )
         )
-        self.repository.instead[missing] = f"{group}/{right}" if right else None
+        again = missing in self.repository.instead  # what stood in for it is not there either
+        self.repository.instead[missing] = f"{group}/{right}" if right and not again else None
         if not right:
             self._unknown.add(group.replace("/", "."))
+
+    def _find_option_of(self, name: str, group: str, options: Sequence[str]) -> str:
+        """Return the option whose file names a class so, with or without its module; empty where none does."""
+        last = name.rpartition(".")[2]
+        for option in options:
+            path = self.repository.file(f"{group}/{option}")
+            target = document.load(path).data.get("_target_") if path is not None and path.is_file() else None
+            if isinstance(target, str) and target.rpartition(".")[2] == last:
+                return option
+        return ""
 
     def _who_chose(self, group: str, option: str) -> str:
         for override in reversed(self._parsed):

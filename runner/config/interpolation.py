@@ -8,6 +8,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from runner.config.environment import judge_environment, watch_environment
 from runner.config.origins import REFERENCE, Layers, as_path, format_key, list_schema_keys, resolve_reference
 from runner.config.parsing import find_default
 from runner.config.suggestions import find_nearest, format_suggestion
@@ -37,48 +38,79 @@ def _find_interpolated_texts(value: Any, path: tuple[str | int, ...]) -> Iterabl
         yield path, value
 
 
-def resolve(config: DictConfig, layers: Layers) -> tuple[dict[str, Any], list[Mistake]]:
-    """Return plain data with resolved interpolations, and a mistake for each unresolvable one."""
-    mistakes: list[Mistake] = []
+def resolve(config: DictConfig, layers: Layers) -> tuple[dict[str, Any], list[Mistake], list[str]]:
+    """Return plain data with interpolations resolved, the mistakes, and notes on the environment."""
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    bomb = _find_too_large(plain)
+    if bomb is not None:
+        rule = f"must not grow beyond {MAX_SIZE:,} characters with its interpolations written out"
+        return (
+            plain,
+            [Mistake(format_key(bomb), rule, where=layers.blame(bomb, follow=False), kind="interpolation")],
+            [],
+        )
+    resolver = _Resolver(config, plain, layers)
+    return resolver.walk(plain, ()), resolver.mistakes, resolver.notes
 
-    def walk(value: Any, path: tuple[str | int, ...]) -> Any:
+
+class _Resolver:
+    """Resolver of one config's interpolations, each by itself; it collects mistakes and notes."""
+
+    def __init__(self, config: DictConfig, plain: dict[str, Any], layers: Layers) -> None:
+        self.config, self.plain, self.layers = config, plain, layers
+        self.mistakes: list[Mistake] = []
+        self.notes: list[str] = []
+
+    def walk(self, value: Any, path: tuple[str | int, ...]) -> Any:
+        """Return a value with its interpolations resolved; one that is refused stays as written."""
         if isinstance(value, dict):
-            return {name: walk(inner, (*path, name)) for name, inner in value.items()}
+            return {name: self.walk(inner, (*path, name)) for name, inner in value.items()}
         if isinstance(value, list):
-            return [walk(inner, (*path, index)) for index, inner in enumerate(value)]
+            return [self.walk(inner, (*path, index)) for index, inner in enumerate(value)]
         if not isinstance(value, str) or "${" not in value:
             return value
         if foreign := _FOREIGN.search(value):
             key, remedy = format_key(path), _suggest_instead(foreign[1], foreign[2], path)
             rule = f"has an interpolation of Hydra's that the runner does not have (`${{{foreign[1]}:…}}`)"
-            mistakes.append(Mistake(key, rule, value, layers.blame(path, follow=False), remedy, kind="interpolation"))
-            return value
-        try:
-            node: Any = config
-            for part in path[:-1]:
-                node = node._get_node(part)  # noqa: SLF001  keys may hold dots, which `select` would split
-            found = node[path[-1]]
-        except (OmegaConfBaseException, RecursionError, ValueError, AttributeError) as error:
-            key = ".".join(map(str, path))
-            problem = "it leads back to itself" if isinstance(error, RecursionError) else str(error).splitlines()[0]
-            names = [*sorted(_list_keys(plain)), *sorted(list_schema_keys())]
-            wanted = re.search(r"\$\{([\w.]+)\}", value)
-            right = find_nearest(wanted[1], names) if wanted and wanted[1] not in names else ""
-            suggestion = value.replace(wanted[1], right) if wanted and right else ""
-            rule = f"has an interpolation that cannot be followed ({problem})"
-            remedy = format_suggestion(suggestion)
-            mistakes.append(
-                Mistake(key, rule, value, layers.blame(path, follow=False), remedy, suggestion, kind="interpolation")
+            self.mistakes.append(
+                Mistake(key, rule, value, self.layers.blame(path, follow=False), remedy, kind="interpolation")
             )
             return value
+        with watch_environment() as names:
+            try:
+                resolved = self._follow(path)
+            except (OmegaConfBaseException, RecursionError, ValueError, AttributeError) as error:
+                self.mistakes.append(_make_unresolvable(self.plain, value, path, error, self.layers))
+                return value
+        refused = judge_environment(path, resolved, names, self.layers)
+        if refused is not None:
+            self.mistakes.append(refused)
+            return value
+        if names and not self.layers.is_argument(path):
+            said = f"the variable{'s' * (len(names) > 1)} {', '.join(sorted(names))} of the environment"
+            self.notes.append(f"{format_key(path)} takes {said}: {value}")
+        return resolved
+
+    def _follow(self, path: tuple[str | int, ...]) -> Any:
+        node: Any = self.config
+        for part in path[:-1]:
+            node = node._get_node(part)  # noqa: SLF001  keys may hold dots, which `select` would split
+        found = node[path[-1]]
         return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
 
-    plain: Any = OmegaConf.to_container(config, resolve=False)
-    bomb = _find_too_large(plain)
-    if bomb is not None:
-        rule = f"must not grow beyond {MAX_SIZE:,} characters with its interpolations written out"
-        return plain, [Mistake(format_key(bomb), rule, where=layers.blame(bomb, follow=False), kind="interpolation")]
-    return walk(plain, ()), mistakes
+
+def _make_unresolvable(
+    plain: dict[str, Any], value: str, path: tuple[str | int, ...], error: Exception, layers: Layers
+) -> Mistake:
+    key = ".".join(map(str, path))
+    problem = "it leads back to itself" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+    names = [*sorted(_list_keys(plain)), *sorted(list_schema_keys())]
+    wanted = re.search(r"\$\{([\w.]+)\}", value)
+    right = find_nearest(wanted[1], names) if wanted and wanted[1] not in names else ""
+    suggestion = value.replace(wanted[1], right) if wanted and right else ""
+    rule = f"has an interpolation that cannot be followed ({problem})"
+    remedy = format_suggestion(suggestion)
+    return Mistake(key, rule, value, layers.blame(path, follow=False), remedy, suggestion, kind="interpolation")
 
 
 _FOREIGN = re.compile(r"\$\{(now|hydra|env|eval|add|sub|mul|div|python_version|resolve_default):([^{}]*)")

@@ -10,9 +10,10 @@ from omegaconf import OmegaConf
 
 from runner.config.check.check import Check, parse, to_resolved_data
 from runner.config.compose import compose
-from runner.config.hydra_loader import Composed
+from runner.config.composed import Composed
 from runner.config.identity import compute_job_id
-from runner.config.parsing import find_default, format_key
+from runner.config.parsing import find_default
+from runner.config.reading import format_key
 from runner.config.schema import Config
 from runner.core.errors import ABSENT, ConfigError, Mistake
 

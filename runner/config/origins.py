@@ -332,6 +332,10 @@ class Layers:
         settings = self.settings(path)
         return settings[-1].where if settings else find_schema_line(path) or self._primary
 
+    def is_argument(self, path: Path_) -> bool:
+        """Return whether the command line itself gives a key its value."""
+        return self.origin(path).startswith("argument ")
+
 
 def _find_components(value: Any, path: Path_) -> Iterator[tuple[Path_, dict[str, Any]]]:
     """Yield every mapping with a `_target_`, and its path."""

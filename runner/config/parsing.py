@@ -1,10 +1,8 @@
-"""Parser of `schema.py`: plain data becomes typed dataclasses, each broken rule a mistake."""
+"""Parse plain data into the dataclasses of `schema.py`; find unknown keys and broken rules."""
 
 import dataclasses
-import re
 import types
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -12,52 +10,19 @@ import yaml
 
 from runner.config import schema
 from runner.config.moved import with_current_names
-from runner.config.suggestions import ELSEWHERE, find_nearest, format_suggestion, translate_name
-from runner.core import durations
-from runner.core.errors import ABSENT, Kind, Mistake
-
-Path = tuple[str | int, ...]
-
-
-_INVALID: Any = object()
-
-
-UNKNOWN_KEY = "is not a key that the runner knows"
-
-
-_RUNNER_KEYS = {"_target_", "_args_", "_partial_"}
-
-
-_BOOLEANS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
-
-
-@dataclass
-class Reading:
-    """Result of parsing: mistakes with their paths, and every component with its slot."""
-
-    mistakes: list[tuple[Path, Mistake]] = field(default_factory=list)
-    components: list[tuple[Path, str, dict[str, Any]]] = field(default_factory=list)
-
-    def wrong(
-        self,
-        path: Path,
-        rule: str,
-        value: object = ABSENT,
-        suggestion: object = "",
-        remedy: str = "",
-        kind: Kind = "value",
-    ) -> Any:
-        """Record a mistake; return the marker of an invalid value."""
-        text = str(suggestion)
-        remedy = remedy or format_suggestion(text)
-        mistake = Mistake(format_key(path), rule, value, remedy=remedy, suggestion=text, kind=kind)
-        self.mistakes.append((path, mistake))
-        return _INVALID
-
-
-def format_key(path: Path) -> str:
-    """Join a path to a dotted key."""
-    return ".".join(map(str, path))
+from runner.config.nodes import note_component, read_component
+from runner.config.reading import INVALID, UNKNOWN_KEY, Path, Reading, format_key, format_yaml
+from runner.config.scalars import (
+    read_boolean,
+    read_duration,
+    read_integer,
+    read_literal,
+    read_number,
+    read_pattern,
+    read_text,
+)
+from runner.config.suggestions import ELSEWHERE, find_nearest, translate_name
+from runner.core.errors import ABSENT, Mistake
 
 
 def read(data: dict[str, Any]) -> tuple[schema.Config, Reading]:
@@ -133,19 +98,25 @@ def _read_dataclass(reading: Reading, owner: type, data: Any, path: Path) -> Any
             given[item.name] = reading.wrong((*path, name), "must be given", kind="missing")
     if rest is not None:
         given[rest.name] = _read_field(reading, get_field_types(owner)[rest.name], rest, extra, path)
-    read_values = {name: value for name, value in given.items() if value is not _INVALID}
+    read_values = {name: value for name, value in given.items() if value is not INVALID}
     if owner is schema.Config:  # what can be said about the other keys is said, too
         read_values = {"model": {}, "optimizer": {}, "loss": {}} | read_values
     try:
         return owner(**read_values)
     except TypeError:  # a key without a default is wrong
-        return _INVALID
+        return INVALID
 
 
 def _suggest_own_key(name: str, named: Iterable[str]) -> str:
     """Return the runner's own key that an extra key probably means; empty where none is near."""
     near = find_nearest(name, named)
     return near if len(near) > 4 else ""  # shorter names are near to anything
+
+
+MOST_UNKNOWN = 1_000  # mistakes, after which further unknown keys are not listed
+
+
+MOST_SUGGESTED = 200  # mistakes, after which unknown keys get no suggestion: a file may have ten thousand
 
 
 _GROUPS_ONLY = ("experiment", "debug")  # chosen like keys of the root, but no keys
@@ -168,6 +139,10 @@ def _note_unknown_key(reading: Reading, name: object, value: Any, known: list[st
         or translate_name(key)
         or (translate_name(str(name)) if len(path) == 1 else "")
     )
+    if len(reading.mistakes) > MOST_SUGGESTED:
+        if len(reading.mistakes) <= MOST_UNKNOWN:
+            reading.wrong(path, UNKNOWN_KEY)
+        return
     near = find_nearest(str(name), [*known, *(_GROUPS_ONLY if len(path) == 1 else ())])
     elsewhere = index_schema_keys().get(str(name), ())
     if near:
@@ -189,7 +164,7 @@ def _read_field(reading: Reading, kind: Any, item: dataclasses.Field[Any], value
     default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
     before = len(reading.mistakes)
     read_value = _read_value(reading, kind, value, path, rules)
-    if read_value is _INVALID:
+    if read_value is INVALID:
         reading.mistakes[before:] = [
             (at, _with_default(m, default) if at == path else m) for at, m in reading.mistakes[before:]
         ]
@@ -219,15 +194,6 @@ def _with_default(mistake: Mistake, default: Any) -> Mistake:
     )
 
 
-def format_yaml(value: object) -> str:
-    """Format a plain value as YAML writes it."""
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, str(value))
-        if value is None or isinstance(value, bool)
-        else str(value)
-    )
-
-
 def _read_value(reading: Reading, kind: Any, value: Any, path: Path, rules: Any) -> Any:
     if value == "???":
         return reading.wrong(path, "must be given: it is `???`", kind="missing")
@@ -237,7 +203,7 @@ def _read_value(reading: Reading, kind: Any, value: Any, path: Path, rules: Any)
     if origin in (Union, types.UnionType):
         return _read_union(reading, args, value, path, rules)
     if origin is Literal:
-        return _read_literal(reading, args, value, path)
+        return read_literal(reading, args, value, path)
     if origin is list:
         if not isinstance(value, list):
             return reading.wrong(
@@ -248,13 +214,13 @@ def _read_value(reading: Reading, kind: Any, value: Any, path: Path, rules: Any)
                 kind="type",
             )
         items = [_read_value(reading, args[0], inner, (*path, index), rules) for index, inner in enumerate(value)]
-        return _INVALID if any(inner is _INVALID for inner in items) else items
+        return INVALID if any(inner is INVALID for inner in items) else items
     if origin is dict:
         return _read_mapping(reading, args, value, path, rules)
     if dataclasses.is_dataclass(kind):
         read_value = _read_dataclass(reading, kind, value, path)  # type: ignore[arg-type]
         if rules.get("slot") and isinstance(value, dict) and value.get("_target_") is not None:
-            _note_component(reading, {k: v for k, v in value.items() if k not in _list_own_keys(kind)}, path, rules)
+            note_component(reading, {k: v for k, v in value.items() if k not in _list_own_keys(kind)}, path, rules)
         return read_value
     return _SCALARS[kind](reading, value, path, rules)
 
@@ -277,7 +243,7 @@ def _read_mapping(reading: Reading, args: tuple[Any, ...], value: Any, path: Pat
         bad = next(name for name in value if not isinstance(name, str))
         return reading.wrong((*path, bad), "must be a name (quote it)", kind="type")
     read_values = {name: _read_value(reading, args[1], inner, (*path, name), rules) for name, inner in value.items()}
-    return _INVALID if any(inner is _INVALID for inner in read_values.values()) else read_values
+    return INVALID if any(inner is INVALID for inner in read_values.values()) else read_values
 
 
 def _read_union(reading: Reading, kinds: tuple[Any, ...], value: Any, path: Path, rules: Any) -> Any:
@@ -347,226 +313,14 @@ def _describe_kind(kind: Any) -> str:
     return words[kind]
 
 
-def _read_literal(reading: Reading, choices: tuple[Any, ...], value: Any, path: Path) -> Any:
-    if value in choices and not isinstance(value, bool):
-        return value
-    if isinstance(value, bool) and _restore_on_off(value, choices):
-        return _restore_on_off(value, choices)
-    listed = ", ".join(f"`{choice}`" for choice in choices)
-    right = find_nearest(str(value), map(str, choices)) or _HABITS.get(str(value).lower(), "")
-    return reading.wrong(path, f"must be one of {listed}", value, right if right in choices else "")
-
-
-_HABITS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "maximum": "max", "minimum": "min", "gpu": "cuda"}
-
-
-def _restore_on_off(value: bool, choices: tuple[Any, ...]) -> str:
-    """Return the choice `on` or `off` that YAML 1.1 read as a boolean; empty if it is no choice."""
-    word = "on" if value else "off"
-    return word if word in choices else ""
-
-
-def _read_boolean(reading: Reading, value: Any, path: Path, _rules: Any) -> Any:
-    if isinstance(value, bool):
-        return value
-    meant = _BOOLEANS.get(str(value).lower(), bool(value) if value in (0, 1) else None)
-    return reading.wrong(path, "must be true or false", value, "" if meant is None else str(meant).lower(), kind="type")
-
-
-def _read_integer(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return _check_range(reading, value, path, rules)
-    return reading.wrong(path, "must be an integer", value, as_number(value, whole=True), kind="type")
-
-
-def _read_number(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return _check_range(reading, float(value), path, rules)
-    return reading.wrong(path, "must be a number", value, as_number(value, whole=False), kind="type")
-
-
-def as_number(value: Any, *, whole: bool) -> str:
-    """Return the text of the number that a value nearly is; empty where it is none."""
-    try:
-        number = float(str(value).replace(",", "."))
-    except ValueError:
-        return ""
-    if isinstance(value, bool) or number != number or number in (float("inf"), float("-inf")):  # noqa: PLR0124  NaN
-        return ""
-    return str(int(number)) if whole else str(number)
-
-
-_RANGES: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
-    "at_least": ("at least", lambda value, bound: value >= bound),
-    "at_most": ("at most", lambda value, bound: value <= bound),
-    "above": ("above", lambda value, bound: value > bound),
-    "below": ("below", lambda value, bound: value < bound),
-}
-
-
-def _check_range(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
-    for rule, (words, holds) in _RANGES.items():
-        if rule in rules and not holds(value, rules[rule]):
-            suggestion = rules[rule] if rule in ("at_least", "at_most") else ""
-            return reading.wrong(path, f"must be {words} {rules[rule]}", value, suggestion)
-    return value
-
-
-def _read_text(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
-    if "like" in rules and not (isinstance(value, str) and re.fullmatch(rules["regex"], value)):
-        return reading.wrong(path, f"must be like `{rules['like']}`", value)
-    if not isinstance(value, str):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        ways = (f"{value}", f"cuda:{value}") if number else ()
-        fits = next((way for way in ways if "regex" not in rules or re.fullmatch(rules["regex"], way)), "")
-        suggestion = f"'{fits}'" if fits == str(value) and fits else fits
-        return reading.wrong(path, "must be a text", value, suggestion, kind="type")
-    if "regex" in rules and not re.fullmatch(rules["regex"], value):
-        words = re.findall("[a-z]{3,}", rules["regex"]) if "|" in rules["regex"] else []
-        right = _HABITS.get(value.lower(), "")
-        return reading.wrong(
-            path, f"must match `{rules['regex']}`", value, right if right in words else find_nearest(value, words)
-        )
-    return value
-
-
-def _read_duration(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
-    rule = "must be epochs (`5ep`, `0.5ep`) or optimizer steps (`500st`)"
-    if not durations.is_duration(value):
-        return reading.wrong(path, rule, value, _as_duration(value), kind="type")
-    if durations.Duration.parse(value).amount == 0 and not rules.get("may_be_zero"):
-        return reading.wrong(path, "must be longer than 0", value, "1" + value[-2:])
-    return schema.Duration(value)
-
-
-def _as_duration(value: Any) -> str:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(value).strip().lower())
-    if match is None or isinstance(value, bool):
-        return ""
-    amount, unit = match.groups()
-    return f"{max(1, int(float(amount)))}st" if unit.startswith(("s", "i")) else f"{amount}ep"
-
-
-def _read_pattern(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
-    if not isinstance(value, str):
-        return _read_text(reading, value, path, rules)
-    try:
-        re.compile(value)
-    except re.error as error:
-        remedy = "to match the characters themselves, escape them with a backslash"
-        suggestion = "." + value if value.startswith("*") else ""
-        return reading.wrong(
-            path,
-            f"must be a regular expression ({error})",
-            value,
-            suggestion,
-            format_suggestion(suggestion) or remedy,
-            kind="syntax",
-        )
-    return schema.Pattern(value)
-
-
-def _read_component(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
-    if isinstance(value, str) and "." in value:
-        run_together = re.fullmatch(r"(\w+):(\S.*)", value)
-        remedy = (
-            f"put a space after the colon: `{run_together[1]}: {run_together[2]}`"
-            if run_together
-            else f"write `{{_target_: {value}}}`"
-        )
-        return reading.wrong(
-            path, "must be a mapping with a `_target_` and its arguments", value, remedy=remedy, kind="type"
-        )
-    if not isinstance(value, dict):
-        return reading.wrong(path, "must be a mapping with a `_target_` and its arguments", value, kind="type")
-    if "_target_" not in value:
-        near = next(
-            (
-                name
-                for name in value
-                if isinstance(name, str) and find_nearest(name.strip("_"), ["target", "class_path"])
-            ),
-            "",
-        )
-        if str(near).strip("_") in {"class_path", "target"} or near:
-            return reading.wrong(
-                (*path, near), UNKNOWN_KEY, suggestion=format_key((*path, "_target_")), kind="unknown-key"
-            )
-        return reading.wrong((*path, "_target_"), "must be given: the dotted path of what is called", kind="missing")
-    return _note_component(reading, value, path, rules)
-
-
-def _note_component(reading: Reading, value: dict[str, Any], path: Path, rules: Any) -> Any:
-    before = len(reading.mistakes)
-    check_node(reading, value, path)
-    if len(reading.mistakes) > before:
-        return _INVALID
-    reading.components.append((path, rules.get("slot", "nested"), value))
-    return schema.Component(value)
-
-
-def check_node(reading: Reading, value: Any, path: Path) -> None:
-    """Check the form of a component and nested ones: no `???`, only the runner's own `_keys_`."""
-    if value == "???":
-        reading.wrong(path, "must be given: it is `???`", kind="missing")
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            check_node(reading, inner, (*path, index))
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            if not isinstance(name, str):
-                reading.wrong((*path, name), "must be a name (quote it)", kind="type")
-            elif re.fullmatch(r"_\w+_", name) and inner != "???":
-                _check_own_key(reading, name, inner, path)
-            else:
-                check_node(reading, inner, (*path, name))
-
-
-_OF_HYDRA = {
-    "_convert_": "every list and mapping arrives as a plain one, as with `_convert_: all`",
-    "_recursive_": "what is nested is built first; what is to be called later has `_partial_: true`",
-}
-
-
-_HOMES = {"optimizer": "torch.optim", "scheduler": "torch.optim.lr_scheduler", "loss": "torch.nn"}
-
-
-def _check_own_key(reading: Reading, name: str, value: Any, path: Path) -> None:
-    """Check `_target_`, `_args_` and `_partial_` of a component; refuse other `_keys_`."""
-    here = (*path, name)
-    if name in _OF_HYDRA:
-        reading.wrong(
-            here,
-            "is Hydra's, and has no effect here",
-            value,
-            remedy=f"leave it out: {_OF_HYDRA[name]}",
-            kind="no-effect",
-        )
-    elif name not in _RUNNER_KEYS:
-        near = find_nearest(name, _RUNNER_KEYS)
-        reading.wrong(here, UNKNOWN_KEY, suggestion=format_key((*path, near)) if near else "", kind="unknown-key")
-    elif name == "_target_" and not (isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value)):
-        home = _HOMES.get(str(path[0]), "") if path else ""
-        right = f"{home}.{value}" if home and isinstance(value, str) and value.isidentifier() else ""
-        with_dots = re.sub(r"[:/]", ".", str(value).removesuffix(".py"))
-        right = with_dots if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", with_dots) else right
-        reading.wrong(here, "must be a dotted path, `package.module.Name`", value, right, kind="type")
-    elif name == "_args_" and not isinstance(value, list):
-        reading.wrong(here, "must be a list", value, kind="type")
-    elif name == "_partial_" and not isinstance(value, bool):
-        reading.wrong(here, "must be true or false", value, kind="type")
-    else:
-        check_node(reading, value, here)
-
-
 _SCALARS: dict[Any, Callable[[Reading, Any, Path, Any], Any]] = {
-    bool: _read_boolean,
-    int: _read_integer,
-    float: _read_number,
-    str: _read_text,
-    schema.Duration: _read_duration,
-    schema.Pattern: _read_pattern,
-    schema.Component: _read_component,
+    bool: read_boolean,
+    int: read_integer,
+    float: read_number,
+    str: read_text,
+    schema.Duration: read_duration,
+    schema.Pattern: read_pattern,
+    schema.Component: read_component,
 }
 
 

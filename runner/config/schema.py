@@ -56,7 +56,7 @@ class Sample:
 class Download:
     """File that the data needs from the net; an existing one is neither fetched nor overwritten."""
 
-    url: str | list[str] = make_field(regex="https?://[^/]+/.+")  # of several each is a mirror of the others
+    url: str | list[str] = make_field(regex="https?://[!-.0-~]+/[!-~]+")  # of several each is a mirror of the others
     sha256: str = make_field(regex="[0-9a-f]{64}")
     to: str = make_field()  # the file, in a folder below the working directory
     size: int | None = make_field(None, at_least=1)  # bytes; more are not taken
@@ -350,7 +350,7 @@ class Search:
 @dataclass
 class Sweep:
     # The sweep's folder; auto: a hash of the config without the swept keys, and of their names.
-    id: str = make_field("auto", regex=r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
+    id: str = make_field("auto", regex=r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}")
     seeds: int | None = make_field(None, at_least=1)  # so many jobs of each point, with `seed`, `seed` + 1, …
     points: str | None = None  # a YAML, CSV or JSON-lines file of points; each is combined with the other axes
     zip: list[str] | list[list[str]] = make_field([])  # swept keys that change together, or several such lists

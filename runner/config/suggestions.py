@@ -3,6 +3,9 @@
 import re
 from collections.abc import Iterable
 
+LONGEST = 200  # characters of a name for which the nearest one is looked for
+
+
 # What people write who come from another tool, and what it is called here.
 ELSEWHERE = {
     "epochs": "train.duration",
@@ -121,6 +124,8 @@ def compute_distance(a: str, b: str, limit: int) -> int:
 
 def find_nearest(name: str, known: Iterable[str]) -> str:
     """Return the nearest known name; empty where more than a third of the letters differ."""
+    if len(name) > LONGEST:
+        return ""
     limit = max(1, len(name) // 3)
 
     def rank(other: str) -> tuple[float, int, int, str]:

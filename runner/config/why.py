@@ -1,15 +1,18 @@
 """Find every place that sets a key, in order; the last one wins."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from runner.config import origins
+from runner.config.compose import compose, compose_sweep
+from runner.config.composed import Composed
 from runner.config.defaults import find_signature_default
-from runner.config.hydra_loader import Composed
 from runner.config.parsing import find_default, read, to_plain
-from runner.core.errors import ABSENT, as_text
+from runner.config.suggestions import find_nearest, format_suggestion, translate_name
+from runner.core.errors import ABSENT, ConfigError, Mistake, as_text
 
 REMOVED = "(removed)"
 
@@ -26,6 +29,50 @@ class Answer:
     def __str__(self) -> str:
         chosen = f"  (chosen by {self.chosen})" if self.chosen else ""
         return f"{self.where}  {as_text(self.value)}{chosen}{self.note}"
+
+
+@dataclass(frozen=True)
+class KeyHistory:
+    """Every place that sets a key, the winner last, and the value that it has; `str()` is for people."""
+
+    key: str
+    value: Any
+    answers: list[Answer]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data for `--json`."""
+        return {"key": self.key, "value": self.value, "layers": [vars(answer) for answer in self.answers]}
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.key} = {as_text(self.value)}", *(f"  {answer}" for answer in self.answers)])
+
+
+def trace_key(key: str, overrides: Sequence[str] = (), *, multirun: bool = False) -> KeyHistory:
+    """Find every place that sets a key in the config that overrides make; `multirun` for a whole sweep.
+
+    Raises:
+        ConfigError: the composition has mistakes, or nothing sets the key and the schema does not know it.
+    """
+    composed = compose_sweep(overrides) if multirun else compose(overrides)
+    if composed.mistakes:
+        raise ConfigError(composed.mistakes)
+    answers = collect_answers(composed, origins.as_path(key))
+    if not answers:
+        raise ConfigError([_describe_unknown_key(composed, key)])
+    last = answers[-1].value
+    return KeyHistory(key, last if multirun else describe_final_value(composed, origins.as_path(key), last), answers)
+
+
+def _describe_unknown_key(composed: Composed, key: str) -> Mistake:
+    known = [*origins.list_schema_keys(), *map(origins.format_key, composed.layers.paths(composed.config))]
+    right = translate_name(key) or find_nearest(key, known)
+    return Mistake(
+        key,
+        "is set by nothing and is not a key that the runner knows",
+        remedy=format_suggestion(right),
+        suggestion=right,
+        kind="unknown-key",
+    )
 
 
 def describe_final_value(composed: Composed, path: tuple[str | int, ...], last: Any) -> Any:

@@ -27,9 +27,6 @@ IMPORTABLE = tuple(importlib.machinery.all_suffixes())  # .py, .pyc, .so
 BLOCK = 2**20  # bytes copied at once
 
 
-LONGEST_HEADER = 2**20  # bytes of a tar header: names, and comments on them
-
-
 FREE_RATIO = 100 * 2**20  # bytes up to which the ratio does not matter: small files of zeros compress by 1000
 
 

@@ -238,7 +238,7 @@ def _receive(url: str, part: BinaryIO, folder: Path, size: int | None) -> None:
     """Append the missing rest of the file at `url` to the part.
 
     Raises:
-        _Refused: there is nothing to be had, or too much.
+        _RefusedDownload: there is nothing to be had, or too much.
         OSError: the connection broke; what came is in the part.
     """
     if urllib.parse.urlparse(url).scheme not in ("http", "https"):

@@ -1,8 +1,7 @@
-"""Errors by cause: the user's request (exit 2), the run (exit 1), a request to stop (75, 130)."""
+"""Errors by cause: the user's request (exit status 2), or what only data or a device can show (1)."""
 
 import errno
 import os
-import signal
 import sysconfig
 import traceback
 from dataclasses import asdict, dataclass
@@ -181,16 +180,3 @@ def explain_os_error(error: OSError) -> str:
 
 
 ELSEWHERE = "use another working directory, or for one run a folder elsewhere (`run=DIR`)"
-
-
-class Stopped(Exception):  # asked for, no error
-    """Stop of a run on request, after it has saved. Exit status 130 after Ctrl-C, else 75."""
-
-    def __init__(self, signum: int) -> None:
-        self.signal = signal.Signals(signum)
-        super().__init__(f"stopped by {self.signal.name}")
-
-    @property
-    def exit_status(self) -> int:
-        """130 for SIGINT, 75 (EX_TEMPFAIL: start it again) for the others."""
-        return 130 if self.signal is signal.SIGINT else 75

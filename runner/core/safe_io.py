@@ -22,6 +22,9 @@ MAX_NODES = 1_000_000
 MAX_DEPTH = 100
 
 
+MAX_DIGITS = 300  # of a whole number: one of 309 is no float any more
+
+
 MAX_LINE = 4_000_000  # bytes of a line of metrics.jsonl
 
 
@@ -46,6 +49,9 @@ WRITTEN_IN_PLACE = re.compile(
 
 
 _JOB = re.compile(r"\d+_[0-9a-f]{8}")  # the folder of a sweep's job
+
+
+_LONG_NUMBER = re.compile(rb"\d{%d}" % (MAX_DIGITS + 1))
 
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
@@ -101,7 +107,18 @@ def read_json(path: Path, limit: int = MAX_BYTES) -> Any:
 
 def parse_json(data: bytes | str) -> Any:
     """Parse JSON of at most MAX_DEPTH levels and MAX_NODES values. Raises ValueError."""
+    check_nesting(data)
+    try:
+        return json.loads(data)
+    except RecursionError:  # quotes that do not match, so that the count above was misled
+        raise ValueError(f"is nested deeper than {MAX_DEPTH}") from None
+
+
+def check_nesting(data: bytes | str) -> None:
+    """Check JSON against MAX_DEPTH, MAX_NODES and MAX_DIGITS before it is parsed. Raises ValueError."""
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+    if _LONG_NUMBER.search(raw) and _LONG_NUMBER.search(_STRING.sub(b"", raw)):
+        raise ValueError(f"has a number of more than {MAX_DIGITS} digits")
     opened = raw.count(b"[") + raw.count(b"{")
     if opened > MAX_DEPTH or opened + raw.count(b",") > MAX_NODES:
         bare = _STRING.sub(b"", raw)
@@ -112,10 +129,6 @@ def parse_json(data: bytes | str) -> Any:
             depth += 1 if bracket[0] in b"[{" else -1
             if depth > MAX_DEPTH:
                 raise ValueError(f"is nested deeper than {MAX_DEPTH}")
-    try:
-        return json.loads(data)
-    except RecursionError:  # quotes that do not match, so that the count above was misled
-        raise ValueError(f"is nested deeper than {MAX_DEPTH}") from None
 
 
 def read_lines(file: BinaryIO) -> Iterator[bytes]:

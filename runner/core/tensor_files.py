@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ def load_tensors(
 
     try:
         with content or open_regular(path) as file:
+            check_fits_in_memory(path, file.seek(0, os.SEEK_END))
+            file.seek(0)
             if sha256 is not None and (actual := hashlib.file_digest(file, "sha256").hexdigest()) != sha256:
                 raise RunError(f"{path} is damaged: its SHA-256 is {actual}, but {sha256} was recorded")
             file.seek(0)
@@ -39,6 +42,13 @@ def load_tensors(
         if isinstance(error, OSError) and (error.errno != errno.EINVAL or error.filename):
             raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
         raise RunError(f"{path} {_diagnose(path, error)}") from error
+
+
+def check_fits_in_memory(path: Path, size: int) -> None:
+    """Refuse a file larger than this machine's memory before a byte is read or hashed. Raises RunError."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise RunError(f"{path} has {size:,} bytes, and this machine {memory:,} of memory")
 
 
 def _open_resolved(path: Path) -> io.BufferedReader:

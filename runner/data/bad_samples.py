@@ -1,5 +1,6 @@
 """Bad samples: detection, report, and leaving them out where `loader.bad_samples` allows it."""
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runner.core import safe_io
 from runner.core.errors import RunError
 from runner.data.interfaces import Place, iterate_members
 
@@ -60,9 +62,11 @@ class BadSamples:
         """Read the bad samples that the run listed before a resume; none is listed or counted again."""
         listed = None if self.folder is None else self.folder / LISTED
         if listed is not None and listed.exists():
-            for line in map(json.loads, listed.read_text().splitlines()):
-                if line["split"] == self.split:
-                    self.found.add(line["index"] if "worker" not in line else (line["worker"], line["index"]))
+            for text in safe_io.read_bytes(listed).splitlines():
+                with contextlib.suppress(ValueError, LookupError, TypeError):  # a damaged line
+                    line = safe_io.parse_json(text)
+                    if line["split"] == self.split:
+                        self.found.add(line["index"] if "worker" not in line else (line["worker"], line["index"]))
 
     def note(self, fault: BadSample) -> None:
         """Record a bad sample.

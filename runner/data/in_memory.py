@@ -13,7 +13,7 @@ from runner.core.copies import copy_owned
 from runner.data.bad_samples import BadSample, BadSamples, make_empty_batch_error
 from runner.data.batched.chain import BatchedTransforms
 from runner.data.batched.per_image import PerImageError
-from runner.data.interfaces import Indices, Place
+from runner.data.interfaces import DataPlan, Indices, Place, PlanKind
 from runner.data.samples import EpochOrder, Pipeline, Placement
 from runner.data.sharding import Shard
 from runner.data.whole_dataset import DatasetTensors, compute_fingerprint
@@ -91,7 +91,8 @@ class InMemoryBatches:
         if order.sampler is not None or order.fixed or (self.chain is not None and self.chain.looped):
             self.ahead = 1
         self.file, self.faults = whole.file, faults
-        self.plan = f"gathered from memory on {placement.device}{describe_batching(pipeline.transforms, chain)}"
+        kind = PlanKind.IN_MEMORY
+        self.plan = DataPlan(kind, f"{kind} on {placement.device}{describe_batching(pipeline.transforms, chain)}")
         self.ready: dict[int, list[Any]] = {}
         self.unchanging = self._fixed() if order.fixed and self.chain is None else None
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +12,30 @@ Indices = npt.NDArray[np.int64]
 
 
 Place = int | str
+
+
+class PlanKind(StrEnum):
+    """Ways to make batches; provenance records the one that was taken, and a resume keeps it."""
+
+    IN_MEMORY = "gathered from memory"
+    PER_SAMPLE = "sample by sample"
+    STREAMED = "streamed in the dataset's own order"
+    NO_DATA = "no data"
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """Plan of a split's batches: the kind, and a text for people that no code reads."""
+
+    kind: PlanKind
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def extend(self, text: str) -> "DataPlan":
+        """Return the same plan with more said about it."""
+        return DataPlan(self.kind, f"{self.text}; {text}")
 
 
 class Split(Protocol):
@@ -27,7 +52,7 @@ class Split(Protocol):
         ...
 
     @property
-    def plan(self) -> str:
+    def plan(self) -> DataPlan:
         """Describe how the batches are made."""
         ...
 

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from runner.core import rng
 from runner.core.errors import describe_error
 from runner.data.bad_samples import BadSample, BadSamples, find_file, find_none
+from runner.data.file_guard import guard_reading
 from runner.data.interfaces import Indices
 from runner.data.samples import Pipeline, Stream, collect_shapes
 
@@ -53,11 +54,12 @@ class KeyedSamples(Dataset[Any]):
 
         try:
             rng.seed_all(self.stream.key(epoch, index, "dataset"))
-            raw = self.dataset[index]
-            wrong = ("" if self.takes_none else find_none(raw)) or self.faults.wrong(
-                raw
-            )  # a crop may leave a NaN out in one epoch, and not in the next
-            sample = raw if wrong else self.pipeline.apply(raw, keys, uniforms)
+            with guard_reading():  # the transforms too: Pillow reads an image when it is first used
+                raw = self.dataset[index]
+                wrong = ("" if self.takes_none else find_none(raw)) or self.faults.wrong(
+                    raw
+                )  # a crop may leave a NaN out in one epoch, and not in the next
+                sample = raw if wrong else self.pipeline.apply(raw, keys, uniforms)
         except Exception as error:  # noqa: BLE001  a user's dataset and transforms may raise anything
             return BadSample(index, describe_error(error), find_file(self.dataset, index))
         if not wrong and self.pipeline.transforms:
@@ -116,16 +118,18 @@ class KeyedStream(IterableDataset[Any]):
             with rng.fork_rng():
                 rng.seed_all(keys("dataset"))
                 try:
-                    source = iter(self.dataset) if source is None else source
-                    raw = next(source)
+                    with guard_reading():
+                        source = iter(self.dataset) if source is None else source
+                        raw = next(source)
                 except StopIteration:
                     return
                 except Exception as error:  # noqa: BLE001  a user's dataset may raise anything
                     yield BadSample(count, describe_error(error), worker=worker, final=True)
                     return
                 try:
-                    wrong = ("" if self.takes_none else find_none(raw)) or self.faults.wrong(raw)
-                    sample = raw if wrong else self.pipeline.apply(raw, keys)
+                    with guard_reading():
+                        wrong = ("" if self.takes_none else find_none(raw)) or self.faults.wrong(raw)
+                        sample = raw if wrong else self.pipeline.apply(raw, keys)
                     wrong = wrong or self.faults.wrong(sample)
                 except Exception as error:  # noqa: BLE001  a user's transforms, too
                     sample, wrong = None, describe_error(error)

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from runner.core.copies import copy_owned
 from runner.data.bad_samples import BadSample
+from runner.data.interfaces import DataPlan, PlanKind
 from runner.data.keyed_samples import KeyedSamples, KeyedStream
 from runner.data.prefetch import prefetch_to_device
 from runner.data.samples import EpochOrder, Placement, draw_sampler
@@ -92,7 +93,8 @@ class DataLoaderBatches:
         self.num_batches = len(self._positions(0))
         self.sizes: list[int] = []  # of the batches of the epoch under way, of all processes together
         where = f"by {num_workers} worker{'s' * (num_workers != 1)}" if num_workers else "in this process"
-        self.plan = f"sample by sample, {where}" + (f" ({reason})" if reason else "")
+        kind = PlanKind.PER_SAMPLE
+        self.plan = DataPlan(kind, f"{kind}, {where}" + (f" ({reason})" if reason else ""))
 
     def _positions(self, epoch: int) -> list[list[int]]:
         if self.batch_sampler is not None:
@@ -156,7 +158,7 @@ class StreamedBatches:
         self.num_batches = None
         self.fingerprint = ""  # only reading all of it would tell
         where = f", by {num_workers} worker{'s' * (num_workers != 1)}" if num_workers else ""
-        self.plan = f"streamed in the dataset's own order{where}"
+        self.plan = DataPlan(PlanKind.STREAMED, f"{PlanKind.STREAMED}{where}")
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Iterate over the batches of an epoch; read and drop the first `start`.

@@ -1,4 +1,6 @@
-"""Samples: device placement, transform pipeline, keyed random streams and the order of an epoch.
+"""Samples: placement, transform pipeline, order of an epoch, keys of a split's random streams.
+
+The stream of one sample is in `keyed_samples.py`.
 
 Order and augmentation are drawn from keys (seed, epoch, index, transform name), so they depend neither on workers nor
 on what ran before.

@@ -56,7 +56,7 @@ class ShardedBatches:
         self.split, self.share = split, share
         self.size, self.num_batches, self.fingerprint = split.size, split.num_batches, split.fingerprint
         self.sampler = split.sampler
-        self.plan = f"{split.plan}; shared by {share.world} processes"
+        self.plan = split.plan.extend(f"shared by {share.world} processes")
         self.given: deque[tuple[Any, tuple[int, int]]] = deque()
         self.last = (1, 1)
 
@@ -131,7 +131,7 @@ class SlicedBatches(ShardedBatches):
 
     def __init__(self, split: Split, share: Shard) -> None:
         super().__init__(split, share)
-        self.plan = f"{split.plan}; made by each of {share.world} processes, which takes its share"
+        self.plan = split.plan.extend(f"made by each of {share.world} processes, which takes its share")
 
     def _counted(self, epoch: int, start: int) -> Iterator[tuple[Any, tuple[int, int]]]:
         batches = self.split.batches(epoch, start)

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from runner.core import rng
 from runner.core.errors import describe_error
 from runner.data.bad_samples import BadSample, BadSamples, find_file, find_none
+from runner.data.file_guard import guard_reading
 from runner.data.interfaces import Indices, Place
 from runner.data.samples import Stream, to_image
 
@@ -54,8 +55,9 @@ def stack_samples(dataset: Any, indices: Indices, stream: Stream, faults: BadSam
     bad: set[int] = set()
     for index in indices.tolist():
         try:
-            with rng.stream(stream.key(0, index, "dataset")):
+            with rng.stream(stream.key(0, index, "dataset")), guard_reading():
                 sample = dataset[index]
+                _load_images(sample)
         except Exception as error:  # noqa: BLE001  a user's dataset may raise anything
             faults.note(BadSample(index, describe_error(error), find_file(dataset, index)))
             bad.add(index)
@@ -76,6 +78,14 @@ def stack_samples(dataset: Any, indices: Indices, stream: Stream, faults: BadSam
                 raise ValueError(message)
             tensors[place][index] = row
     return DatasetTensors(tensors, frozenset(pil), frozenset(bad), dataset)
+
+
+def _load_images(sample: Any) -> None:
+    """Read the pixels of Pillow's images, which are else read when they are first used."""
+    members = sample.values() if isinstance(sample, Mapping) else sample if isinstance(sample, tuple | list) else ()
+    for member in members:
+        if hasattr(member, "convert") and hasattr(member, "load"):
+            member.load()
 
 
 def _get_members(sample: Any, index: int) -> Mapping[Place, Any]:
@@ -104,7 +114,8 @@ def read_labels(dataset: Any, place: Place = 1) -> Tensor:
     whole = find_dataset_tensors(dataset)
     if whole is not None and place in whole.tensors:
         return whole.tensors[place]
-    return torch.tensor([int(dataset[i][place]) for i in range(len(dataset))])
+    with guard_reading():
+        return torch.tensor([int(dataset[i][place]) for i in range(len(dataset))])
 
 
 class SplitSubset(Subset[Any]):
@@ -163,7 +174,7 @@ def compute_fingerprint(source: Any, indices: Indices) -> str:
             digest.update(rows.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
     digest.update(f"{type(source).__qualname__} {len(source)}".encode())
-    with rng.stream(rng.derive_key(0, "fingerprint")):
+    with rng.stream(rng.derive_key(0, "fingerprint")), guard_reading():
         for index in indices[:: max(1, len(indices) // 8)][:8].tolist():
             try:
                 _update(digest, source[index])

@@ -6,18 +6,44 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from runner.config.compose import compose
 from runner.config.schema import Config
 from runner.core.errors import RunError
+from runner.experiment.examine import require_valid
 
 STEPS = 5
 
 
 PARTS = ("model", "optimizer", "scheduler", "scaler", "ema", "metrics", "step", "rng", "progress")
+
+
+def check_resume(overrides: Sequence[str], trust: tuple[str, ...] = (), steps: int = STEPS) -> dict[str, Any]:
+    """Compare a run of `2 * steps` steps with one that is resumed after `steps`, bit by bit.
+
+    Returns:
+        `same`, `steps` and the `answer` in words; where they differ also `step`, `differs` (tensors) and `cause`.
+
+    Raises:
+        ConfigError: the config has mistakes.
+        RunError: one of the runs failed.
+    """
+    settings = [
+        f"train.duration={2 * steps}st",
+        "train.checkpoint_every=1st",
+        f"train.keep={2 * steps + 1}",
+        "log.tensorboard=false",
+        "log.progress=false",
+    ]
+    composed = compose([*overrides, *settings])
+    config = require_valid(composed, trust).config
+    with tempfile.TemporaryDirectory(prefix="check_resume_") as scratch:
+        return compare_resumed(Path(scratch), config, composed.unresolved_yaml, steps, trust)
 
 
 def compare_resumed(

@@ -3,7 +3,6 @@
 The error itself says where it came from: its traceback passes through the model, the loss, a metric or the step.
 """
 
-import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,16 +15,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from runner.config.check.imports import TargetError
-from runner.config.check.rules.rule import SUPERVISED
 from runner.config.schema import Config
-from runner.core.errors import ConfigError, Mistake, RunError, Stopped, describe_error, find_own_line
+from runner.core import safe_io
+from runner.core.errors import ConfigError, Mistake, RunError, describe_error, find_own_line
 from runner.experiment.preflight.report import Preflight
 from runner.experiment.record import provenance
 from runner.train import evaluation, loop, remedies
 from runner.train.optimizer_step import base
 from runner.train.optimizer_step.accumulated import AccumulatedStep
 from runner.train.state import Run
-from runner.train.steps import supervised
+from runner.train.steps import needs_input_and_target, supervised
 
 Blame = Callable[[list[Mistake]], list[Mistake]]  # gives each the place that set its key
 
@@ -79,7 +78,7 @@ def convert_record_errors(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (ConfigError, Stopped):
+    except ConfigError:
         raise
     except TargetError as error:
         rule = f"cannot be built from its record: {error.rule}{describe_changed_modules(folder)}"
@@ -92,7 +91,7 @@ def convert_record_errors(folder: Path) -> Iterator[None]:
 def describe_changed_modules(folder: Path) -> str:
     """Describe the project's modules that changed since a run; empty if none is known."""
     try:
-        before = json.loads((folder / "provenance.json").read_text())["modules"]["files"]
+        before = safe_io.read_json(folder / "provenance.json")["modules"]["files"]
     except (OSError, ValueError, LookupError, TypeError):
         return ""
     now = provenance.hash_modules(Path.cwd())["files"]
@@ -117,7 +116,7 @@ def diagnose(error: Exception, run: Run, config: Config, found: Preflight | None
     said, where = _format_error(error), find_own_line(error)
     which = f"a batch of {scene.split}" if scene.split != "train" else f"the batch of step {run.progress.step + 1:,}"
     holds = f" ({remedies.describe_batch(scene.batch)})" if scene.known else ""
-    if config.step["_target_"] == SUPERVISED and isinstance(scene.batch, Tensor):
+    if needs_input_and_target(run.step) and isinstance(scene.batch, Tensor):
         rule = f"needs an input and a target, and {which} is {remedies.describe_batch(scene.batch)}: {said}"
         return Mistake("step", rule, where=where, remedy=remedies.suggest_members(scene.batch), kind="refused")
     if mistake := _check_stated_sample(scene, found, said):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runner.config.check.check import Check
-from runner.config.hydra_loader import Composed
+from runner.config.composed import Composed
 from runner.config.schema import Config
-from runner.core.errors import Mistake, format_mistakes
+from runner.core.errors import ConfigError, Mistake, format_mistakes
 
 if TYPE_CHECKING:
     from runner.experiment.preflight.report import Preflight
@@ -53,9 +53,21 @@ def examine(composed: Composed, trust: tuple[str, ...], say: Say = lambda _: Non
     )
 
     wrong = {mistake.key.split(".")[0] for mistake in mistakes} | {group.split("/")[0] for group in composed.unknown}
-    found = run_preflight(checked.config, trust, wrong)
+    found = run_preflight(checked.config, trust, wrong | checked.wrong_components)
     found.notes[:0] = composed.notes
     said = {(mistake.key, mistake.where) for mistake in mistakes}
     if refused := [mistake for mistake in checked.placed(found.mistakes) if (mistake.key, mistake.where) not in said]:
         say(refused)
     return Examination(checked.config, found, [*mistakes, *refused])
+
+
+def require_valid(composed: Composed, trust: tuple[str, ...]) -> Examination:
+    """Examine one composition.
+
+    Raises:
+        ConfigError: every mistake of it.
+    """
+    examined = examine(composed, trust)
+    if examined.mistakes:
+        raise ConfigError(examined.mistakes)
+    return examined

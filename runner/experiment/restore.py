@@ -1,6 +1,5 @@
 """Continuation of a run from its last checkpoint."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +7,15 @@ from typing import Any
 
 from runner.config.check.check import to_resolved_data
 from runner.config.schema import Config
+from runner.core import safe_io
 from runner.core.durations import Duration
 from runner.core.errors import ConfigError, Mistake
+from runner.data.interfaces import PlanKind
 from runner.experiment.builders import run as run_builder
 from runner.experiment.builders import train as train_builder
 from runner.experiment.builders.instantiate import Trust
 from runner.experiment.record import provenance
-from runner.experiment.record.recorded import Continuation, drop_schedule
+from runner.experiment.record.continuation import Continuation, drop_schedule
 from runner.experiment.record.result import add_resume, collect_provenance, get_latest_facts, read_provenance
 from runner.train.lr_schedule import ConstantLR
 from runner.train.single_process import SINGLE_PROCESS, SingleProcess
@@ -44,17 +45,18 @@ def continue_run(
     """
     config = again.config
     before = read_provenance(folder)
-    if before is not None and config.loader.in_memory == "auto":  # the plan of making batches is kept
-        plan = provenance.simplify_plan((before["plan"] or {}).get("train", ""))
-        if plan.startswith("sample by sample"):
-            config.loader.in_memory = False
+    kinds = {} if before is None else provenance.get_plan_kinds(before)
+    if config.loader.in_memory == "auto" and kinds.get("train") == PlanKind.PER_SAMPLE:
+        config.loader.in_memory = False  # the plan of making batches is kept
     said += again.notes
     where = {"config": to_resolved_data(config), "folder": str(folder.absolute())}
     team.tell(where | {"rescheduled": again.rescheduled, "settings": again.settings, "schedule": again.schedule})
     try:
         run = rebuild_at_checkpoint(config, folder, trust, said, again, team)
     except Exception:
-        known = {} if before is None else before | get_latest_facts(before) | {"data": None, "plan": None}
+        known = (
+            {} if before is None else before | get_latest_facts(before) | dict.fromkeys(("data", "plan", "plan_kinds"))
+        )
         changed = provenance.find_changes(known, collect_provenance(config, command, None)) if known else []
         if changed and not inexact:
             raise ConfigError([*again.changes, *changed]) from None
@@ -176,7 +178,7 @@ def describe_rates(rates: Sequence[float], start: int, end: int) -> str:
 def read_saved_steps(folder: Path) -> int:
     """Return the steps of an ended run from its `result.json`; 0 if they are not known."""
     try:
-        result = json.loads((folder / "result.json").read_bytes())
+        result = safe_io.read_json(folder / "result.json")
         return int(result["steps"]) if result["status"] in ("completed", "interrupted", "pruned") else 0
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return 0

@@ -1,14 +1,15 @@
 """Resume of a recorded run: find its directory, compose its config again, and train on."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from runner.config.schema import Config
-from runner.config.suggestions import find_nearest, format_suggestion
+from runner.core import safe_io
 from runner.core.errors import ConfigError, Mistake
-from runner.experiment.record.recorded import is_run, plan_continuation
+from runner.core.exit_status import EXIT_DONE
+from runner.experiment.record.continuation import plan_continuation
+from runner.experiment.record.recorded import is_run
 
 # What a run leaves that was killed, or that failed, before it had a config.
 STARTED = {".lock", ".heartbeat", ".hydra", "log.txt", "result.json"}
@@ -17,20 +18,34 @@ STARTED = {".lock", ".heartbeat", ".hydra", "log.txt", "result.json"}
 SCHEDULES = ("follow", "constant", "continue")  # of a run that trains for longer
 
 
-def resume(folder: Path, config: Config, unresolved: str, argv: Sequence[str], trust: tuple[str, ...]) -> int:
+def resume(
+    folder: Path,
+    config: Config,
+    unresolved: str,
+    argv: Sequence[str],
+    trust: tuple[str, ...],
+    *,
+    inexact: bool = False,
+    schedule: str = "",
+) -> int:
     """Continue a run with this config; only print the result of a completed run.
 
-    `--inexact` in `argv` accepts that numbers may differ from those of an uninterrupted run; `--schedule` says what the
-    learning rate does in a run that trains for longer. A folder with nothing
-    in it yet is where the run begins.
+    A folder with nothing in it yet is where the run begins.
+
+    Args:
+        folder: the run directory.
+        config: what it trains with from here on.
+        unresolved: the same as YAML, with its interpolations.
+        argv: the command line, for the record.
+        trust: patterns of trusted names.
+        inexact: whether numbers may differ from those of an uninterrupted run.
+        schedule: one of SCHEDULES, what the learning rate does in a run that trains for longer.
 
     Raises:
         ConfigError: it is no run directory, in progress, or cannot be continued exactly; nothing was touched.
     """
     if not folder.is_dir():
         raise ConfigError([Mistake("run", "must be an existing run directory", str(folder), kind="file")])
-    inexact = "--inexact" in argv
-    _, schedule = split_schedule(argv)
     command = ["python", "-m", "runner", *argv]
     from runner.experiment import run  # a second of torch that a wrong RUN does not wait for
 
@@ -47,46 +62,31 @@ def resume(folder: Path, config: Config, unresolved: str, argv: Sequence[str], t
     if again.changes and not inexact:
         raise ConfigError(again.changes)
     if not again.longer and not again.changes and is_completed(folder):
-        return 0
+        print_result(folder)
+        return EXIT_DONE
     return run.launch(
         again.config, folder, unresolved=again.unresolved, command=command, trust=trust, again=again, inexact=inexact
     ).status
 
 
-def is_completed(folder: Path) -> bool:
-    """Return whether a run is completed; print its result if it is."""
-    file = folder / "result.json"
+def read_final_metrics(folder: Path) -> dict[str, float] | None:
+    """Return the metrics of a completed run; None where it is not completed, or its result is damaged."""
     try:  # where there is none, or it is damaged, its checkpoints say how far it is
-        result = json.loads(file.read_bytes())
-        if result["status"] != "completed":
-            return False
+        result = safe_io.read_json(folder / "result.json")
         metrics = {str(name): float(value) for name, value in result["metrics"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+        return metrics if result["status"] == "completed" else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return None
+
+
+def is_completed(folder: Path) -> bool:
+    """Return whether a run is completed."""
+    return read_final_metrics(folder) is not None
+
+
+def print_result(folder: Path) -> None:
+    """Print the result of a completed run, which is not trained on."""
     from runner.log.console import print_final_report
 
-    print_final_report(metrics, folder)
+    print_final_report(read_final_metrics(folder) or {}, folder)
     print("This run is completed; nothing was done.", file=sys.stderr)
-    return True
-
-
-def split_schedule(argv: Sequence[str]) -> tuple[list[str], str]:
-    """Split `--schedule WORD` off the command line; return the rest and the word, empty if absent.
-
-    Raises:
-        ConfigError: it is none of SCHEDULES.
-    """
-    rest, word, arguments = [], "", iter(argv)
-    for argument in arguments:
-        option, separator, value = argument.partition("=")
-        if option != "--schedule":
-            rest.append(argument)
-            continue
-        word = value if separator else next(arguments, "")
-        if word not in SCHEDULES:
-            near = find_nearest(word, SCHEDULES)
-            rule = f"must be {', '.join(SCHEDULES[:-1])} or {SCHEDULES[-1]}"
-            raise ConfigError(
-                [Mistake("--schedule", rule, word, f"argument `{argument}`", format_suggestion(near), near)]
-            )
-    return rest, word

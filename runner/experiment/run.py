@@ -14,9 +14,8 @@ from typing import Any
 
 from runner.config import schema
 from runner.config.check.check import to_resolved_data
-from runner.config.check.rules.rule import SUPERVISED
 from runner.config.check.rules.train import find_too_long
-from runner.config.hydra_loader import Composed
+from runner.config.composed import Composed
 from runner.config.schema import Config
 from runner.core import device as devices
 from runner.core.errors import ConfigError, Mistake, RunError, explain_os_error
@@ -33,7 +32,7 @@ from runner.experiment.preflight import processes as processes_preflight
 from runner.experiment.preflight.preflight import find_late_mistakes
 from runner.experiment.preflight.report import Preflight
 from runner.experiment.record.cause import classify_error
-from runner.experiment.record.recorded import Continuation, drop_schedule
+from runner.experiment.record.continuation import Continuation, drop_schedule
 from runner.experiment.record.result import (
     collect_provenance,
     compute_timings,
@@ -55,8 +54,9 @@ from runner.train.broadcasting import refuse_broadcasting
 from runner.train.distributed import environment
 from runner.train.distributed.process_group import ProcessGroup
 from runner.train.finite import NonFiniteError
+from runner.train.optimizer_step.closure import is_custom_step
 from runner.train.single_process import SINGLE_PROCESS, SingleProcess
-from runner.train.state import PRUNED, Run, StopRequest
+from runner.train.state import Run, StopReason, StopRequest
 
 OURS = PACKAGE
 
@@ -324,7 +324,7 @@ def try_the_first_batch(
     Raises:
         RunError: a made-up batch is known, and the model refuses one sample of it.
     """
-    if run.team.world > 1 or config.device.compile or config.step["_target_"] != SUPERVISED or not run.total_steps:
+    if run.team.world > 1 or config.device.compile or is_custom_step(run.step) or not run.total_steps:
         return
 
     def told(mistakes: list[Mistake]) -> None:
@@ -414,7 +414,7 @@ def describe_out_of_memory(run: Run) -> str:
 def finish(run: Run, result: dict[str, Any]) -> int:
     """Evaluate the last weights where still due and fill in the result; return the exit status."""
     progress = run.progress
-    if run.stop.signal is None:
+    if not run.stop.reason:
         if progress.step == run.first_step:
             loop.evaluate_and_compare(run, {})
             loop.save(run)
@@ -431,11 +431,11 @@ def finish(run: Run, result: dict[str, Any]) -> int:
         run.log.say(f"fp16's scaler skipped {run.scaler.skipped:,} of {progress.step:,} steps (infinite gradients)")
     if run.average is not None:
         result["ema_sha256"] = hash_weights(run.layout.whole(run.average.state_dict()))
-    if run.stop.signal == PRUNED:
+    if run.stop.reason is StopReason.PRUNED:
         result["status"] = "pruned"
         result |= get_last_values(run)
         return EXIT_DONE
-    if run.stop.signal is not None:
+    if run.stop.reason:
         result["status"] = "interrupted"
         result["signal"] = signal.Signals(run.stop.signal).name
         return EXIT_INTERRUPTED if run.stop.signal == signal.SIGINT else EXIT_STOPPED
@@ -444,10 +444,8 @@ def finish(run: Run, result: dict[str, Any]) -> int:
         result["stopped"] = run.stop.ended
         run.log.say(f"training ended after step {progress.step:,} of {run.total_steps:,}: {run.stop.ended}")
     say_unknown(run)
-    result["metrics"] = {name: value for name, value in progress.last.items() if not name.startswith("train/")}
-    result["train"] = {name: value for name, value in progress.last.items() if name.startswith("train/")}
-    result["objective"] = progress.last.get(run.objective)
     result |= get_last_values(run)
+    result["train"] = {name: value for name, value in progress.last.items() if name.startswith("train/")}
     return EXIT_DONE
 
 

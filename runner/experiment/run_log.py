@@ -1,6 +1,5 @@
 """Logs of a run: open and close them, log start and end, write tracebacks to `log.txt`."""
 
-import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.config.schema import Config
+from runner.core import safe_io
 from runner.core.files import write_json
 from runner.experiment.builders import log as log_builder
 from runner.experiment.preflight.report import Preflight
@@ -17,8 +17,7 @@ from runner.log.console import print_final_report
 from runner.log.logger import LogFile, Logger, WatchedLogger, mend
 from runner.model.summary import build_model_table
 from runner.train.distributed import environment
-from runner.train.optimizer_step import split_on_oom
-from runner.train.state import PRUNED, Run
+from runner.train.state import Run
 
 # Asked whether to stop: the how-manieth value of the objective this is (from 1, also across resumes), and the value.
 Judge = Callable[[int, float], bool]
@@ -57,8 +56,7 @@ def open_log(run: Run, config: Config, judge: Judge | None = None) -> Logger:
     for line in said:
         run.log.say(line)
     run.checkpoints.warn = run.log.say
-    if isinstance(run.update, split_on_oom.OomSplitStep):
-        run.update.warn = run.log.say
+    run.update.warn = run.log.say
     run.on_save_error = config.train.on_save_error
     return run.log
 
@@ -67,7 +65,7 @@ def close_log(log: Logger | None, folder: Path, run: Run | None, config: Config,
     """Close the log, if there is one, with the run's hparams; print which events a full disk lacks."""
     if log is None:
         return
-    shown = run if run is not None and run.__dict__.get("log") is log else None
+    shown = run if run is not None and run.log is log else None
     try:
         try:
             if shown is not None:
@@ -100,11 +98,11 @@ class PruningWatch:
         if run.objective not in values or step == self.step or at_end:
             return
         if self.step < 0:
-            events = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
+            events = map(safe_io.parse_json, safe_io.read_bytes(run.folder / "metrics.jsonl").splitlines())
             self.count = sum(run.objective in event and event["step"] < step for event in events)
         self.step, self.count = step, self.count + 1
         if self.judge(self.count, values[run.objective]):
-            run.stop.on_signal(PRUNED)
+            run.stop.on_pruned()
 
 
 def log_start(run: Run, config: Config, found: Preflight | None, said: Sequence[str]) -> None:

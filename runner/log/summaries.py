@@ -13,13 +13,6 @@ LONGEST_TAG, LONGEST_TEXT = 1_000, 200_000  # characters
 THRESHOLDS = 127  # of a precision-recall curve; tensorboardX takes no more
 
 
-def make_scalar(tag: str, value: float) -> Any:
-    """Make a message of one number."""
-    from tensorboardX.proto.summary_pb2 import Summary
-
-    return Summary.Value(tag=tag, simple_value=value)
-
-
 def make_text(tag: str, markdown: str) -> Any:
     """Make a message of a text in Markdown."""
     from tensorboardX import summary

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from types import FrameType
 from typing import Any
 
 from runner.core.errors import ConfigError
+from runner.core.exit_status import get_stop_status
+from runner.core.stop_signals import handle_signals
 from runner.experiment.examine import examine
 from runner.sweep.console import SweepConsole
 from runner.sweep.interfaces import Event, Executor, JobSpec, Proposal, Source
@@ -20,9 +21,6 @@ from runner.sweep.jobs import Anew, PlannedJob, SweepPlan
 from runner.sweep.ledger import JobRecord, Ledger
 from runner.sweep.outcome import read_outcome
 from runner.sweep.reconcile import decide, read_job_numbers, reconcile_row, remember_code
-
-EXIT_STOPPED, EXIT_INTERRUPTED = 75, 130
-
 
 WAIT_SECONDS = 0.2  # so long at most until a signal, or the clock of the board, is looked at
 
@@ -42,7 +40,7 @@ class SweepStop:
     @property
     def status(self) -> int:
         """Exit status for the first signal: 130 for SIGINT, 75 for any other."""
-        return EXIT_INTERRUPTED if self.signals[0] == signal.SIGINT else EXIT_STOPPED
+        return get_stop_status(self.signals[0])
 
 
 @contextmanager
@@ -52,9 +50,6 @@ def catch_stop_signals(stop: SweepStop) -> Iterator[None]:
     An exception in its place may be lost in a callback of an import. The same SIGTERM reaches a process more than once
     (`timeout`, a queue), so that only Ctrl-C means more the second time.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def handler(number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT or not stop.signals:
@@ -62,13 +57,8 @@ def catch_stop_signals(stop: SweepStop) -> Iterator[None]:
         if not stop.noted:
             os._exit(stop.status)
 
-    numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
+    with handle_signals(handler):
         yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 class Controller:

@@ -20,7 +20,7 @@ def examine_sweep(
     say: Say = lambda _: None,
     note: Callable[[list[str]], None] = lambda _: None,
 ) -> list[Mistake]:
-    """Examine every job of a sweep, each mistake once; pass the notes of all jobs to `note`.
+    """Examine every job of a sweep and try its search; pass the notes of all jobs to `note`.
 
     Raises:
         ConfigError: the sweep itself cannot be composed, or cannot be enumerated.
@@ -28,7 +28,13 @@ def examine_sweep(
     plan = request.make_request(overrides, Path.cwd(), trust)
     checks = [Check(job.composed, trust) for job in plan.to_be_checked()]
     note(request.collect_notes(check.composed for check in checks))
-    return examine_jobs(checks, plan.settings.processes, say)
+    mistakes = examine_jobs(checks, plan.settings.processes, say)
+    if plan.is_search and not mistakes:
+        from runner.sweep.search import optuna_search  # imports Optuna
+
+        mistakes = optuna_search.rehearse(plan, trust)
+        say(mistakes)
+    return mistakes
 
 
 def examine_jobs(jobs: Sequence[Check], processes: int, say: Say = lambda _: None) -> list[Mistake]:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from runner.config.compose import compose, compose_sweep, create_hydra
 from runner.core.errors import ConfigError, RunError, format_count
+from runner.core.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_WRONG
 from runner.experiment.examine import examine, make_reporter
 from runner.experiment.record.directory import make_run_dir
 from runner.sweep.examine import examine_sweep
@@ -27,7 +28,7 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
     mistakes = examine_sweep(list(overrides), trust, make_reporter())
     if mistakes:
         print(format_count(len(mistakes)), file=sys.stderr)
-        return 2
+        return EXIT_WRONG
     folder = make_run_dir(Path("outputs"), compose_sweep(list(overrides)).config["name"])
     rows: list[tuple[str, str, Any]] = []
 
@@ -53,12 +54,12 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
         objective: float | None = outcome.result["objective"]
         return objective
 
-    status = 0
+    status = EXIT_DONE
     try:
         hydra = create_hydra()
         hydra.multirun("config", job, [*overrides, f"hydra.sweep.dir={folder}", "hydra.mode=MULTIRUN"])
     except (RunError, ConfigError):
-        status = 1  # said already, and recorded in the job's result
+        status = EXIT_FAILED  # said already, and recorded in the job's result
     except SystemExit as stopped:
         status = int(stopped.code or 0)
     finally:

@@ -6,7 +6,7 @@ The truth of a job is its directory. The ledger says what was asked for, and how
 import json
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -109,6 +109,27 @@ def put_aside(folder: Path) -> str:
     return aside.name
 
 
+# As SQLite keeps the statements above: columns with types, and no expression.
+_PLAIN_TABLE = r"CREATE TABLE \w+ \([\w\s,]*(PRIMARY KEY \(\w+\))?\s*\)"
+
+
+_COMPUTED = {"AS", "GENERATED", "CHECK", "DEFAULT", "COLLATE", "REFERENCES"}
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+# The settings that are read again, and whether a value of one is of its kind: a ledger may come from a stranger.
+_SETTINGS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("id", "name", "created"), lambda value: isinstance(value, str)),
+    **dict.fromkeys(("command", "base", "swept"), _is_list_of_texts),
+    "objective": lambda value: value is None or isinstance(value, str),
+    "mode": lambda value: value in (None, "min", "max"),
+    "objectives": lambda value: isinstance(value, dict) and all(mode in ("min", "max") for mode in value.values()),
+}
+
+
 class Ledger:
     """Ledger in the folder of a sweep.
 
@@ -129,12 +150,24 @@ class Ledger:
         # A reader may have to roll back what a killed writer began, so that it opens the file for writing where it can.
         self._db = sqlite3.connect(file, timeout=60, isolation_level=None)
         try:
+            self._refuse_programs()
             self._prepare(read_only)
         except sqlite3.DatabaseError as error:
             self._db.close()
             if not read_only or not isinstance(error, sqlite3.OperationalError):
                 raise
             self._db = sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=60)
+            self._refuse_programs()
+
+    def _refuse_programs(self) -> None:
+        """Refuse a database with views, triggers or computed columns: they run at any access."""
+        self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, safe_io.MAX_BYTES)
+        self._db.execute("PRAGMA trusted_schema=OFF")
+        for kind, name, sql in self._db.execute("SELECT type, name, sql FROM sqlite_master"):
+            words = set(re.findall(r"\w+", str(sql).upper()))
+            plain = sql is None or (re.fullmatch(_PLAIN_TABLE, str(sql)) and words.isdisjoint(_COMPUTED))
+            if kind not in ("table", "index") or not plain:
+                raise sqlite3.DatabaseError(f"it has a {kind} {str(name)!r} that is none of a ledger")
 
     def _prepare(self, read_only: bool) -> None:
         if read_only:
@@ -165,7 +198,11 @@ class Ledger:
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of the sweep by name: id, name, command, objective, mode and others."""
-        return {key: safe_io.parse_json(value) for key, value in self._db.execute("SELECT key, value FROM sweep")}
+        found = {key: safe_io.parse_json(value) for key, value in self._db.execute("SELECT key, value FROM sweep")}
+        for key, value in found.items():
+            if key in _SETTINGS and value is not None and not _SETTINGS[key](value):
+                raise ValueError(f"`{key}` of the sweep has a value that it cannot have")
+        return found
 
     def set(self, **settings: Any) -> None:
         """Write settings of the sweep; the values are plain data."""
@@ -175,7 +212,10 @@ class Ledger:
     def modules(self, code: str) -> dict[str, str]:
         """Return the SHA-256 of each module's source behind the hash `code`; empty if unknown."""
         row = self._db.execute("SELECT modules FROM code WHERE hash = ?", (code,)).fetchone()
-        return safe_io.parse_json(row[0]) if row else {}
+        known = safe_io.parse_json(row[0]) if row else {}
+        if not isinstance(known, dict) or not all(isinstance(digest, str) for digest in known.values()):
+            raise ValueError("the modules of a job must be names and hashes")
+        return known
 
     def remember_modules(self, code: str, modules: dict[str, str]) -> None:
         """Store the modules behind a hash; a stored hash stays unchanged."""
@@ -234,4 +274,39 @@ def _decode_row(values: tuple[Any, ...]) -> JobRecord:
     if not re.fullmatch(r"\w[\w.-]*", str(named["path"]), re.ASCII):
         raise ValueError(f"the path of a job must be the name of a folder in it, but is {named['path']!r}")
     named["active"] = bool(named["active"])
-    return JobRecord(**named)
+    record = JobRecord(**named)
+    for name, fits in _KINDS.items():
+        if not fits(getattr(record, name)):
+            raise ValueError(f"`{name}` of a job has a value that it cannot have: {repr(getattr(record, name))[:100]}")
+    return record
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return value is None or isinstance(value, int)
+
+
+def _is_real(value: Any) -> bool:
+    return value is None or isinstance(value, int | float)
+
+
+def is_metrics(value: Any) -> bool:
+    """Return whether a value maps names to numbers, NaN and infinity written as texts."""
+    return isinstance(value, dict) and all(isinstance(number, int | float | str | None) for number in value.values())
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("id", "path", "replicate_of", "code", "data", "host", "error"), _is_text),
+    **dict.fromkeys(("slot", "pid", "exit"), _is_count),
+    **dict.fromkeys(("start", "end", "objective"), _is_real),
+    "number": lambda value: isinstance(value, int) and value >= 0,
+    "attempt": lambda value: isinstance(value, int),
+    "overrides": _is_list_of_texts,
+    "values": lambda value: isinstance(value, dict),
+    "metrics": is_metrics,
+    "status": lambda value: value in get_args(Status),
+    "cause": lambda value: value == "" or value in get_args(Cause),
+}

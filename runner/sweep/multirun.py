@@ -10,16 +10,17 @@ from pathlib import Path
 
 from runner.config.check.check import Check
 from runner.core.errors import ConfigError, Mistake, RunError, format_count
+from runner.core.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_WRONG
 from runner.core.files import sync_folder
 from runner.core.lock import Lock
 from runner.experiment.examine import make_reporter
 from runner.sweep.console import Console, SweepProgress, make_console
-from runner.sweep.controller import EXIT_STOPPED, Controller, SweepStop, catch_stop_signals
+from runner.sweep.controller import Controller, SweepStop, catch_stop_signals
 from runner.sweep.examine import examine_jobs
 from runner.sweep.executors.choose import NoExecutor, make_executor
 from runner.sweep.interfaces import Executor, Proposal, Source
 from runner.sweep.jobs import PlannedJob, SweepPlan, find_objective
-from runner.sweep.launcher import GROUP, OURS
+from runner.sweep.launcher_settings import GROUP, OURS
 from runner.sweep.ledger import FILE, JobRecord, Ledger, put_aside
 from runner.sweep.reconcile import adopt, decide, mark, reconcile
 from runner.sweep.report.write import report
@@ -28,9 +29,6 @@ from runner.sweep.space import request
 from runner.sweep.summary import describe_remaining, describe_start
 
 MANY = 200  # points, whose check takes some seconds
-
-
-EXIT_DONE, EXIT_FAILED, EXIT_WRONG = 0, 1, 2
 
 
 def make_source(plan: SweepPlan) -> Source:

@@ -1,20 +1,22 @@
-"""Outcome of a job: completed, pruned, failed or interrupted, and the cause."""
+"""Outcome of a job, read from its directory: completed, pruned, failed or interrupted, and the cause.
+
+The executor knows some causes better (`Event.cause`): `lost`, `timeout`, `memory`, `killed`. Each executor decides
+these by itself; see docs/architecture.md, "The way of a job".
+"""
 
 import contextlib
 import errno
-import json
 import os
 import signal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from runner.core import safe_io
+from runner.core.exit_status import EXIT_DISK
 from runner.sweep.interfaces import OUTPUT
-from runner.sweep.ledger import Cause, Status
+from runner.sweep.ledger import Cause, Status, is_metrics
 
 RESULT, LOG, REFUSED = "result.json", "log.txt", ".refused.tmp"
-
-
-EXIT_DISK = getattr(os, "EX_IOERR", 74)  # of a job that could not write how it ended
 
 
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS}
@@ -38,7 +40,7 @@ _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE
 def read_json(file: Path) -> dict[str, Any] | None:
     """Read a JSON object; return None if it is missing or unreadable."""
     with contextlib.suppress(OSError, ValueError):
-        value = json.loads(file.read_text())
+        value = safe_io.read_json(file)
         return value if isinstance(value, dict) else None
     return None
 
@@ -63,7 +65,7 @@ def read_outcome(
         done = {
             "status": said,
             "objective": _parse_number(result.get("objective")),
-            "metrics": result.get("metrics") or {},
+            "metrics": _read_metrics(result),
         }
         return columns | done
     if status is not None and status < 0:
@@ -102,7 +104,8 @@ def _mark_failed(columns: dict[str, Any], cause: Cause, error: str) -> dict[str,
 
 
 def _infer_cause(result: dict[str, Any]) -> Cause:
-    if cause := result.get("cause"):
+    cause: Any = result.get("cause")
+    if cause in get_args(Cause):
         known: Cause = cause
         return known
     error = str(result.get("error"))  # a record of an earlier release has no cause
@@ -121,11 +124,22 @@ def is_disk_error(error: str) -> bool:
 
 
 def _parse_number(value: Any) -> float | None:
-    return None if value is None else float(value)  # NaN stands there as a string
+    try:
+        return None if value is None else float(value)  # NaN stands there as a string
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _read_metrics(result: dict[str, Any]) -> dict[str, Any]:
+    metrics = result.get("metrics")
+    return metrics if metrics and is_metrics(metrics) else {}
 
 
 def _read_hashes(folder: Path) -> dict[str, str]:
     record = read_json(folder / "provenance.json") or {}
-    code = (record.get("modules") or {}).get("total", "")
-    data = {name: split["sha256"] for name, split in (record.get("data") or {}).items()}
+    try:
+        code = str((record.get("modules") or {}).get("total", ""))
+        data = {name: str(split["sha256"] or "") for name, split in (record.get("data") or {}).items()}
+    except (AttributeError, LookupError, TypeError):  # a damaged record
+        return {"code": "", "data": ""}
     return {"code": code, "data": "  ".join(f"{name}:{digest[:16]}" for name, digest in data.items() if digest)}

@@ -1,20 +1,23 @@
 """Promotion of the best job of a sweep to an experiment file."""
 
-import json
+import re
 import sys
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 
+from runner.config import document
+from runner.config.hydra_repository import find_our_conf
+from runner.config.minimal import write_experiment
+from runner.core import safe_io
 from runner.core.errors import ConfigError, Mistake
 from runner.core.escape import make_printable
 from runner.experiment.record.recorded import is_run, read_config_files
 from runner.sweep.ledger import JobRecord
-from runner.sweep.report.results import Report, ReportEntry, is_result
+from runner.sweep.report.results import Report, ReportEntry, gather, is_result
 from runner.sweep.report.table import format_point, format_score
 
 NO_NAMES = ("null",)
@@ -32,6 +35,39 @@ class Winner:
 
     row: JobRecord
     entry: ReportEntry
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """Experiment file that was written, the score of its job, and the command that trains with it."""
+
+    file: Path
+    score: str
+    noise: str  # points that replicates cannot tell from it; empty for none
+    command: str
+
+
+def promote(sweep: Path, name: str = "", job: str = "", trust: tuple[str, ...] = ()) -> Promotion:
+    """Write a job of a sweep as `conf/experiment/<name>.yaml`: the best one, or the one that `job` names.
+
+    Raises:
+        ConfigError: there is no such sweep, no such job, nothing to promote, or the file exists.
+    """
+    report = gather(sweep)
+    winner = find_job(report, job) if job else find_winner(report)
+    name = name or f"{report.settings.get('name') or report.folder.parent.name}_best"
+    if not re.fullmatch(r"[A-Za-z0-9_][\w.\-]{,99}", name, re.ASCII) or name in NO_NAMES or name.endswith(".yaml"):
+        rule = "must be at most 100 letters (a to z), digits, `_`, `-` and `.`: what `experiment=NAME` can choose"
+        raise ConfigError([Mistake("--name", rule, name)])
+    file = Path("conf") / "experiment" / f"{name}.yaml"
+    if (find_our_conf() / "experiment" / file.name).exists() and not file.exists():
+        raise ConfigError([Mistake("--name", "must not be that of a shipped experiment", name)])
+    folder = report.folder / winner.row.path
+    recorded, unresolved = read_config(folder)
+    header = format_header(report, winner, name, folder)
+    write_experiment(file, header, report.arguments(winner.row), recorded, unresolved, Path.cwd(), trust)
+    command = report.command(*(f"--trust={pattern}" for pattern in trust), f"experiment={name}")
+    return Promotion(file, describe_score(report, winner), describe_noise(report, winner), command)
 
 
 def find_winner(report: Report) -> Winner:
@@ -117,8 +153,8 @@ def describe_noise(report: Report, winner: Winner) -> str:
 def _read_seed(row: JobRecord, report: Report) -> str:
     file = report.folder / row.path / "config.yaml"  # resolved: the point may have said `${...}`
     try:
-        return str(yaml.safe_load(file.read_bytes())["seed"])
-    except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError):
+        return str(document.load_record(file, plain=True).data["seed"])
+    except (OSError, ValueError, LookupError):
         return "?"
 
 
@@ -126,9 +162,9 @@ def _read_commit(folder: Path) -> str:
     """Return the commit that the job ran, and whether the working tree had changes."""
     file = folder / "provenance.json"
     try:
-        git = json.loads(file.read_bytes())["git"] or {}
+        git = safe_io.read_json(file)["git"] or {}
     except (OSError, ValueError, TypeError, LookupError) as error:
         return f"not known: {file.name} {'is missing' if isinstance(error, FileNotFoundError) else 'is damaged'}"
-    if not git.get("commit"):
+    if not isinstance(git, dict) or not git.get("commit"):
         return "none: the job ran outside of a repository"
     return str(git["commit"]) + (" with uncommitted changes" if git.get("diff") or git.get("dirty") else "")

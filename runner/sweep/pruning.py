@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from runner.core import safe_io
+
 BY_FILE = "file"
 
 
@@ -140,7 +142,7 @@ class LogPruner(NoPruner):
 def read_values(file: Path, name: str) -> list[float]:
     """Read every value of a metric from a `metrics.jsonl`, in order; skip a torn last line."""
     try:
-        lines = file.read_bytes().splitlines(keepends=True)
+        lines = safe_io.read_bytes(file).splitlines(keepends=True)
     except OSError:
         return []
     values = []

@@ -76,7 +76,9 @@ def reconcile_row(row: JobRecord, ledger: Ledger, folder: Path) -> JobRecord:
         result = read_json(job / "result.json") or {}
         if result.get("status") == "completed":
             columns = read_outcome(job, 0)
-            columns["start"] = (job / "result.json").stat().st_mtime - result.get("seconds", 0.0)
+            seconds = result.get("seconds", 0.0)
+            known = seconds if isinstance(seconds, int | float) else 0.0
+            columns["start"] = (job / "result.json").stat().st_mtime - known
     if not columns:
         return row
     if columns["status"] == "completed":
@@ -135,4 +137,6 @@ def remember_code(ledger: Ledger, job: Path, code: str) -> None:
     """Store the module hashes that a job ran, once per code hash."""
     if code and not ledger.modules(code):
         record = read_json(job / "provenance.json") or {}
-        ledger.remember_modules(code, record["modules"]["files"])
+        files = record["modules"].get("files")
+        if isinstance(files, dict):  # else the record is damaged
+            ledger.remember_modules(code, {str(name): str(digest) for name, digest in files.items()})

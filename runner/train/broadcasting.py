@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -34,21 +34,40 @@ def filter_broadcast_warnings() -> None:
     warnings.filterwarnings("ignore", message=_SPREADS_NOTHING)
 
 
+# Functions that reduce what they have spread, and take no other pairs of shapes.
+_REDUCING = (torch.dist, torch.pairwise_distance, torch.cosine_similarity, torch.allclose, torch.isclose)
+# Functions whose arguments say which dimension meets which.
+_EXPLICIT = (torch.einsum, torch.tensordot, torch.cdist, torch.kron)
+_LIKE = ("type_as", "expand_as", "view_as", "reshape_as", "to")  # methods that take no number of their argument
+
+
 class BroadcastTracker(TorchFunctionMode):
     """Context that tracks an output and a target through torch's functions.
 
     Attributes:
-        shape: to which a function spread the two, in their own shapes, where that has more elements than both.
+        shape: to which a function spread two of them, in their own shapes, where that has more elements than both.
+        output: the output that was spread.
+        target: the target that was spread.
+        error: with which the call that was followed ended.
     """
 
     def __init__(self, output: Any, target: Any) -> None:
         super().__init__()
         self.shape: tuple[int, ...] | None = None
+        self.output: Tensor | None = None
+        self.target: Tensor | None = None
+        self.error: Exception | None = None
         self.sources: Any = WeakIdKeyDictionary()
-        self.shapes = {"output": getattr(output, "shape", None), "target": getattr(target, "shape", None)}
-        for name, member in (("output", output), ("target", target)):
-            if isinstance(member, Tensor):
-                self.sources[member] = frozenset([name])
+        self.members: dict[tuple[str, int], Tensor] = {}
+        for name, value in (("output", output), ("target", target)):
+            self.follow(name, value)
+
+    def follow(self, name: str, value: Any) -> None:
+        """Follow the tensors in a value as outputs or as targets."""
+        for member in _list_tensors(value):
+            source = (name, len(self.members))
+            self.members[source] = member
+            self.sources[member] = frozenset([source])
 
     def __torch_function__(
         self,
@@ -60,51 +79,92 @@ class BroadcastTracker(TorchFunctionMode):
         """Call the function and record the sources of its result."""
         named = dict(kwargs or {})
         made = func(*args, **named)
-        tensors = [value for value in (*args, *named.values()) if isinstance(value, Tensor)]
-        if isinstance(made, Tensor):
-            if self._meet(tensors):
-                self._look(func, args, named, made, tensors)
-            self.sources[made] = frozenset().union(*(self.sources.get(one, frozenset()) for one in tensors))
+        tensors = list(_list_tensors([*args, *named.values()]))
+        if self.shape is None and func not in _EXPLICIT:
+            for output, target in self._pairs(tensors):
+                self._look(func, args, named, made, output, target)
+        used = tensors[:1] if getattr(func, "__name__", "") in _LIKE else tensors
+        sources = frozenset().union(*(self.sources.get(one, frozenset()) for one in used))
+        for one in _list_tensors(made) if sources else ():
+            if one not in self.sources or isinstance(made, Tensor):
+                self.sources[one] = sources
         return made
 
-    def _meet(self, tensors: list[Tensor]) -> bool:
-        """Return whether two tensors are the output and the target alone, unchanged, of unequal shapes."""
-        if len(tensors) != 2 or self.shapes["output"] == self.shapes["target"]:
-            return False
-        found = {name: one.shape for one in tensors for name in self.sources.get(one, ())}
-        alone = all(len(self.sources.get(one, ())) == 1 for one in tensors)
-        return alone and found == self.shapes
+    def _pairs(self, tensors: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Outputs beside targets, each in its own shape; none where a tensor is made of both already."""
+        of = [self.sources.get(one, frozenset()) for one in tensors]
+        if any(len({name for name, _ in sources}) > 1 for sources in of):
+            return
+        own = [self.members[next(iter(sources))] if len(sources) == 1 else None for sources in of]
+        whole = {
+            next(iter(sources))[0]: member
+            for one, sources, member in zip(tensors, of, own, strict=True)
+            if member is not None and one.shape == member.shape
+        }
+        if len(whole) == 2 and whole["output"].shape != whole["target"].shape:
+            yield whole["output"], whole["target"]
 
     def _look(
-        self, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any], made: Tensor, two: list[Tensor]
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        named: dict[str, Any],
+        made: Any,
+        output: Tensor,
+        target: Tensor,
     ) -> None:
         with suppress(Exception):  # what has no elements in common is no broadcasting
-            spread = torch.broadcast_shapes(*(one.shape for one in two))
-            if named.get("reduction") in ("mean", "sum"):
+            spread = torch.broadcast_shapes(output.shape, target.shape)
+            if named.get("reduction") in ("mean", "sum", "batchmean"):
                 made = func(*args, **named | {"reduction": "none"})
-            if made.shape == spread and made.numel() > max(one.numel() for one in two):
-                self.shape = tuple(spread)
+            found = [one.shape for one in _list_tensors(made)] if func not in _REDUCING else [spread]
+            if spread in found and spread.numel() > max(output.numel(), target.numel()):
+                self.shape, self.output, self.target = tuple(spread), output, target
 
 
-def find_broadcast_shape(call: Callable[[], Any], output: Any, target: Any) -> tuple[int, ...] | None:
+def _list_tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in a value, in lists and mappings too."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for member in value.values() if isinstance(value, Mapping) else value:
+            yield from _list_tensors(member)
+
+
+def find_broadcast_shape(call: Callable[[], Any], output: Any, target: Any) -> BroadcastTracker:
     """Return the shape to which a call broadcasts output and target, by torch's calls or warning."""
-    with BroadcastTracker(output, target) as seen, warnings.catch_warnings():
+    seen = BroadcastTracker(output, target)
+    with seen, warnings.catch_warnings():
         filter_broadcast_warnings()
         try:
             call()
         except UserWarning as warning:
             if str(warning).startswith("Using a target size") and seen.shape is None:
-                with suppress(RuntimeError):  # which torch refuses by itself
+                with suppress(RuntimeError, AttributeError):  # which torch refuses by itself
                     seen.shape = tuple(torch.broadcast_shapes(output.shape, target.shape))
-        except Exception:  # noqa: BLE001, S110  said by whoever calls it next
-            pass
-    found: tuple[int, ...] | None = seen.shape
-    return found
+                    seen.output, seen.target = output, target
+        except Exception as error:  # noqa: BLE001  said by whoever calls it next
+            seen.error = error
+    return seen
 
 
-def describe_broadcast(shape: tuple[int, ...], output: Tensor, target: Tensor) -> str:
+@contextmanager
+def watch_broadcasts(model: nn.Module, batch: Any) -> Iterator[BroadcastTracker]:
+    """Follow the members of a batch and what the model makes of them, whatever a step does with both."""
+    seen = BroadcastTracker(None, batch)
+    handle = model.register_forward_hook(lambda _module, _given, made: seen.follow("output", made))
+    try:
+        with seen:
+            yield seen
+    finally:
+        handle.remove()
+
+
+def describe_broadcast(seen: BroadcastTracker) -> str:
     """Describe the broadcast of output and target, as the rule of a mistake."""
+    assert seen.output is not None
+    assert seen.target is not None
     return (
-        f"compares every output with every target: the output has the shape {list(output.shape)}, the target "
-        f"{list(target.shape)}, and torch spreads both to {list(shape)}"
+        f"compares every output with every target: the output has the shape {list(seen.output.shape)}, the target "
+        f"{list(seen.target.shape)}, and torch spreads both to {list(seen.shape or ())}"
     )

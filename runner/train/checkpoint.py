@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import math
 import re
 import shutil
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from runner.core import files, tensor_files
+from runner.core import files, safe_io, tensor_files
 from runner.core.errors import RunError
 
 MANIFEST = "manifest.json"
@@ -376,7 +375,11 @@ def _write_manifest(folder: Path, entries: list[CheckpointEntry]) -> None:
     files.write_json(folder / MANIFEST, {"entries": rows, "sha256": _hash_rows(rows)})
 
 
-def _make_entry(file: str, step: int, metric: float | str | None, sha256: str) -> CheckpointEntry:
+def _make_entry(file: Any, step: Any, metric: Any, sha256: Any) -> CheckpointEntry:
+    if not re.fullmatch(r"step_\d+(-\d+)?\.pt", file, re.ASCII):
+        raise ValueError(f"it names {file!r}, which is no checkpoint beside it")
+    if not isinstance(step, int) or not isinstance(sha256, str):
+        raise TypeError("an entry has no step or no hash")
     return CheckpointEntry(file, step, None if metric is None else float(metric), sha256)
 
 
@@ -393,7 +396,7 @@ def _read_manifest(folder: Path) -> list[CheckpointEntry] | None:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = safe_io.read_json(path)
         rows = manifest["entries"]
         if _hash_rows(rows) != manifest["sha256"]:
             raise ValueError("its content does not have the SHA-256 that it states")
@@ -402,7 +405,7 @@ def _read_manifest(folder: Path) -> list[CheckpointEntry] | None:
         return None
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DamagedManifest(f"{path} is damaged ({error})") from error
 
 
@@ -435,6 +438,7 @@ def _rebuild_entry(path: Path) -> CheckpointEntry:
     Raises:
         RunError: it is not whole, or no checkpoint of a run.
     """
+    tensor_files.check_fits_in_memory(path, path.stat().st_size)
     _verify_archive(path)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -456,6 +460,8 @@ def _verify_archive(path: Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+                raise ValueError("it is compressed, which a checkpoint is not")
             wrong = archive.testzip()
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from error

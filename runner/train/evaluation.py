@@ -82,10 +82,10 @@ def evaluate(run: Run, name: str, looks: Sequence[Any] = ()) -> dict[str, float]
                 metric.update(outcome["output"], outcome["target"])
             for look in far:
                 look.add(None, outcome)
-            if run.stop.signal is not None:
+            if run.stop.reason:
                 break
     run.model.train()
-    if run.stop.signal is not None:
+    if run.stop.reason:
         return None
     values = {f"{name}/{field}": value for field, value in losses.fields.means().items()}
     add(values, {f"{name}/loss": losses.mean()})

@@ -91,6 +91,11 @@ def find_non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     return [name for name in tensors if name in bad]
 
 
+def describe_parameter(name: str) -> str:
+    """Return what messages call a parameter."""
+    return f"parameter `{name}`"
+
+
 def collect_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, skip: Iterable[str] = (), loss: Any = None
 ) -> dict[str, Tensor]:
@@ -98,7 +103,7 @@ def collect_tensors(
     parameters = dict(model.named_parameters())
     if isinstance(loss, nn.Module):
         parameters |= dict(loss.named_parameters("loss"))
-    tensors: dict[str, Tensor] = {f"parameter `{name}`": parameter for name, parameter in parameters.items()}
+    tensors: dict[str, Tensor] = {describe_parameter(name): parameter for name, parameter in parameters.items()}
     skipped = set(skip)
     tensors |= {f"buffer `{name}`": buffer for name, buffer in model.named_buffers() if name not in skipped}
     names = {id(parameter): name for name, parameter in parameters.items()}

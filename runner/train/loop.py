@@ -67,7 +67,11 @@ def begin(run: Run) -> int:
     run.looks.begin(progress.step, sum(run.losses.sizes), run.clock.seconds)
     if run.evaluate_at_start and progress.step == run.first_step and progress.evaluated_at is None:
         progress.evaluation_pending = True
-    due = run_due_actions(run) if progress.evaluation_pending else _prepare_next_pause(run)
+    if progress.evaluation_pending:
+        due = run_due_actions(run)
+    else:
+        arm_hooks(run)
+        due = find_next_due_step(run)
     stop_where_stale(run)
     return due
 
@@ -75,7 +79,7 @@ def begin(run: Run) -> int:
 def finish(run: Run) -> None:
     """Run the actions that are still due and wait for the pending checkpoint."""
     run.looks.end(run.log)
-    if run.progress.step > run.paused_at and run.stop.signal is None:  # the last steps were left out
+    if run.progress.step > run.paused_at and not run.stop.reason:  # the last steps were left out
         run_due_actions(run)
     run.clock.pause()
     wait_for_checkpoint(run)
@@ -133,10 +137,14 @@ def end_epoch(run: Run) -> None:
         run.clock.start()
 
 
-def _prepare_next_pause(run: Run) -> int:
-    """Return the step of the next pause; arm the monitor if it is due at the coming step."""
+def arm_hooks(run: Run) -> None:
+    """Get ready to look into the step that comes now, if it is time for that."""
     if run.progress.step < run.total_steps:
         run.looks.open(run.progress.step, run.steps_per_epoch)
+
+
+def find_next_due_step(run: Run) -> int:
+    """Return the step at which to pause next."""
     if run.check_finite == "every_step":
         return run.progress.step + 1
     rhythms = (run.log_every, run.evaluate_every, run.checkpoint_every)
@@ -193,13 +201,14 @@ def run_due_actions(run: Run) -> int:
         at_end = True
         if run.losses.sizes and run.log_means and not _is_due(run, run.log_every):
             log_line(run, seen)
-    stopping = run.stop.signal is not None
+    stopping = bool(run.stop.reason)
     rhythm = run.checkpoint_every is not None and (improved or _is_due(run, run.checkpoint_every))
     if at_end or stopping or rhythm:
         save(run)
     unfreeze_if_due(run)
     run.paused_at = progress.step
-    return _prepare_next_pause(run)
+    arm_hooks(run)
+    return find_next_due_step(run)
 
 
 def list_coming_lines(run: Run) -> list[int]:
@@ -224,7 +233,7 @@ def log_line(run: Run, seen: dict[str, float]) -> dict[str, Any]:
         What the line says of training.
 
     Raises:
-        Fault: a loss is not finite.
+        NonFiniteError: a loss is not finite.
         RunError: a name has two values.
     """
     progress = run.progress
@@ -346,7 +355,7 @@ def save(run: Run) -> None:
     """Commit a checkpoint of the current state, if all of it is finite.
 
     Raises:
-        Fault: something is not; no checkpoint is written.
+        NonFiniteError: something is not; no checkpoint is written.
         SaveError: the disk refused, and `train.on_save_error` is `stop`.
     """
     run.clock.pause()

@@ -1,4 +1,4 @@
-"""Optional monitoring of a run: statistics of a step, throughput, profile, graph, evaluation views."""
+"""Optional monitoring: open the instruments of `log/` for a step, collect their numbers."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,9 +15,9 @@ from torch import nn
 from runner.core import rng
 from runner.core.copies import copy_owned
 from runner.core.durations import Duration, compute_next_due
-from runner.log.hooks import ModuleStatistics
 from runner.log.logger import Logger
 from runner.log.model_graph import record_graph
+from runner.log.module_statistics import ModuleStatistics
 from runner.log.predictions import ConfusionMatrix, Features, PRCurves, Samples
 from runner.log.profiler import StepProfiler
 from runner.log.throughput import DataWaitTimer, compute_rates, count_flops, measure_memory

@@ -18,6 +18,7 @@ from runner.train.finite import (
     NonFiniteReport,
     collect_tensors,
     describe_bad_value,
+    describe_parameter,
     find_infinite_buffers,
     find_non_finite,
     is_finite,
@@ -45,7 +46,7 @@ def answer(run: Run, fault: NonFiniteError, rebuild: Callable[[], Run], policy: 
         max_faults: how many faults may be answered so.
 
     Raises:
-        Fault: the policy says stop, it has happened too often, or it does not show again.
+        NonFiniteError: the policy says stop, it has happened too often, or it does not show again.
     """
     with suppress(RunError):
         run.checkpoints.wait()
@@ -58,7 +59,7 @@ def answer(run: Run, fault: NonFiniteError, rebuild: Callable[[], Run], policy: 
         finding = find(scratch, fault.step)
     except Exception as error:
         raise NonFiniteError(f"{fault}. Training again from step {begun_at} failed: {error}", fault.step) from error
-    if finding is None and run.stop.signal is not None:
+    if finding is None and run.stop.reason:
         raise fault
     if finding is None:
         raise NonFiniteError(
@@ -88,7 +89,7 @@ def find(run: Run, until: int) -> NonFiniteReport | None:
     skip = find_infinite_buffers(run.model)
     run.model.train()
     with watch_run(run, skip) as watch:
-        while progress.step < until and run.stop.signal is None:
+        while progress.step < until and not run.stop.reason:
             begun_at = (progress.step, progress.epoch)
             for batch in loop.iterate_batches(run):
                 try:
@@ -99,7 +100,7 @@ def find(run: Run, until: int) -> NonFiniteReport | None:
                 progress.batch += 1
                 if progress.batch == run.steps_per_epoch:
                     loop.end_epoch(run)
-                if progress.step >= until or run.stop.signal is not None:
+                if progress.step >= until or run.stop.reason:
                     return None
             if progress.batch:  # the end of data of unknown length
                 loop.end_epoch(run)
@@ -119,7 +120,7 @@ def train_step(run: Run, batch: Any, skip: tuple[str, ...], watch: MicroBatchWat
     """Take one training step with all its tensors checked.
 
     Raises:
-        Found: the first number that is none.
+        NonFiniteFound: the first non-finite number.
     """
     watch.micro_batch = -1
     run.update(batch)
@@ -127,7 +128,8 @@ def train_step(run: Run, batch: Any, skip: tuple[str, ...], watch: MicroBatchWat
     tensors = collect_tensors(run.model, run.optimizer, skip, run.loss)
     bad = find_non_finite(tensors)
     if bad:
-        module = bad[0].split("`")[1].rpartition(".")[0] if bad[0].startswith("parameter") else ""
+        parameters = {describe_parameter(name): name for name, _ in run.model.named_parameters()}
+        module = parameters.get(bad[0], "").rpartition(".")[0]
         raise NonFiniteFound(
             f"{bad[0]} in its update", describe_bad_value(tensors[bad[0]]), _describe_module(run.model, module)
         )
@@ -140,9 +142,9 @@ def check_step(
     """Call the run's step; check the batch, the loss and the model's buffers.
 
     Raises:
-        Found: the first number that is none.
+        NonFiniteFound: the first non-finite number.
     """
-    whole = getattr(run.update, "parts", 1) == 1  # else it is unknown which part of which micro-batch this is
+    whole = run.update.parts == 1  # else it is unknown which part of which micro-batch this is
     watch.micro_batch = (watch.micro_batch or 0) + 1 if run.accumulate > 1 and whole else None
     check_input(batch)
     outcome = step(batch, *rest, **named)
@@ -253,7 +255,7 @@ def make_report(run: Run, found: NonFiniteFound, micro_batch: int | None = None)
         batches = range(first + micro_batch, first + micro_batch + 1)
     members = [split.sample_indices(progress.epoch, batch) for batch in batches]
     samples = None if None in members else [index for member in members if member is not None for index in member]
-    if samples is not None and found.rows is not None and getattr(run.update, "parts", 1) == 1:
+    if samples is not None and found.rows is not None and run.update.parts == 1:
         samples = [samples[row] for row in found.rows if row < len(samples)]
     return NonFiniteReport(
         step=progress.step + 1,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Self
 
@@ -113,7 +114,15 @@ class Clock:
             self.started = None
 
 
-PRUNED = 999  # in the place of a signal's number: the sweep wants no more of this run
+class StopReason(IntEnum):
+    """Reasons to stop a run before it is done, to be continued.
+
+    Where several processes have different reasons, the largest holds.
+    """
+
+    NONE = 0
+    SIGNAL = 1
+    PRUNED = 2  # the sweep wants no more of this run
 
 
 @dataclass
@@ -123,24 +132,34 @@ class StopRequest:
     The step under way ends first.
     """
 
-    signal: int | None = None
+    reason: StopReason = StopReason.NONE
+    signal: int = 0  # its number, where that is the reason
     ended: str = ""  # why training is done before its duration: `train.early_stop` or `train.max_time`, in words
     deadline: float | None = None  # `time.perf_counter()` at which `train.max_time` is used up
     asked: bool = False  # the one thing that the loop looks at
     timer: threading.Timer | None = None
-    shared: bool = False  # several processes train, and agree first; till then one knows these two for itself:
-    wanted: int = 0  # the signal that came
+    shared: bool = False  # several processes train, and agree first; till then one knows these three for itself:
+    wanted: StopReason = StopReason.NONE
+    came: int = 0  # the number of the last signal
     late: str = ""  # why time is up
 
     def on_signal(self, number: int) -> None:
         """Record a signal's number, or PRUNED."""
-        self.wanted = number
-        if not self.shared:
-            self.leave(number)
+        self.came = number
+        self._ask(StopReason.SIGNAL)
 
-    def leave(self, number: int) -> None:
+    def on_pruned(self) -> None:
+        """Take note that the sweep wants no more of this run."""
+        self._ask(StopReason.PRUNED)
+
+    def _ask(self, reason: StopReason) -> None:
+        self.wanted = reason
+        if not self.shared:
+            self.leave(reason, self.came)
+
+    def leave(self, reason: StopReason, signal: int = 0) -> None:
         """Request a save and a stop; the run can be resumed."""
-        self.signal = number
+        self.reason, self.signal = reason, signal
         self.asked = True
 
     def on_time(self, why: str) -> None:
@@ -211,7 +230,7 @@ class Run:
     layout: FullTensors = FULL_TENSORS  # how their tensors lie
     rehearse: Callable[[Any], object] | None = None  # is shown the first batch before anything is learnt from it
     wrap: Callable[[], object] = lambda: None  # renews what wraps the model, where other parameters train than before
-    log: Logger | NoLogger = field(init=False)  # opened when the step to begin at is known
+    log: Logger | NoLogger = field(default_factory=NoLogger)  # opened when the step to begin at is known
     progress: Progress = field(default_factory=Progress)
     losses: Losses = field(default_factory=Losses)
     clock: Clock = field(default_factory=Clock)

@@ -10,7 +10,6 @@ from runner.core import rng
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.model.param_groups import compare_groups
 from runner.train import metrics as metric_state
-from runner.train.optimizer_step.split_on_oom import OomSplitStep
 from runner.train.state import Run
 
 
@@ -27,7 +26,7 @@ def collect_state(run: Run) -> dict[str, Any]:
         "rng": _collect_generators(run),
         "progress": vars(run.progress)
         | {"losses": list(run.losses.read()), "sizes": list(run.losses.sizes)}
-        | {"averaged": 0 if run.average is None else run.average.count, "parts": getattr(run.update, "parts", 1)}
+        | {"averaged": 0 if run.average is None else run.average.count, **run.update.state_dict()}
         | {"fields": run.losses.fields.state_dict()},
         "metrics": {name: metric_state.get_accumulators(metric) for name, metric in run.metrics["train"].items()},
         "step": parts | ({} if sampler is None else {"sampler": sampler}),
@@ -52,9 +51,8 @@ def restore(run: Run, saved: dict[str, Any], rescheduled: Iterable[str] = ()) ->
     run.optimizer.load_state_dict(dict(run.layout.optimizer(run.optimizer, saved["optimizer"])))
     run.schedule.load_state_dict(_replace_arguments(run, saved["scheduler"], rescheduled))
     fields = dict(saved["progress"])
-    averaged, parts = fields.pop("averaged"), fields.pop("parts")
-    if isinstance(run.update, OomSplitStep):
-        run.update.parts = parts
+    averaged = fields.pop("averaged")
+    run.update.load_state_dict({name: fields.pop(name) for name in run.update.state_dict()})
     if run.average is not None:  # one that is new (`--inexact`) begins with the weights as they are
         run.average.count = averaged
         run.average.load_state_dict(dict(run.layout.model(run.model, saved["ema"] or saved["model"])))

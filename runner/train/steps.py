@@ -6,6 +6,10 @@ its loss in a mean; 1 where it is absent).
 
 A step with an argument `optimizer` does its own backward and its own update, as a GAN does (`models.gan.adversarial`);
 in an evaluation it gets None there.
+
+A step may have an attribute `needs`, the names of its arguments that name members of a batch. One with `("input",
+"target")` sends `batch[input]` through the model and its output with `batch[target]` to the loss, as `supervised` does,
+and is checked before training as that is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -50,6 +54,14 @@ def supervised(
         parts = ((get_output(made, name, absent), weight) for name, weight in auxiliary.items())
         value = value + sum(weight * loss(part, wanted) for part, weight in parts if part is not None)
     return {"loss": value, "output": main, "target": wanted, "size": len(wanted)}
+
+
+supervised.needs = ("input", "target")  # type: ignore[attr-defined]
+
+
+def needs_input_and_target(step: Any) -> bool:
+    """Return whether a step needs an input for the model and a target for the loss, as its `needs` says."""
+    return {"input", "target"} <= {*getattr(getattr(step, "func", step), "needs", ())}
 
 
 _REQUIRED: Any = object()

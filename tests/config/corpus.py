@@ -14,7 +14,7 @@ import yaml
 from runner.config import document
 from runner.config.check.check import Check
 from runner.config.compose import compose
-from runner.config.hydra_loader import find_our_conf
+from runner.config.hydra_repository import find_our_conf
 from runner.config.origins import list_schema_keys
 from runner.core.errors import Mistake
 from runner.experiment.examine import examine

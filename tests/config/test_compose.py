@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 
 from runner.config.check.check import Check, check
 from runner.config.compose import compose
-from runner.config.hydra_loader import CONFIG_NAME, find_our_conf
+from runner.config.hydra_repository import CONFIG_NAME, find_our_conf
 from runner.core.errors import ConfigError
 from runner.sweep.examine import examine_sweep
-from runner.sweep.space.request import compose_jobs
+from runner.sweep.space.request import make_request
 
 
 def rules(*overrides, folder=None):
@@ -106,7 +106,7 @@ def test_a_circle_of_interpolations_is_a_mistake():
 
 def test_sweep_jobs_are_what_each_job_composes(tmp_path):
     overrides = ["optimizer.lr=0.1,0.2", "seed=range(0,2)", "model=small_cnn,mlp", "name=choice(a,b)"]
-    points = list(compose_jobs(overrides, find_our_conf().parent))
+    points = list(make_request(overrides, find_our_conf().parent).jobs())
 
     assert 16 == len(points)
     for job in (point.composed for point in points):
@@ -132,7 +132,7 @@ TRICKY = (
 @pytest.mark.parametrize("overrides", TRICKY, ids=lambda overrides: overrides[0])
 def test_jobs_composed_on_a_shared_base_are_what_each_composes_alone(overrides):
     """To the order of their keys, interpolations kept and followed, and with the same mistakes."""
-    for job in compose_jobs(list(overrides), find_our_conf().parent):
+    for job in make_request(list(overrides), find_our_conf().parent).jobs():
         alone = compose(list(job.point.overrides))
         alone.unresolved["sweep"] = {}
 
@@ -143,9 +143,9 @@ def test_jobs_composed_on_a_shared_base_are_what_each_composes_alone(overrides):
 
 def test_sweep_over_a_glob_and_parameters_from_our_files():
     assert len(list(find_our_conf().glob("optimizer/*.yaml"))) == len(
-        list(compose_jobs(["optimizer=glob(*)"], find_our_conf().parent))
+        list(make_request(["optimizer=glob(*)"], find_our_conf().parent).jobs())
     )
-    assert 4 == len(list(compose_jobs(["sweep=lr_grid"], find_our_conf().parent)))
+    assert 4 == len(list(make_request(["sweep=lr_grid"], find_our_conf().parent).jobs()))
 
 
 def test_a_wrong_point_of_a_sweep_is_found_before_the_first_starts():

@@ -4,7 +4,7 @@ import pytest
 
 from runner.config.check.check import Check, to_resolved_data
 from runner.config.compose import compose
-from runner.config.hydra_loader import find_our_conf
+from runner.config.hydra_repository import find_our_conf
 from runner.config.identity import compute_job_id, compute_replicate_id, compute_sweep_id
 from runner.sweep.space.request import make_request
 

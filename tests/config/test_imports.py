@@ -11,7 +11,7 @@ import pytest
 from runner.config.check.check import Check
 from runner.config.check.imports import TargetError, check_name, import_object
 from runner.config.compose import compose
-from runner.config.hydra_loader import find_our_conf
+from runner.config.hydra_repository import find_our_conf
 from tests.support import find_mistakes
 
 DANGEROUS = {

@@ -13,7 +13,7 @@ from runner.config.check.components import PlacedMistakes, check_component
 from runner.config.check.imports import check_name
 from runner.config.check.signature import inspect_parameters
 from runner.config.compose import compose
-from runner.config.hydra_loader import find_our_conf
+from runner.config.hydra_repository import find_our_conf
 from runner.core.errors import ConfigError
 
 GROUPS = ("loader", "init", "optimizer", "scheduler", "log", "debug")

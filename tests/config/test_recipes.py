@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from runner.config.compose import compose
-from runner.config.hydra_loader import find_our_conf
+from runner.config.hydra_repository import find_our_conf
 from runner.config.recipes import GROUPS
-from runner.sweep.space.request import compose_jobs
+from runner.sweep.space.request import make_request
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -102,7 +102,8 @@ def test_keys_of_the_primary_config_are_a_recipe_too():
 
 def test_each_job_of_a_sweep_over_a_group_has_the_settings_of_its_own_option(tmp_path):
     rates = [
-        job.composed.config["optimizer"]["lr"] for job in compose_jobs(["optimizer=sgd,adamw", "seed=0,1"], tmp_path)
+        job.composed.config["optimizer"]["lr"]
+        for job in make_request(["optimizer=sgd,adamw", "seed=0,1"], tmp_path).jobs()
     ]
 
     assert [0.2, 0.2, 0.001, 0.001] == rates

@@ -151,7 +151,7 @@ def test_a_pattern_must_follow_trust(capsys):
     from runner.__main__ import main
 
     assert 2 == main(["check", "--trust"])
-    assert "--trust needs a pattern" in capsys.readouterr().err
+    assert "--trust needs a value, PATTERN" in capsys.readouterr().err
 
 
 def test_a_misspelt_metric_of_a_collection_is_found(runner):

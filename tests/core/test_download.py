@@ -307,7 +307,7 @@ def test_a_folder_named_on_the_command_line_may_be_elsewhere(runner: Callable[..
 def test_a_download_lies_where_no_program_looks_and_no_link_leads_away(tmp_path, monkeypatch):
     from types import SimpleNamespace
 
-    from runner.experiment.preflight.data import check_download_places
+    from runner.config.check.places import find_misplaced
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
@@ -319,9 +319,7 @@ def test_a_download_lies_where_no_program_looks_and_no_link_leads_away(tmp_path,
 
     def refused(place, key="to", trust=()):
         node = SimpleNamespace(**{"to": "data/x.bin", "unpack": None} | {key: place})
-        return [
-            m.key for m in check_download_places(SimpleNamespace(dataset=SimpleNamespace(downloads={"a": node})), trust)
-        ]
+        return [m.key for m in find_misplaced(SimpleNamespace(dataset=SimpleNamespace(downloads={"a": node})), trust)]
 
     wrong = [
         "venv/lib/x.bin",

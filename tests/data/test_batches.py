@@ -56,8 +56,8 @@ def test_gathered_and_loaded_have_the_same_order() -> None:
     """Where nothing is random but the order, both ways of making batches give the same."""
     gathered, loaded = split(tensors()), split(tensors(), in_memory=False)
 
-    assert gathered.plan.startswith("gathered")
-    assert loaded.plan.startswith("sample by sample")
+    assert gathered.plan.text.startswith("gathered")
+    assert loaded.plan.text.startswith("sample by sample")
     assert same_batches(read_epochs(gathered), read_epochs(loaded))
 
 

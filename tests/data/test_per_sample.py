@@ -65,7 +65,7 @@ def test_our_transforms_give_the_same_gathered_and_by_workers(number: int, persi
     gathered = split(digits(), {"shift": RandomShift(2)})
     loaded = split(digits(), {"shift": RandomShift(2)}, **set_workers(number, persistent=persistent))
 
-    assert gathered.plan.startswith("gathered")
+    assert gathered.plan.text.startswith("gathered")
     assert same_batches(read_epochs(gathered), read_epochs(loaded))
 
 
@@ -97,13 +97,13 @@ def test_what_goes_one_by_one_in_memory_is_what_goes_sample_by_sample() -> None:
     """The same bits for one's own transform of tensors; TrivialAugment's pixels; from any start."""
     own = {"shift": RandomShift(2), "noise": Noise(), "again": RandomShift(1)}
     gathered, loaded = split(digits(), own), split(digits(), own, in_memory=False)
-    assert gathered.plan.endswith("batched: shift, again, one by one: noise (Noise has no `draws` and `batched`)")
+    assert gathered.plan.text.endswith("batched: shift, again, one by one: noise (Noise has no `draws` and `batched`)")
     assert same_batches(read_epochs(gathered), read_epochs(loaded))
     assert all(same_batches(read_epochs(gathered, 1, start), read_epochs(loaded, 1, start)) for start in range(8))
     pil = {"augment": v2.TrivialAugmentWide(), "resize": v2.Resize(20, interpolation=3), **TO_NUMBERS}
     dataset = make_cifar([number % 10 for number in range(20)])
     gathered, loaded = split(dataset, pil), split(dataset, pil, in_memory=False)
-    assert "one by one: augment (Triv" in gathered.plan
+    assert "one by one: augment (Triv" in gathered.plan.text
     for one, two in zip(read_epochs(gathered), read_epochs(loaded), strict=True):
         assert torch.allclose(one[0], two[0], atol=1e-6)
 
@@ -124,7 +124,7 @@ def test_what_one_image_refuses_is_named_with_its_sample() -> None:
     with pytest.raises(RunError, match=r"^train sample 17: its shape is \[1, 5, 6\], that of the others \[1, 6, 6\]"):
         read_epochs(split(dataset, {"refuse": refuse}, shuffle=False))
     made = split(dataset, {"refuse": refuse}, faults=BadSamples(skip=True))
-    assert made.plan == "sample by sample, in this process (what refuse refuses is to be skipped)"
+    assert made.plan.text == "sample by sample, in this process (what refuse refuses is to be skipped)"
     assert 29 == sum(len(batch[1]) for batch in read_epochs(made, 1))
 
 
@@ -134,7 +134,7 @@ def test_cifar_images_are_gathered_as_the_pil_path_has_them() -> None:
     transforms = {**TO_NUMBERS, "normalize": v2.Normalize([0.49, 0.48, 0.44], [0.24, 0.23, 0.26])}
     gathered, loaded = split(dataset, transforms), split(dataset, transforms, in_memory=False)
 
-    assert gathered.plan == "gathered from memory on cpu, batched: image, scale, normalize"
+    assert gathered.plan.text == "gathered from memory on cpu, batched: image, scale, normalize"
     for one, two in zip(read_epochs(gathered), read_epochs(loaded), strict=True):
         assert torch.allclose(one[0], two[0], atol=1e-6)
         assert torch.equal(one[1], two[1])
@@ -175,8 +175,8 @@ def test_mnist_and_cifar_files_of_their_real_formats(tmp_path: Path) -> None:
     cifar = split(OwnCIFAR10(tmp_path), TO_NUMBERS, shuffle=False)
     planes = torch.from_numpy(rows[:4].reshape(4, 3, 32, 32) / 255).float()
 
-    assert mnist.plan.startswith("gathered")
-    assert cifar.plan.startswith("gathered")
+    assert mnist.plan.text.startswith("gathered")
+    assert cifar.plan.text.startswith("gathered")
     assert torch.allclose(torch.from_numpy(images[:4, None] / 255).float(), next(iter(mnist.batches(0)))[0])
     assert torch.allclose(planes, next(iter(cifar.batches(0)))[0])
 
@@ -188,7 +188,7 @@ def test_a_transform_of_the_datasets_own_keeps_it_from_being_gathered() -> None:
     dataset.target_transform, dataset.transform = None, v2.ToImage()
     dataset.transforms = datasets.vision.StandardTransform(dataset.transform, None)
 
-    assert split(dataset).plan.startswith("sample by sample")
+    assert split(dataset).plan.text.startswith("sample by sample")
 
 
 def test_batch_transforms_are_keyed_by_epoch_and_batch() -> None:
@@ -202,7 +202,7 @@ def test_batch_transforms_are_keyed_by_epoch_and_batch() -> None:
     assert same_batches(first[3:8], read_epochs(made, 1, 3))
     assert [4, 30] == list(first[0][1].shape)
     assert len({round(float(batch[1].max()), 4) for batch in first}) > 10
-    assert made.plan.endswith("; per batch: mix")
+    assert made.plan.text.endswith("; per batch: mix")
 
 
 # ---- faults

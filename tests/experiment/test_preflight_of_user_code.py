@@ -33,6 +33,10 @@ def detached(output, target): return output.mean().detach()
 def touches_nothing(module): pass
 def misspells(module): module.wight.zero_()
 def loss_only(batch, model, loss): return {"loss": loss(model(batch[0]), batch[1])}
+def declared(batch, model, loss, input=0, target=1):
+    output = model(batch[input])
+    return {"loss": loss(output, batch[target]), "output": output, "target": batch[target]}
+declared.needs = ("input", "target")
 def three_channels(image): return image.repeat(3, 1, 1)
 """
 # override -> the key that is blamed, what is said, the place
@@ -41,6 +45,12 @@ WRONG = [
         "step={_target_: mine.loss_only}",
         "step must return `output` and `target` for the metrics",
         "returns loss",
+        "argument",
+    ),
+    (
+        "step={_target_: mine.declared, input: 5}",
+        "step.input must name members of a sample, which are 0, 1",
+        "",
         "argument",
     ),
     ("model={_target_: mine.Broken}", "model refuses", "no attribute 'missing'", "mine.py:13"),

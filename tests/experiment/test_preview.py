@@ -131,7 +131,7 @@ def test_a_model_of_several_inputs(
         (("model", "--input", "3x2:flot32"), "--input must be sizes without the batch"),
         (("model", "--input", "3", "--input", "a=3"), "must name all of the model's arguments, or none"),
         (("model", "dataset.sample=null"), "--input must be given: the dataset states no `sample`"),
-        (("modle",), "show cannot be shown"),
+        (("modle",), "did you mean `show model`?"),
     ],
 )
 def test_a_question_that_cannot_be_answered(arguments: tuple[str, ...], said: str, runner: Callable[..., Any]) -> None:

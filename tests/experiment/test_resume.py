@@ -277,7 +277,7 @@ def stopping(step, count):
     [
         (["--schedule", "follow"], "has no effect without a longer duration"),
         (["--schedule", "folow", "train.duration=4ep"], "did you mean `follow`?"),
-        (["--schedule"], "--schedule must be follow, constant or continue"),
+        (["--schedule"], "--schedule needs a value, follow or constant or continue"),
     ],
 )
 def test_a_word_that_means_nothing_is_a_mistake(hard, cosine, words, said):
@@ -335,7 +335,11 @@ def test_another_config_is_accepted_with_inexact_and_marked(hard, project, monke
         (lambda r: r["data"]["train"].update(sha256="0"), "dataset (train) must be as it was"),
         (lambda r: r.update(threads=7), "device.threads must be as it was"),
         (lambda r: r.update(device={"type": "cuda", "name": "x"}), "device.type must be as it was"),
-        (lambda r: r["plan"].update(train="gathered from memory on cpu"), "loader (plan of train) must be as it was"),
+        (lambda r: r["plan_kinds"].update(train="no data"), "loader (plan of train) must be as it was"),
+        (
+            lambda r: r.update(plan={"train": "streamed, by 2"}, plan_kinds=None),
+            "must be as it was for the steps so far (s",
+        ),
     ],
 )
 def test_another_world_is_refused_by_name_and_nothing_is_touched(hard, project, monkeypatch, change, said):

@@ -408,3 +408,20 @@ def test_a_dataset_without_a_length_needs_steps(runner, tmp_path, monkeypatch):
 
     assert ran.status == 1
     assert "in steps (`500st`): train.evaluate_every=1ep, train.checkpoint_every=1ep" in ran.err
+
+
+def test_partial_as_templates_write_it_changes_nothing(runner: Runner) -> None:
+    """`_partial_: true` of whatever the runner completes itself, also with groups of parameters and nested."""
+    groups = "param_groups={bias: {match: '.*bias', weight_decay: 0}}"
+    chain = (
+        "scheduler={_target_: torch.optim.lr_scheduler.SequentialLR, milestones: [1], schedulers: ["
+        "{_target_: torch.optim.lr_scheduler.ConstantLR}, {_target_: torch.optim.lr_scheduler.StepLR, step_size: 1}]}"
+    )
+    asked = ("train.duration=3st", "dataset.limit=100", "device=cpu", groups, "~scheduler.T_max")
+    plain = runner(*asked, chain).result
+    keys = ("optimizer", "model", "loss", "step", "metrics.accuracy", "dataset.source", "scheduler")
+    partial = runner(*asked, chain.replace("LR}", "LR, _partial_: true}"), *(f"+{key}._partial_=true" for key in keys))
+
+    assert partial.status == 0
+    assert partial.result["weights_sha256"] == plain["weights_sha256"]
+    assert partial.result["metrics"] == plain["metrics"]

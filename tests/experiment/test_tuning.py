@@ -196,8 +196,8 @@ def test_out_of_memory_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (("lr", "--steps=3"), "--steps must be at least 20"),
         (("batch_size", "--memory=much"), "--memory must be a size"),
         (("batch_size", "--max=-1"), "--max must be a whole number"),
-        (("momentum",), "find cannot be found"),
-        ((), "find is missing"),
+        (("momentum",), "find must be followed by lr or batch_size"),
+        ((), "find needs a subject: lr or batch_size"),
         (("lr", "optimizer.lr=fast"), "optimizer.lr must be a number"),
     ],
 )

@@ -6,7 +6,13 @@ from torch import nn
 
 from runner.core.errors import ConfigError
 from runner.model.pretrained.load import plan
-from runner.model.pretrained.optimizer_state import describe_rest, find_optimizers, match_optimizer, read_optimizer
+from runner.model.pretrained.optimizer_state import (
+    describe_rest,
+    find_epoch,
+    find_optimizers,
+    match_optimizer,
+    read_optimizer,
+)
 from runner.model.pretrained.plan import Options
 
 
@@ -234,3 +240,10 @@ def test_what_else_a_file_has_is_listed_with_its_short_values():
         "also in the file, and not taken: epoch=4, arch=r\\x1b[31m, log, best=0.5, net.loss=0.25"
     ]
     assert describe_rest({"a.weight": 1}, []) == []
+
+
+@pytest.mark.parametrize("named", [4, 4.0, torch.tensor(4), torch.tensor([4.0])], ids=str)
+def test_the_epoch_is_read_however_it_is_written(named):
+    assert find_epoch({"epoch": named, "model": {}}, ["model"]) == 4
+    assert find_epoch({"epoch": [named], "model": {}}, ["model"]) is None
+    assert find_epoch({"epoch": True, "num_epochs": 4.5, "model": {}}, ["model"]) is None

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import threading
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -14,10 +15,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from torch import nn
 from torch.nn.utils import prune
 
+from runner.config.schema import Pretrained
 from runner.core.errors import ConfigError, RunError
-from runner.model.pretrained.files import find_state, locate, read
+from runner.model.pretrained.contents import find_state
+from runner.model.pretrained.files import read
 from runner.model.pretrained.load import load, plan, prepare
+from runner.model.pretrained.locate import locate
 from runner.model.pretrained.plan import Options
+from runner.model.pretrained.strategies import STRATEGIES, Strategy
 
 
 class Net(nn.Module):
@@ -718,3 +723,22 @@ def test_the_report_says_what_became_of_every_tensor(tmp_path):
     assert [row["action"] for row in report["tensors"] if row["name"] == "fc.bias"] == ["left"]
     assert report["tensors"][-1]["source"] == "old"
     assert "fc.bias" in made.table()
+
+
+def test_every_strategy_of_the_schema_is_an_object():
+    """`none` loads nothing, so it has none."""
+    names = get_args(get_type_hints(Pretrained)["strategy"])
+
+    assert {name for name in names if name != "none"} == {*STRATEGIES}
+
+
+def test_a_new_strategy_is_one_object(monkeypatch):
+    """Only convolutions, without a change elsewhere."""
+
+    def select(given):
+        return {name: given.names[name] for name in given.names if getattr(given.target.get(name), "dim", int)() == 4}
+
+    monkeypatch.setitem(STRATEGIES, "convolutions", Strategy(select))
+    made = plan(fresh(), STATE, Options("convolutions"))
+
+    assert [row.name for row in made.rows if row.action == "loaded"] == ["conv1.weight", "layer1.0.weight"]

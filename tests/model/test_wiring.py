@@ -320,7 +320,8 @@ def test_convert_asks_to_be_trusted(shape):
 def test_convert_turns_a_pickled_model_into_a_plain_file(shape, capsys):
     from runner.cli import convert
     from runner.core.errors import ConfigError
-    from runner.model.pretrained.files import LocatedWeights, read
+    from runner.model.pretrained.files import read
+    from runner.model.pretrained.locate import LocatedWeights
 
     Path("shape.py").write_text(CLASS)
     assert convert.main(["m.pt", "--trust"]) == 0
@@ -438,6 +439,16 @@ def test_convert_reads_numpys_files_and_pickles_also_compressed(elsewhere):
         unpickle(Path(file), Path(f"{file}.out"))
         loaded = torch.load(f"{file}.out", weights_only=True)
         assert list(loaded.get("model", loaded)) == list(arrays)
+
+
+def test_a_pickled_model_of_torch_before_1_6_is_converted(tmp_path):
+    from runner.model.pretrained.unpickle import unpickle
+
+    model = torch.nn.Linear(2, 2)
+    torch.save(model, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    unpickle(tmp_path / "old.pt", tmp_path / "new.pt")
+
+    assert torch.equal(model.weight, torch.load(tmp_path / "new.pt", weights_only=True)["weight"])
 
 
 def test_weights_are_found_in_shards_in_folders_and_unpacked_archives(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from runner.config.schema import SubmititLauncher
 from runner.sweep.code_snapshot import CodeSnapshot
 from runner.sweep.executors.submitit_cluster import SlurmExecutor
 from runner.sweep.interfaces import JobSpec
-from runner.sweep.launcher import OURS
+from runner.sweep.launcher_settings import OURS
 from tests.support import read_result
 from tests.sweep.project import ENVIRONMENT, bits, processes_below, rows, run, said, start, sweep_of, wait_for, write
 

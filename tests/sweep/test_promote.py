@@ -245,8 +245,8 @@ def test_a_projects_own_experiments_are_taken_for_what_they_were(sweep, tmp_path
         (["--name", "x" * 300], "must be at most 100 letters"),
         (["--name", "null"], "must be at most 100 letters"),
         (["--name"], "needs a value"),
-        (["--nme", "x"], "is no option"),
-        (["more"], "must be one folder"),
+        (["--nme", "x"], "did you mean `--name`?"),
+        (["more"], "SWEEP must be one, but there are 2"),
     ],
 )
 def test_what_cannot_be_promoted_is_refused(words, said, sweep, capsys):

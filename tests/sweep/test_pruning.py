@@ -9,7 +9,8 @@ import pytest
 
 from runner.config.compose import compose
 from runner.experiment.examine import examine
-from runner.experiment.record.recorded import load_recorded_config, plan_continuation
+from runner.experiment.record.continuation import plan_continuation
+from runner.experiment.record.recorded import load_recorded_config
 from runner.experiment.run import Outcome, launch, train
 from runner.experiment.run_log import Judge
 from tests.support import read_metrics

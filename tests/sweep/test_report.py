@@ -368,7 +368,7 @@ def test_the_verb_prints_table_or_json(sweep, capsys):
     ("words", "said"),
     [
         ([], "SWEEP is missing"),
-        (["a", "b"], "must be one folder"),
+        (["a", "b"], "SWEEP must be one, but there are 2: `a b`"),
         (["outputs/digits/sweep_2"], "did you mean `outputs/digits/sweep_1`"),
         (["outputs/digits/sweep_1/0_x"], "did you mean `outputs/digits/sweep_1`"),
         (["outputs/digits"], "has no ledger.sqlite"),

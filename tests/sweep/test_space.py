@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from runner.config.compose import compose
-from runner.config.hydra_loader import find_our_conf
+from runner.config.hydra_repository import find_our_conf
 from runner.core.errors import ConfigError
 from runner.sweep.space.axes import draw_uniform
-from runner.sweep.space.request import compose_jobs, make_request
+from runner.sweep.space.request import make_request
 
 HERE = find_our_conf().parent
 
@@ -95,7 +95,7 @@ def test_a_text_of_a_file_stays_what_it_is(value, tmp_path):
     import json
 
     (tmp_path / "points.jsonl").write_text(json.dumps({"model": {"x": value, "y": [value]}}))
-    (job,) = compose_jobs(["sweep.points=points.jsonl"], tmp_path)
+    (job,) = make_request(["sweep.points=points.jsonl"], tmp_path).jobs()
 
     assert (value, [value]) == (job.composed.config["model"]["x"], job.composed.config["model"]["y"])
 
@@ -250,7 +250,7 @@ def test_a_sweep_preset_of_ones_own(tmp_path):
         "# @package _global_\nhydra: {sweeper: {params: {optimizer.lr: '0.1,0.2'}}}\n"
         "sweep: {seeds: 2}\nloader: {batch_size: 7}\n"
     )
-    found = list(compose_jobs(["sweep=mine"], tmp_path))
+    found = list(make_request(["sweep=mine"], tmp_path).jobs())
 
     assert 4 == len(found)
     assert {7} == {job.composed.config["loader"]["batch_size"] for job in found}
@@ -274,7 +274,7 @@ def test_jobs_are_composed_as_runs_of_their_own_would_be(number, tmp_path):
     if number % 3 == 0:
         (tmp_path / "p.jsonl").write_text('{"loader": {"batch_size": 32}, "loss": "mse"}\n{"loader.batch_size": 16}\n')
         arguments.append("sweep.points=p.jsonl")
-    found = list(compose_jobs(arguments, tmp_path))
+    found = list(make_request(arguments, tmp_path).jobs())
 
     assert len(found) >= 4
     for job in draw.sample(found, 4):
@@ -298,7 +298,7 @@ def test_a_point_is_found_again_by_what_is_its_own(tmp_path):
 
 
 def test_a_value_that_points_to_a_default_is_composed_as_a_run_of_its_own_would_be(tmp_path):
-    first, _ = compose_jobs(["train.checkpoint_every=${train.evaluate_every},2ep"], tmp_path)
+    first, _ = make_request(["train.checkpoint_every=${train.evaluate_every},2ep"], tmp_path).jobs()
 
     assert "1ep" == first.composed.config["train"]["checkpoint_every"]
     assert compose(list(first.point.overrides), tmp_path).config == first.composed.config
@@ -354,7 +354,7 @@ def test_a_text_of_a_file_may_have_any_letters(text, tmp_path):
     found = [
         job.composed.config["model"]["x"]
         for name in ("p.csv", "p.yaml")
-        for job in compose_jobs([f"sweep.points={name}"], tmp_path)
+        for job in make_request([f"sweep.points={name}"], tmp_path).jobs()
     ]
 
     assert [text, text] == found

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from runner.experiment.preflight.train import check_loss_broadcast
+from runner.experiment.preflight.step import check_loss_broadcast
 from runner.train.metrics import Accuracy, MeanSquaredError
 
 
@@ -28,7 +28,26 @@ class Mixed(nn.Module):
         return functional.smooth_l1_loss(output.sigmoid(), target, reduction="sum") + 0.5 * output.square().mean()
 
 
+def typed(output: Tensor, target: Tensor) -> Tensor:
+    return (output - target.type_as(output)).abs().mean()
+
+
+def together(output: Tensor, target: Tensor) -> Tensor:
+    a, b = torch.broadcast_tensors(output, target)
+    return (a - b).square().mean()
+
+
+def gaussian(output: Tensor, target: Tensor) -> Tensor:
+    """Of three tensors; the meta device does not compute it."""
+    return functional.gaussian_nll_loss(output, target, torch.ones_like(output))
+
+
+def distance(output: Tensor, target: Tensor) -> Tensor:
+    return functional.pairwise_distance(output, target).mean()
+
+
 LOSSES = [nn.MSELoss(), nn.L1Loss(), nn.SmoothL1Loss(), nn.HuberLoss(), nn.PoissonNLLLoss(), Mixed(), own, in_halves]
+LOSSES += [nn.KLDivLoss(reduction="batchmean"), typed, together, torch.dist, gaussian, distance]
 LOSSES += [functional.mse_loss, functional.l1_loss, functional.huber_loss, nn.MSELoss(reduction="sum")]
 
 
@@ -72,6 +91,7 @@ def contrast(output: Tensor, target: Tensor) -> Tensor:
         (quantiles, (6, 3), (6, 1)),
         (pairs, (6, 1), (6,)),
         (contrast, (6, 4), (6,)),
+        (lambda output, target: torch.einsum("ij,k->ik", output, target).mean(), (6, 1), (6,)),
         (lambda output, target: own(output.squeeze(-1), target), (6, 1), (6,)),
         (lambda output, target: own(output, target[:, None]), (6, 1), (6,)),
         (lambda output, target: (output[:, 0] - target).mean(), (6, 1), (6,)),
@@ -80,6 +100,15 @@ def contrast(output: Tensor, target: Tensor) -> Tensor:
 def test_losses_that_mean_it_are_taken(loss: Any, output: tuple[int, ...], target: tuple[int, ...]) -> None:
     """One shape, one number, or pairs that a loss makes itself."""
     assert check_loss_broadcast(loss, torch.rand(output), torch.rand(target)) is None
+
+
+def test_one_of_several_outputs_that_spreads_is_refused() -> None:
+    """The shapes are those of the two that meet."""
+    outputs = {"classes": torch.rand(6, 3), "size": torch.rand(6, 1)}
+    mistake = check_loss_broadcast(lambda made, target: (made["size"] - target).abs().mean(), outputs, torch.rand(6))
+
+    assert mistake is not None
+    assert "the output has the shape [6, 1], the target [6]" in mistake.rule
 
 
 def test_cross_entropy_of_classes_is_taken() -> None:
@@ -122,10 +151,19 @@ class Distance:
     def update(self, output, target):
         self.sum += float((output.float() - target).abs().sum()); self.count += len(target)
     def compute(self): return self.sum / max(1, self.count)
+class Late(Distance):
+    def reset(self): self.seen = []
+    def update(self, output, target): self.seen.append((output, target))
+    def compute(self):
+        outputs, targets = zip(*self.seen)
+        return float((torch.cat(outputs).float() - torch.cat(targets)).abs().mean())
 def plain(output, target):
     return (output - target).abs().mean()
 def flat(output, target):
     return (output.flatten() - target).abs().mean()
+def direct(batch, model, loss):
+    output = model(batch[0])
+    return {"loss": loss(output, batch[1][:, None]) + (output - batch[1]).abs().mean(), "size": len(batch[1])}
 def step(batch, model, loss):
     output = model(batch[0])
     return {"loss": loss(output, batch[1]), "output": output.flatten(), "target": batch[1], "size": len(batch[1])}
@@ -164,8 +202,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: Callable[..
         ("loss=mse", "metrics=none"),
         ("loss=mse", "loss._target_=rows.plain", "metrics=none"),
         ("loss=mse", "metrics=none", "step._target_=rows.step", "~step.input", "~step.target"),
+        ("loss=mse", "metrics=none", "step._target_=rows.direct", "~step.input", "~step.target"),
     ],
-    ids=["mse", "own", "step"],
+    ids=["mse", "own", "step", "own step"],
 )
 def test_the_first_real_batch_shows_it(project: Callable[..., Any], dataset: str, told: tuple[str, ...]) -> None:
     """Where the target is not stated, the run ends before its first step, with exit status 1 and both shapes."""
@@ -174,7 +213,7 @@ def test_the_first_real_batch_shows_it(project: Callable[..., Any], dataset: str
     result = json.loads(file.read_text())
 
     assert (1, 0) == (ran.status, result["steps"])
-    assert re.match(r"(RunError: )?loss |dataset\.sample states another", result["error"])
+    assert re.match(r"(RunError: )?(loss|step) |dataset\.sample states another", result["error"])
     assert re.search(r"\[4, 1\].*\[4\]|\[4\].*\[4, 1\]", result["error"])
     assert re.search(r"squeeze\(-1\)|state the real one", result["error"])
 
@@ -185,8 +224,13 @@ def test_check_says_it_where_the_sample_is_stated(project: Callable[..., Any]) -
     assert (2, True) == (ran.status, "shape [2, 1], the target [2]" in ran.out + ran.err)
     ran = project("stated", "loss=mse", "loss._target_=rows.plain", "metrics=none")
     assert (2, True) == (ran.status, "loss compares every output with every target" in ran.out + ran.err)
-    ran = project("stated", "loss=mse", "loss._target_=rows.flat", "metrics=away", verb=("check",))
-    assert (2, True) == (ran.status, "metrics.away compares every output with every target" in ran.out + ran.err)
+    for name in ("Distance", "Late"):
+        given = ("loss._target_=rows.flat", "metrics=away", f"metrics.away._target_=rows.{name}")
+        ran = project("stated", "loss=mse", *given, verb=("check",))
+        assert (2, True) == (ran.status, "metrics.away compares every output with every target" in ran.out + ran.err)
+    own = ("loss=mse", "metrics=none", "step._target_=rows.direct", "~step.input", "~step.target")
+    ran = project("stated", *own, verb=("check",))
+    assert (2, True) == (ran.status, "step compares every output with every target" in ran.out + ran.err)
 
 
 def test_a_last_batch_of_one_that_is_squeezed_is_taken(project: Callable[..., Any]) -> None:

@@ -111,3 +111,23 @@ def test_a_metric_that_takes_a_name_is_a_mistake_of_the_config(runner, tmp_path,
     ran = runner("check", "step._target_=named_step.step", "+metrics.top={_target_:runner.train.metrics.Accuracy}")
     assert 2 == ran.status
     assert "metrics.top must have another name: the step has a field `top` of its own" in ran.out + ran.err
+
+
+def test_a_field_that_the_step_has_in_evaluations_alone_is_an_objective_of_these(runner, tmp_path, monkeypatch):
+    """`val/own` is produced, `train/own` is not."""
+    (tmp_path / "fields.py").write_text(FIELDS)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = ("step._target_=fields.step", "train.mode=min", "train.duration=1st", "dataset.limit=32")
+
+    assert runner("check", *settings, "train.objective=val/own").status == 0
+    refused = runner("check", *settings, "train.objective=train/own")
+    assert (2, True) == (refused.status, "train.objective must be one of" in refused.err + refused.out)
+
+
+FIELDS = """
+from runner.train.steps import supervised
+
+def step(batch, model, loss, input=0, target=1):
+    made = supervised(batch, model, loss)
+    return made if model.training else made | {"own": made["loss"].detach()}
+"""

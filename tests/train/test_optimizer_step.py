@@ -77,7 +77,7 @@ def test_what_is_off_adds_no_call():
     absent = update(settings())
     expected_python, expected_operators = calls(by_hand(*absent))
 
-    assert type(off).__name__ == "Update"
+    assert type(off).__name__ == "OptimizerStep"
     assert expected_operators == operators
     assert expected_python + 10 * (EACH - 1) == python  # `one` of the loop by hand is a call too
 
@@ -186,3 +186,21 @@ def test_a_watcher_sees_the_gradients_once_a_step_until_it_is_taken_away(kind):
     undo()
     made(batch)
     assert [wanted.tolist()] == [gradient.tolist() for gradient in seen]
+
+
+def test_lbfgs_takes_a_model_whose_weights_lie_channels_last():
+    """Its steps are those of the same model in the usual layout; in float64, so that nothing grows but the layout."""
+
+    def losses(memory_format):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).double()
+        model = model.to(memory_format=memory_format)
+        optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1)
+        made = ClosureStep(model, nn.CrossEntropyLoss(), supervised, optimizer)
+        batch = (torch.randn(8, 3, 4, 4).double().to(memory_format=memory_format), torch.arange(8) % 3)
+        return [float(made(batch)["loss"].detach()) for _ in range(3)]
+
+    usual = losses(torch.contiguous_format)
+
+    assert losses(torch.channels_last) == pytest.approx(usual, rel=1e-9)
+    assert usual[2] < usual[0]

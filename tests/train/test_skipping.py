@@ -89,7 +89,7 @@ def test_in_memory_and_sample_by_sample_leave_out_the_same(number: int, seed: in
     )
     expected = read_epochs(gathered)
 
-    assert gathered.plan.startswith("gathered")
+    assert gathered.plan.text.startswith("gathered")
     assert gathered.num_batches == loaded.num_batches
     assert same_batches(expected, read_epochs(loaded))
     assert bad.isdisjoint(torch.cat([batch[1] for batch in expected]).tolist())

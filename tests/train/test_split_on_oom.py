@@ -145,6 +145,15 @@ def test_equal_parts_are_those_of_accumulation(rooms):
     assert all(torch.equal(a, b) for a, b in zip(split.net.parameters(), by_hand.net.parameters(), strict=True))
 
 
+def test_a_checkpoint_keeps_the_parts_whatever_the_kind_of_step(rooms):
+    """A step that does not split saves one part, and takes no notice of those of another."""
+    split, whole = made(rooms, OomSplitStep, 4, model=None)[0], made(rooms, AccumulatedStep, 4)[0]
+    split.load_state_dict({"parts": 4})
+    whole.load_state_dict(split.state_dict())
+
+    assert ({"parts": 4}, {"parts": 1}) == (split.state_dict(), whole.state_dict())
+
+
 def test_a_batch_is_cut_wherever_its_samples_are():
     batch = {
         "x": torch.arange(5),

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,11 +11,14 @@ from omegaconf import OmegaConf
 from runner.config import schema
 from runner.config.arguments import quote_for_shell
 from runner.config.check.imports import TargetError, check_name
+from runner.config.check.places import find_misplaced, find_run_elsewhere
 from runner.config.check.rules import collect, sweep
-from runner.config.hydra_loader import Composed
+from runner.config.check.rules.rule import Finding
+from runner.config.composed import Composed
 from runner.config.interpolation import suggest_decoding
 from runner.config.origins import make_relative
-from runner.config.parsing import Reading, format_key, read, to_plain
+from runner.config.parsing import read, to_plain
+from runner.config.reading import Reading, format_key
 from runner.core.errors import ABSENT, ConfigError, Mistake
 
 Path_ = tuple[str | int, ...]
@@ -65,6 +68,7 @@ class Check:
     composed: Composed
     trust: tuple[str, ...] = ()
     multirun: bool = False
+    _misfits: set[str] = field(default_factory=set)
 
     @cached_property
     def _read(self) -> tuple[schema.Config, Reading]:
@@ -82,13 +86,23 @@ class Check:
         found = [*composed.unresolvable, *self.placed(mistake for _, mistake in reading.mistakes)]
         wrong = {key for mistake in found for key in (mistake.key, mistake.suggestion)} | composed.unknown
         found += self.placed(self._refused.values())
-        for finding in collect.collect_findings(config, composed.choices):
+        findings = [*collect.collect_findings(config, composed.choices), *map(Finding, self._misplaced())]
+        for finding in findings:
             keys = (finding.mistake.key, *finding.follows_from)
             if not any(bad == key or bad.startswith(f"{key}.") for key in keys for bad in wrong):
                 found += self.placed([finding.mistake])
         if not self.multirun and not self._is_job_of_a_preset:
             found += sweep.find_multirun_only(composed.overrides)
         return [*composed.mistakes, *self._independent(found)]
+
+    def _misplaced(self) -> Iterator[Mistake]:
+        """Yield the mistakes of places that would be written to."""
+        config = self.config
+        yield from find_misplaced(config, self.trust)
+        if isinstance(config.run, str) and not self.composed.layers.is_argument(("run",)):
+            elsewhere = find_run_elsewhere(config.run)
+            if elsewhere is not None:
+                yield elsewhere
 
     @property
     def _is_job_of_a_preset(self) -> bool:
@@ -112,7 +126,10 @@ class Check:
                 mistake.key in seen
                 or (mistake.key in meant and mistake.kind == "missing")
                 or pointed_to & meant
-                or any(other.key in pointed_to and not self._points_at(other, path) for other in known)
+                or (
+                    bool(pointed_to)
+                    and any(other.key in pointed_to and not self._points_at(other, path) for other in known)
+                )
                 or self._follows_from_unknown_option(mistake)
             )
             node = (self.composed.layers.node(self._blamed(mistake)), mistake.rule, repr(mistake.value))
@@ -173,6 +190,8 @@ class Check:
             *self.placed(mistake for _, mistake in self._read[1].mistakes),
             *self.placed(self._refused.values()),
         ]
+        if not mistakes:
+            mistakes = self.placed(find_misplaced(self.config, self.trust))
         found = [*self.composed.mistakes, *self.composed.unresolvable, *mistakes]
         return found or self._independent(self._imported())
 
@@ -197,7 +216,13 @@ class Check:
         if ("optimizer",) not in self._refused:
             groups = {label: group.settings for label, group in self.config.param_groups.items() if group is not None}
             check_group_settings(self.config.optimizer, groups, self.trust, found)
+        self._misfits |= {str(path[0]) for path, _ in found.mistakes}
         return self.placed(mistake for _, mistake in found.mistakes)
+
+    @property
+    def wrong_components(self) -> set[str]:
+        """Top-level keys with a component that is refused, also where its mistake follows from another one."""
+        return {str(path[0]) for path in self._refused} | self._misfits
 
     def placed(self, mistakes: Iterable[Mistake]) -> list[Mistake]:
         """Return the mistakes with their places; a missing argument has the line of its `_target_`."""

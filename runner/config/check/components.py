@@ -3,22 +3,17 @@
 import enum
 import inspect
 import math
+import os
+import pathlib
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from runner.config.check.annotations import UNFIT, convert, describe_misfit, infer_annotation, list_choices, wants_class
 from runner.config.check.imports import LIBRARIES, TargetError, import_object
-from runner.config.check.signature import (
-    UNFIT,
-    CallableParameters,
-    convert,
-    describe_misfit,
-    infer_annotation,
-    inspect_parameters,
-    list_choices,
-    wants_class,
-)
+from runner.config.check.signature import CallableParameters, inspect_parameters
 from runner.config.check.slots import (
     can_fit,
     explain_misplaced,
@@ -27,7 +22,8 @@ from runner.config.check.slots import (
     get_defining_module,
     suggest_elsewhere,
 )
-from runner.config.parsing import as_number, format_yaml
+from runner.config.reading import format_yaml
+from runner.config.scalars import as_number
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import ABSENT, Kind, Mistake
 
@@ -122,7 +118,7 @@ def check_component(path: Path, slot: str, node: dict[str, Any], trust: Sequence
                 )
         elif name != "_target_":
             parameter = named.get(name)
-            _check_nested((*path, name), value, parameter.annotation if parameter else None, slot, trust, found)
+            _check_nested((*path, name), value, infer_annotation(parameter) if parameter else None, slot, trust, found)
     return target
 
 
@@ -165,6 +161,8 @@ def _check_nested(
     if isinstance(value, dict):
         if "_target_" in value:
             own = find_nested_slot(annotation, slot)
+            if wants_class(annotation):
+                value = {"_partial_": True, **value}  # the class itself is handed over
             check_component(path, own, _strip_match(path, value, found) if own == MEMBER else value, trust, found)
             return
         for name, inner in value.items():
@@ -300,7 +298,14 @@ def _check_missing(
     ]
     for name in missing:
         if not (takes.takes_any_number and len(filled) >= len(takes.positional)):
-            found.wrong((*path, name), f"must be given: `{node['_target_']}` has no default for it", kind="missing")
+            bound = slot.startswith("nested") and slot not in _BUILT
+            remedy = "where the class itself is wanted, add `_partial_: true`" if bound else ""
+            found.wrong(
+                (*path, name),
+                f"must be given: `{node['_target_']}` has no default for it",
+                remedy=remedy,
+                kind="missing",
+            )
 
 
 def _note_unknown_argument(
@@ -360,14 +365,21 @@ def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str
 def _format_component(value: Any, annotation: Any) -> str:
     """Format the node to write for a plain value where a class, callable or object is wanted."""
     kinds = [kind for kind in (annotation, *getattr(annotation, "__args__", ())) if kind is not type(None)]
+    if wants_class(annotation):
+        kinds = []
+        if isinstance(value, str) and (home := _find_in_torch(value)):
+            return f"{{_target_: {home}}}"
     called = any(getattr(kind, "__origin__", kind) is Callable for kind in kinds)
     named = isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value)
     if named and (wants_class(annotation) or called):
         return f"{{_target_: {value}}}"
     for kind in kinds:
         plain = getattr(kind, "__module__", "builtins") in ("builtins", "typing", "types", "collections.abc")
+        plain |= isinstance(value, str) and _is_from(kind, ("torch", "Tensor"))
         if isinstance(kind, type) and not plain and convert(value, kind) is UNFIT:
-            if issubclass(kind, enum.Enum) or _is_from(kind, ("torch", "device"), ("torch", "dtype")):
+            if issubclass(kind, enum.Enum | pathlib.PurePath | os.PathLike) or _is_from(
+                kind, ("torch", "device"), ("torch", "dtype")
+            ):
                 continue
             given = {} if named else value if isinstance(value, dict) else {"…": None}
             arguments = "".join(", …" if name == "…" else f", {name}: {format_yaml(v)}" for name, v in given.items())
@@ -375,8 +387,14 @@ def _format_component(value: Any, annotation: Any) -> str:
     return ""
 
 
+def _find_in_torch(name: str) -> str:
+    """Return the full name of a torch.nn class written without its module, else an empty text."""
+    nn = sys.modules.get("torch.nn")
+    return f"torch.nn.{name}" if isinstance(getattr(nn, name, None), type) else ""
+
+
 def _is_from(kind: type, *names: tuple[str, str]) -> bool:
-    return (kind.__module__, kind.__name__) in names
+    return (getattr(kind, "__module__", ""), getattr(kind, "__name__", "")) in names
 
 
 def _suggest_value(value: Any, parameter: inspect.Parameter) -> str:
@@ -387,6 +405,13 @@ def _suggest_value(value: Any, parameter: inspect.Parameter) -> str:
         if right and (right != "cuda" or "torch.device" in str(infer_annotation(parameter))):
             return right
     annotation = parameter.annotation
+    inferred = infer_annotation(parameter)
+    if type(value) is int and "torch.device" in str(inferred):
+        return f"cuda:{value}"
+    if isinstance(inferred, type) and issubclass(inferred, pathlib.PurePath) and not isinstance(value, list | dict):
+        return f"'{value}'"
+    if isinstance(parameter.default, enum.Enum):
+        return ""
     if annotation in (int, float) or isinstance(parameter.default, int | float):
         whole = annotation is int or (annotation is inspect.Parameter.empty and isinstance(parameter.default, int))
         return as_number(value, whole=whole)

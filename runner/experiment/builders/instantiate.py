@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from runner.config.check.annotations import UNFIT, convert, infer_annotation, wants_class
 from runner.config.check.imports import import_object
-from runner.config.check.signature import UNFIT, convert, infer_annotation, inspect_parameters, wants_class
+from runner.config.check.signature import inspect_parameters
 from runner.core.errors import RunError
 
 Trust = tuple[str, ...]
@@ -55,7 +56,9 @@ def _instantiate_node(
     target = import_object(node["_target_"], trust)
     names = [name for name in node if name not in ("_target_", "_args_", "_partial_")]
     kinds, by_position = (
-        _get_annotations(target, {*names, *(given or {})}, len(supplied)) if names or "_args_" in node else ({}, [])
+        _get_annotations(target, {*names, *(given or {})}, len(supplied), len(node.get("_args_", [])))
+        if names or "_args_" in node
+        else ({}, [])
     )
     arguments = {name: build_argument(node[name], f"{key}.{name}", kinds.get(name), trust) for name in names} | dict(
         given or {}
@@ -131,11 +134,18 @@ def _is_text(annotation: Any) -> bool:
     return annotation is str or (str in typing.get_args(annotation) and "dtype" not in str(annotation))
 
 
-def _get_annotations(target: Any, named: set[str], supplied: int) -> tuple[dict[str, Any], list[Any]]:
+def _get_annotations(target: Any, named: set[str], supplied: int, further: int) -> tuple[dict[str, Any], list[Any]]:
     """Return parameter annotations by name, and by position for the unnamed ones after `supplied`."""
     takes = inspect_parameters(target)
     if takes is None:
         return {}, []
     kinds = {name: infer_annotation(parameter) for name, parameter in {**takes.further, **takes.own}.items()}
     kinds = {name: None if kind is inspect.Parameter.empty else kind for name, kind in kinds.items()}
-    return kinds, [kinds[name] for name in takes.positional[supplied:] if name not in named]
+    by_position = [kinds[name] for name in takes.positional[supplied:] if name not in named]
+    for parameter in takes.own.values():  # `*args` and `**kwargs`, each of which is annotated as one of its members
+        said = parameter.annotation is not inspect.Parameter.empty
+        if said and parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            kinds = dict.fromkeys(named - {*takes.positional, *takes.named}, parameter.annotation) | kinds
+        elif said and parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            by_position += [parameter.annotation] * further
+    return kinds, by_position

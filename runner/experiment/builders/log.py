@@ -13,7 +13,7 @@ from runner.config.check.imports import import_object
 from runner.config.schema import Config, LogHook
 from runner.core.durations import Duration
 from runner.experiment.builders.instantiate import Trust, instantiate
-from runner.log.hooks import Hook, ModuleStatistics, UserHook, select_statistics
+from runner.log.module_statistics import Hook, ModuleStatistics, UserHook, select_statistics
 from runner.log.profiler import StepProfiler
 from runner.log.throughput import DataWaitTimer, find_peak_flops
 from runner.train.monitor import EvaluationViews, Monitor, ThroughputMeter

@@ -139,7 +139,7 @@ def make_groups(
     Raises:
         ConfigError: a pattern without match, a group without trainable parameter, nothing to train.
     """
-    settings = {name: value for name, value in config.optimizer.items() if name != "_target_"}
+    settings = {name: value for name, value in config.optimizer.items() if not name.startswith("_")}
     own = loss if isinstance(loss, nn.Module) else None
     thawing = frozen.params if config.freeze.until is not None else ()
     if members := find_member_optimizers(config):

@@ -1,32 +1,20 @@
 """Preflight of the data: a made-up batch of the stated sample, collated and transformed."""
 
 import inspect
-import os
-import re
-import sys
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch.utils.data import default_collate
 
-from runner.config.check.imports import import_object, list_user_directories
+from runner.config.check.imports import import_object
 from runner.config.schema import Config, Sample
-from runner.core.archive import IMPORTABLE
 from runner.core.errors import Mistake
-from runner.core.escape import quote_shell_word
 from runner.experiment.builders import data as data_builder
 from runner.experiment.builders.instantiate import InstantiationError, Trust
 from runner.experiment.preflight.report import Preflight, locate_user_code, to_mistake
 from runner.model.meta import to_meta
-
-# What a tool obeys that finds it: Python, Hydra, make, a shell, a build, a container.
-OBEYED = re.compile(
-    r"(GNU)?makefile|.*\.(mk|pth|sh|bash|zsh|fish|bat|cmd|ps1|cfg|toml|ini|desktop|service)|(docker|jenkins|vagrant|just|proc)file"
-    r"|(conftest|setup|sitecustomize|usercustomize)(\..*)?|CMakeLists\.txt|requirements.*\.txt",
-    re.IGNORECASE,
-)
+from runner.train.steps import needs_input_and_target
 
 
 def make_zeros(sample: Sample) -> Any:
@@ -56,7 +44,7 @@ def make_sample_batch(config: Config, found: Preflight, trust: Trust) -> Any:
         if isinstance(stated, dict)
         else tuple(make_zeros(member) for member in stated)
     )
-    if config.transform.on != "sample" and _has_missing_member(config, found, sample):
+    if config.transform.on != "sample" and _has_missing_member(config, found, sample, trust):
         return None
     found.eval_batch = to_meta(_collate_sample(config, found, "eval", sample, trust))
     batch = None if found.eval_batch is None else _collate_sample(config, found, "train", sample, trust)
@@ -77,10 +65,11 @@ def make_sample_batch(config: Config, found: Preflight, trust: Trust) -> Any:
     return to_meta(batch)
 
 
-def _has_missing_member(config: Config, found: Preflight, sample: Any) -> bool:
-    """Return whether the supervised step names a member that the sample lacks; record the mistake."""
+def _has_missing_member(config: Config, found: Preflight, sample: Any, trust: Trust) -> bool:
+    """Return whether the step names a member that the sample lacks; record the mistake."""
     known = list(sample) if isinstance(sample, dict) else list(range(len(sample)))
-    for name in ("input", "target") if config.step["_target_"] == "runner.train.steps.supervised" else ():
+    step = import_object(config.step["_target_"], trust)
+    for name in ("input", "target") if needs_input_and_target(step) else ():
         place = config.step.get(name)
         wanted = place.values() if isinstance(place, dict) else place if isinstance(place, list) else [place]
         if any(member is not None and member not in known for member in wanted):
@@ -161,59 +150,7 @@ def check_dataset(config: Config, trust: Trust = ()) -> list[Mistake]:
             found.append(
                 Mistake("loss.weight", "is given by `dataset.class_weights`: leave one of them out", kind="conflict")
             )
-    return found + check_download_places(config, trust)
-
-
-def check_download_places(config: Config, trust: Trust = ()) -> list[Mistake]:
-    """Find downloads to places that are not for data: a config may come from a stranger.
-
-    Right is a folder below the working directory (or one named on the command line), with no hidden folder on the way.
-    """
-    found = []
-    for name, node in config.dataset.downloads.items():
-        for key in ("to", "unpack"):
-            text = None if node is None else getattr(node, key)
-            if text is None:
-                continue
-            path = Path(os.path.normpath(text))
-            homes = [home for home in list_user_directories(trust) if path.is_absolute() and path.is_relative_to(home)]
-            inner = path.relative_to(homes[-1]) if homes else path
-            if inner.is_absolute() or ".." in inner.parts:
-                rule, remedy = "must lie below the working directory", f"if you trust it: --trust {path.parent}/"
-                found.append(Mistake(f"dataset.downloads.{name}.{key}", rule, text, remedy=remedy))
-            elif len(inner.parts) < 2 or any(part.startswith(".") for part in inner.parts):
-                rule, right = "must lie in a folder for data, such as `data`, and not be hidden", f"data/{path.name}"
-                found.append(Mistake(f"dataset.downloads.{name}.{key}", rule, text, suggestion=right))
-            elif rule := _explain_unsafe_place(inner, is_file=key == "to"):
-                found.append(Mistake(f"dataset.downloads.{name}.{key}", rule, text, suggestion=f"data/{path.name}"))
-            elif led := _find_link_target(path, list_user_directories(trust)):
-                rule = f"must lie below the working directory, but a link on the way leads to {led}"
-                remedy = f"if you trust it: --trust {quote_shell_word(f'{led}/')}"
-                found.append(Mistake(f"dataset.downloads.{name}.{key}", rule, text, remedy=remedy, kind="file"))
     return found
-
-
-def _explain_unsafe_place(inner: Path, *, is_file: bool) -> str:
-    """Explain which program would read or run a file at this place; empty if none would."""
-    if inner.name.endswith(IMPORTABLE):
-        return "must be no file that Python could import"
-    if is_file and OBEYED.fullmatch(inner.name):
-        return "must be no file that a program obeys (Python, make, a shell, a build)"
-    if inner.parts[0].lower() in ("conf", "hydra_plugins", "tests", "bin", "scripts"):
-        return f"must lie in a folder for data, such as `data`, and not in {inner.parts[0]}, where a program looks"
-    ways = [Path(*inner.parts[:count]) for count in range(1, len(inner.parts))]
-    if any(way.name in ("site-packages", "dist-packages") or (way / "pyvenv.cfg").exists() for way in ways):
-        return "must not lie in a virtual environment"
-    first, outside = inner.parts[0], [entry for entry in sys.path if entry and Path(entry).resolve() != Path.cwd()]
-    if not Path(first).exists() and first.isidentifier() and PathFinder.find_spec(first, outside) is not None:
-        return f"must not make a folder {first}, which would be taken for the library of that name"
-    return ""
-
-
-def _find_link_target(path: Path, homes: list[Path]) -> Path | None:
-    """Return the real folder of a path that a link leads out of `homes`; None for other paths."""
-    real = path.resolve()
-    return None if any(real.is_relative_to(home.resolve()) for home in homes) else real.parent
 
 
 def describe_downloads(config: Config) -> list[str]:

@@ -4,14 +4,15 @@ Plain meta tensors have shapes and dtypes but no numbers, so even a large model 
 """
 
 import warnings
-from collections.abc import Container
+from collections.abc import Callable, Container
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from runner.config.check.rules.rule import SUPERVISED
+from runner.config.check.imports import import_object
 from runner.config.schema import Config
 from runner.core import rng
 from runner.core.errors import Mistake
@@ -23,18 +24,30 @@ from runner.experiment.preflight import data as data_preflight
 from runner.experiment.preflight.data import make_sample_batch
 from runner.experiment.preflight.model import build_meta_model, check_model_preparation
 from runner.experiment.preflight.report import Preflight, has_any
-from runner.experiment.preflight.train import (
-    check_device,
+from runner.experiment.preflight.step import (
     check_loss_broadcast,
-    check_metrics,
-    check_optimizer,
     find_one_sample_error,
     try_metrics,
     try_step,
+    watch_step,
 )
-from runner.log.hooks import select_statistics
+from runner.experiment.preflight.train import check_device, check_metrics, check_optimizer
+from runner.log.module_statistics import select_statistics
 from runner.model.freeze import freeze
 from runner.model.meta import copy_to_meta
+from runner.train.steps import needs_input_and_target
+
+
+@dataclass
+class PreflightScene:
+    """State of a preflight: what is asked for, and what the checks so far have made of it."""
+
+    config: Config
+    trust: Trust
+    wrong: Container[str]  # top-level keys in which `check` found mistakes
+    found: Preflight
+    loss: Any = None
+    groups: list[dict[str, Any]] | None = None  # of parameters; None where they cannot be had
 
 
 def run_preflight(config: Config, trust: Trust = (), wrong: Container[str] = ()) -> Preflight:
@@ -42,38 +55,88 @@ def run_preflight(config: Config, trust: Trust = (), wrong: Container[str] = ())
 
     `wrong` holds the top-level keys in which `check` found mistakes: what depends on these is left out.
     """
-    found = Preflight()
+    scene = PreflightScene(config, trust, wrong, Preflight())
     with rng.fork_rng():
-        if not has_any(wrong, "dataset", "loader", "transform"):
-            found.mistakes += data_preflight.check_dataset(config, trust)
-            found.notes += data_preflight.describe_downloads(config)
-        if "device" not in wrong:
-            check_device(config, found)
-        if "metrics" not in wrong:
-            with found.catching("metrics"):
-                check_metrics(config, train_builder.make_metrics(config, torch.device("cpu"), trust), found, wrong)
-        loss = None
-        if "loss" not in wrong and config.loss is not None:
-            with found.catching("loss"):
-                loss = instantiate(config.loss, "loss", trust=trust, call=False)
-        if "model" not in wrong:
-            found.model = build_meta_model(config, found, trust)
-        groups: list[dict[str, Any]] | None = [
-            {"params": [("stand-in", torch.empty(1, 1))], "name": name}
-            for name in model_builder.find_member_optimizers(config) or ["default"]
-        ]
-        if found.model is not None and not has_any(wrong, "init", "pretrained", "freeze", "param_groups", "optimizer"):
-            groups = check_model_preparation(config, found.model, found, trust, loss)
-        _check_hooks(config, found, trust, wrong)
-        if groups is not None and "optimizer" not in wrong:
-            check_optimizer(config, groups, found, trust, schedule=not has_any(wrong, "scheduler", "train"))
-        if not has_any(wrong, "dataset", "transform", "step"):
-            found.batch = make_sample_batch(config, found, trust)
-        without = config.dataset.steps_per_epoch is not None and config.step.get("_target_") != SUPERVISED
-        known = found.batch is not None or without
-        if found.model is not None and known and not has_any(wrong, "dataset", "step", "loss", "optimizer"):
-            try_step(config, found, loss, trust, groups)
-    return found
+        for needs, check in CHECKS:
+            if not has_any(wrong, *needs):
+                check(scene)
+    return scene.found
+
+
+def _check_data(scene: PreflightScene) -> None:
+    scene.found.mistakes += data_preflight.check_dataset(scene.config, scene.trust)
+    scene.found.notes += data_preflight.describe_downloads(scene.config)
+
+
+def _check_device(scene: PreflightScene) -> None:
+    check_device(scene.config, scene.found)
+
+
+def _check_metrics(scene: PreflightScene) -> None:
+    with scene.found.catching("metrics"):
+        metrics = train_builder.make_metrics(scene.config, torch.device("cpu"), scene.trust)
+        check_metrics(scene.config, metrics, scene.found, scene.wrong)
+
+
+def _make_loss(scene: PreflightScene) -> None:
+    if scene.config.loss is not None:
+        with scene.found.catching("loss"):
+            scene.loss = instantiate(scene.config.loss, "loss", trust=scene.trust, call=False)
+
+
+def _build_model(scene: PreflightScene) -> None:
+    scene.found.model = build_meta_model(scene.config, scene.found, scene.trust)
+
+
+def _make_stand_in_groups(scene: PreflightScene) -> None:
+    names = model_builder.find_member_optimizers(scene.config) or ["default"]
+    scene.groups = [{"params": [("stand-in", torch.empty(1, 1))], "name": name} for name in names]
+
+
+def _prepare_model(scene: PreflightScene) -> None:
+    if (model := scene.found.model) is not None:
+        scene.groups = check_model_preparation(scene.config, model, scene.found, scene.trust, scene.loss)
+
+
+def _check_hooks(scene: PreflightScene) -> None:
+    if scene.found.model is not None:
+        with scene.found.catching("log.hooks"):
+            select_statistics(scene.found.model, log_builder.make_hooks(scene.config, scene.trust))
+
+
+def _check_optimizer(scene: PreflightScene) -> None:
+    if scene.groups is not None:
+        schedule = not has_any(scene.wrong, "scheduler", "train")
+        check_optimizer(scene.config, scene.groups, scene.found, scene.trust, schedule=schedule)
+
+
+def _make_batch(scene: PreflightScene) -> None:
+    scene.found.batch = make_sample_batch(scene.config, scene.found, scene.trust)
+
+
+def _try_step(scene: PreflightScene) -> None:
+    config, found = scene.config, scene.found
+    step = import_object(config.step["_target_"], scene.trust)
+    needs_no_data = config.dataset.steps_per_epoch is not None and not needs_input_and_target(step)
+    if found.model is not None and (found.batch is not None or needs_no_data):
+        try_step(config, found, scene.loss, scene.trust, scene.groups)
+
+
+# In order: the keys of the config that a check needs to be free of mistakes, and the check. A check leaves what later
+# ones use in the scene, and does nothing where it lacks what an earlier one was to make.
+CHECKS: tuple[tuple[tuple[str, ...], Callable[[PreflightScene], None]], ...] = (
+    (("dataset", "loader", "transform"), _check_data),
+    (("device",), _check_device),
+    (("metrics",), _check_metrics),
+    (("loss",), _make_loss),
+    (("model",), _build_model),
+    ((), _make_stand_in_groups),
+    (("init", "pretrained", "freeze", "param_groups", "optimizer"), _prepare_model),
+    (("log",), _check_hooks),
+    (("optimizer",), _check_optimizer),
+    (("dataset", "transform", "step"), _make_batch),
+    (("dataset", "step", "loss", "optimizer"), _try_step),
+)
 
 
 def prepare_model_table(config: Config, trust: Trust = ()) -> Preflight:
@@ -85,12 +148,6 @@ def prepare_model_table(config: Config, trust: Trust = ()) -> Preflight:
             freeze(found.model, config.freeze.params, norm_stats=config.freeze.norm_stats)
         found.batch = make_sample_batch(config, found, trust)
     return found
-
-
-def _check_hooks(config: Config, found: Preflight, trust: Trust, wrong: Container[str]) -> None:
-    if found.model is not None and "log" not in wrong:
-        with found.catching("log.hooks"):
-            select_statistics(found.model, log_builder.make_hooks(config, trust))
 
 
 def find_late_mistakes(
@@ -124,8 +181,9 @@ def find_late_mistakes(
         model.train()
         if metrics:
             with suppress(Exception):  # the real step comes next, and says it of real numbers
-                outcome = step(batch, model, on_meta)
-                mistake = check_loss_broadcast(on_meta, outcome["output"], outcome["target"])
+                outcome, mistake = watch_step(lambda: step(batch, model, on_meta), model, batch)
+                if needs_input_and_target(step):
+                    mistake = check_loss_broadcast(on_meta, outcome["output"], outcome["target"])
                 found.mistakes += [mistake] if mistake is not None else []
                 try_metrics(config, found, {"train": outcome}, trust)
         error = find_one_sample_error(batch, lambda part: step(part, model, on_meta)) if rest else None

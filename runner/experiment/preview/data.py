@@ -13,6 +13,7 @@ from runner.core import rng
 from runner.core.errors import RunError
 from runner.data import batches
 from runner.data.bad_samples import BadSample
+from runner.data.file_guard import guard_reading
 from runner.data.interfaces import Indices
 from runner.data.samples import to_image
 from runner.experiment.builders import data as data_builder
@@ -46,7 +47,7 @@ def inspect_splits(config: Config, folder: Path, trust: Trust = ()) -> dict[str,
             batch = next(iter(splits[name].batches(0)), None)
             samples = {"raw": raw, "": [] if batch is None else _split_rows(batch)}
             labels = {"raw": [_get_label(config, sample) for sample in raw], "": _get_batch_labels(config, batch)}
-            found: dict[str, Any] = {"samples": splits[name].size, "plan": splits[name].plan}
+            found: dict[str, Any] = {"samples": splits[name].size, "plan": splits[name].plan.text}
             found["classes"] = _count_classes(config, dataset, indices)
             found["values"] = {
                 "raw": _compute_ranges(raw),
@@ -160,9 +161,7 @@ def _count_classes(config: Config, dataset: Any, indices: Indices | None) -> dic
     try:
         place = data_builder.get_member_key(config, "target")
         labels = (
-            read_labels(dataset, place)[torch.from_numpy(indices)]
-            if known
-            else torch.tensor([dataset[int(index)][place] for index in indices])
+            read_labels(dataset, place)[torch.from_numpy(indices)] if known else _read_labels(dataset, indices, place)
         )
     except Exception:  # noqa: BLE001  no class indices there: a question of this table, no fault of the data
         return None
@@ -171,6 +170,11 @@ def _count_classes(config: Config, dataset: Any, indices: Indices | None) -> dic
     names = _get_class_names(dataset)
     counts = torch.bincount(labels).tolist()
     return {names[label] if label < len(names) else str(label): count for label, count in enumerate(counts)}
+
+
+def _read_labels(dataset: Any, indices: Indices, place: Any) -> torch.Tensor:
+    with guard_reading():
+        return torch.tensor([dataset[int(index)][place] for index in indices])
 
 
 def _compute_ranges(samples: list[Any]) -> dict[str, dict[str, Any]]:

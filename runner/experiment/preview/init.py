@@ -1,11 +1,15 @@
 """Preview of the initialization: statistics of activations and gradients, layer by layer."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from runner.config.compose import compose
 from runner.config.schema import Config
+from runner.core.chart import Line, Panel, render_svg
 from runner.core.errors import ConfigError, Mistake
+from runner.experiment.examine import require_valid
 
 
 @dataclass
@@ -32,12 +36,34 @@ class Audit:
         """Return the weighted layers' standard deviations; `what` is `activation` or `gradient`."""
         return [getattr(layer, what) for layer in self.layers if layer.weighted]
 
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data for `--json`."""
+        return asdict(self) | {what: self.growth(what) for what in ("activation", "gradient")}
+
     def growth(self, what: str) -> float:
         """Compute the geometric mean of a spread's factor from one weighted layer to the next."""
         values = self.spreads(what)
         if len(values) < 2 or not all(math.isfinite(value) and value > 0 for value in (values[0], values[-1])):
             return math.nan
         return float((values[-1] / values[0]) ** (1 / (len(values) - 1)))
+
+
+def compare_inits(overrides: Sequence[str], choices: Sequence[str], trust: tuple[str, ...] = ()) -> list[Audit]:
+    """Audit the config that overrides make, once for each choice of `init`; an empty choice keeps its own.
+
+    Raises:
+        ConfigError: a config has mistakes.
+        RunError: data or weights cannot be had.
+    """
+    audits = []
+    for choice in choices:
+        composed = compose([*overrides, *([f"init={choice}"] if choice else [])])
+        config = require_valid(composed, trust).config
+        try:
+            audits.append(audit(config, choice or str(composed.choices.get("init")), trust))
+        except ConfigError as error:
+            raise ConfigError(composed.blame(error.mistakes)) from error
+    return audits
 
 
 def audit(config: Config, name: str, trust: tuple[str, ...]) -> Audit:
@@ -100,3 +126,42 @@ def audit(config: Config, name: str, trust: tuple[str, ...]) -> Audit:
 
 def _note(layer: LayerStatistics, gradient: Any) -> None:
     layer.gradient = gradient.detach().double().std(correction=0).item()
+
+
+def format_audits(audits: Sequence[Audit]) -> str:
+    """Format aligned plain text: one row per layer, three columns per `init` choice."""
+    names = list(dict.fromkeys((layer.name, layer.type) for one in audits for layer in one.layers))
+    by_name = [{layer.name: layer for layer in one.layers} for one in audits]
+    columns = [f"{one.init} {what}" for one in audits for what in ("activation", "gradient", "dead")]
+    lines = [["layer", "type", *columns]]
+    lines += [
+        [name, kind, *(cell for layers in by_name for cell in _format_cells(layers, name))] for name, kind in names
+    ]
+    lines.append(["loss", "", *(cell for one in audits for cell in (f"{one.loss:.4g}", "", ""))])
+    growth = [(one.growth("activation"), one.growth("gradient")) for one in audits]
+    lines.append(["a layer", "", *(cell for a, g in growth for cell in (f"x{a:.3g}", f"x{g:.3g}", ""))])
+    used = [place for place in range(len(lines[0])) if any(line[place] for line in lines[1:])]
+    widths = {place: max(len(line[place]) for line in lines) for place in used}
+    return "\n".join("  ".join(line[place].ljust(widths[place]) for place in used).rstrip() for line in lines)
+
+
+def _format_cells(layers: Mapping[str, LayerStatistics], name: str) -> tuple[str, str, str]:
+    layer = layers.get(name)
+    if layer is None:
+        return "", "", ""
+    gradient = "" if math.isnan(layer.gradient) else f"{layer.gradient:.3g}"
+    return f"{layer.activation:.3g}", gradient, "" if math.isnan(layer.dead) else f"{layer.dead:.0%}"
+
+
+def draw_spreads(audits: Sequence[Audit]) -> str:
+    """Draw both spreads over the weighted layers as SVG: logarithmic scale, one line per choice."""
+    return render_svg(
+        [
+            Panel(
+                f"standard deviation of the {what}, layer by layer",
+                [Line(one.init, list(enumerate(one.spreads(what)))) for one in audits],
+                log_y=True,
+            )
+            for what in ("activation", "gradient")
+        ]
+    )

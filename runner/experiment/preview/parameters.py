@@ -1,17 +1,37 @@
 """Preview of the parameters: shape, init rule, pretrained source, frozen, group, rate of each."""
 
-import json
 import re
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner.config.hydra_loader import Composed
+from runner.config.compose import compose
+from runner.config.composed import Composed
 from runner.config.origins import as_path
 from runner.config.schema import Config
+from runner.core import safe_io
+from runner.core.errors import ConfigError, Mistake
 from runner.core.escape import make_printable
+from runner.experiment.examine import require_valid
+from runner.experiment.record.recorded import is_run, load_recorded_config, make_no_run_mistake
+
+HEAD = (
+    "tensor",
+    "shape",
+    "dtype",
+    "count",
+    "init",
+    "mean",
+    "std",
+    "pretrained",
+    "frozen",
+    "group",
+    "lr",
+    "decay",
+    "set by",
+)
 
 
 @dataclass
@@ -54,9 +74,60 @@ class ParameterRow:
         )
 
 
-def explain(
+@dataclass
+class Explanation:
+    """Table of every tensor and every parameter group of a config or a run; `str()` is for people."""
+
+    rows: list[ParameterRow]
+    groups: list[dict[str, Any]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data for `--json`."""
+        return {"tensors": [asdict(row) for row in self.rows], "groups": self.groups}
+
+    def __str__(self) -> str:
+        table = _format_table([HEAD, *(row.cells() for row in self.rows)])
+        blocks = [table, "\n".join(map(_format_group, self.groups))]
+        states = [f"{row.name}: {_format_state(row.state)}" for row in self.rows if row.state]
+        blocks += ["\n".join(["optimizer state", *states])] if states else []
+        return "\n\n".join(blocks)
+
+
+def explain(words: Sequence[str], trust: tuple[str, ...] = ()) -> Explanation:
+    """Build model and optimizer as a run does, and describe each tensor and each parameter group.
+
+    Raises:
+        ConfigError: the config has mistakes, or the first word is neither an override nor a run.
+        RunError: weights cannot be downloaded.
+    """
+    first = words[0] if words else ""
+    if first and is_run(Path(first)):
+        return explain_run(Path(first), words[1:], trust)
+    if first and "=" not in first and not first.startswith(("~", "-")):
+        if Path(first).exists() or "/" in first:
+            raise ConfigError([make_no_run_mistake(Path(first), "explain")])
+        rule = "must be an override (`key=value`) or a run directory, which has a `config.yaml`"
+        raise ConfigError([Mistake(first, rule, where=f"argument `{first}`", kind="syntax")])
+    composed = compose(words)
+    config = require_valid(composed, trust).config
+    try:
+        return describe_parameters(config, composed, None, trust)
+    except ConfigError as error:
+        raise ConfigError(composed.blame(error.mistakes)) from error
+
+
+def explain_run(folder: Path, overrides: Sequence[str] = (), trust: tuple[str, ...] = ()) -> Explanation:
+    """Explain a run with the weights and the optimizer's state of its last checkpoint."""
+    config, _ = load_recorded_config(folder, overrides, trust, verb="explain")
+    from runner.experiment.diagnosis import convert_record_errors  # imports torch
+
+    with convert_record_errors(folder):
+        return describe_parameters(config, None, folder, trust)
+
+
+def describe_parameters(
     config: Config, composed: Composed | None, folder: Path | None, trust: tuple[str, ...]
-) -> tuple[list[ParameterRow], list[dict[str, Any]]]:
+) -> Explanation:
     """Build model and optimizer as a run does, and describe each tensor and each parameter group.
 
     Args:
@@ -126,7 +197,8 @@ def explain(
         if kind == "parameter" and tensor in optimizer.state:
             row.state = {key: _spell_state(value) for key, value in optimizer.state[tensor].items()}
         rows.append(row)
-    return rows, [{k: v for k, v in group.items() if k != "params"} for group in optimizer.state_dict()["param_groups"]]
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.state_dict()["param_groups"]]
+    return Explanation(rows, groups)
 
 
 def _read_pretrained_rows(weights: Any, folder: Path | None) -> list[Any]:
@@ -135,7 +207,7 @@ def _read_pretrained_rows(weights: Any, folder: Path | None) -> list[Any]:
 
     if weights is not None or folder is None or not (folder / "pretrained.json").is_file():
         return weights.rows if weights is not None else []
-    return [WeightsRow(**row) for row in json.loads((folder / "pretrained.json").read_text())["tensors"]]
+    return [WeightsRow(**row) for row in safe_io.read_json(folder / "pretrained.json")["tensors"]]
 
 
 def _iterate_tensors(model: Any) -> Iterable[tuple[str, str, Any]]:
@@ -178,3 +250,18 @@ def _spell_state(value: Any) -> str:
     if getattr(value, "ndim", 0) == 0:
         return f"{float(value):g}"
     return f"std {value.double().std(correction=0).item():.3g}"
+
+
+def _format_group(group: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{k} {v}" for k, v in group.items() if k not in {"params", "param_names", "name"})
+    return f"group {group['name']}: {len(group['param_names'])} parameters, {settings}"
+
+
+def _format_table(cells: Sequence[Sequence[str]]) -> str:
+    used = [place for place in range(len(HEAD)) if any(line[place] for line in cells[1:])]
+    widths = {place: max(len(line[place]) for line in cells) for place in used}
+    return "\n".join("  ".join(line[place].ljust(widths[place]) for place in used).rstrip() for line in cells)
+
+
+def _format_state(state: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in state.items())

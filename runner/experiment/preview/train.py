@@ -29,9 +29,6 @@ STAND_IN = train_preflight.STEPS_PER_EPOCH  # steps of an epoch where the data i
 ROWS = 12  # of the table, besides the first and the last
 
 
-CYCLED = ("momentum", "betas")  # what OneCycleLR and CyclicLR move against the rate
-
-
 def plan(config: Config, trust: Trust = (), steps_per_epoch: int | None = None) -> dict[str, Any]:
     """Compute the rate of each parameter group after every step, as plain data.
 

@@ -1,4 +1,4 @@
-"""Provenance of a run for `provenance.json`: code, versions, machine, command, as plain data."""
+"""Provenance of a run: collected at its start, compared at a resume (code, versions, machine, data)."""
 
 import contextlib
 import hashlib
@@ -43,13 +43,14 @@ def collect(
     seed: int,
     data: Any = None,
     plan: Any = None,
+    plan_kinds: Any = None,
     device: Any = None,
     processes: int = 1,
 ) -> dict[str, Any]:
     """Collect the provenance known at the start of a run, as plain data; takes about 10 ms.
 
-    Recorded as given: the `command` line, the `seed`, the fingerprint of the `data`, the `plan` of making batches, the
-    `device` (its type and name), the number of `processes` that train together.
+    Recorded as given: the `command` line, the `seed`, the fingerprint of the `data`, the `plan` of making batches in
+    words and its `plan_kinds`, the `device` (its type and name), the number of `processes` that train together.
     `root` is the working directory: its repository and its modules count. Threads are those that torch is set to.
     Nothing that is missing (git, /proc, a GPU) is an error.
     """
@@ -64,6 +65,7 @@ def collect(
             "processes": processes,
             "data": data,
             "plan": plan,
+            "plan_kinds": plan_kinds,
             "modules": hash_modules(root),
             "versions": _collect_versions(),
             "platform": _describe_platform(),
@@ -157,6 +159,7 @@ COMPARED = (
     "processes",
     "data",
     "plan",
+    "plan_kinds",
 )  # recorded anew by an inexact resume
 
 
@@ -195,10 +198,10 @@ def find_changes(before: Mapping[str, Any], now: Mapping[str, Any], *, random_ev
     compare("device.type", before.get("device"), now.get("device"))
     for name, data in (before["data"] or {}).items():
         compare(f"dataset ({name})", data, (now["data"] or {}).get(name))
-    for name, plan in (before["plan"] or {}).items():
+    kinds = get_plan_kinds(now)
+    for name, kind in get_plan_kinds(before).items():
         if name == "train" or random_eval:
-            again = simplify_plan((now["plan"] or {}).get(name, ""))
-            compare(f"loader (plan of {name})", simplify_plan(plan), again, "put `loader` back as it was")
+            compare(f"loader (plan of {name})", kind, kinds.get(name, ""), "put `loader` back as it was")
     return found
 
 
@@ -206,9 +209,16 @@ def _is_runner(name: str) -> bool:
     return name.partition(".")[0] == "runner"
 
 
-def simplify_plan(plan: str) -> str:
-    """Strip device, number of workers and reason from the description of a batch plan."""
-    return plan.partition(";")[0].partition(",")[0].partition(" on ")[0].partition(" (")[0]
+def get_plan_kinds(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the kind of each split's plan, see `PlanKind`; empty where it is not known."""
+    kinds: dict[str, str] | None = record.get("plan_kinds")
+    return _parse_old_plans(record["plan"] or {}) if kinds is None else kinds
+
+
+def _parse_old_plans(plans: Mapping[str, str]) -> dict[str, str]:
+    """Return the kinds of plans that an earlier release recorded as a text only."""
+    ends = (";", ",", " on ", " (")
+    return {name: min((plan.partition(end)[0] for end in ends), key=len) for name, plan in plans.items()}
 
 
 def _is_ours(name: str) -> bool:

@@ -1,9 +1,9 @@
-"""Config of an existing run: read, overridden, and compared with the config of its start."""
+"""Config of an existing run: read from its files, and overridden."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,51 +13,15 @@ from yaml import YAMLError
 
 from runner.config import document
 from runner.config.check.check import Check, parse, to_resolved_data
-from runner.config.hydra_loader import Composed
+from runner.config.composed import Composed
 from runner.config.origins import Layers
-from runner.config.schema import Config, Scheduler
+from runner.config.schema import Config
 from runner.config.suggestions import find_nearest
-from runner.core.durations import Duration
 from runner.core.errors import ABSENT, ConfigError, Mistake
 from runner.core.escape import make_printable, quote_shell_word
 from runner.core.safe_io import refuse_foreign
 
 Keys = tuple[str, ...]
-
-
-# What may differ and leaves every bit of the weights. `loader` and `device.type`: what they led to, the plan of making
-# batches and the kind of device, is compared once it is known (`runner.experiment.record.provenance`).
-FREE = {
-    "run",
-    "sweep",
-    "log",
-    "device.type",
-    "train.checkpoint_every",
-    "train.keep",
-    "train.early_stop",  # like the duration, these two say when it is done
-    "train.max_time",
-    "train.split_on_oom",  # where memory was enough it changes nothing; where not, there was no number
-    "train.check_finite",
-    "train.detect_anomaly",
-    "train.on_fault",
-    "train.max_faults",
-    "train.on_save_error",
-    "loader.num_workers",
-    "loader.in_memory",
-    "loader.in_memory_limit",
-    "loader.pin_memory",
-    "loader.multiprocessing_context",
-    "loader.prefetch_factor",
-    "loader.persistent_workers",
-    "loader.timeout",
-    "loader.eval.num_workers",
-}
-
-
-OWN_OF_SCHEDULER = {item.name for item in fields(Scheduler)}  # the rest are arguments of its `_target_`
-
-
-INEXACT = "give it its value back, or accept other numbers with `--inexact`"
 
 
 def load_recorded_config(
@@ -88,7 +52,7 @@ def load_recorded_config(
         raise ConfigError([make_no_run_mistake(folder, verb)])
     whole = read_config_files(folder, say)
     if not overrides:
-        return _check_record(whole.source, whole.data, trust), OmegaConf.to_yaml(whole.unresolved)
+        return check_record(whole.source, whole.data, trust), OmegaConf.to_yaml(whole.unresolved)
     unresolved = whole.unresolved
     for override in overrides:
         key, separator, _ = override.lstrip("+").partition("=")
@@ -98,10 +62,10 @@ def load_recorded_config(
             unresolved = OmegaConf.merge(unresolved, OmegaConf.from_dotlist([override.lstrip("+")]))
         except (OmegaConfBaseException, YAMLError) as error:
             raise ConfigError([Mistake(key, str(error), where=f"argument `{override}`", kind="syntax")]) from error
-    return _check_record(whole.interpolated, unresolved, trust), OmegaConf.to_yaml(unresolved)
+    return check_record(whole.interpolated, unresolved, trust), OmegaConf.to_yaml(unresolved)
 
 
-def _check_record(source: document.Document, config: Any, trust: Sequence[str]) -> Config:
+def check_record(source: document.Document, config: Any, trust: Sequence[str]) -> Config:
     """Check a record: plain data as it is, or a config whose interpolations are resolved first.
 
     Raises:
@@ -111,7 +75,7 @@ def _check_record(source: document.Document, config: Any, trust: Sequence[str]) 
     if OmegaConf.is_config(config):
         composed = _compose(source, config)
     else:
-        composed.__dict__["_resolution"] = (deepcopy(config), [])  # `${…}` in what was resolved is text
+        composed.__dict__["_resolution"] = (deepcopy(config), [], [])  # `${…}` in what was resolved is text
     checked = Check(composed, tuple(trust))
     if mistakes := checked.of_a_record():
         raise ConfigError(mistakes)
@@ -207,7 +171,7 @@ def read_config_files(folder: Path, say: Callable[[str], object]) -> RecordedCon
         other, wrong_too = _resolve_interpolations(interpolated)
         amiss = wrong_too or amiss
     if data is not None and other is not None:  # some keys are not there: of an older version, or cut off?
-        lost = [keys for keys, was, now in _find_differences(config, other) if _is_absent(data, keys) and was != now]
+        lost = [keys for keys, was, now in find_differences(config, other) if _is_absent(data, keys) and was != now]
         if lost:
             data, wrong = None, f"it lacks {'.'.join(lost[0])}"
     if data is not None and source is not None:
@@ -290,241 +254,18 @@ def _is_absent(data: Any, keys: Keys) -> bool:
     return False
 
 
-def _resolve(unresolved: Any) -> Any:
+def resolve_record(unresolved: Any) -> Any:
+    """Resolve a record's interpolations; raise ConfigError for one that cannot be followed."""
     try:
         return OmegaConf.to_container(unresolved, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError([Mistake(str(error.full_key), str(error.msg), kind="record")]) from error
 
 
-@dataclass(frozen=True)
-class Continuation:
-    """Config of a continued run, and how it differs from the config of the run's start.
-
-    Attributes:
-        config: the config to go on with.
-        unresolved: its YAML with interpolations kept.
-        changes: one for each key whose new value changes the numbers.
-        notes: what else is otherwise, to be said.
-        longer: whether it is to train for longer than it was.
-        rescheduled: arguments of the scheduler that are given anew; they hold from now on.
-        settings: arguments of the optimizer that are given anew, as they were and as they are.
-        was: the duration that it was started with, where it is to train for longer.
-        schedule: what the learning rate does then: see `plan_continuation`.
-    """
-
-    config: Config
-    unresolved: str
-    changes: list[Mistake] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    longer: bool = False
-    rescheduled: tuple[str, ...] = ()
-    settings: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    was: str = ""
-    schedule: str = ""
-
-
-def plan_continuation(
-    folder: Path, config: Config, unresolved: str, trust: Sequence[str] = (), schedule: str = ""
-) -> Continuation:
-    """Compare a config with the one that the run in `folder` started with; return how the run continues.
-
-    A longer duration is fine. What followed it by interpolation and decides about bits (a schedule's length) keeps its
-    recorded value, unless it was given a value of its own too.
-
-    Args:
-        folder: the run directory.
-        config: to go on with.
-        unresolved: its YAML with interpolations kept.
-        trust: patterns of names trusted on the command line.
-        schedule: what the learning rate does in a run that trains for longer: `follow` the new duration from here on,
-            stay `constant`, or `continue` as it was planned; empty where that was not said.
-
-    Raises:
-        ConfigError: `schedule` has no effect.
-    """
-    whole = read_config_files(folder, lambda _: None)
-    before, after = to_resolved_data(parse(deepcopy(whole.data))), to_resolved_data(config)
-    notes: list[str] = []
-    was, wanted = before["train"]["duration"], after["train"]["duration"]
-    kept: list[Keys] = []
-    if schedule:
-        _check_schedule_option(schedule, before, was != wanted)
-    tree = OmegaConf.create(unresolved)
-    if was != wanted:
-        notes.append(f"train.duration is {wanted}, and was {was}")
-        if schedule == "follow":
-            _follow(before, after, tree)
-        kept = _keep(before, after, unresolved, notes, schedule)
-    for keys in kept:
-        OmegaConf.update(tree, _join_keys(keys), _get(after, keys))
-    ends = [f"train.{name}" for name in ("early_stop", "max_time") if before["train"][name] != after["train"][name]]
-    notes += [f"{key} is {after['train'][key[6:]]}, and was {before['train'][key[6:]]}" for key in ends]
-    changes, rescheduled, settings = _collect_changes(before, after, kept, notes, schedule)
-    return Continuation(
-        config=_check_record(whole.source, after, trust) if kept or schedule == "follow" else parse(after),
-        unresolved=OmegaConf.to_yaml(tree) if kept or schedule == "follow" else unresolved,
-        changes=changes,
-        notes=notes,
-        longer=was != wanted or bool(ends),
-        rescheduled=tuple(rescheduled),
-        settings=settings,
-        was=was if was != wanted else "",
-        schedule=schedule,
-    )
-
-
-def _collect_changes(
-    before: Mapping[str, Any], after: Mapping[str, Any], kept: Sequence[Keys], notes: list[str], schedule: str
-) -> tuple[list[Mistake], list[str], dict[str, tuple[Any, Any]]]:
-    """Collect changes of the numbers, and new scheduler arguments and optimizer settings."""
-    changes: list[Mistake] = []
-    rescheduled: list[str] = []
-    settings: dict[str, tuple[Any, Any]] = {}
-    longer = before["train"]["duration"] != after["train"]["duration"]
-    for keys, old, new in _find_differences(before, after):
-        if keys == ("train", "duration"):
-            changes += _check_not_shorter(old, new)
-            continue
-        if keys == ("scheduler", "planned_for") and (keys in kept or schedule == "follow"):
-            continue
-        if schedule == "follow" and keys[0] == "scheduler" and keys[1:] and keys[1] not in OWN_OF_SCHEDULER:
-            continue
-        if keys[0] == "scheduler" and keys[1:] and keys[1] not in OWN_OF_SCHEDULER:
-            rescheduled.append(keys[1])
-            if longer:
-                notes.append(f"{'.'.join(keys)} is {new} from here on, and was {old}")
-                continue
-        if keys[0] == "optimizer" and len(keys) == 2 and ABSENT not in (old, new):
-            settings[keys[1]] = (old, new)
-        if not _is_free(keys, after):
-            said = "not given" if old is ABSENT else old
-            changes.append(
-                Mistake(
-                    ".".join(keys), f"must stay as the run was started with ({said})", new, "", INEXACT, kind="record"
-                )
-            )
-    return changes, rescheduled, settings
-
-
-def drop_schedule(again: Continuation) -> tuple[dict[str, Any], str]:
-    """Return a run's config and YAML with the scheduler dropped: its rates are constant from here."""
-    data = to_resolved_data(again.config) | {"scheduler": {}}
-    tree = OmegaConf.create(again.unresolved)
-    OmegaConf.update(tree, "scheduler", {"_target_": None}, merge=False)
-    return to_resolved_data(parse(data)), OmegaConf.to_yaml(tree)
-
-
-def _check_schedule_option(schedule: str, before: Mapping[str, Any], longer: bool) -> None:
-    scheduler, where = before["scheduler"], f"argument `--schedule {schedule}`"
-    rule = ""
-    if not longer:
-        rule = "has no effect without a longer duration (`train.duration=…`)"
-    elif scheduler["_target_"] is None and schedule != "continue":
-        rule = "has no effect: the run has no scheduler, and its rates are constant"
-    elif schedule == "follow" and scheduler["monitor"] is not None:
-        rule = f"has no effect: the rates follow {scheduler['monitor']} and not the duration"
-    if rule:
-        raise ConfigError([Mistake("--schedule", rule, where=where, kind="no-effect")])
-
-
-def _follow(before: Mapping[str, Any], after: dict[str, Any], tree: Any) -> None:
-    """Set the scheduler's arguments that equal the old or planned duration to the new duration.
-
-    Raises:
-        ConfigError: none is.
-    """
-    wanted, scheduler = after["train"]["duration"], after["scheduler"]
-    old = {before["train"]["duration"], before["scheduler"]["planned_for"]} - {None}
-
-    def renew(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: renew(member) for name, member in value.items()}
-        if isinstance(value, list):
-            return [renew(member) for member in value]
-        return wanted if value in old else value
-
-    for name in [name for name in scheduler if name not in OWN_OF_SCHEDULER]:
-        renewed = renew(scheduler[name])
-        if renewed != scheduler[name]:
-            OmegaConf.update(tree, f"scheduler.{name}", renewed)
-            scheduler[name] = renewed
-    scheduler["planned_for"] = None
-    OmegaConf.update(tree, "scheduler.planned_for", None)
-    if not any(scheduler[name] != before["scheduler"].get(name) for name in scheduler if name not in OWN_OF_SCHEDULER):
-        rule = "has no effect: no argument of scheduler is the duration of the run"
-        remedy = "give it a value of its own (`scheduler.NAME=…`)"
-        raise ConfigError(
-            [Mistake("--schedule", rule, "follow", "argument `--schedule follow`", remedy, kind="no-effect")]
-        )
-
-
-def _keep(
-    before: Mapping[str, Any], after: dict[str, Any], unresolved: str, notes: list[str], schedule: str
-) -> list[Keys]:
-    """Restore recorded values that followed `train.duration` and decide about bits; return the keys."""
-    was, scheduler = before["train"]["duration"], after["scheduler"]
-    kept = [keys for keys in _find_followers(unresolved, was, after) if not _is_free(keys, after)]
-    if schedule == "follow":
-        kept = [keys for keys in kept if keys[0] != "scheduler"]
-    for keys in kept:
-        old = _get(before, keys)
-        notes.append(f"{'.'.join(keys)} stays {old}, as it was recorded (a value of its own makes it follow)")
-        _put(after, keys, old)
-    if any(keys[0] == "scheduler" for keys in kept) and scheduler["warmup"] and scheduler["planned_for"] is None:
-        kept.append(("scheduler", "planned_for"))  # else the warmup would not be taken off any more
-        scheduler["planned_for"] = was
-    return kept
-
-
-def _find_followers(unresolved: str, was: str, after: Mapping[str, Any]) -> list[Keys]:
-    """Find the keys whose values come from `train.duration` by interpolation."""
-    tree = OmegaConf.create(unresolved)
-    OmegaConf.update(tree, "train.duration", was)
-    data: Any = _resolve(tree)
-    found = _find_differences(to_resolved_data(parse(data)), after)
-    return [keys for keys, _, _ in found if keys != ("train", "duration")]
-
-
-def _is_free(keys: Keys, config: Mapping[str, Any]) -> bool:
-    monitor = config["scheduler"]["monitor"]
-    # The objective and the best of a run are no part of its weights.
-    if keys in (("train", "evaluate_every"), ("train", "evaluate_at_start")):
-        return monitor is None and config["train"]["early_stop"] is None
-    if keys in (("log", "every"), ("log", "mean")):  # the means of training are those since a line of the log
-        return not str(monitor).startswith("train/")
-    return any(".".join(keys[:length]) in FREE for length in range(1, len(keys) + 1))
-
-
-def _check_not_shorter(was: str, wanted: str) -> list[Mistake]:
-    old, new = Duration.parse(was), Duration.parse(wanted)
-    if old.unit != new.unit:
-        return [Mistake("train.duration", f"must be in the same unit as was recorded ({was})", wanted, kind="record")]
-    if new.amount < old.amount:
-        return [Mistake("train.duration", f"must not be shorter than what was recorded ({was})", wanted, kind="record")]
-    return []
-
-
-def _find_differences(before: Any, after: Any, at: Keys = ()) -> Iterator[tuple[Keys, Any, Any]]:
+def find_differences(before: Any, after: Any, at: Keys = ()) -> Iterator[tuple[Keys, Any, Any]]:
+    """Yield the keys in which two configs differ, with both values; `ABSENT` where a config has none."""
     if isinstance(before, dict) and isinstance(after, dict):
         for name in [*before, *(name for name in after if name not in before)]:
-            yield from _find_differences(before.get(name, ABSENT), after.get(name, ABSENT), (*at, str(name)))
+            yield from find_differences(before.get(name, ABSENT), after.get(name, ABSENT), (*at, str(name)))
     elif before != after or type(before) is not type(after):
         yield at, before, after
-
-
-def _get(tree: Mapping[str, Any], keys: Keys) -> Any:
-    value: Any = tree
-    for key in keys:
-        value = value[key]
-    return deepcopy(value)
-
-
-def _put(tree: dict[str, Any], keys: Keys, value: Any) -> None:
-    for key in keys[:-1]:
-        tree = tree[key]
-    tree[keys[-1]] = value
-
-
-def _join_keys(keys: Keys) -> str:
-    return keys[0] + "".join(f"[{key}]" for key in keys[1:])

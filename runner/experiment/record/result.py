@@ -1,7 +1,6 @@
 """Files of a run directory: `result.json`, `config.yaml`, and the resumes in `provenance.json`."""
 
 import hashlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from runner.config.schema import Config
 from runner.core import device as devices
+from runner.core import safe_io
 from runner.core.errors import Mistake
 from runner.core.files import write_json, write_text
 from runner.data.interfaces import Split
@@ -66,11 +66,12 @@ def write_config(folder: Path, plain: Mapping[str, Any], unresolved: str) -> Non
 def read_provenance(folder: Path) -> dict[str, Any] | None:
     """Read the `provenance.json` of a run; None if it is missing or damaged."""
     try:
-        record = json.loads((folder / "provenance.json").read_bytes())
+        record = safe_io.read_json(folder / "provenance.json")
         provenance.find_changes(record | get_latest_facts(record), record)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    return record if isinstance(record["data"], dict | None) and isinstance(record["plan"], dict | None) else None
+    known = (record["data"], record["plan"], record.get("plan_kinds"))
+    return record if all(isinstance(part, dict | None) for part in known) else None
 
 
 def get_latest_facts(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +108,8 @@ def collect_provenance(config: Config, command: Sequence[str], run: Run | None) 
         command=command,
         seed=config.seed,
         data={name: {"samples": split.size, "sha256": split.fingerprint} for name, split in splits.items()},
-        plan={name: split.plan for name, split in splits.items()},
+        plan={name: split.plan.text for name, split in splits.items()},
+        plan_kinds={name: split.plan.kind for name, split in splits.items()},
         device=None if run is None else devices.describe(run.device),
         processes=1 if run is None else run.team.world,
     )

@@ -4,8 +4,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 
 from runner.config.schema import Config
+from runner.core.chart import Line, Panel, render_svg
 from runner.core.errors import RunError
 from runner.experiment.builders.instantiate import Trust
 from runner.experiment.tuning.trial_run import iterate_batches, open_trial_run
@@ -91,3 +93,30 @@ def evaluate_losses(rates: list[float], losses: list[float], *, diverged: bool) 
     steepest = 1 + max(range(len(falls)), key=falls.__getitem__)
     middle = math.sqrt(rates[start] * rates[end])
     return LRRangeTest(rates, losses, smoothed, middle, rates[start], rates[end], rates[steepest], diverged)
+
+
+def describe_test(test: LRRangeTest) -> list[str]:
+    """Describe the range test: the steps tried, the fall of the loss, the suggestion and its rule."""
+    end = "where the loss diverged" if test.diverged else "the end of the range"
+    tried = f"{len(test.rates)} steps, from {test.rates[0]:.3g} to {test.rates[-1]:.3g}, {end}" if test.rates else end
+    if test.suggestion is None:
+        return [tried, "no suggestion: the loss does not fall anywhere in this range"]
+    return [
+        tried,
+        f"the smoothed loss falls from {test.begins:.2g} on, fastest at {test.steepest:.2g}, to {test.lowest:.2g}",
+        f"optimizer.lr={test.suggestion:.2g}  (halfway from its beginning to its end, on the logarithmic scale)",
+    ]
+
+
+def draw_test(test: LRRangeTest, file: Path) -> None:
+    """Plot the losses and the smoothed losses over the learning rate, with the suggestion."""
+    mark = None if test.suggestion is None else (test.suggestion, f"{test.suggestion:.2g}")
+    first, least = max(test.smoothed[:1], default=0.0), min(test.smoothed, default=0.0)
+    ceiling = first + (first - least) / 2 + abs(first) / 20  # what lies above is only divergence
+    courses = [
+        [(r, v) for r, v in zip(test.rates, values, strict=True) if v <= ceiling]
+        for values in (test.losses, test.smoothed)
+    ]
+    lines = [Line("", courses[0], faint=True), Line("training loss, smoothed", courses[1])]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(render_svg([Panel("learning-rate range test", lines, "optimizer.lr", log_x=True, mark=mark)]))

@@ -1,4 +1,4 @@
 """Pretrained weights: files, renames, matching, loading.
 
-Read `plan.py`, `load.py`, `files.py`.
+Read `plan.py`, `strategies.py`, `load.py`, `locate.py`, `files.py`, `contents.py`.
 """

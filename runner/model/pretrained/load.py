@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from runner.core.errors import ConfigError, Mistake, RunError
-from runner.model.pretrained.files import find_place, find_state, locate, read
+from runner.model.pretrained.contents import find_place, find_state
+from runner.model.pretrained.files import read
+from runner.model.pretrained.locate import locate
 from runner.model.pretrained.matching import TensorMatching, diagnose_mismatch, propose_rename
 from runner.model.pretrained.optimizer_state import describe_rest, find_epoch, read_optimizer
 from runner.model.pretrained.plan import (
@@ -39,9 +41,9 @@ def prepare(
 
     Args:
         model: what they are for, without a wrapper.
-        path: see `weights.locate`, as `sha256`, `builder` and `download`.
+        path: see `locate.locate`, as `sha256`, `builder` and `download`.
         options: what to take over.
-        key: see `weights.find_state`.
+        key: see `contents.find_state`.
         sha256: of the file.
         builder: the dotted path of the model's function, for short torchvision names.
         download: whether to fetch what is not on this machine.
@@ -110,7 +112,7 @@ def plan(
     elif not mistakes and made.rows:
         mistakes += _check_parts(made.rows, matching)
         made.notes += _describe_reparametrized(layers)
-        if options.strategy in {"filtered", "partial"} and not options.expects:
+        if "include" in matching.strategy.allows and not options.expects:
             mistakes += _suggest_rename(matching, made)
     if mistakes:
         raise ConfigError(mistakes)

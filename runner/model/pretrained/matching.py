@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from runner.core.errors import Mistake
-from runner.core.patterns import compile_pattern, diagnose_no_match, find_nearest
+from runner.core.patterns import compile_pattern, diagnose_no_match
 from runner.model.pretrained import rename as renaming
 from runner.model.pretrained.plan import (
     SHOWN,
@@ -24,6 +24,7 @@ from runner.model.pretrained.plan import (
     get_shape,
 )
 from runner.model.pretrained.shapes import ADAPT
+from runner.model.pretrained.strategies import STRATEGIES, Selection, check_options
 
 MOST_EXPANDED = 1 << 28  # bytes that a tensor may have beyond those of the file, by strides of 0 (`expand`)
 
@@ -32,7 +33,7 @@ class TensorMatching:
     """Matching of a file's names and tensors with a model's, and its mistakes."""
 
     def __init__(self, model: nn.Module, state: Mapping[str, Any], options: Options) -> None:
-        self.options, self.state = options, state
+        self.options, self.state, self.strategy = options, state, STRATEGIES[options.strategy]
         self.target: dict[str, Any] = dict(model.state_dict(keep_vars=True))
         self.parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self.mistakes: list[Mistake] = []
@@ -82,20 +83,7 @@ class TensorMatching:
             self.mistakes.append(
                 Mistake("pretrained.path", "must hold tensors, but its state_dict is empty", kind="file")
             )
-        if options.layers and options.strategy != "layers":
-            rule = f"has no effect with the strategy {options.strategy}"
-            self.mistakes.append(
-                Mistake("pretrained.layers", rule, remedy="`pretrained.strategy=layers` takes them", kind="no-effect")
-            )
-        if options.strategy == "layers" and not options.layers:
-            self.mistakes.append(
-                Mistake("pretrained.layers", "must name what the strategy layers takes over", kind="missing")
-            )
-        if options.strategy not in {"filtered", "partial"}:
-            for key, given in (("include", list(options.include) != [".*"]), ("exclude", bool(options.exclude))):
-                if given:
-                    rule = f"has no effect with the strategy {options.strategy}: filtered and partial choose by pattern"
-                    self.mistakes.append(Mistake(f"pretrained.{key}", rule, kind="no-effect"))
+        self.mistakes += check_options(options)
         if isinstance(options.expect_loaded, float) and options.expect_loaded > 1:
             rule = "must be a fraction up to 1.0, or a whole number of tensors"
             self.mistakes.append(Mistake("pretrained.expect.loaded", rule, options.expect_loaded))
@@ -147,67 +135,10 @@ class TensorMatching:
 
     def _pairs(self, names: Mapping[str, str]) -> dict[str, str]:
         """Map the model's names to the file's names for the tensors to load."""
-        options = self.options
-        if options.strategy == "layers":
-            return self._layer_pairs(names)
-        chosen = list(names)
-        if options.strategy in {"filtered", "partial"}:
-            include = self._matches("include", options.include, names)
-            exclude = self._matches("exclude", options.exclude, names)
-            chosen = [name for name in names if name in include and name not in exclude]
-        self.chosen = set(chosen)
-        return {name: names[name] for name in chosen if name in self.target}
-
-    def _matches(self, key: str, patterns: Sequence[str], names: Mapping[str, str]) -> set[str]:
-        matched: set[str] = set()
-        for index, pattern in enumerate(patterns):
-            expression = compile_pattern(f"pretrained.{key}[{index}]", pattern, self.mistakes)
-            if expression is None:
-                continue
-            hits = {name for name in names if expression.fullmatch(name)}
-            if not hits:
-                mistake = diagnose_no_match(f"pretrained.{key}[{index}]", pattern, list(names), "a name of the file")
-                self.without_effect.append(mistake)
-            elif key == "include" and pattern != ".*" and not hits & self.target.keys():
-                rule = f"must match a name of the model too, but matches {', '.join(sorted(hits)[:3])} of the file only"
-                self.without_effect.append(Mistake(f"pretrained.{key}[{index}]", rule, pattern, kind="no-match"))
-            matched |= hits
-        return matched
-
-    def _layer_pairs(self, names: Mapping[str, str]) -> dict[str, str]:
-        layers = self.options.layers
-        wanted = layers if isinstance(layers, Mapping) else {name: name for name in layers}
-        pairs: dict[str, str] = {}
-        for index, (source, target) in enumerate(wanted.items()):
-            key = f"pretrained.layers.{source}" if isinstance(layers, Mapping) else f"pretrained.layers[{index}]"
-            below = {
-                name: name.removeprefix(source) for name in names if name == source or name.startswith(f"{source}.")
-            }
-            fitting = {target + rest: names[name] for name, rest in below.items() if target + rest in self.target}
-            if not fitting:
-                self.without_effect.append(self._no_layer(key, source, target, names, found=bool(below)))
-            for name, original in fitting.items():
-                if pairs.get(name, original) != original:
-                    rule = f"must not give `{name}` two sources, `{pairs[name]}` and `{original}`"
-                    self.mistakes.append(Mistake(key, rule, kind="conflict"))
-                pairs[name] = original
+        selection = Selection(self.options, names, self.target, self.mistakes, self.without_effect)
+        pairs = self.strategy.select(selection)
+        self.chosen = selection.chosen
         return pairs
-
-    def _no_layer(self, key: str, source: str, target: str, names: Mapping[str, str], *, found: bool) -> Mistake:
-        if (
-            not found
-            and any(name == source or name.startswith(f"{source}.") for name in self.target)
-            and source != target
-        ):
-            remedy = f"the file's name stands first: `{target}: {source}`"
-            return Mistake(key, "must be a tensor or layer of the file", source, remedy=remedy, kind="no-match")
-        place, text, known = ("model", target, list(self.target)) if found else ("file", source, list(names))
-        known += sorted({name[:end] for name in known for end, letter in enumerate(name) if letter == "."})
-        near = find_nearest(text, known)
-        remedy = f"did you mean `{near}`?" if near else f"it has {', '.join(known[:8])}"
-        return Mistake(
-            key, f"must be a tensor or layer of the {place}", text, remedy=remedy, suggestion=near, kind="no-match"
-        )
 
     def _fit(self, target: str, source: str) -> TensorRow:
         """Bring one tensor of the file into the shape of one of the model."""
@@ -293,8 +224,12 @@ class TensorMatching:
         mistakes: list[Mistake] = []
         allowed = [e for i, p in enumerate(options.expect_missing) if (e := self._expected(i, p)) is not None]
         unexpected = [name for name in missing if not any(e.fullmatch(name) for e in allowed)]
-        if unexpected and (options.strategy == "full" or options.expect_missing):
-            which = "other than `pretrained.expect.missing`" if options.expect_missing else "with the strategy full"
+        if unexpected and (self.strategy.must_load_all or options.expect_missing):
+            which = (
+                "other than `pretrained.expect.missing`"
+                if options.expect_missing
+                else f"with the strategy {options.strategy}"
+            )
             rule = f"must leave no tensor of the model missing {which}, but {len(unexpected)} of {total} are"
             mistakes.append(
                 Mistake(
@@ -304,8 +239,10 @@ class TensorMatching:
                 )
             )
         unused = [row.source for row in made.rows if row.action == "unused"]
-        if unused and options.strategy == "full":
-            rule = f"must use every tensor of the file with the strategy full, but {len(unused)} are unused"
+        if unused and self.strategy.must_load_all:
+            rule = (
+                f"must use every tensor of the file with the strategy {options.strategy}, but {len(unused)} are unused"
+            )
             mistakes.append(
                 Mistake(
                     "pretrained.path", f"{rule}: {', '.join(unused[:3])}{', …' if unused[3:] else ''}", kind="no-match"
@@ -314,7 +251,7 @@ class TensorMatching:
         wanted = options.expect_loaded
         least = 1 if wanted is None else wanted if isinstance(wanted, int) else math.ceil(wanted * total - 1e-9)
         mismatched = any(row.action == "mismatch" for row in made.rows)  # reported as such
-        told = mistakes or (options.strategy == "layers" and self.without_effect)
+        told = mistakes or (self.strategy.needs and self.without_effect)
         if made.loaded < least and not mismatched and not (told and wanted is None):
             key = "pretrained.path" if wanted is None else "pretrained.expect.loaded"
             mistakes.append(

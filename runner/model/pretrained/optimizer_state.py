@@ -9,7 +9,7 @@ from torch import Tensor
 
 from runner.core.errors import ABSENT, ConfigError, Mistake
 from runner.core.escape import escape_line
-from runner.model.pretrained.files import DEEPEST, MOST_SEARCHED, follow_key
+from runner.model.pretrained.contents import DEEPEST, MOST_SEARCHED, follow_key
 from runner.model.pretrained.matching import explain_unusable
 from runner.model.pretrained.plan import LoadPlan, SavedOptimizer
 
@@ -82,10 +82,19 @@ def find_epoch(raw: Any, place: Sequence[str]) -> int | None:
     """Return the epoch that a file names beside the state_dict of the model, or around it."""
     level, found = raw, None
     for name in place:
-        known = [level[key] for key in EPOCHS if isinstance(level, Mapping) and type(level.get(key)) is int]
+        named = [_as_count(level.get(key)) for key in EPOCHS if isinstance(level, Mapping)]
+        known = [count for count in named if count is not None]
         found = known[0] if known else found
         level = _get_member(level, name)
     return found
+
+
+def _as_count(value: Any) -> int | None:
+    """Return a whole number that is written as one, as a float, or as a tensor of one element."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not explain_unusable(value) and not value.is_complex():
+        value = value.item()
+    whole = type(value) is int or (isinstance(value, float) and value.is_integer())
+    return int(value) if whole else None
 
 
 def _get_member(node: Any, name: str) -> Any:

@@ -1,10 +1,80 @@
 """Unpickle a file in its own process and save its tensors: for `convert --trust` only."""
 
 import pickle
+import shlex
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+
+from runner.core.errors import ConfigError, Mistake, RunError
+
+# `torch.load` takes a module for `pickle_module`: this one is Python's but for its `Unpickler`.
+load, UnpicklingError = pickle.load, pickle.UnpicklingError
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """File of tensors that was written; `str()` tells what it holds."""
+
+    file: Path
+    count: int  # tensors
+    notes: str  # told by the process that unpickled
+    remedy: str  # how to load from it, where that is not plain
+
+    def __str__(self) -> str:
+        return f"{self.count} tensors in {self.file}{f'; to load from it: {self.remedy}' if self.remedy else ''}"
+
+
+def convert(file: Path, out: Path | None = None, main_module: str = "", *, trusted: bool) -> Conversion:
+    """Convert a pickled file and verify that the new one opens without unpickling.
+
+    Args:
+        file: what `unpickle` reads.
+        out: the file to write; `<file>.state_dict.pt` beside it unless given.
+        main_module: a module whose names stand in for those of the script that pickled the model.
+        trusted: whether the caller trusts the file: unpickling runs whatever code it holds.
+
+    Raises:
+        ConfigError: there is no such file, it is not trusted, or the output exists already.
+        RunError: it cannot be unpickled.
+    """
+    out = out or file.with_name(f"{file.stem}.state_dict.pt")
+    if mistakes := _check_conversion(file, out, trusted=trusted):
+        raise ConfigError(mistakes)
+    command = [sys.executable, "-m", __name__, str(file), str(out), main_module]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  this module
+    if child.returncode:
+        last = child.stderr.strip().splitlines()[-1:] or [f"it ended with the status {child.returncode}"]
+        raise RunError(f"{file} could not be unpickled: {last[0]}")
+    from runner.model.pretrained.contents import find_state
+    from runner.model.pretrained.files import read
+    from runner.model.pretrained.locate import LocatedWeights
+
+    raw = read(LocatedWeights(out))
+    try:
+        state, _ = find_state(raw)
+    except ConfigError as error:  # several, or none by itself: whoever loads it has to say which
+        first = error.mistakes[0]
+        return Conversion(out, count_tensors(raw), child.stdout, first.remedy or first.rule)
+    return Conversion(out, len(state), child.stdout, "")
+
+
+def _check_conversion(file: Path, out: Path, *, trusted: bool) -> list[Mistake]:
+    mistakes = []
+    if not file.is_file():
+        mistakes.append(Mistake("FILE", "must be a file", str(file), kind="file"))
+    if not trusted:
+        again = f"python -m runner convert {shlex.quote(str(file))} --trust"
+        rule = "must be given: unpickling runs whatever code the file holds"
+        mistakes.append(Mistake("--trust", rule, remedy=f"if you trust it: `{again}`", kind="missing"))
+    if not out.parent.is_dir():
+        mistakes.append(Mistake("--out", "must be in a folder that exists", str(out), kind="file"))
+    if out.exists():
+        mistakes.append(Mistake("--out", "must not exist yet", str(out), kind="file"))
+    return mistakes
 
 
 def count_tensors(value: Any) -> int:

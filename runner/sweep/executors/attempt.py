@@ -7,14 +7,13 @@ from pathlib import Path
 
 from runner.config.check.check import parse
 from runner.core.errors import ConfigError, Mistake
+from runner.core.exit_status import EXIT_DISK, EXIT_DONE, EXIT_FAILED, EXIT_WRONG
 from runner.core.lock import Lock
-from runner.experiment.record.recorded import load_recorded_config, plan_continuation
+from runner.experiment.record.continuation import plan_continuation
+from runner.experiment.record.recorded import load_recorded_config
 from runner.sweep.interfaces import OUTPUT, JobSpec
-from runner.sweep.outcome import EXIT_DISK, LOG, REFUSED, RESULT, read_json
+from runner.sweep.outcome import LOG, REFUSED, RESULT, read_json
 from runner.sweep.pruning import connect
-
-EXIT_WRONG = 2
-
 
 LOCK_SECONDS = 60.0  # for the end of an attempt that was killed a moment ago; a killed process needs milliseconds
 
@@ -75,7 +74,7 @@ def _run_job(job: JobSpec, folder: Path) -> int:
     command, trust = ["python", "-m", "runner", *job.argv], tuple(job.trust)
     if job.anew != "always" and (folder / "config.yaml").is_file():
         if (read_json(folder / RESULT) or {}).get("status") in ("completed", "pruned"):
-            return 0
+            return EXIT_DONE
         try:
             return _continue_run(job, folder, command, trust)
         except ConfigError:
@@ -95,7 +94,6 @@ def _run_job(job: JobSpec, folder: Path) -> int:
 
 def _continue_run(job: JobSpec, folder: Path, command: list[str], trust: tuple[str, ...]) -> int:
     """Continue the run in the folder with its recorded config; raise ConfigError on any change."""
-    from runner.core import exit_status
     from runner.experiment import run
     from runner.experiment.record import result as record_result
 
@@ -108,7 +106,7 @@ def _continue_run(job: JobSpec, folder: Path, command: list[str], trust: tuple[s
     outcome = run.launch(
         again.config, folder, unresolved=again.unresolved, command=command, trust=trust, again=again, judge=judge
     )
-    if outcome.status == exit_status.EXIT_FAILED and not (folder / RESULT).exists():
+    if outcome.status == EXIT_FAILED and not (folder / RESULT).exists():
         record_result.write_result(folder, outcome.result)  # it could not go on: what it had is in the file put aside
     return outcome.status if (folder / RESULT).exists() else EXIT_DISK
 

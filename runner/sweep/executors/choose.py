@@ -9,7 +9,9 @@ from runner.sweep.executors.ray_cluster import RayExecutor
 from runner.sweep.executors.submitit_cluster import SlurmExecutor, SubmititLocalExecutor
 from runner.sweep.interfaces import Event, Executor, JobSpec
 from runner.sweep.jobs import SweepPlan
-from runner.sweep.launcher import OURS, get_launcher_name, read_launcher
+from runner.sweep.launcher_settings import OURS, get_launcher_name, read_launcher
+
+_SUBMITIT = {"submitit_slurm": SlurmExecutor, "submitit_local": SubmititLocalExecutor}
 
 
 def make_launcher_executor(plan: SweepPlan) -> Executor:
@@ -22,7 +24,7 @@ def make_launcher_executor(plan: SweepPlan) -> Executor:
     settings, name = read_launcher(plan.sweep.base), get_launcher_name(plan.sweep.base)
     if isinstance(settings, schema.RayLauncher):
         return RayExecutor(settings, plan.frozen, plan.typical)
-    return (SlurmExecutor if name == "submitit_slurm" else SubmititLocalExecutor)(settings, plan.frozen)
+    return _SUBMITIT[name](settings, plan.frozen)
 
 
 def make_executor(plan: SweepPlan) -> Executor:

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
+from runner.core.exit_status import EXIT_FAILED
 from runner.train.distributed.environment import RankPlace
 
 GRACE_SECONDS = 30.0  # for the others to say what happened, after one has failed
@@ -88,7 +89,7 @@ def fork(rank: int, count: int, port: int, lead: Callable[[], int], follow: Call
 
 def run_rank(work: Callable[[], int]) -> NoReturn:
     """Run the work of a rank and exit with its status."""
-    status = 1
+    status = EXIT_FAILED
     try:
         status = work()
     except SystemExit as ended:

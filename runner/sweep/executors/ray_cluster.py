@@ -12,10 +12,10 @@ from typing import Any
 from runner.config import schema
 from runner.core.errors import RunError
 from runner.sweep.code_snapshot import CodeSnapshot
-from runner.sweep.executors.cluster import QueueExecutor, make_outcome
+from runner.sweep.executors.queue_executor import QueueExecutor, make_outcome
 from runner.sweep.executors.remote import RemoteJob
 from runner.sweep.interfaces import JobSpec
-from runner.sweep.launcher import import_ray
+from runner.sweep.launcher_settings import import_ray
 
 
 class RayExecutor(QueueExecutor):

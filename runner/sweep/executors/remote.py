@@ -15,13 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from runner.core.exit_status import EXIT_STOPPED
+
 STOP, RUNNING = "stop", "running.json"
 
 
 POLL_SECONDS = 0.5
-
-
-INTERRUPTED = 75  # the exit status of a job that was asked to save and end
 
 
 AFTERWARDS_SECONDS = 120.0  # SLURM's KillWait is 30 s, and where jobs pre-empt others a GraceTime comes before that
@@ -85,7 +84,7 @@ class RemoteJob:
                     write_json(self._place / RUNNING, {"host": socket.gethostname(), "pid": event.pid})
                     continue
                 self._slots = None
-                if event.exit in (INTERRUPTED, -signal.SIGTERM):
+                if event.exit in (EXIT_STOPPED, -signal.SIGTERM):
                     self._wait_to_be_ended()
                 return _format_outcome(event.exit, event.cause, event.error)
             if not self._slots:  # it did not begin

@@ -12,11 +12,11 @@ from typing import Any
 from runner.config import schema
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.sweep.code_snapshot import CodeSnapshot
-from runner.sweep.executors.cluster import QueueExecutor, make_outcome
+from runner.sweep.executors.queue_executor import QueueExecutor, make_outcome
 from runner.sweep.executors.remote import RemoteJob
 from runner.sweep.executors.slurm_queue import Slurm
 from runner.sweep.interfaces import JobSpec
-from runner.sweep.launcher import GROUP
+from runner.sweep.launcher_settings import GROUP
 
 _SHARED = ("timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb", "name", "stderr_to_stdout")
 

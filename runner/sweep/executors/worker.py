@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+from runner.core.exit_status import EXIT_WRONG
 from runner.experiment.record import provenance
 from runner.sweep.interfaces import OUTPUT
 
@@ -64,7 +65,7 @@ def _run_attempt(job: dict[str, Any], environment: dict[str, str], lifeline: int
         try:
             status = run_attempt(JobSpec(**job))
         except ConfigError as refused:
-            status, error = 2, "\n".join(map(str, refused.mistakes))
+            status, error = EXIT_WRONG, "\n".join(map(str, refused.mistakes))
             traceback.print_exc()
         except OSError as refused:
             if not is_disk_error(str(refused)):

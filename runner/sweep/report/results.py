@@ -1,5 +1,6 @@
 """Results of a sweep at any time: its jobs, replicates as one entry, ranked, and its failures."""
 
+import contextlib
 import json
 import math
 import os
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from runner.config.suggestions import find_nearest, format_suggestion
+from runner.core import safe_io
 from runner.core.errors import ConfigError, Mistake
 from runner.core.escape import join_shell_words
 from runner.sweep.interfaces import OUTPUT
-from runner.sweep.ledger import FILE, OF_THE_MACHINE, JobRecord, Ledger
+from runner.sweep.ledger import FILE, OF_THE_MACHINE, JobRecord, Ledger, is_metrics
 from runner.sweep.report.significance import ALPHA, Mean, compute_welch_p
 
 UNFINISHED = ("running", "interrupted", "pruned")  # whose last logged objective is worth showing
@@ -202,7 +204,8 @@ class Report:
         """Return all arguments of a job, as of a run of this job alone."""
         of_the_sweep = ("sweep.", "hydra.", "hydra/")
         base = [text for text in self.settings.get("base") or [] if not text.startswith(of_the_sweep)]
-        return [*(text for text in base if text not in row.overrides), *row.overrides]
+        words = [*(text for text in base if text not in row.overrides), *row.overrides]
+        return [text for text in words if not text.startswith("-")]  # no option, such as --trust, comes from a record
 
     def command(self, *arguments: str) -> str:
         """Format a shell command of the runner; `--trust` is added by the caller."""
@@ -258,7 +261,7 @@ def gather(folder: Path) -> Report:
         with Ledger(folder, read_only=True) as ledger:
             settings, rows = ledger.settings(), ledger.jobs()
             other = dict(_find_other_code(rows, ledger))
-    except (sqlite3.Error, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (sqlite3.Error, OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
         rule = f"must be the folder of a sweep, but its {FILE} cannot be read ({error})"
         remedy = (
             "its jobs are run directories, which `evaluate`, `explain` and `resume` take; the sweep's line, given "
@@ -321,10 +324,12 @@ def _update_row(row: JobRecord, report: Report) -> JobRecord:
     if not continued and (status == "failed" or (status == "pruned" and row.objective is not None)):
         return row
     if continued or (status != "pruned" and result.get("status") in ("failed", "pruned", "interrupted")):
-        status, known = result["status"], result.get("metrics") or {}
+        metrics = result.get("metrics")
+        status, known = result["status"], metrics if metrics and is_metrics(metrics) else {}
         if status in ("completed", "failed"):
-            cause, error = ("", "") if continued else (row.cause, result.get("error") or "")
+            error = "" if continued else str(result.get("error") or "")
             objective = _parse_finite(result.get("objective"))
+            cause = "" if continued else row.cause
             return replace(row, status=status, cause=cause, objective=objective, metrics=known, error=error)
     here = row.host in ("", socket.gethostname()) and row.pid is not None
     if status == "running" and here and not _is_alive(row.pid):
@@ -355,7 +360,7 @@ def _is_alive(pid: int | None) -> bool:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        data = json.loads(file.read_text())
+        data = safe_io.read_json(file)
     except (OSError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}
@@ -364,18 +369,15 @@ def _read_json(file: Path) -> dict[str, Any]:
 def read_curves(file: Path, names: Sequence[str]) -> dict[str, Curve]:
     """Read the finite values of metrics from a `metrics.jsonl`, even one still being written."""
     found: dict[str, Curve] = {name: [] for name in names}
-    try:
-        text = file.read_text(errors="replace")
-    except OSError:
-        return found
-    for line in text.splitlines():
-        try:
-            event = json.loads(line)
-            values = {name: float(event[name]) for name in names if name in event}  # NaN and infinity are texts there
-            step = int(event["step"])
-        except (ValueError, TypeError, KeyError):
-            continue  # a line that is half written
-        for name, value in values.items():
-            if math.isfinite(value):
-                found[name].append((step, value))
+    with contextlib.suppress(OSError), safe_io.open_read(file) as opened:
+        for line in safe_io.read_lines(opened):
+            try:
+                event = safe_io.parse_json(line)
+                values = {name: float(event[name]) for name in names if name in event}  # NaN, infinity are texts there
+                step = int(event["step"])
+            except (ValueError, TypeError, KeyError, OverflowError):
+                continue  # a line that is half written
+            for name, value in values.items():
+                if math.isfinite(value):
+                    found[name].append((step, value))
     return found

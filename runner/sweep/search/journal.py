@@ -12,6 +12,8 @@ from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend
 
+from runner.core import safe_io
+
 # All that Optuna's CMA-ES pickles into a study: its own state, and NumPy's arrays and numbers.
 _OF_CMA = {("cmaes._cma", "CMA"), ("cmaes._cmawm", "CMAwM"), ("cmaes._sepcma", "SepCMA")}
 
@@ -40,11 +42,11 @@ class Journal(BaseJournalBackend):
             self._open(file)
 
     def _open(self, file: Path) -> None:
-        content = file.read_bytes()
+        content = safe_io.read_bytes(file)
         end = whole = 0
         for line in content.splitlines(keepends=True):
             try:
-                operation = json.loads(line) if line.endswith(b"\n") else None
+                operation = safe_io.parse_json(line) if line.endswith(b"\n") else None
             except ValueError:
                 operation = None
             if not isinstance(operation, dict):

@@ -31,7 +31,7 @@ from runner.core.errors import ConfigError, Mistake
 from runner.experiment.builders.instantiate import InstantiationError, instantiate
 from runner.sweep.interfaces import Proposal
 from runner.sweep.jobs import SweepPlan, find_objective
-from runner.sweep.launcher import OURS, get_launcher_name
+from runner.sweep.launcher_settings import OURS, get_launcher_name
 from runner.sweep.ledger import OF_THE_MACHINE, JobRecord
 from runner.sweep.pruning import LogPruner, NoPruner, SocketPruner
 from runner.sweep.search.distributions import make_dimension

@@ -14,7 +14,9 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 
 from runner.config import document
 from runner.config.suggestions import find_nearest, format_suggestion
+from runner.core import safe_io
 from runner.core.errors import Kind, Mistake
+from runner.core.escape import escape_line
 
 # A key of a config or of a group (with its package), as Hydra takes it.
 _KEY = r"(?a)\+{0,2}[A-Za-z_][\w\-/]*(\.[\w\-]+)*(@[\w.\-]+)?"
@@ -24,6 +26,15 @@ _WORD = r"[A-Za-z_][\w./+\-]*"  # a text that needs no quotes, unless it is one 
 
 
 _NO_WORDS = {"null", "true", "false", "nan", "inf"}
+
+
+MAX_KEYS = 1_000  # of one point
+
+
+MAX_KEY = 200  # characters of a key
+
+
+MAX_VALUE = 20_000  # characters of a value: Hydra's grammar takes 1 µs to 1 ms for each
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,8 @@ def read(path: Path, name: str, where: str) -> tuple[list[PointRow], list[Mistak
         return [], [Mistake("sweep.points", rule, name, where, format_suggestion(right), right, kind="file")]
     rows = _PointRows(name)
     try:
+        if path.stat().st_size > safe_io.MAX_BYTES:
+            return [], [Mistake("sweep.points", f"must be at most {safe_io.MAX_BYTES:,} bytes", name, where)]
         readers[path.suffix.lower()](path, name, rows)
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
@@ -77,6 +90,14 @@ class _PointRows:
         self.mistakes.append(Mistake(key or self.name, rule, where=f"{self.name}:{line}", kind=kind))
 
     def add(self, arguments: list[tuple[str, str]], line: int) -> None:
+        if len(arguments) > MAX_KEYS:
+            self.wrong(f"has a point of more than {MAX_KEYS:,} keys", line)
+            return
+        for key, text in arguments:
+            if len(key) > MAX_KEY or len(text) > len(key) + 1 + MAX_VALUE:
+                what, most = ("key", MAX_KEY) if len(key) > MAX_KEY else ("value", MAX_VALUE)
+                self.wrong(f"has a {what} of more than {most:,} characters", line, escape_line(key[:MAX_KEY]))
+                return
         bad = [key for key, _ in arguments if not re.fullmatch(_KEY, key)]
         for key in bad:
             self.wrong("is not a key", line, repr(key), kind="syntax")
@@ -110,6 +131,7 @@ def _read_jsonl(path: Path, _name: str, rows: _PointRows) -> None:
             if not said.strip():
                 continue
             try:
+                safe_io.check_nesting(said)
                 item = json.loads(said, object_pairs_hook=_refuse_duplicates)
             except (ValueError, RecursionError) as error:
                 problem = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else error
@@ -151,6 +173,9 @@ def _read_csv(path: Path, _name: str, rows: _PointRows) -> None:
 
 
 def _check_header(header: list[str], line: int, rows: _PointRows) -> bool:
+    if len(header) > MAX_KEYS:
+        rows.wrong(f"has a point of more than {MAX_KEYS:,} keys", line)
+        return False
     before, bare = len(rows.mistakes), [key.lstrip("+") for key in header]
     for key in dict.fromkeys(header):
         if not re.fullmatch(_KEY, key):

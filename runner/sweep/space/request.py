@@ -16,10 +16,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.check.check import Check
 from runner.config.check.rules import sweep
-from runner.config.hydra_loader import Composed, ConfigLoader
+from runner.config.composed import Composed
+from runner.config.hydra_loader import ConfigLoader
 from runner.config.schema import Sweep
 from runner.core.errors import ConfigError, Mistake
-from runner.sweep.launcher import OURS, get_launcher_name, read_launcher
+from runner.sweep.launcher_settings import OURS, get_launcher_name, read_launcher
 from runner.sweep.space.axes import AxisSetting, Point, Space
 from runner.sweep.space.parse import make_space
 
@@ -30,11 +31,6 @@ class ComposedJob:
 
     point: Point
     composed: Composed
-
-
-def compose_jobs(overrides: Sequence[str], cwd: Path) -> Iterator[ComposedJob]:
-    """Yield each job of a sweep; raise ConfigError as `make_request` does."""
-    return make_request(overrides, cwd).jobs()
 
 
 def collect_notes(jobs: Iterable[Composed]) -> list[str]:

@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from runner.train.optimizer_step.several_optimizers import get_members
 from runner.train.single_process import FullTensors
 
 
@@ -67,7 +68,7 @@ class ShardedTensors(FullTensors):
 
     def ready(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn off fused kernels except Adam's, the only ones that support shards."""
-        for member in getattr(optimizer, "optimizers", {"": optimizer}).values():
+        for member in get_members(optimizer).values():
             for group in () if isinstance(member, torch.optim.Adam) else member.param_groups:
                 if group.get("fused"):
                     group["fused"] = False

@@ -1,4 +1,4 @@
-"""Process group: messages through torchrun's store, failure detection, and collectives."""
+"""Process group: messages through torchrun's store, detection of dead ranks, and collectives."""
 
 import contextlib
 import json
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from runner.core.errors import RunError
 from runner.train.distributed.environment import RankPlace
 from runner.train.single_process import SingleProcess
+from runner.train.state import StopReason
 
 AGREE_SECONDS = 1.0  # between two looks at whether a process was asked to stop: one small collective each
 
@@ -64,6 +65,7 @@ class ProcessGroup(SingleProcess):
     # ---- through the store
 
     def tell(self, message: Mapping[str, Any]) -> None:
+        """Send a message of rank 0 to the other ranks."""
         self.heard += 1
         self.store.set(f"message/{self.heard}", json.dumps(message))
 
@@ -102,6 +104,7 @@ class ProcessGroup(SingleProcess):
             self.store.set(f"{turn}/{place.machine}", "")
 
     def failed(self, error: BaseException) -> None:
+        """Tell the other ranks of this rank's own error."""
         if not is_lost(error):
             text = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
             self.store.set(f"failed/{self.rank}", text)
@@ -120,6 +123,7 @@ class ProcessGroup(SingleProcess):
         return ""
 
     def blame(self, error: BaseException) -> str:
+        """Name the rank whose end made a collective fail here; return "" for an error of this rank's own."""
         if not is_lost(error):
             return ""
         until = time.monotonic() + BLAME_SECONDS
@@ -130,6 +134,11 @@ class ProcessGroup(SingleProcess):
         return "another process cannot be reached any more, and left no word"
 
     def watch(self, lost: Callable[[str], None]) -> None:
+        """Call `lost` from a thread after another rank failed or died.
+
+        Rank 0 ends its process there (`give_up` in experiment/run.py). The others end by the error of their next
+        collective (experiment/worker_rank.py).
+        """
         threading.Thread(target=self._watch, args=(lost,), name="watch", daemon=True).start()
 
     def _watch(self, lost: Callable[[str], None]) -> None:
@@ -168,13 +177,14 @@ class ProcessGroup(SingleProcess):
         since, then = self.agreed
         now = time.perf_counter()
         rate = (step - since) / max(now - then, 1e-9)
-        told = torch.tensor([float(self.stop.wanted), float(bool(self.stop.late)), rate], dtype=torch.float64)
+        stop = self.stop
+        told = torch.tensor([float(stop.wanted), float(stop.came), float(bool(stop.late)), rate], dtype=torch.float64)
         dist.all_reduce(told, dist.ReduceOp.MAX)
-        signal, late, rate = told.tolist()
-        if signal:
-            self.stop.leave(int(signal))
+        reason, signal, late, rate = told.tolist()
+        if reason:
+            stop.leave(StopReason(int(reason)), int(signal))
         if late:
-            self.stop.end(self.stop.late or "the time of another process is up")
+            stop.end(stop.late or "the time of another process is up")
         self.agreed = (step, now)
         self.due = step + max(1, int(rate * AGREE_SECONDS))
 
@@ -234,11 +244,12 @@ class ProcessGroup(SingleProcess):
             return
         for outcome in outcomes:
             shared = {name: value for name, value in outcome.items() if name in SHARED or isinstance(value, NUMBERS)}
-            told = {"outcome": shared, "counts": split.count_next()[0] > 0, "wanted": self.stop.wanted}
+            asked = [int(self.stop.wanted), self.stop.came]
+            told = {"outcome": shared, "counts": split.count_next()[0] > 0, "asked": asked}
             parts = self.gather(told)
-            wanted = max(part["wanted"] for part in parts)
-            if wanted:
-                self.stop.leave(wanted)
+            reason, signal = (max(values) for values in zip(*(part["asked"] for part in parts), strict=True))
+            if reason:
+                self.stop.leave(StopReason(reason), signal)
             for part in parts:
                 if part["counts"]:
                     yield part["outcome"]

@@ -31,14 +31,18 @@ class OptimizerStep:
     Attributes:
         metrics: those of training that it updates itself, micro-batch by micro-batch; the loop updates the others.
         scale: what the loss is multiplied by before its backward.
+        parts: into which a batch of the loader is cut.
+        warn: is told what the log must say.
         after_backward: hooks, each called as `hook(optimizer)` with the gradients there and not used yet.
     """
 
     metrics: Sequence[Any] = ()
     scale: float = 1.0
+    parts: int = 1
 
     def __init__(self, net: nn.Module, loss: Callable[..., Any], step: Step, optimizer: Optimizer) -> None:
         self.net, self.loss, self.step, self.optimizer = net, loss, step, optimizer
+        self.warn: Callable[[str], object] = print
         self.after_backward: list[Look] = []
 
     def __call__(self, batch: Any) -> Mapping[str, Any]:
@@ -68,6 +72,13 @@ class OptimizerStep:
         """Call `look(optimizer)` before each use of the gradients; return a function that stops it."""
         self.after_backward.append(look)
         return lambda: self.after_backward.remove(look)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint: plain numbers by name, `parts` among them."""
+        return {"parts": self.parts}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave; nothing changes here, where batches stay whole."""
 
 
 class CloneOutputs:

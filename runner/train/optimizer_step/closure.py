@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from runner.core.errors import RunError
 from runner.train.optimizer_step.base import Do, Look, OptimizerStep, Step
+from runner.train.optimizer_step.several_optimizers import get_members
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
@@ -50,6 +51,10 @@ class ClosureStep(OptimizerStepWithAfterHooks):
         def closure() -> Any:
             self.optimizer.zero_grad()
             outcome = self.backward(batch)
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:  # torch's LBFGS takes a view of them all as one vector
+                    if parameter.grad is not None:
+                        parameter.grad = parameter.grad.contiguous()
             if not outcomes:
                 outcomes.append(outcome)
                 for look in self.after_backward:  # once a step, at its first evaluation
@@ -83,8 +88,12 @@ class CustomStep(OptimizerStepWithAfterHooks):
 
     def watch(self, look: Look) -> Do:
         """Call `look(optimizer)` before each step of each optimizer; return a function that stops it."""
-        members = getattr(self.optimizer, "optimizers", {"": self.optimizer}).values()
-        handles = [member.register_step_pre_hook(lambda optimizer, *_: look(optimizer)) for member in members]
+
+        def before(optimizer: Optimizer, *_: Any) -> None:
+            look(optimizer)
+
+        members = get_members(self.optimizer).values()
+        handles = [member.register_step_pre_hook(before) for member in members]
 
         def end() -> None:
             for handle in handles:

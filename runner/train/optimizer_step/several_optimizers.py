@@ -1,9 +1,15 @@
 """Several optimizers as one, each with its own parameters, as a GAN needs them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.optim import Optimizer
+
+
+def get_members(optimizer: Optimizer) -> Mapping[str, Optimizer]:
+    """Return the optimizers that an optimizer consists of, by name; a single one has the name ""."""
+    members = getattr(optimizer, "optimizers", None)
+    return members if isinstance(members, Mapping) else {"": optimizer}
 
 
 class Optimizers(Optimizer):

@@ -1,6 +1,6 @@
 """Out of memory in training: an optimizer step that splits its batch into parts."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from itertools import pairwise
 from typing import Any
@@ -19,16 +19,11 @@ class OomSplitStep(AccumulatedStep):
 
     What the failed attempt changed is put back first: generators, buffers, the batch, the state of step and loss. The
     number of parts is kept for the batches to come. As with accumulation, a normalisation layer sees the parts.
-
-    Attributes:
-        parts: of each batch of the loader.
-        warn: told when the parts become more.
     """
 
     def __init__(self, *args: Any, model: nn.Module, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.model, self.parts, self.each = model, 1, self.count
-        self.warn: Callable[[str], object] = print
         self.waiting: list[Mapping[str, Any]] = []
 
     def backward(self, batch: Any) -> Mapping[str, Any]:
@@ -57,6 +52,10 @@ class OomSplitStep(AccumulatedStep):
             super().note(seen)
         self.waiting.clear()
         return outcome
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self.parts = saved["parts"]
 
     def note(self, outcome: Mapping[str, Any]) -> None:
         """Keep the metrics' inputs until the whole step is done."""

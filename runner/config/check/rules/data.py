@@ -1,14 +1,18 @@
 """Rules for `dataset`, `transform` and `loader`: contradictions and settings without effect."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 from runner.config import schema
 from runner.config.check.rules.rule import Finding, find_unused_settings
-from runner.config.parsing import format_yaml
+from runner.config.reading import format_yaml
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import Mistake
+
+MOST_NUMBERS = 2**28  # of a stated sample: `check` makes it up, so that it is really in memory
+
 
 _DTYPES = (
     "float64",
@@ -98,6 +102,12 @@ def check_samples(sample: Any) -> Iterator[Finding]:
         if (member.shape is None) == (member.mode is None):
             rule = "must have either `shape` (of a tensor) or `mode` and `size` (of an image)"
             yield Finding(Mistake(key, rule, kind="conflict"), (key,))
+        name, sides = ("size", member.size) if member.shape is None else ("shape", member.shape)
+        if math.prod(map(abs, sides or [])) > MOST_NUMBERS:
+            rule = f"must have at most {MOST_NUMBERS:,} numbers, since `check` makes such a sample up"
+            yield Finding(
+                Mistake(f"{key}.{name}", rule, sides, remedy="leave `dataset.sample` out", kind="value"), (key,)
+            )
 
 
 def find_unused_without_data(config: schema.Config) -> Iterator[Finding]:

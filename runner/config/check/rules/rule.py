@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from runner.config.parsing import format_yaml
+from runner.config.reading import format_yaml
 from runner.core.errors import Mistake
 
 SUPERVISED, MINIMISE = "runner.train.steps.supervised", "runner.train.steps.minimise"

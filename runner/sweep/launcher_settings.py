@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from runner.config import schema
 from runner.config.check.imports import EXTRAS, describe_install
-from runner.config.hydra_loader import Composed
+from runner.config.composed import Composed
 from runner.config.parsing import read_part
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import ConfigError, Mistake

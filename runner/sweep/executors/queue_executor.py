@@ -25,6 +25,8 @@ QUEUE = "queue"
 class QueueExecutor:
     """Base executor of queued jobs (see `interfaces.Executor`).
 
+    A subclass implements `_submit`, `_is_done`, `_outcome` and `_cancel`; `_queued` and `_withdraw` where it can.
+
     Args:
         frozen: the project's modules as they were at submission.
         most: how many jobs may run or wait there at a time: a search chooses a point when there is room for it.
@@ -114,18 +116,22 @@ class QueueExecutor:
         return None
 
     def _submit(self, work: RemoteJob, job: JobSpec, place: Path) -> Any:
+        """Queue a job; return a handle of it."""
         raise NotImplementedError
 
     def _is_done(self, handle: Any) -> bool:
+        """Return whether the job has ended, in whatever way."""
         raise NotImplementedError
 
     def _outcome(self, handle: Any) -> Mapping[str, Any]:
+        """Return exit status, cause and error of a job that is done (`make_outcome`)."""
         raise NotImplementedError
 
     def _withdraw(self, handle: Any, *, begun: bool) -> None:
         """Take a waiting job back from the queue; a running one saves and ends by itself."""
 
     def _cancel(self, handle: Any) -> None:
+        """End a running job at once."""
         raise NotImplementedError
 
 

@@ -5,7 +5,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from runner.core.errors import ConfigError
-from runner.log.hooks import BINS, Hook, ModuleStatistics, TensorStatistics, make_histograms, select_statistics
+from runner.log.module_statistics import (
+    BINS,
+    Hook,
+    ModuleStatistics,
+    TensorStatistics,
+    make_histograms,
+    select_statistics,
+)
 from runner.train.optimizer_step.base import OptimizerStep, OptimizerStepWithHooks
 from runner.train.optimizer_step.closure import ClosureStep, CustomStep
 from runner.train.optimizer_step.precision import GradScaler

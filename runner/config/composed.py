@@ -1,0 +1,72 @@
+"""Composition of a config: plain data, its layers, and the mistakes that were made on the way."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from runner.config.interpolation import resolve
+from runner.config.moved import with_current_names
+from runner.config.origins import Layers, as_path, format_argument
+from runner.core.errors import Mistake
+
+
+@dataclass
+class Composed:
+    """Composed configuration of one run, before the checks.
+
+    Attributes:
+        unresolved: as written, interpolations in place, without Hydra's own node.
+        hydra: Hydra's own node.
+        choices: the option of each group.
+        overrides: the arguments that arrived.
+        layers: who set what.
+        mistakes: what kept Hydra from composing.
+        unknown: keys of groups whose option is not known: what is missing there is no further mistake.
+    """
+
+    unresolved: DictConfig
+    hydra: DictConfig
+    choices: dict[str, str | None]
+    overrides: list[str]
+    layers: Layers
+    mistakes: list[Mistake] = field(default_factory=list)
+    unknown: set[str] = field(default_factory=set)
+
+    @property
+    def unresolved_yaml(self) -> str:
+        """The config as written, interpolations in place."""
+        return OmegaConf.to_yaml(self.unresolved)
+
+    def blame(self, mistakes: Iterable[Mistake]) -> list[Mistake]:
+        """Return the mistakes, each with the place of its key where it has no place yet."""
+        return [m if m.where else replace(m, where=self.layers.blame(as_path(m.key))) for m in mistakes]
+
+    def placed(self, places: Mapping[str, str]) -> "Composed":
+        """Return a copy in which arguments that come from a point file are blamed on that file's lines."""
+        arguments = {format_argument(text): where for text, where in places.items()}
+        mistakes = [replace(m, where=arguments.get(m.where, m.where)) for m in self.mistakes]
+        return replace(self, layers=self.layers.placed(arguments), mistakes=mistakes)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Plain data with resolved interpolations; an unresolvable one stays as written."""
+        return self._resolution[0]
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """Return notes on values of the environment, and on settings written for another component."""
+        of_layers = [*self.layers.notes_on_recipes(), *self.layers.notes_on_targets(self.config)]
+        return [*self._resolution[2], *of_layers]
+
+    @property
+    def unresolvable(self) -> list[Mistake]:
+        """One mistake for each interpolation that leads nowhere."""
+        return self._resolution[1]
+
+    @cached_property
+    def _resolution(self) -> tuple[dict[str, Any], list[Mistake], list[str]]:
+        data, mistakes, notes = resolve(self.unresolved, self.layers)
+        return with_current_names(data), mistakes, notes

@@ -1,0 +1,105 @@
+"""Parse components: a `_target_`, its arguments, and the runner's own `_keys_`."""
+
+import re
+from typing import Any
+
+from runner.config import schema
+from runner.config.reading import INVALID, UNKNOWN_KEY, Path, Reading, format_key
+from runner.config.suggestions import find_nearest
+
+_RUNNER_KEYS = {"_target_", "_args_", "_partial_"}
+
+
+def read_component(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
+    """Parse a component and note its slot, unless its form is wrong."""
+    if isinstance(value, str) and "." in value:
+        run_together = re.fullmatch(r"(\w+):(\S.*)", value)
+        remedy = (
+            f"put a space after the colon: `{run_together[1]}: {run_together[2]}`"
+            if run_together
+            else f"write `{{_target_: {value}}}`"
+        )
+        return reading.wrong(
+            path, "must be a mapping with a `_target_` and its arguments", value, remedy=remedy, kind="type"
+        )
+    if not isinstance(value, dict):
+        return reading.wrong(path, "must be a mapping with a `_target_` and its arguments", value, kind="type")
+    if "_target_" not in value:
+        near = next(
+            (
+                name
+                for name in value
+                if isinstance(name, str) and find_nearest(name.strip("_"), ["target", "class_path"])
+            ),
+            "",
+        )
+        if str(near).strip("_") in {"class_path", "target"} or near:
+            return reading.wrong(
+                (*path, near), UNKNOWN_KEY, suggestion=format_key((*path, "_target_")), kind="unknown-key"
+            )
+        return reading.wrong((*path, "_target_"), "must be given: the dotted path of what is called", kind="missing")
+    return note_component(reading, value, path, rules)
+
+
+def note_component(reading: Reading, value: dict[str, Any], path: Path, rules: Any) -> Any:
+    """Check the form of a component and note it with its slot."""
+    before = len(reading.mistakes)
+    check_node(reading, value, path)
+    if len(reading.mistakes) > before:
+        return INVALID
+    reading.components.append((path, rules.get("slot", "nested"), value))
+    return schema.Component(value)
+
+
+def check_node(reading: Reading, value: Any, path: Path) -> None:
+    """Check the form of a component and nested ones: no `???`, only the runner's own `_keys_`."""
+    if value == "???":
+        reading.wrong(path, "must be given: it is `???`", kind="missing")
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            check_node(reading, inner, (*path, index))
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            if not isinstance(name, str):
+                reading.wrong((*path, name), "must be a name (quote it)", kind="type")
+            elif re.fullmatch(r"_\w+_", name) and inner != "???":
+                _check_own_key(reading, name, inner, path)
+            else:
+                check_node(reading, inner, (*path, name))
+
+
+_OF_HYDRA = {
+    "_convert_": "every list and mapping arrives as a plain one, as with `_convert_: all`",
+    "_recursive_": "what is nested is built first; what is to be called later has `_partial_: true`",
+}
+
+
+_HOMES = {"optimizer": "torch.optim", "scheduler": "torch.optim.lr_scheduler", "loss": "torch.nn"}
+
+
+def _check_own_key(reading: Reading, name: str, value: Any, path: Path) -> None:
+    """Check `_target_`, `_args_` and `_partial_` of a component; refuse other `_keys_`."""
+    here = (*path, name)
+    if name in _OF_HYDRA:
+        reading.wrong(
+            here,
+            "is Hydra's, and has no effect here",
+            value,
+            remedy=f"leave it out: {_OF_HYDRA[name]}",
+            kind="no-effect",
+        )
+    elif name not in _RUNNER_KEYS:
+        near = find_nearest(name, _RUNNER_KEYS)
+        reading.wrong(here, UNKNOWN_KEY, suggestion=format_key((*path, near)) if near else "", kind="unknown-key")
+    elif name == "_target_" and not (isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value)):
+        home = _HOMES.get(str(path[0]), "") if path else ""
+        right = f"{home}.{value}" if home and isinstance(value, str) and value.isidentifier() else ""
+        with_dots = re.sub(r"[:/]", ".", str(value).removesuffix(".py"))
+        right = with_dots if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", with_dots) else right
+        reading.wrong(here, "must be a dotted path, `package.module.Name`", value, right, kind="type")
+    elif name == "_args_" and not isinstance(value, list):
+        reading.wrong(here, "must be a list", value, kind="type")
+    elif name == "_partial_" and not isinstance(value, bool):
+        reading.wrong(here, "must be true or false", value, kind="type")
+    else:
+        check_node(reading, value, here)
