@@ -245,6 +245,14 @@ class Device:
 
 
 @dataclass
+class StopWhen:
+    """Value of a metric at which training is done."""
+
+    below: float | None = None
+    above: float | None = None
+
+
+@dataclass
 class Train:
     duration: Duration = make_field(Duration("10ep"), may_be_zero=True)
     accumulate: int = make_field(
@@ -264,6 +272,8 @@ class Train:
     early_stop: int | None = make_field(
         None, at_least=1
     )  # evaluations without a better objective after which it is done
+    # metric → value at which it is done: `train/…` at a line of the log, others at an evaluation
+    stop_when: dict[str, StopWhen | None] = make_field({})
     objective: str | None = (
         None  # a metric, `<split>/<name>`; null: val/loss where there is a val split, else train/loss
     )
