@@ -434,7 +434,7 @@ class Config:
     model: Component = make_field(slot="model")
     optimizer: Component = make_field(slot="optimizer")
     loss: Component | None = make_field(slot="loss")  # null: the step needs none
-    name: str = make_field("run", regex=r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
+    name: str = make_field("run", regex=r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}")
     seed: int = make_field(0, at_least=0)
     run: str | None = make_field(
         None, regex=r".*\S.*", like="outputs/digits_cnn/RUN"
