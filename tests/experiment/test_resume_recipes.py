@@ -101,13 +101,13 @@ def test_a_stop_within_a_step_finishes_it_and_goes_on_to_the_same_bits(command, 
     assert (one["ema_sha256"], one["stopped"]) == (other["ema_sha256"], other["stopped"])
 
 
-def test_evaluate_takes_the_average_unless_told(command, whole, capsys):
+def test_evaluate_takes_the_average_unless_told(hard, whole):
     wanted = read_result(whole)["metrics"]
     found = {}
     for which in ("", "ema", "raw"):
-        capsys.readouterr()
-        assert command("evaluate", str(whole), "--json", *(["--weights", which] if which else []))[0] == 0
-        found[which] = json.loads(capsys.readouterr().out)["metrics"]
+        ran = hard("evaluate", str(whole), "--json", *(["--weights", which] if which else []))
+        assert ran.status == 0
+        found[which] = json.loads(ran.out)["metrics"]
 
     assert wanted == found[""] == found["ema"]
     assert wanted != found["raw"]
