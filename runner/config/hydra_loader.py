@@ -296,9 +296,10 @@ class ConfigLoader(ConfigLoaderImpl):
             right = stem
         elif not right and not other and group and option.count(".") < 2:  # a whole path is a `_target_`
             right = self._find_option_of(option, group, options)
-        if not options and stem in self.repository.get_group_options(first):  # a path to the option's file
+        beside = None if options else self.repository.yml(f"{first}/{stem}")
+        if not options and (beside or stem in self.repository.get_group_options(first)):  # a path to the option's file
             where = where or self._who_chose(first, missing.removeprefix(f"{first}/"))
-            misspelt = misspelt or self.repository.yml(f"{first}/{stem}")
+            misspelt = misspelt or beside
             group, right = first, stem
         remedy = format_suggestion(other or (right and f"{group}={right}"))
         if not right and not other and "." in option and group and stem == option:

@@ -99,7 +99,8 @@ def test_a_file_that_ends_in_yml_is_no_option_and_hides_behind_none(tmp_path):
         (tmp_path / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "conf" / name).write_text("_target_: models.mlp.MLP\nsizes: [64, 10]\n")
     for choice in ("mine", "mine.yml", "mine.yaml", "conf/model/mine.yml"):
-        assert any("mine.yml" in str(m) and "mine.yaml" in m[1] for m in said([f"model={choice}"], tmp_path)), choice
+        found = said([f"model={choice}"], tmp_path)
+        assert any("mine.yml" in str(m) and "mine.yaml" in m[1] for m in found), (choice, found)
     assert any("two_other.yaml" in remedy for _, remedy in said(["model=two"], tmp_path))
 
 
