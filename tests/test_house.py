@@ -21,11 +21,11 @@ count create crop cut decide decode define delete depend derive describe detach 
 distribute divide does dominates download draw drop emit encode end ensure enter erase escape estimate evaluate
 examine exclude exit expand explain export extract fetch fill filter find finish fit fits fix flag flatten flip fold
 follow forecast forget fork format freeze gather generate get give group guard guess halve handle has hash hide hold
-import include index infer init insert inspect install instantiate interpolate intersect is iterate join judge keep
-kill label launch leave limit link list load locate lock log look lower make map mark match matches may measure mend
-merge mix modify move must name narrow need needs normalize note number open order overlap pack pad parse pass patch
-pause permute pick place plan plot pool prefetch preload prepare preview print profile project promote propose prove
-provide prune publish put quote raise rank read rebuild receive recommend reconcile record redirect reduce refer
+holds import include index infer init insert inspect install instantiate interpolate intersect is iterate join judge
+keep kill label launch leave limit link list load locate lock log look lower make map mark match matches may measure
+mend merge mix modify move must name narrow need needs normalize note number open order overlap pack pad parse pass
+patch pause permute pick place plan plot pool prefetch preload prepare preview print profile project promote propose
+prove provide prune publish put quote raise rank read rebuild receive recommend reconcile record redirect reduce refer
 refuse register rehearse reject release remember remove rename render repair repeat replace replicate report request
 require resample reschedule reset reshape resize resolve restore restrain restrict resume retry return reverse rewrite
 round run sample save say scale scan schedule score search seed select send separate serialize serve set settle shard
@@ -168,4 +168,4 @@ def test_a_test_is_about_one_thing():
 def test_tests_lie_where_their_wing_does():
     wings = {entry.name for entry in ROOT.iterdir() if entry.is_dir() and entry.name != "__pycache__"}
     folders = {Path(file).parts[0] for file in TEST_TREES if len(Path(file).parts) > 1}
-    assert folders <= {*wings, "benchmarks", "security"}
+    assert folders <= {*wings, "benchmarks", "security"}  # attacks go through every wing

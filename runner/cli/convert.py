@@ -3,10 +3,11 @@
 The one place that unpickles, that is, runs whatever code the file asks for: by hand, and in a process of its own.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.cli.options import Option, Verb
+from runner.cli.options import JSON, Option, Verb
 from runner.core.escape import make_printable
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED
 from runner.model.pretrained.unpickle import convert
@@ -19,6 +20,7 @@ VERBS = (
             Option("--trust", "let the file run its code: unpickling does"),
             Option("--out", "the file of tensors, otherwise FILE.state_dict.pt beside it", "OUT"),
             Option("--main", "module that stands for the script that pickled the model", "MODULE"),
+            JSON,
         ),
         takes_overrides=False,
     ),
@@ -35,6 +37,9 @@ def main(argv: Sequence[str]) -> int:
     given = VERBS[0].parse(argv)
     out = Path(given.get("--out")) if "--out" in given else None
     done = convert(Path(given.words[0]), out, given.get("--main", ""), trusted="--trust" in given)
-    print(make_printable(done.notes), end="")
-    print(done)
+    if given.as_json:
+        print(json.dumps(done.as_json()))
+    else:
+        print(make_printable(done.notes), end="")
+        print(make_printable(done))
     return EXIT_DONE if done.count else EXIT_FAILED

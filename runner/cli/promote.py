@@ -1,9 +1,10 @@
 """`python -m runner promote SWEEP [--name NAME] [--job JOB]`: write a job as an experiment file."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.cli.options import TRUST, Option, Verb
+from runner.cli.options import JSON, TRUST, Option, Verb
 from runner.core.escape import make_printable
 from runner.core.exit_status import EXIT_DONE
 from runner.sweep.promote import promote
@@ -15,6 +16,7 @@ VERBS = (
         options=(
             Option("--name", "name of the experiment, otherwise that of the sweep with `_best`", "NAME"),
             Option("--job", "number of the job, otherwise the best one", "NUMBER"),
+            JSON,
             TRUST,
         ),
         takes_overrides=False,
@@ -30,6 +32,9 @@ def main(argv: Sequence[str]) -> int:
     """
     given = VERBS[0].parse(argv)
     made = promote(Path(given.words[0]), given.get("--name", ""), given.get("--job", ""), given.trust)
+    if given.as_json:
+        print(json.dumps(made.as_json()))
+        return EXIT_DONE
     print(make_printable(f"{made.file}: {made.score}"))
     if made.noise:
         print(make_printable(f"within noise of it: {made.noise}"))

@@ -175,7 +175,7 @@ def diagnose_flag(text: str, value: str | None, parse: Parse) -> Mistake:
 
 
 def find_pairs(arguments: Sequence[str]) -> dict[int, int]:
-    """Map the index of each key or option apart from its value to the index of the argument with that value."""
+    """Map the index of each key or option apart from its value to that value's index."""
     found: dict[int, int] = {}
     for index, text in enumerate(arguments[:-1]):  # `key = value`, `key= value`, `key =value`
         after = arguments[index + 1]

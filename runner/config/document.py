@@ -275,12 +275,23 @@ def find(node: yaml.Node | None, path: tuple[str | int, ...]) -> tuple[int, yaml
 
 
 def _find_entry(node: yaml.MappingNode, name: str) -> tuple[yaml.Node, yaml.Node] | None:
-    for key, value in reversed(node.value):
-        if key.value == name and key.tag != "tag:yaml.org,2002:merge":
-            return key, value
-    for key, value in node.value:
-        if key.tag == "tag:yaml.org,2002:merge":
-            for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                if isinstance(merged, yaml.MappingNode) and (entry := _find_entry(merged, name)):
-                    return entry
-    return None
+    entries, merged = _index_entries(node)
+    if name in entries:
+        return entries[name]
+    return next((entry for inner in merged if (entry := _find_entry(inner, name))), None)
+
+
+def _index_entries(node: yaml.MappingNode) -> tuple[dict[str, tuple[yaml.Node, yaml.Node]], list[yaml.MappingNode]]:
+    """Return the entries of a mapping by key, and the mappings merged into it; both are kept with it."""
+    known: tuple[dict[str, tuple[yaml.Node, yaml.Node]], list[yaml.MappingNode]] | None = vars(node).get("_index")
+    if known is None:
+        merges = [value for key, value in node.value if key.tag == "tag:yaml.org,2002:merge"]
+        listed = [one for value in merges for one in (value.value if isinstance(value, yaml.SequenceNode) else [value])]
+        entries = {
+            key.value: (key, value)
+            for key, value in node.value
+            if isinstance(key.value, str) and key.tag != "tag:yaml.org,2002:merge"
+        }
+        known = entries, [one for one in listed if isinstance(one, yaml.MappingNode)]
+        vars(node)["_index"] = known
+    return known

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from runner.core import safe_io
 from runner.core.errors import RunError
+from runner.core.layouts import is_strided, list_strided_parts
 from runner.data.interfaces import Place, iterate_members
 
 LISTED = "bad_samples.jsonl"  # in the run directory
@@ -98,7 +100,11 @@ class BadSamples:
     def wrong(self, sample: Any) -> str:
         """Describe the first invalid value of a sample (NaN, infinity, label out of range); empty if none."""
         for place, member in iterate_members(sample):
-            if isinstance(member, Tensor) and member.is_floating_point() and not bool(torch.isfinite(member).all()):
+            if (
+                isinstance(member, Tensor)
+                and member.is_floating_point()
+                and not all(map(_is_finite, _get_numbers(member)))
+            ):
                 return f"member {place!r} has NaN or infinite numbers"
             if place == self.target and self.classes is not None:
                 label = _as_class(member)
@@ -107,12 +113,35 @@ class BadSamples:
         return ""
 
 
+def _get_numbers(tensor: Tensor) -> list[Tensor]:
+    return [tensor] if is_strided(tensor) else [part for part in list_strided_parts(tensor) if part.is_floating_point()]
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return tensor.is_quantized or bool(torch.isfinite(tensor).all())
+
+
 def find_none(sample: Any) -> str:
     """Describe a sample that is None or has a None member, which torch's collate refuses; else empty."""
     if sample is None:
         return "the dataset gives None, which is no sample"
     places = [place for place, member in iterate_members(sample) if member is None]
     return f"member {places[0]!r} is None, which no batch can hold" if places else ""
+
+
+def find_unjoinable(sample: Any, place: str = "") -> str:
+    """Describe the first tensor of a sample that torch's default collate cannot join; empty if none."""
+    if isinstance(sample, Tensor):
+        if is_strided(sample):
+            return ""
+        kind = "nested" if sample.is_nested else str(sample.layout).removeprefix("torch.")
+        what = f"member {place[1:-1]}" if place else "a sample"
+        return (
+            f"{what} is a {kind} tensor, which the default collate cannot join: give a `loader.collate_fn` of your own"
+        )
+    nested = isinstance(sample, Mapping | tuple | list)
+    members = iterate_members(sample) if nested else ()
+    return next(filter(None, (find_unjoinable(member, f"{place}[{name!r}]") for name, member in members)), "")
 
 
 def make_empty_batch_error(split: str) -> RunError:

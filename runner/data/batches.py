@@ -18,7 +18,7 @@ from runner.data.bad_samples import BadSamples
 from runner.data.batched.chain import BatchedTransforms
 from runner.data.batched.steps import NotBatched
 from runner.data.in_memory import InMemoryBatches
-from runner.data.interfaces import DataPlan, Indices, LoaderSettings, PlanKind, Split
+from runner.data.interfaces import DataPlan, Fingerprint, Indices, LoaderSettings, PlanKind, Split
 from runner.data.keyed_samples import KeyedSamples, KeyedStream
 from runner.data.per_sample import DataLoaderBatches, StreamedBatches
 from runner.data.samples import EpochOrder, Pipeline, Placement, Stream
@@ -29,7 +29,7 @@ from runner.data.whole_dataset import DatasetTensors, find_dataset_tensors, stac
 class NoData:
     """Batches of a step that needs no data: None, `num_batches` times per epoch."""
 
-    size, plan, fingerprint, sampler = 0, DataPlan(PlanKind.NO_DATA, "no data"), "", None
+    size, plan, fingerprint, sampler = 0, DataPlan(PlanKind.NO_DATA, "no data"), Fingerprint(), None
 
     def __init__(self, num_batches: int) -> None:
         self.num_batches = num_batches

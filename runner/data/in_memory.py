@@ -13,10 +13,11 @@ from runner.core.copies import copy_owned
 from runner.data.bad_samples import BadSample, BadSamples, make_empty_batch_error
 from runner.data.batched.chain import BatchedTransforms
 from runner.data.batched.per_image import PerImageError
+from runner.data.fingerprint import compute_fingerprint
 from runner.data.interfaces import DataPlan, Indices, Place, PlanKind
 from runner.data.samples import EpochOrder, Pipeline, Placement
 from runner.data.sharding import Shard
-from runner.data.whole_dataset import DatasetTensors, compute_fingerprint
+from runner.data.whole_dataset import DatasetTensors
 
 # Gathered and transformed at once. On a CPU what stays in its cache: 128 images of 3x32x32 as float32 take 1.5 MB, and
 # four such batches at once took 1.1 times as long, eight 1.2. On a GPU fewer, larger kernels.

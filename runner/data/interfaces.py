@@ -14,6 +14,38 @@ Indices = npt.NDArray[np.int64]
 Place = int | str
 
 
+MOST_NAMED = 4  # parts of the data that are named one by one
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Hash of a split's data.
+
+    Attributes:
+        sha256: of the samples; empty where only reading all of them would tell.
+        left_out: what of them is no part of it, and why.
+    """
+
+    sha256: str = ""
+    left_out: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """Describe what the hash leaves out; empty if it is nothing."""
+        named = "; ".join(self.left_out[:MOST_NAMED]) + f"; {len(self.left_out) - MOST_NAMED} more" * (
+            len(self.left_out) > MOST_NAMED
+        )
+        return f"the fingerprint leaves out: {named}; a resume cannot see whether it changed" if named else ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the hash for the provenance, with what it leaves out if it does."""
+        return {"sha256": self.sha256} | ({"left_out": list(self.left_out)} if self.left_out else {})
+
+
+STREAMED_FINGERPRINT = Fingerprint(
+    left_out=("all samples, because only reading an iterable dataset to its end would tell",)
+)
+
+
 class PlanKind(StrEnum):
     """Ways to make batches; provenance records the one that was taken, and a resume keeps it."""
 
@@ -57,8 +89,8 @@ class Split(Protocol):
         ...
 
     @property
-    def fingerprint(self) -> str:
-        """Return a hash of the data; empty where only reading all of it would tell."""
+    def fingerprint(self) -> Fingerprint:
+        """Return a hash of the data, and what it leaves out."""
         ...
 
     @property

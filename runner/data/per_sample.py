@@ -8,13 +8,14 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from runner.core.copies import copy_owned
-from runner.data.bad_samples import BadSample
-from runner.data.interfaces import DataPlan, PlanKind
+from runner.core.errors import RunError
+from runner.data.bad_samples import BadSample, find_unjoinable
+from runner.data.fingerprint import compute_fingerprint
+from runner.data.interfaces import STREAMED_FINGERPRINT, DataPlan, PlanKind
 from runner.data.keyed_samples import KeyedSamples, KeyedStream
 from runner.data.prefetch import prefetch_to_device
-from runner.data.samples import EpochOrder, Placement, draw_sampler
+from runner.data.samples import EpochOrder, Placement
 from runner.data.sharding import Shard
-from runner.data.whole_dataset import compute_fingerprint
 from runner.data.workers import WorkerInit, iterate_sound_batches
 
 
@@ -47,7 +48,14 @@ class Collate:
         good = [sample for sample in samples if not isinstance(sample, BadSample)] if faults else samples
         if self.copies:
             good = [copy_owned(sample) for sample in good]
-        return self.collate_fn(good) if good else None, faults
+        if not good:
+            return None, faults
+        try:
+            return self.collate_fn(good), faults
+        except RuntimeError as error:
+            if not self.copies and (rule := find_unjoinable(good[0])):
+                raise RunError(rule) from error
+            raise
 
 
 class DataLoaderBatches:
@@ -98,7 +106,8 @@ class DataLoaderBatches:
 
     def _positions(self, epoch: int) -> list[list[int]]:
         if self.batch_sampler is not None:
-            return [list(batch) for batch in draw_sampler(self.batch_sampler, self.order.stream, epoch)]
+            drawn = self.order.draw(self.batch_sampler, epoch, "loader.batch_sampler", "batches")
+            return [list(batch) for batch in drawn]
         order = self.order(epoch).tolist()
         rows = [order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)]
         return rows[:-1] if self.drop_last and rows and len(rows[-1]) < self.batch_size else rows
@@ -156,7 +165,7 @@ class StreamedBatches:
         )
         self.size = len(samples.dataset) if hasattr(samples.dataset, "__len__") else 0
         self.num_batches = None
-        self.fingerprint = ""  # only reading all of it would tell
+        self.fingerprint = STREAMED_FINGERPRINT
         where = f", by {num_workers} worker{'s' * (num_workers != 1)}" if num_workers else ""
         self.plan = DataPlan(PlanKind.STREAMED, f"{PlanKind.STREAMED}{where}")
 

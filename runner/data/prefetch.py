@@ -1,11 +1,12 @@
 """Prefetching to a GPU: a CUDA stream of its own copies the next batch while the current one trains."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from runner.core.layouts import list_strided_parts
+from runner.core.trees import iterate_tensors
 from runner.data.samples import Placement
 
 
@@ -32,14 +33,7 @@ def _wait_for_copy(batch: Any, copied: torch.cuda.Event) -> Any:
     """Make the current stream wait for the copy and keep the batch's memory until it is done."""
     current = torch.cuda.current_stream()
     current.wait_event(copied)
-    for tensor in _iterate_tensors(batch):
-        tensor.record_stream(current)
+    for tensor in iterate_tensors(batch):
+        for part in list_strided_parts(tensor):
+            part.record_stream(current)
     return batch
-
-
-def _iterate_tensors(batch: Any) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping | tuple | list):
-        for member in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from _iterate_tensors(member)

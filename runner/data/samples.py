@@ -16,6 +16,9 @@ from torch import Tensor
 
 from runner.core import rng
 from runner.core.copies import copy_owned
+from runner.core.errors import RunError
+from runner.core.layouts import is_strided
+from runner.core.trees import map_tensors
 from runner.data.interfaces import Indices, Place, iterate_members
 
 
@@ -28,15 +31,12 @@ class Placement:
 
     def put(self, batch: Any) -> Any:
         """Move a batch (tensors in nested tuples, lists and mappings) to the device; tuples become lists."""
-        if isinstance(batch, Tensor):
-            moved = batch.to(self.device, non_blocking=True)
-            images = moved.dim() == 4 and moved.is_floating_point()
-            return moved.contiguous(memory_format=self.memory_format) if images else moved
-        if isinstance(batch, Mapping):
-            return {name: self.put(value) for name, value in batch.items()}
-        if isinstance(batch, tuple | list):
-            return [self.put(value) for value in batch]
-        return batch
+        return map_tensors(self._move, batch)
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        moved = tensor.to(self.device, non_blocking=True)
+        images = moved.dim() == 4 and moved.is_floating_point() and is_strided(moved)
+        return moved.contiguous(memory_format=self.memory_format) if images else moved
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ class EpochOrder:
 
     def __init__(self, length: int, stream: Stream, *, shuffle: bool, sampler: Iterable[int] | None = None) -> None:
         self.length, self.stream, self.shuffle, self.sampler = length, stream, shuffle, sampler
+        self.drawn: int | None = None  # samples or batches of the first epoch that a sampler was asked for
 
     @property
     def fixed(self) -> bool:
@@ -117,10 +118,27 @@ class EpochOrder:
     def __call__(self, epoch: int) -> Indices:
         """Return the epoch's positions in the split, int64."""
         if self.sampler is not None:
-            return np.fromiter(draw_sampler(self.sampler, self.stream, epoch), dtype=np.int64)
+            return np.fromiter(self.draw(self.sampler, epoch), dtype=np.int64)
         if self.shuffle:
             return rng.draw_permutation(self.stream.key(epoch, "order"), self.length)
         return np.arange(self.length)
+
+    def draw(self, sampler: Iterable[Any], epoch: int, key: str = "loader.sampler", unit: str = "samples") -> list[Any]:
+        """Draw what a sampler or a batch sampler gives in an epoch.
+
+        Raises:
+            RunError: it is not as much as in the first epoch.
+        """
+        given = draw_sampler(sampler, self.stream, epoch)
+        if self.drawn is None:
+            self.drawn = len(given)
+        if len(given) != self.drawn:
+            raise RunError(
+                f"{key} gives {len(given):,} {unit} in epoch {epoch}, and gave {self.drawn:,} at first: durations, "
+                f"schedules and a resume count on epochs of one length. Let it give {self.drawn:,} each time (some "
+                f"more than once, or not at all), or take a dataset that yields its samples (torch's IterableDataset)"
+            )
+        return given
 
 
 def draw_sampler(sampler: Iterable[Any], stream: Stream, epoch: int) -> list[Any]:
@@ -142,5 +160,5 @@ def collect_shapes(sample: Any) -> tuple[tuple[Any, ...], ...]:
     return tuple(
         (place, tuple(member.shape))
         for place, member in iterate_members(sample)
-        if isinstance(member, Tensor | np.ndarray)
+        if isinstance(member, Tensor | np.ndarray) and not getattr(member, "is_nested", False)
     )

@@ -2,13 +2,13 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
+from runner.core.trees import count_samples, slice_samples
 from runner.data.interfaces import Indices, Split
 
 
@@ -139,37 +139,17 @@ class SlicedBatches(ShardedBatches):
 
     def _parts(self, batches: Iterator[Any], share: EvenShard) -> Iterator[tuple[Any, tuple[int, int]]]:
         for batch in batches:
-            whole = _count_samples(batch)
+            whole = count_samples(batch)
             own = share.part(whole)
             count = own.stop - own.start
-            yield _slice_batch(batch, own if count else slice(0, 1)), (count, whole)
+            yield slice_samples(batch, whole, own if count else slice(0, 1)), (count, whole)
 
     def _turns(self, batches: Iterator[Any]) -> Iterator[tuple[Any, tuple[int, int]]]:
         while turn := list(itertools.islice(batches, self.share.world)):
             own = self.share.rank < len(turn)
             batch = turn[self.share.rank if own else -1]
-            count = _count_samples(batch) * own
+            count = count_samples(batch) * own
             yield batch, (count, count)
-
-
-def _count_samples(batch: Any) -> int:
-    """Count the samples of a collated batch: the length of the first tensor or list in it."""
-    if isinstance(batch, Tensor):
-        return len(batch)
-    members = list(batch.values() if isinstance(batch, Mapping) else batch)
-    return _count_samples(members[0]) if isinstance(members[0], Tensor | Mapping | list | tuple) else len(members)
-
-
-def _slice_batch(batch: Any, rows: slice) -> Any:
-    """Return these samples of a collated batch (nested tensors and lists of other things)."""
-    if isinstance(batch, Tensor):
-        return batch[rows] if batch.dim() else batch
-    if isinstance(batch, Mapping):
-        return {name: _slice_batch(member, rows) for name, member in batch.items()}
-    if isinstance(batch, list | tuple):
-        nested = bool(batch) and isinstance(batch[0], Tensor | Mapping | list | tuple)
-        return [_slice_batch(member, rows) for member in batch] if nested else batch[rows]
-    return batch
 
 
 class RoundRobinShard(_RankShard):

@@ -1,7 +1,5 @@
-"""A dataset as a whole: stacked tensors, labels and the fingerprint."""
+"""A dataset as a whole: stacked tensors and labels."""
 
-import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +10,11 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from runner.core import rng
 from runner.core.errors import describe_error
+from runner.core.layouts import is_strided
 from runner.data.bad_samples import BadSample, BadSamples, find_file, find_none
 from runner.data.file_guard import guard_reading
 from runner.data.interfaces import Indices, Place
 from runner.data.samples import Stream, to_image
-
-FINGERPRINT_BYTES = 256 * 2**20  # of more data, rows at equal distances
 
 
 @dataclass(frozen=True)
@@ -99,10 +96,14 @@ def _get_members(sample: Any, index: int) -> Mapping[Place, Any]:
 
 def _as_tensor(member: Any, place: Place, index: int) -> Tensor:
     try:
-        return to_image(member) if hasattr(member, "convert") else torch.as_tensor(member)
-    except (TypeError, ValueError, RuntimeError) as error:
-        message = f"loader.in_memory: true needs numbers, and member {place!r} of sample {index} is no number ({error})"
-        raise ValueError(message) from error
+        tensor = to_image(member) if hasattr(member, "convert") else torch.as_tensor(member)
+        if is_strided(tensor):
+            return tensor
+        error: Exception = TypeError(f"its layout is {tensor.layout}")
+    except (TypeError, ValueError, RuntimeError) as refused:
+        error = refused
+    message = f"loader.in_memory: true needs numbers, and member {place!r} of sample {index} is no number ({error})"
+    raise ValueError(message) from error
 
 
 def read_labels(dataset: Any, place: Place = 1) -> Tensor:
@@ -145,7 +146,7 @@ def find_dataset_tensors(dataset: Any) -> DatasetTensors | None:
         return DatasetTensors(tensors, inner.pil, dataset=dataset)
     own = type(dataset).__getitem__ if hasattr(type(dataset), "__getitem__") else None
     if isinstance(dataset, TensorDataset):
-        plain = own is TensorDataset.__getitem__
+        plain = own is TensorDataset.__getitem__ and all(map(is_strided, dataset.tensors))
         return DatasetTensors(dict(enumerate(dataset.tensors)), dataset=dataset) if plain else None
     if getattr(dataset, "transforms", None) is not None:
         return None
@@ -157,41 +158,3 @@ def find_dataset_tensors(dataset: Any) -> DatasetTensors | None:
         members: dict[Place, Tensor] = {0: dataset.data[:, None], 1: torch.as_tensor(dataset.targets)}
         return DatasetTensors(members, frozenset({0}), dataset=dataset)
     return None
-
-
-def compute_fingerprint(source: Any, indices: Indices) -> str:
-    """Compute the SHA-256 of a split's data and of its sample indices.
-
-    All bytes of whole tensors (of more than 256 MB, rows at equal distances); eight raw samples of anything else, the
-    error in place of a sample that cannot be read.
-    """
-    digest = hashlib.sha256(indices.tobytes())
-    whole = source if isinstance(source, DatasetTensors) else find_dataset_tensors(source)
-    if whole is not None:
-        for tensor in whole.tensors.values():
-            rows = tensor[:: max(1, math.ceil(tensor.nbytes / FINGERPRINT_BYTES))]
-            digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(rows.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
-    digest.update(f"{type(source).__qualname__} {len(source)}".encode())
-    with rng.stream(rng.derive_key(0, "fingerprint")), guard_reading():
-        for index in indices[:: max(1, len(indices) // 8)][:8].tolist():
-            try:
-                _update(digest, source[index])
-            except Exception as error:  # noqa: BLE001  a user's dataset; the sample is reported when it is used
-                _update(digest, f"{type(error).__name__}: {error}")
-    return digest.hexdigest()
-
-
-def _update(digest: Any, value: Any) -> None:
-    if isinstance(value, Mapping):
-        value = list(value.items())
-    if isinstance(value, tuple | list):
-        for member in value:
-            _update(digest, member)
-    elif isinstance(value, Tensor):
-        digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
-    elif hasattr(value, "tobytes"):  # arrays, images
-        digest.update(value.tobytes())
-    else:
-        digest.update(repr(value).encode())

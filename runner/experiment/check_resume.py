@@ -12,10 +12,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from runner.config.check.check import Check
 from runner.config.compose import compose
 from runner.config.schema import Config
 from runner.core.errors import RunError
 from runner.experiment.examine import require_valid
+from runner.experiment.record.recorded_run import RecordedRun
 
 STEPS = 5
 
@@ -33,15 +35,15 @@ def check_resume(overrides: Sequence[str], trust: tuple[str, ...] = (), steps: i
         ConfigError: the config has mistakes.
         RunError: one of the runs failed.
     """
+    require_valid(compose(overrides), trust)  # as asked for: what follows from the few steps is no mistake
     settings = [
         f"train.duration={2 * steps}st",
         "train.checkpoint_every=1st",
         f"train.keep={2 * steps + 1}",
-        "log.tensorboard=false",
         "log.progress=false",
     ]
     composed = compose([*overrides, *settings])
-    config = require_valid(composed, trust).config
+    config = Check(composed, trust).config
     with tempfile.TemporaryDirectory(prefix="check_resume_") as scratch:
         return compare_resumed(Path(scratch), config, composed.unresolved_yaml, steps, trust)
 
@@ -75,7 +77,9 @@ def _train(folder: Path, config: Config, unresolved: str, trust: tuple[str, ...]
     folder.mkdir()
     with warnings.catch_warnings(record=True) as caught, _redirect_output() as said:
         warnings.simplefilter("always")
-        outcome = launch(config, folder, unresolved=unresolved, command=["check", "resume"], trust=trust)
+        outcome = launch(
+            config, folder, unresolved=unresolved, command=["check", "resume"], trust=trust, debugging=True
+        )
     if outcome.status:
         raise RunError(f"the run that was to be compared failed: {outcome.result.get('error')}\n{said.getvalue()}")
     return sorted({str(w.message).split(" does not have")[0] for w in caught if "deterministic" in str(w.message)})
@@ -90,11 +94,9 @@ def _redirect_output() -> Iterator[io.StringIO]:
 
 def _cut_run(straight: Path, resumed: Path, steps: int) -> None:
     """Copy a run with only its checkpoint of step `steps` and no result, as a kill there leaves it."""
-    from runner.train.checkpoint import Checkpoints
-
     ignore = shutil.ignore_patterns("checkpoints", "result.json", ".lock")
     shutil.copytree(straight, resumed, ignore=ignore)
-    before, after = Checkpoints(straight / "checkpoints"), Checkpoints(resumed / "checkpoints", keep=2 * steps + 1)
+    before, after = (RecordedRun(run).open_checkpoints(keep=2 * steps + 1) for run in (straight, resumed))
     entry = next(entry for entry in before.entries() if entry.step == steps)
     after.save(before.load(before.folder / entry.file), steps, entry.metric)
 
@@ -111,9 +113,7 @@ def _run_in_subprocess(argv: list[str]) -> None:
 
 def _find_first_difference(one: Path, other: Path, steps: Sequence[int]) -> tuple[int, list[str]] | None:
     """Find the first step after which two runs' checkpoints differ, and the parts that differ."""
-    from runner.train.checkpoint import Checkpoints
-
-    runs = [Checkpoints(run / "checkpoints") for run in (one, other)]
+    runs = [RecordedRun(run).open_checkpoints() for run in (one, other)]
     files = [{entry.step: run.folder / entry.file for entry in run.entries()} for run in runs]
     for step in steps:
         a, b = (run.load(names[step]) for run, names in zip(runs, files, strict=True))

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from runner.config.check.imports import TargetError
 from runner.config.schema import Config
-from runner.core import safe_io
 from runner.core.errors import ConfigError, Mistake, RunError, describe_error, find_own_line
 from runner.experiment.preflight.report import Preflight
 from runner.experiment.record import provenance
+from runner.experiment.record.recorded_run import RecordedRun
 from runner.train import evaluation, loop, remedies
 from runner.train.optimizer_step import base
 from runner.train.optimizer_step.accumulated import AccumulatedStep
@@ -91,8 +91,8 @@ def convert_record_errors(folder: Path) -> Iterator[None]:
 def describe_changed_modules(folder: Path) -> str:
     """Describe the project's modules that changed since a run; empty if none is known."""
     try:
-        before = safe_io.read_json(folder / "provenance.json")["modules"]["files"]
-    except (OSError, ValueError, LookupError, TypeError):
+        before = RecordedRun(folder).read_part("provenance.json")["modules"]["files"]
+    except (LookupError, TypeError):
         return ""
     now = provenance.hash_modules(Path.cwd())["files"]
     other = [name for name, digest in before.items() if name in now and now[name] != digest]
@@ -159,7 +159,7 @@ def read_traceback(error: Exception, run: Run) -> FailureContext:
         code, local = frame.f_code, frame.f_locals
         if code is loop.fit.__code__ and "batch" in local:
             scene.batch, scene.known = local["batch"], True
-            scene.batch = scene.batch[0] if run.accumulate > 1 and isinstance(scene.batch, list) else scene.batch
+            scene.batch = scene.batch[0] if run.rhythm.accumulate > 1 and isinstance(scene.batch, list) else scene.batch
         elif code is evaluation.evaluate_batches.__code__ and "batch" in local:
             scene.split, scene.batch, scene.known = local["name"], local["batch"], True
         elif code is evaluation.evaluate.__code__:

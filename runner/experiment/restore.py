@@ -7,7 +7,6 @@ from typing import Any
 
 from runner.config.check.check import to_resolved_data
 from runner.config.schema import Config
-from runner.core import safe_io
 from runner.core.durations import Duration
 from runner.core.errors import ConfigError, Mistake
 from runner.data.interfaces import PlanKind
@@ -16,7 +15,8 @@ from runner.experiment.builders import train as train_builder
 from runner.experiment.builders.instantiate import Trust
 from runner.experiment.record import provenance
 from runner.experiment.record.continuation import Continuation, drop_schedule
-from runner.experiment.record.result import add_resume, collect_provenance, get_latest_facts, read_provenance
+from runner.experiment.record.recorded_run import RecordedRun, get_latest_facts
+from runner.experiment.record.result import add_resume, collect_provenance
 from runner.train.lr_schedule import ConstantLR
 from runner.train.single_process import SINGLE_PROCESS, SingleProcess
 from runner.train.state import Run, follow, forecast, hold, plan_schedule
@@ -44,7 +44,7 @@ def continue_run(
         RunError: it had checkpoints, and none is left that is whole.
     """
     config = again.config
-    before = read_provenance(folder)
+    before = RecordedRun(folder).read_provenance()
     kinds = {} if before is None else provenance.get_plan_kinds(before)
     if config.loader.in_memory == "auto" and kinds.get("train") == PlanKind.PER_SAMPLE:
         config.loader.in_memory = False  # the plan of making batches is kept
@@ -108,10 +108,10 @@ def rebuild_at_checkpoint(
     run = run_builder.build(config, folder, to_resolved_data(config), trust, team)
     run.checkpoints.warn = said.append
     if not run.checkpoints.entries():
-        run.checkpoints.refuse_lost(read_saved_steps(folder))
+        run.checkpoints.refuse_lost(RecordedRun(folder).read_saved_steps())
     else:
         put_back(run, run.checkpoints.load("last"), again)
-    if mistakes := train_builder.find_short_schedule(run.schedule, run.total_steps, run.steps_per_epoch):
+    if mistakes := train_builder.find_short_schedule(run.schedule, run.rhythm.total_steps, run.rhythm.steps_per_epoch):
         if again is not None and again.was:
             mistakes = [replace(mistake, remedy=f"{mistake.remedy}, or say `{FOLLOW}`") for mistake in mistakes]
         raise ConfigError(mistakes)
@@ -152,10 +152,10 @@ def forecast_rates(run: Run, again: Continuation, said: list[str]) -> list[Mista
         return []
     names = [str(group.get("name", place)) for place, group in enumerate(run.optimizer.param_groups)]
     courses = list(zip(*rates, strict=True))
-    words = [describe_rates(list(one), run.progress.step, run.total_steps) for one in courses[:3]]
+    words = [describe_rates(list(one), run.progress.step, run.rhythm.total_steps) for one in courses[:3]]
     whose = [f" of {name}" for name in names] if len(names) > 1 else [""]
     lines = [f"the learning rate{name} {text}" for name, text in zip(whose, words, strict=False)]
-    old_end = max(0, Duration.parse(again.was).steps(run.steps_per_epoch) - run.progress.step)
+    old_end = max(0, Duration.parse(again.was).steps(run.rhythm.steps_per_epoch) - run.progress.step)
     rises = any(max(one[old_end:]) > one[old_end] * (1 + 1e-6) + 1e-12 for one in courses)
     if rises and not again.schedule and not again.rescheduled:
         rule = f"of a run that trained for {again.was} would make the rate rise again: {'; '.join(lines)}"
@@ -173,12 +173,3 @@ def describe_rates(rates: Sequence[float], start: int, end: int) -> str:
         at = start + rates.index(most)
         return f"is {first:.4g} now, rises to {most:.4g} at step {at:,}, and is {last:.4g} at the end (step {end:,})"
     return f"is {first:.4g} now and falls to {last:.4g} at the end (step {end:,})"
-
-
-def read_saved_steps(folder: Path) -> int:
-    """Return the steps of an ended run from its `result.json`; 0 if they are not known."""
-    try:
-        result = safe_io.read_json(folder / "result.json")
-        return int(result["steps"]) if result["status"] in ("completed", "interrupted", "pruned") else 0
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
-        return 0

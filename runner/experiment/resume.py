@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.config.schema import Config
-from runner.core import safe_io
 from runner.core.errors import ConfigError, Mistake
 from runner.core.exit_status import EXIT_DONE
 from runner.experiment.record.continuation import plan_continuation
 from runner.experiment.record.recorded import is_run
+from runner.experiment.record.recorded_run import RecordedRun
 
 # What a run leaves that was killed, or that failed, before it had a config.
 STARTED = {".lock", ".heartbeat", ".hydra", "log.txt", "result.json"}
@@ -69,24 +69,14 @@ def resume(
     ).status
 
 
-def read_final_metrics(folder: Path) -> dict[str, float] | None:
-    """Return the metrics of a completed run; None where it is not completed, or its result is damaged."""
-    try:  # where there is none, or it is damaged, its checkpoints say how far it is
-        result = safe_io.read_json(folder / "result.json")
-        metrics = {str(name): float(value) for name, value in result["metrics"].items()}
-        return metrics if result["status"] == "completed" else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        return None
-
-
 def is_completed(folder: Path) -> bool:
     """Return whether a run is completed."""
-    return read_final_metrics(folder) is not None
+    return RecordedRun(folder).read_final_metrics() is not None
 
 
 def print_result(folder: Path) -> None:
     """Print the result of a completed run, which is not trained on."""
     from runner.log.console import print_final_report
 
-    print_final_report(read_final_metrics(folder) or {}, folder)
+    print_final_report(RecordedRun(folder).read_final_metrics() or {}, folder)
     print("This run is completed; nothing was done.", file=sys.stderr)

@@ -4,13 +4,14 @@ import os
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from runner.config import schema
 from runner.config.check.check import to_resolved_data
@@ -18,11 +19,10 @@ from runner.config.check.rules.train import find_too_long
 from runner.config.composed import Composed
 from runner.config.schema import Config
 from runner.core import device as devices
-from runner.core.errors import ConfigError, Mistake, RunError, explain_os_error
+from runner.core.errors import ConfigError, Mistake, RunError
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED
 from runner.core.files import remove, write_json
 from runner.core.lock import Lock
-from runner.core.paths import PACKAGE
 from runner.experiment import diagnosis
 from runner.experiment.builders import run as run_builder
 from runner.experiment.builders import train as train_builder
@@ -31,12 +31,12 @@ from runner.experiment.examine import Examination
 from runner.experiment.preflight import processes as processes_preflight
 from runner.experiment.preflight.preflight import find_late_mistakes
 from runner.experiment.preflight.report import Preflight
-from runner.experiment.record.cause import classify_error
+from runner.experiment.preflight.step import watch_step
+from runner.experiment.record.cause import describe_cause, describe_failure
 from runner.experiment.record.continuation import Continuation, drop_schedule
 from runner.experiment.record.result import (
     collect_provenance,
     compute_timings,
-    format_error,
     get_last_values,
     hash_weights,
     make_empty_result,
@@ -57,8 +57,7 @@ from runner.train.finite import NonFiniteError
 from runner.train.optimizer_step.closure import is_custom_step
 from runner.train.single_process import SINGLE_PROCESS, SingleProcess
 from runner.train.state import Run, StopReason, StopRequest
-
-OURS = PACKAGE
+from runner.train.steps import needs_input_and_target
 
 
 @dataclass(frozen=True)
@@ -144,12 +143,22 @@ def launch(
         ConfigError: another process is at work on it, or it cannot be continued exactly; nothing was touched.
     """
     began = time.perf_counter() if began is None else began
+    task = RunTask(
+        config,
+        folder,
+        unresolved,
+        command,
+        trust,
+        found,
+        again,
+        inexact,
+        debugging,
+        began=began,
+        judge=judge,
+        blame=blame,
+    )
     stop, status = StopRequest(), EXIT_FAILED
-    team = join_process_group(config, stop, command)
-    run: Run | None = None
-    log: Logger | None = None
-    result = make_empty_result()
-    stands = again is None  # a run that goes on is not touched until it stands where it stood
+    record = RunRecord(task, stop, join_process_group(config, stop, command), make_empty_result())
     with (
         Lock(folder),
         handle_stop_signals(stop),
@@ -158,56 +167,118 @@ def launch(
         refuse_broadcasting(),
     ):
         try:
-            team.watch(lambda culprit: give_up(folder, result if stands else None, culprit))
-            said, record = list[str](), dict[str, Any]()
-            if again is None:
-                run = start(
-                    config, folder, unresolved, command, trust, team, found=found, blame=blame, debugging=debugging
-                )
-            else:
-                run, record = continue_run(folder, again, command, trust, team, said, inexact=inexact)
-            team.tell({"step": run.progress.step})
-            run.stop = stop
-            stop_in_time(run, began)
-            log = open_log(run, config, judge)
-            if again is not None:
-                record_continuation(folder, run, again, record)
-                stands = True
-            log_start(run, config, found, said)
-            result["seconds_startup"] = time.perf_counter() - began
-            while (fault := fit_until_fault(run, config)) is not None:
-                if team.world > 1:  # the search trains on in one process
-                    raise fault
-                rebuild = partial(rebuild_at_checkpoint, config, folder, trust, said, again)
-                run = nan_search.answer(run, fault, rebuild, *get_fault_policy(config))
-                run.stop = stop
-                log.close()
-                log = open_log(run, config, judge)
-            status = finish(run, result)
+            open_record(record)
+            status = train_recorded(record)
         except Exception as error:
             if again is not None and isinstance(error, ConfigError):
                 raise
-            team.failed(error)
-            if not stands:
-                result["error"] = team.blame(error) or describe_cause(error)
-                return refuse_continuation(folder, result, log, team)
-            culprit = team.blame(error)  # in another process
-            result |= describe_failure(error, culprit or diagnosis.explain_failure(error, run, config, found, blame))
-            if culprit:
-                del result["cause"]  # its message says more than this error, which only follows from it
-            result["error"] += write_traceback(log, folder, error)
-        result |= collect_outcome(run, folder) | {"seconds": time.perf_counter() - began}
-        status = status if write_result(folder, result) else EXIT_FAILED
-        close_log(log, folder, run, config, result["status"])
-        print_result(result, folder)
-        team.end()
+            record.team.failed(error)
+            if not record.stands:
+                return refuse_continuation(record, error)
+            record_error(record, error)
+        return close_record(record, status)
+
+
+@dataclass(frozen=True)
+class RunTask:
+    """Arguments of `launch`, in one object."""
+
+    config: Config
+    folder: Path
+    unresolved: str
+    command: Sequence[str]
+    trust: Trust
+    found: Preflight | None
+    again: Continuation | None
+    inexact: bool
+    debugging: bool
+    began: float
+    judge: Judge | None
+    blame: diagnosis.Blame
+
+
+@dataclass
+class RunRecord:
+    """Record of a run under way: directory, result and log, opened before training, closed after."""
+
+    task: RunTask
+    stop: StopRequest
+    team: SingleProcess
+    result: dict[str, Any]
+    run: Run | None = None
+    log: Logger | None = None
+    said: list[str] = field(default_factory=list)  # to be logged at the start
+    taken_up: bool = False  # a run that continues stands where it stood
+
+    @property
+    def stands(self) -> bool:
+        """Return whether the directory may change: a run that continues is not touched until it stands."""
+        return self.taken_up or self.task.again is None
+
+
+def open_record(record: RunRecord) -> Run:
+    """Build the run of a record, or restore it, and open its log; the run is ready to be trained."""
+    task, team, again = record.task, record.team, record.task.again
+    team.watch(lambda culprit: give_up(task.folder, record.result if record.stands else None, culprit))
+    facts = dict[str, Any]()
+    if again is None:
+        run = start(task, team)
+    else:
+        run, facts = continue_run(task.folder, again, task.command, task.trust, team, record.said, inexact=task.inexact)
+    team.tell({"step": run.progress.step})
+    start_logging(record, run)
+    stop_in_time(run, task.began)
+    if again is not None:
+        record_continuation(task.folder, run, again, facts)
+        record.taken_up = True
+    log_start(run, task.config, task.found, record.said)
+    record.result["seconds_startup"] = time.perf_counter() - task.began
+    return run
+
+
+def start_logging(record: RunRecord, run: Run) -> None:
+    """Open the log of a run that stands, and give the run its stop request and this log."""
+    record.run = run
+    log = open_log(run, record.task.config, record.task.judge)
+    run.start(record.stop, log)
+    record.log = log
+
+
+def train_recorded(record: RunRecord) -> int:
+    """Train the run of an open record, answer faults as `train.on_fault` says; return the status."""
+    task, run = record.task, record.run
+    assert run is not None
+    while (fault := fit_until_fault(run, task.config)) is not None:
+        if record.team.world > 1:  # the search trains on in one process
+            raise fault
+        rebuild = partial(rebuild_at_checkpoint, task.config, task.folder, task.trust, record.said, task.again)
+        run = nan_search.answer(run, fault, rebuild, *get_fault_policy(task.config))
+        if record.log is not None:
+            record.log.close()
+        start_logging(record, run)
+    return finish(run, record.result)
+
+
+def record_error(record: RunRecord, error: Exception) -> None:
+    """Write into the result of a record what failed, and its traceback into `log.txt`."""
+    task, result = record.task, record.result
+    culprit = record.team.blame(error)  # in another process
+    message = culprit or diagnosis.explain_failure(error, record.run, task.config, task.found, task.blame)
+    result |= describe_failure(error, message)
+    if culprit:
+        del result["cause"]  # its message says more than this error, which only follows from it
+    result["error"] += write_traceback(record.log, task.folder, error)
+
+
+def close_record(record: RunRecord, status: int) -> Outcome:
+    """Write the result of a run that has ended, close its log, and print the result."""
+    folder, result = record.task.folder, record.result
+    result |= collect_outcome(record.run, folder) | {"seconds": time.perf_counter() - record.task.began}
+    status = status if write_result(folder, result) else EXIT_FAILED
+    close_log(record.log, folder, record.run, record.task.config, result["status"])
+    print_result(result, folder)
+    record.team.end()
     return Outcome(status, folder, result)
-
-
-def describe_failure(error: Exception, message: str) -> dict[str, Any]:
-    """Return the entries of a failed run in `result.json`: message, cause, and the origin of a NaN."""
-    said: dict[str, Any] = {"error": message, "cause": classify_error(error)}
-    return said | {"fault": error.record()} if isinstance(error, NonFiniteError) else said
 
 
 def collect_outcome(run: Run | None, folder: Path) -> dict[str, Any]:
@@ -219,47 +290,23 @@ def collect_outcome(run: Run | None, folder: Path) -> dict[str, Any]:
     return compute_timings(run) | read_inexact_steps(folder)
 
 
-def refuse_continuation(folder: Path, result: dict[str, Any], log: Logger | None, team: SingleProcess) -> Outcome:
+def refuse_continuation(record: RunRecord, error: Exception) -> Outcome:
     """Print why a run cannot continue; its directory and its result stay as they were."""
-    if log is not None:
+    folder, result = record.task.folder, record.result
+    result["error"] = record.team.blame(error) or describe_cause(error)
+    if record.log is not None:
         with suppress(OSError):
-            log.close()
+            record.log.close()
     print(f"{folder} cannot go on: {result['error']}", file=sys.stderr)
     print("Its result, metrics and checkpoints are as they were.", file=sys.stderr)
-    team.end()
+    record.team.end()
     return Outcome(EXIT_FAILED, folder, result)
-
-
-def describe_cause(error: Exception) -> str:
-    """Describe an error in one paragraph, with the line of user code that raised it, if any."""
-    ours = type(error).__module__.partition(".")[0] == "runner"
-    if isinstance(error, OSError) and not ours:
-        text = explain_os_error(error)
-    else:
-        text = str(error).encode(errors="backslashreplace").decode() if ours else format_error(error)
-    place = locate_cause(error)
-    return text if not place or place in text else f"{text} ({place})"
-
-
-def locate_cause(error: BaseException | None) -> str:
-    """Return `file:line` of the user code that raised an error or its cause; empty without any."""
-    here, found = Path.cwd(), ""
-    while error is not None:
-        frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-        if isinstance(error, SyntaxError) and error.filename:
-            frames.append((error.filename, error.lineno))
-        for name, line in frames:
-            file = Path(name)
-            own = file.is_relative_to(here) and not file.is_relative_to(OURS) and "site-packages" not in file.parts
-            found = f"{file.relative_to(here)}:{line}" if own else found
-        error = error.__cause__ or error.__context__
-    return found
 
 
 def stop_in_time(run: Run, began: float) -> None:
     """Set the deadline of training by `train.max_time`, less the seconds of earlier processes."""
-    if run.max_seconds is not None:
-        run.stop.end_at(began + run.max_seconds - run.progress.seconds, "train.max_time is used up")
+    if run.rhythm.max_seconds is not None:
+        run.stop.end_at(began + run.rhythm.max_seconds - run.progress.seconds, "train.max_time is used up")
 
 
 def join_process_group(config: Config, stop: StopRequest, command: Sequence[str]) -> SingleProcess:
@@ -285,31 +332,21 @@ def give_up(folder: Path, result: dict[str, Any] | None, culprit: str) -> None:
     os._exit(EXIT_FAILED)
 
 
-def start(
-    config: Config,
-    folder: Path,
-    unresolved: str,
-    command: Sequence[str],
-    trust: Trust,
-    team: SingleProcess,
-    *,
-    found: Preflight | None = None,
-    blame: diagnosis.Blame,
-    debugging: bool = False,
-) -> Run:
+def start(task: RunTask, team: SingleProcess) -> Run:
     """Build a new run: write its config, build it, write its provenance, try its first batch."""
+    config, folder = task.config, task.folder
     plain = to_resolved_data(config)
-    write_config(folder, plain, unresolved)
+    write_config(folder, plain, task.unresolved)
     remove(folder / "result.json")  # of an attempt that failed before it had a config
     team.tell({"config": plain, "folder": str(folder.absolute()), "rescheduled": [], "settings": {}, "schedule": ""})
     run: Run | None = None
     try:
-        run = run_builder.build(config, folder, plain, trust, team)
+        run = run_builder.build(config, folder, plain, task.trust, team)
     finally:
-        write_json(folder / "provenance.json", collect_provenance(config, command, run))
-    if mistakes := check_lengths(config, run, debugging=debugging):
+        write_json(folder / "provenance.json", collect_provenance(config, task.command, run))
+    if mistakes := check_lengths(config, run, debugging=task.debugging):
         raise RunError("; ".join(map(str, mistakes)))
-    try_the_first_batch(run, config, found, trust, blame)
+    try_the_first_batch(run, config, task.found, task.trust, task.blame)
     return run
 
 
@@ -319,18 +356,23 @@ def try_the_first_batch(
     """Find mistakes that only real data shows, before the first step.
 
     That is a batch of one sample at the end of an epoch, which batch norm cannot train on, and, where the dataset
-    states no sample, a metric that does not fit what the model gives.
+    states no sample, a metric that does not fit what the model gives. A step of one's own is watched in its first call:
+    nothing is computed twice that may keep a state.
 
     Raises:
         RunError: a made-up batch is known, and the model refuses one sample of it.
     """
-    if run.team.world > 1 or config.device.compile or is_custom_step(run.step) or not run.total_steps:
+    if run.team.world > 1 or config.device.compile or is_custom_step(run.step) or not run.rhythm.total_steps:
         return
 
     def told(mistakes: list[Mistake]) -> None:
         if mistakes:
             raise RunError("; ".join(diagnosis.format_mistake(mistake, blame) for mistake in mistakes))
 
+    if not needs_input_and_target(run.step):
+        if found is None or found.batch is None or found.left_open:
+            _watch_first_step(run, told)
+        return
     rest = compute_smallest_batch(run, config) == 1
     if found is not None and found.batch is not None and found.model is not None and not found.left_open:
         told(
@@ -347,6 +389,19 @@ def try_the_first_batch(
         )
 
 
+def _watch_first_step(run: Run, told: Callable[[list[Mistake]], None]) -> None:
+    """Let the first call of the step show whether it compares every output with every target."""
+    update, step = run.update, run.update.step
+
+    def watched(batch: Any, net: nn.Module, loss: Any) -> Any:
+        update.step = step
+        outcome, mistake = watch_step(lambda: step(batch, net, loss), net, batch)
+        told([mistake] if mistake is not None else [])
+        return outcome
+
+    update.step = watched
+
+
 def compute_smallest_batch(run: Run, config: Config) -> int:
     """Compute the samples in the smallest training batch of an epoch; 0 if the config does not say it."""
     size, whole = run.splits["train"].size, config.loader.batch_size
@@ -357,10 +412,10 @@ def compute_smallest_batch(run: Run, config: Config) -> int:
 
 def check_lengths(config: Config, run: Run, *, debugging: bool) -> list[Mistake]:
     """Check durations against the run's steps; a `debug` run may be too short on purpose."""
-    outlived = train_builder.find_short_schedule(run.schedule, run.total_steps, run.steps_per_epoch)
-    if debugging or run.total_steps == 0:
+    outlived = train_builder.find_short_schedule(run.schedule, run.rhythm.total_steps, run.rhythm.steps_per_epoch)
+    if debugging or run.rhythm.total_steps == 0:
         return outlived
-    return [*(finding.mistake for finding in find_too_long(config, run.steps_per_epoch)), *outlived]
+    return [*(finding.mistake for finding in find_too_long(config, run.rhythm.steps_per_epoch)), *outlived]
 
 
 def record_continuation(folder: Path, run: Run, again: Continuation, record: Mapping[str, Any]) -> None:
@@ -401,7 +456,7 @@ def describe_out_of_memory(run: Run) -> str:
     where = "in the evaluation after" if evaluating else "in the step after"
     ways = oom.suggest_remedies(
         size,
-        run.accumulate,
+        run.rhythm.accumulate,
         run.config["device"]["precision"],
         evaluating=evaluating,
         splits=run.config["train"]["split_on_oom"],
@@ -415,7 +470,7 @@ def finish(run: Run, result: dict[str, Any]) -> int:
     """Evaluate the last weights where still due and fill in the result; return the exit status."""
     progress = run.progress
     if not run.stop.reason:
-        if progress.step == run.first_step:
+        if progress.step == run.rhythm.first_step:
             loop.evaluate_and_compare(run, {})
             loop.save(run)
             loop.wait_for_checkpoint(run)
@@ -442,7 +497,7 @@ def finish(run: Run, result: dict[str, Any]) -> int:
     result["status"] = "completed"
     if run.stop.ended:
         result["stopped"] = run.stop.ended
-        run.log.say(f"training ended after step {progress.step:,} of {run.total_steps:,}: {run.stop.ended}")
+        run.log.say(f"training ended after step {progress.step:,} of {run.rhythm.total_steps:,}: {run.stop.ended}")
     say_unknown(run)
     result |= get_last_values(run)
     result["train"] = {name: value for name, value in progress.last.items() if name.startswith("train/")}
@@ -451,6 +506,6 @@ def finish(run: Run, result: dict[str, Any]) -> int:
 
 def say_unknown(run: Run) -> None:
     """Log that the objective had no value, if a run that trained never had one."""
-    if run.progress.step and run.objective not in run.progress.last:
+    if run.progress.step and run.objective.name not in run.progress.last:
         known = evaluation.list_numbers(run.progress.last)
-        run.log.say(f"train.objective: {run.objective} was never said, so nothing was compared; there are {known}")
+        run.log.say(f"train.objective: {run.objective.name} was never said, so nothing was compared; there are {known}")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from runner.config.schema import Config
-from runner.core import safe_io
 from runner.core.files import write_json
 from runner.experiment.builders import log as log_builder
 from runner.experiment.preflight.report import Preflight
+from runner.experiment.record.recorded_run import RecordedRun
 from runner.log.console import print_final_report
 from runner.log.logger import LogFile, Logger, WatchedLogger, mend
 from runner.model.summary import build_model_table
@@ -36,29 +36,26 @@ def write_traceback(log: Logger | None, folder: Path, error: Exception) -> str:
 
 
 def open_log(run: Run, config: Config, judge: Judge | None = None) -> Logger:
-    """Open the run's log at its current step; warnings of the checkpoints go there too."""
+    """Open the run's log at its current step."""
     progress = run.progress
     said = list[str]()
-    if progress.step > run.first_step:
+    if progress.step > run.rhythm.first_step:
         # The lines that a checkpoint knows of: its losses are those since a line, and an evaluation has one.
         since = progress.step - len(run.losses.sizes) - len(progress.left_out)
-        known = max(since if since > run.first_step else 0, progress.evaluated_at or 0)
-        said = mend(run.folder, progress.step, known, run.steps_per_epoch)
+        known = max(since if since > run.rhythm.first_step else 0, progress.evaluated_at or 0)
+        said = mend(run.folder, progress.step, known, run.rhythm.steps_per_epoch)
     log = Logger if judge is None else partial(WatchedLogger, watch=PruningWatch(run, judge))
-    run.log = log(
+    opened = log(
         run.folder,
         tensorboard=config.log.tensorboard,
         progress=config.log.progress,
-        total_steps=run.total_steps,
+        total_steps=run.rhythm.total_steps,
         start_step=run.progress.step,
         go_on=config.train.on_save_error == "go_on",
     )
     for line in said:
-        run.log.say(line)
-    run.checkpoints.warn = run.log.say
-    run.update.warn = run.log.say
-    run.on_save_error = config.train.on_save_error
-    return run.log
+        opened.say(line)
+    return opened
 
 
 def close_log(log: Logger | None, folder: Path, run: Run | None, config: Config, status: str) -> None:
@@ -94,14 +91,14 @@ class PruningWatch:
 
     def __call__(self, step: int, values: Mapping[str, Any]) -> None:
         run = self.run
-        at_end = step >= run.total_steps or run.stop.asked
-        if run.objective not in values or step == self.step or at_end:
+        at_end = step >= run.rhythm.total_steps or run.stop.asked
+        if run.objective.name not in values or step == self.step or at_end:
             return
         if self.step < 0:
-            events = map(safe_io.parse_json, safe_io.read_bytes(run.folder / "metrics.jsonl").splitlines())
-            self.count = sum(run.objective in event and event["step"] < step for event in events)
+            events = RecordedRun(run.folder).read_events()
+            self.count = sum(run.objective.name in event and event["step"] < step for event in events)
         self.step, self.count = step, self.count + 1
-        if self.judge(self.count, values[run.objective]):
+        if self.judge(self.count, values[run.objective.name]):
             run.stop.on_pruned()
 
 
@@ -119,7 +116,10 @@ def log_start(run: Run, config: Config, found: Preflight | None, said: Sequence[
             run.log.say(f"pretrained: {line}")
     for name, split in run.splits.items():
         run.log.say(f"{name}: {split.size:,} samples, {split.plan}" if split.size else f"{name}: {split.plan}")
-    steps = f"steps {run.first_step + 1:,} to {run.total_steps:,}" if run.first_step else f"{run.total_steps:,} steps"
+        if left_out := split.fingerprint.describe():
+            run.log.say(f"{name}: {left_out}")
+    first, total = run.rhythm.first_step, run.rhythm.total_steps
+    steps = f"steps {first + 1:,} to {total:,}" if first else f"{total:,} steps"
     run.log.say(f"{steps} on {run.device}, in {run.folder}")
     for line in said:
         run.log.say(line)

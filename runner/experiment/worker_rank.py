@@ -39,7 +39,7 @@ def run_worker_rank(place: RankPlace, trust: Trust) -> int:
                 config, "", rescheduled=tuple(told["rescheduled"]), settings=told["settings"], schedule=told["schedule"]
             )
             run = rebuild_at_checkpoint(config, folder, trust, [], again, team)
-            run.stop, run.log = stop, NoLogger()
+            run.start(stop, NoLogger())
             step = team.hear()["step"]
             if run.progress.step != step:
                 raise RunError(f"it finds no checkpoint of step {step} in {folder}: is that a folder of every machine?")

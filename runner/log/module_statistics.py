@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from runner.core import rng
 from runner.core.errors import ConfigError, Mistake, RunError, describe_error
 from runner.core.patterns import compile_pattern, diagnose_no_match
+from runner.core.trees import iterate_tensors
 from runner.log import summaries
 
 BINS = 64
@@ -76,15 +77,7 @@ def detach_tensors(value: Any) -> Any:
 
 def collect_versions(module: nn.Module, given: Any) -> list[int]:
     """Return the in-place modification counts of the tensors of a module and of the given value."""
-
-    def tensors(value: Any) -> Iterator[Tensor]:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, Mapping | list | tuple):
-            for member in value.values() if isinstance(value, Mapping) else value:
-                yield from tensors(member)
-
-    return [tensor._version for tensor in (*module.parameters(), *module.buffers(), *tensors(given))]  # noqa: SLF001
+    return [tensor._version for tensor in (*module.parameters(), *module.buffers(), *iterate_tensors(given))]  # noqa: SLF001
 
 
 @dataclass(frozen=True)

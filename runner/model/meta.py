@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from runner.core.trees import map_tensors
+
 
 def copy_to_meta(model: nn.Module) -> nn.Module:
     """Copy a model with its parameters and buffers on the meta device; no tensor data is copied."""
@@ -18,8 +20,11 @@ def copy_to_meta(model: nn.Module) -> nn.Module:
 
 def to_meta(batch: Any) -> Any:
     """Move a batch (nested mappings, lists, tuples) to the meta device; tuples become lists."""
-    if isinstance(batch, dict):
-        return {name: to_meta(member) for name, member in batch.items()}
-    if isinstance(batch, list | tuple):
-        return [to_meta(member) for member in batch]
-    return batch.to("meta") if isinstance(batch, Tensor) else batch
+    return map_tensors(_move_to_meta, batch)
+
+
+def _move_to_meta(tensor: Tensor) -> Tensor:
+    try:
+        return tensor.to("meta")
+    except NotImplementedError:  # of a nested, quantized or MKL-DNN tensor
+        return tensor

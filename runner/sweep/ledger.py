@@ -160,7 +160,7 @@ class Ledger:
             self._refuse_programs()
 
     def _refuse_programs(self) -> None:
-        """Refuse a database with views, triggers or computed columns: they run at any access."""
+        """Refuse a database with views, triggers or computed columns, which run when it is read."""
         self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, safe_io.MAX_BYTES)
         self._db.execute("PRAGMA trusted_schema=OFF")
         for kind, name, sql in self._db.execute("SELECT type, name, sql FROM sqlite_master"):
@@ -294,7 +294,7 @@ def _is_real(value: Any) -> bool:
 
 
 def is_metrics(value: Any) -> bool:
-    """Return whether a value maps names to numbers, NaN and infinity written as texts."""
+    """Return whether a value maps names to numbers, or to the texts that stand for NaN and infinity."""
     return isinstance(value, dict) and all(isinstance(number, int | float | str | None) for number in value.values())
 
 

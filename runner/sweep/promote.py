@@ -46,6 +46,10 @@ class Promotion:
     noise: str  # points that replicates cannot tell from it; empty for none
     command: str
 
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data for `--json`."""
+        return {"file": str(self.file), "score": self.score, "noise": self.noise, "command": self.command}
+
 
 def promote(sweep: Path, name: str = "", job: str = "", trust: tuple[str, ...] = ()) -> Promotion:
     """Write a job of a sweep as `conf/experiment/<name>.yaml`: the best one, or the one that `job` names.

@@ -38,11 +38,12 @@ def read_objective(run: Run) -> float:
     Raises:
         RunError: an evaluation does not say it, or it is a word.
     """
-    value = run.progress.last.get(run.objective, math.nan)
-    missing = run.objective not in run.progress.last and run.objective.partition("/")[0] in run.evaluated
+    objective = run.objective
+    value = run.progress.last.get(objective.name, math.nan)
+    missing = objective.name not in run.progress.last and objective.name.partition("/")[0] in objective.evaluated
     if missing or isinstance(value, str):
         numbers = list_numbers(run.progress.last)
-        raise RunError(f"train.objective: {run.objective} is none of the numbers there are: {numbers}")
+        raise RunError(f"train.objective: {run.objective.name} is none of the numbers there are: {numbers}")
     return float(value)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.core.errors import RunError
+from runner.core.layouts import list_strided_parts
 from runner.core.paths import PACKAGE
 
 
@@ -62,14 +63,14 @@ def name_of(value: float) -> str:
 
 def describe_bad_value(tensor: Tensor) -> str:
     """Return the name of the first NaN or infinity in a tensor."""
-    values = tensor.detach().flatten()
-    return name_of(float(values[~torch.isfinite(values)][0].real))
+    bad = (part[~torch.isfinite(part)] for part in list_strided_parts(tensor.detach()))
+    return name_of(float(next(values for values in bad if len(values))[0].real))
 
 
 def is_finite(tensor: Any) -> bool:
     """Return whether a tensor has only finite numbers (non-tensors do); waits for its device."""
     floating = isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex())
-    return not floating or bool(torch.isfinite(tensor.detach()).all())
+    return not floating or all(bool(torch.isfinite(part).all()) for part in list_strided_parts(tensor.detach()))
 
 
 def find_non_finite(tensors: Mapping[str, Tensor]) -> list[str]:

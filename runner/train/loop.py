@@ -25,9 +25,10 @@ from runner.train.state_dict import collect_state, copy_sampler_state
 def fit(run: Run) -> None:
     """Train from `run.progress` to the end, or until a signal asks to stop."""
     progress, update, losses, stop = run.progress, run.update, run.losses, run.stop
+    rhythm = run.rhythm
     train_metrics = [] if update.metrics else list(run.metrics["train"].values())
     due = begin(run)
-    while progress.step < run.total_steps and not stop.asked:
+    while progress.step < rhythm.total_steps and not stop.asked:
         begun_at = (progress.step, progress.epoch)
         for batch in run.looks.batches(iterate_batches(run), run.log):
             outcome = update(batch)
@@ -37,11 +38,11 @@ def fit(run: Run) -> None:
                 metric.update(outcome["output"].detach(), outcome["target"])
             progress.step += 1
             progress.batch += 1
-            if progress.batch == run.steps_per_epoch:
+            if progress.batch == rhythm.steps_per_epoch:
                 end_epoch(run)
             if progress.step >= due or stop.asked:
                 due = run_due_actions(run)
-                if progress.step >= run.total_steps or stop.asked:
+                if progress.step >= rhythm.total_steps or stop.asked:
                     break
         else:  # the end of the data; of unknown length where the epoch has not ended yet
             if progress.batch:
@@ -55,17 +56,17 @@ def fit(run: Run) -> None:
 def begin(run: Run) -> int:
     """Prepare training from `run.progress` on; return the step of the first pause."""
     progress = run.progress
-    if progress.step == run.first_step:
+    if progress.step == run.rhythm.first_step:
         rng.seed_all(rng.derive_key(run.seed, "train", *run.team.stream))
-    run.infinite_buffers = find_infinite_buffers(run.model)
+    run.session.infinite_buffers = find_infinite_buffers(run.model)
     run.model.train()
     unfreeze_if_due(run)
     run.clock.start()
-    run.started_at = progress.step
-    run.paused_at = progress.step - progress.evaluation_pending
-    run.logged = (progress.step, time.perf_counter())
+    run.session.started_at = progress.step
+    run.session.paused_at = progress.step - progress.evaluation_pending
+    run.session.logged = (progress.step, time.perf_counter())
     run.looks.begin(progress.step, sum(run.losses.sizes), run.clock.seconds)
-    if run.evaluate_at_start and progress.step == run.first_step and progress.evaluated_at is None:
+    if run.rhythm.evaluate_at_start and progress.step == run.rhythm.first_step and progress.evaluated_at is None:
         progress.evaluation_pending = True
     if progress.evaluation_pending:
         due = run_due_actions(run)
@@ -79,7 +80,7 @@ def begin(run: Run) -> int:
 def finish(run: Run) -> None:
     """Run the actions that are still due and wait for the pending checkpoint."""
     run.looks.end(run.log)
-    if run.progress.step > run.paused_at and not run.stop.reason:  # the last steps were left out
+    if run.progress.step > run.session.paused_at and not run.stop.reason:  # the last steps were left out
         run_due_actions(run)
     run.clock.pause()
     wait_for_checkpoint(run)
@@ -88,12 +89,12 @@ def finish(run: Run) -> None:
 def iterate_batches(run: Run) -> Iterator[Any]:
     """Iterate over the rest of the epoch, without the batches that are left out after a NaN."""
     progress = run.progress
-    run.sampler_state = copy_sampler_state(run)  # an epoch under way is drawn again from here
-    coming: Iterator[Any] = run.splits["train"].batches(progress.epoch, progress.batch * run.accumulate)
+    run.session.sampler_state = copy_sampler_state(run)  # an epoch under way is drawn again from here
+    coming: Iterator[Any] = run.splits["train"].batches(progress.epoch, progress.batch * run.rhythm.accumulate)
     if run.rehearse is not None:
         coming = rehearse_first_batch(run, coming)
-    if run.accumulate > 1:
-        coming = group_batches(coming, run.accumulate)
+    if run.rhythm.accumulate > 1:
+        coming = group_batches(coming, run.rhythm.accumulate)
     left_out = {batch: counts for epoch, batch, counts in progress.left_out if epoch == progress.epoch}
     return _skip_left_out(left_out, coming, run) if left_out else coming
 
@@ -139,83 +140,85 @@ def end_epoch(run: Run) -> None:
 
 def arm_hooks(run: Run) -> None:
     """Get ready to look into the step that comes now, if it is time for that."""
-    if run.progress.step < run.total_steps:
-        run.looks.open(run.progress.step, run.steps_per_epoch)
+    if run.progress.step < run.rhythm.total_steps:
+        run.looks.open(run.progress.step, run.rhythm.steps_per_epoch)
 
 
 def find_next_due_step(run: Run) -> int:
     """Return the step at which to pause next."""
-    if run.check_finite == "every_step":
+    rhythm = run.rhythm
+    if rhythm.check_finite == "every_step":
         return run.progress.step + 1
-    rhythms = (run.log_every, run.evaluate_every, run.checkpoint_every)
-    due = [compute_next_due(every, run.progress.step, run.steps_per_epoch) for every in rhythms]
-    if run.thaw_at is not None and run.progress.step < run.thaw_at:
-        due.append(run.thaw_at)
-    if not run.log_means:  # a line is of its own step: what came before is forgotten at the step before
+    rhythms = (rhythm.log_every, rhythm.evaluate_every, rhythm.checkpoint_every)
+    due = [compute_next_due(every, run.progress.step, rhythm.steps_per_epoch) for every in rhythms]
+    if rhythm.thaw_at is not None and run.progress.step < rhythm.thaw_at:
+        due.append(rhythm.thaw_at)
+    if not rhythm.log_means:  # a line is of its own step: what came before is forgotten at the step before
         due += [max(step - 1, run.progress.step + 1) for step in list_coming_lines(run)]
-    due += [run.team.due, *run.looks.pauses(run.progress.step, run.steps_per_epoch)]
-    return min([run.total_steps, *[step for step in due if step is not None]])
+    due += [run.team.due, *run.looks.pauses(run.progress.step, rhythm.steps_per_epoch)]
+    return min([rhythm.total_steps, *[step for step in due if step is not None]])
 
 
 def unfreeze_if_due(run: Run) -> None:
     """Unfreeze the parameters at the step that `freeze.until` names."""
-    if run.thaw_at is not None and run.progress.step >= run.thaw_at:
+    if run.rhythm.thaw_at is not None and run.progress.step >= run.rhythm.thaw_at:
         unfreeze(run.model, run.frozen)
         run.wrap()
 
 
 def _is_due(run: Run, every: Duration | None) -> bool:
-    due = compute_next_due(every, run.paused_at, run.steps_per_epoch)
+    due = compute_next_due(every, run.session.paused_at, run.rhythm.steps_per_epoch)
     return due is not None and due <= run.progress.step
 
 
 def uses_training_metric(run: Run) -> bool:
     """Return whether evaluations compare a training metric, which a log line computes."""
-    return any(name.startswith("train/") for name in (run.objective, run.schedule.monitor or ""))
+    return any(name.startswith("train/") for name in (run.objective.name, run.schedule.monitor or ""))
 
 
 def _is_asked(run: Run) -> bool:
     """Return whether an evaluation that compares a training metric is due."""
-    return uses_training_metric(run) and _is_due(run, run.evaluate_every)
+    return uses_training_metric(run) and _is_due(run, run.rhythm.evaluate_every)
 
 
 def run_due_actions(run: Run) -> int:
     """Log, evaluate and save, if due after this step; return the step of the next pause."""
     run.team.agree(run.progress.step)
-    progress, at_end = run.progress, run.progress.step >= run.total_steps or bool(run.stop.ended)
+    progress, at_end = run.progress, run.progress.step >= run.rhythm.total_steps or bool(run.stop.ended)
     seen = run.looks.close(progress.step, run.log)
-    if run.check_finite == "every_step":
+    if run.rhythm.check_finite == "every_step":
         check_losses(run)
         check_state(run)
-    ends = at_end and (run.log_means or progress.step >= run.total_steps)
+    ends = at_end and (run.rhythm.log_means or progress.step >= run.rhythm.total_steps)
     said: Mapping[str, Any] = progress.last if progress.evaluation_pending else {}
-    if run.losses.sizes and (ends or _is_due(run, run.log_every) or _is_asked(run)):
+    if run.losses.sizes and (ends or _is_due(run, run.rhythm.log_every) or _is_asked(run)):
         said = log_line(run, seen)
     improved = False
-    if progress.evaluation_pending or at_end or _is_due(run, run.evaluate_every):
+    if progress.evaluation_pending or at_end or _is_due(run, run.rhythm.evaluate_every):
         improved = evaluate_and_compare(run, said)
     stop_where_stale(run)
-    if not run.log_means and progress.step + 1 in list_coming_lines(run):
+    if not run.rhythm.log_means and progress.step + 1 in list_coming_lines(run):
         forget(run)
     if run.stop.ended and not at_end:
         at_end = True
-        if run.losses.sizes and run.log_means and not _is_due(run, run.log_every):
+        if run.losses.sizes and run.rhythm.log_means and not _is_due(run, run.rhythm.log_every):
             log_line(run, seen)
     stopping = bool(run.stop.reason)
-    rhythm = run.checkpoint_every is not None and (improved or _is_due(run, run.checkpoint_every))
-    if at_end or stopping or rhythm:
+    saves = run.rhythm.checkpoint_every is not None and (improved or _is_due(run, run.rhythm.checkpoint_every))
+    if at_end or stopping or saves:
         save(run)
     unfreeze_if_due(run)
-    run.paused_at = progress.step
+    run.session.paused_at = progress.step
     arm_hooks(run)
     return find_next_due_step(run)
 
 
 def list_coming_lines(run: Run) -> list[int]:
     """List the next steps at which a training log line is due, one for each reason."""
-    asked = run.evaluate_every if uses_training_metric(run) else None
-    due = [compute_next_due(every, run.progress.step, run.steps_per_epoch) for every in (run.log_every, asked)]
-    return [step for step in (*due, run.total_steps) if step is not None]
+    rhythm = run.rhythm
+    asked = rhythm.evaluate_every if uses_training_metric(run) else None
+    due = [compute_next_due(every, run.progress.step, rhythm.steps_per_epoch) for every in (rhythm.log_every, asked)]
+    return [step for step in (*due, rhythm.total_steps) if step is not None]
 
 
 def forget(run: Run) -> None:
@@ -246,14 +249,14 @@ def log_line(run: Run, seen: dict[str, float]) -> dict[str, Any]:
     for name, metric in run.metrics["train"].items():
         add(logged, flatten_metric(f"train/{name}", metric.compute()))
     rest = seen | run.looks.scalars(progress.step, sum(run.losses.sizes), run.clock.seconds)
-    if _is_due(run, run.log_every):  # else it is the last line; a run that is prolonged goes on with what it has
+    if _is_due(run, run.rhythm.log_every):  # else it is the last line; a run that is prolonged goes on with what it has
         for metric in run.metrics["train"].values():
             metric.reset()
         run.losses.clear()
     progress.last |= logged
     now = time.perf_counter()
-    speed = (progress.step - run.logged[0]) / (now - run.logged[1])
-    run.logged = (progress.step, now)
+    speed = (progress.step - run.session.logged[0]) / (now - run.session.logged[1])
+    run.session.logged = (progress.step, now)
     rates = {f"lr/{group.get('name', i)}": float(group["lr"]) for i, group in enumerate(run.optimizer.param_groups)}
     if len(rates) == 1:
         rates = {"lr": rates.popitem()[1]}
@@ -263,7 +266,7 @@ def log_line(run: Run, seen: dict[str, float]) -> dict[str, Any]:
 
 def check_losses(run: Run) -> None:
     """Raise NonFiniteError at the first non-finite loss, unless `train.check_finite` is off."""
-    if run.check_finite == "off":
+    if run.rhythm.check_finite == "off":
         return
     values = run.losses.read()
     for offset, value in enumerate(values, start=1):
@@ -276,9 +279,9 @@ def check_losses(run: Run) -> None:
 
 def check_state(run: Run) -> None:
     """Raise NonFiniteError if a parameter, buffer or optimizer state is not finite (unless off)."""
-    if run.check_finite == "off":
+    if run.rhythm.check_finite == "off":
         return
-    tensors = collect_tensors(run.model, run.optimizer, run.infinite_buffers, run.loss)
+    tensors = collect_tensors(run.model, run.optimizer, run.session.infinite_buffers, run.loss)
     here = dict(zip(tensors, run.layout.here(list(tensors.values())), strict=True))
     bad = run.team.union(find_non_finite(here))
     if bad:
@@ -295,10 +298,10 @@ def evaluate_and_compare(run: Run, said: Mapping[str, Any]) -> bool:
     progress.evaluation_pending = False
     run.clock.pause()
     begun = time.perf_counter()
-    due = _is_due(run, run.evaluate_every)  # else it is the end; a run that is prolonged never had it
-    if run.evaluated and progress.evaluated_at != progress.step:
+    due = _is_due(run, run.rhythm.evaluate_every)  # else it is the end; a run that is prolonged never had it
+    if run.objective.evaluated and progress.evaluated_at != progress.step:
         values: dict[str, float] | None = {}
-        for name in run.evaluated:
+        for name in run.objective.evaluated:
             part = evaluate_and_show(run, name)
             values = None if values is None or part is None else values | part
         if values is None:
@@ -316,9 +319,9 @@ def evaluate_and_compare(run: Run, said: Mapping[str, Any]) -> bool:
     if due:
         follow_metric(run, known)
     value, best = read_objective(run), progress.best
-    if run.objective not in known:
+    if run.objective.name not in known:
         return False
-    better = best is None or (value < best["objective"] if run.mode == "min" else value > best["objective"])
+    better = best is None or (value < best["objective"] if run.objective.mode == "min" else value > best["objective"])
     if math.isfinite(value) and better:
         progress.best = {"step": progress.step, "objective": value, "metrics": dict(progress.last)}
         progress.stale = 0
@@ -343,11 +346,15 @@ def follow_metric(run: Run, known: Mapping[str, Any]) -> None:
 def stop_where_stale(run: Run) -> None:
     """End training after `train.early_stop` evaluations without a better objective."""
     progress = run.progress
-    if run.early_stop is not None and progress.stale >= run.early_stop and progress.step < run.total_steps:
+    if (
+        run.rhythm.early_stop is not None
+        and progress.stale >= run.rhythm.early_stop
+        and progress.step < run.rhythm.total_steps
+    ):
         best = progress.best
         since = f"{best['objective']:.6g} at step {best['step']:,}" if best else "it was never a finite number"
         run.stop.end(
-            f"train.early_stop: {run.objective} has not become better in {progress.stale} evaluations ({since})"
+            f"train.early_stop: {run.objective.name} has not become better in {progress.stale} evaluations ({since})"
         )
 
 
@@ -363,8 +370,8 @@ def save(run: Run) -> None:
     check_losses(run)
     check_state(run)
     run.log.sync()  # what the checkpoint says was logged must be on the disk before it
-    if run.stop.deadline is not None and run.max_seconds is not None:
-        run.progress.seconds = run.max_seconds - (run.stop.deadline - time.perf_counter())
+    if run.stop.deadline is not None and run.rhythm.max_seconds is not None:
+        run.progress.seconds = run.rhythm.max_seconds - (run.stop.deadline - time.perf_counter())
     best = run.progress.best
     metric = best["objective"] if best is not None and best["step"] == run.progress.step else None
     with handle_save_error(run):
@@ -387,6 +394,6 @@ def handle_save_error(run: Run) -> Iterator[None]:
     try:
         yield
     except SaveError as error:
-        if run.on_save_error == "stop":
+        if run.rhythm.on_save_error == "stop":
             raise
         run.log.say(f"{error}. The run goes on (train.on_save_error=go_on)")

@@ -113,28 +113,3 @@ class MeanSquaredError:
 def _strip_leading_ones(tensor: Tensor) -> list[int]:
     """Return a tensor's shape without its leading ones, which broadcasting adds."""
     return list(dropwhile(lambda size: size == 1, tensor.shape))
-
-
-def get_accumulators(metric: Any) -> dict[str, Any]:
-    """Return the accumulators of a metric as tensors and plain numbers, for a checkpoint.
-
-    Its `state_dict` where it has one; torchmetrics' is empty unless asked, but `_defaults` names its accumulators.
-    """
-    if hasattr(metric, "state_dict") and not hasattr(metric, "_defaults"):
-        state: dict[str, Any] = metric.state_dict()
-        return state
-    names = getattr(metric, "_defaults", None) or vars(metric)
-    kept = (Tensor, int, float, str, list)
-    values = {name: getattr(metric, name) for name in names if isinstance(getattr(metric, name), kept)}
-    if hasattr(metric, "_update_count"):
-        values["_update_count"] = metric._update_count  # noqa: SLF001  torchmetrics warns at compute without it
-    return {name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in values.items()}
-
-
-def set_accumulators(metric: Any, saved: dict[str, Any], device: torch.device) -> None:
-    """Restore a metric from the values of `get_accumulators`."""
-    if hasattr(metric, "load_state_dict") and not hasattr(metric, "_defaults"):
-        metric.load_state_dict(saved)
-        return
-    for name, value in saved.items():
-        setattr(metric, name, value.to(device) if isinstance(value, Tensor) else value)

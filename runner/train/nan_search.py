@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from runner.core import rng
 from runner.core.errors import RunError
+from runner.core.layouts import is_strided
 from runner.train import loop
 from runner.train.finite import (
     NonFiniteError,
@@ -84,7 +85,7 @@ def answer(run: Run, fault: NonFiniteError, rebuild: Callable[[], Run], policy: 
 def find(run: Run, until: int) -> NonFiniteReport | None:
     """Train `run` up to step `until` with every check on; report the first non-finite number, if any."""
     progress = run.progress
-    if progress.step == run.first_step:
+    if progress.step == run.rhythm.first_step:
         rng.seed_all(rng.derive_key(run.seed, "train"))
     skip = find_infinite_buffers(run.model)
     run.model.train()
@@ -98,7 +99,7 @@ def find(run: Run, until: int) -> NonFiniteReport | None:
                     return make_report(run, found, watch.micro_batch)
                 progress.step += 1
                 progress.batch += 1
-                if progress.batch == run.steps_per_epoch:
+                if progress.batch == run.rhythm.steps_per_epoch:
                     loop.end_epoch(run)
                 if progress.step >= until or run.stop.reason:
                     return None
@@ -145,7 +146,7 @@ def check_step(
         NonFiniteFound: the first non-finite number.
     """
     whole = run.update.parts == 1  # else it is unknown which part of which micro-batch this is
-    watch.micro_batch = (watch.micro_batch or 0) + 1 if run.accumulate > 1 and whole else None
+    watch.micro_batch = (watch.micro_batch or 0) + 1 if run.rhythm.accumulate > 1 and whole else None
     check_input(batch)
     outcome = step(batch, *rest, **named)
     for name, tensor in run.model.named_buffers():
@@ -207,6 +208,8 @@ def check_arguments(model: nn.Module, name: str, _module: nn.Module, inputs: tup
 
 def _find_bad_rows(tensor: Tensor) -> list[int] | None:
     """Return the indices along the first dimension that have a non-finite number."""
+    if not is_strided(tensor):
+        return None
     bad = ~torch.isfinite(tensor)
     return bad.reshape(len(tensor), -1).any(1).nonzero().flatten().tolist() if tensor.dim() else None
 
@@ -247,9 +250,9 @@ def _describe_module(model: nn.Module, name: str) -> str:
 
 def make_report(run: Run, found: NonFiniteFound, micro_batch: int | None = None) -> NonFiniteReport:
     """Make the report of a finding, with the samples of the micro-batch or of the whole step."""
-    progress = run.progress
-    first, split = progress.batch * run.accumulate, run.splits["train"]
-    last = first + run.accumulate if split.num_batches is None else min(first + run.accumulate, split.num_batches)
+    progress, split, count = run.progress, run.splits["train"], run.rhythm.accumulate
+    first = progress.batch * count
+    last = first + count if split.num_batches is None else min(first + count, split.num_batches)
     batches = range(first, last)
     if micro_batch is not None:
         batches = range(first + micro_batch, first + micro_batch + 1)

@@ -2,11 +2,13 @@
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from runner.core.trees import map_tensors
 
 INPUT_NAMES = (
     "input",
@@ -91,6 +93,10 @@ def suggest_for_model(model: nn.Module, inputs: Any, batch: Any, error: BaseExce
         return said
     if said := _suggest_dtype(model, given, str(error)):
         return said
+    if "more than 1 value per channel" in str(error):  # batch norm, on a batch of one sample
+        return (
+            "take `loader.drop_last=true`, or another `loader.batch_size` (of an evaluation: `loader.eval.batch_size`)"
+        )
     if found := re.search(r"to have (\d+) channels, but got (\d+)", str(error)):
         wanted, had = map(int, found.groups())
         image = given[0]
@@ -222,19 +228,21 @@ def _suggest_class_range(classes: int, target: Tensor) -> str:
 
 def make_logits(like: Any) -> Any:
     """Make deterministic numbers from -2 to 2 in the shape of a tensor on any device."""
-    return _map_tensors(
-        like, lambda shape: torch.linspace(-2, 2, max(1, shape.numel()))[: shape.numel()].reshape(shape)
-    )
+    return _make_like(like, lambda shape: torch.linspace(-2, 2, max(1, shape.numel()))[: shape.numel()].reshape(shape))
 
 
 def make_probabilities(like: Any) -> Any:
     """Make equal probabilities that sum to 1 over dimension 1 (1/2 each without one)."""
-    return _map_tensors(like, lambda shape: torch.full(shape, 1 / (shape[1] if len(shape) > 1 else 2)))
+    return _make_like(like, lambda shape: torch.full(shape, 1 / (shape[1] if len(shape) > 1 else 2)))
 
 
 def make_zeros(like: Any) -> Any:
     """Make zeros in the shape of a tensor."""
-    return _map_tensors(like, torch.zeros)
+    return _make_like(like, torch.zeros)
+
+
+def _make_like(like: Any, make: Callable[[torch.Size], Tensor]) -> Any:
+    return map_tensors(lambda tensor: make(tensor.shape).to(tensor.dtype), like)
 
 
 def make_targets(like: Any, output: Any) -> Any:
@@ -243,11 +251,3 @@ def make_targets(like: Any, output: Any) -> Any:
         return make_probabilities(like)
     count = output.shape[1] if isinstance(output, Tensor) and output.dim() > 1 and output.shape[1] > 1 else 2
     return (torch.arange(like.numel()) % min(2, count)).reshape(like.shape).to(like.dtype)
-
-
-def _map_tensors(like: Any, make: Any) -> Any:
-    if isinstance(like, Tensor):
-        return make(like.shape).to(like.dtype)
-    if isinstance(like, Mapping):
-        return {name: _map_tensors(member, make) for name, member in like.items()}
-    return [_map_tensors(member, make) for member in like] if isinstance(like, list | tuple) else like

@@ -188,59 +188,91 @@ class StopRequest:
             self.timer.cancel()
 
 
+@dataclass(frozen=True)
+class Rhythm:
+    """Lengths of a run, and when it logs, evaluates, saves and stops."""
+
+    total_steps: int
+    steps_per_epoch: int  # 0 where the dataset does not know
+    log_every: Duration
+    evaluate_every: Duration | None
+    checkpoint_every: Duration | None
+    first_step: int = 0  # where training begins: not at 0 where it goes on with that of another script
+    accumulate: int = 1  # batches of the loader in an optimizer step
+    log_means: bool = True  # whether a line of training has means since the last one, or the values at its step
+    evaluate_at_start: bool = False
+    early_stop: int | None = None  # evaluations without a better objective after which training is done
+    max_seconds: float | None = None  # of wall time, over all resumes
+    thaw_at: int | None = None  # the step from which on everything frozen trains
+    check_finite: str = "loss"
+    on_save_error: str = "stop"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Value that the best checkpoint has, and the splits that training evaluates."""
+
+    name: str
+    mode: str  # min or max
+    evaluated: tuple[str, ...] = ("val",)
+
+
+@dataclass
+class Session:
+    """Bookkeeping of this process, which no checkpoint holds."""
+
+    started_at: int = 0  # the step at which this process began
+    paused_at: int = 0  # the step after which logging, evaluating and saving were last looked at
+    logged: tuple[int, float] = (0, 0.0)  # step and time of the last log line
+    sampler_state: Any = None  # as it was when the epoch under way began
+    infinite_buffers: tuple[str, ...] = ()  # not finite from the start, so on purpose
+
+
 @dataclass
 class Run:
-    """The live objects of a run."""
+    """Live objects of a run, complete when it is built; `start` gives it a stop request and a log."""
 
+    # ---- where it comes from, and where it is recorded
     folder: Path
     seed: int
+    config: dict[str, Any]
+    checkpoints: Checkpoints
+    # ---- what trains
     device: torch.device
     model: nn.Module
     loss: Any  # called with output and target; None where the step needs none
     step: Callable[..., Mapping[str, Any]]
     optimizer: torch.optim.Optimizer
     update: OptimizerStep  # one optimizer step
-    looks: Monitor
     schedule: ConstantLR
     splits: dict[str, Split]  # train, val, test
     metrics: dict[str, dict[str, Any]]  # train and eval → name → metric
-    checkpoints: Checkpoints
-    total_steps: int
-    steps_per_epoch: int  # 0 where the dataset does not know
-    log_every: Duration
-    evaluate_every: Duration | None
-    checkpoint_every: Duration | None
-    objective: str
-    mode: str
-    evaluated: tuple[str, ...] = ("val",)  # the splits that training evaluates
-    evaluate_at_start: bool = False
-    early_stop: int | None = None  # evaluations without a better objective after which training is done
-    max_seconds: float | None = None  # of wall time, over all resumes
-    accumulate: int = 1  # batches of the loader in an optimizer step
+    looks: Monitor
+    # ---- when, and for what
+    rhythm: Rhythm
+    objective: Objective
+    # ---- what may be there
     average: EMA | None = None  # of the weights
     scaler: GradScaler | None = None  # of fp16's gradients
-    check_finite: str = "loss"
-    log_means: bool = True  # whether a line of training has means since the last one, or the values at its step
-    on_save_error: str = "stop"
-    config: dict[str, Any] = field(default_factory=dict)
     pretrained: LoadPlan | None = None  # what was loaded
     frozen: FrozenParameters = field(default_factory=FrozenParameters)
-    thaw_at: int | None = None  # the step from which on everything frozen trains
-    team: SingleProcess = SINGLE_PROCESS  # the processes that train together
-    layout: FullTensors = FULL_TENSORS  # how their tensors lie
     rehearse: Callable[[Any], object] | None = None  # is shown the first batch before anything is learnt from it
+    # ---- the processes that train together
+    team: SingleProcess = SINGLE_PROCESS
+    layout: FullTensors = FULL_TENSORS  # how their tensors lie
     wrap: Callable[[], object] = lambda: None  # renews what wraps the model, where other parameters train than before
-    log: Logger | NoLogger = field(default_factory=NoLogger)  # opened when the step to begin at is known
+    # ---- where it stands
     progress: Progress = field(default_factory=Progress)
     losses: Losses = field(default_factory=Losses)
     clock: Clock = field(default_factory=Clock)
+    session: Session = field(default_factory=Session)
     stop: StopRequest = field(default_factory=StopRequest)
-    logged: tuple[int, float] = (0, 0.0)  # step and time of the last log line
-    first_step: int = 0  # where training begins: not at 0 where it goes on with that of another script
-    started_at: int = 0  # the step at which this process began
-    paused_at: int = 0  # the step after which logging, evaluating and saving were last looked at
-    sampler_state: Any = None  # as it was when the epoch under way began
-    infinite_buffers: tuple[str, ...] = ()  # not finite from the start, so on purpose
+    log: Logger | NoLogger = field(default_factory=NoLogger)  # opened when the step to begin at is known
+
+    def start(self, stop: StopRequest, log: Logger) -> None:
+        """Take the stop request and the open log of this process, once, before training."""
+        self.stop, self.log = stop, log
+        self.checkpoints.warn = self.update.warn = log.say
 
 
 @dataclass(frozen=True)
@@ -254,7 +286,7 @@ class PlannedSchedule:
 
 def plan_schedule(run: Run, step: int) -> PlannedSchedule:
     """Plan the schedule of a built, not yet restored run up to `step`."""
-    rates = trace_rates(run.schedule, run.optimizer, 0, step, run.steps_per_epoch)
+    rates = trace_rates(run.schedule, run.optimizer, 0, step, run.rhythm.steps_per_epoch)
     return PlannedSchedule(rates, deepcopy(run.schedule.state_dict()), read_rates_and_momenta(run.optimizer))
 
 
@@ -279,7 +311,7 @@ def forecast(run: Run) -> list[list[float]]:
         now = [float(group["lr"]) for group in run.optimizer.param_groups]
         return [now] if schedule.monitor is None else []
     state_now, settings = deepcopy(schedule.state_dict()), read_rates_and_momenta(run.optimizer)
-    rates = trace_rates(schedule, run.optimizer, run.progress.step, run.total_steps, run.steps_per_epoch)
+    rates = trace_rates(schedule, run.optimizer, run.progress.step, run.rhythm.total_steps, run.rhythm.steps_per_epoch)
     schedule.load_state_dict(state_now)
     put_rates_and_momenta(run.optimizer, settings)
     return rates

@@ -9,14 +9,14 @@ from torch import nn
 from runner.core import rng
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.model.param_groups import compare_groups
-from runner.train import metrics as metric_state
+from runner.train.accumulators import get_accumulators, set_accumulators
 from runner.train.state import Run
 
 
 def collect_state(run: Run) -> dict[str, Any]:
     """Collect all that a resume needs: plain containers, numbers, strings and tensors."""
     parts = {name: run.layout.whole(part.state_dict()) for name, part in _find_stateful_parts(run).items()}
-    sampler = run.sampler_state if run.progress.batch else copy_sampler_state(run)
+    sampler = run.session.sampler_state if run.progress.batch else copy_sampler_state(run)
     return {
         "model": run.layout.whole(run.model.state_dict()),
         "optimizer": run.layout.whole(run.optimizer.state_dict()),
@@ -28,7 +28,7 @@ def collect_state(run: Run) -> dict[str, Any]:
         | {"losses": list(run.losses.read()), "sizes": list(run.losses.sizes)}
         | {"averaged": 0 if run.average is None else run.average.count, **run.update.state_dict()}
         | {"fields": run.losses.fields.state_dict()},
-        "metrics": {name: metric_state.get_accumulators(metric) for name, metric in run.metrics["train"].items()},
+        "metrics": {name: get_accumulators(metric, f"metrics.{name}") for name, metric in run.metrics["train"].items()},
         "step": parts | ({} if sampler is None else {"sampler": sampler}),
         "config": run.config,
     }
@@ -63,7 +63,7 @@ def restore(run: Run, saved: dict[str, Any], rescheduled: Iterable[str] = ()) ->
     for name, value in fields.items():
         setattr(run.progress, name, value)
     for name, metric in run.metrics["train"].items():
-        metric_state.set_accumulators(metric, saved["metrics"][name], run.device)
+        set_accumulators(metric, saved["metrics"][name], run.device)
     for name, part in _find_stateful_parts(run).items():
         own = saved["step"][name]
         part.load_state_dict(run.layout.model(part, own) if isinstance(part, nn.Module) else own)

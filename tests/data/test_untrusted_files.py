@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import socket
 import zipfile
@@ -106,10 +107,9 @@ def test_what_is_no_file_of_data_is_named_and_nothing_hangs_or_starts(kind, fold
     for dataset in (ImageFolder("data"), lazy):
         good, bad = sample(dataset, 0), sample(dataset, 1)
 
-        assert (torch.Tensor, BadSample) == (type(good[0]), type(bad))
-        assert bad.error.startswith("RefusedDataFile: "), bad.error
-        assert bad.file.endswith("y.png")
-        assert ("Ghostscript" if kind == "EPS" else "data is read from regular files") in bad.error
+        assert (torch.Tensor, BadSample, "y.png") == (type(good[0]), type(bad), Path(bad.file).name)
+        said = "RefusedDataFile: .*" + ("Ghostscript" if kind == "EPS" else "data is read from regular files")
+        assert re.match(said, bad.error), bad.error
         faults = BadSamples("train", skip=True)
         assert stack_samples(dataset, np.arange(2), Stream(0, "train"), faults).bad == {1}
     assert not (folder.parents[1] / "started").exists()

@@ -43,6 +43,18 @@ def project(project):
     ("arguments", "status", "said"),
     [
         ([], 0, "6 steps, and 3 + 3 resumed in another process, are bitwise the same"),
+        (
+            [
+                "log.images=2",
+                "log.histograms=1ep",
+                "log.graph=true",
+                "scheduler.warmup=2ep",
+                "freeze.until=2ep",
+                "freeze.params=[norm.weight]",
+            ],
+            0,
+            "6 steps, and 3 + 3 resumed in another process, are bitwise the same",
+        ),
         (["step=forgetful"], 1, "something has a state that no checkpoint holds"),
         (["step=moody"], 1, "something is not deterministic"),
     ],

@@ -64,6 +64,9 @@ def lossy(output, target):
 
 def stepping(batch, model, loss):
     return {"loss": loss(model(batch["x"]), batch["y"])}
+
+def plain(batch, model, loss):
+    return {"loss": loss(model(batch[0]), batch[1])}
 """
 
 
@@ -76,7 +79,7 @@ def mine(runner: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callabl
     own["model"] = {name.lower(): f"_target_: mine.{name}\n" for name in ("Normed", "Heads", "Doubles", "Broken")}
     own["metrics"] = {name.lower(): f"m: {{_target_: mine.{name}}}\n" for name in ("Keywords", "Fussy")}
     own["loss"] = {"lossy": "_target_: mine.lossy\n"}
-    own["step"] = {"stepping": "_target_: mine.stepping\n"}
+    own["step"] = {name: f"_target_: mine.{name}\n" for name in ("stepping", "plain")}
     for group, options in own.items():
         Path("conf", group).mkdir(parents=True)
         for name, text in options.items():
@@ -130,6 +133,12 @@ WRONG = [
         ("model=normed", "loader.batch_size=13", "++dataset.sample.shape=[2]"),
         "loader.batch_size makes a batch",
         "40 samples in batches of 13 leave a last batch of one",
+    ),
+    (
+        "whole",
+        ("step=plain", "metrics=none", "model=normed", "loader.batch_size=13"),
+        "model refuses the batch of step 4 (0: [1, 2] float32",
+        "take `loader.drop_last=true`",
     ),
     ("whole", ("loader.drop_last=true",), "train has 40 samples, fewer than loader.batch_size=64", "no step"),
 ]

@@ -38,6 +38,13 @@ def declared(batch, model, loss, input=0, target=1):
     return {"loss": loss(output, batch[target]), "output": output, "target": batch[target]}
 declared.needs = ("input", "target")
 def three_channels(image): return image.repeat(3, 1, 1)
+
+class Lazy(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.LazyLinear(10)
+    def forward(self, x):
+        return self.fc(x.flatten(1))
 """
 # override -> the key that is blamed, what is said, the place
 WRONG = [
@@ -56,6 +63,12 @@ WRONG = [
     ("model={_target_: mine.Broken}", "model refuses", "no attribute 'missing'", "mine.py:13"),
     ("model={_target_: mine.Bare}", "model refuses", 'missing the required "forward"', "argument"),
     ("model={_target_: mine.number}", "model must give an nn.Module, but gives int", "", "argument"),
+    (
+        "model={_target_: mine.Lazy}",
+        "model must know the shapes of its parameters",
+        "but fc.weight, fc.bias",
+        "argument",
+    ),
     ("loss={_target_: mine.nothing}", "loss must give a tensor", "NoneType", "argument"),
     ("loss={_target_: mine.text}", "loss must give a tensor", "str", "argument"),
     ("loss={_target_: mine.detached}", "loss must depend on a parameter that trains", "", "argument"),

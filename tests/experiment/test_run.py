@@ -371,7 +371,7 @@ def test_no_wait_for_the_device_in_a_step(runner: Runner, monkeypatch: pytest.Mo
         nonlocal inside
         inside = False
         due = pause(run)
-        inside = run.progress.step < run.total_steps
+        inside = run.progress.step < run.rhythm.total_steps
         return due
 
     for name in original:

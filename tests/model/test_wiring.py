@@ -337,8 +337,10 @@ def test_convert_needs_no_class_to_be_importable(shape, capsys):
     from runner.model.pretrained.files import LocatedWeights, read
 
     net = torch.load("m.pt", weights_only=False)["net"].state_dict()
-    assert convert.main(["m.pt", "--trust", "--out=other.pt"]) == 0
-    assert "not to be imported here, and stood in for: shape.Net" in capsys.readouterr().out
+    assert convert.main(["m.pt", "--trust", "--out=other.pt", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["file"], told["tensors"]) == ("other.pt", 2)
+    assert "not to be imported here, and stood in for: shape.Net" in told["notes"]
     without = read(LocatedWeights(Path("other.pt")))["net"]
     assert without.keys() == net.keys()
     assert all(torch.equal(without[name], tensor) for name, tensor in net.items())

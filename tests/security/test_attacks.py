@@ -1,6 +1,8 @@
 # ruff: noqa: C901
 """Attacks of a stranger, each in a box: nothing is started, nothing outside is written, all of them are refused."""
 
+import contextlib
+import importlib
 import random
 import re
 import shutil
@@ -22,6 +24,9 @@ KINDS = sorted({attack.kind for attack in ATTACKS})
 @pytest.fixture(scope="session")
 def template(tmp_path_factory):
     """The directory of a run that was really trained; it also imports what the runner trusts."""
+    for library in ("torchvision", "torchmetrics", "matplotlib", "pandas", "pyarrow"):  # they make folders of their own
+        with contextlib.suppress(ImportError):
+            importlib.import_module(library)
     root = tmp_path_factory.mktemp("template")
     box = canary.Box(root)
     words = "experiment=digits_mlp dataset.limit=200 train.duration=1ep device=cpu log.progress=false"

@@ -257,6 +257,16 @@ def test_what_cannot_be_promoted_is_refused(words, said, sweep, capsys):
     assert not Path("conf").exists()
 
 
+def test_a_promotion_is_told_to_programs(sweep, capsys):
+    made = sweep(["optimizer.lr=0.1,0.3"], [0.1, 0.2])
+    capsys.readouterr()
+
+    assert 0 == main(["promote", str(made), "--name", "found", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert ("conf/experiment/found.yaml", "") == (told["file"], told["noise"])
+    assert told["command"].endswith(" experiment=found")
+
+
 def test_a_sweep_without_a_result_has_no_winner(sweep, capsys):
     assert 2 == main(["promote", str(sweep(["optimizer.lr=0.1,0.3"], [None, None]))])
     assert "has no completed job" in capsys.readouterr().err

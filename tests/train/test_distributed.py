@@ -503,7 +503,7 @@ def test_torchrun_itself_stops_all_and_says_with_what_to_go_on(tmp_path):
 
 def test_data_parallel_saves_what_one_device_would(runner, monkeypatch):
     """Without GPUs torch's wrapper passes on to the model; what is seen is that no name or number changes."""
-    monkeypatch.setattr(preflight, "_check_device", lambda *_: None)
+    monkeypatch.setattr(preflight, "check_device", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     argv = ("train.duration=2st", "device.type=auto")
     wrapped, bare = [runner(*argv, f"device.parallel={how}").folder for how in ("data_parallel", "none")]

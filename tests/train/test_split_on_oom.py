@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from runner.core import rng
+from runner.core.trees import count_samples
 from runner.train.metrics import Accuracy
 from runner.train.oom import describe_peak, is_out_of_memory, suggest_remedies
 from runner.train.optimizer_step.accumulated import AccumulatedStep
-from runner.train.optimizer_step.split_on_oom import OomSplitStep, count_samples, cut
+from runner.train.optimizer_step.split_on_oom import OomSplitStep, cut
 from runner.train.steps import supervised
 from tests.support import read_result
 

@@ -135,10 +135,20 @@ def get_member_key(config: Config, member: str) -> Any:
 
 
 def make_transforms(config: Config, which: str, trust: Trust = ()) -> dict[str, Any]:
-    """Build the non-null transforms of `train`, `eval` or `batch` by name, in order."""
+    """Build the non-null transforms of `train`, `eval` or `batch` by name, in order.
+
+    A name is a random stream, so that what a constructor draws is the same in `train` and `eval`.
+    """
     nodes: dict[str, Any] = getattr(config.transform, which)
     return {
-        name: instantiate(node, f"transform.{which}.{name}", trust=trust, call=False)
+        name: instantiate(
+            node,
+            f"transform.{which}.{name}",
+            trust=trust,
+            call=False,
+            seed=config.seed,
+            stream=("transform", name),
+        )
         for name, node in nodes.items()
         if node is not None
     }
@@ -200,7 +210,9 @@ def make_loader_settings(
         workers = loader.eval.num_workers
     options: dict[str, Any] = {"pin_memory": pins and loader.pin_memory is not False}
     if loader.collate_fn is not None:
-        options["collate_fn"] = instantiate(loader.collate_fn, "loader.collate_fn", trust=trust, call=False)
+        options["collate_fn"] = instantiate(
+            loader.collate_fn, "loader.collate_fn", trust=trust, call=False, seed=config.seed
+        )
     if workers:
         options |= {
             "timeout": loader.timeout,
@@ -210,7 +222,7 @@ def make_loader_settings(
         }
         if loader.worker_init_fn is not None:
             options["worker_init_fn"] = instantiate(
-                loader.worker_init_fn, "loader.worker_init_fn", trust=trust, call=False
+                loader.worker_init_fn, "loader.worker_init_fn", trust=trust, call=False, seed=config.seed
             )
 
     def sampler(name: str) -> Any:
@@ -221,7 +233,7 @@ def make_loader_settings(
         if hasattr(dataset, "__len__"):
             rows = batches.choose_indices(dataset, indices, split, config.dataset.limit)
             part = whole_dataset.SplitSubset(dataset, rows, get_member_key(config, "target"))
-        return _make_sampler(node, f"loader.{name}", part, trust)
+        return _make_sampler(node, f"loader.{name}", part, config.seed, trust)
 
     return interfaces.LoaderSettings(
         batch_size=loader.batch_size * world if training else loader.eval.batch_size or loader.batch_size,
@@ -236,8 +248,8 @@ def make_loader_settings(
     )
 
 
-def _make_sampler(node: Mapping[str, Any], key: str, split: Any, trust: Trust) -> Any:
+def _make_sampler(node: Mapping[str, Any], key: str, split: Any, seed: int, trust: Trust) -> Any:
     """Build a sampler; pass the split to a sampler whose signature has `data_source`."""
     target = import_object(node["_target_"], trust)
     takes_source = "data_source" in inspect.signature(target).parameters
-    return instantiate(node, key, *([split] if takes_source else []), trust=trust)
+    return instantiate(node, key, *([split] if takes_source else []), trust=trust, seed=seed)

@@ -13,6 +13,7 @@ import torch
 from runner.config.check.annotations import UNFIT, convert, infer_annotation, wants_class
 from runner.config.check.imports import import_object
 from runner.config.check.signature import inspect_parameters
+from runner.core import rng
 from runner.core.errors import RunError
 
 Trust = tuple[str, ...]
@@ -25,6 +26,8 @@ def instantiate(
     trust: Trust = (),
     call: bool = True,
     given: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    stream: tuple[str, ...] = (),
 ) -> Any:
     """Instantiate a `_target_` node: build a class; call a function, or bind it if `call` is false.
 
@@ -37,11 +40,16 @@ def instantiate(
         trust: patterns of names trusted on the command line.
         given: arguments that the runner gives by name.
         call: whether a function in this slot is to be called now (a model) or with each sample or tensor (a transform).
+        seed: the constructor draws from the random stream `(seed, key)`; None: from the caller's.
+        stream: names of the stream in place of `key`.
 
     Raises:
         RunError: the callable refuses its arguments.
     """
     plain = {name: value for name, value in node.items() if name != "_partial_"}
+    if seed is not None:
+        with rng.stream(rng.derive_key(seed, *(stream or (key,)))):
+            return _instantiate_node(plain, key, *supplied, trust=trust, call=call, given=given)
     return _instantiate_node(plain, key, *supplied, trust=trust, call=call, given=given)
 
 

@@ -103,16 +103,19 @@ def make_hooks(config: Config, trust: Trust = ()) -> list[Hook]:
             continue
         named = [hook.module] if isinstance(hook.module, str) else hook.module or []
         modules = tuple(import_object(path, trust) for path in named)
-        forward, backward = (_read_statistics(label, hook, which, trust) for which in ("forward", "backward"))
+        forward, backward = (
+            _read_statistics(label, hook, which, config.seed, trust) for which in ("forward", "backward")
+        )
         hooks.append(Hook(label, modules or None, hook.name, forward, backward, hook.optional))
     return hooks
 
 
-def _read_statistics(label: str, hook: LogHook, which: str, trust: Trust) -> tuple[str | UserHook, ...]:
+def _read_statistics(label: str, hook: LogHook, which: str, seed: int, trust: Trust) -> tuple[str | UserHook, ...]:
     wanted = getattr(hook, which)
     if not isinstance(wanted, Mapping):
         return tuple(wanted)
-    return (UserHook(label, instantiate(wanted, f"log.hooks.{label}.{which}", trust=trust, call=False)),)
+    made = instantiate(wanted, f"log.hooks.{label}.{which}", trust=trust, call=False, seed=seed)
+    return (UserHook(label, made),)
 
 
 def collect_hparams(plain: Mapping[str, Any], patterns: Sequence[str] | None = None) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from torch import nn
 
 from runner.config.check.imports import import_object
 from runner.config.schema import Config
-from runner.core import rng
 from runner.core.errors import ConfigError, Mistake
 from runner.experiment.builders.instantiate import Trust, instantiate
 from runner.model import init, param_groups
@@ -32,8 +31,7 @@ class PreparedModel:
 
 def make_model(config: Config, trust: Trust = ()) -> nn.Module:
     """Build the model on the default device, drawing from the random stream `(seed, 'model')`."""
-    with rng.stream(rng.derive_key(config.seed, "model")):
-        model: nn.Module = instantiate(config.model, "model", trust=trust)
+    model: nn.Module = instantiate(config.model, "model", trust=trust, seed=config.seed)
     return model
 
 
@@ -46,7 +44,7 @@ def prepare_model(config: Config, model: nn.Module, trust: Trust = (), *, weight
     """
     done = PreparedModel()
     if config.init.apply is not None:  # before the rules: they are the more particular
-        function = instantiate(config.init.apply, "init.apply", trust=trust, call=False)
+        function = instantiate(config.init.apply, "init.apply", trust=trust, call=False, seed=config.seed)
         done.changed = init.apply_function(model, function, config.seed)
     if config.init.rules:
         done.init_rows = init.apply_rules(model, make_init_rules(config, trust), config.seed)
@@ -64,7 +62,7 @@ def make_init_rules(config: Config, trust: Trust = ()) -> list[init.Rule]:
         if rule is None:
             continue
         tensors = {
-            name: instantiate(value, f"init.rules.{label}.{name}", trust=trust, call=False)
+            name: instantiate(value, f"init.rules.{label}.{name}", trust=trust, call=False, seed=config.seed)
             if isinstance(value, Mapping)
             else value
             for name, value in rule.tensors.items()

@@ -11,7 +11,7 @@ from torch import nn
 
 from runner.config.schema import Config
 from runner.core import device as devices
-from runner.core import durations
+from runner.core import durations, rng
 from runner.core.durations import Duration
 from runner.core.errors import RunError
 from runner.experiment.builders import data as data_builder
@@ -38,7 +38,7 @@ from runner.train.lr_schedule import trace_rates
 from runner.train.optimizer_step.closure import is_custom_step, needs_closure
 from runner.train.optimizer_step.precision import GradScaler
 from runner.train.single_process import SINGLE_PROCESS, FullTensors, SingleProcess
-from runner.train.state import Run
+from runner.train.state import Objective, Rhythm, Run
 
 
 def build(
@@ -59,6 +59,7 @@ def build(
     device = devices.choose(config.device.type, team.local_rank)
     devices.set_up(device, config.device.threads, config.device.deterministic, config.device.precision)
     team.start(device)
+    rng.seed_all(rng.derive_key(config.seed, "build"))  # what no slot's own stream covers: a label read, a cache filled
     with team.first():
         parts = data_builder.make_parts(config, trust)
         splits = data_builder.make_splits(
@@ -67,16 +68,14 @@ def build(
     train = splits["train"]
     if train.num_batches == 0:
         raise RunError(describe_empty_epoch(config, train.size, team.world))
-    steps_per_epoch = math.ceil((train.num_batches or 0) / config.train.accumulate)
-    duration = Duration.parse(config.train.duration)
     if train.num_batches is None:
         require_step_durations(config)
-    total_steps = duration.steps(steps_per_epoch)
-    objective, mode = choose_objective(config, splits)
+    rhythm = make_rhythm(config, train.num_batches or 0)
+    steps_per_epoch, total_steps = rhythm.steps_per_epoch, rhythm.total_steps
+    name, mode = choose_objective(config, splits)
     kind = Checkpoints if team.rank == 0 else ReadOnlyCheckpoints
     checkpoints = kind(folder / "checkpoints", keep=config.train.keep, mode=mode)
     is_new = not checkpoints.entries()
-    first_step = (config.pretrained.epoch or 0) * steps_per_epoch
     model = model_builder.make_model(config, trust)
     with team.first():
         done = model_builder.prepare_model(config, model, trust, weights=is_new)
@@ -86,7 +85,7 @@ def build(
     if config.device.compile:
         compile_in_place(model, config.device.compile)
     node = data_builder.add_class_weights(config, parts)
-    loss = None if node is None else instantiate(node, "loss", trust=trust, call=False)
+    loss = None if node is None else instantiate(node, "loss", trust=trust, call=False, seed=config.seed)
     if isinstance(loss, nn.Module):
         loss = loss.to(device)
     layout = data_parallel.shard_model(config.device.parallel, team, done.frozen, model, loss)
@@ -94,7 +93,7 @@ def build(
     optimizer = make_optimizer(config, groups, device, trust)
     layout.ready(optimizer)
     scaler = GradScaler(optimizer, device) if config.device.precision == "fp16" else None
-    step = instantiate(config.step, "step", trust=trust, call=False)
+    step = instantiate(config.step, "step", trust=trust, call=False, seed=config.seed)
     metrics = {which: make_metrics(config, device, trust) for which in ("train", "eval")}
     average = make_ema(config, model, steps_per_epoch, layout)
     update = make_optimizer_step(config, device, model, loss, step, optimizer, metrics["train"], average, scaler)
@@ -114,28 +113,14 @@ def build(
         splits=splits,
         metrics=metrics,
         checkpoints=checkpoints,
-        total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch,
-        log_every=Duration.parse(config.log.every),
-        log_means=config.log.mean,
-        evaluate_every=parse_interval(config.train.evaluate_every),
-        checkpoint_every=parse_interval(config.train.checkpoint_every),
-        objective=objective,
-        mode=mode,
-        evaluated=tuple(name for name in splits if name not in ("train", "test")),
-        evaluate_at_start=config.train.evaluate_at_start,
-        early_stop=config.train.early_stop,
-        max_seconds=None if config.train.max_time is None else durations.parse_seconds(config.train.max_time),
-        accumulate=config.train.accumulate,
+        rhythm=rhythm,
+        objective=Objective(name, mode, tuple(split for split in splits if split not in ("train", "test"))),
         average=average,
-        check_finite=config.train.check_finite,
         config=plain,
         pretrained=done.pretrained,
         frozen=done.frozen,
-        thaw_at=None if config.freeze.until is None else Duration.parse(config.freeze.until).steps(steps_per_epoch),
         team=team,
         layout=layout,
-        first_step=first_step if first_step < total_steps else 0,
     )
     if uses_data_parallel(config, device, step, optimizer):
         run.update.net = data_parallel.wrap_data_parallel(model)
@@ -146,16 +131,41 @@ def build(
     return run
 
 
+def make_rhythm(config: Config, num_batches: int) -> Rhythm:
+    """Make the lengths and intervals of a run, of which an epoch has `num_batches` batches (0: not known)."""
+    train = config.train
+    steps_per_epoch = math.ceil(num_batches / train.accumulate)
+    total_steps = Duration.parse(train.duration).steps(steps_per_epoch)
+    first_step = (config.pretrained.epoch or 0) * steps_per_epoch
+    until = config.freeze.until
+    return Rhythm(
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+        log_every=Duration.parse(config.log.every),
+        evaluate_every=parse_interval(train.evaluate_every),
+        checkpoint_every=parse_interval(train.checkpoint_every),
+        first_step=first_step if first_step < total_steps else 0,
+        accumulate=train.accumulate,
+        log_means=config.log.mean,
+        evaluate_at_start=train.evaluate_at_start,
+        early_stop=train.early_stop,
+        max_seconds=None if train.max_time is None else durations.parse_seconds(train.max_time),
+        thaw_at=None if until is None else Duration.parse(until).steps(steps_per_epoch),
+        check_finite=train.check_finite,
+        on_save_error=train.on_save_error,
+    )
+
+
 def continue_saved(config: Config, run: Run, trust: Trust = ()) -> None:
     """Continue a saved training: set `pretrained.epoch` and load the file's optimizer state."""
     made = run.pretrained
     said: list[str] = []
-    if run.first_step:
-        run.progress.step, run.progress.epoch = run.first_step, config.pretrained.epoch or 0
-        rates = trace_rates(run.schedule, run.optimizer, 0, run.first_step, run.steps_per_epoch)[-1]
+    if run.rhythm.first_step:
+        run.progress.step, run.progress.epoch = run.rhythm.first_step, config.pretrained.epoch or 0
+        rates = trace_rates(run.schedule, run.optimizer, 0, run.rhythm.first_step, run.rhythm.steps_per_epoch)[-1]
         shown = ", ".join(f"{rate:.6g}" for rate in dict.fromkeys(rates))
         said.append(
-            f"training begins after epoch {run.progress.epoch} (step {run.first_step:,}), with the rate {shown}"
+            f"training begins after epoch {run.progress.epoch} (step {run.rhythm.first_step:,}), with the rate {shown}"
         )
         if run.schedule.monitor is not None:
             said.append("scheduler.monitor: what the schedule has seen of it before is not known, so it begins anew")
@@ -164,9 +174,9 @@ def continue_saved(config: Config, run: Run, trust: Trust = ()) -> None:
     if made.optimizer is not None:
         matched = match_saved_optimizer(config, made, run.optimizer, trust)
         load_entries(run.optimizer, matched.entries, run.layout)
-        steps = count_steps(made.optimizer)
-        if steps and config.pretrained.epoch is not None and steps != config.pretrained.epoch * run.steps_per_epoch:
-            epochs = f"{steps / run.steps_per_epoch:.6g} epochs of {run.steps_per_epoch:,} steps here"
+        steps, each = count_steps(made.optimizer), run.rhythm.steps_per_epoch
+        if steps and config.pretrained.epoch is not None and steps != config.pretrained.epoch * each:
+            epochs = f"{steps / each:.6g} epochs of {each:,} steps here"
             said.append(
                 f"its optimizer has taken {steps:,} steps, {epochs}: pretrained.epoch is {config.pretrained.epoch}"
             )

@@ -38,15 +38,19 @@ def make_optimizer(
     members = model_builder.find_member_optimizers(config)
     if not members:
         made: torch.optim.Optimizer = instantiate(
-            set_fused(config.optimizer, device, trust), "optimizer", groups, trust=trust
+            set_fused(config.optimizer, device, trust), "optimizer", groups, trust=trust, seed=config.seed
         )
         return made
     optimizers = {}
     for name, node in members.items():
         own = [group for group in groups if group["name"] == name]
-        optimizers[name] = instantiate(set_fused(node, device, trust), f"optimizer.{name}", own, trust=trust)
+        optimizers[name] = instantiate(
+            set_fused(node, device, trust), f"optimizer.{name}", own, trust=trust, seed=config.seed
+        )
     rest = {name: value for name, value in config.optimizer.items() if name not in members}
-    return cast("torch.optim.Optimizer", instantiate(rest, "optimizer", trust=trust, given=optimizers))
+    return cast(
+        "torch.optim.Optimizer", instantiate(rest, "optimizer", trust=trust, given=optimizers, seed=config.seed)
+    )
 
 
 def match_saved_optimizer(
@@ -214,13 +218,29 @@ def choose_objective(config: Config, splits: Mapping[str, Any]) -> tuple[str, Li
 
 
 def make_metrics(config: Config, device: torch.device, trust: Trust = ()) -> dict[str, Any]:
-    """Build the metrics by name, on the device if they have a method `to`."""
+    """Build the metrics by name, on the device if they are modules or have a method `to(device)`."""
     metrics = {
-        name: instantiate(node, f"metrics.{name}", trust=trust)
+        name: instantiate(node, f"metrics.{name}", trust=trust, seed=config.seed)
         for name, node in config.metrics.items()
         if node is not None
     }
-    return {name: metric.to(device) if hasattr(metric, "to") else metric for name, metric in metrics.items()}
+    return {name: move_metric(metric, device) for name, metric in metrics.items()}
+
+
+def move_metric(metric: Any, device: torch.device) -> Any:
+    """Move a metric to a device if it is a module or has a method `to(device)`."""
+    move: Any = getattr(metric, "to", None)
+    if not isinstance(metric, nn.Module):
+        if not callable(move):
+            return metric
+        try:
+            first = next(iter(inspect.signature(move).parameters.values()), None)
+        except (TypeError, ValueError):
+            return metric
+        if first is None or first.name != "device":
+            return metric
+    moved = move(device)
+    return metric if moved is None else moved
 
 
 def make_schedule(
@@ -261,7 +281,7 @@ def make_schedule(
         node = {"_target_": chosen._target_, **count(chosen.arguments)}
 
         def make(optimizer: torch.optim.Optimizer) -> Any:
-            return _make_scheduler(node, "scheduler", optimizer, trust)
+            return _make_scheduler(node, "scheduler", optimizer, config.seed, trust)
 
     return LRSchedule(optimizer, make, interval=chosen.interval, warmup=warmup, monitor=chosen.monitor)
 
@@ -287,7 +307,9 @@ def find_short_schedule(schedule: ConstantLR, total_steps: int, steps_per_epoch:
     ]
 
 
-def _make_scheduler(node: Mapping[str, Any], key: str, optimizer: torch.optim.Optimizer, trust: Trust) -> Any:
+def _make_scheduler(
+    node: Mapping[str, Any], key: str, optimizer: torch.optim.Optimizer, seed: int, trust: Trust
+) -> Any:
     """Build a scheduler after the schedulers among its arguments (SequentialLR, ChainedScheduler)."""
 
     def inner(value: Any, key: str) -> Any:
@@ -296,10 +318,10 @@ def _make_scheduler(node: Mapping[str, Any], key: str, optimizer: torch.optim.Op
         if isinstance(value, Mapping) and "_target_" in value:
             target = import_object(value["_target_"], trust)
             if isinstance(target, type) and issubclass(target, torch.optim.lr_scheduler.LRScheduler):
-                return _make_scheduler(value, key, optimizer, trust)
+                return _make_scheduler(value, key, optimizer, seed, trust)
         return value
 
     arguments = {name: inner(value, f"{key}.{name}") for name, value in node.items()}
     if "optimizer" in inspect.signature(import_object(node["_target_"], trust)).parameters:
         arguments["optimizer"] = optimizer  # by name: it is not the first argument of ChainedScheduler
-    return instantiate(arguments, key, trust=trust)
+    return instantiate(arguments, key, trust=trust, seed=seed)

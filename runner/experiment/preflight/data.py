@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import default_collate
 
 from runner.config.check.imports import import_object
-from runner.config.schema import Config, Sample
+from runner.config.schema import Config, Dataset, Sample
 from runner.core.errors import Mistake
 from runner.experiment.builders import data as data_builder
 from runner.experiment.builders.instantiate import InstantiationError, Trust
@@ -25,6 +25,13 @@ def make_zeros(sample: Sample) -> Any:
         width, height = sample.size or [1, 1]
         return Image.new(sample.mode, (width, height))
     return torch.zeros(sample.shape or [], dtype=getattr(torch, sample.dtype or "float32"))
+
+
+def is_evaluated(dataset: Dataset) -> bool:
+    """Return whether a dataset has a split that is evaluated, in training or at its end."""
+    split_off = dataset.source is not None and bool(dataset.val_fraction or dataset.test_fraction or dataset.folds)
+    given = (dataset.val, dataset.test, *dataset.evaluate.values())
+    return split_off or any(node is not None for node in given)
 
 
 def make_sample_batch(config: Config, found: Preflight, trust: Trust) -> Any:
@@ -46,8 +53,11 @@ def make_sample_batch(config: Config, found: Preflight, trust: Trust) -> Any:
     )
     if config.transform.on != "sample" and _has_missing_member(config, found, sample, trust):
         return None
-    found.eval_batch = to_meta(_collate_sample(config, found, "eval", sample, trust))
-    batch = None if found.eval_batch is None else _collate_sample(config, found, "train", sample, trust)
+    evaluated = is_evaluated(config.dataset)
+    if evaluated:
+        found.eval_batch = to_meta(_collate_sample(config, found, "eval", sample, trust))
+    refused = evaluated and found.eval_batch is None
+    batch = None if refused else _collate_sample(config, found, "train", sample, trust)
     if batch is None:
         return None
     try:

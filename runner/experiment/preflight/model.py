@@ -30,6 +30,15 @@ def build_meta_model(config: Config, found: Preflight, trust: Trust) -> nn.Modul
         rule = f"must give an nn.Module, but gives {type(model).__name__}"
         found.mistakes.append(Mistake("model", rule, config.model["_target_"], kind="type"))
         return None
+    lazy = [name for name, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
+    if lazy:
+        rule = f"must know the shapes of its parameters, but {', '.join(lazy[:3])} get theirs in a forward"
+        remedy = (
+            "write the sizes (`nn.Linear(64, 10)` in place of `nn.LazyLinear(10)`), or end the constructor with a "
+            "forward, `self(torch.zeros(1, …))`"
+        )
+        found.mistakes.append(Mistake("model", rule, config.model["_target_"], remedy=remedy, kind="refused"))
+        return None
     if config.device.sync_batchnorm and not find_batch_norms(model):
         rule = "has no effect: the model has no batch normalisation"
         found.mistakes.append(Mistake("device.sync_batchnorm", rule, value=True, suggestion="false", kind="no-effect"))

@@ -29,7 +29,6 @@ from runner.experiment.preflight.step import (
     find_one_sample_error,
     try_metrics,
     try_step,
-    watch_step,
 )
 from runner.experiment.preflight.train import check_device, check_metrics, check_optimizer
 from runner.log.module_statistics import select_statistics
@@ -181,9 +180,8 @@ def find_late_mistakes(
         model.train()
         if metrics:
             with suppress(Exception):  # the real step comes next, and says it of real numbers
-                outcome, mistake = watch_step(lambda: step(batch, model, on_meta), model, batch)
-                if needs_input_and_target(step):
-                    mistake = check_loss_broadcast(on_meta, outcome["output"], outcome["target"])
+                outcome = step(batch, model, on_meta)
+                mistake = check_loss_broadcast(on_meta, outcome["output"], outcome["target"])
                 found.mistakes += [mistake] if mistake is not None else []
                 try_metrics(config, found, {"train": outcome}, trust)
         error = find_one_sample_error(batch, lambda part: step(part, model, on_meta)) if rest else None

@@ -12,6 +12,7 @@ from runner.config.check.rules.train import find_metric_names
 from runner.config.schema import Config, Sample
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import Mistake, RunError
+from runner.core.trees import count_samples
 from runner.experiment.builders import model as model_builder
 from runner.experiment.builders import train as train_builder
 from runner.experiment.builders.instantiate import InstantiationError, Trust, instantiate
@@ -22,10 +23,11 @@ from runner.experiment.preflight.report import (
     is_meta_error,
     locate_user_code,
 )
+from runner.experiment.preflight.train import check_saving
 from runner.train import broadcasting, evaluation, remedies
 from runner.train.oom import is_out_of_memory
 from runner.train.optimizer_step.closure import is_custom_step
-from runner.train.optimizer_step.split_on_oom import count_samples, cut
+from runner.train.optimizer_step.split_on_oom import cut
 from runner.train.step_outputs import RESERVED
 from runner.train.steps import get_output, needs_input_and_target
 
@@ -297,7 +299,7 @@ def check_metric_fit(
         except Exception as error:  # noqa: BLE001
             refused = refused or error
             continue
-        return spread or _spread(key, seen)
+        return spread or _spread(key, seen) or check_saving(key, metric, instantiate(node, key, trust=trust))
     assert refused is not None
     said = str(refused) if isinstance(refused, RunError) else f"{type(refused).__name__}: {refused}"
     if isinstance(refused, InstantiationError):

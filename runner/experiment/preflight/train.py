@@ -12,13 +12,14 @@ from runner.config.schema import Config
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core import device as devices
 from runner.core.durations import Duration
-from runner.core.errors import Mistake
+from runner.core.errors import Mistake, RunError
 from runner.experiment.builders import train as train_builder
 from runner.experiment.builders.instantiate import Trust, instantiate
 from runner.experiment.preflight.report import (
     Preflight,
     has_any,
 )
+from runner.train.accumulators import get_accumulators, set_accumulators
 from runner.train.lr_schedule import ConstantLR
 from runner.train.optimizer_step.closure import is_custom_step, needs_closure
 from runner.train.optimizer_step.several_optimizers import get_members
@@ -33,9 +34,22 @@ def check_metrics(config: Config, metrics: Mapping[str, Any], found: Preflight, 
         if lacks:
             rule = f"must have `update`, `compute` and `reset`, and has no `{'`, no `'.join(lacks)}`"
             found.mistakes.append(Mistake(f"metrics.{name}", rule, type(metric).__name__, kind="type"))
+        elif mistake := check_saving(f"metrics.{name}", metric):
+            found.mistakes.append(mistake)
     _check_metric_names(config, metrics, found)
     if not has_any(wrong, "scheduler", "train"):
         _check_direction(config, metrics, found)
+
+
+def check_saving(key: str, metric: Any, fresh: Any = None) -> Mistake | None:
+    """Return a mistake if a checkpoint cannot hold what a metric keeps, or a fresh metric not take it."""
+    try:
+        saved = get_accumulators(metric, key)
+        if fresh is not None:
+            set_accumulators(fresh, saved, torch.device("cpu"))
+    except RunError as error:
+        return Mistake(key, f"keeps what a resume would lose: {error}", type(metric).__name__, kind="type")
+    return None
 
 
 def _check_metric_names(config: Config, metrics: Mapping[str, Any], found: Preflight) -> None:

@@ -91,9 +91,9 @@ def audit(config: Config, name: str, trust: tuple[str, ...]) -> Audit:
     model = model_builder.make_model(config, trust)
     model_builder.prepare_model(config, model, trust)
     model = model.to(device).train()
-    loss = None if config.loss is None else instantiate(config.loss, "loss", trust=trust, call=False)
+    loss = None if config.loss is None else instantiate(config.loss, "loss", trust=trust, call=False, seed=config.seed)
     loss = loss.to(device) if isinstance(loss, nn.Module) else loss
-    step = instantiate(config.step, "step", trust=trust, call=False)
+    step = instantiate(config.step, "step", trust=trust, call=False, seed=config.seed)
     if is_custom_step(step):
         rule = "does its own backward and update: there is no gradient of one loss to look at"
         raise ConfigError([Mistake("step._target_", rule, config.step["_target_"], kind="conflict")])

@@ -1,7 +1,6 @@
 """Preview of the parameters: shape, init rule, pretrained source, frozen, group, rate of each."""
 
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,9 +12,9 @@ from runner.config.origins import as_path
 from runner.config.schema import Config
 from runner.core import safe_io
 from runner.core.errors import ConfigError, Mistake
-from runner.core.escape import make_printable
 from runner.experiment.examine import require_valid
 from runner.experiment.record.recorded import is_run, load_recorded_config, make_no_run_mistake
+from runner.experiment.record.recorded_run import RecordedRun, print_to_stderr
 
 HEAD = (
     "tensor",
@@ -144,15 +143,13 @@ def describe_parameters(
     from runner.experiment.builders import model as model_builder
     from runner.experiment.builders import train as train_builder
     from runner.experiment.builders.instantiate import instantiate
-    from runner.train.checkpoint import Checkpoints
     from runner.train.state_dict import compare_model
 
-    warn = lambda text: print(make_printable(text), file=sys.stderr)  # noqa: E731
-    checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", warn=warn)
+    checkpoints = None if folder is None else RecordedRun(folder).open_checkpoints(warn=print_to_stderr)
     saved = checkpoints.load("last") if checkpoints is not None and checkpoints.entries() else None
     model = model_builder.make_model(config, trust)
     done = model_builder.prepare_model(config, model, trust, weights=saved is None)
-    loss = None if config.loss is None else instantiate(config.loss, "loss", trust=trust, call=False)
+    loss = None if config.loss is None else instantiate(config.loss, "loss", trust=trust, call=False, seed=config.seed)
     groups = model_builder.make_groups(config, model, done.frozen, trust, loss)
     optimizer = train_builder.make_optimizer(config, groups, torch.device("cpu"), trust)
     if saved is not None:

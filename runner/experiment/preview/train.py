@@ -88,7 +88,9 @@ def make_optimizer(config: Config, trust: Trust = ()) -> torch.optim.Optimizer:
         model = model_preflight.build_meta_model(
             config, report_preflight.Preflight(), trust
         ) or model_builder.make_model(config, trust)
-        loss = None if config.loss is None else instantiate(config.loss, "loss", trust=trust, call=False)
+        loss = (
+            None if config.loss is None else instantiate(config.loss, "loss", trust=trust, call=False, seed=config.seed)
+        )
     frozen = freeze(model, config.freeze.params)
     return train_preflight.make_stand_in_optimizer(
         config, model_builder.make_groups(config, model, frozen, trust, loss), trust

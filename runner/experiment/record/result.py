@@ -12,11 +12,11 @@ from torch import Tensor
 
 from runner.config.schema import Config
 from runner.core import device as devices
-from runner.core import safe_io
 from runner.core.errors import Mistake
 from runner.core.files import write_json, write_text
 from runner.data.interfaces import Split
 from runner.experiment.record import provenance
+from runner.experiment.record.recorded_run import RecordedRun
 from runner.train.state import Run
 
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml writes the same 5 times faster
@@ -63,23 +63,6 @@ def write_config(folder: Path, plain: Mapping[str, Any], unresolved: str) -> Non
     write_text(folder / "config.yaml", yaml.dump(plain, Dumper=_Dumper, sort_keys=False))
 
 
-def read_provenance(folder: Path) -> dict[str, Any] | None:
-    """Read the `provenance.json` of a run; None if it is missing or damaged."""
-    try:
-        record = safe_io.read_json(folder / "provenance.json")
-        provenance.find_changes(record | get_latest_facts(record), record)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None
-    known = (record["data"], record["plan"], record.get("plan_kinds"))
-    return record if all(isinstance(part, dict | None) for part in known) else None
-
-
-def get_latest_facts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts that the latest inexact resume recorded anew; empty without one."""
-    facts: dict[str, Any] = record.get("resumed", [{}])[-1].get("facts", {})
-    return facts
-
-
 def add_resume(
     before: Mapping[str, Any], now: Mapping[str, Any], step: int, changes: Sequence[Mistake]
 ) -> dict[str, Any]:
@@ -95,7 +78,7 @@ def add_resume(
 
 def read_inexact_steps(folder: Path) -> dict[str, Any]:
     """Read the steps of inexact resumes as `inexact` of the result; empty without one."""
-    resumed = (read_provenance(folder) or {}).get("resumed", [])
+    resumed = (RecordedRun(folder).read_provenance() or {}).get("resumed", [])
     steps = [entry["step"] for entry in resumed if not entry["exact"]]
     return {"inexact": steps} if steps else {}
 
@@ -107,7 +90,7 @@ def collect_provenance(config: Config, command: Sequence[str], run: Run | None) 
         Path.cwd(),
         command=command,
         seed=config.seed,
-        data={name: {"samples": split.size, "sha256": split.fingerprint} for name, split in splits.items()},
+        data={name: {"samples": split.size} | split.fingerprint.as_json() for name, split in splits.items()},
         plan={name: split.plan.text for name, split in splits.items()},
         plan_kinds={name: split.plan.kind for name, split in splits.items()},
         device=None if run is None else devices.describe(run.device),
@@ -119,14 +102,14 @@ def get_last_values(run: Run) -> dict[str, Any]:
     """Return `metrics` of the last weights, without those of training, and the `objective`."""
     last = run.progress.last
     metrics = {name: value for name, value in last.items() if not name.startswith("train/")}
-    return {"metrics": metrics, "objective": last.get(run.objective)}
+    return {"metrics": metrics, "objective": last.get(run.objective.name)}
 
 
 def compute_timings(run: Run) -> dict[str, Any]:
     """Compute a run's steps, seconds of evaluating and saving, and steps per second."""
     clock = run.clock
     clock.pause()
-    first_step, first_seconds = clock.first_epoch or (run.started_at, 0.0)
+    first_step, first_seconds = clock.first_epoch or (run.session.started_at, 0.0)
     steps, seconds = run.progress.step - first_step, clock.training - first_seconds
     return {
         "steps": run.progress.step,

@@ -24,6 +24,10 @@ class Conversion:
     notes: str  # told by the process that unpickled
     remedy: str  # how to load from it, where that is not plain
 
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data for `--json`."""
+        return {"file": str(self.file), "tensors": self.count, "notes": self.notes, "remedy": self.remedy}
+
     def __str__(self) -> str:
         return f"{self.count} tensors in {self.file}{f'; to load from it: {self.remedy}' if self.remedy else ''}"
 

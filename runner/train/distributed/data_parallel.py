@@ -18,7 +18,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from runner.core.errors import RunError
 from runner.data.sharding import ShardedBatches
 from runner.model.freeze import FrozenParameters
-from runner.train import metrics as metric_state
+from runner.train.accumulators import get_accumulators, set_accumulators
 from runner.train.distributed.process_group import ProcessGroup
 from runner.train.distributed.sync_batchnorm import synchronize_batch_norms
 from runner.train.optimizer_step.accumulated import is_summed
@@ -271,11 +271,11 @@ class PooledMetric:
 
     def state_dict(self) -> dict[str, Any]:
         self.pool.drain()
-        return metric_state.get_accumulators(self.metric)
+        return get_accumulators(self.metric)
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         device = next((value.device for value in vars(self.metric).values() if isinstance(value, Tensor)), None)
-        metric_state.set_accumulators(self.metric, saved, device or torch.device("cpu"))
+        set_accumulators(self.metric, saved, device or torch.device("cpu"))
 
 
 def pool_metrics(metrics: Mapping[str, Any], split: ShardedBatches, team: ProcessGroup) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """Out of memory in training: an optimizer step that splits its batch into parts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from runner.core import rng
 from runner.core.copies import copy_owned
+from runner.core.trees import count_samples, slice_samples
 from runner.train.oom import is_out_of_memory
 from runner.train.optimizer_step.accumulated import AccumulatedStep
 
@@ -81,35 +82,10 @@ class OomSplitStep(AccumulatedStep):
         rng.set_state(generators)
 
 
-def count_samples(batch: Any) -> int:
-    """Count the samples of a batch: first dimension of its first tensor that has one, else 1."""
-    return next((len(tensor) for tensor in _iterate_tensors(batch) if tensor.dim()), 1)
-
-
 def cut(batch: Any, parts: int) -> list[Any]:
     """Cut a batch into nearly equal parts; members not as long as the batch are in every part."""
     whole = count_samples(batch)
     if parts == 1:
         return [batch]
     bounds = [whole * part // parts for part in range(parts + 1)]
-    return [_slice(batch, whole, slice(a, b)) for a, b in pairwise(bounds) if a < b]
-
-
-def _slice(value: Any, whole: int, rows: slice) -> Any:
-    if isinstance(value, Tensor):
-        return value[rows] if value.dim() and len(value) == whole else value
-    if isinstance(value, Mapping):
-        return {name: _slice(member, whole, rows) for name, member in value.items()}
-    if isinstance(value, tuple | list):
-        if len(value) == whole and not any(isinstance(member, Tensor | Mapping | tuple | list) for member in value):
-            return value[rows]
-        return [_slice(member, whole, rows) for member in value]
-    return value
-
-
-def _iterate_tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping | Sequence) and not isinstance(value, str):
-        for member in value.values() if isinstance(value, Mapping) else value:
-            yield from _iterate_tensors(member)
+    return [slice_samples(batch, whole, slice(a, b)) for a, b in pairwise(bounds) if a < b]

@@ -1,7 +1,7 @@
 """Run every rule that needs several keys and no torch."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 
 from runner.config import schema
@@ -30,6 +30,31 @@ from runner.config.schema import PROCESSES
 from runner.core.durations import Duration
 from runner.core.errors import Mistake
 
+# Preset of `debug` → the key that it is for, whether a config still has it, and its value.
+DEBUG_PRESETS: dict[str, tuple[str, Callable[[schema.Config], bool], str, str]] = {
+    "noop": (
+        "train.duration",
+        lambda config: not Duration.parse(config.train.duration).amount,
+        "0st",
+        "trains nothing",
+    ),
+    "anomaly": ("train.detect_anomaly", lambda config: config.train.detect_anomaly, "true", "looks for a NaN"),
+    "one_batch": ("dataset.limit", lambda config: config.dataset.limit is not None, "64", "trains on one batch"),
+    "overfit": ("dataset.limit", lambda config: config.dataset.limit is not None, "64", "learns a few samples"),
+    "profiler": ("log.profile", lambda config: config.log.profile is not None, "{}", "traces steps"),
+}
+
+
+def check_debug(config: schema.Config, preset: str | None) -> Iterator[Finding]:
+    """Find a setting that takes away what the chosen `debug` preset is for."""
+    key, holds, right, does = DEBUG_PRESETS.get(preset or "", ("", lambda _: True, "", ""))
+    if not holds(config):
+        owner, _, name = key.partition(".")
+        value = getattr(getattr(config, owner), name)
+        rule = f"must be {right} with debug={preset}, which {does}"
+        remedy = f"leave `{key}` or `debug={preset}` out"
+        yield Finding(Mistake(key, rule, value, remedy=remedy, suggestion=right, kind="conflict"), ("debug",))
+
 
 def collect_findings(config: schema.Config, choices: dict[str, str | None]) -> Iterator[Finding]:
     """Yield every finding of the rules between keys."""
@@ -38,6 +63,7 @@ def collect_findings(config: schema.Config, choices: dict[str, str | None]) -> I
     yield from check_downloads(config.dataset.downloads)
     yield from check_metric_names(config)
     yield from _find_contradictions(config)
+    yield from check_debug(config, choices.get("debug"))
     yield from check_search(config)
     yield from _check_pretrained(config.pretrained)  # also where one only tries: the weights would be other ones
     if Duration.parse(config.train.duration).amount and not choices.get("debug"):

@@ -243,7 +243,7 @@ def _is_plateau(name: str) -> bool:
 def check_scheduler(scheduler: schema.Scheduler) -> Iterator[Finding]:
     """Yield findings about scheduler settings without effect."""
     if scheduler._target_ is None:
-        settings = ("interval", "warmup", "monitor", "planned_for")
+        settings = ("interval", "monitor", "planned_for")  # a warmup needs none
         yield from find_unused_settings(
             "scheduler", scheduler, settings, "without a scheduler (`scheduler._target_`)", "scheduler._target_"
         )
