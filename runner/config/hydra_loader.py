@@ -294,7 +294,7 @@ class ConfigLoader(ConfigLoaderImpl):
         first, stem = group.partition("/")[0], re.sub(r"[.]ya?ml$", "", option)
         if stem != option and stem in options:
             right = stem
-        elif not right and not other and group:
+        elif not right and not other and group and option.count(".") < 2:  # a whole path is a `_target_`
             right = self._find_option_of(option, group, options)
         if not options and stem in self.repository.get_group_options(first):  # a path to the option's file
             where = where or self._who_chose(first, missing.removeprefix(f"{first}/"))

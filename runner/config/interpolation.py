@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config.environment import judge_environment, watch_environment
+from runner.config.expansion import MAX_CHARACTERS, MAX_EVALUATIONS, ExpansionLimit, limit_expansion
 from runner.config.origins import REFERENCE, Layers, as_path, format_key, list_schema_keys, resolve_reference
 from runner.config.parsing import find_default
 from runner.config.suggestions import find_nearest, format_suggestion
@@ -50,7 +51,18 @@ def resolve(config: DictConfig, layers: Layers) -> tuple[dict[str, Any], list[Mi
             [],
         )
     resolver = _Resolver(config, plain, layers)
-    return resolver.walk(plain, ()), resolver.mistakes, resolver.notes
+    try:
+        with limit_expansion():
+            resolved = resolver.walk(plain, ())
+    except ExpansionLimit:
+        rule = f"has interpolations that go on: a config may have {MAX_EVALUATIONS:,}, of {MAX_CHARACTERS:,} characters"
+        where = layers.blame(resolver.at, follow=False)
+        return (
+            plain,
+            [*resolver.mistakes, Mistake(format_key(resolver.at), rule, where=where, kind="interpolation")],
+            resolver.notes,
+        )
+    return resolved, resolver.mistakes, resolver.notes
 
 
 class _Resolver:
@@ -60,6 +72,7 @@ class _Resolver:
         self.config, self.plain, self.layers = config, plain, layers
         self.mistakes: list[Mistake] = []
         self.notes: list[str] = []
+        self.at: tuple[str | int, ...] = ()  # the key that is being resolved
 
     def walk(self, value: Any, path: tuple[str | int, ...]) -> Any:
         """Return a value with its interpolations resolved; one that is refused stays as written."""
@@ -76,6 +89,7 @@ class _Resolver:
                 Mistake(key, rule, value, self.layers.blame(path, follow=False), remedy, kind="interpolation")
             )
             return value
+        self.at = path
         with watch_environment() as names:
             try:
                 resolved = self._follow(path)

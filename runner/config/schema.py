@@ -245,6 +245,14 @@ class Device:
 
 
 @dataclass
+class StopWhen:
+    """Value of a metric at which training is done."""
+
+    below: float | None = None
+    above: float | None = None
+
+
+@dataclass
 class Train:
     duration: Duration = make_field(Duration("10ep"), may_be_zero=True)
     accumulate: int = make_field(
@@ -264,6 +272,8 @@ class Train:
     early_stop: int | None = make_field(
         None, at_least=1
     )  # evaluations without a better objective after which it is done
+    # metric → value at which it is done: `train/…` at a line of the log, others at an evaluation
+    stop_when: dict[str, StopWhen | None] = make_field({})
     objective: str | None = (
         None  # a metric, `<split>/<name>`; null: val/loss where there is a val split, else train/loss
     )
@@ -424,7 +434,7 @@ class Config:
     model: Component = make_field(slot="model")
     optimizer: Component = make_field(slot="optimizer")
     loss: Component | None = make_field(slot="loss")  # null: the step needs none
-    name: str = make_field("run", regex=r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
+    name: str = make_field("run", regex=r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}")
     seed: int = make_field(0, at_least=0)
     run: str | None = make_field(
         None, regex=r".*\S.*", like="outputs/digits_cnn/RUN"

@@ -19,6 +19,7 @@ from typing import BinaryIO
 from runner.core.archive import Limits, unpack
 from runner.core.errors import RunError
 from runner.core.files import remove, sync_folder
+from runner.core.safe_io import open_read, open_regular
 
 ATTEMPTS = 5  # in all, over all addresses; each goes on from the bytes that the others brought
 
@@ -90,6 +91,9 @@ def fetch(urls: str | Sequence[str], file: Path, sha256: str, *, size: int | Non
     """
     urls = [urls] if isinstance(urls, str) else list(urls)
     if not file.exists():
+        if file.is_symlink():
+            where = file.readlink()
+            raise RunError(f"{file} is a link to {where}, which is not there: nothing is downloaded through it")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with _lock_part(file) as part:
@@ -99,8 +103,13 @@ def fetch(urls: str | Sequence[str], file: Path, sha256: str, *, size: int | Non
                     _fill(part, file, urls, sha256, size)
                     return True
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise RunError(f"{_get_part_path(file)} is a link: remove it, nothing is written through it") from error
             raise RunError(f"{file} cannot be written: {error.strerror or error}") from error
-    actual = compute_sha256(file)
+    try:
+        actual = compute_sha256(file)
+    except OSError as error:
+        raise RunError(f"{file} cannot be read: {error.strerror or error}") from error
     if not actual.startswith(sha256):
         raise RunError(
             f"{file} has the SHA-256 {actual}, but {sha256} is asked for: move it away to have it downloaded"
@@ -134,8 +143,8 @@ def provide(
 
 
 def compute_sha256(file: Path) -> str:
-    """Compute the SHA-256 of a file, hexadecimal."""
-    with file.open("rb") as opened:
+    """Compute the SHA-256 of a regular file, hexadecimal. Raises OSError."""
+    with open_read(file.resolve()) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
@@ -148,7 +157,7 @@ def _lock_part(file: Path) -> Iterator[BinaryIO | None]:
     """Lock `.<name>.part` for this process; yield None where another one completed the file."""
     path = _get_part_path(file)
     while True:
-        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b") as part:
+        with os.fdopen(open_regular(path, os.O_RDWR | os.O_CREAT), "r+b") as part:
             try:
                 fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -4,6 +4,9 @@ import re
 import shlex
 from collections.abc import Iterable
 
+LONGEST_NAME = 100  # characters of a class in pictures, tables and tags: a cell of a table may be a name
+
+
 CELL = 32_000  # characters of a CSV's cell: spreadsheets take 32,767
 
 
@@ -28,6 +31,12 @@ def make_printable(text: object) -> str:
 def escape_line(text: object) -> str:
     """Escape control characters, tabs and line feeds, so that a text stays on one line."""
     return make_printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def cut_name(text: object) -> str:
+    """Escape a name from a file of data, such as a class's, and cut it to LONGEST_NAME characters."""
+    said = escape_line(text)
+    return said if len(said) <= LONGEST_NAME else said[: LONGEST_NAME - 1] + "…"
 
 
 def escape_json(text: str) -> str:

@@ -20,6 +20,9 @@ _HELD: set[int] = set()
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
+MOST_HEARTBEAT = 1_000  # bytes: a process and a host
+
+
 BEAT_SECONDS, DEAD_SECONDS = 5.0, 30.0  # without locks: between two signs of life, and without any
 
 
@@ -86,9 +89,8 @@ class Lock:
         with contextlib.suppress(FileNotFoundError):
             if os.fstat(self._handle).st_mtime - self._heartbeat.stat().st_mtime < DEAD_SECONDS:
                 os.close(self._handle)
-                raise ConfigError(
-                    [_make_in_progress_mistake(run_dir, self._heartbeat.read_text() or "another process")]
-                )
+                said = safe_io.read_bytes(self._heartbeat, MOST_HEARTBEAT).decode(errors="replace")
+                raise ConfigError([_make_in_progress_mistake(run_dir, said or "another process")])
             # Of several that find it dead one alone can rename it.
             self._heartbeat.rename(self._heartbeat.with_name(f".heartbeat.{os.urandom(4).hex()}.tmp"))
         try:

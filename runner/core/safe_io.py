@@ -16,6 +16,9 @@ from runner.core.errors import ConfigError, Mistake
 MAX_BYTES = 64_000_000  # of a record: a provenance with its diff has some MB
 
 
+MAX_LOG_BYTES = 2**30  # of a metrics.jsonl or a study: a line a log event
+
+
 MAX_NODES = 1_000_000
 
 
@@ -144,6 +147,14 @@ def find_foreign(folder: Path) -> list[Mistake]:
     written in place and has another name elsewhere.
     """
     return [Mistake("run", rule, str(path), kind="file") for path, rule in _walk_foreign(folder, top=True)]
+
+
+def refuse_foreign_jobs(folder: Path) -> None:
+    """Refuse a sweep's folder in which a job's files lead elsewhere. Raises ConfigError."""
+    with contextlib.suppress(OSError):  # whoever opens it says so
+        jobs = [folder / entry.name for entry in _list_entries(folder) if _JOB.fullmatch(entry.name)]
+        if found := [mistake for job in sorted(jobs) for mistake in find_foreign(job)]:
+            raise ConfigError(found)
 
 
 def _walk_foreign(folder: Path, *, top: bool) -> Iterator[tuple[Path, str]]:

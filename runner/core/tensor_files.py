@@ -5,8 +5,10 @@ import hashlib
 import io
 import os
 import re
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from runner.core import safe_io
 from runner.core.errors import RunError
@@ -33,6 +35,7 @@ def load_tensors(
             file.seek(0)
             if sha256 is not None and (actual := hashlib.file_digest(file, "sha256").hexdigest()) != sha256:
                 raise RunError(f"{path} is damaged: its SHA-256 is {actual}, but {sha256} was recorded")
+            refuse_bomb(file, path)
             file.seek(0)
             return torch.load(file, map_location=map_location, weights_only=True)
     except (RunError, MemoryError):
@@ -42,6 +45,39 @@ def load_tensors(
         if isinstance(error, OSError) and (error.errno != errno.EINVAL or error.filename):
             raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
         raise RunError(f"{path} {_diagnose(path, error)}") from error
+
+
+def refuse_bomb(file: BinaryIO, path: Path) -> None:
+    """Refuse a file that asks for more memory than it has bytes.
+
+    Torch reads compressed records, and its unpickler makes a `bytearray` of any length that a pickle names. torch.save
+    writes neither.
+    """
+    file.seek(0)
+    size = file.seek(0, 2)
+    file.seek(0)
+    if file.read(2) == b"PK":
+        with zipfile.ZipFile(file) as archive:
+            records = archive.infolist()
+            if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+                raise RunError(f"{path} is a compressed archive, which torch.save does not write: pack it anew")
+            if sum(record.file_size for record in records) > size:
+                raise RunError(f"{path} claims more bytes than it has: records of the archive overlap")
+            pickles = [archive.read(record) for record in records if record.filename.endswith(".pkl")]
+            makes_bytes = any(b"bytearray\n" in content for content in pickles)
+    else:
+        file.seek(0)
+        makes_bytes = any(b"bytearray\n" in block for block in _read_overlapping(file))
+    if makes_bytes:
+        raise RunError(f"{path} holds a bytearray, which may be of any length: save its content as a tensor")
+
+
+def _read_overlapping(file: BinaryIO) -> Iterator[bytes]:
+    """Yield a file in blocks, each with the end of the one before it."""
+    end = b""
+    while block := file.read(2**22):
+        yield end + block
+        end = block[-16:]
 
 
 def check_fits_in_memory(path: Path, size: int) -> None:

@@ -65,10 +65,11 @@ class BadSamples:
         listed = None if self.folder is None else self.folder / LISTED
         if listed is not None and listed.exists():
             for text in safe_io.read_bytes(listed).splitlines():
-                with contextlib.suppress(ValueError, LookupError, TypeError):  # a damaged line
+                with contextlib.suppress(ValueError, LookupError, TypeError):  # a line that is torn, or is none of ours
                     line = safe_io.parse_json(text)
                     if line["split"] == self.split:
-                        self.found.add(line["index"] if "worker" not in line else (line["worker"], line["index"]))
+                        index = int(line["index"])
+                        self.found.add(index if "worker" not in line else (int(line["worker"]), index))
 
     def note(self, fault: BadSample) -> None:
         """Record a bad sample.
@@ -91,7 +92,8 @@ class BadSamples:
             line: dict[str, Any] = {"split": self.split, "index": fault.index, "file": fault.file, "error": fault.error}
             if fault.worker is not None:
                 line["worker"] = fault.worker
-            with (self.folder / LISTED).open("a") as file:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            with os.fdopen(safe_io.open_regular(self.folder / LISTED, flags), "a") as file:
                 file.write(json.dumps(line) + "\n")
         if len(self.found) > self.limit:
             text = f"more than {self.limit} bad samples (loader.bad_samples_limit); the last: {message}"

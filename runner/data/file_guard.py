@@ -43,7 +43,7 @@ _thread = _ReadingThread()
 
 
 @contextmanager
-def guard_reading() -> Iterator[None]:
+def watch_reading() -> Iterator[None]:
     """Refuse inside to open a pipe or a device for reading, and to start a program for an image.
 
     Raises:

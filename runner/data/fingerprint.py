@@ -18,7 +18,7 @@ from torch import Tensor
 from runner.core import rng
 from runner.core.errors import describe_error
 from runner.core.layouts import is_strided, list_strided_parts
-from runner.data.file_guard import guard_reading
+from runner.data.file_guard import watch_reading
 from runner.data.interfaces import Fingerprint, Indices
 from runner.data.whole_dataset import DatasetTensors, find_dataset_tensors
 
@@ -41,7 +41,7 @@ def compute_fingerprint(source: Any, indices: Indices) -> Fingerprint:
         return Fingerprint(digest.hexdigest())
     digest.update(f"{type(source).__qualname__} {len(source)}".encode())
     hasher = _SampleHasher(digest)
-    with rng.stream(rng.derive_key(0, "fingerprint")), guard_reading():
+    with rng.stream(rng.derive_key(0, "fingerprint")), watch_reading():
         for index in indices[:: max(1, len(indices) // 8)][:8].tolist():
             try:
                 sample = source[index]

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from runner.core import rng
 from runner.core.errors import describe_error
 from runner.data.bad_samples import BadSample, BadSamples, find_file, find_none
-from runner.data.file_guard import guard_reading
+from runner.data.file_guard import watch_reading
 from runner.data.interfaces import Indices
 from runner.data.samples import Pipeline, Stream, collect_shapes
 
@@ -54,7 +54,7 @@ class KeyedSamples(Dataset[Any]):
 
         try:
             rng.seed_all(self.stream.key(epoch, index, "dataset"))
-            with guard_reading():  # the transforms too: Pillow reads an image when it is first used
+            with watch_reading():  # the transforms too: Pillow reads an image when it is first used
                 raw = self.dataset[index]
                 wrong = ("" if self.takes_none else find_none(raw)) or self.faults.wrong(
                     raw
@@ -118,7 +118,7 @@ class KeyedStream(IterableDataset[Any]):
             with rng.fork_rng():
                 rng.seed_all(keys("dataset"))
                 try:
-                    with guard_reading():
+                    with watch_reading():
                         source = iter(self.dataset) if source is None else source
                         raw = next(source)
                 except StopIteration:
@@ -127,7 +127,7 @@ class KeyedStream(IterableDataset[Any]):
                     yield BadSample(count, describe_error(error), worker=worker, final=True)
                     return
                 try:
-                    with guard_reading():
+                    with watch_reading():
                         wrong = ("" if self.takes_none else find_none(raw)) or self.faults.wrong(raw)
                         sample = raw if wrong else self.pipeline.apply(raw, keys)
                     wrong = wrong or self.faults.wrong(sample)

@@ -12,7 +12,7 @@ from runner.core import rng
 from runner.core.errors import describe_error
 from runner.core.layouts import is_strided
 from runner.data.bad_samples import BadSample, BadSamples, find_file, find_none
-from runner.data.file_guard import guard_reading
+from runner.data.file_guard import watch_reading
 from runner.data.interfaces import Indices, Place
 from runner.data.samples import Stream, to_image
 
@@ -52,7 +52,7 @@ def stack_samples(dataset: Any, indices: Indices, stream: Stream, faults: BadSam
     bad: set[int] = set()
     for index in indices.tolist():
         try:
-            with rng.stream(stream.key(0, index, "dataset")), guard_reading():
+            with rng.stream(stream.key(0, index, "dataset")), watch_reading():
                 sample = dataset[index]
                 _load_images(sample)
         except Exception as error:  # noqa: BLE001  a user's dataset may raise anything
@@ -115,7 +115,7 @@ def read_labels(dataset: Any, place: Place = 1) -> Tensor:
     whole = find_dataset_tensors(dataset)
     if whole is not None and place in whole.tensors:
         return whole.tensors[place]
-    with guard_reading():
+    with watch_reading():
         return torch.tensor([int(dataset[i][place]) for i in range(len(dataset))])
 
 

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def check_resume(overrides: Sequence[str], trust: tuple[str, ...] = (), steps: i
     ]
     composed = compose([*overrides, *settings])
     config = Check(composed, trust).config
+    config.train = replace(config.train, stop_when={}, early_stop=None, max_time=None)  # it trains all steps
     with tempfile.TemporaryDirectory(prefix="check_resume_") as scratch:
         return compare_resumed(Path(scratch), config, composed.unresolved_yaml, steps, trust)
 

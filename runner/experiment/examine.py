@@ -54,7 +54,7 @@ def examine(composed: Composed, trust: tuple[str, ...], say: Say = lambda _: Non
 
     wrong = {mistake.key.split(".")[0] for mistake in mistakes} | {group.split("/")[0] for group in composed.unknown}
     found = run_preflight(checked.config, trust, wrong | checked.wrong_components)
-    found.notes[:0] = composed.notes
+    found.notes[:0] = [*composed.notes, *checked.notes]
     said = {(mistake.key, mistake.where) for mistake in mistakes}
     if refused := [mistake for mistake in checked.placed(found.mistakes) if (mistake.key, mistake.where) not in said]:
         say(refused)

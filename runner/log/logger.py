@@ -1,6 +1,5 @@
 """Logger of a run: `metrics.jsonl`, TensorBoard events, `log.txt` and the console."""
 
-import json
 import math
 import os
 import struct
@@ -208,9 +207,9 @@ def mend(run_dir: Path, until: int, known: int, steps_per_epoch: int) -> list[st
     path = run_dir / "metrics.jsonl"
     path.touch()
     places, damaged = find_whole_lines(path, until)
-    content = path.read_bytes()
+    content = safe_io.read_bytes(path, safe_io.MAX_LOG_BYTES)
     lines = {place.step: content[place.start : place.end] for place in places}
-    events = {step: json.loads(line) for step, line in lines.items()}
+    events = {step: safe_io.parse_json(line) for step, line in lines.items()}
     found = _find_event_differences(events, run_dir / "tb", until)
     if found:  # what is to be written is looked at twice
         found = _find_event_differences(events, run_dir / "tb", until, verify=True)

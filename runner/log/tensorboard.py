@@ -103,8 +103,8 @@ class TensorBoardWriter:
             self._held = {}
         self._write_held()
         for value in values:
-            if not value.tag.isprintable():
-                value.tag = escape_line(value.tag)
+            if len(value.tag) > LONGEST_TAG or not value.tag.isprintable():
+                value.tag = escape_line(value.tag)[:LONGEST_TAG]
         self._write(step=step, summary=self._Summary(value=values))
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()

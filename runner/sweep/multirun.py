@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from runner.config.check.check import Check
+from runner.core import safe_io
 from runner.core.errors import ConfigError, Mistake, RunError, format_count
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_WRONG
 from runner.core.files import sync_folder
@@ -135,6 +136,7 @@ def open_ledger(
         return None, {}
     try:
         stack.enter_context(Lock(plan.folder))
+        safe_io.refuse_foreign_jobs(plan.folder)
         try:
             ledger = stack.enter_context(verify_ledger(Ledger(plan.folder)))
         except sqlite3.OperationalError:

@@ -14,7 +14,7 @@ from runner.config.hydra_repository import find_our_conf
 from runner.config.minimal import write_experiment
 from runner.core import safe_io
 from runner.core.errors import ConfigError, Mistake
-from runner.core.escape import make_printable
+from runner.core.escape import escape_line, make_printable
 from runner.experiment.record.recorded import is_run, read_config_files
 from runner.sweep.ledger import JobRecord
 from runner.sweep.report.results import Report, ReportEntry, gather, is_result
@@ -126,8 +126,9 @@ def format_header(report: Report, winner: Winner, name: str, folder: Path) -> st
         "date": datetime.now().astimezone().strftime("%Y-%m-%d"),
     }
     width = max(map(len, lines)) + 1
-    said = [f"# {key + ':':<{width}} {value}" for key, value in lines.items()]
-    return "\n".join([f"# {_describe_rank(report, winner)}", *said, ""])
+    # A ledger may come from a stranger: a line feed would end the comment, and what follows would be YAML.
+    said = [f"# {key + ':':<{width}} {escape_line(value)}" for key, value in lines.items()]
+    return "\n".join([f"# {escape_line(_describe_rank(report, winner))}", *said, ""])
 
 
 def _describe_rank(report: Report, winner: Winner) -> str:

@@ -142,13 +142,13 @@ class LogPruner(NoPruner):
 def read_values(file: Path, name: str) -> list[float]:
     """Read every value of a metric from a `metrics.jsonl`, in order; skip a torn last line."""
     try:
-        lines = safe_io.read_bytes(file).splitlines(keepends=True)
+        lines = safe_io.read_bytes(file, safe_io.MAX_LOG_BYTES).splitlines(keepends=True)
     except OSError:
         return []
     values = []
     for line in lines:
-        with contextlib.suppress(ValueError):
-            event: Mapping[str, Any] = json.loads(line)
+        with contextlib.suppress(ValueError, TypeError):
+            event: Mapping[str, Any] = safe_io.parse_json(line)
             if name in event and line.endswith(b"\n"):
                 values.append(float(event[name]))
     return values

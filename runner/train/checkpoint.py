@@ -440,7 +440,7 @@ def _rebuild_entry(path: Path) -> CheckpointEntry:
     """
     tensor_files.check_fits_in_memory(path, path.stat().st_size)
     _verify_archive(path)
-    with path.open("rb") as file:
+    with safe_io.open_read(path.resolve()) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     state = _load_state(path, "cpu", sha256)
     try:
@@ -459,10 +459,11 @@ def _verify_archive(path: Path) -> None:
         RunError: one differs, or it is no archive.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
-                raise ValueError("it is compressed, which a checkpoint is not")
+        with safe_io.open_read(path.resolve()) as file, zipfile.ZipFile(file) as archive:
+            tensor_files.refuse_bomb(file, path)
             wrong = archive.testzip()
+    except RunError:
+        raise
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:

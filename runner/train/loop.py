@@ -68,6 +68,7 @@ def begin(run: Run) -> int:
     run.looks.begin(progress.step, sum(run.losses.sizes), run.clock.seconds)
     if run.rhythm.evaluate_at_start and progress.step == run.rhythm.first_step and progress.evaluated_at is None:
         progress.evaluation_pending = True
+    stop_at_value(run)
     if progress.evaluation_pending:
         due = run_due_actions(run)
     else:
@@ -193,9 +194,12 @@ def run_due_actions(run: Run) -> int:
     said: Mapping[str, Any] = progress.last if progress.evaluation_pending else {}
     if run.losses.sizes and (ends or _is_due(run, run.rhythm.log_every) or _is_asked(run)):
         said = log_line(run, seen)
+        stop_at_value(run)
+        at_end = at_end or bool(run.stop.ended)
     improved = False
     if progress.evaluation_pending or at_end or _is_due(run, run.rhythm.evaluate_every):
         improved = evaluate_and_compare(run, said)
+        stop_at_value(run)
     stop_where_stale(run)
     if not run.rhythm.log_means and progress.step + 1 in list_coming_lines(run):
         forget(run)
@@ -356,6 +360,24 @@ def stop_where_stale(run: Run) -> None:
         run.stop.end(
             f"train.early_stop: {run.objective.name} has not become better in {progress.stale} evaluations ({since})"
         )
+
+
+def stop_at_value(run: Run) -> None:
+    """End training where a metric is beyond a bound of `train.stop_when`.
+
+    Raises:
+        RunError: an evaluation does not say it, or it is a word.
+    """
+    last = run.progress.last
+    for threshold in run.rhythm.stop_when if run.progress.step < run.rhythm.total_steps else ():
+        value = last.get(threshold.name)
+        evaluated = (
+            run.progress.evaluated_at is not None and threshold.name.partition("/")[0] in run.objective.evaluated
+        )
+        if isinstance(value, str) or (value is None and evaluated):
+            raise RunError(f"train.stop_when: {threshold.name} is none of the numbers there are: {list_numbers(last)}")
+        if value is not None and (said := threshold.describe(value)):
+            run.stop.end(f"train.stop_when: {said}")
 
 
 def save(run: Run) -> None:

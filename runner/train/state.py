@@ -189,6 +189,23 @@ class StopRequest:
 
 
 @dataclass(frozen=True)
+class Threshold:
+    """Value of a metric at which training is done: below one bound, or above another."""
+
+    name: str
+    below: float | None = None
+    above: float | None = None
+
+    def describe(self, value: float) -> str:
+        """Describe that a value is beyond a bound; empty if it is not."""
+        if self.below is not None and value < self.below:
+            return f"{self.name} is {value:.6g}, below {self.below:g}"
+        if self.above is not None and value > self.above:
+            return f"{self.name} is {value:.6g}, above {self.above:g}"
+        return ""
+
+
+@dataclass(frozen=True)
 class Rhythm:
     """Lengths of a run, and when it logs, evaluates, saves and stops."""
 
@@ -202,6 +219,7 @@ class Rhythm:
     log_means: bool = True  # whether a line of training has means since the last one, or the values at its step
     evaluate_at_start: bool = False
     early_stop: int | None = None  # evaluations without a better objective after which training is done
+    stop_when: tuple[Threshold, ...] = ()  # values at which training is done
     max_seconds: float | None = None  # of wall time, over all resumes
     thaw_at: int | None = None  # the step from which on everything frozen trains
     check_finite: str = "loss"

@@ -47,7 +47,7 @@ HABITS = {
     ("loader.shuffle =false",): ("loader.shuffle", "`loader.shuffle=false`"),
     ("scheduler=CosineAnnealingLR",): ("scheduler", "scheduler=cosine`"),
     ("loss=nn.MSELoss",): ("loss", "loss=mse`"),
-    ("optimizer=torch.optim.AdamW",): ("optimizer", "optimizer=adamw`"),
+    ("optimizer=optim.AdamW",): ("optimizer", "optimizer=adamw`"),
     ("model=mlp.yml",): ("model", "model=mlp`"),
     ("device=gpu",): ("device", "device=cuda"),
     ("pretrained.strict=false",): ("pretrained.strict", "pretrained.strategy=partial"),

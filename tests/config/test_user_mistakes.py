@@ -163,3 +163,32 @@ def test_a_misspelt_metric_of_a_collection_is_found(runner):
     ran = runner("metrics=mine", "train.objective=val/all/MulticlassAcuracy")
 
     assert (2, True) == (ran.status, "did you mean `val/all/MulticlassAccuracy`?" in ran.err)
+
+
+CIRCLES = {
+    "itself": ({"model/a.yaml": "defaults: [a]\nsizes: [64, 10]\n"}, "model=a", "`model/a` names `model/a`"),
+    "two": (
+        {"optimizer/a.yaml": "defaults: [b]\nlr: 1\n", "optimizer/b.yaml": "defaults: [a]\n"},
+        "optimizer=a",
+        "`optimizer/a` names `optimizer/b` names `optimizer/a`",
+    ),
+    "three recipes": (
+        {f"experiment/{a}.yaml": f"{RECIPE}defaults:\n  - {b}\n" for a, b in ("xy", "yz", "zx")},
+        "experiment=x",
+        "`experiment/x` names `experiment/y` names `experiment/z` names `experiment/x`",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CIRCLES)
+def test_a_circle_of_defaults_lists_names_its_files(kind):
+    """Whoever begins it: a group, a recipe, a file that names itself."""
+    files, argument, words = CIRCLES[kind]
+    for name, text in files.items():
+        path = Path("conf") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    circles = [mistake for mistake in find_mistakes(argument) if "leads back to its own file" in mistake.rule]
+
+    assert [words in mistake.rule for mistake in circles] == [True]
+    assert "conf/" in circles[0].where

@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import io
 import multiprocessing
+import os
 import re
 import tarfile
 import threading
@@ -351,3 +352,28 @@ def test_a_download_lies_where_no_program_looks_and_no_link_leads_away(tmp_path,
         "datasets_of_mine/x.csv",
     ]
     assert [place for place in right if refused(place)] == []
+
+
+@pytest.mark.parametrize("left", ["link", "pipe", "link that leads nowhere"])
+def test_nothing_is_written_through_what_lies_in_the_place_of_a_download(left: str, server: Any, file: Path) -> None:
+    """A folder for data may come with a stranger's archive, and so may what is in it."""
+    mine, part = file.parent.parent / "mine", file.with_name(f".{file.name}.part")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_bytes(b"mine")
+    if left == "link":
+        part.symlink_to(mine)
+    elif left == "pipe":
+        os.mkfifo(part)
+    else:
+        file.symlink_to(file.parent.parent / "nowhere")
+    with pytest.raises(RunError, match=re.escape(file.name)):
+        fetch(server.url, file, SHA256)
+
+    assert (mine.read_bytes(), (file.parent.parent / "nowhere").exists()) == (b"mine", False)
+
+
+def test_a_pipe_in_the_place_of_a_download_is_no_file_to_verify(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(file)
+    with pytest.raises(RunError, match="is no regular file"):
+        fetch("http://localhost/x", file, SHA256)

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
@@ -20,11 +22,13 @@ from datasets import table
 from datasets.table import Table
 from runner.config.check.rules.data import check_samples
 from runner.config.schema import Sample
+from runner.core.escape import cut_name
 from runner.data.bad_samples import BadSample, BadSamples
-from runner.data.file_guard import RefusedDataFile, guard_reading
+from runner.data.file_guard import RefusedDataFile, watch_reading
 from runner.data.keyed_samples import KeyedSamples, KeyedStream
 from runner.data.samples import Pipeline, Stream
 from runner.data.whole_dataset import stack_samples
+from runner.log.tensorboard import TensorBoardWriter, read_events
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
 
@@ -135,7 +139,7 @@ def test_elsewhere_pipes_devices_and_programs_are_the_users(folder):
     make("EPS", folder / "x.png")
     handle = os.open(folder / "y.png", os.O_RDWR | os.O_NONBLOCK)
     (folder / "y.png").open("rb").close()
-    with guard_reading():
+    with watch_reading():
         meant = {"/dev/null": "r", os.devnull: "w", f"/dev/fd/{handle}": "rb", folder / "y.png": "wb"}
         for name, mode in meant.items():
             Path(name).open(mode).close()
@@ -197,3 +201,14 @@ def test_check_makes_no_sample_of_ten_gigapixels_up(stated):
     found = [finding.mistake for finding in check_samples(Sample(**stated))]
 
     assert [mistake.key for mistake in found] == [f"dataset.sample.{list(stated)[-1]}"]
+
+
+def test_names_of_classes_and_tags_are_cut(tmp_path):
+    """A cell of a table may be a class, of 131,072 characters; a picture with such a label would be as wide."""
+    assert cut_name("a\n\x1b" + "b" * 1000) == "a\\n\\x1b" + "b" * 92 + "…"
+    writer = TensorBoardWriter(tmp_path, 0)
+    writer.show(0, [Summary.Value(tag="a" * 5000, simple_value=1.0)])
+    writer.close()
+    (file,) = tmp_path.iterdir()
+
+    assert [len(value.tag) for event in read_events(file, Event) for value in event.summary.value] == [1000]

@@ -489,3 +489,49 @@ def test_a_sampler_whose_length_changes_is_refused_by_a_resume_too(slots):
     assert main(["resume", str(newest()), "train.duration=4ep"]) == 1
     assert "gives 24 samples in epoch 2, and gave 16 at first" in result(newest())["error"]
     assert result(newest())["steps"] == 4
+
+
+def read_values(folder, name):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+@pytest.mark.parametrize("name", ["train/loss", "val/loss"])
+def test_a_value_ends_the_run_evaluated_and_saved_and_a_resume_goes_on(slots, name):
+    from runner.__main__ import main
+
+    slots("train.evaluate_every=2st")
+    values = read_values(newest(), name)
+    (_, before), (first, value) = list(values.items())[:2]
+    side, bound = "below" if value < before else "above", (value + before) / 2
+    until = f"train.stop_when={{{name}: {{{side}: {bound}}}}}"
+    slots("train.evaluate_every=2st", "train.duration=3ep", until)
+    folder = newest()
+    (folder / "result.json").rename("before.json")  # as a kill after the last save leaves it
+    assert main(["resume", str(folder)]) == 0
+    ended = json.loads(Path("before.json").read_text())
+
+    said = f"train.stop_when: {name} is {value:.6g}, {side} {bound:g}"
+    saved = (folder / "checkpoints" / "last.pt").resolve().name
+    assert (ended["status"], ended["steps"], ended["stopped"]) == ("completed", first, said)
+    assert (read_values(folder, "val/loss")[first], saved) == (ended["metrics"]["val/loss"], f"step_{first:08d}.pt")
+    assert (result(folder)["steps"], result(folder)["weights_sha256"]) == (first, ended["weights_sha256"])
+
+    assert main(["resume", str(folder), f"train.stop_when={{{name}: null}}", "train.duration=3ep"]) == 0
+    slots("train.evaluate_every=2st", "train.duration=3ep")
+    assert result(folder)["weights_sha256"] == result(newest())["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["train.stop_when={train/los: {below: 1}}"], "train.stop_when.train/los must be one of"),
+        (["train.stop_when={test/loss: {below: 1}}"], "train.stop_when.test/loss must be one of"),
+        (["train.stop_when={train/loss: {}}"], "train.stop_when.train/loss must have `below`, `above`, or both"),
+        (["train.stop_when={train/loss: {under: 1}}"], "train.stop_when.train/loss.under is not a key"),
+        (["train.stop_when={val/loss: {above: 1}}", "train.evaluate_every=null"], "val/loss has no effect while"),
+    ],
+)
+def test_a_value_that_nothing_has_is_refused(slots, argv, said):
+    supervised = ["step._target_=runner.train.steps.supervised"]
+    assert said in slots("check", *supervised, *argv, status=2)

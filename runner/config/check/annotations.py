@@ -48,6 +48,9 @@ def wants_class(annotation: Any) -> bool:
 class _UnfitValue:
     """Type of the marker `UNFIT`: a value that a parameter cannot take."""
 
+    def __repr__(self) -> str:
+        return "UNFIT"
+
 
 UNFIT: Any = _UnfitValue()
 

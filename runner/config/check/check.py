@@ -68,6 +68,8 @@ class Check:
     composed: Composed
     trust: tuple[str, ...] = ()
     multirun: bool = False
+    notes: list[str] = field(default_factory=list)  # of `by_import`
+    data_folders: tuple[str, ...] = ()  # elsewhere, which the user has named for what a dataset downloads by itself
     _misfits: set[str] = field(default_factory=set)
 
     @cached_property
@@ -217,7 +219,25 @@ class Check:
             groups = {label: group.settings for label, group in self.config.param_groups.items() if group is not None}
             check_group_settings(self.config.optimizer, groups, self.trust, found)
         self._misfits |= {str(path[0]) for path, _ in found.mistakes}
-        return self.placed(mistake for _, mistake in found.mistakes)
+        mistakes = self.placed(mistake for _, mistake in found.mistakes)
+        if not mistakes and not self._refused:
+            mistakes = self.placed(self._of_own_downloads())
+        return mistakes
+
+    def _of_own_downloads(self) -> Iterator[Mistake]:
+        """Yield the mistakes of datasets that download by themselves, and note how they verify."""
+        from runner.config.check.own_downloads import check_own_download, describe_own_download, find_own_downloads
+
+        self.notes.clear()
+        for path, slot, node in self._read[1].components:
+            for own in find_own_downloads(path, node, self.trust) if slot == "dataset" else ():
+                is_named = own.root in self.data_folders
+                mistakes = [] if is_named else list(check_own_download(own, self._is_argument, self.trust))
+                yield from mistakes
+                self.notes += [] if mistakes else [describe_own_download(own)]
+
+    def _is_argument(self, path: Path_) -> bool:
+        return self.composed.layers.is_argument(path)
 
     @property
     def wrong_components(self) -> set[str]:

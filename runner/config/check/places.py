@@ -12,6 +12,7 @@ from pathlib import Path
 
 from runner.config.check.imports import list_user_directories
 from runner.config.schema import Config
+from runner.config.suggestions import format_suggestion
 from runner.core.archive import IMPORTABLE
 from runner.core.errors import Mistake
 from runner.core.escape import escape_line, quote_shell_word
@@ -36,22 +37,30 @@ def find_misplaced(config: Config, trust: Sequence[str] = ()) -> Iterator[Mistak
                 yield from _judge_place(f"dataset.downloads.{name}.{key}", text, trust, is_file=key == "to")
 
 
-def _judge_place(key: str, text: str, trust: Sequence[str], *, is_file: bool) -> Iterator[Mistake]:
+def _judge_place(
+    key: str, text: str, trust: Sequence[str], *, is_file: bool, may_be_first: bool = False
+) -> Iterator[Mistake]:
     path, homes = Path(os.path.normpath(text)), list_user_directories(trust)
     inner = make_inner(path, homes)
     if inner is None:
         remedy = f"if you trust it: --trust {quote_shell_word(f'{path.parent}/')}"
         yield Mistake(key, "must lie below the working directory", text, remedy=remedy)
-    elif len(inner.parts) < 2 or any(part.startswith(".") for part in inner.parts):
+    elif (len(inner.parts) < 2 and not may_be_first) or any(part.startswith(".") for part in inner.parts):
         rule, right = "must lie in a folder for data, such as `data`, and not be hidden", f"data/{path.name}"
-        yield Mistake(key, rule, text, suggestion=right)
+        yield Mistake(key, rule, text, remedy=format_suggestion(right), suggestion=right)
     elif escape_line(text) != text or (inner.parts[:1] and inner.parts[0].startswith("~")):
         yield Mistake(key, "must have no control character and no `~`, which stays as it is written", text)
     elif rule := _explain_picked_up(inner, is_file=is_file):
-        yield Mistake(key, rule, text, suggestion=f"data/{path.name}")
+        right = f"data/{path.name}"
+        yield Mistake(key, rule, text, remedy=format_suggestion(right), suggestion=right)
     elif led := find_led_away(path, homes):
         rule = f"must lie below the working directory, but a link on the way leads to {led}"
         yield Mistake(key, rule, text, remedy=f"if you trust it: --trust {quote_shell_word(f'{led}/')}", kind="file")
+
+
+def find_outside(key: str, text: str, trust: Sequence[str] = ()) -> Iterator[Mistake]:
+    """Find a folder that lies elsewhere, or where a program looks, and would be written to."""
+    yield from _judge_place(key, text, trust, is_file=False, may_be_first=True)
 
 
 def find_run_elsewhere(run: str) -> Mistake | None:
@@ -85,12 +94,15 @@ def _explain_picked_up(inner: Path, *, is_file: bool) -> str:
         return "must be no file that Python could import"
     if is_file and OBEYED.fullmatch(inner.name):
         return "must be no file that a program obeys (Python, make, a shell, a build)"
-    if inner.parts[0].lower() in ("conf", "hydra_plugins", "tests", "bin", "scripts"):
+    if inner.parts and inner.parts[0].lower() in ("conf", "hydra_plugins", "tests", "bin", "scripts"):
         return f"must lie in a folder for data, such as `data`, and not in {inner.parts[0]}, where a program looks"
     ways = [Path(*inner.parts[:count]) for count in range(1, len(inner.parts))]
     if any(way.name in ("site-packages", "dist-packages") or (way / "pyvenv.cfg").exists() for way in ways):
         return "must not lie in a virtual environment"
-    first, outside = inner.parts[0], [entry for entry in sys.path if entry and Path(entry).resolve() != Path.cwd()]
+    first, outside = (
+        (inner.parts or ("",))[0],
+        [entry for entry in sys.path if entry and Path(entry).resolve() != Path.cwd()],
+    )
     if not Path(first).exists() and first.isidentifier() and PathFinder.find_spec(first, outside) is not None:
         return f"must not make a folder {first}, which would be taken for the library of that name"
     return ""

@@ -149,7 +149,8 @@ def _trace_keywords(target: Callable[..., Any], keywords: str, depth: int) -> tu
             if inner is None:
                 blind = True
                 continue
-            taken = {k.arg for k in node.keywords if k.arg} | set(inner.positional[: len(node.args)])
+            placed = [argument for argument in node.args if not isinstance(argument, ast.Starred)]  # not `*args`
+            taken = {k.arg for k in node.keywords if k.arg} | set(inner.positional[: len(placed)])
             found |= {name: p for name, p in inner.named.items() if name not in taken}
             blind |= inner.open
         for name in _find_literal_keys(node, keywords):

@@ -17,7 +17,7 @@ from runner.data import batches, interfaces, splitting, whole_dataset
 from runner.data.bad_samples import BadSamples
 from runner.data.batched.chain import BatchedTransforms
 from runner.data.batched.steps import NotBatched
-from runner.data.file_guard import guard_reading
+from runner.data.file_guard import watch_reading
 from runner.data.in_memory import describe_batching
 from runner.data.interfaces import Indices
 from runner.data.samples import Pipeline, Placement, Stream, to_image
@@ -84,7 +84,7 @@ def make_parts(config: Config, trust: Trust = ()) -> Parts:
                 unpacked=None if node.unpack is None else Path(node.unpack),
                 limits=Limits(node.members_limit, int(node.size_limit * 2**30), node.ratio_limit),
             )
-    with rng.stream(rng.derive_key(config.seed, "dataset")), guard_reading():
+    with rng.stream(rng.derive_key(config.seed, "dataset")), watch_reading():
         if chosen.source is not None:
             source = instantiate(chosen.source, "dataset.source", trust=trust)
             fractions = {"val": chosen.val_fraction, "test": chosen.test_fraction}

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from runner.config.check.imports import import_object
 from runner.config.schema import Config, LogHook
 from runner.core.durations import Duration
+from runner.core.escape import cut_name
 from runner.experiment.builders.instantiate import Trust, instantiate
 from runner.log.module_statistics import Hook, ModuleStatistics, UserHook, select_statistics
 from runner.log.profiler import StepProfiler
@@ -65,7 +66,7 @@ def make_monitor(
         looks.evaluation = EvaluationViews(
             folder,
             config.step.get("input", 0),
-            [str(name) for name in names] if isinstance(names, list | tuple) else [],
+            [cut_name(name) for name in names] if isinstance(names, list | tuple) else [],
             log.images,
             log.confusion_matrix,
             log.pr_curves,

@@ -38,7 +38,7 @@ from runner.train.lr_schedule import trace_rates
 from runner.train.optimizer_step.closure import is_custom_step, needs_closure
 from runner.train.optimizer_step.precision import GradScaler
 from runner.train.single_process import SINGLE_PROCESS, FullTensors, SingleProcess
-from runner.train.state import Objective, Rhythm, Run
+from runner.train.state import Objective, Rhythm, Run, Threshold
 
 
 def build(
@@ -149,6 +149,9 @@ def make_rhythm(config: Config, num_batches: int) -> Rhythm:
         log_means=config.log.mean,
         evaluate_at_start=train.evaluate_at_start,
         early_stop=train.early_stop,
+        stop_when=tuple(
+            Threshold(name, value.below, value.above) for name, value in train.stop_when.items() if value is not None
+        ),
         max_seconds=None if train.max_time is None else durations.parse_seconds(train.max_time),
         thaw_at=None if until is None else Duration.parse(until).steps(steps_per_epoch),
         check_finite=train.check_finite,

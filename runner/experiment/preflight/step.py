@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from runner.config.check.rules.train import find_metric_names
+from runner.config.check.rules.train import find_metric_names, find_stop_names
 from runner.config.schema import Config, Sample
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import Mistake, RunError
@@ -411,7 +411,8 @@ def _check_names(config: Config, found: Preflight, trained: Mapping[str, Any], e
     for split in list(dict.fromkeys(name.partition("/")[0] for name in known)):
         outcome = trained if split == "train" else evaluated
         known += [f"{split}/{field}" for field in outcome if field not in RESERVED]
-    for key, wanted in (("train.objective", config.train.objective), ("scheduler.monitor", config.scheduler.monitor)):
+    uses = {"train.objective": config.train.objective, "scheduler.monitor": config.scheduler.monitor}
+    for key, wanted in (uses | find_stop_names(config)).items():
         if wanted is not None and wanted not in known and not wanted.startswith(tuple(prefixes)):
             right = find_nearest(wanted, known)
             rule = f"must be one of {', '.join(f'`{name}`' for name in known)}: nothing else is produced"

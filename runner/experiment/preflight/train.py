@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from runner.config.check.rules.train import PLATEAU
+from runner.config.check.rules.train import PLATEAU, find_stop_names
 from runner.config.schema import Config
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core import device as devices
@@ -54,7 +54,8 @@ def check_saving(key: str, metric: Any, fresh: Any = None) -> Mistake | None:
 
 def _check_metric_names(config: Config, metrics: Mapping[str, Any], found: Preflight) -> None:
     """Check objective and monitor against the names that a built MetricCollection gives."""
-    for key, wanted in (("train.objective", config.train.objective), ("scheduler.monitor", config.scheduler.monitor)):
+    uses = {"train.objective": config.train.objective, "scheduler.monitor": config.scheduler.monitor}
+    for key, wanted in (uses | find_stop_names(config)).items():
         split, _, name = (wanted or "").partition("/")
         collection: Any = metrics.get(name.partition("/")[0])
         if type(collection).__name__ != "MetricCollection":

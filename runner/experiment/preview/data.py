@@ -11,9 +11,10 @@ from torch import Tensor
 from runner.config.schema import Config
 from runner.core import rng
 from runner.core.errors import RunError
+from runner.core.escape import cut_name
 from runner.data import batches
 from runner.data.bad_samples import BadSample
-from runner.data.file_guard import guard_reading
+from runner.data.file_guard import watch_reading
 from runner.data.interfaces import Indices
 from runner.data.samples import to_image
 from runner.experiment.builders import data as data_builder
@@ -54,13 +55,14 @@ def inspect_splits(config: Config, folder: Path, trust: Trust = ()) -> dict[str,
                 "transformed": {} if batch is None else _compute_ranges([batch]),
             }
             found["pictures"] = []
+            names = list(map(cut_name, _get_class_names(dataset)))
             for kind, some in samples.items():
                 images = [
                     _to_picture(_get_member(sample, data_builder.get_member_key(config, "input"))) for sample in some
                 ]
                 shown = [image for image in images if image is not None]
                 sheet = log_images.draw_contact_sheet(
-                    shown, labels[kind], _get_class_names(dataset), points=list(map(_collect_points, some))
+                    shown, labels[kind], names, points=list(map(_collect_points, some))
                 )
                 if sheet is not None:
                     file = folder / f"{name}{'_' * bool(kind)}{kind}.png"
@@ -173,7 +175,7 @@ def _count_classes(config: Config, dataset: Any, indices: Indices | None) -> dic
 
 
 def _read_labels(dataset: Any, indices: Indices, place: Any) -> torch.Tensor:
-    with guard_reading():
+    with watch_reading():
         return torch.tensor([dataset[int(index)][place] for index in indices])
 
 

@@ -11,7 +11,7 @@ from runner.config.composed import Composed
 from runner.config.origins import as_path
 from runner.config.schema import Config
 from runner.core import safe_io
-from runner.core.errors import ConfigError, Mistake
+from runner.core.errors import ConfigError, Mistake, RunError
 from runner.experiment.examine import require_valid
 from runner.experiment.record.recorded import is_run, load_recorded_config, make_no_run_mistake
 from runner.experiment.record.recorded_run import RecordedRun, print_to_stderr
@@ -204,7 +204,11 @@ def _read_pretrained_rows(weights: Any, folder: Path | None) -> list[Any]:
 
     if weights is not None or folder is None or not (folder / "pretrained.json").is_file():
         return weights.rows if weights is not None else []
-    return [WeightsRow(**row) for row in safe_io.read_json(folder / "pretrained.json")["tensors"]]
+    file = folder / "pretrained.json"
+    try:
+        return [WeightsRow(**row) for row in safe_io.read_json(file)["tensors"]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RunError(f"{file} is damaged ({error}): move it away, and no tensor is said to come from it") from error
 
 
 def _iterate_tensors(model: Any) -> Iterable[tuple[str, str, Any]]:

@@ -23,7 +23,8 @@ FREE = {
     "device.type",
     "train.checkpoint_every",
     "train.keep",
-    "train.early_stop",  # like the duration, these two say when it is done
+    "train.early_stop",  # like the duration, these three say when it is done
+    "train.stop_when",
     "train.max_time",
     "train.split_on_oom",  # where memory was enough it changes nothing; where not, there was no number
     "train.check_finite",
@@ -110,7 +111,11 @@ def plan_continuation(
         kept = _keep(before, after, unresolved, notes, schedule)
     for keys in kept:
         OmegaConf.update(tree, _join_keys(keys), _get(after, keys))
-    ends = [f"train.{name}" for name in ("early_stop", "max_time") if before["train"][name] != after["train"][name]]
+    ends = [
+        f"train.{name}"
+        for name in ("early_stop", "stop_when", "max_time")
+        if before["train"][name] != after["train"][name]
+    ]
     notes += [f"{key} is {after['train'][key[6:]]}, and was {before['train'][key[6:]]}" for key in ends]
     changes, rescheduled, settings = _collect_changes(before, after, kept, notes, schedule)
     return Continuation(
@@ -240,11 +245,13 @@ def _find_followers(unresolved: str, was: str, after: Mapping[str, Any]) -> list
 
 def _is_free(keys: Keys, config: Mapping[str, Any]) -> bool:
     monitor = config["scheduler"]["monitor"]
+    ends_at = [name for name, value in config["train"].get("stop_when", {}).items() if value is not None]
     # The objective and the best of a run are no part of its weights.
     if keys in (("train", "evaluate_every"), ("train", "evaluate_at_start")):
-        return monitor is None and config["train"]["early_stop"] is None
+        by_evaluation = [name for name in ends_at if not name.startswith("train/")]
+        return monitor is None and config["train"]["early_stop"] is None and not by_evaluation
     if keys in (("log", "every"), ("log", "mean")):  # the means of training are those since a line of the log
-        return not str(monitor).startswith("train/")
+        return not any(str(name).startswith("train/") for name in (monitor, *ends_at))
     return any(".".join(keys[:length]) in FREE for length in range(1, len(keys) + 1))
 
 

@@ -14,6 +14,7 @@ from yaml import YAMLError
 from runner.config import document
 from runner.config.check.check import Check, parse, to_resolved_data
 from runner.config.composed import Composed
+from runner.config.expansion import ExpansionLimit, limit_expansion
 from runner.config.origins import Layers
 from runner.config.schema import Config
 from runner.config.suggestions import find_nearest
@@ -30,6 +31,7 @@ def load_recorded_config(
     trust: Sequence[str] = (),
     *,
     verb: str = "resume",
+    data_folders: Sequence[str] = (),
     say: Callable[[str], object] = lambda text: sys.stderr.write(f"{make_printable(text)}\n"),
 ) -> tuple[Config, str]:
     """Load the config of the run in `folder` and its YAML with interpolations; apply `overrides`.
@@ -43,6 +45,7 @@ def load_recorded_config(
         overrides: `key=value`, values in YAML; a leading `+` or `++` is allowed.
         trust: patterns of names trusted on the command line.
         verb: of the command, for the remedy.
+        data_folders: folders elsewhere that the user has named for data that a dataset downloads by itself.
         say: told what is made up for.
 
     Raises:
@@ -52,7 +55,7 @@ def load_recorded_config(
         raise ConfigError([make_no_run_mistake(folder, verb)])
     whole = read_config_files(folder, say)
     if not overrides:
-        return check_record(whole.source, whole.data, trust), OmegaConf.to_yaml(whole.unresolved)
+        return check_record(whole.source, whole.data, trust, data_folders), OmegaConf.to_yaml(whole.unresolved)
     unresolved = whole.unresolved
     for override in overrides:
         key, separator, _ = override.lstrip("+").partition("=")
@@ -62,10 +65,12 @@ def load_recorded_config(
             unresolved = OmegaConf.merge(unresolved, OmegaConf.from_dotlist([override.lstrip("+")]))
         except (OmegaConfBaseException, YAMLError) as error:
             raise ConfigError([Mistake(key, str(error), where=f"argument `{override}`", kind="syntax")]) from error
-    return check_record(whole.interpolated, unresolved, trust), OmegaConf.to_yaml(unresolved)
+    return check_record(whole.interpolated, unresolved, trust, data_folders), OmegaConf.to_yaml(unresolved)
 
 
-def check_record(source: document.Document, config: Any, trust: Sequence[str]) -> Config:
+def check_record(
+    source: document.Document, config: Any, trust: Sequence[str], data_folders: Sequence[str] = ()
+) -> Config:
     """Check a record: plain data as it is, or a config whose interpolations are resolved first.
 
     Raises:
@@ -76,7 +81,7 @@ def check_record(source: document.Document, config: Any, trust: Sequence[str]) -
         composed = _compose(source, config)
     else:
         composed.__dict__["_resolution"] = (deepcopy(config), [], [])  # `${…}` in what was resolved is text
-    checked = Check(composed, tuple(trust))
+    checked = Check(composed, tuple(trust), data_folders=tuple(data_folders))
     if mistakes := checked.of_a_record():
         raise ConfigError(mistakes)
     return checked.config
@@ -257,7 +262,10 @@ def _is_absent(data: Any, keys: Keys) -> bool:
 def resolve_record(unresolved: Any) -> Any:
     """Resolve a record's interpolations; raise ConfigError for one that cannot be followed."""
     try:
-        return OmegaConf.to_container(unresolved, resolve=True)
+        with limit_expansion():
+            return OmegaConf.to_container(unresolved, resolve=True)
+    except ExpansionLimit as error:
+        raise ConfigError([Mistake("config", "has interpolations that go on", kind="record")]) from error
     except OmegaConfBaseException as error:
         raise ConfigError([Mistake(str(error.full_key), str(error.msg), kind="record")]) from error
 

@@ -93,7 +93,7 @@ class RecordedRun:
             OSError: the file cannot be read.
             ValueError: a line is no JSON.
         """
-        lines = safe_io.read_bytes(self.folder / "metrics.jsonl").splitlines()
+        lines = safe_io.read_bytes(self.folder / "metrics.jsonl", safe_io.MAX_LOG_BYTES).splitlines()
         return [safe_io.parse_json(line) for line in lines]
 
     def open_checkpoints(self, **settings: Any) -> "Checkpoints":

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 
 from runner.config.check.check import parse
+from runner.config.check.own_downloads import find_own_downloads
+from runner.config.parsing import read
 from runner.core.errors import ConfigError, Mistake
 from runner.core.exit_status import EXIT_DISK, EXIT_DONE, EXIT_FAILED, EXIT_WRONG
 from runner.core.lock import Lock
@@ -97,7 +99,10 @@ def _continue_run(job: JobSpec, folder: Path, command: list[str], trust: tuple[s
     from runner.experiment import run
     from runner.experiment.record import result as record_result
 
-    config, unresolved = load_recorded_config(folder, trust=trust)
+    # A folder outside that the user named on the sweep's line was examined with it, and the record does not say so.
+    components = read(job.config)[1].components
+    own = [own.root for path, _, node in components for own in find_own_downloads(path, node, trust)]
+    config, unresolved = load_recorded_config(folder, trust=trust, data_folders=own)
     again = plan_continuation(folder, config, unresolved, trust)
     if again.changes:
         raise ConfigError(again.changes)

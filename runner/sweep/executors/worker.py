@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from runner.core.exit_status import EXIT_WRONG
+from runner.core.safe_io import open_regular
 from runner.experiment.record import provenance
 from runner.sweep.interfaces import OUTPUT
 
@@ -45,7 +46,7 @@ def _run_attempt(job: dict[str, Any], environment: dict[str, str], lifeline: int
     """Run an attempt with its output in a file; return its exit status and its JSON message."""
     _exit_with_server()
     threading.Thread(target=watch_controller, args=(lifeline,), daemon=True).start()
-    console = os.open(Path(job["folder"]) / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    console = open_regular(Path(job["folder"]) / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for handle in (1, 2):
         os.dup2(console, handle)
     os.close(console)

@@ -370,6 +370,8 @@ def read_curves(file: Path, names: Sequence[str]) -> dict[str, Curve]:
     """Read the finite values of metrics from a `metrics.jsonl`, even one still being written."""
     found: dict[str, Curve] = {name: [] for name in names}
     with contextlib.suppress(OSError), safe_io.open_read(file) as opened:
+        if os.fstat(opened.fileno()).st_size > safe_io.MAX_LOG_BYTES:
+            return found
         for line in safe_io.read_lines(opened):
             try:
                 event = safe_io.parse_json(line)

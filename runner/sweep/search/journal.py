@@ -42,7 +42,7 @@ class Journal(BaseJournalBackend):
             self._open(file)
 
     def _open(self, file: Path) -> None:
-        content = safe_io.read_bytes(file)
+        content = safe_io.read_bytes(file, safe_io.MAX_LOG_BYTES)
         end = whole = 0
         for line in content.splitlines(keepends=True):
             try:

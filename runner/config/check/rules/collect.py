@@ -22,6 +22,7 @@ from runner.config.check.rules.train import (
     check_plateau,
     check_processes,
     check_scheduler,
+    check_stop_values,
     find_too_long,
     find_training_contradictions,
     find_unused_in_training,
@@ -62,6 +63,7 @@ def collect_findings(config: schema.Config, choices: dict[str, str | None]) -> I
     yield from check_samples(config.dataset.sample)
     yield from check_downloads(config.dataset.downloads)
     yield from check_metric_names(config)
+    yield from check_stop_values(config)
     yield from _find_contradictions(config)
     yield from check_debug(config, choices.get("debug"))
     yield from check_search(config)

@@ -35,13 +35,30 @@ def find_metric_names(config: schema.Config) -> tuple[list[str], list[str]]:
     return names, prefixes
 
 
+def find_stop_names(config: schema.Config) -> dict[str, str | None]:
+    """Return the metrics of `train.stop_when` by their keys."""
+    return {f"train.stop_when.{name}": name for name, value in config.train.stop_when.items() if value is not None}
+
+
+def check_stop_values(config: schema.Config) -> Iterator[Finding]:
+    """Check that each metric of `train.stop_when` has a bound, and a value while training."""
+    for name, value in config.train.stop_when.items():
+        key = f"train.stop_when.{name}"
+        if value is not None and value.below is None and value.above is None:
+            rule = "must have `below`, `above`, or both"
+            yield Finding(Mistake(key, rule, remedy="write `{below: 0.001}`, for instance", kind="missing"), (key,))
+        if value is not None and config.train.evaluate_every is None and not name.startswith("train/"):
+            rule = "has no effect while `train.evaluate_every` is null: there is one evaluation, at the end"
+            yield Finding(Mistake(key, rule, remedy="leave it out", kind="no-effect"), ("train.evaluate_every",))
+
+
 def check_metric_names(config: schema.Config) -> Iterator[Finding]:
     """Yield findings about metric names that no line of the log has."""
     names, prefixes = find_metric_names(config)
     if config.metrics.get("loss") is not None:
         rule = "must have another name: `train/loss` and `val/loss` are the loss itself"
         yield Finding(Mistake("metrics.loss", rule, remedy="name it `metrics.own_loss`, for instance", kind="conflict"))
-    uses = {"train.objective": config.train.objective}
+    uses = {"train.objective": config.train.objective, **find_stop_names(config)}
     if PLATEAU in (config.scheduler._target_ or ""):
         uses["scheduler.monitor"] = config.scheduler.monitor
         if config.scheduler.monitor is None:
