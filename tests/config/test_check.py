@@ -135,7 +135,6 @@ def test_what_people_get_wrong(override, key, suggestion):
         (["loader.timeout=5"], "loader.timeout"),
         (["device=cpu", "loader.pin_memory=true"], "loader.pin_memory"),
         (["pretrained.path=w.pt"], "pretrained.path"),
-        (["experiment=null", "scheduler.warmup=1ep"], "scheduler.warmup"),
         (["experiment=null", "train.mode=max"], "train.mode"),
         (["train.checkpoint_every=null", "train.keep=5"], "train.keep"),
         (["train.max_faults=5"], "train.max_faults"),
