@@ -82,6 +82,13 @@ class Option:
 JSON = Option("--json", "print one JSON object, for programs")
 TRUST = Option("--trust", "import also names like this, or code of this directory", "PATTERN", is_repeatable=True)
 MULTIRUN = Option("--multirun", "treat the overrides as a sweep", short="-m")
+INEXACT = Option("--inexact", "accept that numbers may differ from those of an uninterrupted run")
+SCHEDULE = Option(
+    "--schedule",
+    "learning rate of a run that trains for longer",
+    "WORD",
+    choices=("follow", "constant", "continue"),
+)
 
 
 @dataclass(frozen=True)

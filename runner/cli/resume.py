@@ -3,15 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.cli.options import TRUST, Option, Verb
+from runner.cli.options import INEXACT, SCHEDULE, TRUST, Verb
 from runner.core.errors import ConfigError
 from runner.experiment.preflight import processes as processes_preflight
 from runner.experiment.record.recorded import load_recorded_config
-from runner.experiment.resume import SCHEDULES, resume
-
-INEXACT = Option("--inexact", "accept that numbers may differ from those of an uninterrupted run")
-SCHEDULE = Option("--schedule", "learning rate of a run that trains for longer", "WORD", choices=SCHEDULES)
-
+from runner.experiment.resume import resume
 
 VERBS = (Verb("resume", words=("RUN",), options=(INEXACT, SCHEDULE, TRUST)),)
 

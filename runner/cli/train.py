@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.cli import hydra_questions
-from runner.cli.options import MULTIRUN, TRUST, Verb
-from runner.cli.resume import INEXACT, SCHEDULE
+from runner.cli.options import INEXACT, MULTIRUN, SCHEDULE, TRUST, Verb
 from runner.config import compose
 from runner.core.errors import ConfigError, Mistake, format_count
 from runner.core.exit_status import EXIT_WRONG

@@ -15,9 +15,6 @@ from runner.experiment.record.recorded_run import RecordedRun
 STARTED = {".lock", ".heartbeat", ".hydra", "log.txt", "result.json"}
 
 
-SCHEDULES = ("follow", "constant", "continue")  # of a run that trains for longer
-
-
 def resume(
     folder: Path,
     config: Config,
@@ -39,7 +36,7 @@ def resume(
         argv: the command line, for the record.
         trust: patterns of trusted names.
         inexact: whether numbers may differ from those of an uninterrupted run.
-        schedule: one of SCHEDULES, what the learning rate does in a run that trains for longer.
+        schedule: `follow`, `constant` or `continue`, what the learning rate does in a run that trains for longer.
 
     Raises:
         ConfigError: it is no run directory, in progress, or cannot be continued exactly; nothing was touched.
