@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import KeyValidationError, OmegaConfBaseException
 from yaml import YAMLError
 
 from runner.config import document
@@ -236,6 +236,10 @@ def _read(file: Path, *, plain: bool = False) -> tuple[document.Document | None,
     if read.mistake is not None:
         line = (read.mistake.where or "").rpartition(":")[2]
         return None, f"{read.mistake.rule}{f', line {line}' if line.isdigit() else ''}"
+    try:
+        OmegaConf.create(read.data)
+    except KeyValidationError:
+        return None, "it has a key that is null"
     return (read, "") if read.data else (None, "it holds no mapping")
 
 
