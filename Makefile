@@ -36,7 +36,7 @@ format: setup  ## mend what ruff can mend
 
 # Two at a time, a file's tests in one process: they share what is made once.
 test: setup  ## the tests of every day (one file: make test ARGS=tests/train/test_metrics.py)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-all: setup  ## every test, with a seed of its own (again with the same one: make test-all SEED=123)
 	@seed=$${SEED:-$$(date +%s)}; echo "SEED=$$seed"; \

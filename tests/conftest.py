@@ -26,14 +26,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-# Files whose tests start processes and take minutes: first, so that two workers end together (`make test`).
-SLOW = ("test_sweep.py", "test_readme.py", "test_distributed.py", "test_clusters.py", "test_search.py", "test_kill.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
-
-
 def pytest_report_header() -> str:
     return f"seed: {SEED} (again with the same one: TEST_SEED={SEED})"
 
