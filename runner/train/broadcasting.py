@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from runner.core.trees import iterate_tensors
+
 # What torch's functional losses warn of; sizes that are one but for ones in front spread nothing.
 SPREADS = r"Using a target size \(torch\.Size\("
 _ONES = r"\[(?:1(?:, |(?=\])))*"
@@ -64,7 +66,7 @@ class BroadcastTracker(TorchFunctionMode):
 
     def follow(self, name: str, value: Any) -> None:
         """Follow the tensors in a value as outputs or as targets."""
-        for member in _list_tensors(value):
+        for member in iterate_tensors(value):
             source = (name, len(self.members))
             self.members[source] = member
             self.sources[member] = frozenset([source])
@@ -79,13 +81,13 @@ class BroadcastTracker(TorchFunctionMode):
         """Call the function and record the sources of its result."""
         named = dict(kwargs or {})
         made = func(*args, **named)
-        tensors = list(_list_tensors([*args, *named.values()]))
+        tensors = list(iterate_tensors([*args, *named.values()]))
         if self.shape is None and func not in _EXPLICIT:
             for output, target in self._pairs(tensors):
                 self._look(func, args, named, made, output, target)
         used = tensors[:1] if getattr(func, "__name__", "") in _LIKE else tensors
         sources = frozenset().union(*(self.sources.get(one, frozenset()) for one in used))
-        for one in _list_tensors(made) if sources else ():
+        for one in iterate_tensors(made) if sources else ():
             if one not in self.sources or isinstance(made, Tensor):
                 self.sources[one] = sources
         return made
@@ -117,18 +119,9 @@ class BroadcastTracker(TorchFunctionMode):
             spread = torch.broadcast_shapes(output.shape, target.shape)
             if named.get("reduction") in ("mean", "sum", "batchmean"):
                 made = func(*args, **named | {"reduction": "none"})
-            found = [one.shape for one in _list_tensors(made)] if func not in _REDUCING else [spread]
+            found = [one.shape for one in iterate_tensors(made)] if func not in _REDUCING else [spread]
             if spread in found and spread.numel() > max(output.numel(), target.numel()):
                 self.shape, self.output, self.target = tuple(spread), output, target
-
-
-def _list_tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in a value, in lists and mappings too."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for member in value.values() if isinstance(value, Mapping) else value:
-            yield from _list_tensors(member)
 
 
 def find_broadcast_shape(call: Callable[[], Any], output: Any, target: Any) -> BroadcastTracker:
