@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import KeyValidationError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from runner.config import document
@@ -236,11 +236,16 @@ def _read(file: Path, *, plain: bool = False) -> tuple[document.Document | None,
     if read.mistake is not None:
         line = (read.mistake.where or "").rpartition(":")[2]
         return None, f"{read.mistake.rule}{f', line {line}' if line.isdigit() else ''}"
-    try:
-        OmegaConf.create(read.data)
-    except KeyValidationError:
-        return None, "it has a key that is null"
+    if _has_odd_key(read.data):
+        return None, "it has a key that is neither a text nor a number"
     return (read, "") if read.data else (None, "it holds no mapping")
+
+
+def _has_odd_key(data: Any) -> bool:
+    """Return whether a mapping, however deep, has a key that OmegaConf refuses, such as null."""
+    if isinstance(data, dict):
+        return any(not isinstance(key, str | int | float) or _has_odd_key(value) for key, value in data.items())
+    return isinstance(data, list) and any(map(_has_odd_key, data))
 
 
 def _format_first_mistake(error: ConfigError) -> str:
