@@ -1,44 +1,37 @@
 """Run: training of a checked config in a run directory, with a result even after a failure."""
 
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from runner.config import schema
 from runner.config.check.check import to_resolved_data
-from runner.config.check.rules.train import find_too_long
 from runner.config.composed import Composed
 from runner.config.schema import Config
 from runner.core import device as devices
 from runner.core.errors import ConfigError, Mistake, RunError
-from runner.core.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED
+from runner.core.exit_status import EXIT_FAILED
 from runner.core.files import remove, write_json
 from runner.core.lock import Lock
 from runner.experiment import diagnosis
 from runner.experiment.builders import run as run_builder
-from runner.experiment.builders import train as train_builder
 from runner.experiment.builders.instantiate import Trust
 from runner.experiment.examine import Examination
+from runner.experiment.finish import finish
+from runner.experiment.first_batch import check_lengths, try_the_first_batch
 from runner.experiment.preflight import processes as processes_preflight
-from runner.experiment.preflight.preflight import find_late_mistakes
 from runner.experiment.preflight.report import Preflight
-from runner.experiment.preflight.step import watch_step
 from runner.experiment.record.cause import describe_cause, describe_failure
 from runner.experiment.record.continuation import Continuation, drop_schedule
 from runner.experiment.record.result import (
     collect_provenance,
     compute_timings,
-    get_last_values,
-    hash_weights,
     make_empty_result,
     read_inexact_steps,
     write_config,
@@ -48,16 +41,13 @@ from runner.experiment.restore import continue_run, rebuild_at_checkpoint
 from runner.experiment.run_log import Judge, close_log, log_start, open_log, print_result, write_traceback
 from runner.experiment.signals import handle_stop_signals
 from runner.log.logger import Logger, suppress_console_errors
-from runner.model.meta import copy_to_meta, to_meta
-from runner.train import evaluation, finite, loop, nan_search, oom
+from runner.train import finite, loop, nan_search, oom
 from runner.train.broadcasting import refuse_broadcasting
 from runner.train.distributed import environment
 from runner.train.distributed.process_group import ProcessGroup
 from runner.train.finite import NonFiniteError
-from runner.train.optimizer_step.closure import is_custom_step
 from runner.train.single_process import SINGLE_PROCESS, SingleProcess
-from runner.train.state import Run, StopReason, StopRequest
-from runner.train.steps import needs_input_and_target
+from runner.train.state import Run, StopRequest
 
 
 @dataclass(frozen=True)
@@ -350,74 +340,6 @@ def start(task: RunTask, team: SingleProcess) -> Run:
     return run
 
 
-def try_the_first_batch(
-    run: Run, config: Config, found: Preflight | None, trust: Trust, blame: diagnosis.Blame
-) -> None:
-    """Find mistakes that only real data shows, before the first step.
-
-    That is a batch of one sample at the end of an epoch, which batch norm cannot train on, and, where the dataset
-    states no sample, a metric that does not fit what the model gives. A step of one's own is watched in its first call:
-    nothing is computed twice that may keep a state.
-
-    Raises:
-        RunError: a made-up batch is known, and the model refuses one sample of it.
-    """
-    if run.team.world > 1 or config.device.compile or is_custom_step(run.step) or not run.rhythm.total_steps:
-        return
-
-    def told(mistakes: list[Mistake]) -> None:
-        if mistakes:
-            raise RunError("; ".join(diagnosis.format_mistake(mistake, blame) for mistake in mistakes))
-
-    if not needs_input_and_target(run.step):
-        if found is None or found.batch is None or found.left_open:
-            _watch_first_step(run, told)
-        return
-    rest = compute_smallest_batch(run, config) == 1
-    if found is not None and found.batch is not None and found.model is not None and not found.left_open:
-        told(
-            find_late_mistakes(
-                config, found.model, run.loss, found.batch, trust, rest=rest, size=run.splits["train"].size
-            )
-        )
-    else:
-        size = run.splits["train"].size
-        run.rehearse = lambda batch: told(
-            find_late_mistakes(
-                config, copy_to_meta(run.model), run.loss, to_meta(batch), trust, rest=rest, size=size, metrics=True
-            )
-        )
-
-
-def _watch_first_step(run: Run, told: Callable[[list[Mistake]], None]) -> None:
-    """Let the first call of the step show whether it compares every output with every target."""
-    update, step = run.update, run.update.step
-
-    def watched(batch: Any, net: nn.Module, loss: Any) -> Any:
-        update.step = step
-        outcome, mistake = watch_step(lambda: step(batch, net, loss), net, batch)
-        told([mistake] if mistake is not None else [])
-        return outcome
-
-    update.step = watched
-
-
-def compute_smallest_batch(run: Run, config: Config) -> int:
-    """Compute the samples in the smallest training batch of an epoch; 0 if the config does not say it."""
-    size, whole = run.splits["train"].size, config.loader.batch_size
-    if config.loader.batch_sampler is not None or not size:
-        return 0
-    return whole if config.loader.drop_last else size % whole or whole
-
-
-def check_lengths(config: Config, run: Run, *, debugging: bool) -> list[Mistake]:
-    """Check durations against the run's steps; a `debug` run may be too short on purpose."""
-    outlived = train_builder.find_short_schedule(run.schedule, run.rhythm.total_steps, run.rhythm.steps_per_epoch)
-    if debugging or run.rhythm.total_steps == 0:
-        return outlived
-    return [*(finding.mistake for finding in find_too_long(config, run.rhythm.steps_per_epoch)), *outlived]
-
-
 def record_continuation(folder: Path, run: Run, again: Continuation, record: Mapping[str, Any]) -> None:
     """Record that a run continues: write its provenance and config, remove the earlier result."""
     write_json(folder / "provenance.json", record)
@@ -464,48 +386,3 @@ def describe_out_of_memory(run: Run) -> str:
     return (
         f"out of memory {where} step {run.progress.step:,} with {key}={size}; {oom.describe_peak(run.device)}. {ways}"
     )
-
-
-def finish(run: Run, result: dict[str, Any]) -> int:
-    """Evaluate the last weights where still due and fill in the result; return the exit status."""
-    progress = run.progress
-    if not run.stop.reason:
-        if progress.step == run.rhythm.first_step:
-            loop.evaluate_and_compare(run, {})
-            loop.save(run)
-            loop.wait_for_checkpoint(run)
-        if "test" in run.splits:
-            test = evaluation.evaluate_and_show(run, "test")
-            if test is not None:
-                progress.last |= test
-                run.log.evaluated(progress.step, progress.epoch, test)
-    result["best"] = progress.best and {"step": progress.best["step"], "metrics": progress.best["metrics"]}
-    result["weights_sha256"] = hash_weights(run.layout.whole(run.model.state_dict()))
-    if run.scaler is not None:
-        result["steps_skipped"] = run.scaler.skipped
-        run.log.say(f"fp16's scaler skipped {run.scaler.skipped:,} of {progress.step:,} steps (infinite gradients)")
-    if run.average is not None:
-        result["ema_sha256"] = hash_weights(run.layout.whole(run.average.state_dict()))
-    if run.stop.reason is StopReason.PRUNED:
-        result["status"] = "pruned"
-        result |= get_last_values(run)
-        return EXIT_DONE
-    if run.stop.reason:
-        result["status"] = "interrupted"
-        result["signal"] = signal.Signals(run.stop.signal).name
-        return EXIT_INTERRUPTED if run.stop.signal == signal.SIGINT else EXIT_STOPPED
-    result["status"] = "completed"
-    if run.stop.ended:
-        result["stopped"] = run.stop.ended
-        run.log.say(f"training ended after step {progress.step:,} of {run.rhythm.total_steps:,}: {run.stop.ended}")
-    say_unknown(run)
-    result |= get_last_values(run)
-    result["train"] = {name: value for name, value in progress.last.items() if name.startswith("train/")}
-    return EXIT_DONE
-
-
-def say_unknown(run: Run) -> None:
-    """Log that the objective had no value, if a run that trained never had one."""
-    if run.progress.step and run.objective.name not in run.progress.last:
-        known = evaluation.list_numbers(run.progress.last)
-        run.log.say(f"train.objective: {run.objective.name} was never said, so nothing was compared; there are {known}")

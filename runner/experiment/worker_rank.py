@@ -11,10 +11,10 @@ from runner.core.errors import ConfigError, RunError
 from runner.core.exit_status import EXIT_FAILED
 from runner.core.lock import Lock
 from runner.experiment.builders.instantiate import Trust
+from runner.experiment.finish import finish
 from runner.experiment.record.continuation import Continuation
 from runner.experiment.record.result import make_empty_result, write_result
 from runner.experiment.restore import rebuild_at_checkpoint
-from runner.experiment.run import finish
 from runner.experiment.signals import handle_stop_signals
 from runner.log.logger import NoLogger
 from runner.train import loop

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from runner.config import schema
+from runner.config import launchers
 from runner.config.check.imports import EXTRAS, describe_install
 from runner.config.composed import Composed
 from runner.config.parsing import read_part
@@ -17,9 +17,9 @@ GROUP = "hydra/launcher"
 
 
 OURS: dict[str, type] = {
-    "submitit_slurm": schema.SubmititLauncher,
-    "submitit_local": schema.SubmititLauncher,
-    "ray": schema.RayLauncher,
+    "submitit_slurm": launchers.SubmititLauncher,
+    "submitit_local": launchers.SubmititLauncher,
+    "ray": launchers.RayLauncher,
 }
 
 
@@ -55,7 +55,7 @@ def read_launcher(composed: Composed) -> Any:
                 )
             ]
         )
-    elif isinstance(settings, schema.RayLauncher):
+    elif isinstance(settings, launchers.RayLauncher):
         mistakes += composed.blame(_check_ray_options(settings.ray))
     if mistakes:
         raise ConfigError(mistakes)
@@ -73,7 +73,7 @@ def import_ray() -> Any:
     return ray
 
 
-def _check_ray_options(options: schema.RayOptions) -> Iterator[Mistake]:
+def _check_ray_options(options: launchers.RayOptions) -> Iterator[Mistake]:
     """Yield the mistakes in Ray's options; `ray.init` itself accepts any name."""
     import inspect
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.config.schema import SubmititLauncher
+from runner.config.launchers import SubmititLauncher
 from runner.sweep.code_snapshot import CodeSnapshot
 from runner.sweep.executors.submitit_cluster import SlurmExecutor
 from runner.sweep.interfaces import JobSpec

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from runner.config import schema
+from runner.config import launchers
 from runner.core.errors import RunError
 from runner.sweep.executors.local import LocalExecutor
 from runner.sweep.executors.ray_cluster import RayExecutor
@@ -22,7 +22,7 @@ def make_launcher_executor(plan: SweepPlan) -> Executor:
         RunError: Ray does not start.
     """
     settings, name = read_launcher(plan.sweep.base), get_launcher_name(plan.sweep.base)
-    if isinstance(settings, schema.RayLauncher):
+    if isinstance(settings, launchers.RayLauncher):
         return RayExecutor(settings, plan.frozen, plan.typical)
     return _SUBMITIT[name](settings, plan.frozen)
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from runner.config import schema
+from runner.config import launchers
 from runner.core.errors import RunError
 from runner.sweep.code_snapshot import CodeSnapshot
 from runner.sweep.executors.queue_executor import QueueExecutor, make_outcome
@@ -21,7 +21,7 @@ from runner.sweep.launcher_settings import import_ray
 class RayExecutor(QueueExecutor):
     """Executor on Ray: the cluster at `ray.init.address`, or a local Ray that lasts as long as the sweep."""
 
-    def __init__(self, asked: schema.RayLauncher, frozen: CodeSnapshot, typical: JobSpec) -> None:
+    def __init__(self, asked: launchers.RayLauncher, frozen: CodeSnapshot, typical: JobSpec) -> None:
         self._ray = import_ray()
         self._remote = asked.ray.remote
         settings = {"log_to_driver": False, "address": "local", **asked.ray.init}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.config import schema
+from runner.config import launchers
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.sweep.code_snapshot import CodeSnapshot
 from runner.sweep.executors.queue_executor import QueueExecutor, make_outcome
@@ -26,7 +26,7 @@ class SubmititExecutor(QueueExecutor):
 
     cluster: str
 
-    def __init__(self, settings: schema.SubmititLauncher, frozen: CodeSnapshot, owner: int = 0) -> None:
+    def __init__(self, settings: launchers.SubmititLauncher, frozen: CodeSnapshot, owner: int = 0) -> None:
         super().__init__(frozen, settings.array_parallelism, owner)
         self._settings = settings
 
@@ -67,7 +67,7 @@ class SubmititLocalExecutor(SubmititExecutor):
 
     cluster = "local"
 
-    def __init__(self, settings: schema.SubmititLauncher, frozen: CodeSnapshot) -> None:
+    def __init__(self, settings: launchers.SubmititLauncher, frozen: CodeSnapshot) -> None:
         super().__init__(settings, frozen, os.getpid())
 
     def _submit(self, work: RemoteJob, job: JobSpec, place: Path) -> Any:
@@ -96,7 +96,7 @@ class SlurmExecutor(SubmititExecutor):
 
     cluster = "slurm"
 
-    def __init__(self, settings: schema.SubmititLauncher, frozen: CodeSnapshot) -> None:
+    def __init__(self, settings: launchers.SubmititLauncher, frozen: CodeSnapshot) -> None:
         if shutil.which("srun") is None:
             rule, where = "needs SLURM, whose `srun` is not found here", f"argument `{GROUP}=submitit_slurm`"
             remedy = f"on this machine alone: `{GROUP}=submitit_local`, or no launcher"
