@@ -118,9 +118,10 @@ class DataClock:
             for setter, length in zip(self.setters, self.lengths, strict=True):
                 now = _find_length(setter)
                 if now != length:
+                    name = type(setter).__name__
                     raise RunError(
-                        f"{type(setter).__name__} has {now:,} samples in epoch {self.told}, and had {length:,} at first: "
-                        "durations, schedules and a resume count on epochs of one length. Let `set_epoch` change what "
+                        f"{name} has {now:,} samples in epoch {self.told}, and had {length:,} at first: durations, "
+                        "schedules and a resume count on epochs of one length. Let `set_epoch` change what "
                         "its samples are, and a `loader.sampler` choose among them"
                     )
         return first
