@@ -221,7 +221,6 @@ class Rhythm:
     early_stop: int | None = None  # evaluations without a better objective after which training is done
     stop_when: tuple[Threshold, ...] = ()  # values at which training is done
     max_seconds: float | None = None  # of wall time, over all resumes
-    thaw_at: int | None = None  # the step from which on everything frozen trains
     check_finite: str = "loss"
     on_save_error: str = "stop"
 

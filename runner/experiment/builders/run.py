@@ -181,7 +181,6 @@ def make_rhythm(config: Config, num_batches: int) -> Rhythm:
     steps_per_epoch = math.ceil(num_batches / train.accumulate)
     total_steps = Duration.parse(train.duration).steps(steps_per_epoch)
     first_step = (config.pretrained.epoch or 0) * steps_per_epoch
-    until = config.freeze.until
     return Rhythm(
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
@@ -197,7 +196,6 @@ def make_rhythm(config: Config, num_batches: int) -> Rhythm:
             Threshold(name, value.below, value.above) for name, value in train.stop_when.items() if value is not None
         ),
         max_seconds=None if train.max_time is None else durations.parse_seconds(train.max_time),
-        thaw_at=None if until is None else Duration.parse(until).steps(steps_per_epoch),
         check_finite=train.check_finite,
         on_save_error=train.on_save_error,
     )
