@@ -28,6 +28,7 @@ WITHOUT_EFFECT = {
 
 # Keys younger than the first recorded sweeps, and what they were before they were there: so they change no identity.
 ADDED_LATER: dict[str, Any] = {"pretrained.optimizer": False, "pretrained.epoch": None, "train.stop_when": {}}
+ADDED_LATER |= {"freeze.from": None, "freeze.sets": {}}
 
 
 _INDEXED = ("cuda:",)  # which of several devices of a kind: a slot gives each job its own
@@ -39,8 +40,11 @@ def compute_job_id(config: Mapping[str, Any]) -> str:
 
 
 def compute_replicate_id(config: Mapping[str, Any]) -> str:
-    """Hash a resolved config as `compute_job_id` does, but without the seed: replicates share the hash."""
-    return _hash({key: value for key, value in _drop_without_effect(config).items() if key != "seed"})
+    """Hash a resolved config as `compute_job_id` does, but without seed and fold: replicates share the hash."""
+    kept = _drop_without_effect(config)
+    if (kept.get("dataset") or {}).get("fold") is not None:
+        kept = _without(kept, "dataset.fold")
+    return _hash({key: value for key, value in kept.items() if key != "seed"})
 
 
 def compute_sweep_id(base: Mapping[str, Any], swept: Collection[str]) -> str:

@@ -506,7 +506,11 @@ def test_weights_are_found_in_shards_in_folders_and_unpacked_archives(tmp_path, 
 def test_layers_train_one_after_another_and_a_resume_goes_on_to_the_bit(runner, tmp_path):
     """Layer-wise: the embedding from step 3 on is frozen, the last layer until then; `from`, `until` and sets."""
     sets = "freeze.sets={head: {params: ['fc\\..*'], until: 3st}}"
-    settings = ["experiment=digits_frozen_embedding", "freeze.params=['embedding\\..*']", "freeze.from=3st", sets]
+    settings = [
+        "experiment=digits_frozen_embedding",
+        "freeze.params=['embedding\\..*']",
+        *("freeze.from=3st", "freeze.until=null", sets),
+    ]
     settings += ["train.duration=6st", "log.every=1st", *QUICK]
     whole = runner(*settings, "train.checkpoint_every=1st", "train.keep=100")
     assert whole.status == 0, whole.err

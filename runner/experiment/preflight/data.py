@@ -29,7 +29,8 @@ def make_zeros(sample: Sample) -> Any:
 
 def is_evaluated(dataset: Dataset) -> bool:
     """Return whether a dataset has a split that is evaluated, in training or at its end."""
-    split_off = dataset.source is not None and bool(dataset.val_fraction or dataset.test_fraction or dataset.folds)
+    held_out = dataset.val_fraction or dataset.test_fraction or dataset.fold is not None
+    split_off = dataset.source is not None and bool(held_out)
     given = (dataset.val, dataset.test, *dataset.evaluate.values())
     return split_off or any(node is not None for node in given)
 
@@ -126,18 +127,7 @@ def _report_uncollated(config: Config, found: Preflight, which: str, transformed
 def check_dataset(config: Config, trust: Trust = ()) -> list[Mistake]:
     """Find dataset keys that contradict each other or have no effect, and misplaced downloads."""
     chosen, found = config.dataset, []
-    if (chosen.folds is None) != (chosen.fold is None):
-        key = "dataset.fold" if chosen.fold is None else "dataset.folds"
-        found.append(
-            Mistake(
-                key, "must be given: `dataset.folds` says how many, `dataset.fold` which one is val", kind="missing"
-            )
-        )
-    elif chosen.folds is not None and chosen.fold is not None:
-        if chosen.fold >= chosen.folds:
-            found.append(
-                Mistake("dataset.fold", f"must be below dataset.folds, {chosen.folds}", chosen.fold, kind="conflict")
-            )
+    if chosen.folds is not None:
         if chosen.source is None:
             found.append(
                 Mistake("dataset.folds", "has no effect without `dataset.source`: only that is split", kind="no-effect")
@@ -161,6 +151,15 @@ def check_dataset(config: Config, trust: Trust = ()) -> list[Mistake]:
                 Mistake("loss.weight", "is given by `dataset.class_weights`: leave one of them out", kind="conflict")
             )
     return found
+
+
+def describe_folds(config: Config) -> list[str]:
+    """Describe that no fold is held out where `dataset.folds` has no `dataset.fold`."""
+    chosen = config.dataset
+    if chosen.folds is None or chosen.fold is not None:
+        return []
+    several = f"-m 'dataset.fold=range(0,{chosen.folds})'"
+    return [f"no fold is held out (dataset.fold is null), so all of them train; one job for each is `{several}`"]
 
 
 def describe_downloads(config: Config) -> list[str]:

@@ -63,6 +63,7 @@ def run_preflight(config: Config, trust: Trust = (), wrong: Container[str] = ())
 
 def _check_data(scene: PreflightScene) -> None:
     scene.found.mistakes += data_preflight.check_dataset(scene.config, scene.trust)
+    scene.found.notes += data_preflight.describe_folds(scene.config)
     scene.found.notes += data_preflight.describe_downloads(scene.config)
 
 
