@@ -20,6 +20,7 @@ from runner.model.freeze import FrozenParameters
 from runner.model.pretrained.plan import LoadPlan
 from runner.train.checkpoint import Checkpoints
 from runner.train.ema import EMA
+from runner.train.fitting import FittedParts
 from runner.train.lr_schedule import (
     ConstantLR,
     LRSchedule,
@@ -273,6 +274,7 @@ class Run:
     scaler: GradScaler | None = None  # of fp16's gradients
     pretrained: LoadPlan | None = None  # what was loaded
     frozen: FrozenParameters = field(default_factory=FrozenParameters)
+    fitted: FittedParts = field(default_factory=FittedParts)  # of the data, to the training split
     rehearse: Callable[[Any], object] | None = None  # is shown the first batch before anything is learnt from it
     # ---- the processes that train together
     team: SingleProcess = SINGLE_PROCESS

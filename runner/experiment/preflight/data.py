@@ -12,6 +12,7 @@ from runner.config.schema import Config, Dataset, Sample
 from runner.core.errors import Mistake
 from runner.experiment.builders import data as data_builder
 from runner.experiment.builders.instantiate import InstantiationError, Trust
+from runner.experiment.builders.lending import lend, lend_stand_ins
 from runner.experiment.preflight.report import Preflight, locate_user_code, to_mistake
 from runner.model.meta import to_meta
 from runner.train.steps import needs_input_and_target
@@ -95,7 +96,12 @@ def _collate_sample(
 ) -> Any:
     """Transform a sample and collate two copies to a batch; None if that is refused or unknown."""
     try:
-        pipeline = data_builder.make_pipeline(config, which, trust)
+        with lend(lend_stand_ins()) as loan:
+            pipeline = data_builder.make_pipeline(config, which, trust)
+        if loan.fitted.parts:
+            what = f"{next(iter(loan.fitted.parts))} is fitted to the training split"
+            found.notes.append(f"{what}, so transforms, model and loss meet the first real batch first")
+            return None
         found.plan.append(f"transform.{which}: {data_builder.describe_transforms(config, pipeline, sample)}")
         transformed = pipeline.apply(sample)
     except InstantiationError as error:
