@@ -229,7 +229,7 @@ class Scheduler:
 
 @dataclass
 class MemberOptimizer:
-    """One of several optimizers: what it takes, its groups and its schedule; `arguments` are the optimizer's own."""
+    """One of several optimizers: what it takes, its groups and schedule, and its own arguments."""
 
     match: Pattern | list[Pattern] | None  # of the names of its parameters; null: all that no other optimizer takes
     min_dims: int | None = make_field(None, at_least=0)  # only tensors of at least so many dimensions; 2: matrices

@@ -27,7 +27,7 @@ from runner.train.lr_schedule import ConstantLR, LRSchedule, SeveralSchedules
 from runner.train.optimizer_step import precision
 from runner.train.optimizer_step.accumulated import AccumulatedStep
 from runner.train.optimizer_step.base import CloneOutputs, OptimizerStep, OptimizerStepWithHooks
-from runner.train.optimizer_step.closure import ClosureStep, CustomStep, asks_for, needs_closure
+from runner.train.optimizer_step.closure import ClosureStep, CustomStep, has_parameter, needs_closure
 from runner.train.optimizer_step.named_updates import GradScalers, StepWithUpdates
 from runner.train.optimizer_step.precision import GradScaler
 from runner.train.optimizer_step.several_optimizers import get_members
@@ -137,7 +137,7 @@ def make_optimizer_step(
         scaler: of fp16's gradients.
     """
     before, after = make_clipping(config, model, loss), [] if average is None else [average.update]
-    takes_optimizer, takes_update = asks_for(step, "optimizer"), asks_for(step, "update")
+    takes_optimizer, takes_update = has_parameter(step, "optimizer"), has_parameter(step, "update")
     if takes_optimizer and not takes_update:
         return CustomStep(model, loss, step, optimizer, after=after)
     if config.device.precision in precision.DTYPES:
@@ -190,7 +190,7 @@ def make_clipping(config: Config, model: nn.Module, loss: Any) -> list[Callable[
 
 
 def make_clips(config: Config) -> list[Callable[..., Any]]:
-    """Make torch's functions that clip the gradients of some parameters, in the order in which they are applied."""
+    """Make torch's functions that clip the gradients of some parameters, in their order."""
     clip_value, clip_norm = config.train.clip_value, config.train.clip_norm
     clips: list[Callable[..., Any]] = []
     if clip_value is not None:
@@ -203,10 +203,10 @@ def make_clips(config: Config) -> list[Callable[..., Any]]:
 def make_scaler(
     config: Config, step: Any, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> GradScaler | GradScalers | None:
-    """Make fp16's gradient scaler, one for each optimizer that a step may update alone; None without fp16."""
+    """Make fp16's gradient scaler, or one for each optimizer by name; None without fp16."""
     if config.device.precision != "fp16":
         return None
-    return GradScalers(optimizer, device) if asks_for(step, "update") else GradScaler(optimizer, device)
+    return GradScalers(optimizer, device) if has_parameter(step, "update") else GradScaler(optimizer, device)
 
 
 def make_ema(config: Config, model: nn.Module, steps_per_epoch: int, layout: FullTensors = FULL_TENSORS) -> EMA | None:

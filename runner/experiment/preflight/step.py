@@ -26,7 +26,7 @@ from runner.experiment.preflight.report import (
 from runner.experiment.preflight.train import check_saving
 from runner.train import broadcasting, evaluation, remedies
 from runner.train.oom import is_out_of_memory
-from runner.train.optimizer_step.closure import asks_for, is_custom_step
+from runner.train.optimizer_step.closure import has_parameter, is_custom_step
 from runner.train.optimizer_step.named_updates import NO_UPDATE, CheckedUpdate
 from runner.train.optimizer_step.split_on_oom import cut
 from runner.train.step_outputs import RESERVED
@@ -76,10 +76,10 @@ def try_step(config: Config, found: Preflight, loss: Any, trust: Trust, groups: 
 def _make_stand_ins(config: Config, step: Any, groups: Sequence[Mapping[str, Any]], trust: Trust) -> dict[str, Any]:
     """Make the optimizer, or the update, that a step of one's own asks for."""
     given: dict[str, Any] = {}
-    if asks_for(step, "optimizer"):
+    if has_parameter(step, "optimizer"):
         own = [dict(group) for group in groups]  # an optimizer changes them
         given["optimizer"] = train_builder.make_optimizer(config, own, torch.device("cpu"), trust)
-    if asks_for(step, "update"):
+    if has_parameter(step, "update"):
         given["update"] = CheckedUpdate(model_builder.find_member_optimizers(config))
     return given
 

@@ -21,7 +21,7 @@ from runner.experiment.preflight.report import (
 )
 from runner.train.accumulators import get_accumulators, set_accumulators
 from runner.train.lr_schedule import ConstantLR
-from runner.train.optimizer_step.closure import asks_for, is_custom_step, needs_closure
+from runner.train.optimizer_step.closure import has_parameter, is_custom_step, needs_closure
 from runner.train.optimizer_step.several_optimizers import get_members
 
 STEPS_PER_EPOCH = 100  # a stand-in: the data is not touched yet
@@ -184,12 +184,12 @@ def find_unsupported_settings(config: Config, optimizer: torch.optim.Optimizer, 
     step = instantiate(config.step, "step", trust=trust, call=False)
     name, remedy = config.step["_target_"], ""
     closures = [member for member, one in get_members(optimizer).items() if needs_closure(one)]
-    if asks_for(step, "update") and not closures:
+    if has_parameter(step, "update") and not closures:
         # An optimizer may have stepped before the memory is out; FSDP and DataParallel see a call of the whole model.
         kept = ["train.split_on_oom", *(["device.parallel"] if config.device.parallel != "ddp" else [])]
         set_so = {key: set_so[key] for key in kept}
         reason = f"has no place where the step asks for updates one by one, as `{name}` does"
-    elif is_custom_step(step) and not (closures and asks_for(step, "update")):
+    elif is_custom_step(step) and not (closures and has_parameter(step, "update")):
         reason = f"has no place where the step does its own backward and update, as `{name}` does"
         remedy = "let it ask for `update` in place of `optimizer`, and call `update(NAME, loss)`"
     elif closures == [""] and not is_custom_step(step):

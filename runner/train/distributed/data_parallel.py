@@ -152,7 +152,7 @@ class WeightedStep:
 
 
 class WeightedUpdates:
-    """Step with updates whose losses are weighted by this rank's share of the samples, as `WeightedStep` does it.
+    """Step with updates whose losses are weighted by this rank's share of the samples.
 
     No wrapper stands around the model: an update averages the gradients itself, those of its own parameters alone.
     """

@@ -20,10 +20,10 @@ def needs_closure(optimizer: Optimizer) -> bool:
 
 def is_custom_step(step: Callable[..., Any]) -> bool:
     """Return whether a step asks for `optimizer` or `update`: it decides itself what is learnt, and when."""
-    return asks_for(step, "optimizer") or asks_for(step, "update")
+    return has_parameter(step, "optimizer") or has_parameter(step, "update")
 
 
-def asks_for(step: Callable[..., Any], name: str) -> bool:
+def has_parameter(step: Callable[..., Any], name: str) -> bool:
     """Return whether a step has a parameter of this name."""
     return name in inspect.signature(step).parameters
 

@@ -1,4 +1,4 @@
-"""Optimizer steps that the user's step asks for by name: `update("generator", loss)`, with the whole recipe."""
+"""Optimizer steps that a user's step asks for by name: `update("generator", loss)`."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -31,7 +31,7 @@ ROUNDING = 1e-9  # of a sum of shares
 
 
 class GradScalers:
-    """Gradient scalers of several optimizers by name, each with a scale of its own; `""` is all of them at once."""
+    """Gradient scalers of several optimizers by name, each with its own scale; `""` is all together."""
 
     def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
         self.members = {name: GradScaler(one, device) for name, one in list_targets(optimizer).items()}
@@ -73,7 +73,7 @@ def list_targets(optimizer: Optimizer) -> dict[str, Optimizer]:
 
 
 class UpdateTarget:
-    """Optimizer that an update names: its parameters, scaler and clipping, and the losses that it waits for."""
+    """Optimizer that an update names: its parameters, scaler and clipping, and its losses so far."""
 
     def __init__(self, optimizer: Optimizer, scaler: NoGradScaler | None, clips: Iterable[Callable[..., Any]]) -> None:
         self.optimizer, self.scaler, self.clips = optimizer, scaler or NoGradScaler(optimizer), list(clips)
@@ -86,7 +86,7 @@ class UpdateTarget:
 
 
 class StepWithUpdates(AccumulatedStep):
-    """User step that is handed `update(name, loss)`, which does the recipe's optimizer step of that optimizer.
+    """User step with an argument `update(name, loss)`, which steps an optimizer by the recipe.
 
     A call computes the gradients of that optimizer's parameters alone, outside of autocast, and steps it: unscaled,
     averaged over the processes, clipped. `update(loss)` steps all optimizers. With `train.accumulate` the user's step
