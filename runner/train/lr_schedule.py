@@ -1,7 +1,7 @@
 """Learning-rate schedule: any `torch.optim.lr_scheduler`, per step or per epoch, after a warmup."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -93,6 +93,37 @@ class LRSchedule(ConstantLR):
         self.taken, self.targets = state["taken"], state["targets"]
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
+
+
+class SeveralSchedules(ConstantLR):
+    """Schedules of several optimizers by name, each over the groups of its own."""
+
+    def __init__(self, members: Mapping[str, ConstantLR]) -> None:
+        self.members = dict(members)
+        self.monitor = next((one.monitor for one in self.members.values() if one.monitor is not None), None)
+
+    def step(self) -> None:
+        for member in self.members.values():
+            member.step()
+
+    def epoch(self) -> None:
+        for member in self.members.values():
+            member.epoch()
+
+    def evaluated(self, metrics: dict[str, float]) -> None:
+        for member in self.members.values():
+            member.evaluated(metrics)
+
+    def scale(self, factor: float) -> None:
+        for member in self.members.values():
+            member.scale(factor)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: member.state_dict() for name, member in self.members.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, member in self.members.items():
+            member.load_state_dict(state[name])
 
 
 def trace_rates(

@@ -26,6 +26,7 @@ from runner.experiment.builders.train import (
     make_metrics,
     make_optimizer,
     make_optimizer_step,
+    make_scaler,
     make_schedule,
     match_saved_optimizer,
     parse_interval,
@@ -37,7 +38,6 @@ from runner.train.distributed import data_parallel
 from runner.train.distributed.process_group import ProcessGroup
 from runner.train.lr_schedule import trace_rates
 from runner.train.optimizer_step.closure import is_custom_step, needs_closure
-from runner.train.optimizer_step.precision import GradScaler
 from runner.train.single_process import SINGLE_PROCESS, FullTensors, SingleProcess
 from runner.train.state import Objective, Rhythm, Run, Threshold
 
@@ -97,8 +97,8 @@ def _build_parts(
     groups = model_builder.make_groups(config, model, done.frozen, trust, loss)
     optimizer = make_optimizer(config, groups, device, trust)
     layout.ready(optimizer)
-    scaler = GradScaler(optimizer, device) if config.device.precision == "fp16" else None
     step = instantiate(config.step, "step", trust=trust, call=False, seed=config.seed)
+    scaler = make_scaler(config, step, optimizer, device)
     metrics = {which: make_metrics(config, device, trust) for which in ("train", "eval")}
     average = make_ema(config, model, steps_per_epoch, layout)
     update = make_optimizer_step(config, device, model, loss, step, optimizer, metrics["train"], average, scaler)
