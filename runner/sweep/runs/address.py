@@ -65,7 +65,7 @@ class Address:
 
 
 def find_address(word: str, kinds: Collection[AddressKind], *, name: str = "RUN") -> Address:
-    """Find the thing that a word names; `kinds` are those that the verb takes, `name` the word in its usage.
+    """Find the thing that a word names; `kinds` are those that the verb takes, `name` is for errors.
 
     A path counts before a name: a run directory, a sweep's folder, a record, an experiment's file; then the name of a
     run or a sweep below `outputs`, then the name of an experiment; else a filter. Nothing is read but names.
@@ -80,7 +80,9 @@ def find_address(word: str, kinds: Collection[AddressKind], *, name: str = "RUN"
         raise ConfigError([_make_unknown_mistake(word, kinds, name)])
     if found.kind not in kinds:
         rule = f"must be {_join_kinds(kinds)}, but is {SAID[found.kind]}"
-        raise ConfigError([Mistake(name, f"{rule}: {word}", where=f"argument `{word}`", remedy=_advise(found, kinds))])
+        raise ConfigError(
+            [Mistake(name, f"{rule}: {word}", where=f"argument `{word}`", remedy=_suggest_other(found, kinds))]
+        )
     return found
 
 
@@ -249,7 +251,7 @@ def _make_unknown_mistake(word: str, kinds: Collection[AddressKind], name: str) 
     return Mistake(name, rule, word, f"argument `{word}`", remedy, near, kind)
 
 
-def _advise(found: Address, kinds: Collection[AddressKind]) -> str:
+def _suggest_other(found: Address, kinds: Collection[AddressKind]) -> str:
     if found.kind == "sweep" and "job" in kinds and found.numbers:
         return f"name one of its jobs: `{found.word.rstrip('/')}:{found.numbers[0]}`"
     if found.kind == "filter" and "run" in kinds:
