@@ -1,4 +1,4 @@
-"""`python -m runner ls [FILTER] [DIR] [--show NAMES] [--sort NAMES] [--sql QUERY]`: list the recorded runs."""
+"""`python -m runner ls [FILTER] [DIR] [--show NAMES] [--sort NAMES] [--sql QUERY]`: list runs"""
 
 import sys
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def print_answer(listed: RunList, query: str, *, as_json: bool, as_csv: bool) ->
     if listed.filters or listed.show or listed.folders:
         rule, remedy = "takes no filter, folder or column beside it", "write `where` and the names into the query"
         raise ConfigError([Mistake("--sql", rule, remedy=remedy, kind="conflict")])
-    answer = sql.query(listed.tables, query)
+    answer = sql.run_query(listed.tables, query)
     if as_json:
         print(to_json(answer.as_json()))
     elif as_csv:

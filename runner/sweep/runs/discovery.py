@@ -1,4 +1,4 @@
-"""Discovery of run directories below a folder, without following links, each with a stamp of its files."""
+"""Discovery of run directories below a folder, each with a stamp of its files; no link is followed"""
 
 import os
 import re
@@ -110,7 +110,7 @@ def _visit(place: _Place, found: Discovery) -> Iterator[_Place]:
         return
     names = {entry.name: entry for entry in entries}
     if FILE not in names and _is_run(path or found.root.name, place.sweep, names):
-        found.runs.append(_stamp(path or ".", place.sweep, names))
+        found.runs.append(_make_stamped(path or ".", place.sweep, names))
         return
     sweep = (path or ".") if FILE in names else ""
     if sweep:
@@ -144,7 +144,7 @@ def _is_run(path: str, sweep: str, names: dict[str, os.DirEntry[str]]) -> bool:
     return not MARKS.isdisjoint(names) or bool(sweep and _JOB_NAME.fullmatch(name)) or bool(_RUN_NAME.fullmatch(name))
 
 
-def _stamp(path: str, sweep: str, names: dict[str, os.DirEntry[str]]) -> FoundRun:
+def _make_stamped(path: str, sweep: str, names: dict[str, os.DirEntry[str]]) -> FoundRun:
     parts, changed, times = [], 0.0, {"result.json": 0, ".lock": 0}
     for name in STAMPED:
         if name not in names:

@@ -1,4 +1,4 @@
-"""Filter of runs: `model.width > 16 and status == failed`, parsed with `ast` and never evaluated as Python.
+"""Filter of runs: `model.width > 16 and status == failed`, parsed with `ast`, never evaluated as Python
 
 A name is a column, a metric (`val/accuracy`) or a dotted key of the config. A run without it has null there: null
 equals null alone, and no order (`<`), no list (`in`) and no pattern (`~`) holds for it. So `x != 5` and `not x > 5`
@@ -348,18 +348,18 @@ def _split_unit(value: Any) -> tuple[float, str] | None:
     return None if match is None else (float(match[1]), match[2])
 
 
-def _equals(a: Any, b: Any) -> bool:
+def _is_equal(a: Any, b: Any) -> bool:
     if isinstance(a, _Quantity) or isinstance(b, _Quantity):
         left, right = _split_unit(a), _split_unit(b)
         return left is not None and left == right
     if _is_number(a) and _is_number(b):
         return bool(a == b or (a != a and b != b))  # noqa: PLR0124  NaN is what is asked for by `nan`
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_equals, a, b))
+        return len(a) == len(b) and all(map(_is_equal, a, b))
     return type(a) is type(b) and bool(a == b)
 
 
-def _orders(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+def _make_order(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
     def test(a: Any, b: Any) -> bool:
         if isinstance(a, _Quantity) or isinstance(b, _Quantity):
             left, right = _split_unit(a), _split_unit(b)
@@ -370,20 +370,20 @@ def _orders(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
     return test
 
 
-def _contains(a: Any, b: Any) -> bool:
+def _has_member(a: Any, b: Any) -> bool:
     """Return whether `a` is a member of the list `b`, or a part of the text `b`."""
     if isinstance(b, list):
-        return any(_equals(a, member) for member in b)
+        return any(_is_equal(a, member) for member in b)
     return isinstance(a, str) and isinstance(b, str) and a in b
 
 
 _SIGNS: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = {
-    ast.Eq: _equals,
-    ast.NotEq: lambda a, b: not _equals(a, b),
-    ast.Lt: _orders(operator.lt),
-    ast.LtE: _orders(operator.le),
-    ast.Gt: _orders(operator.gt),
-    ast.GtE: _orders(operator.ge),
-    ast.In: _contains,
-    ast.NotIn: lambda a, b: not _contains(a, b),
+    ast.Eq: _is_equal,
+    ast.NotEq: lambda a, b: not _is_equal(a, b),
+    ast.Lt: _make_order(operator.lt),
+    ast.LtE: _make_order(operator.le),
+    ast.Gt: _make_order(operator.gt),
+    ast.GtE: _make_order(operator.ge),
+    ast.In: _has_member,
+    ast.NotIn: lambda a, b: not _has_member(a, b),
 }

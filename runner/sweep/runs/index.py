@@ -1,4 +1,4 @@
-"""Index of runs in SQLite: brought up to date from the directories at each use, and thrown away at any time.
+"""Index of runs in SQLite: brought up to date from the directories at each use, deletable at any time
 
 It holds what each run directory says, with the stamp of its files. The directories are the truth: what the index lacks,
 or has with another stamp, is read again; an index that is damaged, or is none of ours, is deleted and made anew.
@@ -195,7 +195,7 @@ def _store(
 
 
 def _settle(rows: list[RunRow], found: Discovery) -> None:
-    """Give each run its status: running where its lock is held, else by its result, its sweep or its files."""
+    """Give each run its status: running where its lock is held, else by its result, sweep or files."""
     ledgers: dict[str, dict[str, Any]] = {}
     for row, run in zip(rows, found.runs, strict=True):
         said = row.status
@@ -242,7 +242,7 @@ def _read_ledger(sweep: Path) -> dict[str, Any]:
 
 
 def is_in_progress(folder: Path) -> bool:
-    """Return whether a process holds the lock of a run or a sweep, without taking it for longer than a moment."""
+    """Return whether a process holds the lock of a run or a sweep; takes it for an instant at most."""
     with contextlib.suppress(OSError), _open_lock(folder / ".lock") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)

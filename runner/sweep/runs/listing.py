@@ -1,4 +1,4 @@
-"""List of runs: those below a folder that a filter selects, sorted, with the columns that are asked for."""
+"""List of runs: those below a folder that a filter selects, sorted, with the columns asked for"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -58,7 +58,7 @@ def select_runs(words: Sequence[str], *, show: Sequence[str] = (), sort: Sequenc
     shown = [name for text in show for name in split_names(text)]
     for name in shown:
         find_name(name, names, where=f"argument `--show {name}`", of="--show")
-    rows = [row for table in tables for row in table.rows if not folders or lies_in(row.folder, given)]
+    rows = [row for table in tables for row in table.rows if not folders or is_below(row.folder, given)]
     rows = [row for row in rows if all(test(row) for test in tests)]
     for key in reversed([key for text in sort for key in split_names(text)]):
         name = key.removeprefix("-")
@@ -81,7 +81,7 @@ def split_words(words: Sequence[str]) -> tuple[list[list[Path]], list[str]]:
 
 
 def parse_words_as_filter(text: str, names: set[str] | None) -> Test:
-    """Parse a filter; a word that is neither a folder nor a name is said to be neither. Raises ConfigError."""
+    """Parse a filter; refuse a word that is neither a folder nor a name. Raises ConfigError."""
     is_path = "/" in text and not any(sign in text for sign in "=<>~'\"() ")
     if is_path and names is not None and text not in names:
         rule = "is neither a folder nor a name that a run has"
@@ -95,7 +95,7 @@ def split_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def lies_in(folder: Path, given: Sequence[Path]) -> bool:
+def is_below(folder: Path, given: Sequence[Path]) -> bool:
     """Return whether a run directory is one of the folders, or lies below one."""
     return any(folder == one or one in folder.parents for one in given) or any(
         folder.resolve().is_relative_to(one.resolve()) for one in given

@@ -43,7 +43,7 @@ class QueryResult:
         return {"columns": self.names, "rows": [list(row) for row in self.rows]}
 
 
-def query(tables: Sequence[RunTable], text: str) -> QueryResult:
+def run_query(tables: Sequence[RunTable], text: str) -> QueryResult:
     """Answer a `select` over `runs`, a row a run: its columns, and a column for each metric and each key.
 
     A name with a dot or a slash stands in double quotes. `config` and `metrics` hold all of them as JSON. The database
@@ -62,7 +62,7 @@ def query(tables: Sequence[RunTable], text: str) -> QueryResult:
         database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, safe_io.MAX_BYTES)
         database.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, 100_000)
         database.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-        database.set_authorizer(_authorize)
+        database.set_check_actionr(_check_action)
         until = time.monotonic() + SECONDS
         database.set_progress_handler(lambda: time.monotonic() > until, 10_000)
         try:
@@ -98,14 +98,14 @@ def _is_complete(table: RunTable) -> bool:
     return not any("index" in note for note in table.found.notes)
 
 
-def _authorize(action: int, _first: str | None, second: str | None, *_: object) -> int:
+def _check_action(action: int, _first: str | None, second: str | None, *_: object) -> int:
     if action not in _ALLOWED or (action == sqlite3.SQLITE_FUNCTION and str(second).lower() in _REFUSED):
         return sqlite3.SQLITE_DENY
     return sqlite3.SQLITE_OK
 
 
 def _choose_columns(text: str, names: set[str], tables: Sequence[RunTable]) -> dict[str, str]:
-    """Choose the columns of the view: each with the part that it is in; of many, those that the text mentions."""
+    """Choose the columns of the view, each with its part: those that the text mentions; all for `*`."""
     metrics = {name for table in tables for row in table.rows for name in row.metrics}
     places = {name: "metrics" if name in metrics else "config" for name in sorted(names - {*COLUMNS})}
     lowered = text.lower()
@@ -126,7 +126,7 @@ def _make_view(columns: dict[str, str]) -> str:
 
 
 def _extract(column: str, *names: str) -> str:
-    """Make the expression of a value in a column's JSON: null for NaN and infinity, which a text would outrank."""
+    """Make the expression of a value in a column's JSON; null for NaN and infinity."""
     path = "$" + "".join(f'."{to_json(name)[1:-1]}"' for name in names)
     value = f"json_extract({column}, '{path.replace(chr(39), chr(39) * 2)}')"
     return f"nullif(nullif(nullif({value}, 'NaN'), 'Infinity'), '-Infinity')"
