@@ -33,6 +33,7 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "convert": "runner.cli.convert",
     "report": "runner.cli.report",
     "promote": "runner.cli.promote",
+    "ls": "runner.cli.ls",
 }
 
 
@@ -40,7 +41,6 @@ PLANNED = (
     "replay",
     "diff",
     "blame",
-    "ls",
     "predict",
     "export",
 )

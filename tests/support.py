@@ -116,6 +116,26 @@ def run_in(folder: Path, *argv: str) -> Ran:
     return Ran(status, "\n".join([*lines, str(folder / last)]), err.getvalue())
 
 
+def write_run(
+    folder: Path | str,
+    config: Mapping[str, Any] | None = None,
+    result: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a made-up run directory: a config (`seed: 0` and an objective unless told), a result, a provenance."""
+    given = {"name": "made", "seed": 0, "train": {"objective": "val/accuracy", "mode": "max"}} | dict(config or {})
+    parts = {"result.json": result, "provenance.json": provenance}
+    texts = {"config.yaml": json.dumps(given)} | {name: json.dumps(part) for name, part in parts.items() if part}
+    write_files(Path(folder), texts)
+    return Path(folder)
+
+
+def make_result(objective: float | str | None, status: str = "completed", **more: Any) -> dict[str, Any]:
+    """Make the content of a `result.json` with `val/accuracy` as its objective."""
+    metrics = {} if objective is None else {"val/accuracy": objective}
+    return {"status": status, "objective": objective, "metrics": metrics, "steps": 10} | more
+
+
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """Read the lines of a run's `metrics.jsonl`."""
     return read_lines(run / "metrics.jsonl")
