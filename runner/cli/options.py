@@ -130,19 +130,23 @@ class Verb:
         words: names of the words that must be given first, such as `RUN`.
         options: its options.
         takes_overrides: whether overrides of the config may follow.
+        more: names of further words among the overrides, `INPUT…`; the verb tells them apart.
     """
 
     name: str
     words: tuple[str, ...] = ()
     options: tuple[Option, ...] = (JSON, TRUST)
     takes_overrides: bool = True
+    more: str = ""
 
     @property
     def usage(self) -> str:
         """The line that shows all of it."""
         options = [f"[{option}]" for option in self.options]
         rest = ["[overrides]"] if self.takes_overrides else []
-        return " ".join(["python -m runner", *filter(None, [self.name]), *self.words, *options, *rest])
+        return " ".join(
+            ["python -m runner", *filter(None, [self.name]), *self.words, *filter(None, [self.more]), *options, *rest]
+        )
 
     def parse(self, argv: Sequence[str]) -> ParsedArguments:
         """Split a command line into words, overrides and the options' values.
