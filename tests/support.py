@@ -52,8 +52,8 @@ def run_git(folder: Path, *arguments: str) -> str:
 
 @contextlib.contextmanager
 def keep_process_state() -> Iterator[None]:
-    """Leave torch's global settings and the environment as they were."""
-    environment = dict(os.environ)
+    """Leave torch's global settings, the environment, the working directory and the import path as they were."""
+    environment, cwd, path = dict(os.environ), Path.cwd(), list(sys.path)
     torch: Any = sys.modules.get("torch")  # a test that needs no torch does not wait seconds for it
     before = _read_settings(torch) if torch else None
     yield
@@ -66,6 +66,8 @@ def keep_process_state() -> Iterator[None]:
         torch.set_rng_state(generator)
     os.environ.clear()
     os.environ.update(environment)
+    os.chdir(cwd)
+    sys.path[:] = path
 
 
 def _read_settings(torch: Any) -> tuple[Any, ...]:
