@@ -28,6 +28,7 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "why": "runner.cli.why",
     "resume": "runner.cli.resume",
     "evaluate": "runner.cli.evaluate",
+    "predict": "runner.cli.predict",
     "explain": "runner.cli.explain",
     "audit": "runner.cli.audit",
     "convert": "runner.cli.convert",
@@ -41,7 +42,6 @@ PLANNED = (
     "replay",
     "diff",
     "blame",
-    "predict",
     "export",
 )
 

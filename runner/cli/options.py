@@ -130,7 +130,7 @@ class Verb:
         words: names of the words that must be given first, such as `RUN`.
         options: its options.
         takes_overrides: whether overrides of the config may follow.
-        more: further words that may follow, as the usage shows them; they are where overrides would be.
+        more: further words that may follow, as the usage shows them; the verb tells them from overrides.
     """
 
     name: str
@@ -143,8 +143,10 @@ class Verb:
     def usage(self) -> str:
         """The line that shows all of it."""
         options = [f"[{option}]" for option in self.options]
-        rest = ["[overrides]"] if self.takes_overrides else [self.more] if self.more else []
-        return " ".join(["python -m runner", *filter(None, [self.name]), *self.words, *options, *rest])
+        rest = ["[overrides]"] if self.takes_overrides else []
+        return " ".join(
+            ["python -m runner", *filter(None, [self.name]), *self.words, *filter(None, [self.more]), *options, *rest]
+        )
 
     def parse(self, argv: Sequence[str]) -> ParsedArguments:
         """Split a command line into words, overrides and the options' values.

@@ -276,6 +276,7 @@ class Run:
     scaler: GradScaler | GradScalers | None = None  # of fp16's gradients
     pretrained: LoadPlan | None = None  # what was loaded
     frozen: FrozenParameters = field(default_factory=FrozenParameters)
+    names: Mapping[str, Any] = field(default_factory=dict)  # of classes and input columns, where the data knows them
     rehearse: Callable[[Any], object] | None = None  # is shown the first batch before anything is learnt from it
     # ---- the processes that train together
     team: SingleProcess = SINGLE_PROCESS

@@ -14,6 +14,7 @@ from runner.core import device as devices
 from runner.core import durations, rng
 from runner.core.durations import Duration
 from runner.core.errors import RunError
+from runner.data.splitting import describe_names
 from runner.experiment.builders import data as data_builder
 from runner.experiment.builders import model as model_builder
 from runner.experiment.builders.instantiate import Trust, instantiate
@@ -124,6 +125,7 @@ def _build_parts(
         config=plain,
         pretrained=done.pretrained,
         frozen=done.frozen,
+        names=describe_names(dataset),
         team=team,
         layout=layout,
     )
