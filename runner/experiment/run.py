@@ -15,6 +15,7 @@ from runner.config.check.check import to_resolved_data
 from runner.config.composed import Composed
 from runner.config.schema import Config
 from runner.core import device as devices
+from runner.core import event_stream
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.core.exit_status import EXIT_FAILED
 from runner.core.files import remove, write_json
@@ -267,6 +268,7 @@ def close_record(record: RunRecord, status: int) -> Outcome:
     status = status if write_result(folder, result) else EXIT_FAILED
     close_log(record.log, folder, record.run, record.task.config, result["status"])
     print_result(result, folder)
+    event_stream.record_outcome({"run": str(folder), **result})
     record.team.end()
     return Outcome(status, folder, result)
 
@@ -289,6 +291,7 @@ def refuse_continuation(record: RunRecord, error: Exception) -> Outcome:
             record.log.close()
     print(f"{folder} cannot go on: {result['error']}", file=sys.stderr)
     print("Its result, metrics and checkpoints are as they were.", file=sys.stderr)
+    event_stream.record_outcome({"run": str(folder), "status": "failed", "error": result["error"]})
     record.team.end()
     return Outcome(EXIT_FAILED, folder, result)
 
@@ -319,6 +322,7 @@ def give_up(folder: Path, result: dict[str, Any] | None, culprit: str) -> None:
     if result is not None:
         write_result(folder, result | {"error": culprit})
     print(f"The run failed: {culprit}", file=sys.stderr)
+    event_stream.end(EXIT_FAILED, run=str(folder), **((result or {}) | {"status": "failed", "error": culprit}))
     os._exit(EXIT_FAILED)
 
 

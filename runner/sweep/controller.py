@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from runner.core import event_stream
 from runner.core.errors import ConfigError
 from runner.core.exit_status import get_stop_status
 from runner.core.stop_signals import handle_signals
@@ -55,6 +56,7 @@ def catch_stop_signals(stop: SweepStop) -> Iterator[None]:
         if number == signal.SIGINT or not stop.signals:
             stop.signals.append(number)
         if not stop.noted:
+            event_stream.end(stop.status, status="interrupted", signal=signal.Signals(number).name)
             os._exit(stop.status)
 
     with handle_signals(handler):

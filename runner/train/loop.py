@@ -418,4 +418,4 @@ def handle_save_error(run: Run) -> Iterator[None]:
     except SaveError as error:
         if run.rhythm.on_save_error == "stop":
             raise
-        run.log.say(f"{error}. The run goes on (train.on_save_error=go_on)")
+        run.log.alert(f"{error}. The run goes on (train.on_save_error=go_on)")

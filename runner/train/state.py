@@ -290,7 +290,7 @@ class Run:
     def start(self, stop: StopRequest, log: Logger) -> None:
         """Take the stop request and the open log of this process, once, before training."""
         self.stop, self.log = stop, log
-        self.checkpoints.warn = self.update.warn = log.say
+        self.checkpoints.warn = self.update.warn = log.alert
 
 
 @dataclass(frozen=True)
