@@ -49,6 +49,7 @@ from runner.train.distributed.process_group import ProcessGroup
 from runner.train.finite import NonFiniteError
 from runner.train.single_process import SINGLE_PROCESS, SingleProcess
 from runner.train.state import Run, StopRequest
+from runner.train.time_budget import TIME_IS_UP, TrainingBudget
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,9 @@ def open_record(record: RunRecord) -> Run:
 
 def start_logging(record: RunRecord, run: Run) -> None:
     """Open the log of a run that stands, and give the run its stop request and this log."""
+    if record.run is not None:  # which a fault has ended
+        record.run.clock.pause()
+        run.clock.budget = record.run.clock.budget
     record.run = run
     log = open_log(run, record.task.config, record.task.judge)
     run.start(record.stop, log)
@@ -298,8 +302,14 @@ def refuse_continuation(record: RunRecord, error: Exception) -> Outcome:
 
 def stop_in_time(run: Run, began: float) -> None:
     """Set the deadline of training by `train.max_time`, less the seconds of earlier processes."""
-    if run.rhythm.max_seconds is not None:
-        run.stop.end_at(began + run.rhythm.max_seconds - run.progress.seconds, "train.max_time is used up")
+    if run.rhythm.max_seconds is None:
+        return
+    if run.rhythm.max_time_counts == "training":
+        compiles = bool(run.config["device"]["compile"])
+        used = run.progress.seconds_training
+        run.clock.budget = TrainingBudget(run.stop, run.rhythm.max_seconds, used, watches_compiler=compiles)
+    else:
+        run.stop.end_at(began + run.rhythm.max_seconds - run.progress.seconds, TIME_IS_UP)
 
 
 def join_process_group(config: Config, stop: StopRequest, command: Sequence[str]) -> SingleProcess:
