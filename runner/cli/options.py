@@ -81,6 +81,7 @@ class Option:
 
 JSON = Option("--json", "print one JSON object, for programs")
 TRUST = Option("--trust", "import also names like this, or code of this directory", "PATTERN", is_repeatable=True)
+EVENTS = Option("--json", "print a JSON object for each event, and nothing else, for programs")
 MULTIRUN = Option("--multirun", "treat the overrides as a sweep", short="-m")
 INEXACT = Option("--inexact", "accept that numbers may differ from those of an uninterrupted run")
 SCHEDULE = Option(

@@ -199,6 +199,7 @@ def make_rhythm(config: Config, num_batches: int) -> Rhythm:
             Threshold(name, value.below, value.above) for name, value in train.stop_when.items() if value is not None
         ),
         max_seconds=None if train.max_time is None else durations.parse_seconds(train.max_time),
+        max_time_counts=train.max_time_counts,
         thaw_at=None if until is None else Duration.parse(until).steps(steps_per_epoch),
         check_finite=train.check_finite,
         on_save_error=train.on_save_error,
