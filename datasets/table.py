@@ -71,7 +71,36 @@ class Table(TensorDataset):
         else:
             aim = as_numbers(columns[target], f"{path}: column {target!r}", dtype, lines)
         self.files = [f"{path}: row {row}" for row in range(len(aim))]
+        self.inputs = wanted
         super().__init__(features, aim)
+
+    @staticmethod
+    def read_inputs(
+        path: str,
+        target: str | None = None,
+        inputs: str | Sequence[str] | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[Tensor, list[str]]:
+        """Read the inputs alone of a table that may lack the target: tensor [N, ...], and a name of each row.
+
+        Columns that are not among the inputs are left out.
+
+        Raises:
+            ValueError: a column of the inputs is not there, or has what is no number.
+        """
+        columns, lines = read(Path(path))
+        names = [name for name in columns if name and name != target] if inputs is None else inputs
+        wanted = [names] if isinstance(names, str) else list(names)
+        if absent := [name for name in wanted if name not in columns]:
+            missing, known = ", ".join(map(repr, absent)), ", ".join(map(repr, columns))
+            raise ValueError(f"{path} has no column {missing}, which the model was trained on; it has {known}")
+        if not wanted:
+            raise ValueError(f"{path} has no column to predict from")
+        numbers = [as_numbers(columns[name], f"{path}: column {name!r}", dtype, lines) for name in wanted]
+        features = numbers[0] if isinstance(names, str) or numbers[0].dim() > 1 else torch.stack(numbers, 1)
+        rows = [f"{path}:{line}" for line in lines] or [f"{path}[{row}]" for row in range(len(features))]
+        return features, rows
 
 
 def read(path: Path) -> tuple[Columns, list[int]]:

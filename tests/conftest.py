@@ -38,14 +38,18 @@ def seed() -> int:
 
 @pytest.fixture(autouse=True)
 def _process_state() -> Iterator[None]:
-    """Leaves torch's global settings and the environment as they were: a run in process changes them on purpose."""
+    """Leaves the process as it was: a run in process changes torch's settings and the environment on purpose."""
     with keep_process_state():
         yield
 
 
 @pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is not this machine refuses: the tests pass on a train."""
+def _no_network(_process_state: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is not this machine refuses: the tests pass on a train.
+
+    `_process_state` comes before `monkeypatch`, so that it has the last word: a `monkeypatch.chdir` in a test whose own
+    fixture had changed the folder goes back to that folder, after the fixture has left it.
+    """
     connect = socket.socket.connect
 
     def refuse(self: socket.socket, address: Any) -> None:

@@ -1,20 +1,19 @@
 """`python -m runner [-m] [overrides]`: check, then train a run or a sweep; or pass flags to Hydra."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from runner.cli import hydra_questions
-from runner.cli.options import INEXACT, MULTIRUN, SCHEDULE, TRUST, Verb
+from runner.cli.options import EVENTS, INEXACT, MULTIRUN, SCHEDULE, TRUST, Verb
 from runner.config import compose
-from runner.core.errors import ConfigError, Mistake, format_count
+from runner.core.errors import ConfigError, Mistake
 from runner.core.exit_status import EXIT_WRONG
-from runner.experiment.examine import examine, make_reporter
+from runner.experiment.examine import examine, make_reporter, report_count
 from runner.experiment.preflight import processes as processes_preflight
 from runner.experiment.record.directory import make_run_dir
 from runner.train.distributed import environment
 
-VERBS = (Verb("", options=(MULTIRUN, INEXACT, SCHEDULE, TRUST)),)
+VERBS = (Verb("", options=(MULTIRUN, INEXACT, SCHEDULE, EVENTS, TRUST)),)
 
 
 def main(argv: Sequence[str], began: float | None = None) -> int:
@@ -38,7 +37,7 @@ def main(argv: Sequence[str], began: float | None = None) -> int:
     started = processes_preflight.check_processes(config.device.parallel, argv)
     say(started)
     if examined.mistakes or started:
-        print(format_count(len(examined.mistakes) + len(started)), file=sys.stderr)
+        report_count([*examined.mistakes, *started])
         return EXIT_WRONG
     if config.run is not None:
         from runner.experiment.resume import resume

@@ -27,7 +27,12 @@ WITHOUT_EFFECT = {
 
 
 # Keys younger than the first recorded sweeps, and what they were before they were there: so they change no identity.
-ADDED_LATER: dict[str, Any] = {"pretrained.optimizer": False, "pretrained.epoch": None, "train.stop_when": {}}
+ADDED_LATER: dict[str, Any] = {
+    "pretrained.optimizer": False,
+    "pretrained.epoch": None,
+    "train.stop_when": {},
+    "train.max_time_counts": "all",
+}
 
 
 _INDEXED = ("cuda:",)  # which of several devices of a kind: a slot gives each job its own

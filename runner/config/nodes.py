@@ -5,9 +5,10 @@ from typing import Any
 
 from runner.config import schema
 from runner.config.reading import INVALID, UNKNOWN_KEY, Path, Reading, format_key
+from runner.config.scalars import read_duration
 from runner.config.suggestions import find_nearest
 
-_RUNNER_KEYS = {"_target_", "_args_", "_partial_"}
+_RUNNER_KEYS = {"_target_", "_args_", "_partial_", "_from_", "_until_"}
 
 
 def read_component(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
@@ -94,6 +95,16 @@ def _check_own_key(reading: Reading, name: str, value: Any, path: Path) -> None:
             remedy=f"leave it out: {_OF_HYDRA[name]}",
             kind="no-effect",
         )
+    elif name in ("_from_", "_until_") and not (path[:1] == ("transform",) and len(path) == 3):
+        reading.wrong(
+            here,
+            "is for a transform of its own name: elsewhere it has no effect",
+            value,
+            remedy="leave it out",
+            kind="no-effect",
+        )
+    elif name in ("_from_", "_until_"):
+        read_duration(reading, value, here, {})
     elif name not in _RUNNER_KEYS:
         near = find_nearest(name, _RUNNER_KEYS)
         reading.wrong(here, UNKNOWN_KEY, suggestion=format_key((*path, near)) if near else "", kind="unknown-key")

@@ -293,6 +293,8 @@ class Train:
     max_time: str | None = make_field(
         None, regex=durations.TIME, like="1h30m"
     )  # of wall time over all resumes, then it is done
+    # training: only seconds of the loop; not start-up, a process's first step, compiling, evaluating, saving
+    max_time_counts: Literal["all", "training"] = "all"
     check_finite: Literal["loss", "off", "every_step"] = make_field("loss")
     detect_anomaly: bool = False  # every backward checks its operators for NaN (torch.autograd); about half as fast
     on_fault: Literal["stop", "skip", "rollback"] = "stop"  # the others go back to the last checkpoint first
@@ -386,6 +388,7 @@ class Sweep:
     memory: float | None = make_field(None, above=0)  # GiB that a job's processes may hold together
     retry: Literal["machine", "all", "none"] = "machine"  # failed jobs to try again: only what the machine did, ...
     rerun: Literal["none", "changed"] = "none"  # finished jobs to run again: none, those whose code has changed
+    fail_fast: bool = False  # stop the sweep at its first failed job; the same line goes on later
     search: Search = make_field(Search)
 
 

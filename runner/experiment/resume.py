@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.config.schema import Config
+from runner.core import event_stream
 from runner.core.errors import ConfigError, Mistake
 from runner.core.exit_status import EXIT_DONE
 from runner.experiment.record.continuation import plan_continuation
@@ -77,3 +78,4 @@ def print_result(folder: Path) -> None:
 
     print_final_report(RecordedRun(folder).read_final_metrics() or {}, folder)
     print("This run is completed; nothing was done.", file=sys.stderr)
+    event_stream.record_outcome({"run": str(folder), **RecordedRun(folder).read_result()})

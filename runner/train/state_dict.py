@@ -114,16 +114,26 @@ def put_weights(run: Run, saved: dict[str, Any], which: str = "") -> None:
     Raises:
         ConfigError: the checkpoint has no average.
     """
-    if which == "ema" and saved["ema"] is None:
-        raise ConfigError(
-            [Mistake("--weights", "must be raw: the checkpoint has no average of the weights", which, kind="conflict")]
-        )
-    weights = saved["model" if which == "raw" or saved["ema"] is None else "ema"]
+    weights = choose_weights(saved, which)
     compare_model(run.model, weights)
     run.model.load_state_dict(weights)
     run.average = None
     for name, part in _find_stateful_parts(run).items():
         part.load_state_dict(saved["step"][name])
+
+
+def choose_weights(saved: Mapping[str, Any], which: str = "") -> dict[str, Any]:
+    """Choose the `raw` or `ema` weights of a checkpoint; by default `ema` if it has them.
+
+    Raises:
+        ConfigError: the checkpoint has no average.
+    """
+    if which == "ema" and saved["ema"] is None:
+        raise ConfigError(
+            [Mistake("--weights", "must be raw: the checkpoint has no average of the weights", which, kind="conflict")]
+        )
+    weights: dict[str, Any] = saved["model" if which == "raw" or saved["ema"] is None else "ema"]
+    return weights
 
 
 def change_settings(run: Run, settings: Mapping[str, tuple[Any, Any]]) -> None:

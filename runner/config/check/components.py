@@ -11,7 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from runner.config.check.annotations import UNFIT, convert, describe_misfit, infer_annotation, list_choices, wants_class
+from runner.config.check.annotations import (
+    UNFIT,
+    convert,
+    counts_steps,
+    describe_misfit,
+    infer_annotation,
+    list_choices,
+    wants_class,
+)
 from runner.config.check.imports import LIBRARIES, TargetError, import_object
 from runner.config.check.signature import CallableParameters, inspect_parameters
 from runner.config.check.slots import (
@@ -26,11 +34,12 @@ from runner.config.reading import format_yaml
 from runner.config.scalars import as_number
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import ABSENT, Kind, Mistake
+from runner.core.progress import wants_progress
 
 Path = tuple[str | int, ...]
 
 
-_KEYS = ("_target_", "_args_", "_partial_")
+_KEYS = ("_target_", "_args_", "_partial_", "_from_", "_until_")
 
 
 # How many arguments the runner gives by position: to the constructor, and to the call of a bound function.
@@ -121,7 +130,7 @@ def check_component(path: Path, slot: str, node: dict[str, Any], trust: Sequence
                     remedy="leave `_partial_` out: the runner passes what is missing itself",
                     kind="conflict",
                 )
-        elif name != "_target_":
+        elif name not in ("_target_", "_from_", "_until_"):
             parameter = named.get(name)
             _check_nested((*path, name), value, infer_annotation(parameter) if parameter else None, slot, trust, found)
     return target
@@ -304,6 +313,7 @@ def _check_missing(
         and parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         and name not in node
         and name not in filled
+        and not wants_progress(parameter)
     ]
     for name in missing:
         if not (takes.takes_any_number and len(filled) >= len(takes.positional)):
@@ -355,7 +365,7 @@ def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str
         return
     if parameter.name in _ONE_EACH and slot.endswith("scheduler") and isinstance(value, list):
         return  # PyTorch's annotation says one number, its documentation also one for each parameter group
-    words = describe_misfit(value, parameter, durations=slot.endswith("scheduler"))
+    words = describe_misfit(value, parameter, durations=_takes_durations(slot, parameter))
     if not words and slot.endswith("optimizer") and isinstance(value, float) and not math.isfinite(value):
         words = "must be a finite number"  # torch.optim's own checks let NaN pass
     if not words:
@@ -369,6 +379,11 @@ def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str
         right = format_yaml(parameter.default)
         remedy = f"the default is `{right}`"
     found.wrong(path, words, value, suggestion=right, remedy=remedy, kind="type")
+
+
+def _takes_durations(slot: str, parameter: inspect.Parameter) -> bool:
+    """Return whether a duration may stand for a number: everywhere but in a search, which is of no run."""
+    return slot.endswith("scheduler") or (not slot.endswith(("search_sampler", "pruner")) and counts_steps(parameter))
 
 
 def _format_component(value: Any, annotation: Any) -> str:

@@ -27,6 +27,7 @@ FREE = {
     "train.early_stop",  # like the duration, these three say when it is done
     "train.stop_when",
     "train.max_time",
+    "train.max_time_counts",
     "train.split_on_oom",  # where memory was enough it changes nothing; where not, there was no number
     "train.check_finite",
     "train.detect_anomaly",
@@ -114,7 +115,7 @@ def plan_continuation(
         OmegaConf.update(tree, _join_keys(keys), _get(after, keys))
     ends = [
         f"train.{name}"
-        for name in ("early_stop", "stop_when", "max_time")
+        for name in ("early_stop", "stop_when", "max_time", "max_time_counts")
         if before["train"][name] != after["train"][name]
     ]
     notes += [f"{key} is {after['train'][key[6:]]}, and was {before['train'][key[6:]]}" for key in ends]

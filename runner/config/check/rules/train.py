@@ -188,6 +188,10 @@ def find_unused_in_training(config: schema.Config) -> Iterator[Finding]:
     train = config.train
     if train.ema is None:
         yield from find_unused_settings("train", train, ("ema_every",), "without `train.ema`", "train.ema")
+    if train.max_time is None:
+        yield from find_unused_settings(
+            "train", train, ("max_time_counts",), "without `train.max_time`", "train.max_time"
+        )
     if train.evaluate_every is None:
         reason = "while `train.evaluate_every` is null: there is one evaluation, at the end"
         yield from find_unused_settings("train", train, ("early_stop",), reason, "train.evaluate_every")
