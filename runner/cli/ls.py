@@ -1,4 +1,4 @@
-"""`python -m runner ls [FILTER] [DIR] [--show NAMES] [--sort NAMES] [--sql QUERY]`: list runs"""
+"""`python -m runner ls [FILTER] [DIR] [--show NAMES] [--sort NAMES] [--sql QUERY]`: list runs."""
 
 import sys
 from collections.abc import Sequence

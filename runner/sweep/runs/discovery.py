@@ -1,4 +1,4 @@
-"""Discovery of run directories below a folder, each with a stamp of its files; no link is followed"""
+"""Discovery of run directories, each with a stamp of its files, without following links."""
 
 import os
 import re

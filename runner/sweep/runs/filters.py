@@ -1,4 +1,4 @@
-"""Filter of runs: `model.width > 16 and status == failed`, parsed with `ast`, never evaluated as Python
+"""Filter of runs: `model.width > 16 and status == failed`, parsed with `ast`, never evaluated.
 
 A name is a column, a metric (`val/accuracy`) or a dotted key of the config. A run without it has null there: null
 equals null alone, and no order (`<`), no list (`in`) and no pattern (`~`) holds for it. So `x != 5` and `not x > 5`

@@ -1,4 +1,4 @@
-"""Index of runs in SQLite: brought up to date from the directories at each use, deletable at any time
+"""Index of runs in SQLite: brought up to date from the directories at each use, deletable any time.
 
 It holds what each run directory says, with the stamp of its files. The directories are the truth: what the index lacks,
 or has with another stamp, is read again; an index that is damaged, or is none of ours, is deleted and made anew.

@@ -1,4 +1,4 @@
-"""List of runs: those below a folder that a filter selects, sorted, with the columns asked for"""
+"""List of runs: those below a folder that a filter selects, sorted, with the columns asked for."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from runner.core.errors import ConfigError, Mistake
-from runner.sweep.runs.address import ROOT, find_address
+from runner.sweep.runs.address import ROOT, AddressKind, find_address
 from runner.sweep.runs.filters import Test, find_name, parse_filter
 from runner.sweep.runs.index import RunTable, find_root, read_table
 from runner.sweep.runs.reading import RunRow
+
+
+JOB_ALONE: tuple[AddressKind, ...] = ("job",)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def split_words(words: Sequence[str]) -> tuple[list[list[Path]], list[str]]:
         if Path(word).is_dir():
             folders.append([Path(word)])
         elif ":" in word and not any(sign in word for sign in "=<>~'\" "):
-            folders.append(list(find_address(word, ("job",)).runs))
+            folders.append(list(find_address(word, JOB_ALONE).runs))
         else:
             filters.append(word)
     return folders, filters

@@ -62,7 +62,7 @@ def run_query(tables: Sequence[RunTable], text: str) -> QueryResult:
         database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, safe_io.MAX_BYTES)
         database.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, 100_000)
         database.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-        database.set_check_actionr(_check_action)
+        database.set_authorizer(_check_action)
         until = time.monotonic() + SECONDS
         database.set_progress_handler(lambda: time.monotonic() > until, 10_000)
         try:
