@@ -13,6 +13,7 @@ WITHOUT_EFFECT = {
     "name": "names the output directory",
     "run": "names an existing run directory",
     "sweep": "says how jobs are run, not what they are",
+    "on_event": "what is run at the end",
     "log": "logging draws no random number and reads nothing that training writes",
     "loader.num_workers": "order and augmentation are keyed by sample, not by worker",
     "loader.pin_memory": "where a batch waits, not what is in it",

@@ -393,6 +393,19 @@ class Sweep:
 
 
 @dataclass
+class OnEvent:
+    """Command of yours that is run at the end of a run or a sweep, with what happened as JSON on its input.
+
+    It counts from the command line only, or with `--trust on_event`; never from a file alone.
+    """
+
+    command: str | list[str] | None = None  # a text is given to the shell; a list is a program and its arguments
+    # ended: a run completed or stopped; failed: a run failed; sweep_done: a sweep is over. A sweep's jobs run nothing.
+    events: list[Literal["ended", "failed", "sweep_done"]] = make_field(["ended", "failed", "sweep_done"])
+    timeout: float = make_field(30, above=0)  # seconds, then it is killed
+
+
+@dataclass
 class Config:
     model: Component = make_field(slot="model")
     optimizer: Component = make_field(slot="optimizer")
@@ -416,3 +429,4 @@ class Config:
     train: Train = make_field(Train)
     log: Log = make_field(Log)
     sweep: Sweep = make_field(Sweep)
+    on_event: OnEvent = make_field(OnEvent)

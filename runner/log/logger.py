@@ -30,12 +30,15 @@ class LogFile:
         now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
         os.write(self._text, f"{now}  {make_printable(text)}\n".encode(errors="backslashreplace"))
 
+    def close(self) -> None:
+        os.close(self._text)
+
     def exception(self, error: BaseException) -> None:
         """Write the traceback of `error` and close the file."""
         try:
             self.note("".join(traceback.format_exception(error)).rstrip())
         finally:
-            os.close(self._text)
+            self.close()
 
 
 class Logger:

@@ -186,8 +186,8 @@ class Controller:
             self._source.ended(point, row)
         if row.status == "failed" and self._plan.settings.fail_fast and not self._is_stopping():
             self._failed = row
-            stopped = f"{len(self._running)} running jobs save and stop, {len(self._waiting)} wait"
-            self._board.say(f"job {row.number} failed (sweep.fail_fast): {stopped}")
+            words = f"{len(self._running)} running jobs save and stop, {len(self._waiting)} wait"
+            self._board.say(f"job {row.number} failed (sweep.fail_fast): {words}")
             self._stop_jobs()
 
     def _update(self, job: str, **columns: Any) -> None:

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from runner.config import schema
 from runner.config.arguments import quote_for_shell
+from runner.config.check.commands import check_command
 from runner.config.check.imports import TargetError, check_name
 from runner.config.check.places import find_misplaced, find_run_elsewhere
 from runner.config.check.rules import collect, sweep
@@ -93,6 +94,7 @@ class Check:
             keys = (finding.mistake.key, *finding.follows_from)
             if not any(bad == key or bad.startswith(f"{key}.") for key in keys for bad in wrong):
                 found += self.placed([finding.mistake])
+        found += check_command(config.on_event, composed.layers, self.trust)
         if not self.multirun and not self._is_job_of_a_preset:
             found += sweep.find_multirun_only(composed.overrides)
         return [*composed.mistakes, *self._independent(found)]

@@ -20,6 +20,7 @@ from runner.experiment.record.recorded import Keys, check_record, find_differenc
 FREE = {
     "run",
     "sweep",
+    "on_event",
     "log",
     "device.type",
     "train.checkpoint_every",
