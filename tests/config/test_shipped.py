@@ -1,6 +1,7 @@
 """Shipped `models` and `datasets` beside packages of the same names: others' installed ones, and the user's own."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,19 @@ from tests.support import write_files
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """An empty working directory, and nothing imported of these names."""
-    for name in [name for name in sys.modules if name.partition(".")[0] in NAMES]:
-        monkeypatch.delitem(sys.modules, name)
+    before = {name: sys.modules.pop(name) for name in list_imported()}
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    for name in list_imported():
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+def list_imported() -> list[str]:
+    """List the imported modules of these names."""
+    return [name for name in sys.modules if name.partition(".")[0] in NAMES]
 
 
 @pytest.fixture
