@@ -36,6 +36,7 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "report": "runner.cli.report",
     "promote": "runner.cli.promote",
     "ls": "runner.cli.ls",
+    "trust": "runner.cli.trust",
 }
 
 
