@@ -36,6 +36,8 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "report": "runner.cli.report",
     "promote": "runner.cli.promote",
     "ls": "runner.cli.ls",
+    "rm": "runner.cli.rm",
+    "archive": "runner.cli.archive",
 }
 
 
