@@ -59,6 +59,7 @@ def evaluate_run(
         run.checkpoints.warn = lambda text: print(make_printable(text), file=sys.stderr)
         saved = run.checkpoints.load(file)
         put_weights(run, saved, weights)
+        run.progress.step, run.progress.epoch = saved["progress"]["step"], saved["progress"]["epoch"]
         metrics: dict[str, float] = {}
         try:
             for name in run.splits:

@@ -156,6 +156,8 @@ def find_next_due_step(run: Run) -> int:
         due.append(rhythm.thaw_at)
     if not rhythm.log_means:  # a line is of its own step: what came before is forgotten at the step before
         due += [max(step - 1, run.progress.step + 1) for step in list_coming_lines(run)]
+    if not run.clock.budget.is_armed:
+        due.append(run.session.started_at + 1)
     due += [run.team.due, *run.looks.pauses(run.progress.step, rhythm.steps_per_epoch)]
     return min([rhythm.total_steps, *[step for step in due if step is not None]])
 
@@ -185,6 +187,9 @@ def _is_asked(run: Run) -> bool:
 def run_due_actions(run: Run) -> int:
     """Log, evaluate and save, if due after this step; return the step of the next pause."""
     run.team.agree(run.progress.step)
+    if not run.clock.budget.is_armed and run.progress.step > run.session.started_at:
+        devices.synchronize(run.device)
+        run.clock.budget.arm()
     progress, at_end = run.progress, run.progress.step >= run.rhythm.total_steps or bool(run.stop.ended)
     seen = run.looks.close(progress.step, run.log)
     if run.rhythm.check_finite == "every_step":
@@ -394,6 +399,7 @@ def save(run: Run) -> None:
     run.log.sync()  # what the checkpoint says was logged must be on the disk before it
     if run.stop.deadline is not None and run.rhythm.max_seconds is not None:
         run.progress.seconds = run.rhythm.max_seconds - (run.stop.deadline - time.perf_counter())
+    run.progress.seconds_training = max(run.progress.seconds_training, run.clock.budget.used)
     best = run.progress.best
     metric = best["objective"] if best is not None and best["step"] == run.progress.step else None
     with handle_save_error(run):
@@ -418,4 +424,4 @@ def handle_save_error(run: Run) -> Iterator[None]:
     except SaveError as error:
         if run.rhythm.on_save_error == "stop":
             raise
-        run.log.say(f"{error}. The run goes on (train.on_save_error=go_on)")
+        run.log.alert(f"{error}. The run goes on (train.on_save_error=go_on)")

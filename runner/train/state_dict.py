@@ -10,6 +10,7 @@ from runner.core import rng
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.model.param_groups import compare_groups
 from runner.train.accumulators import get_accumulators, set_accumulators
+from runner.train.lr_schedule import is_of
 from runner.train.state import Run
 
 
@@ -136,11 +137,15 @@ def choose_weights(saved: Mapping[str, Any], which: str = "") -> dict[str, Any]:
 
 
 def change_settings(run: Run, settings: Mapping[str, tuple[Any, Any]]) -> None:
-    """Set optimizer settings, given as (old, new) by name; learning rates scale in proportion."""
-    for name, (old, new) in settings.items():
+    """Set optimizer settings, given as (old, new) by name; learning rates scale in proportion.
+
+    A name is `lr`, or `generator.lr` for one of several optimizers.
+    """
+    for key, (old, new) in settings.items():
+        owner, _, name = key.rpartition(".")
         if name == "lr" and old:
-            run.schedule.scale(new / old)
-        for group in run.optimizer.param_groups:
+            run.schedule.scale(new / old, owner)
+        for group in (group for group in run.optimizer.param_groups if is_of(group, owner)):
             if name == "lr" and old:
                 group["lr"] = group["lr"] * new / old
             elif group.get(name) == old:

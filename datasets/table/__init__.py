@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from datasets import delimited
+from datasets.table.delimited import ENDINGS, Delimited
 
 MISSING = {"", "NA", "N/A", "n/a", "#N/A", "#NV", "<NA>", "NaN", "nan", "NULL", "null", "None", "?"}
 FREE_BYTES, MOST_RATIO = 100 * 2**20, 200  # an archive may become so large, or so many times its own size
@@ -111,7 +111,7 @@ def read(path: Path) -> tuple[Columns, list[int]]:
         ModuleNotFoundError: Parquet without `pyarrow`.
     """
     ending = path.suffix.lower()
-    if ending in delimited.ENDINGS:
+    if ending in ENDINGS:
         return _read_text(path)
     if ending == ".npz":
         _refuse_bomb(path)
@@ -127,7 +127,7 @@ def read(path: Path) -> tuple[Columns, list[int]]:
         return {str(number): matrix[:, number] for number in range(matrix.shape[1])}, []
     if ending == ".parquet":
         return _read_parquet(path), []
-    known = ", ".join((*delimited.ENDINGS, ".npy", ".npz"))
+    known = ", ".join((*ENDINGS, ".npy", ".npz"))
     raise ValueError(f"{path} is no {known} or .parquet: save it as one of these, such as CSV")
 
 
@@ -185,7 +185,7 @@ def _verify_memory(path: Path, tables: Sequence[Any]) -> None:
 
 
 def _read_text(path: Path) -> tuple[Columns, list[int]]:
-    table = delimited.Delimited(path)
+    table = Delimited(path)
     found = list(table.rows())
     names, texts = table.names, list(zip(*(row for _, row in found), strict=True)) or [()] * len(table.names)
     filled = [number for number, name in enumerate(names) if name or any(map(str.strip, texts[number]))]
