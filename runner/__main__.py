@@ -30,6 +30,7 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "resume": "runner.cli.resume",
     "evaluate": "runner.cli.evaluate",
     "predict": "runner.cli.predict",
+    "export": "runner.cli.export",
     "explain": "runner.cli.explain",
     "audit": "runner.cli.audit",
     "convert": "runner.cli.convert",
@@ -45,7 +46,6 @@ PLANNED = (
     "replay",
     "diff",
     "blame",
-    "export",
 )
 
 
