@@ -29,11 +29,13 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "why": "runner.cli.why",
     "resume": "runner.cli.resume",
     "evaluate": "runner.cli.evaluate",
+    "predict": "runner.cli.predict",
     "explain": "runner.cli.explain",
     "audit": "runner.cli.audit",
     "convert": "runner.cli.convert",
     "report": "runner.cli.report",
     "promote": "runner.cli.promote",
+    "ls": "runner.cli.ls",
 }
 
 
@@ -41,8 +43,6 @@ PLANNED = (
     "replay",
     "diff",
     "blame",
-    "ls",
-    "predict",
     "export",
 )
 

@@ -228,6 +228,18 @@ class Scheduler:
 
 
 @dataclass
+class MemberOptimizer:
+    """One of several optimizers: what it takes, its groups and schedule, and its own arguments."""
+
+    match: Pattern | list[Pattern] | None  # of the names of its parameters; null: all that no other optimizer takes
+    min_dims: int | None = make_field(None, at_least=0)  # only tensors of at least so many dimensions; 2: matrices
+    max_dims: int | None = make_field(None, at_least=0)
+    param_groups: dict[str, ParamGroup | None] = make_field({})  # of its own parameters alone
+    scheduler: Scheduler | None = make_field(None, slot="scheduler")  # null: as `scheduler` says for all of them
+    arguments: dict[str, Any] = make_field({}, rest=True)
+
+
+@dataclass
 class Device:
     type: str = make_field("auto", regex=r"auto|cpu|mps|cuda(:\d+)?")
     threads: int = make_field(1, at_least=1)  # CPU threads of this process; their number changes weights bitwise

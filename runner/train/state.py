@@ -23,6 +23,7 @@ from runner.train.ema import EMA
 from runner.train.lr_schedule import (
     ConstantLR,
     LRSchedule,
+    SeveralSchedules,
     put_rates_and_momenta,
     read_rates_and_momenta,
     set_rate,
@@ -30,6 +31,7 @@ from runner.train.lr_schedule import (
 )
 from runner.train.monitor import Monitor
 from runner.train.optimizer_step.base import OptimizerStep
+from runner.train.optimizer_step.named_updates import GradScalers
 from runner.train.optimizer_step.precision import GradScaler
 from runner.train.single_process import FULL_TENSORS, SINGLE_PROCESS, FullTensors, SingleProcess
 from runner.train.step_outputs import RESERVED, StepOutputs
@@ -297,9 +299,10 @@ class Run:
     objective: Objective
     # ---- what may be there
     average: EMA | None = None  # of the weights
-    scaler: GradScaler | None = None  # of fp16's gradients
+    scaler: GradScaler | GradScalers | None = None  # of fp16's gradients
     pretrained: LoadPlan | None = None  # what was loaded
     frozen: FrozenParameters = field(default_factory=FrozenParameters)
+    names: Mapping[str, Any] = field(default_factory=dict)  # of classes and input columns, where the data knows them
     rehearse: Callable[[Any], object] | None = None  # is shown the first batch before anything is learnt from it
     # ---- the processes that train together
     team: SingleProcess = SINGLE_PROCESS
@@ -351,7 +354,7 @@ def hold(run: Run, plan: PlannedSchedule) -> None:
 def forecast(run: Run) -> list[list[float]]:
     """Return each group's rates from this step to the last; empty if a metric decides them."""
     schedule = run.schedule
-    if not isinstance(schedule, LRSchedule) or schedule.monitor is not None:
+    if not isinstance(schedule, LRSchedule | SeveralSchedules) or schedule.monitor is not None:
         now = [float(group["lr"]) for group in run.optimizer.param_groups]
         return [now] if schedule.monitor is None else []
     state_now, settings = deepcopy(schedule.state_dict()), read_rates_and_momenta(run.optimizer)
