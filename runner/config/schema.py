@@ -409,7 +409,7 @@ class Sweep:
 
 @dataclass
 class OnEvent:
-    """Command of yours that is run at the end of a run or a sweep, with what happened as JSON on its input.
+    """Command of yours that is run at the end of a run or a sweep, with JSON on its input.
 
     It counts from the command line only, or with `--trust on_event`; never from a file alone.
     """
