@@ -30,6 +30,7 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "resume": "runner.cli.resume",
     "evaluate": "runner.cli.evaluate",
     "predict": "runner.cli.predict",
+    "export": "runner.cli.export",
     "explain": "runner.cli.explain",
     "audit": "runner.cli.audit",
     "convert": "runner.cli.convert",
@@ -37,6 +38,8 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "promote": "runner.cli.promote",
     "ls": "runner.cli.ls",
     "trust": "runner.cli.trust",
+    "rm": "runner.cli.rm",
+    "archive": "runner.cli.archive",
 }
 
 
@@ -44,7 +47,6 @@ PLANNED = (
     "replay",
     "diff",
     "blame",
-    "export",
 )
 
 

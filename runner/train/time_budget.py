@@ -1,4 +1,4 @@
-"""Budget of training time (`train.max_time_counts=training`): start-up, compilation, evaluation and saving are free."""
+"""Budget of training time (`train.max_time_counts=training`), which leaves start-up and compilation out."""
 
 import threading
 import time
