@@ -52,6 +52,12 @@ def note_component(reading: Reading, value: dict[str, Any], path: Path, rules: A
     return schema.Component(value)
 
 
+def find_member_nodes(optimizer: Any) -> dict[str, dict[str, Any]]:
+    """Return the nodes of several optimizers by name, which have a `match`; empty for a single optimizer."""
+    nodes = optimizer.items() if isinstance(optimizer, dict) else ()
+    return {name: node for name, node in nodes if isinstance(node, dict) and {"match", "_target_"} <= node.keys()}
+
+
 def check_node(reading: Reading, value: Any, path: Path) -> None:
     """Check the form of a component and nested ones: no `???`, only the runner's own `_keys_`."""
     if value == "???":

@@ -20,7 +20,7 @@ from runner.config.check.annotations import (
     list_choices,
     wants_class,
 )
-from runner.config.check.imports import LIBRARIES, TargetError, import_object
+from runner.config.check.imports import LIBRARIES, TargetError, describe_trust, import_object
 from runner.config.check.signature import CallableParameters, inspect_parameters
 from runner.config.check.slots import (
     can_fit,
@@ -58,7 +58,12 @@ _CALL = {
 }
 
 
-_SUPPLIED = {"params": "the model's parameters", "optimizer": "the optimizer", "data_source": "the dataset"}
+_SUPPLIED = {
+    "params": "the model's parameters",
+    "optimizer": "the optimizer",
+    "update": "the update of an optimizer",
+    "data_source": "the dataset",
+}
 
 
 OLD_ARGUMENTS = {
@@ -151,7 +156,11 @@ def check_module_type(path: Path, name: str, trust: Sequence[str], found: Placed
 
 
 def check_group_settings(
-    optimizer: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]], trust: Sequence[str], found: PlacedMistakes
+    optimizer: Mapping[str, Any],
+    groups: Mapping[str, Mapping[str, Any]],
+    trust: Sequence[str],
+    found: PlacedMistakes,
+    place: Path = (),
 ) -> None:
     """Check the types of param-group settings that the optimizer's signature names."""
     try:
@@ -161,7 +170,7 @@ def check_group_settings(
     for label, settings in groups.items():
         for name, value in settings.items():
             if takes is not None and name in takes.named:
-                _check_value(("param_groups", label, name), value, takes.named[name], "optimizer", found)
+                _check_value((*place, "param_groups", label, name), value, takes.named[name], "optimizer", found)
 
 
 def _check_nested(
@@ -191,12 +200,14 @@ _BUILT = {
 }
 
 
-MEMBER = "nested optimizer"  # one of several optimizers, with a `match` that is the runner's own
+MEMBER = "nested optimizer"  # one of several optimizers, with keys that are the runner's own:
+
+
+MEMBER_KEYS = ("match", "min_dims", "max_dims", "param_groups", "scheduler")
 
 
 def _strip_match(path: Path, node: dict[str, Any], found: PlacedMistakes) -> dict[str, Any]:
-    """Return one of several optimizers without its `match`; check that `match` holds patterns."""
-    match = node.get("match")
+    """Return one of several optimizers without the runner's own keys; check that it has a `match`."""
     if "match" not in node:
         meant = find_nearest("match", node)
         if meant:
@@ -206,9 +217,7 @@ def _strip_match(path: Path, node: dict[str, Any], found: PlacedMistakes) -> dic
         found.wrong(
             (*path, "match"), "must be given: a pattern of the names of the parameters that it takes", kind="missing"
         )
-    elif not isinstance(match, str) and not (isinstance(match, list) and all(isinstance(one, str) for one in match)):
-        found.wrong((*path, "match"), "must be a pattern, or a list of them", match, kind="type")
-    return {name: value for name, value in node.items() if name != "match"}
+    return {name: value for name, value in node.items() if name not in MEMBER_KEYS}
 
 
 def _import_target(path: Path, slot: str, node: dict[str, Any], trust: Sequence[str], found: PlacedMistakes) -> Any:
@@ -225,7 +234,7 @@ def _import_target(path: Path, slot: str, node: dict[str, Any], trust: Sequence[
     problem = explain_misplaced(slot, target, name, trust)
     if problem:
         refused = can_fit(slot.removeprefix("nested "), target) and name.partition(".")[0] in LIBRARIES
-        remedy = f"if you trust it: --trust '{name}'" if refused else ""
+        remedy = describe_trust(name) if refused else ""
         found.wrong(
             here, problem, name, suggestion="" if refused else suggest_elsewhere(slot, name), remedy=remedy, kind="slot"
         )
@@ -275,8 +284,8 @@ def _find_positional(slot: str, target: Any, takes: CallableParameters) -> list[
     by_name = {"scheduler": "optimizer", "sampler": "data_source"}.get(own)
     if slot == MEMBER:
         return takes.positional[:1]
-    if own == "step" and "optimizer" in takes.named:
-        return [*takes.positional[:3], "optimizer"]
+    if own == "step" and not isinstance(target, type):
+        return [*takes.positional[:3], *(name for name in ("optimizer", "update") if name in takes.named)]
     if by_name in takes.own:
         return [str(by_name)]
     if isinstance(target, type):

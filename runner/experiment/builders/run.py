@@ -14,6 +14,7 @@ from runner.core import device as devices
 from runner.core import durations, rng
 from runner.core.durations import Duration
 from runner.core.errors import RunError
+from runner.data.splitting import describe_names
 from runner.experiment.builders import data as data_builder
 from runner.experiment.builders import model as model_builder
 from runner.experiment.builders.instantiate import Trust, instantiate
@@ -22,10 +23,11 @@ from runner.experiment.builders.log import make_monitor
 from runner.experiment.builders.train import (
     choose_objective,
     compile_in_place,
-    make_ema,
+    make_average,
     make_metrics,
     make_optimizer,
     make_optimizer_step,
+    make_scaler,
     make_schedule,
     match_saved_optimizer,
     parse_interval,
@@ -37,7 +39,6 @@ from runner.train.distributed import data_parallel
 from runner.train.distributed.process_group import ProcessGroup
 from runner.train.lr_schedule import trace_rates
 from runner.train.optimizer_step.closure import is_custom_step, needs_closure
-from runner.train.optimizer_step.precision import GradScaler
 from runner.train.single_process import SINGLE_PROCESS, FullTensors, SingleProcess
 from runner.train.state import Objective, Rhythm, Run, Threshold
 
@@ -98,10 +99,10 @@ def _build_parts(
     groups = model_builder.make_groups(config, model, done.frozen, trust, loss)
     optimizer = make_optimizer(config, groups, device, trust)
     layout.ready(optimizer)
-    scaler = GradScaler(optimizer, device) if config.device.precision == "fp16" else None
     step = instantiate(config.step, "step", trust=trust, call=False, seed=config.seed)
+    scaler = make_scaler(config, step, optimizer, device)
     metrics = {which: make_metrics(config, device, trust) for which in ("train", "eval")}
-    average = make_ema(config, model, steps_per_epoch, layout)
+    average = make_average(config, model, rhythm, layout)
     update = make_optimizer_step(config, device, model, loss, step, optimizer, metrics["train"], average, scaler)
     dataset = parts["train"][0] if "train" in parts else None
     run = Run(
@@ -125,6 +126,7 @@ def _build_parts(
         config=plain,
         pretrained=done.pretrained,
         frozen=done.frozen,
+        names=describe_names(dataset),
         team=team,
         layout=layout,
         fitted=loan.fitted,
@@ -216,6 +218,7 @@ def make_rhythm(config: Config, num_batches: int) -> Rhythm:
             Threshold(name, value.below, value.above) for name, value in train.stop_when.items() if value is not None
         ),
         max_seconds=None if train.max_time is None else durations.parse_seconds(train.max_time),
+        max_time_counts=train.max_time_counts,
         check_finite=train.check_finite,
         on_save_error=train.on_save_error,
     )
