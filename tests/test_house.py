@@ -23,7 +23,7 @@ examine exclude exit expand explain export extract fetch fill filter find finish
 follow forecast forget fork format freeze gather generate get give group guard guess halve handle has hash hide hold
 holds import include index infer init insert inspect install instantiate interpolate interpret intersect
 is iterate join judge
-keep kill label launch leave limit link list load locate lock log look lower make map mark match matches may measure
+keep kill label launch leave lend limit link list load locate lock log look lower make map mark match matches may measure
 mend merge mix modify move must name narrow need needs normalize note number open order overlap pack pad parse pass
 patch pause permute pick place plan plot pool predict prefetch preload prepare preview print profile project
 promote propose

@@ -79,13 +79,13 @@ class FittedParts:
                     raise RunError(f"the checkpoint has nothing of what {key} had learnt by `fit`")
                 self._put_back(key, part, saved[key])
                 continue
-            before = {} if _has_own_state(part) else {name: hash_value(value) for name, value in _attributes(part)}
+            before = {} if _has_own_state(part) else {name: hash_value(value) for name, value in _list_attributes(part)}
             try:
                 with rng.stream(rng.derive_key(self.seed, "fit", key)), watch_reading():
                     part.fit(train_split)
             except Exception as error:
                 raise RunError(f"{key}: `fit` of {type(part).__name__} failed: {describe_error(error)}") from error
-            changed = [] if _has_own_state(part) else _attributes(part)
+            changed = [] if _has_own_state(part) else _list_attributes(part)
             self.learnt[key] = [name for name, value in changed if before.get(name) != hash_value(value)]
 
     def state_dict(self) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _has_own_state(part: Any) -> bool:
     return both and not module.startswith("torch.nn.")
 
 
-def _attributes(part: Any) -> list[tuple[str, Any]]:
+def _list_attributes(part: Any) -> list[tuple[str, Any]]:
     own = dict(vars(part))
     if isinstance(part, nn.Module):
         own = {name: value for name, value in own.items() if name not in vars(nn.Module())}

@@ -14,7 +14,7 @@ from typing import Any
 from runner.config.check.annotations import (
     UNFIT,
     convert,
-    counts_steps,
+    takes_steps,
     describe_misfit,
     infer_annotation,
     list_choices,
@@ -383,7 +383,7 @@ def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str
 
 def _takes_durations(slot: str, parameter: inspect.Parameter) -> bool:
     """Return whether a duration may stand for a number: everywhere but in a search, which is of no run."""
-    return slot.endswith("scheduler") or (not slot.endswith(("search_sampler", "pruner")) and counts_steps(parameter))
+    return slot.endswith("scheduler") or (not slot.endswith(("search_sampler", "pruner")) and takes_steps(parameter))
 
 
 def _format_component(value: Any, annotation: Any) -> str:

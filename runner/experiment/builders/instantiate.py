@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from runner.config.check.annotations import UNFIT, convert, counts_steps, infer_annotation, wants_class
+from runner.config.check.annotations import UNFIT, convert, takes_steps, infer_annotation, wants_class
 from runner.config.check.imports import import_object
 from runner.config.check.signature import CallableParameters, inspect_parameters
 from runner.core import rng
@@ -168,7 +168,7 @@ def _count_durations(value: Any, key: str, takes: CallableParameters | None, nam
     if key.startswith(("sweep.", "optimizer.match")):
         return value
     parameter = None if takes is None else takes.named.get(name)
-    if parameter is not None and not counts_steps(parameter):
+    if parameter is not None and not takes_steps(parameter):
         return value
 
     def count(part: Any, place: str) -> Any:

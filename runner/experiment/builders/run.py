@@ -69,7 +69,7 @@ def _build_parts(
     devices.set_up(device, config.device.threads, config.device.deterministic, config.device.precision)
     team.start(device)
     rng.seed_all(rng.derive_key(config.seed, "build"))  # what no slot's own stream covers: a label read, a cache filled
-    loan.fitted.recall = lambda: recall_fitted(folder)
+    loan.fitted.recall = lambda: read_fitted(folder)
     parts, splits = _build_data(config, device, trust, folder, team, loan)
     train = splits["train"]
     if train.num_batches == 0:
@@ -162,7 +162,7 @@ def _build_data(
     return parts, splits
 
 
-def recall_fitted(folder: Path) -> dict[str, Any] | None:
+def read_fitted(folder: Path) -> dict[str, Any] | None:
     """Return what the data of a run had learnt by `fit`, from its newest checkpoint; None without one."""
     checkpoints = ReadOnlyCheckpoints(folder / "checkpoints")
     checkpoints.warn = lambda _: None  # said where the rest of it is restored
