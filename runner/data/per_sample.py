@@ -20,7 +20,7 @@ from runner.data.workers import WorkerInit, iterate_sound_batches
 
 
 class _EpochBatchSampler:
-    """Batch sampler of the DataLoader: (epoch, position) set for the coming epoch, with the time if it is told."""
+    """Batch sampler of the DataLoader: (epoch, position) for the coming epoch, with the time if asked."""
 
     def __init__(self) -> None:
         self.rows: list[list[tuple[Any, ...]]] = []

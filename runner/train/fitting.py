@@ -26,7 +26,7 @@ SHOWN = 16  # numbers of a learnt tensor that provenance has one by one
 
 
 def needs_fit(part: Any) -> bool:
-    """Return whether an object has a method `fit` that takes the training split, and nothing else without a default."""
+    """Return whether an object has a method `fit` with one argument, the training split."""
     method = getattr(part, "fit", None)
     if isinstance(part, type) or not inspect.ismethod(method):
         return False
@@ -75,10 +75,15 @@ class FittedParts:
         saved = self.recall() if waiting else None
         for key, part in waiting.items():
             if saved is not None:
-                if key not in saved:
+                known = next((name for name in (key, *_list_twins(key)) if name in saved), None)
+                if known is None:
                     raise RunError(f"the checkpoint has nothing of what {key} had learnt by `fit`")
-                self._put_back(key, part, saved[key])
+                self._put_back(key, part, saved[known])
                 continue
+            if train_split is None:
+                raise RunError(
+                    f"{key} has to be fitted to the training split, and no checkpoint has what it had learnt"
+                )
             before = {} if _has_own_state(part) else {name: hash_value(value) for name, value in _list_attributes(part)}
             try:
                 with rng.stream(rng.derive_key(self.seed, "fit", key)), watch_reading():
@@ -120,6 +125,11 @@ class FittedParts:
             }
             for key, state in self.state_dict().items()
         }
+
+
+def _list_twins(key: str) -> list[str]:
+    """List the key of the same transform in training; both have one object where they are written the same."""
+    return [key.replace("transform.eval.", "transform.train.", 1)] if key.startswith("transform.eval.") else []
 
 
 def _has_own_state(part: Any) -> bool:

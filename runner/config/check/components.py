@@ -14,10 +14,10 @@ from typing import Any
 from runner.config.check.annotations import (
     UNFIT,
     convert,
-    takes_steps,
     describe_misfit,
     infer_annotation,
     list_choices,
+    takes_steps,
     wants_class,
 )
 from runner.config.check.imports import LIBRARIES, TargetError, describe_trust, import_object

@@ -1,7 +1,8 @@
 """Builders of the data: datasets, splits, transforms, samplers and loader settings of a config."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from runner.data.samples import Pipeline, Placement, Stream, to_image
 from runner.data.sharding import EvenShard, RoundRobinShard
 from runner.data.timing import DataClock
 from runner.experiment.builders.instantiate import Trust, instantiate
-from runner.experiment.builders.lending import get_loan
+from runner.experiment.builders.lending import Loan, get_loan, lend, lend_stand_ins
+from runner.train.checkpoint import ReadOnlyCheckpoints
 from runner.train.fitting import needs_fit
 
 Parts = dict[str, tuple[Any, Indices | None]]  # split → dataset and which of its samples; None: all
@@ -83,13 +85,40 @@ def make_splits(
     return splits
 
 
+def read_fitted(folder: Path) -> dict[str, Any] | None:
+    """Return what the data of a run had learnt by `fit`, from its newest checkpoint; None without one."""
+    checkpoints = ReadOnlyCheckpoints(folder / "checkpoints")
+    checkpoints.warn = lambda _: None  # said where the rest of it is restored
+    if not checkpoints.entries():
+        return None
+    found: dict[str, Any] = checkpoints.load("last")["step"].get("fitted", {})
+    return found
+
+
+@contextmanager
+def recall_fitted(folder: Path) -> Iterator[Loan]:
+    """Build data of a recorded run inside: what its run had learnt by `fit` is put back."""
+    loan = lend_stand_ins()
+    loan.fitted.recall = lambda: read_fitted(folder)
+    with lend(loan):
+        yield loan
+
+
+def make_recorded_pipeline(config: Config, folder: Path, trust: Trust = ()) -> Pipeline:
+    """Make the transforms of an evaluation of a recorded run, fitted as they were."""
+    with recall_fitted(folder) as loan:
+        pipeline = make_pipeline(config, "eval", trust)
+        loan.fitted.fit(None)
+    return pipeline
+
+
 def fit_parts(config: Config, parts: Parts) -> None:
     """Fit what has a method `fit` and was built by now to the raw samples of the training split."""
     fitted = get_loan().fitted
-    if "train" not in parts or len(fitted.learnt) == len(fitted.parts):
+    if len(fitted.learnt) == len(fitted.parts):
         return
     fitted.seed = config.seed
-    dataset, indices = parts["train"]
+    dataset, indices = parts.get("train", (None, None))
     if hasattr(dataset, "__len__") and not isinstance(dataset, torch.utils.data.IterableDataset):
         rows = batches.choose_indices(dataset, indices, "train", config.dataset.limit)
         dataset = whole_dataset.SplitSubset(dataset, rows, get_member_key(config, "target"))

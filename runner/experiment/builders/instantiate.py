@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from runner.config.check.annotations import UNFIT, convert, takes_steps, infer_annotation, wants_class
+from runner.config.check.annotations import UNFIT, convert, infer_annotation, takes_steps, wants_class
 from runner.config.check.imports import import_object
 from runner.config.check.signature import CallableParameters, inspect_parameters
 from runner.core import rng
@@ -164,7 +164,7 @@ def wants_progress_of(takes: CallableParameters) -> bool:
 
 
 def _count_durations(value: Any, key: str, takes: CallableParameters | None, name: str) -> Any:
-    """Replace a duration by its optimizer steps, alone, in a list or in a mapping, where its parameter counts."""
+    """Replace durations (alone, in lists, in mappings) by optimizer steps where the parameter counts."""
     if key.startswith(("sweep.", "optimizer.match")):
         return value
     parameter = None if takes is None else takes.named.get(name)

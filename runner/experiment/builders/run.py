@@ -69,7 +69,7 @@ def _build_parts(
     devices.set_up(device, config.device.threads, config.device.deterministic, config.device.precision)
     team.start(device)
     rng.seed_all(rng.derive_key(config.seed, "build"))  # what no slot's own stream covers: a label read, a cache filled
-    loan.fitted.recall = lambda: read_fitted(folder)
+    loan.fitted.recall = lambda: data_builder.read_fitted(folder)
     parts, splits = _build_data(config, device, trust, folder, team, loan)
     train = splits["train"]
     if train.num_batches == 0:
@@ -160,16 +160,6 @@ def _build_data(
         if different := [key for key in hashes[0] if any(other[key] != hashes[0][key] for other in hashes)]:
             raise RunError(f"{', '.join(different)}: `fit` has learnt something else in another process")
     return parts, splits
-
-
-def read_fitted(folder: Path) -> dict[str, Any] | None:
-    """Return what the data of a run had learnt by `fit`, from its newest checkpoint; None without one."""
-    checkpoints = ReadOnlyCheckpoints(folder / "checkpoints")
-    checkpoints.warn = lambda _: None  # said where the rest of it is restored
-    if not checkpoints.entries():
-        return None
-    found: dict[str, Any] = checkpoints.load("last")["step"].get("fitted", {})
-    return found
 
 
 def rebuild_in_steps(

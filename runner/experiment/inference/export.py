@@ -161,7 +161,7 @@ def write_export(folder: Path, to: str, trained: TrainedModel, called: StepInput
         RunError: the model cannot be exported so, or disagrees.
     """
     made = Export(folder, to, export_formats.FILES[to], trained, notes=list(trained.notes))
-    pipeline = data_builder.make_pipeline(trained.config, "eval", trust)
+    pipeline = data_builder.make_recorded_pipeline(trained.config, trained.folder, trust)
     if called is None or not list_places(called, pipeline):
         pipeline = replace(pipeline, transforms={})
     samples, why = None, "the step does not say what the model gets"

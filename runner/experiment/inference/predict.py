@@ -174,7 +174,7 @@ class FilePredictor:
     def predict_batches(self) -> Iterator[PredictedBatch]:
         """Yield the predictions of each batch of sound samples."""
         config, device = self.trained.config, self.trained.device
-        pipeline = data_builder.make_pipeline(config, "eval", self.trust)
+        pipeline = data_builder.make_recorded_pipeline(config, self.trained.folder, self.trust)
         if pipeline.place is not None and pipeline.place not in self.called.places:
             pipeline = replace(pipeline, transforms={})  # they change the target
         indices = np.arange(len(self.samples))
@@ -285,6 +285,11 @@ def make_train_in_order(config: Config, run: Run, trust: Trust) -> Any:
     Raises:
         RunError: the run has no data.
     """
+    with data_builder.recall_fitted(run.folder):
+        return _make_train_in_order(config, run, trust)
+
+
+def _make_train_in_order(config: Config, run: Run, trust: Trust) -> Any:
     parts = data_builder.make_parts(config, trust)
     if "train" not in parts:
         raise RunError("the run has no data")
