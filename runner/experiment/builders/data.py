@@ -96,7 +96,7 @@ def read_fitted(folder: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def recall_fitted(folder: Path) -> Iterator[Loan]:
+def restore_fitted(folder: Path) -> Iterator[Loan]:
     """Build data of a recorded run inside: what its run had learnt by `fit` is put back."""
     loan = lend_stand_ins()
     loan.fitted.recall = lambda: read_fitted(folder)
@@ -106,7 +106,7 @@ def recall_fitted(folder: Path) -> Iterator[Loan]:
 
 def make_recorded_pipeline(config: Config, folder: Path, trust: Trust = ()) -> Pipeline:
     """Make the transforms of an evaluation of a recorded run, fitted as they were."""
-    with recall_fitted(folder) as loan:
+    with restore_fitted(folder) as loan:
         pipeline = make_pipeline(config, "eval", trust)
         loan.fitted.fit(None)
     return pipeline
@@ -332,7 +332,8 @@ def find_dataset_key(config: Config, split: str) -> str:
     """Return the key of a split's dataset."""
     if config.dataset.evaluate.get(split) is not None:
         return f"dataset.evaluate.{split}"
-    return f"dataset.{split}" if getattr(config.dataset, split) is not None else "dataset.source"
+    name = split.partition(" ")[0]  # of `train in order`
+    return f"dataset.{name}" if getattr(config.dataset, name, None) is not None else "dataset.source"
 
 
 def _make_sampler(node: Mapping[str, Any], key: str, split: Any, seed: int, trust: Trust) -> Any:

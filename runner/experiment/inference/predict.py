@@ -285,7 +285,7 @@ def make_train_in_order(config: Config, run: Run, trust: Trust) -> Any:
     Raises:
         RunError: the run has no data.
     """
-    with data_builder.recall_fitted(run.folder):
+    with data_builder.restore_fitted(run.folder):
         return _make_train_in_order(config, run, trust)
 
 
