@@ -128,7 +128,7 @@ class FittedParts:
 
 
 def _list_twins(key: str) -> list[str]:
-    """List the key of the same transform in training; both have one object where they are written the same."""
+    """List the key of the same transform in training: written the same, both are one object."""
     return [key.replace("transform.eval.", "transform.train.", 1)] if key.startswith("transform.eval.") else []
 
 

@@ -95,7 +95,8 @@ class NotFitted(Own):
 
 
 def step(batch, model, loss):
-    return {"loss": model(batch[0]).square().mean(), "size": len(batch[0])}
+    output = model(batch[0])
+    return {"loss": output.square().mean(), "output": output, "target": batch[1], "size": len(batch[0])}
 '''
 EXPERIMENT = """
 # @package _global_
