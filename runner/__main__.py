@@ -33,6 +33,7 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "convert": "runner.cli.convert",
     "report": "runner.cli.report",
     "promote": "runner.cli.promote",
+    "compare": "runner.cli.compare",
     "ls": "runner.cli.ls",
     "rm": "runner.cli.rm",
     "archive": "runner.cli.archive",
