@@ -30,6 +30,18 @@ def pytest_report_header() -> str:
     return f"seed: {SEED} (again with the same one: TEST_SEED={SEED})"
 
 
+# Minutes or most of one, in this order: two processes take a file at a time, and the last one must not be long.
+SLOW = ("sweep/test_sweep", "test_readme", "train/test_distributed", "sweep/test_rank_processes", "sweep/test_promote")
+SLOW += ("experiment/crash/test_kill", "experiment/test_user_project", "test_packaging", "security/test_attacks")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first; the rest as they come."""
+    tests = Path(__file__).parent
+    places = {tests / f"{name}.py": place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: places.get(item.path, len(SLOW)))
+
+
 @pytest.fixture
 def seed() -> int:
     """For whatever a test draws at random."""

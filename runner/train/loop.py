@@ -15,6 +15,7 @@ from runner.core import rng
 from runner.core.durations import Duration, compute_next_due
 from runner.core.errors import RunError
 from runner.model.freeze import unfreeze
+from runner.train.bn_statistics import refresh_statistics
 from runner.train.checkpoint import SaveError
 from runner.train.evaluation import add, evaluate_and_show, flatten_metric, list_numbers, read_objective
 from runner.train.finite import NonFiniteError, collect_tensors, find_infinite_buffers, find_non_finite, name_of
@@ -156,6 +157,8 @@ def find_next_due_step(run: Run) -> int:
         due.append(rhythm.thaw_at)
     if not rhythm.log_means:  # a line is of its own step: what came before is forgotten at the step before
         due += [max(step - 1, run.progress.step + 1) for step in list_coming_lines(run)]
+    if not run.clock.budget.is_armed:
+        due.append(run.session.started_at + 1)
     due += [run.team.due, *run.looks.pauses(run.progress.step, rhythm.steps_per_epoch)]
     return min([rhythm.total_steps, *[step for step in due if step is not None]])
 
@@ -185,6 +188,9 @@ def _is_asked(run: Run) -> bool:
 def run_due_actions(run: Run) -> int:
     """Log, evaluate and save, if due after this step; return the step of the next pause."""
     run.team.agree(run.progress.step)
+    if not run.clock.budget.is_armed and run.progress.step > run.session.started_at:
+        devices.synchronize(run.device)
+        run.clock.budget.arm()
     progress, at_end = run.progress, run.progress.step >= run.rhythm.total_steps or bool(run.stop.ended)
     seen = run.looks.close(progress.step, run.log)
     if run.rhythm.check_finite == "every_step":
@@ -394,8 +400,10 @@ def save(run: Run) -> None:
     run.log.sync()  # what the checkpoint says was logged must be on the disk before it
     if run.stop.deadline is not None and run.rhythm.max_seconds is not None:
         run.progress.seconds = run.rhythm.max_seconds - (run.stop.deadline - time.perf_counter())
+    run.progress.seconds_training = max(run.progress.seconds_training, run.clock.budget.used)
     best = run.progress.best
     metric = best["objective"] if best is not None and best["step"] == run.progress.step else None
+    refresh_statistics(run)
     with handle_save_error(run):
         run.checkpoints.save(collect_state(run), run.progress.step, metric, background=True)
     run.clock.saving += time.perf_counter() - begun
@@ -418,4 +426,4 @@ def handle_save_error(run: Run) -> Iterator[None]:
     except SaveError as error:
         if run.rhythm.on_save_error == "stop":
             raise
-        run.log.say(f"{error}. The run goes on (train.on_save_error=go_on)")
+        run.log.alert(f"{error}. The run goes on (train.on_save_error=go_on)")
