@@ -36,6 +36,7 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "convert": "runner.cli.convert",
     "report": "runner.cli.report",
     "promote": "runner.cli.promote",
+    "compare": "runner.cli.compare",
     "ls": "runner.cli.ls",
     "trust": "runner.cli.trust",
     "rm": "runner.cli.rm",
