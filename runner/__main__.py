@@ -38,6 +38,7 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "promote": "runner.cli.promote",
     "ls": "runner.cli.ls",
     "trust": "runner.cli.trust",
+    "help": "runner.cli.help",
     "rm": "runner.cli.rm",
     "archive": "runner.cli.archive",
 }
