@@ -39,6 +39,7 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "compare": "runner.cli.compare",
     "ls": "runner.cli.ls",
     "trust": "runner.cli.trust",
+    "help": "runner.cli.help",
     "rm": "runner.cli.rm",
     "archive": "runner.cli.archive",
 }
