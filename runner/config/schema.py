@@ -192,10 +192,21 @@ class Pretrained:
 
 
 @dataclass
+class FreezeSet:
+    """Further parameters that are frozen, with times of their own."""
+
+    params: list[Pattern] = make_field()
+    from_: Duration | None = make_field(None, alias="from")
+    until: Duration | None = None
+
+
+@dataclass
 class Freeze:
     params: list[Pattern] = make_field([])
     norm_stats: bool = False
-    until: Duration | None = None
+    from_: Duration | None = make_field(None, alias="from")  # they train before this time
+    until: Duration | None = None  # they train from this time on
+    sets: dict[str, FreezeSet | None] = make_field({})  # further parameters, by name, each set with times of its own
 
 
 @dataclass
