@@ -33,6 +33,7 @@ from runner.train.optimizer_step.base import OptimizerStep
 from runner.train.optimizer_step.precision import GradScaler
 from runner.train.single_process import FULL_TENSORS, SINGLE_PROCESS, FullTensors, SingleProcess
 from runner.train.step_outputs import RESERVED, StepOutputs
+from runner.train.trace import NoTrace
 
 
 class Losses:
@@ -43,6 +44,12 @@ class Losses:
         self.values: list[float] = []
         self.sizes: list[int] = []
         self.fields = StepOutputs()
+        self.cleared = 0
+
+    @property
+    def count(self) -> int:
+        """Count the losses so far, those that were dropped among them."""
+        return self.cleared + len(self.sizes)
 
     def add(self, outcome: Mapping[str, Any]) -> None:
         """Add the loss of a step, without waiting for the device."""
@@ -65,6 +72,7 @@ class Losses:
 
     def clear(self) -> None:
         """Drop all losses and step outputs."""
+        self.cleared += len(self.sizes)
         self.on_device.clear()
         self.values.clear()
         self.sizes.clear()
@@ -274,6 +282,7 @@ class Run:
     scaler: GradScaler | None = None  # of fp16's gradients
     pretrained: LoadPlan | None = None  # what was loaded
     frozen: FrozenParameters = field(default_factory=FrozenParameters)
+    trace: NoTrace = field(default_factory=NoTrace)
     rehearse: Callable[[Any], object] | None = None  # is shown the first batch before anything is learnt from it
     # ---- the processes that train together
     team: SingleProcess = SINGLE_PROCESS

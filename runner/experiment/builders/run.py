@@ -39,6 +39,7 @@ from runner.train.optimizer_step.closure import is_custom_step, needs_closure
 from runner.train.optimizer_step.precision import GradScaler
 from runner.train.single_process import SINGLE_PROCESS, FullTensors, SingleProcess
 from runner.train.state import Objective, Rhythm, Run, Threshold
+from runner.train.trace import NoTrace, Trace
 
 
 def build(
@@ -121,6 +122,7 @@ def build(
         frozen=done.frozen,
         team=team,
         layout=layout,
+        trace=Trace() if config.log.trace and team.rank == 0 else NoTrace(),
     )
     if uses_data_parallel(config, device, step, optimizer):
         run.update.net = data_parallel.wrap_data_parallel(model)
