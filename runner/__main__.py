@@ -33,11 +33,12 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "convert": "runner.cli.convert",
     "report": "runner.cli.report",
     "promote": "runner.cli.promote",
+    "replay": "runner.cli.replay",
+    "record": "runner.cli.record",
 }
 
 
 PLANNED = (
-    "replay",
     "diff",
     "blame",
     "ls",

@@ -3,7 +3,7 @@
 A line has the step that it was written after. Facts of each step since the line before are packed: `loss` (its bits),
 `order` (hash of the sample indices), `weights_probe` and `gradient_probe` (hashes of a few weights before the update
 and of a few gradients), `data_probe` (where the samples are read one by one), `settings` of the optimizer. A log line
-adds `batch` and `generators`, a checkpoint `weights`, `optimizer` and `generators`, a start of the process `begin`.
+adds `batch` and `drawn` (generators); a checkpoint `weights`, `optimizer` and `generators`; a start of a process `begin`.
 """
 
 import base64
@@ -29,7 +29,7 @@ TRACE = "trace.jsonl"
 STEP_HASHES = ("order", "data_probe", "weights_probe", "gradient_probe")  # of 32 bits, one a step
 
 
-MARKS = ("batch", "weights", "optimizer", "ema", "generators", "begin")
+MARKS = ("batch", "drawn", "weights", "optimizer", "ema", "generators", "begin")
 
 
 MAX_CONFIG = 4_000_000  # bytes of an unpacked config

@@ -94,9 +94,11 @@ class Trace(NoTrace):
 
     def take(self, run: "Run", batch: Any) -> None:
         """Keep the batch of a step, as the model gets it: digested, or on its way from the device."""
-        digested = digest_batch(_join(batch, grouped=run.rhythm.accumulate > 1)) if run.device.type == "cpu" else None
-        copied = None if digested else map_tensors(lambda tensor: tensor.to("cpu", non_blocking=True), batch)
-        self.batch = (run.progress.step + 1, digested or copied)
+        members = join_micro_batches(batch, grouped=run.rhythm.accumulate > 1)
+        if run.device.type != "cpu":
+            self.batch = (run.progress.step + 1, map_tensors(lambda one: one.to("cpu", non_blocking=True), members))
+        else:
+            self.batch = (run.progress.step + 1, digest_batch(members))
 
     # ---- what is written
 
@@ -132,9 +134,8 @@ class Trace(NoTrace):
         facts = self.collect(run)
         step, batch = self.batch
         if step == run.progress.step:
-            on_cpu = run.device.type == "cpu"
-            facts["batch"] = batch if on_cpu else digest_batch(_join(batch, grouped=run.rhythm.accumulate > 1))
-            facts["generators"] = hash_generators()
+            facts["batch"] = batch if run.device.type == "cpu" else digest_batch(batch)
+            facts["drawn"] = hash_generators()  # before the evaluation of this step; a checkpoint comes after it
             self.batch = (-1, None)
         self._plan(run)
         if facts:
@@ -142,13 +143,9 @@ class Trace(NoTrace):
 
     def save(self, run: "Run", state: Mapping[str, Any]) -> None:
         """Write the facts of the steps since the last line, and hashes of a checkpoint's state."""
-        parts = {name: state[name] for name in ("model", "optimizer", "ema")}
-        hashes = digest_parts(parts)
-        facts: dict[str, Any] = {"weights" if name == "model" else name: value for name, value in hashes.items()}
-        generators = {name: value for name, value in state["rng"].items() if name != "ranks"}
-        run.log.trace(
-            {"step": run.progress.step} | self.collect(run) | facts | {"generators": digest_parts(generators)}
-        )
+        parts = {"weights": state["model"], "optimizer": state["optimizer"]["state"], "ema": state["ema"]}
+        facts: dict[str, Any] = {"generators": hash_saved_generators(state["rng"]), **digest_parts(parts)}
+        run.log.trace({"step": run.progress.step} | self.collect(run) | facts)
 
     def collect(self, run: "Run") -> dict[str, Any]:
         """Collect the packed facts of the steps since the last line; empty without a step."""
@@ -299,7 +296,7 @@ def _hash_probe(members: list[Any]) -> int:
     return hash_tensor(torch.stack(numbers)) if numbers else 0
 
 
-def _join(batch: Any, *, grouped: bool) -> Any:
+def join_micro_batches(batch: Any, *, grouped: bool) -> Any:
     """Return the members of a batch; those of several micro-batches stand in lists."""
     if not grouped or not batch:
         return batch
