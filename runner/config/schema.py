@@ -365,6 +365,7 @@ class Log:
     mean: bool = True  # of training: a line has the means since the last one; false: the values at its step
     tensorboard: bool = True
     progress: bool = True
+    trace: bool = True  # trace.jsonl: bits and hashes of what each step computed, for `replay` and `record`
     model_table: bool = True
     hparams: bool | list[Pattern] = True  # TensorBoard's table of runs: every key, or those that match
     gradient_norm: bool = False  # of each logged step, before clipping; of each parameter group

@@ -31,7 +31,7 @@ def fit(run: Run) -> None:
     due = begin(run)
     while progress.step < rhythm.total_steps and not stop.asked:
         begun_at = (progress.step, progress.epoch)
-        for batch in run.looks.batches(iterate_batches(run), run.log):
+        for batch in run.trace.watch(run.looks.batches(iterate_batches(run), run.log), run):
             outcome = update(batch)
             run.schedule.step()
             losses.add(outcome)
@@ -67,6 +67,7 @@ def begin(run: Run) -> int:
     run.session.paused_at = progress.step - progress.evaluation_pending
     run.session.logged = (progress.step, time.perf_counter())
     run.looks.begin(progress.step, sum(run.losses.sizes), run.clock.seconds)
+    run.trace.begin(run)
     if run.rhythm.evaluate_at_start and progress.step == run.rhythm.first_step and progress.evaluated_at is None:
         progress.evaluation_pending = True
     stop_at_value(run)
@@ -232,6 +233,7 @@ def list_coming_lines(run: Run) -> list[int]:
 def forget(run: Run) -> None:
     """Reset losses and training metrics for the next log line, after the check for non-finite losses."""
     check_losses(run)
+    run.trace.flush(run)
     for metric in run.metrics["train"].values():
         metric.reset()
     run.losses.clear()
@@ -256,6 +258,7 @@ def log_line(run: Run, seen: dict[str, float]) -> dict[str, Any]:
     add(logged, {"train/loss": run.losses.mean()})
     for name, metric in run.metrics["train"].items():
         add(logged, flatten_metric(f"train/{name}", metric.compute()))
+    run.trace.log(run)
     rest = seen | run.looks.scalars(progress.step, sum(run.losses.sizes), run.clock.seconds)
     if _is_due(run, run.rhythm.log_every):  # else it is the last line; a run that is prolonged goes on with what it has
         for metric in run.metrics["train"].values():
@@ -402,8 +405,10 @@ def save(run: Run) -> None:
     best = run.progress.best
     metric = best["objective"] if best is not None and best["step"] == run.progress.step else None
     refresh_statistics(run)
+    state = collect_state(run)
+    run.trace.save(run, state)
     with handle_save_error(run):
-        run.checkpoints.save(collect_state(run), run.progress.step, metric, background=True)
+        run.checkpoints.save(state, run.progress.step, metric, background=True)
     run.clock.saving += time.perf_counter() - begun
     run.clock.start()
 

@@ -35,6 +35,7 @@ from runner.train.optimizer_step.named_updates import GradScalers
 from runner.train.optimizer_step.precision import GradScaler
 from runner.train.single_process import FULL_TENSORS, SINGLE_PROCESS, FullTensors, SingleProcess
 from runner.train.step_outputs import RESERVED, StepOutputs
+from runner.train.trace import NoTrace
 from runner.train.weight_average import WeightAverage
 
 
@@ -46,6 +47,12 @@ class Losses:
         self.values: list[float] = []
         self.sizes: list[int] = []
         self.fields = StepOutputs()
+        self.cleared = 0
+
+    @property
+    def count(self) -> int:
+        """Count the losses so far, those that were dropped among them."""
+        return self.cleared + len(self.sizes)
 
     def add(self, outcome: Mapping[str, Any]) -> None:
         """Add the loss of a step, without waiting for the device."""
@@ -68,6 +75,7 @@ class Losses:
 
     def clear(self) -> None:
         """Drop all losses and step outputs."""
+        self.cleared += len(self.sizes)
         self.on_device.clear()
         self.values.clear()
         self.sizes.clear()
@@ -304,6 +312,7 @@ class Run:
     frozen: FrozenParameters = field(default_factory=FrozenParameters)
     names: Mapping[str, Any] = field(default_factory=dict)  # of classes and input columns, where the data knows them
     fitted: FittedParts = field(default_factory=FittedParts)  # of the data, to the training split
+    trace: NoTrace = field(default_factory=NoTrace)
     rehearse: Callable[[Any], object] | None = None  # is shown the first batch before anything is learnt from it
     # ---- the processes that train together
     team: SingleProcess = SINGLE_PROCESS

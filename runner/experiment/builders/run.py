@@ -41,6 +41,7 @@ from runner.train.lr_schedule import trace_rates
 from runner.train.optimizer_step.closure import is_custom_step, needs_closure
 from runner.train.single_process import SINGLE_PROCESS, FullTensors, SingleProcess
 from runner.train.state import Objective, Rhythm, Run, Threshold
+from runner.train.trace import NoTrace, Trace
 
 
 def build(
@@ -130,6 +131,7 @@ def _build_parts(
         team=team,
         layout=layout,
         fitted=loan.fitted,
+        trace=Trace() if config.log.trace and team.rank == 0 else NoTrace(),
     )
     loan.progress.at = run.progress
     if uses_data_parallel(config, device, step, optimizer):
