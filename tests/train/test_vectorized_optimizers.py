@@ -49,6 +49,7 @@ def make_run(kind: str, settings: dict[str, Any], seed: int, **train: Any) -> An
     )
 
 
+@torch.no_grad()
 def compare(kind: str, settings: list[dict[str, Any]]) -> float:
     """Return the greatest difference of a weight or of the state, relative to 1, after any of 50 steps."""
     alone = [make_run(kind, one, seed) for seed, one in enumerate(settings)]
@@ -78,7 +79,7 @@ def compare(kind: str, settings: list[dict[str, Any]]) -> float:
         for number, entry in theirs["state"].items():
             assert {name for name, part in entry.items() if part is not None} == ours["state"].get(number, {}).keys()
             pairs += [(ours["state"][number][name], part) for name, part in entry.items() if part is not None]
-        worst = max(worst, *(float(((one - two).detach().abs() / (1 + two.abs())).max()) for one, two in pairs))
+        worst = max(worst, *(float(((one - two).abs() / (1 + two.abs())).max()) for one, two in pairs))
     return worst
 
 
