@@ -33,6 +33,7 @@ from runner.train.single_process import SINGLE_PROCESS
 from runner.train.state import Run, StopRequest
 from runner.train.vectorized.joining import explain_apart, find_difference
 from runner.train.vectorized.loop import Member, fit_stack
+from runner.train.vectorized.trial import ApartError
 
 
 @dataclass
@@ -70,11 +71,12 @@ class StopRequests(StopRequest):
             member.on_signal(number)
 
 
-def train_stack(jobs: Sequence[StackJob], *, timed: bool = False) -> None:  # noqa: ARG001
+def train_stack(jobs: Sequence[StackJob], *, timed: bool = False) -> None:
     """Train jobs as one stack; each gets its `status`, or in `apart` the reason why it is to train alone.
 
     A job that fails, is done, or is stopped ends as it would alone, and the others go on. What only concerns the stack
     (a model that cannot be mapped, memory) ends nothing: those jobs stand at their last checkpoints, without a result.
+    With `timed`, jobs that would be slower as one are left alone, too.
     """
     stop = StopRequests()
     with (
@@ -89,7 +91,7 @@ def train_stack(jobs: Sequence[StackJob], *, timed: bool = False) -> None:  # no
             open_job(job, stop)
         together, numbers = choose_members([job for job in jobs if job.status is None and not job.apart])
         if together:
-            train_together(together, numbers)
+            train_together(together, numbers, timed=timed)
         for job in jobs:
             if job.fault is not None:
                 train_on_alone(job)
@@ -131,7 +133,7 @@ def choose_members(jobs: Sequence[StackJob]) -> tuple[list[StackJob], Any]:
     return [job for job in fit if not job.apart], numbers
 
 
-def train_together(jobs: Sequence[StackJob], numbers: Any) -> None:
+def train_together(jobs: Sequence[StackJob], numbers: Any, *, timed: bool) -> None:
     """Train jobs as one; what fails for all of them leaves all alone."""
     by_run = {id(job.run): job for job in jobs}
 
@@ -140,7 +142,7 @@ def train_together(jobs: Sequence[StackJob], numbers: Any) -> None:
 
     record_stack(jobs)
     try:
-        fit_stack([Member(job.run, job.streams) for job in jobs], numbers, leave)
+        fit_stack([Member(job.run, job.streams) for job in jobs], numbers, leave, timed=timed)
     except Exception as error:  # noqa: BLE001  of the user's code under vmap, or memory
         for job in jobs:
             if job.status is None and job.fault is None:
@@ -151,6 +153,8 @@ def describe_failure_of_all(error: Exception) -> str:
     """Describe why the step of all jobs failed, in one line."""
     if oom.is_out_of_memory(error):
         return "device: out of memory for all of them"
+    if isinstance(error, ApartError):
+        return str(error)
     text = " ".join(str(error).split())
     return f"model: {type(error).__name__}: {text[:300]}"
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from runner.train.optimizer_step.accumulated import combine_outcomes, is_summed
 from runner.train.state import Run
 from runner.train.vectorized.optimizers import StackedClipping, make_stacked_optimizer
 from runner.train.vectorized.stack import Stack, UnequalJobsError
+from runner.train.vectorized.trial import refuse_draws, try_stack
 
 Leave = Callable[[Run, Exception | None], object]
 
@@ -34,7 +36,7 @@ class Member:
     coming: Iterator[Any] | None = field(default=None, repr=False)
 
 
-def fit_stack(members: Sequence[Member], numbers: Any, leave: Leave) -> None:
+def fit_stack(members: Sequence[Member], numbers: Any, leave: Leave, *, timed: bool = False) -> None:
     """Train runs that stand at one step, each to its end or until it stops.
 
     Args:
@@ -42,12 +44,15 @@ def fit_stack(members: Sequence[Member], numbers: Any, leave: Leave) -> None:
         numbers: what differs among their modules, see `Stack`.
         leave: called as `leave(run, error)` when a job has left the stack: done, stopped, or with what it failed of.
             Its tensors are its own by then.
+        timed: whether jobs that are slower as one are refused.
 
     Raises:
+        ApartError: a trial on the first batch speaks against the stack; nothing was learnt.
         Exception: the step of all jobs failed. Those that have not left stand at their last checkpoints.
     """
     training = StackTraining(members, numbers, leave)
     training.begin()
+    training.rehearse(timed=timed)
     while training.members:
         training.take_step()
         training.pause_where_due()
@@ -82,6 +87,22 @@ class StackTraining:
         self._thaw()
         self.drawn = rng.get_state()
         self._part(failed)
+
+    def rehearse(self, *, timed: bool) -> None:
+        """Try the stack on the first batch of each job; see `trial.try_stack`."""
+        if not self.members:
+            return
+        batches = self._next_batches()
+        if not self.members:
+            return
+        for row, member in enumerate(self.members):
+            self._set_streams(row, member)
+            assert member.coming is not None
+            member.coming = chain([batches[row]], member.coming)
+        if self.count > 1:
+            batches = [batch[0] for batch in batches]
+        try_stack(self.stack, batches, [member.streams for member in self.members], timed=timed)
+        self.drawn = rng.get_state()
 
     def _load_generator(self, row: int, member: Member) -> None:
         saved = member.streams
@@ -212,7 +233,7 @@ class StackTraining:
         ]
         if not due:
             return
-        self._refuse_shared_draws()
+        refuse_draws(self.drawn)
         self._give_losses()
         failed: dict[int, Exception] = {}
         for member in self.members:
@@ -234,18 +255,6 @@ class StackTraining:
         self._part({**failed, **dict.fromkeys(done)})
         for member in self.members:
             member.run.clock.start()
-
-    def _refuse_shared_draws(self) -> None:
-        """Refuse a step that has drawn from a generator of the process, of which each job has one of its own.
-
-        Raises:
-            UnequalJobsError: it has; nothing of that has been saved.
-        """
-        now = rng.get_state()
-        for name, of in (("torch", "torch's"), ("numpy", "NumPy's"), ("python", "Python's")):
-            if not is_same_state(now[name], self.drawn[name]):
-                message = f"the step draws from {of} generator, of which each job has one of its own"
-                raise UnequalJobsError(message)
 
     def _give_losses(self) -> None:
         """Give each run its losses since the last pause, with one wait for the device."""
@@ -291,15 +300,6 @@ class StackTraining:
 def is_over(run: Run) -> bool:
     """Return whether a run is done, or is to stop."""
     return run.progress.step >= run.rhythm.total_steps or run.stop.asked
-
-
-def is_same_state(one: Any, other: Any) -> bool:
-    """Return whether two states of a generator are equal."""
-    if isinstance(one, Tensor):
-        return bool(torch.equal(one, other))
-    if isinstance(one, list):
-        return all(map(is_same_state, one, other))
-    return bool(one == other)
 
 
 def take_row(value: Any, row: int) -> Any:

@@ -66,6 +66,69 @@ class StackedConvolution(torch.autograd.Function):
         return made.unflatten(place, (jobs, -1)), place
 
 
+class StackedLinear(torch.autograd.Function):
+    """Linear layer whose rule of vmap is one batched product; of an input that all jobs share, one product."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, int]:
+        """Multiply the inputs of each job by its own weights."""
+        x_dim, weight_dim, bias_dim = in_dims
+        jobs = info.batch_size
+        weight = weight.movedim(weight_dim, 0) if weight_dim is not None else weight.expand(jobs, *weight.shape)
+        if bias is not None:
+            bias = bias.movedim(bias_dim, 0) if bias_dim is not None else bias.expand(jobs, *bias.shape)
+        if x_dim is None:
+            made = F.linear(x, weight.flatten(0, 1), None if bias is None else bias.flatten())
+            return made.unflatten(-1, (jobs, -1)), made.dim() - 1
+        x = x.movedim(x_dim, 0)
+        rows = x.reshape(jobs, -1, x.shape[-1])
+        kernels = weight.transpose(1, 2)
+        made = torch.bmm(rows, kernels) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, kernels)
+        return made.view(*x.shape[:-1], made.shape[-1]), 0
+
+
+class StackedCrossEntropy(torch.autograd.Function):
+    """Cross entropy with class indices, whose rule of vmap is one cross entropy of the samples of all jobs."""
+
+    @staticmethod
+    def forward(output: Tensor, target: Tensor, settings: tuple[int, str, float]) -> Tensor:
+        ignored, reduction, smoothing = settings
+        return F.cross_entropy(output, target, ignore_index=ignored, reduction=reduction, label_smoothing=smoothing)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], output: Tensor, target: Tensor, settings: tuple[int, str, float]
+    ) -> tuple[Tensor, int]:
+        """Sum or average the losses of each job's samples."""
+        ignored, reduction, smoothing = settings
+        jobs = info.batch_size
+        output, target = (
+            value.expand(jobs, *value.shape) if dim is None else value.movedim(dim, 0)
+            for value, dim in ((output, in_dims[0]), (target, in_dims[1]))
+        )
+        each = F.cross_entropy(
+            output.flatten(0, 1),
+            target.flatten(),
+            ignore_index=ignored,
+            reduction="none",
+            label_smoothing=smoothing,
+        ).view(jobs, -1)
+        whole = each.sum(1)
+        return (whole if reduction == "sum" else whole / (target != ignored).sum(1)), 0
+
+
 class StackedPooling(torch.autograd.Function):
     """Layer that treats every channel alike, so that the channels of all jobs are those of one image."""
 
@@ -190,8 +253,13 @@ class StackRules(TorchFunctionMode):
             return _pool(func, *args, **named)
         if func in DROPOUTS:
             return self._drop(func, *args, **named)
-        if func is F.cross_entropy and _is_per_job(named.get("label_smoothing")):
-            return self._smooth(named.pop("label_smoothing"), *args, **named)
+        if func is F.linear:
+            return _multiply(*args, **named)
+        if func is F.cross_entropy:
+            smoothing = named.pop("label_smoothing", 0.0)
+            if isinstance(smoothing, PerJobNumber):
+                return self._smooth(smoothing, *args, **named)
+            return _compare(smoothing, *args, **named)
         if any(map(_is_per_job, args)) or any(map(_is_per_job, named.values())):
             message = f"{getattr(func, '__name__', func)} takes one number, and the jobs have several"
             raise PerJobNumberError(message)
@@ -222,6 +290,31 @@ class StackRules(TorchFunctionMode):
         share = torch.tensor(smoothing.values, device=self.job.device)[self.job]
         plain, smooth = (F.cross_entropy(*args, **named, label_smoothing=one) for one in (0.0, 1.0))
         return (1 - share) * plain + share * smooth
+
+
+def _multiply(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+    if weight.dim() != 2:
+        return F.linear(input, weight, bias)
+    made: Tensor = StackedLinear.apply(input, weight, bias)
+    return made
+
+
+def _compare(smoothing: float, *args: Any, **named: Any) -> Tensor:
+    """Compute a cross entropy: by the rule where it is one of logits [N, C] and class indices [N], without weights."""
+    simple = (
+        len(args) == 2
+        and named.get("weight") is None
+        and named.get("size_average") is None
+        and named.get("reduce") is None
+        and named.get("reduction", "mean") in ("mean", "sum")
+        and args[0].dim() == 2
+        and args[1].dim() == 1
+    )
+    if not simple:
+        return F.cross_entropy(*args, **named, label_smoothing=smoothing)
+    settings = (named.get("ignore_index", -100), named.get("reduction", "mean"), smoothing)
+    made: Tensor = StackedCrossEntropy.apply(*args, settings)
+    return made
 
 
 def _is_per_job(value: Any) -> bool:
