@@ -204,9 +204,9 @@ def _check_claims(members: Sequence[Member], claims: Mapping[str, list[str]], tr
     """Check that each parameter has one optimizer."""
     mistakes = []
     twice: dict[tuple[str, ...], list[str]] = {}
-    for name, owners in claims.items():
-        if len(owners) > 1:
-            twice.setdefault(tuple(owners), []).append(name)
+    for name, claimants in claims.items():
+        if len(claimants) > 1:
+            twice.setdefault(tuple(claimants), []).append(name)
     for owners, names in twice.items():
         rule = f"must take no parameter of `optimizer.{owners[0]}`, but both match {_name_some(names)}"
         remedy = "narrow one of the patterns; `match: null` takes all that no other optimizer does"
