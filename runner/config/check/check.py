@@ -220,10 +220,8 @@ class Check:
         if ("optimizer",) not in self._refused:
             config = self.config
             members = {} if self._read[1].mistakes else read_members(config.optimizer)
-            nodes: dict[Path_, tuple[dict[str, Any], dict[str, schema.ParamGroup | None]]]
-            nodes = {("optimizer", name): (one.arguments, one.param_groups) for name, one in members.items()}
-            if not members:
-                nodes = {(): (config.optimizer, config.param_groups)}
+            nodes: dict[tuple[str, ...], Any] = {(): (config.optimizer, config.param_groups)} if not members else {}
+            nodes |= {("optimizer", name): (one.arguments, one.param_groups) for name, one in members.items()}
             for place, (node, own) in nodes.items():
                 groups = {label: group.settings for label, group in own.items() if group is not None}
                 check_group_settings(node, groups, self.trust, found, place)
