@@ -14,7 +14,8 @@ from runner.core import device as devices
 from runner.core import rng
 from runner.core.durations import Duration, compute_next_due
 from runner.core.errors import RunError
-from runner.model.freeze import unfreeze
+from runner.model.freeze import freeze_at
+from runner.train.bn_statistics import refresh_statistics
 from runner.train.checkpoint import SaveError
 from runner.train.evaluation import add, evaluate_and_show, flatten_metric, list_numbers, read_objective
 from runner.train.finite import NonFiniteError, collect_tensors, find_infinite_buffers, find_non_finite, name_of
@@ -60,7 +61,7 @@ def begin(run: Run) -> int:
         rng.seed_all(rng.derive_key(run.seed, "train", *run.team.stream))
     run.session.infinite_buffers = find_infinite_buffers(run.model)
     run.model.train()
-    unfreeze_if_due(run)
+    freeze_if_due(run)
     run.clock.start()
     run.session.started_at = progress.step
     run.session.paused_at = progress.step - progress.evaluation_pending
@@ -152,8 +153,7 @@ def find_next_due_step(run: Run) -> int:
         return run.progress.step + 1
     rhythms = (rhythm.log_every, rhythm.evaluate_every, rhythm.checkpoint_every)
     due = [compute_next_due(every, run.progress.step, rhythm.steps_per_epoch) for every in rhythms]
-    if rhythm.thaw_at is not None and run.progress.step < rhythm.thaw_at:
-        due.append(rhythm.thaw_at)
+    due += [step for step in run.frozen.changes if step > run.progress.step][:1]
     if not rhythm.log_means:  # a line is of its own step: what came before is forgotten at the step before
         due += [max(step - 1, run.progress.step + 1) for step in list_coming_lines(run)]
     if not run.clock.budget.is_armed:
@@ -162,10 +162,9 @@ def find_next_due_step(run: Run) -> int:
     return min([rhythm.total_steps, *[step for step in due if step is not None]])
 
 
-def unfreeze_if_due(run: Run) -> None:
-    """Unfreeze the parameters at the step that `freeze.until` names."""
-    if run.rhythm.thaw_at is not None and run.progress.step >= run.rhythm.thaw_at:
-        unfreeze(run.model, run.frozen)
+def freeze_if_due(run: Run) -> None:
+    """Freeze and unfreeze the parameters whose time it is (`freeze.from`, `freeze.until`)."""
+    if run.frozen.changes and freeze_at(run.model, run.frozen, run.progress.step):
         run.wrap()
 
 
@@ -216,7 +215,7 @@ def run_due_actions(run: Run) -> int:
     saves = run.rhythm.checkpoint_every is not None and (improved or _is_due(run, run.rhythm.checkpoint_every))
     if at_end or stopping or saves:
         save(run)
-    unfreeze_if_due(run)
+    freeze_if_due(run)
     run.session.paused_at = progress.step
     arm_hooks(run)
     return find_next_due_step(run)
@@ -402,6 +401,7 @@ def save(run: Run) -> None:
     run.progress.seconds_training = max(run.progress.seconds_training, run.clock.budget.used)
     best = run.progress.best
     metric = best["objective"] if best is not None and best["step"] == run.progress.step else None
+    refresh_statistics(run)
     with handle_save_error(run):
         run.checkpoints.save(collect_state(run), run.progress.step, metric, background=True)
     run.clock.saving += time.perf_counter() - begun

@@ -19,7 +19,7 @@ from runner.log.logger import Logger, NoLogger
 from runner.model.freeze import FrozenParameters
 from runner.model.pretrained.plan import LoadPlan
 from runner.train.checkpoint import Checkpoints
-from runner.train.ema import EMA
+from runner.train.fitting import FittedParts
 from runner.train.lr_schedule import (
     ConstantLR,
     LRSchedule,
@@ -35,6 +35,7 @@ from runner.train.optimizer_step.named_updates import GradScalers
 from runner.train.optimizer_step.precision import GradScaler
 from runner.train.single_process import FULL_TENSORS, SINGLE_PROCESS, FullTensors, SingleProcess
 from runner.train.step_outputs import RESERVED, StepOutputs
+from runner.train.weight_average import WeightAverage
 
 
 class Losses:
@@ -249,7 +250,6 @@ class Rhythm:
     stop_when: tuple[Threshold, ...] = ()  # values at which training is done
     max_seconds: float | None = None  # over all resumes
     max_time_counts: str = "all"  # whether these are of wall time, or of training alone
-    thaw_at: int | None = None  # the step from which on everything frozen trains
     check_finite: str = "loss"
     on_save_error: str = "stop"
 
@@ -298,11 +298,12 @@ class Run:
     rhythm: Rhythm
     objective: Objective
     # ---- what may be there
-    average: EMA | None = None  # of the weights
+    average: WeightAverage | None = None  # of the weights
     scaler: GradScaler | GradScalers | None = None  # of fp16's gradients
     pretrained: LoadPlan | None = None  # what was loaded
     frozen: FrozenParameters = field(default_factory=FrozenParameters)
     names: Mapping[str, Any] = field(default_factory=dict)  # of classes and input columns, where the data knows them
+    fitted: FittedParts = field(default_factory=FittedParts)  # of the data, to the training split
     rehearse: Callable[[Any], object] | None = None  # is shown the first batch before anything is learnt from it
     # ---- the processes that train together
     team: SingleProcess = SINGLE_PROCESS
