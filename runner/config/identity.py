@@ -73,12 +73,12 @@ def compute_replicate_id(config: Mapping[str, Any]) -> str:
 
 
 def compute_stack_id(config: Mapping[str, Any]) -> str:
-    """Hash a resolved config without what the jobs of one stack may differ in: OF_EACH_JOB, numbers of a model."""
+    """Hash a resolved config without what jobs of one stack may differ in (OF_EACH_JOB, some numbers)."""
     kept = _drop_without_effect(config)
     for key in OF_EACH_JOB:
         kept = _without(kept, key)
     for name, is_of_each_job in (("model", _is_float), ("param_groups", _is_number)):
-        kept[name] = _blank(kept.get(name), is_of_each_job)
+        kept[name] = _replace_members(kept.get(name), is_of_each_job)
     return _hash(kept)
 
 
@@ -90,12 +90,12 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-def _blank(value: Any, is_blanked: Callable[[Any], bool]) -> Any:
+def _replace_members(value: Any, is_blanked: Callable[[Any], bool]) -> Any:
     """Replace the members of a nested value for which `is_blanked` holds by null."""
     if isinstance(value, Mapping):
-        return {name: _blank(member, is_blanked) for name, member in value.items()}
+        return {name: _replace_members(member, is_blanked) for name, member in value.items()}
     if isinstance(value, list):
-        return [_blank(member, is_blanked) for member in value]
+        return [_replace_members(member, is_blanked) for member in value]
     return None if is_blanked(value) else value
 
 

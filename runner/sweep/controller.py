@@ -202,7 +202,7 @@ class Controller:
             self._end(event, event.job)
 
     def _take_stack(self, event: Event, members: list[tuple[PlannedJob, Anew]]) -> None:
-        """Record the ends of a stack's jobs; those that have none wait again, to run in smaller stacks or alone."""
+        """Record the ends of a stack's jobs; those without one wait again, for smaller stacks."""
         running = [(asked, anew) for asked, anew in members if asked.id in self._running]
         left = [(asked, anew) for asked, anew in running if self._is_left(event, asked.id)]
         for asked, _ in running:
@@ -222,7 +222,7 @@ class Controller:
             self._waiting.append((asked, "if_changed" if anew == "always" else anew))
 
     def _is_left(self, event: Event, job: str) -> bool:
-        """Return whether a job of a stack that has ended is to be tried again: it has no result of this attempt."""
+        """Return whether a job of an ended stack is tried again: it has no result of this attempt."""
         row = self.rows[job]
         if job in self._asked_to_stop or event.cause == "lost":
             return False

@@ -1,4 +1,4 @@
-"""Plan of stacks: which jobs of a sweep can train as one model with a leading dimension, and why others cannot."""
+"""Plan of stacks: jobs that train as one model with a leading dimension, and why others do not."""
 
 import math
 from collections import Counter
@@ -93,7 +93,7 @@ class StackPlan:
             self.keys[job.id] = compute_stack_id(to_resolved_data(job.config))
 
     def choose(self, waiting: Sequence[PlannedJob], steps: Callable[[PlannedJob], int]) -> list[PlannedJob]:
-        """Choose the jobs that train with the first of those that wait; that one alone where there is no stack.
+        """Choose the jobs that train with the first of those that wait; it alone without a stack.
 
         `steps` gives the step at which a job stands: those of one stack stand at one step.
         """

@@ -1,4 +1,4 @@
-"""Reasons why a run cannot join a stack, and the numbers in which the runs of one may differ: by its live objects."""
+"""Reasons why a run cannot join a stack, and the numbers in which the runs of one may differ."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,7 +45,7 @@ def explain_apart(run: Run) -> Apart | None:
         "device.parallel": (run.team.world > 1 or run.update.net is not run.model, "several devices train it"),
         "train.detect_anomaly": (config["train"]["detect_anomaly"], "it follows the backward of one job"),
         "train.split_on_oom": (config["train"]["split_on_oom"], "it splits the batch of one job"),
-        "log": (_looks_inside(run), "norms, histograms, a profile or rates of one job's steps are asked for"),
+        "log": (_is_looked_into(run), "norms, histograms, a profile or rates of one job's steps are asked for"),
         "dataset": (run.splits["train"].num_batches is None, "an iterable dataset has epochs of unknown length"),
         "loader.bad_samples": (config["loader"]["bad_samples"] != "error", "batches would differ in their size"),
         "loader.sampler": (run.splits["train"].sampler is not None, "a sampler of the user has an order of its own"),
@@ -70,7 +70,7 @@ def _explain_settings(run: Run) -> Apart | None:
 
 
 def _is_parametrized(module: nn.Module) -> bool:
-    """Return whether a hook computes a module's weights, as torch's older spectral_norm and weight_norm do."""
+    """Return whether a hook computes a module's weights, as torch's older spectral_norm does."""
     hooks = module._forward_pre_hooks.values()  # noqa: SLF001  nothing public lists them
     return any(type(hook).__module__.startswith("torch.nn.utils") for hook in hooks)
 
@@ -81,13 +81,13 @@ def _has_state(part: Any) -> bool:
     return hasattr(part, "state_dict")
 
 
-def _looks_inside(run: Run) -> bool:
+def _is_looked_into(run: Run) -> bool:
     looks = run.looks
     return any(part is not None for part in (looks.inside, looks.profile)) or looks.graph or looks.measured is not None
 
 
 def find_difference(runs: Sequence[Run]) -> tuple[dict[tuple[str, str], tuple[float, ...]], list[Apart | None]]:
-    """Compare runs with the first: numbers of modules that differ, and for each run why it cannot be with the first.
+    """Compare runs with the first: the numbers that differ, and why a run cannot join it.
 
     Returns:
         numbers: (path of the module in `StepModule`, attribute) → a value a run; of the runs that can be together.
@@ -179,7 +179,7 @@ _PLAIN = (str, bytes, bool, int, complex, type(None), torch.dtype, torch.device,
 
 
 def _is_equal(own: Any, other: Any) -> bool:
-    """Return whether two attributes are equal, as far as plain data and tensors can tell; others by their class."""
+    """Return whether two attributes are equal, as far as plain data and tensors can tell."""
     if isinstance(own, Tensor):
         return own.shape == other.shape and bool(torch.equal(own, other))
     if isinstance(own, _PLAIN):

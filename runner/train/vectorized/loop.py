@@ -1,4 +1,4 @@
-"""Vectorized loop: one step for all jobs of a stack; when due, each logs, evaluates and saves by itself."""
+"""Vectorized loop: one step for all jobs of a stack; each logs, evaluates and saves by itself."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field

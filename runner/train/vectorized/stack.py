@@ -159,7 +159,7 @@ class Stack:
 
 
 def find_slots(module: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
-    """Find every place of a parameter or buffer: the dictionary of its module, its key there, its name in the whole.
+    """Find every place of a tensor: the dictionary of its module, its key there, its whole name.
 
     A tensor that stands in several places (tied weights) has the name of the first.
     """

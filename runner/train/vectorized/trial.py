@@ -1,4 +1,4 @@
-"""Trial of a stack on its first batch: one step of all jobs against the steps of some of them alone, in result and time.
+"""Trial of a stack on its first batch: one step of all jobs beside those of some of them alone.
 
 Nothing of it stays: weights, buffers and generators are as they were.
 """
@@ -46,7 +46,7 @@ def try_stack(stack: Stack, batches: Sequence[Any], streams: Sequence[dict[str, 
         refuse_draws(before)
         for row in sorted({0, len(stack) - 1}):
             rng.set_state(streams[row])
-            module, loss = step_alone(stack, row, batches[row])
+            module, loss = compute_alone(stack, row, batches[row])
             compare(stack, row, module, float(outcome["loss"][row].detach()), loss, TOLERANCE[first])
     if timed:
         refuse_slow(stack, batches)
@@ -109,7 +109,7 @@ def name_module(template: StepModule) -> Iterator[None]:
             handle.remove()
 
 
-def step_alone(stack: Stack, row: int, batch: Any) -> tuple[StepModule, float]:
+def compute_alone(stack: Stack, row: int, batch: Any) -> tuple[StepModule, float]:
     """Compute the loss and the gradients of one job on copies of its model and its loss."""
     run = stack.runs[row]
     module = StepModule(deepcopy(run.model), deepcopy(run.loss), stack.template.step)
