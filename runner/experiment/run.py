@@ -246,7 +246,7 @@ def train_recorded(record: RunRecord) -> int:
         if record.log is not None:
             record.log.close()
         start_logging(record, run)
-    return finish(run, record.result)
+    return finish(run, record.result, task.config.train.test_with)
 
 
 def record_error(record: RunRecord, error: Exception) -> None:

@@ -8,6 +8,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from runner.config.check.slots import (
     get_defining_module,
     suggest_elsewhere,
 )
+from runner.config.component_settings import ACTION_ARGUMENTS, SETTINGS, explain_wrong_setting, split_settings
 from runner.config.reading import format_yaml
 from runner.config.scalars import as_number
 from runner.config.suggestions import find_nearest, format_suggestion
@@ -75,6 +77,7 @@ class PlacedMistakes:
     """Mistakes of components, each with its path."""
 
     mistakes: list[tuple[Path, Mistake]] = field(default_factory=list)
+    own_step: bool = False  # the step is the user's own, and may call the loss with whatever it likes
     untrusted: frozenset[Path] = frozenset()  # components whose names were refused before anything was imported
 
     def wrong(
@@ -94,10 +97,19 @@ class PlacedMistakes:
         self.mistakes.append((path, Mistake(key, rule, value, where, remedy, suggestion, kind)))
 
 
+def is_own_step(node: Mapping[str, Any], trust: Sequence[str]) -> bool:
+    """Return whether a step may call the loss with other things than an output and a target."""
+    with suppress(TargetError):
+        return not {"input", "target"} <= {*getattr(import_object(node["_target_"], trust), "needs", ())}
+    return True
+
+
 def check_component(path: Path, slot: str, node: dict[str, Any], trust: Sequence[str], found: PlacedMistakes) -> Any:
     """Check a component and all nested ones; return the object of its `_target_`, or None."""
     target = _import_target(path, slot, node, trust, found)
     takes = None if target is None else inspect_parameters(target)
+    if slot in SETTINGS:
+        node = _strip_settings(path, slot, node, takes, found)
     if target is not None and takes is not None:
         _check_arguments(path, slot, node, target, takes, found)
     named = takes.named if takes is not None else {}
@@ -202,6 +214,27 @@ def _strip_match(path: Path, node: dict[str, Any], found: PlacedMistakes) -> dic
     return {name: value for name, value in node.items() if name != "match"}
 
 
+def _strip_settings(
+    path: Path, slot: str, node: dict[str, Any], takes: CallableParameters | None, found: PlacedMistakes
+) -> dict[str, Any]:
+    """Return a metric or an action without the settings that the runner reads; check these."""
+    own, settings = split_settings(slot, node)
+    for name, value in settings.items():
+        if takes is not None and name in takes.named and name in takes.own:
+            rule = f"means two things: the runner reads it of any {slot}, and `{node['_target_']}` has such an argument"
+            found.wrong(
+                (*path, name), rule, value, remedy="give the argument by its position (`_args_`)", kind="conflict"
+            )
+        elif rule := explain_wrong_setting(name, value):
+            found.wrong((*path, name), rule, value, kind="value")
+    for name in [name for name in own if takes is not None and name not in (*_KEYS, *takes.named)]:
+        meant = find_nearest(name, SETTINGS[slot])
+        if meant and meant not in settings and not find_nearest(name, takes.named if takes is not None else ()):
+            right = ".".join(map(str, (*path, meant)))
+            found.wrong((*path, name), "is unknown", own.pop(name), suggestion=right, kind="unknown-argument")
+    return own
+
+
 def _import_target(path: Path, slot: str, node: dict[str, Any], trust: Sequence[str], found: PlacedMistakes) -> Any:
     name = node["_target_"]
     here = (*path, "_target_")
@@ -227,7 +260,7 @@ def _import_target(path: Path, slot: str, node: dict[str, Any], trust: Sequence[
 def _check_arguments(
     path: Path, slot: str, node: dict[str, Any], target: Any, takes: CallableParameters, found: PlacedMistakes
 ) -> None:
-    before = _find_positional(slot, target, takes)
+    before = [] if slot == "loss" and found.own_step else _find_positional(slot, target, takes)
     positional = node.get("_args_", [])
     free = [name for name in takes.positional if name not in before]
     filled = [*before, *free[: len(positional)]]
@@ -266,6 +299,8 @@ def _find_positional(slot: str, target: Any, takes: CallableParameters) -> list[
     by_name = {"scheduler": "optimizer", "sampler": "data_source"}.get(own)
     if slot == MEMBER:
         return takes.positional[:1]
+    if own == "action":
+        return [] if isinstance(target, type) else [name for name in takes.named if name in ACTION_ARGUMENTS]
     if own == "step" and "optimizer" in takes.named:
         return [*takes.positional[:3], "optimizer"]
     if by_name in takes.own:
@@ -286,8 +321,9 @@ def _check_missing(
     filled: list[str],
     found: PlacedMistakes,
 ) -> None:
-    if slot.startswith("nested") and not isinstance(target, type):
-        return  # a function that is handed over: who calls it gives the rest
+    handed_over = slot.startswith("nested") or (slot == "loss" and found.own_step)
+    if handed_over and not isinstance(target, type):
+        return  # who calls the function gives the rest
     missing = [
         name
         for name, parameter in takes.own.items()

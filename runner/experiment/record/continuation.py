@@ -20,7 +20,9 @@ FREE = {
     "run",
     "sweep",
     "log",
+    "actions",
     "device.type",
+    "train.test_with",
     "train.checkpoint_every",
     "train.keep",
     "train.early_stop",  # like the duration, these three say when it is done
