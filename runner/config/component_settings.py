@@ -1,4 +1,4 @@
-"""Settings of metrics and actions beside a component's own arguments: `on`, `output`, `every`"""
+"""Settings of metrics and actions beside a component's own arguments: `on`, `output`, `every`."""
 
 from collections.abc import Mapping
 from typing import Any

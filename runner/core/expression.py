@@ -1,4 +1,4 @@
-"""Arithmetic expressions in named numbers (`exp(x)`, `2 * p * r / (p + r)`), without Python's `eval`"""
+"""Arithmetic expressions in named numbers (`exp(x)`, `2 * p * r / (p + r)`), without Python's `eval`."""
 
 import ast
 import math

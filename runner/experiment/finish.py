@@ -4,7 +4,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 from runner.core.exit_status import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED
 from runner.experiment.record.result import get_last_values, hash_weights
@@ -27,14 +27,14 @@ def choose_test_weights(run: Run, test_with: str) -> Iterator[dict[str, Any]]:
         return
     run.checkpoints.wait()
     run.team.same(None)  # until the first process has saved
-    saved = ReadOnlyCheckpoints(run.checkpoints.folder, mode=run.objective.mode).load("best")
+    saved = ReadOnlyCheckpoints(run.checkpoints.folder, mode=run.checkpoints.mode).load("best")
     if saved["progress"]["step"] != best["step"]:
         run.log.say(
             f"train.test_with: no checkpoint of step {best['step']:,}, the best one, so the test is of the last"
         )
         yield {"test_with": {"checkpoint": "last", "step": run.progress.step}}
         return
-    average, parts = run.average, [part for part in (run.loss, run.step) if hasattr(part, "state_dict")]
+    average, parts = run.average, [cast("Any", part) for part in (run.loss, run.step) if hasattr(part, "state_dict")]
     states = [deepcopy(part.state_dict()) for part in parts]
     with keep_modules([run.model]):
         try:

@@ -1,4 +1,4 @@
-"""Artifacts of steps and actions: pictures, texts, sound, arrays and files, below `artifacts/`"""
+"""Artifacts of steps and actions: pictures, texts, sound, arrays and files, below `artifacts/`."""
 
 import re
 import shutil

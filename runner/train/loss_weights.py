@@ -1,4 +1,4 @@
-"""Weights of losses in a mean over batches, micro-batches or processes"""
+"""Weights of losses in a mean over batches, micro-batches or processes."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

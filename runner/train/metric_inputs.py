@@ -1,4 +1,4 @@
-"""Inputs of metrics: parts of a step's outcome, and when; numbers derived from metrics"""
+"""Inputs of metrics: parts of a step's outcome, and when; numbers derived from metrics."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
