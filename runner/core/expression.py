@@ -120,7 +120,7 @@ def find_slope(expression: Expression) -> int:
     if len(expression.names) != 1:
         return 0
     (name,) = expression.names
-    found = [expression.compute({name: 0.05 * place}) for place in range(1, 20)]
+    found = [expression.compute({name: 10 ** (place / 8)}) for place in range(-24, 17)]  # from 0.001 to 100
     steps = [after - before for before, after in pairwise(found)]
     if all(step > 0 for step in steps):
         return 1

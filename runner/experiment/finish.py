@@ -87,7 +87,12 @@ def finish(run: Run, result: dict[str, Any], test_with: str = "last") -> int:
 
 
 def say_unknown(run: Run) -> None:
-    """Log that the objective had no value, if a run that trained never had one."""
+    """Log that the objective or a derived number had no value, if a run that trained never had one."""
     if run.progress.step and run.objective.name not in run.progress.last:
         known = evaluation.list_numbers(run.progress.last)
         run.log.say(f"train.objective: {run.objective.name} was never said, so nothing was compared; there are {known}")
+    seen = {name.partition("/")[2] for name in run.progress.last}
+    for number in run.derived if run.progress.step else ():
+        if number.name not in seen:
+            sources = ", ".join(f"`{source}`" for source in number.sources.values())
+            run.log.say(f"metrics.{number.name} has no value: no split has all of {sources}")

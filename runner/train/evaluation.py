@@ -53,7 +53,8 @@ def read_objective(run: Run) -> float:
     missing = missing and not has_own_rhythm(run, objective.name)
     if missing or isinstance(value, str):
         numbers = list_numbers(run.progress.last)
-        raise RunError(f"train.objective: {run.objective.name} is none of the numbers there are: {numbers}")
+        why = " (the evaluations of this step give no loss)" if run.objective.name.endswith("/loss") else ""
+        raise RunError(f"train.objective: {run.objective.name} is none of the numbers there are{why}: {numbers}")
     return float(value)
 
 

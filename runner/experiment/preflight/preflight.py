@@ -138,7 +138,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[[PreflightScene], None]], ...] = (
     ((), _make_stand_in_groups),
     (("init", "pretrained", "freeze", "param_groups", "optimizer"), _prepare_model),
     (("log",), _check_hooks),
-    (("optimizer",), _check_optimizer),
+    (("optimizer", "step"), _check_optimizer),
     (("dataset", "transform", "step"), _make_batch),
     (("dataset", "step", "loss", "optimizer"), _try_step),
 )

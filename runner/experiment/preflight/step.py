@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from runner.config.check.rules.train import find_metric_names, find_stop_names
-from runner.config.component_settings import list_components, split_settings
+from runner.config.component_settings import list_components, list_derived, read_sources, split_settings
 from runner.config.schema import Config, Sample
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import Mistake, RunError
@@ -408,6 +408,19 @@ def _check_outcome(found: Preflight, outcome: Any, *, own: bool = False) -> None
         found.mistakes.append(Mistake("loss", rule))
 
 
+def _check_sources(config: Config, found: Preflight, known: set[str]) -> None:
+    """Check that numbers are derived from what is produced in some split."""
+    open_ended = list_components(config.metrics)
+    for name, number in list_derived(config.metrics).items():
+        for source in read_sources(number).values():
+            if source not in known and source.partition("/")[0] not in open_ended:
+                right = find_nearest(source, known)
+                rule = f"must be one of {', '.join(f'`{one}`' for one in sorted(known))}: nothing else is produced"
+                found.mistakes.append(
+                    Mistake(f"metrics.{name}.of", rule, source, remedy=format_suggestion(right), suggestion=right)
+                )
+
+
 def _check_names(config: Config, found: Preflight, trained: Mapping[str, Any], evaluated: Mapping[str, Any]) -> None:
     """Check that objective and monitor name produced metrics or the step's own fields."""
     known, prefixes = find_metric_names(config)
@@ -424,6 +437,12 @@ def _check_names(config: Config, found: Preflight, trained: Mapping[str, Any], e
                     known.remove(f"{split}/{name}")
                     prefixes = [prefix for prefix in prefixes if prefix != f"{split}/{name}/"]
                     found.notes.append(f"metrics.{name}: the step gives no output of {split}, so it has no value there")
+    for name, number in list_derived(config.metrics).items():
+        for split in {one.partition("/")[0] for one in known}:
+            there = {f"{split}/{source.partition('/')[0]}" for source in read_sources(number).values()}
+            if not there <= {*known, *(f"{split}/{field}" for field in trained)} and f"{split}/{name}" in known:
+                known.remove(f"{split}/{name}")
+    _check_sources(config, found, {name.partition("/")[2] for name in known})
     objective = config.train.objective or next(name for name in find_metric_names(config)[0] if name.endswith("/loss"))
     uses = {"train.objective": objective, "scheduler.monitor": config.scheduler.monitor}
     for key, wanted in (uses | find_stop_names(config)).items():
