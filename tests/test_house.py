@@ -21,10 +21,12 @@ count create crop cut decide decode define delete depend derive describe detach 
 distribute divide does dominates download draw drop emit encode end ensure enter erase escape estimate evaluate
 examine exclude exit expand explain export extract fetch fill filter find finish fit fits fix flag flatten flip fold
 follow forecast forget fork format freeze gather generate get give group guard guess halve handle has hash hide hold
-holds import include index infer init insert inspect install instantiate interpolate intersect is iterate join judge
+holds import include index infer init insert inspect install instantiate interpolate interpret intersect
+is iterate join judge
 keep kill label launch leave limit link list load locate lock log look lower make map mark match matches may measure
 mend merge mix modify move must name narrow need needs normalize note number open order overlap pack pad parse pass
-patch pause permute pick place plan plot pool prefetch preload prepare preview print profile project promote propose
+patch pause permute pick place plan plot pool predict prefetch preload prepare preview print profile project
+promote propose
 prove provide prune publish put quote raise rank read rebuild receive recommend reconcile record redirect reduce refer
 refuse register rehearse reject release remember remove rename render repair repeat replace replicate report request
 require resample reschedule reset reshape resize resolve restore restrain restrict resume retry return reverse rewrite

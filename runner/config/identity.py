@@ -14,6 +14,7 @@ WITHOUT_EFFECT = {
     "run": "names an existing run directory",
     "sweep": "says how jobs are run, not what they are",
     "actions": "they draw from streams of their own, and whatever they do to the model is undone",
+    "on_event": "what is run at the end",
     "log": "logging draws no random number and reads nothing that training writes",
     "loader.num_workers": "order and augmentation are keyed by sample, not by worker",
     "loader.pin_memory": "where a batch waits, not what is in it",
@@ -28,8 +29,13 @@ WITHOUT_EFFECT = {
 
 
 # Keys younger than the first recorded sweeps, and what they were before they were there: so they change no identity.
-ADDED_LATER: dict[str, Any] = {"pretrained.optimizer": False, "pretrained.epoch": None, "train.stop_when": {}}
-ADDED_LATER |= {"train.test_with": "last"}
+ADDED_LATER: dict[str, Any] = {
+    "pretrained.optimizer": False,
+    "pretrained.epoch": None,
+    "train.stop_when": {},
+    "train.max_time_counts": "all",
+    "train.test_with": "last",
+}
 
 
 _INDEXED = ("cuda:",)  # which of several devices of a kind: a slot gives each job its own

@@ -228,6 +228,18 @@ class Scheduler:
 
 
 @dataclass
+class MemberOptimizer:
+    """One of several optimizers: what it takes, its groups and schedule, and its own arguments."""
+
+    match: Pattern | list[Pattern] | None  # of the names of its parameters; null: all that no other optimizer takes
+    min_dims: int | None = make_field(None, at_least=0)  # only tensors of at least so many dimensions; 2: matrices
+    max_dims: int | None = make_field(None, at_least=0)
+    param_groups: dict[str, ParamGroup | None] = make_field({})  # of its own parameters alone
+    scheduler: Scheduler | None = make_field(None, slot="scheduler")  # null: as `scheduler` says for all of them
+    arguments: dict[str, Any] = make_field({}, rest=True)
+
+
+@dataclass
 class Device:
     type: str = make_field("auto", regex=r"auto|cpu|mps|cuda(:\d+)?")
     threads: int = make_field(1, at_least=1)  # CPU threads of this process; their number changes weights bitwise
@@ -282,6 +294,8 @@ class Train:
     max_time: str | None = make_field(
         None, regex=durations.TIME, like="1h30m"
     )  # of wall time over all resumes, then it is done
+    # training: only seconds of the loop; not start-up, a process's first step, compiling, evaluating, saving
+    max_time_counts: Literal["all", "training"] = "all"
     check_finite: Literal["loss", "off", "every_step"] = make_field("loss")
     detect_anomaly: bool = False  # every backward checks its operators for NaN (torch.autograd); about half as fast
     on_fault: Literal["stop", "skip", "rollback"] = "stop"  # the others go back to the last checkpoint first
@@ -375,6 +389,7 @@ class Sweep:
     memory: float | None = make_field(None, above=0)  # GiB that a job's processes may hold together
     retry: Literal["machine", "all", "none"] = "machine"  # failed jobs to try again: only what the machine did, ...
     rerun: Literal["none", "changed"] = "none"  # finished jobs to run again: none, those whose code has changed
+    fail_fast: bool = False  # stop the sweep at its first failed job; the same line goes on later
     search: Search = make_field(Search)
 
 
@@ -384,6 +399,18 @@ class Derived:
 
     of: str | dict[str, str] = make_field()  # a metric without its split (`loss`); several by their names in `as`
     function: str = make_field(alias="as")  # a function (exp, sqrt, psnr, bits, …) or an expression: `1 - x`
+
+
+class OnEvent:
+    """Command of yours that is run at the end of a run or a sweep, with what happened as JSON on its input.
+
+    It counts from the command line only, or with `--trust on_event`; never from a file alone.
+    """
+
+    command: str | list[str] | None = None  # a text is given to the shell; a list is a program and its arguments
+    # ended: a run completed or stopped; failed: a run failed; sweep_done: a sweep is over. A sweep's jobs run nothing.
+    events: list[Literal["ended", "failed", "sweep_done"]] = make_field(["ended", "failed", "sweep_done"])
+    timeout: float = make_field(30, above=0)  # seconds, then it is killed
 
 
 @dataclass
@@ -414,3 +441,4 @@ class Config:
     train: Train = make_field(Train)
     log: Log = make_field(Log)
     sweep: Sweep = make_field(Sweep)
+    on_event: OnEvent = make_field(OnEvent)

@@ -73,6 +73,11 @@ class ShardedBatches:
         """Give the counts of the oldest batch that nobody has asked about."""
         return self.counts(self.given[0][0])
 
+    def count_coming(self, batches: Sequence[Any]) -> list[int]:
+        """Count the samples of batches that nobody has asked about yet, over all processes."""
+        coming = {id(batch): whole for batch, (_, whole) in self.given}
+        return [coming[id(batch)] for batch in batches]
+
     def sample_indices(self, epoch: int, batch: int) -> list[int] | None:
         """Give the dataset's indices of a batch of all processes; None where the dataset owns its order."""
         indices: list[int] | None = self.split.sample_indices(epoch, batch)

@@ -17,6 +17,9 @@ MANY = 20  # samples from which as many classes as samples are no classes
 CLASSES_SHOWN = 12  # names in an error
 
 
+MOST_CLASSES = 100_000  # whose names a record keeps
+
+
 HIDDEN_FOLDERS = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 
 
@@ -113,6 +116,26 @@ def _find_named_classes(dataset: Any) -> Iterator[tuple[Any, dict[str, int]]]:
         for member in members:
             if member is not None and member is not dataset:
                 yield from _find_named_classes(member)
+
+
+def describe_names(dataset: Any) -> dict[str, list[str]]:
+    """Describe the names that a dataset knows: `classes` by index, and `inputs`, the columns of a table.
+
+    A class index without a name has its number.
+    """
+    found: dict[str, list[str]] = {}
+    for _, indices in _find_named_classes(dataset):
+        names = {index: name for name, index in indices.items()}
+        if names and min(names) >= 0 and max(names) < MOST_CLASSES:
+            found["classes"] = [names.get(index, str(index)) for index in range(max(names) + 1)]
+        break
+    while dataset is not None and "inputs" not in found:
+        columns = getattr(dataset, "inputs", None)
+        if isinstance(columns, list) and all(isinstance(column, str) for column in columns):
+            found["inputs"] = list(columns)
+        inner = getattr(dataset, "dataset", None)
+        dataset = None if inner is dataset else inner
+    return found
 
 
 def _is_hidden(dataset: Any, name: str) -> bool:

@@ -68,6 +68,7 @@ def evaluate_run(
         saved = run.checkpoints.load(file)
         step, test_step = saved["progress"]["step"], None
         put_weights(run, saved, weights)
+        run.progress.step, run.progress.epoch = saved["progress"]["step"], saved["progress"]["epoch"]
         metrics: dict[str, float] = {}
         try:
             for name in sorted(run.splits, key=lambda name: name == "test"):  # the test last: it may have other weights
@@ -96,7 +97,7 @@ def put_best_weights(run: Any, last: Mapping[str, Any], weights: str) -> int:
     return int(best["step"])
 
 
-def find_checkpoint(folder: Path, checkpoint: str) -> str:
+def find_checkpoint(folder: Path, checkpoint: str, verb: str = "evaluate") -> str:
     """Find the checkpoint `--checkpoint` names: last, best, a path or a file in the run's folder.
 
     Raises:
@@ -112,7 +113,7 @@ def find_checkpoint(folder: Path, checkpoint: str) -> str:
     known = sorted(path.name for path in (folder / "checkpoints").glob("*.pt"))
     name = Path(checkpoint).name
     near = f"{name}.pt" if f"{name}.pt" in known else find_nearest(name, known)
-    command = f"python -m runner evaluate {shlex.quote(str(folder))} --checkpoint"
+    command = f"python -m runner {verb} {shlex.quote(str(folder))} --checkpoint"
     remedy = (
         f"did you mean `{command} {shlex.quote(str(folder / 'checkpoints' / near))}`?"
         if near

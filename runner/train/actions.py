@@ -70,7 +70,12 @@ def find_due_actions(run: Run, *, at_end: bool) -> list[Action]:
 
 
 def call_due_actions(run: Run, *, at_end: bool) -> None:
-    """Call the actions that are due, in the order of the config, in the first of several processes."""
+    """Call the actions that are due, in the order of the config, in the first of several processes.
+
+    A run that stops, or has an evaluation to do again, calls them when it goes on.
+    """
+    if run.stop.reason or run.progress.evaluation_pending:
+        return
     due = find_due_actions(run, at_end=at_end)
     if not due:
         run.progress.acted_at = run.progress.step

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from runner.core import files, safe_io, tensor_files
+from runner.core import event_stream, files, safe_io, tensor_files
 from runner.core.errors import RunError
 
 MANIFEST = "manifest.json"
@@ -149,6 +149,8 @@ class Checkpoints:
         _write_manifest(self.folder, entries)
         self._entries, self._remade = entries, ""
         self.finish()
+        is_best = best is not None and best.step == step
+        event_stream.emit("saved", step=step, file=str(self.folder / file), best=is_best)
 
     def finish(self) -> None:
         """Set the links `last.pt` and `best.pt` and delete unlisted files, also after an interrupted save."""

@@ -12,6 +12,7 @@ from runner.core import rng
 from runner.core.errors import RunError
 from runner.log.artifacts import FirstArtifacts, write_artifacts
 from runner.train.loss_weights import compute_divisor
+from runner.train.metric_inputs import find_due
 from runner.train.state import Losses, Run
 from runner.train.steps import needs_input_and_target
 
@@ -64,6 +65,15 @@ def has_own_rhythm(run: Run, name: str) -> bool:
     for number in run.derived:
         own |= {number.name} if any(source.partition("/")[0] in own for source in number.sources.values()) else set()
     return name.partition("/")[2].partition("/")[0] in own
+
+
+def list_due_metrics(run: Run) -> list[Any]:
+    """List the metrics of this evaluation: those whose own rhythm is due, at the end all."""
+    if run.progress.step >= run.rhythm.total_steps or run.stop.ended:
+        return run.inputs["eval"]
+    since, each = run.progress.evaluated_at or 0, run.rhythm.steps_per_epoch
+    due = find_due(run.inputs["eval"], since, run.progress.step, each)
+    return [metric for metric in run.inputs["eval"] if metric.every is None or metric in due]
 
 
 def evaluate_and_show(run: Run, name: str, metrics: Sequence[Any] | None = None) -> dict[str, float] | None:

@@ -23,11 +23,11 @@ from runner.train.evaluation import (
     evaluate_and_show,
     flatten_metric,
     has_own_rhythm,
+    list_due_metrics,
     list_numbers,
     read_objective,
 )
 from runner.train.finite import NonFiniteError, collect_tensors, find_infinite_buffers, find_non_finite, name_of
-from runner.train.metric_inputs import find_due
 from runner.train.state import Run
 from runner.train.state_dict import collect_state, copy_sampler_state
 
@@ -168,6 +168,8 @@ def find_next_due_step(run: Run) -> int:
         due.append(rhythm.thaw_at)
     if not rhythm.log_means:  # a line is of its own step: what came before is forgotten at the step before
         due += [max(step - 1, run.progress.step + 1) for step in list_coming_lines(run)]
+    if not run.clock.budget.is_armed:
+        due.append(run.session.started_at + 1)
     due += [run.team.due, *run.looks.pauses(run.progress.step, rhythm.steps_per_epoch)]
     return min([rhythm.total_steps, *[step for step in due if step is not None]])
 
@@ -197,6 +199,9 @@ def _is_asked(run: Run) -> bool:
 def run_due_actions(run: Run) -> int:
     """Log, evaluate and save, if due after this step; return the step of the next pause."""
     run.team.agree(run.progress.step)
+    if not run.clock.budget.is_armed and run.progress.step > run.session.started_at:
+        devices.synchronize(run.device)
+        run.clock.budget.arm()
     progress, at_end = run.progress, run.progress.step >= run.rhythm.total_steps or bool(run.stop.ended)
     seen = run.looks.close(progress.step, run.log)
     if run.rhythm.check_finite == "every_step":
@@ -208,9 +213,7 @@ def run_due_actions(run: Run) -> int:
         said = log_line(run, seen)
         stop_at_value(run)
         at_end = at_end or bool(run.stop.ended)
-    if run.rhythm.own_rhythms:
-        said = {**said, **log_own_rhythms(run, at_end=at_end)}
-        stop_at_value(run)
+    said = {**said, **log_own_rhythms(run, at_end=at_end)}
     improved = False
     if progress.evaluation_pending or at_end or _is_due(run, run.rhythm.evaluate_every):
         improved = evaluate_and_compare(run, said)
@@ -223,8 +226,7 @@ def run_due_actions(run: Run) -> int:
         if run.losses.sizes and run.rhythm.log_means and not _is_due(run, run.rhythm.log_every):
             log_line(run, seen)
     stopping = bool(run.stop.reason)
-    if not stopping and not progress.evaluation_pending:
-        call_due_actions(run, at_end=at_end)
+    call_due_actions(run, at_end=at_end)
     saves = run.rhythm.checkpoint_every is not None and (improved or _is_due(run, run.rhythm.checkpoint_every))
     if at_end or stopping or saves:
         save(run)
@@ -269,6 +271,7 @@ def log_own_rhythms(run: Run, *, at_end: bool) -> dict[str, Any]:
         add_derived(run, "train", logged)
         progress.last |= logged
         run.log.scalars(progress.step, progress.epoch, logged)
+        stop_at_value(run)
     return logged
 
 
@@ -377,15 +380,6 @@ def evaluate_and_compare(run: Run, said: Mapping[str, Any]) -> bool:
     return False
 
 
-def list_due_metrics(run: Run) -> list[Any]:
-    """List the metrics of this evaluation: those whose own rhythm is due, at the end all."""
-    if run.progress.step >= run.rhythm.total_steps or run.stop.ended:
-        return run.inputs["eval"]
-    since, each = run.progress.evaluated_at or 0, run.rhythm.steps_per_epoch
-    due = find_due(run.inputs["eval"], since, run.progress.step, each)
-    return [metric for metric in run.inputs["eval"] if metric.every is None or metric in due]
-
-
 def follow_metric(run: Run, known: Mapping[str, Any]) -> None:
     """Pass the monitored metric to the schedule, unless training has not logged a new value.
 
@@ -449,6 +443,7 @@ def save(run: Run) -> None:
     run.log.sync()  # what the checkpoint says was logged must be on the disk before it
     if run.stop.deadline is not None and run.rhythm.max_seconds is not None:
         run.progress.seconds = run.rhythm.max_seconds - (run.stop.deadline - time.perf_counter())
+    run.progress.seconds_training = max(run.progress.seconds_training, run.clock.budget.used)
     best = run.progress.best
     metric = best["objective"] if best is not None and best["step"] == run.progress.step else None
     with handle_save_error(run):
@@ -473,4 +468,4 @@ def handle_save_error(run: Run) -> Iterator[None]:
     except SaveError as error:
         if run.rhythm.on_save_error == "stop":
             raise
-        run.log.say(f"{error}. The run goes on (train.on_save_error=go_on)")
+        run.log.alert(f"{error}. The run goes on (train.on_save_error=go_on)")

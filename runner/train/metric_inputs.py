@@ -10,6 +10,7 @@ from torch import Tensor
 from runner.core.durations import Duration, compute_next_due
 from runner.core.errors import RunError
 from runner.core.expression import Expression
+from runner.core.trees import map_in_kind
 from runner.train.step_outputs import NO_NUMBERS, RESERVED, is_weighted
 
 ABSENT: Any = object()
@@ -151,14 +152,7 @@ def describe_unknown(key: str, field: str, place: Place | None, outcome: Mapping
 
 def detach(value: Any) -> Any:
     """Detach all tensors of an output."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, dict):
-        return {name: detach(member) for name, member in value.items()}
-    if isinstance(value, tuple):
-        members = [detach(member) for member in value]
-        return type(value)(*members) if hasattr(value, "_fields") else tuple(members)
-    return [detach(member) for member in value] if isinstance(value, list) else value
+    return value.detach() if isinstance(value, Tensor) else map_in_kind(Tensor.detach, value)
 
 
 def list_fields(inputs: Sequence[MetricInput]) -> frozenset[str]:

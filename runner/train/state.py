@@ -23,6 +23,7 @@ from runner.train.loss_weights import read_kind
 from runner.train.lr_schedule import (
     ConstantLR,
     LRSchedule,
+    SeveralSchedules,
     put_rates_and_momenta,
     read_rates_and_momenta,
     set_rate,
@@ -31,6 +32,7 @@ from runner.train.lr_schedule import (
 from runner.train.metric_inputs import DerivedNumber
 from runner.train.monitor import Monitor
 from runner.train.optimizer_step.base import OptimizerStep
+from runner.train.optimizer_step.named_updates import GradScalers
 from runner.train.optimizer_step.precision import GradScaler
 from runner.train.single_process import FULL_TENSORS, SINGLE_PROCESS, FullTensors, SingleProcess
 from runner.train.step_outputs import RESERVED, StepOutputs, as_number, compute_mean
@@ -97,8 +99,22 @@ class Progress:
     acted_at: int = 0  # the step up to which actions were called
     stale: int = 0  # evaluations since the best
     seconds: float = 0.0  # of wall time, where `train.max_time` counts them
+    seconds_training: float = 0.0  # where `train.max_time_counts` is `training`
     # What faults made it leave out: epoch, batch, and whether it counts as a step (1) or not (0).
     left_out: list[list[int]] = field(default_factory=list)
+
+
+class NoBudget:
+    """Null budget of training time: unlimited."""
+
+    is_armed = True
+    used = 0.0
+
+    def arm(self) -> None: ...
+
+    def start(self) -> None: ...
+
+    def pause(self) -> None: ...
 
 
 @dataclass
@@ -110,6 +126,7 @@ class Clock:
     saving: float = 0.0
     started: float | None = None
     first_epoch: tuple[int, float] | None = None  # step and seconds of training at its end: warm-up is not speed
+    budget: NoBudget = field(default_factory=NoBudget)  # of `train.max_time_counts=training`
 
     @property
     def seconds(self) -> float:
@@ -119,12 +136,14 @@ class Clock:
     def start(self) -> None:
         """Start or resume the training clock."""
         self.started = time.perf_counter()
+        self.budget.start()
 
     def pause(self) -> None:
         """Pause the training clock."""
         if self.started is not None:
             self.training += time.perf_counter() - self.started
             self.started = None
+            self.budget.pause()
 
 
 class StopReason(IntEnum):
@@ -189,16 +208,24 @@ class StopRequest:
     def end_at(self, deadline: float, why: str) -> None:
         """Request the end at a `time.perf_counter()` value, unless the `with` block exits before."""
         self.deadline = deadline
-        self.timer = threading.Timer(deadline - time.perf_counter(), self.on_time, [why])
+        self.end_in(deadline - time.perf_counter(), why)
+
+    def end_in(self, seconds: float, why: str) -> None:
+        """Request the end after so many seconds, unless `cancel` or the end of the `with` block comes before."""
+        self.timer = threading.Timer(seconds, self.on_time, [why])
         self.timer.daemon = True
         self.timer.start()
+
+    def cancel(self) -> None:
+        """Drop a request for the end at some time."""
+        if self.timer is not None:
+            self.timer.cancel()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
+        self.cancel()
 
 
 @dataclass(frozen=True)
@@ -233,7 +260,8 @@ class Rhythm:
     evaluate_at_start: bool = False
     early_stop: int | None = None  # evaluations without a better objective after which training is done
     stop_when: tuple[Threshold, ...] = ()  # values at which training is done
-    max_seconds: float | None = None  # of wall time, over all resumes
+    max_seconds: float | None = None  # over all resumes
+    max_time_counts: str = "all"  # whether these are of wall time, or of training alone
     own_rhythms: tuple[Duration, ...] = ()  # of training metrics that have one of their own
     thaw_at: int | None = None  # the step from which on everything frozen trains
     check_finite: str = "loss"
@@ -289,9 +317,10 @@ class Run:
     actions: Sequence[Any] = ()  # see `train/actions.py`
     datasets: Mapping[str, Any] = field(default_factory=dict)  # raw samples by split, for the actions
     average: EMA | None = None  # of the weights
-    scaler: GradScaler | None = None  # of fp16's gradients
+    scaler: GradScaler | GradScalers | None = None  # of fp16's gradients
     pretrained: LoadPlan | None = None  # what was loaded
     frozen: FrozenParameters = field(default_factory=FrozenParameters)
+    names: Mapping[str, Any] = field(default_factory=dict)  # of classes and input columns, where the data knows them
     rehearse: Callable[[Any], object] | None = None  # is shown the first batch before anything is learnt from it
     # ---- the processes that train together
     team: SingleProcess = SINGLE_PROCESS
@@ -308,7 +337,7 @@ class Run:
     def start(self, stop: StopRequest, log: Logger) -> None:
         """Take the stop request and the open log of this process, once, before training."""
         self.stop, self.log = stop, log
-        self.checkpoints.warn = self.update.warn = log.say
+        self.checkpoints.warn = self.update.warn = log.alert
 
 
 @dataclass(frozen=True)
@@ -343,7 +372,7 @@ def hold(run: Run, plan: PlannedSchedule) -> None:
 def forecast(run: Run) -> list[list[float]]:
     """Return each group's rates from this step to the last; empty if a metric decides them."""
     schedule = run.schedule
-    if not isinstance(schedule, LRSchedule) or schedule.monitor is not None:
+    if not isinstance(schedule, LRSchedule | SeveralSchedules) or schedule.monitor is not None:
         now = [float(group["lr"]) for group in run.optimizer.param_groups]
         return [now] if schedule.monitor is None else []
     state_now, settings = deepcopy(schedule.state_dict()), read_rates_and_momenta(run.optimizer)

@@ -358,3 +358,15 @@ def test_an_empty_split_is_named() -> None:
     place, settings = Placement(torch.device("cpu")), interfaces.LoaderSettings(batch_size=4, shuffle=False)
     with pytest.raises(ValueError, match="the val split is empty"):
         batches.make_split(_table(torch.empty(0)), None, Pipeline(), Stream(0, "val"), place, settings)
+
+
+def test_the_shipped_digits_are_scikit_learns():
+    """Image by image, class by class, and in the same order."""
+    from sklearn.datasets import load_digits
+
+    from datasets.digits import Digits
+
+    images, classes = Digits().tensors
+    theirs = load_digits()
+    assert theirs.target.tolist() == classes.tolist()
+    assert torch.equal(torch.from_numpy(theirs.images).float()[:, None] / 16, images)

@@ -16,9 +16,11 @@ from runner.core import device as devices
 from runner.core import durations, rng
 from runner.core.durations import Duration
 from runner.core.errors import RunError
+from runner.data.splitting import describe_names
 from runner.experiment.builders import data as data_builder
 from runner.experiment.builders import model as model_builder
 from runner.experiment.builders.instantiate import Trust, instantiate
+from runner.experiment.builders.lending import Loan, lend
 from runner.experiment.builders.log import make_monitor
 from runner.experiment.builders.train import (
     choose_objective,
@@ -30,6 +32,7 @@ from runner.experiment.builders.train import (
     make_metrics,
     make_optimizer,
     make_optimizer_step,
+    make_scaler,
     make_schedule,
     match_saved_optimizer,
     parse_interval,
@@ -43,7 +46,6 @@ from runner.train.loss_weights import is_summed
 from runner.train.lr_schedule import trace_rates
 from runner.train.metric_inputs import list_fields
 from runner.train.optimizer_step.closure import is_custom_step, needs_closure
-from runner.train.optimizer_step.precision import GradScaler
 from runner.train.single_process import SINGLE_PROCESS, FullTensors, SingleProcess
 from runner.train.state import Losses, Objective, Rhythm, Run, Threshold
 from runner.train.step_outputs import RESERVED
@@ -65,15 +67,18 @@ def build(
     Raises:
         RunError: data, download or device refuse.
     """
+    with lend(Loan(folder)) as loan:
+        return _build_parts(config, folder, plain, trust, team, loan)
+
+
+def _build_parts(
+    config: Config, folder: Path, plain: dict[str, Any], trust: Trust, team: SingleProcess, loan: Loan
+) -> Run:
     device = devices.choose(config.device.type, team.local_rank)
     devices.set_up(device, config.device.threads, config.device.deterministic, config.device.precision)
     team.start(device)
     rng.seed_all(rng.derive_key(config.seed, "build"))  # what no slot's own stream covers: a label read, a cache filled
-    with team.first():
-        parts = data_builder.make_parts(config, trust)
-        splits = data_builder.make_splits(
-            config, parts, device, trust, folder if team.rank == 0 else None, team.rank, team.world
-        )
+    parts, splits = _build_data(config, device, trust, folder, team, loan)
     train = splits["train"]
     if train.num_batches == 0:
         raise RunError(describe_empty_epoch(config, train.size, team.world))
@@ -81,6 +86,7 @@ def build(
         require_step_durations(config)
     rhythm = make_rhythm(config, train.num_batches or 0)
     steps_per_epoch, total_steps = rhythm.steps_per_epoch, rhythm.total_steps
+    loan.set_lengths(steps_per_epoch, total_steps)
     name, mode = choose_objective(config, splits)
     kind = Checkpoints if team.rank == 0 else ReadOnlyCheckpoints
     checkpoints = kind(folder / "checkpoints", keep=config.train.keep, mode=mode)
@@ -101,8 +107,8 @@ def build(
     groups = model_builder.make_groups(config, model, done.frozen, trust, loss)
     optimizer = make_optimizer(config, groups, device, trust)
     layout.ready(optimizer)
-    scaler = GradScaler(optimizer, device) if config.device.precision == "fp16" else None
     step = instantiate(config.step, "step", trust=trust, call=False, seed=config.seed)
+    scaler = make_scaler(config, step, optimizer, device)
     metrics = {which: make_metrics(config, device, trust, which) for which in ("train", "eval")}
     inputs = {
         which: [make_metric_input(config, name, metric) for name, metric in made.items()]
@@ -141,9 +147,11 @@ def build(
         config=plain,
         pretrained=done.pretrained,
         frozen=done.frozen,
+        names=describe_names(dataset),
         team=team,
         layout=layout,
     )
+    loan.progress.at = run.progress
     if uses_data_parallel(config, device, step, optimizer):
         run.update.net = data_parallel.wrap_data_parallel(model)
     if isinstance(team, ProcessGroup):
@@ -159,6 +167,44 @@ def collect_datasets(parts: data_builder.Parts) -> dict[str, Any]:
         name: dataset if indices is None else Subset(dataset, indices.tolist())
         for name, (dataset, indices) in parts.items()
     }
+
+
+def _build_data(
+    config: Config, device: torch.device, trust: Trust, folder: Path, team: SingleProcess, loan: Loan
+) -> tuple[data_builder.Parts, dict[str, Any]]:
+    """Build datasets and splits; again where an argument in epochs waited for the length of an epoch.
+
+    Raises:
+        RunError: the epochs have no length, or one that depends on the steps of such an argument.
+    """
+    with team.first():
+        parts = data_builder.make_parts(config, trust)
+        where = (device, trust, folder if team.rank == 0 else None, team.rank, team.world)
+        splits = data_builder.make_splits(config, parts, *where)
+        return rebuild_in_steps(config, where, splits, loan) if loan.waiting else (parts, splits)
+
+
+def rebuild_in_steps(
+    config: Config, where: tuple[Any, ...], splits: Mapping[str, Any], loan: Loan
+) -> tuple[data_builder.Parts, dict[str, Any]]:
+    """Build the data again, now that the length of an epoch is known, with durations as steps.
+
+    Raises:
+        RunError: the epochs have no length, or one that depends on these steps.
+    """
+    count, keys = splits["train"].num_batches, ", ".join(dict.fromkeys(loan.waiting))
+    if count is None:
+        raise RunError(f"an iterable dataset has no length, so these must be in steps (`500st`): {keys}")
+    loan.steps_per_epoch = math.ceil(count / config.train.accumulate)
+    loan.takers.clear()
+    parts = data_builder.make_parts(config, where[1])
+    again = data_builder.make_splits(config, parts, *where)
+    if again["train"].num_batches != count:
+        raise RunError(
+            f"{keys}: the epochs have {again['train'].num_batches} batches with these as steps, and {count} with "
+            "others, so a duration in epochs has no meaning there: write steps (`500st`)"
+        )
+    return parts, again
 
 
 def make_rhythm(config: Config, num_batches: int) -> Rhythm:
@@ -188,6 +234,7 @@ def make_rhythm(config: Config, num_batches: int) -> Rhythm:
             for node in list_components(config.metrics).values()
             if node.get("every") is not None and node.get("on", "both") != "eval"
         ),
+        max_time_counts=train.max_time_counts,
         thaw_at=None if until is None else Duration.parse(until).steps(steps_per_epoch),
         check_finite=train.check_finite,
         on_save_error=train.on_save_error,

@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -13,7 +14,8 @@ from torch import nn
 from runner.config.check.imports import import_object
 from runner.config.check.rules.train import CUDA_GRAPHED, find_direction
 from runner.config.component_settings import list_components, list_derived, read_sources, split_settings
-from runner.config.schema import Config
+from runner.config.parsing import read_members
+from runner.config.schema import Config, Scheduler
 from runner.core import rng
 from runner.core.durations import Duration, is_duration
 from runner.core.errors import ConfigError, Mistake, RunError
@@ -24,13 +26,15 @@ from runner.model.pretrained.optimizer_state import MatchedOptimizer, match_opti
 from runner.model.pretrained.plan import LoadPlan
 from runner.train.actions import Action
 from runner.train.ema import EMA
-from runner.train.lr_schedule import ConstantLR, LRSchedule
+from runner.train.lr_schedule import ConstantLR, LRSchedule, SeveralSchedules
 from runner.train.metric_inputs import DerivedNumber, MetricInput, list_fields
 from runner.train.optimizer_step import precision
 from runner.train.optimizer_step.accumulated import AccumulatedStep
 from runner.train.optimizer_step.base import CloneOutputs, OptimizerStep, OptimizerStepWithHooks
-from runner.train.optimizer_step.closure import ClosureStep, CustomStep, is_custom_step, needs_closure
+from runner.train.optimizer_step.closure import ClosureStep, CustomStep, has_parameter, needs_closure
+from runner.train.optimizer_step.named_updates import GradScalers, StepWithUpdates
 from runner.train.optimizer_step.precision import GradScaler
+from runner.train.optimizer_step.several_optimizers import get_members
 from runner.train.optimizer_step.split_on_oom import OomSplitStep
 from runner.train.single_process import FULL_TENSORS, FullTensors
 
@@ -47,7 +51,7 @@ def make_optimizer(
         return made
     optimizers = {}
     for name, node in members.items():
-        own = [group for group in groups if group["name"] == name]
+        own = [group for group in groups if group["name"].partition("/")[0] == name]
         optimizers[name] = instantiate(
             set_fused(node, device, trust), f"optimizer.{name}", own, trust=trust, seed=config.seed
         )
@@ -121,7 +125,7 @@ def make_optimizer_step(
     optimizer: torch.optim.Optimizer,
     metrics: Sequence[MetricInput],
     average: EMA | None = None,
-    scaler: GradScaler | None = None,
+    scaler: GradScaler | GradScalers | None = None,
 ) -> OptimizerStep:
     """Make the optimizer step with only the features that the config asks for.
 
@@ -137,12 +141,29 @@ def make_optimizer_step(
         scaler: of fp16's gradients.
     """
     before, after = make_clipping(config, model, loss), [] if average is None else [average.update]
-    if is_custom_step(step):
+    takes_optimizer, takes_update = has_parameter(step, "optimizer"), has_parameter(step, "update")
+    if takes_optimizer and not takes_update:
         return CustomStep(model, loss, step, optimizer, after=after)
     if config.device.precision in precision.DTYPES:
         step = precision.Autocast(step, device, config.device.precision)
     if config.device.compile in CUDA_GRAPHED and device.type == "cuda":
         step = CloneOutputs(step)
+    if takes_update:
+        by_name = StepWithUpdates(
+            model,
+            loss,
+            step,
+            optimizer,
+            clips=make_clips(config),
+            scalers=scaler if isinstance(scaler, GradScalers) else None,
+            takes_optimizer=takes_optimizer,
+            after=after,
+            count=config.train.accumulate,
+            metrics=metrics if config.train.accumulate > 1 else (),
+        )
+        by_name.large |= list_fields(metrics)
+        return by_name
+    assert not isinstance(scaler, GradScalers)
     if needs_closure(optimizer):
         return ClosureStep(model, loss, step, optimizer, after)
     if config.train.accumulate > 1 or config.train.split_on_oom:
@@ -173,13 +194,27 @@ def compile_in_place(model: nn.Module, mode: bool | str) -> None:
 def make_clipping(config: Config, model: nn.Module, loss: Any) -> list[Callable[[], Any]]:
     """Make torch's functions that clip the gradients of the model and of the loss."""
     parameters = [*model.parameters(), *(loss.parameters() if isinstance(loss, nn.Module) else ())]
+    return [partial(clip, parameters) for clip in make_clips(config)]
+
+
+def make_clips(config: Config) -> list[Callable[..., Any]]:
+    """Make torch's functions that clip the gradients of some parameters, in their order."""
     clip_value, clip_norm = config.train.clip_value, config.train.clip_norm
-    clips: list[Callable[[], Any]] = []
+    clips: list[Callable[..., Any]] = []
     if clip_value is not None:
-        clips.append(partial(nn.utils.clip_grad_value_, parameters, clip_value))
+        clips.append(partial(nn.utils.clip_grad_value_, clip_value=clip_value))
     if clip_norm is not None:
-        clips.append(partial(nn.utils.clip_grad_norm_, parameters, clip_norm))
+        clips.append(partial(nn.utils.clip_grad_norm_, max_norm=clip_norm))
     return clips
+
+
+def make_scaler(
+    config: Config, step: Any, optimizer: torch.optim.Optimizer, device: torch.device
+) -> GradScaler | GradScalers | None:
+    """Make fp16's gradient scaler, or one for each optimizer by name; None without fp16."""
+    if config.device.precision != "fp16":
+        return None
+    return GradScalers(optimizer, device) if has_parameter(step, "update") else GradScaler(optimizer, device)
 
 
 def make_ema(config: Config, model: nn.Module, steps_per_epoch: int, layout: FullTensors = FULL_TENSORS) -> EMA | None:
@@ -292,13 +327,39 @@ def make_schedule(
     total_steps: int,
     trust: Trust = (),
 ) -> ConstantLR:
-    """Make the learning-rate schedule; a constant one without steps, or without scheduler and warmup.
+    """Make the learning-rate schedule, one for each of several optimizers where one of them has its own.
+
+    Optimizers whose schedule cycles momentum have one each, too: torch looks for it in the defaults of an optimizer.
+    """
+    own = {name: member.scheduler for name, member in read_members(config.optimizer).items()}
+    members = get_members(optimizer)
+    cycles = bool(own) and (config.scheduler._target_ or "").endswith((".OneCycleLR", ".CyclicLR"))
+    if not any(own.values()) and not cycles:
+        return _make_schedule(config, config.scheduler, "scheduler", optimizer, steps_per_epoch, total_steps, trust)
+    schedules = {}
+    for name, chosen in own.items():
+        key = "scheduler" if chosen is None else f"optimizer.{name}.scheduler"
+        schedules[name] = _make_schedule(
+            config, chosen or config.scheduler, key, members[name], steps_per_epoch, total_steps, trust
+        )
+    return SeveralSchedules(schedules)
+
+
+def _make_schedule(
+    config: Config,
+    chosen: Scheduler,
+    key: str,
+    optimizer: torch.optim.Optimizer,
+    steps_per_epoch: int,
+    total_steps: int,
+    trust: Trust = (),
+) -> ConstantLR:
+    """Make one optimizer's schedule; a constant one without steps, or without scheduler and warmup.
 
     A duration in the scheduler's arguments becomes a count of what it is stepped by: steps, epochs, or the evaluations
     of a metric that it follows. One that is the whole `train.duration` (`planned_for`, where the run was prolonged)
     ends with the run, so the warmup is taken off it.
     """
-    chosen = config.scheduler
     if total_steps == 0 or (chosen._target_ is None and chosen.warmup is None):
         return ConstantLR()
     warmup = 0 if chosen.warmup is None else Duration.parse(chosen.warmup).steps(steps_per_epoch)
@@ -323,13 +384,19 @@ def make_schedule(
         node = {"_target_": chosen._target_, **count(chosen.arguments)}
 
         def make(optimizer: torch.optim.Optimizer) -> Any:
-            return _make_scheduler(node, "scheduler", optimizer, config.seed, trust)
+            return _make_scheduler(node, key, optimizer, config.seed, trust)
 
     return LRSchedule(optimizer, make, interval=chosen.interval, warmup=warmup, monitor=chosen.monitor)
 
 
 def find_short_schedule(schedule: ConstantLR, total_steps: int, steps_per_epoch: int) -> list[Mistake]:
     """Find a OneCycleLR that ends before the run: its next step would raise an error."""
+    if isinstance(schedule, SeveralSchedules):
+        found = {}
+        for name, member in schedule.members.items():
+            for mistake in find_short_schedule(member, total_steps, steps_per_epoch):
+                found[name] = replace(mistake, key=f"optimizer.{name}.{mistake.key}")
+        return list(found.values())
     scheduler = getattr(schedule, "scheduler", None)
     if not isinstance(schedule, LRSchedule) or not isinstance(scheduler, torch.optim.lr_scheduler.OneCycleLR):
         return []

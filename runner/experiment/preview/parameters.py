@@ -9,6 +9,7 @@ from typing import Any
 from runner.config.compose import compose
 from runner.config.composed import Composed
 from runner.config.origins import as_path
+from runner.config.parsing import read_members
 from runner.config.schema import Config
 from runner.core import safe_io
 from runner.core.errors import ConfigError, Mistake, RunError
@@ -241,10 +242,16 @@ def _find_freeze_key(config: Config, name: str, model: Any) -> str:
 
 def _find_group_key(config: Config, name: str) -> str:
     """Find the config key of a group; a group that was split by layers ends in a layer number."""
-    for label in (name, name.rpartition("_")[0]):
-        if config.param_groups.get(label) is not None:
-            return f"param_groups.{label}"
-    return f"optimizer.{name}" if isinstance(config.optimizer.get(name), dict) else "optimizer"
+    members = read_members(config.optimizer)
+    owner, _, group = name.partition("/") if members else ("", "", name)
+    places = [("param_groups.", config.param_groups)]
+    if owner:
+        places.insert(0, (f"optimizer.{owner}.param_groups.", members[owner].param_groups))
+    for place, groups in places:
+        for label in (group, group.rpartition("_")[0]):
+            if groups.get(label) is not None:
+                return f"{place}{label}"
+    return f"optimizer.{owner}" if owner else "optimizer"
 
 
 def _spell_state(value: Any) -> str:

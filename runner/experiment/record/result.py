@@ -95,6 +95,7 @@ def collect_provenance(config: Config, command: Sequence[str], run: Run | None) 
         plan_kinds={name: split.plan.kind for name, split in splits.items()},
         device=None if run is None else devices.describe(run.device),
         processes=1 if run is None else run.team.world,
+        names={} if run is None else run.names,
     )
 
 

@@ -202,7 +202,7 @@ class Report:
 
     def arguments(self, row: JobRecord) -> list[str]:
         """Return all arguments of a job, as of a run of this job alone."""
-        of_the_sweep = ("sweep.", "hydra.", "hydra/")
+        of_the_sweep = ("sweep.", "hydra.", "hydra/", "on_event")
         base = [text for text in self.settings.get("base") or [] if not text.startswith(of_the_sweep)]
         words = [*(text for text in base if text not in row.overrides), *row.overrides]
         return [text for text in words if not text.startswith("-")]  # no option, such as --trust, comes from a record

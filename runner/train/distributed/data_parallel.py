@@ -23,6 +23,7 @@ from runner.train.distributed.process_group import ProcessGroup
 from runner.train.distributed.sync_batchnorm import synchronize_batch_norms
 from runner.train.loss_weights import compute_divisor, is_summed, read_kind
 from runner.train.metric_inputs import MetricInput
+from runner.train.optimizer_step.named_updates import StepWithUpdates
 from runner.train.single_process import FULL_TENSORS, FullTensors, SingleProcess
 from runner.train.state import Losses, Run
 from runner.train.step_outputs import NO_NUMBERS, RESERVED, StepOutputs, as_number, compute_mean, is_weighted
@@ -68,7 +69,8 @@ def share(run: Run, team: ProcessGroup, find_unused: bool, sync_batchnorm: bool)
     """Make a run's step, losses and training metrics those of all processes together."""
     suppress_metric_sync(run.metrics["eval"])
     suppress_metric_sync(run.metrics["train"])
-    if run.layout is FULL_TENSORS:
+    by_name = run.update if isinstance(run.update, StepWithUpdates) else None
+    if run.layout is FULL_TENSORS and by_name is None:
         run.wrap = ModelWrapper(run, find_unused=find_unused)
         run.wrap()
         run.update.loss = wrap_distributed(run.loss, run.device, find_unused=find_unused)
@@ -77,7 +79,11 @@ def share(run: Run, team: ProcessGroup, find_unused: bool, sync_batchnorm: bool)
     split: Any = run.splits["train"]
     if sync_batchnorm:
         synchronize_batch_norms(run.model, lambda: split.last[0] > 0)
-    run.update.step = WeightedStep(run.update.step, run.loss, split, team, run.losses.reserved)
+    if by_name is not None:
+        by_name.step = WeightedUpdates(by_name, split, team, run.losses.reserved)
+        by_name.measure, by_name.average = split.count_coming, team.average_gradients
+    else:
+        run.update.step = WeightedStep(run.update.step, run.loss, split, team, run.losses.reserved)
     run.losses = SharedLosses(team, run.losses.reserved, sums=run.losses.sums)
     run.metrics["train"] = pool_metrics(run.inputs["train"], split, team)
 
@@ -139,17 +145,8 @@ class WeightedStep:
         share = self.team.world * own / whole
         fields = {name: weigh(outcome[name], share) for name in outcome.keys() - self.reserved}
         if "loss_is" in outcome:
-            return {**outcome, **fields, **self._weigh_by_size(outcome, own)}
+            return {**outcome, **fields, **weigh_by_size(self.team, outcome, own)}
         return {**outcome, **fields, "loss": self._weighted(outcome, own, share), "size": whole}
-
-    def _weigh_by_size(self, outcome: Mapping[str, Any], own: int) -> dict[str, Tensor]:
-        """Weigh a loss by what its size counts, which the processes add up."""
-        loss: Tensor = outcome["loss"]
-        size = torch.as_tensor(outcome.get("size", 1), dtype=torch.float64).to(loss.device) * float(own > 0)
-        whole = self.team.total(size)
-        weight = torch.full_like(whole, float(own > 0)) if read_kind(outcome, sums=False) else size / whole
-        weighted = loss * (self.team.world * weight).to(loss.dtype)
-        return {"loss": torch.where(weight > 0, weighted, torch.zeros_like(loss)), "size": whole}
 
     def _weighted(self, outcome: Mapping[str, Any], own: int, share: float) -> Tensor:
         loss: Tensor = outcome["loss"]
@@ -161,6 +158,46 @@ class WeightedStep:
         mass = mass * float(own > 0)
         weight = self.team.world * mass / self.team.total(mass)
         return torch.where(mass > 0, loss * weight, torch.zeros_like(loss))  # where it has nothing its mean is NaN
+
+
+def weigh_by_size(team: ProcessGroup, outcome: Mapping[str, Any], own: int) -> dict[str, Tensor]:
+    """Weigh a loss by what its size counts, which the processes add up; return loss and size."""
+    loss: Tensor = outcome["loss"]
+    size = torch.as_tensor(outcome.get("size", 1), dtype=torch.float64).to(loss.device) * float(own > 0)
+    whole = team.total(size)
+    weight = torch.full_like(whole, float(own > 0)) if read_kind(outcome, sums=False) else size / whole
+    weighted = loss * (team.world * weight).to(loss.dtype)
+    return {"loss": torch.where(weight > 0, weighted, torch.zeros_like(loss)), "size": whole}
+
+
+class WeightedUpdates:
+    """Step with updates whose losses are weighted by this rank's share of the samples.
+
+    No wrapper stands around the model: an update averages the gradients itself, those of its own parameters alone.
+    """
+
+    def __init__(
+        self,
+        update: StepWithUpdates,
+        split: ShardedBatches,
+        team: ProcessGroup,
+        reserved: frozenset[str] = RESERVED,
+    ) -> None:
+        self.update, self.step, self.split, self.team = update, update.step, split, team
+        self.reserved = reserved | NO_NUMBERS
+
+    def __call__(self, batch: Any, net: nn.Module, loss: Any, **given: Any) -> Mapping[str, Any]:
+        if not torch.is_grad_enabled():  # an evaluation, of whole batches
+            return self.step(batch, net, loss, **given)
+        own, whole = self.split.counts(batch)
+        self.team.level(net)  # as DistributedDataParallel does before a forward
+        share = self.team.world * (float(own > 0) if self.update.sums else own / whole)
+        self.update.share = share
+        outcome = self.step(batch, net, loss, **given)
+        fields = {name: weigh(outcome[name], share) for name in outcome.keys() - self.reserved}
+        if "loss_is" in outcome:
+            return {**outcome, **fields, **weigh_by_size(self.team, {**outcome, "loss": outcome["loss"].detach()}, own)}
+        return {**outcome, **fields, "loss": outcome["loss"] * share, "size": whole}
 
 
 def weigh(value: Any, weight: float) -> Any:

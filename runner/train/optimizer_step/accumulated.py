@@ -41,7 +41,7 @@ class AccumulatedStep(OptimizerStepWithHooks):
             self.scaler.backward(outcome["loss"] if sums else self._weigh(outcome["loss"], weights))
             if self.metrics:
                 self.note(outcome)
-            outcomes.append({name: _detach(value) for name, value in outcome.items() if name not in self.large})
+            outcomes.append(detach_small(outcome, self.large))
         if not sums:
             self._correct(weights)
         return combine_outcomes(outcomes, weights, sums=sums)
@@ -74,8 +74,13 @@ def get_reference(weights: Sequence[Any]) -> Any:
     return weights[0] or 1
 
 
-def _detach(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+def detach_small(outcome: Mapping[str, Any], large: frozenset[str]) -> dict[str, Any]:
+    """Return a micro-batch's step outputs without graph, and without what is as large as the batch."""
+    return {
+        name: value.detach() if isinstance(value, Tensor) else value
+        for name, value in outcome.items()
+        if name not in large
+    }
 
 
 def find_weight(loss: Any, outcome: Mapping[str, Any]) -> Any:
@@ -88,7 +93,7 @@ def find_weight(loss: Any, outcome: Mapping[str, Any]) -> Any:
 
 
 def combine_outcomes(
-    outcomes: Sequence[Mapping[str, Any]], weights: Sequence[Any], *, sums: bool = False
+    outcomes: Sequence[Mapping[str, Any]], weights: Sequence[Any] = (), *, sums: bool = False
 ) -> Mapping[str, Any]:
     """Combine micro-batches' step outputs: means over samples; the loss by `weights`, or summed."""
     sizes = [outcome.get("size", 1) for outcome in outcomes]
@@ -105,6 +110,7 @@ def combine_outcomes(
             last[name] = torch.stack(members).sum() if isinstance(value, Tensor) else sum(members)
     parts = [outcome["loss"] for outcome in outcomes]
     if not sums:
+        weights = weights or sizes
         every = sum(weights)
         parts = [part * (weight / every) for part, weight in zip(parts, weights, strict=True)]
     return {**last, "loss": torch.stack(parts).sum(), "size": whole}

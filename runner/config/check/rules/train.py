@@ -1,5 +1,6 @@
 """Rules for `optimizer`, `scheduler`, `train` and `device`: contradictions, unused settings."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from typing import Literal
 from runner.config import schema
 from runner.config.check.rules.rule import MINIMISE, SUPERVISED, Finding, find_unused_settings
 from runner.config.component_settings import list_components, list_derived, read_sources
+from runner.config.nodes import find_member_nodes
+from runner.config.parsing import read_part
 from runner.config.schema import PROCESSES
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.durations import Duration, is_duration
@@ -259,11 +262,27 @@ def find_training_contradictions(config: schema.Config) -> Iterator[Finding]:
     if config.loss is None and step == SUPERVISED:
         rule = "must be given: the supervised step calls it"
         yield Finding(Mistake("loss", rule, value=None, kind="missing"), ("step", "loss"))
-    several = any(isinstance(node, dict) and "_target_" in node for node in config.optimizer.values())
-    for label, group in config.param_groups.items():
-        if several and group is not None:
-            rule = "must not stand beside several optimizers: each has the settings of what it matches"
-            yield Finding(Mistake(f"param_groups.{label}", rule, kind="conflict"), ("optimizer",))
+
+
+def check_member_schedules(config: schema.Config) -> Iterator[Finding]:
+    """Check the schedules of several optimizers, each as the one of a single optimizer."""
+    for name, node in find_member_nodes(config.optimizer).items():
+        chosen = read_part(schema.MemberOptimizer, node, ("optimizer", name))[0]
+        chosen = getattr(chosen, "scheduler", None)
+        if chosen is None:
+            continue
+        place = f"optimizer.{name}."
+        if chosen.monitor is not None or PLATEAU in (chosen._target_ or ""):
+            key = f"{place}scheduler.{'_target_' if chosen.monitor is None else 'monitor'}"
+            rule = "must stand in `scheduler`, for all optimizers: one metric is followed"
+            yield Finding(Mistake(key, rule, chosen.monitor or chosen._target_, kind="conflict"))
+            continue
+        alone = dataclasses.replace(config, scheduler=chosen)
+        for finding in (*check_scheduler(chosen), *check_one_cycle(alone), *find_too_long(alone)):
+            if finding.mistake.key.startswith("scheduler."):
+                keys = [place + key if key.startswith("scheduler") else key for key in finding.follows_from]
+                mistake = dataclasses.replace(finding.mistake, key=place + finding.mistake.key)
+                yield Finding(mistake, tuple(keys))
 
 
 def find_unused_in_training(config: schema.Config) -> Iterator[Finding]:
@@ -271,6 +290,10 @@ def find_unused_in_training(config: schema.Config) -> Iterator[Finding]:
     train = config.train
     if train.ema is None:
         yield from find_unused_settings("train", train, ("ema_every",), "without `train.ema`", "train.ema")
+    if train.max_time is None:
+        yield from find_unused_settings(
+            "train", train, ("max_time_counts",), "without `train.max_time`", "train.max_time"
+        )
     if train.evaluate_every is None:
         reason = "while `train.evaluate_every` is null: there is one evaluation, at the end"
         yield from find_unused_settings("train", train, ("early_stop",), reason, "train.evaluate_every")
