@@ -401,6 +401,7 @@ class Derived:
     function: str = make_field(alias="as")  # a function (exp, sqrt, psnr, bits, …) or an expression: `1 - x`
 
 
+@dataclass
 class OnEvent:
     """Command of yours that is run at the end of a run or a sweep, with what happened as JSON on its input.
 

@@ -37,17 +37,6 @@ class Action:
     must_succeed: bool = True
 
 
-@dataclass(frozen=True)
-class Moment:
-    """Progress of training as an action sees it."""
-
-    epoch: int
-    step: int
-    steps_per_epoch: int
-    total_steps: int
-    folder: Path
-
-
 class EvaluationBatches:
     """Batches of a split as evaluations get them: on the device, with the transforms of `transform.eval`."""
 
@@ -128,14 +117,12 @@ def keep_outcome_artifacts(run: Run, split: str, artifacts: Any) -> None:
 def collect_arguments(run: Run, action: Action) -> dict[str, Any]:
     """Collect the arguments that an action's signature names."""
     progress, splits = run.progress, {name: split for name, split in run.splits.items() if name != "train"}
-    lengths = (run.rhythm.steps_per_epoch, run.rhythm.total_steps)
     known: dict[str, Callable[[], Any]] = {
         "model": lambda: run.model,
         "loss": lambda: run.loss,
         "device": lambda: run.device,
         "step": lambda: progress.step,
         "epoch": lambda: progress.epoch,
-        "progress": lambda: Moment(progress.epoch, progress.step, *lengths, run.folder),
         "splits": lambda: {name: EvaluationBatches(split) for name, split in splits.items()},
         "datasets": lambda: dict(run.datasets),
         "metrics": lambda: dict(progress.last),
