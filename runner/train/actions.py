@@ -158,7 +158,7 @@ def prepare_for_action(run: Run, name: str) -> Iterator[None]:
     Afterwards everything is as it was: weights, buffers, gradients, modes and generators.
     """
     owners = [owner for owner in (run.model, run.loss, run.step) if isinstance(owner, nn.Module)]
-    with keep_modules(owners), nullcontext() if run.average is None else run.average.in_model():
+    with nullcontext() if run.average is None else run.average.in_model(), keep_modules(owners):
         run.model.eval()
         with torch.no_grad(), rng.stream(rng.derive_key(run.seed, "action", name, run.progress.step)):
             yield
