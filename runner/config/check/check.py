@@ -209,9 +209,11 @@ class Check:
             check_component,
             check_group_settings,
             check_module_type,
+            is_own_step,
         )
 
-        found = PlacedMistakes(untrusted=frozenset(self._refused))
+        own_step = ("step",) in self._refused or is_own_step(self.config.step, self.trust)
+        found = PlacedMistakes(own_step=own_step, untrusted=frozenset(self._refused))
         for path, slot, node in self._read[1].components:
             check_component(path, slot, node, self.trust, found)
         for path, name in self._module_types():
@@ -220,7 +222,7 @@ class Check:
         if ("optimizer",) not in self._refused:
             config = self.config
             members = {} if self._read[1].mistakes else read_members(config.optimizer)
-            nodes = {(): (config.optimizer, config.param_groups)} if not members else {}
+            nodes: dict[tuple[str, ...], Any] = {(): (config.optimizer, config.param_groups)} if not members else {}
             nodes |= {("optimizer", name): (one.arguments, one.param_groups) for name, one in members.items()}
             for place, (node, own) in nodes.items():
                 groups = {label: group.settings for label, group in own.items() if group is not None}
