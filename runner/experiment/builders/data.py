@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from runner.config.check.imports import import_object
-from runner.config.schema import Config
+from runner.config.schema import Config, Loader
 from runner.core import rng
 from runner.core.archive import Limits
 from runner.core.download import provide
@@ -315,7 +315,7 @@ def make_loader_settings(
         return _make_sampler(node, f"loader.{name}", part, config.seed, trust)
 
     return interfaces.LoaderSettings(
-        batch_size=loader.batch_size * world if training else loader.eval.batch_size or loader.batch_size,
+        batch_size=_choose_batch_size(loader, world, training=training),
         shuffle=loader.shuffle and training,
         drop_last=loader.drop_last and training,
         num_workers=workers,
@@ -326,6 +326,13 @@ def make_loader_settings(
         options=options,
         timed=get_loan().asks(find_dataset_key(config, split)),
     )
+
+
+def _choose_batch_size(loader: Loader, world: int, *, training: bool) -> int | None:
+    """Choose the batch size of all processes together; None where the dataset gives whole batches."""
+    if loader.batch_size is None:
+        return None
+    return loader.batch_size * world if training else loader.eval.batch_size or loader.batch_size
 
 
 def find_dataset_key(config: Config, split: str) -> str:

@@ -303,6 +303,8 @@ def uses_data_parallel(config: Config, device: torch.device, step: Any, optimize
 def describe_empty_epoch(config: Config, size: int, world: int) -> str:
     """Describe why a training epoch has no batch, and the setting to change."""
     each = config.loader.batch_size
+    if each is None:
+        return "train gives no batch (loader.batch_size is null, so the dataset makes them): there is no step"
     if config.loader.batch_sampler is not None or not config.loader.drop_last:
         key = "loader.batch_sampler" if config.loader.batch_sampler is not None else "loader.sampler"
         return f"{key} gives no batch of the {size:,} samples of train: there is no step"
