@@ -45,6 +45,14 @@ def wants_class(annotation: Any) -> bool:
     )
 
 
+def takes_class_keys(annotation: Any) -> bool:
+    """Return whether an annotation asks for a mapping whose keys are classes: `dict[type, float]`."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return any(map(takes_class_keys, args))
+    return origin in _MAPPINGS and len(args) == 2 and wants_class(args[0])
+
+
 class _UnfitValue:
     """Type of the marker `UNFIT`: a value that a parameter cannot take."""
 

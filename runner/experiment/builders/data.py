@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from runner.config.check.imports import import_object
 from runner.config.schema import Config, Loader
@@ -209,6 +210,8 @@ def make_transforms(config: Config, which: str, trust: Trust = ()) -> dict[str, 
                 transform = instantiate(
                     plain, key, trust=trust, call=False, seed=config.seed, stream=("transform", name)
                 )
+            if isinstance(transform, nn.Module):
+                transform.requires_grad_(requires_grad=False)  # samples are no part of a graph
             if needs_fit(transform):
                 shared[same] = transform
             made[name] = _schedule_transform(transform, node, key)
