@@ -37,6 +37,7 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "report": "runner.cli.report",
     "promote": "runner.cli.promote",
     "compare": "runner.cli.compare",
+    "diff": "runner.cli.diff",
     "ls": "runner.cli.ls",
     "trust": "runner.cli.trust",
     "rm": "runner.cli.rm",
@@ -46,7 +47,6 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
 
 PLANNED = (
     "replay",
-    "diff",
     "blame",
 )
 

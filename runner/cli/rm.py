@@ -31,9 +31,7 @@ def main(argv: Sequence[str]) -> int:
         kept = [one.as_json() for one in plan.kept]
         print(to_json({"done": does_it, **removed, "kept": kept, "failed": plan.failed, "notes": plan.listed.notes}))
     else:
-        lines: list[tuple[str, ...]] = [
-            (row.path, row.status, formats.format_age(row.get("age"))) for row in gone
-        ]
+        lines: list[tuple[str, ...]] = [(row.path, row.status, formats.format_age(row.get("age"))) for row in gone]
         lines += [(str(sweep), "the sweep with all that is in it") for sweep in plan.sweeps]
         told = formats.format_plan(lines, plan.kept, plan.failed)
         verb = "removed" if does_it else "would be removed"
