@@ -40,15 +40,15 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "diff": "runner.cli.diff",
     "ls": "runner.cli.ls",
     "trust": "runner.cli.trust",
+    "help": "runner.cli.help",
     "rm": "runner.cli.rm",
     "archive": "runner.cli.archive",
+    "replay": "runner.cli.replay",
+    "record": "runner.cli.record",
 }
 
 
-PLANNED = (
-    "replay",
-    "blame",
-)
+PLANNED = ("blame",)
 
 
 # First words of other tools' command lines, and the verb that does the same; without one a run is trained.

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.cli.options import JSON, TRUST, Verb
+from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
-from runner.core.files import to_json
 
 VERBS = (Verb("diff", words=("A", "B"), options=(JSON, TRUST), takes_overrides=False),)
 
@@ -22,5 +22,8 @@ def main(argv: Sequence[str]) -> int:
 
     found = find_difference((given.words[0], given.words[1]), given.trust)
     write_files(found, Path("outputs") / "diff")
-    print(to_json(found.as_json()) if given.as_json else format_difference(found))
+    if given.as_json:
+        print_json(found.as_json())
+    else:
+        print(format_difference(found))
     return EXIT_DONE

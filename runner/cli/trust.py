@@ -1,4 +1,4 @@
-"""`python -m runner trust add PATTERN | list | remove PATTERN`: names that you trust in this project, kept for you.
+"""`python -m runner trust add PATTERN | list | remove PATTERN`: trust names in this project for good.
 
 They are kept in your own configuration directory under the path of the working directory, never inside the project.
 A pattern means what it means after `--trust`: names such as `timm.*`, or a directory of code.

@@ -5,7 +5,7 @@ from typing import Any
 
 from runner.core.exit_status import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED
 from runner.experiment.record.result import get_last_values, hash_weights
-from runner.train import evaluation, loop
+from runner.train import evaluation, pauses
 from runner.train.state import Run, StopReason
 
 
@@ -14,9 +14,9 @@ def finish(run: Run, result: dict[str, Any]) -> int:
     progress = run.progress
     if not run.stop.reason:
         if progress.step == run.rhythm.first_step:
-            loop.evaluate_and_compare(run, {})
-            loop.save(run)
-            loop.wait_for_checkpoint(run)
+            pauses.evaluate_and_compare(run, {})
+            pauses.save(run)
+            pauses.wait_for_checkpoint(run)
         if "test" in run.splits:
             test = evaluation.evaluate_and_show(run, "test")
             if test is not None:

@@ -1,4 +1,4 @@
-"""Command of the user's at the end of a run or a sweep (`on_event`): run, watched, and said in the log."""
+"""Command of the user's at the end of a run or a sweep (`on_event`): run, limited in time, logged."""
 
 import contextlib
 import os

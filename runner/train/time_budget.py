@@ -1,4 +1,4 @@
-"""Budget of training time (`train.max_time_counts=training`), which leaves start-up and compilation out."""
+"""Budget of training time (`train.max_time_counts=training`) without start-up and compilation."""
 
 import threading
 import time
