@@ -200,12 +200,19 @@ def test_config_metrics_record_and_best_checkpoint_stay(runs, runner):
     write_files(folder, {"metrics.jsonl": "{}", "provenance.json": "{}", ".hydra/config.yaml": ""})
     told = runner("archive", "outputs/a/good").out
     assert (len(list_checkpoints(folder)), "would be archived" in told) == (6, True)
-    before = (folder / "result.json").stat().st_mtime_ns
     status, said = ask(runner, "archive", "objective > 0.8", "--yes")
     assert (status, said["runs"][0]["checkpoints"]) == (0, ["step_00000002.pt"])
     assert list_checkpoints(folder) == ["best.pt", "manifest.json", "step_00000002.pt"]
     kept = ["config.yaml", "log.txt", "metrics.jsonl", "mine.txt", "provenance.json", "result.json", "trace.jsonl"]
     assert sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != ".lock") == kept
+
+
+def test_an_archived_run_says_so_and_has_its_age(runs, runner):
+    from runner.train.checkpoint import Checkpoints
+
+    folder = save_checkpoints(ROOT / "a/good", [0.2, 0.9, 0.5])
+    before = (folder / "result.json").stat().st_mtime_ns
+    ask(runner, "archive", "objective > 0.8", "--yes")
     checkpoints = Checkpoints(folder / "checkpoints", mode="max")
     assert checkpoints.load("best")["progress"]["step"] == 2
     with pytest.raises(
@@ -213,7 +220,7 @@ def test_config_metrics_record_and_best_checkpoint_stay(runs, runner):
     ):
         checkpoints.load("last")
     assert read_result(folder)["archived"]["checkpoints"] == ["step_00000002.pt"]
-    assert (folder / "result.json").stat().st_mtime_ns == before  # so that its age stays
+    assert (folder / "result.json").stat().st_mtime_ns == before
     assert ask(runner, "archive", "objective > 0.8", "--yes")[1]["runs"] == []  # there is nothing left to drop
 
 

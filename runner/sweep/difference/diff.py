@@ -140,8 +140,9 @@ def _compare_settings(a: Side, b: Side) -> list[SettingDifference]:
     for keys, was, now in find_differences(a.config, b.config):
         key = ".".join(keys)
         has_effect = not any(".".join(keys[:length]) in WITHOUT_EFFECT for length in range(1, len(keys) + 1))
-        places = [side.find_place(keys, value) if value is not ABSENT else "" for side, value in ((a, was), (b, now))]
-        found.append(SettingDifference(key, was, now, *places, has_effect))
+        place_a = "" if was is ABSENT else a.find_place(keys, was)
+        place_b = "" if now is ABSENT else b.find_place(keys, now)
+        found.append(SettingDifference(key, was, now, place_a, place_b, has_effect))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Difference of two sides, shown: as text, the curves over each other, the code's difference as a file."""
+"""Difference of two sides, shown: as text, curves over each other, the code's difference as a file."""
 
 import re
 from pathlib import Path
