@@ -194,7 +194,6 @@ def list_checkpoints(folder):
 
 
 def test_config_metrics_record_and_best_checkpoint_stay(runs, runner):
-    from runner.train.checkpoint import Checkpoints
 
     folder = save_checkpoints(ROOT / "a/good", [0.2, 0.9, 0.5])
     write_files(folder, {"metrics.jsonl": "{}", "provenance.json": "{}", ".hydra/config.yaml": ""})
