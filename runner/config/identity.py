@@ -13,6 +13,7 @@ WITHOUT_EFFECT = {
     "name": "names the output directory",
     "run": "names an existing run directory",
     "sweep": "says how jobs are run, not what they are",
+    "actions": "they draw from streams of their own, and whatever they do to the model is undone",
     "on_event": "what is run at the end",
     "log": "logging draws no random number and reads nothing that training writes",
     "loader.num_workers": "order and augmentation are keyed by sample, not by worker",
@@ -36,6 +37,7 @@ ADDED_LATER: dict[str, Any] = {
     "train.average": None,
     "freeze.from": None,
     "freeze.sets": {},
+    "train.test_with": "last",
 }
 
 

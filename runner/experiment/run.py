@@ -262,7 +262,7 @@ def train_recorded(record: RunRecord, fault: NonFiniteError | None = None) -> in
             record.log.close()
         start_logging(record, run)
         fault = fit_until_fault(run, task.config)
-    return finish(run, record.result)
+    return finish(run, record.result, task.config.train.test_with)
 
 
 def record_error(record: RunRecord, error: Exception) -> None:
