@@ -130,6 +130,28 @@ def test_a_run_that_stays_keeps_what_it_needs_itself(runs, runner):
     assert [one["needs"][0]["by"] for one in said["kept"]] == ["conf/experiment/next.yaml", "outputs/b/heir"]
 
 
+def test_what_a_job_asks_for_that_has_not_begun_stays(runs, runner):
+    with Ledger(SWEEP) as ledger:
+        ledger.add([JobRecord("9", 9, ["pretrained.path='outputs/a/f0/checkpoints/best.pt'"], "9_00000009")])
+        ledger.set(base=["model.teacher=outputs/a/f1"])
+    said = ask(runner, "rm", "status == failed", "--yes")[1]
+    assert [one["reason"] for one in said["kept"]] == [
+        f"pretrained.path of the jobs of {SWEEP} needs it",
+        f"model.teacher of the jobs of {SWEEP} needs it",
+    ]
+    both = ask(runner, "rm", "outputs/a", str(SWEEP), "--yes")[1]
+    assert (both["kept"], both["sweeps"]) == ([], [str(SWEEP)])
+
+
+def test_a_run_or_a_sweep_goes_by_its_name(runs, runner):
+    write_run(ROOT / "b/2026-01-01_00-00-00_abcdef")
+    assert ask(runner, "rm", "2026-01-01_00-00-00_abcdef", "--yes")[1]["runs"] == [
+        "outputs/b/2026-01-01_00-00-00_abcdef"
+    ]
+    assert ask(runner, "rm", "sweep_1", "--yes")[1]["sweeps"] == [str(SWEEP)]
+    assert runner("rm", "2026-01-01_00-00-00_abcdef", "--yes").status == 2  # it is gone
+
+
 def test_no_link_is_followed(runs, runner):
     write_files(runs, {"precious/file": "mine", "precious/.lock": ""})
     (ROOT / "a/f0/tb").symlink_to(runs / "precious")
