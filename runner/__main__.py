@@ -36,7 +36,12 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "convert": "runner.cli.convert",
     "report": "runner.cli.report",
     "promote": "runner.cli.promote",
+    "compare": "runner.cli.compare",
     "ls": "runner.cli.ls",
+    "trust": "runner.cli.trust",
+    "help": "runner.cli.help",
+    "rm": "runner.cli.rm",
+    "archive": "runner.cli.archive",
 }
 
 

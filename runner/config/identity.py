@@ -33,6 +33,7 @@ ADDED_LATER: dict[str, Any] = {
     "pretrained.epoch": None,
     "train.stop_when": {},
     "train.max_time_counts": "all",
+    "train.average": None,
 }
 
 

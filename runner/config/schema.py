@@ -257,6 +257,20 @@ class Device:
 
 
 @dataclass
+class Average:
+    """Average of the weights, which evaluations use and checkpoints hold beside the raw weights."""
+
+    # mean: of the weights at each update (SWA); lookahead: slow weights, which are copied back into the model
+    kind: Literal["ema", "mean", "lookahead"] = "ema"
+    from_: Duration | None = make_field(None, alias="from", may_be_zero=True)  # the first update; null: after `every`
+    every: Duration | None = None  # between two updates; null: 1st for ema, 1ep for mean, 5st for lookahead
+    decay: float | None = make_field(None, above=0, below=1)  # of ema and lookahead: what the average keeps of itself
+    decay_power: float = make_field(0.0, at_least=0)  # decay x (steps done / all steps) ^ this; 0: constant
+    # compute batch norm's statistics for the averaged weights, by a pass over the training data before each use
+    update_bn: bool = False
+
+
+@dataclass
 class StopWhen:
     """Value of a metric at which training is done."""
 
@@ -277,6 +291,7 @@ class Train:
         None, above=0, below=1
     )  # decay of an average of the weights, which evaluations then use
     ema_every: Duration = Duration("1st")  # between two updates of it
+    average: Average | None = None  # another one, or from a time on: in place of `ema`
     evaluate_every: Duration | None = Duration("1ep")  # null: at the end only
     checkpoint_every: Duration | None = Duration("1ep")  # null: at the end only
     keep: int = make_field(3, at_least=1)  # newest checkpoints to keep, besides the best
@@ -394,7 +409,7 @@ class Sweep:
 
 @dataclass
 class OnEvent:
-    """Command of yours that is run at the end of a run or a sweep, with what happened as JSON on its input.
+    """Command of yours that is run at the end of a run or a sweep, with JSON on its input.
 
     It counts from the command line only, or with `--trust on_event`; never from a file alone.
     """

@@ -15,6 +15,7 @@ from runner.core import rng
 from runner.core.durations import Duration, compute_next_due
 from runner.core.errors import RunError
 from runner.model.freeze import unfreeze
+from runner.train.bn_statistics import refresh_statistics
 from runner.train.checkpoint import SaveError
 from runner.train.evaluation import add, evaluate_and_show, flatten_metric, list_numbers, read_objective
 from runner.train.finite import NonFiniteError, collect_tensors, find_infinite_buffers, find_non_finite, name_of
@@ -402,6 +403,7 @@ def save(run: Run) -> None:
     run.progress.seconds_training = max(run.progress.seconds_training, run.clock.budget.used)
     best = run.progress.best
     metric = best["objective"] if best is not None and best["step"] == run.progress.step else None
+    refresh_statistics(run)
     with handle_save_error(run):
         run.checkpoints.save(collect_state(run), run.progress.step, metric, background=True)
     run.clock.saving += time.perf_counter() - begun

@@ -19,7 +19,6 @@ from runner.log.logger import Logger, NoLogger
 from runner.model.freeze import FrozenParameters
 from runner.model.pretrained.plan import LoadPlan
 from runner.train.checkpoint import Checkpoints
-from runner.train.ema import EMA
 from runner.train.lr_schedule import (
     ConstantLR,
     LRSchedule,
@@ -35,6 +34,7 @@ from runner.train.optimizer_step.named_updates import GradScalers
 from runner.train.optimizer_step.precision import GradScaler
 from runner.train.single_process import FULL_TENSORS, SINGLE_PROCESS, FullTensors, SingleProcess
 from runner.train.step_outputs import RESERVED, StepOutputs
+from runner.train.weight_average import WeightAverage
 
 
 class Losses:
@@ -298,7 +298,7 @@ class Run:
     rhythm: Rhythm
     objective: Objective
     # ---- what may be there
-    average: EMA | None = None  # of the weights
+    average: WeightAverage | None = None  # of the weights
     scaler: GradScaler | GradScalers | None = None  # of fp16's gradients
     pretrained: LoadPlan | None = None  # what was loaded
     frozen: FrozenParameters = field(default_factory=FrozenParameters)

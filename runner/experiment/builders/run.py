@@ -23,7 +23,7 @@ from runner.experiment.builders.log import make_monitor
 from runner.experiment.builders.train import (
     choose_objective,
     compile_in_place,
-    make_ema,
+    make_average,
     make_metrics,
     make_optimizer,
     make_optimizer_step,
@@ -101,7 +101,7 @@ def _build_parts(
     step = instantiate(config.step, "step", trust=trust, call=False, seed=config.seed)
     scaler = make_scaler(config, step, optimizer, device)
     metrics = {which: make_metrics(config, device, trust) for which in ("train", "eval")}
-    average = make_ema(config, model, steps_per_epoch, layout)
+    average = make_average(config, model, rhythm, layout)
     update = make_optimizer_step(config, device, model, loss, step, optimizer, metrics["train"], average, scaler)
     dataset = parts["train"][0] if "train" in parts else None
     run = Run(

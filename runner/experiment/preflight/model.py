@@ -39,6 +39,9 @@ def build_meta_model(config: Config, found: Preflight, trust: Trust) -> nn.Modul
         )
         found.mistakes.append(Mistake("model", rule, config.model["_target_"], remedy=remedy, kind="refused"))
         return None
+    if config.train.average is not None and config.train.average.update_bn and not find_batch_norms(model):
+        rule, key = "has no effect: the model has no batch normalisation", "train.average.update_bn"
+        found.mistakes.append(Mistake(key, rule, value=True, suggestion="false", kind="no-effect"))
     if config.device.sync_batchnorm and not find_batch_norms(model):
         rule = "has no effect: the model has no batch normalisation"
         found.mistakes.append(Mistake("device.sync_batchnorm", rule, value=True, suggestion="false", kind="no-effect"))

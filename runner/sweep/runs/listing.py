@@ -12,7 +12,6 @@ from runner.sweep.runs.filters import Test, find_name, parse_filter
 from runner.sweep.runs.index import RunTable, find_root, read_table
 from runner.sweep.runs.reading import RunRow
 
-
 JOB_ALONE: tuple[AddressKind, ...] = ("job",)
 
 

@@ -183,6 +183,33 @@ def check_member_schedules(config: schema.Config) -> Iterator[Finding]:
                 yield Finding(mistake, tuple(keys))
 
 
+def check_average(config: schema.Config) -> Iterator[Finding]:
+    """Check that an average of the weights has what its kind needs, and begins within the run."""
+    chosen, train = config.train.average, config.train
+    if chosen is None:
+        return
+    if train.ema is not None:
+        rule, remedy = "must not stand beside `train.ema`: there is one average", "take `kind: ema` and its `decay`"
+        yield Finding(Mistake("train.average", rule, remedy=remedy, kind="conflict"), ("train.ema",))
+    if chosen.kind == "mean":
+        reason = "in a mean of the weights, each of which counts the same"
+        yield from find_unused_settings("train.average", chosen, ("decay", "decay_power"), reason, "train.average.kind")
+    elif chosen.decay is None:
+        rule, right = f"must be given for kind {chosen.kind}", "0.999" if chosen.kind == "ema" else "0.5"
+        remedy = format_suggestion(right)
+        mistake = Mistake("train.average.decay", rule, None, remedy=remedy, suggestion=right, kind="missing")
+        yield Finding(mistake, ("train.average.kind",))
+    if chosen.update_bn and config.loader.persistent_workers and config.loader.num_workers:
+        rule = "must be false with `train.average.update_bn`, which reads the training data in the midst of an epoch"
+        mistake = Mistake("loader.persistent_workers", rule, value=True, suggestion="false", kind="conflict")
+        yield Finding(mistake, ("train.average.update_bn",))
+    run = Duration.parse(train.duration)
+    begins = Duration.parse(chosen.from_ or "0st")
+    if run.amount and begins != run and begins.reaches(run):
+        rule = f"must be within the run, whose train.duration is {train.duration}: nothing would be averaged"
+        yield Finding(Mistake("train.average.from", rule, chosen.from_, kind="conflict"), ("train.duration",))
+
+
 def find_unused_in_training(config: schema.Config) -> Iterator[Finding]:
     """Find settings of `train`, `device` and `loss` without effect because of another key."""
     train = config.train
