@@ -42,11 +42,12 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "help": "runner.cli.help",
     "rm": "runner.cli.rm",
     "archive": "runner.cli.archive",
+    "replay": "runner.cli.replay",
+    "record": "runner.cli.record",
 }
 
 
 PLANNED = (
-    "replay",
     "diff",
     "blame",
 )

@@ -7,6 +7,7 @@ Without a word: the verbs and the groups. A group: its options in `conf/` and ev
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from runner.cli.options import JSON, Verb
 from runner.config import key_help
@@ -82,7 +83,7 @@ def _find_argument(key: str, overrides: Sequence[str]) -> KeyHelp | None:
     from runner.config.defaults import find_signature_default
 
     outer, _, name = key.rpartition(".")
-    node = compose(overrides).config
+    node: Any = compose(overrides).config
     for part in as_path(outer):
         node = node.get(part) if isinstance(node, dict) else None
     target = node.get("_target_") if isinstance(node, dict) else None

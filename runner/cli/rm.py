@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         print(to_json({"done": does_it, **removed, "kept": kept, "failed": plan.failed, "notes": plan.listed.notes}))
     else:
         lines = [(row.path, row.status, formats.format_age(row.get("age"))) for row in gone]
-        lines += [(str(sweep), "the sweep with all that is in it") for sweep in plan.sweeps]
+        lines += [(str(sweep), "the sweep with all that is in it", "") for sweep in plan.sweeps]
         told = formats.format_plan(lines, plan.kept, plan.failed)
         verb = "removed" if does_it else "would be removed"
         last = f"{formats.count_runs(len(gone))}, {formats.format_size(size)}, {verb}"

@@ -34,6 +34,8 @@ ADDED_LATER: dict[str, Any] = {
     "train.stop_when": {},
     "train.max_time_counts": "all",
     "train.average": None,
+    "freeze.from": None,
+    "freeze.sets": {},
 }
 
 
@@ -46,8 +48,11 @@ def compute_job_id(config: Mapping[str, Any]) -> str:
 
 
 def compute_replicate_id(config: Mapping[str, Any]) -> str:
-    """Hash a resolved config as `compute_job_id` does, but without the seed: replicates share the hash."""
-    return _hash({key: value for key, value in _drop_without_effect(config).items() if key != "seed"})
+    """Hash a resolved config as `compute_job_id` does, but without seed and fold: replicates share the hash."""
+    kept = _drop_without_effect(config)
+    if (kept.get("dataset") or {}).get("fold") is not None:
+        kept = _without(kept, "dataset.fold")
+    return _hash({key: value for key, value in kept.items() if key != "seed"})
 
 
 def compute_sweep_id(base: Mapping[str, Any], swept: Collection[str]) -> str:

@@ -192,10 +192,21 @@ class Pretrained:
 
 
 @dataclass
+class FreezeSet:
+    """Further parameters that are frozen, with times of their own."""
+
+    params: list[Pattern] = make_field()
+    from_: Duration | None = make_field(None, alias="from")
+    until: Duration | None = None
+
+
+@dataclass
 class Freeze:
     params: list[Pattern] = make_field([])
     norm_stats: bool = False
-    until: Duration | None = None
+    from_: Duration | None = make_field(None, alias="from")  # they train before this time
+    until: Duration | None = None  # they train from this time on
+    sets: dict[str, FreezeSet | None] = make_field({})  # further parameters, by name, each set with times of its own
 
 
 @dataclass
@@ -354,6 +365,7 @@ class Log:
     mean: bool = True  # of training: a line has the means since the last one; false: the values at its step
     tensorboard: bool = True
     progress: bool = True
+    trace: bool = True  # trace.jsonl: bits and hashes of what each step computed, for `replay` and `record`
     model_table: bool = True
     hparams: bool | list[Pattern] = True  # TensorBoard's table of runs: every key, or those that match
     gradient_norm: bool = False  # of each logged step, before clipping; of each parameter group

@@ -115,6 +115,7 @@ class EpochOrder:
     def __init__(self, length: int, stream: Stream, *, shuffle: bool, sampler: Iterable[int] | None = None) -> None:
         self.length, self.stream, self.shuffle, self.sampler = length, stream, shuffle, sampler
         self.drawn: int | None = None  # samples or batches of the first epoch that a sampler was asked for
+        self.kept: dict[int, Any] | None = None  # what was drawn, by epoch, while somebody keeps it: see OrderTrace
 
     @property
     def fixed(self) -> bool:
@@ -126,8 +127,14 @@ class EpochOrder:
         if self.sampler is not None:
             return np.fromiter(self.draw(self.sampler, epoch), dtype=np.int64)
         if self.shuffle:
-            return rng.draw_permutation(self.stream.key(epoch, "order"), self.length)
+            drawn = rng.draw_permutation(self.stream.key(epoch, "order"), self.length)
+            self._keep(epoch, drawn)
+            return drawn
         return np.arange(self.length)
+
+    def _keep(self, epoch: int, drawn: Any) -> None:
+        if self.kept is not None:
+            self.kept[epoch] = drawn
 
     def draw(self, sampler: Iterable[Any], epoch: int, key: str = "loader.sampler", unit: str = "samples") -> list[Any]:
         """Draw what a sampler or a batch sampler gives in an epoch.
@@ -145,6 +152,7 @@ class EpochOrder:
                 f"schedules and a resume count on epochs of one length. Let it give {self.drawn:,} each time (some "
                 f"more than once, or not at all), or take a dataset that yields its samples (torch's IterableDataset)"
             )
+        self._keep(epoch, given)
         return given
 
 

@@ -19,6 +19,7 @@ from runner.log.logger import Logger, NoLogger
 from runner.model.freeze import FrozenParameters
 from runner.model.pretrained.plan import LoadPlan
 from runner.train.checkpoint import Checkpoints
+from runner.train.fitting import FittedParts
 from runner.train.lr_schedule import (
     ConstantLR,
     LRSchedule,
@@ -34,6 +35,7 @@ from runner.train.optimizer_step.named_updates import GradScalers
 from runner.train.optimizer_step.precision import GradScaler
 from runner.train.single_process import FULL_TENSORS, SINGLE_PROCESS, FullTensors, SingleProcess
 from runner.train.step_outputs import RESERVED, StepOutputs
+from runner.train.trace import NoTrace
 from runner.train.weight_average import WeightAverage
 
 
@@ -45,6 +47,12 @@ class Losses:
         self.values: list[float] = []
         self.sizes: list[int] = []
         self.fields = StepOutputs()
+        self.cleared = 0
+
+    @property
+    def count(self) -> int:
+        """Count the losses so far, those that were dropped among them."""
+        return self.cleared + len(self.sizes)
 
     def add(self, outcome: Mapping[str, Any]) -> None:
         """Add the loss of a step, without waiting for the device."""
@@ -67,6 +75,7 @@ class Losses:
 
     def clear(self) -> None:
         """Drop all losses and step outputs."""
+        self.cleared += len(self.sizes)
         self.on_device.clear()
         self.values.clear()
         self.sizes.clear()
@@ -249,7 +258,6 @@ class Rhythm:
     stop_when: tuple[Threshold, ...] = ()  # values at which training is done
     max_seconds: float | None = None  # over all resumes
     max_time_counts: str = "all"  # whether these are of wall time, or of training alone
-    thaw_at: int | None = None  # the step from which on everything frozen trains
     check_finite: str = "loss"
     on_save_error: str = "stop"
 
@@ -303,6 +311,8 @@ class Run:
     pretrained: LoadPlan | None = None  # what was loaded
     frozen: FrozenParameters = field(default_factory=FrozenParameters)
     names: Mapping[str, Any] = field(default_factory=dict)  # of classes and input columns, where the data knows them
+    fitted: FittedParts = field(default_factory=FittedParts)  # of the data, to the training split
+    trace: NoTrace = field(default_factory=NoTrace)
     rehearse: Callable[[Any], object] | None = None  # is shown the first batch before anything is learnt from it
     # ---- the processes that train together
     team: SingleProcess = SINGLE_PROCESS

@@ -271,6 +271,8 @@ def choose_objective(config: Config, splits: Mapping[str, Any]) -> tuple[str, Li
     evaluated = [name for name in splits if name not in ("train", "test")]
     first = "val" if "val" in evaluated else next(iter(evaluated), "train")
     objective = config.train.objective or f"{first}/loss"
+    if config.dataset.folds is not None and config.dataset.fold is None and objective.startswith("val/"):
+        return "train/loss", "min"  # of a recipe that was found with folds: no fold is held out
     return objective, config.train.mode or ("min" if objective.endswith("/loss") else "max")
 
 

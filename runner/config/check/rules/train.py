@@ -241,6 +241,11 @@ def find_unused_in_training(config: schema.Config) -> Iterator[Finding]:
         )
 
 
+def _list_frozen(freeze: schema.Freeze) -> list[tuple[str, schema.Freeze | schema.FreezeSet]]:
+    sets = [(f"freeze.sets.{name}", part) for name, part in freeze.sets.items() if part is not None]
+    return [("freeze", freeze), *sets]
+
+
 def find_too_long(config: schema.Config, steps_per_epoch: int | None = None) -> Iterator[Finding]:
     """Find a warmup or freeze as long as the run; `steps_per_epoch` lets steps compare with epochs."""
     run = Duration.parse(config.train.duration)
@@ -248,10 +253,22 @@ def find_too_long(config: schema.Config, steps_per_epoch: int | None = None) -> 
     rule = f"must be shorter than the run, whose train.duration is {config.train.duration}{known}"
     for key, value, remedy in (
         ("scheduler.warmup", config.scheduler.warmup, "the schedule after it would never begin: make it shorter"),
-        ("freeze.until", config.freeze.until, "nothing would ever thaw: make it shorter, or null"),
+        *(
+            (f"{key}.{name}", value, f"nothing would ever {verb}: make it shorter, or null")
+            for key, part in _list_frozen(config.freeze)
+            for name, value, verb in (("from", part.from_, "freeze"), ("until", part.until, "thaw"))
+        ),
     ):
         if value is not None and Duration.parse(value).reaches(run, steps_per_epoch):
             yield Finding(Mistake(key, rule, value, remedy=remedy, kind="conflict"), ("train.duration",))
+    for key, part in _list_frozen(config.freeze):
+        if (
+            part.from_
+            and part.until
+            and Duration.parse(part.from_).reaches(Duration.parse(part.until), steps_per_epoch)
+        ):
+            mistake = Mistake(f"{key}.from", f"must be before {key}.until, {part.until}", part.from_, kind="conflict")
+            yield Finding(mistake, (f"{key}.until",))
     epoch = config.pretrained.epoch
     if epoch and config.pretrained.strategy != "none" and Duration(epoch, "ep").reaches(run, steps_per_epoch):
         rule = f"must be before the end of the run, whose train.duration is {config.train.duration}{known}"
