@@ -4,7 +4,6 @@
 forward, too, with a free batch size, and the evaluation transforms where they can be traced.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from runner.cli.options import JSON, TRUST, Option, Verb
 from runner.core.errors import ConfigError, Mistake
 from runner.core.escape import make_printable
+from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
 
 FORMATS = ("safetensors", "state_dict", "torch_export", "onnx")
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     for note in made.notes:
         print(f"note: {make_printable(note)}", file=sys.stderr)
     if given.as_json:
-        print(json.dumps({"folder": str(made.folder)} | made.as_json()))
+        print_json({"folder": str(made.folder)} | made.as_json())
         return EXIT_DONE
     files = sorted(path.name for path in made.folder.iterdir())
     if made.difference is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from runner.cli.options import COUNT, JSON, TRUST, Option, Verb
 from runner.core.errors import ConfigError
 from runner.core.escape import make_printable
+from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED
 
 VERBS = (
@@ -77,8 +78,6 @@ def main(argv: Sequence[str]) -> int:
         rest = "the others are predicted" if count else "nothing is predicted"
         print(f"{len(found.refused):,} of {total:,} inputs are left out; {rest}.", file=sys.stderr)
     if given.as_json:
-        from runner.core.event_stream import print_json
-
         plain = {
             "run": str(found.folder),
             "step": found.step,

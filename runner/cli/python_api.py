@@ -45,7 +45,7 @@ def run(*overrides: str, trust: Sequence[str] = (), inexact: bool = False, sched
     """
     with hold_process():
         from runner.experiment.examine import require_valid
-        from runner.experiment.on_event import notify_end
+        from runner.experiment.on_event import tell_end
         from runner.experiment.preflight import processes as processes_preflight
         from runner.experiment.record.directory import make_run_dir
         from runner.experiment.resume import resume as resume_run
@@ -64,7 +64,7 @@ def run(*overrides: str, trust: Sequence[str] = (), inexact: bool = False, sched
             )
         else:
             outcome = train(examined, composed, argv, given, make_run_dir(Path("outputs"), config.name))
-            notify_end(config.on_event, outcome.folder, outcome.result, outcome.status)
+            tell_end(config.on_event, outcome.folder, outcome.result, outcome.status)
             folder, status = outcome.folder, outcome.status
         return finish_run(folder, status, given)
 

@@ -41,6 +41,16 @@ class Two(nn.Module):
         return {"logits": self.layer(self.drop(torch.cat([a, b], 1))), "sum": (a + b).sum(1)}
 
 
+class Scale:
+    largest = 1.0
+
+    def fit(self, train_split):
+        self.largest = max(float(sample["right"].max()) for sample in train_split)
+
+    def __call__(self, sample):
+        return {**sample, "left": sample["left"] / self.largest}
+
+
 def own(batch, model, loss):
     made = model(batch["left"], batch["right"])["logits"]
     return {"loss": loss(made, batch["aim"]), "output": made, "target": batch["aim"], "size": len(made)}
@@ -324,3 +334,17 @@ def test_a_stranger_s_run_runs_nothing_and_a_lost_file_is_named(digits, runner):
     assert (lost.status, foreign.status) == (1, 2)
     assert "copy/checkpoints holds no checkpoint, so there are no weights; config.yaml, metrics.jsonl" in lost.err
     assert "webbrowser" in foreign.err
+
+
+def test_a_fitted_transform_has_what_the_run_had_learnt(twos, runner):
+    """For files too, for which nothing is fitted again."""
+    scale = "{_target_: twos.Scale}"
+    words = ["experiment=pairs", "transform.on=sample", f"transform.train.s={scale}", f"transform.eval.s={scale}"]
+    run = str(runner(*words).folder)
+    x = np.stack([np.full(3, index - 5.5, np.float32) for index in range(12)])
+    np.savez("all.npz", left=x, right=2 * x)
+    files = json.loads(runner("predict", run, "all.npz", "--json").out)["predictions"]
+    split = json.loads(runner("predict", run, "--split", "val", "--json").out)["predictions"]
+    train = json.loads(runner("predict", run, "--split", "train", "--json").out)["predictions"]
+
+    assert [row["output"] for row in files] == [row["output"] for row in split] == [row["output"] for row in train]
