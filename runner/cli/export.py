@@ -13,6 +13,7 @@ from runner.core.errors import ConfigError, Mistake
 from runner.core.escape import make_printable
 from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
+from runner.sweep.runs.address import locate_run
 
 FORMATS = ("safetensors", "state_dict", "torch_export", "onnx")
 VERBS = (
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     if "--to" not in given:
         remedy = f"--to {'|'.join(FORMATS)}"
         raise ConfigError([Mistake("--to", "must be given: the format of the export", remedy=remedy, kind="missing")])
-    run = Path(given.words[0])
+    run = locate_run(given.words[0])
     from runner.experiment.inference.export import export_run
     from runner.sweep.report.replicates import describe_replicates
 

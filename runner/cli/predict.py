@@ -13,6 +13,7 @@ from runner.core.errors import ConfigError
 from runner.core.escape import make_printable
 from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED
+from runner.sweep.runs.address import locate_run
 
 VERBS = (
     Verb(
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     if out is not None and (mistakes := prediction_files.check_out(out)):
         raise ConfigError(mistakes)
     found = predict(
-        Path(given.words[0]),
+        locate_run(given.words[0]),
         inputs,
         overrides,
         given.trust,

@@ -172,16 +172,16 @@ def compose(*overrides: str, trust: Sequence[str] = ()) -> "DictConfig":
 
 
 def load(folder: str | Path, *, trust: Sequence[str] = (), checkpoint: str = "last", weights: str = "") -> "LoadedRun":
-    """Load a run directory: its live model, config, metrics, predictions.
+    """Load a run, by its directory or as `SWEEP:12`: its live model, config, metrics, predictions.
 
     Raises:
         ConfigError: it is no run directory, or its config has mistakes.
     """
     from runner.experiment.inference.loaded_run import LoadedRun
+    from runner.sweep.runs.address import locate_run
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(make_importable())
-        return LoadedRun(folder, tuple(trust), checkpoint=checkpoint, weights=weights)
+    with make_importable():
+        return LoadedRun(locate_run(str(folder)), tuple(trust), checkpoint=checkpoint, weights=weights)
 
 
 @dataclass(frozen=True)

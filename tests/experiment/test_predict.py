@@ -348,3 +348,32 @@ def test_a_fitted_transform_has_what_the_run_had_learnt(twos, runner):
     train = json.loads(runner("predict", run, "--split", "train", "--json").out)["predictions"]
 
     assert [row["output"] for row in files] == [row["output"] for row in split] == [row["output"] for row in train]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU")
+def test_a_run_of_a_gpu_is_predicted_on_the_cpu_and_that_is_said(digits, runner):
+    shutil.copytree(digits, "copy", symlinks=True)
+    config = Path("copy/config.yaml")
+    config.write_text(config.read_text().replace("type: auto", "type: cuda:1"))
+    np.save("x.npy", np.zeros((1, 1, 8, 8), np.float32))
+    file, split = runner("predict", "copy", "x.npy"), runner("predict", "copy", "--split", "val")
+
+    assert (file.status, split.status) == (0, 0)
+    assert "note: the run trained on cuda:1, and here it is the CPU: torch sees" in file.err
+    assert "note: the run trained on cuda:1, and here it is the CPU: torch sees" in split.err
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    "words", [("device.precision=bf16",), ("device.memory_format=channels_last",), ("loader.num_workers=2",)]
+)
+def test_files_and_splits_agree_in_every_precision_and_layout(words, runner):
+    run = str(runner("train.duration=1ep", "log=quiet", *words).folder)
+    from datasets.digits import Digits
+
+    split = json.loads(runner("predict", run, "--split", "val", "--json", "--batch-size", "50").out)["predictions"]
+    rows = [int(row["input"][4:-1]) for row in split]
+    np.save("rows.npy", Digits().tensors[0][rows].numpy())
+    files = json.loads(runner("predict", run, "rows.npy", "--json", "--batch-size", "50").out)["predictions"]
+
+    assert [row["output"] for row in files] == [row["output"] for row in split]

@@ -30,6 +30,7 @@ from runner.experiment.inference.interpretation import Interpretation, interpret
 from runner.experiment.inference.trained_model import (
     StepInputs,
     TrainedModel,
+    choose_device,
     find_step_inputs,
     give_learnt,
     load_trained_model,
@@ -259,7 +260,9 @@ def predict_split(
         ConfigError: there is no such split or checkpoint.
         RunError: the data cannot be had.
     """
-    file = find_checkpoint(folder, checkpoint, "predict")
+    file, notes = find_checkpoint(folder, checkpoint, "predict"), list[str]()
+    if choose_device(config, notes).type == "cpu":
+        config = replace(config, device=replace(config.device, type="cpu"))
     with diagnosis.convert_record_errors(folder):
         run = run_builder.build(config, folder, {}, trust)
         run.checkpoints.warn = print_note
@@ -280,7 +283,7 @@ def predict_split(
         meaning = interpret(config, trust)
     refused: list[str] = []
     made = predict_split_batches(run, config, split, meaning, refused)
-    return Predictions(folder, saved["progress"]["step"], which, meaning, classes, made, refused)
+    return Predictions(folder, saved["progress"]["step"], which, meaning, classes, made, refused, notes)
 
 
 def make_train_in_order(config: Config, run: Run, learnt: Mapping[str, Any], trust: Trust) -> Any:
