@@ -20,6 +20,7 @@ from runner.core.errors import ConfigError, Mistake, RunError, format_count, for
 from runner.core.exit_status import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED
 from runner.core.html_table import make_html_table, make_html_text
 from runner.core.stop_signals import serve_host
+from runner.core.user_trust import read_trusted
 from runner.train.distributed import environment
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run(*overrides: str, trust: Sequence[str] = (), inexact: bool = False, sched
         from runner.experiment.resume import resume as resume_run
         from runner.experiment.run import train
 
-        given, argv = tuple(trust), [*overrides, *(word for one in trust for word in ("--trust", one))]
+        given, argv = collect_trust(trust), [*overrides, *(word for one in trust for word in ("--trust", one))]
         composed = compose_config(overrides)
         examined = require_valid(composed, given)
         config = examined.config
@@ -83,11 +84,16 @@ def resume(
         from runner.experiment.record.recorded import load_recorded_config
         from runner.experiment.resume import resume as resume_run
 
-        given, path = tuple(trust), Path(folder)
+        given, path = collect_trust(trust), Path(folder)
         config, unresolved = load_recorded_config(path, overrides, given)
         argv = ["resume", str(path), *overrides]
         status = resume_run(path, config, unresolved, argv, given, inexact=inexact, schedule=schedule)
         return finish_run(path, status, given)
+
+
+def collect_trust(trust: Sequence[str]) -> tuple[str, ...]:
+    """Collect the patterns given here, and those that the user keeps for this project (`trust add`)."""
+    return (*trust, *read_trusted())
 
 
 def finish_run(folder: Path, status: int, trust: tuple[str, ...]) -> "LoadedRun":
@@ -148,9 +154,9 @@ def check(*overrides: str, trust: Sequence[str] = (), multirun: bool = False) ->
         plan: list[str] = []
         try:
             if multirun:
-                examine_sweep(list(overrides), tuple(trust), found.extend, notes.extend)
+                examine_sweep(list(overrides), collect_trust(trust), found.extend, notes.extend)
             else:
-                seen = examine(compose_config(overrides), tuple(trust), found.extend).found
+                seen = examine(compose_config(overrides), collect_trust(trust), found.extend).found
                 notes, plan = seen.notes, seen.plan
         except ConfigError as error:
             found.extend(error.mistakes)
@@ -165,7 +171,7 @@ def compose(*overrides: str, trust: Sequence[str] = ()) -> "DictConfig":
     """
     from omegaconf import OmegaConf
 
-    checked = Check(compose_config(overrides), tuple(trust))
+    checked = Check(compose_config(overrides), collect_trust(trust))
     if checked.at_once:
         raise ConfigError(list(checked.at_once))
     return OmegaConf.create(to_resolved_data(checked.config))
@@ -181,7 +187,7 @@ def load(folder: str | Path, *, trust: Sequence[str] = (), checkpoint: str = "la
     from runner.sweep.runs.address import locate_run
 
     with make_importable():
-        return LoadedRun(locate_run(str(folder)), tuple(trust), checkpoint=checkpoint, weights=weights)
+        return LoadedRun(locate_run(str(folder)), collect_trust(trust), checkpoint=checkpoint, weights=weights)
 
 
 @dataclass(frozen=True)
@@ -272,7 +278,7 @@ def multirun(*overrides: str, trust: Sequence[str] = ()) -> SweepResults:
         from runner.sweep.report.results import gather
         from runner.sweep.space import request
 
-        given, argv = tuple(trust), ["-m", *overrides]
+        given, argv = collect_trust(trust), ["-m", *overrides]
         status = sweep_multirun.main(list(overrides), argv, given)
         if status == EXIT_WRONG:
             raise ConfigError(check(*overrides, trust=trust, multirun=True).mistakes)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -264,3 +265,15 @@ def test_an_interrupted_cell_saves_and_the_kernel_lives(tmp_path):
     assert read_result(folder)["status"] == "interrupted"
     assert list((folder / "checkpoints").glob("step_*.pt"))
     assert alive["content"]["status"] == "ok"
+
+
+def test_the_python_of_the_page_runs_and_prints_what_the_command_does(elsewhere, capsys):
+    page = (ROOT / "docs" / "python.md").read_text()
+    scope = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, scope)
+    out = capsys.readouterr().out
+
+    assert "\ncompleted 0." in out
+    assert "torch.Size([359, 10])" in out
+    assert out.endswith("did you mean `train.duration`?\n1 mistake.\n")
