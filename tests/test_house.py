@@ -41,6 +41,9 @@ warm warn watch weigh weight widen will work works wrap write yield zip
 PARTICLES = ("as", "to", "from", "with", "without")  # conversions and context managers, as in `as_tensor`, `to_image`
 NO_VERBS = {
     "main": "the entry of a module that is run",
+    "multirun": "the word of the command line, for a function of the Python API",
+    "__getattr__": "Python's name",
+    "__dir__": "Python's name",
     "supervised": "a step: its name stands in users' YAML",
     "minimise": "a step: its name stands in users' YAML",
     "state_dict": "PyTorch's name",

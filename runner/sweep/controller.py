@@ -1,7 +1,6 @@
 """Controller of a sweep: the one process that asks for points, starts jobs and writes the ledger."""
 
 import dataclasses
-import os
 import signal
 import time
 from collections import deque
@@ -10,10 +9,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from runner.core import event_stream
 from runner.core.errors import ConfigError
 from runner.core.exit_status import EXIT_APART, get_stop_status
-from runner.core.stop_signals import handle_signals
+from runner.core.stop_signals import handle_signals, leave_at_once
 from runner.experiment.examine import examine
 from runner.sweep.console import SweepConsole
 from runner.sweep.interfaces import Event, Executor, JobSpec, Proposal, Source
@@ -58,8 +56,7 @@ def catch_stop_signals(stop: SweepStop) -> Iterator[None]:
         if number == signal.SIGINT or not stop.signals:
             stop.signals.append(number)
         if not stop.noted:
-            event_stream.end(stop.status, status="interrupted", signal=signal.Signals(number).name)
-            os._exit(stop.status)
+            leave_at_once(stop.status, number)
 
     with handle_signals(handler):
         yield

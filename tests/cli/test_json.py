@@ -184,6 +184,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "RUN"),
     "ls": ("ls",),
     "predict": ("predict", "RUN", "--split", "test"),
+    "export": ("export", "RUN", "--to", "state_dict"),
 }
 SLOW = {
     "show data": ("show", "data", *SHORT),
