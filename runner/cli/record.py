@@ -1,4 +1,4 @@
-"""`python -m runner record RUN --to conf/experiment/NAME.record.json`: write a small record of a run, to be committed.
+"""`python -m runner record RUN --to NAME.record.json`: write a small record of a run, to commit.
 
 It holds the config, the trace and the result, but no weights; `replay` reads it like a run directory.
 """

@@ -1,4 +1,4 @@
-"""`python -m runner replay RUN [--steps N] [--from STEP]`: train a record again, and name the first step that differs.
+"""`python -m runner replay RUN [--steps N] [--from STEP]`: train again; name the first difference.
 
 RUN is a run directory or a record file. It is trained in a folder of its own; RUN is not touched. What differs before
 anything runs is printed first: config, code, versions, hardware, threads, data. Then every step is compared with the
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         RunError: the data cannot be had.
     """
     if any(word == ALL.name or word.startswith(f"{ALL.name}=") for word in argv):
-        return _replay_all(argv)
+        return _run_all(argv)
     given = VERBS[0].parse(argv)
     from runner.experiment.replay.replay import print_line, replay
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     return EXIT_DONE if answer.same else EXIT_FAILED
 
 
-def _replay_all(argv: Sequence[str]) -> int:
+def _run_all(argv: Sequence[str]) -> int:
     given = VERBS[1].parse(argv)
     if given.overrides:
         rule = "takes neither RUN nor overrides: it replays each record of its folder"
