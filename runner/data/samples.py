@@ -20,6 +20,7 @@ from runner.core.errors import RunError
 from runner.core.layouts import is_strided
 from runner.core.trees import map_tensors
 from runner.data.interfaces import Indices, Place, iterate_members
+from runner.data.timing import DataClock, tell_samplers
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,14 @@ class Placement:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Named transforms of a split, in order, and the sample member they change (None: the whole sample)."""
+    """Named transforms of a split, in order, and the sample member they change (None: the whole sample).
+
+    `timed` names those that change with the progress of training.
+    """
 
     transforms: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     place: Place | None = 0
+    timed: frozenset[str] = frozenset()
 
     def apply(
         self,
@@ -97,6 +102,7 @@ class Stream:
 
     seed: int
     split: str
+    clock: DataClock = field(default_factory=DataClock)
 
     def key(self, epoch: int, *names: str | int) -> int:
         """Derive the key of `(seed, epoch, *names)` in training, `(seed, split, *names)` elsewhere."""
@@ -136,6 +142,7 @@ class EpochOrder:
         Raises:
             RunError: it is not as much as in the first epoch.
         """
+        self.stream.clock.begin(self.stream.split, epoch)
         given = draw_sampler(sampler, self.stream, epoch)
         if self.drawn is None:
             self.drawn = len(given)
@@ -152,8 +159,7 @@ class EpochOrder:
 def draw_sampler(sampler: Iterable[Any], stream: Stream, epoch: int) -> list[Any]:
     """Draw all indices of a sampler for an epoch from the keyed stream of that epoch's order."""
     with rng.stream(stream.key(epoch, "order")):
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)
+        tell_samplers(sampler, epoch)
         return list(sampler)
 
 

@@ -20,7 +20,7 @@ from runner.core.errors import ConfigError, Mistake, RunError, describe_error, f
 from runner.experiment.preflight.report import Preflight
 from runner.experiment.record import provenance
 from runner.experiment.record.recorded_run import RecordedRun
-from runner.train import evaluation, loop, remedies
+from runner.train import evaluation, loop, pauses, remedies
 from runner.train.optimizer_step import base
 from runner.train.optimizer_step.accumulated import AccumulatedStep
 from runner.train.state import Run
@@ -205,7 +205,7 @@ def _infer_stage(frames: Sequence[FrameType], run: Run, metrics: Mapping[int, st
         if "made" not in local:
             return "step.input"
         return "step.target" if "wanted" not in local else "loss"
-    callers = (loop.fit.__code__, evaluation.evaluate.__code__, loop.log_line.__code__, AccumulatedStep.note.__code__)
+    callers = (loop.fit.__code__, evaluation.evaluate.__code__, pauses.log_line.__code__, AccumulatedStep.note.__code__)
     if last.f_code in callers and id(last.f_locals.get("metric")) in metrics:
         return f"metrics.{metrics[id(last.f_locals['metric'])]}"
     if any(frame.f_code in _get_code_objects(run.step) or frame.f_locals.get("self") is run.step for frame in frames):

@@ -5,7 +5,7 @@ from typing import Any
 
 from runner.core.exit_status import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED
 from runner.experiment.record.result import get_last_values, hash_weights
-from runner.train import evaluation, loop
+from runner.train import evaluation, pauses
 from runner.train.state import Run, StopReason
 
 
@@ -14,9 +14,9 @@ def finish(run: Run, result: dict[str, Any]) -> int:
     progress = run.progress
     if not run.stop.reason:
         if progress.step == run.rhythm.first_step:
-            loop.evaluate_and_compare(run, {})
-            loop.save(run)
-            loop.wait_for_checkpoint(run)
+            pauses.evaluate_and_compare(run, {})
+            pauses.save(run)
+            pauses.wait_for_checkpoint(run)
         if "test" in run.splits:
             test = evaluation.evaluate_and_show(run, "test")
             if test is not None:
@@ -42,9 +42,17 @@ def finish(run: Run, result: dict[str, Any]) -> int:
         result["stopped"] = run.stop.ended
         run.log.say(f"training ended after step {progress.step:,} of {run.rhythm.total_steps:,}: {run.stop.ended}")
     say_unknown(run)
+    say_not_averaged(run)
     result |= get_last_values(run)
     result["train"] = {name: value for name, value in progress.last.items() if name.startswith("train/")}
     return EXIT_DONE
+
+
+def say_not_averaged(run: Run) -> None:
+    """Log that an average of the weights had no update, because the run ended before the first."""
+    if run.average is not None and run.progress.step and not run.average.updates:
+        said = f"the first update is after step {run.average.first:,}, and there were {run.progress.step:,}"
+        run.log.say(f"train.average: nothing was averaged: {said}")
 
 
 def say_unknown(run: Run) -> None:

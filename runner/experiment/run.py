@@ -15,6 +15,7 @@ from runner.config.check.check import to_resolved_data
 from runner.config.composed import Composed
 from runner.config.schema import Config
 from runner.core import device as devices
+from runner.core import event_stream
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.core.exit_status import EXIT_FAILED
 from runner.core.files import remove, write_json
@@ -48,6 +49,7 @@ from runner.train.distributed.process_group import ProcessGroup
 from runner.train.finite import NonFiniteError
 from runner.train.single_process import SINGLE_PROCESS, SingleProcess
 from runner.train.state import Run, StopRequest
+from runner.train.time_budget import TIME_IS_UP, TrainingBudget
 
 
 @dataclass(frozen=True)
@@ -133,24 +135,30 @@ def launch(
         ConfigError: another process is at work on it, or it cannot be continued exactly; nothing was touched.
     """
     began = time.perf_counter() if began is None else began
-    task = RunTask(
-        config,
-        folder,
-        unresolved,
-        command,
-        trust,
-        found,
-        again,
-        inexact,
-        debugging,
-        began=began,
-        judge=judge,
-        blame=blame,
+    return launch_task(
+        RunTask(
+            config,
+            folder,
+            unresolved,
+            command,
+            trust,
+            found,
+            again,
+            inexact,
+            debugging,
+            began=began,
+            judge=judge,
+            blame=blame,
+        )
     )
+
+
+def launch_task(task: "RunTask") -> Outcome:
+    """Train as `launch` does, with its arguments in one object."""
     stop, status = StopRequest(), EXIT_FAILED
-    record = RunRecord(task, stop, join_process_group(config, stop, command), make_empty_result())
+    record = RunRecord(task, stop, join_process_group(task.config, stop, task.command), make_empty_result())
     with (
-        Lock(folder),
+        Lock(task.folder),
         handle_stop_signals(stop),
         devices.keep_precision_flags(),
         suppress_console_errors(),
@@ -160,7 +168,7 @@ def launch(
             open_record(record)
             status = train_recorded(record)
         except Exception as error:
-            if again is not None and isinstance(error, ConfigError):
+            if task.again is not None and isinstance(error, ConfigError):
                 raise
             record.team.failed(error)
             if not record.stands:
@@ -177,14 +185,14 @@ class RunTask:
     folder: Path
     unresolved: str
     command: Sequence[str]
-    trust: Trust
-    found: Preflight | None
-    again: Continuation | None
-    inexact: bool
-    debugging: bool
-    began: float
-    judge: Judge | None
-    blame: diagnosis.Blame
+    trust: Trust = ()
+    found: Preflight | None = None
+    again: Continuation | None = None
+    inexact: bool = False
+    debugging: bool = False
+    began: float = field(default_factory=time.perf_counter)
+    judge: Judge | None = None
+    blame: diagnosis.Blame = as_recorded
 
 
 @dataclass
@@ -228,17 +236,24 @@ def open_record(record: RunRecord) -> Run:
 
 def start_logging(record: RunRecord, run: Run) -> None:
     """Open the log of a run that stands, and give the run its stop request and this log."""
+    if record.run is not None:  # which a fault has ended
+        record.run.clock.pause()
+        run.clock.budget = record.run.clock.budget
     record.run = run
     log = open_log(run, record.task.config, record.task.judge)
     run.start(record.stop, log)
     record.log = log
 
 
-def train_recorded(record: RunRecord) -> int:
-    """Train the run of an open record, answer faults as `train.on_fault` says; return the status."""
+def train_recorded(record: RunRecord, fault: NonFiniteError | None = None) -> int:
+    """Train the run of an open record, answer faults as `train.on_fault` says; return the status.
+
+    With a `fault`, training has come to it already.
+    """
     task, run = record.task, record.run
     assert run is not None
-    while (fault := fit_until_fault(run, task.config)) is not None:
+    fault = fault or fit_until_fault(run, task.config)
+    while fault is not None:
         if record.team.world > 1:  # the search trains on in one process
             raise fault
         rebuild = partial(rebuild_at_checkpoint, task.config, task.folder, task.trust, record.said, task.again)
@@ -246,6 +261,7 @@ def train_recorded(record: RunRecord) -> int:
         if record.log is not None:
             record.log.close()
         start_logging(record, run)
+        fault = fit_until_fault(run, task.config)
     return finish(run, record.result)
 
 
@@ -267,6 +283,7 @@ def close_record(record: RunRecord, status: int) -> Outcome:
     status = status if write_result(folder, result) else EXIT_FAILED
     close_log(record.log, folder, record.run, record.task.config, result["status"])
     print_result(result, folder)
+    event_stream.record_outcome({"run": str(folder), **result})
     record.team.end()
     return Outcome(status, folder, result)
 
@@ -289,14 +306,21 @@ def refuse_continuation(record: RunRecord, error: Exception) -> Outcome:
             record.log.close()
     print(f"{folder} cannot go on: {result['error']}", file=sys.stderr)
     print("Its result, metrics and checkpoints are as they were.", file=sys.stderr)
+    event_stream.record_outcome({"run": str(folder), "status": "failed", "error": result["error"]})
     record.team.end()
     return Outcome(EXIT_FAILED, folder, result)
 
 
 def stop_in_time(run: Run, began: float) -> None:
     """Set the deadline of training by `train.max_time`, less the seconds of earlier processes."""
-    if run.rhythm.max_seconds is not None:
-        run.stop.end_at(began + run.rhythm.max_seconds - run.progress.seconds, "train.max_time is used up")
+    if run.rhythm.max_seconds is None:
+        return
+    if run.rhythm.max_time_counts == "training":
+        compiles = bool(run.config["device"]["compile"])
+        used = run.progress.seconds_training
+        run.clock.budget = TrainingBudget(run.stop, run.rhythm.max_seconds, used, watches_compiler=compiles)
+    else:
+        run.stop.end_at(began + run.rhythm.max_seconds - run.progress.seconds, TIME_IS_UP)
 
 
 def join_process_group(config: Config, stop: StopRequest, command: Sequence[str]) -> SingleProcess:
@@ -319,6 +343,7 @@ def give_up(folder: Path, result: dict[str, Any] | None, culprit: str) -> None:
     if result is not None:
         write_result(folder, result | {"error": culprit})
     print(f"The run failed: {culprit}", file=sys.stderr)
+    event_stream.end(EXIT_FAILED, run=str(folder), **((result or {}) | {"status": "failed", "error": culprit}))
     os._exit(EXIT_FAILED)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from runner.core import rng
 from runner.core.errors import RunError
 from runner.core.layouts import is_strided
-from runner.train import loop
+from runner.train import pauses
 from runner.train.finite import (
     NonFiniteError,
     NonFiniteReport,
@@ -54,7 +54,7 @@ def answer(run: Run, fault: NonFiniteError, rebuild: Callable[[], Run], policy: 
     scratch = rebuild()
     scratch.progress.left_out = list(run.progress.left_out)
     begun_at = scratch.progress.step
-    run.log.say(f"{fault}; looking for its beginning from step {begun_at} on")
+    run.log.alert(f"{fault}; looking for its beginning from step {begun_at} on")
     scratch.stop = run.stop
     try:
         finding = find(scratch, fault.step)
@@ -68,7 +68,7 @@ def answer(run: Run, fault: NonFiniteError, rebuild: Callable[[], Run], policy: 
             "component keeps a state that no checkpoint holds (`python -m runner check resume` looks for it)",
             fault.step,
         ) from fault
-    run.log.say(str(finding))
+    run.log.alert(str(finding))
     if policy == "stop" or len(run.progress.left_out) >= max_faults:
         often = f" This was fault {len(run.progress.left_out) + 1} (train.max_faults={max_faults})." * (
             policy != "stop"
@@ -92,7 +92,7 @@ def find(run: Run, until: int) -> NonFiniteReport | None:
     with watch_run(run, skip) as watch:
         while progress.step < until and not run.stop.reason:
             begun_at = (progress.step, progress.epoch)
-            for batch in loop.iterate_batches(run):
+            for batch in pauses.iterate_batches(run):
                 try:
                     train_step(run, batch, skip, watch)
                 except NonFiniteFound as found:
@@ -100,11 +100,11 @@ def find(run: Run, until: int) -> NonFiniteReport | None:
                 progress.step += 1
                 progress.batch += 1
                 if progress.batch == run.rhythm.steps_per_epoch:
-                    loop.end_epoch(run)
+                    pauses.end_epoch(run)
                 if progress.step >= until or run.stop.reason:
                     return None
             if progress.batch:  # the end of data of unknown length
-                loop.end_epoch(run)
+                pauses.end_epoch(run)
             if (progress.step, progress.epoch) == begun_at:
                 return None
     return None
