@@ -184,6 +184,8 @@ COMMANDS = {
     "evaluate": ("evaluate", "RUN"),
     "ls": ("ls",),
     "predict": ("predict", "RUN", "--split", "test"),
+    "replay": ("replay", "RUN", "--steps", "1"),
+    "record": ("record", "RUN", "--to", "told.record.json"),
 }
 SLOW = {
     "show data": ("show", "data", *SHORT),
