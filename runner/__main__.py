@@ -30,20 +30,26 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "resume": "runner.cli.resume",
     "evaluate": "runner.cli.evaluate",
     "predict": "runner.cli.predict",
+    "export": "runner.cli.export",
     "explain": "runner.cli.explain",
     "audit": "runner.cli.audit",
     "convert": "runner.cli.convert",
     "report": "runner.cli.report",
     "promote": "runner.cli.promote",
+    "compare": "runner.cli.compare",
     "ls": "runner.cli.ls",
+    "trust": "runner.cli.trust",
+    "help": "runner.cli.help",
+    "rm": "runner.cli.rm",
+    "archive": "runner.cli.archive",
+    "replay": "runner.cli.replay",
+    "record": "runner.cli.record",
 }
 
 
 PLANNED = (
-    "replay",
     "diff",
     "blame",
-    "export",
 )
 
 

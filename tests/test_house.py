@@ -31,7 +31,8 @@ prove provide prune publish put quote raise rank read rebuild receive recommend 
 refuse register rehearse reject release remember remove rename render repair repeat replace replicate report request
 require resample reschedule reset reshape resize resolve restore restrain restrict resume retry return reverse rewrite
 round run sample save say scale scan schedule score search seed select send separate serialize serve set settle shard
-share should show shrink shuffle sign simplify skip slice smooth solve sort spell split spread stack standardize start
+share should show shrink shuffle sign silence simplify skip slice smooth solve sort spell split spread
+stack standardize start
 stop store stream strip submit substitute suggest sum summarize supervise support suppress suspend swap sync
 synchronize take takes tell test tokenize trace track train transform translate traverse trim trust try uncompile
 understand undo unfreeze unify unpack unpickle unscale unwrap update use uses validate verify visit wait walk wants

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from runner.cli.options import JSON, Option, Verb
 from runner.core.errors import ConfigError, Mistake
 from runner.core.escape import make_printable
+from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
-from runner.core.files import to_json
 from runner.sweep.runs import formats, sql
 from runner.sweep.runs.listing import RunList, select_runs
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     if query is not None:
         print_answer(listed, query, as_json=given.as_json, as_csv=CSV.name in given)
     elif given.as_json:
-        print(to_json(formats.as_json(listed)))
+        print_json(formats.as_json(listed))
     elif CSV.name in given:
         print(formats.as_csv(listed), end="")
     else:
@@ -54,7 +54,7 @@ def print_answer(listed: RunList, query: str, *, as_json: bool, as_csv: bool) ->
         raise ConfigError([Mistake("--sql", rule, remedy=remedy, kind="conflict")])
     answer = sql.run_query(listed.tables, query)
     if as_json:
-        print(to_json(answer.as_json()))
+        print_json(answer.as_json())
     elif as_csv:
         print(formats.write_csv(answer.names, answer.rows), end="")
     else:

@@ -13,6 +13,7 @@ from typing import Any
 
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import ConfigError, Mistake
+from runner.core.user_trust import read_trusted
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,12 @@ class ParsedArguments:
 
     @property
     def trust(self) -> tuple[str, ...]:
-        """Patterns of the names that are trusted."""
-        return tuple(self.get_all(TRUST.name))
+        """Patterns of trusted names: those given here, and those that the user keeps for this project.
+
+        Raises:
+            ConfigError: what the user keeps cannot be read.
+        """
+        return (*self.get_all(TRUST.name), *read_trusted())
 
 
 @dataclass(frozen=True)
@@ -269,4 +274,4 @@ def choose_subject(verb: str, argv: Sequence[str], subjects: Sequence[str]) -> s
 def find_trust(argv: Sequence[str]) -> tuple[str, ...]:
     """Return the trusted patterns of any command line, whatever else is in it."""
     _, given, _ = Verb("", options=(TRUST,))._split(argv)  # noqa: SLF001  another process reports the mistakes
-    return tuple(given.get(TRUST.name, []))
+    return (*given.get(TRUST.name, []), *read_trusted())

@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
         rest = "the others are predicted" if count else "nothing is predicted"
         print(f"{len(found.refused):,} of {total:,} inputs are left out; {rest}.", file=sys.stderr)
     if given.as_json:
-        from runner.core.files import to_json
+        from runner.core.event_stream import print_json
 
         plain = {
             "run": str(found.folder),
@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
             "count": count,
             "left_out": found.refused,
         }
-        print(to_json(plain | ({"predictions": rows} if out is None else {"out": str(out)})))
+        print_json(plain | ({"predictions": rows} if out is None else {"out": str(out)}))
     elif out is not None:
         print(f"{count:,} predictions of step {found.step:,} ({found.weights} weights) in {make_printable(out)}")
     return EXIT_FAILED if inputs and found.refused else EXIT_DONE

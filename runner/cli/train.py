@@ -45,11 +45,11 @@ def main(argv: Sequence[str], began: float | None = None) -> int:
         unresolved = composed.unresolved_yaml
         return resume(Path(config.run), config, unresolved, argv, trust, inexact=inexact, schedule=schedule)
     _refuse_without_effect(inexact=inexact, schedule=schedule, reason="without `run=RUN`")
-    from runner.experiment.on_event import notify_end
+    from runner.experiment.on_event import tell_end
     from runner.experiment.run import train
 
     outcome = train(examined, composed, argv, trust, make_run_dir(Path("outputs"), config.name), began)
-    notify_end(config.on_event, outcome.folder, outcome.result, outcome.status)
+    tell_end(config.on_event, outcome.folder, outcome.result, outcome.status)
     return outcome.status
 
 

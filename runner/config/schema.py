@@ -192,10 +192,21 @@ class Pretrained:
 
 
 @dataclass
+class FreezeSet:
+    """Further parameters that are frozen, with times of their own."""
+
+    params: list[Pattern] = make_field()
+    from_: Duration | None = make_field(None, alias="from")
+    until: Duration | None = None
+
+
+@dataclass
 class Freeze:
     params: list[Pattern] = make_field([])
     norm_stats: bool = False
-    until: Duration | None = None
+    from_: Duration | None = make_field(None, alias="from")  # they train before this time
+    until: Duration | None = None  # they train from this time on
+    sets: dict[str, FreezeSet | None] = make_field({})  # further parameters, by name, each set with times of its own
 
 
 @dataclass
@@ -257,6 +268,20 @@ class Device:
 
 
 @dataclass
+class Average:
+    """Average of the weights, which evaluations use and checkpoints hold beside the raw weights."""
+
+    # mean: of the weights at each update (SWA); lookahead: slow weights, which are copied back into the model
+    kind: Literal["ema", "mean", "lookahead"] = "ema"
+    from_: Duration | None = make_field(None, alias="from", may_be_zero=True)  # the first update; null: after `every`
+    every: Duration | None = None  # between two updates; null: 1st for ema, 1ep for mean, 5st for lookahead
+    decay: float | None = make_field(None, above=0, below=1)  # of ema and lookahead: what the average keeps of itself
+    decay_power: float = make_field(0.0, at_least=0)  # decay x (steps done / all steps) ^ this; 0: constant
+    # compute batch norm's statistics for the averaged weights, by a pass over the training data before each use
+    update_bn: bool = False
+
+
+@dataclass
 class StopWhen:
     """Value of a metric at which training is done."""
 
@@ -277,6 +302,7 @@ class Train:
         None, above=0, below=1
     )  # decay of an average of the weights, which evaluations then use
     ema_every: Duration = Duration("1st")  # between two updates of it
+    average: Average | None = None  # another one, or from a time on: in place of `ema`
     evaluate_every: Duration | None = Duration("1ep")  # null: at the end only
     checkpoint_every: Duration | None = Duration("1ep")  # null: at the end only
     keep: int = make_field(3, at_least=1)  # newest checkpoints to keep, besides the best
@@ -340,6 +366,7 @@ class Log:
     mean: bool = True  # of training: a line has the means since the last one; false: the values at its step
     tensorboard: bool = True
     progress: bool = True
+    trace: bool = True  # trace.jsonl: bits and hashes of what each step computed, for `replay` and `record`
     model_table: bool = True
     hparams: bool | list[Pattern] = True  # TensorBoard's table of runs: every key, or those that match
     gradient_norm: bool = False  # of each logged step, before clipping; of each parameter group
@@ -385,6 +412,7 @@ class Sweep:
         "auto", at_least=1
     )  # jobs at a time; auto: as many as cores and GPUs allow
     processes: int = make_field(1, at_least=1)  # of each job, with device.parallel: ddp or fsdp; it takes as many slots
+    vectorize: Literal["auto", "on", "off"] = "auto"  # train jobs of one architecture as one model; auto: where faster
     timeout: float | None = make_field(None, above=0)  # seconds for one attempt of a job
     memory: float | None = make_field(None, above=0)  # GiB that a job's processes may hold together
     retry: Literal["machine", "all", "none"] = "machine"  # failed jobs to try again: only what the machine did, ...
@@ -403,7 +431,7 @@ class Derived:
 
 @dataclass
 class OnEvent:
-    """Command of yours that is run at the end of a run or a sweep, with what happened as JSON on its input.
+    """Command of yours that is run at the end of a run or a sweep, with JSON on its input.
 
     It counts from the command line only, or with `--trust on_event`; never from a file alone.
     """

@@ -90,6 +90,10 @@ class ShardedBatches:
             self.given.append((batch, counts))
             yield batch
 
+    def iterate_aside(self, epoch: int) -> Iterator[Any]:
+        """Iterate over this process's share of an epoch; nobody asks for the counts of these batches."""
+        return (batch for batch, _ in self._counted(epoch, 0))
+
     def _counted(self, epoch: int, start: int) -> Iterator[tuple[Any, tuple[int, int]]]:
         for number, batch in enumerate(self.split.batches(epoch, start), start):
             yield batch, self.share.counts(number, self.split.whole)

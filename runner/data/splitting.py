@@ -35,12 +35,14 @@ def split_indices(
     """Split range(length) into `fractions` by name and `train`, by a keyed shuffle of each class.
 
     With `folds`, what the fractions leave is dealt out to that many folds, and `val` is fold number `fold`: the folds
-    are disjoint, differ by at most one sample a class, and the fractions' splits are the same for all of them.
+    are disjoint, differ by at most one sample a class, and the fractions' splits are the same for all of them. Without
+    a `fold`, all of them are `train`.
 
     Raises:
         ValueError: a split would be empty.
     """
     classes = np.zeros(length, np.int64) if labels is None else np.asarray(labels)
+    folds = folds if fold is not None else None
     names = ["train", *fractions, *(["val"] if folds else [])]
     parts: dict[str, list[Indices]] = {name: [] for name in names}
     dealt = 0  # where the next class begins to deal, so that small remainders spread over the folds

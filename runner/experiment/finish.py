@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from runner.core.exit_status import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED
 from runner.experiment.record.result import get_last_values, hash_weights
-from runner.train import evaluation, loop
+from runner.train import evaluation, pauses
 from runner.train.actions import keep_modules
 from runner.train.checkpoint import ReadOnlyCheckpoints
 from runner.train.state import Run, StopReason
@@ -51,9 +51,9 @@ def finish(run: Run, result: dict[str, Any], test_with: str = "last") -> int:
     progress = run.progress
     if not run.stop.reason:
         if progress.step == run.rhythm.first_step:
-            loop.evaluate_and_compare(run, {})
-            loop.save(run)
-            loop.wait_for_checkpoint(run)
+            pauses.evaluate_and_compare(run, {})
+            pauses.save(run)
+            pauses.wait_for_checkpoint(run)
         if "test" in run.splits:
             with choose_test_weights(run, test_with) as chosen:
                 test = evaluation.evaluate_and_show(run, "test")
@@ -81,9 +81,17 @@ def finish(run: Run, result: dict[str, Any], test_with: str = "last") -> int:
         result["stopped"] = run.stop.ended
         run.log.say(f"training ended after step {progress.step:,} of {run.rhythm.total_steps:,}: {run.stop.ended}")
     say_unknown(run)
+    say_not_averaged(run)
     result |= get_last_values(run)
     result["train"] = {name: value for name, value in progress.last.items() if name.startswith("train/")}
     return EXIT_DONE
+
+
+def say_not_averaged(run: Run) -> None:
+    """Log that an average of the weights had no update, because the run ended before the first."""
+    if run.average is not None and run.progress.step and not run.average.updates:
+        said = f"the first update is after step {run.average.first:,}, and there were {run.progress.step:,}"
+        run.log.say(f"train.average: nothing was averaged: {said}")
 
 
 def say_unknown(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Command of the user's at the end of a run or a sweep (`on_event`); whatever becomes of it, the run is as it was."""
+"""Command of the user's at the end of a run or a sweep (`on_event`): run, limited in time, logged."""
 
 import contextlib
 import os
@@ -22,10 +22,10 @@ from runner.log.logger import LogFile
 MOST_OUTPUT = 4000  # characters of what it prints, in the log
 
 
-def notify_end(settings: OnEvent, folder: Path, result: Mapping[str, Any], exit_status: int) -> None:
+def tell_end(settings: OnEvent, folder: Path, result: Mapping[str, Any], exit_status: int) -> None:
     """Run the command for the end of a run, as its result says; what became of it is in `log.txt`."""
     event = "failed" if result.get("status") == "failed" else "ended"
-    notify(settings, event, {"run": str(folder.absolute()), "exit": exit_status, **result}, _LogNote(folder))
+    tell_event(settings, event, {"run": str(folder.absolute()), "exit": exit_status, **result}, _LogNote(folder))
 
 
 class _LogNote:
@@ -43,7 +43,7 @@ class _LogNote:
                 log.close()
 
 
-def notify(settings: OnEvent, event: str, facts: Mapping[str, Any], note: Callable[[str], None]) -> None:
+def tell_event(settings: OnEvent, event: str, facts: Mapping[str, Any], note: Callable[[str], None]) -> None:
     """Run the command with an event on its standard input; wait for it, at most `timeout` seconds.
 
     Nothing that it does raises here: a command that is missing, fails, hangs or is interrupted is said to `note` and,

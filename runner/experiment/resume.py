@@ -46,7 +46,7 @@ def resume(
         raise ConfigError([Mistake("run", "must be an existing run directory", str(folder), kind="file")])
     command = ["python", "-m", "runner", *argv]
     from runner.experiment import run  # a second of torch that a wrong RUN does not wait for
-    from runner.experiment.on_event import notify_end
+    from runner.experiment.on_event import tell_end
 
     if not is_run(folder):
         there = {path.name for path in folder.iterdir() if not path.name.endswith(".tmp")} - STARTED
@@ -57,7 +57,7 @@ def resume(
                 [Mistake("run", rule, str(folder), remedy="name a new folder, and make it: `mkdir -p`", kind="file")]
             )
         outcome = run.launch(config, folder, unresolved=unresolved, command=command, trust=trust)
-        notify_end(config.on_event, folder, outcome.result, outcome.status)
+        tell_end(config.on_event, folder, outcome.result, outcome.status)
         return outcome.status
     again = plan_continuation(folder, config, unresolved, trust, schedule)
     if again.changes and not inexact:
@@ -68,7 +68,7 @@ def resume(
     outcome = run.launch(
         again.config, folder, unresolved=again.unresolved, command=command, trust=trust, again=again, inexact=inexact
     )
-    notify_end(config.on_event, folder, outcome.result, outcome.status)
+    tell_end(config.on_event, folder, outcome.result, outcome.status)
     return outcome.status
 
 

@@ -207,10 +207,10 @@ def _check_claims(members: Sequence[Member], claims: Mapping[str, list[str]], tr
     for name, owners in claims.items():
         if len(owners) > 1:
             twice.setdefault(tuple(owners), []).append(name)
-    for owners, names in twice.items():
-        rule = f"must take no parameter of `optimizer.{owners[0]}`, but both match {_name_some(names)}"
+    for shared, names in twice.items():
+        rule = f"must take no parameter of `optimizer.{shared[0]}`, but both match {_name_some(names)}"
         remedy = "narrow one of the patterns; `match: null` takes all that no other optimizer does"
-        mistakes += [Mistake(f"optimizer.{owner}.match", rule, remedy=remedy, kind="conflict") for owner in owners[1:]]
+        mistakes += [Mistake(f"optimizer.{owner}.match", rule, remedy=remedy, kind="conflict") for owner in shared[1:]]
     rest = [member.name for member in members if member.match is None]
     left = [name for name in trains if name not in claims]
     if len(rest) > 1:

@@ -1,7 +1,7 @@
 """Jobs of a sweep: the config, identity and resources of each point."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,6 +99,19 @@ class SweepPlan:
             memory=self.settings.memory,
             judge=judge,
             **compute_resources(asked.config, self.settings.processes),
+        )
+
+    def stack(self, jobs: Sequence[JobSpec], number: int) -> JobSpec:
+        """Make the specification of a stack of jobs, which one process trains."""
+        first, memory = jobs[0], self.settings.memory
+        return replace(
+            first,
+            id=f"stack {number}",
+            config={},
+            unresolved="",
+            memory=None if memory is None else memory * len(jobs),
+            members=[asdict(job) for job in jobs],
+            timed=self.settings.vectorize == "auto",
         )
 
 

@@ -15,7 +15,7 @@ from runner.core.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_W
 from runner.core.files import sync_folder
 from runner.core.lock import Lock
 from runner.experiment.examine import make_reporter, report_count
-from runner.experiment.on_event import notify
+from runner.experiment.on_event import tell_event
 from runner.sweep.console import Console, EventConsole, SweepProgress, make_console
 from runner.sweep.controller import Controller, SweepStop, catch_stop_signals
 from runner.sweep.examine import examine_jobs
@@ -215,7 +215,7 @@ def run(
     status = compute_exit_status(final, stop)
     summary = summarize(plan.folder, final, mode, status)
     event_stream.record_outcome(summary)
-    notify(plan.base.on_event, "sweep_done", {"exit": status, **summary}, lambda _: None)
+    tell_event(plan.base.on_event, "sweep_done", {"exit": status, **summary}, lambda _: None)
     return status
 
 

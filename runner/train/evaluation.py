@@ -11,6 +11,7 @@ from torch import Tensor
 from runner.core import rng
 from runner.core.errors import RunError
 from runner.log.artifacts import FirstArtifacts, write_artifacts
+from runner.train.bn_statistics import refresh_statistics
 from runner.train.loss_weights import compute_divisor
 from runner.train.metric_inputs import find_due
 from runner.train.state import Losses, Run
@@ -106,6 +107,7 @@ def evaluate(
     metrics = run.inputs["eval"] if metrics is None else metrics
     for metric in metrics:
         metric.reset()
+    refresh_statistics(run)
     run.model.eval()
     near, far = ([look for look in looks if look.near is near] for near in (True, False))
     for look in looks:

@@ -18,7 +18,7 @@ from runner.log.logger import Logger, NoLogger
 from runner.model.freeze import FrozenParameters
 from runner.model.pretrained.plan import LoadPlan
 from runner.train.checkpoint import Checkpoints
-from runner.train.ema import EMA
+from runner.train.fitting import FittedParts
 from runner.train.loss_weights import read_kind
 from runner.train.lr_schedule import (
     ConstantLR,
@@ -36,6 +36,8 @@ from runner.train.optimizer_step.named_updates import GradScalers
 from runner.train.optimizer_step.precision import GradScaler
 from runner.train.single_process import FULL_TENSORS, SINGLE_PROCESS, FullTensors, SingleProcess
 from runner.train.step_outputs import RESERVED, StepOutputs, as_number, compute_mean
+from runner.train.trace import NoTrace
+from runner.train.weight_average import WeightAverage
 
 
 class Losses:
@@ -52,6 +54,12 @@ class Losses:
         self.sizes: list[Any] = []  # samples, or what else a step counts: a number, or a tensor until it is read
         self.reserved, self.sums = reserved, sums
         self.fields = StepOutputs(reserved)
+        self.cleared = 0
+
+    @property
+    def count(self) -> int:
+        """Count the losses so far, those that were dropped among them."""
+        return self.cleared + len(self.sizes)
 
     def add(self, outcome: Mapping[str, Any]) -> None:
         """Add the loss of a step, without waiting for the device."""
@@ -79,6 +87,7 @@ class Losses:
 
     def clear(self) -> None:
         """Drop all losses and step outputs."""
+        self.cleared += len(self.sizes)
         self.on_device.clear()
         self.values.clear()
         self.sizes.clear()
@@ -263,7 +272,6 @@ class Rhythm:
     max_seconds: float | None = None  # over all resumes
     max_time_counts: str = "all"  # whether these are of wall time, or of training alone
     own_rhythms: tuple[Duration, ...] = ()  # of training metrics that have one of their own
-    thaw_at: int | None = None  # the step from which on everything frozen trains
     check_finite: str = "loss"
     on_save_error: str = "stop"
 
@@ -316,11 +324,13 @@ class Run:
     derived: tuple[DerivedNumber, ...] = ()  # numbers computed from metrics
     actions: Sequence[Any] = ()  # see `train/actions.py`
     datasets: Mapping[str, Any] = field(default_factory=dict)  # raw samples by split, for the actions
-    average: EMA | None = None  # of the weights
+    average: WeightAverage | None = None  # of the weights
     scaler: GradScaler | GradScalers | None = None  # of fp16's gradients
     pretrained: LoadPlan | None = None  # what was loaded
     frozen: FrozenParameters = field(default_factory=FrozenParameters)
     names: Mapping[str, Any] = field(default_factory=dict)  # of classes and input columns, where the data knows them
+    fitted: FittedParts = field(default_factory=FittedParts)  # of the data, to the training split
+    trace: NoTrace = field(default_factory=NoTrace)
     rehearse: Callable[[Any], object] | None = None  # is shown the first batch before anything is learnt from it
     # ---- the processes that train together
     team: SingleProcess = SINGLE_PROCESS

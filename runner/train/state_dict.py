@@ -165,7 +165,8 @@ def _check_same_keys(ours: Mapping[str, Any], saved: Mapping[str, Any], at: str)
 
 def _find_stateful_parts(run: Run) -> dict[str, Any]:
     parts = {"step": run.step, "loss": run.loss}
-    return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+    stateful = {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+    return stateful | ({"fitted": run.fitted} if run.fitted.parts else {})
 
 
 def find_sampler(run: Run) -> Any:

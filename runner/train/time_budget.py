@@ -1,4 +1,4 @@
-"""Budget of training time (`train.max_time_counts=training`): start-up, compilation, evaluation and saving are free."""
+"""Budget of training time (`train.max_time_counts=training`) without start-up and compilation."""
 
 import threading
 import time

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.config.check.imports import TargetError, import_object
+from runner.config.check.imports import TargetError, describe_trust, import_object
 from runner.core.shipped import NAMES, import_shipped
 from tests.support import write_files
 
@@ -49,7 +49,7 @@ def test_an_installed_package_of_that_name_is_not_trusted(theirs: Path, name: st
     with pytest.raises(TargetError, match="is not trusted") as caught:
         import_object(name)
 
-    assert caught.value.remedy == f"if you trust it: --trust '{name}'"
+    assert caught.value.remedy == describe_trust(name)
 
 
 def test_a_package_of_the_users_own_replaces_modules_of_the_same_name_only(fresh: Path) -> None:

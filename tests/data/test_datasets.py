@@ -283,7 +283,7 @@ def test_enums_are_said_by_their_value_or_name() -> None:
     [
         (["loader.in_order=false"], "loader.in_order must be true"),
         (["loader.pin_memory_device=cuda"], "loader.pin_memory_device is deprecated"),
-        (["dataset.folds=5"], "dataset.fold must be given"),
+        (["dataset.fold=2"], "dataset.folds must be given"),
         (["dataset.folds=5", "dataset.fold=5", "dataset.val_fraction=0"], "dataset.fold must be below"),
         (["dataset.folds=5", "dataset.fold=1"], "dataset.val_fraction must be 0"),
         (["dataset.class_weights=balanced", "loss._target_=torch.nn.MSELoss"], "dataset.class_weights needs a loss"),

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from runner.config.schema import OnEvent
-from runner.experiment.on_event import notify
+from runner.experiment.on_event import tell_event
 from tests.support import read_result
 
 QUICK = (
@@ -22,7 +22,9 @@ QUICK = (
 def call(command, capsys, event="ended", **settings):
     """Run a command for an event; what was noted, and what standard error says."""
     noted = []
-    notify(OnEvent(command=command, **settings), event, {"run": "outputs/a", "objective": float("nan")}, noted.append)
+    tell_event(
+        OnEvent(command=command, **settings), event, {"run": "outputs/a", "objective": float("nan")}, noted.append
+    )
     return noted, capsys.readouterr().err
 
 

@@ -218,7 +218,7 @@ def read_losses(folder):
     return [line["train/loss"] for line in read_metrics(folder) if "train/loss" in line]
 
 
-def stop_at(step, monkeypatch, *overrides):
+def stop_at(step, monkeypatch, *overrides, **more):
     """A run that a signal ends after so many steps."""
     batches = loop.iterate_batches
 
@@ -230,7 +230,7 @@ def stop_at(step, monkeypatch, *overrides):
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "iterate_batches", counted)
-        return run(*overrides, status=75)
+        return run(*overrides, status=75, **more)
 
 
 WAYS = {

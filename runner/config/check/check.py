@@ -222,7 +222,7 @@ class Check:
         if ("optimizer",) not in self._refused:
             config = self.config
             members = {} if self._read[1].mistakes else read_members(config.optimizer)
-            nodes = {(): (config.optimizer, config.param_groups)} if not members else {}
+            nodes: dict[tuple[str, ...], Any] = {(): (config.optimizer, config.param_groups)} if not members else {}
             nodes |= {("optimizer", name): (one.arguments, one.param_groups) for name, one in members.items()}
             for place, (node, own) in nodes.items():
                 groups = {label: group.settings for label, group in own.items() if group is not None}

@@ -1,4 +1,4 @@
-"""Check who gives the command of `on_event`: the command line, or whoever is trusted with it; never a file alone."""
+"""Check who gives the command of `on_event`: the command line, or a file that is trusted with it."""
 
 import re
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def check_command(settings: OnEvent, layers: Layers, trust: Sequence[str]) -> li
 
 
 def drop_recorded_command(settings: OnEvent, overrides: Sequence[str], trust: Sequence[str]) -> bool:
-    """Drop the command of a recorded config, unless it is given again or trusted; return whether it was dropped."""
+    """Drop the command of a recorded config unless it is given again or trusted; return whether it did."""
     for text in overrides:
         key, _, value = text.lstrip("+").partition("=")
         if key in ("on_event", "on_event.command") and not _FROM_FILES.search(value):

@@ -22,7 +22,7 @@ from runner.config.check.annotations import (
     wants_class,
 )
 from runner.config.check.component_settings import strip_settings
-from runner.config.check.imports import LIBRARIES, TargetError, import_object
+from runner.config.check.imports import LIBRARIES, TargetError, describe_trust, import_object
 from runner.config.check.signature import CallableParameters, inspect_parameters
 from runner.config.check.slots import (
     can_fit,
@@ -247,7 +247,7 @@ def _import_target(path: Path, slot: str, node: dict[str, Any], trust: Sequence[
     problem = explain_misplaced(slot, target, name, trust)
     if problem:
         refused = can_fit(slot.removeprefix("nested "), target) and name.partition(".")[0] in LIBRARIES
-        remedy = f"if you trust it: --trust '{name}'" if refused else ""
+        remedy = describe_trust(name) if refused else ""
         found.wrong(
             here, problem, name, suggestion="" if refused else suggest_elsewhere(slot, name), remedy=remedy, kind="slot"
         )

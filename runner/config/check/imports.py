@@ -92,7 +92,7 @@ def check_name(path: str, trust: Sequence[str] = ()) -> None:
     private = next((part for part in path.split(".") if part.startswith("__" if first not in LIBRARIES else "_")), None)
     if private is not None and (first in (*LIBRARIES, *OURS) or is_user_code(first, trust)):
         message = f"`{path}` leads through `{private}`, which is private"
-        raise TargetError(message, remedy=f"if you trust it: --trust '{path}'", kind="untrusted")
+        raise TargetError(message, remedy=describe_trust(path), kind="untrusted")
     if is_shipped_name(path, trust):
         return
     if is_user_code(first, trust):
@@ -132,7 +132,7 @@ def _make_not_shipped_error(path: str) -> TargetError:
     message = f"the runner's own `{first}` have no module `{second}`"
     if other and not right:
         message += f", and the installed package {place} is not trusted"
-        return TargetError(message, remedy=f"if you trust it: --trust '{path}'", kind="untrusted")
+        return TargetError(message, remedy=describe_trust(path), kind="untrusted")
     return TargetError(message, ".".join([first, right, *rest]) if right else "")
 
 
@@ -145,7 +145,7 @@ def _make_untrusted_error(path: str, first: str, trust: Sequence[str]) -> Target
     if _find_spec(first) is None:
         return TargetError(f"there is no module `{first}` (neither installed nor under the working directory)")
     message = f"`{first}` is neither one of {', '.join((*LIBRARIES, *OURS))} nor code under the working directory"
-    return TargetError(message, remedy=f"if you trust it: --trust '{path}'", kind="untrusted")
+    return TargetError(message, remedy=describe_trust(path), kind="untrusted")
 
 
 def _suggest_component(path: str) -> str:
@@ -159,6 +159,11 @@ def _require_installed(first: str) -> None:
     if _find_spec(first) is None:
         message = f"there is no module `{first}`: it is not installed"
         raise TargetError(message, remedy=describe_install(EXTRAS[first]) if first in EXTRAS else "")
+
+
+def describe_trust(path: str) -> str:
+    """Describe how a name is trusted: for one command, or in this project for good."""
+    return f"if you trust it: --trust '{path}', or for good: python -m runner trust add '{path}'"
 
 
 def describe_install(extra: str) -> str:
@@ -228,7 +233,7 @@ def _check_files(path: str, trust: Sequence[str]) -> None:
         if not _is_users_module(found, directories):
             place = found.origin or next(iter(found.submodule_search_locations or ()), "")
             message = f"`{name}` is {place}, which is no code of this project's"
-            raise TargetError(message, remedy=f"if you trust it: --trust '{path}'", kind="untrusted")
+            raise TargetError(message, remedy=describe_trust(path), kind="untrusted")
         if found.submodule_search_locations is None:
             return
         folders = list(found.submodule_search_locations)
@@ -298,12 +303,12 @@ def _check_module(module: str, path: str, trust: Sequence[str]) -> None:
         return
     if any(part.startswith("_") for part in module.split(".")):
         message = f"`{path}` leads through `{module}`, which is private"
-        raise TargetError(message, remedy=f"if you trust it: --trust '{path}'", kind="untrusted")
+        raise TargetError(message, remedy=describe_trust(path), kind="untrusted")
     above = any(part.startswith(f"{module}.") for part in _PARTS)
     inside = any(f"{module}.".startswith(f"{part}.") for part in _PARTS)
     if not above and (not inside or any(f"{module}.".startswith(f"{part}.") for part in _NO_PARTS)):
         message = f"`{module}` is not among the parts of `{first}` that a config may import"
-        raise TargetError(message, remedy=f"if you trust it: --trust '{path}'", kind="untrusted")
+        raise TargetError(message, remedy=describe_trust(path), kind="untrusted")
 
 
 def is_trusted(path: str, trust: Sequence[str]) -> bool:

@@ -26,6 +26,7 @@ from runner.data.sharding import EvenShard, RoundRobinShard
 from runner.data.timing import DataClock
 from runner.experiment.builders.instantiate import Trust, instantiate
 from runner.experiment.builders.lending import get_loan
+from runner.train.fitting import needs_fit
 
 Parts = dict[str, tuple[Any, Indices | None]]  # split → dataset and which of its samples; None: all
 
@@ -53,11 +54,17 @@ def make_splits(
     loan = get_loan()
     clock = DataClock(loan.progress, loan.of_data, config.train.accumulate, config.seed)
     try:
+        fit_parts(config, parts)
+        kinds = dict.fromkeys("train" if name == "train" else "eval" for name in parts)
+        pipelines = {which: make_pipeline(config, which, trust) for which in kinds}
+        every_batch = make_transforms(config, "batch", trust) if "train" in parts else None
+        fit_parts(config, parts)
         for name, (dataset, indices) in parts.items():
             training = name == "train"
-            pipeline = make_pipeline(config, "train" if training else "eval", trust)
+            pipeline = pipelines["train" if training else "eval"]
             settings = make_loader_settings(config, name, dataset, indices, trust, world, pins=device.type == "cuda")
-            batch_transforms = make_transforms(config, "batch", trust) if training else None
+            fit_parts(config, parts)  # a collate_fn
+            batch_transforms = every_batch if training else None
             clock.active |= training and any(loan.asks(key) for key in ("loader", "transform.batch"))
             splits[name] = batches.make_split(
                 dataset,
@@ -74,6 +81,19 @@ def make_splits(
     except ValueError as error:
         raise RunError(str(error)) from error
     return splits
+
+
+def fit_parts(config: Config, parts: Parts) -> None:
+    """Fit what has a method `fit` and was built by now to the raw samples of the training split."""
+    fitted = get_loan().fitted
+    if "train" not in parts or len(fitted.learnt) == len(fitted.parts):
+        return
+    fitted.seed = config.seed
+    dataset, indices = parts["train"]
+    if hasattr(dataset, "__len__") and not isinstance(dataset, torch.utils.data.IterableDataset):
+        rows = batches.choose_indices(dataset, indices, "train", config.dataset.limit)
+        dataset = whole_dataset.SplitSubset(dataset, rows, get_member_key(config, "target"))
+    fitted.fit(dataset)
 
 
 def make_parts(config: Config, trust: Trust = ()) -> Parts:
@@ -154,7 +174,14 @@ def make_transforms(config: Config, which: str, trust: Trust = ()) -> dict[str, 
         if node is not None:
             key = f"transform.{which}.{name}"
             plain = {argument: value for argument, value in node.items() if argument not in SPAN}
-            transform = instantiate(plain, key, trust=trust, call=False, seed=config.seed, stream=("transform", name))
+            shared, same = get_loan().shared, f"{name} {plain}"
+            transform = shared.get(same)
+            if transform is None:
+                transform = instantiate(
+                    plain, key, trust=trust, call=False, seed=config.seed, stream=("transform", name)
+                )
+            if needs_fit(transform):
+                shared[same] = transform
             made[name] = _schedule_transform(transform, node, key)
     return made
 

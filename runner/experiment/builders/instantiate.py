@@ -90,9 +90,11 @@ def _instantiate_node(
     if bound:
         return functools.partial(target, *supplied, *positional, **arguments) if arguments or positional else target
     try:
-        return target(*supplied, *positional, **arguments)
+        made = target(*supplied, *positional, **arguments)
     except Exception as error:
         raise InstantiationError(key, node, error, _describe_manual_download(target, arguments, error)) from error
+    get_loan().note(made, key)
+    return made
 
 
 class InstantiationError(RunError):

@@ -10,6 +10,7 @@ from typing import Any
 from runner.core.durations import Duration
 from runner.core.errors import RunError
 from runner.core.progress import TrainingProgress, bind_progress
+from runner.train.fitting import FittedParts
 
 OF_DATA = ("dataset", "transform", "loader")  # whose progress is that of the batch that a sample is for
 CALLED = ("step", "loss", "transform", "loader.collate_fn", "actions")  # a call of what is built may ask, too
@@ -26,6 +27,8 @@ class Loan:
         steps_per_epoch: optimizer steps; None while the data is not built, 0 where its length is not known.
         waiting: keys of durations in epochs that a stand-in was given for, because that was None.
         takers: keys of the components that got a progress.
+        fitted: objects of the data that are fitted to the training split.
+        shared: fitted transforms by name and arguments: training and evaluation have the same one.
         tries: whether what is built is only tried, or shown: with stand-ins, and all transforms on.
     """
 
@@ -36,6 +39,8 @@ class Loan:
     waiting: list[str] = field(default_factory=list)
     takers: list[str] = field(default_factory=list)
     tries: bool = False
+    fitted: FittedParts = field(default_factory=FittedParts)
+    shared: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.progress, self.of_data = TrainingProgress(self.folder), TrainingProgress(self.folder)
@@ -57,6 +62,11 @@ class Loan:
         bound, asked = bind_progress(made, self.of_data if key.startswith(OF_DATA) else self.progress)
         self.takers += [key] * asked
         return bound
+
+    def note(self, made: Any, key: str) -> None:
+        """Note an object of the data that is to be fitted."""
+        if key.startswith(OF_DATA):
+            self.fitted.note(key, made)
 
     def asks(self, key: str) -> bool:
         """Return whether a component at a key, or nested in it, got the progress."""

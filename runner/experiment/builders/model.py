@@ -14,8 +14,9 @@ from runner.config.parsing import read_members
 from runner.config.schema import Config, ParamGroup
 from runner.core.errors import ConfigError, Mistake
 from runner.experiment.builders.instantiate import Trust, instantiate
+from runner.experiment.builders.lending import get_loan
 from runner.model import init, param_groups
-from runner.model.freeze import FrozenParameters, freeze
+from runner.model.freeze import FreezeSpan, FrozenParameters, freeze
 from runner.model.pretrained.load import load, prepare
 from runner.model.pretrained.plan import LoadPlan, Options
 
@@ -52,8 +53,33 @@ def prepare_model(config: Config, model: nn.Module, trust: Trust = (), *, weight
     done.pretrained = plan_pretrained(config, model, download=True) if weights else None
     if done.pretrained is not None:
         load(model, done.pretrained)
-    done.frozen = freeze(model, config.freeze.params, norm_stats=config.freeze.norm_stats)
+    done.frozen = freeze_model(config, model)
     return done
+
+
+def freeze_model(config: Config, model: nn.Module) -> FrozenParameters:
+    """Freeze what `freeze` says, with the steps of its durations.
+
+    Raises:
+        ConfigError: a pattern matches nothing, or a setting has no effect.
+    """
+    chosen, loan = config.freeze, get_loan()
+
+    def count(text: str | None, key: str) -> int | None:
+        return None if text is None else loan.count_steps(text, key)
+
+    sets = [
+        FreezeSpan(
+            part.params,
+            count(part.from_, f"freeze.sets.{name}.from"),
+            count(part.until, f"freeze.sets.{name}.until"),
+            f"freeze.sets.{name}.params",
+        )
+        for name, part in chosen.sets.items()
+        if part is not None
+    ]
+    start, end = count(chosen.from_, "freeze.from"), count(chosen.until, "freeze.until")
+    return freeze(model, chosen.params, norm_stats=chosen.norm_stats, start=start, end=end, more=sets)
 
 
 def make_init_rules(config: Config, trust: Trust = ()) -> list[init.Rule]:
@@ -140,7 +166,7 @@ def make_groups(
     """
     settings = {name: value for name, value in config.optimizer.items() if not name.startswith("_")}
     own = loss if isinstance(loss, nn.Module) else None
-    thawing = frozen.params if config.freeze.until is not None else ()
+    thawing = frozen.thawing
     shared = _make_groups(config.param_groups)
     target = import_object(config.optimizer["_target_"], trust)
     chosen = read_members(config.optimizer)

@@ -26,8 +26,8 @@ from runner.experiment.builders.train import (
     choose_objective,
     compile_in_place,
     make_actions,
+    make_average,
     make_derived,
-    make_ema,
     make_metric_input,
     make_metrics,
     make_optimizer,
@@ -50,6 +50,7 @@ from runner.train.single_process import SINGLE_PROCESS, FullTensors, SingleProce
 from runner.train.state import Losses, Objective, Rhythm, Run, Threshold
 from runner.train.step_outputs import RESERVED
 from runner.train.steps import needs_input_and_target
+from runner.train.trace import NoTrace, Trace
 
 
 def build(
@@ -78,6 +79,7 @@ def _build_parts(
     devices.set_up(device, config.device.threads, config.device.deterministic, config.device.precision)
     team.start(device)
     rng.seed_all(rng.derive_key(config.seed, "build"))  # what no slot's own stream covers: a label read, a cache filled
+    loan.fitted.recall = lambda: recall_fitted(folder)
     parts, splits = _build_data(config, device, trust, folder, team, loan)
     train = splits["train"]
     if train.num_batches == 0:
@@ -115,7 +117,7 @@ def _build_parts(
         for which, made in metrics.items()
     }
     actions = make_actions(config, trust)
-    average = make_ema(config, model, steps_per_epoch, layout)
+    average = make_average(config, model, rhythm, layout)
     update = make_optimizer_step(config, device, model, loss, step, optimizer, inputs["train"], average, scaler)
     dataset = parts["train"][0] if "train" in parts else None
     run = Run(
@@ -150,6 +152,8 @@ def _build_parts(
         names=describe_names(dataset),
         team=team,
         layout=layout,
+        fitted=loan.fitted,
+        trace=Trace() if config.log.trace and team.rank == 0 else NoTrace(),
     )
     loan.progress.at = run.progress
     if uses_data_parallel(config, device, step, optimizer):
@@ -181,7 +185,23 @@ def _build_data(
         parts = data_builder.make_parts(config, trust)
         where = (device, trust, folder if team.rank == 0 else None, team.rank, team.world)
         splits = data_builder.make_splits(config, parts, *where)
-        return rebuild_in_steps(config, where, splits, loan) if loan.waiting else (parts, splits)
+        if loan.waiting:
+            parts, splits = rebuild_in_steps(config, where, splits, loan)
+    if loan.fitted.parts:
+        hashes = team.every({key: part["sha256"] for key, part in loan.fitted.describe().items()})
+        if different := [key for key in hashes[0] if any(other[key] != hashes[0][key] for other in hashes)]:
+            raise RunError(f"{', '.join(different)}: `fit` has learnt something else in another process")
+    return parts, splits
+
+
+def recall_fitted(folder: Path) -> dict[str, Any] | None:
+    """Return what the data of a run had learnt by `fit`, from its newest checkpoint; None without one."""
+    checkpoints = ReadOnlyCheckpoints(folder / "checkpoints")
+    checkpoints.warn = lambda _: None  # said where the rest of it is restored
+    if not checkpoints.entries():
+        return None
+    found: dict[str, Any] = checkpoints.load("last")["step"].get("fitted", {})
+    return found
 
 
 def rebuild_in_steps(
@@ -197,6 +217,8 @@ def rebuild_in_steps(
         raise RunError(f"an iterable dataset has no length, so these must be in steps (`500st`): {keys}")
     loan.steps_per_epoch = math.ceil(count / config.train.accumulate)
     loan.takers.clear()
+    loan.fitted.clear()
+    loan.shared.clear()
     parts = data_builder.make_parts(config, where[1])
     again = data_builder.make_splits(config, parts, *where)
     if again["train"].num_batches != count:
@@ -213,7 +235,6 @@ def make_rhythm(config: Config, num_batches: int) -> Rhythm:
     steps_per_epoch = math.ceil(num_batches / train.accumulate)
     total_steps = Duration.parse(train.duration).steps(steps_per_epoch)
     first_step = (config.pretrained.epoch or 0) * steps_per_epoch
-    until = config.freeze.until
     return Rhythm(
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
@@ -235,7 +256,6 @@ def make_rhythm(config: Config, num_batches: int) -> Rhythm:
             if node.get("every") is not None and node.get("on", "both") != "eval"
         ),
         max_time_counts=train.max_time_counts,
-        thaw_at=None if until is None else Duration.parse(until).steps(steps_per_epoch),
         check_finite=train.check_finite,
         on_save_error=train.on_save_error,
     )

@@ -25,7 +25,6 @@ from runner.experiment.builders.instantiate import Trust, instantiate
 from runner.model.pretrained.optimizer_state import MatchedOptimizer, match_optimizer
 from runner.model.pretrained.plan import LoadPlan
 from runner.train.actions import Action
-from runner.train.ema import EMA
 from runner.train.lr_schedule import ConstantLR, LRSchedule, SeveralSchedules
 from runner.train.metric_inputs import DerivedNumber, MetricInput, list_fields
 from runner.train.optimizer_step import precision
@@ -37,6 +36,8 @@ from runner.train.optimizer_step.precision import GradScaler
 from runner.train.optimizer_step.several_optimizers import get_members
 from runner.train.optimizer_step.split_on_oom import OomSplitStep
 from runner.train.single_process import FULL_TENSORS, FullTensors
+from runner.train.state import Rhythm
+from runner.train.weight_average import EMA, Decay, Lookahead, MeanOfWeights, WeightAverage
 
 
 def make_optimizer(
@@ -124,7 +125,7 @@ def make_optimizer_step(
     step: Any,
     optimizer: torch.optim.Optimizer,
     metrics: Sequence[MetricInput],
-    average: EMA | None = None,
+    average: WeightAverage | None = None,
     scaler: GradScaler | GradScalers | None = None,
 ) -> OptimizerStep:
     """Make the optimizer step with only the features that the config asks for.
@@ -217,12 +218,33 @@ def make_scaler(
     return GradScalers(optimizer, device) if has_parameter(step, "update") else GradScaler(optimizer, device)
 
 
-def make_ema(config: Config, model: nn.Module, steps_per_epoch: int, layout: FullTensors = FULL_TENSORS) -> EMA | None:
-    """Make the EMA of the weights; None without `train.ema`."""
-    if config.train.ema is None:
+EVERY = {"ema": "1st", "mean": "1ep", "lookahead": "5st"}  # of `train.average.every`, where it is null
+
+
+def make_average(
+    config: Config,
+    model: nn.Module,
+    rhythm: Rhythm,
+    layout: FullTensors = FULL_TENSORS,
+) -> WeightAverage | None:
+    """Make the average of the weights; None without `train.average` and `train.ema`."""
+    chosen, steps_per_epoch = config.train.average, rhythm.steps_per_epoch
+    if config.train.ema is not None:
+        every = Duration.parse(config.train.ema_every).steps(steps_per_epoch)
+        return EMA(model, config.train.ema, max(1, every), layout=layout)
+    if chosen is None:
         return None
-    every = Duration.parse(config.train.ema_every).steps(steps_per_epoch)
-    return EMA(model, config.train.ema, max(1, every), layout)
+    every = max(1, Duration.parse(chosen.every or EVERY[chosen.kind]).steps(steps_per_epoch))
+    start = 0 if chosen.from_ is None else Duration.parse(chosen.from_).steps(steps_per_epoch)
+    settings: dict[str, Any] = {"before": rhythm.first_step, "update_bn": chosen.update_bn, "layout": layout}
+    if chosen.kind == "mean":
+        return MeanOfWeights(model, every, start, **settings)
+    assert chosen.decay is not None
+    decay = Decay(chosen.decay, chosen.decay_power, rhythm.total_steps)
+    return (EMA if chosen.kind == "ema" else Lookahead)(model, decay, every, start, **settings)
+
+
+AVERAGE_SPANS = {"from": "from_", "every": "every"}
 
 
 def require_step_durations(config: Config) -> None:
@@ -237,6 +259,8 @@ def require_step_durations(config: Config) -> None:
         "train.checkpoint_every": config.train.checkpoint_every,
         "log.every": config.log.every,
     }
+    if config.train.average is not None:
+        spans |= {f"train.average.{name}": getattr(config.train.average, key) for name, key in AVERAGE_SPANS.items()}
     wrong = [f"{key}={text}" for key, text in spans.items() if text is not None and text.endswith("ep")]
     if config.pretrained.epoch:
         rule = "cannot be told on an iterable dataset, whose epochs have no known length"
@@ -255,6 +279,8 @@ def choose_objective(config: Config, splits: Mapping[str, Any]) -> tuple[str, Li
     evaluated = [name for name in splits if name not in ("train", "test")]
     first = "val" if "val" in evaluated else next(iter(evaluated), "train")
     objective = config.train.objective or f"{first}/loss"
+    if config.dataset.folds is not None and config.dataset.fold is None and objective.startswith("val/"):
+        return "train/loss", "min"  # of a recipe that was found with folds: no fold is held out
     return objective, config.train.mode or find_direction(config, objective)
 
 

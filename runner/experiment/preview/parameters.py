@@ -234,9 +234,13 @@ def _make_locator(composed: Composed | None) -> Callable[[str], str]:
 
 def _find_freeze_key(config: Config, name: str, model: Any) -> str:
     names = {n for n, p in model.named_parameters(remove_duplicate=False) if p is model.get_parameter(name)}
-    for index, pattern in enumerate(config.freeze.params):
-        if any(re.fullmatch(pattern, n) for n in names):
-            return f"freeze.params[{index}]"
+    sets = {
+        f"freeze.sets.{label}.params": part.params for label, part in config.freeze.sets.items() if part is not None
+    }
+    for key, patterns in {"freeze.params": config.freeze.params, **sets}.items():
+        for index, pattern in enumerate(patterns):
+            if any(re.fullmatch(pattern, n) for n in names):
+                return f"{key}[{index}]"
     return "model"
 
 

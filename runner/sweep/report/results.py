@@ -24,6 +24,9 @@ from runner.sweep.report.significance import ALPHA, Mean, compute_welch_p
 UNFINISHED = ("running", "interrupted", "pruned")  # whose last logged objective is worth showing
 
 
+REPLICATED = {"seed": "seeds", "dataset.fold": "folds"}  # keys that replicates of a point differ in
+
+
 Curve = list[tuple[int, float]]  # optimizer step, value
 
 
@@ -133,13 +136,18 @@ class Report:
 
     @cached_property
     def has_replicates(self) -> bool:
-        """Whether some jobs differ in their seed alone."""
+        """Whether some jobs differ in seed or fold alone."""
         return any(count > 1 for count in Counter(row.replicate_of or row.id for row in self.active).values())
 
     @cached_property
     def keys(self) -> list[str]:
-        """Columns of the table: the varied keys, without the seed of replicates."""
-        return [key for key in self.varied if key != "seed" or not self.has_replicates]
+        """Columns of the table: the varied keys, without seed and fold of replicates."""
+        return [key for key in self.varied if key not in REPLICATED or not self.has_replicates]
+
+    @property
+    def replicates(self) -> str:
+        """Name of what replicates differ in: seeds, folds, or both."""
+        return " and ".join(name for key, name in REPLICATED.items() if key in self.varied) or "seeds"
 
     @cached_property
     def entries(self) -> list[ReportEntry]:

@@ -11,6 +11,7 @@ from runner.core.escape import escape_csv_cell, escape_line
 from runner.core.files import to_json
 from runner.sweep.runs.listing import RunList
 from runner.sweep.runs.reading import COLUMNS, RunRow
+from runner.sweep.runs.removal import KeptRun
 
 TABLE = ("path", "status", "age", "objective")  # columns of the table for people
 
@@ -94,6 +95,27 @@ def format_size(size: float) -> str:
         if size >= factor:
             return f"{size / factor:.1f} {unit}"
     return f"{int(size)} B"
+
+
+# ---- of `rm` and `archive`
+
+
+def format_plan(lines: Sequence[Sequence[str]], kept: Sequence[KeptRun], failed: Sequence[str]) -> list[str]:
+    """Format the runs that go, those that stay with the reason, and what failed."""
+    width = max(map(len, lines), default=0)
+    told = [align_columns([[*line, *[""] * (width - len(line))] for line in lines])] if lines else []
+    told += [escape_line(f"stays: {one.row.path}: {one.reason}") for one in kept]
+    return told + [escape_line(f"failed: {text}") for text in failed]
+
+
+def count_runs(count: int) -> str:
+    """Write a number of runs: `1 run`, `3 runs`."""
+    return f"{count:,} run{'s' * (count != 1)}"
+
+
+def ask_for_yes(planned: Sequence[object], *, does_it: bool) -> str:
+    """Say how to do what was only planned; empty where it was done, or there is nothing to do."""
+    return "" if does_it or not planned else ": again with --yes to do it"
 
 
 # ---- for programs

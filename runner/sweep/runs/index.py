@@ -25,7 +25,7 @@ from runner.sweep.runs.reading import COLUMNS, ENDS, RunRow, make_row, read_run
 FILE = ".index.sqlite"
 
 
-VERSION = 1  # of what `read_run` tells: another one is read again
+VERSION = 2  # of what `read_run` tells: another one is read again
 
 
 BUSY_SECONDS = 5.0  # that another process may write before the table is made without writing

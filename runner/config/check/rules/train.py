@@ -285,6 +285,33 @@ def check_member_schedules(config: schema.Config) -> Iterator[Finding]:
                 yield Finding(mistake, tuple(keys))
 
 
+def check_average(config: schema.Config) -> Iterator[Finding]:
+    """Check that an average of the weights has what its kind needs, and begins within the run."""
+    chosen, train = config.train.average, config.train
+    if chosen is None:
+        return
+    if train.ema is not None:
+        rule, remedy = "must not stand beside `train.ema`: there is one average", "take `kind: ema` and its `decay`"
+        yield Finding(Mistake("train.average", rule, remedy=remedy, kind="conflict"), ("train.ema",))
+    if chosen.kind == "mean":
+        reason = "in a mean of the weights, each of which counts the same"
+        yield from find_unused_settings("train.average", chosen, ("decay", "decay_power"), reason, "train.average.kind")
+    elif chosen.decay is None:
+        rule, right = f"must be given for kind {chosen.kind}", "0.999" if chosen.kind == "ema" else "0.5"
+        remedy = format_suggestion(right)
+        mistake = Mistake("train.average.decay", rule, None, remedy=remedy, suggestion=right, kind="missing")
+        yield Finding(mistake, ("train.average.kind",))
+    if chosen.update_bn and config.loader.persistent_workers and config.loader.num_workers:
+        rule = "must be false with `train.average.update_bn`, which reads the training data in the midst of an epoch"
+        mistake = Mistake("loader.persistent_workers", rule, value=True, suggestion="false", kind="conflict")
+        yield Finding(mistake, ("train.average.update_bn",))
+    run = Duration.parse(train.duration)
+    begins = Duration.parse(chosen.from_ or "0st")
+    if run.amount and begins != run and begins.reaches(run):
+        rule = f"must be within the run, whose train.duration is {train.duration}: nothing would be averaged"
+        yield Finding(Mistake("train.average.from", rule, chosen.from_, kind="conflict"), ("train.duration",))
+
+
 def find_unused_in_training(config: schema.Config) -> Iterator[Finding]:
     """Find settings of `train`, `device` and `loss` without effect because of another key."""
     train = config.train
@@ -316,6 +343,11 @@ def find_unused_in_training(config: schema.Config) -> Iterator[Finding]:
         )
 
 
+def _list_frozen(freeze: schema.Freeze) -> list[tuple[str, schema.Freeze | schema.FreezeSet]]:
+    sets = [(f"freeze.sets.{name}", part) for name, part in freeze.sets.items() if part is not None]
+    return [("freeze", freeze), *sets]
+
+
 def find_too_long(config: schema.Config, steps_per_epoch: int | None = None) -> Iterator[Finding]:
     """Find a warmup or freeze as long as the run; `steps_per_epoch` lets steps compare with epochs."""
     run = Duration.parse(config.train.duration)
@@ -323,10 +355,22 @@ def find_too_long(config: schema.Config, steps_per_epoch: int | None = None) -> 
     rule = f"must be shorter than the run, whose train.duration is {config.train.duration}{known}"
     for key, value, remedy in (
         ("scheduler.warmup", config.scheduler.warmup, "the schedule after it would never begin: make it shorter"),
-        ("freeze.until", config.freeze.until, "nothing would ever thaw: make it shorter, or null"),
+        *(
+            (f"{key}.{name}", value, f"nothing would ever {verb}: make it shorter, or null")
+            for key, part in _list_frozen(config.freeze)
+            for name, value, verb in (("from", part.from_, "freeze"), ("until", part.until, "thaw"))
+        ),
     ):
         if value is not None and Duration.parse(value).reaches(run, steps_per_epoch):
             yield Finding(Mistake(key, rule, value, remedy=remedy, kind="conflict"), ("train.duration",))
+    for key, part in _list_frozen(config.freeze):
+        if (
+            part.from_
+            and part.until
+            and Duration.parse(part.from_).reaches(Duration.parse(part.until), steps_per_epoch)
+        ):
+            mistake = Mistake(f"{key}.from", f"must be before {key}.until, {part.until}", part.from_, kind="conflict")
+            yield Finding(mistake, (f"{key}.until",))
     epoch = config.pretrained.epoch
     if epoch and config.pretrained.strategy != "none" and Duration(epoch, "ep").reaches(run, steps_per_epoch):
         rule = f"must be before the end of the run, whose train.duration is {config.train.duration}{known}"

@@ -14,3 +14,14 @@ class Blobs(Dataset):
 
     def __getitem__(self, index):
         return self.inputs[index], self.targets[index]
+
+
+class Standardize:
+    """Mean 0 and deviation 1 on the samples that train."""
+
+    def fit(self, train_split):
+        inputs = torch.stack([inputs for inputs, _ in train_split])
+        self.mean, self.std = inputs.mean(0), inputs.std(0)
+
+    def __call__(self, inputs):
+        return (inputs - self.mean) / self.std

@@ -14,7 +14,9 @@ SWEEP = "dataset.fold=0,1"
 def train(streams, plain, *, fold=0, rate=0.1, epochs=3):
     data = kfold.Blobs()
     rows = streams.split(len(data), folds=3, fold=fold)
-    inputs, targets = data.inputs[rows["train"]], data.targets[rows["train"]]
+    scaler = kfold.Standardize()
+    scaler.fit(torch.utils.data.Subset(data, rows["train"]))
+    inputs, targets = scaler(data.inputs[rows["train"]]), data.targets[rows["train"]]
     model = streams.build(lambda: nn.Linear(4, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
     parts = {"model": model, "optimizer": optimizer}
@@ -33,7 +35,7 @@ def train(streams, plain, *, fold=0, rate=0.1, epochs=3):
             if plain.asked:
                 plain.save(parts, epoch, number + 1)
                 return plain.losses
-        accuracy = evaluate(model, data.inputs[rows["val"]], data.targets[rows["val"]])
+        accuracy = evaluate(model, scaler(data.inputs[rows["val"]]), data.targets[rows["val"]])
         plain.write({"val/accuracy": accuracy})
         plain.save(parts, epoch + 1, 0, accuracy)
     plain.finish(model)
