@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from runner.config.check.check import Check, to_resolved_data
 from runner.config.check.imports import list_user_directories
-from runner.config.check.rules.train import find_metric_names
+from runner.config.check.rules.train import find_direction, find_metric_names
 from runner.config.identity import compute_job_id, compute_replicate_id, compute_sweep_id
 from runner.config.schema import Config
 from runner.core.paths import PACKAGE
@@ -130,7 +130,7 @@ def compute_resources(config: Config, processes: int) -> dict[str, Any]:
 def find_objective(config: Config) -> tuple[str, str]:
     """Return the metric that jobs are compared by and its mode, `min` or `max`; needs no data."""
     name = config.train.objective or find_metric_names(config)[0][0]
-    return name, config.train.mode or ("min" if name.endswith("/loss") else "max")
+    return name, config.train.mode or find_direction(config, name)
 
 
 def _find_checkout() -> list[Path]:
