@@ -22,8 +22,8 @@ distribute divide does dominates download draw drop emit encode end ensure enter
 examine exclude exit expand explain export extract fetch fill filter find finish fit fits fix flag flatten flip fold
 follow forecast forget fork format freeze gather generate get give group guard guess halve handle has hash hide hold
 holds import include index infer init insert inspect install instantiate interpolate interpret intersect
-is iterate join judge
-keep kill label launch leave limit link list load locate lock log look lower make map mark match matches may measure
+is iterate join judge list
+keep kill label launch leave lend limit link load locate lock log look lower make map mark match matches may measure
 mend merge mix modify move must name narrow need needs normalize note number open order overlap pack pad parse pass
 patch pause permute pick place plan plot pool predict prefetch preload prepare preview print profile project
 promote propose

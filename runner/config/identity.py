@@ -67,7 +67,7 @@ def compute_job_id(config: Mapping[str, Any]) -> str:
 
 
 def compute_replicate_id(config: Mapping[str, Any]) -> str:
-    """Hash a resolved config as `compute_job_id` does, but without seed and fold: replicates share the hash."""
+    """Hash a config as `compute_job_id` does, but without seed and fold: replicates share the hash."""
     kept = _drop_without_effect(config)
     if (kept.get("dataset") or {}).get("fold") is not None:
         kept = _without(kept, "dataset.fold")

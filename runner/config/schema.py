@@ -110,7 +110,8 @@ class EvalLoader:
 
 @dataclass
 class Loader:
-    batch_size: int = make_field(64, at_least=1)  # per process
+    # Per process. null: every sample of the dataset is a whole batch already, of all processes together.
+    batch_size: int | None = make_field(64, at_least=1)
     num_workers: int = make_field(0, at_least=0)
     in_memory: bool | Literal["auto"] = "auto"
     in_memory_limit: float = make_field(4.0, above=0)  # GiB; `auto` goes through the DataLoader beyond it

@@ -214,10 +214,6 @@ def run(*overrides, status=0, verb=("experiment=timed",)):
     return next(iter(made), None)
 
 
-def read_losses(folder):
-    return [line["train/loss"] for line in read_metrics(folder) if "train/loss" in line]
-
-
 def stop_at(step, monkeypatch, *overrides, **more):
     """A run that a signal ends after so many steps."""
     batches = loop.iterate_batches

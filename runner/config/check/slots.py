@@ -185,13 +185,19 @@ def _make_function_test(slot: str) -> Callable[[Any, str], bool]:
     return lambda target, _: not isinstance(target, type) and allowed.takes(slot, target)
 
 
+def _is_torch_module(target: Any) -> bool:
+    """Return whether a target is a module class of torch.nn, which is called as a function of tensors."""
+    modules = get_defining_module(target).startswith("torch.nn.modules.")
+    return modules and isinstance(target, type) and allowed.takes("model", target)
+
+
 _FITS: dict[str, Callable[[Any, str], bool]] = {
     "model": _is_model,
     "optimizer": _make_subclass_test("optimizer"),
     "scheduler": _make_subclass_test("scheduler"),
     "dataset": _make_subclass_test("dataset"),
     "sampler": _make_subclass_test("sampler"),
-    "transform": _make_callable_test("transform"),
+    "transform": lambda target, name: _make_callable_test("transform")(target, name) or _is_torch_module(target),
     "loss": _is_loss,
     "metric": _is_metric,
     "init": _make_function_test("init"),
@@ -213,7 +219,7 @@ _WORDS = {
     "scheduler": "a subclass of torch.optim.lr_scheduler.LRScheduler",
     "dataset": "a subclass of torch.utils.data.Dataset",
     "sampler": "a subclass of torch.utils.data.Sampler",
-    "transform": "defined in torchvision.transforms (or code of your own)",
+    "transform": "defined in torchvision.transforms, a module of torch.nn, or code of your own",
     "loss": "an nn.Module or a function of torch.nn.functional (or code of your own)",
     "metric": "a class with `update`, `compute` and `reset`",
     "init": "a function of torch.nn.init (or code of your own)",

@@ -79,7 +79,7 @@ def _build_parts(
     devices.set_up(device, config.device.threads, config.device.deterministic, config.device.precision)
     team.start(device)
     rng.seed_all(rng.derive_key(config.seed, "build"))  # what no slot's own stream covers: a label read, a cache filled
-    loan.fitted.recall = lambda: recall_fitted(folder)
+    loan.fitted.recall = lambda: data_builder.read_fitted(folder)
     parts, splits = _build_data(config, device, trust, folder, team, loan)
     train = splits["train"]
     if train.num_batches == 0:
@@ -194,16 +194,6 @@ def _build_data(
     return parts, splits
 
 
-def recall_fitted(folder: Path) -> dict[str, Any] | None:
-    """Return what the data of a run had learnt by `fit`, from its newest checkpoint; None without one."""
-    checkpoints = ReadOnlyCheckpoints(folder / "checkpoints")
-    checkpoints.warn = lambda _: None  # said where the rest of it is restored
-    if not checkpoints.entries():
-        return None
-    found: dict[str, Any] = checkpoints.load("last")["step"].get("fitted", {})
-    return found
-
-
 def rebuild_in_steps(
     config: Config, where: tuple[Any, ...], splits: Mapping[str, Any], loan: Loan
 ) -> tuple[data_builder.Parts, dict[str, Any]]:
@@ -313,6 +303,8 @@ def uses_data_parallel(config: Config, device: torch.device, step: Any, optimize
 def describe_empty_epoch(config: Config, size: int, world: int) -> str:
     """Describe why a training epoch has no batch, and the setting to change."""
     each = config.loader.batch_size
+    if each is None:
+        return "train gives no batch (loader.batch_size is null, so the dataset makes them): there is no step"
     if config.loader.batch_sampler is not None or not config.loader.drop_last:
         key = "loader.batch_sampler" if config.loader.batch_sampler is not None else "loader.sampler"
         return f"{key} gives no batch of the {size:,} samples of train: there is no step"
