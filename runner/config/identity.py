@@ -34,6 +34,9 @@ ADDED_LATER: dict[str, Any] = {
     "train.stop_when": {},
     "train.max_time_counts": "all",
     "train.average": None,
+    "init.samples": 1024,
+    "transform.views": None,
+    "device.weights": "fp32",
     "freeze.from": None,
     "freeze.sets": {},
 }

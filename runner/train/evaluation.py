@@ -10,8 +10,9 @@ from torch import Tensor
 
 from runner.core import rng
 from runner.core.errors import RunError
-from runner.train.bn_statistics import refresh_statistics
+from runner.train.bn_statistics import update_statistics
 from runner.train.state import Losses, Run
+from runner.train.views import AverageOverViews
 
 
 def add(values: dict[str, Any], more: Mapping[str, Any]) -> None:
@@ -71,7 +72,7 @@ def evaluate(run: Run, name: str, looks: Sequence[Any] = ()) -> dict[str, float]
     losses, metrics = Losses(), run.metrics["eval"]
     for metric in metrics.values():
         metric.reset()
-    refresh_statistics(run)
+    update_statistics(run)
     run.model.eval()
     near, far = ([look for look in looks if look.near is near] for near in (True, False))
     for look in looks:
@@ -101,9 +102,10 @@ def evaluate(run: Run, name: str, looks: Sequence[Any] = ()) -> dict[str, float]
 def evaluate_batches(run: Run, name: str, looks: Sequence[Any] = ()) -> Iterator[Mapping[str, Any]]:
     """Yield the step output of each batch, drawn from the batch's own stream; pass both to `looks`."""
     split = run.splits[name]
+    model: Any = run.model if run.views is None else AverageOverViews(run.model, run.views)
     for number, batch in enumerate(split.batches(0)):
         rng.seed_all(rng.derive_key(run.seed, "evaluate", name, run.team.number(number)))
-        outcome = run.update.evaluate(batch, run.model)
+        outcome = run.update.evaluate(batch, model)
         for look in looks:
             look.add(batch, outcome)
         yield outcome

@@ -307,6 +307,7 @@ class Run:
     objective: Objective
     # ---- what may be there
     average: WeightAverage | None = None  # of the weights
+    views: Any = None  # of an evaluation's input, whose outputs are averaged
     scaler: GradScaler | GradScalers | None = None  # of fp16's gradients
     pretrained: LoadPlan | None = None  # what was loaded
     frozen: FrozenParameters = field(default_factory=FrozenParameters)
