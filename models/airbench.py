@@ -76,3 +76,8 @@ def dirac_first(tensor: Tensor) -> Tensor:
     """Let the first filters pass on one input channel each; the others stay as they are."""
     nn.init.dirac_(tensor[: tensor.size(1)])
     return tensor
+
+
+def standardize(tensor: Tensor) -> Tensor:
+    """Scale a tensor to a standard deviation of 1."""
+    return tensor.div_(tensor.std())
