@@ -108,6 +108,26 @@ def fit_parts(config: Config, parts: Parts) -> None:
     fitted.fit(dataset)
 
 
+def make_init_batch(config: Config, parts: Parts, trust: Trust = ()) -> Any:
+    """Make the batch that `init.apply` asks for: the first training samples, on the CPU, as an evaluation has them.
+
+    Raises:
+        RunError: there is no training data.
+    """
+    if "train" not in parts or not hasattr(parts["train"][0], "__len__"):
+        raise RunError("init.apply asks for a batch, and `dataset.train` has no samples by index")
+    dataset, indices = parts["train"]
+    rows = batches.choose_indices(dataset, indices, "train", config.dataset.limit)[: config.init.samples]
+    collate = config.loader.collate_fn
+    options = {}
+    if collate is not None:
+        options["collate_fn"] = instantiate(collate, "loader.collate_fn", trust=trust, call=False, seed=config.seed)
+    settings = interfaces.LoaderSettings(len(rows), shuffle=False, in_memory=False, options=options)
+    stream, placement = Stream(config.seed, "init"), Placement(torch.device("cpu"))
+    split = batches.make_split(dataset, rows, make_pipeline(config, "eval", trust), stream, placement, settings)
+    return next(iter(split.batches(0)))
+
+
 def make_parts(config: Config, trust: Trust = ()) -> Parts:
     """Download, build and split the datasets; return dataset and sample indices by split.
 

@@ -247,6 +247,11 @@ def find_training_contradictions(config: schema.Config) -> Iterator[Finding]:
         yield Finding(
             Mistake("device.compile", rule, device.compile, suggestion=right, kind="conflict"), ("train.accumulate",)
         )
+    if device.weights == "fp16" and device.precision == "fp16":
+        rule = "must not be fp16 with device.weights=fp16: a GradScaler scales gradients of weights in fp32"
+        yield Finding(
+            Mistake("device.precision", rule, "fp16", suggestion="fp32", kind="conflict"), ("device.weights",)
+        )
     loss = "" if config.loss is None else str(config.loss.get("_target_"))
     if loss.endswith((".BCELoss", ".binary_cross_entropy")) and device.precision in ("bf16", "fp16"):
         rule = f"is refused by torch in {device.precision} on a GPU: small probabilities become 0"
