@@ -34,9 +34,9 @@ format: setup  ## mend what ruff can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# Two at a time, a file's tests in one process: they share what is made once.
+# Two at a time, a file's tests in one process: they share what is made once. Slow files first (tests/conftest.py).
 test: setup  ## the tests of every day (one file: make test ARGS=tests/train/test_metrics.py)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: setup  ## every test, with a seed of its own (again with the same one: make test-all SEED=123)
 	@seed=$${SEED:-$$(date +%s)}; echo "SEED=$$seed"; \

@@ -52,30 +52,23 @@ class GAN(nn.Module):
         return images
 
 
-def adversarial(batch: Any, model: GAN, loss: Callable[..., Any], optimizer: Any) -> dict[str, Any]:
+def adversarial(batch: Any, model: GAN, loss: Callable[..., Any], update: Callable[..., Any]) -> dict[str, Any]:
     """Train the discriminator on real and drawn images, then the generator on what the discriminator says.
 
-    The losses of Goodfellow et al. (2014), the generator's in the form that does not saturate. `optimizer` holds one of
-    each name, `generator` and `discriminator`; in an evaluation it is None, and nothing is learnt.
+    The losses of Goodfellow et al. (2014), the generator's in the form that does not saturate.
 
     Args:
         batch: images first.
         model: both halves.
         loss: of logits and shares of the real, such as BCEWithLogitsLoss.
-        optimizer: `runner.train.optimizer_step.several_optimizers.Optimizers`, or None.
+        update: steps the optimizer of a name, `generator` or `discriminator`, by a loss; nothing in an evaluation.
     """
     real = batch[0]
     drawn = model.draw(len(real))
     ones, zeros = torch.ones(len(real), device=real.device), torch.zeros(len(real), device=real.device)
     d_loss = (loss(model(real), ones) + loss(model(drawn.detach()), zeros)) / 2
-    if optimizer is not None:
-        optimizer["discriminator"].zero_grad()
-        d_loss.backward()
-        optimizer["discriminator"].step()
+    update("discriminator", d_loss)
     g_loss = loss(model(drawn), ones)
-    if optimizer is not None:
-        optimizer["generator"].zero_grad()
-        g_loss.backward()
-        optimizer["generator"].step()
+    update("generator", g_loss)
     whole = (d_loss + g_loss).detach()
     return {"loss": whole, "d_loss": d_loss.detach(), "g_loss": g_loss.detach(), "size": len(real)}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from runner.core import event_stream
 from runner.core.escape import make_printable
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_WRONG
 from runner.core.stop_signals import STOP_SIGNALS
@@ -28,21 +29,27 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "why": "runner.cli.why",
     "resume": "runner.cli.resume",
     "evaluate": "runner.cli.evaluate",
+    "predict": "runner.cli.predict",
+    "export": "runner.cli.export",
     "explain": "runner.cli.explain",
     "audit": "runner.cli.audit",
     "convert": "runner.cli.convert",
     "report": "runner.cli.report",
     "promote": "runner.cli.promote",
+    "compare": "runner.cli.compare",
+    "ls": "runner.cli.ls",
+    "trust": "runner.cli.trust",
+    "help": "runner.cli.help",
+    "rm": "runner.cli.rm",
+    "archive": "runner.cli.archive",
+    "replay": "runner.cli.replay",
+    "record": "runner.cli.record",
 }
 
 
 PLANNED = (
-    "replay",
     "diff",
     "blame",
-    "ls",
-    "predict",
-    "export",
 )
 
 
@@ -66,22 +73,47 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
         sys.path[0] = str(Path.cwd())
     # cuBLAS is deterministic only with a fixed workspace, and must find this before torch is imported.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    from runner.core.errors import ConfigError, RunError
     from runner.train.distributed import environment
 
     place = environment.read_place()
+    wants_json = any(argument.partition("=")[0] == "--json" for argument in argv)
     if place is not None and place.rank:
         from runner.cli.options import find_trust
         from runner.experiment.worker_rank import run_worker_rank
 
+        if wants_json:  # rank 0 tells what happens
+            event_stream.redirect_stdout()
         return run_worker_rank(place, find_trust(argv))
+    if not wants_json:
+        return serve_or_explain(argv, began, place)
+    with event_stream.claim_stdout(events=argv[0] == "resume" or argv[0] not in VERBS):
+        try:
+            status = serve_or_explain(argv, began, place)
+        except SystemExit as error:  # of somebody's code, or of a parser
+            event_stream.end(error.code if isinstance(error.code, int) else int(error.code is not None))
+            raise
+        except BaseException as error:
+            event_stream.end(EXIT_FAILED, error=f"{type(error).__name__}: {error}")
+            raise
+        event_stream.end(status)
+        return status
+
+
+def serve_or_explain(argv: list[str], began: float | None, place: "RankPlace | None") -> int:
+    """Do what the command line asks, or say what is wrong with it; the exit status."""
+    from runner.core.errors import ConfigError, RunError
+
     try:
         return serve(argv, began, place)
     except ConfigError as error:
         print(make_printable(error), file=sys.stderr)
+        event_stream.print_problem(
+            {"mistakes": [mistake.as_json() for mistake in error.mistakes], "count": len(error.mistakes)}
+        )
         return EXIT_WRONG
     except RunError as error:  # of a verb; a run records its own
         print(make_printable(error), file=sys.stderr)
+        event_stream.print_problem({"error": str(error)})
         return EXIT_FAILED
     except KeyboardInterrupt:  # before or after the training loop, which saves first
         return EXIT_INTERRUPTED
@@ -92,6 +124,7 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
         from runner.core.errors import explain_os_error
 
         print(make_printable(explain_os_error(error)), file=sys.stderr)
+        event_stream.print_problem({"error": explain_os_error(error)})
         return EXIT_FAILED
 
 
@@ -164,6 +197,12 @@ def describe_unknown_verb(verb: str) -> "Mistake":
     )
 
 
+def end_before_work(number: int, _: object) -> NoReturn:
+    """End this process at a signal while nothing is under way, so that there is nothing to save."""
+    event_stream.end(EXIT_STOPPED, signal=signal.Signals(number).name)
+    os._exit(EXIT_STOPPED)
+
+
 def run_process() -> NoReturn:
     """Run `main` as a process that a signal ends with the contract's status, also before the work."""
     from runner.train.distributed import environment
@@ -171,9 +210,7 @@ def run_process() -> NoReturn:
     asked = [signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
     if environment.read_place() is None:  # which signals what it has started for reasons of its own
         for number in asked:
-            signal.signal(
-                number, lambda *_: os._exit(EXIT_STOPPED)
-            )  # nothing is under way, so that there is nothing to save
+            signal.signal(number, end_before_work)
         if hasattr(signal, "SIGHUP") and (sys.argv[1:2] == ["resume"] or not {*sys.argv[1:2]} & {*VERBS}):
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # training goes on where its terminal is closed
     status = main(began=BEGAN)

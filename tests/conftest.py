@@ -30,6 +30,18 @@ def pytest_report_header() -> str:
     return f"seed: {SEED} (again with the same one: TEST_SEED={SEED})"
 
 
+# Minutes or most of one, in this order: two processes take a file at a time, and the last one must not be long.
+SLOW = ("sweep/test_sweep", "test_readme", "train/test_distributed", "sweep/test_rank_processes", "sweep/test_promote")
+SLOW += ("experiment/crash/test_kill", "experiment/test_user_project", "test_packaging", "security/test_attacks")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first; the rest as they come."""
+    tests = Path(__file__).parent
+    places = {tests / f"{name}.py": place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: places.get(item.path, len(SLOW)))
+
+
 @pytest.fixture
 def seed() -> int:
     """For whatever a test draws at random."""
@@ -38,14 +50,18 @@ def seed() -> int:
 
 @pytest.fixture(autouse=True)
 def _process_state() -> Iterator[None]:
-    """Leaves torch's global settings and the environment as they were: a run in process changes them on purpose."""
+    """Leaves the process as it was: a run in process changes torch's settings and the environment on purpose."""
     with keep_process_state():
         yield
 
 
 @pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is not this machine refuses: the tests pass on a train."""
+def _no_network(_process_state: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is not this machine refuses: the tests pass on a train.
+
+    `_process_state` comes before `monkeypatch`, so that it has the last word: a `monkeypatch.chdir` in a test whose own
+    fixture had changed the folder goes back to that folder, after the fixture has left it.
+    """
     connect = socket.socket.connect
 
     def refuse(self: socket.socket, address: Any) -> None:

@@ -11,9 +11,12 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+TEMPORARY = str(Path(tempfile.gettempdir()).resolve())
 
 # ---- folders and files
 
@@ -52,8 +55,8 @@ def run_git(folder: Path, *arguments: str) -> str:
 
 @contextlib.contextmanager
 def keep_process_state() -> Iterator[None]:
-    """Leave torch's global settings and the environment as they were."""
-    environment = dict(os.environ)
+    """Leave torch's global settings, the environment, the working directory and what is imported as they were."""
+    environment, cwd, path, modules = dict(os.environ), Path.cwd(), list(sys.path), set(sys.modules)
     torch: Any = sys.modules.get("torch")  # a test that needs no torch does not wait seconds for it
     before = _read_settings(torch) if torch else None
     yield
@@ -66,6 +69,11 @@ def keep_process_state() -> Iterator[None]:
         torch.set_rng_state(generator)
     os.environ.clear()
     os.environ.update(environment)
+    os.chdir(cwd)
+    sys.path[:] = path
+    for name in sys.modules.keys() - modules:  # `parts` of one test's folder is not that of the next one's
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(TEMPORARY):
+            del sys.modules[name]
 
 
 def _read_settings(torch: Any) -> tuple[Any, ...]:
@@ -112,6 +120,26 @@ def run_in(folder: Path, *argv: str) -> Ran:
         status = main(list(argv))
     *lines, last = out.getvalue().splitlines() or [""]
     return Ran(status, "\n".join([*lines, str(folder / last)]), err.getvalue())
+
+
+def write_run(
+    folder: Path | str,
+    config: Mapping[str, Any] | None = None,
+    result: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a made-up run directory: a config (`seed: 0` and an objective unless told), a result, a provenance."""
+    given = {"name": "made", "seed": 0, "train": {"objective": "val/accuracy", "mode": "max"}} | dict(config or {})
+    parts = {"result.json": result, "provenance.json": provenance}
+    texts = {"config.yaml": json.dumps(given)} | {name: json.dumps(part) for name, part in parts.items() if part}
+    write_files(Path(folder), texts)
+    return Path(folder)
+
+
+def make_result(objective: float | str | None, status: str = "completed", **more: Any) -> dict[str, Any]:
+    """Make the content of a `result.json` with `val/accuracy` as its objective."""
+    metrics = {} if objective is None else {"val/accuracy": objective}
+    return {"status": status, "objective": objective, "metrics": metrics, "steps": 10} | more
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

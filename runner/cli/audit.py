@@ -4,12 +4,12 @@ One batch goes forward and backward, nothing is trained: the spread of activatio
 that are dead, and the growth across the depth, for several choices of `init` side by side.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from runner.cli.options import JSON, TRUST, Option, Verb, choose_subject
 from runner.core.escape import make_printable
+from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
 from runner.experiment.preview.init import compare_inits, draw_spreads, format_audits
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     given = VERBS[0].parse(argv[1:])
     audits = compare_inits(given.overrides, given.get("--init", "").split(","), given.trust)
     if given.as_json:
-        print(json.dumps([one.as_json() for one in audits]))
+        print_json([one.as_json() for one in audits])
         return EXIT_DONE
     print(make_printable(format_audits(audits)))
     out = Path(given.get("--out", "outputs/audit_init.svg"))

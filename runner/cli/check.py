@@ -1,6 +1,5 @@
 """`python -m runner check [-m] [--json] [overrides]`: list every mistake; write nothing."""
 
-import json
 from collections.abc import Sequence
 
 from runner.cli import check_resume
@@ -8,6 +7,7 @@ from runner.cli.options import JSON, MULTIRUN, TRUST, Verb
 from runner.config.compose import compose
 from runner.core.errors import ConfigError, Mistake, format_count, format_mistakes
 from runner.core.escape import make_printable
+from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE, EXIT_WRONG
 from runner.experiment.examine import examine
 from runner.sweep.examine import examine_sweep
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         say(error.mistakes)
     if as_json:
         plain = [mistake.as_json() for mistake in found]
-        print(json.dumps({"mistakes": plain, "count": len(found), "notes": notes, "plan": plan}, default=str))
+        print_json({"mistakes": plain, "count": len(found), "notes": notes, "plan": plan})
     else:
         _print(plan, notes, len(found))
     return EXIT_WRONG if found else EXIT_DONE

@@ -5,10 +5,10 @@ that nothing survives but what was saved. Where the two differ, the run trains o
 differs too, something is not deterministic; if not, something has a state that no checkpoint holds.
 """
 
-import json
 from collections.abc import Sequence
 
 from runner.cli.options import COUNT, JSON, TRUST, Option, Verb
+from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED
 from runner.experiment.check_resume import STEPS, check_resume
 
@@ -26,5 +26,8 @@ def main(argv: Sequence[str]) -> int:
     """
     given = VERBS[0].parse(argv)
     answer = check_resume(given.overrides, given.trust, given.get("--steps", STEPS))
-    print(json.dumps(answer) if given.as_json else answer["answer"])
+    if given.as_json:
+        print_json(answer)
+    else:
+        print(answer["answer"])
     return EXIT_DONE if answer["same"] else EXIT_FAILED

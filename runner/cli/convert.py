@@ -3,12 +3,12 @@
 The one place that unpickles, that is, runs whatever code the file asks for: by hand, and in a process of its own.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from runner.cli.options import JSON, Option, Verb
 from runner.core.escape import make_printable
+from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED
 from runner.model.pretrained.unpickle import convert
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     out = Path(given.get("--out")) if "--out" in given else None
     done = convert(Path(given.words[0]), out, given.get("--main", ""), trusted="--trust" in given)
     if given.as_json:
-        print(json.dumps(done.as_json()))
+        print_json(done.as_json())
     else:
         print(make_printable(done.notes), end="")
         print(make_printable(done))

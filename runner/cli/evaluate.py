@@ -4,11 +4,11 @@
 training evaluated (`train.ema`), unless told otherwise.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from runner.cli.options import JSON, TRUST, Option, Verb
+from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
 from runner.experiment.evaluate import evaluate_run
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     checkpoint, weights = given.get("--checkpoint", "last"), given.get("--weights", "")
     found = evaluate_run(Path(given.words[0]), given.overrides, given.trust, checkpoint=checkpoint, weights=weights)
     if given.as_json:
-        print(json.dumps(found.as_json()))
+        print_json(found.as_json())
     else:
         from runner.log.console import print_final_report
 

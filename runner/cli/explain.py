@@ -1,10 +1,10 @@
 """`python -m runner explain [--json] [RUN] [overrides]`: one row per tensor, and what set it."""
 
-import json
 from collections.abc import Sequence
 
 from runner.cli.options import Verb
 from runner.core.escape import make_printable
+from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
 from runner.experiment.preview.parameters import explain
 
@@ -20,5 +20,8 @@ def main(argv: Sequence[str]) -> int:
     """
     given = VERBS[0].parse(argv)
     explained = explain(given.overrides, given.trust)
-    print(json.dumps(explained.as_json()) if given.as_json else make_printable(explained))
+    if given.as_json:
+        print_json(explained.as_json())
+    else:
+        print(make_printable(explained))
     return EXIT_DONE

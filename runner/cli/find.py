@@ -1,7 +1,6 @@
 """`python -m runner find lr | batch_size [--json] [overrides]`: search a setting by trial."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from runner.cli.options import COUNT, JSON, POSITIVE, SIZE, TRUST, Option, Parse
 from runner.config.compose import compose
 from runner.config.schema import Config
 from runner.core.errors import ConfigError, Mistake
+from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED
 from runner.experiment.examine import require_valid
 
@@ -70,7 +70,7 @@ def find_lr(given: ParsedArguments) -> Finder:
 
         test = run_lr_range_test(config, low, high, steps, trust)
         if as_json:
-            print(json.dumps(dataclasses.asdict(test)))
+            print_json(dataclasses.asdict(test))
         else:
             file = Path("outputs") / "find" / config.name / "lr.svg"
             draw_test(test, file)
@@ -96,7 +96,7 @@ def find_batch_size(given: ParsedArguments) -> Finder:
             raise ConfigError([Mistake("--memory", rule, _format_gib(limit), kind="no-effect")])
         found = search_batch_size(config, limit, most, trust, (lambda _: None) if as_json else print_trial)
         if as_json:
-            print(json.dumps(dataclasses.asdict(found)))
+            print_json(dataclasses.asdict(found))
             return EXIT_DONE if found.batch_size else EXIT_FAILED
         print(f"measured: {found.measured}, over two optimizer steps")
         if found.limit:

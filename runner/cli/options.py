@@ -13,6 +13,7 @@ from typing import Any
 
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import ConfigError, Mistake
+from runner.core.user_trust import read_trusted
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Option:
 
 JSON = Option("--json", "print one JSON object, for programs")
 TRUST = Option("--trust", "import also names like this, or code of this directory", "PATTERN", is_repeatable=True)
+EVENTS = Option("--json", "print a JSON object for each event, and nothing else, for programs")
 MULTIRUN = Option("--multirun", "treat the overrides as a sweep", short="-m")
 INEXACT = Option("--inexact", "accept that numbers may differ from those of an uninterrupted run")
 SCHEDULE = Option(
@@ -117,8 +119,12 @@ class ParsedArguments:
 
     @property
     def trust(self) -> tuple[str, ...]:
-        """Patterns of the names that are trusted."""
-        return tuple(self.get_all(TRUST.name))
+        """Patterns of trusted names: those given here, and those that the user keeps for this project.
+
+        Raises:
+            ConfigError: what the user keeps cannot be read.
+        """
+        return (*self.get_all(TRUST.name), *read_trusted())
 
 
 @dataclass(frozen=True)
@@ -130,19 +136,23 @@ class Verb:
         words: names of the words that must be given first, such as `RUN`.
         options: its options.
         takes_overrides: whether overrides of the config may follow.
+        more: further words that may follow, as the usage shows them; the verb tells them from overrides.
     """
 
     name: str
     words: tuple[str, ...] = ()
     options: tuple[Option, ...] = (JSON, TRUST)
     takes_overrides: bool = True
+    more: str = ""
 
     @property
     def usage(self) -> str:
         """The line that shows all of it."""
         options = [f"[{option}]" for option in self.options]
         rest = ["[overrides]"] if self.takes_overrides else []
-        return " ".join(["python -m runner", *filter(None, [self.name]), *self.words, *options, *rest])
+        return " ".join(
+            ["python -m runner", *filter(None, [self.name]), *self.words, *filter(None, [self.more]), *options, *rest]
+        )
 
     def parse(self, argv: Sequence[str]) -> ParsedArguments:
         """Split a command line into words, overrides and the options' values.
@@ -157,7 +167,7 @@ class Verb:
                 values[option.name] = self._convert(option, given[option.name], mistakes)
         count = len(self.words)
         mistakes += [Mistake(word, "is missing", remedy=self.usage, kind="missing") for word in self.words[len(rest) :]]
-        if rest[count:] and not self.takes_overrides:
+        if rest[count:] and not self.takes_overrides and not self.more:
             rule = f"must be one, but there are {len(rest)}: `{' '.join(rest)}`"
             mistakes.append(Mistake(self.words[-1], rule, remedy=self.usage))
         if mistakes:
@@ -264,4 +274,4 @@ def choose_subject(verb: str, argv: Sequence[str], subjects: Sequence[str]) -> s
 def find_trust(argv: Sequence[str]) -> tuple[str, ...]:
     """Return the trusted patterns of any command line, whatever else is in it."""
     _, given, _ = Verb("", options=(TRUST,))._split(argv)  # noqa: SLF001  another process reports the mistakes
-    return tuple(given.get(TRUST.name, []))
+    return (*given.get(TRUST.name, []), *read_trusted())

@@ -1,11 +1,11 @@
 """`python -m runner promote SWEEP [--name NAME] [--job JOB]`: write a job as an experiment file."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from runner.cli.options import JSON, TRUST, Option, Verb
 from runner.core.escape import make_printable
+from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
 from runner.sweep.promote import promote
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     given = VERBS[0].parse(argv)
     made = promote(Path(given.words[0]), given.get("--name", ""), given.get("--job", ""), given.trust)
     if given.as_json:
-        print(json.dumps(made.as_json()))
+        print_json(made.as_json())
         return EXIT_DONE
     print(make_printable(f"{made.file}: {made.score}"))
     if made.noise:

@@ -1,10 +1,10 @@
 """`python -m runner report SWEEP [--json]`: report the results of a sweep, finished or running."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from runner.cli.options import JSON, Verb
+from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
 from runner.sweep.report import table
 from runner.sweep.report.write import report
@@ -21,5 +21,5 @@ def main(argv: Sequence[str]) -> int:
     given = VERBS[0].parse(argv)
     found = report(Path(given.words[0]), say=(lambda _: None) if given.as_json else print)
     if given.as_json:
-        print(json.dumps(table.as_json(found)))
+        print_json(table.as_json(found))
     return EXIT_DONE

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.cli.options import INEXACT, SCHEDULE, TRUST, Verb
+from runner.cli.options import EVENTS, INEXACT, SCHEDULE, TRUST, Verb
 from runner.core.errors import ConfigError
 from runner.experiment.preflight import processes as processes_preflight
 from runner.experiment.record.recorded import load_recorded_config
 from runner.experiment.resume import resume
 
-VERBS = (Verb("resume", words=("RUN",), options=(INEXACT, SCHEDULE, TRUST)),)
+VERBS = (Verb("resume", words=("RUN",), options=(INEXACT, SCHEDULE, EVENTS, TRUST)),)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,6 +1,5 @@
 """`python -m runner show data | schedule | model [overrides]`: preview a config in tables and plots."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from runner.config.check.check import check
 from runner.config.compose import compose
 from runner.core.errors import ConfigError
 from runner.core.escape import make_printable
+from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED
 
 EPOCH = Option("--epoch", "steps of an epoch, otherwise counted from the dataset", "N", COUNT)
@@ -41,7 +41,10 @@ def show_data(argv: Sequence[str]) -> int:
     from runner.experiment.preview.data import format_table, inspect_splits
 
     facts = inspect_splits(config, Path("outputs") / "show" / config.name, given.trust)
-    print(json.dumps(facts) if given.as_json else format_table(facts))
+    if given.as_json:
+        print_json(facts)
+    else:
+        print(format_table(facts))
     return EXIT_DONE
 
 
@@ -58,7 +61,7 @@ def show_schedule(argv: Sequence[str]) -> int:
 
     planned = plan(examined.config, given.trust, given.get("--epoch"))
     if given.as_json:
-        print(json.dumps(planned))
+        print_json(planned)
         return EXIT_DONE
     print(format_table(planned))
     if planned["steps"]:
@@ -84,7 +87,7 @@ def show_model(argv: Sequence[str]) -> int:
     except ConfigError as error:
         raise ConfigError(composed.blame(error.mistakes)) from error
     if given.as_json:
-        print(json.dumps(table.as_json()))
+        print_json(table.as_json())
     else:
         print(make_printable(table))
     return EXIT_FAILED if table.problem else EXIT_DONE

@@ -1,20 +1,19 @@
 """`python -m runner [-m] [overrides]`: check, then train a run or a sweep; or pass flags to Hydra."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from runner.cli import hydra_questions
-from runner.cli.options import INEXACT, MULTIRUN, SCHEDULE, TRUST, Verb
+from runner.cli.options import EVENTS, INEXACT, MULTIRUN, SCHEDULE, TRUST, Verb
 from runner.config import compose
-from runner.core.errors import ConfigError, Mistake, format_count
+from runner.core.errors import ConfigError, Mistake
 from runner.core.exit_status import EXIT_WRONG
-from runner.experiment.examine import examine, make_reporter
+from runner.experiment.examine import examine, make_reporter, report_count
 from runner.experiment.preflight import processes as processes_preflight
 from runner.experiment.record.directory import make_run_dir
 from runner.train.distributed import environment
 
-VERBS = (Verb("", options=(MULTIRUN, INEXACT, SCHEDULE, TRUST)),)
+VERBS = (Verb("", options=(MULTIRUN, INEXACT, SCHEDULE, EVENTS, TRUST)),)
 
 
 def main(argv: Sequence[str], began: float | None = None) -> int:
@@ -38,7 +37,7 @@ def main(argv: Sequence[str], began: float | None = None) -> int:
     started = processes_preflight.check_processes(config.device.parallel, argv)
     say(started)
     if examined.mistakes or started:
-        print(format_count(len(examined.mistakes) + len(started)), file=sys.stderr)
+        report_count([*examined.mistakes, *started])
         return EXIT_WRONG
     if config.run is not None:
         from runner.experiment.resume import resume
@@ -46,9 +45,12 @@ def main(argv: Sequence[str], began: float | None = None) -> int:
         unresolved = composed.unresolved_yaml
         return resume(Path(config.run), config, unresolved, argv, trust, inexact=inexact, schedule=schedule)
     _refuse_without_effect(inexact=inexact, schedule=schedule, reason="without `run=RUN`")
+    from runner.experiment.on_event import tell_end
     from runner.experiment.run import train
 
-    return train(examined, composed, argv, trust, make_run_dir(Path("outputs"), config.name), began).status
+    outcome = train(examined, composed, argv, trust, make_run_dir(Path("outputs"), config.name), began)
+    tell_end(config.on_event, outcome.folder, outcome.result, outcome.status)
+    return outcome.status
 
 
 def _refuse_without_effect(*, inexact: bool, schedule: str, reason: str) -> None:

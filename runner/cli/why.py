@@ -1,12 +1,12 @@
 """`python -m runner why KEY [-m] [--json] [overrides]`: every place that sets KEY, the winner last."""
 
-import json
 from collections.abc import Sequence
 
 from runner.cli.options import JSON, MULTIRUN, TRUST, Verb
 from runner.config.why import trace_key
 from runner.core.errors import ConfigError, Mistake
 from runner.core.escape import make_printable
+from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
 
 VERBS = (Verb("why KEY", options=(MULTIRUN, JSON, TRUST)),)
@@ -24,5 +24,8 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError([Mistake("KEY", "is missing", remedy=VERBS[0].usage, kind="missing")])
     overrides = [word for word in given.overrides if word != key]
     history = trace_key(key, overrides, multirun=MULTIRUN.name in given)
-    print(json.dumps(history.as_json(), default=str) if given.as_json else make_printable(history))
+    if given.as_json:
+        print_json(history.as_json())
+    else:
+        print(make_printable(history))
     return EXIT_DONE

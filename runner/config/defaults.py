@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from runner.core.shipped import find_shipped
+
 _MOST_FILES = 40  # a name is followed through at most so many re-exporting files
 
 
@@ -130,6 +132,8 @@ def _find_definition(target: str, seen: list[str]) -> tuple[Path, str, ast.stmt]
 
 def _find_file(module: str) -> Path | None:
     """Find the source file of a module; only the first package is looked up, the rest is folders."""
+    if (ours := find_shipped(module)) is not None and ours.origin:
+        return Path(ours.origin)
     first, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(first)

@@ -13,6 +13,7 @@ WITHOUT_EFFECT = {
     "name": "names the output directory",
     "run": "names an existing run directory",
     "sweep": "says how jobs are run, not what they are",
+    "on_event": "what is run at the end",
     "log": "logging draws no random number and reads nothing that training writes",
     "loader.num_workers": "order and augmentation are keyed by sample, not by worker",
     "loader.pin_memory": "where a batch waits, not what is in it",
@@ -27,7 +28,15 @@ WITHOUT_EFFECT = {
 
 
 # Keys younger than the first recorded sweeps, and what they were before they were there: so they change no identity.
-ADDED_LATER: dict[str, Any] = {"pretrained.optimizer": False, "pretrained.epoch": None, "train.stop_when": {}}
+ADDED_LATER: dict[str, Any] = {
+    "pretrained.optimizer": False,
+    "pretrained.epoch": None,
+    "train.stop_when": {},
+    "train.max_time_counts": "all",
+    "train.average": None,
+    "freeze.from": None,
+    "freeze.sets": {},
+}
 
 
 # What jobs that train as one stack may differ in: a value for each along the leading dimension, or a state of its own.
@@ -56,8 +65,11 @@ def compute_job_id(config: Mapping[str, Any]) -> str:
 
 
 def compute_replicate_id(config: Mapping[str, Any]) -> str:
-    """Hash a resolved config as `compute_job_id` does, but without the seed: replicates share the hash."""
-    return _hash({key: value for key, value in _drop_without_effect(config).items() if key != "seed"})
+    """Hash a resolved config as `compute_job_id` does, but without seed and fold: replicates share the hash."""
+    kept = _drop_without_effect(config)
+    if (kept.get("dataset") or {}).get("fold") is not None:
+        kept = _without(kept, "dataset.fold")
+    return _hash({key: value for key, value in kept.items() if key != "seed"})
 
 
 def compute_stack_id(config: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from runner.config.reading import format_key
 from runner.config.schema import Config
 from runner.core.errors import ABSENT, ConfigError, Mistake
 
-NO_PART = ("sweep", "run")  # of what a run is
+NO_PART = ("sweep", "run", "on_event")  # of what a run is
 
 
 _NO_GROUPS = ("experiment", "sweep", "debug")  # the file is the first itself, and Hydra lets it choose no debug

@@ -5,9 +5,10 @@ from typing import Any
 
 from runner.config import schema
 from runner.config.reading import INVALID, UNKNOWN_KEY, Path, Reading, format_key
+from runner.config.scalars import read_duration
 from runner.config.suggestions import find_nearest
 
-_RUNNER_KEYS = {"_target_", "_args_", "_partial_"}
+_RUNNER_KEYS = {"_target_", "_args_", "_partial_", "_from_", "_until_"}
 
 
 def read_component(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
@@ -51,6 +52,12 @@ def note_component(reading: Reading, value: dict[str, Any], path: Path, rules: A
     return schema.Component(value)
 
 
+def find_member_nodes(optimizer: Any) -> dict[str, dict[str, Any]]:
+    """Return the nodes of several optimizers by name, which have a `match`; empty for a single optimizer."""
+    nodes = optimizer.items() if isinstance(optimizer, dict) else ()
+    return {name: node for name, node in nodes if isinstance(node, dict) and {"match", "_target_"} <= node.keys()}
+
+
 def check_node(reading: Reading, value: Any, path: Path) -> None:
     """Check the form of a component and nested ones: no `???`, only the runner's own `_keys_`."""
     if value == "???":
@@ -88,6 +95,16 @@ def _check_own_key(reading: Reading, name: str, value: Any, path: Path) -> None:
             remedy=f"leave it out: {_OF_HYDRA[name]}",
             kind="no-effect",
         )
+    elif name in ("_from_", "_until_") and not (path[:1] == ("transform",) and len(path) == 3):
+        reading.wrong(
+            here,
+            "is for a transform of its own name: elsewhere it has no effect",
+            value,
+            remedy="leave it out",
+            kind="no-effect",
+        )
+    elif name in ("_from_", "_until_"):
+        read_duration(reading, value, here, {})
     elif name not in _RUNNER_KEYS:
         near = find_nearest(name, _RUNNER_KEYS)
         reading.wrong(here, UNKNOWN_KEY, suggestion=format_key((*path, near)) if near else "", kind="unknown-key")

@@ -10,7 +10,7 @@ import yaml
 
 from runner.config import schema
 from runner.config.moved import with_current_names
-from runner.config.nodes import note_component, read_component
+from runner.config.nodes import find_member_nodes, note_component, read_component
 from runner.config.reading import INVALID, UNKNOWN_KEY, Path, Reading, format_key, format_yaml
 from runner.config.scalars import (
     read_boolean,
@@ -29,7 +29,17 @@ def read(data: dict[str, Any]) -> tuple[schema.Config, Reading]:
     """Parse plain data into a config and a reading; a wrong key has its default."""
     reading = Reading()
     config: schema.Config = _read_dataclass(reading, schema.Config, with_current_names(data), ())
+    for name, node in find_member_nodes(config.optimizer).items():
+        _read_dataclass(reading, schema.MemberOptimizer, node, ("optimizer", name))
     return config, reading
+
+
+def read_members(optimizer: dict[str, Any]) -> dict[str, schema.MemberOptimizer]:
+    """Parse the nodes of several optimizers, which are known to be right; empty for a single optimizer."""
+    return {
+        name: read_part(schema.MemberOptimizer, node, ("optimizer", name))[0]
+        for name, node in find_member_nodes(optimizer).items()
+    }
 
 
 def read_part(owner: type, data: dict[str, Any], path: Path) -> tuple[Any, Reading]:

@@ -192,10 +192,21 @@ class Pretrained:
 
 
 @dataclass
+class FreezeSet:
+    """Further parameters that are frozen, with times of their own."""
+
+    params: list[Pattern] = make_field()
+    from_: Duration | None = make_field(None, alias="from")
+    until: Duration | None = None
+
+
+@dataclass
 class Freeze:
     params: list[Pattern] = make_field([])
     norm_stats: bool = False
-    until: Duration | None = None
+    from_: Duration | None = make_field(None, alias="from")  # they train before this time
+    until: Duration | None = None  # they train from this time on
+    sets: dict[str, FreezeSet | None] = make_field({})  # further parameters, by name, each set with times of its own
 
 
 @dataclass
@@ -228,6 +239,18 @@ class Scheduler:
 
 
 @dataclass
+class MemberOptimizer:
+    """One of several optimizers: what it takes, its groups and schedule, and its own arguments."""
+
+    match: Pattern | list[Pattern] | None  # of the names of its parameters; null: all that no other optimizer takes
+    min_dims: int | None = make_field(None, at_least=0)  # only tensors of at least so many dimensions; 2: matrices
+    max_dims: int | None = make_field(None, at_least=0)
+    param_groups: dict[str, ParamGroup | None] = make_field({})  # of its own parameters alone
+    scheduler: Scheduler | None = make_field(None, slot="scheduler")  # null: as `scheduler` says for all of them
+    arguments: dict[str, Any] = make_field({}, rest=True)
+
+
+@dataclass
 class Device:
     type: str = make_field("auto", regex=r"auto|cpu|mps|cuda(:\d+)?")
     threads: int = make_field(1, at_least=1)  # CPU threads of this process; their number changes weights bitwise
@@ -242,6 +265,20 @@ class Device:
     parallel: Literal["none", "auto", "data_parallel", "ddp", "fsdp"] = "none"
     sync_batchnorm: bool = False  # statistics of the whole batch, over all processes
     find_unused_parameters: bool = False  # of ddp, for a model that does not use all of them in every step
+
+
+@dataclass
+class Average:
+    """Average of the weights, which evaluations use and checkpoints hold beside the raw weights."""
+
+    # mean: of the weights at each update (SWA); lookahead: slow weights, which are copied back into the model
+    kind: Literal["ema", "mean", "lookahead"] = "ema"
+    from_: Duration | None = make_field(None, alias="from", may_be_zero=True)  # the first update; null: after `every`
+    every: Duration | None = None  # between two updates; null: 1st for ema, 1ep for mean, 5st for lookahead
+    decay: float | None = make_field(None, above=0, below=1)  # of ema and lookahead: what the average keeps of itself
+    decay_power: float = make_field(0.0, at_least=0)  # decay x (steps done / all steps) ^ this; 0: constant
+    # compute batch norm's statistics for the averaged weights, by a pass over the training data before each use
+    update_bn: bool = False
 
 
 @dataclass
@@ -265,6 +302,7 @@ class Train:
         None, above=0, below=1
     )  # decay of an average of the weights, which evaluations then use
     ema_every: Duration = Duration("1st")  # between two updates of it
+    average: Average | None = None  # another one, or from a time on: in place of `ema`
     evaluate_every: Duration | None = Duration("1ep")  # null: at the end only
     checkpoint_every: Duration | None = Duration("1ep")  # null: at the end only
     keep: int = make_field(3, at_least=1)  # newest checkpoints to keep, besides the best
@@ -281,6 +319,8 @@ class Train:
     max_time: str | None = make_field(
         None, regex=durations.TIME, like="1h30m"
     )  # of wall time over all resumes, then it is done
+    # training: only seconds of the loop; not start-up, a process's first step, compiling, evaluating, saving
+    max_time_counts: Literal["all", "training"] = "all"
     check_finite: Literal["loss", "off", "every_step"] = make_field("loss")
     detect_anomaly: bool = False  # every backward checks its operators for NaN (torch.autograd); about half as fast
     on_fault: Literal["stop", "skip", "rollback"] = "stop"  # the others go back to the last checkpoint first
@@ -325,6 +365,7 @@ class Log:
     mean: bool = True  # of training: a line has the means since the last one; false: the values at its step
     tensorboard: bool = True
     progress: bool = True
+    trace: bool = True  # trace.jsonl: bits and hashes of what each step computed, for `replay` and `record`
     model_table: bool = True
     hparams: bool | list[Pattern] = True  # TensorBoard's table of runs: every key, or those that match
     gradient_norm: bool = False  # of each logged step, before clipping; of each parameter group
@@ -375,7 +416,21 @@ class Sweep:
     memory: float | None = make_field(None, above=0)  # GiB that a job's processes may hold together
     retry: Literal["machine", "all", "none"] = "machine"  # failed jobs to try again: only what the machine did, ...
     rerun: Literal["none", "changed"] = "none"  # finished jobs to run again: none, those whose code has changed
+    fail_fast: bool = False  # stop the sweep at its first failed job; the same line goes on later
     search: Search = make_field(Search)
+
+
+@dataclass
+class OnEvent:
+    """Command of yours that is run at the end of a run or a sweep, with JSON on its input.
+
+    It counts from the command line only, or with `--trust on_event`; never from a file alone.
+    """
+
+    command: str | list[str] | None = None  # a text is given to the shell; a list is a program and its arguments
+    # ended: a run completed or stopped; failed: a run failed; sweep_done: a sweep is over. A sweep's jobs run nothing.
+    events: list[Literal["ended", "failed", "sweep_done"]] = make_field(["ended", "failed", "sweep_done"])
+    timeout: float = make_field(30, above=0)  # seconds, then it is killed
 
 
 @dataclass
@@ -402,3 +457,4 @@ class Config:
     train: Train = make_field(Train)
     log: Log = make_field(Log)
     sweep: Sweep = make_field(Sweep)
+    on_event: OnEvent = make_field(OnEvent)

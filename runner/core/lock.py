@@ -6,6 +6,7 @@ import fcntl
 import os
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Self
 
@@ -60,7 +61,7 @@ class Lock:
             raise RunError(f"{run_dir} cannot be written ({error.strerror}): {remedy}") from error
         self._stopped: threading.Event | None = None  # set to end the signs of life, where there are some
         try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_patiently(self._handle)
         except BlockingIOError:
             holder = os.pread(self._handle, 200, 0).decode(errors="replace").strip() or "another process"
             os.close(self._handle)
@@ -112,6 +113,19 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def _lock_patiently(handle: int) -> None:
+    """Lock a file, or raise BlockingIOError; `ls` may look at a lock for an instant, which is waited for."""
+    for wait in (0.005, 0.02, None):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if wait is None:
+                raise
+            time.sleep(wait)
+        else:
+            return
 
 
 def _make_in_progress_mistake(run_dir: Path, holder: str) -> Mistake:

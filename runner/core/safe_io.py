@@ -34,20 +34,21 @@ MAX_LINE = 4_000_000  # bytes of a line of metrics.jsonl
 MAX_ENTRIES = 100_000  # in one folder of a run
 
 
-OUR_LINKS = ("last.pt", "best.pt")  # in checkpoints/, to a file beside them
+# In checkpoints/, to a file beside them; under the second name where a kill kept it from taking the first.
+OUR_LINKS = re.compile(r"(last|best)\.pt|\.(last|best)\.pt\.[0-9a-f]{8}\.tmp")
 
 
 # All that the runner opens in a run directory or a sweep's; anything else there is let alone, link or not.
 OUR_NAMES = re.compile(
     r"config(\.\d+)?\.yaml|\.hydra(\.\d+)?|(provenance|result|pretrained|report)(\.\d+)?\.json|log(\.\d+)?\.txt"
-    r"|(metrics|bad_samples)(\.\d+)?\.jsonl|tb(\.\d+)?|checkpoints(\.\d+)?|profile(\.\d+)?|\.lock|\.heartbeat|output\.txt"
+    r"|(metrics|trace|bad_samples)(\.\d+)?\.jsonl|tb(\.\d+)?|checkpoints(\.\d+)?|profile(\.\d+)?|\.lock|\.heartbeat|output\.txt"
     r"|ledger(\.\d+)?\.sqlite(-journal|-wal|-shm)?|study\.jsonl|queue|prune|projector|projector_config\.pbtxt"
     r"|report\.csv|curves\.png|.*\.tmp|\d+_[0-9a-f]{8}"
 )
 
 
 WRITTEN_IN_PLACE = re.compile(
-    r"(log|output)\.txt|(metrics|bad_samples|study)\.jsonl|\.lock|\.heartbeat|ledger\.sqlite.*"
+    r"(log|output)\.txt|(metrics|trace|bad_samples|study)\.jsonl|\.lock|\.heartbeat|ledger\.sqlite.*"
 )
 
 
@@ -176,7 +177,9 @@ def _walk_foreign(folder: Path, *, top: bool) -> Iterator[tuple[Path, str]]:
 def _find_problem(path: Path, entry: os.DirEntry[str], *, top: bool) -> str:
     if entry.is_symlink():
         target = str(path.readlink())
-        ours = not top and entry.name in OUR_LINKS and "/" not in target and target not in (".", "..")
+        ours = (
+            not top and OUR_LINKS.fullmatch(entry.name) is not None and "/" not in target and target not in (".", "..")
+        )
         return "" if ours else f"must be no link, but leads to {target!r}: what it leads to would be changed"
     state = entry.stat(follow_symlinks=False)
     if not stat.S_ISREG(state.st_mode):

@@ -53,8 +53,12 @@ class BatchTransforms:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Yield an epoch's batches from `start` on, transformed on the device with draws from the CPU."""
+        clock = self.stream.clock
+        first = clock.find_first_step(epoch)
         for number, batch in enumerate(self.split.batches(epoch, start), start):
             changed = batch
+            if clock.active:
+                clock.set(clock.when(self.stream.split, epoch, first, number))
             for name, transform in self.transforms.items():
                 with rng.stream(self.stream.key(epoch, number, name)):
                     changed = transform(changed)
@@ -102,6 +106,7 @@ def make_split(
         RunError: the data is unsound.
     """
     faults = faults or BadSamples(stream.split)
+    stream.clock.follow(dataset, timed=settings.timed or bool(pipeline.timed))
     share = share if share is not None and share.world > 1 else None
     sliced = share is not None and (bool(batch_transforms) or isinstance(dataset, IterableDataset))
     if isinstance(dataset, IterableDataset):
@@ -176,6 +181,8 @@ def plan_in_memory(
         RunError: `in_memory` is true, and a sample cannot be had.
     """
     reason = explain_per_sample(pipeline, settings, collates=settings.options.get("collate_fn") is not None)
+    if not reason and stream.clock.changes(dataset):
+        reason = "the dataset has a `set_epoch`, so its samples may change"
     found: tuple[DatasetTensors, BatchedTransforms | None] | str = reason
     if not reason:
         whole = find_dataset_tensors(dataset)
@@ -204,7 +211,10 @@ def _build_transforms(
         return f"a sample has no member {pipeline.place!r}"
     try:
         pil = pipeline.place in whole.pil
-        chain = BatchedTransforms(pipeline.transforms, whole.tensors[pipeline.place][0], pil=pil)
+        sample = whole.tensors[pipeline.place][0]
+        chain = BatchedTransforms(pipeline.transforms, sample, pil=pil)
+        if pipeline.timed:
+            BatchedTransforms(pipeline.transforms, sample, pil=pil, always=True)
     except NotBatched as error:
         return str(error)
     if skip and chain.looped:
@@ -219,6 +229,7 @@ def explain_per_sample(pipeline: Pipeline, settings: LoaderSettings, *, collates
         "workers are asked for": settings.num_workers > 0,
         "loader.batch_sampler is given": settings.batch_sampler is not None,
         "loader.collate_fn is given": collates,
+        "the dataset looks at the progress of training": settings.timed,
         "transforms change whole samples": bool(pipeline.transforms) and pipeline.place is None,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")

@@ -52,6 +52,13 @@ def compute_fingerprint(source: Any, indices: Indices) -> Fingerprint:
     return Fingerprint(digest.hexdigest(), tuple(hasher.left_out))
 
 
+def hash_value(value: Any) -> str:
+    """Return the SHA-256 of a value: tensors, arrays and numbers, nested in containers and plain objects."""
+    digest = hashlib.sha256()
+    _SampleHasher(digest).add(value, "value")
+    return digest.hexdigest()
+
+
 class _SampleHasher:
     """Hasher of raw samples; notes each member whose content it cannot read."""
 

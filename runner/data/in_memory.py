@@ -15,7 +15,7 @@ from runner.data.batched.chain import BatchedTransforms
 from runner.data.batched.per_image import PerImageError
 from runner.data.fingerprint import compute_fingerprint
 from runner.data.interfaces import DataPlan, Indices, Place, PlanKind
-from runner.data.samples import EpochOrder, Pipeline, Placement
+from runner.data.samples import EpochOrder, Pipeline, Placement, draw_alternating
 from runner.data.sharding import Shard
 from runner.data.whole_dataset import DatasetTensors
 
@@ -78,7 +78,10 @@ class InMemoryBatches:
             homes[pipeline.place] = torch.device("cpu")  # where single images are transformed
         self.tensors = {place: tensor[rows].to(homes[place]) for place, tensor in whole.tensors.items()}
         self.as_mapping = any(isinstance(place, str) for place in whole.tensors)
-        self.chain = self._once(chain, limit)
+        self.clock, self.pipeline, self.pil = order.stream.clock, pipeline, pipeline.place in whole.pil
+        self.timed = chain is not None and bool(pipeline.timed)
+        self.alternating = {name for name, one in pipeline.transforms.items() if getattr(one, "alternates", False)}
+        self.chain = chain if self.timed else self._once(chain, limit)
         self.size = len(indices) if self.sound is None else int(self.sound.sum())
         length = len(indices) if order.sampler is None else len(order(0))
         self.num_batches = length // batch_size if drop_last else math.ceil(length / batch_size)
@@ -89,7 +92,7 @@ class InMemoryBatches:
         budget = CHUNK_BYTES.get(placement.device.type, GPU_CHUNK_BYTES)
         self.chunk = self.own_size * max(1, budget // max(1, sample_bytes * self.own_size))
         self.ahead = max(1, min(EPOCHS_AHEAD, budget // max(1, sample_bytes * self.length)))
-        if order.sampler is not None or order.fixed or (self.chain is not None and self.chain.looped):
+        if order.sampler is not None or order.fixed or (self.chain is not None and self.chain.looped) or self.timed:
             self.ahead = 1
         self.file, self.faults = whole.file, faults
         kind = PlanKind.IN_MEMORY
@@ -148,7 +151,10 @@ class InMemoryBatches:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Iterate over an epoch's batches from `start` on: tuples (or mappings) of tensors [batch, ...]."""
-        if self.unchanging is not None:
+        first_step = self.clock.begin(self.order.stream.split, epoch, start)
+        if self.timed:
+            yield from self._iterate_timed(epoch, start, first_step)
+        elif self.unchanging is not None:
             yield from map(copy_owned, self.unchanging[start:])  # a step, or a ReLU in place, may change its batch
         elif self.ahead > 1:
             if epoch not in self.ready:
@@ -165,6 +171,16 @@ class InMemoryBatches:
                     part = slice(begin, begin + self.chunk)
                     some = [tuple(member[part] for member in needs) for needs in prepared]
                     yield from self._views(self._made(positions[part], some), positions[part])
+
+    def _iterate_timed(self, epoch: int, start: int, first_step: int) -> Iterator[Any]:
+        """Make one batch after another, each with the transforms as they are at its step."""
+        assert self.place is not None
+        sample = self.tensors[self.place][0].cpu()
+        rows = np.split(order := self._own(epoch), range(self.own_size, len(order), self.own_size))
+        for number, positions in enumerate(rows[start:], start):
+            self.clock.set(self.clock.when(self.order.stream.split, epoch, first_step, number))
+            self.chain = BatchedTransforms(self.pipeline.transforms, sample, pil=self.pil)
+            yield from self._views(self._made(positions, self._numbers(positions, [epoch])), positions)
 
     def sample_indices(self, epoch: int, batch: int) -> list[int]:
         """Give the dataset's indices of a batch of all processes."""
@@ -195,6 +211,9 @@ class InMemoryBatches:
             return found[0] if len(found) == 1 else np.repeat(np.array(found, np.uint64), each)
 
         numbers = {name: rng.draw_uniforms(keys(name), indices, draws) for name, draws in self.chain.draws.items()}
+        for name in self.alternating & numbers.keys():
+            which = np.repeat(np.array(epochs), each)
+            numbers[name] = draw_alternating(key, name, which, indices, self.chain.draws[name])
         for name in self.chain.looped:  # the seeds that these samples have one by one
             seeds = [key(epochs[at // each], index, name) for at, index in enumerate(indices.tolist())]
             numbers[name] = torch.tensor(seeds)

@@ -120,6 +120,7 @@ class LoaderSettings:
     sampler: Iterable[int] | None = None
     batch_sampler: Iterable[Sequence[int]] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  # DataLoader's own: collate_fn, pin_memory, timeout, …
+    timed: bool = False  # whether the dataset looks at the progress of training
 
 
 def iterate_members(sample: Any) -> Iterable[tuple[Any, Any]]:

@@ -16,7 +16,7 @@ from runner.core.errors import describe_error
 from runner.data.bad_samples import BadSample, BadSamples, find_file, find_none
 from runner.data.file_guard import watch_reading
 from runner.data.interfaces import Indices
-from runner.data.samples import Pipeline, Stream, collect_shapes
+from runner.data.samples import Pipeline, Stream, collect_shapes, draw_alternating
 
 PROBED = 5  # samples whose most common shapes are those of the split
 
@@ -35,12 +35,13 @@ class KeyedSamples(Dataset[Any]):
         self.shapes: tuple[tuple[Any, ...], ...] | None = None  # of every sample; None: they may differ
         self.takes_none = True  # a collate_fn of the user's own may leave samples out that are None
         self.at: Tensor | None = None  # int64 [workers]: the sample that each worker is at, in shared memory
+        self.clock = stream.clock
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, place: tuple[int, int]) -> Any:
-        epoch, position = place
+    def __getitem__(self, place: tuple[Any, ...]) -> Any:
+        epoch, position, *when = place
         index = int(self.indices[position])
         worker = get_worker_info()
         if worker is not None and self.at is not None:
@@ -50,9 +51,13 @@ class KeyedSamples(Dataset[Any]):
             return self.stream.key(epoch, index, name)
 
         def uniforms(name: str, draws: int) -> Tensor:
+            if getattr(self.pipeline.transforms[name], "alternates", False):
+                return draw_alternating(self.stream.key, name, epoch, np.array([index]), draws)
             return rng.draw_uniforms(self.stream.key(epoch, name), np.array([index]), draws)
 
         try:
+            if when:
+                self.clock.set(*when)
             rng.seed_all(self.stream.key(epoch, index, "dataset"))
             with watch_reading():  # the transforms too: Pillow reads an image when it is first used
                 raw = self.dataset[index]
@@ -68,10 +73,25 @@ class KeyedSamples(Dataset[Any]):
             wrong = _describe_difference(collect_shapes(sample), self.shapes)
         return BadSample(index, wrong, find_file(self.dataset, index)) if wrong else sample
 
-    def __getitems__(self, places: list[tuple[int, int]]) -> list[Any]:
+    def __getitems__(self, places: list[tuple[Any, ...]]) -> list[Any]:
         """Return a batch's samples; restore the global random generators."""
         with rng.fork_rng():
-            return [self[place] for place in places]
+            samples = [self[place] for place in places]
+        if self.clock.active and not self.takes_none:  # their shape may change with time, but not within a batch
+            self._compare_shapes(samples, places)
+        return samples
+
+    def _compare_shapes(self, samples: list[Any], places: list[tuple[Any, ...]]) -> None:
+        """Replace samples of another shape than most of the batch."""
+        shapes = [None if isinstance(sample, BadSample) else collect_shapes(sample) for sample in samples]
+        counts = Counter(shape for shape in shapes if shape is not None)
+        if len(counts) < 2:
+            return
+        common = counts.most_common(1)[0][0]
+        for number, shape in enumerate(shapes):
+            if shape is not None and shape != common:
+                index = int(self.indices[places[number][1]])
+                samples[number] = BadSample(index, _describe_difference(shape, common), find_file(self.dataset, index))
 
     def probe(self) -> None:
         """Find the most common shapes among the first few samples of the split."""
@@ -103,12 +123,21 @@ class KeyedStream(IterableDataset[Any]):
         self.of_one_shape = False  # whether all samples of a worker must have the shapes of its first
         self.epoch = torch.zeros((), dtype=torch.int64)  # in shared memory, where persistent workers see it change
         self.at: Tensor | None = None  # int64 [workers]: the sample that each worker is at
+        self.clock = stream.clock
+        self.first = torch.zeros(2, dtype=torch.int64)  # epoch and step of the first batch, in shared memory
+        self.batch_size = 1
+
+    def _find_when(self, count: int, worker: int, workers: int) -> tuple[int, int]:
+        """Return epoch and step of sample `count` of a worker: the workers make whole batches in turn."""
+        epoch, step = self.first.tolist()
+        batch = count // self.batch_size * workers + worker
+        return epoch, step + (batch // self.clock.accumulate if self.stream.split == "train" else 0)
 
     def __iter__(self) -> Iterator[Any]:
         info, epoch = get_worker_info(), int(self.epoch)
         worker = None if info is None else info.id
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(epoch)
+        workers = 1 if info is None else info.num_workers
+        self.clock.told = None  # a dataset that owns its order begins anew
         source: Iterator[Any] | None = None
         shapes: tuple[tuple[Any, ...], ...] | None = None
         for count in itertools.count() if self.limit is None else range(self.limit):
@@ -118,6 +147,8 @@ class KeyedStream(IterableDataset[Any]):
             with rng.fork_rng():
                 rng.seed_all(keys("dataset"))
                 try:
+                    if self.clock.active:
+                        self.clock.set(self._find_when(count, worker or 0, workers))
                     with watch_reading():
                         source = iter(self.dataset) if source is None else source
                         raw = next(source)
@@ -133,7 +164,7 @@ class KeyedStream(IterableDataset[Any]):
                     wrong = wrong or self.faults.wrong(sample)
                 except Exception as error:  # noqa: BLE001  a user's transforms, too
                     sample, wrong = None, describe_error(error)
-            if not wrong and self.of_one_shape:
+            if not wrong and self.of_one_shape and not self.clock.active:
                 shapes = shapes or collect_shapes(sample)
                 if collect_shapes(sample) != shapes:
                     wrong = _describe_difference(collect_shapes(sample), shapes)

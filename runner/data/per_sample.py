@@ -20,12 +20,12 @@ from runner.data.workers import WorkerInit, iterate_sound_batches
 
 
 class _EpochBatchSampler:
-    """Batch sampler of the DataLoader: (epoch, position) pairs set for the coming epoch."""
+    """Batch sampler of the DataLoader: (epoch, position) set for the coming epoch, with the time if it is told."""
 
     def __init__(self) -> None:
-        self.rows: list[list[tuple[int, int]]] = []
+        self.rows: list[list[tuple[Any, ...]]] = []
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[Any, ...]]]:
         return iter(self.rows)
 
     def __len__(self) -> int:
@@ -84,7 +84,8 @@ class DataLoaderBatches:
         self.fingerprint = compute_fingerprint(samples.dataset, samples.indices)
         self.rows = _EpochBatchSampler()
         samples.takes_none = collate_fn is not None
-        if collate_fn is None and batch_size > 1:
+        self.clock, self.split = samples.stream.clock, samples.stream.split
+        if collate_fn is None and batch_size > 1 and not self.clock.active:
             samples.probe()
         if num_workers:
             samples.at = torch.full((num_workers,), -1, dtype=torch.int64).share_memory_()
@@ -122,9 +123,14 @@ class DataLoaderBatches:
         Raises:
             RunError: a sample cannot be had (and is not to be skipped), a worker died or hangs.
         """
+        first = self.clock.begin(self.split, epoch, start)
         positions = self._positions(epoch)
         self.sizes = [len(row) for row in positions]
-        self.rows.rows = [[(epoch, position) for position in row] for row in self.share.rows(positions)[start:]]
+        rows: list[list[tuple[Any, ...]]] = []
+        for number, row in enumerate(self.share.rows(positions)[start:], start):
+            when = (self.clock.when(self.split, epoch, first, number),) if self.clock.active else ()
+            rows.append([(epoch, position, *when) for position in row])
+        self.rows.rows = rows
         yield from prefetch_to_device(iterate_sound_batches(self.loader, self.samples), self.placement)
 
     def sample_indices(self, epoch: int, batch: int) -> list[int]:
@@ -151,8 +157,10 @@ class StreamedBatches:
         self.samples, self.placement = samples, placement
         samples.takes_none = collate_fn is not None
         samples.of_one_shape = collate_fn is None and batch_size > 1
+        samples.batch_size = batch_size
         if num_workers:
             samples.epoch.share_memory_()
+            samples.first.share_memory_()
             samples.at = torch.full((num_workers,), -1, dtype=torch.int64).share_memory_()
         self.loader = DataLoader(
             samples,
@@ -175,6 +183,9 @@ class StreamedBatches:
         Raises:
             RunError: a sample cannot be had (and cannot or is not to be skipped), a worker died or hangs.
         """
+        clock, split = self.samples.clock, self.samples.stream.split
+        first = clock.begin(split, epoch)
+        self.samples.first.copy_(torch.tensor(clock.when(split, epoch, first, 0)))
         self.samples.epoch.fill_(epoch)
         coming = iterate_sound_batches(self.loader, self.samples)
         yield from prefetch_to_device(itertools.islice(coming, start, None), self.placement)

@@ -20,6 +20,7 @@ from runner.core.errors import RunError
 from runner.core.layouts import is_strided
 from runner.core.trees import map_tensors
 from runner.data.interfaces import Indices, Place, iterate_members
+from runner.data.timing import DataClock, tell_samplers
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,26 @@ class Placement:
         return moved.contiguous(memory_format=self.memory_format) if images else moved
 
 
+def draw_alternating(key: Callable[..., int], name: str, epochs: Any, indices: Indices, draws: int) -> Tensor:
+    """Draw the uniforms [N, draws] of a transform that alternates: u in even epochs, and 1 - u in odd ones.
+
+    The key has no epoch, so a sample has the same u in all of them.
+    """
+    uniforms = rng.draw_uniforms(key(0, name), indices, draws)
+    odd = torch.from_numpy(np.broadcast_to(np.asarray(epochs) % 2 == 1, indices.shape).copy())[:, None]
+    return torch.where(odd, 1 - uniforms, uniforms)
+
+
 @dataclass(frozen=True)
 class Pipeline:
-    """Named transforms of a split, in order, and the sample member they change (None: the whole sample)."""
+    """Named transforms of a split, in order, and the sample member they change (None: the whole sample).
+
+    `timed` names those that change with the progress of training.
+    """
 
     transforms: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     place: Place | None = 0
+    timed: frozenset[str] = frozenset()
 
     def apply(
         self,
@@ -97,6 +112,7 @@ class Stream:
 
     seed: int
     split: str
+    clock: DataClock = field(default_factory=DataClock)
 
     def key(self, epoch: int, *names: str | int) -> int:
         """Derive the key of `(seed, epoch, *names)` in training, `(seed, split, *names)` elsewhere."""
@@ -109,6 +125,7 @@ class EpochOrder:
     def __init__(self, length: int, stream: Stream, *, shuffle: bool, sampler: Iterable[int] | None = None) -> None:
         self.length, self.stream, self.shuffle, self.sampler = length, stream, shuffle, sampler
         self.drawn: int | None = None  # samples or batches of the first epoch that a sampler was asked for
+        self.kept: dict[int, Any] | None = None  # what was drawn, by epoch, while somebody keeps it: see OrderTrace
 
     @property
     def fixed(self) -> bool:
@@ -120,8 +137,14 @@ class EpochOrder:
         if self.sampler is not None:
             return np.fromiter(self.draw(self.sampler, epoch), dtype=np.int64)
         if self.shuffle:
-            return rng.draw_permutation(self.stream.key(epoch, "order"), self.length)
+            drawn = rng.draw_permutation(self.stream.key(epoch, "order"), self.length)
+            self._keep(epoch, drawn)
+            return drawn
         return np.arange(self.length)
+
+    def _keep(self, epoch: int, drawn: Any) -> None:
+        if self.kept is not None:
+            self.kept[epoch] = drawn
 
     def draw(self, sampler: Iterable[Any], epoch: int, key: str = "loader.sampler", unit: str = "samples") -> list[Any]:
         """Draw what a sampler or a batch sampler gives in an epoch.
@@ -129,6 +152,7 @@ class EpochOrder:
         Raises:
             RunError: it is not as much as in the first epoch.
         """
+        self.stream.clock.begin(self.stream.split, epoch)
         given = draw_sampler(sampler, self.stream, epoch)
         if self.drawn is None:
             self.drawn = len(given)
@@ -138,14 +162,14 @@ class EpochOrder:
                 f"schedules and a resume count on epochs of one length. Let it give {self.drawn:,} each time (some "
                 f"more than once, or not at all), or take a dataset that yields its samples (torch's IterableDataset)"
             )
+        self._keep(epoch, given)
         return given
 
 
 def draw_sampler(sampler: Iterable[Any], stream: Stream, epoch: int) -> list[Any]:
     """Draw all indices of a sampler for an epoch from the keyed stream of that epoch's order."""
     with rng.stream(stream.key(epoch, "order")):
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)
+        tell_samplers(sampler, epoch)
         return list(sampler)
 
 

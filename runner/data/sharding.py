@@ -73,6 +73,11 @@ class ShardedBatches:
         """Give the counts of the oldest batch that nobody has asked about."""
         return self.counts(self.given[0][0])
 
+    def count_coming(self, batches: Sequence[Any]) -> list[int]:
+        """Count the samples of batches that nobody has asked about yet, over all processes."""
+        coming = {id(batch): whole for batch, (_, whole) in self.given}
+        return [coming[id(batch)] for batch in batches]
+
     def sample_indices(self, epoch: int, batch: int) -> list[int] | None:
         """Give the dataset's indices of a batch of all processes; None where the dataset owns its order."""
         indices: list[int] | None = self.split.sample_indices(epoch, batch)
@@ -84,6 +89,10 @@ class ShardedBatches:
         for batch, counts in self._counted(epoch, start):
             self.given.append((batch, counts))
             yield batch
+
+    def iterate_aside(self, epoch: int) -> Iterator[Any]:
+        """Iterate over this process's share of an epoch; nobody asks for the counts of these batches."""
+        return (batch for batch, _ in self._counted(epoch, 0))
 
     def _counted(self, epoch: int, start: int) -> Iterator[tuple[Any, tuple[int, int]]]:
         for number, batch in enumerate(self.split.batches(epoch, start), start):

@@ -17,6 +17,9 @@ MANY = 20  # samples from which as many classes as samples are no classes
 CLASSES_SHOWN = 12  # names in an error
 
 
+MOST_CLASSES = 100_000  # whose names a record keeps
+
+
 HIDDEN_FOLDERS = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 
 
@@ -32,12 +35,14 @@ def split_indices(
     """Split range(length) into `fractions` by name and `train`, by a keyed shuffle of each class.
 
     With `folds`, what the fractions leave is dealt out to that many folds, and `val` is fold number `fold`: the folds
-    are disjoint, differ by at most one sample a class, and the fractions' splits are the same for all of them.
+    are disjoint, differ by at most one sample a class, and the fractions' splits are the same for all of them. Without
+    a `fold`, all of them are `train`.
 
     Raises:
         ValueError: a split would be empty.
     """
     classes = np.zeros(length, np.int64) if labels is None else np.asarray(labels)
+    folds = folds if fold is not None else None
     names = ["train", *fractions, *(["val"] if folds else [])]
     parts: dict[str, list[Indices]] = {name: [] for name in names}
     dealt = 0  # where the next class begins to deal, so that small remainders spread over the folds
@@ -113,6 +118,26 @@ def _find_named_classes(dataset: Any) -> Iterator[tuple[Any, dict[str, int]]]:
         for member in members:
             if member is not None and member is not dataset:
                 yield from _find_named_classes(member)
+
+
+def describe_names(dataset: Any) -> dict[str, list[str]]:
+    """Describe the names that a dataset knows: `classes` by index, and `inputs`, the columns of a table.
+
+    A class index without a name has its number.
+    """
+    found: dict[str, list[str]] = {}
+    for _, indices in _find_named_classes(dataset):
+        names = {index: name for name, index in indices.items()}
+        if names and min(names) >= 0 and max(names) < MOST_CLASSES:
+            found["classes"] = [names.get(index, str(index)) for index in range(max(names) + 1)]
+        break
+    while dataset is not None and "inputs" not in found:
+        columns = getattr(dataset, "inputs", None)
+        if isinstance(columns, list) and all(isinstance(column, str) for column in columns):
+            found["inputs"] = list(columns)
+        inner = getattr(dataset, "dataset", None)
+        dataset = None if inner is dataset else inner
+    return found
 
 
 def _is_hidden(dataset: Any, name: str) -> bool:

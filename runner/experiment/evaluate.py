@@ -59,6 +59,7 @@ def evaluate_run(
         run.checkpoints.warn = lambda text: print(make_printable(text), file=sys.stderr)
         saved = run.checkpoints.load(file)
         put_weights(run, saved, weights)
+        run.progress.step, run.progress.epoch = saved["progress"]["step"], saved["progress"]["epoch"]
         metrics: dict[str, float] = {}
         try:
             for name in run.splits:
@@ -69,7 +70,7 @@ def evaluate_run(
     return Evaluation(folder, saved["progress"]["step"], metrics)
 
 
-def find_checkpoint(folder: Path, checkpoint: str) -> str:
+def find_checkpoint(folder: Path, checkpoint: str, verb: str = "evaluate") -> str:
     """Find the checkpoint `--checkpoint` names: last, best, a path or a file in the run's folder.
 
     Raises:
@@ -85,7 +86,7 @@ def find_checkpoint(folder: Path, checkpoint: str) -> str:
     known = sorted(path.name for path in (folder / "checkpoints").glob("*.pt"))
     name = Path(checkpoint).name
     near = f"{name}.pt" if f"{name}.pt" in known else find_nearest(name, known)
-    command = f"python -m runner evaluate {shlex.quote(str(folder))} --checkpoint"
+    command = f"python -m runner {verb} {shlex.quote(str(folder))} --checkpoint"
     remedy = (
         f"did you mean `{command} {shlex.quote(str(folder / 'checkpoints' / near))}`?"
         if near

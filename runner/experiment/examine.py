@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from runner.config.check.check import Check
 from runner.config.composed import Composed
 from runner.config.schema import Config
-from runner.core.errors import ConfigError, Mistake, format_mistakes
+from runner.core import event_stream
+from runner.core.errors import ConfigError, Mistake, format_count, format_mistakes
 
 if TYPE_CHECKING:
     from runner.experiment.preflight.report import Preflight
@@ -29,6 +30,12 @@ def make_reporter() -> Say:
         said += len(mistakes)
 
     return say
+
+
+def report_count(mistakes: list[Mistake]) -> None:
+    """Print how many mistakes were reported, and give all of them to the last event."""
+    sys.stderr.write(f"{format_count(len(mistakes))}\n")
+    event_stream.record_outcome({"mistakes": [mistake.as_json() for mistake in mistakes], "count": len(mistakes)})
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,17 @@ def finish(run: Run, result: dict[str, Any]) -> int:
         result["stopped"] = run.stop.ended
         run.log.say(f"training ended after step {progress.step:,} of {run.rhythm.total_steps:,}: {run.stop.ended}")
     say_unknown(run)
+    say_not_averaged(run)
     result |= get_last_values(run)
     result["train"] = {name: value for name, value in progress.last.items() if name.startswith("train/")}
     return EXIT_DONE
+
+
+def say_not_averaged(run: Run) -> None:
+    """Log that an average of the weights had no update, because the run ended before the first."""
+    if run.average is not None and run.progress.step and not run.average.updates:
+        said = f"the first update is after step {run.average.first:,}, and there were {run.progress.step:,}"
+        run.log.say(f"train.average: nothing was averaged: {said}")
 
 
 def say_unknown(run: Run) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.config.schema import Config
+from runner.core import event_stream
 from runner.core.errors import ConfigError, Mistake
 from runner.core.exit_status import EXIT_DONE
 from runner.experiment.record.continuation import plan_continuation
@@ -45,6 +46,7 @@ def resume(
         raise ConfigError([Mistake("run", "must be an existing run directory", str(folder), kind="file")])
     command = ["python", "-m", "runner", *argv]
     from runner.experiment import run  # a second of torch that a wrong RUN does not wait for
+    from runner.experiment.on_event import tell_end
 
     if not is_run(folder):
         there = {path.name for path in folder.iterdir() if not path.name.endswith(".tmp")} - STARTED
@@ -54,16 +56,20 @@ def resume(
             raise ConfigError(
                 [Mistake("run", rule, str(folder), remedy="name a new folder, and make it: `mkdir -p`", kind="file")]
             )
-        return run.launch(config, folder, unresolved=unresolved, command=command, trust=trust).status
+        outcome = run.launch(config, folder, unresolved=unresolved, command=command, trust=trust)
+        tell_end(config.on_event, folder, outcome.result, outcome.status)
+        return outcome.status
     again = plan_continuation(folder, config, unresolved, trust, schedule)
     if again.changes and not inexact:
         raise ConfigError(again.changes)
     if not again.longer and not again.changes and is_completed(folder):
         print_result(folder)
         return EXIT_DONE
-    return run.launch(
+    outcome = run.launch(
         again.config, folder, unresolved=again.unresolved, command=command, trust=trust, again=again, inexact=inexact
-    ).status
+    )
+    tell_end(config.on_event, folder, outcome.result, outcome.status)
+    return outcome.status
 
 
 def is_completed(folder: Path) -> bool:
@@ -77,3 +83,4 @@ def print_result(folder: Path) -> None:
 
     print_final_report(RecordedRun(folder).read_final_metrics() or {}, folder)
     print("This run is completed; nothing was done.", file=sys.stderr)
+    event_stream.record_outcome({"run": str(folder), **RecordedRun(folder).read_result()})

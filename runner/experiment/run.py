@@ -15,6 +15,7 @@ from runner.config.check.check import to_resolved_data
 from runner.config.composed import Composed
 from runner.config.schema import Config
 from runner.core import device as devices
+from runner.core import event_stream
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.core.exit_status import EXIT_FAILED
 from runner.core.files import remove, write_json
@@ -48,6 +49,7 @@ from runner.train.distributed.process_group import ProcessGroup
 from runner.train.finite import NonFiniteError
 from runner.train.single_process import SINGLE_PROCESS, SingleProcess
 from runner.train.state import Run, StopRequest
+from runner.train.time_budget import TIME_IS_UP, TrainingBudget
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,9 @@ def open_record(record: RunRecord) -> Run:
 
 def start_logging(record: RunRecord, run: Run) -> None:
     """Open the log of a run that stands, and give the run its stop request and this log."""
+    if record.run is not None:  # which a fault has ended
+        record.run.clock.pause()
+        run.clock.budget = record.run.clock.budget
     record.run = run
     log = open_log(run, record.task.config, record.task.judge)
     run.start(record.stop, log)
@@ -278,6 +283,7 @@ def close_record(record: RunRecord, status: int) -> Outcome:
     status = status if write_result(folder, result) else EXIT_FAILED
     close_log(record.log, folder, record.run, record.task.config, result["status"])
     print_result(result, folder)
+    event_stream.record_outcome({"run": str(folder), **result})
     record.team.end()
     return Outcome(status, folder, result)
 
@@ -300,14 +306,21 @@ def refuse_continuation(record: RunRecord, error: Exception) -> Outcome:
             record.log.close()
     print(f"{folder} cannot go on: {result['error']}", file=sys.stderr)
     print("Its result, metrics and checkpoints are as they were.", file=sys.stderr)
+    event_stream.record_outcome({"run": str(folder), "status": "failed", "error": result["error"]})
     record.team.end()
     return Outcome(EXIT_FAILED, folder, result)
 
 
 def stop_in_time(run: Run, began: float) -> None:
     """Set the deadline of training by `train.max_time`, less the seconds of earlier processes."""
-    if run.rhythm.max_seconds is not None:
-        run.stop.end_at(began + run.rhythm.max_seconds - run.progress.seconds, "train.max_time is used up")
+    if run.rhythm.max_seconds is None:
+        return
+    if run.rhythm.max_time_counts == "training":
+        compiles = bool(run.config["device"]["compile"])
+        used = run.progress.seconds_training
+        run.clock.budget = TrainingBudget(run.stop, run.rhythm.max_seconds, used, watches_compiler=compiles)
+    else:
+        run.stop.end_at(began + run.rhythm.max_seconds - run.progress.seconds, TIME_IS_UP)
 
 
 def join_process_group(config: Config, stop: StopRequest, command: Sequence[str]) -> SingleProcess:
@@ -330,6 +343,7 @@ def give_up(folder: Path, result: dict[str, Any] | None, culprit: str) -> None:
     if result is not None:
         write_result(folder, result | {"error": culprit})
     print(f"The run failed: {culprit}", file=sys.stderr)
+    event_stream.end(EXIT_FAILED, run=str(folder), **((result or {}) | {"status": "failed", "error": culprit}))
     os._exit(EXIT_FAILED)
 
 

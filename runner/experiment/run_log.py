@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.config.schema import Config
+from runner.core import event_stream
 from runner.core.files import write_json
 from runner.experiment.builders import log as log_builder
 from runner.experiment.preflight.report import Preflight
@@ -52,6 +53,7 @@ def open_log(run: Run, config: Config, judge: Judge | None = None) -> Logger:
         total_steps=run.rhythm.total_steps,
         start_step=run.progress.step,
         go_on=config.train.on_save_error == "go_on",
+        trace=config.log.trace,
     )
     for line in said:
         opened.say(line)
@@ -104,6 +106,16 @@ class PruningWatch:
 
 def log_start(run: Run, config: Config, found: Preflight | None, said: Sequence[str]) -> None:
     """Log the start of training: the model's table, notes, the plan of each split, steps and device."""
+    event_stream.emit(
+        "started",
+        run=str(run.folder),
+        step=run.progress.step,
+        steps=run.rhythm.total_steps,
+        device=str(run.device),
+        processes=run.team.world,
+        objective=run.objective.name,
+        mode=run.objective.mode,
+    )
     if found is not None:
         if config.log.model_table and found.model is not None and found.batch is not None:
             run.log.say(build_model_table(found.model, found.one_sample(config)))

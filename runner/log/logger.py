@@ -11,12 +11,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from runner.core import safe_io
+from runner.core import event_stream, safe_io
 from runner.core.escape import make_printable
 from runner.core.files import to_json, write_atomic
 from runner.log.console import ConsoleOutput, PlainConsole, ProgressBar, QuietConsole, format_values, is_terminal
 from runner.log.jsonl import JsonLines, Value, find_whole_lines, put_aside
 from runner.log.tensorboard import EventWriter, NoEventWriter, TensorBoardWriter, find_own_event_files, read_events
+from runner.log.trace_file import TRACE
 
 
 class LogFile:
@@ -30,12 +31,15 @@ class LogFile:
         now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
         os.write(self._text, f"{now}  {make_printable(text)}\n".encode(errors="backslashreplace"))
 
+    def close(self) -> None:
+        os.close(self._text)
+
     def exception(self, error: BaseException) -> None:
         """Write the traceback of `error` and close the file."""
         try:
             self.note("".join(traceback.format_exception(error)).rstrip())
         finally:
-            os.close(self._text)
+            self.close()
 
 
 class Logger:
@@ -57,11 +61,13 @@ class Logger:
         start_step: int = 0,
         stream: TextIO | None = None,
         go_on: bool = False,
+        trace: bool = False,
     ) -> None:
         stream = stream or sys.stdout
         self._go_on, self._refused = go_on, False
         self._text = safe_io.open_regular(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._lines = JsonLines(run_dir / "metrics.jsonl", until=start_step)
+        self._trace = JsonLines(run_dir / TRACE, until=start_step) if trace else None
         self._events: EventWriter = TensorBoardWriter(run_dir / "tb", start_step) if tensorboard else NoEventWriter()
         self._console: ConsoleOutput = QuietConsole(stream)
         if progress:
@@ -72,6 +78,14 @@ class Logger:
         """Print `what` and write it to `log.txt`; rich renders an object's `__rich__` on a terminal."""
         self._console.say(make_printable(what) if isinstance(what, str) else what)
         self.note(str(what))
+        if isinstance(what, str):
+            event_stream.emit("note", text=what)
+
+    def alert(self, text: str) -> None:
+        """Say what is amiss although the run goes on."""
+        self._console.say(make_printable(text))
+        self.note(text)
+        event_stream.emit("warning", text=text)
 
     def note(self, text: str) -> None:
         """Write `text` to `log.txt` only."""
@@ -89,6 +103,7 @@ class Logger:
         """Log training `values` (`<split>/<name>`) at optimizer step `step`; 20 µs without the bar."""
         self._record(step, epoch, values)
         self._console.progress(step, epoch, values, steps_per_second)
+        event_stream.emit("log", step=step, epoch=epoch, metrics=values, steps_per_second=steps_per_second)
 
     def evaluated(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Log the `values` of an evaluation of the weights after optimizer step `step`."""
@@ -96,6 +111,13 @@ class Logger:
         line = f"step {step}  epoch {epoch:.4g}  {format_values(values)}"
         self._console.evaluated(line, values)
         self.note(line)
+        event_stream.emit("evaluated", step=step, epoch=epoch, metrics=values)
+
+    def trace(self, facts: Mapping[str, Any]) -> None:
+        """Write what steps have computed to `trace.jsonl`: `step`, and facts since the last line."""
+        if self._trace is not None:
+            with self._writing():
+                self._trace.append(dict(facts))
 
     def show(self, step: int, values: Sequence[Any]) -> None:
         """Show histograms, images, texts or curves (`runner.log.summaries`) of step `step` in TensorBoard."""
@@ -127,6 +149,8 @@ class Logger:
         """
         self._console.close()
         self._lines.close()
+        if self._trace is not None:
+            self._trace.close()
         if self._text >= 0:
             os.close(self._text)
             self._text = -1
@@ -153,7 +177,9 @@ class Logger:
             if not self._refused:
                 self._refused = True
                 why = error.strerror or error
-                self._console.say(f"the log cannot be written ({why}). The run goes on (train.on_save_error=go_on)")
+                text = f"the log cannot be written ({why}). The run goes on (train.on_save_error=go_on)"
+                self._console.say(text)
+                event_stream.emit("warning", text=text)
 
 
 class WatchedLogger(Logger):
@@ -177,9 +203,13 @@ class NoLogger(Logger):
 
     def say(self, what: object) -> None: ...
 
+    def alert(self, text: str) -> None: ...
+
     def scalars(self, *_: Any, **__: Any) -> None: ...
 
     def evaluated(self, *_: Any, **__: Any) -> None: ...
+
+    def trace(self, facts: Mapping[str, Any]) -> None: ...
 
     def show(self, *_: Any, **__: Any) -> None: ...
 

@@ -32,6 +32,32 @@ class Group:
     layer_decay: float | None = None  # one group a layer, the rate this much lower with each layer away from the output
     max_dims: int | None = None  # only tensors of at most so many dimensions: 1 is biases and the scales of norms
     optional: bool = False  # whether it may have no parameter
+    min_dims: int | None = None  # only tensors of at least so many dimensions
+    place: str = "param_groups"  # the key above its own
+    owner: str = ""  # the optimizer whose parameters it is of, where there are several
+
+    @property
+    def key(self) -> str:
+        """Key of the config."""
+        return f"{self.place}.{self.label}"
+
+    @property
+    def name(self) -> str:
+        """Name of the optimizer's group, and of its rate in the log."""
+        return f"{self.owner}/{self.label}" if self.owner else self.label
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of several optimizers: the parameters that it takes, and its groups."""
+
+    name: str
+    match: Sequence[str] | None  # patterns, `re.fullmatch`; None: all that no other takes
+    optimizer: Callable[..., Optimizer]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    groups: Sequence[Group] = ()
+    min_dims: int | None = None
+    max_dims: int | None = None
 
 
 def build_groups(
@@ -41,6 +67,8 @@ def build_groups(
     settings: Mapping[str, Any],
     thawing: Container[str] = (),
     loss: nn.Module | None = None,
+    among: Container[str] | None = None,
+    owner: str = "",
 ) -> list[dict[str, Any]]:
     """Assign each trainable parameter to the first group that matches; the rest form `default`.
 
@@ -52,6 +80,8 @@ def build_groups(
         thawing: names of frozen parameters that will train later (`freeze.Frozen.params`); they belong to their groups
             from the start, and no optimizer touches a parameter without a gradient.
         loss: its own parameters train too, under the names `loss.…`, which patterns that begin with `loss` mean.
+        among: names of the parameters that there are, where another optimizer has others.
+        owner: the name of this optimizer then, and of the group of its rest.
 
     Returns:
         What the optimizer takes as `params`: `{"params": [(name, parameter), …], "name": label, **settings}`, in the
@@ -62,28 +92,17 @@ def build_groups(
         ConfigError: a pattern without match, a group without trainable parameter, a setting that the optimizer does not
             have, nothing to train.
     """
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    parameters = [(n, p, names[id(p)]) for n, p in model.named_parameters()]
-    of_loss = {} if loss is None else dict(loss.named_parameters(LOSS))
-    parameters += [(n, p, [n]) for n, p in of_loss.items() if id(p) not in names]
+    parameters, of_loss = _list_parameters(model, loss)
+    if among is not None:
+        parameters = [entry for entry in parameters if entry[0] in among]
     trains = {name for name, parameter, _ in parameters if parameter.requires_grad or name in thawing}
-    mistakes: list[Mistake] = []
-    if not parameters:
-        raise ConfigError([Mistake("model", "must have parameters to train")])
-    if not trains:
-        mistakes.append(
-            Mistake("freeze.params", "must leave a parameter to train, but everything is frozen", kind="conflict")
-        )
+    mistakes = _check_trains(trains) if among is None else []
     depth = number_layers(model) if any(group.layer_decay is not None for group in groups) else {}
     taken: dict[str, str] = {}
     built: list[dict[str, Any]] = []
     for group in groups:
         if group.label == DEFAULT:
-            mistakes.append(
-                Mistake("param_groups.default", "is the name of the group of the rest: choose another", kind="conflict")
-            )
+            mistakes.append(Mistake(group.key, "is the name of the group of the rest: choose another", kind="conflict"))
         problems = _check_settings(group, optimizer, settings)
         members, unmatched = _select_members(group, parameters, taken, trains, of_loss)
         mistakes += problems + unmatched
@@ -92,8 +111,8 @@ def build_groups(
             parts = _split_layers(group, members, depth, _get_rate(optimizer, settings))
             mistakes += _check_values(group, optimizer, settings, parts[-1])
             built += parts
-    for label in (DEFAULT, LOSS):
-        own = [(n, p) for n, p, _ in parameters if (n in of_loss) == (label == LOSS)]
+    for label in (owner,) if owner else (DEFAULT, LOSS):
+        own = [(n, p) for n, p, _ in parameters if owner or (n in of_loss) == (label == LOSS)]
         rest = [(name, parameter) for name, parameter in own if name in trains and name not in taken]
         if rest:
             built.append({"params": rest, "name": label})
@@ -102,38 +121,113 @@ def build_groups(
     return built
 
 
+def _list_parameters(
+    model: nn.Module, loss: nn.Module | None
+) -> tuple[list[tuple[str, nn.Parameter, list[str]]], dict[str, nn.Parameter]]:
+    """List each parameter with its first name and all of its names; and those of the loss by name."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    parameters = [(n, p, names[id(p)]) for n, p in model.named_parameters()]
+    of_loss = {} if loss is None else dict(loss.named_parameters(LOSS))
+    parameters += [(n, p, [n]) for n, p in of_loss.items() if id(p) not in names]
+    if not parameters:
+        raise ConfigError([Mistake("model", "must have parameters to train")])
+    return parameters, of_loss
+
+
+def _check_trains(trains: set[str]) -> list[Mistake]:
+    rule = "must leave a parameter to train, but everything is frozen"
+    return [] if trains else [Mistake("freeze.params", rule, kind="conflict")]
+
+
 def build_members(
     model: nn.Module,
-    patterns: Mapping[str, str | Sequence[str]],
+    members: Sequence[Member],
+    shared: Sequence[Group] = (),
     thawing: Container[str] = (),
     loss: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
-    """Assign each trainable parameter to the first of several optimizers whose pattern matches.
+    """Assign each trainable parameter to the one of several optimizers whose pattern matches.
 
     Args:
         model, thawing, loss: as for `build_groups`.
-        patterns: of the names that each optimizer takes, by its name.
+        members: the optimizers, each with groups of its own parameters.
+        shared: groups of each optimizer that has a parameter which they match; its own come first.
 
     Returns:
-        One group for each optimizer, with its name.
+        For each optimizer its groups, named `<optimizer>/<group>`, and its rest under its own name.
 
     Raises:
-        ConfigError: a pattern without match, an optimizer without trainable parameter, a parameter without optimizer.
+        ConfigError: a pattern without match, an optimizer without trainable parameter, a parameter without optimizer or
+            with two; and what `build_groups` raises.
     """
-    groups = [Group(name, [match] if isinstance(match, str) else match) for name, match in patterns.items()]
-    try:
-        built = build_groups(model, groups, torch.optim.SGD, {}, thawing, loss)
-    except ConfigError as error:
-        mistakes = [replace(m, key=m.key.replace("param_groups.", "optimizer.", 1)) for m in error.mistakes]
-        raise ConfigError(mistakes) from error
-    left = [name for group in built[len(groups) :] for name, _ in group["params"]]
-    if left:
-        names = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
-        rule = f"must leave no parameter without an optimizer, but none matches {names}"
-        raise ConfigError(
-            [Mistake("optimizer", rule, remedy="freeze them (`freeze.params`), or match them", kind="conflict")]
-        )
+    parameters, of_loss = _list_parameters(model, loss)
+    trains = {name for name, parameter, _ in parameters if parameter.requires_grad or name in thawing}
+    mistakes = _check_trains(trains)
+    takes: dict[str, list[str]] = {}
+    claims: dict[str, list[str]] = {}
+    for member in members:
+        if member.match is not None:
+            dims = {"min_dims": member.min_dims, "max_dims": member.max_dims}
+            wanted = Group(member.name, member.match, place="optimizer", **dims)  # type: ignore[arg-type]
+            chosen, problems = _select_members(wanted, parameters, {}, trains, of_loss)
+            mistakes += [replace(problem, remedy=problem.remedy.partition(", or `optional")[0]) for problem in problems]
+            takes[member.name] = [name for name, _ in chosen]
+            for name in takes[member.name]:
+                claims.setdefault(name, []).append(member.name)
+    mistakes += _check_claims(members, claims, [name for name, _, _ in parameters if name in trains])
+    left = [name for name, _, _ in parameters if name in trains and name not in claims]
+    takes |= {member.name: left for member in members if member.match is None}
+    for group in shared:
+        mistakes += _select_members(group, parameters, {}, trains, of_loss)[1]
+    if mistakes:
+        raise ConfigError(mistakes)
+    built: list[dict[str, Any]] = []
+    for member in members:
+        own = [entry for entry in parameters if entry[0] in takes[member.name]]
+        further = [group for group in shared if _select_members(group, own, {}, trains, of_loss)[0]]
+        further = [replace(group, optional=True) for group in further]  # its own groups may take all of them
+        groups = [replace(group, owner=member.name) for group in (*member.groups, *further)]
+        try:
+            built += build_groups(
+                model, groups, member.optimizer, member.settings, thawing, loss, takes[member.name], member.name
+            )
+        except ConfigError as error:
+            mistakes += error.mistakes
+    if mistakes:
+        raise ConfigError(mistakes)
     return built
+
+
+def _check_claims(members: Sequence[Member], claims: Mapping[str, list[str]], trains: Sequence[str]) -> list[Mistake]:
+    """Check that each parameter has one optimizer."""
+    mistakes = []
+    twice: dict[tuple[str, ...], list[str]] = {}
+    for name, owners in claims.items():
+        if len(owners) > 1:
+            twice.setdefault(tuple(owners), []).append(name)
+    for shared, names in twice.items():
+        rule = f"must take no parameter of `optimizer.{shared[0]}`, but both match {_name_some(names)}"
+        remedy = "narrow one of the patterns; `match: null` takes all that no other optimizer does"
+        mistakes += [Mistake(f"optimizer.{owner}.match", rule, remedy=remedy, kind="conflict") for owner in shared[1:]]
+    rest = [member.name for member in members if member.match is None]
+    left = [name for name in trains if name not in claims]
+    if len(rest) > 1:
+        rule = f"must not be null too: `optimizer.{rest[0]}` takes all that no other optimizer does"
+        mistakes.append(Mistake(f"optimizer.{rest[1]}.match", rule, None, kind="conflict"))
+    elif rest and not left:
+        rule = "must have a trainable parameter, but the other optimizers take all of them"
+        mistakes.append(Mistake(f"optimizer.{rest[0]}", rule, remedy="leave it out", kind="no-effect"))
+    elif left and not rest:
+        rule = f"must leave no parameter without an optimizer, but none matches {_name_some(left)}"
+        remedy = "match them, give one optimizer `match: null` (all the rest), or freeze them (`freeze.params`)"
+        mistakes.append(Mistake("optimizer", rule, remedy=remedy, kind="conflict"))
+    return mistakes
+
+
+def _name_some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def number_layers(model: nn.Module) -> dict[str, int]:
@@ -229,7 +323,7 @@ def _select_members(
     trains: Container[str],
     of_loss: Container[str],
 ) -> tuple[list[Named], list[Mistake]]:
-    key = f"param_groups.{group.label}"
+    key = group.key
     mistakes: list[Mistake] = []
     matched: dict[str, nn.Parameter] = {}
     for pattern in group.match:
@@ -243,11 +337,14 @@ def _select_members(
             mistakes.append(diagnose_no_match(f"{key}.match", pattern, known, "a parameter"))
         matched |= hits
     fitting = {name: p for name, p in matched.items() if group.max_dims is None or p.dim() <= group.max_dims}
+    fitting = {name: p for name, p in fitting.items() if group.min_dims is None or p.dim() >= group.min_dims}
     members = [(n, p) for n, p, _ in parameters if n in fitting and n in trains and n not in taken]
     if not members and not mistakes and not group.optional:
         reason = f"all {len(fitting)} that it matches are frozen"
         if not fitting:
-            reason = f"none that it matches has at most {group.max_dims} dimensions"
+            most = "" if group.max_dims is None else f"at most {group.max_dims}"
+            least = "" if group.min_dims is None else f"at least {group.min_dims}"
+            reason = f"none that it matches has {' and '.join(filter(None, (least, most)))} dimensions"
         elif earlier := dict.fromkeys(f"`{taken[name]}`" for name in fitting if name in taken):
             reason = f"{', '.join(earlier)} comes first for all that it matches"
         mistakes.append(
@@ -267,7 +364,7 @@ def _split_layers(group: Group, members: list[Named], depth: Mapping[str, int], 
     base = group.settings.get("lr", rate)
     if group.layer_decay is None:
         rates = {} if group.lr_mult is None else {"lr": base * mult}
-        return [{"params": members, "name": group.label, **group.settings, **rates}]
+        return [{"params": members, "name": group.name, **group.settings, **rates}]
     top = max(depth.values())
     layers: dict[int, list[Named]] = {}
     for name, parameter in members:
@@ -275,7 +372,7 @@ def _split_layers(group: Group, members: list[Named], depth: Mapping[str, int], 
     return [
         {
             "params": layers[layer],
-            "name": f"{group.label}_{layer}",
+            "name": f"{group.name}_{layer}",
             **group.settings,
             "lr": base * mult * group.layer_decay ** (top - layer),
         }
@@ -296,7 +393,7 @@ def _check_values(
         optimizer(stand_ins, **{**settings, **own})
     except (ValueError, TypeError) as error:
         named = [name for name in group.settings if name in str(error) or str(group.settings[name]) in str(error)]
-        key = f"param_groups.{group.label}" + (f".{named[0]}" if len(named) == 1 else "")
+        key = group.key + (f".{named[0]}" if len(named) == 1 else "")
         value = group.settings[named[0]] if len(named) == 1 else ABSENT
         return [Mistake(key, f"must be what the optimizer takes: {error}", value, kind="refused")]
     return []
@@ -315,7 +412,7 @@ def _get_rate(optimizer: Callable[..., Optimizer], settings: Mapping[str, Any]) 
 
 
 def _check_settings(group: Group, optimizer: Callable[..., Optimizer], settings: Mapping[str, Any]) -> list[Mistake]:
-    key, title = f"param_groups.{group.label}", getattr(optimizer, "__name__", str(optimizer))
+    key, title = group.key, getattr(optimizer, "__name__", str(optimizer))
     known = _read_signature(optimizer)
     mistakes = []
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):

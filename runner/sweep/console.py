@@ -6,8 +6,10 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TextIO, cast
 
+from runner.core import event_stream
 from runner.sweep.ledger import JobRecord
 
 REFRESH_SECONDS = 0.5
@@ -245,3 +247,51 @@ class Table:
 
 def _get_slot_order(row: JobRecord) -> tuple[int, int]:
     return (-1 if row.slot is None else row.slot, row.number)
+
+
+class EventConsole:
+    """Console that also tells each job's start and end to the program that listens."""
+
+    def __init__(self, console: SweepConsole, tally: SweepProgress, folder: Path) -> None:
+        self._console, self._tally, self._folder = console, tally, folder
+        self._told: set[str] = set()
+
+    def started(self, row: JobRecord) -> None:
+        self._console.started(row)
+        if row.pid is not None or row.host:  # before, its executor has only been asked
+            self._tell_start(row)
+
+    def _tell_start(self, row: JobRecord) -> None:
+        if row.id not in self._told:
+            self._told.add(row.id)
+            place = {"host": row.host, "slot": row.slot, "pid": row.pid, "attempt": row.attempt}
+            event_stream.emit("job_started", **self._identify(row), **place)
+
+    def ended(self, row: JobRecord) -> None:
+        self._console.ended(row)
+        self._tell_start(row)
+        event_stream.emit(
+            "job_ended",
+            **self._identify(row),
+            status=row.status,
+            cause=row.cause,
+            error=row.error,
+            objective=row.objective,
+            metrics=row.metrics,
+            seconds=None if row.start is None or row.end is None else row.end - row.start,
+            ended=self._tally.ended,
+            jobs=self._tally.total,
+        )
+
+    def _identify(self, row: JobRecord) -> dict[str, Any]:
+        return {"number": row.number, "overrides": row.overrides, "run": str(self._folder / row.path)}
+
+    def say(self, text: str) -> None:
+        self._console.say(text)
+        event_stream.emit("note", text=text)
+
+    def tick(self) -> None:
+        self._console.tick()
+
+    def close(self) -> None:
+        self._console.close()

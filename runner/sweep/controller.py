@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from runner.core import event_stream
 from runner.core.errors import ConfigError
 from runner.core.exit_status import EXIT_APART, get_stop_status
 from runner.core.stop_signals import handle_signals
@@ -57,6 +58,7 @@ def catch_stop_signals(stop: SweepStop) -> Iterator[None]:
         if number == signal.SIGINT or not stop.signals:
             stop.signals.append(number)
         if not stop.noted:
+            event_stream.end(stop.status, status="interrupted", signal=signal.Signals(number).name)
             os._exit(stop.status)
 
     with handle_signals(handler):
@@ -91,6 +93,7 @@ class Controller:
         self._to_come: set[str] = set()  # what waits or runs
         self._running: set[str] = set()
         self._asked_to_stop: set[str] = set()
+        self._failed: JobRecord | None = None  # the job that `sweep.fail_fast` ends the sweep for
         self._count = 0  # of stacks
 
     def add(self, asked: PlannedJob, anew: Anew | None) -> None:
@@ -109,16 +112,19 @@ class Controller:
         """Run until no job is left, or until the sweep is stopped and its running jobs have ended."""
         said = 0
         while True:
-            if not self._stop.signals:
-                self._fill()
-            elif len(self._stop.signals) > said:
+            if len(self._stop.signals) > said:
                 said = len(self._stop.signals)
-                self._stop_jobs(at_once=said > 1)
-            if not self._running and (self._stop.signals or (self._source_is_done() and not self._waiting)):
+                self._answer_signals(at_once=said > 1)
+            elif not self._is_stopping():
+                self._fill()
+            if not self._running and (self._is_stopping() or (self._source_is_done() and not self._waiting)):
                 return
             for event in self._executor.wait(WAIT_SECONDS):
                 self._take(event)
             self._board.tick()
+
+    def _is_stopping(self) -> bool:
+        return bool(self._stop.signals) or self._failed is not None
 
     def _source_is_done(self) -> bool:
         return self._source.known or self._source.done
@@ -240,12 +246,17 @@ class Controller:
         self._board.ended(row)
         for point in self._points[job]:
             self._source.ended(point, row)
+        if row.status == "failed" and self._plan.settings.fail_fast and not self._is_stopping():
+            self._failed = row
+            words = f"{len(self._running)} running jobs save and stop, {len(self._waiting)} wait"
+            self._board.say(f"job {row.number} failed (sweep.fail_fast): {words}")
+            self._stop_jobs()
 
     def _update(self, job: str, **columns: Any) -> None:
         self._ledger.update(job, **columns)
         self.rows[job] = dataclasses.replace(self.rows[job], **columns)
 
-    def _stop_jobs(self, *, at_once: bool) -> None:
+    def _answer_signals(self, *, at_once: bool) -> None:
         if at_once:
             self._executor.kill()
             self._asked_to_stop.update(self._running)
@@ -255,6 +266,10 @@ class Controller:
         name = signal.Signals(self._stop.signals[0]).name
         again = "; once more stops at once, with what is saved" if self._stop.signals[0] == signal.SIGINT else ""
         self._board.say(f"{name}: {len(self._running)} running jobs save and stop{again}")
+        self._stop_jobs()
+
+    def _stop_jobs(self) -> None:
+        """Let the running jobs save and stop."""
         in_stack = {asked.id: stack for stack, members in self._members.items() for asked, _ in members}
         for job in dict.fromkeys(in_stack.get(job, job) for job in self._running - self._asked_to_stop):
             self._executor.stop(job)

@@ -10,11 +10,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from runner.config.compose import compose, compose_sweep, create_hydra
-from runner.core.errors import ConfigError, RunError, format_count
+from runner.core import event_stream
+from runner.core.errors import ConfigError, RunError
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_WRONG
-from runner.experiment.examine import examine, make_reporter
+from runner.experiment.examine import examine, make_reporter, report_count
 from runner.experiment.record.directory import make_run_dir
 from runner.sweep.examine import examine_sweep
+
+JOB_FACTS = ("status", "cause", "error", "objective", "metrics", "seconds")  # of its result, for programs
 
 
 def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) -> int:
@@ -27,7 +30,7 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
     """
     mistakes = examine_sweep(list(overrides), trust, make_reporter())
     if mistakes:
-        print(format_count(len(mistakes)), file=sys.stderr)
+        report_count(mistakes)
         return EXIT_WRONG
     folder = make_run_dir(Path("outputs"), compose_sweep(list(overrides)).config["name"])
     rows: list[tuple[str, str, Any]] = []
@@ -47,6 +50,8 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
         place.mkdir(parents=True)
         outcome = train(examined, composed, argv, trust, place)
         rows.append((place.name, outcome.result["status"], outcome.result["objective"]))
+        told = {"number": hydra.job.num, "overrides": own, "run": str(place)}
+        event_stream.emit("job_ended", **told, **{name: outcome.result.get(name) for name in JOB_FACTS})
         if outcome.result["status"] == "interrupted":
             sys.exit(outcome.status)  # passes through Hydra, which would go on with the next job after an exception
         if outcome.result["status"] == "failed":
@@ -64,6 +69,8 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
         status = int(stopped.code or 0)
     finally:
         GlobalHydra.instance().clear()
+    words = "failed" if status == EXIT_FAILED else "" if status else "completed"
+    event_stream.record_outcome({"sweep": str(folder), "status": words, "run": None, "objective": None})
     print(f"\n{folder}")
     for name, how, objective in rows:
         print(f"  {name:>3}  {how:<11} {objective if objective is not None else ''}")

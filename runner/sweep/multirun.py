@@ -9,13 +9,14 @@ from datetime import datetime
 from pathlib import Path
 
 from runner.config.check.check import Check
-from runner.core import safe_io
-from runner.core.errors import ConfigError, Mistake, RunError, format_count
+from runner.core import event_stream, safe_io
+from runner.core.errors import ConfigError, Mistake, RunError
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_WRONG
 from runner.core.files import sync_folder
 from runner.core.lock import Lock
-from runner.experiment.examine import make_reporter
-from runner.sweep.console import Console, SweepProgress, make_console
+from runner.experiment.examine import make_reporter, report_count
+from runner.experiment.on_event import tell_event
+from runner.sweep.console import Console, EventConsole, SweepProgress, make_console
 from runner.sweep.controller import Controller, SweepStop, catch_stop_signals
 from runner.sweep.examine import examine_jobs
 from runner.sweep.executors.choose import NoExecutor, make_executor
@@ -27,7 +28,7 @@ from runner.sweep.reconcile import adopt, decide, mark, reconcile
 from runner.sweep.report.write import report
 from runner.sweep.search.grid import Grid
 from runner.sweep.space import request
-from runner.sweep.summary import describe_remaining, describe_start
+from runner.sweep.summary import describe_remaining, describe_start, summarize
 
 MANY = 200  # points, whose check takes some seconds
 
@@ -119,7 +120,7 @@ def plan_known_points(plan: SweepPlan, source: Source) -> tuple[list[PlannedJob]
 
 def print_mistake_count(mistakes: list[Mistake]) -> int:
     """Print the number of mistakes; return the exit status."""
-    print(format_count(len(mistakes)), file=sys.stderr)
+    report_count(mistakes)
     return EXIT_WRONG
 
 
@@ -192,7 +193,9 @@ def run(
     decided = decide(rows, ledger, plan)
     tally = SweepProgress(rows, len(ids) if source.known else source.total, objective, mode)
     console = Console(sys.stdout)
-    board = make_console(tally, console)
+    told = {"sweep": str(plan.folder), "objective": objective, "mode": mode}
+    event_stream.emit("started", **told, jobs=tally.total, to_run=len(decided.run) if source.known else None)
+    board = EventConsole(make_console(tally, console), tally, plan.folder)
     controller = Controller(plan, ledger, source, executor, board, stop)
     stop.noted = True
     try:
@@ -209,7 +212,11 @@ def run(
         report(plan.folder, console.say)
     for line in describe_remaining(plan, final):
         console.say(line)
-    return compute_exit_status(final, stop)
+    status = compute_exit_status(final, stop)
+    summary = summarize(plan.folder, final, mode, status)
+    event_stream.record_outcome(summary)
+    tell_event(plan.base.on_event, "sweep_done", {"exit": status, **summary}, lambda _: None)
+    return status
 
 
 def compute_exit_status(rows: Sequence[JobRecord], stop: SweepStop) -> int:

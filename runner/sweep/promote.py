@@ -17,7 +17,7 @@ from runner.core.errors import ConfigError, Mistake
 from runner.core.escape import escape_line, make_printable
 from runner.experiment.record.recorded import is_run, read_config_files
 from runner.sweep.ledger import JobRecord
-from runner.sweep.report.results import Report, ReportEntry, gather, is_result
+from runner.sweep.report.results import REPLICATED, Report, ReportEntry, gather, is_result
 from runner.sweep.report.table import format_point, format_score
 
 NO_NAMES = ("null",)
@@ -68,10 +68,24 @@ def promote(sweep: Path, name: str = "", job: str = "", trust: tuple[str, ...] =
         raise ConfigError([Mistake("--name", "must not be that of a shipped experiment", name)])
     folder = report.folder / winner.row.path
     recorded, unresolved = read_config(folder)
+    arguments = report.arguments(winner.row)
+    if FOLD in winner.row.values:  # the data of the experiment is no fold of it
+        arguments = [text for text in arguments if not re.match(rf"\+*{re.escape(FOLD)}=", text)]
+        recorded, unresolved = _without_fold(recorded, unresolved)
     header = format_header(report, winner, name, folder)
-    write_experiment(file, header, report.arguments(winner.row), recorded, unresolved, Path.cwd(), trust)
+    write_experiment(file, header, arguments, recorded, unresolved, Path.cwd(), trust)
     command = report.command(*(f"--trust={pattern}" for pattern in trust), f"experiment={name}")
     return Promotion(file, describe_score(report, winner), describe_noise(report, winner), command)
+
+
+FOLD = "dataset.fold"
+
+
+def _without_fold(recorded: dict[str, Any], unresolved: str) -> tuple[dict[str, Any], str]:
+    """Return a job's config, and its YAML with interpolations, with no fold held out."""
+    written = OmegaConf.create(unresolved)
+    OmegaConf.update(written, FOLD, None)
+    return {**recorded, "dataset": {**recorded["dataset"], "fold": None}}, OmegaConf.to_yaml(written)
 
 
 def find_winner(report: Report) -> Winner:
@@ -138,14 +152,16 @@ def _describe_rank(report: Report, winner: Winner) -> str:
 
 
 def describe_score(report: Report, winner: Winner) -> str:
-    """Describe the score, with the seeds behind a mean."""
+    """Describe the score, with the seeds and folds behind a mean."""
     entry, row = winner.entry, winner.row
     if entry.mean is None:
         return f"{report.objective} {format_score(replace(entry, last=row.objective)) or 'unknown'}, {row.status}"
     if entry.mean.n == 1:
-        return f"{report.objective} {format_score(entry)} (seed {_read_seed(row, report)})"
-    seeds = ", ".join(_read_seed(row, report) for row in entry.rows if is_result(row))
-    return f"{report.objective} {format_score(entry)} (mean and 95% interval of {entry.mean.n} seeds: {seeds})"
+        return f"{report.objective} {format_score(entry)} (seed {_read_setting(row, report, 'seed')})"
+    keys = [key for key in REPLICATED if key in report.varied] or ["seed"]
+    each = (" of ".join(_read_setting(row, report, key) for key in keys) for row in entry.rows if is_result(row))
+    what = f"mean and 95% interval of {entry.mean.n} {report.replicates}: {', '.join(each)}"
+    return f"{report.objective} {format_score(entry)} ({what})"
 
 
 def describe_noise(report: Report, winner: Winner) -> str:
@@ -155,10 +171,13 @@ def describe_noise(report: Report, winner: Winner) -> str:
     return ", ".join(said) + (f" and {len(close) - len(said)} more" if len(close) > len(said) else "")
 
 
-def _read_seed(row: JobRecord, report: Report) -> str:
+def _read_setting(row: JobRecord, report: Report, key: str) -> str:
     file = report.folder / row.path / "config.yaml"  # resolved: the point may have said `${...}`
     try:
-        return str(document.load_record(file, plain=True).data["seed"])
+        value = document.load_record(file, plain=True).data
+        for name in key.split("."):
+            value = value[name]
+        return str(value)
     except (OSError, ValueError, LookupError):
         return "?"
 

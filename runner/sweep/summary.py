@@ -3,9 +3,12 @@
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+from runner.core.exit_status import EXIT_DONE, EXIT_FAILED
 from runner.sweep.code_snapshot import MOST_ENTRIES
-from runner.sweep.console import describe_job
+from runner.sweep.console import describe_job, find_best
 from runner.sweep.interfaces import Source
 from runner.sweep.jobs import PlannedJob, SweepPlan
 from runner.sweep.ledger import JobRecord
@@ -59,3 +62,25 @@ def describe_remaining(plan: SweepPlan, rows: Sequence[JobRecord]) -> Iterator[s
             yield f"not continued: {describe_job(row)}\n  {row.error}\n  sweep.rerun=changed starts it anew"
     if any(row.status in ("interrupted", "waiting") for row in rows):
         yield f"to go on: {shlex.join(['python', '-m', 'runner', *plan.argv])}"
+
+
+def summarize(folder: Path, rows: Sequence[JobRecord], mode: str, exit_status: int) -> dict[str, Any]:
+    """Summarize a sweep that ended for programs: status, jobs by status, the best job and its objective."""
+    best = find_best([row for row in rows if row.status == "completed"], mode)
+    words = {EXIT_DONE: "completed", EXIT_FAILED: "failed"}
+    failed = [row.number for row in rows if row.status == "failed"]
+    told = best and {
+        "number": best.number,
+        "overrides": best.overrides,
+        "run": str(folder / best.path),
+        "objective": best.objective,
+    }
+    return {
+        "sweep": str(folder),
+        "run": told and told["run"],
+        "status": words.get(exit_status, "interrupted"),
+        "objective": told and told["objective"],
+        "best": told,
+        "jobs": dict(Counter(row.status for row in rows)),
+        "failed": failed,
+    }

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.core.errors import RunError
+from runner.core.progress import TrainingProgress
 
 KIND = "kind"  # the key that tells a tagged value from plain data
 PLAIN = (bool, int, float, str, type(None))
@@ -43,7 +44,7 @@ GENERATORS: dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any, Any], obje
 # Built anew from the config, and no accumulator.
 CONSTANT = (
     *(type, enum.Enum, os.PathLike, re.Pattern, range, slice, functools.partial, weakref.ref, io.IOBase),
-    *(torch.dtype, torch.device, torch.layout, torch.memory_format, np.dtype, np.ufunc),
+    *(TrainingProgress, torch.dtype, torch.device, torch.layout, torch.memory_format, np.dtype, np.ufunc),
     *(type(threading.Lock()), type(threading.RLock()), type(os)),
 )
 # Of `torchmetrics.Metric` itself: settings, functions and caches.

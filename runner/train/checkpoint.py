@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from runner.core import files, safe_io, tensor_files
+from runner.core import event_stream, files, safe_io, tensor_files
 from runner.core.errors import RunError
 
 MANIFEST = "manifest.json"
@@ -146,14 +146,16 @@ class Checkpoints:
         entries = [e for e in self._entries if e.step < step] + [CheckpointEntry(file, step, metric, sha256)]
         best = self._best(entries)
         entries = [e for e in entries if e in entries[-self.keep :] or e == best]
-        _write_manifest(self.folder, entries)
+        write_manifest(self.folder, entries)
         self._entries, self._remade = entries, ""
         self.finish()
+        is_best = best is not None and best.step == step
+        event_stream.emit("saved", step=step, file=str(self.folder / file), best=is_best)
 
     def finish(self) -> None:
         """Set the links `last.pt` and `best.pt` and delete unlisted files, also after an interrupted save."""
         if self._remade:
-            _write_manifest(self.folder, self._entries)
+            write_manifest(self.folder, self._entries)
             self._remade = ""
         best = self._best(self._entries)
         files.replace_link(self.folder / "last.pt", self._entries[-1].file)
@@ -185,6 +187,14 @@ class Checkpoints:
             return _load_state(self.folder / best.file, map_location, best.sha256)
         return self._load_file(Path(which).resolve(), map_location)
 
+    def read_dropped_step(self) -> int | None:
+        """Read the step of the last checkpoint where `archive` has dropped that; else None."""
+        try:
+            step = safe_io.read_json(self.folder / MANIFEST).get("dropped")
+        except (OSError, ValueError, AttributeError):
+            return None
+        return step if isinstance(step, int) else None
+
     def _load_file(self, path: Path, map_location: Any) -> dict[str, Any]:
         try:
             committed = _read_manifest(path.parent)
@@ -206,6 +216,11 @@ class Checkpoints:
     def _load_newest_whole(self, map_location: Any) -> dict[str, Any]:
         listed = {entry.file for entry in self._entries}
         newest = self._entries[-1].step if self._entries else -1
+        if (dropped := self.read_dropped_step()) is not None and dropped > newest:
+            best = f"; the best one, of step {newest:,}, is there (`--checkpoint best`)" if self._entries else ""
+            raise RunError(
+                f"`archive` has removed the last checkpoint of {self.folder}, that of step {dropped:,}{best}"
+            )
         for path in sorted(self.folder.glob("step_*.pt")):
             if path.name not in listed and _parse_step(path) > newest:
                 self.warn(f"{path} was never committed (its save was cut short): it is passed over")
@@ -370,9 +385,11 @@ def _hash_rows(rows: list[dict[str, Any]]) -> str:
     return hashlib.sha256(files.to_json(rows).encode()).hexdigest()
 
 
-def _write_manifest(folder: Path, entries: list[CheckpointEntry]) -> None:
+def write_manifest(folder: Path, entries: list[CheckpointEntry], dropped: int | None = None) -> None:
+    """Write the manifest; `dropped` is the step of a last checkpoint that `archive` drops."""
     rows = [dataclasses.asdict(entry) for entry in entries]
-    files.write_json(folder / MANIFEST, {"entries": rows, "sha256": _hash_rows(rows)})
+    said = {"entries": rows, "sha256": _hash_rows(rows)}
+    files.write_json(folder / MANIFEST, said if dropped is None else said | {"dropped": dropped})
 
 
 def _make_entry(file: Any, step: Any, metric: Any, sha256: Any) -> CheckpointEntry:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from runner.core import rng
 from runner.core.errors import RunError
+from runner.train.bn_statistics import refresh_statistics
 from runner.train.state import Losses, Run
 
 
@@ -70,6 +71,7 @@ def evaluate(run: Run, name: str, looks: Sequence[Any] = ()) -> dict[str, float]
     losses, metrics = Losses(), run.metrics["eval"]
     for metric in metrics.values():
         metric.reset()
+    refresh_statistics(run)
     run.model.eval()
     near, far = ([look for look in looks if look.near is near] for near in (True, False))
     for look in looks:

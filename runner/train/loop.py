@@ -16,7 +16,7 @@ def fit(run: Run) -> None:
     due = begin(run)
     while progress.step < rhythm.total_steps and not stop.asked:
         begun_at = (progress.step, progress.epoch)
-        for batch in run.looks.batches(iterate_batches(run), run.log):
+        for batch in run.trace.watch(run.looks.batches(iterate_batches(run), run.log), run):
             outcome = update(batch)
             run.schedule.step()
             losses.add(outcome)

@@ -1,7 +1,7 @@
 """Learning-rate schedule: any `torch.optim.lr_scheduler`, per step or per epoch, after a warmup."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +19,7 @@ class ConstantLR:
 
     def evaluated(self, metrics: dict[str, float]) -> None: ...
 
-    def scale(self, factor: float) -> None: ...
+    def scale(self, factor: float, owner: str = "") -> None: ...
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -77,11 +77,15 @@ class LRSchedule(ConstantLR):
         if self.monitor is not None and self.scheduler is not None and self.taken >= self.warmup:
             self.scheduler.step(metrics[self.monitor])
 
-    def scale(self, factor: float) -> None:
-        """Multiply all future rates by `factor`; the caller scales those in the optimizer."""
-        self.targets = [target * factor for target in self.targets]
+    def scale(self, factor: float, owner: str = "") -> None:
+        """Multiply all future rates by `factor`, of one of several optimizers where `owner` names it.
+
+        The caller scales those in the optimizer.
+        """
+        factors = [factor if is_of(group, owner) else 1.0 for group in self.optimizer.param_groups]
+        self.targets = [target * one for target, one in zip(self.targets, factors, strict=True)]
         if self.scheduler is not None and hasattr(self.scheduler, "base_lrs"):
-            self.scheduler.base_lrs = [rate * factor for rate in self.scheduler.base_lrs]
+            self.scheduler.base_lrs = [rate * one for rate, one in zip(self.scheduler.base_lrs, factors, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scheduler's state and the number of steps taken."""
@@ -93,6 +97,42 @@ class LRSchedule(ConstantLR):
         self.taken, self.targets = state["taken"], state["targets"]
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
+
+
+class SeveralSchedules(ConstantLR):
+    """Schedules of several optimizers by name, each over the groups of its own."""
+
+    def __init__(self, members: Mapping[str, ConstantLR]) -> None:
+        self.members = dict(members)
+        self.monitor = next((one.monitor for one in self.members.values() if one.monitor is not None), None)
+
+    def step(self) -> None:
+        for member in self.members.values():
+            member.step()
+
+    def epoch(self) -> None:
+        for member in self.members.values():
+            member.epoch()
+
+    def evaluated(self, metrics: dict[str, float]) -> None:
+        for member in self.members.values():
+            member.evaluated(metrics)
+
+    def scale(self, factor: float, owner: str = "") -> None:
+        for member in self.members.values():
+            member.scale(factor, owner)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: member.state_dict() for name, member in self.members.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, member in self.members.items():
+            member.load_state_dict(state[name])
+
+
+def is_of(group: Mapping[str, Any], owner: str) -> bool:
+    """Return whether a param group is of one of several optimizers; with an empty name each is."""
+    return not owner or str(group.get("name")).partition("/")[0] == owner
 
 
 def trace_rates(

@@ -54,7 +54,7 @@ def answer(run: Run, fault: NonFiniteError, rebuild: Callable[[], Run], policy: 
     scratch = rebuild()
     scratch.progress.left_out = list(run.progress.left_out)
     begun_at = scratch.progress.step
-    run.log.say(f"{fault}; looking for its beginning from step {begun_at} on")
+    run.log.alert(f"{fault}; looking for its beginning from step {begun_at} on")
     scratch.stop = run.stop
     try:
         finding = find(scratch, fault.step)
@@ -68,7 +68,7 @@ def answer(run: Run, fault: NonFiniteError, rebuild: Callable[[], Run], policy: 
             "component keeps a state that no checkpoint holds (`python -m runner check resume` looks for it)",
             fault.step,
         ) from fault
-    run.log.say(str(finding))
+    run.log.alert(str(finding))
     if policy == "stop" or len(run.progress.left_out) >= max_faults:
         often = f" This was fault {len(run.progress.left_out) + 1} (train.max_faults={max_faults})." * (
             policy != "stop"

@@ -14,7 +14,8 @@ from runner.core import device as devices
 from runner.core import rng
 from runner.core.durations import Duration, compute_next_due
 from runner.core.errors import RunError
-from runner.model.freeze import unfreeze
+from runner.model.freeze import freeze_at
+from runner.train.bn_statistics import refresh_statistics
 from runner.train.checkpoint import SaveError
 from runner.train.evaluation import add, evaluate_and_show, flatten_metric, list_numbers, read_objective
 from runner.train.finite import NonFiniteError, collect_tensors, find_infinite_buffers, find_non_finite, name_of
@@ -29,12 +30,13 @@ def begin(run: Run) -> int:
         rng.seed_all(rng.derive_key(run.seed, "train", *run.team.stream))
     run.session.infinite_buffers = find_infinite_buffers(run.model)
     run.model.train()
-    unfreeze_if_due(run)
+    freeze_if_due(run)
     run.clock.start()
     run.session.started_at = progress.step
     run.session.paused_at = progress.step - progress.evaluation_pending
     run.session.logged = (progress.step, time.perf_counter())
     run.looks.begin(progress.step, sum(run.losses.sizes), run.clock.seconds)
+    run.trace.begin(run)
     if run.rhythm.evaluate_at_start and progress.step == run.rhythm.first_step and progress.evaluated_at is None:
         progress.evaluation_pending = True
     stop_at_value(run)
@@ -121,18 +123,18 @@ def find_next_due_step(run: Run) -> int:
         return run.progress.step + 1
     rhythms = (rhythm.log_every, rhythm.evaluate_every, rhythm.checkpoint_every)
     due = [compute_next_due(every, run.progress.step, rhythm.steps_per_epoch) for every in rhythms]
-    if rhythm.thaw_at is not None and run.progress.step < rhythm.thaw_at:
-        due.append(rhythm.thaw_at)
+    due += [step for step in run.frozen.changes if step > run.progress.step][:1]
     if not rhythm.log_means:  # a line is of its own step: what came before is forgotten at the step before
         due += [max(step - 1, run.progress.step + 1) for step in list_coming_lines(run)]
+    if not run.clock.budget.is_armed:
+        due.append(run.session.started_at + 1)
     due += [run.team.due, *run.looks.pauses(run.progress.step, rhythm.steps_per_epoch)]
     return min([rhythm.total_steps, *[step for step in due if step is not None]])
 
 
-def unfreeze_if_due(run: Run) -> None:
-    """Unfreeze the parameters at the step that `freeze.until` names."""
-    if run.rhythm.thaw_at is not None and run.progress.step >= run.rhythm.thaw_at:
-        unfreeze(run.model, run.frozen)
+def freeze_if_due(run: Run) -> None:
+    """Freeze and unfreeze the parameters whose time it is (`freeze.from`, `freeze.until`)."""
+    if run.frozen.changes and freeze_at(run.model, run.frozen, run.progress.step):
         run.wrap()
 
 
@@ -154,6 +156,9 @@ def _is_asked(run: Run) -> bool:
 def run_due_actions(run: Run) -> int:
     """Log, evaluate and save, if due after this step; return the step of the next pause."""
     run.team.agree(run.progress.step)
+    if not run.clock.budget.is_armed and run.progress.step > run.session.started_at:
+        devices.synchronize(run.device)
+        run.clock.budget.arm()
     progress, at_end = run.progress, run.progress.step >= run.rhythm.total_steps or bool(run.stop.ended)
     seen = run.looks.close(progress.step, run.log)
     if run.rhythm.check_finite == "every_step":
@@ -180,7 +185,7 @@ def run_due_actions(run: Run) -> int:
     saves = run.rhythm.checkpoint_every is not None and (improved or _is_due(run, run.rhythm.checkpoint_every))
     if at_end or stopping or saves:
         save(run)
-    unfreeze_if_due(run)
+    freeze_if_due(run)
     run.session.paused_at = progress.step
     arm_hooks(run)
     return find_next_due_step(run)
@@ -197,6 +202,7 @@ def list_coming_lines(run: Run) -> list[int]:
 def forget(run: Run) -> None:
     """Reset losses and training metrics for the next log line, after the check for non-finite losses."""
     check_losses(run)
+    run.trace.flush(run)
     for metric in run.metrics["train"].values():
         metric.reset()
     run.losses.clear()
@@ -221,6 +227,7 @@ def log_line(run: Run, seen: dict[str, float]) -> dict[str, Any]:
     add(logged, {"train/loss": run.losses.mean()})
     for name, metric in run.metrics["train"].items():
         add(logged, flatten_metric(f"train/{name}", metric.compute()))
+    run.trace.log(run)
     rest = seen | run.looks.scalars(progress.step, sum(run.losses.sizes), run.clock.seconds)
     if _is_due(run, run.rhythm.log_every):  # else it is the last line; a run that is prolonged goes on with what it has
         for metric in run.metrics["train"].values():
@@ -363,10 +370,14 @@ def save(run: Run) -> None:
     run.log.sync()  # what the checkpoint says was logged must be on the disk before it
     if run.stop.deadline is not None and run.rhythm.max_seconds is not None:
         run.progress.seconds = run.rhythm.max_seconds - (run.stop.deadline - time.perf_counter())
+    run.progress.seconds_training = max(run.progress.seconds_training, run.clock.budget.used)
     best = run.progress.best
     metric = best["objective"] if best is not None and best["step"] == run.progress.step else None
+    refresh_statistics(run)
+    state = collect_state(run)
+    run.trace.save(run, state)
     with handle_save_error(run):
-        run.checkpoints.save(collect_state(run), run.progress.step, metric, background=True)
+        run.checkpoints.save(state, run.progress.step, metric, background=True)
     run.clock.saving += time.perf_counter() - begun
     run.clock.start()
 
@@ -387,4 +398,4 @@ def handle_save_error(run: Run) -> Iterator[None]:
     except SaveError as error:
         if run.rhythm.on_save_error == "stop":
             raise
-        run.log.say(f"{error}. The run goes on (train.on_save_error=go_on)")
+        run.log.alert(f"{error}. The run goes on (train.on_save_error=go_on)")

@@ -86,6 +86,10 @@ class SingleProcess:
     def level(self, module: nn.Module) -> None:
         """Broadcast rank 0's buffers."""
 
+    def total(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a tensor over the processes, on its device and without waiting for it."""
+        return tensor
+
     def number(self, turn: int) -> int:
         """Return the number of the batch that this process evaluates at turn `turn`."""
         return turn

@@ -19,10 +19,11 @@ from runner.log.logger import Logger, NoLogger
 from runner.model.freeze import FrozenParameters
 from runner.model.pretrained.plan import LoadPlan
 from runner.train.checkpoint import Checkpoints
-from runner.train.ema import EMA
+from runner.train.fitting import FittedParts
 from runner.train.lr_schedule import (
     ConstantLR,
     LRSchedule,
+    SeveralSchedules,
     put_rates_and_momenta,
     read_rates_and_momenta,
     set_rate,
@@ -30,9 +31,12 @@ from runner.train.lr_schedule import (
 )
 from runner.train.monitor import Monitor
 from runner.train.optimizer_step.base import OptimizerStep
+from runner.train.optimizer_step.named_updates import GradScalers
 from runner.train.optimizer_step.precision import GradScaler
 from runner.train.single_process import FULL_TENSORS, SINGLE_PROCESS, FullTensors, SingleProcess
 from runner.train.step_outputs import RESERVED, StepOutputs
+from runner.train.trace import NoTrace
+from runner.train.weight_average import WeightAverage
 
 
 class Losses:
@@ -43,6 +47,12 @@ class Losses:
         self.values: list[float] = []
         self.sizes: list[int] = []
         self.fields = StepOutputs()
+        self.cleared = 0
+
+    @property
+    def count(self) -> int:
+        """Count the losses so far, those that were dropped among them."""
+        return self.cleared + len(self.sizes)
 
     def add(self, outcome: Mapping[str, Any]) -> None:
         """Add the loss of a step, without waiting for the device."""
@@ -65,6 +75,7 @@ class Losses:
 
     def clear(self) -> None:
         """Drop all losses and step outputs."""
+        self.cleared += len(self.sizes)
         self.on_device.clear()
         self.values.clear()
         self.sizes.clear()
@@ -84,8 +95,22 @@ class Progress:
     evaluation_pending: bool = False
     stale: int = 0  # evaluations since the best
     seconds: float = 0.0  # of wall time, where `train.max_time` counts them
+    seconds_training: float = 0.0  # where `train.max_time_counts` is `training`
     # What faults made it leave out: epoch, batch, and whether it counts as a step (1) or not (0).
     left_out: list[list[int]] = field(default_factory=list)
+
+
+class NoBudget:
+    """Null budget of training time: unlimited."""
+
+    is_armed = True
+    used = 0.0
+
+    def arm(self) -> None: ...
+
+    def start(self) -> None: ...
+
+    def pause(self) -> None: ...
 
 
 @dataclass
@@ -97,6 +122,7 @@ class Clock:
     saving: float = 0.0
     started: float | None = None
     first_epoch: tuple[int, float] | None = None  # step and seconds of training at its end: warm-up is not speed
+    budget: NoBudget = field(default_factory=NoBudget)  # of `train.max_time_counts=training`
 
     @property
     def seconds(self) -> float:
@@ -106,12 +132,14 @@ class Clock:
     def start(self) -> None:
         """Start or resume the training clock."""
         self.started = time.perf_counter()
+        self.budget.start()
 
     def pause(self) -> None:
         """Pause the training clock."""
         if self.started is not None:
             self.training += time.perf_counter() - self.started
             self.started = None
+            self.budget.pause()
 
 
 class StopReason(IntEnum):
@@ -176,16 +204,24 @@ class StopRequest:
     def end_at(self, deadline: float, why: str) -> None:
         """Request the end at a `time.perf_counter()` value, unless the `with` block exits before."""
         self.deadline = deadline
-        self.timer = threading.Timer(deadline - time.perf_counter(), self.on_time, [why])
+        self.end_in(deadline - time.perf_counter(), why)
+
+    def end_in(self, seconds: float, why: str) -> None:
+        """Request the end after so many seconds, unless `cancel` or the end of the `with` block comes before."""
+        self.timer = threading.Timer(seconds, self.on_time, [why])
         self.timer.daemon = True
         self.timer.start()
+
+    def cancel(self) -> None:
+        """Drop a request for the end at some time."""
+        if self.timer is not None:
+            self.timer.cancel()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
+        self.cancel()
 
 
 @dataclass(frozen=True)
@@ -220,8 +256,8 @@ class Rhythm:
     evaluate_at_start: bool = False
     early_stop: int | None = None  # evaluations without a better objective after which training is done
     stop_when: tuple[Threshold, ...] = ()  # values at which training is done
-    max_seconds: float | None = None  # of wall time, over all resumes
-    thaw_at: int | None = None  # the step from which on everything frozen trains
+    max_seconds: float | None = None  # over all resumes
+    max_time_counts: str = "all"  # whether these are of wall time, or of training alone
     check_finite: str = "loss"
     on_save_error: str = "stop"
 
@@ -270,10 +306,13 @@ class Run:
     rhythm: Rhythm
     objective: Objective
     # ---- what may be there
-    average: EMA | None = None  # of the weights
-    scaler: GradScaler | None = None  # of fp16's gradients
+    average: WeightAverage | None = None  # of the weights
+    scaler: GradScaler | GradScalers | None = None  # of fp16's gradients
     pretrained: LoadPlan | None = None  # what was loaded
     frozen: FrozenParameters = field(default_factory=FrozenParameters)
+    names: Mapping[str, Any] = field(default_factory=dict)  # of classes and input columns, where the data knows them
+    fitted: FittedParts = field(default_factory=FittedParts)  # of the data, to the training split
+    trace: NoTrace = field(default_factory=NoTrace)
     rehearse: Callable[[Any], object] | None = None  # is shown the first batch before anything is learnt from it
     # ---- the processes that train together
     team: SingleProcess = SINGLE_PROCESS
@@ -290,7 +329,7 @@ class Run:
     def start(self, stop: StopRequest, log: Logger) -> None:
         """Take the stop request and the open log of this process, once, before training."""
         self.stop, self.log = stop, log
-        self.checkpoints.warn = self.update.warn = log.say
+        self.checkpoints.warn = self.update.warn = log.alert
 
 
 @dataclass(frozen=True)
@@ -325,7 +364,7 @@ def hold(run: Run, plan: PlannedSchedule) -> None:
 def forecast(run: Run) -> list[list[float]]:
     """Return each group's rates from this step to the last; empty if a metric decides them."""
     schedule = run.schedule
-    if not isinstance(schedule, LRSchedule) or schedule.monitor is not None:
+    if not isinstance(schedule, LRSchedule | SeveralSchedules) or schedule.monitor is not None:
         now = [float(group["lr"]) for group in run.optimizer.param_groups]
         return [now] if schedule.monitor is None else []
     state_now, settings = deepcopy(schedule.state_dict()), read_rates_and_momenta(run.optimizer)

@@ -10,6 +10,7 @@ from runner.core import rng
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.model.param_groups import compare_groups
 from runner.train.accumulators import get_accumulators, set_accumulators
+from runner.train.lr_schedule import is_of
 from runner.train.state import Run
 
 
@@ -113,11 +114,7 @@ def put_weights(run: Run, saved: dict[str, Any], which: str = "") -> None:
     Raises:
         ConfigError: the checkpoint has no average.
     """
-    if which == "ema" and saved["ema"] is None:
-        raise ConfigError(
-            [Mistake("--weights", "must be raw: the checkpoint has no average of the weights", which, kind="conflict")]
-        )
-    weights = saved["model" if which == "raw" or saved["ema"] is None else "ema"]
+    weights = choose_weights(saved, which)
     compare_model(run.model, weights)
     run.model.load_state_dict(weights)
     run.average = None
@@ -125,12 +122,30 @@ def put_weights(run: Run, saved: dict[str, Any], which: str = "") -> None:
         part.load_state_dict(saved["step"][name])
 
 
+def choose_weights(saved: Mapping[str, Any], which: str = "") -> dict[str, Any]:
+    """Choose the `raw` or `ema` weights of a checkpoint; by default `ema` if it has them.
+
+    Raises:
+        ConfigError: the checkpoint has no average.
+    """
+    if which == "ema" and saved["ema"] is None:
+        raise ConfigError(
+            [Mistake("--weights", "must be raw: the checkpoint has no average of the weights", which, kind="conflict")]
+        )
+    weights: dict[str, Any] = saved["model" if which == "raw" or saved["ema"] is None else "ema"]
+    return weights
+
+
 def change_settings(run: Run, settings: Mapping[str, tuple[Any, Any]]) -> None:
-    """Set optimizer settings, given as (old, new) by name; learning rates scale in proportion."""
-    for name, (old, new) in settings.items():
+    """Set optimizer settings, given as (old, new) by name; learning rates scale in proportion.
+
+    A name is `lr`, or `generator.lr` for one of several optimizers.
+    """
+    for key, (old, new) in settings.items():
+        owner, _, name = key.rpartition(".")
         if name == "lr" and old:
-            run.schedule.scale(new / old)
-        for group in run.optimizer.param_groups:
+            run.schedule.scale(new / old, owner)
+        for group in (group for group in run.optimizer.param_groups if is_of(group, owner)):
             if name == "lr" and old:
                 group["lr"] = group["lr"] * new / old
             elif group.get(name) == old:
@@ -148,7 +163,8 @@ def _check_same_keys(ours: Mapping[str, Any], saved: Mapping[str, Any], at: str)
 
 def _find_stateful_parts(run: Run) -> dict[str, Any]:
     parts = {"step": run.step, "loss": run.loss}
-    return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+    stateful = {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+    return stateful | ({"fitted": run.fitted} if run.fitted.parts else {})
 
 
 def find_sampler(run: Run) -> Any:

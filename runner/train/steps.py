@@ -4,8 +4,12 @@ A step is any callable `step(batch, model, loss)` that returns a mapping with `l
 on) and, as it likes, `output` and `target` (what the metrics get) and `size` (the samples in the batch: the weight of
 its loss in a mean; 1 where it is absent).
 
-A step with an argument `optimizer` does its own backward and its own update, as a GAN does (`models.gan.adversarial`);
-in an evaluation it gets None there.
+A step with an argument `update` says itself which optimizer steps, and by which loss: `update("generator", loss)`, as
+a GAN does (`models.gan.adversarial`). Clipping, mixed precision, accumulation and several processes are the recipe's.
+`update(loss)` steps all optimizers. In an evaluation it does nothing, and is false.
+
+A step with an argument `optimizer` does its own backward and its own update, and no recipe applies; in an evaluation it
+gets None there.
 
 A step may have an attribute `needs`, the names of its arguments that name members of a batch. One with `("input",
 "target")` sends `batch[input]` through the model and its output with `batch[target]` to the loss, as `supervised` does,

@@ -20,7 +20,7 @@ import pytest
 
 from runner.config.check import allowed
 from runner.config.check.components import PlacedMistakes, check_component
-from runner.config.check.imports import TargetError, check_name, import_object, is_user_code
+from runner.config.check.imports import TargetError, check_name, describe_trust, import_object, is_user_code
 from runner.config.check.slots import _FITS, explain_misplaced
 
 TABLE = Path(__file__).with_name("allowed_names.txt")
@@ -210,7 +210,7 @@ def test_a_refused_class_says_why_and_trusts_no_wider_than_itself():
     (mistake,) = [mistake for _, mistake in found.mistakes]
 
     assert "unpickles" in mistake.rule
-    assert mistake.remedy == f"if you trust it: --trust '{name}'"
+    assert mistake.remedy == describe_trust(name)
 
 
 CANARY = """
@@ -278,7 +278,7 @@ def test_a_folder_makes_no_library_user_code(name, inside, project):
     with pytest.raises(TargetError) as error:
         check_name(name)
 
-    assert error.value.remedy in ("", f"if you trust it: --trust '{name}'")
+    assert error.value.remedy in ("", describe_trust(name))
     assert not (project.parent / "trace").exists()
 
 

@@ -55,6 +55,7 @@ def judge(cases, folder):
     return shares
 
 
+@pytest.mark.exhaustive
 def test_corpus_has_at_least_500_cases():
     assert len(make_corpus()) >= 500
     assert {case.kind for case in make_corpus()} >= {

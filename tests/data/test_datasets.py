@@ -283,7 +283,7 @@ def test_enums_are_said_by_their_value_or_name() -> None:
     [
         (["loader.in_order=false"], "loader.in_order must be true"),
         (["loader.pin_memory_device=cuda"], "loader.pin_memory_device is deprecated"),
-        (["dataset.folds=5"], "dataset.fold must be given"),
+        (["dataset.fold=2"], "dataset.folds must be given"),
         (["dataset.folds=5", "dataset.fold=5", "dataset.val_fraction=0"], "dataset.fold must be below"),
         (["dataset.folds=5", "dataset.fold=1"], "dataset.val_fraction must be 0"),
         (["dataset.class_weights=balanced", "loss._target_=torch.nn.MSELoss"], "dataset.class_weights needs a loss"),
@@ -358,3 +358,15 @@ def test_an_empty_split_is_named() -> None:
     place, settings = Placement(torch.device("cpu")), interfaces.LoaderSettings(batch_size=4, shuffle=False)
     with pytest.raises(ValueError, match="the val split is empty"):
         batches.make_split(_table(torch.empty(0)), None, Pipeline(), Stream(0, "val"), place, settings)
+
+
+def test_the_shipped_digits_are_scikit_learns():
+    """Image by image, class by class, and in the same order."""
+    from sklearn.datasets import load_digits
+
+    from datasets.digits import Digits
+
+    images, classes = Digits().tensors
+    theirs = load_digits()
+    assert theirs.target.tolist() == classes.tolist()
+    assert torch.equal(torch.from_numpy(theirs.images).float()[:, None] / 16, images)

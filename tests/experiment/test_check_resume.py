@@ -42,7 +42,12 @@ def project(project):
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        ([], 0, "6 steps, and 3 + 3 resumed in another process, are bitwise the same"),
+        pytest.param(
+            [],
+            0,
+            "6 steps, and 3 + 3 resumed in another process, are bitwise the same",
+            marks=pytest.mark.exhaustive,
+        ),
         (
             [
                 "log.images=2",

@@ -186,6 +186,7 @@ def slots(tmp_path, monkeypatch, capsys):
     (tmp_path / "conf" / "experiment" / "slots.yaml").write_text(EXPERIMENT)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("parts", None)
     runs = iter(range(1000))
 
     def run(*argv, status=0):

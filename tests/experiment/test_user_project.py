@@ -120,4 +120,4 @@ def test_a_project_of_its_own(tmp_path: Path) -> None:
     assert json.loads(again.stdout)["metrics"] == result["metrics"], again.stderr
 
     ours = command("model=small_cnn", "debug=noop", "device=cpu", "log=quiet")
-    assert (2, True) == (ours.returncode, "which hides the runner's own" in ours.stderr), "their package `models` does"
+    assert ours.returncode == 0, "their package `models` has no `cnn`, so that ours is found: " + ours.stderr

@@ -501,3 +501,52 @@ def test_weights_are_found_in_shards_in_folders_and_unpacked_archives(tmp_path, 
         with pytest.raises(ConfigError) as caught:
             prepare(model, path, Options("full"))
         assert words in str(caught.value)
+
+
+def test_layers_train_one_after_another_and_a_resume_goes_on_to_the_bit(runner, tmp_path):
+    """Layer-wise: the embedding from step 3 on is frozen, the last layer until then; `from`, `until` and sets."""
+    sets = "freeze.sets={head: {params: ['fc\\..*'], until: 3st}}"
+    settings = [
+        "experiment=digits_frozen_embedding",
+        "freeze.params=['embedding\\..*']",
+        *("freeze.from=3st", "freeze.until=null", sets),
+    ]
+    settings += ["train.duration=6st", "log.every=1st", *QUICK]
+    whole = runner(*settings, "train.checkpoint_every=1st", "train.keep=100")
+    assert whole.status == 0, whole.err
+    states = {step: torch.load(whole.folder / "checkpoints" / f"step_{step:08}.pt") for step in range(1, 7)}
+
+    def moves(name):
+        pairs = [(states[step]["model"][name], states[step + 1]["model"][name]) for step in range(1, 6)]
+        return [not torch.equal(before, after) for before, after in pairs]
+
+    names = [name for name in states[1]["model"] if name.startswith("fc.")]
+    assert moves("embedding.weight") == [True, True, False, False, False]
+    assert [moves(name) for name in names] == [[False, False, True, True, True]] * len(names)
+    for step in (2, 4):
+        folder = tmp_path / f"layers{step}"
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / ".hydra").mkdir()
+        for file in ("config.yaml", ".hydra/config.yaml", "provenance.json"):
+            (folder / file).write_text((whole.folder / file).read_text())
+        Checkpoints(folder / "checkpoints").save(states[step], step, None)
+        assert runner("resume", str(folder)).status == 0
+        assert read_result(folder)["weights_sha256"] == whole.result["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["freeze.from=1ep"], "freeze.from has no effect without `freeze.params`"),
+        (
+            ["freeze.params=['conv1.*']", "freeze.from=2ep", "freeze.until=1ep"],
+            "freeze.from must be before freeze.until",
+        ),
+        (["freeze.params=['conv1.*']", "freeze.from=50ep"], "nothing would ever freeze"),
+        (["freeze.sets={a: {params: ['conv9.*'], from: 1ep}}"], "freeze.sets.a.params[0]"),
+        (["freeze.sets={a: {from: 1ep}}"], "freeze.sets.a.params must be given"),
+    ],
+)
+def test_a_mistake_about_the_time_of_freezing_is_named(runner, overrides, said):
+    ran = runner("check", "experiment=digits_cnn", *overrides)
+    assert (ran.status, said in " ".join(ran.out.split())) == (2, True), ran.out

@@ -957,9 +957,54 @@ def of_places():
         )  # fmt: skip
 
 
+# ---- commands at the end of a run
+
+
+def of_commands():
+    """A command in a stranger's file, or its record, that the victim's line would run."""
+    evil = "on_event: {command: 'touch /tmp/evil_of_the_canary; touch ../victim/owned'}\n"
+    short = ("train.duration=1st", "dataset.limit=50", "device=cpu")
+    layouts = {
+        "an experiment": ({"conf/experiment/evil.yaml": f"# @package _global_\n{evil}"}, ("experiment=evil",)),
+        "a list": ({"conf/experiment/evil.yaml": "# @package _global_\non_event: {command: [touch, x]}\n"}, ("experiment=evil",)),
+        "a group of its own": ({"conf/on_event/evil.yaml": "command: touch x\n"}, ("+on_event=evil",)),
+        "a package": ({"conf/log/evil.yaml": "# @package on_event\ncommand: touch x\n"}, ("log=evil",)),
+        "a node elsewhere": ({"conf/experiment/evil.yaml": "# @package _global_\nname: a\non_event: ${log.evil}\nlog: {evil: {command: touch x}}\n"}, ("experiment=evil",)),
+        "a timeout on the line": ({"conf/experiment/evil.yaml": f"# @package _global_\n{evil}"}, ("experiment=evil", "on_event.timeout=5")),
+        "an interpolation on the line": (
+            {"conf/experiment/evil.yaml": "# @package _global_\nname: touch\n"}, ("experiment=evil", "on_event.command=${name}")),
+        "any name is trusted": ({"conf/experiment/evil.yaml": f"# @package _global_\n{evil}"}, ("experiment=evil", "--trust", "*")),
+        "a sweep": ({"conf/experiment/evil.yaml": f"# @package _global_\n{evil}"}, ("-m", "experiment=evil", "seed=0,1")),
+        "a sweep's preset": ({"conf/sweep/evil.yaml": f"# @package _global_\n{evil}"}, ("-m", "sweep=evil", "seed=0,1")),
+        "parameters of a preset": (
+            {"conf/sweep/evil.yaml": "# @package _global_\nhydra: {sweeper: {params: {on_event.command: touch x, seed: '0,1'}}}\n"}, ("-m", "sweep=evil")),
+        "a file of points": ({"points.yaml": "- {on_event.command: touch x, seed: 1}\n"}, ("-m", "sweep.points=points.yaml")),
+    }  # fmt: skip
+    for name, (files, argv) in layouts.items():
+        yield Attack("commands", name, (*argv, *short), "on_event", files=files)
+    for name, argv in {
+        "resume": ("resume", "stranger", "train.duration=2ep", "--schedule", "constant"),
+        "resume of what is done": ("resume", "stranger"),
+        "resume with a timeout": ("resume", "stranger", "train.duration=2ep", "--schedule", "constant", "on_event.timeout=3"),
+        "resume with an interpolation": ("resume", "stranger", "train.duration=2ep", "--schedule", "constant", "on_event.command=${name}"),
+        "resume where any name is trusted": ("resume", "stranger", "train.duration=2ep", "--schedule", "constant", "--trust", "*"),
+        "evaluate": ("evaluate", "stranger"),
+    }.items():  # fmt: skip
+        yield Attack("commands", f"a record, {name}", argv, "", (0, 1), prepare=add_command)
+
+
+def add_command(box):
+    """Give the stranger's record a command."""
+    folder = box.stranger()
+    for file in (folder / "config.yaml", folder / ".hydra" / "config.yaml"):
+        data = yaml.safe_load(file.read_text())
+        data["on_event"] = {"command": "touch owned", "events": ["ended", "failed"], "timeout": 30}
+        file.write_text(yaml.safe_dump(data, sort_keys=False))
+
+
 GROUPS = (
     of_names, of_groups, of_shadows, of_hydra, of_yaml, of_records, of_downloads, of_links, of_json, of_weights,
-    of_archives, of_tables, of_ledgers, of_points, of_texts, of_places,
+    of_archives, of_tables, of_ledgers, of_points, of_texts, of_places, of_commands,
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,61 @@ def test_a_point_whose_directory_outlived_its_row_keeps_number_and_result(tmp_pa
         rows = {row.values["seed"]: (row.number, row.objective, row.attempt) for row in ledger.jobs()}
 
     assert rows == {0: (6, 0.0, 1), 1: (5, 9.0, 0), 2: (7, 2.0, 1)}
+
+
+class FailsSecond(Instant):
+    """An executor whose job of seed 1 fails, and whose others end when they are asked to stop."""
+
+    def __init__(self):
+        super().__init__()
+        self.stopped, self.running = [], []
+
+    def has_room(self, job):
+        return len(self.running) < 2
+
+    def start(self, job):
+        self.running.append(job)
+        if job.config["seed"] == 1:
+            (Path(job.folder) / "result.json").write_text(json.dumps({"status": "failed", "error": "on purpose"}))
+            self.events.append(Event("ended", job.id, exit=1))
+
+    def stop(self, job):
+        self.stopped.append(job)
+        self.events.append(Event("ended", job, exit=75))
+
+    def wait(self, seconds):
+        events = super().wait(seconds)
+        if not events:  # the others run for ever
+            raise TimeoutError
+        self.running.pop()
+        return events
+
+
+@pytest.mark.parametrize(
+    ("setting", "statuses"),
+    [
+        ("sweep.fail_fast=true", ["interrupted", "failed", "waiting", "waiting"]),
+        ("sweep.fail_fast=false", ["running", "failed", "running", "waiting"]),
+    ],
+)
+def test_fail_fast_stops_the_sweep_at_its_first_failure(tmp_path, monkeypatch, setting, statuses):
+    """The running job is asked to save, the others stay waiting."""
+    monkeypatch.chdir(tmp_path)
+    plan = SweepPlan(request.make_request(["seed=range(0,4)", setting], tmp_path), [], ())
+    plan.folder.mkdir(parents=True)
+    executor = FailsSecond()
+    with Ledger(plan.folder) as ledger, (tmp_path / "said").open("w") as said:
+        asked = [plan.ask(Proposal(point.own))[0] for point in plan.sweep.points()]
+        adopt(ledger, plan.folder, asked, plan)
+        board = make_console(SweepProgress(ledger.jobs(), 4, "val/loss", "min"), Console(said))
+        controller = Controller(plan, ledger, Grid([]), executor, board, SweepStop())
+        for one in asked:
+            controller.add(one, "never")
+        with suppress(TimeoutError):
+            controller.run()
+        found = [row.status for row in ledger.jobs()]
+
+    assert (found, len(executor.stopped)) == (statuses, setting.endswith("true"))
 
 
 def test_what_is_left_is_told_by_how_fast_jobs_have_ended():

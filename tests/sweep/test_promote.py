@@ -11,6 +11,8 @@ from runner.config.check.check import Check, to_resolved_data
 from runner.config.compose import compose
 from runner.config.identity import compute_job_id, compute_replicate_id
 from runner.sweep.ledger import JobRecord, Ledger
+from runner.sweep.report.results import gather
+from runner.sweep.report.table import format_report
 from runner.sweep.space.request import make_request
 from tests.support import read_result
 
@@ -289,6 +291,20 @@ def test_a_key_that_was_taken_away_cannot_be_promoted_and_leaves_no_file(sweep, 
     assert 2 == main(["promote", str(folder)])
     assert "transform.train.shift was taken away" in capsys.readouterr().err
     assert not list(Path().glob("conf/experiment/*"))
+
+
+def test_folds_are_replicates_of_a_point_and_none_of_them_is_promoted(sweep):
+    """Their mean decides, not the best fold; the file trains on all of them, and can be swept over folds again."""
+    folds = ["dataset.folds=3", "dataset.fold=0,1,2", "dataset.val_fraction=0"]
+    folder = sweep(["optimizer.lr=0.1,0.3", *folds], [0.99, 0.1, 0.2, 0.7, 0.72, 0.74])
+    report = gather(folder)
+
+    assert [3, 3] == [len(entry.rows) for entry in report.entries]
+    assert (["optimizer.lr"], 0.3) == (report.keys, report.entries[0].values["optimizer.lr"])
+    assert "interval of n folds (Student's t)" in format_report(report)
+    assert 0 == main(["promote", str(folder), "--name", "folded"])
+    assert "(mean and 95% interval of 3 folds: 0, 1, 2)" in Path("conf/experiment/folded.yaml").read_text()
+    assert (3, None) == (composed("folded")["dataset"]["folds"], composed("folded")["dataset"]["fold"])
 
 
 def test_a_sweep_its_report_and_its_winner(runner):

@@ -140,6 +140,14 @@ def fielded(batch, model, loss):
     }
 
 
+def paired(batch, model, loss, update):
+    """Two losses, each for an optimizer of its own; the second one is asked for in every other batch."""
+    output = model(batch[0])
+    update("last", loss(output, batch[1]), retain_graph=True)
+    update("rest", model.first(batch[0]).square().mean())
+    return {"loss": loss(output, batch[1]), "output": output, "target": batch[1], "size": len(batch[1])}
+
+
 class Ending:
     """A step in which one rank comes to its end."""
 
@@ -175,6 +183,12 @@ sample: [{shape: [5], dtype: float32}, {shape: [], dtype: int64}]
     "model/points.yaml": "_target_: pieces.Net",
     "step/unweighted.yaml": "_target_: pieces.unweighted",
     "step/fielded.yaml": "_target_: pieces.fielded",
+    "step/paired.yaml": "_target_: pieces.paired",
+    "optimizer/paired.yaml": """
+_target_: runner.train.optimizer_step.several_optimizers.Optimizers
+last: {_target_: torch.optim.SGD, match: 'last.*', lr: 0.1, momentum: 0.9}
+rest: {_target_: torch.optim.SGD, match: null, lr: 0.1, weight_decay: 0.01}
+""",
     "step/ending.yaml": "{_target_: pieces.Ending, rank: 1, at: 3, how: error}",
 }
 POINTS = "experiment=points"
@@ -260,6 +274,8 @@ WAYS = {
     "a class ignored": ("loss.ignore_index=1", "loader.drop_last=true"),  # else one batch has nothing else: NaN
     "a function": ("loss={_target_: torch.nn.functional.cross_entropy, ignore_index: 0}",),
     "a sum": ("loss.reduction=sum", "optimizer.lr=0.01"),
+    "updates by name": ("step=paired", "optimizer=paired", "train.clip_norm=0.1"),
+    "updates accumulated": ("step=paired", "optimizer=paired", "train.accumulate=2"),
     "looked into": (
         "step=fielded",
         "log.gradient_norm=true",

@@ -1,6 +1,7 @@
 """One optimizer step: what is off adds no call, what is on adds what it says."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def update(config, seed=0, count=10):
     torch.manual_seed(seed)
     model, loss = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    average = train_builder.make_ema(config, model, 10)
+    average = train_builder.make_average(config, model, SimpleNamespace(steps_per_epoch=10))
     made = train_builder.make_optimizer_step(
         config, torch.device("cpu"), model, loss, supervised, optimizer, {}, average
     )

@@ -1,14 +1,20 @@
 """Several optimizers in the place of one, and how an optimizer is made for a device."""
 
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from runner.config.check.check import parse
+from runner.core.errors import ConfigError
+from runner.experiment.builders import model as model_builder
 from runner.experiment.builders import train as train_builder
+from runner.model.freeze import FrozenParameters
 from runner.train.optimizer_step.closure import is_custom_step, needs_closure
 from runner.train.optimizer_step.several_optimizers import Optimizers
+from runner.train.state_dict import change_settings
 from runner.train.steps import supervised
 
 
@@ -97,3 +103,129 @@ def test_what_asks_for_a_closure_or_for_the_optimizer():
     assert not needs_closure(torch.optim.Adam(parameter))
     assert is_custom_step(Stepping())
     assert not is_custom_step(supervised)
+
+
+# ---- with the default step: Muon for matrices, AdamW for the rest
+
+MUON = {"_target_": "torch.optim.Muon", "match": ".*", "min_dims": 2, "lr": 0.02, "weight_decay": 0.1}
+ADAMW = {"_target_": "torch.optim.AdamW", "match": None, "lr": 0.01, "weight_decay": 0.1}
+LINEAR = {"_target_": "torch.optim.lr_scheduler.LinearLR", "start_factor": 1.0, "end_factor": 0.0}
+SEVERAL = "runner.train.optimizer_step.several_optimizers.Optimizers"
+
+
+def settings(muon=None, adamw=None, **more):
+    node = {"_target_": "torch.nn.Identity"}
+    optimizer = {"_target_": SEVERAL, "muon": MUON | (muon or {}), "adamw": ADAMW | (adamw or {})}
+    return parse({"model": node, "loss": None, "optimizer": optimizer, "train": {"duration": "2ep"}} | more)
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.LayerNorm(5), nn.Linear(5, 2))
+
+
+def built(config, model):
+    groups = model_builder.make_groups(config, model, FrozenParameters())
+    optimizer = train_builder.make_optimizer(config, groups, torch.device("cpu"))
+    return optimizer, train_builder.make_schedule(config, optimizer, 4, 8)
+
+
+def train(model, steps, act):
+    for _ in range(steps):
+        model(torch.linspace(-1, 1, 12).view(4, 3)).square().mean().backward()
+        act()
+
+
+def test_muon_and_adamw_each_with_groups_and_a_schedule_are_those_by_hand():
+    """To the bit; one follows its own schedule and the other that of all."""
+    config = settings(
+        {"scheduler": LINEAR | {"total_iters": "2ep"}},
+        {"param_groups": {"biases": {"match": r".*bias", "weight_decay": 0, "lr_mult": 0.5}}},
+        scheduler={"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": "1ep", "interval": "epoch"},
+    )
+    model, other = net(), net()
+    optimizer, schedule = built(config, model)
+
+    def act():
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+
+    train(model, 4, act)
+    schedule.epoch()
+    train(model, 4, act)
+    muon = torch.optim.Muon([other[0].weight, other[3].weight], lr=0.02, weight_decay=0.1)
+    biases = {"params": [other[0].bias, other[2].bias, other[3].bias], "lr": 0.005, "weight_decay": 0}
+    adamw = torch.optim.AdamW([biases, {"params": [other[2].weight]}], lr=0.01, weight_decay=0.1)
+    linear = torch.optim.lr_scheduler.LinearLR(muon, 1.0, 0.0, 8)
+    stepwise = torch.optim.lr_scheduler.StepLR(adamw, 1)
+
+    def by_hand():
+        for one in (muon, adamw):
+            one.step()
+            one.zero_grad()
+        linear.step()
+
+    train(other, 4, by_hand)
+    stepwise.step()
+    train(other, 4, by_hand)
+
+    assert ["muon", "adamw/biases", "adamw"] == [group["name"] for group in optimizer.param_groups]
+    assert [p.tolist() for p in other.parameters()] == [p.tolist() for p in model.parameters()]
+
+
+def test_a_momentum_that_is_cycled_is_that_of_each_optimizer():
+    """OneCycleLR looks for it in an optimizer's defaults, which several together do not have."""
+    config = settings(
+        scheduler={"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.1, "total_steps": "2ep"}
+    )
+    optimizer, schedule = built(config, net())
+    schedule.step()
+
+    assert optimizer["muon"].param_groups[0]["momentum"] < 0.95
+    assert optimizer["adamw"].param_groups[0]["betas"][0] < 0.95
+
+
+@pytest.mark.parametrize(
+    ("muon", "adamw", "key", "said"),
+    [
+        ({}, {"match": "0.*|.*bias|2.*"}, "optimizer.adamw.match", "both match 0.weight"),
+        ({}, {"match": "0.bias"}, "optimizer", "none matches 2.weight, 2.bias, 3.bias"),
+        ({"min_dims": None}, {}, "optimizer.adamw", "the other optimizers take all of them"),
+        ({"match": None}, {}, "optimizer.adamw.match", "must not be null too"),
+        ({"min_dims": 3}, {}, "optimizer.muon", "none that it matches has at least 3 dimensions"),
+        ({"match": "o.*"}, {}, "optimizer.muon.match", "must match a parameter"),
+        ({"param_groups": {"x": {"match": ".*bias"}}}, {}, "optimizer.muon.param_groups.x.match", "must match"),
+        (
+            {"param_groups": {"x": {"match": "0.*", "lrr": 1}}},
+            {},
+            "optimizer.muon.param_groups.x.lrr",
+            "a setting of Muon",
+        ),
+    ],
+)
+def test_each_parameter_has_one_optimizer_or_the_mistake_names_it(muon, adamw, key, said):
+    with pytest.raises(ConfigError) as caught:
+        built(settings(muon, adamw), net())
+
+    assert [key] == [mistake.key for mistake in caught.value.mistakes]
+    assert said in str(caught.value)
+
+
+def test_groups_at_the_root_are_of_each_optimizer_that_they_match():
+    config = settings(param_groups={"first": {"match": r"0\..*", "lr_mult": 0.1}})
+    groups = model_builder.make_groups(config, net(), FrozenParameters())
+
+    assert {"muon/first": 0.002, "muon": None, "adamw/first": 0.001, "adamw": None} == {
+        group["name"]: group.get("lr") for group in groups
+    }
+
+
+def test_a_new_rate_of_one_optimizer_is_that_of_its_groups_and_of_its_schedule():
+    config = settings(scheduler={"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": "1ep"})
+    optimizer, schedule = built(config, net())
+    change_settings(SimpleNamespace(optimizer=optimizer, schedule=schedule), {"muon.lr": (0.02, 0.04)})
+    for _ in range(4):
+        schedule.step()
+
+    assert [pytest.approx(0.004), pytest.approx(0.001)] == [group["lr"] for group in optimizer.param_groups]

@@ -225,6 +225,31 @@ def _convert_to_torch(value: str, kind: type) -> Any:
     return found if isinstance(found, kind) else UNFIT
 
 
+def counts_steps(parameter: inspect.Parameter) -> bool:
+    """Return whether a duration (`2ep`, `100st`) in a parameter's place stands for optimizer steps.
+
+    It does where the annotation has a number and no text, in a list or a mapping too, and where there is none, unless
+    the default is a text or a truth value.
+    """
+    if parameter.annotation is inspect.Parameter.empty:
+        return not isinstance(parameter.default, str | bool)
+    return _names_number(parameter.annotation) and not _names_text(parameter.annotation)
+
+
+def _names_number(annotation: Any) -> bool:
+    annotation = getattr(annotation, "__value__", getattr(annotation, "__supertype__", annotation))
+    known = annotation in (int, float, complex, numbers.Number, Any, object)
+    bare = annotation in (list, tuple, dict, *_ITERABLE, *_MAPPINGS)
+    return known or bare or any(map(_names_number, get_args(annotation)))
+
+
+def _names_text(annotation: Any) -> bool:
+    annotation = getattr(annotation, "__value__", getattr(annotation, "__supertype__", annotation))
+    if get_origin(annotation) in _MAPPINGS:
+        return any(map(_names_text, get_args(annotation)[1:]))
+    return annotation is str or get_origin(annotation) is Literal or any(map(_names_text, get_args(annotation)))
+
+
 def describe_misfit(value: Any, parameter: inspect.Parameter, *, durations: bool) -> str:
     """Describe what a parameter takes where a plain value certainly does not fit; else empty."""
     default = parameter.default

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from runner.config import schema
 from runner.config.arguments import quote_for_shell
+from runner.config.check.commands import check_command
 from runner.config.check.imports import TargetError, check_name
 from runner.config.check.places import find_misplaced, find_run_elsewhere
 from runner.config.check.rules import collect, sweep
@@ -17,7 +18,7 @@ from runner.config.check.rules.rule import Finding
 from runner.config.composed import Composed
 from runner.config.interpolation import suggest_decoding
 from runner.config.origins import make_relative
-from runner.config.parsing import read, to_plain
+from runner.config.parsing import read, read_members, to_plain
 from runner.config.reading import Reading, format_key
 from runner.core.errors import ABSENT, ConfigError, Mistake
 
@@ -93,6 +94,7 @@ class Check:
             keys = (finding.mistake.key, *finding.follows_from)
             if not any(bad == key or bad.startswith(f"{key}.") for key in keys for bad in wrong):
                 found += self.placed([finding.mistake])
+        found += check_command(config.on_event, composed.layers, self.trust)
         if not self.multirun and not self._is_job_of_a_preset:
             found += sweep.find_multirun_only(composed.overrides)
         return [*composed.mistakes, *self._independent(found)]
@@ -216,8 +218,13 @@ class Check:
             if path not in self._refused:
                 check_module_type(path, name, self.trust, found)
         if ("optimizer",) not in self._refused:
-            groups = {label: group.settings for label, group in self.config.param_groups.items() if group is not None}
-            check_group_settings(self.config.optimizer, groups, self.trust, found)
+            config = self.config
+            members = {} if self._read[1].mistakes else read_members(config.optimizer)
+            nodes: dict[tuple[str, ...], Any] = {(): (config.optimizer, config.param_groups)} if not members else {}
+            nodes |= {("optimizer", name): (one.arguments, one.param_groups) for name, one in members.items()}
+            for place, (node, own) in nodes.items():
+                groups = {label: group.settings for label, group in own.items() if group is not None}
+                check_group_settings(node, groups, self.trust, found, place)
         self._misfits |= {str(path[0]) for path, _ in found.mistakes}
         mistakes = self.placed(mistake for _, mistake in found.mistakes)
         if not mistakes and not self._refused:

@@ -11,8 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from runner.config.check.annotations import UNFIT, convert, describe_misfit, infer_annotation, list_choices, wants_class
-from runner.config.check.imports import LIBRARIES, TargetError, import_object
+from runner.config.check.annotations import (
+    UNFIT,
+    convert,
+    counts_steps,
+    describe_misfit,
+    infer_annotation,
+    list_choices,
+    wants_class,
+)
+from runner.config.check.imports import LIBRARIES, TargetError, describe_trust, import_object
 from runner.config.check.signature import CallableParameters, inspect_parameters
 from runner.config.check.slots import (
     can_fit,
@@ -26,11 +34,12 @@ from runner.config.reading import format_yaml
 from runner.config.scalars import as_number
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import ABSENT, Kind, Mistake
+from runner.core.progress import wants_progress
 
 Path = tuple[str | int, ...]
 
 
-_KEYS = ("_target_", "_args_", "_partial_")
+_KEYS = ("_target_", "_args_", "_partial_", "_from_", "_until_")
 
 
 # How many arguments the runner gives by position: to the constructor, and to the call of a bound function.
@@ -49,7 +58,12 @@ _CALL = {
 }
 
 
-_SUPPLIED = {"params": "the model's parameters", "optimizer": "the optimizer", "data_source": "the dataset"}
+_SUPPLIED = {
+    "params": "the model's parameters",
+    "optimizer": "the optimizer",
+    "update": "the update of an optimizer",
+    "data_source": "the dataset",
+}
 
 
 OLD_ARGUMENTS = {
@@ -116,7 +130,7 @@ def check_component(path: Path, slot: str, node: dict[str, Any], trust: Sequence
                     remedy="leave `_partial_` out: the runner passes what is missing itself",
                     kind="conflict",
                 )
-        elif name != "_target_":
+        elif name not in ("_target_", "_from_", "_until_"):
             parameter = named.get(name)
             _check_nested((*path, name), value, infer_annotation(parameter) if parameter else None, slot, trust, found)
     return target
@@ -142,7 +156,11 @@ def check_module_type(path: Path, name: str, trust: Sequence[str], found: Placed
 
 
 def check_group_settings(
-    optimizer: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]], trust: Sequence[str], found: PlacedMistakes
+    optimizer: Mapping[str, Any],
+    groups: Mapping[str, Mapping[str, Any]],
+    trust: Sequence[str],
+    found: PlacedMistakes,
+    place: Path = (),
 ) -> None:
     """Check the types of param-group settings that the optimizer's signature names."""
     try:
@@ -152,7 +170,7 @@ def check_group_settings(
     for label, settings in groups.items():
         for name, value in settings.items():
             if takes is not None and name in takes.named:
-                _check_value(("param_groups", label, name), value, takes.named[name], "optimizer", found)
+                _check_value((*place, "param_groups", label, name), value, takes.named[name], "optimizer", found)
 
 
 def _check_nested(
@@ -182,12 +200,14 @@ _BUILT = {
 }
 
 
-MEMBER = "nested optimizer"  # one of several optimizers, with a `match` that is the runner's own
+MEMBER = "nested optimizer"  # one of several optimizers, with keys that are the runner's own:
+
+
+MEMBER_KEYS = ("match", "min_dims", "max_dims", "param_groups", "scheduler")
 
 
 def _strip_match(path: Path, node: dict[str, Any], found: PlacedMistakes) -> dict[str, Any]:
-    """Return one of several optimizers without its `match`; check that `match` holds patterns."""
-    match = node.get("match")
+    """Return one of several optimizers without the runner's own keys; check that it has a `match`."""
     if "match" not in node:
         meant = find_nearest("match", node)
         if meant:
@@ -197,9 +217,7 @@ def _strip_match(path: Path, node: dict[str, Any], found: PlacedMistakes) -> dic
         found.wrong(
             (*path, "match"), "must be given: a pattern of the names of the parameters that it takes", kind="missing"
         )
-    elif not isinstance(match, str) and not (isinstance(match, list) and all(isinstance(one, str) for one in match)):
-        found.wrong((*path, "match"), "must be a pattern, or a list of them", match, kind="type")
-    return {name: value for name, value in node.items() if name != "match"}
+    return {name: value for name, value in node.items() if name not in MEMBER_KEYS}
 
 
 def _import_target(path: Path, slot: str, node: dict[str, Any], trust: Sequence[str], found: PlacedMistakes) -> Any:
@@ -216,7 +234,7 @@ def _import_target(path: Path, slot: str, node: dict[str, Any], trust: Sequence[
     problem = explain_misplaced(slot, target, name, trust)
     if problem:
         refused = can_fit(slot.removeprefix("nested "), target) and name.partition(".")[0] in LIBRARIES
-        remedy = f"if you trust it: --trust '{name}'" if refused else ""
+        remedy = describe_trust(name) if refused else ""
         found.wrong(
             here, problem, name, suggestion="" if refused else suggest_elsewhere(slot, name), remedy=remedy, kind="slot"
         )
@@ -266,8 +284,8 @@ def _find_positional(slot: str, target: Any, takes: CallableParameters) -> list[
     by_name = {"scheduler": "optimizer", "sampler": "data_source"}.get(own)
     if slot == MEMBER:
         return takes.positional[:1]
-    if own == "step" and "optimizer" in takes.named:
-        return [*takes.positional[:3], "optimizer"]
+    if own == "step" and not isinstance(target, type):
+        return [*takes.positional[:3], *(name for name in ("optimizer", "update") if name in takes.named)]
     if by_name in takes.own:
         return [str(by_name)]
     if isinstance(target, type):
@@ -295,6 +313,7 @@ def _check_missing(
         and parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         and name not in node
         and name not in filled
+        and not wants_progress(parameter)
     ]
     for name in missing:
         if not (takes.takes_any_number and len(filled) >= len(takes.positional)):
@@ -346,7 +365,7 @@ def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str
         return
     if parameter.name in _ONE_EACH and slot.endswith("scheduler") and isinstance(value, list):
         return  # PyTorch's annotation says one number, its documentation also one for each parameter group
-    words = describe_misfit(value, parameter, durations=slot.endswith("scheduler"))
+    words = describe_misfit(value, parameter, durations=_takes_durations(slot, parameter))
     if not words and slot.endswith("optimizer") and isinstance(value, float) and not math.isfinite(value):
         words = "must be a finite number"  # torch.optim's own checks let NaN pass
     if not words:
@@ -360,6 +379,11 @@ def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str
         right = format_yaml(parameter.default)
         remedy = f"the default is `{right}`"
     found.wrong(path, words, value, suggestion=right, remedy=remedy, kind="type")
+
+
+def _takes_durations(slot: str, parameter: inspect.Parameter) -> bool:
+    """Return whether a duration may stand for a number: everywhere but in a search, which is of no run."""
+    return slot.endswith("scheduler") or (not slot.endswith(("search_sampler", "pruner")) and counts_steps(parameter))
 
 
 def _format_component(value: Any, annotation: Any) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from runner.config.suggestions import find_nearest, format_suggestion
+from runner.core import shipped
 from runner.core.paths import PACKAGE
 
 LIBRARIES = ("torch", "torchvision", "torchmetrics", "optuna")
@@ -91,10 +92,14 @@ def check_name(path: str, trust: Sequence[str] = ()) -> None:
     private = next((part for part in path.split(".") if part.startswith("__" if first not in LIBRARIES else "_")), None)
     if private is not None and (first in (*LIBRARIES, *OURS) or is_user_code(first, trust)):
         message = f"`{path}` leads through `{private}`, which is private"
-        raise TargetError(message, remedy=f"if you trust it: --trust '{path}'", kind="untrusted")
+        raise TargetError(message, remedy=describe_trust(path), kind="untrusted")
+    if is_shipped_name(path, trust):
+        return
     if is_user_code(first, trust):
         _check_files(path, trust)
         return
+    if first in shipped.NAMES:
+        raise _make_not_shipped_error(path)
     if first not in (*LIBRARIES, *OURS):
         raise _make_untrusted_error(path, first, trust)
     if first == "runner" and not path.startswith(tuple(f"{name}." for name in _COMPONENTS)):
@@ -102,6 +107,33 @@ def check_name(path: str, trust: Sequence[str] = ()) -> None:
         message = f"`{path}` is part of the runner itself; {homes}"
         raise TargetError(message, _suggest_component(path), kind="untrusted")
     _require_installed(first)
+
+
+def is_shipped_name(path: str, trust: Sequence[str] = ()) -> bool:
+    """Return whether a dotted path names a shipped module that the user's own code does not replace."""
+    first, second, *_ = [*path.split("."), ""]
+    if shipped.find_shipped(f"{first}.{second}") is None:
+        return False
+    if not is_user_code(first, trust):
+        return True
+    folders = [*map(str, list_user_directories(trust)), *sys.path]
+    users = importlib.machinery.PathFinder.find_spec(first, folders)
+    inside = users.submodule_search_locations if users else None
+    return inside is None or importlib.machinery.PathFinder.find_spec(second, list(inside)) is None
+
+
+def _make_not_shipped_error(path: str) -> TargetError:
+    """Return the error for a module that is not among the shipped ones."""
+    first, second, *rest = path.split(".")
+    names = [entry.stem for entry in (shipped.FOLDER / first).glob("[!_]*")]
+    right = find_nearest(second, names)
+    place = next(iter(getattr(importlib.machinery.PathFinder.find_spec(first), "submodule_search_locations", ())), "")
+    other = bool(place) and Path(place) != shipped.FOLDER / first
+    message = f"the runner's own `{first}` have no module `{second}`"
+    if other and not right:
+        message += f", and the installed package {place} is not trusted"
+        return TargetError(message, remedy=describe_trust(path), kind="untrusted")
+    return TargetError(message, ".".join([first, right, *rest]) if right else "")
 
 
 def _make_untrusted_error(path: str, first: str, trust: Sequence[str]) -> TargetError:
@@ -113,7 +145,7 @@ def _make_untrusted_error(path: str, first: str, trust: Sequence[str]) -> Target
     if _find_spec(first) is None:
         return TargetError(f"there is no module `{first}` (neither installed nor under the working directory)")
     message = f"`{first}` is neither one of {', '.join((*LIBRARIES, *OURS))} nor code under the working directory"
-    return TargetError(message, remedy=f"if you trust it: --trust '{path}'", kind="untrusted")
+    return TargetError(message, remedy=describe_trust(path), kind="untrusted")
 
 
 def _suggest_component(path: str) -> str:
@@ -127,6 +159,11 @@ def _require_installed(first: str) -> None:
     if _find_spec(first) is None:
         message = f"there is no module `{first}`: it is not installed"
         raise TargetError(message, remedy=describe_install(EXTRAS[first]) if first in EXTRAS else "")
+
+
+def describe_trust(path: str) -> str:
+    """Describe how a name is trusted: for one command, or in this project for good."""
+    return f"if you trust it: --trust '{path}', or for good: python -m runner trust add '{path}'"
 
 
 def describe_install(extra: str) -> str:
@@ -196,7 +233,7 @@ def _check_files(path: str, trust: Sequence[str]) -> None:
         if not _is_users_module(found, directories):
             place = found.origin or next(iter(found.submodule_search_locations or ()), "")
             message = f"`{name}` is {place}, which is no code of this project's"
-            raise TargetError(message, remedy=f"if you trust it: --trust '{path}'", kind="untrusted")
+            raise TargetError(message, remedy=describe_trust(path), kind="untrusted")
         if found.submodule_search_locations is None:
             return
         folders = list(found.submodule_search_locations)
@@ -223,8 +260,8 @@ def import_object(path: str, trust: Sequence[str] = ()) -> Any:
     check_name(path, trust)
     _make_importable(path, trust)
     parts = path.split(".")
-    found: Any = _import(parts[0])
-    for count, part in enumerate(parts[1:], 2):
+    found, known = _import_first(path, trust)
+    for count, part in enumerate(parts[known:], known + 1):
         name = ".".join(parts[:count])
         inner = inspect.getattr_static(found, part, None) if isinstance(found, types.ModuleType) else None
         hidden = sys.modules.get(name.rpartition(".")[0])
@@ -243,6 +280,17 @@ def import_object(path: str, trust: Sequence[str] = ()) -> Any:
     return found
 
 
+def _import_first(path: str, trust: Sequence[str]) -> tuple[Any, int]:
+    """Import the first module of a dotted path; return it and how many of the names it took."""
+    first, second, *_ = path.split(".")
+    if is_shipped_name(path, trust) and not (is_user_code(first, trust) and hasattr(_import(first), second)):
+        try:
+            return shipped.import_shipped(f"{first}.{second}"), 2
+        except Exception as error:
+            raise _make_import_error(f"{first}.{second}", error) from error
+    return _import(first), 1
+
+
 def _check_module(module: str, path: str, trust: Sequence[str]) -> None:
     """Raise TargetError where a dotted path leads through a module that configs may not use."""
     first = path.partition(".")[0]
@@ -255,12 +303,12 @@ def _check_module(module: str, path: str, trust: Sequence[str]) -> None:
         return
     if any(part.startswith("_") for part in module.split(".")):
         message = f"`{path}` leads through `{module}`, which is private"
-        raise TargetError(message, remedy=f"if you trust it: --trust '{path}'", kind="untrusted")
+        raise TargetError(message, remedy=describe_trust(path), kind="untrusted")
     above = any(part.startswith(f"{module}.") for part in _PARTS)
     inside = any(f"{module}.".startswith(f"{part}.") for part in _PARTS)
     if not above and (not inside or any(f"{module}.".startswith(f"{part}.") for part in _NO_PARTS)):
         message = f"`{module}` is not among the parts of `{first}` that a config may import"
-        raise TargetError(message, remedy=f"if you trust it: --trust '{path}'", kind="untrusted")
+        raise TargetError(message, remedy=describe_trust(path), kind="untrusted")
 
 
 def is_trusted(path: str, trust: Sequence[str]) -> bool:
@@ -321,18 +369,8 @@ def _get_attribute(owner: Any, part: str, name: str, path: str) -> Any:
     after = path[len(name) :]
     right = OLD_NAMES.get(name) or _find_nearest_inside(owner, part, before + ".")
     kind = "module" if isinstance(owner, types.ModuleType) else "class"
-    hidden = _describe_shadowing(owner)
-    message = f"the {kind} `{before}` has no `{part}`{hidden}"
+    message = f"the {kind} `{before}` has no `{part}`"
     raise TargetError(message, right + after if right else "")
-
-
-def _describe_shadowing(owner: Any) -> str:
-    """Describe the folder that hides the runner's own `models` or `datasets`; empty for none."""
-    first = getattr(owner, "__name__", "").partition(".")[0]
-    folder = next(iter(getattr(sys.modules.get(first), "__path__", [])), "")
-    if first in OURS and folder and not _is_ours(Path(folder).parent):
-        return f" (`{first}` is the folder {folder} here, which hides the runner's own)"
-    return ""
 
 
 def _find_nearest_inside(owner: Any, part: str, prefix: str) -> str:

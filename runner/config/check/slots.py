@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from runner.config.check import allowed
-from runner.config.check.imports import LIBRARIES, OURS, is_trusted, is_user_code
+from runner.config.check.imports import LIBRARIES, is_trusted, is_user_code
 from runner.config.check.signature import find_returned_class
 from runner.config.suggestions import find_nearest
+from runner.core.shipped import is_shipped_file
 
 _ANY = "a module, dataset, sampler, transform, loss, init function, optimizer, scheduler or metric"
 
@@ -83,7 +84,7 @@ def explain_misplaced(slot: str, target: Any, name: str, trust: Sequence[str]) -
     origin = get_defining_module(target)
     first = origin.partition(".")[0]
     if first not in LIBRARIES and first != "runner":
-        if first != name.partition(".")[0] and not _is_user_or_ours(first, trust):
+        if first != name.partition(".")[0] and not _is_user_or_ours(origin, trust):
             return f"is `{origin}.{getattr(target, '__qualname__', name)}`, which is neither trusted nor user code"
         return _describe_other_kind(own, target)
     if any(fits(target, name) for kind, fits in _FITS.items() if own in (kind, "nested")):
@@ -101,8 +102,10 @@ def can_fit(slot: str, target: Any) -> bool:
     return made is not None and issubclass(made, tuple(kinds))
 
 
-def _is_user_or_ours(first: str, trust: Sequence[str]) -> bool:
-    return first in OURS or is_user_code(first, trust)
+def _is_user_or_ours(module: str, trust: Sequence[str]) -> bool:
+    return is_shipped_file(getattr(sys.modules.get(module), "__file__", None)) or is_user_code(
+        module.partition(".")[0], trust
+    )
 
 
 def _describe_other_kind(slot: str, target: Any) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from runner.data.batched.forms import build_steps, make_per_image_step
+from runner.data.batched.scheduled import ScheduledTransform
 from runner.data.batched.steps import (
     ChainState,
     NotBatched,
@@ -47,17 +48,25 @@ class BatchedTransforms:
         transforms: by name, in order.
         sample: one raw sample [C, H, W]; the steps are made for its size and dtype.
         pil: whether the per-sample path would see a PIL image, whose semantics are then kept.
+        always: whether transforms of a certain time count at all times.
 
     Raises:
         NotBatched: one of them refuses the sample (the text names it), or PIL images would be left.
     """
 
-    def __init__(self, transforms: Mapping[str, Any], sample: Tensor, *, pil: bool = False) -> None:
+    def __init__(
+        self, transforms: Mapping[str, Any], sample: Tensor, *, pil: bool = False, always: bool = False
+    ) -> None:
         self.draws: dict[str, int] = {}
         self.looped: dict[str, str] = {}
         self.stages: list[list[_TransformPart]] = []
         state = ChainState(sample[None], "pil" if pil else "tensor")
-        for name, transform in transforms.items():
+        for name, given in transforms.items():
+            transform = given
+            if isinstance(given, ScheduledTransform):
+                if not (always or given.is_due()):
+                    continue
+                transform = given.transform
             before = replace(state)
             try:
                 steps = build_steps(transform, state)

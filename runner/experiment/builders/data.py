@@ -16,13 +16,17 @@ from runner.core.errors import RunError
 from runner.data import batches, interfaces, splitting, whole_dataset
 from runner.data.bad_samples import BadSamples
 from runner.data.batched.chain import BatchedTransforms
+from runner.data.batched.scheduled import ScheduledTransform
 from runner.data.batched.steps import NotBatched
 from runner.data.file_guard import watch_reading
 from runner.data.in_memory import describe_batching
 from runner.data.interfaces import Indices
 from runner.data.samples import Pipeline, Placement, Stream, to_image
 from runner.data.sharding import EvenShard, RoundRobinShard
+from runner.data.timing import DataClock
 from runner.experiment.builders.instantiate import Trust, instantiate
+from runner.experiment.builders.lending import get_loan
+from runner.train.fitting import needs_fit
 
 Parts = dict[str, tuple[Any, Indices | None]]  # split → dataset and which of its samples; None: all
 
@@ -46,25 +50,50 @@ def make_splits(
     image_format = torch.channels_last if config.device.memory_format == "channels_last" else torch.contiguous_format
     placement = Placement(device, image_format)
     without = config.dataset.steps_per_epoch
-    nothing: dict[str, interfaces.Split] = {} if without is None else {"train": batches.NoData(without)}
+    splits: dict[str, interfaces.Split] = {} if without is None else {"train": batches.NoData(without)}
+    loan = get_loan()
+    clock = DataClock(loan.progress, loan.of_data, config.train.accumulate, config.seed)
     try:
-        return nothing | {
-            name: batches.make_split(
+        fit_parts(config, parts)
+        kinds = dict.fromkeys("train" if name == "train" else "eval" for name in parts)
+        pipelines = {which: make_pipeline(config, which, trust) for which in kinds}
+        every_batch = make_transforms(config, "batch", trust) if "train" in parts else None
+        fit_parts(config, parts)
+        for name, (dataset, indices) in parts.items():
+            training = name == "train"
+            pipeline = pipelines["train" if training else "eval"]
+            settings = make_loader_settings(config, name, dataset, indices, trust, world, pins=device.type == "cuda")
+            fit_parts(config, parts)  # a collate_fn
+            batch_transforms = every_batch if training else None
+            clock.active |= training and any(loan.asks(key) for key in ("loader", "transform.batch"))
+            splits[name] = batches.make_split(
                 dataset,
                 indices,
-                make_pipeline(config, "train" if name == "train" else "eval", trust),
-                Stream(config.seed, name),
+                pipeline,
+                Stream(config.seed, name, clock),
                 placement,
-                make_loader_settings(config, name, dataset, indices, trust, world, pins=device.type == "cuda"),
+                settings,
                 limit=config.dataset.limit,
-                batch_transforms=make_transforms(config, "batch", trust) if name == "train" else None,
+                batch_transforms=batch_transforms,
                 faults=make_bad_sample_handler(config, name, folder),
-                share=EvenShard(rank, world) if name == "train" else RoundRobinShard(rank, world),
+                share=EvenShard(rank, world) if training else RoundRobinShard(rank, world),
             )
-            for name, (dataset, indices) in parts.items()
-        }
     except ValueError as error:
         raise RunError(str(error)) from error
+    return splits
+
+
+def fit_parts(config: Config, parts: Parts) -> None:
+    """Fit what has a method `fit` and was built by now to the raw samples of the training split."""
+    fitted = get_loan().fitted
+    if "train" not in parts or len(fitted.learnt) == len(fitted.parts):
+        return
+    fitted.seed = config.seed
+    dataset, indices = parts["train"]
+    if hasattr(dataset, "__len__") and not isinstance(dataset, torch.utils.data.IterableDataset):
+        rows = batches.choose_indices(dataset, indices, "train", config.dataset.limit)
+        dataset = whole_dataset.SplitSubset(dataset, rows, get_member_key(config, "target"))
+    fitted.fit(dataset)
 
 
 def make_parts(config: Config, trust: Trust = ()) -> Parts:
@@ -140,24 +169,45 @@ def make_transforms(config: Config, which: str, trust: Trust = ()) -> dict[str, 
     A name is a random stream, so that what a constructor draws is the same in `train` and `eval`.
     """
     nodes: dict[str, Any] = getattr(config.transform, which)
-    return {
-        name: instantiate(
-            node,
-            f"transform.{which}.{name}",
-            trust=trust,
-            call=False,
-            seed=config.seed,
-            stream=("transform", name),
-        )
-        for name, node in nodes.items()
-        if node is not None
-    }
+    made = {}
+    for name, node in nodes.items():
+        if node is not None:
+            key = f"transform.{which}.{name}"
+            plain = {argument: value for argument, value in node.items() if argument not in SPAN}
+            shared, same = get_loan().shared, f"{name} {plain}"
+            transform = shared.get(same)
+            if transform is None:
+                transform = instantiate(
+                    plain, key, trust=trust, call=False, seed=config.seed, stream=("transform", name)
+                )
+            if needs_fit(transform):
+                shared[same] = transform
+            made[name] = _schedule_transform(transform, node, key)
+    return made
+
+
+SPAN = ("_from_", "_until_")  # the runner's own keys in a transform: when it is on
+
+
+def _schedule_transform(transform: Any, node: Mapping[str, Any], key: str) -> Any:
+    """Wrap a transform that is on from a time, or until one."""
+    given = [node.get(name) for name in SPAN]
+    if given == [None, None]:
+        return transform
+    loan = get_loan()
+    start, end = (
+        None if text is None else loan.count_steps(text, f"{key}.{name}")
+        for name, text in zip(SPAN, given, strict=True)
+    )
+    return ScheduledTransform(transform, None if loan.tries else loan.give(key), start, end)
 
 
 def make_pipeline(config: Config, which: str, trust: Trust = ()) -> Pipeline:
     """Make the transform pipeline of `train` or `eval`, with the sample member that it changes."""
     place = None if config.transform.on == "sample" else get_member_key(config, config.transform.on)
-    return Pipeline(make_transforms(config, which, trust), place)
+    transforms = make_transforms(config, which, trust)
+    loan = get_loan()
+    return Pipeline(transforms, place, frozenset(name for name in transforms if loan.asks(f"transform.{which}.{name}")))
 
 
 def describe_transforms(config: Config, pipeline: Pipeline, sample: Any) -> str:
@@ -245,7 +295,15 @@ def make_loader_settings(
         sampler=sampler("sampler"),
         batch_sampler=sampler("batch_sampler"),
         options=options,
+        timed=get_loan().asks(find_dataset_key(config, split)),
     )
+
+
+def find_dataset_key(config: Config, split: str) -> str:
+    """Return the key of a split's dataset."""
+    if config.dataset.evaluate.get(split) is not None:
+        return f"dataset.evaluate.{split}"
+    return f"dataset.{split}" if getattr(config.dataset, split) is not None else "dataset.source"
 
 
 def _make_sampler(node: Mapping[str, Any], key: str, split: Any, seed: int, trust: Trust) -> Any:

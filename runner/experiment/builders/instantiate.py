@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 
-from runner.config.check.annotations import UNFIT, convert, infer_annotation, wants_class
+from runner.config.check.annotations import UNFIT, convert, counts_steps, infer_annotation, wants_class
 from runner.config.check.imports import import_object
-from runner.config.check.signature import inspect_parameters
+from runner.config.check.signature import CallableParameters, inspect_parameters
 from runner.core import rng
+from runner.core.durations import is_duration
 from runner.core.errors import RunError
+from runner.core.progress import wants_progress
+from runner.experiment.builders.lending import get_loan
 
 Trust = tuple[str, ...]
 
@@ -49,8 +52,10 @@ def instantiate(
     plain = {name: value for name, value in node.items() if name != "_partial_"}
     if seed is not None:
         with rng.stream(rng.derive_key(seed, *(stream or (key,)))):
-            return _instantiate_node(plain, key, *supplied, trust=trust, call=call, given=given)
-    return _instantiate_node(plain, key, *supplied, trust=trust, call=call, given=given)
+            made = _instantiate_node(plain, key, *supplied, trust=trust, call=call, given=given)
+    else:
+        made = _instantiate_node(plain, key, *supplied, trust=trust, call=call, given=given)
+    return get_loan().bind(made, key)
 
 
 def _instantiate_node(
@@ -62,24 +67,34 @@ def _instantiate_node(
     given: Mapping[str, Any] | None = None,
 ) -> Any:
     target = import_object(node["_target_"], trust)
+    takes = inspect_parameters(target)
     names = [name for name in node if name not in ("_target_", "_args_", "_partial_")]
     kinds, by_position = (
-        _get_annotations(target, {*names, *(given or {})}, len(supplied), len(node.get("_args_", [])))
+        _get_annotations(takes, {*names, *(given or {})}, len(supplied), len(node.get("_args_", [])))
         if names or "_args_" in node
         else ({}, [])
     )
-    arguments = {name: build_argument(node[name], f"{key}.{name}", kinds.get(name), trust) for name in names} | dict(
+    counted = {name: _count_durations(node[name], f"{key}.{name}", takes, name) for name in names}
+    arguments = {name: build_argument(counted[name], f"{key}.{name}", kinds.get(name), trust) for name in names} | dict(
         given or {}
     )
-    placed = itertools.zip_longest(node.get("_args_", []), by_position[: len(node.get("_args_", []))])
+    if takes is not None and "progress" not in arguments and wants_progress_of(takes):
+        arguments["progress"] = get_loan().give(key)
+    further = node.get("_args_", [])
+    if takes is not None:
+        places = itertools.zip_longest(further, takes.positional[len(supplied) :][: len(further)], fillvalue="")
+        further = [_count_durations(value, f"{key}._args_", takes, place) for value, place in places]
+    placed = itertools.zip_longest(further, by_position[: len(further)])
     positional = [build_argument(value, f"{key}._args_", kind, trust) for value, kind in placed]
     bound = node.get("_partial_", not (call or isinstance(target, type)))
     if bound:
         return functools.partial(target, *supplied, *positional, **arguments) if arguments or positional else target
     try:
-        return target(*supplied, *positional, **arguments)
+        made = target(*supplied, *positional, **arguments)
     except Exception as error:
         raise InstantiationError(key, node, error, _describe_manual_download(target, arguments, error)) from error
+    get_loan().note(made, key)
+    return made
 
 
 class InstantiationError(RunError):
@@ -142,9 +157,34 @@ def _is_text(annotation: Any) -> bool:
     return annotation is str or (str in typing.get_args(annotation) and "dtype" not in str(annotation))
 
 
-def _get_annotations(target: Any, named: set[str], supplied: int, further: int) -> tuple[dict[str, Any], list[Any]]:
+def wants_progress_of(takes: CallableParameters) -> bool:
+    """Return whether one of the parameters gets the progress of training."""
+    parameter = takes.named.get("progress")
+    return parameter is not None and wants_progress(parameter)
+
+
+def _count_durations(value: Any, key: str, takes: CallableParameters | None, name: str) -> Any:
+    """Replace a duration by its optimizer steps, alone, in a list or in a mapping, where its parameter counts."""
+    if key.startswith(("sweep.", "optimizer.match")):
+        return value
+    parameter = None if takes is None else takes.named.get(name)
+    if parameter is not None and not counts_steps(parameter):
+        return value
+
+    def count(part: Any, place: str) -> Any:
+        if isinstance(part, list | tuple):
+            return [count(member, f"{place}[{number}]") for number, member in enumerate(part)]
+        if isinstance(part, Mapping) and "_target_" not in part:
+            return {label: count(member, f"{place}.{label}") for label, member in part.items()}
+        return get_loan().count_steps(part, place) if is_duration(part) else part
+
+    return count(value, key)
+
+
+def _get_annotations(
+    takes: CallableParameters | None, named: set[str], supplied: int, further: int
+) -> tuple[dict[str, Any], list[Any]]:
     """Return parameter annotations by name, and by position for the unnamed ones after `supplied`."""
-    takes = inspect_parameters(target)
     if takes is None:
         return {}, []
     kinds = {name: infer_annotation(parameter) for name, parameter in {**takes.further, **takes.own}.items()}

@@ -10,11 +10,13 @@ from typing import Any
 from torch import nn
 
 from runner.config.check.imports import import_object
-from runner.config.schema import Config
+from runner.config.parsing import read_members
+from runner.config.schema import Config, ParamGroup
 from runner.core.errors import ConfigError, Mistake
 from runner.experiment.builders.instantiate import Trust, instantiate
+from runner.experiment.builders.lending import get_loan
 from runner.model import init, param_groups
-from runner.model.freeze import FrozenParameters, freeze
+from runner.model.freeze import FreezeSpan, FrozenParameters, freeze
 from runner.model.pretrained.load import load, prepare
 from runner.model.pretrained.plan import LoadPlan, Options
 
@@ -51,8 +53,33 @@ def prepare_model(config: Config, model: nn.Module, trust: Trust = (), *, weight
     done.pretrained = plan_pretrained(config, model, download=True) if weights else None
     if done.pretrained is not None:
         load(model, done.pretrained)
-    done.frozen = freeze(model, config.freeze.params, norm_stats=config.freeze.norm_stats)
+    done.frozen = freeze_model(config, model)
     return done
+
+
+def freeze_model(config: Config, model: nn.Module) -> FrozenParameters:
+    """Freeze what `freeze` says, with the steps of its durations.
+
+    Raises:
+        ConfigError: a pattern matches nothing, or a setting has no effect.
+    """
+    chosen, loan = config.freeze, get_loan()
+
+    def count(text: str | None, key: str) -> int | None:
+        return None if text is None else loan.count_steps(text, key)
+
+    sets = [
+        FreezeSpan(
+            part.params,
+            count(part.from_, f"freeze.sets.{name}.from"),
+            count(part.until, f"freeze.sets.{name}.until"),
+            f"freeze.sets.{name}.params",
+        )
+        for name, part in chosen.sets.items()
+        if part is not None
+    ]
+    start, end = count(chosen.from_, "freeze.from"), count(chosen.until, "freeze.until")
+    return freeze(model, chosen.params, norm_stats=chosen.norm_stats, start=start, end=end, more=sets)
 
 
 def make_init_rules(config: Config, trust: Trust = ()) -> list[init.Rule]:
@@ -139,11 +166,29 @@ def make_groups(
     """
     settings = {name: value for name, value in config.optimizer.items() if not name.startswith("_")}
     own = loss if isinstance(loss, nn.Module) else None
-    thawing = frozen.params if config.freeze.until is not None else ()
-    if members := find_member_optimizers(config):
-        patterns = {name: node["match"] for name, node in config.optimizer.items() if name in members}
-        return param_groups.build_members(model, patterns, thawing, own)
-    groups = [
+    thawing = frozen.thawing
+    shared = _make_groups(config.param_groups)
+    target = import_object(config.optimizer["_target_"], trust)
+    chosen = read_members(config.optimizer)
+    if not chosen:
+        return param_groups.build_groups(model, shared, target, settings, thawing, own)
+    members = [
+        param_groups.Member(
+            name,
+            [member.match] if isinstance(member.match, str) else member.match,
+            import_object(member.arguments["_target_"], trust),
+            {key: value for key, value in member.arguments.items() if not key.startswith("_")},
+            _make_groups(member.param_groups, name),
+            member.min_dims,
+            member.max_dims,
+        )
+        for name, member in chosen.items()
+    ]
+    return param_groups.build_members(model, members, shared, thawing, own)
+
+
+def _make_groups(groups: Mapping[str, ParamGroup | None], owner: str = "") -> list[param_groups.Group]:
+    return [
         param_groups.Group(
             label,
             [group.match] if isinstance(group.match, str) else group.match,
@@ -152,15 +197,13 @@ def make_groups(
             group.layer_decay,
             group.max_dims,
             group.optional,
+            place=f"optimizer.{owner}.param_groups" if owner else "param_groups",
         )
-        for label, group in config.param_groups.items()
+        for label, group in groups.items()
         if group is not None
     ]
-    target = import_object(config.optimizer["_target_"], trust)
-    return param_groups.build_groups(model, groups, target, settings, thawing, own)
 
 
 def find_member_optimizers(config: Config) -> dict[str, dict[str, Any]]:
-    """Return the member optimizers' nodes by name, without `match`; empty for a single optimizer."""
-    nodes = {name: node for name, node in config.optimizer.items() if isinstance(node, Mapping) and "match" in node}
-    return {name: {key: value for key, value in node.items() if key != "match"} for name, node in nodes.items()}
+    """Return the member optimizers' own nodes by name; empty for a single optimizer."""
+    return {name: member.arguments for name, member in read_members(config.optimizer).items()}

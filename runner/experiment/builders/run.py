@@ -14,17 +14,20 @@ from runner.core import device as devices
 from runner.core import durations, rng
 from runner.core.durations import Duration
 from runner.core.errors import RunError
+from runner.data.splitting import describe_names
 from runner.experiment.builders import data as data_builder
 from runner.experiment.builders import model as model_builder
 from runner.experiment.builders.instantiate import Trust, instantiate
+from runner.experiment.builders.lending import Loan, lend
 from runner.experiment.builders.log import make_monitor
 from runner.experiment.builders.train import (
     choose_objective,
     compile_in_place,
-    make_ema,
+    make_average,
     make_metrics,
     make_optimizer,
     make_optimizer_step,
+    make_scaler,
     make_schedule,
     match_saved_optimizer,
     parse_interval,
@@ -36,9 +39,9 @@ from runner.train.distributed import data_parallel
 from runner.train.distributed.process_group import ProcessGroup
 from runner.train.lr_schedule import trace_rates
 from runner.train.optimizer_step.closure import is_custom_step, needs_closure
-from runner.train.optimizer_step.precision import GradScaler
 from runner.train.single_process import SINGLE_PROCESS, FullTensors, SingleProcess
 from runner.train.state import Objective, Rhythm, Run, Threshold
+from runner.train.trace import NoTrace, Trace
 
 
 def build(
@@ -56,15 +59,19 @@ def build(
     Raises:
         RunError: data, download or device refuse.
     """
+    with lend(Loan(folder)) as loan:
+        return _build_parts(config, folder, plain, trust, team, loan)
+
+
+def _build_parts(
+    config: Config, folder: Path, plain: dict[str, Any], trust: Trust, team: SingleProcess, loan: Loan
+) -> Run:
     device = devices.choose(config.device.type, team.local_rank)
     devices.set_up(device, config.device.threads, config.device.deterministic, config.device.precision)
     team.start(device)
     rng.seed_all(rng.derive_key(config.seed, "build"))  # what no slot's own stream covers: a label read, a cache filled
-    with team.first():
-        parts = data_builder.make_parts(config, trust)
-        splits = data_builder.make_splits(
-            config, parts, device, trust, folder if team.rank == 0 else None, team.rank, team.world
-        )
+    loan.fitted.recall = lambda: recall_fitted(folder)
+    parts, splits = _build_data(config, device, trust, folder, team, loan)
     train = splits["train"]
     if train.num_batches == 0:
         raise RunError(describe_empty_epoch(config, train.size, team.world))
@@ -72,6 +79,7 @@ def build(
         require_step_durations(config)
     rhythm = make_rhythm(config, train.num_batches or 0)
     steps_per_epoch, total_steps = rhythm.steps_per_epoch, rhythm.total_steps
+    loan.set_lengths(steps_per_epoch, total_steps)
     name, mode = choose_objective(config, splits)
     kind = Checkpoints if team.rank == 0 else ReadOnlyCheckpoints
     checkpoints = kind(folder / "checkpoints", keep=config.train.keep, mode=mode)
@@ -92,10 +100,10 @@ def build(
     groups = model_builder.make_groups(config, model, done.frozen, trust, loss)
     optimizer = make_optimizer(config, groups, device, trust)
     layout.ready(optimizer)
-    scaler = GradScaler(optimizer, device) if config.device.precision == "fp16" else None
     step = instantiate(config.step, "step", trust=trust, call=False, seed=config.seed)
+    scaler = make_scaler(config, step, optimizer, device)
     metrics = {which: make_metrics(config, device, trust) for which in ("train", "eval")}
-    average = make_ema(config, model, steps_per_epoch, layout)
+    average = make_average(config, model, rhythm, layout)
     update = make_optimizer_step(config, device, model, loss, step, optimizer, metrics["train"], average, scaler)
     dataset = parts["train"][0] if "train" in parts else None
     run = Run(
@@ -119,9 +127,13 @@ def build(
         config=plain,
         pretrained=done.pretrained,
         frozen=done.frozen,
+        names=describe_names(dataset),
         team=team,
         layout=layout,
+        fitted=loan.fitted,
+        trace=Trace() if config.log.trace and team.rank == 0 else NoTrace(),
     )
+    loan.progress.at = run.progress
     if uses_data_parallel(config, device, step, optimizer):
         run.update.net = data_parallel.wrap_data_parallel(model)
     if isinstance(team, ProcessGroup):
@@ -131,13 +143,68 @@ def build(
     return run
 
 
+def _build_data(
+    config: Config, device: torch.device, trust: Trust, folder: Path, team: SingleProcess, loan: Loan
+) -> tuple[data_builder.Parts, dict[str, Any]]:
+    """Build datasets and splits; again where an argument in epochs waited for the length of an epoch.
+
+    Raises:
+        RunError: the epochs have no length, or one that depends on the steps of such an argument.
+    """
+    with team.first():
+        parts = data_builder.make_parts(config, trust)
+        where = (device, trust, folder if team.rank == 0 else None, team.rank, team.world)
+        splits = data_builder.make_splits(config, parts, *where)
+        if loan.waiting:
+            parts, splits = rebuild_in_steps(config, where, splits, loan)
+    if loan.fitted.parts:
+        hashes = team.every({key: part["sha256"] for key, part in loan.fitted.describe().items()})
+        if different := [key for key in hashes[0] if any(other[key] != hashes[0][key] for other in hashes)]:
+            raise RunError(f"{', '.join(different)}: `fit` has learnt something else in another process")
+    return parts, splits
+
+
+def recall_fitted(folder: Path) -> dict[str, Any] | None:
+    """Return what the data of a run had learnt by `fit`, from its newest checkpoint; None without one."""
+    checkpoints = ReadOnlyCheckpoints(folder / "checkpoints")
+    checkpoints.warn = lambda _: None  # said where the rest of it is restored
+    if not checkpoints.entries():
+        return None
+    found: dict[str, Any] = checkpoints.load("last")["step"].get("fitted", {})
+    return found
+
+
+def rebuild_in_steps(
+    config: Config, where: tuple[Any, ...], splits: Mapping[str, Any], loan: Loan
+) -> tuple[data_builder.Parts, dict[str, Any]]:
+    """Build the data again, now that the length of an epoch is known, with durations as steps.
+
+    Raises:
+        RunError: the epochs have no length, or one that depends on these steps.
+    """
+    count, keys = splits["train"].num_batches, ", ".join(dict.fromkeys(loan.waiting))
+    if count is None:
+        raise RunError(f"an iterable dataset has no length, so these must be in steps (`500st`): {keys}")
+    loan.steps_per_epoch = math.ceil(count / config.train.accumulate)
+    loan.takers.clear()
+    loan.fitted.clear()
+    loan.shared.clear()
+    parts = data_builder.make_parts(config, where[1])
+    again = data_builder.make_splits(config, parts, *where)
+    if again["train"].num_batches != count:
+        raise RunError(
+            f"{keys}: the epochs have {again['train'].num_batches} batches with these as steps, and {count} with "
+            "others, so a duration in epochs has no meaning there: write steps (`500st`)"
+        )
+    return parts, again
+
+
 def make_rhythm(config: Config, num_batches: int) -> Rhythm:
     """Make the lengths and intervals of a run, of which an epoch has `num_batches` batches (0: not known)."""
     train = config.train
     steps_per_epoch = math.ceil(num_batches / train.accumulate)
     total_steps = Duration.parse(train.duration).steps(steps_per_epoch)
     first_step = (config.pretrained.epoch or 0) * steps_per_epoch
-    until = config.freeze.until
     return Rhythm(
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
@@ -153,7 +220,7 @@ def make_rhythm(config: Config, num_batches: int) -> Rhythm:
             Threshold(name, value.below, value.above) for name, value in train.stop_when.items() if value is not None
         ),
         max_seconds=None if train.max_time is None else durations.parse_seconds(train.max_time),
-        thaw_at=None if until is None else Duration.parse(until).steps(steps_per_epoch),
+        max_time_counts=train.max_time_counts,
         check_finite=train.check_finite,
         on_save_error=train.on_save_error,
     )

@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -12,7 +13,8 @@ from torch import nn
 
 from runner.config.check.imports import import_object
 from runner.config.check.rules.train import CUDA_GRAPHED
-from runner.config.schema import Config
+from runner.config.parsing import read_members
+from runner.config.schema import Config, Scheduler
 from runner.core import rng
 from runner.core.durations import Duration, is_duration
 from runner.core.errors import ConfigError, Mistake, RunError
@@ -20,15 +22,18 @@ from runner.experiment.builders import model as model_builder
 from runner.experiment.builders.instantiate import Trust, instantiate
 from runner.model.pretrained.optimizer_state import MatchedOptimizer, match_optimizer
 from runner.model.pretrained.plan import LoadPlan
-from runner.train.ema import EMA
-from runner.train.lr_schedule import ConstantLR, LRSchedule
+from runner.train.lr_schedule import ConstantLR, LRSchedule, SeveralSchedules
 from runner.train.optimizer_step import precision
 from runner.train.optimizer_step.accumulated import AccumulatedStep
 from runner.train.optimizer_step.base import CloneOutputs, OptimizerStep, OptimizerStepWithHooks
-from runner.train.optimizer_step.closure import ClosureStep, CustomStep, is_custom_step, needs_closure
+from runner.train.optimizer_step.closure import ClosureStep, CustomStep, has_parameter, needs_closure
+from runner.train.optimizer_step.named_updates import GradScalers, StepWithUpdates
 from runner.train.optimizer_step.precision import GradScaler
+from runner.train.optimizer_step.several_optimizers import get_members
 from runner.train.optimizer_step.split_on_oom import OomSplitStep
 from runner.train.single_process import FULL_TENSORS, FullTensors
+from runner.train.state import Rhythm
+from runner.train.weight_average import EMA, Decay, Lookahead, MeanOfWeights, WeightAverage
 
 
 def make_optimizer(
@@ -43,7 +48,7 @@ def make_optimizer(
         return made
     optimizers = {}
     for name, node in members.items():
-        own = [group for group in groups if group["name"] == name]
+        own = [group for group in groups if group["name"].partition("/")[0] == name]
         optimizers[name] = instantiate(
             set_fused(node, device, trust), f"optimizer.{name}", own, trust=trust, seed=config.seed
         )
@@ -116,8 +121,8 @@ def make_optimizer_step(
     step: Any,
     optimizer: torch.optim.Optimizer,
     metrics: Mapping[str, Any],
-    average: EMA | None = None,
-    scaler: GradScaler | None = None,
+    average: WeightAverage | None = None,
+    scaler: GradScaler | GradScalers | None = None,
 ) -> OptimizerStep:
     """Make the optimizer step with only the features that the config asks for.
 
@@ -133,12 +138,27 @@ def make_optimizer_step(
         scaler: of fp16's gradients.
     """
     before, after = make_clipping(config, model, loss), [] if average is None else [average.update]
-    if is_custom_step(step):
+    takes_optimizer, takes_update = has_parameter(step, "optimizer"), has_parameter(step, "update")
+    if takes_optimizer and not takes_update:
         return CustomStep(model, loss, step, optimizer, after=after)
     if config.device.precision in precision.DTYPES:
         step = precision.Autocast(step, device, config.device.precision)
     if config.device.compile in CUDA_GRAPHED and device.type == "cuda":
         step = CloneOutputs(step)
+    if takes_update:
+        return StepWithUpdates(
+            model,
+            loss,
+            step,
+            optimizer,
+            clips=make_clips(config),
+            scalers=scaler if isinstance(scaler, GradScalers) else None,
+            takes_optimizer=takes_optimizer,
+            after=after,
+            count=config.train.accumulate,
+            metrics=list(metrics.values()) if config.train.accumulate > 1 else (),
+        )
+    assert not isinstance(scaler, GradScalers)
     if needs_closure(optimizer):
         return ClosureStep(model, loss, step, optimizer, after)
     if config.train.accumulate > 1 or config.train.split_on_oom:
@@ -167,21 +187,56 @@ def compile_in_place(model: nn.Module, mode: bool | str) -> None:
 def make_clipping(config: Config, model: nn.Module, loss: Any) -> list[Callable[[], Any]]:
     """Make torch's functions that clip the gradients of the model and of the loss."""
     parameters = [*model.parameters(), *(loss.parameters() if isinstance(loss, nn.Module) else ())]
+    return [partial(clip, parameters) for clip in make_clips(config)]
+
+
+def make_clips(config: Config) -> list[Callable[..., Any]]:
+    """Make torch's functions that clip the gradients of some parameters, in their order."""
     clip_value, clip_norm = config.train.clip_value, config.train.clip_norm
-    clips: list[Callable[[], Any]] = []
+    clips: list[Callable[..., Any]] = []
     if clip_value is not None:
-        clips.append(partial(nn.utils.clip_grad_value_, parameters, clip_value))
+        clips.append(partial(nn.utils.clip_grad_value_, clip_value=clip_value))
     if clip_norm is not None:
-        clips.append(partial(nn.utils.clip_grad_norm_, parameters, clip_norm))
+        clips.append(partial(nn.utils.clip_grad_norm_, max_norm=clip_norm))
     return clips
 
 
-def make_ema(config: Config, model: nn.Module, steps_per_epoch: int, layout: FullTensors = FULL_TENSORS) -> EMA | None:
-    """Make the EMA of the weights; None without `train.ema`."""
-    if config.train.ema is None:
+def make_scaler(
+    config: Config, step: Any, optimizer: torch.optim.Optimizer, device: torch.device
+) -> GradScaler | GradScalers | None:
+    """Make fp16's gradient scaler, or one for each optimizer by name; None without fp16."""
+    if config.device.precision != "fp16":
         return None
-    every = Duration.parse(config.train.ema_every).steps(steps_per_epoch)
-    return EMA(model, config.train.ema, max(1, every), layout)
+    return GradScalers(optimizer, device) if has_parameter(step, "update") else GradScaler(optimizer, device)
+
+
+EVERY = {"ema": "1st", "mean": "1ep", "lookahead": "5st"}  # of `train.average.every`, where it is null
+
+
+def make_average(
+    config: Config,
+    model: nn.Module,
+    rhythm: Rhythm,
+    layout: FullTensors = FULL_TENSORS,
+) -> WeightAverage | None:
+    """Make the average of the weights; None without `train.average` and `train.ema`."""
+    chosen, steps_per_epoch = config.train.average, rhythm.steps_per_epoch
+    if config.train.ema is not None:
+        every = Duration.parse(config.train.ema_every).steps(steps_per_epoch)
+        return EMA(model, config.train.ema, max(1, every), layout=layout)
+    if chosen is None:
+        return None
+    every = max(1, Duration.parse(chosen.every or EVERY[chosen.kind]).steps(steps_per_epoch))
+    start = 0 if chosen.from_ is None else Duration.parse(chosen.from_).steps(steps_per_epoch)
+    settings: dict[str, Any] = {"before": rhythm.first_step, "update_bn": chosen.update_bn, "layout": layout}
+    if chosen.kind == "mean":
+        return MeanOfWeights(model, every, start, **settings)
+    assert chosen.decay is not None
+    decay = Decay(chosen.decay, chosen.decay_power, rhythm.total_steps)
+    return (EMA if chosen.kind == "ema" else Lookahead)(model, decay, every, start, **settings)
+
+
+AVERAGE_SPANS = {"from": "from_", "every": "every"}
 
 
 def require_step_durations(config: Config) -> None:
@@ -196,6 +251,8 @@ def require_step_durations(config: Config) -> None:
         "train.checkpoint_every": config.train.checkpoint_every,
         "log.every": config.log.every,
     }
+    if config.train.average is not None:
+        spans |= {f"train.average.{name}": getattr(config.train.average, key) for name, key in AVERAGE_SPANS.items()}
     wrong = [f"{key}={text}" for key, text in spans.items() if text is not None and text.endswith("ep")]
     if config.pretrained.epoch:
         rule = "cannot be told on an iterable dataset, whose epochs have no known length"
@@ -214,6 +271,8 @@ def choose_objective(config: Config, splits: Mapping[str, Any]) -> tuple[str, Li
     evaluated = [name for name in splits if name not in ("train", "test")]
     first = "val" if "val" in evaluated else next(iter(evaluated), "train")
     objective = config.train.objective or f"{first}/loss"
+    if config.dataset.folds is not None and config.dataset.fold is None and objective.startswith("val/"):
+        return "train/loss", "min"  # of a recipe that was found with folds: no fold is held out
     return objective, config.train.mode or ("min" if objective.endswith("/loss") else "max")
 
 
@@ -250,13 +309,39 @@ def make_schedule(
     total_steps: int,
     trust: Trust = (),
 ) -> ConstantLR:
-    """Make the learning-rate schedule; a constant one without steps, or without scheduler and warmup.
+    """Make the learning-rate schedule, one for each of several optimizers where one of them has its own.
+
+    Optimizers whose schedule cycles momentum have one each, too: torch looks for it in the defaults of an optimizer.
+    """
+    own = {name: member.scheduler for name, member in read_members(config.optimizer).items()}
+    members = get_members(optimizer)
+    cycles = bool(own) and (config.scheduler._target_ or "").endswith((".OneCycleLR", ".CyclicLR"))
+    if not any(own.values()) and not cycles:
+        return _make_schedule(config, config.scheduler, "scheduler", optimizer, steps_per_epoch, total_steps, trust)
+    schedules = {}
+    for name, chosen in own.items():
+        key = "scheduler" if chosen is None else f"optimizer.{name}.scheduler"
+        schedules[name] = _make_schedule(
+            config, chosen or config.scheduler, key, members[name], steps_per_epoch, total_steps, trust
+        )
+    return SeveralSchedules(schedules)
+
+
+def _make_schedule(
+    config: Config,
+    chosen: Scheduler,
+    key: str,
+    optimizer: torch.optim.Optimizer,
+    steps_per_epoch: int,
+    total_steps: int,
+    trust: Trust = (),
+) -> ConstantLR:
+    """Make one optimizer's schedule; a constant one without steps, or without scheduler and warmup.
 
     A duration in the scheduler's arguments becomes a count of what it is stepped by: steps, epochs, or the evaluations
     of a metric that it follows. One that is the whole `train.duration` (`planned_for`, where the run was prolonged)
     ends with the run, so the warmup is taken off it.
     """
-    chosen = config.scheduler
     if total_steps == 0 or (chosen._target_ is None and chosen.warmup is None):
         return ConstantLR()
     warmup = 0 if chosen.warmup is None else Duration.parse(chosen.warmup).steps(steps_per_epoch)
@@ -281,13 +366,19 @@ def make_schedule(
         node = {"_target_": chosen._target_, **count(chosen.arguments)}
 
         def make(optimizer: torch.optim.Optimizer) -> Any:
-            return _make_scheduler(node, "scheduler", optimizer, config.seed, trust)
+            return _make_scheduler(node, key, optimizer, config.seed, trust)
 
     return LRSchedule(optimizer, make, interval=chosen.interval, warmup=warmup, monitor=chosen.monitor)
 
 
 def find_short_schedule(schedule: ConstantLR, total_steps: int, steps_per_epoch: int) -> list[Mistake]:
     """Find a OneCycleLR that ends before the run: its next step would raise an error."""
+    if isinstance(schedule, SeveralSchedules):
+        found = {}
+        for name, member in schedule.members.items():
+            for mistake in find_short_schedule(member, total_steps, steps_per_epoch):
+                found[name] = replace(mistake, key=f"optimizer.{name}.{mistake.key}")
+        return list(found.values())
     scheduler = getattr(schedule, "scheduler", None)
     if not isinstance(schedule, LRSchedule) or not isinstance(scheduler, torch.optim.lr_scheduler.OneCycleLR):
         return []

@@ -12,6 +12,7 @@ from runner.config.schema import Config, Dataset, Sample
 from runner.core.errors import Mistake
 from runner.experiment.builders import data as data_builder
 from runner.experiment.builders.instantiate import InstantiationError, Trust
+from runner.experiment.builders.lending import lend, lend_stand_ins
 from runner.experiment.preflight.report import Preflight, locate_user_code, to_mistake
 from runner.model.meta import to_meta
 from runner.train.steps import needs_input_and_target
@@ -29,7 +30,8 @@ def make_zeros(sample: Sample) -> Any:
 
 def is_evaluated(dataset: Dataset) -> bool:
     """Return whether a dataset has a split that is evaluated, in training or at its end."""
-    split_off = dataset.source is not None and bool(dataset.val_fraction or dataset.test_fraction or dataset.folds)
+    held_out = dataset.val_fraction or dataset.test_fraction or dataset.fold is not None
+    split_off = dataset.source is not None and bool(held_out)
     given = (dataset.val, dataset.test, *dataset.evaluate.values())
     return split_off or any(node is not None for node in given)
 
@@ -94,7 +96,12 @@ def _collate_sample(
 ) -> Any:
     """Transform a sample and collate two copies to a batch; None if that is refused or unknown."""
     try:
-        pipeline = data_builder.make_pipeline(config, which, trust)
+        with lend(lend_stand_ins()) as loan:
+            pipeline = data_builder.make_pipeline(config, which, trust)
+        if loan.fitted.parts:
+            what = f"{next(iter(loan.fitted.parts))} is fitted to the training split"
+            found.notes.append(f"{what}, so transforms, model and loss meet the first real batch first")
+            return None
         found.plan.append(f"transform.{which}: {data_builder.describe_transforms(config, pipeline, sample)}")
         transformed = pipeline.apply(sample)
     except InstantiationError as error:
@@ -126,18 +133,7 @@ def _report_uncollated(config: Config, found: Preflight, which: str, transformed
 def check_dataset(config: Config, trust: Trust = ()) -> list[Mistake]:
     """Find dataset keys that contradict each other or have no effect, and misplaced downloads."""
     chosen, found = config.dataset, []
-    if (chosen.folds is None) != (chosen.fold is None):
-        key = "dataset.fold" if chosen.fold is None else "dataset.folds"
-        found.append(
-            Mistake(
-                key, "must be given: `dataset.folds` says how many, `dataset.fold` which one is val", kind="missing"
-            )
-        )
-    elif chosen.folds is not None and chosen.fold is not None:
-        if chosen.fold >= chosen.folds:
-            found.append(
-                Mistake("dataset.fold", f"must be below dataset.folds, {chosen.folds}", chosen.fold, kind="conflict")
-            )
+    if chosen.folds is not None:
         if chosen.source is None:
             found.append(
                 Mistake("dataset.folds", "has no effect without `dataset.source`: only that is split", kind="no-effect")
@@ -161,6 +157,15 @@ def check_dataset(config: Config, trust: Trust = ()) -> list[Mistake]:
                 Mistake("loss.weight", "is given by `dataset.class_weights`: leave one of them out", kind="conflict")
             )
     return found
+
+
+def describe_folds(config: Config) -> list[str]:
+    """Describe that no fold is held out where `dataset.folds` has no `dataset.fold`."""
+    chosen = config.dataset
+    if chosen.folds is None or chosen.fold is not None:
+        return []
+    several = f"-m 'dataset.fold=range(0,{chosen.folds})'"
+    return [f"no fold is held out (dataset.fold is null), so all of them train; one job for each is `{several}`"]
 
 
 def describe_downloads(config: Config) -> list[str]:

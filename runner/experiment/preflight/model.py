@@ -11,7 +11,7 @@ from runner.core.errors import ConfigError, Mistake, RunError
 from runner.experiment.builders import model as model_builder
 from runner.experiment.builders.instantiate import InstantiationError, Trust, instantiate
 from runner.experiment.preflight.report import Preflight, locate_user_code, to_mistake
-from runner.model.freeze import FrozenParameters, freeze
+from runner.model.freeze import FrozenParameters
 from runner.model.init import plan_rules
 from runner.model.meta import copy_to_meta
 from runner.train.distributed.sync_batchnorm import find_batch_norms
@@ -39,6 +39,9 @@ def build_meta_model(config: Config, found: Preflight, trust: Trust) -> nn.Modul
         )
         found.mistakes.append(Mistake("model", rule, config.model["_target_"], remedy=remedy, kind="refused"))
         return None
+    if config.train.average is not None and config.train.average.update_bn and not find_batch_norms(model):
+        rule, key = "has no effect: the model has no batch normalisation", "train.average.update_bn"
+        found.mistakes.append(Mistake(key, rule, value=True, suggestion="false", kind="no-effect"))
     if config.device.sync_batchnorm and not find_batch_norms(model):
         rule = "has no effect: the model has no batch normalisation"
         found.mistakes.append(Mistake("device.sync_batchnorm", rule, value=True, suggestion="false", kind="no-effect"))
@@ -76,11 +79,11 @@ def check_model_preparation(
     frozen = FrozenParameters()
     groups: list[dict[str, Any]] | None = None
     with found.catching("freeze"):
-        frozen = freeze(model, config.freeze.params, norm_stats=config.freeze.norm_stats)
-    if config.freeze.until is not None and not config.freeze.params:
-        found.mistakes.append(
-            Mistake("freeze.until", "has no effect without `freeze.params`", config.freeze.until, kind="no-effect")
-        )
+        frozen = model_builder.freeze_model(config, model)
+    for name, value in (("from", config.freeze.from_), ("until", config.freeze.until)):
+        if value is not None and not config.freeze.params:
+            rule = "has no effect without `freeze.params`"
+            found.mistakes.append(Mistake(f"freeze.{name}", rule, value, kind="no-effect"))
     with found.catching("param_groups"):
         groups = model_builder.make_groups(config, model, frozen, trust, loss)
     return groups  # noqa: RET504  None where that was refused

@@ -32,7 +32,6 @@ from runner.experiment.preflight.step import (
 )
 from runner.experiment.preflight.train import check_device, check_metrics, check_optimizer
 from runner.log.module_statistics import select_statistics
-from runner.model.freeze import freeze
 from runner.model.meta import copy_to_meta
 from runner.train.steps import needs_input_and_target
 
@@ -64,6 +63,7 @@ def run_preflight(config: Config, trust: Trust = (), wrong: Container[str] = ())
 
 def _check_data(scene: PreflightScene) -> None:
     scene.found.mistakes += data_preflight.check_dataset(scene.config, scene.trust)
+    scene.found.notes += data_preflight.describe_folds(scene.config)
     scene.found.notes += data_preflight.describe_downloads(scene.config)
 
 
@@ -144,7 +144,7 @@ def prepare_model_table(config: Config, trust: Trust = ()) -> Preflight:
     with rng.fork_rng():
         found.model = build_meta_model(config, found, trust)
         if found.model is not None:
-            freeze(found.model, config.freeze.params, norm_stats=config.freeze.norm_stats)
+            model_builder.freeze_model(config, found.model)
         found.batch = make_sample_batch(config, found, trust)
     return found
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ from runner.experiment.preflight.report import (
 from runner.experiment.preflight.train import check_saving
 from runner.train import broadcasting, evaluation, remedies
 from runner.train.oom import is_out_of_memory
-from runner.train.optimizer_step.closure import is_custom_step
+from runner.train.optimizer_step.closure import has_parameter, is_custom_step
+from runner.train.optimizer_step.named_updates import NO_UPDATE, CheckedUpdate
 from runner.train.optimizer_step.split_on_oom import cut
 from runner.train.step_outputs import RESERVED
 from runner.train.steps import get_output, needs_input_and_target
@@ -42,12 +43,9 @@ def try_step(config: Config, found: Preflight, loss: Any, trust: Trust, groups: 
     model = found.model
     assert model is not None
     step = instantiate(config.step, "step", trust=trust, call=False)
-    given: dict[str, Any] = {}
-    if is_custom_step(step):
-        if groups is None or found.mistakes:
-            return
-        own = [dict(group) for group in groups]  # an optimizer changes them
-        given["optimizer"] = train_builder.make_optimizer(config, own, torch.device("cpu"), trust)
+    if is_custom_step(step) and (groups is None or found.mistakes):
+        return
+    given = _make_stand_ins(config, step, groups or (), trust)
     training = model.training
     on_meta = loss.to("meta") if isinstance(loss, nn.Module) else loss
     before = len(found.mistakes)
@@ -63,7 +61,7 @@ def try_step(config: Config, found: Preflight, loss: Any, trust: Trust, groups: 
                 evaluated = dataclasses.replace(
                     found, batch=found.eval_batch, train_shapes=describe_shapes(found.batch)
                 )
-                without = dict.fromkeys(given)
+                without = {name: NO_UPDATE if name == "update" else None for name in given}
                 outcomes["eval"] = _run_step(config, evaluated, step, model.eval(), on_meta, without, trust)
             if len(found.mistakes) == before and outcomes["train"] is not None:
                 _check_names(config, found, outcomes["train"], outcomes.get("eval") or outcomes["train"])
@@ -73,6 +71,17 @@ def try_step(config: Config, found: Preflight, loss: Any, trust: Trust, groups: 
                 _try_one_sample(found, step, model.train(), on_meta)
         finally:
             model.train(training)
+
+
+def _make_stand_ins(config: Config, step: Any, groups: Sequence[Mapping[str, Any]], trust: Trust) -> dict[str, Any]:
+    """Make the optimizer, or the update, that a step of one's own asks for."""
+    given: dict[str, Any] = {}
+    if has_parameter(step, "optimizer"):
+        own = [dict(group) for group in groups]  # an optimizer changes them
+        given["optimizer"] = train_builder.make_optimizer(config, own, torch.device("cpu"), trust)
+    if has_parameter(step, "update"):
+        given["update"] = CheckedUpdate(model_builder.find_member_optimizers(config))
+    return given
 
 
 def _run_step(

@@ -21,7 +21,7 @@ from runner.experiment.preflight.report import (
 )
 from runner.train.accumulators import get_accumulators, set_accumulators
 from runner.train.lr_schedule import ConstantLR
-from runner.train.optimizer_step.closure import is_custom_step, needs_closure
+from runner.train.optimizer_step.closure import has_parameter, is_custom_step, needs_closure
 from runner.train.optimizer_step.several_optimizers import get_members
 
 STEPS_PER_EPOCH = 100  # a stand-in: the data is not touched yet
@@ -181,16 +181,30 @@ def find_unsupported_settings(config: Config, optimizer: torch.optim.Optimizer, 
         "device.precision": precision if precision in ("bf16", "fp16") else None,
         "device.parallel": config.device.parallel if config.device.parallel not in ("none", "auto") else None,
     }
-    if is_custom_step(instantiate(config.step, "step", trust=trust, call=False)):
-        reason = f"has no place where the step does its own backward and update, as `{config.step['_target_']}` does"
-    elif needs_closure(optimizer):
+    step = instantiate(config.step, "step", trust=trust, call=False)
+    name, remedy = config.step["_target_"], ""
+    closures = [member for member, one in get_members(optimizer).items() if needs_closure(one)]
+    if has_parameter(step, "update") and not closures:
+        # An optimizer may have stepped before the memory is out; FSDP and DataParallel see a call of the whole model.
+        kept = ["train.split_on_oom", *(["device.parallel"] if config.device.parallel != "ddp" else [])]
+        set_so = {key: set_so[key] for key in kept}
+        reason = f"has no place where the step asks for updates one by one, as `{name}` does"
+    elif is_custom_step(step) and not (closures and has_parameter(step, "update")):
+        reason = f"has no place where the step does its own backward and update, as `{name}` does"
+        remedy = "let it ask for `update` in place of `optimizer`, and call `update(NAME, loss)`"
+    elif closures == [""] and not is_custom_step(step):
         reason = f"has no place where the optimizer evaluates the loss itself, as `{config.optimizer['_target_']}` does"
         set_so["device.precision"] = precision if precision == "fp16" else None
     else:
         rule = "must not be one of several optimizers: it evaluates the loss itself"
-        return [
-            Mistake(f"optimizer.{name}._target_", rule, config.optimizer[name]["_target_"], kind="conflict")
-            for name, member in get_members(optimizer).items()
-            if needs_closure(member)
-        ]
-    return [Mistake(key, reason, value, kind="conflict") for key, value in set_so.items() if value is not None]
+        if is_custom_step(step):
+            rule = f"must not stand beside a step with `update` (`{name}`): it evaluates the loss itself"
+        several = {f"optimizer.{one}": config.optimizer[one] for one in closures if one}
+        nodes = several or {"optimizer": config.optimizer}
+        nodes = nodes if closures else {}
+        return [Mistake(f"{key}._target_", rule, node["_target_"], kind="conflict") for key, node in nodes.items()]
+    return [
+        Mistake(key, reason, value, remedy=remedy if key != "train.split_on_oom" else "", kind="conflict")
+        for key, value in set_so.items()
+        if value is not None
+    ]

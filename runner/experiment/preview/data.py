@@ -19,6 +19,7 @@ from runner.data.interfaces import Indices
 from runner.data.samples import to_image
 from runner.experiment.builders import data as data_builder
 from runner.experiment.builders.instantiate import Trust
+from runner.experiment.builders.lending import lend, lend_stand_ins
 from runner.log import images as log_images
 
 SHOWN = 32  # samples of a split on its sheet
@@ -35,8 +36,9 @@ def inspect_splits(config: Config, folder: Path, trust: Trust = ()) -> dict[str,
     """
     from tensorboardX import SummaryWriter
 
-    parts = data_builder.make_parts(config, trust)
-    splits = data_builder.make_splits(config, parts, torch.device("cpu"), trust)
+    with lend(lend_stand_ins()):
+        parts = data_builder.make_parts(config, trust)
+        splits = data_builder.make_splits(config, parts, torch.device("cpu"), trust)
     folder.mkdir(parents=True, exist_ok=True)
     facts: dict[str, Any] = {}
     with SummaryWriter(str(folder), filename_suffix=".show") as writer:

@@ -85,6 +85,7 @@ def audit(config: Config, name: str, trust: tuple[str, ...]) -> Audit:
     from runner.experiment.builders import model as model_builder
     from runner.experiment.builders.data import make_parts, make_splits
     from runner.experiment.builders.instantiate import instantiate
+    from runner.experiment.builders.lending import lend, lend_stand_ins
     from runner.train.optimizer_step.closure import is_custom_step
 
     device = devices.choose(config.device.type)
@@ -97,7 +98,8 @@ def audit(config: Config, name: str, trust: tuple[str, ...]) -> Audit:
     if is_custom_step(step):
         rule = "does its own backward and update: there is no gradient of one loss to look at"
         raise ConfigError([Mistake("step._target_", rule, config.step["_target_"], kind="conflict")])
-    batch = next(iter(make_splits(config, make_parts(config, trust), device, trust)["train"].batches(0)))
+    with lend(lend_stand_ins()):
+        batch = next(iter(make_splits(config, make_parts(config, trust), device, trust)["train"].batches(0)))
     layers: dict[str, LayerStatistics] = {}
 
     def watch(name: str, module: nn.Module) -> Any:

@@ -14,7 +14,6 @@ from runner.experiment.builders.instantiate import Trust
 from runner.experiment.preflight import model as model_preflight
 from runner.experiment.preflight import preflight
 from runner.experiment.preflight import report as report_preflight
-from runner.model.freeze import freeze
 from runner.model.summary import ModelTable, build_model_table
 
 _INPUT = re.compile(r"(?:([A-Za-z_]\w*)=)?(\d+(?:x\d+)*|scalar)(?::(?:torch\.)?(\w+))?")
@@ -58,7 +57,7 @@ def describe(config: Config, inputs: Any, batch: int, trust: Trust = ()) -> Mode
     """
     if inputs is not None:
         model = _build_meta_model(config, trust)
-        freeze(model, config.freeze.params)
+        model_builder.freeze_model(config, model)
         return build_model_table(model, inputs, training=True)
     found = preflight.run_preflight(config, trust)
     if found.mistakes:
@@ -70,7 +69,7 @@ def describe(config: Config, inputs: Any, batch: int, trust: Trust = ()) -> Mode
         )
     if found.model is None:
         model = _build_meta_model(config, trust)
-        freeze(model, config.freeze.params)
+        model_builder.freeze_model(config, model)
     else:
         model = found.model
     return build_model_table(model, _resize_batch(found.one_sample(config), batch), training=True)

@@ -9,6 +9,7 @@ from typing import Any
 from runner.config.compose import compose
 from runner.config.composed import Composed
 from runner.config.origins import as_path
+from runner.config.parsing import read_members
 from runner.config.schema import Config
 from runner.core import safe_io
 from runner.core.errors import ConfigError, Mistake, RunError
@@ -233,18 +234,28 @@ def _make_locator(composed: Composed | None) -> Callable[[str], str]:
 
 def _find_freeze_key(config: Config, name: str, model: Any) -> str:
     names = {n for n, p in model.named_parameters(remove_duplicate=False) if p is model.get_parameter(name)}
-    for index, pattern in enumerate(config.freeze.params):
-        if any(re.fullmatch(pattern, n) for n in names):
-            return f"freeze.params[{index}]"
+    sets = {
+        f"freeze.sets.{label}.params": part.params for label, part in config.freeze.sets.items() if part is not None
+    }
+    for key, patterns in {"freeze.params": config.freeze.params, **sets}.items():
+        for index, pattern in enumerate(patterns):
+            if any(re.fullmatch(pattern, n) for n in names):
+                return f"{key}[{index}]"
     return "model"
 
 
 def _find_group_key(config: Config, name: str) -> str:
     """Find the config key of a group; a group that was split by layers ends in a layer number."""
-    for label in (name, name.rpartition("_")[0]):
-        if config.param_groups.get(label) is not None:
-            return f"param_groups.{label}"
-    return f"optimizer.{name}" if isinstance(config.optimizer.get(name), dict) else "optimizer"
+    members = read_members(config.optimizer)
+    owner, _, group = name.partition("/") if members else ("", "", name)
+    places = [("param_groups.", config.param_groups)]
+    if owner:
+        places.insert(0, (f"optimizer.{owner}.param_groups.", members[owner].param_groups))
+    for place, groups in places:
+        for label in (group, group.rpartition("_")[0]):
+            if groups.get(label) is not None:
+                return f"{place}{label}"
+    return f"optimizer.{owner}" if owner else "optimizer"
 
 
 def _spell_state(value: Any) -> str:

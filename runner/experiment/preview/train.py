@@ -21,7 +21,6 @@ from runner.experiment.builders.instantiate import Trust, instantiate
 from runner.experiment.preflight import model as model_preflight
 from runner.experiment.preflight import report as report_preflight
 from runner.experiment.preflight import train as train_preflight
-from runner.model.freeze import freeze
 
 STAND_IN = train_preflight.STEPS_PER_EPOCH  # steps of an epoch where the data is not at hand
 
@@ -91,7 +90,7 @@ def make_optimizer(config: Config, trust: Trust = ()) -> torch.optim.Optimizer:
         loss = (
             None if config.loss is None else instantiate(config.loss, "loss", trust=trust, call=False, seed=config.seed)
         )
-    frozen = freeze(model, config.freeze.params)
+    frozen = model_builder.freeze_model(config, model)
     return train_preflight.make_stand_in_optimizer(
         config, model_builder.make_groups(config, model, frozen, trust, loss), trust
     )

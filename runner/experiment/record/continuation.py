@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from runner.config.check.check import parse, to_resolved_data
+from runner.config.nodes import find_member_nodes
 from runner.config.schema import Config, Scheduler
 from runner.core.durations import Duration
 from runner.core.errors import ABSENT, ConfigError, Mistake
@@ -19,6 +20,7 @@ from runner.experiment.record.recorded import Keys, check_record, find_differenc
 FREE = {
     "run",
     "sweep",
+    "on_event",
     "log",
     "device.type",
     "train.checkpoint_every",
@@ -26,6 +28,7 @@ FREE = {
     "train.early_stop",  # like the duration, these three say when it is done
     "train.stop_when",
     "train.max_time",
+    "train.max_time_counts",
     "train.split_on_oom",  # where memory was enough it changes nothing; where not, there was no number
     "train.check_finite",
     "train.detect_anomaly",
@@ -113,7 +116,7 @@ def plan_continuation(
         OmegaConf.update(tree, _join_keys(keys), _get(after, keys))
     ends = [
         f"train.{name}"
-        for name in ("early_stop", "stop_when", "max_time")
+        for name in ("early_stop", "stop_when", "max_time", "max_time_counts")
         if before["train"][name] != after["train"][name]
     ]
     notes += [f"{key} is {after['train'][key[6:]]}, and was {before['train'][key[6:]]}" for key in ends]
@@ -145,15 +148,16 @@ def _collect_changes(
             continue
         if keys == ("scheduler", "planned_for") and (keys in kept or schedule == "follow"):
             continue
-        if schedule == "follow" and keys[0] == "scheduler" and keys[1:] and keys[1] not in OWN_OF_SCHEDULER:
+        if schedule == "follow" and "scheduler" in keys[:-1] and keys[-1] not in OWN_OF_SCHEDULER:
             continue
         if keys[0] == "scheduler" and keys[1:] and keys[1] not in OWN_OF_SCHEDULER:
             rescheduled.append(keys[1])
             if longer:
                 notes.append(f"{'.'.join(keys)} is {new} from here on, and was {old}")
                 continue
-        if keys[0] == "optimizer" and len(keys) == 2 and ABSENT not in (old, new):
-            settings[keys[1]] = (old, new)
+        own = keys[0] == "optimizer" and not {"match", "scheduler", "param_groups"} & {*keys}
+        if own and len(keys) in (2, 3) and ABSENT not in (old, new):  # of one optimizer, or of one of several
+            settings[".".join(map(str, keys[1:]))] = (old, new)
         if not _is_free(keys, after):
             said = "not given" if old is ABSENT else old
             changes.append(
@@ -169,15 +173,19 @@ def drop_schedule(again: Continuation) -> tuple[dict[str, Any], str]:
     data = to_resolved_data(again.config) | {"scheduler": {}}
     tree = OmegaConf.create(again.unresolved)
     OmegaConf.update(tree, "scheduler", {"_target_": None}, merge=False)
+    for name, _ in _list_schedulers(data)[1:]:
+        data["optimizer"] = {**data["optimizer"], name[1]: {**data["optimizer"][name[1]], "scheduler": None}}
+        OmegaConf.update(tree, _join_keys(name), None)
     return to_resolved_data(parse(data)), OmegaConf.to_yaml(tree)
 
 
 def _check_schedule_option(schedule: str, before: Mapping[str, Any], longer: bool) -> None:
     scheduler, where = before["scheduler"], f"argument `--schedule {schedule}`"
+    targets = [one.get("_target_") for _, one in _list_schedulers(before)]
     rule = ""
     if not longer:
         rule = "has no effect without a longer duration (`train.duration=…`)"
-    elif scheduler["_target_"] is None and schedule != "continue":
+    elif not any(targets) and schedule != "continue":
         rule = "has no effect: the run has no scheduler, and its rates are constant"
     elif schedule == "follow" and scheduler["monitor"] is not None:
         rule = f"has no effect: the rates follow {scheduler['monitor']} and not the duration"
@@ -191,8 +199,9 @@ def _follow(before: Mapping[str, Any], after: dict[str, Any], tree: Any) -> None
     Raises:
         ConfigError: none is.
     """
-    wanted, scheduler = after["train"]["duration"], after["scheduler"]
-    old = {before["train"]["duration"], before["scheduler"]["planned_for"]} - {None}
+    wanted = after["train"]["duration"]
+    schedulers = _list_schedulers(after)
+    old = {before["train"]["duration"], *(one.get("planned_for") for _, one in _list_schedulers(before))} - {None}
 
     def renew(value: Any) -> Any:
         if isinstance(value, dict):
@@ -201,14 +210,17 @@ def _follow(before: Mapping[str, Any], after: dict[str, Any], tree: Any) -> None
             return [renew(member) for member in value]
         return wanted if value in old else value
 
-    for name in [name for name in scheduler if name not in OWN_OF_SCHEDULER]:
-        renewed = renew(scheduler[name])
-        if renewed != scheduler[name]:
-            OmegaConf.update(tree, f"scheduler.{name}", renewed)
-            scheduler[name] = renewed
-    scheduler["planned_for"] = None
-    OmegaConf.update(tree, "scheduler.planned_for", None)
-    if not any(scheduler[name] != before["scheduler"].get(name) for name in scheduler if name not in OWN_OF_SCHEDULER):
+    renews = False
+    for keys, scheduler in schedulers:
+        for name in [name for name in scheduler if name not in OWN_OF_SCHEDULER]:
+            renewed = renew(scheduler[name])
+            if renewed != scheduler[name]:
+                OmegaConf.update(tree, _join_keys((*keys, name)), renewed)
+                scheduler[name] = renewed
+            renews |= renewed != _get(before, keys).get(name)
+        scheduler["planned_for"] = None
+        OmegaConf.update(tree, _join_keys((*keys, "planned_for")), None)
+    if not renews:
         rule = "has no effect: no argument of scheduler is the duration of the run"
         remedy = "give it a value of its own (`scheduler.NAME=…`)"
         raise ConfigError(
@@ -216,21 +228,30 @@ def _follow(before: Mapping[str, Any], after: dict[str, Any], tree: Any) -> None
         )
 
 
+def _list_schedulers(data: Mapping[str, Any]) -> list[tuple[Keys, dict[str, Any]]]:
+    """List the scheduler of a config, and then those of several optimizers, with their keys."""
+    own = [(("optimizer", name), node) for name, node in find_member_nodes(data["optimizer"]).items()]
+    members = [((*keys, "scheduler"), node["scheduler"]) for keys, node in own if node.get("scheduler")]
+    return [(("scheduler",), data["scheduler"]), *members]
+
+
 def _keep(
     before: Mapping[str, Any], after: dict[str, Any], unresolved: str, notes: list[str], schedule: str
 ) -> list[Keys]:
     """Restore recorded values that followed `train.duration` and decide about bits; return the keys."""
-    was, scheduler = before["train"]["duration"], after["scheduler"]
+    was = before["train"]["duration"]
     kept = [keys for keys in _find_followers(unresolved, was, after) if not _is_free(keys, after)]
     if schedule == "follow":
-        kept = [keys for keys in kept if keys[0] != "scheduler"]
+        kept = [keys for keys in kept if "scheduler" not in keys]
     for keys in kept:
         old = _get(before, keys)
         notes.append(f"{'.'.join(keys)} stays {old}, as it was recorded (a value of its own makes it follow)")
         _put(after, keys, old)
-    if any(keys[0] == "scheduler" for keys in kept) and scheduler["warmup"] and scheduler["planned_for"] is None:
-        kept.append(("scheduler", "planned_for"))  # else the warmup would not be taken off any more
-        scheduler["planned_for"] = was
+    for place, one in _list_schedulers(after):
+        follows = any(keys[: len(place)] == place for keys in kept)
+        if follows and one.get("warmup") and one.get("planned_for") is None:
+            kept.append((*place, "planned_for"))  # else the warmup would not be taken off any more
+            one["planned_for"] = was
     return kept
 
 

@@ -46,11 +46,13 @@ def collect(
     plan_kinds: Any = None,
     device: Any = None,
     processes: int = 1,
+    names: Any = None,
 ) -> dict[str, Any]:
     """Collect the provenance known at the start of a run, as plain data; takes about 10 ms.
 
     Recorded as given: the `command` line, the `seed`, the fingerprint of the `data`, the `plan` of making batches in
-    words and its `plan_kinds`, the `device` (its type and name), the number of `processes` that train together.
+    words and its `plan_kinds`, the `device` (its type and name), the number of `processes` that train together, the
+    `names` of classes and input columns.
     `root` is the working directory: its repository and its modules count. Threads are those that torch is set to.
     Nothing that is missing (git, /proc, a GPU) is an error.
     """
@@ -66,6 +68,7 @@ def collect(
             "data": data,
             "plan": plan,
             "plan_kinds": plan_kinds,
+            "names": names,
             "modules": hash_modules(root),
             "versions": _collect_versions(),
             "platform": _describe_platform(),

@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from runner.config import document
 from runner.config.check.check import Check, parse, to_resolved_data
+from runner.config.check.commands import TRUST, drop_recorded_command
 from runner.config.composed import Composed
 from runner.config.expansion import ExpansionLimit, limit_expansion
 from runner.config.origins import Layers
@@ -55,7 +56,9 @@ def load_recorded_config(
         raise ConfigError([make_no_run_mistake(folder, verb)])
     whole = read_config_files(folder, say)
     if not overrides:
-        return check_record(whole.source, whole.data, trust, data_folders), OmegaConf.to_yaml(whole.unresolved)
+        config = check_record(whole.source, whole.data, trust, data_folders)
+        _drop_command(config, overrides, trust, verb, say)
+        return config, OmegaConf.to_yaml(whole.unresolved)
     unresolved = whole.unresolved
     for override in overrides:
         key, separator, _ = override.lstrip("+").partition("=")
@@ -65,7 +68,17 @@ def load_recorded_config(
             unresolved = OmegaConf.merge(unresolved, OmegaConf.from_dotlist([override.lstrip("+")]))
         except (OmegaConfBaseException, YAMLError) as error:
             raise ConfigError([Mistake(key, str(error), where=f"argument `{override}`", kind="syntax")]) from error
-    return check_record(whole.interpolated, unresolved, trust, data_folders), OmegaConf.to_yaml(unresolved)
+    config = check_record(whole.interpolated, unresolved, trust, data_folders)
+    _drop_command(config, overrides, trust, verb, say)
+    return config, OmegaConf.to_yaml(unresolved)
+
+
+def _drop_command(
+    config: Config, overrides: Sequence[str], trust: Sequence[str], verb: str, say: Callable[[str], object]
+) -> None:
+    """Drop a recorded command, and tell whoever would have waited for it."""
+    if drop_recorded_command(config.on_event, overrides, trust) and verb == "resume":
+        say(f"on_event.command of the record is not run: give it again, or add `--trust {TRUST}`")
 
 
 def check_record(

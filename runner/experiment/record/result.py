@@ -86,7 +86,8 @@ def read_inexact_steps(folder: Path) -> dict[str, Any]:
 def collect_provenance(config: Config, command: Sequence[str], run: Run | None) -> dict[str, Any]:
     """Collect the provenance of a run: code, versions, machine, data."""
     splits: Mapping[str, Split] = run.splits if run is not None else {}
-    return provenance.collect(
+    fitted = {} if run is None else run.fitted.describe()
+    return ({"fitted": fitted} if fitted else {}) | provenance.collect(
         Path.cwd(),
         command=command,
         seed=config.seed,
@@ -95,6 +96,7 @@ def collect_provenance(config: Config, command: Sequence[str], run: Run | None) 
         plan_kinds={name: split.plan.kind for name, split in splits.items()},
         device=None if run is None else devices.describe(run.device),
         processes=1 if run is None else run.team.world,
+        names={} if run is None else run.names,
     )
 
 

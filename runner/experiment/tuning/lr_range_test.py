@@ -12,6 +12,7 @@ from runner.core.errors import RunError
 from runner.experiment.builders.instantiate import Trust
 from runner.experiment.tuning.trial_run import iterate_batches, open_trial_run
 from runner.train.lr_schedule import set_rate
+from runner.train.optimizer_step.several_optimizers import get_members
 
 SMOOTHED = 20  # the mean of a point and its neighbours covers one so many of all points
 
@@ -31,6 +32,7 @@ class LRRangeTest:
     lowest: float | None  # where it is least
     steepest: float | None  # where it falls fastest
     diverged: bool  # whether it rose so far that the test ended there
+    keys: dict[str, float] = dataclasses.field(default_factory=dict)  # of several optimizers: key → its share of a rate
 
 
 def run_lr_range_test(config: Config, low: float, high: float, steps: int, trust: Trust = ()) -> LRRangeTest:
@@ -47,8 +49,12 @@ def run_lr_range_test(config: Config, low: float, high: float, steps: int, trust
     """
     rates: list[float] = []
     losses: list[float] = []
+    diverged = False
     with open_trial_run(config, steps, trust) as run:
         base = run.optimizer.defaults.get("lr")
+        members = get_members(run.optimizer)
+        if base is None and len(members) > 1:  # the first of several; the others keep their ratios to it
+            base = next(iter(members.values())).defaults.get("lr")
         if not base:
             raise RunError(f"optimizer.lr: {type(run.optimizer).__name__} has no rate of its own to try others for")
         shares = [float(group["lr"]) / float(base) for group in run.optimizer.param_groups]
@@ -58,12 +64,14 @@ def run_lr_range_test(config: Config, low: float, high: float, steps: int, trust
                 set_rate(group, rate * share)
             loss = run.update(batch)["loss"].item()
             if not math.isfinite(loss):
-                return evaluate_losses(rates, losses, diverged=True)
+                diverged = True
+                break
             rates.append(rate)
             losses.append(loss)
-            if has_diverged(losses):
-                return evaluate_losses(rates, losses, diverged=True)
-    return evaluate_losses(rates, losses, diverged=False)
+            if diverged := has_diverged(losses):
+                break
+    keys = {f"optimizer.{name}.lr": one.defaults["lr"] / base for name, one in members.items() if name}
+    return dataclasses.replace(evaluate_losses(rates, losses, diverged=diverged), keys=keys)
 
 
 def has_diverged(losses: Sequence[float]) -> bool:
@@ -101,10 +109,12 @@ def describe_test(test: LRRangeTest) -> list[str]:
     tried = f"{len(test.rates)} steps, from {test.rates[0]:.3g} to {test.rates[-1]:.3g}, {end}" if test.rates else end
     if test.suggestion is None:
         return [tried, "no suggestion: the loss does not fall anywhere in this range"]
+    keys = test.keys or {"optimizer.lr": 1.0}
+    settings = " ".join(f"{key}={test.suggestion * share:.2g}" for key, share in keys.items())
     return [
         tried,
         f"the smoothed loss falls from {test.begins:.2g} on, fastest at {test.steepest:.2g}, to {test.lowest:.2g}",
-        f"optimizer.lr={test.suggestion:.2g}  (halfway from its beginning to its end, on the logarithmic scale)",
+        f"{settings}  (halfway from its beginning to its end, on the logarithmic scale)",
     ]
 
 

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from runner.config.schema import Config, Duration, Scheduler
+from runner.config.nodes import find_member_nodes
+from runner.config.schema import Component, Config, Duration, Scheduler
 from runner.core import rng
 from runner.core.errors import RunError
 from runner.experiment.builders import run as run_builder
@@ -19,9 +20,11 @@ from runner.train.state import Run
 @contextmanager
 def open_trial_run(config: Config, steps: int, trust: Trust) -> Iterator[Run]:
     """Open a run without schedule in a temporary folder; restore the global random state afterwards."""
+    members = {name: {**node, "scheduler": None} for name, node in find_member_nodes(config.optimizer).items()}
     short = dataclasses.replace(
         config,
         scheduler=Scheduler(),
+        optimizer=Component({**config.optimizer, **members}),
         pretrained=dataclasses.replace(config.pretrained, epoch=None),
         train=dataclasses.replace(config.train, duration=Duration(f"{steps}st")),
     )

@@ -24,6 +24,9 @@ from runner.sweep.report.significance import ALPHA, Mean, compute_welch_p
 UNFINISHED = ("running", "interrupted", "pruned")  # whose last logged objective is worth showing
 
 
+REPLICATED = {"seed": "seeds", "dataset.fold": "folds"}  # keys that replicates of a point differ in
+
+
 Curve = list[tuple[int, float]]  # optimizer step, value
 
 
@@ -133,13 +136,18 @@ class Report:
 
     @cached_property
     def has_replicates(self) -> bool:
-        """Whether some jobs differ in their seed alone."""
+        """Whether some jobs differ in seed or fold alone."""
         return any(count > 1 for count in Counter(row.replicate_of or row.id for row in self.active).values())
 
     @cached_property
     def keys(self) -> list[str]:
-        """Columns of the table: the varied keys, without the seed of replicates."""
-        return [key for key in self.varied if key != "seed" or not self.has_replicates]
+        """Columns of the table: the varied keys, without seed and fold of replicates."""
+        return [key for key in self.varied if key not in REPLICATED or not self.has_replicates]
+
+    @property
+    def replicates(self) -> str:
+        """Name of what replicates differ in: seeds, folds, or both."""
+        return " and ".join(name for key, name in REPLICATED.items() if key in self.varied) or "seeds"
 
     @cached_property
     def entries(self) -> list[ReportEntry]:
@@ -202,7 +210,7 @@ class Report:
 
     def arguments(self, row: JobRecord) -> list[str]:
         """Return all arguments of a job, as of a run of this job alone."""
-        of_the_sweep = ("sweep.", "hydra.", "hydra/")
+        of_the_sweep = ("sweep.", "hydra.", "hydra/", "on_event")
         base = [text for text in self.settings.get("base") or [] if not text.startswith(of_the_sweep)]
         words = [*(text for text in base if text not in row.overrides), *row.overrides]
         return [text for text in words if not text.startswith("-")]  # no option, such as --trust, comes from a record

@@ -49,7 +49,9 @@ def _format_table(report: Report) -> Iterator[str]:
     names, searched = list(report.objectives) or [report.objective], report.settings.get("searched")
     way = {1: "more is better", -1: "less is better"}[report.sign]
     of_replicates = (
-        f", mean ± {significance.CONFIDENCE:.0%} interval of n seeds (Student's t)" if report.has_replicates else ""
+        f", mean ± {significance.CONFIDENCE:.0%} interval of n {report.replicates} (Student's t)"
+        if report.has_replicates
+        else ""
     )
     yield f"by {report.objective}, {way}{of_replicates}"
     header = ["rank", "job" if not report.has_replicates else "jobs", *report.keys, *names]

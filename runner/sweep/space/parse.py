@@ -23,7 +23,7 @@ MAX_VALUES = 1_000_000  # of one key, and points of a grid: more is a mistake of
 TAGS = ("log",)
 
 
-OWN = ("sweep", "run", "hydra")  # they are of the sweep as a whole, or of one directory
+OWN = ("sweep", "run", "hydra", "on_event")  # they are of the sweep as a whole, or of one directory
 
 
 Parse = Callable[[str], Override]

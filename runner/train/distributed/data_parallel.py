@@ -22,6 +22,7 @@ from runner.train.accumulators import get_accumulators, set_accumulators
 from runner.train.distributed.process_group import ProcessGroup
 from runner.train.distributed.sync_batchnorm import synchronize_batch_norms
 from runner.train.optimizer_step.accumulated import is_summed
+from runner.train.optimizer_step.named_updates import StepWithUpdates
 from runner.train.single_process import FULL_TENSORS, FullTensors, SingleProcess
 from runner.train.state import Losses, Run
 from runner.train.step_outputs import RESERVED, StepOutputs
@@ -67,7 +68,8 @@ def share(run: Run, team: ProcessGroup, find_unused: bool, sync_batchnorm: bool)
     """Make a run's step, losses and training metrics those of all processes together."""
     suppress_metric_sync(run.metrics["eval"])
     suppress_metric_sync(run.metrics["train"])
-    if run.layout is FULL_TENSORS:
+    by_name = run.update if isinstance(run.update, StepWithUpdates) else None
+    if run.layout is FULL_TENSORS and by_name is None:
         run.wrap = ModelWrapper(run, find_unused=find_unused)
         run.wrap()
         run.update.loss = wrap_distributed(run.loss, run.device, find_unused=find_unused)
@@ -76,7 +78,11 @@ def share(run: Run, team: ProcessGroup, find_unused: bool, sync_batchnorm: bool)
     split: Any = run.splits["train"]
     if sync_batchnorm:
         synchronize_batch_norms(run.model, lambda: split.last[0] > 0)
-    run.update.step = WeightedStep(run.update.step, run.loss, split, team)
+    if by_name is not None:
+        by_name.step = WeightedUpdates(by_name, split, team)
+        by_name.measure, by_name.average = split.count_coming, team.average_gradients
+    else:
+        run.update.step = WeightedStep(run.update.step, run.loss, split, team)
     run.losses = SharedLosses(team)
     run.metrics["train"] = pool_metrics(run.metrics["train"], split, team)
     if run.update.metrics:
@@ -143,6 +149,27 @@ class WeightedStep:
         mass = mass * float(own > 0)
         weight = self.team.world * mass / self.team.total(mass)
         return torch.where(mass > 0, loss * weight, torch.zeros_like(loss))  # where it has nothing its mean is NaN
+
+
+class WeightedUpdates:
+    """Step with updates whose losses are weighted by this rank's share of the samples.
+
+    No wrapper stands around the model: an update averages the gradients itself, those of its own parameters alone.
+    """
+
+    def __init__(self, update: StepWithUpdates, split: ShardedBatches, team: ProcessGroup) -> None:
+        self.update, self.step, self.split, self.team = update, update.step, split, team
+
+    def __call__(self, batch: Any, net: nn.Module, loss: Any, **given: Any) -> Mapping[str, Any]:
+        if not torch.is_grad_enabled():  # an evaluation, of whole batches
+            return self.step(batch, net, loss, **given)
+        own, whole = self.split.counts(batch)
+        self.team.level(net)  # as DistributedDataParallel does before a forward
+        share = self.team.world * (float(own > 0) if self.update.sums else own / whole)
+        self.update.share = share
+        outcome = self.step(batch, net, loss, **given)
+        fields = {name: weigh(outcome[name], share) for name in outcome.keys() - RESERVED}
+        return {**outcome, **fields, "loss": outcome["loss"] * share, "size": whole}
 
 
 def compute_divisor(loss: Any, target: Any) -> Tensor | None:

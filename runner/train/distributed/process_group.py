@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -215,10 +215,26 @@ class ProcessGroup(SingleProcess):
         return [part[:count] for part, count in zip(parts, counts, strict=True)]
 
     def total(self, tensor: Tensor) -> Tensor:
-        """Return the sum of a tensor over the processes, on its device and without waiting for it."""
         total = tensor.clone()
         dist.all_reduce(total)
         return total
+
+    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Average gradients over the processes; one that some process lacks is zero there."""
+        there = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
+        dist.all_reduce(there, dist.ReduceOp.MAX)
+        kinds: dict[Any, list[Tensor]] = {}
+        for parameter, used in zip(parameters, there.tolist(), strict=True):
+            if used and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if parameter.grad is not None:
+                kinds.setdefault((parameter.grad.device, parameter.grad.dtype), []).append(parameter.grad)
+        for gradients in kinds.values():
+            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            dist.all_reduce(flat)
+            flat /= self.world
+            parts = flat.split([gradient.numel() for gradient in gradients])
+            torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
     def gather(self, value: Any) -> list[Any]:
         tensors: list[Tensor] = []

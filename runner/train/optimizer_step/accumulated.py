@@ -36,7 +36,7 @@ class AccumulatedStep(OptimizerStepWithHooks):
             self.scaler.backward(loss if self.sums or size == first else loss * (size / first))
             if self.metrics:
                 self.note(outcome)
-            outcomes.append({name: _detach(value) for name, value in outcome.items() if name not in _LARGE})
+            outcomes.append(detach_small(outcome))
         whole = sum(outcome.get("size", 1) for outcome in outcomes)
         if whole != first * self.count and not self.sums:
             self._correct(first * self.count / whole)
@@ -57,8 +57,13 @@ class AccumulatedStep(OptimizerStepWithHooks):
 _LARGE = ("output", "target")
 
 
-def _detach(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+def detach_small(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a micro-batch's step outputs without graph, and without what is as large as the batch."""
+    return {
+        name: value.detach() if isinstance(value, Tensor) else value
+        for name, value in outcome.items()
+        if name not in _LARGE
+    }
 
 
 def is_summed(loss: Callable[..., Any]) -> bool:

@@ -100,9 +100,9 @@ class NoGradScaler:
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
 
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradients of a loss."""
-        loss.backward()
+    def backward(self, loss: Tensor, **settings: Any) -> None:
+        """Accumulate the gradients of a loss; `settings` are those of `Tensor.backward`."""
+        loss.backward(**settings)
 
     def unscale(self) -> None: ...
 

@@ -19,8 +19,16 @@ def needs_closure(optimizer: Optimizer) -> bool:
 
 
 def is_custom_step(step: Callable[..., Any]) -> bool:
-    """Return whether a step asks for the optimizer: it does its own backward and update."""
-    return "optimizer" in inspect.signature(step).parameters
+    """Return whether a step asks for `optimizer` or `update`: it decides itself what is learnt, and when."""
+    return has_parameter(step, "optimizer") or has_parameter(step, "update")
+
+
+def has_parameter(step: Callable[..., Any], name: str) -> bool:
+    """Return whether a step has a parameter of this name."""
+    try:
+        return name in inspect.signature(step).parameters
+    except ValueError:  # bound to an argument that it does not have, which is said elsewhere
+        return False
 
 
 class OptimizerStepWithAfterHooks(OptimizerStep):

@@ -38,9 +38,9 @@ class GradScaler(NoGradScaler):
         # A scheduler warns where its step comes before the optimizer's first one, which may be skipped here.
         optimizer._opt_called = True  # type: ignore[attr-defined]  # noqa: SLF001
 
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate the scaled gradients of a loss."""
-        self.grad_scaler.scale(loss).backward()
+    def backward(self, loss: Tensor, **settings: Any) -> None:
+        """Accumulate the scaled gradients of a loss; `settings` are those of `Tensor.backward`."""
+        self.grad_scaler.scale(loss).backward(**settings)
 
     def unscale(self) -> None:
         """Unscale the gradients and check that all are finite."""

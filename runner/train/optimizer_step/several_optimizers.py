@@ -25,6 +25,8 @@ class Optimizers(Optimizer):
     def __init__(self, **optimizers: Optimizer) -> None:
         self.optimizers = optimizers
         super().__init__([group for optimizer in optimizers.values() for group in optimizer.param_groups], {})
+        for one in (self, *optimizers.values()):
+            vars(one)["_opt_called"] = True  # a scheduler warns where its step comes first: one may wait its turn
 
     def __getitem__(self, name: str) -> Optimizer:
         return self.optimizers[name]

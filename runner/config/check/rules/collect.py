@@ -17,6 +17,8 @@ from runner.config.check.rules.model import find_shadowed_patterns, find_shadowe
 from runner.config.check.rules.rule import Finding, find_unused_settings
 from runner.config.check.rules.sweep import check_search
 from runner.config.check.rules.train import (
+    check_average,
+    check_member_schedules,
     check_metric_names,
     check_one_cycle,
     check_plateau,
@@ -140,6 +142,8 @@ def _find_unused(config: schema.Config) -> Iterator[Finding]:
             "dataset", chosen, settings, "where nothing is split off", "dataset.val_fraction", "dataset.test_fraction"
         )
     yield from check_scheduler(config.scheduler)
+    yield from check_member_schedules(config)
+    yield from check_average(config)
     yield from find_too_long(config)
     yield from check_plateau(config)
     yield from check_one_cycle(config)

@@ -47,6 +47,12 @@ def check_splits(dataset: schema.Dataset) -> Iterator[Finding]:
                 kind="conflict",
             )
         )
+    if dataset.fold is not None and dataset.folds is None:
+        rule = "must be given: `dataset.folds` says how many, `dataset.fold` which one is val"
+        yield Finding(Mistake("dataset.folds", rule, kind="missing"), ("dataset.fold",))
+    if dataset.folds is not None and dataset.fold is not None and dataset.fold >= dataset.folds:
+        rule = f"must be below dataset.folds, {dataset.folds}"
+        yield Finding(Mistake("dataset.fold", rule, dataset.fold, kind="conflict"), ("dataset.folds",))
     fractions = {name: getattr(dataset, f"{name}_fraction") for name in ("val", "test")}
     if sum(fractions.values()) >= 1:
         rule = "and `dataset.test_fraction` together must be below 1"

@@ -8,7 +8,7 @@ from runner.config.check.rules.train import find_metric_names
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import Mistake
 
-OF_THE_SWEEP = ("sweep", "hydra")  # groups and keys that are no part of a job
+OF_THE_SWEEP = ("sweep", "hydra", "on_event")  # groups and keys that are no part of a job
 
 
 def find_multirun_only(arguments: Iterable[str]) -> Iterator[Mistake]:

@@ -1,10 +1,13 @@
 """Rules for `optimizer`, `scheduler`, `train` and `device`: contradictions, unused settings."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 
 from runner.config import schema
 from runner.config.check.rules.rule import MINIMISE, SUPERVISED, Finding, find_unused_settings
+from runner.config.nodes import find_member_nodes
+from runner.config.parsing import read_part
 from runner.config.schema import PROCESSES
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.durations import Duration, is_duration
@@ -157,11 +160,54 @@ def find_training_contradictions(config: schema.Config) -> Iterator[Finding]:
     if config.loss is None and step == SUPERVISED:
         rule = "must be given: the supervised step calls it"
         yield Finding(Mistake("loss", rule, value=None, kind="missing"), ("step", "loss"))
-    several = any(isinstance(node, dict) and "_target_" in node for node in config.optimizer.values())
-    for label, group in config.param_groups.items():
-        if several and group is not None:
-            rule = "must not stand beside several optimizers: each has the settings of what it matches"
-            yield Finding(Mistake(f"param_groups.{label}", rule, kind="conflict"), ("optimizer",))
+
+
+def check_member_schedules(config: schema.Config) -> Iterator[Finding]:
+    """Check the schedules of several optimizers, each as the one of a single optimizer."""
+    for name, node in find_member_nodes(config.optimizer).items():
+        chosen = read_part(schema.MemberOptimizer, node, ("optimizer", name))[0]
+        chosen = getattr(chosen, "scheduler", None)
+        if chosen is None:
+            continue
+        place = f"optimizer.{name}."
+        if chosen.monitor is not None or PLATEAU in (chosen._target_ or ""):
+            key = f"{place}scheduler.{'_target_' if chosen.monitor is None else 'monitor'}"
+            rule = "must stand in `scheduler`, for all optimizers: one metric is followed"
+            yield Finding(Mistake(key, rule, chosen.monitor or chosen._target_, kind="conflict"))
+            continue
+        alone = dataclasses.replace(config, scheduler=chosen)
+        for finding in (*check_scheduler(chosen), *check_one_cycle(alone), *find_too_long(alone)):
+            if finding.mistake.key.startswith("scheduler."):
+                keys = [place + key if key.startswith("scheduler") else key for key in finding.follows_from]
+                mistake = dataclasses.replace(finding.mistake, key=place + finding.mistake.key)
+                yield Finding(mistake, tuple(keys))
+
+
+def check_average(config: schema.Config) -> Iterator[Finding]:
+    """Check that an average of the weights has what its kind needs, and begins within the run."""
+    chosen, train = config.train.average, config.train
+    if chosen is None:
+        return
+    if train.ema is not None:
+        rule, remedy = "must not stand beside `train.ema`: there is one average", "take `kind: ema` and its `decay`"
+        yield Finding(Mistake("train.average", rule, remedy=remedy, kind="conflict"), ("train.ema",))
+    if chosen.kind == "mean":
+        reason = "in a mean of the weights, each of which counts the same"
+        yield from find_unused_settings("train.average", chosen, ("decay", "decay_power"), reason, "train.average.kind")
+    elif chosen.decay is None:
+        rule, right = f"must be given for kind {chosen.kind}", "0.999" if chosen.kind == "ema" else "0.5"
+        remedy = format_suggestion(right)
+        mistake = Mistake("train.average.decay", rule, None, remedy=remedy, suggestion=right, kind="missing")
+        yield Finding(mistake, ("train.average.kind",))
+    if chosen.update_bn and config.loader.persistent_workers and config.loader.num_workers:
+        rule = "must be false with `train.average.update_bn`, which reads the training data in the midst of an epoch"
+        mistake = Mistake("loader.persistent_workers", rule, value=True, suggestion="false", kind="conflict")
+        yield Finding(mistake, ("train.average.update_bn",))
+    run = Duration.parse(train.duration)
+    begins = Duration.parse(chosen.from_ or "0st")
+    if run.amount and begins != run and begins.reaches(run):
+        rule = f"must be within the run, whose train.duration is {train.duration}: nothing would be averaged"
+        yield Finding(Mistake("train.average.from", rule, chosen.from_, kind="conflict"), ("train.duration",))
 
 
 def find_unused_in_training(config: schema.Config) -> Iterator[Finding]:
@@ -169,6 +215,10 @@ def find_unused_in_training(config: schema.Config) -> Iterator[Finding]:
     train = config.train
     if train.ema is None:
         yield from find_unused_settings("train", train, ("ema_every",), "without `train.ema`", "train.ema")
+    if train.max_time is None:
+        yield from find_unused_settings(
+            "train", train, ("max_time_counts",), "without `train.max_time`", "train.max_time"
+        )
     if train.evaluate_every is None:
         reason = "while `train.evaluate_every` is null: there is one evaluation, at the end"
         yield from find_unused_settings("train", train, ("early_stop",), reason, "train.evaluate_every")
@@ -191,6 +241,11 @@ def find_unused_in_training(config: schema.Config) -> Iterator[Finding]:
         )
 
 
+def _list_frozen(freeze: schema.Freeze) -> list[tuple[str, schema.Freeze | schema.FreezeSet]]:
+    sets = [(f"freeze.sets.{name}", part) for name, part in freeze.sets.items() if part is not None]
+    return [("freeze", freeze), *sets]
+
+
 def find_too_long(config: schema.Config, steps_per_epoch: int | None = None) -> Iterator[Finding]:
     """Find a warmup or freeze as long as the run; `steps_per_epoch` lets steps compare with epochs."""
     run = Duration.parse(config.train.duration)
@@ -198,10 +253,22 @@ def find_too_long(config: schema.Config, steps_per_epoch: int | None = None) -> 
     rule = f"must be shorter than the run, whose train.duration is {config.train.duration}{known}"
     for key, value, remedy in (
         ("scheduler.warmup", config.scheduler.warmup, "the schedule after it would never begin: make it shorter"),
-        ("freeze.until", config.freeze.until, "nothing would ever thaw: make it shorter, or null"),
+        *(
+            (f"{key}.{name}", value, f"nothing would ever {verb}: make it shorter, or null")
+            for key, part in _list_frozen(config.freeze)
+            for name, value, verb in (("from", part.from_, "freeze"), ("until", part.until, "thaw"))
+        ),
     ):
         if value is not None and Duration.parse(value).reaches(run, steps_per_epoch):
             yield Finding(Mistake(key, rule, value, remedy=remedy, kind="conflict"), ("train.duration",))
+    for key, part in _list_frozen(config.freeze):
+        if (
+            part.from_
+            and part.until
+            and Duration.parse(part.from_).reaches(Duration.parse(part.until), steps_per_epoch)
+        ):
+            mistake = Mistake(f"{key}.from", f"must be before {key}.until, {part.until}", part.from_, kind="conflict")
+            yield Finding(mistake, (f"{key}.until",))
     epoch = config.pretrained.epoch
     if epoch and config.pretrained.strategy != "none" and Duration(epoch, "ep").reaches(run, steps_per_epoch):
         rule = f"must be before the end of the run, whose train.duration is {config.train.duration}{known}"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from datasets import delimited
+from datasets.table.delimited import ENDINGS, Delimited
 
 MISSING = {"", "NA", "N/A", "n/a", "#N/A", "#NV", "<NA>", "NaN", "nan", "NULL", "null", "None", "?"}
 FREE_BYTES, MOST_RATIO = 100 * 2**20, 200  # an archive may become so large, or so many times its own size
@@ -71,7 +71,36 @@ class Table(TensorDataset):
         else:
             aim = as_numbers(columns[target], f"{path}: column {target!r}", dtype, lines)
         self.files = [f"{path}: row {row}" for row in range(len(aim))]
+        self.inputs = wanted
         super().__init__(features, aim)
+
+    @staticmethod
+    def read_inputs(
+        path: str,
+        target: str | None = None,
+        inputs: str | Sequence[str] | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[Tensor, list[str]]:
+        """Read the inputs alone of a table that may lack the target: tensor [N, ...], and a name of each row.
+
+        Columns that are not among the inputs are left out.
+
+        Raises:
+            ValueError: a column of the inputs is not there, or has what is no number.
+        """
+        columns, lines = read(Path(path))
+        names = [name for name in columns if name and name != target] if inputs is None else inputs
+        wanted = [names] if isinstance(names, str) else list(names)
+        if absent := [name for name in wanted if name not in columns]:
+            missing, known = ", ".join(map(repr, absent)), ", ".join(map(repr, columns))
+            raise ValueError(f"{path} has no column {missing}, which the model was trained on; it has {known}")
+        if not wanted:
+            raise ValueError(f"{path} has no column to predict from")
+        numbers = [as_numbers(columns[name], f"{path}: column {name!r}", dtype, lines) for name in wanted]
+        features = numbers[0] if isinstance(names, str) or numbers[0].dim() > 1 else torch.stack(numbers, 1)
+        rows = [f"{path}:{line}" for line in lines] or [f"{path}[{row}]" for row in range(len(features))]
+        return features, rows
 
 
 def read(path: Path) -> tuple[Columns, list[int]]:
@@ -82,7 +111,7 @@ def read(path: Path) -> tuple[Columns, list[int]]:
         ModuleNotFoundError: Parquet without `pyarrow`.
     """
     ending = path.suffix.lower()
-    if ending in delimited.ENDINGS:
+    if ending in ENDINGS:
         return _read_text(path)
     if ending == ".npz":
         _refuse_bomb(path)
@@ -98,7 +127,7 @@ def read(path: Path) -> tuple[Columns, list[int]]:
         return {str(number): matrix[:, number] for number in range(matrix.shape[1])}, []
     if ending == ".parquet":
         return _read_parquet(path), []
-    known = ", ".join((*delimited.ENDINGS, ".npy", ".npz"))
+    known = ", ".join((*ENDINGS, ".npy", ".npz"))
     raise ValueError(f"{path} is no {known} or .parquet: save it as one of these, such as CSV")
 
 
@@ -156,7 +185,7 @@ def _verify_memory(path: Path, tables: Sequence[Any]) -> None:
 
 
 def _read_text(path: Path) -> tuple[Columns, list[int]]:
-    table = delimited.Delimited(path)
+    table = Delimited(path)
     found = list(table.rows())
     names, texts = table.names, list(zip(*(row for _, row in found), strict=True)) or [()] * len(table.names)
     filled = [number for number, name in enumerate(names) if name or any(map(str.strip, texts[number]))]

@@ -1,1 +1,0 @@
-"""Plain datasets and transforms; add yours here or in a `datasets` package of your own project."""

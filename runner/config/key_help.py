@@ -1,0 +1,218 @@
+"""Help for keys: type, rule, default and comment of each key, as `schema.py` states them."""
+
+import ast
+import dataclasses
+import io
+import tokenize
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+
+from runner.config import schema
+from runner.config.parsing import get_field_types, to_plain
+from runner.config.reading import format_yaml
+from runner.core.errors import ABSENT
+
+NAME = "NAME"  # in a key, where people choose the name: `param_groups.NAME.match`
+
+
+@dataclass(frozen=True)
+class KeyHelp:
+    """Help for one key.
+
+    Attributes:
+        key: in full; `NAME` stands for a name that people choose, `N` for a place in a list.
+        kind: kinds of values in words, `an integer or null`.
+        rule: bounds, choices or pattern in words; empty without one.
+        default: plain data; `ABSENT` where the key must be given.
+        comment: from the schema; empty without one.
+        where: `schema.py:line`.
+    """
+
+    key: str
+    kind: str
+    rule: str
+    default: Any
+    comment: str
+    where: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data; without `default` where the key must be given."""
+        plain = dataclasses.asdict(self)
+        if self.default is ABSENT:
+            del plain["default"]
+        return plain
+
+    @property
+    def shown_default(self) -> str:
+        """Default as YAML; empty where the key must be given."""
+        return "" if self.default is ABSENT else format_yaml(self.default)
+
+
+@cache
+def list_key_help() -> tuple[KeyHelp, ...]:
+    """List the help for every key of the schema, in its order."""
+    return tuple(_walk(schema.Config, ""))
+
+
+def find_key_help(key: str) -> KeyHelp | None:
+    """Return the help for a key; a name in the place of `NAME` counts. None for a key that the schema lacks."""
+    parts = key.split(".")
+    for known in list_key_help():
+        names = known.key.split(".")
+        if len(names) == len(parts) and all(one in (part, NAME, "N") for one, part in zip(names, parts, strict=True)):
+            return known
+    return None
+
+
+def list_keys_below(key: str) -> list[KeyHelp]:
+    """List the help for the keys below a key, which may have a name in the place of `NAME`."""
+    parts = key.split(".")
+    found = []
+    for known in list_key_help():
+        names = known.key.split(".")
+        if len(names) > len(parts) and all(one in (part, NAME, "N") for one, part in zip(names, parts, strict=False)):
+            found.append(known)
+    return found
+
+
+def describe_type(kind: Any) -> str:
+    """Describe a field's type in words."""
+    parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    words = dict.fromkeys(_describe_part(part) for part in parts if part is not type(None))
+    return " or ".join([*words, *(["null"] if type(None) in parts else [])])
+
+
+def _describe_part(kind: Any) -> str:
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return " or ".join(f"`{format_yaml(value)}`" for value in args)
+    if origin is list:
+        return f"a list, each {describe_type(args[0])}"
+    if origin is dict:
+        return f"a mapping from names to {describe_type(args[1])}" if args[1] is not Any else "a mapping"
+    plain = {
+        bool: "true or false",
+        int: "an integer",
+        float: "a number",
+        str: "a text",
+        Any: "any value",
+        schema.Component: "a component (`_target_` and its arguments)",
+        schema.Pattern: "a pattern (regular expression)",
+        schema.Duration: "a duration (`5ep`, `500st`)",
+    }
+    return plain.get(kind, "a mapping")
+
+
+_BOUNDS = {"at_least": "at least", "at_most": "at most", "above": "above", "below": "below"}
+
+
+def describe_rule(rules: Any) -> str:
+    """Describe the rules of a field in words; empty without any."""
+    said = [f"{words} {rules[name]}" for name, words in _BOUNDS.items() if name in rules]
+    if "like" in rules:
+        said.append(f"like `{rules['like']}`")
+    elif "regex" in rules:
+        said.append(f"matches `{rules['regex']}`")
+    if "slot" in rules:
+        said.append(f"fits the slot `{rules['slot']}`")
+    if "unbuilt" in rules:
+        said.append(rules["unbuilt"])
+    return ", ".join(said)
+
+
+def _walk(owner: type, prefix: str) -> Iterator[KeyHelp]:
+    kinds, notes = get_field_types(owner), _read_notes()
+    for item in dataclasses.fields(owner):
+        name = item.metadata.get("alias", item.name)
+        key = f"{prefix}{NAME if item.metadata.get('rest') else name}"
+        kind = kinds[item.name]
+        line, comment = notes[owner.__name__, item.name]
+        inner, below = _find_inner(kind, key)
+        if not comment and inner is not None:
+            comment = (inner.__doc__ or "").strip().splitlines()[0] if _has_docstring(inner) else ""
+        shown = kind if not item.metadata.get("rest") else get_args(kind)[1]
+        yield KeyHelp(
+            key, describe_type(shown), describe_rule(item.metadata), _get_default(item), comment, f"schema.py:{line}"
+        )
+        if inner is not None:
+            yield from _walk(inner, f"{below}.")
+
+
+def _has_docstring(owner: type) -> bool:
+    return not (owner.__doc__ or "").startswith(f"{owner.__name__}(")  # which `dataclass` writes
+
+
+def _get_default(item: dataclasses.Field[Any]) -> Any:
+    if item.metadata.get("rest"):
+        return ABSENT
+    if item.default_factory is not dataclasses.MISSING:
+        try:
+            return to_plain(item.default_factory())
+        except TypeError:  # a class with keys that must be given
+            return ABSENT
+    return ABSENT if item.default is dataclasses.MISSING else item.default
+
+
+def _find_inner(kind: Any, key: str) -> tuple[type | None, str]:
+    """Return the dataclass inside a field's type, and the prefix of its keys."""
+    for part in get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,):
+        origin, args = get_origin(part), get_args(part)
+        if isinstance(part, type) and dataclasses.is_dataclass(part):
+            return part, key
+        if origin in (dict, list):
+            inner, below = _find_inner(args[-1], f"{key}.{NAME if origin is dict else 'N'}")
+            if inner is not None:
+                return inner, below
+    return None, ""
+
+
+@cache
+def _read_notes() -> dict[tuple[str, str], tuple[int, str]]:
+    """Map (class, field) to the line and the comment in `schema.py`."""
+    text = Path(schema.__file__).read_text(encoding="utf-8")
+    comments: dict[int, tuple[str, bool]] = {}  # line → text, and whether it stands alone
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            comments[token.start[0]] = token.string.lstrip("# "), not token.line[: token.start[1]].strip()
+    notes = {}
+    for owner in ast.parse(text).body:
+        for statement in owner.body if isinstance(owner, ast.ClassDef) else ():
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                first, last = statement.lineno, statement.end_lineno or statement.lineno
+                above = first
+                while comments.get(above - 1, ("", False))[1]:
+                    above -= 1
+                said = [comments[line][0] for line in range(above, last + 1) if line in comments]
+                notes[str(getattr(owner, "name", "")), statement.target.id] = first, " ".join(said)
+    return notes
+
+
+def read_first_comment(file: Path) -> str:
+    """Return the first sentence of a config file's comment; empty without one."""
+    words = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        text = line.lstrip("# ")
+        if not line.startswith("#") or text.startswith("command:"):
+            break
+        if not line.startswith("# @package"):
+            words.append(text)
+    return " ".join(words).partition(". ")[0].rstrip(".")
+
+
+def list_options(group: str, folders: list[Path]) -> list[tuple[str, str]]:
+    """List the options of a group below some folders of configs, each with its first comment."""
+    found: dict[str, str] = {}
+    for folder in folders:
+        place = folder / group
+        for file in sorted(place.glob("*.yaml")) if place.is_dir() else ():
+            try:
+                found.setdefault(file.stem, read_first_comment(file))
+            except (OSError, UnicodeDecodeError, yaml.YAMLError):
+                found.setdefault(file.stem, "")
+    return sorted(found.items())
