@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.core.trees import iterate_tensors
-from runner.model.freeze import FrozenParameters, unfreeze
+from runner.model.freeze import FrozenParameters, freeze_at
 from runner.train.optimizer_step import precision
 from runner.train.state import Run
 from runner.train.vectorized.per_job import PerJobNumber
@@ -165,13 +165,14 @@ class Stack:
             self._stack([tensors[row] for row in rows])
             self._put_numbers()
 
-    def thaw(self) -> None:
-        """Let train what trains in the runs by now."""
-        first = self.runs[0]
+    def freeze_as_due(self) -> None:
+        """Freeze and unfreeze what is frozen, or trains, in the runs by now."""
+        first, model = self.runs[0], self.template.model
         for name, parameter in get_tensors(first)[0].items():
             self.parameters[name].requires_grad_(parameter.requires_grad)
-        model = self.template.model
-        unfreeze(model, FrozenParameters({}, {name: model.get_submodule(name) for name in first.frozen.norms}))
+        params = {name: model.get_parameter(name) for name in first.frozen.params}
+        norms = {name: model.get_submodule(name) for name in first.frozen.norms}
+        freeze_at(model, FrozenParameters(params, norms, first.frozen.spans), first.progress.step)
 
 
 def find_slots(module: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
