@@ -36,6 +36,7 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "convert": "runner.cli.convert",
     "report": "runner.cli.report",
     "promote": "runner.cli.promote",
+    "blame": "runner.cli.blame",
     "compare": "runner.cli.compare",
     "ls": "runner.cli.ls",
     "trust": "runner.cli.trust",
@@ -48,7 +49,6 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
 PLANNED = (
     "replay",
     "diff",
-    "blame",
 )
 
 
