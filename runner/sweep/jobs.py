@@ -53,7 +53,7 @@ class SweepPlan:
         named = self.settings.id != "auto"
         self.id = self.settings.id if named else compute_sweep_id(self.identified(self.base), sweep.space.keys)
         self.folder = Path("outputs") / self.base.name / self.id
-        self.frozen = code_snapshot.freeze(Path.cwd(), [*list_user_directories(trust), *_find_checkout()])
+        self.frozen = code_snapshot.freeze(Path.cwd(), [*list_user_directories(trust), *find_checkout()])
 
     @property
     def typical(self) -> JobSpec:
@@ -133,7 +133,7 @@ def find_objective(config: Config) -> tuple[str, str]:
     return name, config.train.mode or find_direction(config, name)
 
 
-def _find_checkout() -> list[Path]:
+def find_checkout() -> list[Path]:
     """Return the runner's own folder in a list; an installed package gives an empty list."""
     home = PACKAGE.parent.resolve()
     return [] if home.name in code_snapshot.NO_CODE else [home]
