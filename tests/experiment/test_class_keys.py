@@ -98,8 +98,9 @@ def test_a_module_of_torch_is_a_transform(parts, memory):
     run(f"loader.in_memory={memory}", verb=VERB)
     pooled = nn.functional.avg_pool2d(parts.Points().tensors[0], 2)
     assert parts.SHAPES[-3:] == [((4, 1, 2, 2), False, part.double().sum().item()) for part in pooled.split(4)]
-    more = "transform.train={pool: null, layer: {_target_: torch.nn.Linear, in_features: 4, out_features: 1}, drop: {_target_: "
-    run(f"loader.in_memory={memory}", more + "torch.nn.Dropout}}", verb=VERB)
+    layer = "layer: {_target_: torch.nn.Linear, in_features: 4, out_features: 1}"
+    more = f"transform.train={{pool: null, {layer}, drop: {{_target_: torch.nn.Dropout}}}}"
+    run(f"loader.in_memory={memory}", more, verb=VERB)
     assert [shape[:2] for shape in parts.SHAPES[-3:]] == [((4, 1, 4, 1), False)] * 3
 
 
