@@ -164,7 +164,7 @@ def test_a_derived_objective_has_the_direction_of_its_source(derived, expected):
         ("{of: val/loss, as: exp}", "metrics.own.of"),
         ("{of: loss, as: expo}", "metrics.own.as"),
         ("{of: {a: loss, b: accuracy}, as: a + 1}", "metrics.own.of.b"),
-        ("{of: loss, as: x * (x - 5)}", "train.mode"),
+        ("{of: loss, as: 'x * x - 5 * x'}", "train.mode"),
         ("{of: loss}", "metrics.own"),
     ],
 )
