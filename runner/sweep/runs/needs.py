@@ -97,7 +97,7 @@ def _list_paths(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _list_asked_paths(sweep: Path) -> Iterator[tuple[str, str]]:
-    """Yield the values of a sweep's arguments that may be paths, with their keys; none of a damaged ledger."""
+    """Yield values of a sweep's arguments that may be paths, with their keys; none of a damaged ledger."""
     words: dict[str, None] = {}
     with contextlib.suppress(*UNREADABLE_LEDGER), Ledger(sweep, read_only=True) as ledger:
         words = dict.fromkeys(map(str, ledger.settings().get("base") or []))

@@ -144,8 +144,7 @@ def refuse_named(words: Sequence[str], kept: Sequence[KeptRun]) -> None:
     mistakes = [
         Mistake(
             "RUN",
-            f"must stay: {one.reason}",
-            one.row.path,
+            f"{one.row.path} must stay: {one.reason}",
             remedy="`--force` takes it all the same" if one.needs else "wait for it, or stop it",
             kind="conflict",
         )
