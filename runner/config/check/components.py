@@ -56,6 +56,7 @@ _CALL = {
     "init": 1,
     "function": 1,
     "module_function": 1,
+    "views": 1,
     "step": 3,
     "hook": 3,
     "gradient_hook": 2,
@@ -66,6 +67,7 @@ _SUPPLIED = {
     "params": "the model's parameters",
     "optimizer": "the optimizer",
     "update": "the update of an optimizer",
+    "batch": "a batch of training samples",
     "data_source": "the dataset",
 }
 
@@ -316,6 +318,8 @@ def _find_positional(slot: str, target: Any, takes: CallableParameters) -> list[
         return [] if isinstance(target, type) else [name for name in takes.named if name in ACTION_ARGUMENTS]
     if own == "step" and not isinstance(target, type):
         return [*takes.positional[:3], *(name for name in ("optimizer", "update") if name in takes.named)]
+    if own == "module_function" and not isinstance(target, type) and "batch" in takes.named:
+        return [*takes.positional[:1], "batch"]
     if by_name in takes.own:
         return [str(by_name)]
     if isinstance(target, type):

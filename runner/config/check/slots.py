@@ -114,7 +114,7 @@ def _describe_other_kind(slot: str, target: Any) -> str:
         return ""
     bases = get_base_classes()
     own = bases.get(slot)
-    called = slot in ("function", "module_function", "init", "hook", "gradient_hook")
+    called = slot in ("function", "module_function", "views", "init", "hook", "gradient_hook")
     if (own is None and not called) or (own is not None and issubclass(target, own)):
         return ""
     other = next((kind for kind, base in bases.items() if kind != slot and issubclass(target, base)), None)
@@ -203,6 +203,7 @@ _FITS: dict[str, Callable[[Any, str], bool]] = {
     "init": _make_function_test("init"),
     "function": _make_function_test("function"),
     "module_function": _make_function_test("module_function"),
+    "views": lambda _target, _name: False,  # no library has one
     "hook": lambda _target, _name: False,  # no library has one
     "gradient_hook": lambda _target, _name: False,
     "action": lambda _target, _name: False,
@@ -225,6 +226,7 @@ _WORDS = {
     "init": "a function of torch.nn.init (or code of your own)",
     "function": f"one of {', '.join(allowed.NAMED['function'])} (or code of your own)",
     "module_function": "a function of your own that takes a module",
+    "views": "a function of your own that takes the model's input and gives several (datasets.transforms has some)",
     "hook": "a function of your own that takes a module, its inputs and its output",
     "gradient_hook": "a function of your own that takes a module and the gradient of its output",
     "action": "a function of your own, or an object that is called like one",

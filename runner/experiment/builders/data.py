@@ -1,8 +1,7 @@
 """Builders of the data: datasets, splits, transforms, samplers and loader settings of a config."""
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from runner.data.samples import Pipeline, Placement, Stream, to_image
 from runner.data.sharding import EvenShard, RoundRobinShard
 from runner.data.timing import DataClock
 from runner.experiment.builders.instantiate import Trust, instantiate
-from runner.experiment.builders.lending import Loan, get_loan, lend, lend_stand_ins
+from runner.experiment.builders.lending import get_loan
 from runner.train.checkpoint import ReadOnlyCheckpoints
 from runner.train.fitting import needs_fit
 
@@ -96,23 +95,6 @@ def read_fitted(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-@contextmanager
-def restore_fitted(folder: Path) -> Iterator[Loan]:
-    """Build data of a recorded run inside: what its run had learnt by `fit` is put back."""
-    loan = lend_stand_ins()
-    loan.fitted.recall = lambda: read_fitted(folder)
-    with lend(loan):
-        yield loan
-
-
-def make_recorded_pipeline(config: Config, folder: Path, trust: Trust = ()) -> Pipeline:
-    """Make the transforms of an evaluation of a recorded run, fitted as they were."""
-    with restore_fitted(folder) as loan:
-        pipeline = make_pipeline(config, "eval", trust)
-        loan.fitted.fit(None)
-    return pipeline
-
-
 def fit_parts(config: Config, parts: Parts) -> None:
     """Fit what has a method `fit` and was built by now to the raw samples of the training split."""
     fitted = get_loan().fitted
@@ -124,6 +106,26 @@ def fit_parts(config: Config, parts: Parts) -> None:
         rows = batches.choose_indices(dataset, indices, "train", config.dataset.limit)
         dataset = whole_dataset.SplitSubset(dataset, rows, get_member_key(config, "target"))
     fitted.fit(dataset)
+
+
+def make_init_batch(config: Config, parts: Parts, trust: Trust = ()) -> Any:
+    """Make the batch that `init.apply` asks for: the first training samples, on the CPU, as an evaluation has them.
+
+    Raises:
+        RunError: there is no training data.
+    """
+    if "train" not in parts or not hasattr(parts["train"][0], "__len__"):
+        raise RunError("init.apply asks for a batch, and `dataset.train` has no samples by index")
+    dataset, indices = parts["train"]
+    rows = batches.choose_indices(dataset, indices, "train", config.dataset.limit)[: config.init.samples]
+    collate = config.loader.collate_fn
+    options = {}
+    if collate is not None:
+        options["collate_fn"] = instantiate(collate, "loader.collate_fn", trust=trust, call=False, seed=config.seed)
+    settings = interfaces.LoaderSettings(len(rows), shuffle=False, in_memory=False, options=options)
+    stream, placement = Stream(config.seed, "init"), Placement(torch.device("cpu"))
+    split = batches.make_split(dataset, rows, make_pipeline(config, "eval", trust), stream, placement, settings)
+    return next(iter(split.batches(0)))
 
 
 def make_parts(config: Config, trust: Trust = ()) -> Parts:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,13 @@ from runner.experiment.builders.train import (
     make_optimizer_step,
     make_scaler,
     make_schedule,
+    make_views,
     match_saved_optimizer,
     parse_interval,
     require_step_durations,
 )
 from runner.model.pretrained.optimizer_state import count_steps
+from runner.model.weight_dtype import cast_weights
 from runner.train.checkpoint import Checkpoints, ReadOnlyCheckpoints
 from runner.train.distributed import data_parallel
 from runner.train.distributed.process_group import ProcessGroup
@@ -46,6 +49,7 @@ from runner.train.loss_weights import is_summed
 from runner.train.lr_schedule import trace_rates
 from runner.train.metric_inputs import list_fields
 from runner.train.optimizer_step.closure import is_custom_step, needs_closure
+from runner.train.optimizer_step.precision import DTYPES
 from runner.train.single_process import SINGLE_PROCESS, FullTensors, SingleProcess
 from runner.train.state import Losses, Objective, Rhythm, Run, Threshold
 from runner.train.step_outputs import RESERVED
@@ -95,8 +99,10 @@ def _build_parts(
     is_new = not checkpoints.entries()
     model = model_builder.make_model(config, trust)
     with team.first():
-        done = model_builder.prepare_model(config, model, trust, weights=is_new)
-    model = model.to(device=device)
+        done = model_builder.prepare_model(
+            config, model, trust, weights=is_new, batch=partial(data_builder.make_init_batch, config, parts, trust)
+        )
+    model = cast_weights(model, DTYPES.get(config.device.weights)).to(device=device)
     if config.device.memory_format == "channels_last" and config.device.parallel != "fsdp":  # it shards rows of weights
         model = model.to(memory_format=torch.channels_last)
     if config.device.compile:
@@ -146,6 +152,7 @@ def _build_parts(
         rhythm=rhythm,
         objective=Objective(name, mode, tuple(split for split in splits if split not in ("train", "test"))),
         average=average,
+        views=make_views(config, trust),
         config=plain,
         pretrained=done.pretrained,
         frozen=done.frozen,
