@@ -175,7 +175,8 @@ def write_export(
         pipeline = replace(pipeline, transforms={})
     samples, why = None, "the step does not say what the model gets"
     if called is not None:
-        samples, why = find_samples(trained.config, called, pipeline, trust)
+        with data_builder.restore_fitted(trained.folder):
+            samples, why = find_samples(trained.config, called, pipeline, trust)
         samples = None if samples is None else _fit_dtype(samples, trained)
     if samples is None:
         if to in export_formats.GRAPHS:
