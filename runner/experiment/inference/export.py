@@ -125,7 +125,9 @@ def export_run(
             mistakes += error.mistakes
     if mistakes:
         raise ConfigError(mistakes)
-    on_cpu = replace(config.device, type="cpu", precision="fp32", memory_format="contiguous", compile=False)
+    on_cpu = replace(
+        config.device, type="cpu", precision="fp32", weights="fp32", memory_format="contiguous", compile=False
+    )
     trained = load_trained_model(
         run, replace(config, device=on_cpu), trust, checkpoint=checkpoint, weights=weights, verb="export"
     )
@@ -175,8 +177,7 @@ def write_export(
         pipeline = replace(pipeline, transforms={})
     samples, why = None, "the step does not say what the model gets"
     if called is not None:
-        with data_builder.restore_fitted(trained.folder):
-            samples, why = find_samples(trained.config, called, pipeline, trust)
+        samples, why = find_samples(trained.config, called, pipeline, trust)
         samples = None if samples is None else _fit_dtype(samples, trained)
     if samples is None:
         if to in export_formats.GRAPHS:
