@@ -37,6 +37,7 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "report": "runner.cli.report",
     "promote": "runner.cli.promote",
     "compare": "runner.cli.compare",
+    "diff": "runner.cli.diff",
     "ls": "runner.cli.ls",
     "trust": "runner.cli.trust",
     "help": "runner.cli.help",
@@ -47,10 +48,7 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
 }
 
 
-PLANNED = (
-    "diff",
-    "blame",
-)
+PLANNED = ("blame",)
 
 
 # First words of other tools' command lines, and the verb that does the same; without one a run is trained.

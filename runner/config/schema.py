@@ -323,6 +323,7 @@ class Train:
         None  # a metric, `<split>/<name>`; null: val/loss where there is a val split, else train/loss
     )
     mode: Literal["min", "max"] | None = None  # null: min for a loss, max otherwise
+    test_with: Literal["last", "best"] = "last"  # the weights that the test split is evaluated with
     max_time: str | None = make_field(
         None, regex=durations.TIME, like="1h30m"
     )  # of wall time over all resumes, then it is done
@@ -418,12 +419,21 @@ class Sweep:
         "auto", at_least=1
     )  # jobs at a time; auto: as many as cores and GPUs allow
     processes: int = make_field(1, at_least=1)  # of each job, with device.parallel: ddp or fsdp; it takes as many slots
+    vectorize: Literal["auto", "on", "off"] = "auto"  # train jobs of one architecture as one model; auto: where faster
     timeout: float | None = make_field(None, above=0)  # seconds for one attempt of a job
     memory: float | None = make_field(None, above=0)  # GiB that a job's processes may hold together
     retry: Literal["machine", "all", "none"] = "machine"  # failed jobs to try again: only what the machine did, ...
     rerun: Literal["none", "changed"] = "none"  # finished jobs to run again: none, those whose code has changed
     fail_fast: bool = False  # stop the sweep at its first failed job; the same line goes on later
     search: Search = make_field(Search)
+
+
+@dataclass
+class Derived:
+    """Number computed from means of its split: `{of: loss, as: exp}` is the perplexity."""
+
+    of: str | dict[str, str] = make_field()  # a metric without its split (`loss`); several by their names in `as`
+    function: str = make_field(alias="as")  # a function (exp, sqrt, psnr, bits, …) or an expression: `1 - x`
 
 
 @dataclass
@@ -458,7 +468,11 @@ class Config:
     freeze: Freeze = make_field(Freeze)
     param_groups: dict[str, ParamGroup | None] = make_field({})
     scheduler: Scheduler = make_field(Scheduler, slot="scheduler")
-    metrics: dict[str, Component | None] = make_field({}, slot="metric")
+    # By name: a component, or a number derived from others (`of`, `as`). Beside its arguments a component may have
+    # `on` (train, eval; both), `output` and `target` (which of a step's; `target: null` for none) and `every` (`1ep`).
+    metrics: dict[str, Derived | Component | None] = make_field({}, slot="metric")
+    # By name: what is called at its rhythm (`every`, else 1ep; null: at the end) and returns pictures, texts, files, …
+    actions: dict[str, Component | None] = make_field({}, slot="action")
     device: Device = make_field(Device)
     train: Train = make_field(Train)
     log: Log = make_field(Log)

@@ -45,6 +45,23 @@ def read_json(file: Path) -> dict[str, Any] | None:
     return None
 
 
+def read_saved_step(folder: Path) -> int:
+    """Read the step of a job's newest checkpoint; 0 without one."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        entries = safe_io.read_json(folder / "checkpoints" / "manifest.json")["entries"]
+        return max((int(entry["step"]) for entry in entries), default=0)
+    return 0
+
+
+def describe_exit(status: int | None, cause: str) -> str:
+    """Describe the end of a process whose jobs have no end of their own."""
+    if cause:
+        return cause
+    if status is not None and status < 0:
+        return f"{get_signal_name(-status)} ended the process"
+    return f"the process ended itself, with status {status}"
+
+
 def read_outcome(
     folder: Path, status: int | None, known: Cause | Literal[""] = "", error: str = "", *, stopped: bool = False
 ) -> dict[str, Any]:

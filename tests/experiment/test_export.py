@@ -320,7 +320,8 @@ def test_a_card_gives_intervals_over_the_replicates_of_a_sweep(tmp_path, runner)
     ran = runner("-m", *words, "seed=0,1,2")
     assert ran.status == 0, ran.err
     job = next(path.parent for path in Path("outputs").glob("*/*/*/config.yaml"))
-    export(runner, str(job), "state_dict")
+    number = job.name.split("_")[0]
+    export(runner, f"{job.parent}:{number}", "state_dict")
     values = [
         json.loads(path.read_text())["metrics"]["val/accuracy"] for path in Path("outputs").glob("*/*/*/result.json")
     ]

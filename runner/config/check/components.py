@@ -8,6 +8,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from runner.config.check.annotations import (
     list_choices,
     wants_class,
 )
+from runner.config.check.component_settings import strip_settings
 from runner.config.check.imports import LIBRARIES, TargetError, describe_trust, import_object
 from runner.config.check.signature import CallableParameters, inspect_parameters
 from runner.config.check.slots import (
@@ -30,6 +32,7 @@ from runner.config.check.slots import (
     get_defining_module,
     suggest_elsewhere,
 )
+from runner.config.component_settings import ACTION_ARGUMENTS, SETTINGS
 from runner.config.reading import format_yaml
 from runner.config.scalars import as_number
 from runner.config.suggestions import find_nearest, format_suggestion
@@ -91,6 +94,7 @@ class PlacedMistakes:
     """Mistakes of components, each with its path."""
 
     mistakes: list[tuple[Path, Mistake]] = field(default_factory=list)
+    own_step: bool = False  # the step is the user's own, and may call the loss with whatever it likes
     untrusted: frozenset[Path] = frozenset()  # components whose names were refused before anything was imported
 
     def wrong(
@@ -110,10 +114,19 @@ class PlacedMistakes:
         self.mistakes.append((path, Mistake(key, rule, value, where, remedy, suggestion, kind)))
 
 
+def is_own_step(node: Mapping[str, Any], trust: Sequence[str]) -> bool:
+    """Return whether a step may call the loss with other things than an output and a target."""
+    with suppress(TargetError):
+        return not {"input", "target"} <= {*getattr(import_object(node["_target_"], trust), "needs", ())}
+    return True
+
+
 def check_component(path: Path, slot: str, node: dict[str, Any], trust: Sequence[str], found: PlacedMistakes) -> Any:
     """Check a component and all nested ones; return the object of its `_target_`, or None."""
     target = _import_target(path, slot, node, trust, found)
     takes = None if target is None else inspect_parameters(target)
+    if slot in SETTINGS:
+        node = strip_settings(path, slot, node, takes, found.wrong)
     if target is not None and takes is not None:
         _check_arguments(path, slot, node, target, takes, found)
     named = takes.named if takes is not None else {}
@@ -247,7 +260,7 @@ def _import_target(path: Path, slot: str, node: dict[str, Any], trust: Sequence[
 def _check_arguments(
     path: Path, slot: str, node: dict[str, Any], target: Any, takes: CallableParameters, found: PlacedMistakes
 ) -> None:
-    before = _find_positional(slot, target, takes)
+    before = [] if slot == "loss" and found.own_step else _find_positional(slot, target, takes)
     positional = node.get("_args_", [])
     free = [name for name in takes.positional if name not in before]
     filled = [*before, *free[: len(positional)]]
@@ -286,6 +299,8 @@ def _find_positional(slot: str, target: Any, takes: CallableParameters) -> list[
     by_name = {"scheduler": "optimizer", "sampler": "data_source"}.get(own)
     if slot == MEMBER:
         return takes.positional[:1]
+    if own == "action":
+        return [] if isinstance(target, type) else [name for name in takes.named if name in ACTION_ARGUMENTS]
     if own == "step" and not isinstance(target, type):
         return [*takes.positional[:3], *(name for name in ("optimizer", "update") if name in takes.named)]
     if own == "module_function" and not isinstance(target, type) and "batch" in takes.named:
@@ -308,8 +323,9 @@ def _check_missing(
     filled: list[str],
     found: PlacedMistakes,
 ) -> None:
-    if slot.startswith("nested") and not isinstance(target, type):
-        return  # a function that is handed over: who calls it gives the rest
+    handed_over = slot.startswith("nested") or (slot == "loss" and found.own_step)
+    if handed_over and not isinstance(target, type):
+        return  # who calls the function gives the rest
     missing = [
         name
         for name, parameter in takes.own.items()

@@ -200,6 +200,7 @@ _FITS: dict[str, Callable[[Any, str], bool]] = {
     "views": lambda _target, _name: False,  # no library has one
     "hook": lambda _target, _name: False,  # no library has one
     "gradient_hook": lambda _target, _name: False,
+    "action": lambda _target, _name: False,
     "step": _make_function_test("step"),
     "tensor": _make_function_test("tensor"),
     "search_sampler": _make_optuna_test("search_sampler", "optuna.samplers.BaseSampler"),
@@ -222,6 +223,7 @@ _WORDS = {
     "views": "a function of your own that takes the model's input and gives several (datasets.transforms has some)",
     "hook": "a function of your own that takes a module, its inputs and its output",
     "gradient_hook": "a function of your own that takes a module and the gradient of its output",
+    "action": "a function of your own, or an object that is called like one",
     "step": "a function of runner.train.steps (or code of your own)",
     "tensor": f"one of {', '.join(_TENSORS)}",
     "search_sampler": "a subclass of optuna.samplers.BaseSampler",

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Subset
 
+from runner.config.component_settings import list_components
 from runner.config.schema import Config
 from runner.core import device as devices
 from runner.core import durations, rng
@@ -24,7 +26,10 @@ from runner.experiment.builders.log import make_monitor
 from runner.experiment.builders.train import (
     choose_objective,
     compile_in_place,
+    make_actions,
     make_average,
+    make_derived,
+    make_metric_input,
     make_metrics,
     make_optimizer,
     make_optimizer_step,
@@ -40,11 +45,15 @@ from runner.model.weight_dtype import cast_weights
 from runner.train.checkpoint import Checkpoints, ReadOnlyCheckpoints
 from runner.train.distributed import data_parallel
 from runner.train.distributed.process_group import ProcessGroup
+from runner.train.loss_weights import is_summed
 from runner.train.lr_schedule import trace_rates
+from runner.train.metric_inputs import list_fields
 from runner.train.optimizer_step.closure import is_custom_step, needs_closure
 from runner.train.optimizer_step.precision import DTYPES
 from runner.train.single_process import SINGLE_PROCESS, FullTensors, SingleProcess
-from runner.train.state import Objective, Rhythm, Run, Threshold
+from runner.train.state import Losses, Objective, Rhythm, Run, Threshold
+from runner.train.step_outputs import RESERVED
+from runner.train.steps import needs_input_and_target
 from runner.train.trace import NoTrace, Trace
 
 
@@ -108,9 +117,14 @@ def _build_parts(
     layout.ready(optimizer)
     step = instantiate(config.step, "step", trust=trust, call=False, seed=config.seed)
     scaler = make_scaler(config, step, optimizer, device)
-    metrics = {which: make_metrics(config, device, trust) for which in ("train", "eval")}
+    metrics = {which: make_metrics(config, device, trust, which) for which in ("train", "eval")}
+    inputs = {
+        which: [make_metric_input(config, name, metric) for name, metric in made.items()]
+        for which, made in metrics.items()
+    }
+    actions = make_actions(config, trust)
     average = make_average(config, model, rhythm, layout)
-    update = make_optimizer_step(config, device, model, loss, step, optimizer, metrics["train"], average, scaler)
+    update = make_optimizer_step(config, device, model, loss, step, optimizer, inputs["train"], average, scaler)
     dataset = parts["train"][0] if "train" in parts else None
     run = Run(
         folder=folder,
@@ -126,6 +140,14 @@ def _build_parts(
         schedule=make_schedule(config, optimizer, steps_per_epoch, total_steps, trust),
         splits=splits,
         metrics=metrics,
+        inputs=inputs,
+        derived=make_derived(config),
+        actions=actions,
+        datasets=collect_datasets(parts) if actions else {},
+        losses=Losses(
+            RESERVED | list_fields([*inputs["train"], *inputs["eval"]]),
+            sums=loss is not None and needs_input_and_target(step) and is_summed(loss),
+        ),
         checkpoints=checkpoints,
         rhythm=rhythm,
         objective=Objective(name, mode, tuple(split for split in splits if split not in ("train", "test"))),
@@ -148,6 +170,14 @@ def _build_parts(
     if is_new:
         continue_saved(config, run, trust)
     return run
+
+
+def collect_datasets(parts: data_builder.Parts) -> dict[str, Any]:
+    """Collect the raw samples of each split, for the actions."""
+    return {
+        name: dataset if indices is None else Subset(dataset, indices.tolist())
+        for name, (dataset, indices) in parts.items()
+    }
 
 
 def _build_data(
@@ -227,6 +257,11 @@ def make_rhythm(config: Config, num_batches: int) -> Rhythm:
             Threshold(name, value.below, value.above) for name, value in train.stop_when.items() if value is not None
         ),
         max_seconds=None if train.max_time is None else durations.parse_seconds(train.max_time),
+        own_rhythms=tuple(
+            Duration.parse(node["every"])
+            for node in list_components(config.metrics).values()
+            if node.get("every") is not None and node.get("on", "both") != "eval"
+        ),
         max_time_counts=train.max_time_counts,
         check_finite=train.check_finite,
         on_save_error=train.on_save_error,

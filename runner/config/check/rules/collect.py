@@ -17,6 +17,7 @@ from runner.config.check.rules.model import find_shadowed_patterns, find_shadowe
 from runner.config.check.rules.rule import Finding, find_unused_settings
 from runner.config.check.rules.sweep import check_search
 from runner.config.check.rules.train import (
+    check_actions,
     check_average,
     check_member_schedules,
     check_metric_names,
@@ -25,6 +26,7 @@ from runner.config.check.rules.train import (
     check_processes,
     check_scheduler,
     check_stop_values,
+    check_test_weights,
     find_too_long,
     find_training_contradictions,
     find_unused_in_training,
@@ -66,6 +68,8 @@ def collect_findings(config: schema.Config, choices: dict[str, str | None]) -> I
     yield from check_downloads(config.dataset.downloads)
     yield from check_metric_names(config)
     yield from check_stop_values(config)
+    yield from check_test_weights(config)
+    yield from check_actions(config)
     yield from _find_contradictions(config)
     yield from check_debug(config, choices.get("debug"))
     yield from check_search(config)
