@@ -129,7 +129,7 @@ def predict(
         mistakes.append(Mistake("INPUT", rule, remedy=remedy, kind="conflict" if inputs else "missing"))
     if mistakes:
         raise ConfigError(mistakes)
-    size = batch_size or config.loader.eval.batch_size or config.loader.batch_size
+    size = batch_size or config.loader.eval.batch_size or config.loader.batch_size or 1
     if split:
         if batch_size is not None:
             config = replace(config, loader=replace(config.loader, eval=replace(config.loader.eval, batch_size=size)))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.config.check.imports import import_object
+from runner.config.check.rules.train import find_direction
 from runner.config.schema import Config, Sample
 from runner.core import device as devices
 from runner.core.errors import ConfigError, Mistake, RunError
@@ -125,7 +126,7 @@ def load_trained_model(
     device = choose_device(config, notes)
     with diagnosis.convert_record_errors(folder):
         devices.set_up(device, config.device.threads, config.device.deterministic, config.device.precision)
-        mode = config.train.mode or ("min" if (config.train.objective or "loss").endswith("loss") else "max")
+        mode = config.train.mode or find_direction(config, config.train.objective or "val/loss")
         checkpoints = Checkpoints(folder / "checkpoints", mode=mode, warn=print_note)
         require_checkpoints(folder, checkpoints, file)
         saved = checkpoints.load(file)

@@ -131,6 +131,15 @@ def find_sweep(word: str) -> Path | None:
     return _require_one(named, word, "SWEEP")
 
 
+def find_named_folder(word: str) -> Path | None:
+    """Find the run or the sweep below `outputs` that has a name; None where there is none.
+
+    Raises:
+        ConfigError: several have it.
+    """
+    return _require_one(_list_named_runs(word), word, "RUN") or find_sweep(word)
+
+
 def _find(word: str, name: str) -> Address | None:
     path = Path(word)
     for given in (path, path.parent) if path.name in ("config.yaml", "result.json", "checkpoints") else (path,):
