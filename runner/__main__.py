@@ -36,6 +36,7 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "convert": "runner.cli.convert",
     "report": "runner.cli.report",
     "promote": "runner.cli.promote",
+    "blame": "runner.cli.blame",
     "compare": "runner.cli.compare",
     "diff": "runner.cli.diff",
     "ls": "runner.cli.ls",
@@ -48,7 +49,7 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
 }
 
 
-PLANNED = ("blame",)
+PLANNED = ("schema",)
 
 
 # First words of other tools' command lines, and the verb that does the same; without one a run is trained.

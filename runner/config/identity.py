@@ -35,6 +35,9 @@ ADDED_LATER: dict[str, Any] = {
     "train.stop_when": {},
     "train.max_time_counts": "all",
     "train.average": None,
+    "init.samples": 1024,
+    "transform.views": None,
+    "device.weights": "fp32",
     "freeze.from": None,
     "freeze.sets": {},
     "train.test_with": "last",
@@ -67,7 +70,7 @@ def compute_job_id(config: Mapping[str, Any]) -> str:
 
 
 def compute_replicate_id(config: Mapping[str, Any]) -> str:
-    """Hash a resolved config as `compute_job_id` does, but without seed and fold: replicates share the hash."""
+    """Hash a config as `compute_job_id` does, but without seed and fold: replicates share the hash."""
     kept = _drop_without_effect(config)
     if (kept.get("dataset") or {}).get("fold") is not None:
         kept = _without(kept, "dataset.fold")

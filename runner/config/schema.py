@@ -97,6 +97,9 @@ class Transform:
     on: Literal["input", "target", "sample"] = "input"
     train: dict[str, Component | None] = make_field({}, slot="transform")  # by name, in order; null removes one
     eval: dict[str, Component | None] = make_field({}, slot="transform")
+    # of an evaluation's batch: a function of the model's input that gives inputs, or pairs of a weight and an input;
+    # the model's outputs for them are averaged
+    views: Component | None = make_field(None, slot="views")
     batch: dict[str, Component | None] = make_field({}, slot="transform")  # of whole training batches: MixUp, CutMix
 
 
@@ -110,7 +113,8 @@ class EvalLoader:
 
 @dataclass
 class Loader:
-    batch_size: int = make_field(64, at_least=1)  # per process
+    # Per process. null: every sample of the dataset is a whole batch already, of all processes together.
+    batch_size: int | None = make_field(64, at_least=1)
     num_workers: int = make_field(0, at_least=0)
     in_memory: bool | Literal["auto"] = "auto"
     in_memory_limit: float = make_field(4.0, above=0)  # GiB; `auto` goes through the DataLoader beyond it
@@ -152,7 +156,9 @@ class InitRule:
 @dataclass
 class Init:
     rules: dict[str, InitRule | None] = make_field({})  # ordered, first match wins for each tensor
-    apply: Component | None = make_field(None, slot="module_function")  # a whole `fn(module)` handed to `model.apply`
+    # a whole `fn(module)` handed to `model.apply`; `fn(module, batch)` also gets a batch of training samples
+    apply: Component | None = make_field(None, slot="module_function")
+    samples: int = make_field(1024, at_least=1)  # in that batch: the first ones, through the transforms of evaluation
 
 
 @dataclass
@@ -254,6 +260,8 @@ class MemberOptimizer:
 class Device:
     type: str = make_field("auto", regex=r"auto|cpu|mps|cuda(:\d+)?")
     threads: int = make_field(1, at_least=1)  # CPU threads of this process; their number changes weights bitwise
+    # of the weights themselves and of the model's input; normalisation stays in fp32
+    weights: Literal["fp32", "bf16", "fp16"] = "fp32"
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"  # bf16 and fp16: autocast; fp16 with a GradScaler
     compile: bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = False
     cuda_graphs: bool = make_field(

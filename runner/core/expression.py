@@ -115,6 +115,14 @@ def _compute(node: ast.expr, values: Mapping[str, float]) -> float:
     return float(FUNCTIONS[node.func.id](*[_compute(argument, values) for argument in node.args]))
 
 
+def measure_slope(text: str, name: str = "x") -> int:
+    """Return the slope of an expression's text, see `find_slope`; 0 where it is none."""
+    try:
+        return find_slope(parse_expression(text, frozenset({name})))
+    except ValueError:
+        return 0
+
+
 def find_slope(expression: Expression) -> int:
     """Return 1 where an expression in one positive number rises, -1 where it falls, else 0."""
     if len(expression.names) != 1:

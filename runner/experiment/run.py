@@ -401,12 +401,16 @@ def describe_out_of_memory(run: Run) -> str:
     if evaluating and loader["eval"]["batch_size"] is not None:
         key, size = "loader.eval.batch_size", loader["eval"]["batch_size"]
     where = "in the evaluation after" if evaluating else "in the step after"
-    ways = oom.suggest_remedies(
-        size,
-        run.rhythm.accumulate,
-        run.config["device"]["precision"],
-        evaluating=evaluating,
-        splits=run.config["train"]["split_on_oom"],
+    ways = (
+        "let the dataset give smaller batches"
+        if size is None
+        else oom.suggest_remedies(
+            size,
+            run.rhythm.accumulate,
+            run.config["device"]["precision"],
+            evaluating=evaluating,
+            splits=run.config["train"]["split_on_oom"],
+        )
     )
     return (
         f"out of memory {where} step {run.progress.step:,} with {key}={size}; {oom.describe_peak(run.device)}. {ways}"

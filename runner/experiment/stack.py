@@ -32,7 +32,7 @@ from runner.train.finite import NonFiniteError
 from runner.train.single_process import SINGLE_PROCESS
 from runner.train.state import Run, StopRequest
 from runner.train.vectorized.joining import explain_apart, find_difference
-from runner.train.vectorized.loop import Member, fit_stack
+from runner.train.vectorized.loop import StackMember, fit_stack
 from runner.train.vectorized.trial import ApartError
 
 
@@ -142,7 +142,7 @@ def train_together(jobs: Sequence[StackJob], numbers: Any, *, timed: bool) -> No
 
     record_stack(jobs)
     try:
-        fit_stack([Member(job.run, job.streams) for job in jobs], numbers, leave, timed=timed)
+        fit_stack([StackMember(job.run, job.streams) for job in jobs], numbers, leave, timed=timed)
     except Exception as error:  # noqa: BLE001  of the user's code under vmap, or memory
         for job in jobs:
             if job.status is None and job.fault is None:

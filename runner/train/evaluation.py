@@ -11,11 +11,12 @@ from torch import Tensor
 from runner.core import rng
 from runner.core.errors import RunError
 from runner.log.artifacts import FirstArtifacts, write_artifacts
-from runner.train.bn_statistics import refresh_statistics
+from runner.train.bn_statistics import update_statistics
 from runner.train.loss_weights import compute_divisor
 from runner.train.metric_inputs import find_due
 from runner.train.state import Losses, Run
 from runner.train.steps import needs_input_and_target
+from runner.train.views import AverageOverViews
 
 
 def add(values: dict[str, Any], more: Mapping[str, Any]) -> None:
@@ -107,7 +108,7 @@ def evaluate(
     metrics = run.inputs["eval"] if metrics is None else metrics
     for metric in metrics:
         metric.reset()
-    refresh_statistics(run)
+    update_statistics(run)
     run.model.eval()
     near, far = ([look for look in looks if look.near is near] for near in (True, False))
     for look in looks:
@@ -161,9 +162,10 @@ def add_outcome(run: Run, losses: Losses, outcome: Mapping[str, Any]) -> None:
 def evaluate_batches(run: Run, name: str, looks: Sequence[Any] = ()) -> Iterator[Mapping[str, Any]]:
     """Yield the step output of each batch, drawn from the batch's own stream; pass both to `looks`."""
     split = run.splits[name]
+    model: Any = run.model if run.views is None else AverageOverViews(run.model, run.views)
     for number, batch in enumerate(split.batches(0)):
         rng.seed_all(rng.derive_key(run.seed, "evaluate", name, run.team.number(number)))
-        outcome = run.update.evaluate(batch, run.model)
+        outcome = run.update.evaluate(batch, model)
         for look in looks:
             look.add(batch, outcome)
         yield outcome

@@ -16,7 +16,7 @@ from runner.core.durations import Duration, compute_next_due
 from runner.core.errors import RunError
 from runner.model.freeze import freeze_at
 from runner.train.actions import call_due_actions, find_due_actions, keep_outcome_artifacts
-from runner.train.bn_statistics import refresh_statistics
+from runner.train.bn_statistics import update_statistics
 from runner.train.checkpoint import SaveError
 from runner.train.evaluation import (
     add,
@@ -417,7 +417,7 @@ def save(run: Run) -> None:
     run.progress.seconds_training = max(run.progress.seconds_training, run.clock.budget.used)
     best = run.progress.best
     metric = best["objective"] if best is not None and best["step"] == run.progress.step else None
-    refresh_statistics(run)
+    update_statistics(run)
     state = collect_state(run)
     run.trace.save(run, state)
     with handle_save_error(run):

@@ -325,6 +325,7 @@ class Run:
     actions: Sequence[Any] = ()  # see `train/actions.py`
     datasets: Mapping[str, Any] = field(default_factory=dict)  # raw samples by split, for the actions
     average: WeightAverage | None = None  # of the weights
+    views: Any = None  # of an evaluation's input, whose outputs are averaged
     scaler: GradScaler | GradScalers | None = None  # of fp16's gradients
     pretrained: LoadPlan | None = None  # what was loaded
     frozen: FrozenParameters = field(default_factory=FrozenParameters)

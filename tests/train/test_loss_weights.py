@@ -130,3 +130,16 @@ def test_accumulated_gradients_are_those_of_one_batch(step, reduction, size):
 def test_the_divisor_of_a_classification(loss, target, expected):
     found = compute_divisor(loss, target)
     assert expected == (found if found is None else float(found))
+
+
+@pytest.mark.parametrize(
+    "loss", ["loss.reduction=sum", "loss.ignore_index=3", "dataset.class_weights=[1,2,3,4,5,6,7,8,9,0.5]"]
+)
+def test_an_evaluation_does_not_depend_on_its_batch_size(loss, runner):
+    """With the supervised step, whatever its loss divides by; `reduction: sum` is said as a mean over samples."""
+    values = []
+    for size in (1, 7, 100):
+        ran = runner("train.duration=0st", "dataset.limit=20", f"loader.eval.batch_size={size}", loss, "log=quiet")
+        values.append(ran.result["metrics"]["val/loss"])
+
+    assert values == [pytest.approx(values[0], rel=1e-6)] * 3

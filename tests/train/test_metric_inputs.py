@@ -5,10 +5,16 @@ from collections import namedtuple
 import pytest
 import torch
 
+from runner.config.check.check import Check
+from runner.config.check.rules.train import find_direction
+from runner.config.compose import compose
 from runner.core.durations import Duration
 from runner.core.errors import RunError
 from runner.core.expression import parse_expression
+from runner.sweep.jobs import find_objective
+from runner.sweep.runs.reading import _infer_mode
 from runner.train.metric_inputs import DerivedNumber, MetricInput, find_due, list_fields
+from tests.support import find_mistakes
 
 Pair = namedtuple("Pair", ["mean", "scale"])  # noqa: PYI024  as a user's model returns it
 OUTCOME = {
@@ -127,3 +133,42 @@ def test_a_derived_number_needs_all_of_its_sources(values, expected):
     number = DerivedNumber("h", names, parse_expression("sqrt(a * a + b ** 2)", frozenset(names)))
 
     assert expected == number.compute("val", values)
+
+
+@pytest.mark.parametrize(
+    ("derived", "expected"),
+    [
+        ("{of: loss, as: exp}", "min"),
+        ("{of: loss, as: psnr}", "max"),
+        ("{of: accuracy, as: 1 - x}", "min"),
+        ("{of: {a: loss}, as: 2 * a}", "min"),
+        ("{of: inner, as: sqrt}", "min"),
+    ],
+)
+def test_a_derived_objective_has_the_direction_of_its_source(derived, expected):
+    """In training, in a sweep, and for whoever reads the record."""
+    metrics = ["+metrics.inner={of: loss, as: bits}", f"+metrics.own={derived}"]
+    config = Check(compose(["train.objective=val/own", "train.mode=null", *metrics])).config
+    flat = {"metrics.own.of": config.metrics["own"].of, "metrics.own.as": config.metrics["own"].function}
+    flat |= {"metrics.inner.of": "loss", "metrics.inner.as": "bits"}
+
+    assert (expected, ("val/own", expected)) == (find_direction(config, "val/own"), find_objective(config))
+    assert not isinstance(flat["metrics.own.of"], str) or expected == _infer_mode("val/own", flat)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("{of: los, as: exp}", "metrics.own.of"),
+        ("{of: own, as: exp}", "metrics.own.of"),
+        ("{of: val/loss, as: exp}", "metrics.own.of"),
+        ("{of: loss, as: expo}", "metrics.own.as"),
+        ("{of: {a: loss, b: accuracy}, as: a + 1}", "metrics.own.of.b"),
+        ("{of: loss, as: 'x * x - 5 * x'}", "train.mode"),
+        ("{of: loss}", "metrics.own"),
+    ],
+)
+def test_a_wrong_derived_number_is_a_mistake(override, key):
+    mistake, *_ = find_mistakes(f"+metrics.own={override}", "train.objective=val/own", "train.mode=null")
+
+    assert key in mistake.key

@@ -15,7 +15,7 @@ def strip_settings(
     takes: CallableParameters | None,
     wrong: Callable[..., None],
 ) -> dict[str, Any]:
-    """Return a metric or an action without the settings that the runner reads; report what is wrong with these."""
+    """Return a metric or an action without the settings of the runner; report wrong ones."""
     own, settings = split_settings(slot, node)
     for name, value in settings.items():
         if takes is not None and name in takes.named and name in takes.own:

@@ -15,10 +15,11 @@ from typing import Any
 from runner.config.check.annotations import (
     UNFIT,
     convert,
-    counts_steps,
     describe_misfit,
     infer_annotation,
     list_choices,
+    takes_class_keys,
+    takes_steps,
     wants_class,
 )
 from runner.config.check.component_settings import strip_settings
@@ -55,6 +56,7 @@ _CALL = {
     "init": 1,
     "function": 1,
     "module_function": 1,
+    "views": 1,
     "step": 3,
     "hook": 3,
     "gradient_hook": 2,
@@ -65,6 +67,7 @@ _SUPPLIED = {
     "params": "the model's parameters",
     "optimizer": "the optimizer",
     "update": "the update of an optimizer",
+    "batch": "a batch of training samples",
     "data_source": "the dataset",
 }
 
@@ -197,10 +200,24 @@ def _check_nested(
             check_component(path, own, _strip_match(path, value, found) if own == MEMBER else value, trust, found)
             return
         for name, inner in value.items():
+            if takes_class_keys(annotation):
+                _check_class_key((*path, name), name, trust, found)
             _check_nested((*path, name), inner, annotation, slot, trust, found)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             _check_nested((*path, index), inner, annotation, slot, trust, found)
+
+
+def _check_class_key(path: Path, name: str, trust: Sequence[str], found: PlacedMistakes) -> None:
+    """Check that a key of a mapping by class names a class that may be named here."""
+    try:
+        target = import_object(name, trust)
+    except TargetError as error:
+        found.wrong(path, error.rule, name, suggestion=error.suggestion, remedy=error.remedy, kind=error.kind)
+        return
+    problem = explain_misplaced("nested", target, name, trust)
+    if problem or not isinstance(target, type):
+        found.wrong(path, problem or "must be a class: the parameter takes a mapping by class", name, kind="slot")
 
 
 # Parameters whose annotation asks for an object: a bound constructor is none. (A scheduler in a scheduler and one of
@@ -301,6 +318,8 @@ def _find_positional(slot: str, target: Any, takes: CallableParameters) -> list[
         return [] if isinstance(target, type) else [name for name in takes.named if name in ACTION_ARGUMENTS]
     if own == "step" and not isinstance(target, type):
         return [*takes.positional[:3], *(name for name in ("optimizer", "update") if name in takes.named)]
+    if own == "module_function" and not isinstance(target, type) and "batch" in takes.named:
+        return [*takes.positional[:1], "batch"]
     if by_name in takes.own:
         return [str(by_name)]
     if isinstance(target, type):
@@ -399,7 +418,7 @@ def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str
 
 def _takes_durations(slot: str, parameter: inspect.Parameter) -> bool:
     """Return whether a duration may stand for a number: everywhere but in a search, which is of no run."""
-    return slot.endswith("scheduler") or (not slot.endswith(("search_sampler", "pruner")) and counts_steps(parameter))
+    return slot.endswith("scheduler") or (not slot.endswith(("search_sampler", "pruner")) and takes_steps(parameter))
 
 
 def _format_component(value: Any, annotation: Any) -> str:

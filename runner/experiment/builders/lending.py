@@ -1,4 +1,4 @@
-"""Loan of what components may ask for while they are built: the progress of training, and steps for durations."""
+"""Loan of what components may ask for while they are built: training progress, steps of durations."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,13 @@ from runner.experiment.builders.train import (
     make_optimizer_step,
     make_scaler,
     make_schedule,
+    make_views,
     match_saved_optimizer,
     parse_interval,
     require_step_durations,
 )
 from runner.model.pretrained.optimizer_state import count_steps
+from runner.model.weight_dtype import cast_weights
 from runner.train.checkpoint import Checkpoints, ReadOnlyCheckpoints
 from runner.train.distributed import data_parallel
 from runner.train.distributed.process_group import ProcessGroup
@@ -46,6 +49,7 @@ from runner.train.loss_weights import is_summed
 from runner.train.lr_schedule import trace_rates
 from runner.train.metric_inputs import list_fields
 from runner.train.optimizer_step.closure import is_custom_step, needs_closure
+from runner.train.optimizer_step.precision import DTYPES
 from runner.train.single_process import SINGLE_PROCESS, FullTensors, SingleProcess
 from runner.train.state import Losses, Objective, Rhythm, Run, Threshold
 from runner.train.step_outputs import RESERVED
@@ -79,7 +83,7 @@ def _build_parts(
     devices.set_up(device, config.device.threads, config.device.deterministic, config.device.precision)
     team.start(device)
     rng.seed_all(rng.derive_key(config.seed, "build"))  # what no slot's own stream covers: a label read, a cache filled
-    loan.fitted.recall = lambda: recall_fitted(folder)
+    loan.fitted.recall = lambda: data_builder.read_fitted(folder)
     parts, splits = _build_data(config, device, trust, folder, team, loan)
     train = splits["train"]
     if train.num_batches == 0:
@@ -95,8 +99,10 @@ def _build_parts(
     is_new = not checkpoints.entries()
     model = model_builder.make_model(config, trust)
     with team.first():
-        done = model_builder.prepare_model(config, model, trust, weights=is_new)
-    model = model.to(device=device)
+        done = model_builder.prepare_model(
+            config, model, trust, weights=is_new, batch=partial(data_builder.make_init_batch, config, parts, trust)
+        )
+    model = cast_weights(model, DTYPES.get(config.device.weights)).to(device=device)
     if config.device.memory_format == "channels_last" and config.device.parallel != "fsdp":  # it shards rows of weights
         model = model.to(memory_format=torch.channels_last)
     if config.device.compile:
@@ -146,6 +152,7 @@ def _build_parts(
         rhythm=rhythm,
         objective=Objective(name, mode, tuple(split for split in splits if split not in ("train", "test"))),
         average=average,
+        views=make_views(config, trust),
         config=plain,
         pretrained=done.pretrained,
         frozen=done.frozen,
@@ -192,16 +199,6 @@ def _build_data(
         if different := [key for key in hashes[0] if any(other[key] != hashes[0][key] for other in hashes)]:
             raise RunError(f"{', '.join(different)}: `fit` has learnt something else in another process")
     return parts, splits
-
-
-def recall_fitted(folder: Path) -> dict[str, Any] | None:
-    """Return what the data of a run had learnt by `fit`, from its newest checkpoint; None without one."""
-    checkpoints = ReadOnlyCheckpoints(folder / "checkpoints")
-    checkpoints.warn = lambda _: None  # said where the rest of it is restored
-    if not checkpoints.entries():
-        return None
-    found: dict[str, Any] = checkpoints.load("last")["step"].get("fitted", {})
-    return found
 
 
 def rebuild_in_steps(
@@ -313,6 +310,8 @@ def uses_data_parallel(config: Config, device: torch.device, step: Any, optimize
 def describe_empty_epoch(config: Config, size: int, world: int) -> str:
     """Describe why a training epoch has no batch, and the setting to change."""
     each = config.loader.batch_size
+    if each is None:
+        return "train gives no batch (loader.batch_size is null, so the dataset makes them): there is no step"
     if config.loader.batch_sampler is not None or not config.loader.drop_last:
         key = "loader.batch_sampler" if config.loader.batch_sampler is not None else "loader.sampler"
         return f"{key} gives no batch of the {size:,} samples of train: there is no step"

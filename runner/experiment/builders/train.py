@@ -269,6 +269,12 @@ def require_step_durations(config: Config) -> None:
         raise RunError(f"an iterable dataset has no length, so these must be in steps (`500st`): {', '.join(wrong)}")
 
 
+def make_views(config: Config, trust: Trust = ()) -> Any:
+    """Make the function that gives several views of an evaluation's input; None without `transform.views`."""
+    node = config.transform.views
+    return None if node is None else instantiate(node, "transform.views", trust=trust, call=False, seed=config.seed)
+
+
 def parse_interval(text: str | None) -> Duration | None:
     """Parse a duration that may be absent."""
     return None if text is None else Duration.parse(text)

@@ -192,7 +192,7 @@ def find_late_mistakes(
                 try_metrics(config, found, {"train": outcome}, trust)
         error = find_one_sample_error(batch, lambda part: step(part, model, on_meta)) if rest else None
     if error is not None:
-        whole = config.loader.batch_size
+        whole = config.loader.batch_size or 1
         sizes = f"{size:,} samples in batches of {whole:,} leave a last batch of one" if whole > 1 else "each has one"
         rule = f"makes a batch that the model cannot train on: {sizes} ({type(error).__name__}: {error})"
         other = _suggest_batch_size(size, whole)

@@ -14,13 +14,13 @@ from runner.config.check.check import to_resolved_data
 from runner.config.identity import WITHOUT_EFFECT
 from runner.config.schema import Config
 from runner.core.errors import ABSENT, ConfigError, Mistake
+from runner.core.safe_io import refuse_foreign
 from runner.experiment.record.continuation import FREE
 from runner.experiment.record.record_file import RECORD_SUFFIX, read_record_file
 from runner.experiment.record.recorded import (
     find_differences,
     load_recorded_config,
     make_no_run_mistake,
-    refuse_foreign,
 )
 from runner.experiment.record.recorded_run import RecordedRun, get_latest_facts
 from runner.log.trace_file import TRACE, RecordedTrace, read_trace, read_trace_lines, unpack_config

@@ -1,4 +1,4 @@
-"""Training again from a record, in a folder of its own: every batch is hashed, nothing is logged or saved."""
+"""Training again from a record, in a temporary folder: every batch is hashed, nothing is saved."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from runner.config.check.check import to_resolved_data
 from runner.config.schema import Config, Log
 from runner.core import device as devices
 from runner.core import rng
-from runner.core.digests import digest_batch
+from runner.core.digests import hash_batch
 from runner.core.errors import RunError
 from runner.experiment.builders import run as run_builder
 from runner.experiment.builders.instantiate import Trust
@@ -40,7 +40,7 @@ class FineTrace(Trace):
         """Pass batches on, each digested before its step."""
         grouped = run.rhythm.accumulate > 1
         for batch in super().watch(coming, run):
-            self.batches[run.progress.step + 1] = digest_batch(join_micro_batches(batch, grouped=grouped))
+            self.batches[run.progress.step + 1] = hash_batch(join_micro_batches(batch, grouped=grouped))
             yield batch
 
 

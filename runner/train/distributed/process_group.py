@@ -247,7 +247,9 @@ class ProcessGroup(SingleProcess):
         tensors: list[Tensor] = []
         plans = self.every(_describe_tensors(value, tensors))
         device = tensors[0].device if tensors else torch.device("cpu")
-        raw = [t.detach().to(device).contiguous().reshape(-1).view(torch.uint8) for t in tensors if t.numel()]
+        # A column of one row counts as contiguous, and has the stride of its matrix: it has no view as bytes.
+        whole = [t.detach().to(device).clone(memory_format=torch.contiguous_format) for t in tensors if t.numel()]
+        raw = [t.reshape(-1).view(torch.uint8) for t in whole]
         parts = self._pooled(torch.cat(raw) if raw else torch.empty(0, dtype=torch.uint8, device=device))
         return [_rebuild(plan, _MessageReader(part)) for plan, part in zip(plans, parts, strict=True)]
 

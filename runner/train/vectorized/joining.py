@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from runner.core.progress import ProgressBinding, TrainingProgress
 from runner.train.optimizer_step.accumulated import AccumulatedStep
 from runner.train.optimizer_step.base import OptimizerStep, OptimizerStepWithHooks
 from runner.train.state import Run
@@ -63,10 +64,26 @@ def _explain_settings(run: Run) -> Apart | None:
     ]
     if lazy:
         return Apart("model", f"`{lazy[0]}` has no shape before the first batch")
+    holders = [value for _, _, value in _iterate_attributes(run)]
+    if any(map(_holds_progress, [run.step, run.loss, *holders, *_list_hooked_values(run.loss)])):
+        return Apart("model", "a part of it asks for the `progress` of one job")
     hooked = next((name for name, module in run.model.named_modules() if _is_parametrized(module)), None)
     if hooked is not None:
         return Apart("model", f"`{hooked}` computes its weights by itself (spectral_norm, weight_norm of old)")
     return None
+
+
+def _holds_progress(value: Any) -> bool:
+    """Return whether a value is the progress of training, or a call that is bound to it."""
+    if isinstance(value, partial):
+        return _holds_progress(value.func) or any(map(_holds_progress, (*value.args, *value.keywords.values())))
+    return isinstance(value, TrainingProgress | ProgressBinding)
+
+
+def _list_hooked_values(loss: Any) -> list[Any]:
+    """List what the hooks before a loss's forward hold: `bind_progress` gives it the progress in one."""
+    hooks = loss._forward_pre_hooks.values() if isinstance(loss, nn.Module) else ()  # noqa: SLF001
+    return [cell.cell_contents for hook in hooks for cell in getattr(hook, "__closure__", None) or ()]
 
 
 def _is_parametrized(module: nn.Module) -> bool:
@@ -130,7 +147,9 @@ def _compare_optimizers(first: Run, run: Run) -> Apart | None:
 def _compare_progress(first: Run, run: Run) -> Apart | None:
     if first.progress.step != run.progress.step or first.progress.batch != run.progress.batch:
         return Apart("train.duration", f"it stands at step {run.progress.step:,}")
-    for name in ("steps_per_epoch", "accumulate", "thaw_at"):
+    if first.frozen.spans != run.frozen.spans:
+        return Apart("freeze", "other parameters train, or at other times")
+    for name in ("steps_per_epoch", "accumulate"):
         if getattr(first.rhythm, name) != getattr(run.rhythm, name):
             return Apart("loader.batch_size", f"its {name.replace('_', ' ')} differ")
     return None

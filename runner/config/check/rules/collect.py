@@ -10,6 +10,7 @@ from runner.config.check.rules.data import (
     check_loader,
     check_samples,
     check_splits,
+    check_whole_batches,
     find_unused_without_data,
 )
 from runner.config.check.rules.log import check_log
@@ -97,7 +98,9 @@ def _find_contradictions(config: schema.Config) -> Iterator[Finding]:
             Mistake("loader.in_memory", rule, value=True, suggestion="auto", kind="conflict"), ("loader.num_workers",)
         )
     limit = config.dataset.limit
-    if loader.drop_last and loader.batch_sampler is None and limit is not None and limit < loader.batch_size:
+    yield from check_whole_batches(config)
+    size = loader.batch_size or 0
+    if loader.drop_last and loader.batch_sampler is None and limit is not None and limit < size:
         rule = f"must be at least loader.batch_size, {loader.batch_size}: loader.drop_last drops what is fewer"
         remedy = "take `loader.drop_last=false`"
         yield Finding(

@@ -15,7 +15,7 @@ from runner.config.schema import PROCESSES
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.durations import Duration, is_duration
 from runner.core.errors import Mistake
-from runner.core.expression import find_slope, parse_expression
+from runner.core.expression import measure_slope, parse_expression
 
 PLATEAU = "ReduceLROnPlateau"
 
@@ -55,18 +55,12 @@ def find_direction(config: schema.Config, name: str) -> Literal["min", "max"]:
     number = list_derived(config.metrics).get(inner)
     if number is None:
         return "max"
-    slope = measure_slope(number)
-    base = find_direction(config, f"{name.partition('/')[0]}/{next(iter(read_sources(number).values()), '')}")
-    return base if slope >= 0 else "max" if base == "min" else "min"
-
-
-def measure_slope(number: schema.Derived) -> int:
-    """Return 1 where a derived number rises with its only source, -1 where it falls, else 0."""
-    sources = read_sources(number)
-    try:
-        return find_slope(parse_expression(number.function, frozenset(sources))) if len(sources) == 1 else 0
-    except ValueError:
-        return 0
+    sources, split = read_sources(number), name.partition("/")[0]
+    if len(sources) != 1:
+        return "max"
+    ((label, source),) = sources.items()
+    base: Literal["min", "max"] = "max" if source == inner else find_direction(config, f"{split}/{source}")
+    return base if measure_slope(number.function, label) >= 0 else "max" if base == "min" else "min"
 
 
 def find_stop_names(config: schema.Config) -> dict[str, str | None]:
@@ -142,7 +136,7 @@ def check_derived(config: schema.Config) -> Iterator[Finding]:
             )
         for source in sources.values():
             head, supervised = source.partition("/")[0], config.step["_target_"] == SUPERVISED
-            if source.partition("/")[0] not in known and (supervised or head in ("train", "val", "test")):
+            if head not in known and (supervised or head in ("train", "val", "test") or source in derived):
                 right = find_nearest(source.rpartition("/")[2], known)
                 rule = f"must be a value without its split: one of {', '.join(known)}"
                 yield Finding(
@@ -151,7 +145,8 @@ def check_derived(config: schema.Config) -> Iterator[Finding]:
                 )
         known.append(name)
         is_objective = (config.train.objective or "").partition("/")[2] == name
-        if is_objective and config.train.mode is None and not measure_slope(number):
+        plain = len(sources) == 1 and measure_slope(number.function, *sources)
+        if is_objective and config.train.mode is None and not plain:
             rule = f"must be given: whether less of {config.train.objective} is better does not follow from `as`"
             yield Finding(Mistake("train.mode", rule, remedy="write `min` or `max`", kind="missing"))
 
@@ -246,6 +241,11 @@ def find_training_contradictions(config: schema.Config) -> Iterator[Finding]:
         right = "default" if device.compile == "reduce-overhead" else "max-autotune-no-cudagraphs"
         yield Finding(
             Mistake("device.compile", rule, device.compile, suggestion=right, kind="conflict"), ("train.accumulate",)
+        )
+    if device.weights == "fp16" and device.precision == "fp16":
+        rule = "must not be fp16 with device.weights=fp16: a GradScaler scales gradients of weights in fp32"
+        yield Finding(
+            Mistake("device.precision", rule, "fp16", suggestion="fp32", kind="conflict"), ("device.weights",)
         )
     loss = "" if config.loss is None else str(config.loss.get("_target_"))
     if loss.endswith((".BCELoss", ".binary_cross_entropy")) and device.precision in ("bf16", "fp16"):
