@@ -13,6 +13,7 @@ WITHOUT_EFFECT = {
     "name": "names the output directory",
     "run": "names an existing run directory",
     "sweep": "says how jobs are run, not what they are",
+    "actions": "they draw from streams of their own, and whatever they do to the model is undone",
     "on_event": "what is run at the end",
     "log": "logging draws no random number and reads nothing that training writes",
     "loader.num_workers": "order and augmentation are keyed by sample, not by worker",
@@ -34,8 +35,12 @@ ADDED_LATER: dict[str, Any] = {
     "train.stop_when": {},
     "train.max_time_counts": "all",
     "train.average": None,
+    "init.samples": 1024,
+    "transform.views": None,
+    "device.weights": "fp32",
     "freeze.from": None,
     "freeze.sets": {},
+    "train.test_with": "last",
 }
 
 
@@ -65,7 +70,7 @@ def compute_job_id(config: Mapping[str, Any]) -> str:
 
 
 def compute_replicate_id(config: Mapping[str, Any]) -> str:
-    """Hash a resolved config as `compute_job_id` does, but without seed and fold: replicates share the hash."""
+    """Hash a config as `compute_job_id` does, but without seed and fold: replicates share the hash."""
     kept = _drop_without_effect(config)
     if (kept.get("dataset") or {}).get("fold") is not None:
         kept = _without(kept, "dataset.fold")
@@ -73,12 +78,12 @@ def compute_replicate_id(config: Mapping[str, Any]) -> str:
 
 
 def compute_stack_id(config: Mapping[str, Any]) -> str:
-    """Hash a resolved config without what the jobs of one stack may differ in: OF_EACH_JOB, numbers of a model."""
+    """Hash a resolved config without what jobs of one stack may differ in (OF_EACH_JOB, some numbers)."""
     kept = _drop_without_effect(config)
     for key in OF_EACH_JOB:
         kept = _without(kept, key)
     for name, is_of_each_job in (("model", _is_float), ("param_groups", _is_number)):
-        kept[name] = _blank(kept.get(name), is_of_each_job)
+        kept[name] = _replace_members(kept.get(name), is_of_each_job)
     return _hash(kept)
 
 
@@ -90,12 +95,12 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-def _blank(value: Any, is_blanked: Callable[[Any], bool]) -> Any:
+def _replace_members(value: Any, is_blanked: Callable[[Any], bool]) -> Any:
     """Replace the members of a nested value for which `is_blanked` holds by null."""
     if isinstance(value, Mapping):
-        return {name: _blank(member, is_blanked) for name, member in value.items()}
+        return {name: _replace_members(member, is_blanked) for name, member in value.items()}
     if isinstance(value, list):
-        return [_blank(member, is_blanked) for member in value]
+        return [_replace_members(member, is_blanked) for member in value]
     return None if is_blanked(value) else value
 
 

@@ -40,6 +40,16 @@ class Placement:
         return moved.contiguous(memory_format=self.memory_format) if images else moved
 
 
+def draw_alternating(key: Callable[..., int], name: str, epochs: Any, indices: Indices, draws: int) -> Tensor:
+    """Draw the uniforms [N, draws] of a transform that alternates: u in even epochs, 1 - u in odd ones.
+
+    The key has no epoch, so a sample has the same u in all of them.
+    """
+    uniforms = rng.draw_uniforms(key(0, name), indices, draws)
+    odd = torch.from_numpy(np.broadcast_to(np.asarray(epochs) % 2 == 1, indices.shape).copy())[:, None]
+    return torch.where(odd, 1 - uniforms, uniforms)
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """Named transforms of a split, in order, and the sample member they change (None: the whole sample).

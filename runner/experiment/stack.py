@@ -1,4 +1,4 @@
-"""Training of several jobs as one stack: a record of each is opened, all train together, each is closed at its end."""
+"""Training of several jobs as one stack: records are opened, all train together, each ends by itself."""
 
 import contextlib
 import sys
@@ -32,7 +32,7 @@ from runner.train.finite import NonFiniteError
 from runner.train.single_process import SINGLE_PROCESS
 from runner.train.state import Run, StopRequest
 from runner.train.vectorized.joining import explain_apart, find_difference
-from runner.train.vectorized.loop import Member, fit_stack
+from runner.train.vectorized.loop import StackMember, fit_stack
 from runner.train.vectorized.trial import ApartError
 
 
@@ -86,7 +86,7 @@ def train_stack(jobs: Sequence[StackJob], *, timed: bool = False) -> None:
         suppress_console_errors(),
         refuse_broadcasting(),
     ):
-        held.callback(lambda: [abandon(job, job.apart) for job in jobs if job.status is None])
+        held.callback(lambda: [leave_apart(job, job.apart) for job in jobs if job.status is None])
         for job in jobs:
             open_job(job, stop)
         together, numbers = choose_members([job for job in jobs if job.status is None and not job.apart])
@@ -98,7 +98,7 @@ def train_stack(jobs: Sequence[StackJob], *, timed: bool = False) -> None:
 
 
 def open_job(job: StackJob, stop: StopRequests) -> None:
-    """Open the record of a job as `run.launch` does; a job that cannot go on from its record is left alone."""
+    """Open the record of a job as `run.launch` does; one that cannot continue is left alone."""
     job.lock = Lock(job.task.folder)
     job.record = RunRecord(job.task, StopRequest(), SINGLE_PROCESS, make_empty_result())
     if stop.asked:
@@ -142,7 +142,7 @@ def train_together(jobs: Sequence[StackJob], numbers: Any, *, timed: bool) -> No
 
     record_stack(jobs)
     try:
-        fit_stack([Member(job.run, job.streams) for job in jobs], numbers, leave, timed=timed)
+        fit_stack([StackMember(job.run, job.streams) for job in jobs], numbers, leave, timed=timed)
     except Exception as error:  # noqa: BLE001  of the user's code under vmap, or memory
         for job in jobs:
             if job.status is None and job.fault is None:
@@ -200,7 +200,7 @@ def end_job(job: StackJob, status: int) -> None:
     release(job)
 
 
-def abandon(job: StackJob, reason: str) -> None:
+def leave_apart(job: StackJob, reason: str) -> None:
     """Close the log of a job that trains on alone; its directory stays without a result."""
     if job.record is not None and job.record.log is not None:
         with contextlib.suppress(OSError):

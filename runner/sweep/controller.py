@@ -1,7 +1,6 @@
 """Controller of a sweep: the one process that asks for points, starts jobs and writes the ledger."""
 
 import dataclasses
-import os
 import signal
 import time
 from collections import deque
@@ -10,18 +9,17 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from runner.core import event_stream
 from runner.core.errors import ConfigError
 from runner.core.exit_status import EXIT_APART, get_stop_status
-from runner.core.stop_signals import handle_signals
+from runner.core.stop_signals import handle_signals, leave_at_once
 from runner.experiment.examine import examine
 from runner.sweep.console import SweepConsole
 from runner.sweep.interfaces import Event, Executor, JobSpec, Proposal, Source
 from runner.sweep.jobs import Anew, PlannedJob, SweepPlan
 from runner.sweep.ledger import JobRecord, Ledger
-from runner.sweep.outcome import RESULT, describe_exit, read_outcome, read_saved_step
+from runner.sweep.outcome import RESULT, describe_exit, read_outcome, read_place
 from runner.sweep.reconcile import decide, read_job_numbers, reconcile_row, remember_code
-from runner.sweep.stacks import StackPlan
+from runner.sweep.stacks import Place, StackPlan
 
 CLOCK_SECONDS = 2.0  # by which the clock of a file system may be behind that of this process
 
@@ -58,8 +56,7 @@ def catch_stop_signals(stop: SweepStop) -> Iterator[None]:
         if number == signal.SIGINT or not stop.signals:
             stop.signals.append(number)
         if not stop.noted:
-            event_stream.end(stop.status, status="interrupted", signal=signal.Signals(number).name)
-            os._exit(stop.status)
+            leave_at_once(stop.status, number)
 
     with handle_signals(handler):
         yield
@@ -88,13 +85,14 @@ class Controller:
         self._number = max([*(row.number for row in self.rows.values()), *self._there.values(), -1])
         self._waiting: deque[tuple[PlannedJob, Anew]] = deque()
         self._next: tuple[list[tuple[PlannedJob, Anew]], JobSpec] | None = None  # what starts as soon as there is room
-        self._stacks = StackPlan(plan)
+        self._stacks = StackPlan(plan.settings, queued=plan.is_queued)
         self._members: dict[str, list[tuple[PlannedJob, Anew]]] = {}  # of each stack that runs
         self._to_come: set[str] = set()  # what waits or runs
         self._running: set[str] = set()
         self._asked_to_stop: set[str] = set()
         self._failed: JobRecord | None = None  # the job that `sweep.fail_fast` ends the sweep for
         self._count = 0  # of stacks
+        self._places: dict[str, Place] = {}  # where each job that has been there before stands
 
     def add(self, asked: PlannedJob, anew: Anew | None) -> None:
         """Attach a point to its row; queue the job if `anew` is given, else report its end."""
@@ -102,7 +100,7 @@ class Controller:
         row = self.rows[asked.id]
         self._source.started(asked.point, row)
         if anew is not None:
-            self._stacks.add(asked)
+            self._stacks.add(asked.id, asked.config)
             self._waiting.append((asked, anew))
             self._to_come.add(asked.id)
         elif asked.id not in self._to_come:
@@ -143,6 +141,7 @@ class Controller:
                 (self._plan.folder / row.path).mkdir(exist_ok=True)
                 self._update(row.id, **started, attempt=row.attempt + 1, host="", slot=None, pid=None)
                 self._running.add(row.id)
+                self._places.pop(row.id, None)
             if job.members:
                 self._members[job.id] = chosen
             self._executor.start(job)
@@ -151,16 +150,20 @@ class Controller:
 
     def _choose(self) -> tuple[list[tuple[PlannedJob, Anew]], JobSpec]:
         """Choose the jobs of the next process: the first that waits, or a stack with it."""
-        anew = {asked.id: how for asked, how in self._waiting}
-        together = self._stacks.choose([asked for asked, _ in self._waiting], self._read_step)
-        specs = [self._plan.job(one, self.rows[one.id], anew[one.id], self._source.judge) for one in together]
+        waiting = {asked.id: (asked, anew) for asked, anew in self._waiting}
+        chosen = [waiting[job] for job in self._stacks.choose([*waiting], self._read_place)]
+        specs = [self._plan.job(asked, self.rows[asked.id], anew, self._source.judge) for asked, anew in chosen]
         job = specs[0] if len(specs) == 1 else self._plan.stack(specs, self._count)
         self._count += len(specs) > 1
-        return [(one, anew[one.id]) for one in together], job
+        return chosen, job
 
-    def _read_step(self, asked: PlannedJob) -> int:
-        row = self.rows[asked.id]
-        return read_saved_step(self._plan.folder / row.path) if row.attempt else 0
+    def _read_place(self, job: str) -> Place:
+        row = self.rows[job]
+        if not row.attempt:
+            return 0, ""
+        if job not in self._places:
+            self._places[job] = read_place(self._plan.folder / row.path)
+        return self._places[job]
 
     def _ask(self) -> bool:
         """Ask the source for points until a job waits to run; return whether one does."""
@@ -202,7 +205,7 @@ class Controller:
             self._end(event, event.job)
 
     def _take_stack(self, event: Event, members: list[tuple[PlannedJob, Anew]]) -> None:
-        """Record the ends of a stack's jobs; those that have none wait again, to run in smaller stacks or alone."""
+        """Record the ends of a stack's jobs; those without one wait again, for smaller stacks."""
         running = [(asked, anew) for asked, anew in members if asked.id in self._running]
         left = [(asked, anew) for asked, anew in running if self._is_left(event, asked.id)]
         for asked, _ in running:
@@ -222,7 +225,7 @@ class Controller:
             self._waiting.append((asked, "if_changed" if anew == "always" else anew))
 
     def _is_left(self, event: Event, job: str) -> bool:
-        """Return whether a job of a stack that has ended is to be tried again: it has no result of this attempt."""
+        """Return whether a job of an ended stack is tried again: it has no result of this attempt."""
         row = self.rows[job]
         if job in self._asked_to_stop or event.cause == "lost":
             return False

@@ -45,12 +45,15 @@ def read_json(file: Path) -> dict[str, Any] | None:
     return None
 
 
-def read_saved_step(folder: Path) -> int:
-    """Read the step of a job's newest checkpoint; 0 without one."""
+def read_place(folder: Path) -> tuple[int, str]:
+    """Read where a job stands: the step of its newest checkpoint (0 without one), and the jobs of its last stack."""
+    step, stack = 0, ""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         entries = safe_io.read_json(folder / "checkpoints" / "manifest.json")["entries"]
-        return max((int(entry["step"]) for entry in entries), default=0)
-    return 0
+        step = max((int(entry["step"]) for entry in entries), default=0)
+    with contextlib.suppress(LookupError, TypeError):
+        stack = " ".join(map(str, (read_json(folder / "provenance.json") or {})["stacks"][-1]["jobs"]))
+    return step, stack
 
 
 def describe_exit(status: int | None, cause: str) -> str:

@@ -1,19 +1,19 @@
-"""Plan of stacks: which jobs of a sweep can train as one model with a leading dimension, and why others cannot."""
+"""Plan of stacks: jobs that train as one model with a leading dimension, and why others do not."""
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from runner.config.check.check import to_resolved_data
 from runner.config.identity import compute_stack_id
-from runner.config.schema import Config
+from runner.config.schema import Config, Sweep
 from runner.sweep.executors import memory_limit
-from runner.sweep.jobs import PlannedJob, SweepPlan
-from runner.sweep.launcher_settings import OURS, get_launcher_name
 
 LEAST_AUTO = 4  # jobs of a stack below which `auto` does not try: two small kernels gain little over two slots
 MOST_JOBS = 64  # of one stack: beyond it the caches of a CPU gain nothing more
+
+Place = tuple[int, str]  # the step of a job's newest checkpoint, and the names of the jobs that it was together with
 
 OPTIMIZERS = ("torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW", "torch.optim.RMSprop")
 
@@ -52,73 +52,80 @@ REASONS: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class StackGroup:
-    """Jobs that may train as one, and of how many a stack consists."""
-
-    jobs: tuple[str, ...]
-    size: int
-
-
 @dataclass
 class StackPlan:
     """Stacks of a sweep.
 
     Attributes:
-        keys: of each job that may join one: the hash that jobs of one stack share.
+        settings: of the sweep.
+        queued: whether the jobs go to a queue, one by one.
+        configs: of each job that may join a stack.
+        keys: of the same jobs: the hash that jobs of one stack share.
         most: of each job that has left a stack: the most jobs that its next one may have.
+        sizes: of the stacks of a group: by its key, the most jobs that it may have, and where it stands.
         reasons: of jobs that join none: key and reason → how many.
-        sizes: of the stacks of a group: by its key, the most jobs that it may have, and the step at which it stands.
     """
 
-    plan: SweepPlan
+    settings: Sweep
+    queued: bool = False
+    configs: dict[str, Config] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
     most: dict[str, int] = field(default_factory=dict)
+    sizes: dict[tuple[str, int, Place], int] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
-    sizes: dict[tuple[str, int, int], int] = field(default_factory=dict)
 
-    @property
-    def wanted(self) -> bool:
-        """Whether `sweep.vectorize` and the executor allow stacks at all."""
-        return explain_no_stacks(self.plan) == ""
-
-    def add(self, job: PlannedJob) -> None:
+    def add(self, job: str, config: Config) -> None:
         """Take a job into the plan."""
-        if not self.wanted or job.id in self.keys:
+        if job in self.keys or self.explain_none():
             return
-        reason = explain_job_apart(job.config)
+        reason = explain_job_apart(config)
         if reason:
             self.reasons[reason] += 1
         else:
-            self.keys[job.id] = compute_stack_id(to_resolved_data(job.config))
+            self.keys[job] = compute_stack_id(to_resolved_data(config))
+            self.configs[job] = config
 
-    def choose(self, waiting: Sequence[PlannedJob], steps: Callable[[PlannedJob], int]) -> list[PlannedJob]:
-        """Choose the jobs that train with the first of those that wait; that one alone where there is no stack.
+    def explain_none(self) -> str:
+        """Explain why the sweep has no stacks; empty where it may have some."""
+        reasons = {
+            "sweep.vectorize=off": self.settings.vectorize == "off",
+            "sweep.processes: several processes train one model": self.settings.processes > 1,
+            "hydra/launcher: the jobs of a queue run one by one": self.queued,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), "")
 
-        `steps` gives the step at which a job stands: those of one stack stand at one step.
+    def choose(self, waiting: Sequence[str], read_place: Callable[[str], Place]) -> list[str]:
+        """Choose the jobs that train with the first of those that wait; it alone without a stack.
+
+        `read_place` gives the step at which a job stands, and the stack that it was in: those of one stack stand at one
+        step, and whoever was together stays together, so that they go on to the bit.
         """
         first = waiting[0]
-        key = self.keys.get(first.id)
-        most = self.most.get(first.id, MOST_JOBS)
+        key, most = self.keys.get(first), self.most.get(first, MOST_JOBS)
         if key is None or most < 2:
             return [first]
-        step = steps(first)
+        step, stack = where = read_place(first)
         alike = [
             job
             for job in waiting
-            if self.keys.get(job.id) == key and self.most.get(job.id, MOST_JOBS) == most and steps(job) == step
+            if self.keys.get(job) == key and self.most.get(job, MOST_JOBS) == most and read_place(job) == where
         ]
-        place = (key, most, step)
+        place = (key, most, where)
         if place not in self.sizes:  # of all that wait at first: those that are left fill the last slot
-            self.sizes[place] = compute_stack_size(len(alike), self.count_slots(first.config))
+            slots = 1 if step and stack else self.count_slots(self.configs[first])
+            self.sizes[place] = compute_stack_size(len(alike), slots)
         size = min(self.sizes[place], most)
-        least = LEAST_AUTO if self.plan.settings.vectorize == "auto" and most == MOST_JOBS else 2
-        return alike[:size] if size >= least else [first]
+        return alike[:size] if size >= (self.least if most == MOST_JOBS else 2) else [first]
+
+    @property
+    def least(self) -> int:
+        """The fewest jobs of a stack."""
+        return LEAST_AUTO if self.settings.vectorize == "auto" else 2
 
     def count_slots(self, config: Config) -> int:
         """Count the stacks that run at a time."""
-        if isinstance(self.plan.settings.slots, int):
-            return self.plan.settings.slots
+        if isinstance(self.settings.slots, int):
+            return self.settings.slots
         if config.device.type not in ("cpu", "auto"):
             return 1
         return max(1, memory_limit.count_cores() // max(1, config.device.threads))
@@ -126,21 +133,27 @@ class StackPlan:
     def part(self, jobs: Sequence[str], *, alone: bool) -> None:
         """Let jobs that have left a stack without an end try again: alone, or in stacks of half the size."""
         for job in jobs:
-            self.most[job] = 1 if alone else max(1, math.ceil(len(jobs) / 2) if len(jobs) > 1 else 1)
+            self.most[job] = 1 if alone else math.ceil(len(jobs) / 2)
 
-    def groups(self, jobs: Iterable[PlannedJob]) -> list[StackGroup]:
-        """Return the groups of the jobs, as `check -m` shows them."""
-        by_key: dict[str, list[PlannedJob]] = {}
-        for job in jobs:
-            if job.id in self.keys:
-                by_key.setdefault(self.keys[job.id], []).append(job)
-        return [
-            StackGroup(
-                tuple(job.id for job in members),
-                compute_stack_size(len(members), self.count_slots(members[0].config)),
-            )
-            for members in by_key.values()
-        ]
+    def describe(self) -> Iterator[str]:
+        """Yield lines that say which jobs train as one, and for the others why not."""
+        groups: dict[str, list[str]] = {}
+        for job, key in self.keys.items():
+            groups.setdefault(key, []).append(job)
+        few = 0
+        for jobs in groups.values():
+            size = compute_stack_size(len(jobs), self.count_slots(self.configs[jobs[0]]))
+            if size < self.least:
+                few += len(jobs)
+                continue
+            each = f", {size:,} in each of {math.ceil(len(jobs) / size):,} processes" if size < len(jobs) else ""
+            yield f"vectorize: {len(jobs):,} jobs train as one model{each}"
+        if few and len(self.keys) > 1:
+            yield f"vectorize: {few:,} jobs alone: fewer than {self.least} of one architecture for a slot"
+        for reason, count in self.reasons.items():
+            yield f"vectorize: {count:,} job{'s' * (count != 1)} alone: {reason}"
+        if (reason := self.explain_none()) and self.settings.vectorize != "off":
+            yield f"vectorize: all jobs alone: {reason}"
 
 
 def compute_stack_size(jobs: int, slots: int) -> int:
@@ -149,33 +162,6 @@ def compute_stack_size(jobs: int, slots: int) -> int:
     return math.ceil(share / math.ceil(share / MOST_JOBS))
 
 
-def explain_no_stacks(plan: SweepPlan) -> str:
-    """Explain why a sweep has no stacks; empty where it may have some."""
-    if plan.settings.vectorize == "off":
-        return "sweep.vectorize=off"
-    if plan.settings.processes > 1:
-        return "sweep.processes: several processes train one model"
-    if get_launcher_name(plan.sweep.base) in OURS:
-        return "hydra/launcher: jobs of a queue run one by one"
-    return ""
-
-
 def explain_job_apart(config: Config) -> str:
     """Explain by its config why a job joins no stack: the key and the reason; empty where it may."""
     return next((f"{key}: {why}" for key, holds, why in REASONS if holds(config)), "")
-
-
-def describe_stacks(plan: StackPlan, jobs: Sequence[PlannedJob]) -> Iterator[str]:
-    """Yield lines that say which jobs train as one, and for the others why not."""
-    if not plan.wanted:
-        return
-    least = LEAST_AUTO if plan.plan.settings.vectorize == "auto" else 2
-    for group in plan.groups(jobs):
-        if group.size >= least:
-            yield (
-                f"vectorize: {len(group.jobs):,} jobs train as one model each {group.size:,}"
-                if group.size < len(group.jobs)
-                else f"vectorize: {len(group.jobs):,} jobs train as one model"
-            )
-    for reason, count in plan.reasons.items():
-        yield f"vectorize: {count:,} job{'s' * (count != 1)} alone: {reason}"

@@ -109,7 +109,7 @@ class Trace(NoTrace):
         self.order = OrderTrace(split)
         self.names = _list_settings(run.optimizer)
         self.settings.clear()
-        per_sample = split.plan.kind in (PlanKind.PER_SAMPLE, PlanKind.STREAMED)
+        per_sample = split.plan.kind in (PlanKind.PER_SAMPLE, PlanKind.WHOLE_BATCHES, PlanKind.STREAMED)
         self.data = [] if per_sample else None
         self.probe.hang(run)
         weights = run.layout.whole(run.model.state_dict())

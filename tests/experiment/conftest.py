@@ -34,6 +34,18 @@ def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def binary_cifar10(tmp_path: Path) -> None:
+    """Thirty random images in each file of CIFAR-10's binary version."""
+    folder = tmp_path / "data" / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        records = generator.integers(0, 256, (30, 3073), dtype=np.uint8)
+        records[:, 0] %= 10
+        records.tofile(folder / f"{name}.bin")
+
+
+@pytest.fixture
 def image_folder(tmp_path: Path) -> None:
     """Three images of different sizes in each of two classes, where the ImageFolder experiments look."""
     from PIL import Image

@@ -1,4 +1,4 @@
-"""Reasons why a run cannot join a stack, and the numbers in which the runs of one may differ: by its live objects."""
+"""Reasons why a run cannot join a stack, and the numbers in which the runs of one may differ."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from runner.core.progress import ProgressBinding, TrainingProgress
 from runner.train.optimizer_step.accumulated import AccumulatedStep
 from runner.train.optimizer_step.base import OptimizerStep, OptimizerStepWithHooks
 from runner.train.state import Run
@@ -45,7 +46,7 @@ def explain_apart(run: Run) -> Apart | None:
         "device.parallel": (run.team.world > 1 or run.update.net is not run.model, "several devices train it"),
         "train.detect_anomaly": (config["train"]["detect_anomaly"], "it follows the backward of one job"),
         "train.split_on_oom": (config["train"]["split_on_oom"], "it splits the batch of one job"),
-        "log": (_looks_inside(run), "norms, histograms, a profile or rates of one job's steps are asked for"),
+        "log": (_is_looked_into(run), "norms, histograms, a profile or rates of one job's steps are asked for"),
         "dataset": (run.splits["train"].num_batches is None, "an iterable dataset has epochs of unknown length"),
         "loader.bad_samples": (config["loader"]["bad_samples"] != "error", "batches would differ in their size"),
         "loader.sampler": (run.splits["train"].sampler is not None, "a sampler of the user has an order of its own"),
@@ -63,14 +64,30 @@ def _explain_settings(run: Run) -> Apart | None:
     ]
     if lazy:
         return Apart("model", f"`{lazy[0]}` has no shape before the first batch")
+    holders = [value for _, _, value in _iterate_attributes(run)]
+    if any(map(_holds_progress, [run.step, run.loss, *holders, *_list_hooked_values(run.loss)])):
+        return Apart("model", "a part of it asks for the `progress` of one job")
     hooked = next((name for name, module in run.model.named_modules() if _is_parametrized(module)), None)
     if hooked is not None:
         return Apart("model", f"`{hooked}` computes its weights by itself (spectral_norm, weight_norm of old)")
     return None
 
 
+def _holds_progress(value: Any) -> bool:
+    """Return whether a value is the progress of training, or a call that is bound to it."""
+    if isinstance(value, partial):
+        return _holds_progress(value.func) or any(map(_holds_progress, (*value.args, *value.keywords.values())))
+    return isinstance(value, TrainingProgress | ProgressBinding)
+
+
+def _list_hooked_values(loss: Any) -> list[Any]:
+    """List what the hooks before a loss's forward hold: `bind_progress` gives it the progress in one."""
+    hooks = loss._forward_pre_hooks.values() if isinstance(loss, nn.Module) else ()  # noqa: SLF001
+    return [cell.cell_contents for hook in hooks for cell in getattr(hook, "__closure__", None) or ()]
+
+
 def _is_parametrized(module: nn.Module) -> bool:
-    """Return whether a hook computes a module's weights, as torch's older spectral_norm and weight_norm do."""
+    """Return whether a hook computes a module's weights, as torch's older spectral_norm does."""
     hooks = module._forward_pre_hooks.values()  # noqa: SLF001  nothing public lists them
     return any(type(hook).__module__.startswith("torch.nn.utils") for hook in hooks)
 
@@ -81,13 +98,13 @@ def _has_state(part: Any) -> bool:
     return hasattr(part, "state_dict")
 
 
-def _looks_inside(run: Run) -> bool:
+def _is_looked_into(run: Run) -> bool:
     looks = run.looks
     return any(part is not None for part in (looks.inside, looks.profile)) or looks.graph or looks.measured is not None
 
 
 def find_difference(runs: Sequence[Run]) -> tuple[dict[tuple[str, str], tuple[float, ...]], list[Apart | None]]:
-    """Compare runs with the first: numbers of modules that differ, and for each run why it cannot be with the first.
+    """Compare runs with the first: the numbers that differ, and why a run cannot join it.
 
     Returns:
         numbers: (path of the module in `StepModule`, attribute) → a value a run; of the runs that can be together.
@@ -130,7 +147,9 @@ def _compare_optimizers(first: Run, run: Run) -> Apart | None:
 def _compare_progress(first: Run, run: Run) -> Apart | None:
     if first.progress.step != run.progress.step or first.progress.batch != run.progress.batch:
         return Apart("train.duration", f"it stands at step {run.progress.step:,}")
-    for name in ("steps_per_epoch", "accumulate", "thaw_at"):
+    if first.frozen.spans != run.frozen.spans:
+        return Apart("freeze", "other parameters train, or at other times")
+    for name in ("steps_per_epoch", "accumulate"):
         if getattr(first.rhythm, name) != getattr(run.rhythm, name):
             return Apart("loader.batch_size", f"its {name.replace('_', ' ')} differ")
     return None
@@ -179,7 +198,7 @@ _PLAIN = (str, bytes, bool, int, complex, type(None), torch.dtype, torch.device,
 
 
 def _is_equal(own: Any, other: Any) -> bool:
-    """Return whether two attributes are equal, as far as plain data and tensors can tell; others by their class."""
+    """Return whether two attributes are equal, as far as plain data and tensors can tell."""
     if isinstance(own, Tensor):
         return own.shape == other.shape and bool(torch.equal(own, other))
     if isinstance(own, _PLAIN):

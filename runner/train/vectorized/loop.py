@@ -1,4 +1,4 @@
-"""Vectorized loop: one step for all jobs of a stack; when due, each logs, evaluates and saves by itself."""
+"""Vectorized loop: one step for all jobs of a stack; each logs, evaluates and saves by itself."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +10,10 @@ from torch import Tensor
 
 from runner.core import rng
 from runner.train import pauses
-from runner.train.optimizer_step.accumulated import combine_outcomes, is_summed
+from runner.train.loss_weights import compute_divisor, is_summed
+from runner.train.optimizer_step.accumulated import combine_outcomes
 from runner.train.state import Run
+from runner.train.trace import NoTrace
 from runner.train.vectorized.optimizers import StackedClipping, make_stacked_optimizer
 from runner.train.vectorized.stack import Stack, UnequalJobsError
 from runner.train.vectorized.trial import refuse_draws, try_stack
@@ -20,7 +22,7 @@ Leave = Callable[[Run, Exception | None], object]
 
 
 @dataclass
-class Member:
+class StackMember:
     """Job of a stack under way.
 
     Attributes:
@@ -36,7 +38,7 @@ class Member:
     coming: Iterator[Any] | None = field(default=None, repr=False)
 
 
-def fit_stack(members: Sequence[Member], numbers: Any, leave: Leave, *, timed: bool = False) -> None:
+def fit_stack(members: Sequence[StackMember], numbers: Any, leave: Leave, *, timed: bool = False) -> None:
     """Train runs that stand at one step, each to its end or until it stops.
 
     Args:
@@ -61,10 +63,12 @@ def fit_stack(members: Sequence[Member], numbers: Any, leave: Leave, *, timed: b
 class StackTraining:
     """Training of a stack: its members, its optimizer, and the losses since the last pause."""
 
-    def __init__(self, members: Sequence[Member], numbers: Any, leave: Leave) -> None:
+    def __init__(self, members: Sequence[StackMember], numbers: Any, leave: Leave) -> None:
         self.members, self.leave = list(members), leave
         runs = [member.run for member in members]
         first = runs[0]
+        for run in runs:  # what a step computes has other bits than alone, so that a replay has nothing to compare
+            run.trace = NoTrace()
         self.stack = Stack(runs, numbers)
         self.optimizer = make_stacked_optimizer(self.stack)
         self.clip = StackedClipping(self.stack)
@@ -84,7 +88,7 @@ class StackTraining:
                 failed[row] = error
             member.streams = rng.get_state()
             self._load_generator(row, member)
-        self._thaw()
+        self._freeze_if_due()
         self.drawn = rng.get_state()
         self._part(failed)
 
@@ -101,15 +105,19 @@ class StackTraining:
             member.coming = chain([batches[row]], member.coming)
         if self.count > 1:
             batches = [batch[0] for batch in batches]
+            classes = torch.zeros(1, dtype=torch.int64, device=self.stack.device)
+            if compute_divisor(self.members[0].run.loss, classes) is not None:
+                message = "micro-batches have other weights than their sizes (class weights, an ignored index)"
+                raise UnequalJobsError(message)
         try_stack(self.stack, batches, [member.streams for member in self.members], timed=timed)
         self.drawn = rng.get_state()
 
-    def _load_generator(self, row: int, member: Member) -> None:
+    def _load_generator(self, row: int, member: StackMember) -> None:
         saved = member.streams
         on_gpu = self.stack.device.type == "cuda" and saved["cuda"]
         self.stack.generators[row].set_state(saved["cuda"][self.stack.device.index] if on_gpu else saved["torch"])
 
-    def _set_streams(self, row: int, member: Member) -> None:
+    def _set_streams(self, row: int, member: StackMember) -> None:
         """Put this process's generators where those of a job are."""
         state = self.stack.generators[row].get_state()
         if self.stack.device.type == "cuda":
@@ -132,7 +140,7 @@ class StackTraining:
             parameter.grad = None
         self.losses.append(outcome["loss"].detach())
         self.sizes.append(rest.get("size", 1))
-        fields = [name for name in (*outcome, *rest) if name not in ("loss", "output", "target", "size")]
+        fields = [name for name in (*outcome, *rest) if name not in self.members[0].run.losses.reserved]
         for row, member in enumerate(self.members):
             run, progress = member.run, member.run.progress
             if run.average is not None:
@@ -218,9 +226,9 @@ class StackTraining:
 
     def _note(self, row: int, run: Run, outcome: dict[str, Any], rest: dict[str, Any]) -> None:
         """Update a job's training metrics."""
-        for metric in run.metrics["train"].values():
-            output, target = (outcome[name] if name in outcome else rest[name] for name in ("output", "target"))
-            metric.update(take_row(output, row), take_row(target, row))
+        own = {**rest, **take_row(outcome, row)} if run.inputs["train"] else {}
+        for take in run.inputs["train"]:
+            take(own)
 
     # ---- pauses
 
@@ -249,7 +257,7 @@ class StackTraining:
             except Exception as error:  # noqa: BLE001  of this job alone
                 failed[row] = error
             run.clock.pause()
-        self._thaw()
+        self._freeze_if_due()
         self.drawn = rng.get_state()
         done = [row for row in due if row not in failed and is_over(self.members[row].run)]
         self._part({**failed, **dict.fromkeys(done)})
@@ -265,10 +273,9 @@ class StackTraining:
                 run.losses.sizes += self.sizes
         self.losses, self.sizes = [], []
 
-    def _thaw(self) -> None:
-        first = self.members[0].run
-        if first.rhythm.thaw_at is not None and first.progress.step >= first.rhythm.thaw_at:
-            self.stack.thaw()
+    def _freeze_if_due(self) -> None:
+        if self.members and self.members[0].run.frozen.changes:
+            self.stack.freeze_as_due()
 
     def _part(self, leaving: dict[int, Exception | None]) -> None:
         """Let these rows leave: the stack shrinks, and each is told with its error, or finished without one."""

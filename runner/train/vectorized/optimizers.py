@@ -1,4 +1,4 @@
-"""Optimizers of a stack: the updates of SGD, Adam, AdamW and RMSprop with settings of their own for each job.
+"""Optimizers of a stack: SGD, Adam, AdamW and RMSprop with settings of its own for each job.
 
 The settings are read from the runs' own optimizers at each step, where the schedules change them. The state is stacked,
 and each run's optimizer has views of it under torch's names, so that its state_dict is that of the job alone.
@@ -16,7 +16,7 @@ Number = float | Tensor
 
 
 def make_numbers(values: Sequence[float], like: Tensor) -> Number:
-    """Return the one value of all jobs, or a tensor [jobs, 1, ...] that broadcasts over `like` [jobs, ...]."""
+    """Return the one value of all jobs, or a tensor [jobs, 1, ...] that broadcasts over `like`."""
     if all(value == values[0] for value in values):
         return values[0]
     made = torch.tensor(values, dtype=torch.float64).to(like.dtype)
@@ -305,7 +305,7 @@ def make_stacked_optimizer(stack: Stack) -> StackedOptimizer:
 
 
 class StackedClipping:
-    """Clipping of each job's gradients by its own `train.clip_value` and `train.clip_norm`, as torch's functions do."""
+    """Clipping of each job's gradients by its own `train.clip_value` and `train.clip_norm`."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack

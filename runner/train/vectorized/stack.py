@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runner.model.freeze import FrozenParameters, unfreeze
+from runner.core.trees import iterate_tensors
+from runner.model.freeze import FrozenParameters, freeze_at
 from runner.train.optimizer_step import precision
 from runner.train.state import Run
 from runner.train.vectorized.per_job import PerJobNumber
@@ -35,6 +36,20 @@ class StepModule(nn.Module):
 
 class UnequalJobsError(RuntimeError):
     """Jobs of a stack that have come to differ in what a leading dimension cannot carry."""
+
+
+def refuse_beyond_a_row(outcome: Mapping[str, Any]) -> None:
+    """Refuse step outputs that are no row each: several outputs, artifacts, weights of their own.
+
+    Raises:
+        UnequalJobsError: there are some.
+    """
+    nested = [name for name, value in outcome.items() if not isinstance(value, Tensor) and [*iterate_tensors(value)]]
+    own = [name for name in ("loss_is", "artifacts") if name in outcome]
+    if nested or own or isinstance(outcome.get("size"), Tensor):
+        names = ", ".join(f"`{name}`" for name in [*nested, *own] or ["size"])
+        message = f"the step gives {names}, which has no row for each job"
+        raise UnequalJobsError(message)
 
 
 def stack_tensors(tensors: Sequence[Tensor]) -> Tensor:
@@ -123,6 +138,7 @@ class Stack:
             with self.rules, put_tensors(self.slots, {**parameters, **buffers}) as after:
                 outcome = self.template(batch)
                 changed = {name: tensor for name, tensor in after() if name in buffers and tensor is not buffers[name]}
+            refuse_beyond_a_row(outcome)
             rest.update({name: value for name, value in outcome.items() if not isinstance(value, Tensor)})
             return {name: value for name, value in outcome.items() if isinstance(value, Tensor)}, changed
 
@@ -149,17 +165,18 @@ class Stack:
             self._stack([tensors[row] for row in rows])
             self._put_numbers()
 
-    def thaw(self) -> None:
-        """Let train what trains in the runs by now."""
-        first = self.runs[0]
+    def freeze_as_due(self) -> None:
+        """Freeze and unfreeze what is frozen, or trains, in the runs by now."""
+        first, model = self.runs[0], self.template.model
         for name, parameter in get_tensors(first)[0].items():
             self.parameters[name].requires_grad_(parameter.requires_grad)
-        model = self.template.model
-        unfreeze(model, FrozenParameters({}, {name: model.get_submodule(name) for name in first.frozen.norms}))
+        params = {name: model.get_parameter(name) for name in first.frozen.params}
+        norms = {name: model.get_submodule(name) for name in first.frozen.norms}
+        freeze_at(model, FrozenParameters(params, norms, first.frozen.spans), first.progress.step)
 
 
 def find_slots(module: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
-    """Find every place of a parameter or buffer: the dictionary of its module, its key there, its name in the whole.
+    """Find every place of a tensor: the dictionary of its module, its key there, its whole name.
 
     A tensor that stands in several places (tied weights) has the name of the first.
     """

@@ -1,4 +1,4 @@
-"""Rules of `torch.vmap` for the layers of a stack: convolution, pooling and dropout, with models unchanged.
+"""Rules of `torch.vmap` for layers of a stack: linear, convolution, pooling, dropout, cross entropy.
 
 torch's own rules move the dimension of the jobs to the front before each layer. Here a stack of images is one batch
 [N, jobs * C, H, W] in channels_last from the first convolution to the last, and a convolution of all jobs is one
@@ -51,7 +51,7 @@ class StackedConvolution(torch.autograd.Function):
             images, each = x, 1
         else:
             if x_dim is None:
-                x = x.unsqueeze(-dims + 1).expand(*x.shape[: 1 - dims], jobs, *x.shape[1 - dims :])
+                x = x.unsqueeze(-dims).expand(*x.shape[: 1 - dims], jobs, *x.shape[1 - dims :])
             else:
                 x = x.movedim(x_dim, -dims)  # [N, jobs, C, ...], or [jobs, C, ...] of images without a batch
             images, each = x.flatten(-dims, 1 - dims), jobs * groups
@@ -67,7 +67,7 @@ class StackedConvolution(torch.autograd.Function):
 
 
 class StackedLinear(torch.autograd.Function):
-    """Linear layer whose rule of vmap is one batched product; of an input that all jobs share, one product."""
+    """Linear layer whose rule of vmap is one batched product; of a shared input, one product."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -97,7 +97,7 @@ class StackedLinear(torch.autograd.Function):
 
 
 class StackedCrossEntropy(torch.autograd.Function):
-    """Cross entropy with class indices, whose rule of vmap is one cross entropy of the samples of all jobs."""
+    """Cross entropy with class indices, whose rule of vmap is one call for the samples of all jobs."""
 
     @staticmethod
     def forward(output: Tensor, target: Tensor, settings: tuple[int, str, float]) -> Tensor:
@@ -248,18 +248,18 @@ class StackRules(TorchFunctionMode):
         """Apply a rule, or call the function."""
         named = dict(kwargs or {})
         if self.convolve and func in CONVOLUTIONS:
-            return _convolve(func, *args, **named)
+            return _apply_convolution(func, *args, **named)
         if self.convolve and func in POOLS:
             return _pool(func, *args, **named)
         if func in DROPOUTS:
             return self._drop(func, *args, **named)
         if func is F.linear:
-            return _multiply(*args, **named)
+            return _apply_linear(*args, **named)
         if func is F.cross_entropy:
             smoothing = named.pop("label_smoothing", 0.0)
             if isinstance(smoothing, PerJobNumber):
                 return self._smooth(smoothing, *args, **named)
-            return _compare(smoothing, *args, **named)
+            return _apply_cross_entropy(smoothing, *args, **named)
         if any(map(_is_per_job, args)) or any(map(_is_per_job, named.values())):
             message = f"{getattr(func, '__name__', func)} takes one number, and the jobs have several"
             raise PerJobNumberError(message)
@@ -292,15 +292,15 @@ class StackRules(TorchFunctionMode):
         return (1 - share) * plain + share * smooth
 
 
-def _multiply(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+def _apply_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
     if weight.dim() != 2:
         return F.linear(input, weight, bias)
     made: Tensor = StackedLinear.apply(input, weight, bias)
     return made
 
 
-def _compare(smoothing: float, *args: Any, **named: Any) -> Tensor:
-    """Compute a cross entropy: by the rule where it is one of logits [N, C] and class indices [N], without weights."""
+def _apply_cross_entropy(smoothing: float, *args: Any, **named: Any) -> Tensor:
+    """Compute a cross entropy, by the rule if it is of logits [N, C] and classes [N], unweighted."""
     simple = (
         len(args) == 2
         and named.get("weight") is None
@@ -321,7 +321,7 @@ def _is_per_job(value: Any) -> bool:
     return isinstance(value, PerJobNumber)
 
 
-def _convolve(
+def _apply_convolution(
     func: Any,
     input: Tensor,  # noqa: A002  torch's own word, which may be said by name
     weight: Tensor,
