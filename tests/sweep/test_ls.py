@@ -64,6 +64,7 @@ def test_every_run_is_a_row_with_status_age_and_objective(runs, runner):
         (["outputs/b", "seed == 0", "--sort", "status"], ["b/failed", "b/cut"]),
         (["age < 1h", "outputs/a/r0"], ["a/r0"]),
         (["age > 1h"], []),
+        ([" or ".join(f"seed == {number}" for number in range(1, 40))], ["a/r1"]),  # longer than a name can be
     ],
 )
 def test_a_filter_and_a_folder_select(runs, runner, words, paths):
