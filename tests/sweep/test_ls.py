@@ -132,6 +132,7 @@ def test_a_second_call_reads_no_run_again(runs, monkeypatch):
         lambda file: sqlite3.connect(file).executescript("create view v as select 1"),
         lambda file: sqlite3.connect(file).executescript("update runs set said = '{'"),
         lambda file: sqlite3.connect(file).executescript("update runs set said = '{\"columns\": 3}'"),
+        lambda file: sqlite3.connect(file).executescript("insert into runs values (x'ff', '', '{', '[')"),
         lambda file: sqlite3.connect(file).executescript("drop table runs; create table runs (path)"),
     ],
 )
