@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from runner.experiment import diagnosis
 from runner.experiment.builders import data as data_builder
 from runner.experiment.builders import run as run_builder
 from runner.experiment.builders.instantiate import Trust
+from runner.experiment.builders.train import make_views
 from runner.experiment.evaluate import find_checkpoint
 from runner.experiment.inference.inputs import check_paths, open_inputs
 from runner.experiment.inference.interpretation import Interpretation, interpret
@@ -43,6 +45,7 @@ from runner.experiment.record.recorded import load_recorded_config
 from runner.train import evaluation
 from runner.train.state import Run
 from runner.train.state_dict import put_weights
+from runner.train.views import AverageOverViews
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,12 @@ class FilePredictor:
     batch_size: int
     refused: list[str]
 
+    @cached_property
+    def model(self) -> Any:
+        """The model, with the mean of its outputs over the views of an evaluation where there are any."""
+        views = make_views(self.trained.config, self.trust)
+        return self.trained.model if views is None else AverageOverViews(self.trained.model, views)
+
     def predict_batches(self) -> Iterator[PredictedBatch]:
         """Yield the predictions of each batch of sound samples."""
         config, device = self.trained.config, self.trained.device
@@ -213,7 +222,7 @@ class FilePredictor:
     def _call(self, members: list[Tensor], names: Sequence[str]) -> Any:
         try:
             with torch.no_grad(), self.trained.autocast():
-                return self.called.select(self.called.call(self.trained.model, members))
+                return self.called.select(self.called.call(self.model, members))
         except Exception as error:
             shapes = ", ".join(f"{list(member.shape)} {member.dtype}" for member in members)
             which = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

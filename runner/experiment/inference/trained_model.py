@@ -27,6 +27,7 @@ from runner.experiment.builders.instantiate import Trust
 from runner.experiment.builders.lending import Loan, lend, lend_stand_ins
 from runner.experiment.evaluate import find_checkpoint
 from runner.experiment.record.recorded_run import RecordedRun
+from runner.model.weight_dtype import cast_weights
 from runner.train.checkpoint import Checkpoints
 from runner.train.optimizer_step.precision import DTYPES
 from runner.train.state_dict import choose_weights, compare_model
@@ -134,6 +135,7 @@ def load_trained_model(
         model = model_builder.make_model(config, trust)
         compare_model(model, chosen)
         model.load_state_dict(chosen)
+        model = cast_weights(model, DTYPES.get(config.device.weights))
         image_format = torch.channels_last if config.device.memory_format == "channels_last" else None
         model = model.to(device).eval().requires_grad_(requires_grad=False)
         if image_format is not None:
