@@ -143,6 +143,8 @@ def find_named_folder(word: str) -> Path | None:
     Raises:
         ConfigError: several have it.
     """
+    if len(word) > MOST_LETTERS or not re.fullmatch(r"[\w.+=-]+", word):
+        return None
     return _require_one(_list_named_runs(word), word, "RUN") or find_sweep(word)
 
 
