@@ -364,6 +364,7 @@ print(max(float(abs(one - given["output"]).max()) for one in found.values()))
         (),
         ("device.memory_format=channels_last", "train.ema=0.9"),
         ("device.precision=bf16",),
+        ("device.weights=bf16",),
     ],
 )
 def test_every_format_agrees_in_a_fresh_process_without_the_runner(words, runner):
@@ -375,7 +376,7 @@ def test_every_format_agrees_in_a_fresh_process_without_the_runner(words, runner
         assert runner("export", run, "--to", to, "--out", to).status == 0
     x = np.random.default_rng(0).random((5, 1, 8, 8), dtype=np.float32)
     np.save("x.npy", x)
-    runner("predict", run, "x.npy", "--out", "p.npz", "device.precision=fp32")
+    runner("predict", run, "x.npy", "--out", "p.npz", "device.precision=fp32", "device.weights=fp32")
     np.savez("given.npz", x=x, output=np.load("p.npz")["output"])
     Path("code/fresh.py").write_text(FRESH)
     done = subprocess.run([sys.executable, "code/fresh.py", "."], capture_output=True, text=True, check=False)

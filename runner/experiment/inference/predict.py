@@ -24,6 +24,7 @@ from runner.experiment import diagnosis
 from runner.experiment.builders import data as data_builder
 from runner.experiment.builders import run as run_builder
 from runner.experiment.builders.instantiate import Trust
+from runner.experiment.builders.train import make_views
 from runner.experiment.evaluate import find_checkpoint
 from runner.experiment.inference.inputs import check_paths, open_inputs
 from runner.experiment.inference.interpretation import Interpretation, interpret
@@ -43,6 +44,7 @@ from runner.experiment.record.recorded import load_recorded_config
 from runner.train import evaluation
 from runner.train.state import Run
 from runner.train.state_dict import put_weights
+from runner.train.views import AverageOverViews
 
 
 @dataclass(frozen=True)
@@ -211,9 +213,11 @@ class FilePredictor:
                 raise RunError(f"{name}: {error}; {_explain_left_image(self.trained.config)}") from error
 
     def _call(self, members: list[Tensor], names: Sequence[str]) -> Any:
+        views = make_views(self.trained.config, self.trust)
+        model: Any = self.trained.model if views is None else AverageOverViews(self.trained.model, views)
         try:
             with torch.no_grad(), self.trained.autocast():
-                return self.called.select(self.called.call(self.trained.model, members))
+                return self.called.select(self.called.call(model, members))
         except Exception as error:
             shapes = ", ".join(f"{list(member.shape)} {member.dtype}" for member in members)
             which = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
