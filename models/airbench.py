@@ -27,7 +27,8 @@ class ConvGroup(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.norm1(self.pool(self.conv1(x))))
-        return self.activation(self.norm2(self.conv2(x)))
+        made: Tensor = self.activation(self.norm2(self.conv2(x)))
+        return made
 
 
 class Airbench(nn.Module):

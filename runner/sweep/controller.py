@@ -16,7 +16,6 @@ from runner.experiment.examine import examine
 from runner.sweep.console import SweepConsole
 from runner.sweep.interfaces import Event, Executor, JobSpec, Proposal, Source
 from runner.sweep.jobs import Anew, PlannedJob, SweepPlan
-from runner.sweep.launcher_settings import OURS, get_launcher_name
 from runner.sweep.ledger import JobRecord, Ledger
 from runner.sweep.outcome import RESULT, describe_exit, read_outcome, read_place
 from runner.sweep.reconcile import decide, read_job_numbers, reconcile_row, remember_code
@@ -86,7 +85,7 @@ class Controller:
         self._number = max([*(row.number for row in self.rows.values()), *self._there.values(), -1])
         self._waiting: deque[tuple[PlannedJob, Anew]] = deque()
         self._next: tuple[list[tuple[PlannedJob, Anew]], JobSpec] | None = None  # what starts as soon as there is room
-        self._stacks = StackPlan(plan.settings, queued=get_launcher_name(plan.sweep.base) in OURS)
+        self._stacks = StackPlan(plan.settings, queued=plan.is_queued)
         self._members: dict[str, list[tuple[PlannedJob, Anew]]] = {}  # of each stack that runs
         self._to_come: set[str] = set()  # what waits or runs
         self._running: set[str] = set()

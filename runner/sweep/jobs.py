@@ -13,6 +13,7 @@ from runner.config.schema import Config
 from runner.core.paths import PACKAGE
 from runner.sweep import code_snapshot
 from runner.sweep.interfaces import JobSpec, Proposal
+from runner.sweep.launcher_settings import OURS, get_launcher_name
 from runner.sweep.ledger import JobRecord
 from runner.sweep.space.request import ComposedJob as Composition
 from runner.sweep.space.request import SweepRequest as Composer
@@ -50,6 +51,7 @@ class SweepPlan:
         self.sweep, self.argv, self.trust = sweep, list(argv), trust
         self.base, self.settings = Check(sweep.base, trust).config, sweep.settings
         self.shared = [setting.text for setting in sweep.space.fixed]
+        self.is_queued = get_launcher_name(sweep.base) in OURS  # jobs wait in a queue, on other machines
         named = self.settings.id != "auto"
         self.id = self.settings.id if named else compute_sweep_id(self.identified(self.base), sweep.space.keys)
         self.folder = Path("outputs") / self.base.name / self.id

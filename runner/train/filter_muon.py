@@ -16,7 +16,7 @@ def orthogonalize(matrix: Tensor, steps: int, eps: float = 1e-7) -> Tensor:
     By a quintic Newton-Schulz iteration (Jordan 2024, https://kellerjordan.github.io/posts/muon/).
     """
     a, b, c = COEFFICIENTS
-    wide = matrix.bfloat16() if matrix.size(0) <= matrix.size(1) else matrix.bfloat16().T
+    wide: Tensor = matrix.bfloat16() if matrix.size(0) <= matrix.size(1) else matrix.bfloat16().T
     wide = wide / (wide.norm() + eps)
     for _ in range(steps):
         gram = wide @ wide.T
@@ -63,7 +63,7 @@ class FilterMuon(Optimizer):
             raise ValueError(message)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step."""
         loss = None
         if closure is not None:

@@ -27,7 +27,8 @@ class AverageOverViews:
     def __call__(self, *inputs: Any, **named: Any) -> Tensor:
         if len(inputs) != 1 or named:
             raise RunError("transform.views needs a model with one input")
-        total, whole = None, 0.0
+        total: Tensor | None = None
+        whole = 0.0
         for view in self.views(inputs[0]):
             weight, seen = view if isinstance(view, tuple) else (1.0, view)
             output = self.model(seen)

@@ -97,7 +97,7 @@ def train_by_hand(net: nn.Module, batches) -> list[float]:
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        losses.append(loss.item())
+        losses.append(loss.item() / len(classes))
         if step % 5 == 0:
             decay = 0.95**5 * (step / STEPS) ** 3
             for name, value in net.state_dict().items():

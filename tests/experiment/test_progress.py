@@ -372,11 +372,11 @@ def test_one_part_is_trained_every_third_step(parts, monkeypatch):
 def test_two_processes_draw_their_samples_at_the_time_of_the_step(parts, tmp_path, name):
     """Each rank's step compares: the ranks end well, and have seen every step."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "runner"]
-    options = {"cwd": tmp_path, "capture_output": True, "text": True, "check": False}
+    options = {"cwd": tmp_path, "capture_output": True, "text": True}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{tmp_path}"}
     words = ["experiment=timed", "device.parallel=ddp", "loader.batch_size=2", *WAYS[name]]
     words += ["loader.batch_size=1"] if name == "accumulated" else []
-    ran = subprocess.run([*command, *words], env=environment, **options)
+    ran = subprocess.run([*command, *words], check=False, env=environment, **options)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     (folder,) = Path("outputs/timed").iterdir()
     assert read_result(folder)["steps"] == 18

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from runner.log.trace_file import read_trace, read_trace_lines
 from tests.experiment.plants import FILES, PLANTS, SAMPLES, Plant
 from tests.support import Ran, write_files
 
@@ -79,3 +80,68 @@ def test_a_plant_is_found_at_its_step_with_its_cause(plant: Plant, runner: Calla
     assert (answer.get("step"), answer.get("phase", "")) == (plant.step, plant.phase), answer["answer"]
     assert plant.said.lower() in told.lower()
     assert ran.status == (0 if plant.step is None else 1)
+
+
+CONF = Path(__file__).parents[2] / "conf" / "experiment"
+EXPERIMENTS = sorted(path.stem for path in CONF.glob("*.yaml"))
+EVERY_DAY = ("digits_cnn", "digits_gan", "minimise")
+SMALL = ("log.every=2st", "device.type=cpu", "train.checkpoint_every=3st", "train.evaluate_every=null")
+
+
+def list_settings(name: str) -> list[str]:
+    """List what makes a shipped experiment short: six steps."""
+    settings = [f"experiment={name}", "train.duration=6st", *SMALL]
+    if "override /dataset: none" not in (CONF / f"{name}.yaml").read_text():
+        settings += ["dataset.limit=24", "loader.batch_size=8", "train.accumulate=1"]
+    if name == "imagenet_resnet50_strong":
+        settings += ["scheduler.warmup=1st", "optimizer.lr=0.01"]
+    if name == "digits_frozen_embedding":
+        settings.append("freeze.until=4st")
+    return settings
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in EVERY_DAY else pytest.mark.exhaustive) for name in EXPERIMENTS],
+)
+@pytest.mark.usefixtures("cifar10", "image_folder", "resnet18_weights")
+def test_a_shipped_experiment_replays_bitwise(name: str, runner: Callable[..., Ran]) -> None:
+    """Each shipped experiment gives the same bits again, from its beginning and from a checkpoint in its middle."""
+    run = runner(*list_settings(name)).folder
+
+    answers = [json.loads(runner("replay", str(run), "--json", *more).out) for more in ((), ("--from", "3"))]
+
+    assert [(answer["answer"], answer["missing"]) for answer in answers] == [
+        ("Steps 1 to 6 are bitwise the same.", []),
+        ("Steps 4 to 6 are bitwise the same.", []),
+    ]
+
+
+def cut_run(run: Path, step: int) -> None:
+    """Leave a run as a kill after the checkpoint of a step does."""
+    from runner.experiment.record.recorded_run import RecordedRun
+
+    (run / "result.json").unlink()
+    checkpoints = RecordedRun(run).open_checkpoints(keep=9)
+    (entry,) = [entry for entry in checkpoints.entries() if entry.step == step]
+    checkpoints.save(checkpoints.load(checkpoints.folder / entry.file), step, entry.metric)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name == "digits_cnn" else pytest.mark.exhaustive) for name in EXPERIMENTS],
+)
+@pytest.mark.usefixtures("cifar10", "image_folder", "resnet18_weights")
+def test_a_resumed_run_replays_bitwise(name: str, runner: Callable[..., Ran]) -> None:
+    """A run that was stopped between two log lines and resumed has one trace, and gives the same bits again."""
+    run = runner(*list_settings(name)).folder
+    before = read_trace(read_trace_lines(run))
+    cut_run(run, 3)
+    assert runner("resume", str(run)).status == 0
+
+    after = read_trace(read_trace_lines(run))
+    ran = runner("replay", str(run))
+
+    assert after.steps == before.steps
+    assert "Steps 1 to 6 are bitwise the same." in ran.out
+    assert ran.status == 0

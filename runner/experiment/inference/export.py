@@ -125,7 +125,9 @@ def export_run(
             mistakes += error.mistakes
     if mistakes:
         raise ConfigError(mistakes)
-    on_cpu = replace(config.device, type="cpu", precision="fp32", weights="fp32", memory_format="contiguous")
+    on_cpu = replace(
+        config.device, type="cpu", precision="fp32", weights="fp32", memory_format="contiguous", compile=False
+    )
     trained = load_trained_model(
         run, replace(config, device=on_cpu), trust, checkpoint=checkpoint, weights=weights, verb="export"
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,12 @@ class FilePredictor:
     batch_size: int
     refused: list[str]
 
+    @cached_property
+    def model(self) -> Any:
+        """The model, with the mean of its outputs over the views of an evaluation where there are any."""
+        views = make_views(self.trained.config, self.trust)
+        return self.trained.model if views is None else AverageOverViews(self.trained.model, views)
+
     def predict_batches(self) -> Iterator[PredictedBatch]:
         """Yield the predictions of each batch of sound samples."""
         config, device = self.trained.config, self.trained.device
@@ -213,11 +220,9 @@ class FilePredictor:
                 raise RunError(f"{name}: {error}; {_explain_left_image(self.trained.config)}") from error
 
     def _call(self, members: list[Tensor], names: Sequence[str]) -> Any:
-        views = make_views(self.trained.config, self.trust)
-        model: Any = self.trained.model if views is None else AverageOverViews(self.trained.model, views)
         try:
             with torch.no_grad(), self.trained.autocast():
-                return self.called.select(self.called.call(model, members))
+                return self.called.select(self.called.call(self.model, members))
         except Exception as error:
             shapes = ", ".join(f"{list(member.shape)} {member.dtype}" for member in members)
             which = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -115,10 +115,10 @@ def replay_source(
     saved = None if start is None else load_checkpoint(source, start)
     until = _find_end(source, answer, steps)
     folder = source.folder or Path(source.name)
-    with diagnosis.convert_record_errors(folder), prepare_again(source.config, trust, saved) as run:
+    with diagnosis.convert_record_errors(folder), prepare_again(source.config, trust, saved, source.settings) as run:
         _compare_states(source, answer, run, say)
         replayed = train_on(run, source.trace, until)
-        answer.last = replayed.reached
+        answer.last = min(replayed.reached, max(source.steps, answer.first))
         if replayed.log.found:
             answer.same = False
             answer.finding = find_phase(
@@ -131,11 +131,12 @@ def replay_source(
             _look_closer(source, answer, replayed, trust, saved)
         explain(answer.finding, source, answer.before, answer.config)
         answer.last = max(answer.first, answer.finding.step - 1)
-    elif answer.last <= answer.first:
-        answer.same = False
     elif replayed.error:
         answer.same = False
         answer.notes.append(f"the replay ended after step {replayed.reached:,}: {replayed.error}")
+        say(answer.notes[-1])
+    elif answer.last <= answer.first:
+        answer.same = False
     return answer
 
 
@@ -226,7 +227,7 @@ def _look_closer(
     """Train up to the difference once more: where two replays differ, find the operator in which they do."""
     finding = answer.finding
     assert finding is not None
-    with prepare_again(source.config, trust, saved) as run:
+    with prepare_again(source.config, trust, saved, source.settings) as run:
         again = train_on(run, first.log.traced, first.reached)
     step = _find_first_other_batch(first, again)
     found = again.log.found
@@ -243,7 +244,7 @@ def _look_closer(
     finding.step, finding.phase, finding.since, finding.differs_by_itself = own.step, own.phase, own.since, True
     finding.seen = f"in two replays: {own.seen}"
     if finding.step > answer.first:
-        with prepare_again(source.config, trust, saved) as run:
+        with prepare_again(source.config, trust, saved, source.settings) as run:
             train_on(run, RecordedTrace(), finding.step - 1)
             finding.operator = find_operator(run)
 

@@ -19,6 +19,9 @@ SHARE = 0.2  # of the gap: what changes the metric by less is no culprit
 SURE = 0.985  # an effect is seen beyond this quantile of Student's t, with the noise's degrees of freedom
 
 
+CERTAIN = 0.995  # the same for the gap itself
+
+
 LARGER = 0.6  # of an effect: so much of it in one half is followed, though noise could be as large
 
 
@@ -167,13 +170,20 @@ class BlameSearch:
                 self.findings.verdict = "unmeasured"
                 return
             self.findings.gap = self.measured.compare(nothing, self._all)
-            clear = not self.findings.gap.is_noise or math.isnan(self.findings.gap.half)
-            if clear and self.findings.gap.value:
+            if abs(self.findings.gap.value) > self._compute_doubt(nothing, self._all):
                 return
             if count >= 2 * self._replicates or self.left < self._budget // 2:
                 self.findings.verdict = "noise"
                 return
             count += 1
+
+    def _compute_doubt(self, low: Mixture, high: Mixture) -> float:
+        """Return the least difference that is no noise; A and B are looked at several times, so it is large."""
+        noise = self.measured.noise
+        if math.isnan(noise) or not noise:
+            return 0.0
+        numbers = [len(self.measured.get_numbers(mixture)) for mixture in (low, high)]
+        return self.measured.compute_quantile(CERTAIN) * noise * math.sqrt(sum(1 / n for n in numbers))
 
     def _search(self, settings: Sequence[int]) -> Generator[list[RunRequest], None, list[Culprit]]:
         """Find the culprits among these settings of B, the others being those of A."""

@@ -48,7 +48,9 @@ def find_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference
 
 
 def _walk(a: Any, b: Any, path: tuple[str, ...]) -> list[Difference]:
-    if ".".join(path) in NOT_MIXED or (type(a) is type(b) and a == b and _list_keys(a) == _list_keys(b)):
+    if ".".join(path) in NOT_MIXED:
+        return []
+    if not isinstance(a, Mapping) and type(a) is type(b) and a == b:
         return []
     if not isinstance(a, Mapping) or not isinstance(b, Mapping) or a.get("_target_") != b.get("_target_"):
         return [Difference(path, a, b)] if path else _walk_members(a, b, path)
@@ -56,10 +58,6 @@ def _walk(a: Any, b: Any, path: tuple[str, ...]) -> list[Difference]:
     if path and "_target_" not in a and shared[0] != shared[1]:  # transforms, rules and groups hold in their order
         return [Difference(path, a, b)]
     return _walk_members(a, b, path)
-
-
-def _list_keys(value: Any) -> list[str]:
-    return list(value) if isinstance(value, Mapping) and "_target_" not in value else []
 
 
 def _walk_members(a: Mapping[str, Any], b: Mapping[str, Any], path: tuple[str, ...]) -> list[Difference]:

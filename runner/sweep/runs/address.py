@@ -32,6 +32,9 @@ ROOT = Path("outputs")
 RECORD = ".record.json"
 
 
+MOST_LETTERS = 255  # of a file's name
+
+
 MOST_JOBS = 100_000  # that one word may list
 
 
@@ -73,7 +76,10 @@ def find_address(word: str, kinds: Collection[AddressKind], *, name: str = "RUN"
     Raises:
         ConfigError: it names nothing, several things, or a thing of another kind.
     """
-    found = _find(word, name)
+    try:
+        found = _find(word, name)
+    except OSError:  # a line of overrides, longer than a file's name can be
+        found = _find_overrides(word)
     if found is None and "filter" in kinds and _OPERATORS.search(word):
         found = Address(word, "filter")
     if found is None:
@@ -266,7 +272,9 @@ def _list_near(word: str) -> dict[str, str]:
 def _make_unknown_mistake(word: str, kinds: Collection[AddressKind], name: str) -> Mistake:
     path, near = Path(word), next(iter(_list_near(word).values()), "")
     kind: Kind = "file"
-    if path.is_dir():
+    if len(word) > MOST_LETTERS:
+        rule = f"must be {_join_kinds(kinds)}, and is too long for a name"
+    elif path.is_dir():
         rule = f"must be {_join_kinds(kinds)}, but is a folder that is none"
         inside = sorted(path.glob("*/config.yaml"))[-1:] or sorted(path.glob("*/*/config.yaml"))[-1:]
         near = str(inside[0].parent) if inside else near

@@ -51,7 +51,7 @@ class StackedConvolution(torch.autograd.Function):
             images, each = x, 1
         else:
             if x_dim is None:
-                x = x.unsqueeze(-dims + 1).expand(*x.shape[: 1 - dims], jobs, *x.shape[1 - dims :])
+                x = x.unsqueeze(-dims).expand(*x.shape[: 1 - dims], jobs, *x.shape[1 - dims :])
             else:
                 x = x.movedim(x_dim, -dims)  # [N, jobs, C, ...], or [jobs, C, ...] of images without a batch
             images, each = x.flatten(-dims, 1 - dims), jobs * groups
