@@ -93,7 +93,7 @@ def find_address(word: str, kinds: Collection[AddressKind], *, name: str = "RUN"
 
 
 def locate_run(word: str) -> Path:
-    """Locate the one run that a word names: a run directory, the name of one, or a job of a sweep, SWEEP:12.
+    """Locate the run that a word names: a run directory, its name, or a job of a sweep, SWEEP:12.
 
     A word that names nothing stays a path, for whoever reads it to refuse.
 
