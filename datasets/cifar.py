@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import TensorDataset
 
 
-class BinaryCIFAR(Dataset[tuple[Tensor, int]]):
+class BinaryCIFAR(TensorDataset):
     """Images [3, 32, 32] of uint8 with their class, from files of CIFAR-10's binary version (Krizhevsky 2009).
 
     A record is one byte for the class and 3,072 for the image: its red, green and blue pixels, row by row.
@@ -23,21 +23,18 @@ class BinaryCIFAR(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, root: str, train: bool = True) -> None:
         names = [f"data_batch_{number}.bin" for number in range(1, 6)] if train else ["test_batch.bin"]
-        records = [self._read(Path(root) / name) for name in names]
-        whole = torch.from_numpy(np.concatenate(records))
-        self.images = whole[:, 1:].reshape(-1, 3, 32, 32)
-        self.targets = whole[:, 0].long()
+        records = torch.cat([read_records(Path(root) / name) for name in names])
+        super().__init__(records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].long())
 
-    @staticmethod
-    def _read(file: Path) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
-        numbers = np.fromfile(file, np.uint8)
-        if not numbers.size or numbers.size % 3073 or numbers[::3073].max() > 9:
-            message = f"{file} is no batch of CIFAR-10: records of 3,073 bytes, the first of them a class from 0 to 9"
-            raise ValueError(message)
-        return numbers.reshape(-1, 3073)
 
-    def __len__(self) -> int:
-        return len(self.images)
+def read_records(file: Path) -> Tensor:
+    """Read the records [N, 3073] of a file.
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], int(self.targets[index])
+    Raises:
+        ValueError: they are none.
+    """
+    numbers = np.fromfile(file, np.uint8)
+    if not numbers.size or numbers.size % 3073 or numbers[::3073].max() > 9:
+        message = f"{file} is no batch of CIFAR-10: records of 3,073 bytes, the first of them a class from 0 to 9"
+        raise ValueError(message)
+    return torch.from_numpy(numbers.reshape(-1, 3073))

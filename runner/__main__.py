@@ -36,7 +36,9 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "convert": "runner.cli.convert",
     "report": "runner.cli.report",
     "promote": "runner.cli.promote",
+    "blame": "runner.cli.blame",
     "compare": "runner.cli.compare",
+    "diff": "runner.cli.diff",
     "ls": "runner.cli.ls",
     "trust": "runner.cli.trust",
     "help": "runner.cli.help",
@@ -47,10 +49,7 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
 }
 
 
-PLANNED = (
-    "diff",
-    "blame",
-)
+PLANNED = ("schema",)
 
 
 # First words of other tools' command lines, and the verb that does the same; without one a run is trained.

@@ -1,9 +1,8 @@
-"""`python -m runner record RUN --to conf/experiment/NAME.record.json`: write a small record of a run, to be committed.
+"""`python -m runner record RUN --to NAME.record.json`: write a small record of a run, to commit.
 
 It holds the config, the trace and the result, but no weights; `replay` reads it like a run directory.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from runner.cli.options import JSON, TRUST, Option, Verb
 from runner.core.errors import ConfigError, Mistake
 from runner.core.escape import make_printable
+from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
 from runner.experiment.record.record_file import write_record
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError([Mistake(TO.name, "is missing", remedy=remedy, kind="missing")])
     written = write_record(Path(given.words[0]), Path(to), given.trust)
     if given.as_json:
-        print(json.dumps(written))
+        print_json(written)
         return EXIT_DONE
     for note in written["notes"]:
         print(make_printable(note), file=sys.stderr)

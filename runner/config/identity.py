@@ -13,6 +13,7 @@ WITHOUT_EFFECT = {
     "name": "names the output directory",
     "run": "names an existing run directory",
     "sweep": "says how jobs are run, not what they are",
+    "actions": "they draw from streams of their own, and whatever they do to the model is undone",
     "on_event": "what is run at the end",
     "log": "logging draws no random number and reads nothing that training writes",
     "loader.num_workers": "order and augmentation are keyed by sample, not by worker",
@@ -34,8 +35,12 @@ ADDED_LATER: dict[str, Any] = {
     "train.stop_when": {},
     "train.max_time_counts": "all",
     "train.average": None,
+    "init.samples": 1024,
+    "transform.views": None,
+    "device.weights": "fp32",
     "freeze.from": None,
     "freeze.sets": {},
+    "train.test_with": "last",
 }
 
 
@@ -65,7 +70,7 @@ def compute_job_id(config: Mapping[str, Any]) -> str:
 
 
 def compute_replicate_id(config: Mapping[str, Any]) -> str:
-    """Hash a resolved config as `compute_job_id` does, but without seed and fold: replicates share the hash."""
+    """Hash a config as `compute_job_id` does, but without seed and fold: replicates share the hash."""
     kept = _drop_without_effect(config)
     if (kept.get("dataset") or {}).get("fold") is not None:
         kept = _without(kept, "dataset.fold")

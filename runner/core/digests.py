@@ -33,7 +33,7 @@ def hash_tensor(tensor: Tensor) -> int:
     return zlib.crc32(get_bytes(tensor))
 
 
-def digest_tree(tree: Any) -> str:
+def hash_tree(tree: Any) -> str:
     """Digest a tree of tensors and plain values: its names, dtypes, shapes and bytes, in its order."""
     digest = hashlib.sha256()
     update_digest(digest, tree)
@@ -85,18 +85,18 @@ def hash_saved_generators(saved: Mapping[str, Any]) -> dict[str, str]:
     return {name: f"{value:08x}" for name, value in hashes.items()}
 
 
-def digest_parts(parts: Mapping[str, Any]) -> dict[str, str]:
+def hash_parts(parts: Mapping[str, Any]) -> dict[str, str]:
     """Digest each part of a mapping that has anything in it."""
-    return {name: digest_tree(part) for name, part in parts.items() if part is not None and not _is_empty(part)}
+    return {name: hash_tree(part) for name, part in parts.items() if part is not None and not _is_empty(part)}
 
 
-def digest_batch(batch: Any) -> dict[str, str]:
+def hash_batch(batch: Any) -> dict[str, str]:
     """Digest each member of a batch, by its position or key; a batch that is one thing has the name `all`."""
     if isinstance(batch, Mapping):
-        return {str(name): digest_tree(member) for name, member in batch.items()}
+        return {str(name): hash_tree(member) for name, member in batch.items()}
     if isinstance(batch, list | tuple):
-        return {str(place): digest_tree(member) for place, member in enumerate(batch)}
-    return {"all": digest_tree(batch)}
+        return {str(place): hash_tree(member) for place, member in enumerate(batch)}
+    return {"all": hash_tree(batch)}
 
 
 _KINDS: dict[tuple[Any, ...], bytes] = {}  # formatting takes longer than hashing a small tensor

@@ -41,7 +41,7 @@ class Placement:
 
 
 def draw_alternating(key: Callable[..., int], name: str, epochs: Any, indices: Indices, draws: int) -> Tensor:
-    """Draw the uniforms [N, draws] of a transform that alternates: u in even epochs, and 1 - u in odd ones.
+    """Draw the uniforms [N, draws] of a transform that alternates: u in even epochs, 1 - u in odd ones.
 
     The key has no epoch, so a sample has the same u in all of them.
     """

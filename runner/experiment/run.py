@@ -262,7 +262,7 @@ def train_recorded(record: RunRecord, fault: NonFiniteError | None = None) -> in
             record.log.close()
         start_logging(record, run)
         fault = fit_until_fault(run, task.config)
-    return finish(run, record.result)
+    return finish(run, record.result, task.config.train.test_with)
 
 
 def record_error(record: RunRecord, error: Exception) -> None:
@@ -401,12 +401,16 @@ def describe_out_of_memory(run: Run) -> str:
     if evaluating and loader["eval"]["batch_size"] is not None:
         key, size = "loader.eval.batch_size", loader["eval"]["batch_size"]
     where = "in the evaluation after" if evaluating else "in the step after"
-    ways = oom.suggest_remedies(
-        size,
-        run.rhythm.accumulate,
-        run.config["device"]["precision"],
-        evaluating=evaluating,
-        splits=run.config["train"]["split_on_oom"],
+    ways = (
+        "let the dataset give smaller batches"
+        if size is None
+        else oom.suggest_remedies(
+            size,
+            run.rhythm.accumulate,
+            run.config["device"]["precision"],
+            evaluating=evaluating,
+            splits=run.config["train"]["split_on_oom"],
+        )
     )
     return (
         f"out of memory {where} step {run.progress.step:,} with {key}={size}; {oom.describe_peak(run.device)}. {ways}"

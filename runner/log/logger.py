@@ -16,6 +16,7 @@ from runner.core.escape import make_printable
 from runner.core.files import to_json, write_atomic
 from runner.log.console import ConsoleOutput, PlainConsole, ProgressBar, QuietConsole, format_values, is_terminal
 from runner.log.jsonl import JsonLines, Value, find_whole_lines, put_aside
+from runner.log.notebook import NotebookBar, NotebookConsole, is_notebook
 from runner.log.tensorboard import EventWriter, NoEventWriter, TensorBoardWriter, find_own_event_files, read_events
 from runner.log.trace_file import TRACE
 
@@ -63,14 +64,16 @@ class Logger:
         go_on: bool = False,
         trace: bool = False,
     ) -> None:
-        stream = stream or sys.stdout
+        in_notebook, stream = stream is None and is_notebook(), stream or sys.stdout
         self._go_on, self._refused = go_on, False
         self._text = safe_io.open_regular(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._lines = JsonLines(run_dir / "metrics.jsonl", until=start_step)
         self._trace = JsonLines(run_dir / TRACE, until=start_step) if trace else None
         self._events: EventWriter = TensorBoardWriter(run_dir / "tb", start_step) if tensorboard else NoEventWriter()
-        self._console: ConsoleOutput = QuietConsole(stream)
-        if progress:
+        self._console: ConsoleOutput = NotebookConsole(stream) if in_notebook else QuietConsole(stream)
+        if progress and in_notebook:
+            self._console = NotebookBar(stream, start_step, total_steps)
+        elif progress:
             bar = is_terminal(stream)
             self._console = ProgressBar(stream, start_step, total_steps) if bar else PlainConsole(stream, total_steps)
 

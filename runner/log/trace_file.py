@@ -1,9 +1,10 @@
-"""`trace.jsonl`: what each step of a run computed, as bits and hashes; written with the log, compared by a replay.
+"""`trace.jsonl`: results of each step of a run as bits and hashes, for a replay to compare.
 
 A line has the step that it was written after. Facts of each step since the line before are packed: `loss` (its bits),
 `order` (hash of the sample indices), `weights_probe` and `gradient_probe` (hashes of a few weights before the update
 and of a few gradients), `data_probe` (where the samples are read one by one), `settings` of the optimizer. A log line
-adds `batch` and `drawn` (generators); a checkpoint `weights`, `optimizer` and `generators`; a start of a process `begin`.
+adds `batch` and `drawn` (generators); a checkpoint adds `weights`, `optimizer` and `generators`; the start of a process
+adds `begin`.
 """
 
 import base64
@@ -185,6 +186,6 @@ def _encode(numbers: "array[Any]") -> str:
     return binascii.b2a_base64(numbers.tobytes(), newline=False).decode()
 
 
-def have_same_bits(one: float, other: float) -> bool:
+def match_bits(one: float, other: float) -> bool:
     """Return whether two numbers have the same bits; every NaN counts as the same."""
     return struct.pack("<d", one) == struct.pack("<d", other) or (one != one and other != other)  # noqa: PLR0124

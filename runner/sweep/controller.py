@@ -1,7 +1,6 @@
 """Controller of a sweep: the one process that asks for points, starts jobs and writes the ledger."""
 
 import dataclasses
-import os
 import signal
 import time
 from collections import deque
@@ -10,15 +9,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from runner.core import event_stream
 from runner.core.errors import ConfigError
 from runner.core.exit_status import EXIT_APART, get_stop_status
-from runner.core.stop_signals import handle_signals
+from runner.core.stop_signals import handle_signals, leave_at_once
 from runner.experiment.examine import examine
 from runner.sweep.console import SweepConsole
 from runner.sweep.interfaces import Event, Executor, JobSpec, Proposal, Source
 from runner.sweep.jobs import Anew, PlannedJob, SweepPlan
-from runner.sweep.launcher_settings import OURS, get_launcher_name
 from runner.sweep.ledger import JobRecord, Ledger
 from runner.sweep.outcome import RESULT, describe_exit, read_outcome, read_place
 from runner.sweep.reconcile import decide, read_job_numbers, reconcile_row, remember_code
@@ -59,8 +56,7 @@ def catch_stop_signals(stop: SweepStop) -> Iterator[None]:
         if number == signal.SIGINT or not stop.signals:
             stop.signals.append(number)
         if not stop.noted:
-            event_stream.end(stop.status, status="interrupted", signal=signal.Signals(number).name)
-            os._exit(stop.status)
+            leave_at_once(stop.status, number)
 
     with handle_signals(handler):
         yield
@@ -89,7 +85,7 @@ class Controller:
         self._number = max([*(row.number for row in self.rows.values()), *self._there.values(), -1])
         self._waiting: deque[tuple[PlannedJob, Anew]] = deque()
         self._next: tuple[list[tuple[PlannedJob, Anew]], JobSpec] | None = None  # what starts as soon as there is room
-        self._stacks = StackPlan(plan.settings, queued=get_launcher_name(plan.sweep.base) in OURS)
+        self._stacks = StackPlan(plan.settings, queued=plan.is_queued)
         self._members: dict[str, list[tuple[PlannedJob, Anew]]] = {}  # of each stack that runs
         self._to_come: set[str] = set()  # what waits or runs
         self._running: set[str] = set()

@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 from runner.config.check.check import Check, to_resolved_data
 from runner.config.check.imports import list_user_directories
-from runner.config.check.rules.train import find_metric_names
+from runner.config.check.rules.train import find_direction, find_metric_names
 from runner.config.identity import compute_job_id, compute_replicate_id, compute_sweep_id
 from runner.config.schema import Config
 from runner.core.paths import PACKAGE
 from runner.sweep import code_snapshot
 from runner.sweep.interfaces import JobSpec, Proposal
+from runner.sweep.launcher_settings import OURS, get_launcher_name
 from runner.sweep.ledger import JobRecord
 from runner.sweep.space.request import ComposedJob as Composition
 from runner.sweep.space.request import SweepRequest as Composer
@@ -50,10 +51,11 @@ class SweepPlan:
         self.sweep, self.argv, self.trust = sweep, list(argv), trust
         self.base, self.settings = Check(sweep.base, trust).config, sweep.settings
         self.shared = [setting.text for setting in sweep.space.fixed]
+        self.is_queued = get_launcher_name(sweep.base) in OURS  # jobs wait in a queue, on other machines
         named = self.settings.id != "auto"
         self.id = self.settings.id if named else compute_sweep_id(self.identified(self.base), sweep.space.keys)
         self.folder = Path("outputs") / self.base.name / self.id
-        self.frozen = code_snapshot.freeze(Path.cwd(), [*list_user_directories(trust), *_find_checkout()])
+        self.frozen = code_snapshot.freeze(Path.cwd(), [*list_user_directories(trust), *find_checkout()])
 
     @property
     def typical(self) -> JobSpec:
@@ -130,10 +132,10 @@ def compute_resources(config: Config, processes: int) -> dict[str, Any]:
 def find_objective(config: Config) -> tuple[str, str]:
     """Return the metric that jobs are compared by and its mode, `min` or `max`; needs no data."""
     name = config.train.objective or find_metric_names(config)[0][0]
-    return name, config.train.mode or ("min" if name.endswith("/loss") else "max")
+    return name, config.train.mode or find_direction(config, name)
 
 
-def _find_checkout() -> list[Path]:
+def find_checkout() -> list[Path]:
     """Return the runner's own folder in a list; an installed package gives an empty list."""
     home = PACKAGE.parent.resolve()
     return [] if home.name in code_snapshot.NO_CODE else [home]

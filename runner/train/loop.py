@@ -12,7 +12,7 @@ def fit(run: Run) -> None:
     """Train from `run.progress` to the end, or until a signal asks to stop."""
     progress, update, losses, stop = run.progress, run.update, run.losses, run.stop
     rhythm = run.rhythm
-    train_metrics = [] if update.metrics else list(run.metrics["train"].values())
+    takes = [] if update.metrics else run.inputs["train"]
     due = begin(run)
     while progress.step < rhythm.total_steps and not stop.asked:
         begun_at = (progress.step, progress.epoch)
@@ -20,8 +20,8 @@ def fit(run: Run) -> None:
             outcome = update(batch)
             run.schedule.step()
             losses.add(outcome)
-            for metric in train_metrics:
-                metric.update(outcome["output"].detach(), outcome["target"])
+            for take in takes:
+                take(outcome)
             progress.step += 1
             progress.batch += 1
             if progress.batch == rhythm.steps_per_epoch:

@@ -15,9 +15,19 @@ from runner.core import rng
 from runner.core.durations import Duration, compute_next_due
 from runner.core.errors import RunError
 from runner.model.freeze import freeze_at
-from runner.train.bn_statistics import refresh_statistics
+from runner.train.actions import call_due_actions, find_due_actions, keep_outcome_artifacts
+from runner.train.bn_statistics import update_statistics
 from runner.train.checkpoint import SaveError
-from runner.train.evaluation import add, evaluate_and_show, flatten_metric, list_numbers, read_objective
+from runner.train.evaluation import (
+    add,
+    add_derived,
+    evaluate_and_show,
+    flatten_metric,
+    has_own_rhythm,
+    list_due_metrics,
+    list_numbers,
+    read_objective,
+)
 from runner.train.finite import NonFiniteError, collect_tensors, find_infinite_buffers, find_non_finite, name_of
 from runner.train.state import Run
 from runner.train.state_dict import collect_state, copy_sampler_state
@@ -27,6 +37,7 @@ def begin(run: Run) -> int:
     """Prepare training from `run.progress` on; return the step of the first pause."""
     progress = run.progress
     if progress.step == run.rhythm.first_step:
+        progress.acted_at = progress.step
         rng.seed_all(rng.derive_key(run.seed, "train", *run.team.stream))
     run.session.infinite_buffers = find_infinite_buffers(run.model)
     run.model.train()
@@ -35,12 +46,12 @@ def begin(run: Run) -> int:
     run.session.started_at = progress.step
     run.session.paused_at = progress.step - progress.evaluation_pending
     run.session.logged = (progress.step, time.perf_counter())
-    run.looks.begin(progress.step, sum(run.losses.sizes), run.clock.seconds)
+    run.looks.begin(progress.step, sum(run.losses.read_sizes()), run.clock.seconds)
     run.trace.begin(run)
     if run.rhythm.evaluate_at_start and progress.step == run.rhythm.first_step and progress.evaluated_at is None:
         progress.evaluation_pending = True
     stop_at_value(run)
-    if progress.evaluation_pending:
+    if progress.evaluation_pending or find_due_actions(run, at_end=progress.step >= run.rhythm.total_steps):
         due = run_due_actions(run)
     else:
         arm_hooks(run)
@@ -121,7 +132,8 @@ def find_next_due_step(run: Run) -> int:
     rhythm = run.rhythm
     if rhythm.check_finite == "every_step":
         return run.progress.step + 1
-    rhythms = (rhythm.log_every, rhythm.evaluate_every, rhythm.checkpoint_every)
+    rhythms = (rhythm.log_every, rhythm.evaluate_every, rhythm.checkpoint_every, *rhythm.own_rhythms)
+    rhythms += tuple(action.every for action in run.actions)
     due = [compute_next_due(every, run.progress.step, rhythm.steps_per_epoch) for every in rhythms]
     due += [step for step in run.frozen.changes if step > run.progress.step][:1]
     if not rhythm.log_means:  # a line is of its own step: what came before is forgotten at the step before
@@ -170,6 +182,7 @@ def run_due_actions(run: Run) -> int:
         said = log_line(run, seen)
         stop_at_value(run)
         at_end = at_end or bool(run.stop.ended)
+    said = {**said, **log_own_rhythms(run, at_end=at_end)}
     improved = False
     if progress.evaluation_pending or at_end or _is_due(run, run.rhythm.evaluate_every):
         improved = evaluate_and_compare(run, said)
@@ -182,6 +195,7 @@ def run_due_actions(run: Run) -> int:
         if run.losses.sizes and run.rhythm.log_means and not _is_due(run, run.rhythm.log_every):
             log_line(run, seen)
     stopping = bool(run.stop.reason)
+    call_due_actions(run, at_end=at_end)
     saves = run.rhythm.checkpoint_every is not None and (improved or _is_due(run, run.rhythm.checkpoint_every))
     if at_end or stopping or saves:
         save(run)
@@ -203,9 +217,32 @@ def forget(run: Run) -> None:
     """Reset losses and training metrics for the next log line, after the check for non-finite losses."""
     check_losses(run)
     run.trace.flush(run)
-    for metric in run.metrics["train"].values():
-        metric.reset()
+    reset_line(run)
+
+
+def reset_line(run: Run) -> None:
+    """Reset the losses and training metrics of the next log line."""
+    for metric in run.inputs["train"]:
+        if metric.every is None:
+            metric.reset()
     run.losses.clear()
+
+
+def log_own_rhythms(run: Run, *, at_end: bool) -> dict[str, Any]:
+    """Log the training metrics whose own rhythm is due, at the end all of them; return the values."""
+    progress, logged = run.progress, dict[str, Any]()
+    for metric in run.inputs["train"]:
+        due = _is_due(run, metric.every)
+        if metric.every is not None and metric.updated and (due or at_end):
+            add(logged, flatten_metric(f"train/{metric.name}", metric.compute()))
+            if due:
+                metric.reset()
+    if logged:
+        add_derived(run, "train", logged)
+        progress.last |= logged
+        run.log.scalars(progress.step, progress.epoch, logged)
+        stop_at_value(run)
+    return logged
 
 
 def log_line(run: Run, seen: dict[str, float]) -> dict[str, Any]:
@@ -225,14 +262,15 @@ def log_line(run: Run, seen: dict[str, float]) -> dict[str, Any]:
     logged: dict[str, Any] = {f"train/{name}": value for name, value in fields.means().items()}
     add(logged, {name: word for name, word in words.items() if word != progress.last.get(name)})  # where it changes
     add(logged, {"train/loss": run.losses.mean()})
-    for name, metric in run.metrics["train"].items():
-        add(logged, flatten_metric(f"train/{name}", metric.compute()))
+    for metric in run.inputs["train"]:
+        if metric.updated and metric.every is None:
+            add(logged, flatten_metric(f"train/{metric.name}", metric.compute()))
+    add_derived(run, "train", logged)
+    keep_outcome_artifacts(run, "train", fields.artifacts)
     run.trace.log(run)
-    rest = seen | run.looks.scalars(progress.step, sum(run.losses.sizes), run.clock.seconds)
+    rest = seen | run.looks.scalars(progress.step, sum(run.losses.read_sizes()), run.clock.seconds)
     if _is_due(run, run.rhythm.log_every):  # else it is the last line; a run that is prolonged goes on with what it has
-        for metric in run.metrics["train"].values():
-            metric.reset()
-        run.losses.clear()
+        reset_line(run)
     progress.last |= logged
     now = time.perf_counter()
     speed = (progress.step - run.session.logged[0]) / (now - run.session.logged[1])
@@ -277,17 +315,19 @@ def evaluate_and_compare(run: Run, said: Mapping[str, Any]) -> bool:
     progress = run.progress
     progress.evaluation_pending = False
     run.clock.pause()
-    begun = time.perf_counter()
+    begun, evaluated = time.perf_counter(), dict[str, float]()
     due = _is_due(run, run.rhythm.evaluate_every)  # else it is the end; a run that is prolonged never had it
     if run.objective.evaluated and progress.evaluated_at != progress.step:
         values: dict[str, float] | None = {}
+        metrics = list_due_metrics(run)
         for name in run.objective.evaluated:
-            part = evaluate_and_show(run, name)
+            part = evaluate_and_show(run, name, metrics)
             values = None if values is None or part is None else values | part
         if values is None:
             progress.evaluation_pending = True
         else:
             progress.last |= values
+            evaluated = values
             progress.evaluated_at = progress.step
             run.log.evaluated(progress.step, progress.epoch, values)
         devices.synchronize(run.device)
@@ -295,7 +335,8 @@ def evaluate_and_compare(run: Run, said: Mapping[str, Any]) -> bool:
     run.clock.start()
     if progress.evaluation_pending:
         return False
-    known = {name: value for name, value in progress.last.items() if not name.startswith("train/")} | dict(said)
+    fresh = {name: value for name, value in progress.last.items() if not name.startswith("train/")}
+    known = {name: fresh[name] for name in fresh if name in evaluated or not has_own_rhythm(run, name)} | dict(said)
     if due:
         follow_metric(run, known)
     value, best = read_objective(run), progress.best
@@ -317,7 +358,8 @@ def follow_metric(run: Run, known: Mapping[str, Any]) -> None:
         RunError: an evaluation does not say it, or it is a word.
     """
     name = run.schedule.monitor
-    if name is not None and (name in known or not name.startswith("train/")):
+    waits = name is not None and (name.startswith("train/") or has_own_rhythm(run, name))
+    if name is not None and (name in known or not waits):
         if isinstance(known.get(name, ""), str):
             raise RunError(f"scheduler.monitor: {name} is none of the numbers there are: {list_numbers(known)}")
         run.schedule.evaluated(dict(known))
@@ -348,7 +390,9 @@ def stop_at_value(run: Run) -> None:
     for threshold in run.rhythm.stop_when if run.progress.step < run.rhythm.total_steps else ():
         value = last.get(threshold.name)
         evaluated = (
-            run.progress.evaluated_at is not None and threshold.name.partition("/")[0] in run.objective.evaluated
+            run.progress.evaluated_at is not None
+            and threshold.name.partition("/")[0] in run.objective.evaluated
+            and not has_own_rhythm(run, threshold.name)
         )
         if isinstance(value, str) or (value is None and evaluated):
             raise RunError(f"train.stop_when: {threshold.name} is none of the numbers there are: {list_numbers(last)}")
@@ -373,7 +417,7 @@ def save(run: Run) -> None:
     run.progress.seconds_training = max(run.progress.seconds_training, run.clock.budget.used)
     best = run.progress.best
     metric = best["objective"] if best is not None and best["step"] == run.progress.step else None
-    refresh_statistics(run)
+    update_statistics(run)
     state = collect_state(run)
     run.trace.save(run, state)
     with handle_save_error(run):

@@ -1,4 +1,4 @@
-"""Trace of a run: what each step computed, collected without waiting for the device, for a replay to compare.
+"""Trace of a run: results of each step, collected without waiting for the device.
 
 Two hooks cost something in each step: one that sees the batch before the step, and one that takes a probe of weights
 and gradients before the update (4 µs on a CPU). All else is done with a log line or a checkpoint, where the losses are
@@ -15,13 +15,13 @@ from torch.optim import Optimizer
 
 from runner.core import rng
 from runner.core.digests import (
-    digest_batch,
-    digest_parts,
-    digest_tree,
     get_bytes,
+    hash_batch,
     hash_generators,
+    hash_parts,
     hash_saved_generators,
     hash_tensor,
+    hash_tree,
 )
 from runner.core.durations import compute_next_due
 from runner.core.layouts import is_strided
@@ -87,7 +87,7 @@ class Trace(NoTrace):
             groups = run.optimizer.param_groups
             settings.append([groups[group][name] for group, name in names])
             if self.data is not None:
-                self.data.append([_probe_data(tensor) for tensor in iterate_tensors(batch)])
+                self.data.append([_take_data_probe(tensor) for tensor in iterate_tensors(batch)])
             if progress.step + 1 == self.due:
                 self.take(run, batch)
             yield batch
@@ -98,7 +98,7 @@ class Trace(NoTrace):
         if run.device.type != "cpu":
             self.batch = (run.progress.step + 1, map_tensors(lambda one: one.to("cpu", non_blocking=True), members))
         else:
-            self.batch = (run.progress.step + 1, digest_batch(members))
+            self.batch = (run.progress.step + 1, hash_batch(members))
 
     # ---- what is written
 
@@ -109,12 +109,12 @@ class Trace(NoTrace):
         self.order = OrderTrace(split)
         self.names = _list_settings(run.optimizer)
         self.settings.clear()
-        per_sample = split.plan.kind in (PlanKind.PER_SAMPLE, PlanKind.STREAMED)
+        per_sample = split.plan.kind in (PlanKind.PER_SAMPLE, PlanKind.WHOLE_BATCHES, PlanKind.STREAMED)
         self.data = [] if per_sample else None
         self.probe.hang(run)
         weights = run.layout.whole(run.model.state_dict())
-        facts: dict[str, Any] = {"config": pack_config(run.config), "weights": digest_tree(weights)}
-        facts |= {"optimizer": digest_tree(run.layout.whole(run.optimizer.state_dict())["state"])}
+        facts: dict[str, Any] = {"config": pack_config(run.config), "weights": hash_tree(weights)}
+        facts |= {"optimizer": hash_tree(run.layout.whole(run.optimizer.state_dict())["state"])}
         facts |= {"generators": hash_saved_generators(rng.get_state())}
         if progress.step == run.rhythm.first_step and len(weights) <= MOST_NAMED:
             tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
@@ -134,7 +134,7 @@ class Trace(NoTrace):
         facts = self.collect(run)
         step, batch = self.batch
         if step == run.progress.step:
-            facts["batch"] = batch if run.device.type == "cpu" else digest_batch(batch)
+            facts["batch"] = batch if run.device.type == "cpu" else hash_batch(batch)
             facts["drawn"] = hash_generators()  # before the evaluation of this step; a checkpoint comes after it
             self.batch = (-1, None)
         self._plan(run)
@@ -144,7 +144,7 @@ class Trace(NoTrace):
     def save(self, run: "Run", state: Mapping[str, Any]) -> None:
         """Write the facts of the steps since the last line, and hashes of a checkpoint's state."""
         parts = {"weights": state["model"], "optimizer": state["optimizer"]["state"], "ema": state["ema"]}
-        facts: dict[str, Any] = {"generators": hash_saved_generators(state["rng"]), **digest_parts(parts)}
+        facts: dict[str, Any] = {"generators": hash_saved_generators(state["rng"]), **hash_parts(parts)}
         run.log.trace({"step": run.progress.step} | self.collect(run) | facts)
 
     def collect(self, run: "Run") -> dict[str, Any]:
@@ -235,7 +235,9 @@ class WeightProbe:
         if not found:
             return
         self.on_cpu = run.device.type == "cpu"
-        views = [_first_number(parameter) for parameter in found[:: max(1, len(found) // MOST_PROBED)][:MOST_PROBED]]
+        views = [
+            _take_first_number(parameter) for parameter in found[:: max(1, len(found) // MOST_PROBED)][:MOST_PROBED]
+        ]
         self.views = [memoryview(get_bytes(view)).cast("B") for view in views] if self.on_cpu else views
         small = [p for p in found if p.dim() == 1 and p.numel() <= SMALL and p.requires_grad]
         self.is_small = bool(small)
@@ -248,11 +250,11 @@ class WeightProbe:
             return
         gradient = None if self.parameter is None else self.parameter.grad
         if gradient is not None and not self.is_small:
-            gradient = _first_number(gradient).clone() if gradient.layout is torch.strided else None
+            gradient = _take_first_number(gradient).clone() if gradient.layout is torch.strided else None
         self.kept.append((b"".join(self.views) if self.on_cpu else torch.cat(self.views), gradient))
 
     def read(self) -> dict[str, list[int]]:
-        """Return hashes of the probes since the last call; the losses have been read, so nothing is waited for."""
+        """Return hashes of the probes since the last call; after the losses, so without a wait."""
         kept, self.kept = self.kept, []
         weights = [zlib.crc32(one) if isinstance(one, bytes) else hash_tensor(one) for one, _ in kept]
         gradients = [one for _, one in kept if one is not None]
@@ -277,12 +279,12 @@ def _is_plain(parameter: Tensor, device: torch.device) -> bool:
     return plain and parameter.is_floating_point() and parameter.device.type == device.type
 
 
-def _first_number(tensor: Tensor) -> Tensor:
+def _take_first_number(tensor: Tensor) -> Tensor:
     """View the first number of a tensor, whatever its strides are."""
     return tensor.detach().as_strided((1,), (1,), tensor.storage_offset())
 
 
-def _probe_data(tensor: Tensor) -> Any:
+def _take_data_probe(tensor: Tensor) -> Any:
     """Hash a member of a batch on the CPU; of a large one, or one on a device, give the sum, unread."""
     if not is_strided(tensor):
         return 0

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from runner.log.trace_file import (
-    have_same_bits,
+    match_bits,
     pack_config,
     pack_hashes,
     pack_losses,
@@ -27,7 +27,7 @@ def test_losses_come_back_bit_by_bit(seed: int) -> None:
 
     back = [*unpack(packed[0]), *unpack(packed[1])]
     assert [text[:3] for text in packed] == ["f8:", "f4:"]
-    assert all(have_same_bits(one, other) for one, other in zip(back, [*doubles, *singles], strict=True))
+    assert all(match_bits(one, other) for one, other in zip(back, [*doubles, *singles], strict=True))
 
 
 def test_steps_of_a_line_have_their_facts() -> None:

@@ -66,7 +66,7 @@ def step(batch, model, loss, input=0, target=1):
 def test_a_plateau_waits_for_a_value_and_refuses_a_word():
     seen = []
     schedule = SimpleNamespace(monitor="train/late", evaluated=lambda values: seen.append(values["train/late"]))
-    run = SimpleNamespace(schedule=schedule)
+    run = SimpleNamespace(schedule=schedule, inputs={}, derived=())
     pauses.follow_metric(run, {"val/loss": 1.0})
     pauses.follow_metric(run, {"train/late": 2.0})
     assert [2.0] == seen

@@ -63,9 +63,9 @@ def write_record(folder: Path, to: Path, trust: tuple[str, ...] = ()) -> dict[st
         "format": FORMAT,
         "config": to_resolved_data(config),
         "result": {name: result[name] for name in OF_RESULT if name in result},
-        "provenance": _shorten_provenance(record or {}),
+        "provenance": _cut_provenance(record or {}),
         "metrics": _read_evaluations(recorded),
-        "trace": _thin(lines, notes),
+        "trace": _reduce_lines(lines, notes),
     }
     text = _format(content)
     write_text(to, text)
@@ -125,7 +125,7 @@ def read_record_file(path: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def _shorten_provenance(record: Mapping[str, Any]) -> dict[str, Any]:
+def _cut_provenance(record: Mapping[str, Any]) -> dict[str, Any]:
     """Keep what a replay compares; the diff of a dirty tree is no small thing."""
     kept = {name: record[name] for name in OF_PROVENANCE if name in record}
     git = record.get("git")
@@ -136,7 +136,7 @@ def _shorten_provenance(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_evaluations(recorded: RecordedRun) -> list[dict[str, Any]]:
     try:
-        events = recorded.read_events()
+        events: list[Any] = recorded.read_events()
     except (OSError, ValueError):
         return []
     kept = []
@@ -148,7 +148,7 @@ def _read_evaluations(recorded: RecordedRun) -> list[dict[str, Any]]:
     return kept
 
 
-def _thin(lines: list[Any], notes: list[str]) -> list[Any]:
+def _reduce_lines(lines: list[Any], notes: list[str]) -> list[Any]:
     """Leave out the packed facts of steps after the first MOST_STEPS; marks stay."""
     packed = {"loss", "settings", "order", "data_probe", "weights_probe", "gradient_probe"}
     kept = []

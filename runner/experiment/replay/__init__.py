@@ -1,1 +1,1 @@
-"""Replay of a recorded run: trained again beside its record, with the first step that differs and its cause."""
+"""Replay of a recorded run: train it again, name the first step that differs and its cause."""

@@ -1,4 +1,4 @@
-"""Cause of the first difference between a replay and its record: the phase of the step, and the evidence for it."""
+"""Cause of the first difference between a replay and its record: its phase, and the evidence."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +16,9 @@ INITIAL, ORDER, DATA, FORWARD = "initial weights", "order", "data or augmentatio
 GRADIENT, OPTIMIZER, GENERATOR, EVALUATION = "gradient", "optimizer", "generator", "evaluation"
 
 
+UNKNOWN = "something that the record has no trace of"
+
+
 _OF_DATA, _OF_UPDATE = ("dataset", "transform", "loader"), ("optimizer", "scheduler", "param_groups")
 
 
@@ -31,12 +34,30 @@ BEHIND: dict[str, tuple[str, ...]] = {
     GRADIENT: ("model", "loss", "step", "device", "train", "freeze", "threads", "package", "hardware"),
     OPTIMIZER: (*_OF_UPDATE, "train", "freeze", "device", "threads", "package", "hardware"),
     GENERATOR: ("seed", "model", "step", "loss", "package", *_OF_DATA),
+    UNKNOWN: (
+        "seed",
+        "model",
+        "init",
+        "pretrained",
+        "step",
+        "loss",
+        *_OF_DATA,
+        *_OF_UPDATE,
+        "train",
+        "freeze",
+        "device",
+        "data",
+        "plan",
+        "package",
+        "threads",
+        "hardware",
+    ),
     EVALUATION: ("metrics", *_OF_DATA, "data", "package"),
 }
 
 
 @dataclass
-class Finding:
+class Divergence:
     """First difference of a replay, and what is known about its cause.
 
     Attributes:
@@ -91,7 +112,7 @@ def describe_operator(operator: Mapping[str, Any]) -> str:
     )
 
 
-def find_phase(found: Sequence[TraceDifference], recorded: RecordedTrace, begun: int, data_differs: bool) -> Finding:
+def find_phase(found: Sequence[TraceDifference], recorded: RecordedTrace, begun: int, data_differs: bool) -> Divergence:
     """Find the phase of the first difference, from all differences up to where the replay stopped.
 
     Args:
@@ -108,21 +129,21 @@ def find_phase(found: Sequence[TraceDifference], recorded: RecordedTrace, begun:
         settings = [one for one in found if one.step == step and one.what == "settings"]
         words = f"; {_list_settings(settings)} after it" if settings else ""
         seen = f"the gradient is the same, the weights after the update are not{words}"
-        return Finding(step - 1, OPTIMIZER, seen)
+        return Divergence(step - 1, OPTIMIZER, seen)
     if "settings" in first:
-        return Finding(step, OPTIMIZER, _list_settings([one for one in found if one.step == step]))
+        return Divergence(step, OPTIMIZER, _list_settings([one for one in found if one.step == step]))
     if "order" in first:
-        return Finding(step, ORDER, "the step has other samples, or the same in another order")
+        return Divergence(step, ORDER, "the step has other samples, or the same in another order")
     if "batch" in first or "data_probe" in first:
         names = first["batch"].names if "batch" in first else ()
         members = f", in its member {list_names(names)}" if names and names != ("all",) else ""
-        return Finding(step, DATA, f"the batch is another one, of the same sample indices{members}")
+        return Divergence(step, DATA, f"the batch is another one, of the same sample indices{members}")
     if "loss" in first:
         return _judge_loss(first["loss"], found, data_differs=data_differs)
     if "weights_probe" in first:
-        return Finding(step, OPTIMIZER, "other parameters are trained")
+        return Divergence(step, OPTIMIZER, "other parameters are trained")
     if "gradient_probe" in first:
-        return Finding(step, GRADIENT, "the loss is the same, the gradient is not")
+        return Divergence(step, GRADIENT, "the loss is the same, the gradient is not")
     return _judge_marks(first, recorded, step, begun)
 
 
@@ -131,51 +152,55 @@ def _list_settings(found: Sequence[TraceDifference]) -> str:
     return ", ".join(f"{one.names[0]} was {one.was:.9g}, is {one.now:.9g}" for one in parts)
 
 
-def _judge_begin(parts: Sequence[TraceDifference], step: int) -> Finding:
+def _judge_begin(parts: Sequence[TraceDifference], step: int) -> Divergence:
     names = {one.names[0]: one.names[1:] for one in parts}
     if "weights" in names:
         tensors = names["weights"]
-        return Finding(step, INITIAL, f"{list_names(tensors)} differ" if tensors else "the model's tensors differ")
+        return Divergence(step, INITIAL, f"{list_names(tensors)} differ" if tensors else "the model's tensors differ")
     if "optimizer" in names:
-        return Finding(step, OPTIMIZER, "the state that the optimizer begins with")
-    return Finding(step, GENERATOR, f"the state of {list_names(names['generators'])} before the first step")
+        return Divergence(step, OPTIMIZER, "the state that the optimizer begins with")
+    return Divergence(step, GENERATOR, f"the state of {list_names(names['generators'])} before the first step")
 
 
-def _judge_loss(loss: TraceDifference, found: Sequence[TraceDifference], *, data_differs: bool) -> Finding:
+def _judge_loss(loss: TraceDifference, found: Sequence[TraceDifference], *, data_differs: bool) -> Divergence:
     seen = f"the loss was {loss.was:.9g}, is {loss.now:.9g}"
     members = [name for one in found if one.what == "batch" for name in one.names]
     if members:
         at = next(one.step for one in found if one.what == "batch")
-        return Finding(loss.step, DATA, f"{seen}; the batch of step {at:,} is another one, of the same sample indices")
+        return Divergence(
+            loss.step, DATA, f"{seen}; the batch of step {at:,} is another one, of the same sample indices"
+        )
     if data_differs:
-        return Finding(loss.step, DATA, seen)
+        return Divergence(loss.step, DATA, seen)
     if any(one.what in OF_GENERATORS for one in found):
         names = next(one.names for one in found if one.what in OF_GENERATORS)
-        return Finding(loss.step, GENERATOR, f"{seen}; the generator of {list_names(names)} has another state after it")
-    return Finding(loss.step, FORWARD, seen)
+        return Divergence(
+            loss.step, GENERATOR, f"{seen}; the generator of {list_names(names)} has another state after it"
+        )
+    return Divergence(loss.step, FORWARD, seen)
 
 
-def _judge_marks(first: Mapping[str, TraceDifference], recorded: RecordedTrace, step: int, begun: int) -> Finding:
+def _judge_marks(first: Mapping[str, TraceDifference], recorded: RecordedTrace, step: int, begun: int) -> Divergence:
     what = next(name for name in (*AFTER, *first) if name in first)
     alike = OF_GENERATORS if what in OF_GENERATORS else (what,)
     known = [at for at, marks in recorded.marks.items() if begun < at < step and any(name in marks for name in alike)]
     since = max(known, default=begun)
     if what in OF_GENERATORS:
-        return Finding(step, GENERATOR, f"the state of {list_names(first[what].names)}", since)
+        return Divergence(step, GENERATOR, f"the state of {list_names(first[what].names)}", since)
     words = {"weights": "the weights", "optimizer": "the optimizer's state", "ema": "the average of the weights"}
-    return Finding(step, OPTIMIZER, f"{words.get(what, what)} after the update", since if what == "ema" else None)
+    return Divergence(step, OPTIMIZER, f"{words.get(what, what)} after the update", since if what == "ema" else None)
 
 
 # ---- evidence
 
 
 def explain(
-    finding: Finding, source: ReplaySource, states: Sequence[StateDifference], config: Sequence[ConfigChange]
+    finding: Divergence, source: ReplaySource, states: Sequence[StateDifference], config: Sequence[ConfigChange]
 ) -> None:
     """Add to a finding what differs between record and now, apart what can be behind its phase."""
     slots = map_modules(source)
     pieces = [*_weigh_config(config), *_weigh_states(states, slots)]
-    _reconsider(finding, pieces)
+    _judge_again(finding, pieces)
     behind = BEHIND[finding.phase]
     ranked = [([behind.index(slot) for slot in where if slot in behind], text) for where, text in pieces]
     finding.evidence = [text for ranks, text in sorted(ranked, key=lambda one: min(one[0], default=0)) if ranks]
@@ -221,11 +246,13 @@ def map_modules(source: ReplaySource) -> dict[str, tuple[str, ...]]:
     return {name: tuple(sorted(found)) for name, found in slots.items()}
 
 
-def _reconsider(finding: Finding, pieces: Sequence[tuple[tuple[str, ...], str]]) -> None:
+def _judge_again(finding: Divergence, pieces: Sequence[tuple[tuple[str, ...], str]]) -> None:
     """Take another phase where the loss alone was seen, and all that differs points to one place."""
+    where = {slot for slots, _ in pieces for slot in slots}
+    if finding.phase == ORDER and "data" in where and not where & {"seed", "dataset", "loader", "train"}:
+        finding.phase = DATA  # other data is split, and so drawn, in another way
     if finding.phase != FORWARD or not pieces:
         return
-    where = {slot for slots, _ in pieces for slot in slots}
     if where & set(BEHIND[FORWARD]):
         return
     if where <= {*_OF_UPDATE} and finding.step > 1:

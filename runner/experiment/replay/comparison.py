@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runner.log.trace_file import RecordedTrace, StepFacts, have_same_bits
+from runner.log.trace_file import RecordedTrace, StepFacts, match_bits
 
 AFTER = ("drawn", "weights", "optimizer", "ema", "generators")  # what there is after the step
 
@@ -33,7 +33,7 @@ class TraceDifference:
 
 
 def compare_steps(before: RecordedTrace, now: RecordedTrace, first: int, last: int) -> Iterator[TraceDifference]:
-    """Compare the facts of steps `first` to `last` that both traces know, in the order in which a step makes them."""
+    """Compare the facts of steps `first` to `last` that both traces know, in the order of a step."""
     for step in range(first, last + 1):
         yield from _compare_step(before, now, step)
 
@@ -50,13 +50,13 @@ def _compare_step(before: RecordedTrace, now: RecordedTrace, step: int) -> Itera
 
 def _compare_facts(step: int, was: StepFacts, now: StepFacts, batch: Any, new_batch: Any) -> Iterator[TraceDifference]:
     for name in was.settings.keys() & now.settings.keys():
-        if not have_same_bits(was.settings[name], now.settings[name]):
+        if not match_bits(was.settings[name], now.settings[name]):
             yield TraceDifference(step, "settings", (name,), was.settings[name], now.settings[name])
     yield from _compare_hashes(step, was, now, "order")
     if (names := find_other_names(batch, new_batch)) is not None:
         yield TraceDifference(step, "batch", names)
     yield from _compare_hashes(step, was, now, "data_probe", "weights_probe")
-    if was.loss is not None and now.loss is not None and not have_same_bits(was.loss, now.loss):
+    if was.loss is not None and now.loss is not None and not match_bits(was.loss, now.loss):
         yield TraceDifference(step, "loss", (), was.loss, now.loss)
     yield from _compare_hashes(step, was, now, "gradient_probe")
 
@@ -73,9 +73,9 @@ def compare_begins(before: RecordedTrace, now: RecordedTrace, step: int) -> Iter
 
     A begin after the first step is compared with the checkpoint of that step, whose state it continues.
     """
-    old, new = before.marks.get(step, {}), now.marks.get(step, {}).get("begin", {})
-    begin = old.get("begin")
-    old = begin if isinstance(begin, Mapping) else old
+    marks, new = before.marks.get(step, {}), now.marks.get(step, {}).get("begin", {})
+    begin = marks.get("begin")
+    old: Mapping[str, Any] = begin if isinstance(begin, Mapping) else marks
     for name in ("weights", "optimizer", "generators"):
         if (names := find_other_names(old.get(name), new.get(name))) is not None:
             if name == "weights" and isinstance(old.get("tensors"), Mapping):

@@ -1,4 +1,4 @@
-"""Operator in which two runs of the same step differ: both are recorded operator by operator, and compared.
+"""Operator in which two runs of the same step differ: both are recorded, and compared.
 
 The operators are seen by torch's `DebugMode`; where torch lacks it, by a dispatch mode and hooks of the modules.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from runner.core.copies import copy_owned
-from runner.core.digests import digest_tree
+from runner.core.digests import hash_tree
 from runner.core.layouts import is_strided
 from runner.core.paths import PACKAGE
 from runner.core.trees import iterate_tensors
@@ -30,7 +30,7 @@ TRIALS = 5  # pairs of runs of one step, until two differ
 
 @dataclass(frozen=True)
 class OperatorCall:
-    """Call of an operator: name, module, line of user code, numbers among its arguments, digest of its result."""
+    """Call of an operator: name, module, line of user code, numbers it is given, digest of its result."""
 
     name: str
     module: str
@@ -47,24 +47,26 @@ class OperatorRecorder:
         self.calls: list[OperatorCall] = []
         self.names = {module: name or type(module).__name__ for name, module in model.named_modules()}
         self.stack: list[str] = []
-        self.lines: dict[str, tuple[str, str]] = {}
+        self.modules: dict[str, str] = {}  # in which a line of user code was called
 
     def note(self, function: Any, _types: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Note a call."""
         if str(getattr(function, "namespace", "")) in ("debug_mode_ops", "profiler"):
             return
         numbers = repr([value for value in _flatten([args, kwargs or {}]) if isinstance(value, bool | int | float)])
-        digest = digest_tree([one for one in iterate_tensors(_as_tree(result)) if is_strided(one) and not one.is_meta])
-        line, backward = _find_line(), False
+        digest = hash_tree([one for one in iterate_tensors(_as_tree(result)) if is_strided(one) and not one.is_meta])
+        lines, backward = _list_lines(), False
+        line = lines[0] if lines else ""
         module = self.stack[-1] if self.stack else ""
-        node = torch._C._current_autograd_node()  # noqa: SLF001  as DebugMode does
+        node: Any = torch._C._current_autograd_node()  # noqa: SLF001  as DebugMode does
         if node is not None:
             backward = True
-            traced = "".join(node.metadata.get("traceback_", []))
-            line = _find_line_in(traced) or line
-            module = self.lines.get(line, module)
-        elif line and module:
-            self.lines.setdefault(line, module)
+            lines = _list_lines_of("".join(node.metadata.get("traceback_", []))) or lines
+            line = lines[0] if lines else ""
+            module = next((self.modules[one] for one in lines if one in self.modules), module)
+        elif module:
+            for one in lines:
+                self.modules.setdefault(one, module)
         self.calls.append(OperatorCall(str(function), module, line, numbers, digest, backward))
 
     @contextmanager
@@ -93,7 +95,7 @@ class HookMode(TorchDispatchMode):
     """Dispatch mode that calls a hook after each operator, for a torch without DebugMode."""
 
     def __init__(self, hook: Callable[..., object]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.hook = hook
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -111,12 +113,13 @@ def watch_operators(hook: Callable[..., object]) -> AbstractContextManager[Any]:
         return HookMode(hook)
     stack = ExitStack()
     stack.enter_context(DebugMode.dispatch_hooks(record_hook=hook))
-    stack.enter_context(DebugMode(record_output=False))
+    mode: Any = DebugMode
+    stack.enter_context(mode(record_output=False))
     return stack
 
 
 def record_step(run: Run, batch: Any, state: Mapping[str, Any]) -> list[OperatorCall]:
-    """Restore a run's state, train one step on a copy of a batch, and return the operators that were called."""
+    """Restore a run's state and train one step on a copy of a batch; return the operators called."""
     restore(run, to_plain(dict(state), copy=True))
     run.model.train()
     recorder = OperatorRecorder(run.model)
@@ -181,27 +184,27 @@ def _is_user_code(path: str) -> bool:
     return not path.startswith((_TORCH, "<", STANDARD_LIBRARY, f"{PACKAGE}/")) and "/site-packages/" not in path
 
 
-def _find_line() -> str:
-    """Find the innermost line of user code on the stack; else the innermost line of the runner."""
-    frame = sys._getframe(2)  # noqa: SLF001  a stack of objects costs more
-    ours = ""
+def _list_lines() -> list[str]:
+    """List the lines of user code on the stack, the innermost first; without one those of the runner."""
+    frame: Any = sys._getframe(2)  # noqa: SLF001  a stack of objects costs more
+    found, ours = [], []
     while frame is not None:
         path = frame.f_code.co_filename
         if _is_user_code(path):
-            return f"{path}:{frame.f_lineno}"
-        if not ours and path.startswith(f"{PACKAGE}/") and Path(path).name != Path(__file__).name:
-            ours = f"{path}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return ours
+            found.append(f"{path}:{frame.f_lineno}")
+        elif path.startswith(f"{PACKAGE}/") and Path(path).name != Path(__file__).name:
+            ours.append(f"{path}:{frame.f_lineno}")
+        frame = frame.f_back
+    return found or ours[:1]
 
 
-def _find_line_in(traceback: str) -> str:
-    """Find the innermost line of user code in a formatted traceback."""
-    found = ""
+def _list_lines_of(traceback: str) -> list[str]:
+    """List the lines of user code in a formatted traceback, the innermost first."""
+    found = []
     for line in traceback.splitlines():
         text = line.strip()
         if text.startswith('File "'):
             path, _, rest = text[6:].partition('", line ')
             if _is_user_code(path):
-                found = f"{path}:{rest.partition(',')[0]}"
-    return found
+                found.append(f"{path}:{rest.partition(',')[0]}")
+    return found[::-1]

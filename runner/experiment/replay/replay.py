@@ -1,4 +1,4 @@
-"""Replay of a record: what differs before anything runs, then step by step, and the cause of the first difference."""
+"""Replay of a record: compare it before anything runs, then step by step; explain the difference."""
 
 import json
 import sys
@@ -12,15 +12,14 @@ from runner.config.schema import PROCESSES
 from runner.core.errors import ConfigError, Mistake
 from runner.experiment import diagnosis
 from runner.experiment.examine import require_valid
-from runner.experiment.record.provenance import get_plan_kinds
 from runner.experiment.record.record_file import RECORD_SUFFIX, read_record_file
 from runner.experiment.record.result import collect_provenance, hash_weights
 from runner.experiment.record.state_differences import StateDifference, find_state_differences, find_unknown_parts
-from runner.experiment.replay.causes import EVALUATION, Finding, explain, find_phase
+from runner.experiment.replay.causes import DATA, EVALUATION, UNKNOWN, Divergence, explain, find_phase
 from runner.experiment.replay.operators import find_operator
 from runner.experiment.replay.source import ConfigChange, ReplaySource, load_checkpoint, open_source
 from runner.experiment.replay.train_again import Replayed, prepare_again, train_on
-from runner.log.trace_file import RecordedTrace, have_same_bits
+from runner.log.trace_file import RecordedTrace, match_bits
 from runner.train import evaluation
 from runner.train.state import Run
 
@@ -51,14 +50,14 @@ class ReplayAnswer:
     config: list[ConfigChange] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    finding: Finding | None = None
+    finding: Divergence | None = None
 
     def describe(self) -> str:
         """Describe the answer in one sentence or two."""
         if self.finding is not None:
             return self.finding.describe()
         if self.last <= self.first:
-            return "No step was compared."
+            return "No step was compared: the record knows none, or --steps and --from leave none."
         return f"Steps {self.first + 1:,} to {self.last:,} are bitwise the same."
 
     def as_json(self) -> dict[str, Any]:
@@ -115,12 +114,11 @@ def replay_source(
     answer = ReplayAnswer(source.name, first=start or 0, missing=list(source.missing))
     saved = None if start is None else load_checkpoint(source, start)
     until = _find_end(source, answer, steps)
-    _keep_plan(source)
     folder = source.folder or Path(source.name)
-    with diagnosis.convert_record_errors(folder), prepare_again(source.config, trust, saved) as run:
+    with diagnosis.convert_record_errors(folder), prepare_again(source.config, trust, saved, source.settings) as run:
         _compare_states(source, answer, run, say)
         replayed = train_on(run, source.trace, until)
-        answer.last = replayed.reached
+        answer.last = min(replayed.reached, max(source.steps, answer.first))
         if replayed.log.found:
             answer.same = False
             answer.finding = find_phase(
@@ -136,6 +134,9 @@ def replay_source(
     elif replayed.error:
         answer.same = False
         answer.notes.append(f"the replay ended after step {replayed.reached:,}: {replayed.error}")
+        say(answer.notes[-1])
+    elif answer.last <= answer.first:
+        answer.same = False
     return answer
 
 
@@ -160,16 +161,6 @@ def _find_end(source: ReplaySource, answer: ReplayAnswer, steps: int | None) -> 
     return until if steps is None else min(until, answer.first + steps)
 
 
-def _keep_plan(source: ReplaySource) -> None:
-    """Keep the way of making batches where it was chosen by itself, as a resume does."""
-    try:
-        kind = get_plan_kinds(source.provenance).get("train") if source.provenance else None
-    except (AttributeError, KeyError, TypeError):
-        kind = None
-    if source.config.loader.in_memory == "auto" and kind == "sample by sample":
-        source.config.loader.in_memory = False
-
-
 def _compare_states(source: ReplaySource, answer: ReplayAnswer, run: Run, say: Say) -> None:
     """Compare code, versions, hardware, threads, data and config with the record, before anything runs."""
     now = json.loads(json.dumps(collect_provenance(source.config, ["replay"], run), default=str))
@@ -188,13 +179,15 @@ def _compare_states(source: ReplaySource, answer: ReplayAnswer, run: Run, say: S
 
 
 def _compare_values(source: ReplaySource, answer: ReplayAnswer, replayed: Replayed) -> None:
-    """Compare the values of log lines and evaluations; at the end of the run, also weights and final metrics."""
+    """Compare the values of log lines and evaluations; at the end also weights and final metrics."""
     log = replayed.log
     recorded = [(source.logged, log.logged_values), (source.evaluated, log.evaluated_values)]
     steps = sorted({step for known, _ in recorded for step in known})
     for step in steps:
         for known, now in recorded:
             if (found := _find_other_values(step, known.get(step, {}), now.get(step, {}))) is not None:
+                if not source.trace.steps:
+                    found.since = max([answer.first, *(earlier for earlier in steps if earlier < step)])
                 answer.finding, answer.same = found, False
                 return
     run = replayed.run
@@ -202,7 +195,7 @@ def _compare_values(source: ReplaySource, answer: ReplayAnswer, replayed: Replay
         return
     weights = source.result.get("weights_sha256")
     if weights is not None and weights != hash_weights(run.layout.whole(run.model.state_dict())):
-        answer.finding = Finding(run.progress.step, "optimizer", "the final weights", since=answer.first)
+        answer.finding = Divergence(run.progress.step, UNKNOWN, "the final weights differ", since=answer.first)
         answer.same = False
         return
     final = source.result.get("metrics")
@@ -213,19 +206,19 @@ def _compare_values(source: ReplaySource, answer: ReplayAnswer, replayed: Replay
         answer.finding, answer.same = found, False
 
 
-def _find_other_values(step: int, was: Mapping[str, Any], now: Mapping[str, Any]) -> Finding | None:
+def _find_other_values(step: int, was: Mapping[str, Any], now: Mapping[str, Any]) -> Divergence | None:
     other = []
     for name in was:
         try:
             old, new = float(was[name]), float(now[name])
         except (KeyError, TypeError, ValueError):
             continue
-        if not have_same_bits(old, new):
+        if not match_bits(old, new):
             other.append(f"{name} was {old:.9g}, is {new:.9g}")
     if not other:
         return None
     phase = EVALUATION if not any(name.startswith("train/loss") for name in other) else "forward"
-    return Finding(step, phase, ", ".join(other[:4]))
+    return Divergence(step, phase, ", ".join(other[:4]))
 
 
 def _look_closer(
@@ -234,12 +227,12 @@ def _look_closer(
     """Train up to the difference once more: where two replays differ, find the operator in which they do."""
     finding = answer.finding
     assert finding is not None
-    with prepare_again(source.config, trust, saved) as run:
+    with prepare_again(source.config, trust, saved, source.settings) as run:
         again = train_on(run, first.log.traced, first.reached)
     step = _find_first_other_batch(first, again)
     found = again.log.found
     if step is not None and (not found or step <= found[0].step):
-        finding.step, finding.phase, finding.differs_by_itself = step, "data or augmentation", True
+        finding.step, finding.phase, finding.differs_by_itself = step, DATA, True
         finding.seen = "the batch of this step is another one in each replay, of the same sample indices"
         finding.since = None
         return
@@ -249,9 +242,9 @@ def _look_closer(
     if own.step > finding.step:
         return
     finding.step, finding.phase, finding.since, finding.differs_by_itself = own.step, own.phase, own.since, True
-    finding.seen = f"{own.seen.replace(' was ', ' is ').replace(', is ', ' in one replay, ')} in another one"
+    finding.seen = f"in two replays: {own.seen}"
     if finding.step > answer.first:
-        with prepare_again(source.config, trust, saved) as run:
+        with prepare_again(source.config, trust, saved, source.settings) as run:
             train_on(run, RecordedTrace(), finding.step - 1)
             finding.operator = find_operator(run)
 
@@ -291,7 +284,7 @@ def replay_all(
 
 
 def _take_experiment(source: ReplaySource, path: Path, trust: tuple[str, ...]) -> None:
-    """Take the config that the experiment file composes to now, with the overrides of the recorded command."""
+    """Take the experiment file's config as it is now, with the overrides of the recorded command."""
     name = path.name.removesuffix(RECORD_SUFFIX)
     command = source.provenance.get("command")
     words = [str(word) for word in command[3:]] if isinstance(command, list) and command[:1] == ["python"] else []

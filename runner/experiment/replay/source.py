@@ -3,7 +3,7 @@
 import json
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ from runner.config.check.check import to_resolved_data
 from runner.config.identity import WITHOUT_EFFECT
 from runner.config.schema import Config
 from runner.core.errors import ABSENT, ConfigError, Mistake
+from runner.core.safe_io import refuse_foreign
 from runner.experiment.record.continuation import FREE
 from runner.experiment.record.record_file import RECORD_SUFFIX, read_record_file
 from runner.experiment.record.recorded import (
     find_differences,
     load_recorded_config,
     make_no_run_mistake,
-    refuse_foreign,
 )
 from runner.experiment.record.recorded_run import RecordedRun, get_latest_facts
 from runner.log.trace_file import TRACE, RecordedTrace, read_trace, read_trace_lines, unpack_config
@@ -64,6 +64,7 @@ class ReplaySource:
         boundary: the step at which the run was continued with other numbers; None without one.
         changes: what was otherwise from the boundary on.
         began: the config that the recorded steps began with; empty where it is not known.
+        settings: arguments of optimizer and scheduler that the resume at the first step gave anew, as (old, new).
     """
 
     name: str
@@ -78,6 +79,7 @@ class ReplaySource:
     boundary: int | None = None
     changes: list[str] = field(default_factory=list)
     began: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, dict[str, tuple[Any, Any]]] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -91,9 +93,11 @@ class ReplaySource:
         return compare_configs(self.began, to_resolved_data(self.config)) if self.began else []
 
 
-def compare_configs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[ConfigChange]:
-    """Compare two resolved configs in the keys that can change numbers."""
-    free = ({*WITHOUT_EFFECT, *FREE} - KEPT) | {"train.duration", "train.evaluate_every", "train.objective", "debug"}
+def compare_configs(
+    before: Mapping[str, Any], now: Mapping[str, Any], kept: Collection[str] = KEPT
+) -> list[ConfigChange]:
+    """Compare two resolved configs in the keys that can change numbers, and those of `kept`."""
+    free = ({*WITHOUT_EFFECT, *FREE} - {*kept}) | {"train.duration", "train.evaluate_every", "train.objective", "debug"}
     return [
         ConfigChange(".".join(keys), was, value)
         for keys, was, value in find_differences(dict(before), dict(now))
@@ -196,15 +200,9 @@ def _find_boundary(source: ReplaySource, trust: Sequence[str], start: int | None
     }
     known = [config for config in begins.values() if config]
     source.began = known[0] if known else {}
-    entries = source.provenance.get("resumed")
-    for entry in entries if isinstance(entries, list) else []:
-        if isinstance(entry, Mapping) and entry.get("exact") is False and type(entry.get("step")) is int:
-            source.boundary = entry["step"]
-            changes = entry.get("changes")
-            source.changes = [_describe_change(change) for change in changes] if isinstance(changes, list) else []
-            break
+    _take_inexact_resume(source)
     for step, config in begins.items():
-        if config and source.began and step and (other := compare_configs(source.began, config)):
+        if config and source.began and step and (other := compare_configs(source.began, config, kept=())):
             if source.boundary is None or step < source.boundary:
                 source.boundary = step
             if step == source.boundary:
@@ -213,11 +211,33 @@ def _find_boundary(source: ReplaySource, trust: Sequence[str], start: int | None
     if source.boundary is None:
         return
     if start is not None and start >= source.boundary:
+        if start == source.boundary and source.began:
+            source.settings = _list_new_settings(source)
         source.began = {}
         source.provenance = dict(source.provenance) | get_latest_facts(source.provenance)
         source.boundary = None
     elif source.began:
         source.config = load_plain_config(source.began, trust)
+
+
+def _take_inexact_resume(source: ReplaySource) -> None:
+    """Take the first resume with other numbers of which provenance knows as the boundary."""
+    entries = source.provenance.get("resumed")
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, Mapping) and entry.get("exact") is False and type(entry.get("step")) is int:
+            source.boundary, changes = entry["step"], entry.get("changes")
+            source.changes = [_describe_change(change) for change in changes] if isinstance(changes, list) else []
+            return
+
+
+def _list_new_settings(source: ReplaySource) -> dict[str, dict[str, tuple[Any, Any]]]:
+    """List the arguments of optimizer and scheduler that the resume at the boundary gave anew."""
+    new: dict[str, dict[str, tuple[Any, Any]]] = {"optimizer": {}, "scheduler": {}}
+    for change in compare_configs(source.began, to_resolved_data(source.config)):
+        slot, _, name = change.key.partition(".")
+        if slot in new and name:
+            new[slot][name] = (change.was, change.now)
+    return new
 
 
 def _describe_change(change: Any) -> str:

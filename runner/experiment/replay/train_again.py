@@ -1,4 +1,4 @@
-"""Training again from a record, in a folder of its own: every batch is hashed, nothing is logged or saved."""
+"""Training again from a record, in a temporary folder: every batch is hashed, nothing is saved."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from runner.config.check.check import to_resolved_data
 from runner.config.schema import Config, Log
 from runner.core import device as devices
 from runner.core import rng
-from runner.core.digests import digest_batch
+from runner.core.digests import hash_batch
 from runner.core.errors import RunError
 from runner.experiment.builders import run as run_builder
 from runner.experiment.builders.instantiate import Trust
@@ -20,10 +20,10 @@ from runner.log.logger import NoLogger
 from runner.log.trace_file import RecordedTrace
 from runner.train import loop
 from runner.train.broadcasting import refuse_broadcasting
-from runner.train.checkpoint import ReadOnlyCheckpoints
+from runner.train.checkpoint import ReadOnlyCheckpoints, to_plain
 from runner.train.finite import NonFiniteError
 from runner.train.state import Run, StopReason, StopRequest
-from runner.train.state_dict import restore
+from runner.train.state_dict import change_settings, restore
 from runner.train.trace import Trace, join_micro_batches
 
 MORE_LINES = 3  # of a trace that are waited for after a difference, until one tells of the data
@@ -40,7 +40,7 @@ class FineTrace(Trace):
         """Pass batches on, each digested before its step."""
         grouped = run.rhythm.accumulate > 1
         for batch in super().watch(coming, run):
-            self.batches[run.progress.step + 1] = digest_batch(join_micro_batches(batch, grouped=grouped))
+            self.batches[run.progress.step + 1] = hash_batch(join_micro_batches(batch, grouped=grouped))
             yield batch
 
 
@@ -112,10 +112,16 @@ class Replayed:
 
 
 @contextmanager
-def prepare_again(config: Config, trust: Trust, saved: dict[str, Any] | None = None) -> Iterator[Run]:
+def prepare_again(
+    config: Config,
+    trust: Trust,
+    saved: dict[str, Any] | None = None,
+    settings: Mapping[str, Mapping[str, tuple[Any, Any]]] = {},
+) -> Iterator[Run]:
     """Build a run from its config in a temporary folder, at its beginning or at a checkpoint's state.
 
-    Torch's global settings and generators are as before afterwards.
+    Torch's global settings and generators are as before afterwards. `settings` are arguments of `optimizer` and
+    `scheduler` that a resume gave anew, as (old, new).
 
     Raises:
         RunError: data, download or device refuse.
@@ -129,7 +135,8 @@ def prepare_again(config: Config, trust: Trust, saved: dict[str, Any] | None = N
         run = run_builder.build(quiet, folder, to_resolved_data(config), trust)
         run.checkpoints = ReadOnlyCheckpoints(folder / "checkpoints", keep=1)
         if saved is not None:
-            restore(run, saved)
+            restore(run, to_plain(saved, copy=True), settings.get("scheduler", ()))  # training changes it in place
+            change_settings(run, settings.get("optimizer", {}))
         yield run
 
 

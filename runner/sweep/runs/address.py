@@ -32,6 +32,9 @@ ROOT = Path("outputs")
 RECORD = ".record.json"
 
 
+MOST_LETTERS = 255  # of a file's name
+
+
 MOST_JOBS = 100_000  # that one word may list
 
 
@@ -73,7 +76,10 @@ def find_address(word: str, kinds: Collection[AddressKind], *, name: str = "RUN"
     Raises:
         ConfigError: it names nothing, several things, or a thing of another kind.
     """
-    found = _find(word, name)
+    try:
+        found = _find(word, name)
+    except OSError:  # a line of overrides, longer than a file's name can be
+        found = _find_overrides(word)
     if found is None and "filter" in kinds and _OPERATORS.search(word):
         found = Address(word, "filter")
     if found is None:
@@ -84,6 +90,24 @@ def find_address(word: str, kinds: Collection[AddressKind], *, name: str = "RUN"
             [Mistake(name, f"{rule}: {word}", where=f"argument `{word}`", remedy=_suggest_other(found, kinds))]
         )
     return found
+
+
+def locate_run(word: str) -> Path:
+    """Locate the one run that a word names: a run directory, the name of one, or a job of a sweep, SWEEP:12.
+
+    A word that names nothing stays a path, for whoever reads it to refuse.
+
+    Raises:
+        ConfigError: it names several jobs.
+    """
+    try:
+        found = find_address(word, ("run", "job"))
+    except ConfigError:
+        return Path(word)
+    if len(found.runs) != 1:
+        rule = f"must be one run, and names {len(found.runs)} jobs"
+        raise ConfigError([Mistake("RUN", rule, word, f"argument `{word}`", kind="conflict")])
+    return found.runs[0]
 
 
 def is_run_directory(folder: Path) -> bool:
@@ -111,6 +135,15 @@ def find_sweep(word: str) -> Path | None:
         return folder
     named = [file.parent for file in ROOT.glob(f"*/*/{FILE}") if file.parent.name == word]
     return _require_one(named, word, "SWEEP")
+
+
+def find_named_folder(word: str) -> Path | None:
+    """Find the run or the sweep below `outputs` that has a name; None where there is none.
+
+    Raises:
+        ConfigError: several have it.
+    """
+    return _require_one(_list_named_runs(word), word, "RUN") or find_sweep(word)
 
 
 def _find(word: str, name: str) -> Address | None:
@@ -239,7 +272,9 @@ def _list_near(word: str) -> dict[str, str]:
 def _make_unknown_mistake(word: str, kinds: Collection[AddressKind], name: str) -> Mistake:
     path, near = Path(word), next(iter(_list_near(word).values()), "")
     kind: Kind = "file"
-    if path.is_dir():
+    if len(word) > MOST_LETTERS:
+        rule = f"must be {_join_kinds(kinds)}, and is too long for a name"
+    elif path.is_dir():
         rule = f"must be {_join_kinds(kinds)}, but is a folder that is none"
         inside = sorted(path.glob("*/config.yaml"))[-1:] or sorted(path.glob("*/*/config.yaml"))[-1:]
         near = str(inside[0].parent) if inside else near

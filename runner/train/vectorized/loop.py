@@ -10,7 +10,8 @@ from torch import Tensor
 
 from runner.core import rng
 from runner.train import pauses
-from runner.train.optimizer_step.accumulated import combine_outcomes, is_summed
+from runner.train.loss_weights import compute_divisor, is_summed
+from runner.train.optimizer_step.accumulated import combine_outcomes
 from runner.train.state import Run
 from runner.train.trace import NoTrace
 from runner.train.vectorized.optimizers import StackedClipping, make_stacked_optimizer
@@ -104,6 +105,10 @@ class StackTraining:
             member.coming = chain([batches[row]], member.coming)
         if self.count > 1:
             batches = [batch[0] for batch in batches]
+            classes = torch.zeros(1, dtype=torch.int64, device=self.stack.device)
+            if compute_divisor(self.members[0].run.loss, classes) is not None:
+                message = "micro-batches have other weights than their sizes (class weights, an ignored index)"
+                raise UnequalJobsError(message)
         try_stack(self.stack, batches, [member.streams for member in self.members], timed=timed)
         self.drawn = rng.get_state()
 
@@ -135,7 +140,7 @@ class StackTraining:
             parameter.grad = None
         self.losses.append(outcome["loss"].detach())
         self.sizes.append(rest.get("size", 1))
-        fields = [name for name in (*outcome, *rest) if name not in ("loss", "output", "target", "size")]
+        fields = [name for name in (*outcome, *rest) if name not in self.members[0].run.losses.reserved]
         for row, member in enumerate(self.members):
             run, progress = member.run, member.run.progress
             if run.average is not None:
@@ -221,9 +226,9 @@ class StackTraining:
 
     def _note(self, row: int, run: Run, outcome: dict[str, Any], rest: dict[str, Any]) -> None:
         """Update a job's training metrics."""
-        for metric in run.metrics["train"].values():
-            output, target = (outcome[name] if name in outcome else rest[name] for name in ("output", "target"))
-            metric.update(take_row(output, row), take_row(target, row))
+        own = {**rest, **take_row(outcome, row)} if run.inputs["train"] else {}
+        for take in run.inputs["train"]:
+            take(own)
 
     # ---- pauses
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from runner.core.trees import iterate_tensors
 from runner.model.freeze import FrozenParameters, freeze_at
 from runner.train.optimizer_step import precision
 from runner.train.state import Run
@@ -35,6 +36,20 @@ class StepModule(nn.Module):
 
 class UnequalJobsError(RuntimeError):
     """Jobs of a stack that have come to differ in what a leading dimension cannot carry."""
+
+
+def refuse_beyond_a_row(outcome: Mapping[str, Any]) -> None:
+    """Refuse step outputs that are no row each: several outputs, artifacts, weights of their own.
+
+    Raises:
+        UnequalJobsError: there are some.
+    """
+    nested = [name for name, value in outcome.items() if not isinstance(value, Tensor) and [*iterate_tensors(value)]]
+    own = [name for name in ("loss_is", "artifacts") if name in outcome]
+    if nested or own or isinstance(outcome.get("size"), Tensor):
+        names = ", ".join(f"`{name}`" for name in [*nested, *own] or ["size"])
+        message = f"the step gives {names}, which has no row for each job"
+        raise UnequalJobsError(message)
 
 
 def stack_tensors(tensors: Sequence[Tensor]) -> Tensor:
@@ -123,6 +138,7 @@ class Stack:
             with self.rules, put_tensors(self.slots, {**parameters, **buffers}) as after:
                 outcome = self.template(batch)
                 changed = {name: tensor for name, tensor in after() if name in buffers and tensor is not buffers[name]}
+            refuse_beyond_a_row(outcome)
             rest.update({name: value for name, value in outcome.items() if not isinstance(value, Tensor)})
             return {name: value for name, value in outcome.items() if isinstance(value, Tensor)}, changed
 
