@@ -130,7 +130,7 @@ class StackedCrossEntropy(torch.autograd.Function):
 
 
 class StackedBatchNorm(torch.autograd.Function):
-    """Batch norm whose rule of vmap is one batch norm of the channels of all jobs, their statistics included."""
+    """Batch norm whose rule of vmap is one batch norm of the channels of all jobs."""
 
     @staticmethod
     def forward(
@@ -160,11 +160,12 @@ class StackedBatchNorm(torch.autograd.Function):
         """Normalize each channel of each job; the running statistics of all jobs are updated in place."""
         jobs = info.batch_size
         x = x.movedim(in_dims[0], 1) if in_dims[0] is not None else x.unsqueeze(1).expand(-1, jobs, *x.shape[1:])
-        own = [
+        own: list[Any] = [
             None if tensor is None else (tensor.expand(jobs, -1) if dim is None else tensor.movedim(dim, 0)).flatten()
             for tensor, dim in zip((mean, var, weight, bias), in_dims[1:5], strict=True)
         ]
-        made = F.batch_norm(x.flatten(1, 2), *own, *settings)
+        training, momentum, eps = settings
+        made = F.batch_norm(x.flatten(1, 2), *own, training=training, momentum=momentum, eps=eps)
         return made.unflatten(1, (jobs, -1)), 1
 
 
@@ -329,7 +330,7 @@ class StackRules(TorchFunctionMode):
         """Smooth the labels of each job by its own share: the loss is linear in it."""
         assert self.job is not None
         share = torch.tensor(smoothing.values, device=self.job.device)[self.job]
-        plain, smooth = (F.cross_entropy(*args, **named, label_smoothing=one) for one in (0.0, 1.0))
+        plain, smooth = (F.cross_entropy(*args, **{**named, "label_smoothing": one}) for one in (0.0, 1.0))
         return (1 - share) * plain + share * smooth
 
 
@@ -367,7 +368,7 @@ def _apply_cross_entropy(smoothing: float, *args: Any, **named: Any) -> Tensor:
         and args[1].dim() == 1
     )
     if not simple:
-        return F.cross_entropy(*args, **named, label_smoothing=smoothing)
+        return F.cross_entropy(*args, **{**named, "label_smoothing": smoothing})
     settings = (named.get("ignore_index", -100), named.get("reduction", "mean"), smoothing)
     made: Tensor = StackedCrossEntropy.apply(*args, settings)
     return made
