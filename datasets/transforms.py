@@ -1,7 +1,8 @@
 """Transforms of our own.
 
 A transform with `draws` (the uniform numbers it needs for a sample) and `batched(images, uniforms)` runs on whole
-batches where the data is in memory; any other callable runs sample by sample.
+batches where the data is in memory; any other callable runs sample by sample. With `alternates` its draws are those of
+one epoch: u in each even one, and 1 - u in each odd one.
 """
 
 from collections.abc import Sequence
@@ -37,6 +38,37 @@ class RandomShift:
     def __call__(self, image: Tensor) -> Tensor:
         """Shift one image [C, H, W], drawing from torch's global generator."""
         return self.batched(image[None], torch.rand(1, self.draws))[0]
+
+
+class AlternatingFlip:
+    """Mirror an image left to right in each second epoch: half of the images begin with it, drawn once for all epochs.
+
+    Every two epochs then show each image in both ways (Jordan 2024, arXiv:2404.00498, section 3.6).
+    """
+
+    draws = 1
+    alternates = True  # it gets u in even epochs and 1 - u in odd ones, of a key without the epoch
+
+    def batched(self, images: Tensor, uniforms: Tensor) -> Tensor:
+        """Mirror those of the images [N, C, H, W] whose uniform [N, 1] is below a half."""
+        mirrored = (uniforms < 0.5).view(-1, *[1] * (images.dim() - 1))
+        return torch.where(mirrored, images.flip(-1), images)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Mirror one image [C, H, W] or not, drawing from torch's global generator: as any random flip."""
+        return self.batched(image[None], torch.rand(1, self.draws))[0]
+
+
+def shift_and_mirror(images: Tensor, pixels: int = 1) -> list[tuple[float, Tensor]]:
+    """Views of images [N, C, H, W] with their weights, for an average over them: mirrored ones, and shifted ones.
+
+    As they are (half of the weight), moved up and left, and moved down and right; each of the three also mirrored.
+    """
+    height, width = images.shape[-2:]
+    padded = pad(images, [pixels] * 4, mode="reflect")
+    moved = [padded[..., at : at + height, at : at + width] for at in (0, 2 * pixels)]
+    views = [(0.25, images), *((0.125, some) for some in moved)]
+    return [(weight, view) for weight, some in views for view in (some, some.flip(-1))]
 
 
 class Rescale:

@@ -38,18 +38,18 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "promote": "runner.cli.promote",
     "blame": "runner.cli.blame",
     "compare": "runner.cli.compare",
+    "diff": "runner.cli.diff",
     "ls": "runner.cli.ls",
     "trust": "runner.cli.trust",
     "help": "runner.cli.help",
     "rm": "runner.cli.rm",
     "archive": "runner.cli.archive",
+    "replay": "runner.cli.replay",
+    "record": "runner.cli.record",
 }
 
 
-PLANNED = (
-    "replay",
-    "diff",
-)
+PLANNED = ("schema",)
 
 
 # First words of other tools' command lines, and the verb that does the same; without one a run is trained.

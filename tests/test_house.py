@@ -22,8 +22,8 @@ distribute divide does dominates download draw drop emit encode end ensure enter
 examine exclude exit expand explain export extract fetch fill filter find finish fit fits fix flag flatten flip fold
 follow forecast forget fork format freeze gather generate get give group guard guess halve handle has hash hide hold
 holds import include index infer init insert inspect install instantiate interpolate interpret intersect
-is iterate join judge
-keep kill label launch leave limit link list load locate lock log look lower make map mark match matches may measure
+is iterate join judge list
+keep kill label launch leave lend limit link load locate lock log look lower make map mark match matches may measure
 mend merge mix modify move must name narrow need needs normalize note number open order overlap pack pad parse pass
 patch pause permute pick place plan plot pool predict prefetch preload prepare preview print profile project
 promote propose
@@ -32,7 +32,7 @@ refuse register rehearse reject release remember remove rename render repair rep
 require resample reschedule reset reshape resize resolve restore restrain restrict resume retry return reverse rewrite
 round run sample save say scale scan schedule score search seed select send separate serialize serve set settle shard
 share should show shrink shuffle sign silence simplify skip slice smooth solve sort spell split spread
-stack standardize start
+stack standardize start replay
 stop store stream strip submit substitute suggest sum summarize supervise support suppress suspend swap sync
 synchronize take takes tell test tokenize trace track train transform translate traverse trim trust try uncompile
 understand undo unfreeze unify unpack unpickle unscale unwrap update use uses validate verify visit wait walk wants
@@ -41,6 +41,9 @@ warm warn watch weigh weight widen will work works wrap write yield zip
 PARTICLES = ("as", "to", "from", "with", "without")  # conversions and context managers, as in `as_tensor`, `to_image`
 NO_VERBS = {
     "main": "the entry of a module that is run",
+    "multirun": "the word of the command line, for a function of the Python API",
+    "__getattr__": "Python's name",
+    "__dir__": "Python's name",
     "supervised": "a step: its name stands in users' YAML",
     "minimise": "a step: its name stands in users' YAML",
     "state_dict": "PyTorch's name",

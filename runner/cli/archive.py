@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from runner.cli.options import JSON, Option, Verb
 from runner.core.escape import make_printable
+from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED
-from runner.core.files import to_json
 from runner.sweep.runs import formats
 from runner.sweep.runs.archiving import keep_planned, plan_archive
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     if given.as_json:
         said = {"done": does_it, "runs": [one.as_json() for one in done], "bytes": size}
         said |= {"kept": [one.as_json() for one in plan.kept], "failed": plan.failed, "notes": plan.listed.notes}
-        print(to_json(said))
+        print_json(said)
     else:
         lines = [
             (one.row.path, one.row.status, formats.format_size(one.size), f"- {', '.join(one.dropped)}") for one in done

@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     plan: list[str] = []
     try:
         if MULTIRUN.name in given:
-            examine_sweep(overrides, trust, say, notes.extend)
+            examine_sweep(overrides, trust, say, notes.extend, plan.extend)
         else:
             seen = examine(compose(overrides), trust, say).found
             notes, plan = seen.notes, seen.plan

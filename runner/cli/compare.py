@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from runner.cli.options import JSON, Option, ValueKind, Verb
 from runner.core.escape import make_printable
+from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED
-from runner.core.files import to_json
 
 
 def _parse_share(text: str) -> float:
@@ -42,5 +42,8 @@ def main(argv: Sequence[str]) -> int:
         alpha=given.get(ALPHA.name, 0.01),
         unpaired=UNPAIRED.name in given,
     )
-    print(to_json(as_json(found)) if given.as_json else make_printable(format_comparison(found)))
+    if given.as_json:
+        print_json(as_json(found))
+    else:
+        print(make_printable(format_comparison(found)))
     return EXIT_DONE if found.is_better else EXIT_FAILED

@@ -1,7 +1,7 @@
 """`python -m runner evaluate RUN`: compute the metrics of a checkpoint.
 
-`--checkpoint last|best|PATH` says of which, `--weights raw|ema` with which of its weights: with the average that
-training evaluated (`train.ema`), unless told otherwise.
+`--checkpoint last|best|PATH` says of which; without it the numbers are those of the run's end. `--weights raw|ema` says
+with which of its weights: with the average that training evaluated (`train.ema`), unless told otherwise.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ VERBS = (
         "evaluate",
         words=("RUN",),
         options=(
-            Option("--checkpoint", "checkpoint of the run, otherwise the last", "last|best|PATH"),
+            Option("--checkpoint", "otherwise the last, and for the test that of `train.test_with`", "last|best|PATH"),
             Option("--weights", "otherwise the average, where the run has one", "WHICH", choices=("raw", "ema")),
             JSON,
             TRUST,
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         RunError: the data cannot be had, or the evaluation failed.
     """
     given = VERBS[0].parse(argv)
-    checkpoint, weights = given.get("--checkpoint", "last"), given.get("--weights", "")
+    checkpoint, weights = given.get("--checkpoint", ""), given.get("--weights", "")
     found = evaluate_run(Path(given.words[0]), given.overrides, given.trust, checkpoint=checkpoint, weights=weights)
     if given.as_json:
         print_json(found.as_json())

@@ -4,7 +4,6 @@
 forward, too, with a free batch size, and the evaluation transforms where they can be traced.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,9 @@ from pathlib import Path
 from runner.cli.options import JSON, TRUST, Option, Verb
 from runner.core.errors import ConfigError, Mistake
 from runner.core.escape import make_printable
+from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
+from runner.sweep.runs.address import locate_run
 
 FORMATS = ("safetensors", "state_dict", "torch_export", "onnx")
 VERBS = (
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     if "--to" not in given:
         remedy = f"--to {'|'.join(FORMATS)}"
         raise ConfigError([Mistake("--to", "must be given: the format of the export", remedy=remedy, kind="missing")])
-    run = Path(given.words[0])
+    run = locate_run(given.words[0])
     from runner.experiment.inference.export import export_run
     from runner.sweep.report.replicates import describe_replicates
 
@@ -61,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     for note in made.notes:
         print(f"note: {make_printable(note)}", file=sys.stderr)
     if given.as_json:
-        print(json.dumps({"folder": str(made.folder)} | made.as_json()))
+        print_json({"folder": str(made.folder)} | made.as_json())
         return EXIT_DONE
     files = sorted(path.name for path in made.folder.iterdir())
     if made.difference is None:

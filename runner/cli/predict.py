@@ -11,7 +11,9 @@ from pathlib import Path
 from runner.cli.options import COUNT, JSON, TRUST, Option, Verb
 from runner.core.errors import ConfigError
 from runner.core.escape import make_printable
+from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED
+from runner.sweep.runs.address import locate_run
 
 VERBS = (
     Verb(
@@ -48,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     if out is not None and (mistakes := prediction_files.check_out(out)):
         raise ConfigError(mistakes)
     found = predict(
-        Path(given.words[0]),
+        locate_run(given.words[0]),
         inputs,
         overrides,
         given.trust,
@@ -77,8 +79,6 @@ def main(argv: Sequence[str]) -> int:
         rest = "the others are predicted" if count else "nothing is predicted"
         print(f"{len(found.refused):,} of {total:,} inputs are left out; {rest}.", file=sys.stderr)
     if given.as_json:
-        from runner.core.event_stream import print_json
-
         plain = {
             "run": str(found.folder),
             "step": found.step,

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from runner.cli.options import JSON, Option, Verb
 from runner.core.escape import make_printable
+from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED
-from runner.core.files import to_json
 from runner.sweep.runs import formats
 from runner.sweep.runs.removal import plan_removal, remove_planned
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     if given.as_json:
         removed = {"runs": [row.path for row in gone], "sweeps": [str(sweep) for sweep in plan.sweeps], "bytes": size}
         kept = [one.as_json() for one in plan.kept]
-        print(to_json({"done": does_it, **removed, "kept": kept, "failed": plan.failed, "notes": plan.listed.notes}))
+        print_json({"done": does_it, **removed, "kept": kept, "failed": plan.failed, "notes": plan.listed.notes})
     else:
         lines = [(row.path, row.status, formats.format_age(row.get("age"))) for row in gone]
         lines += [(str(sweep), "the sweep with all that is in it", "") for sweep in plan.sweeps]

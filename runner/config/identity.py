@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from runner.config.defaults import takes_floats
@@ -13,6 +13,7 @@ WITHOUT_EFFECT = {
     "name": "names the output directory",
     "run": "names an existing run directory",
     "sweep": "says how jobs are run, not what they are",
+    "actions": "they draw from streams of their own, and whatever they do to the model is undone",
     "on_event": "what is run at the end",
     "log": "logging draws no random number and reads nothing that training writes",
     "loader.num_workers": "order and augmentation are keyed by sample, not by worker",
@@ -34,9 +35,30 @@ ADDED_LATER: dict[str, Any] = {
     "train.stop_when": {},
     "train.max_time_counts": "all",
     "train.average": None,
+    "init.samples": 1024,
+    "transform.views": None,
+    "device.weights": "fp32",
     "freeze.from": None,
     "freeze.sets": {},
+    "train.test_with": "last",
 }
+
+
+# What jobs that train as one stack may differ in: a value for each along the leading dimension, or a state of its own.
+OF_EACH_JOB = (
+    "seed",
+    "init",
+    "scheduler",
+    "loss.label_smoothing",
+    *(f"optimizer.{name}" for name in ("lr", "weight_decay", "momentum", "dampening", "nesterov", "maximize")),
+    *(f"optimizer.{name}" for name in ("betas", "eps", "alpha")),
+    *(f"train.{name}" for name in ("duration", "clip_norm", "clip_value", "ema", "ema_every", "max_time")),
+    *(
+        f"train.{name}"
+        for name in ("evaluate_every", "evaluate_at_start", "checkpoint_every", "early_stop", "stop_when")
+    ),
+    *(f"train.{name}" for name in ("objective", "mode", "check_finite", "on_fault", "max_faults")),
+)
 
 
 _INDEXED = ("cuda:",)  # which of several devices of a kind: a slot gives each job its own
@@ -48,11 +70,38 @@ def compute_job_id(config: Mapping[str, Any]) -> str:
 
 
 def compute_replicate_id(config: Mapping[str, Any]) -> str:
-    """Hash a resolved config as `compute_job_id` does, but without seed and fold: replicates share the hash."""
+    """Hash a config as `compute_job_id` does, but without seed and fold: replicates share the hash."""
     kept = _drop_without_effect(config)
     if (kept.get("dataset") or {}).get("fold") is not None:
         kept = _without(kept, "dataset.fold")
     return _hash({key: value for key, value in kept.items() if key != "seed"})
+
+
+def compute_stack_id(config: Mapping[str, Any]) -> str:
+    """Hash a resolved config without what jobs of one stack may differ in (OF_EACH_JOB, some numbers)."""
+    kept = _drop_without_effect(config)
+    for key in OF_EACH_JOB:
+        kept = _without(kept, key)
+    for name, is_of_each_job in (("model", _is_float), ("param_groups", _is_number)):
+        kept[name] = _replace_members(kept.get(name), is_of_each_job)
+    return _hash(kept)
+
+
+def _is_float(value: Any) -> bool:
+    return type(value) is float
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _replace_members(value: Any, is_blanked: Callable[[Any], bool]) -> Any:
+    """Replace the members of a nested value for which `is_blanked` holds by null."""
+    if isinstance(value, Mapping):
+        return {name: _replace_members(member, is_blanked) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_replace_members(member, is_blanked) for member in value]
+    return None if is_blanked(value) else value
 
 
 def compute_sweep_id(base: Mapping[str, Any], swept: Collection[str]) -> str:

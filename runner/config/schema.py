@@ -97,6 +97,9 @@ class Transform:
     on: Literal["input", "target", "sample"] = "input"
     train: dict[str, Component | None] = make_field({}, slot="transform")  # by name, in order; null removes one
     eval: dict[str, Component | None] = make_field({}, slot="transform")
+    # of an evaluation's batch: a function of the model's input that gives inputs, or pairs of a weight and an input;
+    # the model's outputs for them are averaged
+    views: Component | None = make_field(None, slot="views")
     batch: dict[str, Component | None] = make_field({}, slot="transform")  # of whole training batches: MixUp, CutMix
 
 
@@ -110,7 +113,8 @@ class EvalLoader:
 
 @dataclass
 class Loader:
-    batch_size: int = make_field(64, at_least=1)  # per process
+    # Per process. null: every sample of the dataset is a whole batch already, of all processes together.
+    batch_size: int | None = make_field(64, at_least=1)
     num_workers: int = make_field(0, at_least=0)
     in_memory: bool | Literal["auto"] = "auto"
     in_memory_limit: float = make_field(4.0, above=0)  # GiB; `auto` goes through the DataLoader beyond it
@@ -152,7 +156,9 @@ class InitRule:
 @dataclass
 class Init:
     rules: dict[str, InitRule | None] = make_field({})  # ordered, first match wins for each tensor
-    apply: Component | None = make_field(None, slot="module_function")  # a whole `fn(module)` handed to `model.apply`
+    # a whole `fn(module)` handed to `model.apply`; `fn(module, batch)` also gets a batch of training samples
+    apply: Component | None = make_field(None, slot="module_function")
+    samples: int = make_field(1024, at_least=1)  # in that batch: the first ones, through the transforms of evaluation
 
 
 @dataclass
@@ -254,6 +260,8 @@ class MemberOptimizer:
 class Device:
     type: str = make_field("auto", regex=r"auto|cpu|mps|cuda(:\d+)?")
     threads: int = make_field(1, at_least=1)  # CPU threads of this process; their number changes weights bitwise
+    # of the weights themselves and of the model's input; normalisation stays in fp32
+    weights: Literal["fp32", "bf16", "fp16"] = "fp32"
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"  # bf16 and fp16: autocast; fp16 with a GradScaler
     compile: bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = False
     cuda_graphs: bool = make_field(
@@ -316,6 +324,7 @@ class Train:
         None  # a metric, `<split>/<name>`; null: val/loss where there is a val split, else train/loss
     )
     mode: Literal["min", "max"] | None = None  # null: min for a loss, max otherwise
+    test_with: Literal["last", "best"] = "last"  # the weights that the test split is evaluated with
     max_time: str | None = make_field(
         None, regex=durations.TIME, like="1h30m"
     )  # of wall time over all resumes, then it is done
@@ -365,6 +374,7 @@ class Log:
     mean: bool = True  # of training: a line has the means since the last one; false: the values at its step
     tensorboard: bool = True
     progress: bool = True
+    trace: bool = True  # trace.jsonl: bits and hashes of what each step computed, for `replay` and `record`
     model_table: bool = True
     hparams: bool | list[Pattern] = True  # TensorBoard's table of runs: every key, or those that match
     gradient_norm: bool = False  # of each logged step, before clipping; of each parameter group
@@ -410,12 +420,21 @@ class Sweep:
         "auto", at_least=1
     )  # jobs at a time; auto: as many as cores and GPUs allow
     processes: int = make_field(1, at_least=1)  # of each job, with device.parallel: ddp or fsdp; it takes as many slots
+    vectorize: Literal["auto", "on", "off"] = "auto"  # train jobs of one architecture as one model; auto: where faster
     timeout: float | None = make_field(None, above=0)  # seconds for one attempt of a job
     memory: float | None = make_field(None, above=0)  # GiB that a job's processes may hold together
     retry: Literal["machine", "all", "none"] = "machine"  # failed jobs to try again: only what the machine did, ...
     rerun: Literal["none", "changed"] = "none"  # finished jobs to run again: none, those whose code has changed
     fail_fast: bool = False  # stop the sweep at its first failed job; the same line goes on later
     search: Search = make_field(Search)
+
+
+@dataclass
+class Derived:
+    """Number computed from means of its split: `{of: loss, as: exp}` is the perplexity."""
+
+    of: str | dict[str, str] = make_field()  # a metric without its split (`loss`); several by their names in `as`
+    function: str = make_field(alias="as")  # a function (exp, sqrt, psnr, bits, …) or an expression: `1 - x`
 
 
 @dataclass
@@ -450,7 +469,11 @@ class Config:
     freeze: Freeze = make_field(Freeze)
     param_groups: dict[str, ParamGroup | None] = make_field({})
     scheduler: Scheduler = make_field(Scheduler, slot="scheduler")
-    metrics: dict[str, Component | None] = make_field({}, slot="metric")
+    # By name: a component, or a number derived from others (`of`, `as`). Beside its arguments a component may have
+    # `on` (train, eval; both), `output` and `target` (which of a step's; `target: null` for none) and `every` (`1ep`).
+    metrics: dict[str, Derived | Component | None] = make_field({}, slot="metric")
+    # By name: what is called at its rhythm (`every`, else 1ep; null: at the end) and returns pictures, texts, files, …
+    actions: dict[str, Component | None] = make_field({}, slot="action")
     device: Device = make_field(Device)
     train: Train = make_field(Train)
     log: Log = make_field(Log)

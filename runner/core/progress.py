@@ -73,7 +73,7 @@ class TrainingProgress:
 
 
 def wants_progress(parameter: inspect.Parameter) -> bool:
-    """Return whether a parameter gets the progress of training: named so, without another default than None.
+    """Return whether a parameter is named `progress` and has no other default than None.
 
     A `progress=True`, as torchvision's models have for their progress bar, is something else.
     """
@@ -112,7 +112,7 @@ class ProgressBinding:
 
 
 def bind_progress(made: Any, progress: TrainingProgress) -> tuple[Any, bool]:
-    """Bind the progress to the calls of an object (a module: of its `forward`) that have a parameter for it.
+    """Bind the progress to the calls of an object (a module: its `forward`) that ask for it.
 
     Returns:
         The object, or what is to be called in its place; and whether its calls asked for the progress.

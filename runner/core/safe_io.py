@@ -41,14 +41,14 @@ OUR_LINKS = re.compile(r"(last|best)\.pt|\.(last|best)\.pt\.[0-9a-f]{8}\.tmp")
 # All that the runner opens in a run directory or a sweep's; anything else there is let alone, link or not.
 OUR_NAMES = re.compile(
     r"config(\.\d+)?\.yaml|\.hydra(\.\d+)?|(provenance|result|pretrained|report)(\.\d+)?\.json|log(\.\d+)?\.txt"
-    r"|(metrics|bad_samples)(\.\d+)?\.jsonl|tb(\.\d+)?|checkpoints(\.\d+)?|profile(\.\d+)?|\.lock|\.heartbeat|output\.txt"
+    r"|(metrics|trace|bad_samples)(\.\d+)?\.jsonl|tb(\.\d+)?|checkpoints(\.\d+)?|profile(\.\d+)?|\.lock|\.heartbeat|output\.txt"
     r"|ledger(\.\d+)?\.sqlite(-journal|-wal|-shm)?|study\.jsonl|queue|prune|projector|projector_config\.pbtxt"
     r"|report\.csv|curves\.png|.*\.tmp|\d+_[0-9a-f]{8}"
 )
 
 
 WRITTEN_IN_PLACE = re.compile(
-    r"(log|output)\.txt|(metrics|bad_samples|study)\.jsonl|\.lock|\.heartbeat|ledger\.sqlite.*"
+    r"(log|output)\.txt|(metrics|trace|bad_samples|study)\.jsonl|\.lock|\.heartbeat|ledger\.sqlite.*"
 )
 
 

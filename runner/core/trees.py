@@ -17,6 +17,18 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
     return [map_tensors(function, member) for member in tree] if isinstance(tree, list | tuple) else tree
 
 
+def map_in_kind(function: Callable[[Tensor], Any], tree: Any) -> Any:
+    """Apply a function to each tensor of a tree of dicts, lists and (named) tuples, which stay what they are."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {name: map_in_kind(function, member) for name, member in tree.items()}
+    if isinstance(tree, list | tuple):
+        members = [map_in_kind(function, member) for member in tree]
+        return members if isinstance(tree, list) else type(tree)(*members) if hasattr(tree, "_fields") else (*members,)
+    return tree
+
+
 def iterate_tensors(tree: Any) -> Iterator[Tensor]:
     """Yield the tensors of a tree in order."""
     if isinstance(tree, Tensor):

@@ -108,7 +108,8 @@ def make_split(
     faults = faults or BadSamples(stream.split)
     stream.clock.follow(dataset, timed=settings.timed or bool(pipeline.timed))
     share = share if share is not None and share.world > 1 else None
-    sliced = share is not None and (bool(batch_transforms) or isinstance(dataset, IterableDataset))
+    whole = settings.batch_size is None
+    sliced = share is not None and (bool(batch_transforms) or whole or isinstance(dataset, IterableDataset))
     if isinstance(dataset, IterableDataset):
         samples = KeyedStream(dataset, pipeline, stream, limit, faults)
         split: Split = StreamedBatches(
@@ -144,6 +145,7 @@ def _make_indexed_split(
     found = plan_in_memory(dataset, indices, pipeline, stream, settings, faults)
     if not isinstance(found, str):
         whole, chain = found
+        assert settings.batch_size is not None
         return InMemoryBatches(
             whole,
             indices,
@@ -164,7 +166,7 @@ def _make_indexed_split(
         batch_size=settings.batch_size,
         drop_last=settings.drop_last,
         batch_sampler=settings.batch_sampler,
-        reason=found,
+        reason=found if settings.batch_size is not None else "",
         num_workers=settings.num_workers,
         share=share,
         **settings.options,
@@ -225,6 +227,7 @@ def _build_transforms(
 def explain_per_sample(pipeline: Pipeline, settings: LoaderSettings, *, collates: bool) -> str:
     """Explain why samples must be made one by one for any dataset; empty if they need not be."""
     reasons = {
+        "the dataset gives whole batches": settings.batch_size is None,
         "loader.in_memory is false": settings.in_memory is False,
         "workers are asked for": settings.num_workers > 0,
         "loader.batch_sampler is given": settings.batch_sampler is not None,

@@ -15,7 +15,7 @@ from runner.data.batched.chain import BatchedTransforms
 from runner.data.batched.per_image import PerImageError
 from runner.data.fingerprint import compute_fingerprint
 from runner.data.interfaces import DataPlan, Indices, Place, PlanKind
-from runner.data.samples import EpochOrder, Pipeline, Placement
+from runner.data.samples import EpochOrder, Pipeline, Placement, draw_alternating
 from runner.data.sharding import Shard
 from runner.data.whole_dataset import DatasetTensors
 
@@ -80,6 +80,7 @@ class InMemoryBatches:
         self.as_mapping = any(isinstance(place, str) for place in whole.tensors)
         self.clock, self.pipeline, self.pil = order.stream.clock, pipeline, pipeline.place in whole.pil
         self.timed = chain is not None and bool(pipeline.timed)
+        self.alternating = {name for name, one in pipeline.transforms.items() if getattr(one, "alternates", False)}
         self.chain = chain if self.timed else self._once(chain, limit)
         self.size = len(indices) if self.sound is None else int(self.sound.sum())
         length = len(indices) if order.sampler is None else len(order(0))
@@ -210,6 +211,9 @@ class InMemoryBatches:
             return found[0] if len(found) == 1 else np.repeat(np.array(found, np.uint64), each)
 
         numbers = {name: rng.draw_uniforms(keys(name), indices, draws) for name, draws in self.chain.draws.items()}
+        for name in self.alternating & numbers.keys():
+            which = np.repeat(np.array(epochs), each)
+            numbers[name] = draw_alternating(key, name, which, indices, self.chain.draws[name])
         for name in self.chain.looped:  # the seeds that these samples have one by one
             seeds = [key(epochs[at // each], index, name) for at, index in enumerate(indices.tolist())]
             numbers[name] = torch.tensor(seeds)

@@ -51,6 +51,7 @@ class PlanKind(StrEnum):
 
     IN_MEMORY = "gathered from memory"
     PER_SAMPLE = "sample by sample"
+    WHOLE_BATCHES = "batch by batch, as the dataset gives them"
     STREAMED = "streamed in the dataset's own order"
     NO_DATA = "no data"
 
@@ -111,7 +112,7 @@ class Split(Protocol):
 class LoaderSettings:
     """Loader settings of one split, as the config gives them."""
 
-    batch_size: int  # of all processes together
+    batch_size: int | None  # of all processes together; None: a sample is a whole batch
     shuffle: bool
     drop_last: bool = False
     num_workers: int = 0

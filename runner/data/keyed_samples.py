@@ -16,7 +16,7 @@ from runner.core.errors import describe_error
 from runner.data.bad_samples import BadSample, BadSamples, find_file, find_none
 from runner.data.file_guard import watch_reading
 from runner.data.interfaces import Indices
-from runner.data.samples import Pipeline, Stream, collect_shapes
+from runner.data.samples import Pipeline, Stream, collect_shapes, draw_alternating
 
 PROBED = 5  # samples whose most common shapes are those of the split
 
@@ -51,6 +51,8 @@ class KeyedSamples(Dataset[Any]):
             return self.stream.key(epoch, index, name)
 
         def uniforms(name: str, draws: int) -> Tensor:
+            if getattr(self.pipeline.transforms[name], "alternates", False):
+                return draw_alternating(self.stream.key, name, epoch, np.array([index]), draws)
             return rng.draw_uniforms(self.stream.key(epoch, name), np.array([index]), draws)
 
         try:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, default_collate, default_convert
 
 from runner.core.copies import copy_owned
 from runner.core.errors import RunError
@@ -20,7 +20,7 @@ from runner.data.workers import WorkerInit, iterate_sound_batches
 
 
 class _EpochBatchSampler:
-    """Batch sampler of the DataLoader: (epoch, position) set for the coming epoch, with the time if it is told."""
+    """Batch sampler of the DataLoader: (epoch, position) for the coming epoch, with the time if asked."""
 
     def __init__(self) -> None:
         self.rows: list[list[tuple[Any, ...]]] = []
@@ -58,6 +58,21 @@ class Collate:
             raise
 
 
+class TakeWhole:
+    """Collate function of samples that are whole batches: one of them, its arrays as tensors."""
+
+    collate_fn = None
+
+    def __call__(self, samples: list[Any]) -> tuple[Any, list[BadSample]]:
+        """Return the batch, or the bad sample in its place."""
+        (sample,) = samples
+        return (None, [sample]) if isinstance(sample, BadSample) else (default_convert(sample), [])
+
+
+def _make_collate(collate_fn: Callable[[list[Any]], Any] | None, batch_size: int | None) -> Collate | TakeWhole:
+    return TakeWhole() if batch_size is None else Collate(collate_fn)
+
+
 class DataLoaderBatches:
     """Batches of a DataLoader: any dataset with `__len__` and `__getitem__`, any collate, any workers."""
 
@@ -67,7 +82,7 @@ class DataLoaderBatches:
         order: EpochOrder,
         placement: Placement,
         *,
-        batch_size: int,
+        batch_size: int | None,
         drop_last: bool = False,
         batch_sampler: Iterable[Sequence[int]] | None = None,
         reason: str = "",
@@ -78,14 +93,15 @@ class DataLoaderBatches:
         **settings: Any,
     ) -> None:
         self.share = share or Shard()
-        self.order, self.placement, self.batch_size, self.drop_last = order, placement, batch_size, drop_last
+        self.order, self.placement, self.batch_size, self.drop_last = order, placement, batch_size or 1, drop_last
         self.batch_sampler, self.samples, self.sampler = batch_sampler, samples, order.sampler
         self.size = len(samples)
         self.fingerprint = compute_fingerprint(samples.dataset, samples.indices)
         self.rows = _EpochBatchSampler()
         samples.takes_none = collate_fn is not None
+        whole = batch_size is None
         self.clock, self.split = samples.stream.clock, samples.stream.split
-        if collate_fn is None and batch_size > 1 and not self.clock.active:
+        if collate_fn is None and self.batch_size > 1 and not self.clock.active:
             samples.probe()
         if num_workers:
             samples.at = torch.full((num_workers,), -1, dtype=torch.int64).share_memory_()
@@ -94,7 +110,7 @@ class DataLoaderBatches:
             samples,
             batch_sampler=self.rows,
             generator=torch.Generator(),
-            collate_fn=Collate(collate_fn),
+            collate_fn=_make_collate(collate_fn, batch_size),
             num_workers=num_workers,
             worker_init_fn=WorkerInit(worker_init_fn) if num_workers else None,
             **settings,
@@ -102,7 +118,7 @@ class DataLoaderBatches:
         self.num_batches = len(self._positions(0))
         self.sizes: list[int] = []  # of the batches of the epoch under way, of all processes together
         where = f"by {num_workers} worker{'s' * (num_workers != 1)}" if num_workers else "in this process"
-        kind = PlanKind.PER_SAMPLE
+        kind = PlanKind.WHOLE_BATCHES if whole else PlanKind.PER_SAMPLE
         self.plan = DataPlan(kind, f"{kind}, {where}" + (f" ({reason})" if reason else ""))
 
     def _positions(self, epoch: int) -> list[list[int]]:
@@ -148,7 +164,7 @@ class StreamedBatches:
         samples: KeyedStream,
         placement: Placement,
         *,
-        batch_size: int,
+        batch_size: int | None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         num_workers: int = 0,
         worker_init_fn: Callable[[int], None] | None = None,
@@ -156,17 +172,17 @@ class StreamedBatches:
     ) -> None:
         self.samples, self.placement = samples, placement
         samples.takes_none = collate_fn is not None
-        samples.of_one_shape = collate_fn is None and batch_size > 1
-        samples.batch_size = batch_size
+        samples.of_one_shape = collate_fn is None and (batch_size or 1) > 1
+        samples.batch_size = batch_size or 1
         if num_workers:
             samples.epoch.share_memory_()
             samples.first.share_memory_()
             samples.at = torch.full((num_workers,), -1, dtype=torch.int64).share_memory_()
         self.loader = DataLoader(
             samples,
-            batch_size=batch_size,
+            batch_size=batch_size or 1,
             generator=torch.Generator(),
-            collate_fn=Collate(collate_fn),
+            collate_fn=_make_collate(collate_fn, batch_size),
             num_workers=num_workers,
             worker_init_fn=WorkerInit(worker_init_fn) if num_workers else None,
             **settings,
@@ -175,7 +191,8 @@ class StreamedBatches:
         self.num_batches = None
         self.fingerprint = STREAMED_FINGERPRINT
         where = f", by {num_workers} worker{'s' * (num_workers != 1)}" if num_workers else ""
-        self.plan = DataPlan(PlanKind.STREAMED, f"{PlanKind.STREAMED}{where}")
+        whole = ", each sample a whole batch" * (batch_size is None)
+        self.plan = DataPlan(PlanKind.STREAMED, f"{PlanKind.STREAMED}{where}{whole}")
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Iterate over the batches of an epoch; read and drop the first `start`.

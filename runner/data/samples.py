@@ -40,6 +40,16 @@ class Placement:
         return moved.contiguous(memory_format=self.memory_format) if images else moved
 
 
+def draw_alternating(key: Callable[..., int], name: str, epochs: Any, indices: Indices, draws: int) -> Tensor:
+    """Draw the uniforms [N, draws] of a transform that alternates: u in even epochs, 1 - u in odd ones.
+
+    The key has no epoch, so a sample has the same u in all of them.
+    """
+    uniforms = rng.draw_uniforms(key(0, name), indices, draws)
+    odd = torch.from_numpy(np.broadcast_to(np.asarray(epochs) % 2 == 1, indices.shape).copy())[:, None]
+    return torch.where(odd, 1 - uniforms, uniforms)
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """Named transforms of a split, in order, and the sample member they change (None: the whole sample).
@@ -115,6 +125,7 @@ class EpochOrder:
     def __init__(self, length: int, stream: Stream, *, shuffle: bool, sampler: Iterable[int] | None = None) -> None:
         self.length, self.stream, self.shuffle, self.sampler = length, stream, shuffle, sampler
         self.drawn: int | None = None  # samples or batches of the first epoch that a sampler was asked for
+        self.kept: dict[int, Any] | None = None  # what was drawn, by epoch, while somebody keeps it: see OrderTrace
 
     @property
     def fixed(self) -> bool:
@@ -126,8 +137,14 @@ class EpochOrder:
         if self.sampler is not None:
             return np.fromiter(self.draw(self.sampler, epoch), dtype=np.int64)
         if self.shuffle:
-            return rng.draw_permutation(self.stream.key(epoch, "order"), self.length)
+            drawn = rng.draw_permutation(self.stream.key(epoch, "order"), self.length)
+            self._keep(epoch, drawn)
+            return drawn
         return np.arange(self.length)
+
+    def _keep(self, epoch: int, drawn: Any) -> None:
+        if self.kept is not None:
+            self.kept[epoch] = drawn
 
     def draw(self, sampler: Iterable[Any], epoch: int, key: str = "loader.sampler", unit: str = "samples") -> list[Any]:
         """Draw what a sampler or a batch sampler gives in an epoch.
@@ -145,6 +162,7 @@ class EpochOrder:
                 f"schedules and a resume count on epochs of one length. Let it give {self.drawn:,} each time (some "
                 f"more than once, or not at all), or take a dataset that yields its samples (torch's IterableDataset)"
             )
+        self._keep(epoch, given)
         return given
 
 

@@ -1,4 +1,4 @@
-"""Time of the data: datasets, samplers and transforms learn the epoch and step of a sample before it is drawn.
+"""Time of the data: datasets, samplers and transforms learn epoch and step before a sample is drawn.
 
 The order and the draws of an epoch are keyed, so they need no clock. What changes by itself does: a dataset or a
 sampler with `set_epoch`, and whatever has a parameter `progress`.

@@ -21,6 +21,7 @@ from runner.experiment.preflight.report import Preflight
 from runner.experiment.record import provenance
 from runner.experiment.record.recorded_run import RecordedRun
 from runner.train import evaluation, loop, remedies
+from runner.train.metric_inputs import MetricInput
 from runner.train.optimizer_step import base
 from runner.train.optimizer_step.accumulated import AccumulatedStep
 from runner.train.state import Run
@@ -155,6 +156,7 @@ def read_traceback(error: Exception, run: Run) -> FailureContext:
     modules = {id(module): name for name, module in run.model.named_modules()}
     modules[id(run.update.net)] = ""
     metrics = {id(metric): name for of_split in run.metrics.values() for name, metric in of_split.items()}
+    metrics |= {id(one): one.name for of_split in run.inputs.values() for one in of_split}
     for frame in frames:
         code, local = frame.f_code, frame.f_locals
         if code is loop.fit.__code__ and "batch" in local:
@@ -175,7 +177,7 @@ def read_traceback(error: Exception, run: Run) -> FailureContext:
             scene.stage = "loss" if run.loss is not None else ""
         for name, value in _read_outputs(frame):
             setattr(scene, name, value)
-    scene.stage = scene.stage or _infer_stage(frames, run, metrics)
+    scene.stage = scene.stage or _infer_stage(frames, run)
     return scene
 
 
@@ -191,13 +193,15 @@ def _read_outputs(frame: FrameType) -> Iterator[tuple[str, Any]]:
     local = frame.f_locals
     if frame.f_code is supervised.__code__:
         yield from (("output", local.get("main", local.get("made"))), ("target", local.get("wanted")))
+    elif frame.f_code is MetricInput.__call__.__code__ and "given" in local:
+        yield from zip(("output", "target"), local["given"], strict=False)
     elif frame.f_code in (*_BACKWARDS, evaluation.evaluate.__code__, AccumulatedStep.note.__code__):
         outcome = local.get("outcome")
         if isinstance(outcome, Mapping):
             yield from (("output", outcome.get("output")), ("target", outcome.get("target")))
 
 
-def _infer_stage(frames: Sequence[FrameType], run: Run, metrics: Mapping[int, str]) -> str:
+def _infer_stage(frames: Sequence[FrameType], run: Run) -> str:
     """Infer the part that raised without a Python frame of its own, as torch's functions do."""
     last = frames[-1]
     if last.f_code is supervised.__code__:
@@ -205,9 +209,6 @@ def _infer_stage(frames: Sequence[FrameType], run: Run, metrics: Mapping[int, st
         if "made" not in local:
             return "step.input"
         return "step.target" if "wanted" not in local else "loss"
-    callers = (loop.fit.__code__, evaluation.evaluate.__code__, loop.log_line.__code__, AccumulatedStep.note.__code__)
-    if last.f_code in callers and id(last.f_locals.get("metric")) in metrics:
-        return f"metrics.{metrics[id(last.f_locals['metric'])]}"
     if any(frame.f_code in _get_code_objects(run.step) or frame.f_locals.get("self") is run.step for frame in frames):
         return "step"
     return "loss" if any(frame.f_code in _BACKWARDS for frame in frames) and run.loss is not None else ""

@@ -75,7 +75,7 @@ def _watch_first_step(run: Run, told: Callable[[list[Mistake]], None]) -> None:
 def compute_smallest_batch(run: Run, config: Config) -> int:
     """Compute the samples in the smallest training batch of an epoch; 0 if the config does not say it."""
     size, whole = run.splits["train"].size, config.loader.batch_size
-    if config.loader.batch_sampler is not None or not size:
+    if whole is None or config.loader.batch_sampler is not None or not size:
         return 0
     return whole if config.loader.drop_last else size % whole or whole
 

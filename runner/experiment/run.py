@@ -135,24 +135,30 @@ def launch(
         ConfigError: another process is at work on it, or it cannot be continued exactly; nothing was touched.
     """
     began = time.perf_counter() if began is None else began
-    task = RunTask(
-        config,
-        folder,
-        unresolved,
-        command,
-        trust,
-        found,
-        again,
-        inexact,
-        debugging,
-        began=began,
-        judge=judge,
-        blame=blame,
+    return launch_task(
+        RunTask(
+            config,
+            folder,
+            unresolved,
+            command,
+            trust,
+            found,
+            again,
+            inexact,
+            debugging,
+            began=began,
+            judge=judge,
+            blame=blame,
+        )
     )
+
+
+def launch_task(task: "RunTask") -> Outcome:
+    """Train as `launch` does, with its arguments in one object."""
     stop, status = StopRequest(), EXIT_FAILED
-    record = RunRecord(task, stop, join_process_group(config, stop, command), make_empty_result())
+    record = RunRecord(task, stop, join_process_group(task.config, stop, task.command), make_empty_result())
     with (
-        Lock(folder),
+        Lock(task.folder),
         handle_stop_signals(stop),
         devices.keep_precision_flags(),
         suppress_console_errors(),
@@ -162,7 +168,7 @@ def launch(
             open_record(record)
             status = train_recorded(record)
         except Exception as error:
-            if again is not None and isinstance(error, ConfigError):
+            if task.again is not None and isinstance(error, ConfigError):
                 raise
             record.team.failed(error)
             if not record.stands:
@@ -179,14 +185,14 @@ class RunTask:
     folder: Path
     unresolved: str
     command: Sequence[str]
-    trust: Trust
-    found: Preflight | None
-    again: Continuation | None
-    inexact: bool
-    debugging: bool
-    began: float
-    judge: Judge | None
-    blame: diagnosis.Blame
+    trust: Trust = ()
+    found: Preflight | None = None
+    again: Continuation | None = None
+    inexact: bool = False
+    debugging: bool = False
+    began: float = field(default_factory=time.perf_counter)
+    judge: Judge | None = None
+    blame: diagnosis.Blame = as_recorded
 
 
 @dataclass
@@ -239,11 +245,15 @@ def start_logging(record: RunRecord, run: Run) -> None:
     record.log = log
 
 
-def train_recorded(record: RunRecord) -> int:
-    """Train the run of an open record, answer faults as `train.on_fault` says; return the status."""
+def train_recorded(record: RunRecord, fault: NonFiniteError | None = None) -> int:
+    """Train the run of an open record, answer faults as `train.on_fault` says; return the status.
+
+    With a `fault`, training has come to it already.
+    """
     task, run = record.task, record.run
     assert run is not None
-    while (fault := fit_until_fault(run, task.config)) is not None:
+    fault = fault or fit_until_fault(run, task.config)
+    while fault is not None:
         if record.team.world > 1:  # the search trains on in one process
             raise fault
         rebuild = partial(rebuild_at_checkpoint, task.config, task.folder, task.trust, record.said, task.again)
@@ -251,7 +261,8 @@ def train_recorded(record: RunRecord) -> int:
         if record.log is not None:
             record.log.close()
         start_logging(record, run)
-    return finish(run, record.result)
+        fault = fit_until_fault(run, task.config)
+    return finish(run, record.result, task.config.train.test_with)
 
 
 def record_error(record: RunRecord, error: Exception) -> None:
@@ -390,12 +401,16 @@ def describe_out_of_memory(run: Run) -> str:
     if evaluating and loader["eval"]["batch_size"] is not None:
         key, size = "loader.eval.batch_size", loader["eval"]["batch_size"]
     where = "in the evaluation after" if evaluating else "in the step after"
-    ways = oom.suggest_remedies(
-        size,
-        run.rhythm.accumulate,
-        run.config["device"]["precision"],
-        evaluating=evaluating,
-        splits=run.config["train"]["split_on_oom"],
+    ways = (
+        "let the dataset give smaller batches"
+        if size is None
+        else oom.suggest_remedies(
+            size,
+            run.rhythm.accumulate,
+            run.config["device"]["precision"],
+            evaluating=evaluating,
+            splits=run.config["train"]["split_on_oom"],
+        )
     )
     return (
         f"out of memory {where} step {run.progress.step:,} with {key}={size}; {oom.describe_peak(run.device)}. {ways}"

@@ -53,6 +53,7 @@ def open_log(run: Run, config: Config, judge: Judge | None = None) -> Logger:
         total_steps=run.rhythm.total_steps,
         start_step=run.progress.step,
         go_on=config.train.on_save_error == "go_on",
+        trace=config.log.trace,
     )
     for line in said:
         opened.say(line)

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from runner.core import event_stream
 from runner.core.exit_status import EXIT_INTERRUPTED
-from runner.core.stop_signals import handle_signals
+from runner.core.stop_signals import handle_signals, leave_at_once
 from runner.train.state import StopRequest
 
 ECHO_SECONDS = 3.0  # a terminal's Ctrl-C reaches every process, and torchrun then sends it to each again
@@ -25,8 +24,7 @@ def handle_stop_signals(stop: StopRequest, *, silent: bool = False) -> Iterator[
         if stop.shared and stop.came and time.monotonic() - asked_at < ECHO_SECONDS:
             return
         if number == signal.SIGINT and stop.came == signal.SIGINT:
-            event_stream.end(EXIT_INTERRUPTED, status="interrupted", signal="SIGINT")
-            os._exit(EXIT_INTERRUPTED)
+            leave_at_once(EXIT_INTERRUPTED)
         asked_at = time.monotonic()
         stop.on_signal(number)
         if silent:

@@ -44,7 +44,7 @@ def run_worker_rank(place: RankPlace, trust: Trust) -> int:
             if run.progress.step != step:
                 raise RunError(f"it finds no checkpoint of step {step} in {folder}: is that a folder of every machine?")
             loop.fit(run)
-            status = finish(run, {})
+            status = finish(run, {}, config.train.test_with)
         except Exception as error:  # noqa: BLE001  rank 0 learns of it, and records it
             team.failed(error)
             if culprit := team.blame(error):

@@ -77,7 +77,7 @@ class PlainConsole(QuietConsole):
         self._unsaid = ""
 
     def progress(self, step: int, epoch: float, values: Mapping[str, Value], rate: float | None) -> None:
-        pace = _format_pace(self._total - step, rate)
+        pace = format_pace(self._total - step, rate)
         self._unsaid = f"step {step}/{self._total}  epoch {epoch:.4g}  {format_values(values)}  {pace}"
         if time.monotonic() >= self._due or step >= self._total:
             self._flush()
@@ -118,7 +118,7 @@ class ProgressBar:
 
     def progress(self, step: int, epoch: float, values: Mapping[str, Value], rate: float | None) -> None:
         self._step = step
-        self._where = f"epoch {epoch:.4g}  {_format_pace(self._total - step, rate)}"
+        self._where = f"epoch {epoch:.4g}  {format_pace(self._total - step, rate)}"
         self._values.update({name[6:]: value for name, value in values.items() if name.startswith("train/")})
         if time.monotonic() >= self._due:
             self._update()
@@ -137,7 +137,8 @@ class ProgressBar:
         self._bar.update(self._task, completed=self._step, description=words)
 
 
-def _format_pace(steps: int, rate: float | None) -> str:
+def format_pace(steps: int, rate: float | None) -> str:
+    """Format the speed and the time that is left; empty where the speed is not known."""
     if not rate:
         return ""
     minutes, seconds = divmod(round(steps / rate), 60)

@@ -16,7 +16,9 @@ from runner.core.escape import make_printable
 from runner.core.files import to_json, write_atomic
 from runner.log.console import ConsoleOutput, PlainConsole, ProgressBar, QuietConsole, format_values, is_terminal
 from runner.log.jsonl import JsonLines, Value, find_whole_lines, put_aside
+from runner.log.notebook import NotebookBar, NotebookConsole, is_notebook
 from runner.log.tensorboard import EventWriter, NoEventWriter, TensorBoardWriter, find_own_event_files, read_events
+from runner.log.trace_file import TRACE
 
 
 class LogFile:
@@ -60,14 +62,18 @@ class Logger:
         start_step: int = 0,
         stream: TextIO | None = None,
         go_on: bool = False,
+        trace: bool = False,
     ) -> None:
-        stream = stream or sys.stdout
+        in_notebook, stream = stream is None and is_notebook(), stream or sys.stdout
         self._go_on, self._refused = go_on, False
         self._text = safe_io.open_regular(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._lines = JsonLines(run_dir / "metrics.jsonl", until=start_step)
+        self._trace = JsonLines(run_dir / TRACE, until=start_step) if trace else None
         self._events: EventWriter = TensorBoardWriter(run_dir / "tb", start_step) if tensorboard else NoEventWriter()
-        self._console: ConsoleOutput = QuietConsole(stream)
-        if progress:
+        self._console: ConsoleOutput = NotebookConsole(stream) if in_notebook else QuietConsole(stream)
+        if progress and in_notebook:
+            self._console = NotebookBar(stream, start_step, total_steps)
+        elif progress:
             bar = is_terminal(stream)
             self._console = ProgressBar(stream, start_step, total_steps) if bar else PlainConsole(stream, total_steps)
 
@@ -110,6 +116,12 @@ class Logger:
         self.note(line)
         event_stream.emit("evaluated", step=step, epoch=epoch, metrics=values)
 
+    def trace(self, facts: Mapping[str, Any]) -> None:
+        """Write what steps have computed to `trace.jsonl`: `step`, and facts since the last line."""
+        if self._trace is not None:
+            with self._writing():
+                self._trace.append(dict(facts))
+
     def show(self, step: int, values: Sequence[Any]) -> None:
         """Show histograms, images, texts or curves (`runner.log.summaries`) of step `step` in TensorBoard."""
         with self._writing(events=True):
@@ -140,6 +152,8 @@ class Logger:
         """
         self._console.close()
         self._lines.close()
+        if self._trace is not None:
+            self._trace.close()
         if self._text >= 0:
             os.close(self._text)
             self._text = -1
@@ -197,6 +211,8 @@ class NoLogger(Logger):
     def scalars(self, *_: Any, **__: Any) -> None: ...
 
     def evaluated(self, *_: Any, **__: Any) -> None: ...
+
+    def trace(self, facts: Mapping[str, Any]) -> None: ...
 
     def show(self, *_: Any, **__: Any) -> None: ...
 

@@ -30,6 +30,15 @@ def make_image(tag: str, png: bytes, width: int, height: int) -> Any:
     return Summary.Value(tag=tag, image=picture)
 
 
+def make_audio(tag: str, wav: bytes, rate: int, channels: int, frames: int) -> Any:
+    """Make a message of a sound in a WAV file."""
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    sound = Summary.Audio(sample_rate=rate, num_channels=channels, length_frames=frames, encoded_audio_string=wav)
+    sound.content_type = "audio/wav"
+    return Summary.Value(tag=tag, audio=sound)
+
+
 def make_histogram(tag: str, counts: Tensor, low: float, high: float, total: float, squares: float) -> Any:
     """Make a message of counts [B] in equal bins from `low` to `high`, with sum and sum of squares."""
     from tensorboardX.proto.summary_pb2 import HistogramProto, Summary

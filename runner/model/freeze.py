@@ -12,7 +12,7 @@ from runner.core.patterns import compile_pattern, diagnose_no_match
 
 @dataclass(frozen=True)
 class FreezeSpan:
-    """Patterns of parameters that are frozen from step `start` until step `end`; None: from the first, to the last.
+    """Patterns of parameters that are frozen from step `start` until step `end`; None: no bound.
 
     `key` is the place of the patterns in the config.
     """
@@ -128,7 +128,7 @@ def freeze(
 
 
 def freeze_at(model: nn.Module, frozen: FrozenParameters, step: int) -> bool:
-    """Let each parameter be frozen, or train, as its span says for a step; return whether that changed one.
+    """Freeze or unfreeze each parameter as its span says for a step; return whether one changed.
 
     The optimizer needs to hold those that thaw (`param_groups.build_groups(…, thawing=frozen.thawing)`): without
     gradients it leaves them alone.

@@ -1,27 +1,27 @@
 """Controller of a sweep: the one process that asks for points, starts jobs and writes the ledger."""
 
 import dataclasses
-import os
 import signal
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from runner.core import event_stream
 from runner.core.errors import ConfigError
-from runner.core.exit_status import get_stop_status
-from runner.core.stop_signals import handle_signals
+from runner.core.exit_status import EXIT_APART, get_stop_status
+from runner.core.stop_signals import handle_signals, leave_at_once
 from runner.experiment.examine import examine
 from runner.sweep.console import SweepConsole
 from runner.sweep.interfaces import Event, Executor, JobSpec, Proposal, Source
 from runner.sweep.jobs import Anew, PlannedJob, SweepPlan
 from runner.sweep.ledger import JobRecord, Ledger
-from runner.sweep.outcome import read_outcome
+from runner.sweep.outcome import RESULT, describe_exit, read_outcome, read_place
 from runner.sweep.reconcile import decide, read_job_numbers, reconcile_row, remember_code
+from runner.sweep.stacks import Place, StackPlan
+
+CLOCK_SECONDS = 2.0  # by which the clock of a file system may be behind that of this process
 
 WAIT_SECONDS = 0.2  # so long at most until a signal, or the clock of the board, is looked at
 
@@ -56,8 +56,7 @@ def catch_stop_signals(stop: SweepStop) -> Iterator[None]:
         if number == signal.SIGINT or not stop.signals:
             stop.signals.append(number)
         if not stop.noted:
-            event_stream.end(stop.status, status="interrupted", signal=signal.Signals(number).name)
-            os._exit(stop.status)
+            leave_at_once(stop.status, number)
 
     with handle_signals(handler):
         yield
@@ -85,11 +84,15 @@ class Controller:
         self._there = read_job_numbers(plan.folder)
         self._number = max([*(row.number for row in self.rows.values()), *self._there.values(), -1])
         self._waiting: deque[tuple[PlannedJob, Anew]] = deque()
-        self._next: JobSpec | None = None  # of the first that waits
+        self._next: tuple[list[tuple[PlannedJob, Anew]], JobSpec] | None = None  # what starts as soon as there is room
+        self._stacks = StackPlan(plan.settings, queued=plan.is_queued)
+        self._members: dict[str, list[tuple[PlannedJob, Anew]]] = {}  # of each stack that runs
         self._to_come: set[str] = set()  # what waits or runs
         self._running: set[str] = set()
         self._asked_to_stop: set[str] = set()
         self._failed: JobRecord | None = None  # the job that `sweep.fail_fast` ends the sweep for
+        self._count = 0  # of stacks
+        self._places: dict[str, Place] = {}  # where each job that has been there before stands
 
     def add(self, asked: PlannedJob, anew: Anew | None) -> None:
         """Attach a point to its row; queue the job if `anew` is given, else report its end."""
@@ -97,6 +100,7 @@ class Controller:
         row = self.rows[asked.id]
         self._source.started(asked.point, row)
         if anew is not None:
+            self._stacks.add(asked.id, asked.config)
             self._waiting.append((asked, anew))
             self._to_come.add(asked.id)
         elif asked.id not in self._to_come:
@@ -126,19 +130,40 @@ class Controller:
     def _fill(self) -> None:
         """Start jobs while the executor has room for the next one."""
         while self._waiting or self._ask():
-            asked, anew = self._waiting[0]
-            row = self.rows[asked.id]
-            job = self._next = self._next or self._plan.job(asked, row, anew, self._source.judge)
+            chosen, job = self._next = self._next or self._choose()
             if not self._executor.has_room(job):
                 return
-            self._waiting.popleft()
             self._next = None
-            Path(job.folder).mkdir(exist_ok=True)
-            started = {"status": "running", "start": time.time(), "end": None, "attempt": row.attempt + 1, "cause": ""}
-            self._update(row.id, **started, error="", exit=None, host="", slot=None, pid=None)
-            self._running.add(row.id)
+            started = {"status": "running", "start": time.time(), "end": None, "cause": "", "error": "", "exit": None}
+            for asked, anew in chosen:
+                self._waiting.remove((asked, anew))
+                row = self.rows[asked.id]
+                (self._plan.folder / row.path).mkdir(exist_ok=True)
+                self._update(row.id, **started, attempt=row.attempt + 1, host="", slot=None, pid=None)
+                self._running.add(row.id)
+                self._places.pop(row.id, None)
+            if job.members:
+                self._members[job.id] = chosen
             self._executor.start(job)
-            self._board.started(self.rows[row.id])
+            for asked, _ in chosen:
+                self._board.started(self.rows[asked.id])
+
+    def _choose(self) -> tuple[list[tuple[PlannedJob, Anew]], JobSpec]:
+        """Choose the jobs of the next process: the first that waits, or a stack with it."""
+        waiting = {asked.id: (asked, anew) for asked, anew in self._waiting}
+        chosen = [waiting[job] for job in self._stacks.choose([*waiting], self._read_place)]
+        specs = [self._plan.job(asked, self.rows[asked.id], anew, self._source.judge) for asked, anew in chosen]
+        job = specs[0] if len(specs) == 1 else self._plan.stack(specs, self._count)
+        self._count += len(specs) > 1
+        return chosen, job
+
+    def _read_place(self, job: str) -> Place:
+        row = self.rows[job]
+        if not row.attempt:
+            return 0, ""
+        if job not in self._places:
+            self._places[job] = read_place(self._plan.folder / row.path)
+        return self._places[job]
 
     def _ask(self) -> bool:
         """Ask the source for points until a job waits to run; return whether one does."""
@@ -167,22 +192,62 @@ class Controller:
         return bool(self._waiting)
 
     def _take(self, event: Event) -> None:
+        members = self._members.get(event.job)
         if event.kind == "started":
-            self._update(event.job, host=event.host, slot=event.slot, pid=event.pid)
-            self._board.started(self.rows[event.job])
+            for job in [event.job] if members is None else [asked.id for asked, _ in members]:
+                self._update(job, host=event.host, slot=event.slot, pid=event.pid)
+                self._board.started(self.rows[job])
             return
-        if event.job not in self._running:
-            return  # it was ended from here, and its executor says so too
-        self._running.remove(event.job)
-        folder = self._plan.folder / self.rows[event.job].path
-        stopped = event.job in self._asked_to_stop
-        columns = read_outcome(folder, event.exit, event.cause, event.error, stopped=stopped)
+        if members is not None:
+            del self._members[event.job]
+            self._take_stack(event, members)
+        elif event.job in self._running:  # else it was ended from here, and its executor says so too
+            self._end(event, event.job)
+
+    def _take_stack(self, event: Event, members: list[tuple[PlannedJob, Anew]]) -> None:
+        """Record the ends of a stack's jobs; those without one wait again, for smaller stacks."""
+        running = [(asked, anew) for asked, anew in members if asked.id in self._running]
+        left = [(asked, anew) for asked, anew in running if self._is_left(event, asked.id)]
+        for asked, _ in running:
+            if asked.id not in {one.id for one, _ in left}:
+                self._end(event, asked.id)
+        if not left:
+            return
+        memory = "out of memory" in event.error
+        alone = event.exit == EXIT_APART and not memory
+        self._stacks.part([asked.id for asked, _ in left], alone=alone)
+        how = "alone" if alone or len(left) == 1 else "in smaller stacks"
+        why = event.error or describe_exit(event.exit, event.cause)
+        self._board.say(f"{len(left):,} jobs of a stack go on {how}: {why}")
+        for asked, anew in left:
+            self._running.discard(asked.id)
+            self._update(asked.id, status="waiting", pid=None, slot=None)
+            self._waiting.append((asked, "if_changed" if anew == "always" else anew))
+
+    def _is_left(self, event: Event, job: str) -> bool:
+        """Return whether a job of an ended stack is tried again: it has no result of this attempt."""
+        row = self.rows[job]
+        if job in self._asked_to_stop or event.cause == "lost":
+            return False
+        try:
+            written = (self._plan.folder / row.path / RESULT).stat().st_mtime
+        except OSError:
+            return True
+        return written < (row.start or 0.0) - CLOCK_SECONDS
+
+    def _end(self, event: Event, job: str) -> None:
+        """Record how a job has ended."""
+        self._running.remove(job)
+        folder = self._plan.folder / self.rows[job].path
+        stopped = job in self._asked_to_stop
+        status = None if event.exit == EXIT_APART else event.exit
+        columns = read_outcome(folder, status, event.cause, event.error, stopped=stopped)
         remember_code(self._ledger, folder, columns["code"])
-        self._to_come.discard(event.job)
-        self._update(event.job, end=time.time(), **columns)
-        row = self.rows[event.job]
+        self._to_come.discard(job)
+        self._update(job, end=time.time(), **columns)
+        row = self.rows[job]
         self._board.ended(row)
-        for point in self._points[event.job]:
+        for point in self._points[job]:
             self._source.ended(point, row)
         if row.status == "failed" and self._plan.settings.fail_fast and not self._is_stopping():
             self._failed = row
@@ -199,7 +264,7 @@ class Controller:
             self._executor.kill()
             self._asked_to_stop.update(self._running)
             for job in list(self._running):
-                self._take(Event("ended", job, exit=-signal.SIGKILL))
+                self._end(Event("ended", job, exit=-signal.SIGKILL), job)
             return
         name = signal.Signals(self._stop.signals[0]).name
         again = "; once more stops at once, with what is saved" if self._stop.signals[0] == signal.SIGINT else ""
@@ -208,7 +273,7 @@ class Controller:
 
     def _stop_jobs(self) -> None:
         """Let the running jobs save and stop."""
-        for job in self._running:
-            if job not in self._asked_to_stop:
-                self._asked_to_stop.add(job)
-                self._executor.stop(job)
+        in_stack = {asked.id: stack for stack, members in self._members.items() for asked, _ in members}
+        for job in dict.fromkeys(in_stack.get(job, job) for job in self._running - self._asked_to_stop):
+            self._executor.stop(job)
+        self._asked_to_stop |= self._running

@@ -9,7 +9,9 @@ from runner.config.identity import compute_replicate_id
 from runner.core.errors import Mistake
 from runner.experiment.examine import Say, examine
 from runner.experiment.preflight import processes as processes_preflight
+from runner.sweep.launcher_settings import OURS, get_launcher_name
 from runner.sweep.space import request
+from runner.sweep.stacks import StackPlan
 
 MOST_ALIKE = 3  # values that break one rule in one place, of the many that `range(-1000, 0)` has
 
@@ -19,8 +21,16 @@ def examine_sweep(
     trust: tuple[str, ...],
     say: Say = lambda _: None,
     note: Callable[[list[str]], None] = lambda _: None,
+    show: Callable[[list[str]], None] = lambda _: None,
 ) -> list[Mistake]:
-    """Examine every job of a sweep and try its search; pass the notes of all jobs to `note`.
+    """Examine every job of a sweep and try its search.
+
+    Args:
+        overrides: the arguments of `-m`.
+        trust: patterns of names trusted on the command line.
+        say: is given mistakes as they are found.
+        note: is given the notes of all jobs.
+        show: is given lines about the jobs that train as one, see `sweep.vectorize`.
 
     Raises:
         ConfigError: the sweep itself cannot be composed, or cannot be enumerated.
@@ -34,6 +44,11 @@ def examine_sweep(
 
         mistakes = optuna_search.rehearse(plan, trust)
         say(mistakes)
+    if not mistakes and not plan.is_search:
+        stacks = StackPlan(plan.settings, queued=get_launcher_name(plan.base) in OURS)
+        for number, job in enumerate(checks):
+            stacks.add(str(number), job.config)
+        show([*stacks.describe()])
     return mistakes
 
 

@@ -73,6 +73,8 @@ class JobSpec:
         timeout: seconds until it is stopped for good; None for ever.
         memory: GiB that its processes may hold together; None without a limit of its own.
         judge: where it asks whether to stop as pruned; empty where there is nobody to ask.
+        members: of a stack: the specifications of its jobs, as plain data; the stack's own `folder` is the first's.
+        timed: whether the stack is compared with its jobs one after the other, and left where it is slower.
     """
 
     id: str
@@ -90,6 +92,8 @@ class JobSpec:
     timeout: float | None = None
     memory: float | None = None
     judge: str = ""
+    members: list[dict[str, Any]] = field(default_factory=list)
+    timed: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,19 @@
 """Jobs of a sweep: the config, identity and resources of each point."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from runner.config.check.check import Check, to_resolved_data
 from runner.config.check.imports import list_user_directories
-from runner.config.check.rules.train import find_metric_names
+from runner.config.check.rules.train import find_direction, find_metric_names
 from runner.config.identity import compute_job_id, compute_replicate_id, compute_sweep_id
 from runner.config.schema import Config
 from runner.core.paths import PACKAGE
 from runner.sweep import code_snapshot
 from runner.sweep.interfaces import JobSpec, Proposal
+from runner.sweep.launcher_settings import OURS, get_launcher_name
 from runner.sweep.ledger import JobRecord
 from runner.sweep.space.request import ComposedJob as Composition
 from runner.sweep.space.request import SweepRequest as Composer
@@ -50,6 +51,7 @@ class SweepPlan:
         self.sweep, self.argv, self.trust = sweep, list(argv), trust
         self.base, self.settings = Check(sweep.base, trust).config, sweep.settings
         self.shared = [setting.text for setting in sweep.space.fixed]
+        self.is_queued = get_launcher_name(sweep.base) in OURS  # jobs wait in a queue, on other machines
         named = self.settings.id != "auto"
         self.id = self.settings.id if named else compute_sweep_id(self.identified(self.base), sweep.space.keys)
         self.folder = Path("outputs") / self.base.name / self.id
@@ -101,6 +103,19 @@ class SweepPlan:
             **compute_resources(asked.config, self.settings.processes),
         )
 
+    def stack(self, jobs: Sequence[JobSpec], number: int) -> JobSpec:
+        """Make the specification of a stack of jobs, which one process trains."""
+        first, memory = jobs[0], self.settings.memory
+        return replace(
+            first,
+            id=f"stack {number}",
+            config={},
+            unresolved="",
+            memory=None if memory is None else memory * len(jobs),
+            members=[asdict(job) for job in jobs],
+            timed=self.settings.vectorize == "auto",
+        )
+
 
 def compute_resources(config: Config, processes: int) -> dict[str, Any]:
     """Return the `processes`, total `cores` and `gpus` of a job, and the `gpu` its config names."""
@@ -117,7 +132,7 @@ def compute_resources(config: Config, processes: int) -> dict[str, Any]:
 def find_objective(config: Config) -> tuple[str, str]:
     """Return the metric that jobs are compared by and its mode, `min` or `max`; needs no data."""
     name = config.train.objective or find_metric_names(config)[0][0]
-    return name, config.train.mode or ("min" if name.endswith("/loss") else "max")
+    return name, config.train.mode or find_direction(config, name)
 
 
 def find_checkout() -> list[Path]:

@@ -45,6 +45,26 @@ def read_json(file: Path) -> dict[str, Any] | None:
     return None
 
 
+def read_place(folder: Path) -> tuple[int, str]:
+    """Read where a job stands: the step of its newest checkpoint (0 without one), and the jobs of its last stack."""
+    step, stack = 0, ""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        entries = safe_io.read_json(folder / "checkpoints" / "manifest.json")["entries"]
+        step = max((int(entry["step"]) for entry in entries), default=0)
+    with contextlib.suppress(LookupError, TypeError):
+        stack = " ".join(map(str, (read_json(folder / "provenance.json") or {})["stacks"][-1]["jobs"]))
+    return step, stack
+
+
+def describe_exit(status: int | None, cause: str) -> str:
+    """Describe the end of a process whose jobs have no end of their own."""
+    if cause:
+        return cause
+    if status is not None and status < 0:
+        return f"{get_signal_name(-status)} ended the process"
+    return f"the process ended itself, with status {status}"
+
+
 def read_outcome(
     folder: Path, status: int | None, known: Cause | Literal[""] = "", error: str = "", *, stopped: bool = False
 ) -> dict[str, Any]:

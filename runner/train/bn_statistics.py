@@ -16,7 +16,7 @@ from runner.train.state_dict import find_sampler
 from runner.train.steps import needs_input_and_target
 
 
-def refresh_statistics(run: Run) -> None:
+def update_statistics(run: Run) -> None:
     """Compute the statistics of averaged weights that have changed since the last time.
 
     As `torch.optim.swa_utils.update_bn`: one pass over the training batches, of which each counts the same. The epoch
@@ -51,11 +51,11 @@ def compute_statistics(run: Run) -> None:
         run.update.evaluate(batch, run.model)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-        _average_over_processes(run, norm)
+        _join_processes(run, norm)
     run.model.train()
 
 
-def _average_over_processes(run: Run, norm: nn.Module) -> None:
+def _join_processes(run: Run, norm: nn.Module) -> None:
     if run.team.world > 1:
         for name in ("running_mean", "running_var"):
             buffer = getattr(norm, name)

@@ -26,7 +26,7 @@ SHOWN = 16  # numbers of a learnt tensor that provenance has one by one
 
 
 def needs_fit(part: Any) -> bool:
-    """Return whether an object has a method `fit` that takes the training split, and nothing else without a default."""
+    """Return whether an object has a method `fit` with one argument, the training split."""
     method = getattr(part, "fit", None)
     if isinstance(part, type) or not inspect.ismethod(method):
         return False
@@ -75,17 +75,22 @@ class FittedParts:
         saved = self.recall() if waiting else None
         for key, part in waiting.items():
             if saved is not None:
-                if key not in saved:
+                known = next((name for name in (key, *_list_twins(key)) if name in saved), None)
+                if known is None:
                     raise RunError(f"the checkpoint has nothing of what {key} had learnt by `fit`")
-                self._put_back(key, part, saved[key])
+                self._put_back(key, part, saved[known])
                 continue
-            before = {} if _has_own_state(part) else {name: hash_value(value) for name, value in _attributes(part)}
+            if train_split is None:
+                raise RunError(
+                    f"{key} has to be fitted to the training split, and no checkpoint has what it had learnt"
+                )
+            before = {} if _has_own_state(part) else {name: hash_value(value) for name, value in _list_attributes(part)}
             try:
                 with rng.stream(rng.derive_key(self.seed, "fit", key)), watch_reading():
                     part.fit(train_split)
             except Exception as error:
                 raise RunError(f"{key}: `fit` of {type(part).__name__} failed: {describe_error(error)}") from error
-            changed = [] if _has_own_state(part) else _attributes(part)
+            changed = [] if _has_own_state(part) else _list_attributes(part)
             self.learnt[key] = [name for name, value in changed if before.get(name) != hash_value(value)]
 
     def state_dict(self) -> dict[str, Any]:
@@ -122,13 +127,18 @@ class FittedParts:
         }
 
 
+def _list_twins(key: str) -> list[str]:
+    """List the key of the same transform in training: written the same, both are one object."""
+    return [key.replace("transform.eval.", "transform.train.", 1)] if key.startswith("transform.eval.") else []
+
+
 def _has_own_state(part: Any) -> bool:
     module = str(getattr(getattr(type(part), "state_dict", None), "__module__", ""))
     both = all(callable(getattr(part, name, None)) for name in ("state_dict", "load_state_dict"))
     return both and not module.startswith("torch.nn.")
 
 
-def _attributes(part: Any) -> list[tuple[str, Any]]:
+def _list_attributes(part: Any) -> list[tuple[str, Any]]:
     own = dict(vars(part))
     if isinstance(part, nn.Module):
         own = {name: value for name, value in own.items() if name not in vars(nn.Module())}

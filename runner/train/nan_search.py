@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from runner.core import rng
 from runner.core.errors import RunError
 from runner.core.layouts import is_strided
-from runner.train import loop
+from runner.train import pauses
 from runner.train.finite import (
     NonFiniteError,
     NonFiniteReport,
@@ -92,7 +92,7 @@ def find(run: Run, until: int) -> NonFiniteReport | None:
     with watch_run(run, skip) as watch:
         while progress.step < until and not run.stop.reason:
             begun_at = (progress.step, progress.epoch)
-            for batch in loop.iterate_batches(run):
+            for batch in pauses.iterate_batches(run):
                 try:
                     train_step(run, batch, skip, watch)
                 except NonFiniteFound as found:
@@ -100,11 +100,11 @@ def find(run: Run, until: int) -> NonFiniteReport | None:
                 progress.step += 1
                 progress.batch += 1
                 if progress.batch == run.rhythm.steps_per_epoch:
-                    loop.end_epoch(run)
+                    pauses.end_epoch(run)
                 if progress.step >= until or run.stop.reason:
                     return None
             if progress.batch:  # the end of data of unknown length
-                loop.end_epoch(run)
+                pauses.end_epoch(run)
             if (progress.step, progress.epoch) == begun_at:
                 return None
     return None

@@ -59,8 +59,10 @@ class SingleProcess:
     def agree(self, step: int) -> None:
         """Share received signals between the processes."""
 
-    def outcomes(self, outcomes: Iterable[Mapping[str, Any]], split: Any) -> Iterable[Mapping[str, Any]]:
-        """Yield the step outputs of an evaluation from all processes, in batch order."""
+    def outcomes(
+        self, outcomes: Iterable[Mapping[str, Any]], split: Any, fields: frozenset[str] = frozenset()
+    ) -> Iterable[Mapping[str, Any]]:
+        """Yield an evaluation's step outputs of all processes, in batch order: numbers and `fields`."""
         return outcomes
 
     def same(self, value: Any) -> Any:

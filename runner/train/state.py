@@ -1,9 +1,8 @@
 """Live objects of a run, its progress, its clock and its stop request; changes of its schedule."""
 
-import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -20,6 +19,7 @@ from runner.model.freeze import FrozenParameters
 from runner.model.pretrained.plan import LoadPlan
 from runner.train.checkpoint import Checkpoints
 from runner.train.fitting import FittedParts
+from runner.train.loss_weights import read_kind
 from runner.train.lr_schedule import (
     ConstantLR,
     LRSchedule,
@@ -29,29 +29,44 @@ from runner.train.lr_schedule import (
     set_rate,
     trace_rates,
 )
+from runner.train.metric_inputs import DerivedNumber
 from runner.train.monitor import Monitor
 from runner.train.optimizer_step.base import OptimizerStep
 from runner.train.optimizer_step.named_updates import GradScalers
 from runner.train.optimizer_step.precision import GradScaler
 from runner.train.single_process import FULL_TENSORS, SINGLE_PROCESS, FullTensors, SingleProcess
-from runner.train.step_outputs import RESERVED, StepOutputs
+from runner.train.step_outputs import RESERVED, StepOutputs, as_number, compute_mean
+from runner.train.trace import NoTrace
 from runner.train.weight_average import WeightAverage
 
 
 class Losses:
-    """Losses and step outputs since the last log line: kept on the device, read at once."""
+    """Losses and step outputs since the last log line: kept on the device, read at once.
 
-    def __init__(self) -> None:
+    Attributes:
+        reserved: fields of an outcome that are no numbers to log.
+        sums: whether the loss of a step is a sum over its samples; an outcome's own `loss_is` decides.
+    """
+
+    def __init__(self, reserved: frozenset[str] = RESERVED, *, sums: bool = False) -> None:
         self.on_device: list[Tensor] = []
         self.values: list[float] = []
-        self.sizes: list[int] = []
-        self.fields = StepOutputs()
+        self.sizes: list[Any] = []  # samples, or what else a step counts: a number, or a tensor until it is read
+        self.reserved, self.sums = reserved, sums
+        self.fields = StepOutputs(reserved)
+        self.cleared = 0
+
+    @property
+    def count(self) -> int:
+        """Count the losses so far, those that were dropped among them."""
+        return self.cleared + len(self.sizes)
 
     def add(self, outcome: Mapping[str, Any]) -> None:
         """Add the loss of a step, without waiting for the device."""
         self.on_device.append(outcome["loss"].detach())
         self.sizes.append(outcome.get("size", 1))
-        if not RESERVED.issuperset(outcome):
+        if not self.reserved.issuperset(outcome):
+            self.sums = read_kind(outcome, sums=self.sums)
             self.fields.add(outcome, self.sizes[-1])
 
     def read(self) -> list[float]:
@@ -61,13 +76,18 @@ class Losses:
             self.on_device.clear()
         return self.values
 
+    def read_sizes(self) -> list[float]:
+        """Return the sizes as plain numbers, with a wait for the device where a step gives tensors."""
+        self.sizes = [as_number(size) for size in self.sizes]
+        return self.sizes
+
     def mean(self) -> float:
         """Return the mean over samples; NaN without losses."""
-        pairs = zip(self.read(), self.sizes, strict=True)
-        return math.fsum(value * size for value, size in pairs) / sum(self.sizes) if self.sizes else math.nan
+        return compute_mean(self.read(), self.read_sizes(), sums=self.sums)
 
     def clear(self) -> None:
         """Drop all losses and step outputs."""
+        self.cleared += len(self.sizes)
         self.on_device.clear()
         self.values.clear()
         self.sizes.clear()
@@ -85,6 +105,7 @@ class Progress:
     last: dict[str, Any] = field(default_factory=dict)  # the last value of each metric, and of the step's own fields
     evaluated_at: int | None = None
     evaluation_pending: bool = False
+    acted_at: int = 0  # the step up to which actions were called
     stale: int = 0  # evaluations since the best
     seconds: float = 0.0  # of wall time, where `train.max_time` counts them
     seconds_training: float = 0.0  # where `train.max_time_counts` is `training`
@@ -250,6 +271,7 @@ class Rhythm:
     stop_when: tuple[Threshold, ...] = ()  # values at which training is done
     max_seconds: float | None = None  # over all resumes
     max_time_counts: str = "all"  # whether these are of wall time, or of training alone
+    own_rhythms: tuple[Duration, ...] = ()  # of training metrics that have one of their own
     check_finite: str = "loss"
     on_save_error: str = "stop"
 
@@ -293,17 +315,23 @@ class Run:
     schedule: ConstantLR
     splits: dict[str, Split]  # train, val, test
     metrics: dict[str, dict[str, Any]]  # train and eval → name → metric
+    inputs: dict[str, list[Any]]  # train and eval → what each metric takes of an outcome, see `metric_inputs`
     looks: Monitor
     # ---- when, and for what
     rhythm: Rhythm
     objective: Objective
     # ---- what may be there
+    derived: tuple[DerivedNumber, ...] = ()  # numbers computed from metrics
+    actions: Sequence[Any] = ()  # see `train/actions.py`
+    datasets: Mapping[str, Any] = field(default_factory=dict)  # raw samples by split, for the actions
     average: WeightAverage | None = None  # of the weights
+    views: Any = None  # of an evaluation's input, whose outputs are averaged
     scaler: GradScaler | GradScalers | None = None  # of fp16's gradients
     pretrained: LoadPlan | None = None  # what was loaded
     frozen: FrozenParameters = field(default_factory=FrozenParameters)
     names: Mapping[str, Any] = field(default_factory=dict)  # of classes and input columns, where the data knows them
     fitted: FittedParts = field(default_factory=FittedParts)  # of the data, to the training split
+    trace: NoTrace = field(default_factory=NoTrace)
     rehearse: Callable[[Any], object] | None = None  # is shown the first batch before anything is learnt from it
     # ---- the processes that train together
     team: SingleProcess = SINGLE_PROCESS

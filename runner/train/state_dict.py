@@ -26,7 +26,8 @@ def collect_state(run: Run) -> dict[str, Any]:
         "ema": None if run.average is None else run.layout.whole(run.average.state_dict()),
         "rng": _collect_generators(run),
         "progress": vars(run.progress)
-        | {"losses": list(run.losses.read()), "sizes": list(run.losses.sizes)}
+        | {"losses": list(run.losses.read()), "sizes": list(run.losses.read_sizes())}
+        | ({"sums": True} if run.losses.sums else {})
         | {"averaged": 0 if run.average is None else run.average.count, **run.update.state_dict()}
         | {"fields": run.losses.fields.state_dict()},
         "metrics": {name: get_accumulators(metric, f"metrics.{name}") for name, metric in run.metrics["train"].items()},
@@ -60,8 +61,9 @@ def restore(run: Run, saved: dict[str, Any], rescheduled: Iterable[str] = ()) ->
     if run.scaler is not None and saved["scaler"]:
         run.scaler.load_state_dict(saved["scaler"])
     run.losses.values, run.losses.sizes = fields.pop("losses"), fields.pop("sizes")
+    run.losses.sums = fields.pop("sums", run.losses.sums)
     run.losses.fields.load_state_dict(fields.pop("fields"))
-    for name, value in fields.items():
+    for name, value in ({"acted_at": fields["step"]} | fields).items():
         setattr(run.progress, name, value)
     for name, metric in run.metrics["train"].items():
         set_accumulators(metric, saved["metrics"][name], run.device)
@@ -153,7 +155,7 @@ def change_settings(run: Run, settings: Mapping[str, tuple[Any, Any]]) -> None:
 
 
 def _check_same_keys(ours: Mapping[str, Any], saved: Mapping[str, Any], at: str) -> None:
-    for name in (ours.keys() ^ saved.keys()) - {"ranks"}:
+    for name in (ours.keys() ^ saved.keys()) - {"ranks", "sums", "acted_at"}:
         rule = "lacks" if name in ours else "has, and this run does not,"
         raise RunError(f"the checkpoint {rule} `{at}{name}`")
     for name in ("progress", "metrics", "step", "rng"):

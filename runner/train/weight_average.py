@@ -22,7 +22,7 @@ class WeightAverage:
         every: optimizer steps between two updates.
         start: the optimizer step of the first update; 0: the first multiple of `every`.
         before: optimizer steps that were taken before this training.
-        update_bn: whether batch normalisation gets statistics of the averaged weights, see `refresh_statistics`.
+        update_bn: whether batch normalisation gets statistics of the averaged weights, see `update_statistics`.
         layout: how the parameters lie; of shards each process averages its own.
     """
 
@@ -171,7 +171,7 @@ class MeanOfWeights(WeightAverage):
 
 
 class Lookahead(WeightAverage):
-    """Slow weights, which an update moves towards the fast ones and copies back into the model (Zhang et al. 2019).
+    """Slow weights, which an update moves towards the fast ones and copies back (Zhang et al. 2019).
 
     `slow = decay * slow + (1 - decay) * fast; fast = slow`. They begin as the weights at `start`; where that is 0, as
     those before the first step.

@@ -25,7 +25,7 @@ from runner.sweep import ledger
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-GROUPS = ["speed", "startup", "cfg", "report", "data", "sweep", "faults", "resume", "inside", "recipe"]
+GROUPS = ["speed", "startup", "cfg", "report", "data", "sweep", "faults", "resume", "inside", "trace", "recipe"]
 EPOCHS = 40  # of the default experiment, and so of its peers
 
 
@@ -258,6 +258,7 @@ def rows(peers: Path) -> list[Row]:
             Row("inside", name, "ms", looking(*overrides), nothing_looked_at, target, more=False)
             for name, (target, *overrides) in INSIDE.items()
         ),
+        Row("trace", "a trace, against none", "ms", looking(), looking("log.trace=false"), 1.02, more=False),
         *(
             Row("recipe", name, "ms", looking(*overrides), nothing_looked_at, target, more=False)
             for name, (target, *overrides) in RECIPE.items()

@@ -184,6 +184,9 @@ COMMANDS = {
     "evaluate": ("evaluate", "RUN"),
     "ls": ("ls",),
     "predict": ("predict", "RUN", "--split", "test"),
+    "export": ("export", "RUN", "--to", "state_dict"),
+    "replay": ("replay", "RUN", "--steps", "1"),
+    "record": ("record", "RUN", "--to", "told.record.json"),
 }
 SLOW = {
     "show data": ("show", "data", *SHORT),

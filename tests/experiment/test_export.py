@@ -60,6 +60,11 @@ class Branching(Fixed):
         return self.layer(x.flatten(1)) if float(x.sum()) > 0 else -self.layer(x.flatten(1))
 
 
+class Noisy(Fixed):
+    def forward(self, x):
+        return self.layer(nn.functional.dropout(x.flatten(1), training=True))
+
+
 class Pictures(Dataset):
     def __init__(self):
         self.inner = make_cifar([0, 1, 2, 3, 4, 5, 6, 7, 8, 9] * 2)
@@ -84,6 +89,7 @@ CONF = {
     "model/two.yaml": "_target_: parts.Two",
     "model/fixed.yaml": "_target_: parts.Fixed",
     "model/branching.yaml": "_target_: parts.Branching",
+    "model/noisy.yaml": "_target_: parts.Noisy",
     "dataset/pairs.yaml": "{train: {_target_: parts.Pairs}, val: {_target_: parts.Pairs}}",
     "dataset/pictures.yaml": """
 train: {_target_: parts.Pictures}
@@ -275,15 +281,16 @@ def test_without_the_data_random_inputs_are_taken_and_that_is_said(parts, comman
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "to", "said"),
     [
-        ("fixed", "the model fixes the batch size"),
-        ("branching", "torch.export cannot trace the model (parts.py:"),
+        ("fixed", "torch_export", "the model fixes the batch size"),
+        ("branching", "torch_export", "torch.export cannot trace the model (parts.py:"),
+        ("noisy", "state_dict", "the exported model does not agree with the run's: the largest difference is "),
     ],
 )
-def test_a_model_that_has_no_graph_is_refused_and_nothing_is_left(model, said, parts, command):
+def test_a_model_that_cannot_be_exported_is_refused_and_nothing_is_left(model, to, said, parts, command):
     run = parts.run(f"model={model}", "train.duration=1st", "log=quiet")
-    ran = command("export", run, "--to", "torch_export", "--out", "out")
+    ran = command("export", run, "--to", to, "--out", "out")
 
     assert ran.status == 1
     assert said in ran.err
@@ -320,7 +327,8 @@ def test_a_card_gives_intervals_over_the_replicates_of_a_sweep(tmp_path, runner)
     ran = runner("-m", *words, "seed=0,1,2")
     assert ran.status == 0, ran.err
     job = next(path.parent for path in Path("outputs").glob("*/*/*/config.yaml"))
-    export(runner, str(job), "state_dict")
+    number = job.name.split("_")[0]
+    export(runner, f"{job.parent}:{number}", "state_dict")
     values = [
         json.loads(path.read_text())["metrics"]["val/accuracy"] for path in Path("outputs").glob("*/*/*/result.json")
     ]

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from runner.__main__ import main
-from tests.experiment.test_progress import read_losses, run, stop_at
+from tests.experiment.scripts.harness import read_losses
+from tests.experiment.test_progress import run, stop_at
 from tests.support import install_project, read_result
 
 PARTS = '''
@@ -94,7 +95,8 @@ class NotFitted(Own):
 
 
 def step(batch, model, loss):
-    return {"loss": model(batch[0]).square().mean(), "size": len(batch[0])}
+    output = model(batch[0])
+    return {"loss": output.square().mean(), "output": output, "target": batch[1], "size": len(batch[0])}
 '''
 EXPERIMENT = """
 # @package _global_
@@ -148,9 +150,9 @@ def test_a_resume_and_an_evaluation_put_it_back_without_fitting(parts, monkeypat
     run(verb=("resume", str(stopped)))
     capsys.readouterr()
     assert main(["evaluate", str(whole), "--json"]) == 0
-
-    assert parts.CALLS == []
-    assert json.loads(capsys.readouterr().out)["metrics"] == read_result(whole)["metrics"]
+    evaluated = capsys.readouterr().out
+    assert (main(["predict", str(whole), "--split", "train"]), parts.CALLS) == (0, [])
+    assert json.loads(evaluated)["metrics"] == read_result(whole)["metrics"]
     assert read_result(whole)["weights_sha256"] == read_result(stopped)["weights_sha256"]
     assert read_losses(whole) == read_losses(stopped)
 

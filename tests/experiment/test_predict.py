@@ -41,6 +41,16 @@ class Two(nn.Module):
         return {"logits": self.layer(self.drop(torch.cat([a, b], 1))), "sum": (a + b).sum(1)}
 
 
+class Scale:
+    largest = 1.0
+
+    def fit(self, train_split):
+        self.largest = max(float(sample["right"].max()) for sample in train_split)
+
+    def __call__(self, sample):
+        return {**sample, "left": sample["left"] / self.largest}
+
+
 def own(batch, model, loss):
     made = model(batch["left"], batch["right"])["logits"]
     return {"loss": loss(made, batch["aim"]), "output": made, "target": batch["aim"], "size": len(made)}
@@ -324,3 +334,46 @@ def test_a_stranger_s_run_runs_nothing_and_a_lost_file_is_named(digits, runner):
     assert (lost.status, foreign.status) == (1, 2)
     assert "copy/checkpoints holds no checkpoint, so there are no weights; config.yaml, metrics.jsonl" in lost.err
     assert "webbrowser" in foreign.err
+
+
+def test_a_fitted_transform_has_what_the_run_had_learnt(twos, runner):
+    """For files too, for which nothing is fitted again."""
+    scale = "{_target_: twos.Scale}"
+    words = ["experiment=pairs", "transform.on=sample", f"transform.train.s={scale}", f"transform.eval.s={scale}"]
+    run = str(runner(*words).folder)
+    x = np.stack([np.full(3, index - 5.5, np.float32) for index in range(12)])
+    np.savez("all.npz", left=x, right=2 * x)
+    files = json.loads(runner("predict", run, "all.npz", "--json").out)["predictions"]
+    split = json.loads(runner("predict", run, "--split", "val", "--json").out)["predictions"]
+    train = json.loads(runner("predict", run, "--split", "train", "--json").out)["predictions"]
+
+    assert [row["output"] for row in files] == [row["output"] for row in split] == [row["output"] for row in train]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU")
+def test_a_run_of_a_gpu_is_predicted_on_the_cpu_and_that_is_said(digits, runner):
+    shutil.copytree(digits, "copy", symlinks=True)
+    config = Path("copy/config.yaml")
+    config.write_text(config.read_text().replace("type: auto", "type: cuda:1"))
+    np.save("x.npy", np.zeros((1, 1, 8, 8), np.float32))
+    file, split = runner("predict", "copy", "x.npy"), runner("predict", "copy", "--split", "val")
+
+    assert (file.status, split.status) == (0, 0)
+    assert "note: the run trained on cuda:1, and here it is the CPU: torch sees" in file.err
+    assert "note: the run trained on cuda:1, and here it is the CPU: torch sees" in split.err
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    "words", [("device.precision=bf16",), ("device.memory_format=channels_last",), ("loader.num_workers=2",)]
+)
+def test_files_and_splits_agree_in_every_precision_and_layout(words, runner):
+    run = str(runner("train.duration=1ep", "log=quiet", *words).folder)
+    from datasets.digits import Digits
+
+    split = json.loads(runner("predict", run, "--split", "val", "--json", "--batch-size", "50").out)["predictions"]
+    rows = [int(row["input"][4:-1]) for row in split]
+    np.save("rows.npy", Digits().tensors[0][rows].numpy())
+    files = json.loads(runner("predict", run, "rows.npy", "--json", "--batch-size", "50").out)["predictions"]
+
+    assert [row["output"] for row in files] == [row["output"] for row in split]

@@ -49,12 +49,6 @@ class Lazy(torch.nn.Module):
 # override -> the key that is blamed, what is said, the place
 WRONG = [
     (
-        "step={_target_: mine.loss_only}",
-        "step must return `output` and `target` for the metrics",
-        "returns loss",
-        "argument",
-    ),
-    (
         "step={_target_: mine.declared, input: 5}",
         "step.input must name members of a sample, which are 0, 1",
         "",

@@ -6,6 +6,8 @@ The samples say which epoch and step they were drawn for; the step compares that
 import itertools
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -194,6 +196,7 @@ train: {duration: 3ep}
 device: {type: cpu}
 log: {every: 1st, progress: false, tensorboard: false, model_table: false}
 """
+ROOT = Path(__file__).parents[2]
 # Of whole tensors; its transforms and its step tell the time.
 MEMORY = ("dataset.train._target_=timed_parts.Plain", "dataset.val=null")
 SHAPES = (*MEMORY, "step._target_=timed_parts.plain", "loss=none")
@@ -212,10 +215,6 @@ def run(*overrides, status=0, verb=("experiment=timed",)):
     assert main([*verb, *overrides]) == status
     made = set(Path("outputs").glob("*/*")) - before
     return next(iter(made), None)
-
-
-def read_losses(folder):
-    return [line["train/loss"] for line in read_metrics(folder) if "train/loss" in line]
 
 
 def stop_at(step, monkeypatch, *overrides, **more):
@@ -366,3 +365,18 @@ def test_one_part_is_trained_every_third_step(parts, monkeypatch):
     assert own == list(itertools.islice(itertools.cycle([0.0, 0.0, 1.0]), 18))
     assert read_result(whole)["weights_sha256"] == read_result(stopped)["weights_sha256"]
     assert torch.load(whole / "checkpoints" / "last.pt", weights_only=True)["progress"]["step"] == 18
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["in this process", "a sampler", "batched", "streamed", "accumulated"])
+def test_two_processes_draw_their_samples_at_the_time_of_the_step(parts, tmp_path, name):
+    """Each rank's step compares: the ranks end well, and have seen every step."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "runner"]
+    options = {"cwd": tmp_path, "capture_output": True, "text": True}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    words = ["experiment=timed", "device.parallel=ddp", "loader.batch_size=2", *WAYS[name]]
+    words += ["loader.batch_size=1"] if name == "accumulated" else []
+    ran = subprocess.run([*command, *words], check=False, env=environment, **options)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    (folder,) = Path("outputs/timed").iterdir()
+    assert read_result(folder)["steps"] == 18

@@ -114,6 +114,12 @@ def test_other_groups_are_not_paired(elsewhere, runner, seeds, why):
     assert why in said["paired"]
 
 
+def test_a_folder_is_the_group_of_the_runs_below_it(elsewhere, runner):
+    write_group("a", [0.9, 0.8])
+    write_group("b", [0.5, 0.4])
+    assert ask(runner, "outputs/a", "outputs/b/")["difference"] == pytest.approx(0.4)
+
+
 @pytest.mark.parametrize(("p", "status"), [("0.05", 0), ("0.0001", 1)])
 def test_the_exit_status_decides_at_p(elsewhere, runner, p, status):
     write_group("a", [0.91, 0.93, 0.95, 0.94], [10, 11, 12, 13])

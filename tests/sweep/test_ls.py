@@ -297,6 +297,8 @@ def test_sql_takes_nan_for_null(runs, runner):
         ("attach 'x.sqlite' as x", "must be one `select`"),
         ("pragma journal_mode=wal", "must be one `select`"),
         ("vacuum into 'x'", "must be one `select`"),
+        ("pragma query_only", "must be one `select`"),
+        ("explain select 1", "must be one `select`"),
         ("select load_extension('x')", "--sql"),
         ("select 1; select 2", "must be one `select`"),
         ("select objectiv from runs", "did you mean `objective`?"),

@@ -130,6 +130,28 @@ def test_a_run_that_stays_keeps_what_it_needs_itself(runs, runner):
     assert [one["needs"][0]["by"] for one in said["kept"]] == ["conf/experiment/next.yaml", "outputs/b/heir"]
 
 
+def test_what_a_job_asks_for_that_has_not_begun_stays(runs, runner):
+    with Ledger(SWEEP) as ledger:
+        ledger.add([JobRecord("9", 9, ["pretrained.path='outputs/a/f0/checkpoints/best.pt'"], "9_00000009")])
+        ledger.set(base=["model.teacher=outputs/a/f1"])
+    said = ask(runner, "rm", "status == failed", "--yes")[1]
+    assert [one["reason"] for one in said["kept"]] == [
+        f"pretrained.path of the jobs of {SWEEP} needs it",
+        f"model.teacher of the jobs of {SWEEP} needs it",
+    ]
+    both = ask(runner, "rm", "outputs/a", str(SWEEP), "--yes")[1]
+    assert (both["kept"], both["sweeps"]) == ([], [str(SWEEP)])
+
+
+def test_a_run_or_a_sweep_goes_by_its_name(runs, runner):
+    write_run(ROOT / "b/2026-01-01_00-00-00_abcdef")
+    assert ask(runner, "rm", "2026-01-01_00-00-00_abcdef", "--yes")[1]["runs"] == [
+        "outputs/b/2026-01-01_00-00-00_abcdef"
+    ]
+    assert ask(runner, "rm", "sweep_1", "--yes")[1]["sweeps"] == [str(SWEEP)]
+    assert runner("rm", "2026-01-01_00-00-00_abcdef", "--yes").status == 2  # it is gone
+
+
 def test_no_link_is_followed(runs, runner):
     write_files(runs, {"precious/file": "mine", "precious/.lock": ""})
     (ROOT / "a/f0/tb").symlink_to(runs / "precious")
@@ -194,18 +216,24 @@ def list_checkpoints(folder):
 
 
 def test_config_metrics_record_and_best_checkpoint_stay(runs, runner):
-    from runner.train.checkpoint import Checkpoints
 
     folder = save_checkpoints(ROOT / "a/good", [0.2, 0.9, 0.5])
     write_files(folder, {"metrics.jsonl": "{}", "provenance.json": "{}", ".hydra/config.yaml": ""})
     told = runner("archive", "outputs/a/good").out
     assert (len(list_checkpoints(folder)), "would be archived" in told) == (6, True)
-    before = (folder / "result.json").stat().st_mtime_ns
     status, said = ask(runner, "archive", "objective > 0.8", "--yes")
     assert (status, said["runs"][0]["checkpoints"]) == (0, ["step_00000002.pt"])
     assert list_checkpoints(folder) == ["best.pt", "manifest.json", "step_00000002.pt"]
     kept = ["config.yaml", "log.txt", "metrics.jsonl", "mine.txt", "provenance.json", "result.json", "trace.jsonl"]
     assert sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != ".lock") == kept
+
+
+def test_an_archived_run_says_so_and_has_its_age(runs, runner):
+    from runner.train.checkpoint import Checkpoints
+
+    folder = save_checkpoints(ROOT / "a/good", [0.2, 0.9, 0.5])
+    before = (folder / "result.json").stat().st_mtime_ns
+    ask(runner, "archive", "objective > 0.8", "--yes")
     checkpoints = Checkpoints(folder / "checkpoints", mode="max")
     assert checkpoints.load("best")["progress"]["step"] == 2
     with pytest.raises(
@@ -213,7 +241,7 @@ def test_config_metrics_record_and_best_checkpoint_stay(runs, runner):
     ):
         checkpoints.load("last")
     assert read_result(folder)["archived"]["checkpoints"] == ["step_00000002.pt"]
-    assert (folder / "result.json").stat().st_mtime_ns == before  # so that its age stays
+    assert (folder / "result.json").stat().st_mtime_ns == before
     assert ask(runner, "archive", "objective > 0.8", "--yes")[1]["runs"] == []  # there is nothing left to drop
 
 

@@ -148,6 +148,20 @@ def paired(batch, model, loss, update):
     return {"loss": loss(output, batch[1]), "output": output, "target": batch[1], "size": len(batch[1])}
 
 
+def counted(batch, model, loss, kind="mean"):
+    """Outputs by name, samples that count once, twice or three times, and no loss in an evaluation."""
+    scores, weights = model(batch[0]), batch[1] + 1
+    total, size = (nn.functional.cross_entropy(scores, batch[1], reduction="none") * weights).sum(), weights.sum()
+    parts = {"scores": scores, "all": [scores, {"first": scores[:, 0]}]}
+    found = {"output": parts, "target": {"labels": batch[1], "first": batch[0][:, 0]}, "size": size, "loss_is": kind}
+    found |= {"share": {"value": total / size, "weight": size}, "artifacts": {"note": "a text"}}
+    return found | ({"loss": total / size if kind == "mean" else total} if model.training else {})
+
+
+def look(model):
+    return {"total": sum(parameter.double().sum() for parameter in model.parameters())}
+
+
 class Ending:
     """A step in which one rank comes to its end."""
 
@@ -184,6 +198,7 @@ sample: [{shape: [5], dtype: float32}, {shape: [], dtype: int64}]
     "step/unweighted.yaml": "_target_: pieces.unweighted",
     "step/fielded.yaml": "_target_: pieces.fielded",
     "step/paired.yaml": "_target_: pieces.paired",
+    "step/counted.yaml": "_target_: pieces.counted",
     "optimizer/paired.yaml": """
 _target_: runner.train.optimizer_step.several_optimizers.Optimizers
 last: {_target_: torch.optim.SGD, match: 'last.*', lr: 0.1, momentum: 0.9}
@@ -258,6 +273,14 @@ def alone(fleet):
 
 
 DDP = "device.parallel=ddp"
+PARTED = (
+    "metrics.seen={_target_: pieces.Seen, output: scores, target: labels}",
+    "metrics.accuracy={_target_: runner.train.metrics.Accuracy, output: all.0, target: labels}",
+    "+metrics.error={_target_: runner.train.metrics.MeanSquaredError, output: all.1.first, target: first, every: 1ep}",
+    "+metrics.perplexity={of: share, as: exp}",
+    "+actions.look={_target_: pieces.look, every: 4st}",
+    "train.objective=val/perplexity",
+)
 RHYTHM = ("train.evaluate_every=5st", "train.checkpoint_every=5st")
 WAYS = {
     "gathered": (),
@@ -276,6 +299,9 @@ WAYS = {
     "a sum": ("loss.reduction=sum", "optimizer.lr=0.01"),
     "updates by name": ("step=paired", "optimizer=paired", "train.clip_norm=0.1"),
     "updates accumulated": ("step=paired", "optimizer=paired", "train.accumulate=2"),
+    "counted": ("step=counted", *PARTED),
+    "counted and summed": ("step=counted", "+step.kind=sum", "optimizer.lr=0.01", *PARTED),
+    "counted and accumulated": ("step=counted", "train.accumulate=2", *PARTED),
     "looked into": (
         "step=fielded",
         "log.gradient_norm=true",
@@ -306,7 +332,7 @@ def test_several_processes_train_what_one_trains(fleet, alone, world, batch_size
     compare(fleet, alone, world, batch_size)
 
 
-@pytest.mark.parametrize("way", ["sample by sample", "a sum", "class weights", "looked into"])
+@pytest.mark.parametrize("way", ["sample by sample", "a sum", "class weights", "counted", "looked into"])
 def test_batches_are_those_of_one_process(fleet, alone, way):
     compare(fleet, alone, 2, 3, *WAYS[way])
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from runner.core.errors import RunError
-from runner.train import evaluation, loop
+from runner.train import evaluation, pauses
 from tests.support import read_metrics
 
 TRAINING_ALONE = (
@@ -66,15 +66,15 @@ def step(batch, model, loss, input=0, target=1):
 def test_a_plateau_waits_for_a_value_and_refuses_a_word():
     seen = []
     schedule = SimpleNamespace(monitor="train/late", evaluated=lambda values: seen.append(values["train/late"]))
-    run = SimpleNamespace(schedule=schedule)
-    loop.follow_metric(run, {"val/loss": 1.0})
-    loop.follow_metric(run, {"train/late": 2.0})
+    run = SimpleNamespace(schedule=schedule, inputs={}, derived=())
+    pauses.follow_metric(run, {"val/loss": 1.0})
+    pauses.follow_metric(run, {"train/late": 2.0})
     assert [2.0] == seen
     with pytest.raises(RunError, match=r"scheduler\.monitor: train/late is none of the numbers there are: val/loss"):
-        loop.follow_metric(run, {"train/late": "warm", "val/loss": 1.0})
+        pauses.follow_metric(run, {"train/late": "warm", "val/loss": 1.0})
     schedule.monitor = "val/late"
     with pytest.raises(RunError, match="val/late is none of the numbers"):
-        loop.follow_metric(run, {"val/loss": 1.0})
+        pauses.follow_metric(run, {"val/loss": 1.0})
 
 
 def test_every_number_of_a_metric_has_a_name():

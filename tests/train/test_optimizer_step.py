@@ -9,6 +9,7 @@ from torch import nn
 
 from runner.config.check.check import parse
 from runner.experiment.builders import train as train_builder
+from runner.train.metric_inputs import MetricInput
 from runner.train.optimizer_step.base import CloneOutputs, OptimizerStep
 from runner.train.optimizer_step.closure import ClosureStep
 from runner.train.steps import supervised
@@ -137,10 +138,10 @@ def test_the_metrics_see_each_micro_batch():
             self.sizes.append(len(target))
 
     made, batches = update(settings(accumulate=2))
-    made.metrics = [Seen()]
+    made.metrics = [MetricInput("seen", Seen())]
     made(batches[:2])
 
-    assert [8, 8] == made.metrics[0].sizes
+    assert [8, 8] == made.metrics[0].metric.sizes
 
 
 def test_what_a_cuda_graph_writes_over_is_copied_first():

@@ -8,6 +8,7 @@ from torch import nn
 
 from runner.core import rng
 from runner.core.trees import count_samples
+from runner.train.metric_inputs import MetricInput
 from runner.train.metrics import Accuracy
 from runner.train.oom import describe_peak, is_out_of_memory, suggest_remedies
 from runner.train.optimizer_step.accumulated import AccumulatedStep
@@ -110,7 +111,9 @@ def made(rooms, kind, most, late=False, **settings):
     torch.manual_seed(0)
     model = rooms.Room(most, late)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    update = kind(model, nn.CrossEntropyLoss(), supervised, optimizer, metrics=[Accuracy()], **settings)
+    update = kind(
+        model, nn.CrossEntropyLoss(), supervised, optimizer, metrics=[MetricInput("accuracy", Accuracy())], **settings
+    )
     batches = [(torch.randn(size, 1, 8, 8), torch.randint(10, (size,))) for size in (16, 16, 10)]
     rng.seed_all(1)
     return update, batches

@@ -65,9 +65,9 @@ def test_setting_what_counts_without_a_limit_has_no_effect(runner):
 @pytest.mark.exhaustive  # three seconds of sleep
 def test_a_run_trains_for_its_time_whatever_its_first_step_and_its_evaluations_take(runner, monkeypatch):
     """A first step and evaluations that sleep leave training its second; a resume goes on where it stood."""
-    from runner.train import loop
+    from runner.train import pauses
 
-    step, evaluate, seen = torch.optim.SGD.step, loop.evaluate_and_show, []
+    step, evaluate, seen = torch.optim.SGD.step, pauses.evaluate_and_show, []
 
     def sleep_first(self, *args, **kwargs):
         time.sleep(0.02 if seen else 1.0)
@@ -79,7 +79,7 @@ def test_a_run_trains_for_its_time_whatever_its_first_step_and_its_evaluations_t
         return evaluate(*args)
 
     monkeypatch.setattr(torch.optim.SGD, "step", sleep_first)
-    monkeypatch.setattr(loop, "evaluate_and_show", sleep)
+    monkeypatch.setattr(pauses, "evaluate_and_show", sleep)
     ran = runner(*SLOW, "train.duration=1000ep")
     result = read_result(ran.folder)
     saved = torch.load(Path(ran.folder) / "checkpoints" / "last.pt", weights_only=True)

@@ -18,7 +18,7 @@ CLASSES = {
         "torchvision.models",
         "torchvision.ops",
     ),
-    "optimizer": ("torch.optim", "runner.train.optimizer_step.several_optimizers"),
+    "optimizer": ("torch.optim", "runner.train.optimizer_step.several_optimizers", "runner.train.filter_muon"),
     "scheduler": ("torch.optim",),
     "dataset": ("torch.utils.data.dataset", "torchvision.datasets"),
     "sampler": ("torch.utils.data.sampler", "torch.utils.data.distributed", "torchvision.datasets.samplers"),

@@ -45,6 +45,14 @@ def wants_class(annotation: Any) -> bool:
     )
 
 
+def takes_class_keys(annotation: Any) -> bool:
+    """Return whether an annotation asks for a mapping whose keys are classes: `dict[type, float]`."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return any(map(takes_class_keys, args))
+    return origin in _MAPPINGS and len(args) == 2 and wants_class(args[0])
+
+
 class _UnfitValue:
     """Type of the marker `UNFIT`: a value that a parameter cannot take."""
 
@@ -225,7 +233,7 @@ def _convert_to_torch(value: str, kind: type) -> Any:
     return found if isinstance(found, kind) else UNFIT
 
 
-def counts_steps(parameter: inspect.Parameter) -> bool:
+def takes_steps(parameter: inspect.Parameter) -> bool:
     """Return whether a duration (`2ep`, `100st`) in a parameter's place stands for optimizer steps.
 
     It does where the annotation has a number and no text, in a list or a mapping too, and where there is none, unless
@@ -233,21 +241,21 @@ def counts_steps(parameter: inspect.Parameter) -> bool:
     """
     if parameter.annotation is inspect.Parameter.empty:
         return not isinstance(parameter.default, str | bool)
-    return _names_number(parameter.annotation) and not _names_text(parameter.annotation)
+    return _takes_number(parameter.annotation) and not _takes_text(parameter.annotation)
 
 
-def _names_number(annotation: Any) -> bool:
+def _takes_number(annotation: Any) -> bool:
     annotation = getattr(annotation, "__value__", getattr(annotation, "__supertype__", annotation))
     known = annotation in (int, float, complex, numbers.Number, Any, object)
     bare = annotation in (list, tuple, dict, *_ITERABLE, *_MAPPINGS)
-    return known or bare or any(map(_names_number, get_args(annotation)))
+    return known or bare or any(map(_takes_number, get_args(annotation)))
 
 
-def _names_text(annotation: Any) -> bool:
+def _takes_text(annotation: Any) -> bool:
     annotation = getattr(annotation, "__value__", getattr(annotation, "__supertype__", annotation))
     if get_origin(annotation) in _MAPPINGS:
-        return any(map(_names_text, get_args(annotation)[1:]))
-    return annotation is str or get_origin(annotation) is Literal or any(map(_names_text, get_args(annotation)))
+        return any(map(_takes_text, get_args(annotation)[1:]))
+    return annotation is str or get_origin(annotation) is Literal or any(map(_takes_text, get_args(annotation)))
 
 
 def describe_misfit(value: Any, parameter: inspect.Parameter, *, durations: bool) -> str:

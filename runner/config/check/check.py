@@ -209,9 +209,11 @@ class Check:
             check_component,
             check_group_settings,
             check_module_type,
+            is_own_step,
         )
 
-        found = PlacedMistakes(untrusted=frozenset(self._refused))
+        own_step = ("step",) in self._refused or is_own_step(self.config.step, self.trust)
+        found = PlacedMistakes(own_step=own_step, untrusted=frozenset(self._refused))
         for path, slot, node in self._read[1].components:
             check_component(path, slot, node, self.trust, found)
         for path, name in self._module_types():

@@ -8,18 +8,21 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from runner.config.check.annotations import (
     UNFIT,
     convert,
-    counts_steps,
     describe_misfit,
     infer_annotation,
     list_choices,
+    takes_class_keys,
+    takes_steps,
     wants_class,
 )
+from runner.config.check.component_settings import strip_settings
 from runner.config.check.imports import LIBRARIES, TargetError, describe_trust, import_object
 from runner.config.check.signature import CallableParameters, inspect_parameters
 from runner.config.check.slots import (
@@ -30,6 +33,7 @@ from runner.config.check.slots import (
     get_defining_module,
     suggest_elsewhere,
 )
+from runner.config.component_settings import ACTION_ARGUMENTS, SETTINGS
 from runner.config.reading import format_yaml
 from runner.config.scalars import as_number
 from runner.config.suggestions import find_nearest, format_suggestion
@@ -52,6 +56,7 @@ _CALL = {
     "init": 1,
     "function": 1,
     "module_function": 1,
+    "views": 1,
     "step": 3,
     "hook": 3,
     "gradient_hook": 2,
@@ -62,6 +67,7 @@ _SUPPLIED = {
     "params": "the model's parameters",
     "optimizer": "the optimizer",
     "update": "the update of an optimizer",
+    "batch": "a batch of training samples",
     "data_source": "the dataset",
 }
 
@@ -89,6 +95,7 @@ class PlacedMistakes:
     """Mistakes of components, each with its path."""
 
     mistakes: list[tuple[Path, Mistake]] = field(default_factory=list)
+    own_step: bool = False  # the step is the user's own, and may call the loss with whatever it likes
     untrusted: frozenset[Path] = frozenset()  # components whose names were refused before anything was imported
 
     def wrong(
@@ -108,10 +115,19 @@ class PlacedMistakes:
         self.mistakes.append((path, Mistake(key, rule, value, where, remedy, suggestion, kind)))
 
 
+def is_own_step(node: Mapping[str, Any], trust: Sequence[str]) -> bool:
+    """Return whether a step may call the loss with other things than an output and a target."""
+    with suppress(TargetError):
+        return not {"input", "target"} <= {*getattr(import_object(node["_target_"], trust), "needs", ())}
+    return True
+
+
 def check_component(path: Path, slot: str, node: dict[str, Any], trust: Sequence[str], found: PlacedMistakes) -> Any:
     """Check a component and all nested ones; return the object of its `_target_`, or None."""
     target = _import_target(path, slot, node, trust, found)
     takes = None if target is None else inspect_parameters(target)
+    if slot in SETTINGS:
+        node = strip_settings(path, slot, node, takes, found.wrong)
     if target is not None and takes is not None:
         _check_arguments(path, slot, node, target, takes, found)
     named = takes.named if takes is not None else {}
@@ -184,10 +200,24 @@ def _check_nested(
             check_component(path, own, _strip_match(path, value, found) if own == MEMBER else value, trust, found)
             return
         for name, inner in value.items():
+            if takes_class_keys(annotation):
+                _check_class_key((*path, name), name, trust, found)
             _check_nested((*path, name), inner, annotation, slot, trust, found)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             _check_nested((*path, index), inner, annotation, slot, trust, found)
+
+
+def _check_class_key(path: Path, name: str, trust: Sequence[str], found: PlacedMistakes) -> None:
+    """Check that a key of a mapping by class names a class that may be named here."""
+    try:
+        target = import_object(name, trust)
+    except TargetError as error:
+        found.wrong(path, error.rule, name, suggestion=error.suggestion, remedy=error.remedy, kind=error.kind)
+        return
+    problem = explain_misplaced("nested", target, name, trust)
+    if problem or not isinstance(target, type):
+        found.wrong(path, problem or "must be a class: the parameter takes a mapping by class", name, kind="slot")
 
 
 # Parameters whose annotation asks for an object: a bound constructor is none. (A scheduler in a scheduler and one of
@@ -245,7 +275,7 @@ def _import_target(path: Path, slot: str, node: dict[str, Any], trust: Sequence[
 def _check_arguments(
     path: Path, slot: str, node: dict[str, Any], target: Any, takes: CallableParameters, found: PlacedMistakes
 ) -> None:
-    before = _find_positional(slot, target, takes)
+    before = [] if slot == "loss" and found.own_step else _find_positional(slot, target, takes)
     positional = node.get("_args_", [])
     free = [name for name in takes.positional if name not in before]
     filled = [*before, *free[: len(positional)]]
@@ -284,8 +314,12 @@ def _find_positional(slot: str, target: Any, takes: CallableParameters) -> list[
     by_name = {"scheduler": "optimizer", "sampler": "data_source"}.get(own)
     if slot == MEMBER:
         return takes.positional[:1]
+    if own == "action":
+        return [] if isinstance(target, type) else [name for name in takes.named if name in ACTION_ARGUMENTS]
     if own == "step" and not isinstance(target, type):
         return [*takes.positional[:3], *(name for name in ("optimizer", "update") if name in takes.named)]
+    if own == "module_function" and not isinstance(target, type) and "batch" in takes.named:
+        return [*takes.positional[:1], "batch"]
     if by_name in takes.own:
         return [str(by_name)]
     if isinstance(target, type):
@@ -304,8 +338,9 @@ def _check_missing(
     filled: list[str],
     found: PlacedMistakes,
 ) -> None:
-    if slot.startswith("nested") and not isinstance(target, type):
-        return  # a function that is handed over: who calls it gives the rest
+    handed_over = slot.startswith("nested") or (slot == "loss" and found.own_step)
+    if handed_over and not isinstance(target, type):
+        return  # who calls the function gives the rest
     missing = [
         name
         for name, parameter in takes.own.items()
@@ -383,7 +418,7 @@ def _check_value(path: Path, value: Any, parameter: inspect.Parameter, slot: str
 
 def _takes_durations(slot: str, parameter: inspect.Parameter) -> bool:
     """Return whether a duration may stand for a number: everywhere but in a search, which is of no run."""
-    return slot.endswith("scheduler") or (not slot.endswith(("search_sampler", "pruner")) and counts_steps(parameter))
+    return slot.endswith("scheduler") or (not slot.endswith(("search_sampler", "pruner")) and takes_steps(parameter))
 
 
 def _format_component(value: Any, annotation: Any) -> str:

@@ -30,7 +30,12 @@ EXTRAS = {"torchmetrics": "metrics", "optuna": "optuna", "submitit": "slurm", "r
 
 
 OURS = ("runner", "models", "datasets")
-_COMPONENTS = ("runner.train.metrics", "runner.train.steps", "runner.train.optimizer_step.several_optimizers")
+_COMPONENTS = (
+    "runner.train.metrics",
+    "runner.train.steps",
+    "runner.train.filter_muon",
+    "runner.train.optimizer_step.several_optimizers",
+)
 
 
 # What of a library may be imported and be led through; other parts may do anything when they are imported

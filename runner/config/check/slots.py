@@ -114,7 +114,7 @@ def _describe_other_kind(slot: str, target: Any) -> str:
         return ""
     bases = get_base_classes()
     own = bases.get(slot)
-    called = slot in ("function", "module_function", "init", "hook", "gradient_hook")
+    called = slot in ("function", "module_function", "views", "init", "hook", "gradient_hook")
     if (own is None and not called) or (own is not None and issubclass(target, own)):
         return ""
     other = next((kind for kind, base in bases.items() if kind != slot and issubclass(target, base)), None)
@@ -185,20 +185,28 @@ def _make_function_test(slot: str) -> Callable[[Any, str], bool]:
     return lambda target, _: not isinstance(target, type) and allowed.takes(slot, target)
 
 
+def _is_torch_module(target: Any) -> bool:
+    """Return whether a target is a module class of torch.nn, which is called as a function of tensors."""
+    modules = get_defining_module(target).startswith("torch.nn.modules.")
+    return modules and isinstance(target, type) and allowed.takes("model", target)
+
+
 _FITS: dict[str, Callable[[Any, str], bool]] = {
     "model": _is_model,
     "optimizer": _make_subclass_test("optimizer"),
     "scheduler": _make_subclass_test("scheduler"),
     "dataset": _make_subclass_test("dataset"),
     "sampler": _make_subclass_test("sampler"),
-    "transform": _make_callable_test("transform"),
+    "transform": lambda target, name: _make_callable_test("transform")(target, name) or _is_torch_module(target),
     "loss": _is_loss,
     "metric": _is_metric,
     "init": _make_function_test("init"),
     "function": _make_function_test("function"),
     "module_function": _make_function_test("module_function"),
+    "views": lambda _target, _name: False,  # no library has one
     "hook": lambda _target, _name: False,  # no library has one
     "gradient_hook": lambda _target, _name: False,
+    "action": lambda _target, _name: False,
     "step": _make_function_test("step"),
     "tensor": _make_function_test("tensor"),
     "search_sampler": _make_optuna_test("search_sampler", "optuna.samplers.BaseSampler"),
@@ -212,14 +220,16 @@ _WORDS = {
     "scheduler": "a subclass of torch.optim.lr_scheduler.LRScheduler",
     "dataset": "a subclass of torch.utils.data.Dataset",
     "sampler": "a subclass of torch.utils.data.Sampler",
-    "transform": "defined in torchvision.transforms (or code of your own)",
+    "transform": "defined in torchvision.transforms, a module of torch.nn, or code of your own",
     "loss": "an nn.Module or a function of torch.nn.functional (or code of your own)",
     "metric": "a class with `update`, `compute` and `reset`",
     "init": "a function of torch.nn.init (or code of your own)",
     "function": f"one of {', '.join(allowed.NAMED['function'])} (or code of your own)",
     "module_function": "a function of your own that takes a module",
+    "views": "a function of your own that takes the model's input and gives several (datasets.transforms has some)",
     "hook": "a function of your own that takes a module, its inputs and its output",
     "gradient_hook": "a function of your own that takes a module and the gradient of its output",
+    "action": "a function of your own, or an object that is called like one",
     "step": "a function of runner.train.steps (or code of your own)",
     "tensor": f"one of {', '.join(_TENSORS)}",
     "search_sampler": "a subclass of optuna.samplers.BaseSampler",

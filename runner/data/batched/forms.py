@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from runner.core import rng
 from runner.data.batched.color import make_color_jitter, make_grayscale, make_random_grayscale
@@ -42,7 +42,18 @@ def make_per_image_step(
         message = f"no batched form of {name} ({reason}), and it refuses a sample: {error}"
         raise NotBatched(message) from error
     state.sample, state.kind = made[None], kind
-    return PerImageStep(0, single, reason, type(transform).__name__ in REPEATABLE and _is_torchvisions(transform)), size
+    repeatable = (type(transform).__name__ in REPEATABLE and _is_torchvisions(transform)) or _draws_nothing(transform)
+    return PerImageStep(0, single, reason, repeatable), size
+
+
+def _draws_nothing(transform: Any) -> bool:
+    """Return whether a transform is made of modules of torch.nn that draw nothing."""
+    if not isinstance(transform, nn.Module):
+        return False
+    drawing = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)  # noqa: SLF001
+    keeping = nn.modules.batchnorm._NormBase  # noqa: SLF001  its statistics change with each call
+    own = transform.modules()
+    return all(type(m).__module__.startswith("torch.nn.") and not isinstance(m, (*drawing, keeping)) for m in own)
 
 
 def _is_torchvisions(transform: Any) -> bool:

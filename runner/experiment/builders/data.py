@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from runner.config.check.imports import import_object
-from runner.config.schema import Config
+from runner.config.schema import Config, Loader
 from runner.core import rng
 from runner.core.archive import Limits
 from runner.core.download import provide
@@ -26,6 +27,7 @@ from runner.data.sharding import EvenShard, RoundRobinShard
 from runner.data.timing import DataClock
 from runner.experiment.builders.instantiate import Trust, instantiate
 from runner.experiment.builders.lending import get_loan
+from runner.train.checkpoint import ReadOnlyCheckpoints
 from runner.train.fitting import needs_fit
 
 Parts = dict[str, tuple[Any, Indices | None]]  # split → dataset and which of its samples; None: all
@@ -83,17 +85,47 @@ def make_splits(
     return splits
 
 
+def read_fitted(folder: Path) -> dict[str, Any] | None:
+    """Return what the data of a run had learnt by `fit`, from its newest checkpoint; None without one."""
+    checkpoints = ReadOnlyCheckpoints(folder / "checkpoints")
+    checkpoints.warn = lambda _: None  # said where the rest of it is restored
+    if not checkpoints.entries():
+        return None
+    found: dict[str, Any] = checkpoints.load("last")["step"].get("fitted", {})
+    return found
+
+
 def fit_parts(config: Config, parts: Parts) -> None:
     """Fit what has a method `fit` and was built by now to the raw samples of the training split."""
     fitted = get_loan().fitted
-    if "train" not in parts or len(fitted.learnt) == len(fitted.parts):
+    if len(fitted.learnt) == len(fitted.parts):
         return
     fitted.seed = config.seed
-    dataset, indices = parts["train"]
+    dataset, indices = parts.get("train", (None, None))
     if hasattr(dataset, "__len__") and not isinstance(dataset, torch.utils.data.IterableDataset):
         rows = batches.choose_indices(dataset, indices, "train", config.dataset.limit)
         dataset = whole_dataset.SplitSubset(dataset, rows, get_member_key(config, "target"))
     fitted.fit(dataset)
+
+
+def make_init_batch(config: Config, parts: Parts, trust: Trust = ()) -> Any:
+    """Make the batch that `init.apply` asks for: the first training samples, on the CPU, as an evaluation has them.
+
+    Raises:
+        RunError: there is no training data.
+    """
+    if "train" not in parts or not hasattr(parts["train"][0], "__len__"):
+        raise RunError("init.apply asks for a batch, and `dataset.train` has no samples by index")
+    dataset, indices = parts["train"]
+    rows = batches.choose_indices(dataset, indices, "train", config.dataset.limit)[: config.init.samples]
+    collate = config.loader.collate_fn
+    options = {}
+    if collate is not None:
+        options["collate_fn"] = instantiate(collate, "loader.collate_fn", trust=trust, call=False, seed=config.seed)
+    settings = interfaces.LoaderSettings(len(rows), shuffle=False, in_memory=False, options=options)
+    stream, placement = Stream(config.seed, "init"), Placement(torch.device("cpu"))
+    split = batches.make_split(dataset, rows, make_pipeline(config, "eval", trust), stream, placement, settings)
+    return next(iter(split.batches(0)))
 
 
 def make_parts(config: Config, trust: Trust = ()) -> Parts:
@@ -180,6 +212,8 @@ def make_transforms(config: Config, which: str, trust: Trust = ()) -> dict[str, 
                 transform = instantiate(
                     plain, key, trust=trust, call=False, seed=config.seed, stream=("transform", name)
                 )
+            if isinstance(transform, nn.Module):
+                transform.requires_grad_(requires_grad=False)  # samples are no part of a graph
             if needs_fit(transform):
                 shared[same] = transform
             made[name] = _schedule_transform(transform, node, key)
@@ -286,7 +320,7 @@ def make_loader_settings(
         return _make_sampler(node, f"loader.{name}", part, config.seed, trust)
 
     return interfaces.LoaderSettings(
-        batch_size=loader.batch_size * world if training else loader.eval.batch_size or loader.batch_size,
+        batch_size=_choose_batch_size(loader, world, training=training),
         shuffle=loader.shuffle and training,
         drop_last=loader.drop_last and training,
         num_workers=workers,
@@ -299,11 +333,19 @@ def make_loader_settings(
     )
 
 
+def _choose_batch_size(loader: Loader, world: int, *, training: bool) -> int | None:
+    """Choose the batch size of all processes together; None where the dataset gives whole batches."""
+    if loader.batch_size is None:
+        return None
+    return loader.batch_size * world if training else loader.eval.batch_size or loader.batch_size
+
+
 def find_dataset_key(config: Config, split: str) -> str:
     """Return the key of a split's dataset."""
     if config.dataset.evaluate.get(split) is not None:
         return f"dataset.evaluate.{split}"
-    return f"dataset.{split}" if getattr(config.dataset, split) is not None else "dataset.source"
+    name = split.partition(" ")[0]  # of `train in order`
+    return f"dataset.{name}" if getattr(config.dataset, name, None) is not None else "dataset.source"
 
 
 def _make_sampler(node: Mapping[str, Any], key: str, split: Any, seed: int, trust: Trust) -> Any:

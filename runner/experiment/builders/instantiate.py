@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 
-from runner.config.check.annotations import UNFIT, convert, counts_steps, infer_annotation, wants_class
+from runner.config.check.annotations import (
+    UNFIT,
+    convert,
+    infer_annotation,
+    takes_class_keys,
+    takes_steps,
+    wants_class,
+)
 from runner.config.check.imports import import_object
 from runner.config.check.signature import CallableParameters, inspect_parameters
 from runner.core import rng
@@ -129,9 +136,8 @@ def build_argument(value: Any, key: str, annotation: Any, trust: Trust = ()) -> 
             if wants_class(annotation):
                 value = {"_partial_": True, **value}
             return _instantiate_node(value, key, trust=trust, call="Callable" not in str(annotation))
-        return _convert_value(
-            {n: build_argument(member, f"{key}.{n}", None, trust) for n, member in value.items()}, annotation
-        )
+        members = {n: build_argument(member, f"{key}.{n}", None, trust) for n, member in value.items()}
+        return _convert_value(_resolve_class_keys(members, annotation, trust), annotation)
     if isinstance(value, list | tuple):
         return _convert_value(
             [build_argument(v, f"{key}[{i}]", _get_member_annotation(annotation), trust) for i, v in enumerate(value)],
@@ -141,6 +147,12 @@ def build_argument(value: Any, key: str, annotation: Any, trust: Trust = ()) -> 
         dtype = getattr(torch, value.removeprefix("torch."), None)
         return dtype if isinstance(dtype, torch.dtype) else value
     return _convert_value(value, annotation)
+
+
+def _resolve_class_keys(members: dict[Any, Any], annotation: Any, trust: Trust) -> dict[Any, Any]:
+    """Replace keys that name classes by these classes, if the annotation says so or all are of torch.nn."""
+    named = takes_class_keys(annotation) or (members and all(str(name).startswith("torch.nn.") for name in members))
+    return {import_object(name, trust): member for name, member in members.items()} if named else members
 
 
 def _convert_value(value: Any, annotation: Any) -> Any:
@@ -164,11 +176,11 @@ def wants_progress_of(takes: CallableParameters) -> bool:
 
 
 def _count_durations(value: Any, key: str, takes: CallableParameters | None, name: str) -> Any:
-    """Replace a duration by its optimizer steps, alone, in a list or in a mapping, where its parameter counts."""
+    """Replace durations (alone, in lists, in mappings) by optimizer steps where the parameter counts."""
     if key.startswith(("sweep.", "optimizer.match")):
         return value
     parameter = None if takes is None else takes.named.get(name)
-    if parameter is not None and not counts_steps(parameter):
+    if parameter is not None and not takes_steps(parameter):
         return value
 
     def count(part: Any, place: str) -> Any:

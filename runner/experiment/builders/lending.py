@@ -1,4 +1,4 @@
-"""Loan of what components may ask for while they are built: the progress of training, and steps for durations."""
+"""Loan of what components may ask for while they are built: training progress, steps of durations."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from runner.core.progress import TrainingProgress, bind_progress
 from runner.train.fitting import FittedParts
 
 OF_DATA = ("dataset", "transform", "loader")  # whose progress is that of the batch that a sample is for
-CALLED = ("step", "loss", "transform", "loader.collate_fn")  # a call of what is built may ask, too
+CALLED = ("step", "loss", "transform", "loader.collate_fn", "actions")  # a call of what is built may ask, too
 STAND_IN = 1000  # steps of an epoch where its length is not known (yet): what is only tried keeps its proportions
 
 

@@ -21,7 +21,7 @@ from runner.train.monitor import EvaluationViews, Monitor, ThroughputMeter
 from runner.train.optimizer_step.base import OptimizerStep
 from runner.train.single_process import SingleProcess
 
-NO_HPARAMS = ("log", "run", "sweep", "name", "dataset.sample")  # they change no number
+NO_HPARAMS = ("actions", "log", "run", "sweep", "name", "dataset.sample")  # they change no number
 
 
 def make_monitor(

@@ -3,8 +3,9 @@
 The same functions plan it on a meta model (`check`, `explain`) and do it to a live one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -19,6 +20,7 @@ from runner.model import init, param_groups
 from runner.model.freeze import FreezeSpan, FrozenParameters, freeze
 from runner.model.pretrained.load import load, prepare
 from runner.model.pretrained.plan import LoadPlan, Options
+from runner.train.optimizer_step.closure import has_parameter
 
 
 @dataclass
@@ -37,8 +39,18 @@ def make_model(config: Config, trust: Trust = ()) -> nn.Module:
     return model
 
 
-def prepare_model(config: Config, model: nn.Module, trust: Trust = (), *, weights: bool = True) -> PreparedModel:
+def prepare_model(
+    config: Config,
+    model: nn.Module,
+    trust: Trust = (),
+    *,
+    weights: bool = True,
+    batch: Callable[[], Any] | None = None,
+) -> PreparedModel:
     """Initialize the model, load pretrained weights unless `weights` is false, freeze, in this order.
+
+    `batch` gives training samples to an `init.apply` that asks for them; without it, or where the weights come from a
+    checkpoint, such a function is left out.
 
     Raises:
         ConfigError: a rule, a file or a pattern is wrong.
@@ -47,7 +59,10 @@ def prepare_model(config: Config, model: nn.Module, trust: Trust = (), *, weight
     done = PreparedModel()
     if config.init.apply is not None:  # before the rules: they are the more particular
         function = instantiate(config.init.apply, "init.apply", trust=trust, call=False, seed=config.seed)
-        done.changed = init.apply_function(model, function, config.seed)
+        if not has_parameter(function, "batch"):
+            done.changed = init.apply_function(model, function, config.seed)
+        elif weights and batch is not None:
+            done.changed = init.apply_function(model, partial(function, batch=batch()), config.seed)
     if config.init.rules:
         done.init_rows = init.apply_rules(model, make_init_rules(config, trust), config.seed)
     done.pretrained = plan_pretrained(config, model, download=True) if weights else None

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Mapping
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Subset
 
+from runner.config.component_settings import list_components
 from runner.config.schema import Config
 from runner.core import device as devices
 from runner.core import durations, rng
@@ -23,24 +26,35 @@ from runner.experiment.builders.log import make_monitor
 from runner.experiment.builders.train import (
     choose_objective,
     compile_in_place,
+    make_actions,
     make_average,
+    make_derived,
+    make_metric_input,
     make_metrics,
     make_optimizer,
     make_optimizer_step,
     make_scaler,
     make_schedule,
+    make_views,
     match_saved_optimizer,
     parse_interval,
     require_step_durations,
 )
 from runner.model.pretrained.optimizer_state import count_steps
+from runner.model.weight_dtype import cast_weights
 from runner.train.checkpoint import Checkpoints, ReadOnlyCheckpoints
 from runner.train.distributed import data_parallel
 from runner.train.distributed.process_group import ProcessGroup
+from runner.train.loss_weights import is_summed
 from runner.train.lr_schedule import trace_rates
+from runner.train.metric_inputs import list_fields
 from runner.train.optimizer_step.closure import is_custom_step, needs_closure
+from runner.train.optimizer_step.precision import DTYPES
 from runner.train.single_process import SINGLE_PROCESS, FullTensors, SingleProcess
-from runner.train.state import Objective, Rhythm, Run, Threshold
+from runner.train.state import Losses, Objective, Rhythm, Run, Threshold
+from runner.train.step_outputs import RESERVED
+from runner.train.steps import needs_input_and_target
+from runner.train.trace import NoTrace, Trace
 
 
 def build(
@@ -69,7 +83,7 @@ def _build_parts(
     devices.set_up(device, config.device.threads, config.device.deterministic, config.device.precision)
     team.start(device)
     rng.seed_all(rng.derive_key(config.seed, "build"))  # what no slot's own stream covers: a label read, a cache filled
-    loan.fitted.recall = lambda: recall_fitted(folder)
+    loan.fitted.recall = lambda: data_builder.read_fitted(folder)
     parts, splits = _build_data(config, device, trust, folder, team, loan)
     train = splits["train"]
     if train.num_batches == 0:
@@ -85,8 +99,10 @@ def _build_parts(
     is_new = not checkpoints.entries()
     model = model_builder.make_model(config, trust)
     with team.first():
-        done = model_builder.prepare_model(config, model, trust, weights=is_new)
-    model = model.to(device=device)
+        done = model_builder.prepare_model(
+            config, model, trust, weights=is_new, batch=partial(data_builder.make_init_batch, config, parts, trust)
+        )
+    model = cast_weights(model, DTYPES.get(config.device.weights)).to(device=device)
     if config.device.memory_format == "channels_last" and config.device.parallel != "fsdp":  # it shards rows of weights
         model = model.to(memory_format=torch.channels_last)
     if config.device.compile:
@@ -101,9 +117,14 @@ def _build_parts(
     layout.ready(optimizer)
     step = instantiate(config.step, "step", trust=trust, call=False, seed=config.seed)
     scaler = make_scaler(config, step, optimizer, device)
-    metrics = {which: make_metrics(config, device, trust) for which in ("train", "eval")}
+    metrics = {which: make_metrics(config, device, trust, which) for which in ("train", "eval")}
+    inputs = {
+        which: [make_metric_input(config, name, metric) for name, metric in made.items()]
+        for which, made in metrics.items()
+    }
+    actions = make_actions(config, trust)
     average = make_average(config, model, rhythm, layout)
-    update = make_optimizer_step(config, device, model, loss, step, optimizer, metrics["train"], average, scaler)
+    update = make_optimizer_step(config, device, model, loss, step, optimizer, inputs["train"], average, scaler)
     dataset = parts["train"][0] if "train" in parts else None
     run = Run(
         folder=folder,
@@ -119,10 +140,19 @@ def _build_parts(
         schedule=make_schedule(config, optimizer, steps_per_epoch, total_steps, trust),
         splits=splits,
         metrics=metrics,
+        inputs=inputs,
+        derived=make_derived(config),
+        actions=actions,
+        datasets=collect_datasets(parts) if actions else {},
+        losses=Losses(
+            RESERVED | list_fields([*inputs["train"], *inputs["eval"]]),
+            sums=loss is not None and needs_input_and_target(step) and is_summed(loss),
+        ),
         checkpoints=checkpoints,
         rhythm=rhythm,
         objective=Objective(name, mode, tuple(split for split in splits if split not in ("train", "test"))),
         average=average,
+        views=make_views(config, trust),
         config=plain,
         pretrained=done.pretrained,
         frozen=done.frozen,
@@ -130,6 +160,7 @@ def _build_parts(
         team=team,
         layout=layout,
         fitted=loan.fitted,
+        trace=Trace() if config.log.trace and team.rank == 0 else NoTrace(),
     )
     loan.progress.at = run.progress
     if uses_data_parallel(config, device, step, optimizer):
@@ -139,6 +170,14 @@ def _build_parts(
     if is_new:
         continue_saved(config, run, trust)
     return run
+
+
+def collect_datasets(parts: data_builder.Parts) -> dict[str, Any]:
+    """Collect the raw samples of each split, for the actions."""
+    return {
+        name: dataset if indices is None else Subset(dataset, indices.tolist())
+        for name, (dataset, indices) in parts.items()
+    }
 
 
 def _build_data(
@@ -160,16 +199,6 @@ def _build_data(
         if different := [key for key in hashes[0] if any(other[key] != hashes[0][key] for other in hashes)]:
             raise RunError(f"{', '.join(different)}: `fit` has learnt something else in another process")
     return parts, splits
-
-
-def recall_fitted(folder: Path) -> dict[str, Any] | None:
-    """Return what the data of a run had learnt by `fit`, from its newest checkpoint; None without one."""
-    checkpoints = ReadOnlyCheckpoints(folder / "checkpoints")
-    checkpoints.warn = lambda _: None  # said where the rest of it is restored
-    if not checkpoints.entries():
-        return None
-    found: dict[str, Any] = checkpoints.load("last")["step"].get("fitted", {})
-    return found
 
 
 def rebuild_in_steps(
@@ -218,6 +247,11 @@ def make_rhythm(config: Config, num_batches: int) -> Rhythm:
             Threshold(name, value.below, value.above) for name, value in train.stop_when.items() if value is not None
         ),
         max_seconds=None if train.max_time is None else durations.parse_seconds(train.max_time),
+        own_rhythms=tuple(
+            Duration.parse(node["every"])
+            for node in list_components(config.metrics).values()
+            if node.get("every") is not None and node.get("on", "both") != "eval"
+        ),
         max_time_counts=train.max_time_counts,
         check_finite=train.check_finite,
         on_save_error=train.on_save_error,
@@ -276,6 +310,8 @@ def uses_data_parallel(config: Config, device: torch.device, step: Any, optimize
 def describe_empty_epoch(config: Config, size: int, world: int) -> str:
     """Describe why a training epoch has no batch, and the setting to change."""
     each = config.loader.batch_size
+    if each is None:
+        return "train gives no batch (loader.batch_size is null, so the dataset makes them): there is no step"
     if config.loader.batch_sampler is not None or not config.loader.drop_last:
         key = "loader.batch_sampler" if config.loader.batch_sampler is not None else "loader.sampler"
         return f"{key} gives no batch of the {size:,} samples of train: there is no step"

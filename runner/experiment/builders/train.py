@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -12,17 +12,21 @@ import torch
 from torch import nn
 
 from runner.config.check.imports import import_object
-from runner.config.check.rules.train import CUDA_GRAPHED
+from runner.config.check.rules.train import CUDA_GRAPHED, find_direction
+from runner.config.component_settings import list_components, list_derived, read_sources, split_settings
 from runner.config.parsing import read_members
 from runner.config.schema import Config, Scheduler
 from runner.core import rng
 from runner.core.durations import Duration, is_duration
 from runner.core.errors import ConfigError, Mistake, RunError
+from runner.core.expression import parse_expression
 from runner.experiment.builders import model as model_builder
 from runner.experiment.builders.instantiate import Trust, instantiate
 from runner.model.pretrained.optimizer_state import MatchedOptimizer, match_optimizer
 from runner.model.pretrained.plan import LoadPlan
+from runner.train.actions import Action
 from runner.train.lr_schedule import ConstantLR, LRSchedule, SeveralSchedules
+from runner.train.metric_inputs import DerivedNumber, MetricInput, list_fields
 from runner.train.optimizer_step import precision
 from runner.train.optimizer_step.accumulated import AccumulatedStep
 from runner.train.optimizer_step.base import CloneOutputs, OptimizerStep, OptimizerStepWithHooks
@@ -120,7 +124,7 @@ def make_optimizer_step(
     loss: Any,
     step: Any,
     optimizer: torch.optim.Optimizer,
-    metrics: Mapping[str, Any],
+    metrics: Sequence[MetricInput],
     average: WeightAverage | None = None,
     scaler: GradScaler | GradScalers | None = None,
 ) -> OptimizerStep:
@@ -133,7 +137,7 @@ def make_optimizer_step(
         loss: what the step calls with its output.
         step: see `runner.train.steps`.
         optimizer: over the parameters of both.
-        metrics: those of training, by name.
+        metrics: of training.
         average: of the weights.
         scaler: of fp16's gradients.
     """
@@ -146,7 +150,7 @@ def make_optimizer_step(
     if config.device.compile in CUDA_GRAPHED and device.type == "cuda":
         step = CloneOutputs(step)
     if takes_update:
-        return StepWithUpdates(
+        by_name = StepWithUpdates(
             model,
             loss,
             step,
@@ -156,14 +160,16 @@ def make_optimizer_step(
             takes_optimizer=takes_optimizer,
             after=after,
             count=config.train.accumulate,
-            metrics=list(metrics.values()) if config.train.accumulate > 1 else (),
+            metrics=metrics if config.train.accumulate > 1 else (),
         )
+        by_name.large |= list_fields(metrics)
+        return by_name
     assert not isinstance(scaler, GradScalers)
     if needs_closure(optimizer):
         return ClosureStep(model, loss, step, optimizer, after)
     if config.train.accumulate > 1 or config.train.split_on_oom:
         kind = partial(OomSplitStep, model=model) if config.train.split_on_oom else AccumulatedStep
-        return kind(
+        made: AccumulatedStep = kind(
             model,
             loss,
             step,
@@ -172,8 +178,10 @@ def make_optimizer_step(
             before=before,
             after=after,
             count=config.train.accumulate,
-            metrics=list(metrics.values()),
+            metrics=metrics,
         )
+        made.large |= list_fields(metrics)
+        return made
     if before or after or scaler is not None:
         return OptimizerStepWithHooks(model, loss, step, optimizer, scaler=scaler, before=before, after=after)
     return OptimizerStep(model, loss, step, optimizer)
@@ -261,6 +269,12 @@ def require_step_durations(config: Config) -> None:
         raise RunError(f"an iterable dataset has no length, so these must be in steps (`500st`): {', '.join(wrong)}")
 
 
+def make_views(config: Config, trust: Trust = ()) -> Any:
+    """Make the function that gives several views of an evaluation's input; None without `transform.views`."""
+    node = config.transform.views
+    return None if node is None else instantiate(node, "transform.views", trust=trust, call=False, seed=config.seed)
+
+
 def parse_interval(text: str | None) -> Duration | None:
     """Parse a duration that may be absent."""
     return None if text is None else Duration.parse(text)
@@ -273,17 +287,53 @@ def choose_objective(config: Config, splits: Mapping[str, Any]) -> tuple[str, Li
     objective = config.train.objective or f"{first}/loss"
     if config.dataset.folds is not None and config.dataset.fold is None and objective.startswith("val/"):
         return "train/loss", "min"  # of a recipe that was found with folds: no fold is held out
-    return objective, config.train.mode or ("min" if objective.endswith("/loss") else "max")
+    return objective, config.train.mode or find_direction(config, objective)
 
 
-def make_metrics(config: Config, device: torch.device, trust: Trust = ()) -> dict[str, Any]:
-    """Build the metrics by name, on the device if they are modules or have a method `to(device)`."""
-    metrics = {
-        name: instantiate(node, f"metrics.{name}", trust=trust, seed=config.seed)
-        for name, node in config.metrics.items()
-        if node is not None
-    }
+def make_metrics(config: Config, device: torch.device, trust: Trust = (), which: str = "") -> dict[str, Any]:
+    """Build the metrics by name, on the device if they are modules or have a method `to(device)`.
+
+    `which` is train or eval, for those that are computed there.
+    """
+    metrics = {}
+    for name, node in list_components(config.metrics).items():
+        own, settings = split_settings("metric", node)
+        if not which or settings.get("on", "both") in (which, "both"):
+            metrics[name] = instantiate(own, f"metrics.{name}", trust=trust, seed=config.seed)
     return {name: move_metric(metric, device) for name, metric in metrics.items()}
+
+
+def make_metric_input(config: Config, name: str, metric: Any) -> MetricInput:
+    """Make what a metric takes of an outcome, as its `output`, `target` and `every` say."""
+    settings = split_settings("metric", list_components(config.metrics)[name])[1]
+    return MetricInput(
+        name,
+        metric,
+        settings.get("output"),
+        settings.get("target"),
+        alone="target" in settings and settings["target"] is None,
+        every=parse_interval(settings.get("every")),
+    )
+
+
+def make_derived(config: Config) -> tuple[DerivedNumber, ...]:
+    """Make the numbers that are derived from metrics."""
+    return tuple(
+        DerivedNumber(name, read_sources(number), parse_expression(number.function, frozenset(read_sources(number))))
+        for name, number in list_derived(config.metrics).items()
+    )
+
+
+def make_actions(config: Config, trust: Trust = ()) -> list[Action]:
+    """Build the actions, in order."""
+    actions = []
+    for name, node in config.actions.items():
+        if node is not None:
+            own, settings = split_settings("action", node)
+            call = instantiate(own, f"actions.{name}", trust=trust, call=False, seed=config.seed)
+            every = parse_interval(settings.get("every", "1ep"))
+            actions.append(Action(name, call, every, settings.get("on_error", "stop") == "stop"))
+    return actions
 
 
 def move_metric(metric: Any, device: torch.device) -> Any:

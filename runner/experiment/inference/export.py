@@ -14,7 +14,6 @@ from runner.core.errors import ConfigError, Mistake, RunError
 from runner.core.files import sync_folder, write_json, write_text
 from runner.data.samples import Pipeline
 from runner.experiment import diagnosis
-from runner.experiment.builders import data as data_builder
 from runner.experiment.builders.instantiate import Trust
 from runner.experiment.inference import export_formats, model_card
 from runner.experiment.inference.export_formats import GraphModel, Written
@@ -27,7 +26,14 @@ from runner.experiment.inference.preprocessing import (
     trace_preprocessing,
     write_preprocessing,
 )
-from runner.experiment.inference.trained_model import StepInputs, TrainedModel, find_step_inputs, load_trained_model
+from runner.experiment.inference.trained_model import (
+    StepInputs,
+    TrainedModel,
+    find_step_inputs,
+    give_learnt,
+    load_trained_model,
+    make_eval_pipeline,
+)
 from runner.experiment.record.recorded import load_recorded_config
 
 MARK = "export.json"  # a folder with it is an export, which another one of the same run replaces
@@ -119,7 +125,9 @@ def export_run(
             mistakes += error.mistakes
     if mistakes:
         raise ConfigError(mistakes)
-    on_cpu = replace(config.device, type="cpu", precision="fp32", memory_format="contiguous", compile=False)
+    on_cpu = replace(
+        config.device, type="cpu", precision="fp32", weights="fp32", memory_format="contiguous", compile=False
+    )
     trained = load_trained_model(
         run, replace(config, device=on_cpu), trust, checkpoint=checkpoint, weights=weights, verb="export"
     )
@@ -129,7 +137,9 @@ def export_run(
     temporary.mkdir()
     try:
         with diagnosis.convert_record_errors(run):
-            made = write_export(temporary, to, trained, called, trust)
+            with give_learnt(trained.learnt) as loan:
+                pipeline = make_eval_pipeline(config, loan, trust)
+                made = write_export(temporary, to, trained, called, pipeline, trust)
             made.folder = folder
             card = model_card.write_card(made, trust, licence=licence or model_card.find_licence(), intervals=intervals)
             write_text(temporary / "README.md", card)
@@ -154,14 +164,15 @@ def check_folder(folder: Path) -> list[Mistake]:
     return []
 
 
-def write_export(folder: Path, to: str, trained: TrainedModel, called: StepInputs | None, trust: Trust = ()) -> Export:
+def write_export(
+    folder: Path, to: str, trained: TrainedModel, called: StepInputs | None, pipeline: Pipeline, trust: Trust = ()
+) -> Export:
     """Write model and preprocessing into a folder, and check both.
 
     Raises:
         RunError: the model cannot be exported so, or disagrees.
     """
     made = Export(folder, to, export_formats.FILES[to], trained, notes=list(trained.notes))
-    pipeline = data_builder.make_pipeline(trained.config, "eval", trust)
     if called is None or not list_places(called, pipeline):
         pipeline = replace(pipeline, transforms={})
     samples, why = None, "the step does not say what the model gets"

@@ -64,6 +64,7 @@ def find_samples(
 def _read_raw(config: Config, trust: Trust) -> tuple[str, list[Any]]:
     """Read the first samples of val, or of test or train where there is none."""
     parts = data_builder.make_parts(config, trust)
+    data_builder.fit_parts(config, parts)
     split = next((name for name in ("val", "test") if name in parts), next(iter(parts), ""))
     if not split:
         raise ValueError("the run has no data")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runner.config.check.imports import TargetError, import_object
+from runner.config.component_settings import list_components
 from runner.config.schema import Config
 from runner.experiment.builders.instantiate import Trust
 
@@ -79,9 +80,7 @@ def interpret(config: Config, trust: Trust = ()) -> Interpretation:
             kinds = tuple(one for one in known if isinstance(one, type))
             if loss in known or (isinstance(loss, type) and issubclass(loss, kinds)):
                 return Interpretation(kind, activate, f"loss: {config.loss['_target_']}")
-    for name, node in config.metrics.items():
-        if node is None:
-            continue
+    for name, node in list_components(config.metrics).items():
         try:
             metric = import_object(node["_target_"], trust)
         except TargetError:

@@ -59,7 +59,7 @@ def write_card(export: "Export", trust: Trust = (), *, licence: str = "", interv
 
 def _describe_origin(export: "Export") -> str:
     trained = export.trained
-    averaged = ", with averaged weights (EMA)" if trained.weights == "ema" else ""
+    averaged = ", with averaged weights" if trained.weights == "ema" else ""
     run = _quote(trained.folder.resolve().name)
     return f"The model of the run {run} after {trained.step:,} optimizer steps{averaged}, exported as `{export.to}`."
 
@@ -141,7 +141,9 @@ def _list_metrics(export: "Export", intervals: Sequence[str]) -> Iterator[str]:
     elif isinstance(best, dict) and best.get("step") == trained.step:
         known = best.get("metrics")
     numbers = known if isinstance(known, Mapping) else {}
-    if trained.weights == "raw" and trained.config.train.ema is not None:
+    training = trained.config.train
+    has_average = training.ema is not None or training.average is not None
+    if trained.weights == "raw" and has_average:
         yield "None are recorded of the raw weights: training evaluated their average."
     elif not numbers:
         yield f"None are recorded of step {trained.step:,}: `python -m runner evaluate RUN` computes them."

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,18 @@ from runner.experiment import diagnosis
 from runner.experiment.builders import data as data_builder
 from runner.experiment.builders import run as run_builder
 from runner.experiment.builders.instantiate import Trust
+from runner.experiment.builders.train import make_views
 from runner.experiment.evaluate import find_checkpoint
 from runner.experiment.inference.inputs import check_paths, open_inputs
 from runner.experiment.inference.interpretation import Interpretation, interpret
 from runner.experiment.inference.trained_model import (
     StepInputs,
     TrainedModel,
+    choose_device,
     find_step_inputs,
+    give_learnt,
     load_trained_model,
+    make_eval_pipeline,
     print_note,
     read_names,
     require_checkpoints,
@@ -40,6 +45,7 @@ from runner.experiment.record.recorded import load_recorded_config
 from runner.train import evaluation
 from runner.train.state import Run
 from runner.train.state_dict import put_weights
+from runner.train.views import AverageOverViews
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ def predict(
         mistakes.append(Mistake("INPUT", rule, remedy=remedy, kind="conflict" if inputs else "missing"))
     if mistakes:
         raise ConfigError(mistakes)
-    size = batch_size or config.loader.eval.batch_size or config.loader.batch_size
+    size = batch_size or config.loader.eval.batch_size or config.loader.batch_size or 1
     if split:
         if batch_size is not None:
             config = replace(config, loader=replace(config.loader, eval=replace(config.loader.eval, batch_size=size)))
@@ -171,10 +177,17 @@ class FilePredictor:
     batch_size: int
     refused: list[str]
 
+    @cached_property
+    def model(self) -> Any:
+        """The model, with the mean of its outputs over the views of an evaluation where there are any."""
+        views = make_views(self.trained.config, self.trust)
+        return self.trained.model if views is None else AverageOverViews(self.trained.model, views)
+
     def predict_batches(self) -> Iterator[PredictedBatch]:
         """Yield the predictions of each batch of sound samples."""
         config, device = self.trained.config, self.trained.device
-        pipeline = data_builder.make_pipeline(config, "eval", self.trust)
+        with give_learnt(self.trained.learnt) as loan:
+            pipeline = make_eval_pipeline(config, loan, self.trust)
         if pipeline.place is not None and pipeline.place not in self.called.places:
             pipeline = replace(pipeline, transforms={})  # they change the target
         indices = np.arange(len(self.samples))
@@ -209,7 +222,7 @@ class FilePredictor:
     def _call(self, members: list[Tensor], names: Sequence[str]) -> Any:
         try:
             with torch.no_grad(), self.trained.autocast():
-                return self.called.select(self.called.call(self.trained.model, members))
+                return self.called.select(self.called.call(self.model, members))
         except Exception as error:
             shapes = ", ".join(f"{list(member.shape)} {member.dtype}" for member in members)
             which = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
@@ -256,44 +269,48 @@ def predict_split(
         ConfigError: there is no such split or checkpoint.
         RunError: the data cannot be had.
     """
-    file = find_checkpoint(folder, checkpoint, "predict")
+    file, notes = find_checkpoint(folder, checkpoint, "predict"), list[str]()
+    if choose_device(config, notes).type == "cpu":
+        config = replace(config, device=replace(config.device, type="cpu"))
     with diagnosis.convert_record_errors(folder):
         run = run_builder.build(config, folder, {}, trust)
         run.checkpoints.warn = print_note
         require_checkpoints(folder, run.checkpoints, file)
         saved = run.checkpoints.load(file)
         put_weights(run, saved, weights)
+        run.progress.step, run.progress.epoch = saved["progress"]["step"], saved["progress"]["epoch"]
         if split not in run.splits:
             near = find_nearest(split, run.splits)
             rule = f"must be one of {', '.join(run.splits)}"
             where = f"argument `--split {split}`"
             raise ConfigError([Mistake("--split", rule, split, where, format_suggestion(near), near, "no-match")])
         if split == "train":
-            run.splits["train"] = make_train_in_order(config, run, trust)
+            run.splits["train"] = make_train_in_order(config, run, saved["step"].get("fitted", {}), trust)
         names = dict(run.names) or read_names(folder)
         classes = [str(name) for name in names.get("classes", [])]
         which = "raw" if weights == "raw" or saved["ema"] is None else "ema"
         meaning = interpret(config, trust)
     refused: list[str] = []
     made = predict_split_batches(run, config, split, meaning, refused)
-    return Predictions(folder, saved["progress"]["step"], which, meaning, classes, made, refused)
+    return Predictions(folder, saved["progress"]["step"], which, meaning, classes, made, refused, notes)
 
 
-def make_train_in_order(config: Config, run: Run, trust: Trust) -> Any:
+def make_train_in_order(config: Config, run: Run, learnt: Mapping[str, Any], trust: Trust) -> Any:
     """Make the train split in the dataset's order, with the transforms of an evaluation.
 
     Raises:
         RunError: the run has no data.
     """
-    parts = data_builder.make_parts(config, trust)
-    if "train" not in parts:
-        raise RunError("the run has no data")
-    dataset, indices = parts["train"]
-    rows = (
-        batches.choose_indices(dataset, indices, "train", config.dataset.limit) if hasattr(dataset, "__len__") else None
-    )
-    ordered = "train in order"
-    return data_builder.make_splits(config, {ordered: (dataset, rows)}, run.device, trust)[ordered]
+    with give_learnt(learnt):
+        parts = data_builder.make_parts(config, trust)
+        if "train" not in parts:
+            raise RunError("the run has no data")
+        dataset, indices = parts["train"]
+        rows = indices
+        if hasattr(dataset, "__len__"):
+            rows = batches.choose_indices(dataset, indices, "train", config.dataset.limit)
+        parts = {"train": (dataset, indices), "val": (dataset, rows)}  # as if it were evaluated
+        return data_builder.make_splits(config, parts, run.device, trust)["val"]
 
 
 def predict_split_batches(

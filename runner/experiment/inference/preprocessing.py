@@ -51,9 +51,7 @@ class CodeWriter:
         takes = _list_annotations(target)
         given = [self.write_value(value, None) for value in node.get("_args_", [])]
         given += [
-            f"{key}={self.write_value(value, takes.get(key))}"
-            for key, value in node.items()
-            if key not in ("_target_", "_args_", "_partial_")
+            f"{key}={self.write_value(value, takes.get(key))}" for key, value in node.items() if not key.startswith("_")
         ]
         bound = node.get("_partial_", not (call or isinstance(target, type)))
         if bound:
@@ -186,7 +184,9 @@ def check_preprocessing(
             if pipeline.place is None or place == pipeline.place:
                 made = as_input_tensor(changed[place] if pipeline.place is None else changed)
                 if not torch.equal(made, samples.inputs[position][number]):
-                    raise RunError("preprocess.py gives other numbers than the run's transforms: are they random?")
+                    raise RunError(
+                        "preprocess.py gives other numbers than the run: are its transforms random, or fitted to data?"
+                    )
 
 
 class TracedPreprocessing(nn.Module):

@@ -2,8 +2,8 @@
 
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from runner.config.check.imports import import_object
+from runner.config.check.rules.train import find_direction
 from runner.config.schema import Config, Sample
 from runner.core import device as devices
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.core.escape import make_printable, quote_shell_word
 from runner.data.interfaces import Place
 from runner.data.raw_inputs import RawSample
+from runner.data.samples import Pipeline
 from runner.experiment import diagnosis
 from runner.experiment.builders import data as data_builder
 from runner.experiment.builders import model as model_builder
 from runner.experiment.builders.instantiate import Trust
+from runner.experiment.builders.lending import Loan, lend, lend_stand_ins
 from runner.experiment.evaluate import find_checkpoint
 from runner.experiment.record.recorded_run import RecordedRun
+from runner.model.weight_dtype import cast_weights
 from runner.train.checkpoint import Checkpoints
 from runner.train.optimizer_step.precision import DTYPES
 from runner.train.state_dict import choose_weights, compare_model
@@ -68,6 +72,7 @@ class TrainedModel:
         weights: `ema` for an average, else `raw`.
         names: `classes` by index and `inputs` (columns), as far as the run has recorded them.
         notes: what is not as it was in training.
+        learnt: state of what was fitted to the training split, by key.
     """
 
     folder: Path
@@ -78,6 +83,7 @@ class TrainedModel:
     weights: str
     names: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    learnt: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def classes(self) -> list[str]:
@@ -121,7 +127,7 @@ def load_trained_model(
     device = choose_device(config, notes)
     with diagnosis.convert_record_errors(folder):
         devices.set_up(device, config.device.threads, config.device.deterministic, config.device.precision)
-        mode = config.train.mode or ("min" if (config.train.objective or "loss").endswith("loss") else "max")
+        mode = config.train.mode or find_direction(config, config.train.objective or "val/loss")
         checkpoints = Checkpoints(folder / "checkpoints", mode=mode, warn=print_note)
         require_checkpoints(folder, checkpoints, file)
         saved = checkpoints.load(file)
@@ -129,6 +135,7 @@ def load_trained_model(
         model = model_builder.make_model(config, trust)
         compare_model(model, chosen)
         model.load_state_dict(chosen)
+        model = cast_weights(model, DTYPES.get(config.device.weights))
         image_format = torch.channels_last if config.device.memory_format == "channels_last" else None
         model = model.to(device).eval().requires_grad_(requires_grad=False)
         if image_format is not None:
@@ -145,7 +152,29 @@ def load_trained_model(
             "raw" if chosen is saved["model"] else "ema",
             read_names(folder),
             tuple(notes),
+            saved["step"].get("fitted", {}),
         )
+
+
+@contextmanager
+def give_learnt(learnt: Mapping[str, Any]) -> Iterator[Loan]:
+    """Lend components what the run had learnt from its training split, in place of fitting them."""
+    loan = lend_stand_ins()
+    loan.fitted.recall = lambda: learnt
+    with lend(loan):
+        yield loan
+
+
+def make_eval_pipeline(config: Config, loan: Loan, trust: Trust = ()) -> Pipeline:
+    """Make the evaluation transforms, with what they had learnt; those of training come first.
+
+    Raises:
+        RunError: a transform was fitted in the run, and the checkpoint has nothing of it.
+    """
+    data_builder.make_pipeline(config, "train", trust)
+    pipeline = data_builder.make_pipeline(config, "eval", trust)
+    loan.fitted.fit(None)
+    return pipeline
 
 
 def choose_device(config: Config, notes: list[str]) -> torch.device:

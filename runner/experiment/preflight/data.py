@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import default_collate
+from torch.utils.data import IterableDataset, default_collate
 
 from runner.config.check.imports import import_object
 from runner.config.schema import Config, Dataset, Sample
@@ -111,6 +111,8 @@ def _collate_sample(
         rule = f"refuses a sample of zeros: {type(error).__name__}: {error}"
         found.mistakes.append(Mistake(f"transform.{which}", rule, where=locate_user_code(error), kind="refused"))
         return None
+    if config.loader.batch_size is None:
+        return transformed
     try:
         return default_collate([transformed, transformed])
     except TypeError:
@@ -147,6 +149,7 @@ def check_dataset(config: Config, trust: Trust = ()) -> list[Mistake]:
                     kind="conflict",
                 )
             )
+    found += _check_streamed_order(config, trust)
     if chosen.class_weights is not None and config.loss is not None:
         target = import_object(config.loss["_target_"], trust)
         if "weight" not in inspect.signature(target).parameters:
@@ -157,6 +160,23 @@ def check_dataset(config: Config, trust: Trust = ()) -> list[Mistake]:
                 Mistake("loss.weight", "is given by `dataset.class_weights`: leave one of them out", kind="conflict")
             )
     return found
+
+
+def _check_streamed_order(config: Config, trust: Trust) -> list[Mistake]:
+    """Find an order that is asked of an iterable dataset, which owns it."""
+    key = "dataset.train" if config.dataset.train is not None else "dataset.source"
+    node, loader = config.dataset.train or config.dataset.source, config.loader
+    target = None if node is None else import_object(node["_target_"], trust)
+    if not (isinstance(target, type) and issubclass(target, IterableDataset)):
+        return []
+    asked = {"loader.sampler": loader.sampler is not None, "loader.batch_sampler": loader.batch_sampler is not None}
+    asked |= {"loader.shuffle": loader.batch_size is None and loader.shuffle}  # it is true unless it is said
+    rule = f"has no effect: {key} is an iterable dataset, which owns its order"
+    return [
+        Mistake(name, rule, remedy="take `loader.shuffle=false`" * (name == "loader.shuffle"), kind="no-effect")
+        for name, wrong in asked.items()
+        if wrong
+    ]
 
 
 def describe_folds(config: Config) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from runner.config.check.imports import import_object
 from runner.config.schema import Config, Freeze
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.experiment.builders import model as model_builder
@@ -15,6 +16,7 @@ from runner.model.freeze import FrozenParameters
 from runner.model.init import plan_rules
 from runner.model.meta import copy_to_meta
 from runner.train.distributed.sync_batchnorm import find_batch_norms
+from runner.train.optimizer_step.closure import has_parameter
 
 
 def build_meta_model(config: Config, found: Preflight, trust: Trust) -> nn.Module | None:
@@ -69,7 +71,10 @@ def check_model_preparation(
     with found.catching("init"):
         found.init_rows = plan_rules(model, model_builder.make_init_rules(config, trust))
     if config.init.apply is not None and not found.mistakes:
-        _try_init_function(config, found, trust)
+        if has_parameter(import_object(config.init.apply["_target_"], trust), "batch"):
+            found.notes.append("init.apply asks for a batch: it meets the data when the run is built")
+        else:
+            _try_init_function(config, found, trust)
     with found.catching("pretrained"):
         found.pretrained = model_builder.plan_pretrained(config, model, download=False)
         if found.pretrained is None and config.pretrained.strategy != "none":

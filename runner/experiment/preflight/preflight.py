@@ -30,7 +30,7 @@ from runner.experiment.preflight.step import (
     try_metrics,
     try_step,
 )
-from runner.experiment.preflight.train import check_device, check_metrics, check_optimizer
+from runner.experiment.preflight.train import check_actions, check_device, check_metrics, check_optimizer
 from runner.log.module_statistics import select_statistics
 from runner.model.meta import copy_to_meta
 from runner.train.steps import needs_input_and_target
@@ -75,6 +75,11 @@ def _check_metrics(scene: PreflightScene) -> None:
     with scene.found.catching("metrics"):
         metrics = train_builder.make_metrics(scene.config, torch.device("cpu"), scene.trust)
         check_metrics(scene.config, metrics, scene.found, scene.wrong)
+
+
+def _check_actions(scene: PreflightScene) -> None:
+    with scene.found.catching("actions"):
+        check_actions(scene.config, scene.found, scene.trust)
 
 
 def _make_loss(scene: PreflightScene) -> None:
@@ -127,12 +132,13 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[[PreflightScene], None]], ...] = (
     (("dataset", "loader", "transform"), _check_data),
     (("device",), _check_device),
     (("metrics",), _check_metrics),
+    (("actions",), _check_actions),
     (("loss",), _make_loss),
     (("model",), _build_model),
     ((), _make_stand_in_groups),
     (("init", "pretrained", "freeze", "param_groups", "optimizer"), _prepare_model),
     (("log",), _check_hooks),
-    (("optimizer",), _check_optimizer),
+    (("optimizer", "step"), _check_optimizer),
     (("dataset", "transform", "step"), _make_batch),
     (("dataset", "step", "loss", "optimizer"), _try_step),
 )
@@ -186,7 +192,7 @@ def find_late_mistakes(
                 try_metrics(config, found, {"train": outcome}, trust)
         error = find_one_sample_error(batch, lambda part: step(part, model, on_meta)) if rest else None
     if error is not None:
-        whole = config.loader.batch_size
+        whole = config.loader.batch_size or 1
         sizes = f"{size:,} samples in batches of {whole:,} leave a last batch of one" if whole > 1 else "each has one"
         rule = f"makes a batch that the model cannot train on: {sizes} ({type(error).__name__}: {error})"
         other = _suggest_batch_size(size, whole)

@@ -3,12 +3,14 @@
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import nn
 
 from runner.config.check.rules.train import find_metric_names, find_stop_names
+from runner.config.component_settings import list_components, list_derived, read_sources, split_settings
 from runner.config.schema import Config, Sample
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import Mistake, RunError
@@ -29,7 +31,7 @@ from runner.train.oom import is_out_of_memory
 from runner.train.optimizer_step.closure import has_parameter, is_custom_step
 from runner.train.optimizer_step.named_updates import NO_UPDATE, CheckedUpdate
 from runner.train.optimizer_step.split_on_oom import cut
-from runner.train.step_outputs import RESERVED
+from runner.train.step_outputs import NO_NUMBERS, RESERVED
 from runner.train.steps import get_output, needs_input_and_target
 
 MOST_NUMBERS = 100_000_000  # of a model that is built a second time, to be sure that a refusal is not the meta device's
@@ -56,7 +58,7 @@ def try_step(config: Config, found: Preflight, loss: Any, trust: Trust, groups: 
                 broadcasting.filter_broadcast_warnings()
             outcomes = {"train": _run_step(config, found, step, model.train(), on_meta, given, trust)}
             if len(found.mistakes) == before:
-                _check_outcome(config, found, outcomes["train"], own=bool(given))
+                _check_outcome(found, outcomes["train"], own=bool(given))
             if len(found.mistakes) == before and found.eval_batch is not None:
                 evaluated = dataclasses.replace(
                     found, batch=found.eval_batch, train_shapes=describe_shapes(found.batch)
@@ -258,8 +260,9 @@ def try_metrics(
     config: Config, found: Preflight, outcomes: Mapping[str, Mapping[str, Any] | None], trust: Trust
 ) -> None:
     """Send made-up outputs and targets of the step's shapes through each metric."""
-    for name, node in config.metrics.items():
-        if node is None or any(mistake.key == f"metrics.{name}" for mistake in found.mistakes):
+    for name, whole in list_components(config.metrics).items():
+        node, settings = split_settings("metric", whole)
+        if any(mistake.key == f"metrics.{name}" for mistake in found.mistakes):
             continue
         if any(name in outcome.keys() - RESERVED for outcome in outcomes.values() if isinstance(outcome, Mapping)):
             rule = f"must have another name: the step has a field `{name}` of its own"
@@ -267,28 +270,33 @@ def try_metrics(
                 Mistake(f"metrics.{name}", rule, remedy=f"name it `metrics.own_{name}`, for instance", kind="conflict")
             )
             continue
+        take = train_builder.make_metric_input(config, name, None)
         for which, outcome in outcomes.items():
-            if not isinstance(outcome, Mapping) or not {"output", "target"} <= outcome.keys():
+            if not isinstance(outcome, Mapping) or settings.get("on", "both") not in (which, "both"):
                 continue
-            mistake = check_metric_fit(
-                name, node, outcome["output"], outcome["target"], trust, training=which == "train"
-            )
+            try:
+                given = [*take.select(outcome)]
+            except RunError as error:
+                key, _, rule = str(error).partition(": ")
+                found.mistakes.append(Mistake(key.partition("=")[0], rule, kind="no-match"))
+                break
+            mistake = check_metric_fit(name, node, given[0], trust, training=which == "train") if given else None
             if mistake is not None:
                 found.mistakes.append(mistake)
                 break
 
 
 def check_metric_fit(
-    name: str, node: Mapping[str, Any], output: Any, target: Any, trust: Trust = (), *, training: bool = False
+    name: str, node: Mapping[str, Any], members: tuple[Any, ...], trust: Trust = (), *, training: bool = False
 ) -> Mistake | None:
     """Return a mistake if a new metric refuses made-up outputs and targets of these shapes and dtypes.
 
-    It gets several made-up ones (logits, shares, zeros), and is refused where it takes none of them.
+    It gets several made-up ones (logits, shares, zeros), and is refused where it takes none of them. `members` are the
+    output and, unless the metric gets the output alone, the target.
     """
-    key, given = f"metrics.{name}", f"output {remedies.spell(output)}, target {remedies.spell(target)}"
-    if training and not isinstance(output, torch.Tensor):
-        rule = f"needs one tensor as the output, and the model gives several while it trains ({given})"
-        return Mistake(key, rule, remedy=remedies.suggest_output(output), kind="conflict")
+    output, target = members[0], members[1] if len(members) > 1 else None
+    key, given = f"metrics.{name}", f"output {remedies.spell(output)}"
+    given += f", target {remedies.spell(target)}" if len(members) > 1 else ""
     refused: Exception | None = None
     spread: Mistake | None = None
     for made in (remedies.make_logits, remedies.make_probabilities, remedies.make_zeros):
@@ -297,7 +305,7 @@ def check_metric_fit(
             metric.reset()
             outputs, targets = made(output), remedies.make_targets(target, output)
             with broadcasting.BroadcastTracker(outputs, targets) as seen:
-                metric.update(outputs, targets)
+                metric.update(*(outputs, targets)[: len(members)])
                 spread = _spread(key, seen)
         except Exception as error:  # noqa: BLE001  a metric may raise anything
             refused = refused or error
@@ -315,6 +323,9 @@ def check_metric_fit(
         return None  # said already
     wanted, classes = node.get("num_classes"), output.shape[1] if getattr(output, "ndim", 0) > 1 else 0
     where = locate_user_code(refused)
+    if training and not isinstance(output, torch.Tensor):
+        rule = f"refuses several outputs, which the model gives while it trains ({given}): {said}"
+        return Mistake(key, rule, where=where, remedy=remedies.suggest_output(output), kind="conflict")
     if isinstance(wanted, int) and classes > 1 and wanted != classes:
         rule = f"must be {classes}, as many as the model gives ({given}): {said}"
         return Mistake(f"{key}.num_classes", rule, wanted, where, f"write `{classes}`", str(classes), kind="conflict")
@@ -386,7 +397,7 @@ def _run_action(action: Callable[[], Any] | None) -> tuple[Any, bool]:
         return None, False
 
 
-def _check_outcome(config: Config, found: Preflight, outcome: Any, *, own: bool = False) -> None:
+def _check_outcome(found: Preflight, outcome: Any, *, own: bool = False) -> None:
     if outcome is None:
         return
     if not isinstance(outcome, Mapping) or "loss" not in outcome:
@@ -404,14 +415,19 @@ def _check_outcome(config: Config, found: Preflight, outcome: Any, *, own: bool 
     elif not own and not outcome["loss"].requires_grad:
         rule = "must depend on a parameter that trains, but has no gradient (a `detach`, or all that it uses is frozen)"
         found.mistakes.append(Mistake("loss", rule))
-    elif any(config.metrics.values()) and not {"output", "target"} <= outcome.keys():
-        found.mistakes.append(
-            Mistake(
-                "step",
-                f"must return `output` and `target` for the metrics, but returns {', '.join(outcome)}",
-                kind="missing",
-            )
-        )
+
+
+def _check_sources(config: Config, found: Preflight, known: set[str]) -> None:
+    """Check that numbers are derived from what is produced in some split."""
+    open_ended = list_components(config.metrics)
+    for name, number in list_derived(config.metrics).items():
+        for source in read_sources(number).values():
+            if source not in known and source.partition("/")[0] not in open_ended:
+                right = find_nearest(source, known)
+                rule = f"must be one of {', '.join(f'`{one}`' for one in sorted(known))}: nothing else is produced"
+                found.mistakes.append(
+                    Mistake(f"metrics.{name}.of", rule, source, remedy=format_suggestion(right), suggestion=right)
+                )
 
 
 def _check_names(config: Config, found: Preflight, trained: Mapping[str, Any], evaluated: Mapping[str, Any]) -> None:
@@ -419,8 +435,25 @@ def _check_names(config: Config, found: Preflight, trained: Mapping[str, Any], e
     known, prefixes = find_metric_names(config)
     for split in list(dict.fromkeys(name.partition("/")[0] for name in known)):
         outcome = trained if split == "train" else evaluated
-        known += [f"{split}/{field}" for field in outcome if field not in RESERVED]
-    uses = {"train.objective": config.train.objective, "scheduler.monitor": config.scheduler.monitor}
+        known += [f"{split}/{field}" for field in outcome if field not in RESERVED | NO_NUMBERS]
+        if outcome.get("loss") is None:
+            known.remove(f"{split}/loss")
+        for name in list_components(config.metrics):
+            with suppress(RunError):
+                if f"{split}/{name}" in known and not [
+                    *train_builder.make_metric_input(config, name, None).select(outcome)
+                ]:
+                    known.remove(f"{split}/{name}")
+                    prefixes = [prefix for prefix in prefixes if prefix != f"{split}/{name}/"]
+                    found.notes.append(f"metrics.{name}: the step gives no output of {split}, so it has no value there")
+    for name, number in list_derived(config.metrics).items():
+        for split in {one.partition("/")[0] for one in known}:
+            there = {f"{split}/{source.partition('/')[0]}" for source in read_sources(number).values()}
+            if not there <= {*known, *(f"{split}/{field}" for field in trained)} and f"{split}/{name}" in known:
+                known.remove(f"{split}/{name}")
+    _check_sources(config, found, {name.partition("/")[2] for name in known})
+    objective = config.train.objective or next(name for name in find_metric_names(config)[0] if name.endswith("/loss"))
+    uses = {"train.objective": objective, "scheduler.monitor": config.scheduler.monitor}
     for key, wanted in (uses | find_stop_names(config)).items():
         if wanted is not None and wanted not in known and not wanted.startswith(tuple(prefixes)):
             right = find_nearest(wanted, known)

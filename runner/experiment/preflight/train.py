@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from runner.config.check.rules.train import PLATEAU, find_stop_names
+from runner.config.component_settings import ACTION_ARGUMENTS
 from runner.config.schema import Config
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core import device as devices
@@ -20,6 +21,7 @@ from runner.experiment.preflight.report import (
     has_any,
 )
 from runner.train.accumulators import get_accumulators, set_accumulators
+from runner.train.actions import list_unknown_arguments
 from runner.train.lr_schedule import ConstantLR
 from runner.train.optimizer_step.closure import has_parameter, is_custom_step, needs_closure
 from runner.train.optimizer_step.several_optimizers import get_members
@@ -39,6 +41,20 @@ def check_metrics(config: Config, metrics: Mapping[str, Any], found: Preflight, 
     _check_metric_names(config, metrics, found)
     if not has_any(wrong, "scheduler", "train"):
         _check_direction(config, metrics, found)
+
+
+def check_actions(config: Config, found: Preflight, trust: Trust) -> None:
+    """Check that actions can be called with what the runner gives them."""
+    for action in train_builder.make_actions(config, trust):
+        key = f"actions.{action.name}"
+        call: Any = action.call
+        if not callable(call):
+            found.mistakes.append(Mistake(key, "must be called, and has no `__call__`", type(call).__name__))
+            continue
+        for name in list_unknown_arguments(call, ACTION_ARGUMENTS):
+            near = find_nearest(name, ACTION_ARGUMENTS)
+            rule = f"has an argument `{name}` that nothing gives: an action may name {', '.join(ACTION_ARGUMENTS)}"
+            found.mistakes.append(Mistake(key, rule, remedy=format_suggestion(near), kind="missing"))
 
 
 def check_saving(key: str, metric: Any, fresh: Any = None) -> Mistake | None:

@@ -83,14 +83,15 @@ def audit(config: Config, name: str, trust: tuple[str, ...]) -> Audit:
     from runner.core import device as devices
     from runner.core import rng
     from runner.experiment.builders import model as model_builder
-    from runner.experiment.builders.data import make_parts, make_splits
+    from runner.experiment.builders.data import make_init_batch, make_parts, make_splits
     from runner.experiment.builders.instantiate import instantiate
     from runner.experiment.builders.lending import lend, lend_stand_ins
     from runner.train.optimizer_step.closure import is_custom_step
 
     device = devices.choose(config.device.type)
     model = model_builder.make_model(config, trust)
-    model_builder.prepare_model(config, model, trust)
+    parts = make_parts(config, trust)
+    model_builder.prepare_model(config, model, trust, batch=lambda: make_init_batch(config, parts, trust))
     model = model.to(device).train()
     loss = None if config.loss is None else instantiate(config.loss, "loss", trust=trust, call=False, seed=config.seed)
     loss = loss.to(device) if isinstance(loss, nn.Module) else loss
@@ -99,7 +100,7 @@ def audit(config: Config, name: str, trust: tuple[str, ...]) -> Audit:
         rule = "does its own backward and update: there is no gradient of one loss to look at"
         raise ConfigError([Mistake("step._target_", rule, config.step["_target_"], kind="conflict")])
     with lend(lend_stand_ins()):
-        batch = next(iter(make_splits(config, make_parts(config, trust), device, trust)["train"].batches(0)))
+        batch = next(iter(make_splits(config, parts, device, trust)["train"].batches(0)))
     layers: dict[str, LayerStatistics] = {}
 
     def watch(name: str, module: nn.Module) -> Any:

@@ -141,6 +141,7 @@ def describe_parameters(
     """
     import torch
 
+    from runner.experiment.builders import data as data_builder
     from runner.experiment.builders import model as model_builder
     from runner.experiment.builders import train as train_builder
     from runner.experiment.builders.instantiate import instantiate
@@ -149,7 +150,13 @@ def describe_parameters(
     checkpoints = None if folder is None else RecordedRun(folder).open_checkpoints(warn=print_to_stderr)
     saved = checkpoints.load("last") if checkpoints is not None and checkpoints.entries() else None
     model = model_builder.make_model(config, trust)
-    done = model_builder.prepare_model(config, model, trust, weights=saved is None)
+    done = model_builder.prepare_model(
+        config,
+        model,
+        trust,
+        weights=saved is None,
+        batch=lambda: data_builder.make_init_batch(config, data_builder.make_parts(config, trust), trust),
+    )
     loss = None if config.loss is None else instantiate(config.loss, "loss", trust=trust, call=False, seed=config.seed)
     groups = model_builder.make_groups(config, model, done.frozen, trust, loss)
     optimizer = train_builder.make_optimizer(config, groups, torch.device("cpu"), trust)

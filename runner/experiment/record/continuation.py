@@ -22,7 +22,9 @@ FREE = {
     "sweep",
     "on_event",
     "log",
+    "actions",
     "device.type",
+    "train.test_with",
     "train.checkpoint_every",
     "train.keep",
     "train.early_stop",  # like the duration, these three say when it is done

@@ -118,4 +118,13 @@ def compute_timings(run: Run) -> dict[str, Any]:
         "seconds_evaluating": clock.evaluating,
         "seconds_saving": clock.saving,
         "steps_per_second": steps / seconds if steps > 0 and seconds > 0 else None,
-    }
+    } | measure_compiling(run)
+
+
+def measure_compiling(run: Run) -> dict[str, float]:
+    """Return the seconds that `torch.compile` took in this process, forward and backward; empty without it."""
+    if not run.config.get("device", {}).get("compile"):
+        return {}
+    utils = sys.modules.get("torch._dynamo.utils")  # where nothing was compiled it is not there
+    spent = {} if utils is None else utils.calculate_time_spent()
+    return {"seconds_compiling": float(spent.get("total_wall_time", 0.0))}

@@ -29,7 +29,7 @@ class StateDifference:
         if self.kind == "code" and self.name != "git commit":
             how = "has another source" if self.was and self.now else "is new" if self.now else "is not used any more"
             return f"code: {self.name} {how}"
-        return f"{self.kind}: {self.name} was {_shorten(self.was)}, is {_shorten(self.now)}"
+        return f"{self.kind}: {self.name} was {_cut(self.was)}, is {_cut(self.now)}"
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data for `--json`."""
@@ -122,8 +122,8 @@ def _is_runner(name: str) -> bool:
     return name.partition(".")[0] == "runner"
 
 
-def _shorten(value: Any) -> str:
+def _cut(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_shorten(member)}" for name, member in value.items())
+        return ", ".join(f"{name} {_cut(member)}" for name, member in value.items())
     text = str(value)
     return f"{text[:12]}…" if len(text) >= 40 and text.isalnum() else text

@@ -20,7 +20,7 @@ import torch
 
 from runner.config.schema import Config
 from runner.core import device as devices
-from runner.core.errors import RunError
+from runner.core.errors import ConfigError, Mistake, RunError
 from runner.experiment.builders.instantiate import Trust
 from runner.experiment.tuning.trial_run import iterate_batches, open_trial_run
 from runner.train.oom import is_out_of_memory
@@ -90,6 +90,9 @@ def search_batch_size(
     """
     if config.dataset.steps_per_epoch is not None:
         raise RunError("loader.batch_size: there is no data to make batches of")
+    if config.loader.batch_size is None:
+        rule = "must be a number for a search: with null the dataset makes the batches"
+        raise ConfigError([Mistake("loader.batch_size", rule, kind="conflict")])
     device = devices.choose(config.device.type)
     on_cpu = device.type == "cpu"
     limit = (limit or measure_available_memory() * 9 // 10) if on_cpu else None

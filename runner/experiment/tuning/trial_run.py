@@ -13,7 +13,7 @@ from runner.core import rng
 from runner.core.errors import RunError
 from runner.experiment.builders import run as run_builder
 from runner.experiment.builders.instantiate import Trust
-from runner.train import loop
+from runner.train import pauses
 from runner.train.state import Run
 
 
@@ -43,7 +43,7 @@ def iterate_batches(run: Run) -> Iterator[Any]:
     """
     while True:
         empty = True
-        for batch in loop.iterate_batches(run):
+        for batch in pauses.iterate_batches(run):
             empty = False
             yield batch
         if empty:

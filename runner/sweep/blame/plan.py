@@ -53,6 +53,7 @@ class BlamePlan(SweepPlan):
         self.base = sides[0].config
         self.settings = schema.Sweep(slots=slots)  # type: ignore[arg-type]  # a number or `auto`
         self.shared: list[str] = []
+        self.is_queued = False
         identity = [compute_job_id(self._a), compute_job_id(self._b), *(setting.key for setting in settings)]
         self.id = f"blame_{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:10]}"
         self.folder = Path("outputs") / self.base.name / self.id

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runner.config.check.check import parse
 from runner.config.check.own_downloads import find_own_downloads
@@ -11,11 +12,14 @@ from runner.config.parsing import read
 from runner.core.errors import ConfigError, Mistake
 from runner.core.exit_status import EXIT_DISK, EXIT_DONE, EXIT_FAILED, EXIT_WRONG
 from runner.core.lock import Lock
-from runner.experiment.record.continuation import plan_continuation
+from runner.experiment.record.continuation import Continuation, plan_continuation
 from runner.experiment.record.recorded import load_recorded_config
 from runner.sweep.interfaces import OUTPUT, JobSpec
 from runner.sweep.outcome import LOG, REFUSED, RESULT, read_json
 from runner.sweep.pruning import connect
+
+if TYPE_CHECKING:
+    from runner.experiment.run import RunTask
 
 LOCK_SECONDS = 60.0  # for the end of an attempt that was killed a moment ago; a killed process needs milliseconds
 
@@ -35,7 +39,7 @@ def run_attempt(job: JobSpec) -> int:
         ConfigError: it cannot be continued exactly, and is not to be started anew; nothing was touched.
     """
     folder = Path(job.folder)
-    _wait_for_the_last_attempt(folder)
+    wait_for_the_last_attempt(folder)
     if job.processes == 1:
         return _run_job(job, folder)
     from runner.experiment.worker_rank import run_worker_rank
@@ -73,32 +77,46 @@ def _run_rank_zero(job: JobSpec, folder: Path, refusal: Path) -> int:
 def _run_job(job: JobSpec, folder: Path) -> int:
     from runner.experiment import run
 
+    task = prepare_task(job, folder)
+    if task is None:
+        return EXIT_DONE
+    outcome = run.launch_task(task)
+    if task.again is not None and outcome.status == EXIT_FAILED and not (folder / RESULT).exists():
+        from runner.experiment.record import result as record_result
+
+        record_result.write_result(folder, outcome.result)  # it could not go on: what it had is in the file put aside
+    return outcome.status if (folder / RESULT).exists() else EXIT_DISK
+
+
+def prepare_task(job: JobSpec, folder: Path) -> "RunTask | None":
+    """Prepare the directory of a job for an attempt; return the task, or None where the job is done.
+
+    Raises:
+        ConfigError: it cannot be continued exactly, and is not to be started anew; nothing was touched.
+    """
+    from runner.experiment.preflight.preflight import prepare_model_table
+    from runner.experiment.run import RunTask
+
     command, trust = ["python", "-m", "runner", *job.argv], tuple(job.trust)
+    judge = connect(job.judge, job.id, folder)
     if job.anew != "always" and (folder / "config.yaml").is_file():
         if (read_json(folder / RESULT) or {}).get("status") in ("completed", "pruned"):
             return EXIT_DONE
         try:
-            return _continue_run(job, folder, command, trust)
+            again = _plan_continuation(job, folder, trust)
         except ConfigError:
             if job.anew == "never":
                 raise
+        else:
+            return RunTask(again.config, folder, again.unresolved, command, trust, again=again, judge=judge)
     put_aside(folder, [path.name for path in folder.iterdir()])
-    from runner.experiment.preflight.preflight import prepare_model_table
-
     config = parse(job.config)
     found = prepare_model_table(config, trust) if config.log.model_table else None
-    judge = connect(job.judge, job.id, folder)
-    outcome = run.launch(
-        config, folder, unresolved=job.unresolved, command=command, trust=trust, found=found, judge=judge
-    )
-    return outcome.status if (folder / RESULT).exists() else EXIT_DISK
+    return RunTask(config, folder, job.unresolved, command, trust, found, judge=judge)
 
 
-def _continue_run(job: JobSpec, folder: Path, command: list[str], trust: tuple[str, ...]) -> int:
-    """Continue the run in the folder with its recorded config; raise ConfigError on any change."""
-    from runner.experiment import run
-    from runner.experiment.record import result as record_result
-
+def _plan_continuation(job: JobSpec, folder: Path, trust: tuple[str, ...]) -> Continuation:
+    """Plan to continue the run in the folder with its recorded config; raise ConfigError on any change."""
     # A folder outside that the user named on the sweep's line was examined with it, and the record does not say so.
     components = read(job.config)[1].components
     own = [own.root for path, _, node in components for own in find_own_downloads(path, node, trust)]
@@ -107,13 +125,7 @@ def _continue_run(job: JobSpec, folder: Path, command: list[str], trust: tuple[s
     if again.changes:
         raise ConfigError(again.changes)
     put_aside(folder, [RESULT, LOG] if job.retry else [RESULT])
-    judge = connect(job.judge, job.id, folder)
-    outcome = run.launch(
-        again.config, folder, unresolved=again.unresolved, command=command, trust=trust, again=again, judge=judge
-    )
-    if outcome.status == EXIT_FAILED and not (folder / RESULT).exists():
-        record_result.write_result(folder, outcome.result)  # it could not go on: what it had is in the file put aside
-    return outcome.status if (folder / RESULT).exists() else EXIT_DISK
+    return again
 
 
 def put_aside(folder: Path, names: list[str]) -> None:
@@ -141,7 +153,8 @@ def _is_numbered(name: str) -> bool:
     return any(part.isdigit() for part in parts[1:])
 
 
-def _wait_for_the_last_attempt(folder: Path) -> None:
+def wait_for_the_last_attempt(folder: Path) -> None:
+    """Wait until no process holds the lock of the folder, LOCK_SECONDS at most."""
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:

@@ -60,11 +60,15 @@ def _run_attempt(job: dict[str, Any], environment: dict[str, str], lifeline: int
     try:
         from runner.core.errors import ConfigError
         from runner.sweep.executors.attempt import run_attempt
+        from runner.sweep.executors.stack_attempt import run_stack_attempt
         from runner.sweep.interfaces import JobSpec
         from runner.sweep.outcome import is_disk_error
 
         try:
-            status = run_attempt(JobSpec(**job))
+            if job["members"]:
+                status, error = run_stack_attempt(JobSpec(**job))
+            else:
+                status = run_attempt(JobSpec(**job))
         except ConfigError as refused:
             status, error = EXIT_WRONG, "\n".join(map(str, refused.mistakes))
             traceback.print_exc()

@@ -92,6 +92,24 @@ def find_address(word: str, kinds: Collection[AddressKind], *, name: str = "RUN"
     return found
 
 
+def locate_run(word: str) -> Path:
+    """Locate the one run that a word names: a run directory, the name of one, or a job of a sweep, SWEEP:12.
+
+    A word that names nothing stays a path, for whoever reads it to refuse.
+
+    Raises:
+        ConfigError: it names several jobs.
+    """
+    try:
+        found = find_address(word, ("run", "job"))
+    except ConfigError:
+        return Path(word)
+    if len(found.runs) != 1:
+        rule = f"must be one run, and names {len(found.runs)} jobs"
+        raise ConfigError([Mistake("RUN", rule, word, f"argument `{word}`", kind="conflict")])
+    return found.runs[0]
+
+
 def is_run_directory(folder: Path) -> bool:
     """Return whether a folder is a run directory, as `RecordedRun` decides, without reading a file."""
     if (folder / "config.yaml").exists():
@@ -117,6 +135,15 @@ def find_sweep(word: str) -> Path | None:
         return folder
     named = [file.parent for file in ROOT.glob(f"*/*/{FILE}") if file.parent.name == word]
     return _require_one(named, word, "SWEEP")
+
+
+def find_named_folder(word: str) -> Path | None:
+    """Find the run or the sweep below `outputs` that has a name; None where there is none.
+
+    Raises:
+        ConfigError: several have it.
+    """
+    return _require_one(_list_named_runs(word), word, "RUN") or find_sweep(word)
 
 
 def _find(word: str, name: str) -> Address | None:

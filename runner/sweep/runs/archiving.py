@@ -96,7 +96,8 @@ def plan_archive(words: Sequence[str], *, force: bool = False) -> ArchivePlan:
             _plan_one(row, plan)
     if not force:
         everything = [row for table in listed.tables for row in table.rows]
-        needs = find_needs([one.row for one in plan.runs], everything)
+        sweeps = [table.root / path for table in listed.tables for path in table.found.sweeps]
+        needs = find_needs([one.row for one in plan.runs], everything, sweeps)
         _hold_back(plan, needs)
     refuse_named(words, plan.kept)
     return plan

@@ -105,7 +105,7 @@ def _visit(place: _Place, found: Discovery) -> Iterator[_Place]:
     try:
         entries = _list_entries(found.root / path, found, path)
     except OSError as error:
-        if path:
+        if path and not isinstance(error, FileNotFoundError):  # else it was removed meanwhile
             found.notes.append(f"{found.root / path} cannot be read ({error.strerror or error})")
         return
     names = {entry.name: entry for entry in entries}

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from runner.config.identity import WITHOUT_EFFECT
 from runner.core.errors import ConfigError, Mistake
-from runner.sweep.ledger import JobRecord, Ledger
+from runner.sweep.ledger import FILE, JobRecord, Ledger
 from runner.sweep.report.comparison import Comparison, compare_numbers
-from runner.sweep.runs.address import Address, AddressKind, find_address
+from runner.sweep.runs.address import Address, AddressKind, find_address, is_run_directory
 from runner.sweep.runs.filters import find_name
 from runner.sweep.runs.index import UNREADABLE_LEDGER, find_root, read_table
 from runner.sweep.runs.listing import select_runs
@@ -128,11 +128,19 @@ def compare_groups(
 
 def find_group(word: str, name: str) -> RunGroup:
     """Find the runs that a word names; one job `SWEEP:12` stands for its replicates. Raises ConfigError."""
+    folder = Path(word)
+    if folder.is_dir() and not is_run_directory(folder) and not (folder / FILE).is_file():
+        return _require_rows(RunGroup(word, f"runs below {word}", select_runs([word]).rows), name)
     found = find_address(word, TAKEN, name=name)
     if found.kind == "filter":
         group = RunGroup(word, f"runs with {word}", select_runs([word]).rows)
     else:
         group = _find_listed(found)
+    return _require_rows(group, name)
+
+
+def _require_rows(group: RunGroup, name: str) -> RunGroup:
+    word = group.word
     if not group.rows:
         remedy = f"`python -m runner ls {word!r}` lists what it selects"
         raise ConfigError([Mistake(name, "names no run", word, f"argument `{word}`", remedy, kind="file")])

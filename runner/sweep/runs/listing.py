@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.core.errors import ConfigError, Mistake
-from runner.sweep.runs.address import ROOT, AddressKind, find_address
+from runner.sweep.runs.address import ROOT, AddressKind, find_address, find_named_folder
 from runner.sweep.runs.filters import Test, find_name, parse_filter
 from runner.sweep.runs.index import RunTable, find_root, read_table
 from runner.sweep.runs.reading import RunRow
@@ -77,6 +77,8 @@ def split_words(words: Sequence[str]) -> tuple[list[list[Path]], list[str]]:
             folders.append([Path(word)])
         elif ":" in word and not any(sign in word for sign in "=<>~'\" "):
             folders.append(list(find_address(word, JOB_ALONE).runs))
+        elif folder := find_named_folder(word):
+            folders.append([folder])
         else:
             filters.append(word)
     return folders, filters

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.core import safe_io
+from runner.sweep.ledger import Ledger
+from runner.sweep.runs.index import UNREADABLE_LEDGER
 from runner.sweep.runs.reading import RunRow
 
 MOST_FILE_BYTES = 1_000_000  # of an experiment file that is searched for paths
@@ -42,26 +44,44 @@ class Need:
         return {"by": self.by, "key": self.key, "file": self.file}
 
 
-def find_needs(wanted: Sequence[RunRow], others: Iterable[RunRow]) -> dict[Path, list[Need]]:
+def find_needs(
+    wanted: Sequence[RunRow], others: Iterable[RunRow], sweeps: Iterable[Path] = ()
+) -> dict[Path, list[Need]]:
     """Find who else needs each of the runs, by the paths that configs name.
 
-    A text of another run's config counts where it leads to the run or into it, from the working directory or from the
-    folder that holds `outputs`; so do the paths in `conf/**/*.yaml`. Runs of other folders are not known.
+    A text of another run's config counts where it leads to the run or into it, from the working directory; so do the
+    arguments of the jobs that `sweeps` ask for, begun or not, and the paths in `conf/**/*.yaml`. Runs of other folders
+    are not known.
     """
     places = {spelling: row.folder for row in wanted for spelling in _spell(row.folder)}
     needs: dict[Path, list[Need]] = {}
-    if not places:
-        return needs
+    for claim in _list_claims(others, sweeps) if places else ():
+        for folder, file in _follow_path(claim.text, places, follow=claim.key == "pretrained.path"):
+            if claim.folder is None or (folder != claim.folder and claim.folder not in folder.parents):
+                needs.setdefault(folder, []).append(Need(claim.by, claim.key, file))
+    return needs
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """Text that may be a path: who says it, under which key, and the folder of whoever says it."""
+
+    by: str
+    key: str
+    text: str
+    folder: Path | None = None
+
+
+def _list_claims(others: Iterable[RunRow], sweeps: Iterable[Path]) -> Iterator[_Claim]:
     for row in others:
         for key, text in _list_paths(row.config):
-            for folder, file in _follow_path(text, places, follow=key == "pretrained.path"):
-                if folder != row.folder:
-                    needs.setdefault(folder, []).append(Need(row.path, key, file))
+            yield _Claim(row.path, key, text, row.folder)
+    for sweep in sweeps:
+        for key, text in _list_asked_paths(sweep):
+            yield _Claim(f"the jobs of {sweep}", key, text, sweep)
     for source, text in _read_experiments():
         for path in dict.fromkeys(_PATH.findall(text)):
-            for folder, file in _follow_path(path, places, follow=False):
-                needs.setdefault(folder, []).append(Need(str(source), "a path", file))
-    return needs
+            yield _Claim(str(source), "a path", path)
 
 
 def _spell(folder: Path) -> set[str]:
@@ -74,6 +94,18 @@ def _list_paths(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and "/" in text and "://" not in text and len(text) < 4_096:
                 yield key, text
+
+
+def _list_asked_paths(sweep: Path) -> Iterator[tuple[str, str]]:
+    """Yield values of a sweep's arguments that may be paths, with their keys; none of a damaged ledger."""
+    words: dict[str, None] = {}
+    with contextlib.suppress(*UNREADABLE_LEDGER), Ledger(sweep, read_only=True) as ledger:
+        words = dict.fromkeys(map(str, ledger.settings().get("base") or []))
+        words |= dict.fromkeys(word for job in ledger.jobs() if job.active for word in job.overrides)
+    for word in words:
+        key, _, text = word.partition("=")
+        if "/" in text and "://" not in text:
+            yield key.lstrip("+"), text.strip("'\"")
 
 
 def _follow_path(text: str, places: Mapping[str, Path], *, follow: bool) -> Iterator[tuple[Path, str]]:

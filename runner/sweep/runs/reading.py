@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.core import safe_io
+from runner.core.expression import measure_slope
 from runner.sweep.runs.discovery import FoundRun
 
 # Columns of each run, whatever its config; `size` is measured only where it is asked for.
@@ -140,7 +141,7 @@ def read_run(folder: Path, found: FoundRun) -> dict[str, Any]:
         "seconds": _parse_number(result.get("seconds")),
         "objective": _parse_number(result.get("objective")) if status else metrics.get(objective_name or ""),
         "objective_name": objective_name,
-        "mode": (config or {}).get("train.mode") or _infer_mode(objective_name),
+        "mode": (config or {}).get("train.mode") or _infer_mode(objective_name, config or {}),
         "steps": _parse_number(result.get("steps")),
         "seed": (config or {}).get("seed"),
         "commit": _cut((git or {}).get("commit")),
@@ -174,8 +175,17 @@ def _parse_job(found: FoundRun) -> int | None:
     return int(number) if found.sweep and number.isdecimal() and len(number) < 10 else None
 
 
-def _infer_mode(objective_name: str | None) -> str | None:
-    return None if objective_name is None else "min" if objective_name.endswith("loss") else "max"
+def _infer_mode(objective_name: str | None, config: Mapping[str, Any]) -> str | None:
+    """Infer whether more is better; of a number derived from one other, by that one and the slope."""
+    if objective_name is None:
+        return None
+    inner = str(objective_name).partition("/")[2]
+    source, text = (config.get(f"metrics.{inner}.{part}") for part in ("of", "as"))
+    if not isinstance(source, str) or not isinstance(text, str):
+        return "min" if objective_name.endswith("loss") else "max"
+    without = {key: value for key, value in config.items() if not key.startswith(f"metrics.{inner}.")}
+    base = _infer_mode(f"val/{source}", without)
+    return base if measure_slope(text) >= 0 else "max" if base == "min" else "min"
 
 
 def _format_time(found: FoundRun) -> str:

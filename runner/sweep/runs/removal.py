@@ -15,7 +15,7 @@ from runner.core.lock import Lock
 from runner.sweep.ledger import FILE
 from runner.sweep.runs.address import is_run_directory
 from runner.sweep.runs.index import is_in_progress
-from runner.sweep.runs.listing import RunList, is_below, select_runs
+from runner.sweep.runs.listing import RunList, is_below, select_runs, split_words
 from runner.sweep.runs.needs import Need, find_needs
 from runner.sweep.runs.reading import RunRow, measure_size
 
@@ -103,7 +103,8 @@ def plan_removal(words: Sequence[str], *, force: bool = False) -> RemovalPlan:
         else:
             rows.append(row)
     if not force:
-        rows, needed = hold_back(rows, [row for table in listed.tables for row in table.rows], whole)
+        everything = [row for table in listed.tables for row in table.rows]
+        rows, needed = hold_back(rows, everything, whole, [sweep for sweep in sweeps if sweep not in whole])
         kept += needed
     whole = [sweep for sweep in whole if str(sweep) not in busy]
     whole = [sweep for sweep in whole if not any(is_below(one.row.folder, [sweep]) for one in kept)]
@@ -113,7 +114,7 @@ def plan_removal(words: Sequence[str], *, force: bool = False) -> RemovalPlan:
 
 
 def hold_back(
-    rows: list[RunRow], everything: Sequence[RunRow], whole: Sequence[Path]
+    rows: list[RunRow], everything: Sequence[RunRow], whole: Sequence[Path], sweeps: Sequence[Path]
 ) -> tuple[list[RunRow], list[KeptRun]]:
     """Split runs into those that may go and those that somebody who stays needs.
 
@@ -122,7 +123,7 @@ def hold_back(
     kept: list[KeptRun] = []
     while True:
         going = {row.folder for row in rows}
-        needs = find_needs(rows, [row for row in everything if row.folder not in going])
+        needs = find_needs(rows, [row for row in everything if row.folder not in going], sweeps)
         for row in rows:
             if row.columns["sweep"] and not is_below(row.folder, whole):
                 needs.setdefault(row.folder, []).append(Need(str(row.columns["sweep"])))
@@ -138,12 +139,12 @@ def hold_back(
 
 def refuse_named(words: Sequence[str], kept: Sequence[KeptRun]) -> None:
     """Refuse a line that names a run itself which must stay. Raises ConfigError."""
-    named = [Path(word) for word in words if Path(word).is_dir() and is_run_directory(Path(word))]
+    given = [path for paths in split_words(words)[0] for path in paths]
+    named = [path for path in given if is_run_directory(path)]
     mistakes = [
         Mistake(
             "RUN",
-            f"must stay: {one.reason}",
-            one.row.path,
+            f"{one.row.path} must stay: {one.reason}",
             remedy="`--force` takes it all the same" if one.needs else "wait for it, or stop it",
             kind="conflict",
         )

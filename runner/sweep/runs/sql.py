@@ -53,6 +53,9 @@ def run_query(tables: Sequence[RunTable], text: str) -> QueryResult:
         ConfigError: the text is no single `select`, has an unknown name, or takes too long.
     """
     names = {name for table in tables for name in table.list_names()} - {"size"}
+    if not re.match(r"\s*(select|with|values)\b", text, re.IGNORECASE):
+        remedy = "the table is `runs`, and is read only"
+        raise ConfigError([Mistake("--sql", "must be one `select`", text, f"argument `--sql {text}`", remedy)])
     _check_quoted(text, names)
     with closing(_open(tables)) as database:
         columns = _choose_columns(text, names, tables)
@@ -152,8 +155,7 @@ def _check_quoted(text: str, names: set[str]) -> None:
 
 def _explain(error: BaseException, text: str, names: set[str]) -> Mistake:
     said, where = str(error), f"argument `--sql {text}`"
-    is_other = not re.match(r"\s*(select|with|values)\b", text, re.IGNORECASE)
-    if is_other or "not authorized" in said or "prohibited" in said or "one statement" in said:
+    if "not authorized" in said or "prohibited" in said or "one statement" in said:
         remedy = "the table is `runs`, and is read only"
         return Mistake("--sql", f"must be one `select` ({said})", where=where, remedy=remedy, kind="syntax")
     if "interrupted" in said:

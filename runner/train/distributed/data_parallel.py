@@ -6,26 +6,27 @@ each batch; what it adds to the gradient is weighted by its share, so that their
 
 import gc
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from runner.core.errors import RunError
+from runner.core.trees import iterate_tensors
 from runner.data.sharding import ShardedBatches
 from runner.model.freeze import FrozenParameters
 from runner.train.accumulators import get_accumulators, set_accumulators
 from runner.train.distributed.process_group import ProcessGroup
 from runner.train.distributed.sync_batchnorm import synchronize_batch_norms
-from runner.train.optimizer_step.accumulated import is_summed
+from runner.train.loss_weights import compute_divisor, is_summed, read_kind
+from runner.train.metric_inputs import MetricInput
 from runner.train.optimizer_step.named_updates import StepWithUpdates
 from runner.train.single_process import FULL_TENSORS, FullTensors, SingleProcess
 from runner.train.state import Losses, Run
-from runner.train.step_outputs import RESERVED, StepOutputs
+from runner.train.step_outputs import NO_NUMBERS, RESERVED, StepOutputs, as_number, compute_mean, is_weighted
 
 POOL_BYTES = 64 * 2**20  # of outputs kept by a process before the training metrics of all processes see them
 
@@ -79,14 +80,12 @@ def share(run: Run, team: ProcessGroup, find_unused: bool, sync_batchnorm: bool)
     if sync_batchnorm:
         synchronize_batch_norms(run.model, lambda: split.last[0] > 0)
     if by_name is not None:
-        by_name.step = WeightedUpdates(by_name, split, team)
+        by_name.step = WeightedUpdates(by_name, split, team, run.losses.reserved)
         by_name.measure, by_name.average = split.count_coming, team.average_gradients
     else:
-        run.update.step = WeightedStep(run.update.step, run.loss, split, team)
-    run.losses = SharedLosses(team)
-    run.metrics["train"] = pool_metrics(run.metrics["train"], split, team)
-    if run.update.metrics:
-        run.update.metrics = list(run.metrics["train"].values())
+        run.update.step = WeightedStep(run.update.step, run.loss, split, team, run.losses.reserved)
+    run.losses = SharedLosses(team, run.losses.reserved, sums=run.losses.sums)
+    run.metrics["train"] = pool_metrics(run.inputs["train"], split, team)
 
 
 class ModelWrapper:
@@ -110,19 +109,27 @@ class WeightedStep:
     """Step whose loss is weighted by this rank's share; its size is that of the whole batch.
 
     The mean over the processes of what it gives is the loss of the whole batch; so is that of the gradients. A share is
-    one of samples, or, where a classification loss divides by something else, of that (see `compute_divisor`).
+    one of samples, or, where a classification loss divides by something else, of that (see `compute_divisor`), or,
+    where the step gives `loss_is`, of what its `size` counts.
 
     Args:
         step: the step of one process.
         loss: its loss: a mean over samples, unless its `reduction` says that it is their sum.
         split: which knows what of its last batch counts.
         team: the processes.
+        reserved: fields of an outcome that are no numbers to log.
     """
 
     def __init__(
-        self, step: Callable[..., Mapping[str, Any]], loss: Any, split: ShardedBatches, team: ProcessGroup
+        self,
+        step: Callable[..., Mapping[str, Any]],
+        loss: Any,
+        split: ShardedBatches,
+        team: ProcessGroup,
+        reserved: frozenset[str] = RESERVED,
     ) -> None:
         self.step, self.loss, self.split, self.team, self.total = step, loss, split, team, is_summed(loss)
+        self.reserved = reserved | NO_NUMBERS
 
     def __call__(self, batch: Any, net: nn.Module, loss: Callable[..., Any]) -> Mapping[str, Any]:
         if not torch.is_grad_enabled():  # an evaluation, of whole batches
@@ -136,7 +143,9 @@ class WeightedStep:
             message = "a step left out parameters that train: set device.find_unused_parameters=true, or freeze them"
             raise RunError(message) from error
         share = self.team.world * own / whole
-        fields = {name: weigh(outcome[name], share) for name in outcome.keys() - RESERVED}
+        fields = {name: weigh(outcome[name], share) for name in outcome.keys() - self.reserved}
+        if "loss_is" in outcome:
+            return {**outcome, **fields, **weigh_by_size(self.team, outcome, own)}
         return {**outcome, **fields, "loss": self._weighted(outcome, own, share), "size": whole}
 
     def _weighted(self, outcome: Mapping[str, Any], own: int, share: float) -> Tensor:
@@ -151,14 +160,31 @@ class WeightedStep:
         return torch.where(mass > 0, loss * weight, torch.zeros_like(loss))  # where it has nothing its mean is NaN
 
 
+def weigh_by_size(team: ProcessGroup, outcome: Mapping[str, Any], own: int) -> dict[str, Tensor]:
+    """Weigh a loss by what its size counts, which the processes add up; return loss and size."""
+    loss: Tensor = outcome["loss"]
+    size = torch.as_tensor(outcome.get("size", 1), dtype=torch.float64).to(loss.device) * float(own > 0)
+    whole = team.total(size)
+    weight = torch.full_like(whole, float(own > 0)) if read_kind(outcome, sums=False) else size / whole
+    weighted = loss * (team.world * weight).to(loss.dtype)
+    return {"loss": torch.where(weight > 0, weighted, torch.zeros_like(loss)), "size": whole}
+
+
 class WeightedUpdates:
     """Step with updates whose losses are weighted by this rank's share of the samples.
 
     No wrapper stands around the model: an update averages the gradients itself, those of its own parameters alone.
     """
 
-    def __init__(self, update: StepWithUpdates, split: ShardedBatches, team: ProcessGroup) -> None:
+    def __init__(
+        self,
+        update: StepWithUpdates,
+        split: ShardedBatches,
+        team: ProcessGroup,
+        reserved: frozenset[str] = RESERVED,
+    ) -> None:
         self.update, self.step, self.split, self.team = update, update.step, split, team
+        self.reserved = reserved | NO_NUMBERS
 
     def __call__(self, batch: Any, net: nn.Module, loss: Any, **given: Any) -> Mapping[str, Any]:
         if not torch.is_grad_enabled():  # an evaluation, of whole batches
@@ -168,49 +194,49 @@ class WeightedUpdates:
         share = self.team.world * (float(own > 0) if self.update.sums else own / whole)
         self.update.share = share
         outcome = self.step(batch, net, loss, **given)
-        fields = {name: weigh(outcome[name], share) for name in outcome.keys() - RESERVED}
+        fields = {name: weigh(outcome[name], share) for name in outcome.keys() - self.reserved}
+        if "loss_is" in outcome:
+            return {**outcome, **fields, **weigh_by_size(self.team, {**outcome, "loss": outcome["loss"].detach()}, own)}
         return {**outcome, **fields, "loss": outcome["loss"] * share, "size": whole}
 
 
-def compute_divisor(loss: Any, target: Any) -> Tensor | None:
-    """Return the divisor of cross entropy with class indices; None if it is the number of samples.
-
-    That is so unless classes have weights, or an index is ignored, which is looked for where it is set or a sample has
-    several targets.
-    """
-    function = getattr(loss, "func", loss)
-    if not isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and function not in (F.cross_entropy, F.nll_loss):
-        return None
-    settings = getattr(loss, "keywords", None) or vars(loss)
-    weight, ignored = getattr(loss, "weight", settings.get("weight")), settings.get("ignore_index", -100)
-    if not isinstance(target, Tensor) or target.is_floating_point():
-        return None
-    if weight is None and ignored < 0 and target.dim() < 2:
-        return None
-    kept = target != ignored
-    mass: Tensor = kept.float() if weight is None else weight[target.where(kept, 0)] * kept
-    return mass.sum()
-
-
 def weigh(value: Any, weight: float) -> Any:
-    """Return a number, or a tensor's mean, times `weight`; any other value unchanged."""
+    """Return a number, or a tensor's mean, times `weight`; any other value unchanged.
+
+    One with a weight of its own keeps it, or has none where this process has no sample.
+    """
+    if is_weighted(value):
+        mean = torch.as_tensor(value["value"]).detach().double().mean()
+        return {"value": mean, "weight": torch.as_tensor(value["weight"]).detach() * float(weight > 0)}
     if isinstance(value, Tensor) and value.numel() and not value.is_complex():
         return value.detach().float().mean() * weight
     return torch.tensor(float(value) * weight) if isinstance(value, Real) else value
 
 
 class SharedStepOutputs(StepOutputs):
-    """Step outputs averaged over the ranks; strings are rank 0's.
+    """Step outputs averaged over the ranks, by their own weights if any; strings are rank 0's.
 
     A number that not every process says in every step is left out.
     """
 
-    def __init__(self, team: ProcessGroup) -> None:
-        super().__init__()
+    def __init__(self, team: ProcessGroup, reserved: frozenset[str] = RESERVED) -> None:
+        super().__init__(reserved)
         self.team = team
+        self.weighted: set[str] = set()
+
+    def add(self, outcome: Mapping[str, Any], size: Tensor | float) -> None:
+        super().add(outcome, size)
+        self.weighted |= {name for name in outcome.keys() - self.reserved if is_weighted(outcome[name])}
 
     def read(self) -> dict[str, list[float]]:
-        new = {name: [float(v) for v in values if isinstance(v, Tensor)] for name, values in self.waiting.items()}
+        new = {
+            name: [
+                (float(value), float(weight) if name in self.weighted else 1.0)
+                for value, weight in zip(values, self.sizes[name], strict=True)
+                if isinstance(value, Tensor)
+            ]
+            for name, values in self.waiting.items()
+        }
         told = self.team.every(new)
         for name in list(self.waiting):
             parts = [part.get(name, []) for part in told]
@@ -218,16 +244,21 @@ class SharedStepOutputs(StepOutputs):
                 del self.waiting[name], self.sizes[name]
                 continue
             before = [value for value in self.waiting[name] if not isinstance(value, Tensor)]
-            self.waiting[name] = [*before, *(sum(values) / self.team.world for values in zip(*parts, strict=True))]
+            members = [[*zip(*pairs, strict=True)] for pairs in zip(*parts, strict=True)]
+            self.waiting[name] = [*before, *(compute_mean(*pair) for pair in members)]
+            sizes = [as_number(size) for size in self.sizes[name]]
+            if name in self.weighted:
+                sizes[len(before) :] = [sum(weights) for _, weights in members]
+            self.sizes[name] = sizes
         return self.waiting  # type: ignore[return-value]  # floats by now
 
 
 class SharedLosses(Losses):
     """Losses averaged over the ranks, read by one collective."""
 
-    def __init__(self, team: ProcessGroup) -> None:
-        super().__init__()
-        self.team, self.fields = team, SharedStepOutputs(team)
+    def __init__(self, team: ProcessGroup, reserved: frozenset[str] = RESERVED, *, sums: bool = False) -> None:
+        super().__init__(reserved, sums=sums)
+        self.team, self.fields = team, SharedStepOutputs(team, reserved)
 
     def read(self) -> list[float]:
         if self.on_device:
@@ -237,18 +268,21 @@ class SharedLosses(Losses):
 
 
 class MetricPool:
-    """Outputs and targets for the training metrics, kept until all ranks exchange them in batch order."""
+    """Outputs and targets for training metrics, kept until all ranks exchange them in batch order.
+
+    The metrics of a pool get the same parts of an outcome.
+    """
 
     def __init__(self, metrics: Mapping[str, Any], split: ShardedBatches, team: ProcessGroup) -> None:
         self.metrics, self.split, self.team = dict(metrics), split, team
-        self.waiting: list[tuple[bool, Tensor, Tensor]] = []
+        self.waiting: list[tuple[bool, tuple[Any, ...]]] = []
         self.room: int | None = None  # steps
 
-    def add(self, output: Any, target: Any) -> None:
+    def add(self, *given: Any) -> None:
         """Keep a step's output and target; each rank calls it equally often."""
-        self.waiting.append((self.split.last[0] > 0, output, target))
+        self.waiting.append((self.split.last[0] > 0, given))
         if self.room is None:
-            size = sum(value.nbytes for value in (output, target) if isinstance(value, Tensor))
+            size = sum(value.nbytes for value in iterate_tensors(given))
             self.room = max(1, POOL_BYTES // max(1, *self.team.every(size)))
         if len(self.waiting) >= self.room:
             self.drain()
@@ -259,10 +293,10 @@ class MetricPool:
         if not waiting:
             return
         for seen in zip(*self.team.gather(waiting), strict=True):
-            parts = [(output, target) for counts, output, target in seen if counts]
-            output, target = (_concatenate(members) for members in zip(*parts, strict=True))
+            parts = [given for counts, given in seen if counts]
+            given = [_concatenate(members) for members in zip(*parts, strict=True)]
             for metric in self.metrics.values():
-                metric.update(output, target)
+                metric.update(*given)
 
 
 def _concatenate(parts: Any) -> Any:
@@ -284,9 +318,9 @@ class PooledMetric:
         self.metric, self.pool = pool.metrics[name], pool
         self.takes = next(iter(pool.metrics)) == name
 
-    def update(self, output: Any, target: Any) -> None:
+    def update(self, *given: Any) -> None:
         if self.takes:
-            self.pool.add(output, target)
+            self.pool.add(*given)
 
     def compute(self) -> Any:
         self.pool.drain()
@@ -305,10 +339,15 @@ class PooledMetric:
         set_accumulators(self.metric, saved, device or torch.device("cpu"))
 
 
-def pool_metrics(metrics: Mapping[str, Any], split: ShardedBatches, team: ProcessGroup) -> dict[str, Any]:
-    """Pool the training metrics, so that each sees the samples of all processes."""
-    pool = MetricPool(metrics, split, team)
-    return {name: PooledMetric(name, pool) for name in metrics}
+def pool_metrics(inputs: Sequence[MetricInput], split: ShardedBatches, team: ProcessGroup) -> dict[str, Any]:
+    """Pool the training metrics, so that each sees the samples of all processes; return them by name."""
+    alike: dict[Any, dict[str, Any]] = {}
+    for one in inputs:
+        alike.setdefault((one.output, one.target, one.alone, one.every), {})[one.name] = one.metric
+    pools = [MetricPool(metrics, split, team) for metrics in alike.values()]
+    for one in inputs:
+        one.metric = next(PooledMetric(one.name, pool) for pool in pools if one.name in pool.metrics)
+    return {one.name: one.metric for one in inputs}
 
 
 def suppress_metric_sync(metrics: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -19,6 +19,7 @@ from runner.core.errors import RunError
 from runner.train.distributed.environment import RankPlace
 from runner.train.single_process import SingleProcess
 from runner.train.state import StopReason
+from runner.train.step_outputs import is_weighted
 
 AGREE_SECONDS = 1.0  # between two looks at whether a process was asked to stop: one small collective each
 
@@ -26,7 +27,13 @@ AGREE_SECONDS = 1.0  # between two looks at whether a process was asked to stop:
 TIMEOUT = timedelta(minutes=10)  # of a collective; every rank evaluates and only the saves are one rank's work
 
 
-SHARED = ("loss", "output", "target", "size")  # of what a step says of a batch; further numbers are shared too
+SHARED = (
+    "loss",
+    "loss_is",
+    "output",
+    "target",
+    "size",
+)  # of what a step says of a batch; further numbers are shared too
 
 
 NUMBERS = (Tensor, bool, int, float)
@@ -240,7 +247,9 @@ class ProcessGroup(SingleProcess):
         tensors: list[Tensor] = []
         plans = self.every(_describe_tensors(value, tensors))
         device = tensors[0].device if tensors else torch.device("cpu")
-        raw = [t.detach().to(device).contiguous().reshape(-1).view(torch.uint8) for t in tensors if t.numel()]
+        # A column of one row counts as contiguous, and has the stride of its matrix: it has no view as bytes.
+        whole = [t.detach().to(device).clone(memory_format=torch.contiguous_format) for t in tensors if t.numel()]
+        raw = [t.reshape(-1).view(torch.uint8) for t in whole]
         parts = self._pooled(torch.cat(raw) if raw else torch.empty(0, dtype=torch.uint8, device=device))
         return [_rebuild(plan, _MessageReader(part)) for plan, part in zip(plans, parts, strict=True)]
 
@@ -254,12 +263,18 @@ class ProcessGroup(SingleProcess):
     def number(self, turn: int) -> int:
         return turn * self.world + self.rank
 
-    def outcomes(self, outcomes: Iterable[Mapping[str, Any]], split: Any) -> Iterator[Mapping[str, Any]]:
+    def outcomes(
+        self, outcomes: Iterable[Mapping[str, Any]], split: Any, fields: frozenset[str] = frozenset()
+    ) -> Iterator[Mapping[str, Any]]:
         if self.world == 1:
             yield from outcomes
             return
         for outcome in outcomes:
-            shared = {name: value for name, value in outcome.items() if name in SHARED or isinstance(value, NUMBERS)}
+            shared = {
+                name: value
+                for name, value in outcome.items()
+                if name in fields or name in SHARED or isinstance(value, NUMBERS) or is_weighted(value)
+            }
             asked = [int(self.stop.wanted), self.stop.came]
             told = {"outcome": shared, "counts": split.count_next()[0] > 0, "asked": asked}
             parts = self.gather(told)

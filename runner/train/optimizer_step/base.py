@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from runner.core.trees import map_in_kind
+
 Step = Callable[..., Mapping[str, Any]]
 
 
@@ -89,7 +91,7 @@ class CloneOutputs:
 
     def __call__(self, *args: Any, **named: Any) -> Mapping[str, Any]:
         outcome = self.step(*args, **named)
-        return {name: value.clone() if isinstance(value, Tensor) else value for name, value in outcome.items()}
+        return {name: map_in_kind(Tensor.clone, value) for name, value in outcome.items()}
 
 
 class NoGradScaler:

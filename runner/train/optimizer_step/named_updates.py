@@ -140,7 +140,7 @@ class StepWithUpdates(AccumulatedStep):
                 continue
             if self.metrics:
                 self.note(outcome)
-            outcomes.append(detach_small(outcome))
+            outcomes.append(detach_small(outcome, self.large))
         for target in self.targets.values():
             if target.calls:  # fewer than there are micro-batches: the user's step left some out
                 self._step(target)

@@ -11,6 +11,7 @@ from torch import nn
 from runner.core import rng
 from runner.core.copies import copy_owned
 from runner.core.trees import count_samples, slice_samples
+from runner.train.metric_inputs import detach
 from runner.train.oom import is_out_of_memory
 from runner.train.optimizer_step.accumulated import AccumulatedStep
 
@@ -60,7 +61,7 @@ class OomSplitStep(AccumulatedStep):
 
     def note(self, outcome: Mapping[str, Any]) -> None:
         """Keep the metrics' inputs until the whole step is done."""
-        self.waiting.append({"output": outcome["output"].detach(), "target": outcome["target"]})
+        self.waiting.append({name: detach(value) for name, value in outcome.items() if name in self.large})
 
     def _changeable(self) -> tuple[Any, ...]:
         owners = [owner for owner in (self.model, self.loss) if isinstance(owner, nn.Module)]

@@ -10,6 +10,7 @@ from runner.config.check.rules.data import (
     check_loader,
     check_samples,
     check_splits,
+    check_whole_batches,
     find_unused_without_data,
 )
 from runner.config.check.rules.log import check_log
@@ -17,6 +18,7 @@ from runner.config.check.rules.model import find_shadowed_patterns, find_shadowe
 from runner.config.check.rules.rule import Finding, find_unused_settings
 from runner.config.check.rules.sweep import check_search
 from runner.config.check.rules.train import (
+    check_actions,
     check_average,
     check_member_schedules,
     check_metric_names,
@@ -25,6 +27,7 @@ from runner.config.check.rules.train import (
     check_processes,
     check_scheduler,
     check_stop_values,
+    check_test_weights,
     find_too_long,
     find_training_contradictions,
     find_unused_in_training,
@@ -66,6 +69,8 @@ def collect_findings(config: schema.Config, choices: dict[str, str | None]) -> I
     yield from check_downloads(config.dataset.downloads)
     yield from check_metric_names(config)
     yield from check_stop_values(config)
+    yield from check_test_weights(config)
+    yield from check_actions(config)
     yield from _find_contradictions(config)
     yield from check_debug(config, choices.get("debug"))
     yield from check_search(config)
@@ -93,7 +98,9 @@ def _find_contradictions(config: schema.Config) -> Iterator[Finding]:
             Mistake("loader.in_memory", rule, value=True, suggestion="auto", kind="conflict"), ("loader.num_workers",)
         )
     limit = config.dataset.limit
-    if loader.drop_last and loader.batch_sampler is None and limit is not None and limit < loader.batch_size:
+    yield from check_whole_batches(config)
+    size = loader.batch_size or 0
+    if loader.drop_last and loader.batch_sampler is None and limit is not None and limit < size:
         rule = f"must be at least loader.batch_size, {loader.batch_size}: loader.drop_last drops what is fewer"
         remedy = "take `loader.drop_last=false`"
         yield Finding(

@@ -149,3 +149,28 @@ def check_loader(loader: schema.Loader, device: str) -> Iterator[Finding]:
         )
     if device in ("cpu", "mps"):
         yield from find_unused_settings("loader", loader, ("pin_memory",), "without a CUDA device", "device.type")
+
+
+def check_whole_batches(config: schema.Config) -> Iterator[Finding]:
+    """Check `loader.batch_size: null`: what needs single samples does not combine with whole batches."""
+    loader, dataset = config.loader, config.dataset
+    if loader.batch_size is not None or dataset.steps_per_epoch is not None:
+        return
+    rule = "needs single samples, and the dataset gives whole batches (loader.batch_size is null)"
+    ways = {
+        "loader.drop_last": (loader.drop_last, "leave out what is too small in the dataset"),
+        "loader.batch_sampler": (loader.batch_sampler, "take `loader.sampler`, which orders the batches"),
+        "loader.collate_fn": (loader.collate_fn, "make the batch as it is to be in the dataset"),
+        "loader.in_memory": (loader.in_memory is True, "leave it at `auto`"),
+        "loader.bad_samples": (loader.bad_samples == "skip", "leave it at `error`"),
+        "loader.eval.batch_size": (loader.eval.batch_size not in (None, 256), "leave it out: all splits give batches"),
+        "dataset.stratify": (dataset.stratify, "leave it at false"),
+        "dataset.class_weights": (dataset.class_weights == "balanced", "give them as a list"),
+    }
+    remedy = "take `transform.batch`, or let the dataset do it"
+    for which in ("train", "eval"):
+        nodes = getattr(config.transform, which)
+        ways |= {f"transform.{which}.{name}": (node, remedy) for name, node in nodes.items()}
+    for key, (value, way) in ways.items():
+        if value:
+            yield Finding(Mistake(key, rule, remedy=way, kind="conflict"), ("loader.batch_size",))

@@ -2,16 +2,20 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
+from typing import Literal
 
 from runner.config import schema
 from runner.config.check.rules.rule import MINIMISE, SUPERVISED, Finding, find_unused_settings
+from runner.config.component_settings import list_components, list_derived, read_sources
 from runner.config.nodes import find_member_nodes
 from runner.config.parsing import read_part
 from runner.config.schema import PROCESSES
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.durations import Duration, is_duration
 from runner.core.errors import Mistake
+from runner.core.expression import measure_slope, parse_expression
 
 PLATEAU = "ReduceLROnPlateau"
 
@@ -27,15 +31,36 @@ def find_metric_names(config: schema.Config) -> tuple[list[str], list[str]]:
     ):
         splits.insert(0, "val")
     splits += [name for name, node in config.dataset.evaluate.items() if node is not None]
-    metrics = {name: node for name, node in config.metrics.items() if node is not None}
-    names = [f"{split}/{name}" for split in splits for name in ("loss", *metrics)]
+    metrics, derived = list_components(config.metrics), list_derived(config.metrics)
+
+    def is_there(name: str, split: str) -> bool:
+        return metrics[name].get("on", "both") in ("both", "train" if split == "train" else "eval")
+
+    there = {split: [name for name in metrics if is_there(name, split)] for split in splits}
+    names = [f"{split}/{name}" for split in splits for name in ("loss", *there[split], *derived)]
     prefixes = [
         f"{split}/{name}/"
         for split in splits
-        for name, node in metrics.items()
-        if not str(node.get("_target_")).startswith("runner.train.metrics.")
+        for name in there[split]
+        if not str(metrics[name].get("_target_")).startswith("runner.train.metrics.")
     ]
     return names, prefixes
+
+
+def find_direction(config: schema.Config, name: str) -> Literal["min", "max"]:
+    """Find whether less of a value is better: of a loss, and of what rises with it."""
+    inner = name.partition("/")[2]
+    if inner == "loss":
+        return "min"
+    number = list_derived(config.metrics).get(inner)
+    if number is None:
+        return "max"
+    sources, split = read_sources(number), name.partition("/")[0]
+    if len(sources) != 1:
+        return "max"
+    ((label, source),) = sources.items()
+    base: Literal["min", "max"] = "max" if source == inner else find_direction(config, f"{split}/{source}")
+    return base if measure_slope(number.function, label) >= 0 else "max" if base == "min" else "min"
 
 
 def find_stop_names(config: schema.Config) -> dict[str, str | None]:
@@ -61,6 +86,7 @@ def check_metric_names(config: schema.Config) -> Iterator[Finding]:
     if config.metrics.get("loss") is not None:
         rule = "must have another name: `train/loss` and `val/loss` are the loss itself"
         yield Finding(Mistake("metrics.loss", rule, remedy="name it `metrics.own_loss`, for instance", kind="conflict"))
+    yield from check_derived(config)
     uses = {"train.objective": config.train.objective, **find_stop_names(config)}
     if PLATEAU in (config.scheduler._target_ or ""):
         uses["scheduler.monitor"] = config.scheduler.monitor
@@ -86,6 +112,77 @@ def check_metric_names(config: schema.Config) -> Iterator[Finding]:
         only_the_split = name.partition("/")[2] in {known.partition("/")[2] for known in names}
         follows_from = ("metrics", "dataset") if only_the_split else ("metrics",)
         yield Finding(Mistake(key, rule, name, remedy=format_suggestion(right), suggestion=right), follows_from)
+
+
+def check_derived(config: schema.Config) -> Iterator[Finding]:
+    """Check the expressions of derived numbers, and what they are derived from."""
+    derived = list_derived(config.metrics)
+    known = ["loss", *list_components(config.metrics)]
+    for name, number in derived.items():
+        sources = read_sources(number)
+        try:
+            used = parse_expression(number.function, frozenset(sources)).names
+        except ValueError as error:
+            yield Finding(Mistake(f"metrics.{name}.as", str(error), number.function), (f"metrics.{name}",))
+            continue
+        for label in sources.keys() - used:
+            yield Finding(
+                Mistake(
+                    f"metrics.{name}.of.{label}",
+                    "has no effect: `as` does not use it",
+                    sources[label],
+                    kind="no-effect",
+                )
+            )
+        for source in sources.values():
+            head, supervised = source.partition("/")[0], config.step["_target_"] == SUPERVISED
+            if head not in known and (supervised or head in ("train", "val", "test") or source in derived):
+                right = find_nearest(source.rpartition("/")[2], known)
+                rule = f"must be a value without its split: one of {', '.join(known)}"
+                yield Finding(
+                    Mistake(f"metrics.{name}.of", rule, source, remedy=format_suggestion(right), suggestion=right),
+                    ("metrics",),
+                )
+        known.append(name)
+        is_objective = (config.train.objective or "").partition("/")[2] == name
+        plain = len(sources) == 1 and measure_slope(number.function, *sources)
+        if is_objective and config.train.mode is None and not plain:
+            rule = f"must be given: whether less of {config.train.objective} is better does not follow from `as`"
+            yield Finding(Mistake("train.mode", rule, remedy="write `min` or `max`", kind="missing"))
+
+
+def check_test_weights(config: schema.Config) -> Iterator[Finding]:
+    """Check that there is a test split for `train.test_with`, and a checkpoint of the best evaluation."""
+    if config.train.test_with == "last":
+        return
+    if config.dataset.test is None and not (config.dataset.source is not None and config.dataset.test_fraction > 0):
+        rule = "has no effect without a test split"
+        mistake = Mistake("train.test_with", rule, "best", remedy="leave it at `last`", suggestion="last")
+        yield Finding(mistake, ("dataset",))
+    elif config.train.checkpoint_every is None:
+        rule = "must be given with train.test_with=best: null saves the last weights only"
+        yield Finding(
+            Mistake("train.checkpoint_every", rule, None, suggestion="1ep", remedy=format_suggestion("1ep")),
+            ("train.test_with",),
+        )
+    elif config.device.parallel == "fsdp":
+        rule = "must be last with device.parallel=fsdp: each process holds a part of the last weights only"
+        yield Finding(
+            Mistake("train.test_with", rule, "best", suggestion="last", kind="conflict"), ("device.parallel",)
+        )
+
+
+def check_actions(config: schema.Config) -> Iterator[Finding]:
+    """Check the names of actions, and that one process has the whole model to call them with."""
+    splits = ("train", "val", "test", "lr", "step", "epoch", *config.dataset.evaluate)
+    for name, node in config.actions.items():
+        if node is not None and (name in splits or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)):
+            rule = "must be a name of its own (letters, digits, `_`, `-`, `.`; no split): its artifacts stand below it"
+            yield Finding(Mistake(f"actions.{name}", rule))
+    if config.device.parallel == "fsdp" and any(config.actions.values()):
+        rule = "must be none with device.parallel=fsdp: the first process calls them, and has a part of the model only"
+        name = next(name for name, node in config.actions.items() if node is not None)
+        yield Finding(Mistake(f"actions.{name}", rule, kind="conflict"), ("device.parallel",))
 
 
 def check_processes(config: schema.Config) -> Iterator[Finding]:
@@ -144,6 +241,11 @@ def find_training_contradictions(config: schema.Config) -> Iterator[Finding]:
         right = "default" if device.compile == "reduce-overhead" else "max-autotune-no-cudagraphs"
         yield Finding(
             Mistake("device.compile", rule, device.compile, suggestion=right, kind="conflict"), ("train.accumulate",)
+        )
+    if device.weights == "fp16" and device.precision == "fp16":
+        rule = "must not be fp16 with device.weights=fp16: a GradScaler scales gradients of weights in fp32"
+        yield Finding(
+            Mistake("device.precision", rule, "fp16", suggestion="fp32", kind="conflict"), ("device.weights",)
         )
     loss = "" if config.loss is None else str(config.loss.get("_target_"))
     if loss.endswith((".BCELoss", ".binary_cross_entropy")) and device.precision in ("bf16", "fp16"):

@@ -1,0 +1,29 @@
+"""`python -m runner diff A B [--json]`: differences of two runs, jobs, experiments or records."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from runner.cli.options import JSON, TRUST, Verb
+from runner.core.event_stream import print_json
+from runner.core.exit_status import EXIT_DONE
+
+VERBS = (Verb("diff", words=("A", "B"), options=(JSON, TRUST), takes_overrides=False),)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print in what A and B differ, and write curves and the difference of code below `outputs/diff`.
+
+    Raises:
+        ConfigError: a word names nothing that can be compared.
+    """
+    given = VERBS[0].parse(argv)
+    from runner.sweep.difference.diff import find_difference
+    from runner.sweep.difference.shown import format_difference, write_files
+
+    found = find_difference((given.words[0], given.words[1]), given.trust)
+    write_files(found, Path("outputs") / "diff")
+    if given.as_json:
+        print_json(found.as_json())
+    else:
+        print(format_difference(found))
+    return EXIT_DONE

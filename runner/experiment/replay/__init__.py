@@ -1,0 +1,1 @@
+"""Replay of a recorded run: train it again, name the first step that differs and its cause."""

@@ -1,0 +1,237 @@
+"""Training of several jobs as one stack: records are opened, all train together, each ends by itself."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from runner.core import device as devices
+from runner.core import rng
+from runner.core.errors import ConfigError, RunError
+from runner.core.exit_status import EXIT_FAILED
+from runner.core.files import write_json
+from runner.core.lock import Lock
+from runner.experiment.finish import finish
+from runner.experiment.record.recorded_run import RecordedRun
+from runner.experiment.record.result import make_empty_result
+from runner.experiment.run import (
+    RunRecord,
+    RunTask,
+    close_record,
+    describe_out_of_memory,
+    open_record,
+    record_error,
+    train_recorded,
+)
+from runner.experiment.signals import handle_stop_signals
+from runner.log.logger import suppress_console_errors
+from runner.train import oom
+from runner.train.broadcasting import refuse_broadcasting
+from runner.train.finite import NonFiniteError
+from runner.train.single_process import SINGLE_PROCESS
+from runner.train.state import Run, StopRequest
+from runner.train.vectorized.joining import explain_apart, find_difference
+from runner.train.vectorized.loop import StackMember, fit_stack
+from runner.train.vectorized.trial import ApartError
+
+
+@dataclass
+class StackJob:
+    """Job of a stack: its task, where its console output goes, and, while it trains, its record."""
+
+    task: RunTask
+    output: TextIO
+    lock: Lock | None = None
+    record: RunRecord | None = None
+    streams: dict[str, Any] = field(default_factory=dict)
+    fault: NonFiniteError | None = None  # to be answered by training on alone
+    status: int | None = None  # of its end
+    apart: str = ""  # why it is left to train alone
+
+    @property
+    def run(self) -> Run:
+        """The run of an open record."""
+        assert self.record is not None
+        assert self.record.run is not None
+        return self.record.run
+
+
+class StopRequests(StopRequest):
+    """Stop request of a process that passes each signal on to all of its jobs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.members: list[StopRequest] = []
+
+    def on_signal(self, number: int) -> None:
+        """Record a signal's number for every job."""
+        super().on_signal(number)
+        for member in self.members:
+            member.on_signal(number)
+
+
+def train_stack(jobs: Sequence[StackJob], *, timed: bool = False) -> None:
+    """Train jobs as one stack; each gets its `status`, or in `apart` the reason why it is to train alone.
+
+    A job that fails, is done, or is stopped ends as it would alone, and the others go on. What only concerns the stack
+    (a model that cannot be mapped, memory) ends nothing: those jobs stand at their last checkpoints, without a result.
+    With `timed`, jobs that would be slower as one are left alone, too.
+    """
+    stop = StopRequests()
+    with (
+        contextlib.ExitStack() as held,
+        handle_stop_signals(stop),
+        devices.keep_precision_flags(),
+        suppress_console_errors(),
+        refuse_broadcasting(),
+    ):
+        held.callback(lambda: [leave_apart(job, job.apart) for job in jobs if job.status is None])
+        for job in jobs:
+            open_job(job, stop)
+        together, numbers = choose_members([job for job in jobs if job.status is None and not job.apart])
+        if together:
+            train_together(together, numbers, timed=timed)
+        for job in jobs:
+            if job.fault is not None:
+                train_on_alone(job)
+
+
+def open_job(job: StackJob, stop: StopRequests) -> None:
+    """Open the record of a job as `run.launch` does; one that cannot continue is left alone."""
+    job.lock = Lock(job.task.folder)
+    job.record = RunRecord(job.task, StopRequest(), SINGLE_PROCESS, make_empty_result())
+    if stop.asked:
+        job.record.stop.on_signal(stop.came)
+    stop.members.append(job.record.stop)
+    with redirect(job):
+        try:
+            open_record(job.record)
+            job.streams = rng.get_state()
+        except Exception as error:  # noqa: BLE001  of this job alone
+            if isinstance(error, ConfigError) or not job.record.stands:
+                job.apart = "it cannot go on as it was recorded"
+                return
+            record_error(job.record, error)
+            end_job(job, EXIT_FAILED)
+
+
+def choose_members(jobs: Sequence[StackJob]) -> tuple[list[StackJob], Any]:
+    """Choose the jobs that can be in one stack with the first that can; leave the others alone."""
+    fit = []
+    for job in jobs:
+        reason = explain_apart(job.run)
+        if reason is None:
+            fit.append(job)
+        else:
+            job.apart = str(reason)
+    if not fit:
+        return [], {}
+    numbers, reasons = find_difference([job.run for job in fit])
+    for job, reason in zip(fit, reasons, strict=True):
+        job.apart = "" if reason is None else str(reason)
+    return [job for job in fit if not job.apart], numbers
+
+
+def train_together(jobs: Sequence[StackJob], numbers: Any, *, timed: bool) -> None:
+    """Train jobs as one; what fails for all of them leaves all alone."""
+    by_run = {id(job.run): job for job in jobs}
+
+    def leave(run: Run, error: Exception | None) -> None:
+        end_training(by_run[id(run)], error)
+
+    record_stack(jobs)
+    try:
+        fit_stack([StackMember(job.run, job.streams) for job in jobs], numbers, leave, timed=timed)
+    except Exception as error:  # noqa: BLE001  of the user's code under vmap, or memory
+        for job in jobs:
+            if job.status is None and job.fault is None:
+                job.apart = describe_failure_of_all(error)
+
+
+def describe_failure_of_all(error: Exception) -> str:
+    """Describe why the step of all jobs failed, in one line."""
+    if oom.is_out_of_memory(error):
+        return "device: out of memory for all of them"
+    if isinstance(error, ApartError):
+        return str(error)
+    text = " ".join(str(error).split())
+    return f"model: {type(error).__name__}: {text[:300]}"
+
+
+def end_training(job: StackJob, error: Exception | None) -> None:
+    """End a job that has left the stack, as the serial loop's caller does."""
+    record = job.record
+    assert record is not None
+    if isinstance(error, NonFiniteError):
+        job.fault = error
+        return
+    with redirect(job):
+        status = EXIT_FAILED
+        try:
+            if error is not None:
+                if oom.is_out_of_memory(error):
+                    raise RunError(describe_out_of_memory(job.run)) from error
+                raise error
+            status = finish(job.run, record.result)
+        except Exception as failure:  # noqa: BLE001  of this job alone
+            record_error(record, failure)
+        end_job(job, status)
+
+
+def train_on_alone(job: StackJob) -> None:
+    """Answer a NaN of a job as `train.on_fault` says: it trains on alone, after the stack."""
+    record, fault = job.record, job.fault
+    assert record is not None
+    rng.set_state(job.streams)
+    with redirect(job):
+        status = EXIT_FAILED
+        try:
+            status = train_recorded(record, fault)
+        except Exception as failure:  # noqa: BLE001  as in `run.launch`
+            record_error(record, failure)
+        end_job(job, status)
+
+
+def end_job(job: StackJob, status: int) -> None:
+    """Close the record of a job and give up its lock and its tensors."""
+    assert job.record is not None
+    job.status = close_record(job.record, status).status
+    release(job)
+
+
+def leave_apart(job: StackJob, reason: str) -> None:
+    """Close the log of a job that trains on alone; its directory stays without a result."""
+    if job.record is not None and job.record.log is not None:
+        with contextlib.suppress(OSError):
+            job.record.log.note(f"left its stack: {reason}")
+            job.record.log.close()
+    release(job)
+
+
+def release(job: StackJob) -> None:
+    """Give up the lock of a job, its timer and its record."""
+    if job.record is not None:
+        job.record.stop.__exit__()
+    if job.lock is not None:
+        job.lock.release()
+        job.lock = None
+
+
+def record_stack(jobs: Sequence[StackJob]) -> None:
+    """Write into the provenance of each job in which stack it trains, and from which step on."""
+    names = [job.task.folder.name for job in jobs]
+    for row, job in enumerate(jobs):
+        record = RecordedRun(job.task.folder).read_provenance() or {}
+        entry = {"step": job.run.progress.step, "row": row, "jobs": names}
+        write_json(job.task.folder / "provenance.json", record | {"stacks": [*record.get("stacks", []), entry]})
+
+
+@contextlib.contextmanager
+def redirect(job: StackJob) -> Iterator[None]:
+    """Send what is printed to the output of a job."""
+    with contextlib.redirect_stdout(job.output), contextlib.redirect_stderr(job.output):
+        yield
+    for stream in (job.output, sys.stdout):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()

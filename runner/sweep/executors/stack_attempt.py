@@ -1,0 +1,51 @@
+"""One attempt of a stack: the jobs that one process trains as one."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from runner.core.errors import ConfigError
+from runner.core.exit_status import EXIT_APART, EXIT_DONE, EXIT_FAILED
+from runner.core.safe_io import open_regular
+from runner.sweep.executors.attempt import prepare_task, wait_for_the_last_attempt
+from runner.sweep.interfaces import OUTPUT, JobSpec
+
+MOST_REASONS = 5  # of different jobs, in one message
+
+
+def run_stack_attempt(spec: JobSpec) -> tuple[int, str]:
+    """Run or continue the jobs of a stack; return the exit status and what is said of those left apart.
+
+    The directory of each job says how it ended. The status is EXIT_APART where jobs have no end and are to be tried
+    apart, else that of the worst of them.
+    """
+    from runner.experiment.stack import StackJob, train_stack
+    from runner.train.vectorized.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    jobs: list[StackJob] = []
+    reasons: dict[str, None] = {}
+    statuses = [EXIT_DONE]
+    with contextlib.ExitStack() as files:
+        for member in spec.members:
+            job = JobSpec(**member)
+            folder = Path(job.folder)
+            wait_for_the_last_attempt(folder)
+            try:
+                task = prepare_task(job, folder)
+            except ConfigError as error:
+                reasons[str(error.mistakes[0])] = None
+                continue
+            if task is not None:
+                handle = open_regular(folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                jobs.append(StackJob(task, files.enter_context(os.fdopen(handle, "a"))))
+        train_stack(jobs, timed=spec.timed)
+    for job in jobs:
+        if job.status is None:
+            reasons[job.apart or "it was not reached"] = None
+        else:
+            statuses.append(job.status)
+    if reasons:
+        return EXIT_APART, "; ".join([*reasons][:MOST_REASONS])
+    worst = max(statuses, key=lambda status: (status == EXIT_FAILED, status))
+    return worst, ""

@@ -1,0 +1,167 @@
+"""Plan of stacks: jobs that train as one model with a leading dimension, and why others do not."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from runner.config.check.check import to_resolved_data
+from runner.config.identity import compute_stack_id
+from runner.config.schema import Config, Sweep
+from runner.sweep.executors import memory_limit
+
+LEAST_AUTO = 4  # jobs of a stack below which `auto` does not try: two small kernels gain little over two slots
+MOST_JOBS = 64  # of one stack: beyond it the caches of a CPU gain nothing more
+
+Place = tuple[int, str]  # the step of a job's newest checkpoint, and the names of the jobs that it was together with
+
+OPTIMIZERS = ("torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW", "torch.optim.RMSprop")
+
+# A key of the config, whether it keeps a job out of every stack, and why.
+REASONS: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
+    (
+        "optimizer",
+        lambda config: str(config.optimizer.get("_target_")) not in OPTIMIZERS,
+        "only SGD, Adam, AdamW and RMSprop have a setting per job",
+    ),
+    ("device.compile", lambda config: bool(config.device.compile), "a compiled model cannot be mapped by torch.vmap"),
+    ("device.precision", lambda config: config.device.precision == "fp16", "fp16 scales each loss by its own factor"),
+    (
+        "device.parallel",
+        lambda config: config.device.parallel not in ("none", "auto"),
+        "several devices train one model",
+    ),
+    ("train.detect_anomaly", lambda config: config.train.detect_anomaly, "it follows the backward of one job"),
+    ("train.split_on_oom", lambda config: config.train.split_on_oom, "it splits the batch of one job"),
+    ("loader.bad_samples", lambda config: config.loader.bad_samples != "error", "batches would differ in their size"),
+    ("loader.sampler", lambda config: config.loader.sampler is not None, "a sampler has an order of its own"),
+    (
+        "loader.batch_sampler",
+        lambda config: config.loader.batch_sampler is not None,
+        "its batches may differ in their size",
+    ),
+    ("log.gradient_norm", lambda config: config.log.gradient_norm, "it looks into the steps of one job"),
+    ("log.hooks", lambda config: any(config.log.hooks.values()), "they look into the steps of one job"),
+    ("log.histograms", lambda config: config.log.histograms is not None, "it looks into the steps of one job"),
+    ("log.profile", lambda config: config.log.profile is not None, "it looks into the steps of one job"),
+    ("log.graph", lambda config: config.log.graph and config.log.tensorboard, "it traces the model of one job"),
+    *(
+        (f"log.{name}", lambda config, name=name: bool(getattr(config.log, name)), "it measures the steps of one job")
+        for name in ("throughput", "data_wait", "memory", "mfu")
+    ),
+)
+
+
+@dataclass
+class StackPlan:
+    """Stacks of a sweep.
+
+    Attributes:
+        settings: of the sweep.
+        queued: whether the jobs go to a queue, one by one.
+        configs: of each job that may join a stack.
+        keys: of the same jobs: the hash that jobs of one stack share.
+        most: of each job that has left a stack: the most jobs that its next one may have.
+        sizes: of the stacks of a group: by its key, the most jobs that it may have, and where it stands.
+        reasons: of jobs that join none: key and reason → how many.
+    """
+
+    settings: Sweep
+    queued: bool = False
+    configs: dict[str, Config] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    most: dict[str, int] = field(default_factory=dict)
+    sizes: dict[tuple[str, int, Place], int] = field(default_factory=dict)
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def add(self, job: str, config: Config) -> None:
+        """Take a job into the plan."""
+        if job in self.keys or self.explain_none():
+            return
+        reason = explain_job_apart(config)
+        if reason:
+            self.reasons[reason] += 1
+        else:
+            self.keys[job] = compute_stack_id(to_resolved_data(config))
+            self.configs[job] = config
+
+    def explain_none(self) -> str:
+        """Explain why the sweep has no stacks; empty where it may have some."""
+        reasons = {
+            "sweep.vectorize=off": self.settings.vectorize == "off",
+            "sweep.processes: several processes train one model": self.settings.processes > 1,
+            "hydra/launcher: the jobs of a queue run one by one": self.queued,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), "")
+
+    def choose(self, waiting: Sequence[str], read_place: Callable[[str], Place]) -> list[str]:
+        """Choose the jobs that train with the first of those that wait; it alone without a stack.
+
+        `read_place` gives the step at which a job stands, and the stack that it was in: those of one stack stand at one
+        step, and whoever was together stays together, so that they go on to the bit.
+        """
+        first = waiting[0]
+        key, most = self.keys.get(first), self.most.get(first, MOST_JOBS)
+        if key is None or most < 2:
+            return [first]
+        step, stack = where = read_place(first)
+        alike = [
+            job
+            for job in waiting
+            if self.keys.get(job) == key and self.most.get(job, MOST_JOBS) == most and read_place(job) == where
+        ]
+        place = (key, most, where)
+        if place not in self.sizes:  # of all that wait at first: those that are left fill the last slot
+            slots = 1 if step and stack else self.count_slots(self.configs[first])
+            self.sizes[place] = compute_stack_size(len(alike), slots)
+        size = min(self.sizes[place], most)
+        return alike[:size] if size >= (self.least if most == MOST_JOBS else 2) else [first]
+
+    @property
+    def least(self) -> int:
+        """The fewest jobs of a stack."""
+        return LEAST_AUTO if self.settings.vectorize == "auto" else 2
+
+    def count_slots(self, config: Config) -> int:
+        """Count the stacks that run at a time."""
+        if isinstance(self.settings.slots, int):
+            return self.settings.slots
+        if config.device.type not in ("cpu", "auto"):
+            return 1
+        return max(1, memory_limit.count_cores() // max(1, config.device.threads))
+
+    def part(self, jobs: Sequence[str], *, alone: bool) -> None:
+        """Let jobs that have left a stack without an end try again: alone, or in stacks of half the size."""
+        for job in jobs:
+            self.most[job] = 1 if alone else math.ceil(len(jobs) / 2)
+
+    def describe(self) -> Iterator[str]:
+        """Yield lines that say which jobs train as one, and for the others why not."""
+        groups: dict[str, list[str]] = {}
+        for job, key in self.keys.items():
+            groups.setdefault(key, []).append(job)
+        few = 0
+        for jobs in groups.values():
+            size = compute_stack_size(len(jobs), self.count_slots(self.configs[jobs[0]]))
+            if size < self.least:
+                few += len(jobs)
+                continue
+            each = f", {size:,} in each of {math.ceil(len(jobs) / size):,} processes" if size < len(jobs) else ""
+            yield f"vectorize: {len(jobs):,} jobs train as one model{each}"
+        if few and len(self.keys) > 1:
+            yield f"vectorize: {few:,} jobs alone: fewer than {self.least} of one architecture for a slot"
+        for reason, count in self.reasons.items():
+            yield f"vectorize: {count:,} job{'s' * (count != 1)} alone: {reason}"
+        if (reason := self.explain_none()) and self.settings.vectorize != "off":
+            yield f"vectorize: all jobs alone: {reason}"
+
+
+def compute_stack_size(jobs: int, slots: int) -> int:
+    """Compute the size of a stack: an equal share for each slot, MOST_JOBS at most."""
+    share = math.ceil(jobs / slots)
+    return math.ceil(share / math.ceil(share / MOST_JOBS))
+
+
+def explain_job_apart(config: Config) -> str:
+    """Explain by its config why a job joins no stack: the key and the reason; empty where it may."""
+    return next((f"{key}: {why}" for key, holds, why in REASONS if holds(config)), "")

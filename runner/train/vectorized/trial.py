@@ -1,0 +1,191 @@
+"""Trial of a stack on its first batch: one step of all jobs beside those of some of them alone.
+
+Nothing of it stays: weights, buffers and generators are as they were.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runner.core import rng
+from runner.core.copies import copy_owned
+from runner.train.vectorized.stack import Stack, StepModule, UnequalJobsError
+
+TOLERANCE = {"fp32": 1e-3, "tf32": 2e-2, "bf16": 1e-1}  # of losses and gradients, relative to their size
+REPEATS = 5  # of each way, of which the fastest counts: a busy machine slows single ones
+
+
+class ApartError(UnequalJobsError):
+    """Reason found by a trial why jobs do not train as one."""
+
+
+def try_stack(stack: Stack, batches: Sequence[Any], streams: Sequence[dict[str, Any]], *, timed: bool) -> None:
+    """Compare a step of the stack with the steps of its first and its last job alone.
+
+    Args:
+        stack: not trained yet, or restored.
+        batches: one a job; they are not changed.
+        streams: states of the generators of each job.
+        timed: whether to compare the time, too.
+
+    Raises:
+        ApartError: the step cannot be mapped, gives other numbers, draws from a generator of the process, or is slower.
+    """
+    first = stack.runs[0].config["device"]["precision"]
+    with rng.fork_rng(), keep_state(stack):
+        alone = {}
+        for row in sorted({0, len(stack) - 1}):  # before the step of all, which changes the buffers of each
+            rng.set_state(streams[row])
+            alone[row] = compute_alone(stack, row, batches[row])
+        rng.seed_all(0)
+        before = rng.get_state()
+        with name_module(stack.template):
+            outcome, _ = stack([copy_owned(batch) for batch in batches])
+            outcome["loss"].sum().backward()
+        refuse_draws(before)
+        for row, (module, loss) in alone.items():
+            compare(stack, row, module, float(outcome["loss"][row].detach()), loss, TOLERANCE[first])
+    if timed:
+        refuse_slow(stack, batches)
+
+
+def refuse_draws(before: dict[str, Any]) -> None:
+    """Refuse a step that has drawn from a generator of the process: each job has one of its own."""
+    now = rng.get_state()
+    for name, of in (("torch", "torch's"), ("numpy", "NumPy's"), ("python", "Python's")):
+        if not is_same_state(now[name], before[name]):
+            message = f"model: its step draws from {of} generator, of which each job has one of its own"
+            raise ApartError(message)
+
+
+def is_same_state(one: Any, other: Any) -> bool:
+    """Return whether two states of a generator are equal."""
+    if isinstance(one, Tensor):
+        return bool(torch.equal(one, other))
+    if isinstance(one, list):
+        return all(map(is_same_state, one, other))
+    return bool(one == other)
+
+
+@contextmanager
+def keep_state(stack: Stack) -> Iterator[None]:
+    """Restore the buffers and the generators of a stack on exit, and clear its gradients."""
+    buffers = {name: buffer.clone() for name, buffer in stack.buffers.items()}
+    states = [generator.get_state() for generator in stack.generators]
+    try:
+        yield
+    finally:
+        for parameter in stack.parameters.values():
+            parameter.grad = None
+        with torch.no_grad():
+            for name, buffer in buffers.items():
+                stack.buffers[name].copy_(buffer)
+        for generator, state in zip(stack.generators, states, strict=True):
+            generator.set_state(state)
+
+
+@contextmanager
+def name_module(template: StepModule) -> Iterator[None]:
+    """Turn an error of the step into an ApartError that names the module in whose forward it came."""
+    inside: list[str] = []
+    handles = []
+    for path, module in template.named_modules():
+        label = f"`{path.removeprefix('model.')}` ({type(module).__name__})" if path else "the step"
+        handles.append(module.register_forward_pre_hook(lambda *_, label=label: inside.append(label)))
+        handles.append(module.register_forward_hook(lambda *_: inside.pop() and None))
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except Exception as error:
+        where = inside[-1] if inside else "the backward"
+        text = " ".join(str(error).split())[:200]
+        raise ApartError(f"model: {where} cannot be mapped over jobs ({type(error).__name__}: {text})") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def compute_alone(stack: Stack, row: int, batch: Any) -> tuple[StepModule, float]:
+    """Compute the loss and the gradients of one job on copies of its model and its loss."""
+    run = stack.runs[row]
+    module = StepModule(deepcopy(run.model), deepcopy(run.loss), stack.template.step)
+    loss = module(copy_owned(batch))["loss"]
+    loss.backward()
+    return module, float(loss.detach())
+
+
+def compare(stack: Stack, row: int, module: StepModule, loss: float, alone: float, tolerance: float) -> None:
+    """Compare loss, gradients and buffers of a job in the stack with those of the job alone."""
+    if not abs(loss - alone) <= tolerance * (1 + abs(alone)):
+        message = f"model: its loss is {loss:.6g} in a stack and {alone:.6g} alone"
+        raise ApartError(message)
+    grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    # What is zero but for rounding (a bias before batch norm) is compared with the gradient of all parameters.
+    floor = 1e-4 * float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads])))
+    for name, parameter in module.named_parameters():
+        stacked = stack.parameters[name].grad
+        if (stacked is None) != (parameter.grad is None):
+            message = f"model: `{name.removeprefix('model.')}` has a gradient in one of the two ways only"
+            raise ApartError(message)
+        if (
+            stacked is not None
+            and parameter.grad is not None
+            and not is_near(stacked[row], parameter.grad, tolerance, floor)
+        ):
+            message = f"model: the gradient of `{name.removeprefix('model.')}` is another one in a stack"
+            raise ApartError(message)
+    for name, buffer in module.named_buffers():
+        if not is_near(stack.buffers[name][row], buffer, tolerance):
+            message = f"model: the buffer `{name.removeprefix('model.')}` is another one in a stack"
+            raise ApartError(message)
+
+
+def is_near(one: Tensor, other: Tensor, tolerance: float, floor: float = 0.0) -> bool:
+    """Return whether two tensors differ by less than a share of their norm, or of `floor`."""
+    if not other.is_floating_point():
+        return bool(torch.equal(one, other))
+    if not torch.isfinite(other).all():
+        return bool(torch.equal(torch.isfinite(one), torch.isfinite(other)))
+    difference, size = (torch.linalg.vector_norm(value.detach().double()) for value in (one - other, other))
+    return bool(difference <= tolerance * size + max(floor, 1e-6 * other.numel() ** 0.5))
+
+
+def refuse_slow(stack: Stack, batches: Sequence[Any]) -> None:
+    """Refuse a stack whose step takes longer than those of its jobs, one after the other."""
+
+    def step_together() -> None:
+        outcome, _ = stack([copy_owned(batch) for batch in batches])
+        outcome["loss"].sum().backward()
+        for parameter in stack.parameters.values():
+            parameter.grad = None
+
+    module = StepModule(deepcopy(stack.runs[0].model), deepcopy(stack.runs[0].loss), stack.template.step)
+
+    def step_one() -> None:
+        module(copy_owned(batches[0]))["loss"].backward()
+        module.zero_grad()
+
+    with rng.fork_rng(), keep_state(stack):
+        together, one = measure(step_together, stack.device), measure(step_one, stack.device)
+    if together > one * len(stack):
+        ways = f"{1e3 * together:.3g} ms a step as one, {1e3 * one * len(stack):.3g} ms one after the other"
+        message = f"sweep.vectorize: {len(stack)} jobs take {ways}"
+        raise ApartError(message)
+
+
+def measure(step: Any, device: torch.device) -> float:
+    """Return the least seconds of a step; the first, which allocates, does not count."""
+    seconds = []
+    for _ in range(REPEATS + 1):
+        begun = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds[1:])
