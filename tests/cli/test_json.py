@@ -194,6 +194,9 @@ SLOW = {
     "find lr": ("find", "lr", *SHORT, "--steps", "20"),
     "find batch_size": ("find", "batch_size", *SHORT, "--max", "64"),
     "check resume": ("check", "resume", *SHORT, "--steps", "1"),
+    "replay": ("replay", "RUN"),
+    "export": ("export", "RUN", "--to", "safetensors"),
+    "diff": ("diff", "RUN", "experiment=digits_mlp seed=1"),
 }
 
 
