@@ -86,7 +86,7 @@ def train_stack(jobs: Sequence[StackJob], *, timed: bool = False) -> None:
         suppress_console_errors(),
         refuse_broadcasting(),
     ):
-        held.callback(lambda: [leave_apart(job, job.apart) for job in jobs if job.status is None])
+        held.callback(close_open_jobs, jobs)
         for job in jobs:
             open_job(job, stop)
         together, numbers = choose_members([job for job in jobs if job.status is None and not job.apart])
@@ -198,6 +198,13 @@ def end_job(job: StackJob, status: int) -> None:
     assert job.record is not None
     job.status = close_record(job.record, status).status
     release(job)
+
+
+def close_open_jobs(jobs: Sequence[StackJob]) -> None:
+    """Leave the jobs without an end to train apart."""
+    for job in jobs:
+        if job.status is None:
+            leave_apart(job, job.apart)
 
 
 def leave_apart(job: StackJob, reason: str) -> None:

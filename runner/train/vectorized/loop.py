@@ -1,6 +1,6 @@
 """Vectorized loop: one step for all jobs of a stack; each logs, evaluates and saves by itself."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -277,7 +277,7 @@ class StackTraining:
         if self.members and self.members[0].run.frozen.changes:
             self.stack.freeze_as_due()
 
-    def _part(self, leaving: dict[int, Exception | None]) -> None:
+    def _part(self, leaving: Mapping[int, Exception | None]) -> None:
         """Let these rows leave: the stack shrinks, and each is told with its error, or finished without one."""
         if not leaving:
             return
