@@ -14,7 +14,7 @@ from torch import Tensor
 
 from runner.core import rng
 from runner.core.copies import copy_owned
-from runner.train.vectorized.stack import Stack, StepModule, UnequalJobsError
+from runner.train.vectorized.stack import Stack, StepModule, UnequalJobsError, ignore_slow_rules
 
 TOLERANCE = {"fp32": 1e-3, "tf32": 2e-2, "bf16": 1e-1}  # of losses and gradients, relative to their size
 REPEATS = 5  # of each way, of which the fastest counts: a busy machine slows single ones
@@ -37,7 +37,7 @@ def try_stack(stack: Stack, batches: Sequence[Any], streams: Sequence[dict[str, 
         ApartError: the step cannot be mapped, gives other numbers, draws from a generator of the process, or is slower.
     """
     first = stack.runs[0].config["device"]["precision"]
-    with rng.fork_rng(), keep_state(stack):
+    with rng.fork_rng(), keep_state(stack), ignore_slow_rules():
         alone = {}
         for row in sorted({0, len(stack) - 1}):  # before the step of all, which changes the buffers of each
             rng.set_state(streams[row])
