@@ -209,6 +209,9 @@ def close_open_jobs(jobs: Sequence[StackJob]) -> None:
 
 def leave_apart(job: StackJob, reason: str) -> None:
     """Close the log of a job that trains on alone; its directory stays without a result."""
+    if job.record is not None and job.record.run is not None:
+        with contextlib.suppress(RunError):  # a save under way ends before somebody else is at work on the directory
+            job.record.run.checkpoints.wait()
     if job.record is not None and job.record.log is not None:
         with contextlib.suppress(OSError):
             job.record.log.note(f"left its stack: {reason}")

@@ -160,12 +160,14 @@ class StackedBatchNorm(torch.autograd.Function):
         """Normalize each channel of each job; the running statistics of all jobs are updated in place."""
         jobs = info.batch_size
         x = x.movedim(in_dims[0], 1) if in_dims[0] is not None else x.unsqueeze(1).expand(-1, jobs, *x.shape[1:])
-        own: list[Any] = [
-            None if tensor is None else (tensor.expand(jobs, -1) if dim is None else tensor.movedim(dim, 0)).flatten()
-            for tensor, dim in zip((mean, var, weight, bias), in_dims[1:5], strict=True)
-        ]
-        training, momentum, eps = settings
-        made = F.batch_norm(x.flatten(1, 2), *own, training=training, momentum=momentum, eps=eps)
+
+        def join(tensor: Tensor | None, dim: int | None) -> Tensor | None:
+            if tensor is None:
+                return None
+            return (tensor.expand(jobs, -1) if dim is None else tensor.movedim(dim, 0)).flatten()
+
+        mean, var, weight, bias = map(join, (mean, var, weight, bias), in_dims[1:5])
+        made = F.batch_norm(x.flatten(1, 2), mean, var, weight, bias, *settings)
         return made.unflatten(1, (jobs, -1)), 1
 
 
