@@ -14,7 +14,9 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize("name", list(VALUES))
+@pytest.mark.parametrize(
+    "name", ["two_heads", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in VALUES if name != "two_heads")]
+)
 def test_values_of_evaluations_are_those_of_the_plain_script(name, tmp_path):
     with install(name, tmp_path) as script:
         found = read_result(script.run())
@@ -26,6 +28,7 @@ def test_values_of_evaluations_are_those_of_the_plain_script(name, tmp_path):
     )
 
 
+@pytest.mark.exhaustive
 def test_reinforce_ends_by_its_reward(tmp_path):
     with install("reinforce", tmp_path) as script:
         found = read_result(script.run())
