@@ -51,7 +51,8 @@ class BlamePlan(SweepPlan):
         self.differing = list(settings)
         self.argv, self.trust = ["blame", *argv], trust
         self.base = sides[0].config
-        self.settings = schema.Sweep(slots=slots)  # type: ignore[arg-type]  # a number or `auto`
+        self.is_queued = False
+        self.settings = schema.Sweep(vectorize="off", slots=slots)  # type: ignore[arg-type]  # a number or `auto`
         self.shared: list[str] = []
         self.is_queued = False
         identity = [compute_job_id(self._a), compute_job_id(self._b), *(setting.key for setting in settings)]
