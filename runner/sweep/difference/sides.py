@@ -233,7 +233,7 @@ def _read_losses(lines: Sequence[Any]) -> dict[int, float]:
     losses: dict[int, float] = {}
     with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError):
         for line in lines:
-            losses |= {step: facts.loss for step, facts in expand_steps(line)}
+            losses |= {step: facts.loss for step, facts in expand_steps(line) if facts.loss is not None}
             if len(losses) > MOST_STEPS:
                 break
     return losses
