@@ -61,7 +61,7 @@ def list_key_help() -> tuple[KeyHelp, ...]:
 
 
 def find_key_help(key: str) -> KeyHelp | None:
-    """Return the help for a key; a name in the place of `NAME` counts. None for a key that the schema lacks."""
+    """Return the help for a key, any name in the place of `NAME`; None for a key that the schema lacks."""
     parts = key.split(".")
     for known in list_key_help():
         names = known.key.split(".")

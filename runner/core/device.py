@@ -102,3 +102,10 @@ def describe(device: torch.device) -> dict[str, str]:
     """Return the type of a device and the model of a GPU, on which numeric results depend."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"type": device.type, "name": name}
+
+
+def read_compile_seconds() -> float:
+    """Read the seconds that `torch.compile` has taken in this process, forward and backward."""
+    utils = sys.modules.get("torch._dynamo.utils")  # where nothing was compiled it may not be there
+    spent = {} if utils is None else utils.calculate_time_spent()
+    return float(spent.get("total_wall_time", 0.0))

@@ -3,14 +3,22 @@
 import hashlib
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from runner.core.layouts import is_strided, list_strided_parts
+from runner.core.trees import iterate_tensors
 
 LENGTH = 16  # hexadecimal digits of a digest
+
+
+LARGE = 4 * 2**20  # bytes of a tensor that has a digest of its own, by a thread of its own
+
+
+MOST_THREADS = 8
 
 
 _OF_NUMPY = {torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.int16}
@@ -36,27 +44,37 @@ def hash_tensor(tensor: Tensor) -> int:
 def hash_tree(tree: Any) -> str:
     """Digest a tree of tensors and plain values: its names, dtypes, shapes and bytes, in its order."""
     digest = hashlib.sha256()
-    update_digest(digest, tree)
+    update_digest(digest, tree, _hash_large(tree))
     return digest.hexdigest()[:LENGTH]
 
 
-def update_digest(digest: Any, tree: Any) -> None:
-    """Add a tree of tensors and plain values to a digest."""
+def _hash_large(tree: Any) -> dict[int, bytes]:
+    """Hash the large tensors of a tree by several threads; return their digests by `id`."""
+    large = {id(one): one for one in iterate_tensors(tree) if is_strided(one) and one.nbytes >= LARGE}
+    if not large:
+        return {}
+    with ThreadPoolExecutor(max_workers=min(len(large), MOST_THREADS)) as pool:
+        found = pool.map(lambda one: hashlib.sha256(get_bytes(one)).digest(), large.values())
+        return dict(zip(large, found, strict=True))
+
+
+def update_digest(digest: Any, tree: Any, large: Mapping[int, bytes]) -> None:
+    """Add a tree of tensors and plain values to a digest; of `large` tensors their own digests."""
     if isinstance(tree, Tensor):
         digest.update(_describe_kind(tree))
         if is_strided(tree):
-            digest.update(get_bytes(tree))
+            digest.update(large.get(id(tree)) or get_bytes(tree))
         else:
             for part in list_strided_parts(tree):
                 digest.update(get_bytes(part))
     elif isinstance(tree, Mapping):
         for name, member in tree.items():
             digest.update(f"{name}:".encode())
-            update_digest(digest, member)
+            update_digest(digest, member, large)
     elif isinstance(tree, list | tuple):
         digest.update(f"[{len(tree)}]".encode())
         for member in tree:
-            update_digest(digest, member)
+            update_digest(digest, member, large)
     elif tree is None or isinstance(tree, bool | int | float | str):
         digest.update(repr(tree).encode())
     else:

@@ -18,7 +18,7 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
 
 
 def map_in_kind(function: Callable[[Tensor], Any], tree: Any) -> Any:
-    """Apply a function to each tensor of a tree of dicts, lists and (named) tuples, which stay what they are."""
+    """Apply a function to each tensor of a tree; dicts, lists and (named) tuples keep their kind."""
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, dict):

@@ -1,4 +1,4 @@
-"""Trust that a user keeps: patterns of names for each project, in the user's own configuration directory.
+"""Trust that a user keeps: patterns of names for each project, in the user's configuration directory.
 
 A project is the working directory, by its resolved path, and nothing inside it is asked: a stranger's project that is
 cloned elsewhere has no pattern. Patterns mean what they mean after `--trust`.

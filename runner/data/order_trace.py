@@ -17,7 +17,7 @@ class OrderTrace:
 
     def __init__(self, split: Split) -> None:
         base: Any = split
-        while hasattr(base, "split"):  # batches that are transformed as a whole, or shared by several processes
+        while hasattr(getattr(base, "split", None), "batches"):  # transformed as a whole, or shared by processes
             base = base.split
         self.order = getattr(base, "order", None)
         holder = base if hasattr(base, "indices") else getattr(base, "samples", None)

@@ -86,7 +86,7 @@ def train_stack(jobs: Sequence[StackJob], *, timed: bool = False) -> None:
         suppress_console_errors(),
         refuse_broadcasting(),
     ):
-        held.callback(lambda: [leave_apart(job, job.apart) for job in jobs if job.status is None])
+        held.callback(close_open_jobs, jobs)
         for job in jobs:
             open_job(job, stop)
         together, numbers = choose_members([job for job in jobs if job.status is None and not job.apart])
@@ -200,8 +200,18 @@ def end_job(job: StackJob, status: int) -> None:
     release(job)
 
 
+def close_open_jobs(jobs: Sequence[StackJob]) -> None:
+    """Leave the jobs without an end to train apart."""
+    for job in jobs:
+        if job.status is None:
+            leave_apart(job, job.apart)
+
+
 def leave_apart(job: StackJob, reason: str) -> None:
     """Close the log of a job that trains on alone; its directory stays without a result."""
+    if job.record is not None and job.record.run is not None:
+        with contextlib.suppress(RunError):  # a save under way ends before somebody else is at work on the directory
+            job.record.run.checkpoints.wait()
     if job.record is not None and job.record.log is not None:
         with contextlib.suppress(OSError):
             job.record.log.note(f"left its stack: {reason}")

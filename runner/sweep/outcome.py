@@ -46,7 +46,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
 
 
 def read_place(folder: Path) -> tuple[int, str]:
-    """Read where a job stands: the step of its newest checkpoint (0 without one), and the jobs of its last stack."""
+    """Read where a job stands: the step of its newest checkpoint, and the jobs of its last stack."""
     step, stack = 0, ""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         entries = safe_io.read_json(folder / "checkpoints" / "manifest.json")["entries"]

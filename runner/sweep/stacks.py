@@ -131,8 +131,12 @@ class StackPlan:
         return max(1, memory_limit.count_cores() // max(1, config.device.threads))
 
     def part(self, jobs: Sequence[str], *, alone: bool) -> None:
-        """Let jobs that have left a stack without an end try again: alone, or in stacks of half the size."""
-        for job in jobs:
+        """Let jobs that have left a stack without an end try again: alone, or in stacks of half the size.
+
+        Where they cannot be together or are slower so, that holds for all jobs like them.
+        """
+        alike = {self.keys[job] for job in jobs} if alone else set()
+        for job in [*jobs, *(job for job, key in self.keys.items() if key in alike)]:
             self.most[job] = 1 if alone else math.ceil(len(jobs) / 2)
 
     def describe(self) -> Iterator[str]:

@@ -61,6 +61,7 @@ class Checkpoints:
     ) -> None:
         self.folder, self.keep, self.mode, self.warn = folder, keep, mode, warn
         self._saving: _BackgroundSave | None = None
+        self.background_bytes = BACKGROUND_BYTES  # of a state that `save` may leave to a thread
         committed, self._remade = _read_or_rebuild_manifest(folder)
         self._entries = committed
         listed = {entry.file for entry in committed}
@@ -101,7 +102,7 @@ class Checkpoints:
         Whatever instant the machine stops at, the manifest names whole files only. Entries after `step` belong to a
         future that was abandoned (a resume from an older checkpoint), and go.
 
-        With `background`, a state of over BACKGROUND_BYTES is copied and then written by a thread, to the same bytes;
+        With `background`, a state of `background_bytes` or more is copied, then written by a thread, to the same bytes;
         what goes wrong there is raised by the next `save`, `load` or `wait`. At most one is under way.
 
         Raises:
@@ -110,7 +111,7 @@ class Checkpoints:
         """
         self.wait()
         size = count_bytes(state)
-        if background and size >= BACKGROUND_BYTES:
+        if background and size >= self.background_bytes:
             state = to_plain(state, copy=True)
             self._saving = _BackgroundSave(lambda: self._commit(state, step, metric, size))
         else:

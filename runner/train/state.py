@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from runner.core.device import read_compile_seconds
 from runner.core.durations import Duration
 from runner.data.interfaces import Split
 from runner.log.logger import Logger, NoLogger
@@ -135,6 +136,7 @@ class Clock:
     saving: float = 0.0
     started: float | None = None
     first_epoch: tuple[int, float] | None = None  # step and seconds of training at its end: warm-up is not speed
+    compiled_before: float = field(default_factory=read_compile_seconds)  # by earlier runs of this process
     budget: NoBudget = field(default_factory=NoBudget)  # of `train.max_time_counts=training`
 
     @property

@@ -288,6 +288,8 @@ def _take_data_probe(tensor: Tensor) -> Any:
     """Hash a member of a batch on the CPU; of a large one, or one on a device, give the sum, unread."""
     if not is_strided(tensor):
         return 0
+    if tensor.is_complex():
+        return _take_data_probe(torch.view_as_real(tensor.resolve_conj()))
     if tensor.device.type == "cpu" and tensor.nbytes <= PROBED_BYTES:
         return hash_tensor(tensor)
     return tensor.sum(dtype=torch.float64 if tensor.is_floating_point() else None)

@@ -25,7 +25,20 @@ from runner.sweep import ledger
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-GROUPS = ["speed", "startup", "cfg", "report", "data", "sweep", "faults", "resume", "inside", "trace", "recipe"]
+GROUPS = [
+    "speed",
+    "startup",
+    "cfg",
+    "report",
+    "data",
+    "sweep",
+    "faults",
+    "resume",
+    "inside",
+    "trace",
+    "recipe",
+    "vectorized",
+]
 EPOCHS = 40  # of the default experiment, and so of its peers
 
 
@@ -220,6 +233,29 @@ def each_job(*arguments: str) -> Callable[[Path], float]:
     return measure
 
 
+# Seconds of a sweep of 32 jobs trained as one, against those of the same sweep in slots.
+VECTORIZED: dict[str, tuple[Any, ...]] = {
+    "32 MLPs, batches of 32": (1 / 4, "experiment=digits_mlp", "loader.batch_size=32"),
+    "32 MLPs, batches of 128": (1 / 2.5, "experiment=digits_mlp", "loader.batch_size=128"),
+    "32 CNNs, batches of 32": (1 / 2.5, "experiment=digits_cnn", "loader.batch_size=32"),
+    "32 CNNs, batches of 128": (1 / 1.2, "experiment=digits_cnn", "loader.batch_size=128"),
+}
+
+
+def sweep_of_32(vectorize: str, *overrides: str) -> Callable[[Path], float]:
+    """Seconds of a whole sweep of 32 jobs, eight seeds of four learning rates, with both cores."""
+
+    def measure(folder: Path) -> float:
+        place = folder / vectorize
+        place.mkdir()
+        line = ["device.type=cpu", "optimizer.lr=0.02,0.05,0.1,0.2", "sweep.seeds=8", f"sweep.vectorize={vectorize}"]
+        start = time.monotonic()
+        command(["-m", "runner", "-m", *overrides, *line], place)
+        return time.monotonic() - start
+
+    return measure
+
+
 def slots(count: int) -> Callable[[Path], float]:
     """Steps per second of as many one-core jobs of a sweep at once, all together."""
 
@@ -262,6 +298,18 @@ def rows(peers: Path) -> list[Row]:
         *(
             Row("recipe", name, "ms", looking(*overrides), nothing_looked_at, target, more=False)
             for name, (target, *overrides) in RECIPE.items()
+        ),
+        *(
+            Row(
+                "vectorized",
+                name,
+                "s",
+                sweep_of_32("on", *overrides),
+                sweep_of_32("off", *overrides),
+                target,
+                more=False,
+            )
+            for name, (target, *overrides) in VECTORIZED.items()
         ),
         Row("resume", "resume at an epoch's last batch", "s", resumed_at(2157), resumed_at(1079), 1.05, more=False),
     ]

@@ -73,6 +73,9 @@ import torch
 from torch import nn
 
 
+CALLS = []  # a state of the process
+
+
 class Net(nn.Module):
     """Two layers with dropout."""
 
@@ -289,6 +292,7 @@ ONE_BY_ONE = ("dataset.train._target_=plant_data.OneByOne",)
 AT_37 = "        if self.count == 37:\n            self.param_groups[0]['momentum'] = 0.5\n        return super()"
 DRAW_AT_10 = "        if self.count == 10:\n            torch.rand(1)\n        hidden = self.dropout(hidden)"
 DRAW_AFTER_10 = "        if self.count == 10:\n            torch.rand(1)\n        return output"
+COUNTED = "        CALLS.append(self.training)\n        output = self.head(hidden) * (1 + (sum(CALLS) == 20))"
 HOOK = "hidden.register_hook(lambda gradient: gradient * 1.5)"
 HOOKED = f"        if hidden.requires_grad:\n            {HOOK}\n        hidden = self.dropout(hidden)"
 ONES = "        self.count = 0\n        nn.init.ones_(self.head.weight)"
@@ -325,6 +329,9 @@ PLANTS = [
           change=_alter(5), everyday=True),
     Plant("two labels swapped", min(find_step_of(3), find_step_of(4)), "data or augmentation", "data: train",
           change=_swap(3, 4), everyday=True),
+    Plant("two labels swapped before the split", 2, "data or augmentation", "data: train",
+          overrides=("dataset.train=null", "dataset.val=null", "dataset.val_fraction=0.2",
+                     "dataset.source={_target_: plant_data.points}"), change=_swap(3, 4)),
     Plant("one sample altered that no fingerprint sees", find_step_of(25), "data or augmentation", "",
           overrides=ONE_BY_ONE, change=_alter(25)),
     Plant("a blend of batches", 1, "data or augmentation", "transform.batch.blend.share",
@@ -344,6 +351,8 @@ PLANTS = [
     Plant("a model that changes at step 20", 20, "forward", "plant_model",
           files=(("plant_model.py", "        output = self.head(hidden)",
                   "        output = self.head(hidden) * (2 if self.count >= 20 else 1)"),)),
+    Plant("a state of the module that counts to 20", 20, "forward", "plant_model",
+          files=(("plant_model.py", "        output = self.head(hidden)", COUNTED),)),
     Plant("another precision", 1, "forward", "device.precision", config={"device.precision": "bf16"}),
     # ---- gradient
     Plant("clipping", 1, "gradient", "train.clip_norm", config={"train.clip_norm": 0.01}),

@@ -194,7 +194,7 @@ def test_the_code_of_the_card_loads_the_weights(to, parts, command, monkeypatch)
     assert "## Licence\n\nCC-BY-4.0\n" in card
 
 
-@pytest.mark.parametrize("to", GRAPHS)
+@pytest.mark.parametrize("to", ["torch_export", pytest.param("onnx", marks=pytest.mark.exhaustive)])
 def test_a_graph_agrees_at_every_batch_size(to, parts, command):
     """Several inputs, a dict of outputs, batch normalisation and dropout."""
     run = parts.run("experiment=pairs")
@@ -253,6 +253,7 @@ def test_other_transforms_are_code_of_torchvision_alone(parts, command):
     assert torch.equal(scope["preprocess"](image), expected)
 
 
+@pytest.mark.exhaustive
 def test_a_transform_of_the_project_s_own_is_named(parts, command):
     words = ["transform.eval.shade={_target_: parts.Shade, by: 0.5}", "transform.train.shade=${transform.eval.shade}"]
     run = parts.run("experiment=pictures", *words)
@@ -283,7 +284,7 @@ def test_without_the_data_random_inputs_are_taken_and_that_is_said(parts, comman
 @pytest.mark.parametrize(
     ("model", "to", "said"),
     [
-        ("fixed", "torch_export", "the model fixes the batch size"),
+        pytest.param("fixed", "torch_export", "the model fixes the batch size", marks=pytest.mark.exhaustive),
         ("branching", "torch_export", "torch.export cannot trace the model (parts.py:"),
         ("noisy", "state_dict", "the exported model does not agree with the run's: the largest difference is "),
     ],
@@ -364,6 +365,7 @@ print(max(float(abs(one - given["output"]).max()) for one in found.values()))
         (),
         ("device.memory_format=channels_last", "train.ema=0.9"),
         ("device.precision=bf16",),
+        ("device.weights=bf16",),
     ],
 )
 def test_every_format_agrees_in_a_fresh_process_without_the_runner(words, runner):
@@ -375,7 +377,7 @@ def test_every_format_agrees_in_a_fresh_process_without_the_runner(words, runner
         assert runner("export", run, "--to", to, "--out", to).status == 0
     x = np.random.default_rng(0).random((5, 1, 8, 8), dtype=np.float32)
     np.save("x.npy", x)
-    runner("predict", run, "x.npy", "--out", "p.npz", "device.precision=fp32")
+    runner("predict", run, "x.npy", "--out", "p.npz", "device.precision=fp32", "device.weights=fp32")
     np.savez("given.npz", x=x, output=np.load("p.npz")["output"])
     Path("code/fresh.py").write_text(FRESH)
     done = subprocess.run([sys.executable, "code/fresh.py", "."], capture_output=True, text=True, check=False)

@@ -171,3 +171,16 @@ def test_a_fit_that_fails_is_named(parts, capsys):
 def test_another_method_of_that_name_is_left_alone(parts):
     run("transform.train.own._target_=fit_parts.NotFitted", verb=FITTED)
     assert parts.CALLS == [("vocabulary", 15), ("scale", 15), ("own", 15)]
+
+
+def test_an_export_uses_what_was_learnt_and_says_that_it_is_no_code(parts, tmp_path, capsys):
+    folder = run(
+        "step={_target_: runner.train.steps.supervised, input: 0, target: 0}",
+        "loss=mse",
+        "model.out_features=2",
+        verb=FITTED,
+    )
+    parts.CALLS.clear()
+    assert main(["export", str(folder), "--to", "torch_export", "--out", str(tmp_path / "made")]) == 0
+    assert "scale was fitted to the training split" in " ".join(capsys.readouterr().err.split())
+    assert parts.CALLS == []

@@ -365,7 +365,14 @@ def test_a_run_of_a_gpu_is_predicted_on_the_cpu_and_that_is_said(digits, runner)
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
-    "words", [("device.precision=bf16",), ("device.memory_format=channels_last",), ("loader.num_workers=2",)]
+    "words",
+    [
+        ("device.precision=bf16",),
+        ("device.weights=bf16",),
+        ("device.memory_format=channels_last",),
+        ("loader.num_workers=2",),
+        ("transform.views={_target_: datasets.transforms.shift_and_mirror, pixels: 1}",),
+    ],
 )
 def test_files_and_splits_agree_in_every_precision_and_layout(words, runner):
     run = str(runner("train.duration=1ep", "log=quiet", *words).folder)

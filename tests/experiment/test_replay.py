@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -145,3 +147,29 @@ def test_a_resumed_run_replays_bitwise(name: str, runner: Callable[..., Ran]) ->
     assert after.steps == before.steps
     assert "Steps 1 to 6 are bitwise the same." in ran.out
     assert ran.status == 0
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "replay.md").read_text()
+
+
+@pytest.mark.exhaustive
+def test_the_page_does_what_it_says(runner: Callable[..., Ran]) -> None:
+    """Each command of `docs/replay.md` runs, in their order; the printed answers are those of the page."""
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+    said, statuses = "", []
+    for line in lines:
+        if not line.startswith("python -m runner"):
+            subprocess.run(["bash", "-c", line], check=True)
+            continue
+        words = [
+            path
+            for word in line.removesuffix("|| true").split()[3:]
+            for path in [*map(str, Path().glob(word))] or [word]
+        ]
+        ran = runner(*words)
+        said += ran.out
+        statuses.append(ran.status == 0 or line.endswith("|| true"))
+
+    shown = [block.strip() for block in re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL)][:2]
+    assert all(statuses)
+    assert [block for block in shown if block not in said] == []

@@ -11,6 +11,7 @@ import yaml
 
 from tests.support import Ran
 
+CONF = Path(__file__).parents[2] / "conf"
 SHORT = ("log=quiet", "device.type=cpu", "dataset.limit=40", "loader.batch_size=16", "train.duration=4st")
 
 
@@ -131,7 +132,7 @@ def test_a_link_in_the_run_is_refused(run: Path, runner: Callable[..., Ran]) -> 
     ("argv", "said"),
     [
         (("replay", "nowhere"), "must be a run directory"),
-        (("replay", "{run}", "--from", "3"), "there are checkpoints of the steps"),
+        (("replay", "{run}", "--from", "2"), "there are checkpoints of the steps"),
         (("replay", "a.record.json", "--from", "2"), "a record file holds no weights"),
         (("replay", "--all", "nowhere"), "must be a folder with records"),
         (("replay", "--all", ".", "{run}"), "takes neither RUN nor overrides"),
@@ -158,18 +159,17 @@ def test_a_record_gives_the_same_answer(run: Path, runner: Callable[..., Ran]) -
     """A record file is enough to train again, and is small; an experiment that has changed since is told."""
     folder = Path("conf/experiment")
     folder.mkdir(parents=True)
-    settings = "".join(f"  {line}\n" for line in ("batch_size: 16",))
-    experiment = f"# @package _global_\nlog: {{every: 2st}}\ndataset: {{limit: 40}}\nloader:\n{settings}"
+    experiment = (CONF / "experiment" / "digits_cnn.yaml").read_text()
     (folder / "mine.yaml").write_text(experiment)
     assert runner("record", str(run), "--to", "conf/experiment/mine.record.json").status == 0
 
     same = runner("replay", "--all", "conf/experiment")
-    (folder / "mine.yaml").write_text(experiment + "optimizer: {momentum: 0.5}\n")
+    (folder / "mine.yaml").write_text(experiment.replace("weight_decay: 0.001", "weight_decay: 0.01"))
     other = runner("replay", "--all", "conf/experiment")
 
     assert (same.status, other.status) == (0, 1)
     assert "1 of 1 records give the same numbers." in same.out
-    assert "optimizer.momentum was 0.9, is 0.5" in other.out
+    assert "optimizer.weight_decay was 0.001, is 0.01" in other.out
     assert (folder / "mine.record.json").stat().st_size < 20_000
 
 

@@ -843,6 +843,82 @@ def of_points():
         )  # fmt: skip
 
 
+QUESTIONS = (
+    ("ls", "stranger", "--show", "error,name,cause,size", "--sort", "-objective"), ("diff", "stranger", "digits_mlp"),
+    ("compare", "stranger", "stranger"), ("archive", "stranger", "--yes", "--force"), ("rm", "stranger", "--force"),
+)  # fmt: skip
+PROVENANCES = {
+    "a command of Hydra": {"command": ["python", "-m", "runner", "hydra.searchpath=[file:///]", "experiment=digits_mlp"]},
+    "a command with a secret": {"command": ["python", "-m", "runner", "name=${oc.env:SECRET_TOKEN}"]},
+    "a command that trusts": {"command": ["python", "-m", "runner", "--trust", "os", "model._target_=os.system"]},
+    "a commit that is an option": {"git": {"commit": "--output=owned", "diff": "x", "dirty": True}},
+    "changes that lead away": {"git": {"commit": "0" * 40, "diff": "diff --git a/x b/../../owned\n", "dirty": True}},
+    "names with escapes": {"versions": {"\x1b[2J": "\x1b[2J"}, "modules": {"files": {"\x1b[2J": "x"}}},
+    "a deep resume": {"resumed": [{"command": ["x"] * 1_000}] * 100},
+}  # fmt: skip
+INDEXES = {
+    "a view": "create view runs as select 1 as path, load_extension('x') as stamp, 1 as said, 1 as columns",
+    "a trigger": "create table runs (path, stamp, said, columns);"
+    "create trigger t before delete on runs begin select load_extension('x'); end",
+    "rows of nothing": "create table runs (path TEXT PRIMARY KEY, stamp TEXT NOT NULL, said TEXT NOT NULL, "
+    "columns TEXT NOT NULL); insert into runs values (x'ff', x'ff', '{', '['), ('../../victim', '', '{}', '{}')",
+}
+
+
+def of_questions():
+    """Records, links and indexes of a stranger, asked by `ls`, `diff`, `compare`, `archive` and `rm`."""
+    questions = itertools.cycle(QUESTIONS)
+    for (name, content), file in itertools.product(JSON.items(), ("result.json", "provenance.json", "metrics.jsonl")):
+        argv = next(questions)
+        yield Attack(
+            "a question", f"{name} in {file}, {argv[0]}", argv, "", (0, 1, 2), {f"stranger/{file}": content},
+            prepare=lambda box: box.stranger(),
+        )  # fmt: skip
+    for (name, change_), argv in itertools.product(PROVENANCES.items(), QUESTIONS[:2]):
+        yield Attack(
+            "a question about a provenance", f"{name}, {argv[0]}", argv, "", (0, 2),
+            prepare=lambda box, c=change_: box.write("stranger/provenance.json", json.dumps(c)),
+        )  # fmt: skip
+    for place, argv in itertools.product((".lock", "result.json", "tb", "checkpoints", "config.yaml"), QUESTIONS):
+        yield Attack(
+            "a question about a link", f"{place}, {argv[0]}", argv, "", (0, 1, 2),
+            prepare=lambda box, place=place: link_away(box, place),
+        )  # fmt: skip
+    for (name, script), query in itertools.product(INDEXES.items(), (("ls",), ("ls", "--sql", "select * from runs"))):
+        yield Attack(
+            "an index", f"{name}, {' '.join(query[:2])}", query, "", (0,),
+            prepare=lambda box, script=script: lay_index(box, script),
+        )  # fmt: skip
+    for query in ("select load_extension('owned')", "attach 'owned' as x", "vacuum into 'owned'", "select writefile('owned', 'x')",
+                  "with recursive c(x) as (select zeroblob(1000000000)) select * from c"):  # fmt: skip
+        yield Attack("an index", query, ("ls", "--sql", query), "--sql", prepare=lambda box: lay_index(box, ""))
+    for text in ("__import__('os').system('touch owned')", "name.__class__ == 1", "(lambda: 1)()", "[x for x in name]",
+                 "name == 'x' if name else 1", "f'{name}'", "name := 3", "~" * 3_000, "(" * 3_000):  # fmt: skip
+        yield Attack("a filter", text[:60], ("ls", text), "FILTER", prepare=lambda box: lay_index(box, ""))
+
+
+def link_away(box, place):
+    """Put a link in the place of a file of a run; it leads to what must not change."""
+    import shutil
+
+    file = box.stranger() / place
+    if file.is_dir() and not file.is_symlink():
+        shutil.rmtree(file)
+    file.unlink(missing_ok=True)
+    file.symlink_to(box.victim / ("folder" if place in ("tb", "checkpoints") else "notes.txt"))
+
+
+def lay_index(box, script):
+    """Lay out a run below outputs, and an index of a stranger beside it."""
+    import shutil
+
+    folder = box.project / "outputs" / "x" / "2026-01-01_00-00-00_abcdef"
+    shutil.copytree(box.stranger(), folder, symlinks=True)
+    database = sqlite3.connect(box.project / "outputs" / ".index.sqlite")
+    database.executescript(script)
+    database.close()
+
+
 def of_texts():
     """Control characters in every field that is shown."""
     shown = "\x1b[31mred\x07\u202e"
@@ -1005,6 +1081,7 @@ def add_command(box):
 GROUPS = (
     of_names, of_groups, of_shadows, of_hydra, of_yaml, of_records, of_downloads, of_links, of_json, of_weights,
     of_archives, of_tables, of_ledgers, of_points, of_texts, of_places, of_commands,
+    of_questions,
 )  # fmt: skip
 
 

@@ -118,6 +118,7 @@ def test_a_folder_is_the_group_of_the_runs_below_it(elsewhere, runner):
     write_group("a", [0.9, 0.8])
     write_group("b", [0.5, 0.4])
     assert ask(runner, "outputs/a", "outputs/b/")["difference"] == pytest.approx(0.4)
+    assert ask(runner, A, " or ".join([B] * 40))["difference"] == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize(("p", "status"), [("0.05", 0), ("0.0001", 1)])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.log.trace_file import pack_losses
 from runner.sweep.difference.code import compare_code
 from runner.sweep.ledger import JobRecord, Ledger
 from tests.support import list_files, make_result, run_git, write_files, write_run
@@ -219,6 +220,20 @@ def test_curves_are_drawn_over_each_other(elsewhere, runner):
     assert file == "outputs/diff/own_a--own_b/curves.svg"
     picture = Path(file).read_text()
     assert (picture.count("<polyline"), "train/loss" in picture, "val/accuracy" in picture) == (2, True, False)
+
+
+def test_the_first_step_whose_loss_differs_is_named(elsewhere, runner):
+    """By the bits of the traces, of runs and of a record."""
+    losses = {"a": [1.0, 0.5, 0.25, 0.125], "b": [1.0, 0.5, 0.25 + 1e-16 + 2**-54, 0.1]}
+    lines = {name: [{"step": 4, "loss": pack_losses(values)}] for name, values in losses.items()}
+    for name in "ab":
+        write_files(write_run(f"outputs/own/{name}", make_config()), {"trace.jsonl": json.dumps(lines[name][0]) + "\n"})
+    parts = {"config": make_config(), "result": {}, "provenance": {}, "metrics": [], "trace": lines["a"]}
+    write_files(elsewhere, {"a.record.json": json.dumps(parts)})
+    assert ask(runner, A, B)["losses"] == {"steps": 4, "first": 3}
+    assert ask(runner, A, "a.record.json")["losses"] == {"steps": 4, "first": None}
+    assert "losses: they differ from step 3 on" in runner("diff", A, B).out
+    assert "loss of each step" in Path("outputs/diff/own_a--own_b/curves.svg").read_text()
 
 
 def test_a_record_is_a_side_and_says_what_it_lacks(elsewhere, runner):

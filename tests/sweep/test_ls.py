@@ -64,6 +64,7 @@ def test_every_run_is_a_row_with_status_age_and_objective(runs, runner):
         (["outputs/b", "seed == 0", "--sort", "status"], ["b/failed", "b/cut"]),
         (["age < 1h", "outputs/a/r0"], ["a/r0"]),
         (["age > 1h"], []),
+        ([" or ".join(f"seed == {number}" for number in range(1, 40))], ["a/r1"]),  # longer than a name can be
     ],
 )
 def test_a_filter_and_a_folder_select(runs, runner, words, paths):
@@ -131,6 +132,7 @@ def test_a_second_call_reads_no_run_again(runs, monkeypatch):
         lambda file: sqlite3.connect(file).executescript("create view v as select 1"),
         lambda file: sqlite3.connect(file).executescript("update runs set said = '{'"),
         lambda file: sqlite3.connect(file).executescript("update runs set said = '{\"columns\": 3}'"),
+        lambda file: sqlite3.connect(file).executescript("insert into runs values (x'ff', '', '{', '[')"),
         lambda file: sqlite3.connect(file).executescript("drop table runs; create table runs (path)"),
     ],
 )

@@ -300,6 +300,11 @@ WAYS = {
     "updates by name": ("step=paired", "optimizer=paired", "train.clip_norm=0.1"),
     "updates accumulated": ("step=paired", "optimizer=paired", "train.accumulate=2"),
     "counted": ("step=counted", *PARTED),
+    "tested with the best": (
+        "+dataset.test={_target_: pieces.Points, count: 11, seed: 2}",
+        "train.test_with=best",
+        "train.mode=max",  # so that the first epoch, whose loss is the largest, is the best
+    ),
     "counted and summed": ("step=counted", "+step.kind=sum", "optimizer.lr=0.01", *PARTED),
     "counted and accumulated": ("step=counted", "train.accumulate=2", *PARTED),
     "looked into": (

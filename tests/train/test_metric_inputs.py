@@ -172,3 +172,22 @@ def test_a_wrong_derived_number_is_a_mistake(override, key):
     mistake, *_ = find_mistakes(f"+metrics.own={override}", "train.objective=val/own", "train.mode=null")
 
     assert key in mistake.key
+
+
+@pytest.mark.parametrize(
+    ("node", "key", "says"),
+    [
+        ("{_target_: own.Metric, output: 3}", "metrics.own.output", "means two things"),
+        ("{_target_: own.Metric, on: val}", "metrics.own.on", "must be train, eval or both"),
+        ("{_target_: own.Metric, every: 2}", "metrics.own.every", "must be epochs"),
+        ("{_target_: own.Metric, evry: 1ep}", "metrics.own.evry", "is unknown"),
+        ("{_target_: own.Metric, target: [1]}", "metrics.own.target", "must name a part"),
+    ],
+)
+def test_a_wrong_setting_of_a_metric_is_a_mistake(node, key, says, elsewhere, monkeypatch):
+    """One that the metric itself has an argument for is no matter of silence either."""
+    (elsewhere / "own.py").write_text("class Metric:\n    def __init__(self, output=1): pass\n")
+    monkeypatch.syspath_prepend(elsewhere)
+    (mistake,) = find_mistakes(f"+metrics.own={node}")
+
+    assert (key, says in mistake.rule) == (mistake.key, True)

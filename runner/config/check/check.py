@@ -204,12 +204,12 @@ class Check:
         return self._independent(self._imported(), self.at_once)
 
     def _imported(self) -> list[Mistake]:
+        from runner.config.check.component_settings import is_own_step
         from runner.config.check.components import (
             PlacedMistakes,
             check_component,
             check_group_settings,
             check_module_type,
-            is_own_step,
         )
 
         own_step = ("step",) in self._refused or is_own_step(self.config.step, self.trust)

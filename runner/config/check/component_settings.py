@@ -1,8 +1,10 @@
 """Check the settings of metrics and actions that stand beside a component's own arguments."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+from runner.config.check.imports import TargetError, import_object
 from runner.config.check.signature import CallableParameters
 from runner.config.component_settings import SETTINGS, explain_wrong_setting, split_settings
 from runner.config.suggestions import find_nearest
@@ -31,3 +33,10 @@ def strip_settings(
             right = ".".join(map(str, (*path, meant)))
             wrong((*path, name), "is unknown", own.pop(name), suggestion=right, kind="unknown-argument")
     return own
+
+
+def is_own_step(node: Mapping[str, Any], trust: Sequence[str]) -> bool:
+    """Return whether a step may call the loss with other things than an output and a target."""
+    with suppress(TargetError):
+        return not {"input", "target"} <= {*getattr(import_object(node["_target_"], trust), "needs", ())}
+    return True

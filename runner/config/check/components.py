@@ -8,7 +8,6 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,13 +112,6 @@ class PlacedMistakes:
         key = ".".join(map(str, path))
         remedy = remedy or format_suggestion(suggestion)
         self.mistakes.append((path, Mistake(key, rule, value, where, remedy, suggestion, kind)))
-
-
-def is_own_step(node: Mapping[str, Any], trust: Sequence[str]) -> bool:
-    """Return whether a step may call the loss with other things than an output and a target."""
-    with suppress(TargetError):
-        return not {"input", "target"} <= {*getattr(import_object(node["_target_"], trust), "needs", ())}
-    return True
 
 
 def check_component(path: Path, slot: str, node: dict[str, Any], trust: Sequence[str], found: PlacedMistakes) -> Any:

@@ -53,13 +53,17 @@ class Loan:
     def give(self, key: str) -> TrainingProgress:
         """Give the progress to the component at a key."""
         self.takers.append(key)
-        return self.of_data if key.startswith(OF_DATA) else self.progress
+        return self._choose(key)
+
+    def _choose(self, key: str) -> TrainingProgress:
+        evaluates = key.startswith("transform.views")  # beside the model, whose time it has
+        return self.of_data if key.startswith(OF_DATA) and not evaluates else self.progress
 
     def bind(self, made: Any, key: str) -> Any:
         """Bind the progress to what is called later, if its calls ask for it."""
         if not key.startswith(CALLED):
             return made
-        bound, asked = bind_progress(made, self.of_data if key.startswith(OF_DATA) else self.progress)
+        bound, asked = bind_progress(made, self._choose(key))
         self.takers += [key] * asked
         return bound
 

@@ -173,12 +173,13 @@ def write_export(
         RunError: the model cannot be exported so, or disagrees.
     """
     made = Export(folder, to, export_formats.FILES[to], trained, notes=list(trained.notes))
+    if trained.config.transform.views is not None:
+        made.notes.append("the run's evaluations averaged several views of an input (transform.views); this gives one")
     if called is None or not list_places(called, pipeline):
         pipeline = replace(pipeline, transforms={})
     samples, why = None, "the step does not say what the model gets"
     if called is not None:
         samples, why = find_samples(trained.config, called, pipeline, trust)
-        samples = None if samples is None else _fit_dtype(samples, trained)
     if samples is None:
         if to in export_formats.GRAPHS:
             raise RunError(f"a graph is traced on an example, and there is none: {why}")
@@ -195,14 +196,6 @@ def write_export(
     if made.preprocessing != "graph" and pipeline.transforms:
         made.preprocessing = write_code(made, pipeline, called, samples, trust)
     return made
-
-
-def _fit_dtype(samples: ExportSamples, trained: TrainedModel) -> ExportSamples:
-    """Convert floating inputs to the dtype of the weights where these are in half precision."""
-    first = next((p.dtype for p in trained.model.parameters() if p.is_floating_point()), torch.float32)
-    if first not in (torch.float16, torch.bfloat16):
-        return samples
-    return replace(samples, inputs=tuple(t.to(first) if t.is_floating_point() else t for t in samples.inputs))
 
 
 def export_graph(made: Export, called: StepInputs, samples: ExportSamples, pipeline: Pipeline) -> None:
@@ -265,8 +258,7 @@ def compare(
             found = written.call([tensor[:size] for tensor in inputs])
         worst = max(worst, export_formats.measure_difference(expected, found))
     made.checked, made.difference = samples.origin, worst
-    half = any(p.dtype in (torch.float16, torch.bfloat16) for p in made.trained.model.parameters())
-    limit = 1e-2 if half else export_formats.LIMIT
+    limit = export_formats.LIMIT
     if worst > limit:
         raise RunError(
             f"the exported model does not agree with the run's: the largest difference is {worst:.3g}, over {limit:g} "

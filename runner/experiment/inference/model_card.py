@@ -191,9 +191,10 @@ def _list_checks(export: "Export") -> Iterator[str]:
         )
     else:
         yield "- read back: every tensor is the same"
-    precision = export.trained.config.device.precision
+    device = export.trained.config.device
+    precision = device.precision if device.precision in ("bf16", "fp16") else device.weights
     if precision in ("bf16", "fp16"):
-        yield f"- the run computed in mixed precision ({precision}), and the exported model computes in fp32"
+        yield f"- the run computed in {precision}, and the exported model computes in fp32"
     for note in export.notes:
         yield f"- {_quote(note)}"
 

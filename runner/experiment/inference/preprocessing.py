@@ -22,6 +22,7 @@ from runner.data.samples import Pipeline, to_image
 from runner.experiment.builders.instantiate import Trust, build_argument
 from runner.experiment.inference.export_samples import ExportSamples, iterate_raw_members
 from runner.experiment.inference.trained_model import StepInputs
+from runner.train.fitting import needs_fit
 
 
 class NoCode(Exception):
@@ -140,6 +141,8 @@ def write_preprocessing(config: Config, pipeline: Pipeline, raw: str, trust: Tru
     """
     writer = CodeWriter(trust)
     nodes = {name: node for name, node in config.transform.eval.items() if node is not None}
+    if fitted := [name for name, transform in pipeline.transforms.items() if needs_fit(transform)]:
+        raise NoCode(f"{fitted[0]} was fitted to the training split, and what it learnt is in the checkpoint")
     lines = [f"    {name!r}: {writer.write_node(node, call=False)}," for name, node in nodes.items()]
     foreign = tuple(sorted(m for m in writer.modules if m.partition(".")[0] not in LIBRARIES))
     needs = "torchvision alone" if not foreign else f"torchvision and {', '.join(foreign)}"

@@ -48,7 +48,7 @@ class StepInputs:
     arguments: tuple[str, ...] = ()
     output: Place | None = None
 
-    def call(self, model: nn.Module, members: Sequence[Any]) -> Any:
+    def call(self, model: Any, members: Sequence[Any]) -> Any:
         """Return the model's output for the members in their order."""
         if self.arguments:
             return model(**dict(zip(self.arguments, members, strict=True)))
@@ -132,10 +132,9 @@ def load_trained_model(
         require_checkpoints(folder, checkpoints, file)
         saved = checkpoints.load(file)
         chosen = choose_weights(saved, weights)
-        model = model_builder.make_model(config, trust)
+        model = cast_weights(model_builder.make_model(config, trust), DTYPES.get(config.device.weights))
         compare_model(model, chosen)
         model.load_state_dict(chosen)
-        model = cast_weights(model, DTYPES.get(config.device.weights))
         image_format = torch.channels_last if config.device.memory_format == "channels_last" else None
         model = model.to(device).eval().requires_grad_(requires_grad=False)
         if image_format is not None:

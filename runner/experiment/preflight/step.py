@@ -27,6 +27,7 @@ from runner.experiment.preflight.report import (
 )
 from runner.experiment.preflight.train import check_saving
 from runner.train import broadcasting, evaluation, remedies
+from runner.train.loss_weights import KINDS
 from runner.train.oom import is_out_of_memory
 from runner.train.optimizer_step.closure import has_parameter, is_custom_step
 from runner.train.optimizer_step.named_updates import NO_UPDATE, CheckedUpdate
@@ -404,6 +405,9 @@ def _check_outcome(found: Preflight, outcome: Any, *, own: bool = False) -> None
         found.mistakes.append(
             Mistake("step", f"must return a mapping with `loss`, but returns {type(outcome).__name__}", kind="type")
         )
+    elif outcome.get("loss_is") not in (None, *KINDS):
+        rule = "must give `loss_is: mean` or `loss_is: sum`, or leave it out"
+        found.mistakes.append(Mistake("step", rule, outcome["loss_is"]))
     elif not isinstance(outcome["loss"], torch.Tensor):
         rule = f"must give a tensor to call `backward` on, but gives {type(outcome['loss']).__name__}"
         found.mistakes.append(Mistake("loss", rule, kind="type"))

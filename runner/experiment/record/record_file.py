@@ -128,6 +128,12 @@ def read_record_file(path: Path) -> dict[str, Any]:
 def _cut_provenance(record: Mapping[str, Any]) -> dict[str, Any]:
     """Keep what a replay compares; the diff of a dirty tree is no small thing."""
     kept = {name: record[name] for name in OF_PROVENANCE if name in record}
+    modules = record.get("modules")
+    files = modules.get("files") if isinstance(modules, Mapping) else None
+    if isinstance(files, Mapping):  # the runner's own are many; its version and the commit tell of them
+        ours = ("runner", "__main__")
+        own = {name: value for name, value in files.items() if str(name).partition(".")[0] not in ours}
+        kept["modules"] = {"files": own}
     git = record.get("git")
     if isinstance(git, Mapping):
         kept["git"] = {name: git.get(name) for name in ("commit", "branch", "dirty")}

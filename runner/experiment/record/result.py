@@ -123,8 +123,5 @@ def compute_timings(run: Run) -> dict[str, Any]:
 
 def measure_compiling(run: Run) -> dict[str, float]:
     """Return the seconds that `torch.compile` took in this process, forward and backward; empty without it."""
-    if not run.config.get("device", {}).get("compile"):
-        return {}
-    utils = sys.modules.get("torch._dynamo.utils")  # where nothing was compiled it is not there
-    spent = {} if utils is None else utils.calculate_time_spent()
-    return {"seconds_compiling": float(spent.get("total_wall_time", 0.0))}
+    compiles = run.config.get("device", {}).get("compile")
+    return {"seconds_compiling": devices.read_compile_seconds() - run.clock.compiled_before} if compiles else {}

@@ -69,6 +69,7 @@ class Divergence:
         other: what else differs between record and now.
         differs_by_itself: whether two replays differ from each other in this step.
         operator: the operator in which they do, if it was found.
+        remark: what else was noticed.
     """
 
     step: int
@@ -79,6 +80,7 @@ class Divergence:
     other: list[str] = field(default_factory=list)
     differs_by_itself: bool = False
     operator: dict[str, Any] = field(default_factory=dict)
+    remark: str = ""
 
     def describe(self) -> str:
         """Describe the difference and its cause."""
@@ -90,10 +92,11 @@ class Divergence:
             return f"{text} {describe_operator(self.operator)}"
         if self.differs_by_itself:
             return f"{text} Two replays differ from each other there, so it is not deterministic by itself."
+        remark = f" {self.remark}" if self.remark else ""
         if self.evidence:
-            return f"{text} Cause: {'; '.join(self.evidence)}."
+            return f"{text} Cause: {'; '.join(self.evidence)}.{remark}"
         rest = f" What differs from the record is {'; '.join(self.other)}." if self.other else ""
-        return f"{text} Nothing that the record knows explains it.{rest}"
+        return f"{text} Nothing that the record knows explains it.{rest}{remark}"
 
 
 def describe_operator(operator: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from runner.core.layouts import is_strided
 from runner.core.paths import PACKAGE
 from runner.core.trees import iterate_tensors
 from runner.experiment.record.provenance import STANDARD_LIBRARY
-from runner.train import loop
+from runner.train import pauses
 from runner.train.checkpoint import to_plain
 from runner.train.state import Run
 from runner.train.state_dict import collect_state, restore
@@ -139,7 +139,7 @@ def find_operator(run: Run) -> dict[str, Any]:
     """
     run.model.train()
     state = to_plain(collect_state(run), copy=True)
-    batch = next(iter(loop.iterate_batches(run)), None)
+    batch = next(iter(pauses.iterate_batches(run)), None)
     for _ in range(TRIALS):
         one, other = record_step(run, batch, state), record_step(run, batch, state)
         if (found := compare_calls(one, other)) is not None:

@@ -241,12 +241,19 @@ def _look_closer(
     own = find_phase(found, first.log.traced, answer.first, data_differs=False)
     if own.step > finding.step:
         return
-    finding.step, finding.phase, finding.since, finding.differs_by_itself = own.step, own.phase, own.since, True
-    finding.seen = f"in two replays: {own.seen}"
-    if finding.step > answer.first:
+    operator: dict[str, Any] = {}
+    if own.step > answer.first:
         with prepare_again(source.config, trust, saved, source.settings) as run:
-            train_on(run, RecordedTrace(), finding.step - 1)
-            finding.operator = find_operator(run)
+            train_on(run, RecordedTrace(), own.step - 1)
+            operator = find_operator(run)
+        if not operator:  # the step itself gives the same twice, so what differs is what was there before
+            finding.remark = (
+                f"Two replays in one process differ from step {own.step:,} on, though that step repeats itself: "
+                "something of the code keeps a state from one to the next, or is rarely not deterministic."
+            )
+            return
+    finding.step, finding.phase, finding.since, finding.differs_by_itself = own.step, own.phase, own.since, True
+    finding.seen, finding.operator = f"in two replays: {own.seen}", operator
 
 
 def _find_first_other_batch(one: Replayed, other: Replayed) -> int | None:

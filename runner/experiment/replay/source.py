@@ -97,7 +97,8 @@ def compare_configs(
     before: Mapping[str, Any], now: Mapping[str, Any], kept: Collection[str] = KEPT
 ) -> list[ConfigChange]:
     """Compare two resolved configs in the keys that can change numbers, and those of `kept`."""
-    free = ({*WITHOUT_EFFECT, *FREE} - {*kept}) | {"train.duration", "train.evaluate_every", "train.objective", "debug"}
+    of_training = {f"train.{name}" for name in ("duration", "evaluate_every", "objective", "mode")}
+    free = ({*WITHOUT_EFFECT, *FREE} - {*kept}) | of_training
     return [
         ConfigChange(".".join(keys), was, value)
         for keys, was, value in find_differences(dict(before), dict(now))

@@ -1,7 +1,7 @@
 """Difference of two sides: the settings, the code and the rest of the state, the results."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from runner.core.errors import ABSENT
 from runner.core.files import to_json
 from runner.experiment.record.recorded import find_differences
 from runner.experiment.record.state_differences import StateDifference, find_state_differences, find_unknown_parts
+from runner.log.trace_file import match_bits
 from runner.sweep.difference.code import CodeDifference, compare_code
 from runner.sweep.difference.sides import Side, open_side
 
@@ -61,6 +62,19 @@ class ResultDifference:
         return {"name": self.name, "a": self.a, "b": self.b, "change": self.change}
 
 
+@dataclass(frozen=True)
+class LossDifference:
+    """Comparison of the losses of the same steps, bit by bit.
+
+    Attributes:
+        steps: how many both traces have.
+        first: the first step whose losses differ; None where all are the same.
+    """
+
+    steps: int
+    first: int | None
+
+
 @dataclass
 class Difference:
     """Difference of two sides.
@@ -72,6 +86,7 @@ class Difference:
         state: differences of modules, packages, hardware, threads, data and plan.
         results: every value of the two results.
         unknown: by side, the parts that its provenance lacks.
+        losses: steps whose losses both traces have, and the first one in which they differ; None without traces.
         same_weights: whether both ended with bitwise the same weights; None where that is not known.
     """
 
@@ -83,6 +98,7 @@ class Difference:
     results: list[ResultDifference]
     unknown: dict[str, list[str]]
     same_weights: bool | None
+    losses: LossDifference | None = None
     files: list[Path] = field(default_factory=list)
 
     def list_state(self, *kinds: str) -> list[StateDifference]:
@@ -105,6 +121,7 @@ class Difference:
             "data": [one.as_json() for one in self.list_state("data", "plan")],
             "results": [one.as_json() for one in self.results],
             "same_weights": self.same_weights,
+            "losses": None if self.losses is None else asdict(self.losses),
             "not_known": self.unknown,
             "files": [str(file) for file in self.files],
         }
@@ -130,6 +147,7 @@ def find_difference(words: tuple[str, str], trust: tuple[str, ...] = ()) -> Diff
         _compare_results(a, b),
         {name: find_unknown_parts(side.provenance) for name, side in (("a", a), ("b", b))},
         weights[0] == weights[1] if all(weights) else None,
+        _compare_losses(a, b),
     )
 
 
@@ -152,6 +170,13 @@ def _compare_results(a: Side, b: Side) -> list[ResultDifference]:
     sides = [_list_results(side.result) for side in (a, b)]
     names = dict.fromkeys([*sides[0], *sides[1]])
     return [ResultDifference(name, sides[0].get(name), sides[1].get(name)) for name in names]
+
+
+def _compare_losses(a: Side, b: Side) -> LossDifference | None:
+    steps = sorted(a.losses.keys() & b.losses.keys())
+    if not steps:
+        return None
+    return LossDifference(len(steps), next((n for n in steps if not match_bits(a.losses[n], b.losses[n])), None))
 
 
 def _list_results(result: dict[str, Any]) -> dict[str, Any]:

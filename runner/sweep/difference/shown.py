@@ -17,6 +17,9 @@ MOST_LINES = 120  # of the difference of code on the console; all of it is in a 
 MOST_PANELS = 4
 
 
+MOST_POINTS = 1_000  # of a line of losses
+
+
 WIDEST = 100  # characters of a value
 
 
@@ -42,6 +45,17 @@ def _make_name(word: str) -> str:
     return re.sub(r"[^\w.=-]+", "_", "_".join(parts[-2:]))[:100].strip(".") or "it"
 
 
+def _draw_losses(found: Difference) -> list[Panel]:
+    """Draw the loss of each step that the traces have, of many steps every so many."""
+    lines = []
+    for side in (found.a, found.b):
+        steps = sorted(side.losses)
+        every = max(1, len(steps) // MOST_POINTS)
+        points = [(step, side.losses[step]) for step in steps[::every]]
+        lines += [Line(f"{side.name} {escape_line(side.word)[-28:]}", points)] if points else []
+    return [Panel("loss of each step", lines, x_label="optimizer step")] if lines else []
+
+
 def _draw_panels(found: Difference) -> list[Panel]:
     """Draw a panel for the objective, the training loss and what else both have logged."""
     sides = (found.a, found.b)
@@ -51,12 +65,12 @@ def _draw_panels(found: Difference) -> list[Panel]:
     known = [name for name in [*objectives, "train/loss", "val/loss", *both, *either] if name in either]
     panels = []
     for name in list(dict.fromkeys(known))[:MOST_PANELS]:
-        lines = [Line(f"{side.name} {escape_line(side.word)[-45:]}", side.curves.get(name, [])) for side in sides]
+        lines = [Line(f"{side.name} {escape_line(side.word)[-28:]}", side.curves.get(name, [])) for side in sides]
         values = [value for line in lines for _, value in line.points]
         spreads = name.endswith("loss") and min(values) > 0 and max(values) > 30 * min(values)
         shown = [line for line in lines if line.points]
         panels.append(Panel(escape_line(name), shown, x_label="optimizer step", log_y=spreads))
-    return panels
+    return [*panels, *_draw_losses(found)]
 
 
 def format_difference(found: Difference) -> str:
@@ -66,7 +80,7 @@ def format_difference(found: Difference) -> str:
     lines += _format_code(found)
     for title, kinds in (("packages", ("package",)), ("hardware", ("hardware", "threads")), ("data", ("data", "plan"))):
         lines += _format_state(title, found.list_state(*kinds), _find_gap(title, found))
-    lines += _format_results(found)
+    lines += [*_format_results(found), *_format_losses(found)]
     for side in (found.a, found.b):
         lines += [f"of {side.name}: {text}" for text in side.missing]
     return "\n".join([*map(_cut_line, lines), *map(str, found.files)])
@@ -143,6 +157,14 @@ def _write_fact(value: Any) -> str:
         return ", ".join(f"{name} {_write_fact(inner)}" for name, inner in value.items())
     text = write_value(value)
     return f"{text[:12]}…" if re.fullmatch(r"[0-9a-f]{40,}", text) else _cut_value(text)
+
+
+def _format_losses(found: Difference) -> list[str]:
+    if found.losses is None:
+        return []
+    if found.losses.first is None:
+        return [f"losses: bitwise the same in all {found.losses.steps:,} steps that both traces have"]
+    return [f"losses: they differ from step {found.losses.first:,} on"]
 
 
 def _format_results(found: Difference) -> list[str]:

@@ -18,12 +18,16 @@ from runner.core import safe_io
 from runner.core.errors import ConfigError, Mistake
 from runner.experiment.record import provenance
 from runner.experiment.record.recorded_run import RecordedRun
+from runner.log.trace_file import expand_steps, read_trace_lines
 from runner.sweep.ledger import Ledger
 from runner.sweep.report.results import Curve, read_curves
 from runner.sweep.runs.address import Address, find_address, read_record
 from runner.sweep.runs.index import UNREADABLE_LEDGER
 
 Keys = tuple[str, ...]
+
+
+MOST_STEPS = 10_000_000  # of a trace whose losses are read
 
 
 MOST_CURVES = 40  # metrics of a run whose values are read
@@ -42,6 +46,7 @@ class Side:
         provenance: empty where it is not known; of an experiment the state of now.
         result: empty where there is none.
         curves: logged values of each metric.
+        losses: of each step, by its number, as the trace has them; empty without a trace.
         missing: what is not there, and so cannot be compared.
         file: the config's file, where it is recorded.
         overrides: that composed the config, as far as they are recorded.
@@ -56,6 +61,7 @@ class Side:
     provenance: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)
+    losses: dict[int, float] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     file: Path | None = None
     overrides: tuple[str, ...] = ()
@@ -153,6 +159,8 @@ def _open_run(found: Address, name: str) -> Side:
     side.curves = _read_all_curves(folder / "metrics.jsonl")
     if not side.curves:
         side.missing.append("metrics.jsonl has no curves")
+    with contextlib.suppress(OSError, ValueError):  # without a trace, or of an earlier release
+        side.losses = _read_losses(read_trace_lines(folder))
     if found.sweep is None:
         side.overrides = _find_overrides(_list_texts(side.provenance.get("command")))
     else:
@@ -220,6 +228,17 @@ def _read_all_curves(file: Path) -> dict[str, Curve]:
     return {name: curve for name, curve in read_curves(file, list(names)[:MOST_CURVES]).items() if curve}
 
 
+def _read_losses(lines: Sequence[Any]) -> dict[int, float]:
+    """Read the loss of each step from the lines of a trace, as far as they can be read."""
+    losses: dict[int, float] = {}
+    with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError):
+        for line in lines:
+            losses |= {step: facts.loss for step, facts in expand_steps(line)}
+            if len(losses) > MOST_STEPS:
+                break
+    return losses
+
+
 def _open_record(found: Address, name: str) -> Side:
     assert found.file is not None
     record = read_record(found.file)
@@ -236,6 +255,7 @@ def _open_record(found: Address, name: str) -> Side:
         for metric, value in event.items():
             if metric != "step" and type(step) is int and isinstance(value, int | float) and math.isfinite(value):
                 side.curves.setdefault(str(metric), []).append((step, float(value)))
+    side.losses = _read_losses(_list_mappings(record.get("trace")))
     side.overrides = _find_overrides(_list_texts(side.provenance.get("command")))
     return side
 

@@ -101,7 +101,7 @@ def prepare_task(job: JobSpec, folder: Path) -> "RunTask | None":
     judge = connect(job.judge, job.id, folder)
     if job.anew != "always" and (folder / "config.yaml").is_file():
         if (read_json(folder / RESULT) or {}).get("status") in ("completed", "pruned"):
-            return EXIT_DONE
+            return None
         try:
             again = _plan_continuation(job, folder, trust)
         except ConfigError:

@@ -28,11 +28,11 @@ def run_stack_attempt(spec: JobSpec) -> tuple[int, str]:
     statuses = [EXIT_DONE]
     with contextlib.ExitStack() as files:
         for member in spec.members:
-            job = JobSpec(**member)
-            folder = Path(job.folder)
+            own = JobSpec(**member)
+            folder = Path(own.folder)
             wait_for_the_last_attempt(folder)
             try:
-                task = prepare_task(job, folder)
+                task = prepare_task(own, folder)
             except ConfigError as error:
                 reasons[str(error.mistakes[0])] = None
                 continue

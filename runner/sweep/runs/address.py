@@ -93,7 +93,7 @@ def find_address(word: str, kinds: Collection[AddressKind], *, name: str = "RUN"
 
 
 def locate_run(word: str) -> Path:
-    """Locate the one run that a word names: a run directory, the name of one, or a job of a sweep, SWEEP:12.
+    """Locate the run that a word names: a run directory, its name, or a job of a sweep, SWEEP:12.
 
     A word that names nothing stays a path, for whoever reads it to refuse.
 
@@ -143,6 +143,8 @@ def find_named_folder(word: str) -> Path | None:
     Raises:
         ConfigError: several have it.
     """
+    if len(word) > MOST_LETTERS or not re.fullmatch(r"[\w.+=-]+", word):
+        return None
     return _require_one(_list_named_runs(word), word, "RUN") or find_sweep(word)
 
 

@@ -14,7 +14,7 @@ from runner.sweep.report.comparison import Comparison, compare_numbers
 from runner.sweep.runs.address import Address, AddressKind, find_address, is_run_directory
 from runner.sweep.runs.filters import find_name
 from runner.sweep.runs.index import UNREADABLE_LEDGER, find_root, read_table
-from runner.sweep.runs.listing import select_runs
+from runner.sweep.runs.listing import is_folder, select_runs
 from runner.sweep.runs.reading import RunRow
 
 TAKEN: tuple[AddressKind, ...] = ("run", "job", "sweep", "filter")
@@ -129,7 +129,7 @@ def compare_groups(
 def find_group(word: str, name: str) -> RunGroup:
     """Find the runs that a word names; one job `SWEEP:12` stands for its replicates. Raises ConfigError."""
     folder = Path(word)
-    if folder.is_dir() and not is_run_directory(folder) and not (folder / FILE).is_file():
+    if is_folder(word) and not is_run_directory(folder) and not (folder / FILE).is_file():
         return _require_rows(RunGroup(word, f"runs below {word}", select_runs([word]).rows), name)
     found = find_address(word, TAKEN, name=name)
     if found.kind == "filter":

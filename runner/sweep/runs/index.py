@@ -34,6 +34,9 @@ BUSY_SECONDS = 5.0  # that another process may write before the table is made wi
 _TABLE = "CREATE TABLE runs (path TEXT PRIMARY KEY, stamp TEXT NOT NULL, said TEXT NOT NULL, columns TEXT NOT NULL)"
 
 
+_NO_TEXT = " OR ".join(f"typeof({column}) <> 'text'" for column in ("path", "stamp", "said", "columns"))
+
+
 UNREADABLE_LEDGER = (sqlite3.Error, OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError)
 
 
@@ -147,7 +150,8 @@ def _open(file: Path) -> sqlite3.Connection:
             if not tables:
                 database.execute(_TABLE.replace("TABLE", "TABLE IF NOT EXISTS", 1))
                 return database
-            if [tuple(table) for table in tables] == [("table", "runs", _TABLE)]:
+            is_ours = [tuple(table) for table in tables] == [("table", "runs", _TABLE)]
+            if is_ours and not database.execute(f"SELECT 1 FROM runs WHERE {_NO_TEXT} LIMIT 1").fetchall():  # noqa: S608
                 return database
         except sqlite3.OperationalError:
             database.close()

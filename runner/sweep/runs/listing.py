@@ -73,7 +73,7 @@ def split_words(words: Sequence[str]) -> tuple[list[list[Path]], list[str]]:
     """Split words into folders, of jobs several at once, and filters. Raises ConfigError."""
     folders, filters = [], []
     for word in words:
-        if Path(word).is_dir():
+        if is_folder(word):
             folders.append([Path(word)])
         elif ":" in word and not any(sign in word for sign in "=<>~'\" "):
             folders.append(list(find_address(word, JOB_ALONE).runs))
@@ -82,6 +82,14 @@ def split_words(words: Sequence[str]) -> tuple[list[list[Path]], list[str]]:
         else:
             filters.append(word)
     return folders, filters
+
+
+def is_folder(word: str) -> bool:
+    """Return whether a word is the path of a folder; a filter may be longer than a path can be."""
+    try:
+        return Path(word).is_dir()
+    except OSError:
+        return False
 
 
 def parse_words_as_filter(text: str, names: set[str] | None) -> Test:

@@ -1,6 +1,6 @@
 """Vectorized loop: one step for all jobs of a stack; each logs, evaluates and saves by itself."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -15,7 +15,7 @@ from runner.train.optimizer_step.accumulated import combine_outcomes
 from runner.train.state import Run
 from runner.train.trace import NoTrace
 from runner.train.vectorized.optimizers import StackedClipping, make_stacked_optimizer
-from runner.train.vectorized.stack import Stack, UnequalJobsError
+from runner.train.vectorized.stack import Stack, UnequalJobsError, ignore_slow_rules
 from runner.train.vectorized.trial import refuse_draws, try_stack
 
 Leave = Callable[[Run, Exception | None], object]
@@ -52,12 +52,13 @@ def fit_stack(members: Sequence[StackMember], numbers: Any, leave: Leave, *, tim
         ApartError: a trial on the first batch speaks against the stack; nothing was learnt.
         Exception: the step of all jobs failed. Those that have not left stand at their last checkpoints.
     """
-    training = StackTraining(members, numbers, leave)
-    training.begin()
-    training.rehearse(timed=timed)
-    while training.members:
-        training.take_step()
-        training.pause_where_due()
+    with ignore_slow_rules():
+        training = StackTraining(members, numbers, leave)
+        training.begin()
+        training.rehearse(timed=timed)
+        while training.members:
+            training.take_step()
+            training.pause_where_due()
 
 
 class StackTraining:
@@ -69,6 +70,7 @@ class StackTraining:
         first = runs[0]
         for run in runs:  # what a step computes has other bits than alone, so that a replay has nothing to compare
             run.trace = NoTrace()
+            run.checkpoints.background_bytes = 0  # the disks' waits of all jobs together, while the stack trains on
         self.stack = Stack(runs, numbers)
         self.optimizer = make_stacked_optimizer(self.stack)
         self.clip = StackedClipping(self.stack)
@@ -90,7 +92,8 @@ class StackTraining:
             self._load_generator(row, member)
         self._freeze_if_due()
         self.drawn = rng.get_state()
-        self._part(failed)
+        over = [row for row, member in enumerate(self.members) if row not in failed and is_over(member.run)]
+        self._part({**failed, **dict.fromkeys(over)})
 
     def rehearse(self, *, timed: bool) -> None:
         """Try the stack on the first batch of each job; see `trial.try_stack`."""
@@ -277,7 +280,7 @@ class StackTraining:
         if self.members and self.members[0].run.frozen.changes:
             self.stack.freeze_as_due()
 
-    def _part(self, leaving: dict[int, Exception | None]) -> None:
+    def _part(self, leaving: Mapping[int, Exception | None]) -> None:
         """Let these rows leave: the stack shrinks, and each is told with its error, or finished without one."""
         if not leaving:
             return

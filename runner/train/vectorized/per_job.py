@@ -31,6 +31,6 @@ class PerJobNumber(float):
         raise PerJobNumberError(message)
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
-    __pow__ = __rpow__ = __neg__ = __abs__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _refuse  # type: ignore[assignment]
-    __bool__ = __float__ = __int__ = __round__ = __repr__ = __str__ = __format__ = _refuse  # type: ignore[assignment]
+    __pow__ = __rpow__ = __neg__ = __abs__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = _refuse
+    __bool__ = __float__ = __int__ = __round__ = __repr__ = __str__ = __format__ = _refuse
     __hash__ = float.__hash__

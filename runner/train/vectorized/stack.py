@@ -4,6 +4,7 @@ The tensors of each job's own `Run` become views of its row. So what evaluates, 
 of now in the run's own model, and what is changed there (the exchange with averaged weights) is changed in the stack.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -173,6 +174,14 @@ class Stack:
         params = {name: model.get_parameter(name) for name in first.frozen.params}
         norms = {name: model.get_submodule(name) for name in first.frozen.norms}
         freeze_at(model, FrozenParameters(params, norms, first.frozen.spans), first.progress.step)
+
+
+@contextmanager
+def ignore_slow_rules() -> Iterator[None]:
+    """Ignore torch's warnings that vmap has no rule for an operator and calls it once a job; `auto` takes the time."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop because")
+        yield
 
 
 def find_slots(module: nn.Module) -> list[tuple[dict[str, Any], str, str]]:

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from runner.core import rng
 from runner.core.copies import copy_owned
-from runner.train.vectorized.stack import Stack, StepModule, UnequalJobsError
+from runner.train.vectorized.stack import Stack, StepModule, UnequalJobsError, ignore_slow_rules
 
-TOLERANCE = {"fp32": 1e-3, "tf32": 2e-2, "bf16": 1e-1}  # of losses and gradients, relative to their size
+# Of losses, and of gradients and buffers, relative to their size. Batch norm of few samples makes much of rounding: the
+# gradient of ShuffleNet's first layer for two images is off by 1% in a stack, and a wrong rule by all of it.
+TOLERANCE = {"fp32": (1e-4, 5e-2), "tf32": (1e-2, 1e-1), "bf16": (5e-2, 2e-1)}
 REPEATS = 5  # of each way, of which the fastest counts: a busy machine slows single ones
 
 
@@ -37,7 +39,7 @@ def try_stack(stack: Stack, batches: Sequence[Any], streams: Sequence[dict[str, 
         ApartError: the step cannot be mapped, gives other numbers, draws from a generator of the process, or is slower.
     """
     first = stack.runs[0].config["device"]["precision"]
-    with rng.fork_rng(), keep_state(stack):
+    with rng.fork_rng(), keep_state(stack), ignore_slow_rules():
         alone = {}
         for row in sorted({0, len(stack) - 1}):  # before the step of all, which changes the buffers of each
             rng.set_state(streams[row])
@@ -120,9 +122,12 @@ def compute_alone(stack: Stack, row: int, batch: Any) -> tuple[StepModule, float
     return module, float(loss.detach())
 
 
-def compare(stack: Stack, row: int, module: StepModule, loss: float, alone: float, tolerance: float) -> None:
+def compare(
+    stack: Stack, row: int, module: StepModule, loss: float, alone: float, tolerances: tuple[float, float]
+) -> None:
     """Compare loss, gradients and buffers of a job in the stack with those of the job alone."""
-    if not abs(loss - alone) <= tolerance * (1 + abs(alone)):
+    of_loss, tolerance = tolerances
+    if not abs(loss - alone) <= of_loss * (1 + abs(alone)):
         message = f"model: its loss is {loss:.6g} in a stack and {alone:.6g} alone"
         raise ApartError(message)
     grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]

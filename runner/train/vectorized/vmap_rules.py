@@ -129,6 +129,48 @@ class StackedCrossEntropy(torch.autograd.Function):
         return (whole if reduction == "sum" else whole / (target != ignored).sum(1)), 0
 
 
+class StackedBatchNorm(torch.autograd.Function):
+    """Batch norm whose rule of vmap is one batch norm of the channels of all jobs."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        mean: Tensor | None,
+        var: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        settings: tuple[bool, float, float],
+    ) -> Tensor:
+        return F.batch_norm(x, mean, var, weight, bias, *settings)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        x: Tensor,
+        mean: Tensor | None,
+        var: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        settings: tuple[bool, float, float],
+    ) -> tuple[Tensor, int]:
+        """Normalize each channel of each job; the running statistics of all jobs are updated in place."""
+        jobs = info.batch_size
+        x = x.movedim(in_dims[0], 1) if in_dims[0] is not None else x.unsqueeze(1).expand(-1, jobs, *x.shape[1:])
+
+        def join(tensor: Tensor | None, dim: int | None) -> Tensor | None:
+            if tensor is None:
+                return None
+            return (tensor.expand(jobs, -1) if dim is None else tensor.movedim(dim, 0)).flatten()
+
+        mean, var, weight, bias = map(join, (mean, var, weight, bias), in_dims[1:5])
+        made = F.batch_norm(x.flatten(1, 2), mean, var, weight, bias, *settings)
+        return made.unflatten(1, (jobs, -1)), 1
+
+
 class StackedPooling(torch.autograd.Function):
     """Layer that treats every channel alike, so that the channels of all jobs are those of one image."""
 
@@ -263,6 +305,8 @@ class StackRules(TorchFunctionMode):
         if any(map(_is_per_job, args)) or any(map(_is_per_job, named.values())):
             message = f"{getattr(func, '__name__', func)} takes one number, and the jobs have several"
             raise PerJobNumberError(message)
+        if self.convolve and func is F.batch_norm:
+            return _apply_batch_norm(*args, **named)
         return func(*args, **named)
 
     def _drop(
@@ -288,8 +332,23 @@ class StackRules(TorchFunctionMode):
         """Smooth the labels of each job by its own share: the loss is linear in it."""
         assert self.job is not None
         share = torch.tensor(smoothing.values, device=self.job.device)[self.job]
-        plain, smooth = (F.cross_entropy(*args, **named, label_smoothing=one) for one in (0.0, 1.0))
+        plain, smooth = (F.cross_entropy(*args, **{**named, "label_smoothing": one}) for one in (0.0, 1.0))
         return (1 - share) * plain + share * smooth
+
+
+def _apply_batch_norm(
+    input: Tensor,  # noqa: A002  torch's own word, which may be said by name
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    settings = (training, momentum, eps)
+    made: Tensor = StackedBatchNorm.apply(input, running_mean, running_var, weight, bias, settings)
+    return made
 
 
 def _apply_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
@@ -311,7 +370,7 @@ def _apply_cross_entropy(smoothing: float, *args: Any, **named: Any) -> Tensor:
         and args[1].dim() == 1
     )
     if not simple:
-        return F.cross_entropy(*args, **named, label_smoothing=smoothing)
+        return F.cross_entropy(*args, **{**named, "label_smoothing": smoothing})
     settings = (named.get("ignore_index", -100), named.get("reduction", "mean"), smoothing)
     made: Tensor = StackedCrossEntropy.apply(*args, settings)
     return made

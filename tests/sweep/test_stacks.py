@@ -1,0 +1,194 @@
+"""Stacks of a sweep: which jobs they have, what becomes of them, and how they go on."""
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.config.check.check import Check, to_resolved_data
+from runner.config.compose import compose
+from runner.config.schema import Config, Sweep
+from runner.core.exit_status import EXIT_APART, EXIT_DONE, EXIT_STOPPED
+from runner.sweep.executors.stack_attempt import run_stack_attempt
+from runner.sweep.interfaces import JobSpec
+from runner.sweep.stacks import StackPlan
+from runner.train import pauses
+from tests.support import read_result
+
+COMMON = (
+    "experiment=digits_mlp",
+    "device.type=cpu",
+    "dataset.limit=200",
+    "train.duration=12st",
+    "train.checkpoint_every=4st",
+)
+
+
+def make_config(*overrides: str) -> Config:
+    """Compose and check a config."""
+    return Check(compose([*COMMON, *overrides]), ()).config
+
+
+def make_plan(points: list[list[str]], **settings: Any) -> StackPlan:
+    """Make the plan of some jobs, numbered from 0."""
+    plan = StackPlan(Sweep(slots=2, **settings))
+    for number, point in enumerate(points):
+        plan.add(str(number), make_config(*point))
+    return plan
+
+
+def choose_all(plan: StackPlan, jobs: int, place: tuple[int, str] = (0, "")) -> list[int]:
+    """Return the sizes of all stacks, one after the other."""
+    waiting, sizes = [str(number) for number in range(jobs)], []
+    while waiting:
+        chosen = plan.choose(waiting, lambda _: place)
+        waiting = [job for job in waiting if job not in chosen]
+        sizes.append(len(chosen))
+    return sizes
+
+
+ALIKE = [
+    ["seed=1"],
+    ["optimizer.lr=0.3", "scheduler=none"],
+    ["train.duration=20st", "train.ema=0.9"],
+    ["init=xavier", "loss.label_smoothing=0.1"],
+    ["train.clip_norm=1"],
+    ["optimizer.weight_decay=0.1", "optimizer.momentum=0.5"],
+    ["train.early_stop=2"],
+    ["log.every=3st"],
+]
+
+
+def test_jobs_that_differ_in_what_a_dimension_carries_are_in_one_group():
+    """Eight of them fill two slots; the last stack has what is left."""
+    plan = make_plan(ALIKE)
+
+    assert choose_all(plan, len(ALIKE)) == [4, 4]
+    assert [*plan.describe()] == ["vectorize: 8 jobs train as one model, 4 in each of 2 processes"]
+
+
+def test_other_structures_are_other_groups():
+    """Width, batch size and the kind of the optimizer are of the whole stack."""
+    others = [["model.sizes=[64,32,10]"], ["loader.batch_size=32"], ["optimizer=adam"], ["loader.drop_last=true"]]
+    plan = make_plan([["seed=1"], *others], vectorize="on")
+
+    assert len(set(plan.keys.values())) == 5
+    assert choose_all(plan, 5) == [1] * 5
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("optimizer=lbfgs", "optimizer"),
+        ("device.compile=true", "device.compile"),
+        ("log.gradient_norm=true", "log.gradient_norm"),
+        ("train.detect_anomaly=true", "train.detect_anomaly"),
+        ("loader.bad_samples=skip", "loader.bad_samples"),
+    ],
+)
+def test_a_job_that_joins_none_is_shown_with_its_key(override, key):
+    """One line for all jobs of one reason."""
+    plan = make_plan([[override, f"seed={seed}"] for seed in range(3)])
+
+    assert [line.split(": ")[:3] for line in plan.describe()] == [["vectorize", "3 jobs alone", key]]
+
+
+def test_few_jobs_are_not_tried_unless_asked():
+    """`auto` wants four a slot, `on` two, `off` none."""
+    points = [[f"seed={seed}"] for seed in range(6)]
+
+    assert [choose_all(make_plan(points, vectorize=how), 6) for how in ("auto", "on", "off")] == [
+        [1] * 6,
+        [3, 3],
+        [1] * 6,
+    ]
+
+
+def test_jobs_without_an_end_go_on_in_halves_and_then_alone():
+    """The one that ends its process is alone after a few tries; one that cannot be mapped, at once."""
+    plan = make_plan([[f"seed={seed}"] for seed in range(8)])
+    jobs = [str(number) for number in range(8)]
+    sizes = [choose_all(plan, 8)]
+    for left in (jobs, jobs[:4], jobs[:2]):
+        plan.part(left, alone=False)
+        sizes.append(choose_all(plan, 8))
+
+    assert sizes == [[4, 4], [4, 4], [2, 2, 4], [1, 1, 2, 4]]
+
+
+def test_jobs_of_one_stack_go_on_together():
+    """Whoever was together stays together, whatever the slots."""
+    plan = make_plan([[f"seed={seed}"] for seed in range(8)])
+    places = {str(number): (4, "0 1 2 3 4 5" if number < 6 else "6 7") for number in range(8)}
+    first = plan.choose([*places], places.__getitem__)
+
+    assert first == ["0", "1", "2", "3", "4", "5"]
+
+
+# ---- attempts
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory, in a process that keeps its allocator."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("runner.train.vectorized.allocator.keep_freed_memory", lambda: False)
+    return tmp_path
+
+
+def make_spec(name: str, *points: list[str]) -> JobSpec:
+    """Make the specification of a stack of points, with directories."""
+    members = []
+    for number, point in enumerate(points):
+        composed = compose([*COMMON, *point])
+        place = Path(f"{name}_{number}").absolute()
+        place.mkdir(exist_ok=True)
+        config = to_resolved_data(Check(composed, ()).config)
+        members.append(asdict(JobSpec(str(number), str(place), composed.unresolved_yaml, config, ["-m"])))
+    return JobSpec("stack 0", members[0]["folder"], "", {}, [], members=members)
+
+
+POINTS = (["seed=1"], ["seed=2", "optimizer.lr=0.05"], ["seed=3"])
+
+
+def read_hashes(name: str) -> list[str]:
+    """Read the hashes of the final weights."""
+    return [read_result(Path(f"{name}_{number}"))["weights_sha256"] for number in range(len(POINTS))]
+
+
+def test_a_stack_gives_the_same_again_also_when_it_was_stopped(folder, monkeypatch):
+    """Stopped after some steps and continued, the weights are those of the undisturbed stack, to the bit."""
+    assert run_stack_attempt(make_spec("whole", *POINTS)) == (EXIT_DONE, "")
+    iterate = pauses.iterate_batches
+
+    def stop(run: Any) -> Iterator[Any]:
+        for batch in iterate(run):
+            if run.progress.step == 6 and run.seed == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(pauses, "iterate_batches", stop)
+    assert run_stack_attempt(make_spec("cut", *POINTS))[0] == EXIT_STOPPED
+    monkeypatch.setattr(pauses, "iterate_batches", iterate)
+    assert [read_result(Path(f"cut_{number}"))["status"] for number in range(3)] == ["interrupted"] * 3
+    assert run_stack_attempt(make_spec("cut", *POINTS)) == (EXIT_DONE, "")
+
+    assert read_hashes("cut") == read_hashes("whole")
+
+
+def test_a_slower_stack_is_left_and_says_so(folder, monkeypatch):
+    """The jobs have no result, and both times are in the reason."""
+    times = iter([1.0, 0.1])
+    monkeypatch.setattr("runner.train.vectorized.trial.measure", lambda *_: next(times))
+    spec = make_spec("slow", *POINTS)
+    status, reason = run_stack_attempt(JobSpec(**{**asdict(spec), "timed": True}))
+
+    assert (status, reason) == (
+        EXIT_APART,
+        "sweep.vectorize: 3 jobs take 1e+03 ms a step as one, 300 ms one after the other",
+    )
+    assert not Path("slow_0/result.json").exists()
