@@ -36,6 +36,7 @@ class FilterMuon(Optimizer):
         nesterov: whether the gradient at hand is added to the momentum once more.
         steps: of the iteration that orthogonalizes.
         normalize: whether each tensor is scaled before its step so that its rows have a mean square norm of 1.
+        weight_decay: decoupled, as AdamW has it.
 
     Raises:
         ValueError: a number is out of range, or a tensor has fewer than two dimensions.
@@ -49,11 +50,13 @@ class FilterMuon(Optimizer):
         nesterov: bool = True,
         steps: int = 3,
         normalize: bool = False,
+        weight_decay: float = 0.0,
     ) -> None:
-        if lr < 0 or not 0 <= momentum < 1 or steps < 1:
-            message = f"lr must be at least 0, momentum in [0, 1) and steps at least 1: {lr}, {momentum}, {steps}"
+        if lr < 0 or weight_decay < 0 or not 0 <= momentum < 1 or steps < 1:
+            message = f"lr and weight_decay must be at least 0, momentum in [0, 1) and steps at least 1: {lr}, {momentum}, {steps}"
             raise ValueError(message)
         settings = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "steps": steps, "normalize": normalize}
+        settings["weight_decay"] = weight_decay
         super().__init__(params, settings)
         thin = [list(p.shape) for group in self.param_groups for p in group["params"] if p.dim() < 2]
         if thin:
@@ -85,5 +88,7 @@ class FilterMuon(Optimizer):
         direction = gradient.add(buffer, alpha=group["momentum"]) if group["nesterov"] else buffer
         if group["normalize"]:
             parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
+        if group["weight_decay"]:
+            parameter.mul_(1 - float(group["lr"]) * group["weight_decay"])
         update = orthogonalize(direction.reshape(len(direction), -1), group["steps"])
         parameter.add_(update.view(direction.shape).to(parameter.dtype), alpha=-float(group["lr"]))

@@ -34,12 +34,12 @@ def test_a_step_is_that_of_the_formula():
     torch.manual_seed(0)
     parameter, gradients = nn.Parameter(torch.randn(4, 5)), torch.randn(2, 4, 5)
     expected, buffer = parameter.detach().clone(), torch.zeros(4, 5)
-    optimizer = FilterMuon([parameter], lr=0.1, momentum=0.6, steps=3)
+    optimizer = FilterMuon([parameter], lr=0.1, momentum=0.6, steps=3, weight_decay=0.5)
     for gradient in gradients:
         parameter.grad = gradient.clone()
         optimizer.step()
         buffer = 0.6 * buffer + gradient
-        expected = expected - 0.1 * orthogonalize(gradient + 0.6 * buffer, 3).float()
+        expected = 0.95 * expected - 0.1 * orthogonalize(gradient + 0.6 * buffer, 3).float()
 
     torch.testing.assert_close(parameter.detach(), expected)
 

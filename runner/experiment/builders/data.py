@@ -108,6 +108,12 @@ def fit_parts(config: Config, parts: Parts) -> None:
     fitted.fit(dataset)
 
 
+def is_downloaded(config: Config) -> bool:
+    """Return whether all that the dataset downloads is there: nothing would be fetched."""
+    nodes = [node for node in config.dataset.downloads.values() if node is not None]
+    return all(Path(node.unpack or node.to).exists() for node in nodes)
+
+
 def make_init_batch(config: Config, parts: Parts, trust: Trust = ()) -> Any:
     """Make the batch that `init.apply` asks for: the first training samples, on the CPU, as an evaluation has them.
 

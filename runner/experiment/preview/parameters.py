@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,13 +151,8 @@ def describe_parameters(
     checkpoints = None if folder is None else RecordedRun(folder).open_checkpoints(warn=print_to_stderr)
     saved = checkpoints.load("last") if checkpoints is not None and checkpoints.entries() else None
     model = model_builder.make_model(config, trust)
-    done = model_builder.prepare_model(
-        config,
-        model,
-        trust,
-        weights=saved is None,
-        batch=lambda: data_builder.make_init_batch(config, data_builder.make_parts(config, trust), trust),
-    )
+    batch = partial(_read_init_batch, config, trust) if data_builder.is_downloaded(config) else None
+    done = model_builder.prepare_model(config, model, trust, weights=saved is None, batch=batch)
     loss = None if config.loss is None else instantiate(config.loss, "loss", trust=trust, call=False, seed=config.seed)
     groups = model_builder.make_groups(config, model, done.frozen, trust, loss)
     optimizer = train_builder.make_optimizer(config, groups, torch.device("cpu"), trust)
@@ -204,6 +200,12 @@ def describe_parameters(
         rows.append(row)
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.state_dict()["param_groups"]]
     return Explanation(rows, groups)
+
+
+def _read_init_batch(config: Config, trust: tuple[str, ...]) -> Any:
+    from runner.experiment.builders import data as data_builder
+
+    return data_builder.make_init_batch(config, data_builder.make_parts(config, trust), trust)
 
 
 def _read_pretrained_rows(weights: Any, folder: Path | None) -> list[Any]:
