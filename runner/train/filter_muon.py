@@ -53,7 +53,8 @@ class FilterMuon(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         if lr < 0 or weight_decay < 0 or not 0 <= momentum < 1 or steps < 1:
-            message = f"lr and weight_decay must be at least 0, momentum in [0, 1) and steps at least 1: {lr}, {momentum}, {steps}"
+            rule = "lr and weight_decay must be at least 0, momentum in [0, 1), steps at least 1"
+            message = f"{rule}: {lr}, {weight_decay}, {momentum}, {steps}"
             raise ValueError(message)
         settings = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "steps": steps, "normalize": normalize}
         settings["weight_decay"] = weight_decay

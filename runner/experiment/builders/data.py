@@ -115,7 +115,7 @@ def is_downloaded(config: Config) -> bool:
 
 
 def make_init_batch(config: Config, parts: Parts, trust: Trust = ()) -> Any:
-    """Make the batch that `init.apply` asks for: the first training samples, on the CPU, as an evaluation has them.
+    """Make the batch that `init.apply` asks for: the first training samples, without augmentation.
 
     Raises:
         RunError: there is no training data.
