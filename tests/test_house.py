@@ -15,7 +15,7 @@ LONGEST = 520  # lines: "no file over about 500"
 # The first word of a function's name. To add a verb is fine; a noun belongs to a class or a variable.
 VERBS = """
 accept add adjust adopt advance align answer append apply arm ask assign attach audit balance be begin bind blame
-blend broadcast build cache call can catch change check choose claim classify clean clear clip clone close collate
+blend broadcast build cache call can cast catch change check choose claim classify clean clear clip clone close collate
 collect combine commit compare compile complete compose compute concatenate connect contain continue convert copy
 count create crop cut decide decode define delete depend derive describe detach detect diagnose differ discard dismiss
 distribute divide does dominates download draw drop emit encode end ensure enter erase escape estimate evaluate
@@ -24,7 +24,7 @@ follow forecast forget fork format freeze gather generate get give group guard g
 holds import include index infer init insert inspect install instantiate interpolate interpret intersect
 is iterate join judge list
 keep kill label launch leave lend limit link load locate lock log look lower make map mark match matches may measure
-mend merge mix modify move must name narrow need needs normalize note number open order overlap pack pad parse pass
+mend merge mix modify move must name narrow need needs normalize note number open order orthogonalize overlap pack pad parse pass
 patch pause permute pick place plan plot pool predict prefetch preload prepare preview print profile project
 promote propose
 prove provide prune publish put quote raise rank read rebuild receive recommend reconcile record redirect reduce refer

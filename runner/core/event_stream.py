@@ -157,7 +157,7 @@ def emit(event: str, **fields: Any) -> None:
 
 
 def record_outcome(outcome: Mapping[str, Any], *, anew: bool = False) -> None:
-    """Record what the last event is to say of a run, a sweep, or a refused request; `anew`: and nothing else."""
+    """Record what the last event says of a run, a sweep or a refused request; `anew`: nothing else."""
     if _stream.tells_events:
         _stream.outcome = dict(outcome) if anew else _stream.outcome | dict(outcome)
 

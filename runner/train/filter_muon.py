@@ -11,7 +11,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic: steepest at 0, so th
 
 
 def orthogonalize(matrix: Tensor, steps: int, eps: float = 1e-7) -> Tensor:
-    """Return a matrix with about the singular vectors of the given one, and singular values of about 1, in bfloat16.
+    """Return the given matrix with its singular values replaced by about 1, in bfloat16.
 
     By a quintic Newton-Schulz iteration (Jordan 2024, https://kellerjordan.github.io/posts/muon/).
     """
@@ -25,7 +25,7 @@ def orthogonalize(matrix: Tensor, steps: int, eps: float = 1e-7) -> Tensor:
 
 
 class FilterMuon(Optimizer):
-    """Muon whose update sees a tensor as a matrix with a row for each first index (filter, output feature).
+    """Muon that sees a tensor as a matrix with a row for each filter or output feature.
 
     `torch.optim.Muon` takes matrices alone. The momentum buffer is a sum (as SGD has it), not a mean.
 

@@ -61,7 +61,7 @@ def test_every_option_of_a_group_passes(group):
         check(compose(["device=cpu", f"{group}={option}", *alone]))
 
 
-# What an experiment rightly refuses: it has no validation while it trains, no data, several rates, or large batches.
+# What an experiment rightly refuses: no validation while it trains, no data, several rates, or large batches.
 MANY_RATES = [(f"optimizer={name}", "scheduler=one_cycle") for name in ("gan", "muon")]  # it follows the one rate
 FEW = {"debug=fast", "debug=one_batch", "debug=overfit"}
 REFUSED = {

@@ -16,7 +16,7 @@ from runner.sweep.blame.measured import Effect
 from runner.sweep.blame.plan import BlamePlan, BlameSource
 from runner.sweep.blame.search import BlameSearch, Culprit, Findings
 from runner.sweep.blame.settings import DifferingSetting, find_settings
-from runner.sweep.blame.side import ComparedSide, load_side
+from runner.sweep.blame.side import BlamedSide, load_side
 from runner.sweep.console import SweepConsole, SweepProgress
 from runner.sweep.controller import Controller, SweepStop, catch_stop_signals
 from runner.sweep.executors.local import LocalExecutor
@@ -134,10 +134,10 @@ def _make_local_executor(plan: BlamePlan) -> Executor:
     return LocalExecutor(plan.settings.slots, plan.frozen)
 
 
-def _compare_sides(request: BlameRequest) -> tuple[tuple[ComparedSide, ComparedSide], list[DifferingSetting]]:
+def _compare_sides(request: BlameRequest) -> tuple[tuple[BlamedSide, BlamedSide], list[DifferingSetting]]:
     overrides = [*request.overrides, *([f"train.duration={request.duration}"] if request.duration else [])]
     mistakes: list[Mistake] = []
-    sides: list[ComparedSide] = []
+    sides: list[BlamedSide] = []
     for name, word in (("A", request.a), ("B", request.b)):
         try:
             sides.append(load_side(name, word, overrides, request.trust))
@@ -156,7 +156,7 @@ def _compare_sides(request: BlameRequest) -> tuple[tuple[ComparedSide, ComparedS
     return (sides[0], sides[1]), settings
 
 
-def _choose_metric(request: BlameRequest, sides: tuple[ComparedSide, ComparedSide]) -> tuple[str, str]:
+def _choose_metric(request: BlameRequest, sides: tuple[BlamedSide, BlamedSide]) -> tuple[str, str]:
     """Return the metric and its mode; it must be a metric of both sides."""
     objective, mode = find_objective(sides[0].config)
     metric = request.metric or objective

@@ -20,7 +20,7 @@ from runner.sweep import code_snapshot
 from runner.sweep.blame.measured import RunRequest
 from runner.sweep.blame.search import BlameSearch
 from runner.sweep.blame.settings import DifferingSetting, mix_configs
-from runner.sweep.blame.side import ComparedSide
+from runner.sweep.blame.side import BlamedSide
 from runner.sweep.interfaces import Proposal
 from runner.sweep.jobs import PlannedJob, SweepPlan, find_checkout
 from runner.sweep.ledger import JobRecord
@@ -41,7 +41,7 @@ class BlamePlan(SweepPlan):
 
     def __init__(
         self,
-        sides: tuple[ComparedSide, ComparedSide],
+        sides: tuple[BlamedSide, BlamedSide],
         settings: Sequence[DifferingSetting],
         slots: int | str,
         argv: Sequence[str],

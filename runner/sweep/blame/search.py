@@ -90,7 +90,7 @@ class Step:
 
 
 class BlameSearch:
-    """Search over `count` settings with at most `budget` runs: `find` yields them, `findings` is the result."""
+    """Search over `count` settings with at most `budget` runs, which `find` yields."""
 
     def __init__(self, count: int, budget: int, replicates: int = 3) -> None:
         self.measured = Measured()
