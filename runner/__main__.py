@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from runner.cli.verbs import ELSEWHERE, PLANNED, VERBS
 from runner.core import event_stream
 from runner.core.escape import make_printable
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_WRONG
@@ -20,49 +21,6 @@ if TYPE_CHECKING:
 
 
 BEGAN = time.perf_counter()
-
-
-VERBS = {  # name → module; what a verb imports is paid by that verb only
-    "check": "runner.cli.check",
-    "show": "runner.cli.show",
-    "find": "runner.cli.find",
-    "why": "runner.cli.why",
-    "resume": "runner.cli.resume",
-    "evaluate": "runner.cli.evaluate",
-    "predict": "runner.cli.predict",
-    "export": "runner.cli.export",
-    "explain": "runner.cli.explain",
-    "audit": "runner.cli.audit",
-    "convert": "runner.cli.convert",
-    "report": "runner.cli.report",
-    "promote": "runner.cli.promote",
-    "blame": "runner.cli.blame",
-    "compare": "runner.cli.compare",
-    "diff": "runner.cli.diff",
-    "ls": "runner.cli.ls",
-    "trust": "runner.cli.trust",
-    "help": "runner.cli.help",
-    "rm": "runner.cli.rm",
-    "archive": "runner.cli.archive",
-    "replay": "runner.cli.replay",
-    "record": "runner.cli.record",
-}
-
-
-PLANNED = ("schema",)
-
-
-# First words of other tools' command lines, and the verb that does the same; without one a run is trained.
-ELSEWHERE = {
-    "train": "",
-    "fit": "",
-    "run": "",
-    "start": "",
-    "eval": "evaluate",
-    "test": "evaluate",
-    "validate": "evaluate",
-    "continue": "resume",
-}
 
 
 def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from runner.cli import verbs
 from runner.cli.options import JSON, Verb
 from runner.config import key_help
 from runner.config.hydra_repository import find_our_conf
@@ -98,10 +99,8 @@ def _find_argument(key: str, overrides: Sequence[str]) -> KeyHelp | None:
 
 def format_overview() -> str:
     """Format the verbs and the groups, a line each."""
-    from runner.__main__ import VERBS as MODULES
-
     lines = ["Verbs (python -m runner VERB --help):"]
-    for verb, module in MODULES.items():
+    for verb, module in verbs.VERBS.items():
         said = (importlib.util.find_spec(module), verb)
         lines.append(f"  {verb.ljust(12)}{_read_summary(Path(str(said[0] and said[0].origin)))}")
     lines += ["", "Keys (python -m runner help KEY):"]

@@ -174,6 +174,25 @@ def _load(
     return document
 
 
+def parse_plain_text(text: str) -> Any:
+    """Parse a part of a recorded config as YAML alone has it, within the limits of a whole one.
+
+    Raises:
+        ValueError: it cannot be read, or exceeds a limit.
+    """
+    try:
+        _measure_depth(text)
+        loader = _PlainLoader(text)
+        try:
+            root = loader.get_single_node()
+            _check_node_count(root, MAX_NODES * RECORDED)
+            return None if root is None else loader.construct_document(root)
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+
+
 def _make_read_mistake(path: Path, error: OSError) -> Mistake:
     remedy = f"see `ls -l {shlex.quote(str(path))}`"
     return Mistake(

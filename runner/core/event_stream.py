@@ -156,10 +156,10 @@ def emit(event: str, **fields: Any) -> None:
         _stream.output.write_line(format_line({"event": event, "time": round(time.time(), 3), **fields}))
 
 
-def record_outcome(outcome: Mapping[str, Any]) -> None:
-    """Record what the last event is to say of a run, a sweep, or a refused request."""
+def record_outcome(outcome: Mapping[str, Any], *, anew: bool = False) -> None:
+    """Record what the last event is to say of a run, a sweep, or a refused request; `anew`: and nothing else."""
     if _stream.tells_events:
-        _stream.outcome.update(outcome)
+        _stream.outcome = dict(outcome) if anew else _stream.outcome | dict(outcome)
 
 
 def end(status: int, /, **fields: Any) -> None:

@@ -1,6 +1,7 @@
 """Sweep by a launcher or sweeper of Hydra: jobs in sequence, in this process, not resumable."""
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,9 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
         status = int(stopped.code or 0)
     finally:
         GlobalHydra.instance().clear()
-    words = "failed" if status == EXIT_FAILED else "" if status else "completed"
-    event_stream.record_outcome({"sweep": str(folder), "status": words, "run": None, "objective": None})
+    counts = dict(Counter(how for _, how, _ in rows))
+    told = {"sweep": str(folder), "run": None, "objective": None, "best": None, "jobs": counts}
+    event_stream.record_outcome({**told, "failed": [int(name) for name, how, _ in rows if how == "failed"]}, anew=True)
     print(f"\n{folder}")
     for name, how, objective in rows:
         print(f"  {name:>3}  {how:<11} {objective if objective is not None else ''}")

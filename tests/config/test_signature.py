@@ -18,6 +18,7 @@ from torch import nn
 
 from runner.config.check.annotations import UNFIT, convert, describe_misfit, infer_annotation
 from runner.experiment.builders.instantiate import instantiate
+from tests.support import find_mistakes
 
 
 class Mode(enum.Enum):
@@ -146,3 +147,18 @@ def test_a_class_as_default_gets_a_class_and_members_what_args_and_kwargs_say(
     assert "model.norm" not in said("Net, norm: {_target_: torch.nn.BatchNorm1d}")
     assert "add `_partial_: true`" in said("Called, norm: {_target_: torch.nn.BatchNorm1d}")
     assert "did you mean `cuda:0`?" in said("Device, level: fast, device: 0")
+
+
+@pytest.mark.parametrize(("step", "keys"), [("own.step", []), ("runner.train.steps.supervised", ["loss.batch"])])
+def test_a_loss_has_any_signature_where_the_step_is_ones_own(
+    step: str, keys: list[str], elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervised step calls it with an output and a target; who else calls it knows what with."""
+    code = (
+        "def step(batch, model, loss, input=0, target=1): pass\n\ndef loss(model, output, batch, *, scale=1.0): pass\n"
+    )
+    (elsewhere / "own.py").write_text(code)
+    monkeypatch.syspath_prepend(elsewhere)
+    found = find_mistakes(f"step._target_={step}", "loss={_target_: own.loss, scale: 2.0}")
+
+    assert keys == [mistake.key for mistake in found]

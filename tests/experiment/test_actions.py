@@ -111,14 +111,17 @@ def acting(runner, tmp_path, monkeypatch):
     return lambda *more: runner("experiment=acting", "device=cpu", *more)
 
 
-def test_whatever_an_action_does_no_weight_moves(acting):
+@pytest.mark.parametrize(
+    "more",
+    ["train.ema=0.8", *(pytest.param(one, marks=pytest.mark.exhaustive) for one in ("seed=1", "train.accumulate=2"))],
+)
+def test_whatever_an_action_does_no_weight_moves(acting, more):
     """With dropout, batch norm, an average of the weights and the global generators."""
-    for more in ((), ("train.ema=0.8",), ("train.accumulate=2",)):
-        without, with_it = acting(*more), acting(*more, RUIN)
-        hashes = [{key: ran.result.get(key) for key in ("weights_sha256", "ema_sha256")} for ran in (without, with_it)]
+    without, with_it = acting(more), acting(more, RUIN)
+    hashes = [{key: ran.result.get(key) for key in ("weights_sha256", "ema_sha256")} for ran in (without, with_it)]
 
-        assert [without.status, with_it.status] == [0, 0], with_it.err
-        assert hashes[0] == hashes[1]
+    assert [without.status, with_it.status] == [0, 0], with_it.err
+    assert hashes[0] == hashes[1]
 
 
 def test_an_action_keeps_what_it_returns(acting):

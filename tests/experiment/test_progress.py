@@ -123,6 +123,11 @@ def mark(batch, progress):
     return batch
 
 
+def check(sample, progress):
+    assert sample[1].tolist() == [progress.epoch, progress.step, progress.epoch]
+    return sample
+
+
 class Scale:
     def __init__(self, factor):
         self.factor = factor
@@ -232,10 +237,12 @@ def stop_at(step, monkeypatch, *overrides, **more):
         return run(*overrides, status=75, **more)
 
 
+SPAWNED = ("transform.on=sample", "transform.train={same: {_target_: timed_parts.check}}")
 WAYS = {
     "in this process": (),
     "by workers": ("loader.num_workers=2",),
     "by workers that stay": ("loader.num_workers=2", "loader.persistent_workers=true"),
+    "by spawned workers": ("loader.num_workers=1", "loader.multiprocessing_context=spawn", *SPAWNED),
     "accumulated": ("train.accumulate=2", "loader.batch_size=2"),
     "a sampler": ("loader.shuffle=false", "loader.sampler={_target_: timed_parts.Order, until: 1ep}"),
     "wrapped": ("dataset.train={_target_: timed_parts.Wrapped, dataset: {_target_: timed_parts.Timed}}",),

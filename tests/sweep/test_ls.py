@@ -13,6 +13,7 @@ import pytest
 
 from runner.core.lock import Lock
 from runner.sweep.ledger import JobRecord, Ledger
+from runner.sweep.runs import reading
 from runner.sweep.runs.index import FILE, read_table
 from tests.support import make_result, write_files, write_run
 
@@ -322,6 +323,67 @@ def test_an_endless_query_is_stopped(runs, runner, monkeypatch):
     monkeypatch.setattr("runner.sweep.runs.sql.SECONDS", 0.05)
     query = "with recursive c(x) as (select 1 union all select x + 1 from c) select count(*) from c"
     assert "must take at most" in runner("ls", "--sql", query).err
+
+
+# ---- a config that is read key by key
+
+CONFIGS = [
+    "a: 1\nb:\n  c: [1, 2]\n  d: {}\nlist:\n- x\n- y: 2\n",
+    "a: 1\na: 2\n",
+    "a: &x {b: 1}\nc: *x\n",
+    "a: [1,\nb, c]\nd: 3\n",
+    'a: "x\n\n  y: z"\nb: 1\n',
+    "a: |\n  text\n  b: 2\nc: 3\n",
+    "# first\na: 1\n",
+    "a: 1 # one\n# two\nb: 2\n",
+    "---\na: 1\n...\n",
+    "a: !!python/object:x {}\n",
+    "a: 1e-3\nb: 1.0e-3\nc: yes\n'on': 1\n",
+    "a: on\non: 2\n",
+    "a:\n  include:\n  - .*\n  - '*'\n",
+    "a: {b: 1,\n  c: 2}\n",
+    "a b: 1\nc: \n",
+    "a\n",
+    "a: 1\nb\n",
+    "a: 1\n  b: 2\n",
+    "a: 1\n- b\n",
+    "",
+    "a: " + "[" * 200 + "]" * 200 + "\n",
+    "a: " + "9" * 500 + "\n",
+    "a: ~\nb: null\nc:\n",
+    "a: 2026-01-01\n",
+    "{a: 1}\n",
+    "a: x\n y\nb: 1\n",
+    "<<: {a: 1}\n",
+    "a:\n  <<: {b: 1}\n  c: 2\n",
+    "1: a\nb: 2\n",
+    "a: '\n  x'\nb: 1\r\n",
+]
+
+
+@pytest.mark.parametrize("text", CONFIGS)
+def test_a_config_read_key_by_key_is_that_of_the_whole_file(elsewhere, monkeypatch, text):
+    Path("config.yaml").write_text(text)
+    problems = [], []
+    known = reading._read_config(elsewhere, problems[0])
+    monkeypatch.setattr(reading, "_read_sections", lambda _: None)
+    assert (known, problems[0]) == (reading._read_config(elsewhere, problems[1]), problems[1])
+
+
+def test_the_config_of_every_experiment_is_read_key_by_key(elsewhere, monkeypatch):
+    import yaml
+
+    from runner.config.check.check import to_resolved_data
+    from runner.config.compose import compose
+    from runner.config.parsing import read
+
+    for name in ("digits_mlp", "digits_cnn"):
+        config = to_resolved_data(read(compose([f"experiment={name}"]).config)[0])
+        Path("config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        known = reading._read_sections(elsewhere / "config.yaml")
+        with monkeypatch.context() as patch:
+            patch.setattr(reading, "_read_sections", lambda _: None)
+            assert known == reading._read_config(elsewhere, []) != {}
 
 
 # ---- speed

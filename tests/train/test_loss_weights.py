@@ -133,7 +133,12 @@ def test_the_divisor_of_a_classification(loss, target, expected):
 
 
 @pytest.mark.parametrize(
-    "loss", ["loss.reduction=sum", "loss.ignore_index=3", "dataset.class_weights=[1,2,3,4,5,6,7,8,9,0.5]"]
+    "loss",
+    [
+        "loss.reduction=sum",
+        "loss.ignore_index=3",
+        pytest.param("dataset.class_weights=[1,2,3,4,5,6,7,8,9,0.5]", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_an_evaluation_does_not_depend_on_its_batch_size(loss, runner):
     """With the supervised step, whatever its loss divides by; `reduction: sum` is said as a mean over samples."""

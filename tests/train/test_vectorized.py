@@ -126,6 +126,10 @@ CASES = {
         ["optimizer=adamw", "loss.label_smoothing=0.3", "model.p=0.2", "seed=3", "init=xavier"],
     ],
     "accumulation": [["train.accumulate=3", "seed=1"], ["train.accumulate=3", "optimizer.lr=0.01"]],
+    "accumulation, an ignored class": [
+        ["train.accumulate=3", "+loss.ignore_index=3", "seed=1"],
+        ["train.accumulate=3", "+loss.ignore_index=3", "optimizer.lr=0.01"],
+    ],
     "groups, frozen parts, tied weights": [
         [
             "model.tied=true",

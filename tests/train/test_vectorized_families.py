@@ -19,7 +19,7 @@ from models.mlp import MLP
 from models.pixels import PixelEmbedding
 from runner.core import rng
 from runner.train.steps import supervised
-from runner.train.vectorized.stack import Stack, ignore_slow_rules
+from runner.train.vectorized.stack import Stack, suppress_rule_warnings
 from runner.train.vectorized.trial import ApartError, try_stack
 
 JOBS = 3
@@ -186,7 +186,7 @@ def test_a_family_joins_with_equal_losses(family):
     """The loss of each job is that of its model alone, with the same masks of dropout."""
     stack, batches, streams, copies = make_stack(*JOINS[family])
     try_stack(stack, batches, streams, timed=False)
-    with ignore_slow_rules():
+    with suppress_rule_warnings():
         losses = stack(batches)[0]["loss"].tolist()
     alone = []
     for copy, batch, stream in zip(copies, batches, streams, strict=True):

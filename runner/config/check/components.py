@@ -21,6 +21,7 @@ from runner.config.check.annotations import (
     takes_steps,
     wants_class,
 )
+from runner.config.check.class_keys import explain_class_key
 from runner.config.check.component_settings import strip_settings
 from runner.config.check.imports import LIBRARIES, TargetError, describe_trust, import_object
 from runner.config.check.signature import CallableParameters, inspect_parameters
@@ -192,24 +193,14 @@ def _check_nested(
             check_component(path, own, _strip_match(path, value, found) if own == MEMBER else value, trust, found)
             return
         for name, inner in value.items():
-            if takes_class_keys(annotation):
-                _check_class_key((*path, name), name, trust, found)
+            if takes_class_keys(annotation) and (wrong := explain_class_key(name, trust)) is not None:
+                found.wrong(
+                    (*path, name), wrong.rule, name, suggestion=wrong.suggestion, remedy=wrong.remedy, kind="slot"
+                )
             _check_nested((*path, name), inner, annotation, slot, trust, found)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             _check_nested((*path, index), inner, annotation, slot, trust, found)
-
-
-def _check_class_key(path: Path, name: str, trust: Sequence[str], found: PlacedMistakes) -> None:
-    """Check that a key of a mapping by class names a class that may be named here."""
-    try:
-        target = import_object(name, trust)
-    except TargetError as error:
-        found.wrong(path, error.rule, name, suggestion=error.suggestion, remedy=error.remedy, kind=error.kind)
-        return
-    problem = explain_misplaced("nested", target, name, trust)
-    if problem or not isinstance(target, type):
-        found.wrong(path, problem or "must be a class: the parameter takes a mapping by class", name, kind="slot")
 
 
 # Parameters whose annotation asks for an object: a bound constructor is none. (A scheduler in a scheduler and one of

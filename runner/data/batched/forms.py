@@ -42,11 +42,13 @@ def make_per_image_step(
         message = f"no batched form of {name} ({reason}), and it refuses a sample: {error}"
         raise NotBatched(message) from error
     state.sample, state.kind = made[None], kind
-    repeatable = (type(transform).__name__ in REPEATABLE and _is_torchvisions(transform)) or _draws_nothing(transform)
+    repeatable = (type(transform).__name__ in REPEATABLE and _is_torchvisions(transform)) or _is_deterministic(
+        transform
+    )
     return PerImageStep(0, single, reason, repeatable), size
 
 
-def _draws_nothing(transform: Any) -> bool:
+def _is_deterministic(transform: Any) -> bool:
     """Return whether a transform is made of modules of torch.nn that draw nothing."""
     if not isinstance(transform, nn.Module):
         return False

@@ -123,7 +123,8 @@ def _try_step(scene: PreflightScene) -> None:
     step = import_object(config.step["_target_"], scene.trust)
     needs_no_data = config.dataset.steps_per_epoch is not None and not needs_input_and_target(step)
     if found.model is not None and (found.batch is not None or needs_no_data):
-        try_step(config, found, scene.loss, scene.trust, scene.groups)
+        names = not has_any(scene.wrong, "metrics")
+        try_step(config, found, scene.loss, scene.trust, scene.groups, names=names)
 
 
 # In order: the keys of the config that a check needs to be free of mistakes, and the check. A check leaves what later

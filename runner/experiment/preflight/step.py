@@ -38,10 +38,19 @@ from runner.train.steps import get_output, needs_input_and_target
 MOST_NUMBERS = 100_000_000  # of a model that is built a second time, to be sure that a refusal is not the meta device's
 
 
-def try_step(config: Config, found: Preflight, loss: Any, trust: Trust, groups: list[dict[str, Any]] | None) -> None:
+def try_step(
+    config: Config,
+    found: Preflight,
+    loss: Any,
+    trust: Trust,
+    groups: list[dict[str, Any]] | None,
+    *,
+    names: bool = True,
+) -> None:
     """Send the batch through model, step and metrics, as training and evaluation do.
 
-    Whose fault an error is shows in which of them raises.
+    Whose fault an error is shows in which of them raises. `names`: whether all metrics are known, so that the names
+    which other keys have for them can be compared.
     """
     model = found.model
     assert model is not None
@@ -66,7 +75,7 @@ def try_step(config: Config, found: Preflight, loss: Any, trust: Trust, groups: 
                 )
                 without = {name: NO_UPDATE if name == "update" else None for name in given}
                 outcomes["eval"] = _run_step(config, evaluated, step, model.eval(), on_meta, without, trust)
-            if len(found.mistakes) == before and outcomes["train"] is not None:
+            if len(found.mistakes) == before and outcomes["train"] is not None and names:
                 _check_names(config, found, outcomes["train"], outcomes.get("eval") or outcomes["train"])
             if len(found.mistakes) == before and not found.left_open:
                 try_metrics(config, found, outcomes, trust)

@@ -15,8 +15,8 @@ from runner.core.files import sync_folder
 from runner.sweep.blame.measured import Effect
 from runner.sweep.blame.plan import BlamePlan, BlameSource
 from runner.sweep.blame.search import BlameSearch, Culprit, Findings
-from runner.sweep.blame.settings import Difference, find_settings
-from runner.sweep.blame.side import Side, load_side
+from runner.sweep.blame.settings import DifferingSetting, find_settings
+from runner.sweep.blame.side import ComparedSide, load_side
 from runner.sweep.console import SweepConsole, SweepProgress
 from runner.sweep.controller import Controller, SweepStop, catch_stop_signals
 from runner.sweep.executors.local import LocalExecutor
@@ -63,7 +63,7 @@ class BlameReport:
 
     words: tuple[str, str]
     metric: str
-    settings: list[Difference]
+    settings: list[DifferingSetting]
     findings: Findings
     folder: Path
     budget: int
@@ -134,10 +134,10 @@ def _make_local_executor(plan: BlamePlan) -> Executor:
     return LocalExecutor(plan.settings.slots, plan.frozen)
 
 
-def _compare_sides(request: BlameRequest) -> tuple[tuple[Side, Side], list[Difference]]:
+def _compare_sides(request: BlameRequest) -> tuple[tuple[ComparedSide, ComparedSide], list[DifferingSetting]]:
     overrides = [*request.overrides, *([f"train.duration={request.duration}"] if request.duration else [])]
     mistakes: list[Mistake] = []
-    sides: list[Side] = []
+    sides: list[ComparedSide] = []
     for name, word in (("A", request.a), ("B", request.b)):
         try:
             sides.append(load_side(name, word, overrides, request.trust))
@@ -156,7 +156,7 @@ def _compare_sides(request: BlameRequest) -> tuple[tuple[Side, Side], list[Diffe
     return (sides[0], sides[1]), settings
 
 
-def _choose_metric(request: BlameRequest, sides: tuple[Side, Side]) -> tuple[str, str]:
+def _choose_metric(request: BlameRequest, sides: tuple[ComparedSide, ComparedSide]) -> tuple[str, str]:
     """Return the metric and its mode; it must be a metric of both sides."""
     objective, mode = find_objective(sides[0].config)
     metric = request.metric or objective
@@ -178,7 +178,7 @@ def _choose_metric(request: BlameRequest, sides: tuple[Side, Side]) -> tuple[str
 
 def _report(
     request: BlameRequest,
-    settings: list[Difference],
+    settings: list[DifferingSetting],
     metric: str,
     plan: BlamePlan,
     search: BlameSearch,

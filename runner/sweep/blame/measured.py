@@ -21,7 +21,7 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class Effect:
-    """Difference of two means, and half the width of its 95% interval (NaN without replicates)."""
+    """DifferingSetting of two means, and half the width of its 95% interval (NaN without replicates)."""
 
     value: float
     half: float

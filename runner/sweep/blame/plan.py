@@ -19,8 +19,8 @@ from runner.experiment.record.recorded_run import RecordedRun
 from runner.sweep import code_snapshot
 from runner.sweep.blame.measured import RunRequest
 from runner.sweep.blame.search import BlameSearch
-from runner.sweep.blame.settings import Difference, mix_configs
-from runner.sweep.blame.side import Side
+from runner.sweep.blame.settings import DifferingSetting, mix_configs
+from runner.sweep.blame.side import ComparedSide
 from runner.sweep.interfaces import Proposal
 from runner.sweep.jobs import PlannedJob, SweepPlan, find_checkout
 from runner.sweep.ledger import JobRecord
@@ -41,8 +41,8 @@ class BlamePlan(SweepPlan):
 
     def __init__(
         self,
-        sides: tuple[Side, Side],
-        settings: Sequence[Difference],
+        sides: tuple[ComparedSide, ComparedSide],
+        settings: Sequence[DifferingSetting],
         slots: int | str,
         argv: Sequence[str],
         trust: tuple[str, ...],

@@ -12,7 +12,7 @@ NOT_MIXED = {*WITHOUT_EFFECT, "seed", "train.objective", "train.mode"}
 
 
 @dataclass(frozen=True)
-class Difference:
+class DifferingSetting:
     """Key in which A and B differ, with the value of each; `ABSENT` where one has none.
 
     A component with another `_target_` is one setting with all its arguments, which mean nothing for the other.
@@ -42,25 +42,25 @@ class Difference:
         return f"{self.key}: {self.format_value(self.a)} → {self.format_value(self.b)}"
 
 
-def find_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
+def find_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[DifferingSetting]:
     """Find the settings in which two resolved configs differ, in the order of the config."""
     return list(_walk(a, b, ()))
 
 
-def _walk(a: Any, b: Any, path: tuple[str, ...]) -> list[Difference]:
+def _walk(a: Any, b: Any, path: tuple[str, ...]) -> list[DifferingSetting]:
     if ".".join(path) in NOT_MIXED:
         return []
     if not isinstance(a, Mapping) and type(a) is type(b) and a == b:
         return []
     if not isinstance(a, Mapping) or not isinstance(b, Mapping) or a.get("_target_") != b.get("_target_"):
-        return [Difference(path, a, b)] if path else _walk_members(a, b, path)
+        return [DifferingSetting(path, a, b)] if path else _walk_members(a, b, path)
     shared = [[name for name in one if name in other] for one, other in ((a, b), (b, a))]
     if path and "_target_" not in a and shared[0] != shared[1]:  # transforms, rules and groups hold in their order
-        return [Difference(path, a, b)]
+        return [DifferingSetting(path, a, b)]
     return _walk_members(a, b, path)
 
 
-def _walk_members(a: Mapping[str, Any], b: Mapping[str, Any], path: tuple[str, ...]) -> list[Difference]:
+def _walk_members(a: Mapping[str, Any], b: Mapping[str, Any], path: tuple[str, ...]) -> list[DifferingSetting]:
     names = _merge_order(list(a), list(b))
     return [found for name in names for found in _walk(a.get(name, ABSENT), b.get(name, ABSENT), (*path, str(name)))]
 
@@ -77,7 +77,7 @@ def _merge_order(a: Sequence[str], b: Sequence[str]) -> list[str]:
     return merged
 
 
-def mix_configs(a: Mapping[str, Any], settings: Collection[Difference], b: Mapping[str, Any]) -> dict[str, Any]:
+def mix_configs(a: Mapping[str, Any], settings: Collection[DifferingSetting], b: Mapping[str, Any]) -> dict[str, Any]:
     """Return A's config with these settings of B."""
     taken = {setting.path for setting in settings}
     mixed: dict[str, Any] = _mix(a, b, (), taken)

@@ -14,7 +14,7 @@ from runner.sweep.runs.address import find_address
 
 
 @dataclass(frozen=True)
-class Side:
+class ComparedSide:
     """One of two configs: the word that named it, and its resolved config."""
 
     word: str
@@ -26,7 +26,7 @@ class Side:
         return to_resolved_data(self.config)
 
 
-def load_side(name: str, word: str, overrides: Sequence[str], trust: tuple[str, ...]) -> Side:
+def load_side(name: str, word: str, overrides: Sequence[str], trust: tuple[str, ...]) -> ComparedSide:
     """Load the config that a word names, with overrides.
 
     Args:
@@ -51,4 +51,4 @@ def load_side(name: str, word: str, overrides: Sequence[str], trust: tuple[str, 
     if config.device.parallel in PROCESSES:
         rule, remedy = "must be none: short runs of a comparison have one process", "add `device.parallel=none`"
         raise ConfigError([Mistake("device.parallel", rule, config.device.parallel, f"`{word}`", remedy)])
-    return Side(word, config)
+    return ComparedSide(word, config)

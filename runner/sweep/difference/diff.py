@@ -12,7 +12,7 @@ from runner.experiment.record.recorded import find_differences
 from runner.experiment.record.state_differences import StateDifference, find_state_differences, find_unknown_parts
 from runner.log.trace_file import match_bits
 from runner.sweep.difference.code import CodeDifference, compare_code
-from runner.sweep.difference.sides import Side, open_side
+from runner.sweep.difference.sides import ComparedSide, open_side
 
 OF_RESULT = ("status", "cause", "objective", "steps", "seconds", "steps_per_second")
 
@@ -76,7 +76,7 @@ class LossDifference:
 
 
 @dataclass
-class Difference:
+class SideDifference:
     """Difference of two sides.
 
     Attributes:
@@ -90,8 +90,8 @@ class Difference:
         same_weights: whether both ended with bitwise the same weights; None where that is not known.
     """
 
-    a: Side
-    b: Side
+    a: ComparedSide
+    b: ComparedSide
     settings: list[SettingDifference]
     code: CodeDifference
     state: list[StateDifference]
@@ -127,7 +127,7 @@ class Difference:
         }
 
 
-def find_difference(words: tuple[str, str], trust: tuple[str, ...] = ()) -> Difference:
+def find_difference(words: tuple[str, str], trust: tuple[str, ...] = ()) -> SideDifference:
     """Find in what two runs, jobs, experiments or records differ; nothing is written.
 
     Raises:
@@ -138,7 +138,7 @@ def find_difference(words: tuple[str, str], trust: tuple[str, ...] = ()) -> Diff
     if a.is_now or b.is_now:  # it has imported what a check needs, and no more
         state = [one for one in state if one.kind != "code" or (one.was is not None and one.now is not None)]
     weights = [side.result.get("weights_sha256") for side in (a, b)]
-    return Difference(
+    return SideDifference(
         a,
         b,
         _compare_settings(a, b),
@@ -151,7 +151,7 @@ def find_difference(words: tuple[str, str], trust: tuple[str, ...] = ()) -> Diff
     )
 
 
-def _compare_settings(a: Side, b: Side) -> list[SettingDifference]:
+def _compare_settings(a: ComparedSide, b: ComparedSide) -> list[SettingDifference]:
     if not a.config or not b.config:
         return []
     found = []
@@ -164,7 +164,7 @@ def _compare_settings(a: Side, b: Side) -> list[SettingDifference]:
     return found
 
 
-def _compare_results(a: Side, b: Side) -> list[ResultDifference]:
+def _compare_results(a: ComparedSide, b: ComparedSide) -> list[ResultDifference]:
     if not a.result and not b.result:
         return []
     sides = [_list_results(side.result) for side in (a, b)]
@@ -172,7 +172,7 @@ def _compare_results(a: Side, b: Side) -> list[ResultDifference]:
     return [ResultDifference(name, sides[0].get(name), sides[1].get(name)) for name in names]
 
 
-def _compare_losses(a: Side, b: Side) -> LossDifference | None:
+def _compare_losses(a: ComparedSide, b: ComparedSide) -> LossDifference | None:
     steps = sorted(a.losses.keys() & b.losses.keys())
     if not steps:
         return None

@@ -8,7 +8,7 @@ from runner.core.chart import Line, Panel, render_svg
 from runner.core.escape import escape_line, make_printable
 from runner.core.files import write_text
 from runner.experiment.record.state_differences import StateDifference
-from runner.sweep.difference.diff import Difference, write_value
+from runner.sweep.difference.diff import SideDifference, write_value
 from runner.sweep.runs.formats import align_columns, format_value
 
 MOST_LINES = 120  # of the difference of code on the console; all of it is in a file
@@ -23,7 +23,7 @@ MOST_POINTS = 1_000  # of a line of losses
 WIDEST = 100  # characters of a value
 
 
-def write_files(found: Difference, root: Path) -> None:
+def write_files(found: SideDifference, root: Path) -> None:
     """Write curves (`curves.svg`) and the difference of code (`code.diff`) below `root`, if there are any.
 
     Raises:
@@ -45,7 +45,7 @@ def _make_name(word: str) -> str:
     return re.sub(r"[^\w.=-]+", "_", "_".join(parts[-2:]))[:100].strip(".") or "it"
 
 
-def _draw_losses(found: Difference) -> list[Panel]:
+def _draw_losses(found: SideDifference) -> list[Panel]:
     """Draw the loss of each step that the traces have, of many steps every so many."""
     lines = []
     for side in (found.a, found.b):
@@ -56,7 +56,7 @@ def _draw_losses(found: Difference) -> list[Panel]:
     return [Panel("loss of each step", lines, x_label="optimizer step")] if lines else []
 
 
-def _draw_panels(found: Difference) -> list[Panel]:
+def _draw_panels(found: SideDifference) -> list[Panel]:
     """Draw a panel for the objective, the training loss and what else both have logged."""
     sides = (found.a, found.b)
     objectives = [str(side.config.get("train", {}).get("objective")) for side in sides if side.config]
@@ -73,7 +73,7 @@ def _draw_panels(found: Difference) -> list[Panel]:
     return [*panels, *_draw_losses(found)]
 
 
-def format_difference(found: Difference) -> str:
+def format_difference(found: SideDifference) -> str:
     """Format a difference for people: what is compared, then each part, then what is not known."""
     lines = [f"A: {found.a.said}", f"B: {found.b.said}", ""]
     lines += _format_settings(found)
@@ -90,7 +90,7 @@ def _cut_line(line: str) -> str:
     return make_printable(line).replace("\t", "    ")
 
 
-def _format_settings(found: Difference) -> list[str]:
+def _format_settings(found: SideDifference) -> list[str]:
     if not found.a.config or not found.b.config:
         return ["config: not known of both"]
     if not found.settings:
@@ -114,7 +114,7 @@ def _put_indented(text: str) -> list[str]:
     return [f"  {line}" for line in text.splitlines()]
 
 
-def _format_code(found: Difference) -> list[str]:
+def _format_code(found: SideDifference) -> list[str]:
     code, modules = found.code, [one for one in found.list_state("code") if one.name != "git commit"]
     commits = [commit[:12] if commit else "no commit" for commit in code.commits]
     if code.is_same:
@@ -136,11 +136,11 @@ def _format_code(found: Difference) -> list[str]:
     return [*lines, *(f"  {note}" for note in code.notes)]
 
 
-def _has_modules(found: Difference) -> bool:
+def _has_modules(found: SideDifference) -> bool:
     return all("code" not in parts for parts in found.unknown.values())
 
 
-def _find_gap(title: str, found: Difference) -> str:
+def _find_gap(title: str, found: SideDifference) -> str:
     names = [name.upper() for name, parts in found.unknown.items() if title in parts]
     return f"not known of {' and '.join(names)}" if names else ""
 
@@ -159,7 +159,7 @@ def _write_fact(value: Any) -> str:
     return f"{text[:12]}…" if re.fullmatch(r"[0-9a-f]{40,}", text) else _cut_value(text)
 
 
-def _format_losses(found: Difference) -> list[str]:
+def _format_losses(found: SideDifference) -> list[str]:
     if found.losses is None:
         return []
     if found.losses.first is None:
@@ -167,7 +167,7 @@ def _format_losses(found: Difference) -> list[str]:
     return [f"losses: they differ from step {found.losses.first:,} on"]
 
 
-def _format_results(found: Difference) -> list[str]:
+def _format_results(found: SideDifference) -> list[str]:
     if not found.results:
         return ["results: not known of both"]
     rows = [["", "A", "B", "B - A"]]

@@ -34,7 +34,7 @@ MOST_CURVES = 40  # metrics of a run whose values are read
 
 
 @dataclass
-class Side:
+class ComparedSide:
     """Side of a difference.
 
     Attributes:
@@ -121,7 +121,7 @@ def _list_texts(value: Any) -> list[str]:
     return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
 
 
-def open_side(word: str, name: str, trust: tuple[str, ...] = ()) -> Side:
+def open_side(word: str, name: str, trust: tuple[str, ...] = ()) -> ComparedSide:
     """Open what a word names as one side of a difference.
 
     A run or a record may come from a stranger: nothing of it is imported. An experiment is checked as `check` does.
@@ -140,12 +140,12 @@ def open_side(word: str, name: str, trust: tuple[str, ...] = ()) -> Side:
     return _open_run(found, name)
 
 
-def _open_run(found: Address, name: str) -> Side:
+def _open_run(found: Address, name: str) -> ComparedSide:
     folder = found.runs[0]
     safe_io.refuse_foreign(folder)
     recorded = RecordedRun(folder)
     said = f"run {folder}" if found.sweep is None else f"job {found.numbers[0]} of {found.sweep}"
-    side = Side(name, found.word, said, found.kind, file=folder / "config.yaml")
+    side = ComparedSide(name, found.word, said, found.kind, file=folder / "config.yaml")
     side.config = _read_config(side, folder)
     known = recorded.read_part("provenance.json")
     side.provenance = known if isinstance(known, dict) else {}
@@ -168,7 +168,7 @@ def _open_run(found: Address, name: str) -> Side:
     return side
 
 
-def _read_config(side: Side, folder: Path) -> dict[str, Any]:
+def _read_config(side: ComparedSide, folder: Path) -> dict[str, Any]:
     """Read the recorded config as plain data with every default, or as it stands where it does not parse."""
     for file in (folder / "config.yaml", folder / ".hydra" / "config.yaml"):
         try:
@@ -233,16 +233,16 @@ def _read_losses(lines: Sequence[Any]) -> dict[int, float]:
     losses: dict[int, float] = {}
     with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError):
         for line in lines:
-            losses |= {step: facts.loss for step, facts in expand_steps(line)}
+            losses |= {step: facts.loss for step, facts in expand_steps(line) if facts.loss is not None}
             if len(losses) > MOST_STEPS:
                 break
     return losses
 
 
-def _open_record(found: Address, name: str) -> Side:
+def _open_record(found: Address, name: str) -> ComparedSide:
     assert found.file is not None
     record = read_record(found.file)
-    side = Side(name, found.word, f"record {found.file}", "record")
+    side = ComparedSide(name, found.word, f"record {found.file}", "record")
     for part in ("config", "provenance", "result"):
         value = record.get(part)
         if isinstance(value, dict):
@@ -260,10 +260,10 @@ def _open_record(found: Address, name: str) -> Side:
     return side
 
 
-def _open_experiment(found: Address, name: str, trust: tuple[str, ...]) -> Side:
+def _open_experiment(found: Address, name: str, trust: tuple[str, ...]) -> ComparedSide:
     """Open an experiment: its config as it would be recorded now, and the state of code and machine."""
     said = f"experiment {' '.join(found.overrides)}, with the files of now"
-    side = Side(name, found.word, said, "experiment", overrides=found.overrides, is_now=True)
+    side = ComparedSide(name, found.word, said, "experiment", overrides=found.overrides, is_now=True)
     composed = compose(found.overrides)
     if composed.mistakes:
         raise ConfigError(composed.mistakes)

@@ -3,9 +3,11 @@
 import contextlib
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,9 @@ MOST_KEYS = 5_000  # of a config or of metrics, in the table
 
 
 LONGEST_TEXT = 10_000  # characters of a value
+
+
+MOST_SECTION_BYTES = 200_000  # of a config that is read key by key
 
 
 TAIL_BYTES = 1 << 18  # of a metrics.jsonl, for the last value of each metric
@@ -213,6 +218,8 @@ def _read_config(folder: Path, problems: list[str]) -> dict[str, Any] | None:
     from runner.config import document  # OmegaConf takes a moment, and a table that is known needs none
 
     file = folder / "config.yaml"
+    if (known := _read_sections(file)) is not None:
+        return known
     try:
         read = document.load_record(file, plain=True)
     except FileNotFoundError:
@@ -232,6 +239,50 @@ def _read_config(folder: Path, problems: list[str]) -> dict[str, Any] | None:
             break
         keys[key] = _cut(value)
     return keys
+
+
+_SECTION = re.compile(r"(?m)^(?=[A-Za-z_])")
+
+
+# What a part of the file cannot be read by itself with: anchors, aliases and tags, and lines that begin otherwise.
+_WHOLE_ONLY = re.compile(r"(?m)(^|[\s\[{,])[&*!]|^[^A-Za-z_\s-]")
+
+
+def _read_sections(file: Path) -> dict[str, Any] | None:
+    """Read a config key by key of its first level, since most runs have most of them alike.
+
+    None where the file has to be read as a whole: it is damaged, has anchors or is too large.
+    """
+    try:
+        text = safe_io.read_bytes(file, MOST_SECTION_BYTES).decode()
+    except (OSError, UnicodeDecodeError):
+        return None
+    parts = _SECTION.split(text)
+    if parts[0].strip() or "\r" in text or _WHOLE_ONLY.search(text):
+        return None
+    keys: dict[str, Any] = {}
+    seen: set[str] = set()
+    for part in parts[1:]:
+        name, leaves = _flatten_section(part)
+        if leaves is None or name in seen:
+            return None
+        seen.add(name)
+        keys |= leaves
+    return keys if keys and len(keys) < MOST_KEYS else None
+
+
+@lru_cache(maxsize=10_000)
+def _flatten_section(text: str) -> tuple[str, dict[str, Any] | None]:
+    """Parse a key of the first level to its name and its leaves; None for anything but one key."""
+    from runner.config import document
+
+    try:
+        data = document.parse_plain_text(text)
+    except ValueError:
+        return "", None
+    if not isinstance(data, dict) or len(data) != 1 or not all(isinstance(name, str) for name in data):
+        return "", None
+    return next(iter(data)), {key: _cut(value) for key, value in list_leaves(data)}
 
 
 def list_leaves(value: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,19 +5,19 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from runner.core import rng
 from runner.train import pauses
-from runner.train.loss_weights import compute_divisor, is_summed
-from runner.train.optimizer_step.accumulated import combine_outcomes
+from runner.train.loss_weights import is_summed, read_kind
+from runner.train.optimizer_step.accumulated import combine_outcomes, detach_small, find_weight, get_reference
 from runner.train.state import Run
 from runner.train.trace import NoTrace
 from runner.train.vectorized.optimizers import StackedClipping, make_stacked_optimizer
-from runner.train.vectorized.stack import Stack, UnequalJobsError, ignore_slow_rules
+from runner.train.vectorized.stack import Stack, UnequalJobsError, suppress_rule_warnings
 from runner.train.vectorized.trial import refuse_draws, try_stack
 
+LARGE = frozenset({"output", "target"})  # outputs of a micro-batch that are not kept
 Leave = Callable[[Run, Exception | None], object]
 
 
@@ -52,7 +52,7 @@ def fit_stack(members: Sequence[StackMember], numbers: Any, leave: Leave, *, tim
         ApartError: a trial on the first batch speaks against the stack; nothing was learnt.
         Exception: the step of all jobs failed. Those that have not left stand at their last checkpoints.
     """
-    with ignore_slow_rules():
+    with suppress_rule_warnings():
         training = StackTraining(members, numbers, leave)
         training.begin()
         training.rehearse(timed=timed)
@@ -62,7 +62,7 @@ def fit_stack(members: Sequence[StackMember], numbers: Any, leave: Leave, *, tim
 
 
 class StackTraining:
-    """Training of a stack: its members, its optimizer, and the losses since the last pause."""
+    """Training of a stack: its members and its optimizer."""
 
     def __init__(self, members: Sequence[StackMember], numbers: Any, leave: Leave) -> None:
         self.members, self.leave = list(members), leave
@@ -75,8 +75,6 @@ class StackTraining:
         self.optimizer = make_stacked_optimizer(self.stack)
         self.clip = StackedClipping(self.stack)
         self.count, self.sums = first.rhythm.accumulate, is_summed(first.loss)
-        self.losses: list[Tensor] = []  # [jobs], since the last pause
-        self.sizes: list[int] = []
         self.drawn: dict[str, Any] = {}  # the generators of this process after the last pause
 
     def begin(self) -> None:
@@ -108,10 +106,6 @@ class StackTraining:
             member.coming = chain([batches[row]], member.coming)
         if self.count > 1:
             batches = [batch[0] for batch in batches]
-            classes = torch.zeros(1, dtype=torch.int64, device=self.stack.device)
-            if compute_divisor(self.members[0].run.loss, classes) is not None:
-                message = "micro-batches have other weights than their sizes (class weights, an ignored index)"
-                raise UnequalJobsError(message)
         try_stack(self.stack, batches, [member.streams for member in self.members], timed=timed)
         self.drawn = rng.get_state()
 
@@ -136,24 +130,20 @@ class StackTraining:
         batches = self._next_batches()
         if not self.members:
             return
-        outcome, rest = self._backward(batches)
+        outcomes = self._backward(batches)
         self.clip()
         self.optimizer.step()
         for parameter in self.stack.parameters.values():
             parameter.grad = None
-        self.losses.append(outcome["loss"].detach())
-        self.sizes.append(rest.get("size", 1))
-        fields = [name for name in (*outcome, *rest) if name not in self.members[0].run.losses.reserved]
-        for row, member in enumerate(self.members):
+        for member, own in zip(self.members, outcomes, strict=True):
             run, progress = member.run, member.run.progress
             if run.average is not None:
                 run.average.update()
             run.schedule.step()
-            if fields:
-                values = {name: outcome[name][row] if name in outcome else rest[name] for name in fields}
-                run.losses.fields.add(values, self.sizes[-1])
+            run.losses.add(own)
             if self.count == 1:
-                self._note(row, run, outcome, rest)
+                for take in run.inputs["train"]:
+                    take(own)
             progress.step += 1
             progress.batch += 1
             if progress.batch == run.rhythm.steps_per_epoch:
@@ -177,61 +167,50 @@ class StackTraining:
         self._part(failed)
         return batches
 
-    def _backward(self, batches: list[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Compute the gradients of all jobs; return the step outputs."""
+    def _backward(self, batches: list[Any]) -> list[Mapping[str, Any]]:
+        """Compute the gradients of all jobs; return the step outputs of each."""
         if self.count == 1:
             outcome, rest = self.stack(batches)
             self._check(outcome)
             outcome["loss"].sum().backward()
-            return outcome, rest
-        outcomes: list[dict[str, Any]] = []
-        first = 0
+            return split_rows(outcome, rest, len(self.members))
+        runs = [member.run for member in self.members]
+        seen: list[list[Mapping[str, Any]]] = [[] for _ in runs]
+        weights: list[list[Any]] = [[] for _ in runs]
+        sums = self.sums
         for micro_batch in zip(*batches, strict=True):  # each loss is weighted as `AccumulatedStep` does
             outcome, rest = self.stack(micro_batch)
             self._check(outcome)
-            size = rest.get("size", 1)
-            first = first or size
-            loss = outcome["loss"] if self.sums else outcome["loss"] / self.count
-            (loss if self.sums or size == first else loss * (size / first)).sum().backward()
-            for row, member in enumerate(self.members):
-                self._note(row, member.run, outcome, rest)
-            outcomes.append({**rest, **{name: value.detach() for name, value in outcome.items()}})
-        whole = sum(outcome.get("size", 1) for outcome in outcomes)
-        if whole != first * self.count and not self.sums:
-            for parameter in self.stack.parameters.values():
-                if parameter.grad is not None:
-                    parameter.grad.mul_(first * self.count / whole)
-        return self._combine(outcomes)
+            sums = read_kind(rest, sums=self.sums)
+            rows = split_rows(outcome, rest, len(runs))
+            for run, own, before, given in zip(runs, rows, seen, weights, strict=True):
+                given.append(1 if sums else find_weight(run.loss, own))
+                for take in run.inputs["train"]:
+                    take(own)
+                before.append(detach_small(own, LARGE | run.losses.reserved - {"loss"}))
+            shares = outcome["loss"].new_tensor([1.0 if sums else self._share(given) for given in weights])
+            (outcome["loss"] * shares).sum().backward()
+        if not sums:
+            self._correct(weights)
+        return [combine_outcomes(own, given, sums=sums) for own, given in zip(seen, weights, strict=True)]
 
-    def _combine(self, outcomes: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-        rows = []
-        for row in range(len(self.members)):
-            own = [
-                {
-                    name: value[row] if isinstance(value, Tensor) else value
-                    for name, value in outcome.items()
-                    if name not in ("output", "target")
-                }
-                for outcome in outcomes
-            ]
-            rows.append(combine_outcomes(own, sums=self.sums))
-        tensors = {
-            name: torch.stack([one[name] for one in rows])
-            for name, value in rows[0].items()
-            if isinstance(value, Tensor)
-        }
-        return tensors, {name: value for name, value in rows[0].items() if name not in tensors}
+    def _share(self, weights: Sequence[Any]) -> float:
+        """Return the factor of a micro-batch's loss, which is relative to the first."""
+        return float(weights[-1]) / float(get_reference(weights)) / self.count if float(weights[-1]) > 0 else 0.0
+
+    def _correct(self, weights: Sequence[Sequence[Any]]) -> None:
+        factors = [float(get_reference(own)) * self.count / float(sum(own)) for own in weights]
+        if all(factor == 1 for factor in factors):
+            return
+        for parameter in self.stack.parameters.values():
+            if parameter.grad is not None:
+                shape = (-1, *[1] * (parameter.dim() - 1))
+                parameter.grad.mul_(parameter.new_tensor(factors).view(shape))
 
     def _check(self, outcome: dict[str, Any]) -> None:
         if outcome["loss"].shape != (len(self.members),):
             message = "the loss of a job is no scalar"
             raise UnequalJobsError(message)
-
-    def _note(self, row: int, run: Run, outcome: dict[str, Any], rest: dict[str, Any]) -> None:
-        """Update a job's training metrics."""
-        own = {**rest, **take_row(outcome, row)} if run.inputs["train"] else {}
-        for take in run.inputs["train"]:
-            take(own)
 
     # ---- pauses
 
@@ -245,7 +224,6 @@ class StackTraining:
         if not due:
             return
         refuse_draws(self.drawn)
-        self._give_losses()
         failed: dict[int, Exception] = {}
         for member in self.members:
             member.run.clock.pause()
@@ -267,15 +245,6 @@ class StackTraining:
         for member in self.members:
             member.run.clock.start()
 
-    def _give_losses(self) -> None:
-        """Give each run its losses since the last pause, with one wait for the device."""
-        if self.losses:
-            for row, member in enumerate(zip(*torch.stack(self.losses).double().tolist(), strict=True)):
-                run = self.members[row].run
-                run.losses.values += member
-                run.losses.sizes += self.sizes
-        self.losses, self.sizes = [], []
-
     def _freeze_if_due(self) -> None:
         if self.members and self.members[0].run.frozen.changes:
             self.stack.freeze_as_due()
@@ -284,7 +253,6 @@ class StackTraining:
         """Let these rows leave: the stack shrinks, and each is told with its error, or finished without one."""
         if not leaving:
             return
-        self._give_losses()
         gone = []
         for row in leaving:
             self._set_streams(row, self.members[row])
@@ -312,10 +280,20 @@ def is_over(run: Run) -> bool:
     return run.progress.step >= run.rhythm.total_steps or run.stop.asked
 
 
-def take_row(value: Any, row: int) -> Any:
-    """Return a job's row of what a step gave: tensors, nested."""
+def split_rows(outcome: Mapping[str, Any], rest: Mapping[str, Any], jobs: int) -> list[Mapping[str, Any]]:
+    """Return the step outputs of each job: its rows of the tensors, and what is the same for all."""
+    columns = {name: split_value(value, jobs) for name, value in {**outcome, **rest}.items()}
+    return [{name: column[row] for name, column in columns.items()} for row in range(jobs)]
+
+
+def split_value(value: Any, jobs: int) -> Sequence[Any]:
+    """Return a value for each job: rows of its tensors [jobs, ...], nested."""
     if isinstance(value, Tensor):
-        return value[row].detach()
-    if isinstance(value, dict):
-        return {name: take_row(member, row) for name, member in value.items()}
-    return [take_row(member, row) for member in value] if isinstance(value, list | tuple) else value
+        return value.detach().unbind(0)
+    if isinstance(value, Mapping):
+        members = {name: split_value(member, jobs) for name, member in value.items()}
+        return [{name: member[row] for name, member in members.items()} for row in range(jobs)]
+    if isinstance(value, tuple | list) and any(isinstance(member, Tensor) for member in value):
+        rows = [split_value(member, jobs) for member in value]
+        return [type(value)(column[row] for column in rows) for row in range(jobs)]
+    return [value] * jobs

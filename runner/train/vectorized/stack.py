@@ -177,8 +177,8 @@ class Stack:
 
 
 @contextmanager
-def ignore_slow_rules() -> Iterator[None]:
-    """Ignore torch's warnings that vmap has no rule for an operator and calls it once a job; `auto` takes the time."""
+def suppress_rule_warnings() -> Iterator[None]:
+    """Ignore torch's warnings that vmap calls an operator once a job; `auto` takes the time."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop because")
         yield

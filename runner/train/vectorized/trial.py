@@ -14,7 +14,7 @@ from torch import Tensor
 
 from runner.core import rng
 from runner.core.copies import copy_owned
-from runner.train.vectorized.stack import Stack, StepModule, UnequalJobsError, ignore_slow_rules
+from runner.train.vectorized.stack import Stack, StepModule, UnequalJobsError, suppress_rule_warnings
 
 # Of losses, and of gradients and buffers, relative to their size. Batch norm of few samples makes much of rounding: the
 # gradient of ShuffleNet's first layer for two images is off by 1% in a stack, and a wrong rule by all of it.
@@ -39,7 +39,7 @@ def try_stack(stack: Stack, batches: Sequence[Any], streams: Sequence[dict[str, 
         ApartError: the step cannot be mapped, gives other numbers, draws from a generator of the process, or is slower.
     """
     first = stack.runs[0].config["device"]["precision"]
-    with rng.fork_rng(), keep_state(stack), ignore_slow_rules():
+    with rng.fork_rng(), keep_state(stack), suppress_rule_warnings():
         alone = {}
         for row in sorted({0, len(stack) - 1}):  # before the step of all, which changes the buffers of each
             rng.set_state(streams[row])
