@@ -24,9 +24,9 @@ follow forecast forget fork format freeze gather generate get give group guard g
 holds import include index infer init insert inspect install instantiate interpolate interpret intersect
 is iterate join judge list
 keep kill label launch leave lend limit link load locate lock log look lower make map mark match matches may measure
-mend merge mix modify move must name narrow need needs normalize note number open order orthogonalize overlap pack pad parse pass
+mend merge mix modify move must name narrow need needs normalize note number open order overlap pack pad parse pass
 patch pause permute pick place plan plot pool predict prefetch preload prepare preview print profile project
-promote propose
+promote propose orthogonalize
 prove provide prune publish put quote raise rank read rebuild receive recommend reconcile record redirect reduce refer
 refuse register rehearse reject release remember remove rename render repair repeat replace replicate report request
 require resample reschedule reset reshape resize resolve restore restrain restrict resume retry return reverse rewrite

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 ROW_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # whose kernels want input and weight of one type
 
 
-def cast_weights(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+def convert_weights(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     """Convert a model's floating-point tensors in place, and its inputs at each call; nothing for None.
 
     The parameters and statistics of normalisation layers stay in fp32. Batch norm's kernels take an input in half
@@ -24,7 +24,7 @@ def cast_weights(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
             module.float()
         if isinstance(module, ROW_NORMS):
             module.forward = partial(_compute_in_fp32, module)  # type: ignore[method-assign]
-    model.register_forward_pre_hook(partial(_cast_inputs, dtype), with_kwargs=True)
+    model.register_forward_pre_hook(partial(_convert_inputs, dtype), with_kwargs=True)
     return model
 
 
@@ -33,11 +33,11 @@ def _compute_in_fp32(module: nn.Module, tensor: Tensor) -> Tensor:
     return done.to(tensor.dtype)
 
 
-def _cast_inputs(
+def _convert_inputs(
     dtype: torch.dtype, _module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return tuple(_cast(one, dtype) for one in inputs), {name: _cast(one, dtype) for name, one in named.items()}
+    return tuple(_convert(one, dtype) for one in inputs), {name: _convert(one, dtype) for name, one in named.items()}
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
+def _convert(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic: steepest at 0, so that small singular values grow fast
 
 
-def orthogonalize(matrix: Tensor, steps: int, eps: float = 1e-7) -> Tensor:
-    """Return the given matrix with its singular values replaced by about 1, in bfloat16.
+def compute_orthogonal(matrix: Tensor, steps: int, eps: float = 1e-7) -> Tensor:
+    """Return a matrix with the singular vectors of the given one, and singular values near 1, in bfloat16.
 
     By a quintic Newton-Schulz iteration (Jordan 2024, https://kellerjordan.github.io/posts/muon/).
     """
@@ -25,7 +25,7 @@ def orthogonalize(matrix: Tensor, steps: int, eps: float = 1e-7) -> Tensor:
 
 
 class FilterMuon(Optimizer):
-    """Muon that sees a tensor as a matrix with a row for each filter or output feature.
+    """Muon whose update sees a tensor as a matrix with a row for each filter or output feature.
 
     `torch.optim.Muon` takes matrices alone. The momentum buffer is a sum (as SGD has it), not a mean.
 
@@ -91,5 +91,5 @@ class FilterMuon(Optimizer):
             parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
         if group["weight_decay"]:
             parameter.mul_(1 - float(group["lr"]) * group["weight_decay"])
-        update = orthogonalize(direction.reshape(len(direction), -1), group["steps"])
+        update = compute_orthogonal(direction.reshape(len(direction), -1), group["steps"])
         parameter.add_(update.view(direction.shape).to(parameter.dtype), alpha=-float(group["lr"]))

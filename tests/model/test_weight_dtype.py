@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from runner.model.weight_dtype import cast_weights
+from runner.model.weight_dtype import convert_weights
 
 
 class Net(nn.Module):
@@ -23,7 +23,7 @@ def test_norms_stay_in_fp32_and_inputs_are_converted(dtype):
     torch.manual_seed(0)
     whole, images = Net(), torch.randn(4, 3, 6, 6)
     expected = whole(images, scale=torch.ones(2))
-    net = cast_weights(whole, dtype)
+    net = convert_weights(whole, dtype)
     made = net(images, scale=torch.ones(2))
     made.float().square().mean().backward()
     kept = {name.partition(".")[0] for name, p in net.named_parameters() if p.dtype == torch.float32}
@@ -36,6 +36,6 @@ def test_norms_stay_in_fp32_and_inputs_are_converted(dtype):
 
 def test_without_a_type_nothing_changes():
     net = Net()
-    assert cast_weights(net, None) is net
+    assert convert_weights(net, None) is net
     assert net.conv.weight.dtype == torch.float32
     assert not net._forward_pre_hooks

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from runner.train.filter_muon import FilterMuon, orthogonalize
+from runner.train.filter_muon import FilterMuon, compute_orthogonal
 
 
 @pytest.mark.parametrize("shape", [(8, 32), (32, 8), (6, 6)])
 def test_all_singular_values_become_about_one(shape):
     torch.manual_seed(0)
-    made = orthogonalize(torch.randn(shape), 5).float()
+    made = compute_orthogonal(torch.randn(shape), 5).float()
 
     assert made.shape == shape
     assert ((values := torch.linalg.svdvals(made)) > 0.5).all()
@@ -39,7 +39,7 @@ def test_a_step_is_that_of_the_formula():
         parameter.grad = gradient.clone()
         optimizer.step()
         buffer = 0.6 * buffer + gradient
-        expected = 0.95 * expected - 0.1 * orthogonalize(gradient + 0.6 * buffer, 3).float()
+        expected = 0.95 * expected - 0.1 * compute_orthogonal(gradient + 0.6 * buffer, 3).float()
 
     torch.testing.assert_close(parameter.detach(), expected)
 

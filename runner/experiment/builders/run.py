@@ -41,7 +41,7 @@ from runner.experiment.builders.train import (
     require_step_durations,
 )
 from runner.model.pretrained.optimizer_state import count_steps
-from runner.model.weight_dtype import cast_weights
+from runner.model.weight_dtype import convert_weights
 from runner.train.checkpoint import Checkpoints, ReadOnlyCheckpoints
 from runner.train.distributed import data_parallel
 from runner.train.distributed.process_group import ProcessGroup
@@ -102,7 +102,7 @@ def _build_parts(
         done = model_builder.prepare_model(
             config, model, trust, weights=is_new, batch=partial(data_builder.make_init_batch, config, parts, trust)
         )
-    model = cast_weights(model, DTYPES.get(config.device.weights)).to(device=device)
+    model = convert_weights(model, DTYPES.get(config.device.weights)).to(device=device)
     if config.device.memory_format == "channels_last" and config.device.parallel != "fsdp":  # it shards rows of weights
         model = model.to(memory_format=torch.channels_last)
     if config.device.compile:

@@ -27,7 +27,7 @@ from runner.experiment.builders.instantiate import Trust
 from runner.experiment.builders.lending import Loan, lend, lend_stand_ins
 from runner.experiment.evaluate import find_checkpoint
 from runner.experiment.record.recorded_run import RecordedRun
-from runner.model.weight_dtype import cast_weights
+from runner.model.weight_dtype import convert_weights
 from runner.train.checkpoint import Checkpoints
 from runner.train.optimizer_step.precision import DTYPES
 from runner.train.state_dict import choose_weights, compare_model
@@ -132,7 +132,7 @@ def load_trained_model(
         require_checkpoints(folder, checkpoints, file)
         saved = checkpoints.load(file)
         chosen = choose_weights(saved, weights)
-        model = cast_weights(model_builder.make_model(config, trust), DTYPES.get(config.device.weights))
+        model = convert_weights(model_builder.make_model(config, trust), DTYPES.get(config.device.weights))
         compare_model(model, chosen)
         model.load_state_dict(chosen)
         image_format = torch.channels_last if config.device.memory_format == "channels_last" else None

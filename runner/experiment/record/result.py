@@ -122,6 +122,6 @@ def compute_timings(run: Run) -> dict[str, Any]:
 
 
 def measure_compiling(run: Run) -> dict[str, float]:
-    """Return the seconds that `torch.compile` took in this process, both ways; empty without it."""
+    """Return the seconds that `torch.compile` took, forward and backward; empty without it."""
     compiles = run.config.get("device", {}).get("compile")
     return {"seconds_compiling": devices.read_compile_seconds() - run.clock.compiled_before} if compiles else {}
