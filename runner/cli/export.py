@@ -22,7 +22,7 @@ VERBS = (
         words=("RUN",),
         options=(
             Option("--to", "format of the model's file", "FORMAT", choices=FORMATS),
-            Option("--out", "folder of the export, otherwise one below exports/", "DIR"),
+            Option("--out", "folder of the export, otherwise one below outputs/exports/", "DIR"),
             Option("--checkpoint", "checkpoint of the run, otherwise the last", "last|best|PATH"),
             Option("--weights", "otherwise the average, where the run has one", "WHICH", choices=("raw", "ema")),
             Option("--license", "licence of the weights, for the card; otherwise the project's LICENSE", "TEXT"),

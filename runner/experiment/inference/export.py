@@ -101,7 +101,7 @@ def export_run(
     Args:
         run: the run directory.
         to: `safetensors`, `state_dict`, `torch_export` or `onnx`.
-        out: the folder; None for one below `exports/`.
+        out: the folder; None for one below `outputs/exports/`.
         overrides: changes of the run's config.
         trust: patterns of trusted names.
         checkpoint: `last`, `best`, a path, or a file in the run's folder.
@@ -115,7 +115,7 @@ def export_run(
         RunError: the model cannot be exported so, or the exported one does not agree with it.
     """
     config, _ = load_recorded_config(run, overrides, trust, verb="export")
-    folder = Path("exports") / f"{config.name}_{run.resolve().name}_{to}" if out is None else out
+    folder = Path("outputs") / "exports" / f"{config.name}_{run.resolve().name}_{to}" if out is None else out
     mistakes = [*export_formats.check_format(to), *check_folder(folder)]
     called = None
     try:
