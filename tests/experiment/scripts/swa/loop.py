@@ -7,7 +7,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from tests.experiment.scripts.plain import Plain, read_arguments
 
-SWEEP = "train.average.from=1ep,2ep"
+SWEEP = "optimizer.lr=0.1,0.05"
 AVERAGED = []  # the state_dict at the end
 
 
