@@ -7,6 +7,7 @@ import platform
 import random
 import socket
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,6 +54,16 @@ def _process_state() -> Iterator[None]:
     """Leaves the process as it was: a run in process changes torch's settings and the environment on purpose."""
     with keep_process_state():
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _imports() -> Iterator[None]:
+    """Forgets, after each file, what was imported from its temporary folders: another file has other `parts`."""
+    before, temporary = set(sys.modules), str(Path(tempfile.gettempdir()).resolve())
+    yield
+    for name in sys.modules.keys() - before:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(temporary):
+            del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)

@@ -11,12 +11,9 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-TEMPORARY = str(Path(tempfile.gettempdir()).resolve())
 
 # ---- folders and files
 
@@ -55,8 +52,8 @@ def run_git(folder: Path, *arguments: str) -> str:
 
 @contextlib.contextmanager
 def keep_process_state() -> Iterator[None]:
-    """Leave torch's global settings, the environment, the working directory and what is imported as they were."""
-    environment, cwd, path, modules = dict(os.environ), Path.cwd(), list(sys.path), set(sys.modules)
+    """Leave torch's global settings, the environment, the working directory and the import path as they were."""
+    environment, cwd, path = dict(os.environ), Path.cwd(), list(sys.path)
     torch: Any = sys.modules.get("torch")  # a test that needs no torch does not wait seconds for it
     before = _read_settings(torch) if torch else None
     yield
@@ -71,9 +68,6 @@ def keep_process_state() -> Iterator[None]:
     os.environ.update(environment)
     os.chdir(cwd)
     sys.path[:] = path
-    for name in sys.modules.keys() - modules:  # `parts` of one test's folder is not that of the next one's
-        if (getattr(sys.modules[name], "__file__", None) or "").startswith(TEMPORARY):
-            del sys.modules[name]
 
 
 def _read_settings(torch: Any) -> tuple[Any, ...]:

@@ -154,8 +154,11 @@ def change_settings(run: Run, settings: Mapping[str, tuple[Any, Any]]) -> None:
                 group[name] = new
 
 
+ADDED_LATER = ("sums", "acted_at", "seconds_training")  # what checkpoints of earlier releases lack; each has a default
+
+
 def _check_same_keys(ours: Mapping[str, Any], saved: Mapping[str, Any], at: str) -> None:
-    for name in (ours.keys() ^ saved.keys()) - {"ranks", "sums", "acted_at"}:
+    for name in (ours.keys() ^ saved.keys()) - {"ranks", *ADDED_LATER}:
         rule = "lacks" if name in ours else "has, and this run does not,"
         raise RunError(f"the checkpoint {rule} `{at}{name}`")
     for name in ("progress", "metrics", "step", "rng"):
