@@ -148,7 +148,7 @@ def build_members(
     thawing: Container[str] = (),
     loss: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
-    """Assign each trainable parameter to the one of several optimizers whose pattern matches.
+    """Assign each trainable parameter to the first of several optimizers whose pattern matches.
 
     Args:
         model, thawing, loss: as for `build_groups`.
@@ -159,23 +159,22 @@ def build_members(
         For each optimizer its groups, named `<optimizer>/<group>`, and its rest under its own name.
 
     Raises:
-        ConfigError: a pattern without match, an optimizer without trainable parameter, a parameter without optimizer or
-            with two; and what `build_groups` raises.
+        ConfigError: a pattern without match, an optimizer without trainable parameter, a parameter without optimizer;
+            and what `build_groups` raises.
     """
     parameters, of_loss = _list_parameters(model, loss)
     trains = {name for name, parameter, _ in parameters if parameter.requires_grad or name in thawing}
     mistakes = _check_trains(trains)
     takes: dict[str, list[str]] = {}
-    claims: dict[str, list[str]] = {}
+    claims: dict[str, str] = {}
     for member in members:
         if member.match is not None:
             dims = {"min_dims": member.min_dims, "max_dims": member.max_dims}
             wanted = Group(member.name, member.match, place="optimizer", **dims)  # type: ignore[arg-type]
-            chosen, problems = _select_members(wanted, parameters, {}, trains, of_loss)
+            chosen, problems = _select_members(wanted, parameters, claims, trains, of_loss)
             mistakes += [replace(problem, remedy=problem.remedy.partition(", or `optional")[0]) for problem in problems]
             takes[member.name] = [name for name, _ in chosen]
-            for name in takes[member.name]:
-                claims.setdefault(name, []).append(member.name)
+            claims |= dict.fromkeys(takes[member.name], f"optimizer.{member.name}")
     mistakes += _check_claims(members, claims, [name for name, _, _ in parameters if name in trains])
     left = [name for name, _, _ in parameters if name in trains and name not in claims]
     takes |= {member.name: left for member in members if member.match is None}
@@ -200,17 +199,9 @@ def build_members(
     return built
 
 
-def _check_claims(members: Sequence[Member], claims: Mapping[str, list[str]], trains: Sequence[str]) -> list[Mistake]:
-    """Check that each parameter has one optimizer."""
+def _check_claims(members: Sequence[Member], claims: Container[str], trains: Sequence[str]) -> list[Mistake]:
+    """Check that each parameter has an optimizer."""
     mistakes = []
-    twice: dict[tuple[str, ...], list[str]] = {}
-    for name, owners in claims.items():
-        if len(owners) > 1:
-            twice.setdefault(tuple(owners), []).append(name)
-    for shared, names in twice.items():
-        rule = f"must take no parameter of `optimizer.{shared[0]}`, but both match {_name_some(names)}"
-        remedy = "narrow one of the patterns; `match: null` takes all that no other optimizer does"
-        mistakes += [Mistake(f"optimizer.{owner}.match", rule, remedy=remedy, kind="conflict") for owner in shared[1:]]
     rest = [member.name for member in members if member.match is None]
     left = [name for name in trains if name not in claims]
     if len(rest) > 1:

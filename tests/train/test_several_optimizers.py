@@ -189,7 +189,7 @@ def test_a_momentum_that_is_cycled_is_that_of_each_optimizer():
 @pytest.mark.parametrize(
     ("muon", "adamw", "key", "said"),
     [
-        ({}, {"match": "0.*|.*bias|2.*"}, "optimizer.adamw.match", "both match 0.weight"),
+        ({"min_dims": None}, {"match": "0.weight"}, "optimizer.adamw", "`optimizer.muon` comes first for all that it matches"),
         ({}, {"match": "0.bias"}, "optimizer", "none matches 2.weight, 2.bias, 3.bias"),
         ({"min_dims": None}, {}, "optimizer.adamw", "the other optimizers take all of them"),
         ({"match": None}, {}, "optimizer.adamw.match", "must not be null too"),
@@ -210,6 +210,13 @@ def test_each_parameter_has_one_optimizer_or_the_mistake_names_it(muon, adamw, k
 
     assert [key] == [mistake.key for mistake in caught.value.mistakes]
     assert said in str(caught.value)
+
+
+def test_the_first_optimizer_that_matches_takes_a_parameter():
+    optimizer, _ = built(settings({}, {"match": ".*"}), net())
+
+    assert {2} == {p.dim() for group in optimizer["muon"].param_groups for p in group["params"]}
+    assert {1} == {p.dim() for group in optimizer["adamw"].param_groups for p in group["params"]}
 
 
 def test_groups_at_the_root_are_of_each_optimizer_that_they_match():
