@@ -420,7 +420,7 @@ class Sweep:
         "auto", at_least=1
     )  # jobs at a time; auto: as many as cores and GPUs allow
     processes: int = make_field(1, at_least=1)  # of each job, with device.parallel: ddp or fsdp; it takes as many slots
-    vectorize: Literal["auto", "on", "off"] = "auto"  # train jobs of one architecture as one model; auto: where faster
+    vectorize: Literal["auto", "on", "off"] = "off"  # train jobs of one architecture as one model; auto: where faster
     timeout: float | None = make_field(None, above=0)  # seconds for one attempt of a job
     memory: float | None = make_field(None, above=0)  # GiB that a job's processes may hold together
     retry: Literal["machine", "all", "none"] = "machine"  # failed jobs to try again: only what the machine did, ...

@@ -35,7 +35,7 @@ def make_config(*overrides: str) -> Config:
 
 def make_plan(points: list[list[str]], **settings: Any) -> StackPlan:
     """Make the plan of some jobs, numbered from 0."""
-    plan = StackPlan(Sweep(slots=2, **settings))
+    plan = StackPlan(Sweep(**{"slots": 2, "vectorize": "auto"} | settings))
     for number, point in enumerate(points):
         plan.add(str(number), make_config(*point))
     return plan

@@ -189,7 +189,12 @@ def test_a_momentum_that_is_cycled_is_that_of_each_optimizer():
 @pytest.mark.parametrize(
     ("muon", "adamw", "key", "said"),
     [
-        ({"min_dims": None}, {"match": "0.weight"}, "optimizer.adamw", "`optimizer.muon` comes first for all that it matches"),
+        (
+            {"min_dims": None},
+            {"match": "0.weight"},
+            "optimizer.adamw",
+            "`optimizer.muon` comes first for all that it matches",
+        ),
         ({}, {"match": "0.bias"}, "optimizer", "none matches 2.weight, 2.bias, 3.bias"),
         ({"min_dims": None}, {}, "optimizer.adamw", "the other optimizers take all of them"),
         ({"match": None}, {}, "optimizer.adamw.match", "must not be null too"),
