@@ -160,7 +160,7 @@ def _build_parts(
         team=team,
         layout=layout,
         fitted=loan.fitted,
-        trace=Trace() if config.log.trace and team.rank == 0 else NoTrace(),
+        trace=make_trace(config, team),
     )
     loan.progress.at = run.progress
     if uses_data_parallel(config, device, step, optimizer):
@@ -224,6 +224,11 @@ def rebuild_in_steps(
             "others, so a duration in epochs has no meaning there: write steps (`500st`)"
         )
     return parts, again
+
+
+def make_trace(config: Config, team: SingleProcess) -> NoTrace:
+    """Make the trace, of the first process; shards of a model would ask the others, so fsdp has none."""
+    return Trace() if config.log.trace and team.rank == 0 and config.device.parallel != "fsdp" else NoTrace()
 
 
 def make_rhythm(config: Config, num_batches: int) -> Rhythm:
