@@ -3,12 +3,16 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from runner.core.shipped import install_finder
+
 if TYPE_CHECKING:
     from runner.cli.python_api import check, compose, load, multirun, report, resume, run
     from runner.core.errors import ConfigError, RunError
 
 __version__ = "0.1.0"
 __all__ = ["ConfigError", "RunError", "check", "compose", "load", "multirun", "report", "resume", "run"]
+
+install_finder()
 
 
 def __getattr__(name: str) -> Any:
