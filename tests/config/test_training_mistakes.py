@@ -23,7 +23,7 @@ MISTAKES = [
     ([GAN, "train.split_on_oom=true"], "train.split_on_oom has no place where the step asks for updates one by one"),
     ([GAN, "device.parallel=fsdp"], "device.parallel has no place where the step asks for updates one by one"),
     ([GAN, "~optimizer.generator.match"], "optimizer.generator.match must be given"),
-    ([GAN, "optimizer.generator.match='.*'"], "optimizer.discriminator.match must take no parameter of"),
+    ([GAN, "optimizer.generator.match='.*'"], "`optimizer.generator` comes first for all that it matches"),
     ([GAN, "+optimizer.generator.mach=x"], "did you mean `optimizer.generator.match`"),
     ([GAN, "+optimizer.third=1"], "optimizer.third must be an optimizer"),
     (
