@@ -164,7 +164,9 @@ class KeyedStream(IterableDataset[Any]):
                     wrong = wrong or self.faults.wrong(sample)
                 except Exception as error:  # noqa: BLE001  a user's transforms, too
                     sample, wrong = None, describe_error(error)
-            if not wrong and self.of_one_shape and not self.clock.active:
+            if self.clock.active and count % self.batch_size == 0:
+                shapes = None  # they may change with time, but not within a batch
+            if not wrong and self.of_one_shape:
                 shapes = shapes or collect_shapes(sample)
                 if collect_shapes(sample) != shapes:
                     wrong = _describe_difference(collect_shapes(sample), shapes)

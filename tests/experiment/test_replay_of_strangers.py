@@ -170,7 +170,7 @@ def test_a_record_gives_the_same_answer(run: Path, runner: Callable[..., Ran]) -
     assert (same.status, other.status) == (0, 1)
     assert "1 of 1 records give the same numbers." in same.out
     assert "optimizer.weight_decay was 0.001, is 0.01" in other.out
-    assert (folder / "mine.record.json").stat().st_size < 20_000
+    assert (folder / "mine.record.json").stat().st_size < 40_000
 
 
 def test_a_record_is_no_option(run: Path, runner: Callable[..., Ran]) -> None:
