@@ -81,6 +81,7 @@ def _no_network(_process_state: None, monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr("runner.core.download.PAUSE", 0.0)  # 15 s in all before a download is given up
 
 
 @pytest.fixture

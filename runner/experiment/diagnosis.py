@@ -20,6 +20,7 @@ from runner.core.errors import ConfigError, Mistake, RunError, describe_error, f
 from runner.experiment.preflight.report import Preflight
 from runner.experiment.record import provenance
 from runner.experiment.record.recorded_run import RecordedRun
+from runner.experiment.record.result import format_error
 from runner.train import evaluation, loop, remedies
 from runner.train.metric_inputs import MetricInput
 from runner.train.optimizer_step import base
@@ -50,9 +51,9 @@ def explain_failure(
     error: Exception, run: Run | None, config: Config, found: Preflight | None, blame: Blame | None
 ) -> str:
     """Explain the end of a run in one paragraph: a mistake if a part refused a batch, else the error."""
-    text = _format_error(error)
     if isinstance(error, RunError | ConfigError):
-        return text
+        return str(error).encode(errors="backslashreplace").decode()
+    text = format_error(error)
     mistake = None if run is None else diagnose(error, run, config, found)
     if mistake is None:
         line = find_own_line(error)
@@ -100,21 +101,12 @@ def describe_changed_modules(folder: Path) -> str:
     return f" (changed since the run: {', '.join(other[:4])}{' …' * (len(other) > 4)})" if other else ""
 
 
-def _format_error(error: Exception) -> str:
-    """Format an error as `ValueError: …`, even if its `__str__` fails; escape undecodable bytes."""
-    try:
-        text = f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001  of somebody's `__str__`
-        text = f"{type(error).__name__}, which has no text"
-    return text.encode(errors="backslashreplace").decode()
-
-
 def diagnose(error: Exception, run: Run, config: Config, found: Preflight | None) -> Mistake | None:
     """Return the mistake behind an error of model, loss, step or a metric; None for other errors."""
     scene = read_traceback(error, run)
     if not scene.stage:
         return None
-    said, where = _format_error(error), find_own_line(error)
+    said, where = format_error(error), find_own_line(error)
     which = f"a batch of {scene.split}" if scene.split != "train" else f"the batch of step {run.progress.step + 1:,}"
     holds = f" ({remedies.describe_batch(scene.batch)})" if scene.known else ""
     if needs_input_and_target(run.step) and isinstance(scene.batch, Tensor):
