@@ -7,7 +7,6 @@ import platform
 import random
 import socket
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,9 +56,9 @@ def _process_state() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _imports() -> Iterator[None]:
+def _imports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Forgets, after each file, what was imported from its temporary folders: another file has other `parts`."""
-    before, temporary = set(sys.modules), str(Path(tempfile.gettempdir()).resolve())
+    before, temporary = set(sys.modules), f"{tmp_path_factory.getbasetemp().resolve()}/"
     yield
     for name in sys.modules.keys() - before:
         if (getattr(sys.modules[name], "__file__", None) or "").startswith(temporary):
