@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from runner.core.errors import RunError
 from runner.train.single_process import FULL_TENSORS, FullTensors
 
 
@@ -180,6 +181,17 @@ class Lookahead(WeightAverage):
     def __init__(self, model: nn.Module, decay: "Decay", every: int = 1, start: int = 0, **settings: Any) -> None:
         super().__init__(model, every, start, **settings)
         self.decay = decay
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Load a state_dict.
+
+        Raises:
+            RunError: it is of a step before the first update, and holds the model's weights in place of the slow ones.
+        """
+        if not self.start and self.count and not self.updates:
+            rule = f"checkpoints before its first update, after step {self.first:,}, do not hold the slow weights"
+            raise RunError(f"train.average: lookahead cannot be continued exactly from here: {rule}")
+        super().load_state_dict(saved)
 
     def average(self, live: list[Tensor], updates: int) -> None:
         if not updates and self.start:

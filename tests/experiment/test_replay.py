@@ -99,6 +99,10 @@ def list_settings(name: str) -> list[str]:
         settings += ["scheduler.warmup=1st", "optimizer.lr=0.01"]
     if name == "digits_frozen_embedding":
         settings.append("freeze.until=4st")
+    if name.startswith("airbench94"):
+        settings.append("freeze.sets.whitening_bias.from=1ep")
+    if name == "airbench94":
+        settings.append("train.average.every=3st")  # before the first update nothing can be continued
     return settings
 
 
@@ -106,7 +110,7 @@ def list_settings(name: str) -> list[str]:
     "name",
     [pytest.param(name, marks=[] if name in EVERY_DAY else pytest.mark.exhaustive) for name in EXPERIMENTS],
 )
-@pytest.mark.usefixtures("cifar10", "image_folder", "resnet18_weights")
+@pytest.mark.usefixtures("cifar10", "binary_cifar10", "image_folder", "resnet18_weights")
 def test_a_shipped_experiment_replays_bitwise(name: str, runner: Callable[..., Ran]) -> None:
     """Each shipped experiment gives the same bits again, from its beginning and from a checkpoint in its middle."""
     run = runner(*list_settings(name)).folder
@@ -133,7 +137,7 @@ def cut_run(run: Path, step: int) -> None:
     "name",
     [pytest.param(name, marks=[] if name == "digits_cnn" else pytest.mark.exhaustive) for name in EXPERIMENTS],
 )
-@pytest.mark.usefixtures("cifar10", "image_folder", "resnet18_weights")
+@pytest.mark.usefixtures("cifar10", "binary_cifar10", "image_folder", "resnet18_weights")
 def test_a_resumed_run_replays_bitwise(name: str, runner: Callable[..., Ran]) -> None:
     """A run that was stopped between two log lines and resumed has one trace, and gives the same bits again."""
     run = runner(*list_settings(name)).folder
