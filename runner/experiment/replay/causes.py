@@ -6,7 +6,7 @@ from typing import Any
 
 from runner.config.check.check import to_resolved_data
 from runner.experiment.record.state_differences import StateDifference
-from runner.experiment.replay.comparison import AFTER, TraceDifference, count_marks, list_names
+from runner.experiment.replay.comparison import AFTER, TraceDifference, list_names
 from runner.experiment.replay.source import ConfigChange, ReplaySource
 from runner.log.trace_file import RecordedTrace
 
@@ -262,8 +262,3 @@ def _judge_again(finding: Divergence, pieces: Sequence[tuple[tuple[str, ...], st
         finding.phase, finding.step = OPTIMIZER, finding.step - 1
     elif where <= {*_OF_DATA, "data", "plan"}:
         finding.phase = DATA
-
-
-def has_data_marks(recorded: RecordedTrace, first: int, last: int) -> bool:
-    """Return whether the record knows a batch of the steps from `first` to `last`."""
-    return count_marks(recorded, "batch", first, last) > 0
