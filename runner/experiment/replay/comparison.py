@@ -96,11 +96,6 @@ def find_other_names(was: Any, now: Any, *, whole: bool = False) -> tuple[str, .
     return tuple(str(name) for name in names if was.get(name) != now.get(name)) or None
 
 
-def count_marks(trace: RecordedTrace, what: str, first: int, last: int) -> int:
-    """Count the steps from `first` to `last` that have a mark."""
-    return sum(what in marks for step, marks in trace.marks.items() if first <= step <= last)
-
-
 def list_names(names: tuple[str, ...]) -> str:
     """List some names, with the number of the rest."""
     more = f" and {len(names) - MOST_TOLD} more" if len(names) > MOST_TOLD else ""
