@@ -600,7 +600,7 @@ function gallery() {
 
 document.getElementById("title").textContent = D.title;
 document.getElementById("about").textContent = D.about;
-document.getElementById("foot").textContent = `Made ${D.made} by python -m runner report --html (${D.version}) with Vega-Lite. This file asks the network for nothing.`;
+document.getElementById("foot").textContent = `Made ${D.made} by python -m runner report --html with Vega-Lite. This file asks the network for nothing.`;
 if (D.notes.length) document.getElementById("notes").append(make("details", {}, make("summary", { textContent: `Notes (${D.notes.length})` }), make("ul", {}, ...D.notes.map((text) => make("li", { textContent: text })))));
 makeRuns();
 makeCurves();
