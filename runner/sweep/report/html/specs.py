@@ -210,7 +210,7 @@ _SPECS: dict[str, dict[str, Any]] = {
                     "aria": False,
                 },
                 "encoding": {
-                    "tooltip": [_TIPS[0], _TIPS[1], _TIPS[2], {"field": "c", "type": "quantitative", "title": "$c"}]
+                    "tooltip": [_TIPS[0], *({"field": f, "type": "quantitative", "title": f"${f}"} for f in "xyc")]
                 },
             },
         ],
