@@ -383,3 +383,72 @@ def test_both_sides_evaluate_to_the_same_accuracy(
     left = run_left(find_recipe("Evaluate a checkpoint"), monkeypatch, weights)
 
     assert left["hits"] / left["total"] == pytest.approx(read_result(run)["metrics"]["val/accuracy"])
+
+
+# ---- pages for those who come from elsewhere
+
+PAGES = [path for path in sorted((ROOT / "docs" / "coming_from").glob("*.md")) if path.name != "index.md"]
+each_page = pytest.mark.parametrize("page", [pytest.param(path, id=path.stem) for path in PAGES])
+
+
+@pytest.fixture
+def moved(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Block]:
+    """The blocks of a page, whose files are written to the working directory."""
+    blocks = read_blocks(page.read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    write_files(tmp_path, Recipe(page.stem, "", blocks, []).files)
+    return blocks
+
+
+@each_page
+def test_their_file_can_be_read(page: Path) -> None:
+    """What is theirs is Python or YAML, though their libraries are not here."""
+    for block in read_blocks(page.read_text()):
+        if block.text.startswith("# theirs"):
+            assert compile(block.text, page.name, "exec") if block.language == "python" else yaml.safe_load(block.text)
+
+
+@each_page
+def test_the_keys_of_its_table_exist(page: Path) -> None:
+    from runner.config import schema
+    from runner.config.parsing import get_field_types
+
+    groups = {name: kind for name, kind in get_field_types(schema.Config).items() if dataclasses.is_dataclass(kind)}
+    open_groups = ("scheduler",)  # further keys are arguments of their component
+    rows = [row for row in page.read_text().splitlines() if row.startswith("| ")]
+    named = re.findall(r"[` ]([a-z]+)\.([a-z_]+)[=:`.]", " ".join(row.rsplit("|", 2)[1] for row in rows))
+    unknown = [
+        f"{group}.{key}"
+        for group, key in named
+        if group in groups and group not in open_groups and key not in get_field_types(groups[group])  # type: ignore[arg-type]
+    ]
+
+    assert [name for name in unknown if not name.endswith((".from", ".py"))] == []
+    assert len(named) > 10
+
+
+@each_page
+def test_its_experiment_is_right(page: Path, moved: list[Block]) -> None:
+    from runner.config.check.check import Check
+    from runner.config.compose import compose
+
+    names = [Path(str(block.path)).stem for block in moved if "conf/experiment" in str(block.path)]
+
+    assert [mistake.rule for mistake in Check(compose([f"experiment={names[0]}"])).at_once] == []
+
+
+@pytest.mark.exhaustive
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@each_page
+def test_its_example_runs(page: Path, moved: list[Block], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their plain script runs, and so do our commands."""
+    monkeypatch.setattr(sys, "argv", ["train.py", "--epochs", "2"])
+    for name in ("train", "text", "ratings", "spirals", "src"):
+        sys.modules.pop(name, None)
+    for block in moved:
+        if block.path == "train.py":
+            exec(compile(block.text, "train.py", "exec"), {"__name__": "__main__"})
+    for line in Recipe(page.stem, "", moved, []).lines:
+        ran = run_in(Path.cwd(), *shlex.split(line)[3:])
+        assert ran.status == 0, f"{line}\n{ran.err}"
