@@ -450,5 +450,5 @@ def test_its_example_runs(page: Path, moved: list[Block], monkeypatch: pytest.Mo
         if block.path == "train.py":
             exec(compile(block.text, "train.py", "exec"), {"__name__": "__main__"})
     for line in Recipe(page.stem, "", moved, []).lines:
-        ran = run_in(Path.cwd(), *shlex.split(line)[3:])
+        ran = run_in(Path.cwd(), *shlex.split(line, comments=True)[3:])
         assert ran.status == 0, f"{line}\n{ran.err}"
