@@ -149,7 +149,9 @@ def draw_schedule(planned: Mapping[str, Any], file: Path) -> None:
 def format_table(planned: Mapping[str, Any]) -> str:
     """Format some steps as aligned text: the first, the end of the warmup, evenly spaced, the last."""
     steps, length = planned["steps"], planned["steps_per_epoch"]
-    places = sorted({0, min(planned["warmup"], steps), steps, *(round(steps * i / (ROWS + 1)) for i in range(ROWS + 2))})
+    places = sorted(
+        {0, min(planned["warmup"], steps), steps, *(round(steps * i / (ROWS + 1)) for i in range(ROWS + 2))}
+    )
     courses = {f"lr/{name}" if len(planned["lr"]) > 1 else "lr": course for name, course in planned["lr"].items()}
     courses |= {f"momentum/{name}": course for name, course in (planned["momentum"] or {}).items()}
     lines = [["after step", "epoch", *courses]]
