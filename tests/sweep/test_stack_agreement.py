@@ -64,7 +64,7 @@ def test_the_accuracies_of_32_jobs_are_those_of_jobs_alone(tmp_path: Path, capsy
     mean, spread = statistics.mean(differences), statistics.stdev(b for _, b in pairs)
     half = 2.04 * statistics.stdev(differences) / math.sqrt(len(pairs))  # Student's t of 31 degrees of freedom, 95%
     with capsys.disabled():
-        print(
+        print(  # noqa: T201
             f"\n32 pairs: test accuracy {statistics.mean(a for a, _ in pairs):.4f} as one, "
             f"{statistics.mean(b for _, b in pairs):.4f} alone; difference {mean:+.5f} ± {half:.5f} (95%), "
             f"spread of the jobs {spread:.4f}, {sum(d == 0 for d in differences)} pairs equal"
