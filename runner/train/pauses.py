@@ -297,7 +297,7 @@ def check_losses(run: Run) -> None:
 
 def check_state(run: Run) -> None:
     """Raise NonFiniteError if a parameter, buffer or optimizer state is not finite (unless off)."""
-    if run.rhythm.check_finite == "off":
+    if run.rhythm.check_finite == "off" or run.session.finite_at == run.progress.step:
         return
     tensors = collect_tensors(run.model, run.optimizer, run.session.infinite_buffers, run.loss)
     here = dict(zip(tensors, run.layout.here(list(tensors.values())), strict=True))
@@ -411,7 +411,8 @@ def save(run: Run) -> None:
     begun = time.perf_counter()
     check_losses(run)
     check_state(run)
-    run.log.sync()  # what the checkpoint says was logged must be on the disk before it
+    if run.checkpoints.syncs_log:
+        run.log.sync()  # what the checkpoint says was logged must be on the disk before it
     if run.stop.deadline is not None and run.rhythm.max_seconds is not None:
         run.progress.seconds = run.rhythm.max_seconds - (run.stop.deadline - time.perf_counter())
     run.progress.seconds_training = max(run.progress.seconds_training, run.clock.budget.used)

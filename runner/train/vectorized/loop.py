@@ -9,10 +9,12 @@ from torch import Tensor
 
 from runner.core import rng
 from runner.train import pauses
+from runner.train.finite import find_non_finite
 from runner.train.loss_weights import is_summed, read_kind
 from runner.train.optimizer_step.accumulated import combine_outcomes, detach_small, find_weight, get_reference
 from runner.train.state import Run
 from runner.train.trace import NoTrace
+from runner.train.vectorized.held_saves import HeldCheckpoints, SaveClock
 from runner.train.vectorized.optimizers import StackedClipping, make_stacked_optimizer
 from runner.train.vectorized.stack import Stack, UnequalJobsError, suppress_rule_warnings
 from runner.train.vectorized.trial import refuse_draws, try_stack
@@ -68,9 +70,10 @@ class StackTraining:
         self.members, self.leave = list(members), leave
         runs = [member.run for member in members]
         first = runs[0]
+        self.saves = SaveClock()
         for run in runs:  # what a step computes has other bits than alone, so that a replay has nothing to compare
             run.trace = NoTrace()
-            run.checkpoints.background_bytes = 0  # the disks' waits of all jobs together, while the stack trains on
+            run.checkpoints = HeldCheckpoints(run, self.saves)
         self.stack = Stack(runs, numbers)
         self.optimizer = make_stacked_optimizer(self.stack)
         self.clip = StackedClipping(self.stack)
@@ -227,8 +230,12 @@ class StackTraining:
         failed: dict[int, Exception] = {}
         for member in self.members:
             member.run.clock.pause()
+        self.saves.decide()
+        finite = self._is_finite()
         for row in due:
             member = self.members[row]
+            if finite:
+                member.run.session.finite_at = member.run.progress.step
             run = member.run
             self._set_streams(row, member)
             self.optimizer.write_steps(row)
@@ -244,6 +251,15 @@ class StackTraining:
         self._part({**failed, **dict.fromkeys(done)})
         for member in self.members:
             member.run.clock.start()
+
+    def _is_finite(self) -> bool:
+        """Return whether all weights, buffers and states of the optimizer are finite, of all jobs."""
+        if any(member.run.actions for member in self.members):  # which may change them before a save
+            return False
+        states = {
+            f"{name} {part}": state for name, parts in self.optimizer.state.items() for part, state in parts.items()
+        }
+        return not find_non_finite({**self.stack.parameters, **self.stack.buffers, **states})
 
     def _freeze_if_due(self) -> None:
         if self.members and self.members[0].run.frozen.changes:
@@ -263,6 +279,9 @@ class StackTraining:
         self.stack.keep(stay)
         if stay:
             self.optimizer.keep(stay)
+        for member in gone:  # all of them, while the first one ends
+            if isinstance(saves := member.run.checkpoints, HeldCheckpoints):
+                saves.begin_writing()
         for member, error in zip(gone, leaving.values(), strict=True):
             rng.set_state(member.streams)
             raised = error
