@@ -155,6 +155,13 @@ def _is_due(run: Run, every: Duration | None) -> bool:
     return due is not None and due <= run.progress.step
 
 
+def will_evaluate(run: Run) -> bool:
+    """Return whether an evaluation is due at this pause, and it is not that of the end."""
+    progress = run.progress
+    ends = progress.step >= run.rhythm.total_steps or run.stop.asked
+    return not ends and progress.evaluated_at != progress.step and _is_due(run, run.rhythm.evaluate_every)
+
+
 def uses_training_metric(run: Run) -> bool:
     """Return whether evaluations compare a training metric, which a log line computes."""
     return any(name.startswith("train/") for name in (run.objective.name, run.schedule.monitor or ""))
