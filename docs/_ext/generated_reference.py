@@ -162,7 +162,7 @@ def format_verbs() -> str:
 def _format_verb(module: Any) -> list[str]:
     said = inspect.cleandoc(module.__doc__ or "")
     summary, _, rest = said.partition("\n\n")
-    usages = "\n".join(declared.usage for declared in module.VERBS)
+    usages = "\n".join(_fold(declared.usage) for declared in module.VERBS)
     lines = [_escape(_drop_usage(" ".join(summary.split()))), "", "```text", usages, "```", ""]
     lines += [_escape(rest), ""] if rest else []
     options = {str(option): option for declared in module.VERBS for option in declared.options}
@@ -175,6 +175,18 @@ def _format_verb(module: Any) -> list[str]:
     lines += ["| exit status | when |", "|---|---|"]
     lines += [f"| {status} | {_escape(when).replace('|', chr(92) + '|')} |" for status, when in _list_statuses(module)]
     return [*lines, ""]
+
+
+def _fold(usage: str) -> str:
+    """Fold a long usage between its options."""
+    words = re.findall(r"\[[^]]*\]|\S+", usage)
+    return textwrap.fill(
+        "\0".join(word.replace(" ", "\1") for word in words).replace("\0", " "),
+        84,
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    ).replace("\1", " ")
 
 
 def _drop_usage(summary: str) -> str:
@@ -226,21 +238,19 @@ def _read_raises(text: str) -> dict[str, str]:
 # ---- tables of contents
 
 
-def format_toctree(caption: str, pattern: str) -> str:
+def format_toctree(words: str, pattern: str) -> str:
     """Format a table of contents of the pages that match a pattern, in the order of their names; empty without any."""
     docs = ROOT / "docs"
     pages = sorted(page for page in docs.glob(pattern) if page.stem != "index")
     if not pages:
         return ""
     names = [f"/{page.relative_to(docs).with_suffix('')}" for page in pages]
-    return "\n".join(["```{toctree}", f":caption: {caption}", ":maxdepth: 1", "", *names, "```"])
+    return "\n".join([words, "", "```{toctree}", ":maxdepth: 1", "", *names, "```"])
 
 
 PARTS: dict[str, Callable[[], str]] = {
     "keys": format_keys,
     "options": format_options,
     "verbs": format_verbs,
-    "recipes": lambda: format_toctree("Recipes", "cookbook/*.md"),
-    "coming_from": lambda: format_toctree("Coming from", "coming_from/*.md"),
-    "tools": lambda: format_toctree("Tools", "*.md"),
+    "tools": lambda: format_toctree("The tools around a run:", "*.md"),
 }

@@ -172,7 +172,7 @@ def test_why_names_every_layer_in_order_the_winner_last(capsys):
 
 
 def test_why_of_a_default_names_the_schema_or_the_signature(capsys):
-    assert why(capsys, "train.keep")["layers"][0]["where"].startswith("schema.py:")
+    assert why(capsys, "train.keep")["layers"][0]["where"].startswith("schema/train.py:")
     assert "torch/optim/sgd.py" in why(capsys, "optimizer.nesterov")["layers"][0]["where"]
 
 
