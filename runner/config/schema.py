@@ -393,6 +393,9 @@ class Log:
     mfu: bool = False  # share of the device's peak that the model's FLOPs are
     peak_flops: float | None = make_field(None, above=0)  # of the device, in FLOP/s, where it is not a known one
     profile: Profile | None = None
+    # By name: other trackers that get each step, the config and pictures, in processes of their own. An object with
+    # `scalars(step, values)`; `timeout` beside its arguments: seconds that the end of the run waits for it (30).
+    to: dict[str, Component | None] = make_field({}, slot="tracker")
 
 
 @dataclass

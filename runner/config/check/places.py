@@ -26,7 +26,7 @@ OBEYED = re.compile(
 
 
 def find_misplaced(config: Config, trust: Sequence[str] = ()) -> Iterator[Mistake]:
-    """Find downloads into places that are not for data.
+    """Find downloads and databases of trackers in places that are not for data.
 
     Right is a folder below the working directory (or one named on the command line), with no hidden folder on the way.
     """
@@ -35,6 +35,10 @@ def find_misplaced(config: Config, trust: Sequence[str] = ()) -> Iterator[Mistak
             text = None if node is None else getattr(node, key)
             if text is not None:
                 yield from _judge_place(f"dataset.downloads.{name}.{key}", text, trust, is_file=key == "to")
+    for name, tracker in config.log.to.items():  # of MLflow
+        text = None if tracker is None else tracker.get("database")
+        if isinstance(text, str) and str(tracker and tracker.get("_target_")).startswith("runner."):
+            yield from _judge_place(f"log.to.{name}.database", text, trust, is_file=True, may_be_first=True)
 
 
 def _judge_place(
