@@ -1,4 +1,4 @@
-"""Process of one tracker (`log.to`): makes it from its config, and hands it each step once, whatever kills the run.
+"""Process of one tracker (`log.to`): makes it from its config and hands it each step once.
 
 It reads lines of JSON from the run (`log/tracking.py`) and knows by `trackers/<name>.json` what its tracker has got.
 What is missing of that up to the step of a resume comes from `metrics.jsonl`.
