@@ -49,14 +49,14 @@ class TrackerHost:
         self._failed = 0
         self._step = -1  # of what is held back until the next step: an evaluation may add to it
         self._values: dict[str, Any] = {}
+        self._state: dict[str, Any] = {"id": uuid.uuid4().hex[:12], "step": None, "names": [], "pictures": [-1, []]}
 
     def open(self) -> bool:
         """Make the tracker and catch up; return whether it is there."""
         try:
             with suppress(OSError, ValueError):
-                self._state = safe_io.read_json(self._file, MOST_STATE)
-            if not is_state(getattr(self, "_state", None)):
-                self._state = {"id": uuid.uuid4().hex[:12], "step": None, "names": [], "pictures": [-1, []]}
+                if is_state(state := safe_io.read_json(self._file, MOST_STATE)):
+                    self._state = state
             self._save()  # the id is on the disk before it is used
             self._tracker = build(self._setup["node"], self._setup["trust"])
             if not callable(getattr(self._tracker, "scalars", None)):

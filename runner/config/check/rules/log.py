@@ -26,7 +26,7 @@ def check_trackers(config: schema.Config) -> Iterator[Finding]:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
             yield Finding(Mistake(key, "must be a name of letters, digits, `_` and `-`: it names files of the run"))
         package = PACKAGES.get(str(node.get("_target_")), "")
-        if package and importlib.util.find_spec(package) is None:
+        if package and not is_installed(package):
             rule = f"needs the package `{package}`, which is not installed"
             yield Finding(Mistake(key, rule, remedy=describe_install(package), kind="missing"))
         database = node.get("database")
@@ -37,6 +37,11 @@ def check_trackers(config: schema.Config) -> Iterator[Finding]:
             rule = "looks like a secret, and a config is recorded in the run directory and in every checkpoint"
             remedy = "leave it out and let the tracker read it from the environment, as WANDB_API_KEY is"
             yield Finding(Mistake(place, rule, remedy=remedy))
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package can be imported, without importing it."""
+    return importlib.util.find_spec(package) is not None
 
 
 def _find_secrets(key: str, value: Any, name: str = "") -> Iterator[str]:
