@@ -12,6 +12,7 @@ from runner.config.schema import Config
 from runner.core import event_stream
 from runner.core.files import write_json
 from runner.experiment.builders import log as log_builder
+from runner.experiment.builders.instantiate import Trust
 from runner.experiment.preflight.report import Preflight
 from runner.experiment.record.recorded_run import RecordedRun
 from runner.log.console import print_final_report
@@ -36,7 +37,7 @@ def write_traceback(log: Logger | None, folder: Path, error: Exception) -> str:
     return ""
 
 
-def open_log(run: Run, config: Config, judge: Judge | None = None, trust: Sequence[str] = ()) -> Logger:
+def open_log(run: Run, config: Config, judge: Judge | None = None, trust: Trust = ()) -> Logger:
     """Open the run's log at its current step, and start its trackers."""
     progress = run.progress
     said = list[str]()

@@ -163,7 +163,8 @@ class TrackerHost:
 
     def _save(self) -> None:
         written = self._file.with_suffix(".tmp")
-        handle = safe_io.open_regular(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        written.unlink(missing_ok=True)
+        handle = safe_io.open_regular(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         with os.fdopen(handle, "w") as file:
             json.dump(self._state, file)
         written.replace(self._file)  # no fsync: where the machine dies, so may the tracker's own data

@@ -60,6 +60,9 @@ class TrackerProcess:
         self._log = folder / f"{name}.log"
         self._waiting, self._bytes, self._answers = deque[memoryview](), 0, b""
         self._is_over = self._is_done = False
+        with suppress(FileNotFoundError):
+            if self._log.lstat().st_nlink > 1:  # it has another name elsewhere
+                self._log.unlink()
         output = safe_io.open_regular(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             self._process = subprocess.Popen(  # noqa: S603  ours
@@ -125,7 +128,11 @@ class TrackerProcess:
     def exchange_until_done(self, deadline: float) -> None:
         """Pass on what waits until the tracker has ended or `deadline` is over."""
         while not self._is_over and not self._is_done and time.monotonic() < deadline:
-            select.select([self._stdout], [self._stdin] if self._waiting else [], [], POLL_SECONDS)
+            poll = select.poll()
+            poll.register(self._stdout, select.POLLIN)
+            if self._waiting:
+                poll.register(self._stdin, select.POLLOUT)
+            poll.poll(POLL_SECONDS * 1000)
             self._exchange()
             if self._process.poll() is not None:
                 self._read_answers()
