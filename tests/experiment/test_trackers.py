@@ -178,6 +178,19 @@ def test_wrong_trackers_are_mistakes(mine):
     assert [key for key, words in expected.items() if not any(key == k and words in text for k, text in said)] == []
 
 
+def test_a_class_without_scalars_and_a_strangers_record_are_refused(mine, tmp_path):
+    """Before anything is made; and a record's tracker may name no file outside of the run."""
+    ran = mine("check", *QUICK, "log.to.a._target_=mine.Deaf")
+    assert (ran.status, "log.to.a must have a method `scalars(step, values)`" in ran.out + ran.err) == (2, True)
+    assert mine(*QUICK, "train.duration=1st").status == 0
+    run = find_last(tmp_path)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("  to: {}", "  to: {../../x: {_target_: mine.Failing}}"))
+    (run / "result.json").unlink()
+    ran = mine("resume", str(run))
+    assert (ran.status, "log.to.../../x must be a name of letters" in ran.err) == (2, True)
+
+
 # ---- the libraries themselves
 
 

@@ -18,21 +18,15 @@ LOGIN = re.compile(r"\w+://[^/@\s]+@")
 
 
 def check_trackers(config: schema.Config) -> Iterator[Finding]:
-    """Find trackers whose names are no file names, whose packages are missing, or that hold a secret."""
+    """Find trackers whose packages are missing, or that hold a secret."""
     for name, node in config.log.to.items():
         key = f"log.to.{name}"
         if node is None:
             continue
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
-            yield Finding(Mistake(key, "must be a name of letters, digits, `_` and `-`: it names files of the run"))
         package = PACKAGES.get(str(node.get("_target_")), "")
         if package and not is_installed(package):
             rule = f"needs the package `{package}`, which is not installed"
             yield Finding(Mistake(key, rule, remedy=describe_install(package), kind="missing"))
-        database = node.get("database")
-        if package == "mlflow" and isinstance(database, str) and not re.fullmatch(r"[\w./ -]+", database):
-            rule = "must be a plain file name; a server is named by the variable MLFLOW_TRACKING_URI"
-            yield Finding(Mistake(f"{key}.database", rule, remedy="database: mlflow.db"))
         for place in _find_secrets(key, node):
             rule = "looks like a secret, and a config is recorded in the run directory and in every checkpoint"
             remedy = "leave it out and let the tracker read it from the environment, as WANDB_API_KEY is"
