@@ -303,7 +303,8 @@ def check_metric_fit(
     """Return a mistake if a new metric refuses made-up outputs and targets of these shapes and dtypes.
 
     It gets several made-up ones (logits, shares, zeros; targets: shares or classes, else labels of 0 and 1), and is
-    refused where it takes none of them. `members` are the output and, unless the metric gets the output alone, the target.
+    refused where it takes none of them. `members` are the output and, unless the metric gets the output alone, the
+    target.
     """
     output, target = members[0], members[1] if len(members) > 1 else None
     key, given = f"metrics.{name}", f"output {remedies.spell(output)}"
