@@ -4,6 +4,7 @@ Without a word: the verbs and the groups. A group: its options in `conf/` and ev
 `model.width` is: what the signature of its `_target_` says.
 """
 
+import importlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 from runner.cli import verbs
 from runner.cli.options import JSON, Verb
 from runner.config import key_help
-from runner.config.hydra_repository import find_our_conf
 from runner.config.key_help import KeyHelp
 from runner.config.origins import as_path
 from runner.config.suggestions import find_nearest, format_suggestion, translate_name
@@ -20,8 +20,23 @@ from runner.core.errors import ABSENT, ConfigError, Mistake
 from runner.core.escape import make_printable
 from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
+from runner.core.paths import find_our_conf
 
-VERBS = (Verb("help", options=(JSON,), more="[KEY]"),)
+VERBS = (
+    Verb(
+        "help",
+        options=(JSON,),
+        more="[KEY | agents]",
+        about="Show the type, rule, default and comment of a key, or of every key of a group.",
+        examples=(
+            ("help", "verbs and groups"),
+            ("help optimizer", "options of a group, and its keys"),
+            ("help train.duration", "one key"),
+            ("help model.width model=small_cnn", "an argument of a component"),
+            ("help agents", "the page for programs and agents"),
+        ),
+    ),
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,6 +62,22 @@ def main(argv: Sequence[str]) -> int:
         print_json({"keys": [known.as_json() for known in facts], "options": dict(list_options(words[0]))})
     else:
         print(make_printable(format_keys(facts, list_options(words[0]))))
+    return EXIT_DONE
+
+
+def print_help(argv: Sequence[str]) -> int:
+    """Print the usage, options and examples of the verb that a command line begins with; of none, of all."""
+    if not argv or argv[0] not in verbs.VERBS:
+        print("Describe an experiment in YAML; this checks it, trains it, records it.\n")
+        print(importlib.import_module("runner.cli.train").VERBS[0].format_help())
+        print(f"\n{format_verbs()}")
+        print("\nA key or a group: python -m runner help KEY. Hydra's own flags: --cfg job, --info, --hydra-help.")
+        return EXIT_DONE
+    module = importlib.import_module(verbs.VERBS[argv[0]])
+    words = [word for word in argv if word not in verbs.QUESTIONS]
+    named = [verb for verb in module.VERBS if " " in verb.name and verb.name.split() == words[:2]]
+    paragraphs = str(module.__doc__).rstrip().split("\n\n")[1:]
+    print("\n\n".join([*(verb.format_help() for verb in named or module.VERBS), *paragraphs]))
     return EXIT_DONE
 
 
@@ -97,13 +128,18 @@ def _find_argument(key: str, overrides: Sequence[str]) -> KeyHelp | None:
     return KeyHelp(key, "an argument", "", default.value, comment, default.where)
 
 
-def format_overview() -> str:
-    """Format the verbs and the groups, a line each."""
+def format_verbs() -> str:
+    """Format the verbs, a line each."""
     lines = ["Verbs (python -m runner VERB --help):"]
     for verb, module in verbs.VERBS.items():
         said = (importlib.util.find_spec(module), verb)
         lines.append(f"  {verb.ljust(12)}{_read_summary(Path(str(said[0] and said[0].origin)))}")
-    lines += ["", "Keys (python -m runner help KEY):"]
+    return "\n".join(lines)
+
+
+def format_overview() -> str:
+    """Format the verbs and the groups, a line each."""
+    lines = [format_verbs(), "", "Keys (python -m runner help KEY):"]
     roots = [known for known in key_help.list_key_help() if "." not in known.key]
     for known in roots:
         said_of = known.comment or known.kind

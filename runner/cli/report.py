@@ -9,7 +9,16 @@ from runner.core.exit_status import EXIT_DONE
 from runner.sweep.report import table
 from runner.sweep.report.write import report
 
-VERBS = (Verb("report", words=("SWEEP",), options=(JSON,), takes_overrides=False),)
+VERBS = (
+    Verb(
+        "report",
+        words=("SWEEP",),
+        options=(JSON,),
+        takes_overrides=False,
+        about="Show the results of a sweep, finished or running: a table, what failed, and files beside the ledger.",
+        examples=(("report outputs/digits_cnn/sweep_1f0c", "the table; report.csv, report.json, curves.png"),),
+    ),
+)
 
 
 def main(argv: Sequence[str]) -> int:
