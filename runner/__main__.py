@@ -1,4 +1,5 @@
 """`python -m runner`: a verb, Hydra's own questions, a sweep, or a run."""
+# PYTHON_ARGCOMPLETE_OK: a shell may start this to ask what can stand at the cursor (`runner/cli/completion.py`)
 
 import importlib
 import os
@@ -165,7 +166,8 @@ def end_before_work(number: int, _: object) -> NoReturn:
 
 def run_command() -> NoReturn:
     """Run the installed command: user code lies in the working directory, as for `python -m runner`."""
-    sys.path[0] = str(Path.cwd())
+    if "_ARGCOMPLETE" not in os.environ:
+        sys.path[0] = str(Path.cwd())
     run_process()
 
 
@@ -181,6 +183,11 @@ def say_loading() -> None:
 
 def run_process() -> NoReturn:
     """Run `main` as a process that a signal ends with the contract's status, also before the work."""
+    if "_ARGCOMPLETE" in os.environ:
+        del sys.path[0]  # the working directory may be a stranger's: nothing of it is imported for a key press
+        from runner.cli.completion import answer_shell
+
+        answer_shell()
     from runner.train.distributed import environment
 
     asked = [signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]

@@ -5,7 +5,6 @@ Without a word: the verbs and the groups. A group: its options in `conf/` and ev
 """
 
 import importlib
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from runner.cli import verbs
 from runner.cli.options import JSON, Verb
 from runner.config import key_help
 from runner.config.key_help import KeyHelp
-from runner.config.origins import as_path
 from runner.config.suggestions import find_nearest, format_suggestion, translate_name
 from runner.core.errors import ABSENT, ConfigError, Mistake
 from runner.core.escape import make_printable
@@ -113,6 +111,7 @@ def _find_argument(key: str, overrides: Sequence[str]) -> KeyHelp | None:
     """Return the help for an argument of a component of the config; None where there is none."""
     from runner.config.compose import compose
     from runner.config.defaults import find_signature_default
+    from runner.config.origins import as_path
 
     outer, _, name = key.rpartition(".")
     node: Any = compose(overrides).config
@@ -132,8 +131,7 @@ def format_verbs() -> str:
     """Format the verbs, a line each."""
     lines = ["Verbs (python -m runner VERB --help):"]
     for verb, module in verbs.VERBS.items():
-        said = (importlib.util.find_spec(module), verb)
-        lines.append(f"  {verb.ljust(12)}{_read_summary(Path(str(said[0] and said[0].origin)))}")
+        lines.append(f"  {verb.ljust(12)}{read_verb_summary(module)}")
     return "\n".join(lines)
 
 
@@ -154,8 +152,9 @@ def format_overview() -> str:
     return "\n".join(lines)
 
 
-def _read_summary(file: Path) -> str:
-    """Return what a verb does, from the first line of its file."""
+def read_verb_summary(module: str) -> str:
+    """Return what a verb does, from the first line of its module."""
+    file = Path(__file__).with_name(f"{module.rpartition('.')[2]}.py")
     first = file.read_text(encoding="utf-8").partition("\n")[0]
     return first.strip('"').partition("`: ")[2].rstrip(".")
 

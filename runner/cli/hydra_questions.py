@@ -8,10 +8,6 @@ from hydra.core.global_hydra import GlobalHydra
 from runner.config.compose import create_hydra
 from runner.core.exit_status import EXIT_DONE
 
-FLAGS = frozenset(
-    {"--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"},
-)
-
 
 def answer(argv: Sequence[str]) -> int:
     """Print Hydra's answer; return the exit status.

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.cli import hydra_questions
 from runner.cli.options import EVENTS, INEXACT, MULTIRUN, SCHEDULE, TRUST, Verb
+from runner.cli.verbs import HYDRA_FLAGS
 from runner.core.errors import ConfigError, Mistake
 from runner.core.exit_status import EXIT_WRONG
 from runner.train.distributed import environment
@@ -27,7 +27,9 @@ VERBS = (
 
 def main(argv: Sequence[str], began: float | None = None) -> int:
     """Train what the command line asks for; return the exit status."""
-    if any(argument.split("=")[0] in hydra_questions.FLAGS for argument in argv):
+    if any(argument.split("=")[0] in HYDRA_FLAGS for argument in argv):
+        from runner.cli import hydra_questions
+
         return hydra_questions.answer(argv)
     from runner.config import compose
     from runner.experiment.examine import examine, make_reporter, report_count

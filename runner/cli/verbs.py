@@ -3,6 +3,9 @@
 QUESTIONS = frozenset({"-h", "--help", "-V", "--version"})  # wherever they stand, they are answered and nothing else
 
 
+HYDRA_FLAGS = frozenset({"--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"})
+
+
 VERBS = {  # name → module; what a verb imports is paid by that verb only
     "check": "runner.cli.check",
     "show": "runner.cli.show",

@@ -32,6 +32,7 @@ class KeyHelp:
         default: plain data; `ABSENT` where the key must be given.
         comment: from the schema; empty without one.
         where: `schema.py:line`.
+        choices: all values where they are few, as YAML; empty for any other kind.
     """
 
     key: str
@@ -40,6 +41,7 @@ class KeyHelp:
     default: Any
     comment: str
     where: str
+    choices: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data; without `default` where the key must be given."""
@@ -79,6 +81,20 @@ def list_keys_below(key: str) -> list[KeyHelp]:
         if len(names) > len(parts) and all(one in (part, NAME, "N") for one, part in zip(names, parts, strict=False)):
             found.append(known)
     return found
+
+
+def list_choices(kind: Any) -> tuple[str, ...]:
+    """List the values of a type as YAML: those of literals, true and false, null; none where another kind fits, too."""
+    parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    found: list[str] = []
+    for part in parts:
+        if get_origin(part) is Literal:
+            found += map(format_yaml, get_args(part))
+        elif part is bool:
+            found += ["true", "false"]
+        elif part is type(None):
+            found += ["null"]
+    return tuple(found) if found != ["null"] else ()
 
 
 def describe_type(kind: Any) -> str:
@@ -137,9 +153,8 @@ def _walk(owner: type, prefix: str) -> Iterator[KeyHelp]:
         if not comment and inner is not None:
             comment = (inner.__doc__ or "").strip().splitlines()[0] if _has_docstring(inner) else ""
         shown = kind if not item.metadata.get("rest") else get_args(kind)[1]
-        yield KeyHelp(
-            key, describe_type(shown), describe_rule(item.metadata), _get_default(item), comment, f"schema.py:{line}"
-        )
+        said = describe_type(shown), describe_rule(item.metadata), _get_default(item), comment, f"schema.py:{line}"
+        yield KeyHelp(key, *said, list_choices(shown))
         if inner is not None:
             yield from _walk(inner, f"{below}.")
 
