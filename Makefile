@@ -47,8 +47,12 @@ bench: setup  ## the table of speed and start-up against other tools (minutes)
 
 # No index is written into the file: pip asks the one that its user has configured. Versions that stand stay as they
 # are; a newer one: make lock ARGS="--upgrade-package ruff". What is held back stands in pyproject.toml, [tool.uv].
+COMPILE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+  --no-header --no-annotate --no-emit-index-url --quiet
+EXTRAS := dev docs metrics onnx optuna pandas parquet ray report slurm
 lock:  ## make requirements.lock from pyproject.toml (needs uv)
 	@command -v uv >/dev/null || { echo "uv is needed for this: https://docs.astral.sh/uv" >&2; exit 1; }
-	uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --generate-hashes \
-	  --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements.lock $(ARGS)
-	@! grep -n '://' requirements.lock
+	$(COMPILE) $(EXTRAS:%=--extra %) --output-file requirements.lock $(ARGS)
+	test -f .ci/libraries.lock || cp requirements.lock .ci/libraries.lock  # the same versions, where they can stay
+	$(COMPILE) --all-extras --output-file .ci/libraries.lock $(ARGS)
+	@! grep -n '://' requirements.lock .ci/libraries.lock

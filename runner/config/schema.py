@@ -404,6 +404,7 @@ class Search:
         None, slot="pruner"
     )  # its steps: the 1st, 2nd, … logged value of the objective
     trials: int = make_field(20, at_least=1)  # finished ones of earlier invocations count
+    batch: int = make_field(1, at_least=1)  # points asked for at once; the next ones when all of these have ended
     objectives: dict[str, Literal["min", "max"]] = make_field({})  # two or more metrics instead of `train.objective`
 
 

@@ -166,8 +166,10 @@ class Controller:
         return self._places[job]
 
     def _ask(self) -> bool:
-        """Ask the source for points until a job waits to run; return whether one does."""
-        while not self._waiting and not self._source_is_done() and self._executor.has_room(self._plan.typical):
+        """Ask the source for points until a job, or a batch, waits to run; return whether one does."""
+        while self._source.has_more or (
+            not self._waiting and not self._source_is_done() and self._executor.has_room(self._plan.typical)
+        ):
             point = self._source.next()
             if point is None:
                 return False
