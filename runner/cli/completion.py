@@ -1,4 +1,4 @@
-"""Completion of a command line in a shell: verbs, subjects, options, groups, keys, values, run directories.
+"""Completion of a command line in a shell: verbs, options, groups, keys, values, run directories.
 
 The shell's side is argcomplete's: it starts the command with `_ARGCOMPLETE` set, and `answer_shell` prints what may
 stand at the cursor. Nothing is composed and no torch is loaded: files are listed, and the first column of YAML is read.
@@ -82,7 +82,7 @@ def complete(words: Sequence[str], prefix: str) -> Words:
 
 
 def choose_verb(rest: Sequence[str], verb: str) -> tuple[Verb | None, list[str]]:
-    """Return the declared verb that the words belong to, and the words after its name; None where one is missing."""
+    """Return the verb that the words belong to (None: a subject is missing), and the words after it."""
     module = importlib.import_module(VERBS[verb] if verb else "runner.cli.train")
     by_subject = {one.name.partition(" ")[2]: one for one in reversed(module.VERBS)}
     if rest and rest[0] in by_subject:
@@ -152,7 +152,7 @@ def drop_options(declared: Verb, rest: Sequence[str]) -> list[str]:
 
 
 def complete_override(prefix: str, words: Sequence[str]) -> Words:
-    """Complete `key=value`, `group=option`, each also after `+`, `++` and `~`; of a list of values the last one."""
+    """Complete `key=value` and `group=option`, after `+`, `++` and `~` too; of several values the last."""
     sign = re.match(r"[+~]*", prefix)
     mark = sign[0] if sign else ""
     key, equals, value = prefix[len(mark) :].partition("=")
@@ -166,7 +166,7 @@ def complete_override(prefix: str, words: Sequence[str]) -> Words:
 
 
 def complete_key(prefix: str, words: Sequence[str], end: str, *, group_end: str) -> Words:
-    """Complete a key to its next dot: a key that has others below it ends with the dot, any other with `end`."""
+    """Complete a key to its next dot: a key that holds others ends with the dot, any other with `end`."""
     found: Words = {}
     if "." not in prefix:
         found = {f"{group}{group_end}": "a group" for group in list_groups() if group.startswith(prefix)}
@@ -262,7 +262,7 @@ def find_chosen(group: str, words: Sequence[str]) -> str:
     """Return the option of a group that the words choose, the experiment, or the root config."""
     given = dict(word.lstrip("+").partition("=")[::2] for word in words if "=" in word)
     root = dict(_DEFAULT.findall(read_file("", "config")))
-    experiment = given.get("experiment", root.get("experiment", ""))
+    experiment = given.get("experiment") or root.get("experiment") or ""
     return (
         given.get(group)
         or dict(_DEFAULT.findall(read_file("experiment", experiment))).get(group)
@@ -285,7 +285,7 @@ def read_file(group: str, option: str) -> str:
 
 
 def complete_folder(prefix: str, marker: str) -> Words:
-    """Complete a folder that holds a file, `config.yaml` of a run; folders on the way to it end with a slash."""
+    """Complete a folder that holds a file, `config.yaml` of a run; folders on the way end with a slash."""
     if "outputs/".startswith(prefix) and Path("outputs").is_dir():
         prefix = "outputs/"
     found: Words = {}
@@ -304,7 +304,7 @@ def complete_path(prefix: str) -> Words:
 
 
 def list_entries(prefix: str) -> Iterable[Path]:
-    """List the entries of a folder whose path begins with a prefix, hidden ones only where the prefix has the dot."""
+    """List the entries of a folder whose path begins with a prefix; hidden ones only after a dot."""
     folder, begun = os.path.split(prefix)
     try:
         with os.scandir(Path(folder).expanduser()) as entries:

@@ -84,7 +84,7 @@ def list_keys_below(key: str) -> list[KeyHelp]:
 
 
 def list_choices(kind: Any) -> tuple[str, ...]:
-    """List the values of a type as YAML: those of literals, true and false, null; none where another kind fits, too."""
+    """List those values of a type that are few, as YAML: literals, true and false, null beside them."""
     parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     found: list[str] = []
     for part in parts:

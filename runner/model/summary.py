@@ -162,7 +162,7 @@ def _cut_name(name: str, depth: int) -> str:
 
 
 def _fold_rows(rows: Iterable[ModuleRow], depth: int | None) -> list[ModuleRow]:
-    """Add the numbers of each row whose name has more than `depth` parts to the row of the module that holds it."""
+    """Add the numbers of each row of more than `depth` names to the row of the module that holds it."""
     folded: dict[str, ModuleRow] = {}  # a module stands before those that it holds
     for row in rows:
         name = row.name if depth is None else _cut_name(row.name, depth)
