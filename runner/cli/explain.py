@@ -1,5 +1,6 @@
 """`python -m runner explain [--json] [RUN] [overrides]`: one row per tensor, and what set it."""
 
+import sys
 from collections.abc import Sequence
 
 from runner.cli.options import Verb
@@ -33,11 +34,14 @@ def main(argv: Sequence[str]) -> int:
         RunError: weights cannot be downloaded.
     """
     given = VERBS[0].parse(argv)
+    from runner.config.replaced import list_replaced
     from runner.experiment.preview.parameters import explain
 
     explained = explain(given.overrides, given.trust)
     if given.as_json:
         print_json(explained.as_json())
     else:
+        for note in list_replaced():
+            print(make_printable(f"note: {note}"), file=sys.stderr)
         print(make_printable(explained))
     return EXIT_DONE
