@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from runner.cli.help import AGENTS, read_verb_summary
 from runner.cli.options import Option, Verb
 from runner.cli.verbs import QUESTIONS, VERBS
 from runner.config import key_help
@@ -92,8 +93,6 @@ def choose_verb(rest: Sequence[str], verb: str) -> tuple[Verb | None, list[str]]
 
 def list_verbs() -> Words:
     """Map each verb to what it does."""
-    from runner.cli.help import read_verb_summary
-
     return {verb: read_verb_summary(module) for verb, module in VERBS.items()}
 
 
@@ -125,7 +124,10 @@ def complete_word(declared: Verb, rest: Sequence[str], prefix: str) -> Words:
     given = [word for word in drop_options(declared, rest) if "=" not in word]
     wanted = declared.words[len(given)] if len(given) < len(declared.words) else ""
     if declared.name in ("help", "why"):
-        return complete_key(prefix, rest, "", group_end="") if not given else complete_override(prefix, rest)
+        if given:
+            return complete_override(prefix, rest)
+        page = {AGENTS: "the page for programs"} if declared.name == "help" and AGENTS.startswith(prefix) else {}
+        return page | complete_key(prefix, rest, "", group_end="")
     if declared.name == "explain" and "/" in prefix:
         wanted = "RUN"
     if wanted in _FOLDERS:

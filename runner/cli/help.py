@@ -18,7 +18,10 @@ from runner.core.errors import ABSENT, ConfigError, Mistake
 from runner.core.escape import make_printable
 from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
-from runner.core.paths import find_our_conf
+from runner.core.paths import find_agents_page, find_our_conf
+
+AGENTS = "agents"
+
 
 VERBS = (
     Verb(
@@ -54,6 +57,10 @@ def main(argv: Sequence[str]) -> int:
             print_json([known.as_json() for known in key_help.list_key_help()])
         else:
             print(format_overview())
+        return EXIT_DONE
+    if words[0] == AGENTS:
+        page = find_agents_page().read_text(encoding="utf-8")
+        print_json({"page": page}) if given.as_json else print(page, end="")
         return EXIT_DONE
     facts = find_help(words[0], overrides)
     if given.as_json:

@@ -27,7 +27,8 @@ def _describe_root_config() -> list[str]:
 def _list_groups(file: Path) -> set[str]:
     """List the groups of a root config's defaults list."""
     entries: Any = document.load(file).data.get("defaults")
-    keys = [str(key) for entry in entries or () if isinstance(entry, dict) for key in entry]
+    entries = entries if isinstance(entries, list) else []
+    keys = [str(key) for entry in entries if isinstance(entry, dict) for key in entry]
     return {key.removeprefix("override ").lstrip("/") for key in keys}
 
 
