@@ -27,7 +27,7 @@ MOST = 2000  # entries of a folder that are looked at
 RECIPES = ("experiment", "debug", "sweep")
 
 
-_PATHS = frozenset({"FILE", "DIR", "OUT", "last|best|PATH", "INPUT"})
+_PATHS = frozenset({"FILE", "DIR", "FOLDER", "OUT", "last|best|PATH", "INPUT"})
 
 
 _FOLDERS = {"RUN": "config.yaml", "SWEEP": "ledger.sqlite", "A": "config.yaml", "B": "config.yaml"}
@@ -70,7 +70,7 @@ def complete(words: Sequence[str], prefix: str) -> Words:
     if declared is None:
         return found
     option = find_option(declared, rest[-1]) if rest else None
-    if option is not None and option.value:
+    if option is not None and option.value and option.default is None:
         return complete_value(option, prefix)
     if prefix.startswith("-"):
         name, equals, begun = prefix.partition("=")
@@ -145,7 +145,7 @@ def drop_options(declared: Verb, rest: Sequence[str]) -> list[str]:
         option = find_option(declared, word.partition("=")[0])
         if option is None:
             kept.append(word)
-        elif option.value and "=" not in word:
+        elif option.value and option.default is None and "=" not in word:
             next(words, None)
     return kept
 

@@ -67,6 +67,7 @@ class Option:
         choices: the only values; empty for any.
         is_repeatable: whether every value counts; otherwise two different values are a mistake.
         short: another spelling, `-m`.
+        default: value of an option that is given without one; its value is then given as `--name=VALUE` only.
     """
 
     name: str
@@ -76,9 +77,12 @@ class Option:
     choices: tuple[str, ...] = ()
     is_repeatable: bool = False
     short: str = ""
+    default: str | None = None
 
     def __str__(self) -> str:
         shown = "|".join(self.choices) or self.value
+        if self.default is not None:
+            return f"{self.name}[={shown}]"
         return f"{self.name} {shown}".rstrip()
 
 
@@ -200,6 +204,8 @@ class Verb:
                 if equals:
                     mistakes.append(Mistake(name, "takes no value", value, f"argument `{argument}`"))
                 given.setdefault(option.name, [])
+            elif option.default is not None and not equals:
+                given.setdefault(option.name, []).append(option.default)
             else:
                 if not equals and arguments and not arguments[0].startswith("--"):
                     value = arguments.pop(0)
@@ -263,7 +269,9 @@ class Verb:
         for option in self.options:
             names = [name for name in (option.short, option.name) if name]
             said = option.help.replace("%", "%%")
-            if option.value:
+            if option.default is not None:
+                parser.add_argument(str(option), help=said, action="store_true")
+            elif option.value:
                 parser.add_argument(*names, help=said, metavar="|".join(option.choices) or option.value)
             else:
                 parser.add_argument(*names, help=said, action="store_true")

@@ -1,6 +1,5 @@
 """Origins of keys: every file and argument in merge order, and the line of each setting."""
 
-import ast
 import dataclasses
 import os
 import re
@@ -14,6 +13,7 @@ import yaml
 
 from runner.config import document, schema
 from runner.config.document import Document
+from runner.config.field_notes import read_field_notes
 from runner.config.recipes import KEPT, RATES, find_left_out
 from runner.core.errors import ABSENT, Mistake
 
@@ -413,23 +413,10 @@ def _find_chooser(
     return best
 
 
-@cache
-def _read_schema_lines() -> dict[tuple[str, str], int]:
-    """Map (class, field) to the line in `schema.py`."""
-    tree = ast.parse(Path(schema.__file__).read_text(encoding="utf-8"))
-    return {
-        (owner.name, statement.target.id): statement.lineno
-        for owner in tree.body
-        if isinstance(owner, ast.ClassDef)
-        for statement in owner.body
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-    }
-
-
 def find_schema_line(path: Path_) -> str:
-    """Return `schema.py:line` of a key's default; empty where the schema does not name the key."""
+    """Return the place of a key's default, `schema/train.py:112`; empty for a key outside the schema."""
     field = find_schema_field(path)
-    return f"schema.py:{_read_schema_lines()[field]}" if field else ""
+    return read_field_notes()[field].where if field else ""
 
 
 def find_schema_field(path: Path_) -> tuple[str, str] | None:

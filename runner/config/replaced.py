@@ -44,7 +44,7 @@ def _describe_modules() -> list[str]:
 
 
 def _describe_runner() -> list[str]:
-    """Describe a `runner` of the working directory: the installed command does not take it, `python -m` would."""
+    """Describe a `runner` of the working directory, which `python -m` starts in place of ours."""
     for file in (Path("runner.py"), Path("runner/__init__.py")):
         if file.is_file() and file.parent.resolve() != PACKAGE.resolve():
             return [f"{file} of this project is what `python -m runner` starts here; `yexp` starts the runner"]
