@@ -7,6 +7,7 @@ stand at the cursor. Nothing is composed and no torch is loaded: files are liste
 import importlib
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from runner.cli.help import AGENTS, read_verb_summary
 from runner.cli.options import Option, Verb
 from runner.cli.verbs import QUESTIONS, VERBS
 from runner.config import key_help
+from runner.config.defaults import list_arguments
 from runner.config.key_help import NAME, KeyHelp
 from runner.core.paths import find_our_conf
 
@@ -195,7 +197,7 @@ def list_keys(outer: str, words: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield f"{group}.{name}", "of the option chosen"
     if not outer:
         for group in list_groups():
-            if group not in RECIPES and "/" not in group and any(read_keys(group, words)):
+            if group not in RECIPES and "/" not in group and "_target_:" in read_file(group, find_chosen(group, words)):
                 yield f"{group}.name", ""
 
 
@@ -255,9 +257,21 @@ def read_comment(file: Path) -> str:
 
 
 def read_keys(group: str, words: Sequence[str]) -> list[str]:
-    """Return the keys of the option that is chosen for a group, as its file writes them."""
-    option = find_chosen(group, words)
-    return [key for key in _COLUMN.findall(read_file(group, option)) if key not in ("defaults", "_target_")]
+    """Return the keys of the option that is chosen for a group: those of its file and of its `_target_`."""
+    text = read_file(group, find_chosen(group, words))
+    target = re.search(r"^_target_: *([\w.]+)", text, re.MULTILINE)
+    known = list_signature(target[1]) if target else []
+    return [key for key in dict.fromkeys([*_COLUMN.findall(text), *known]) if key not in ("defaults", "_target_")]
+
+
+def list_signature(target: str) -> list[str]:
+    """List the arguments with a default of a class or function, from its source; nothing of it is run."""
+    path = list(sys.path)
+    sys.path.insert(0, str(Path.cwd()))  # code of the project is read there, and not imported
+    try:
+        return [name for name, (_, default) in list_arguments(target).items() if default is not None]
+    finally:
+        sys.path[:] = path
 
 
 def find_chosen(group: str, words: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from runner.cli import verbs
 from runner.cli.options import JSON, Verb
 from runner.config import key_help
 from runner.config.key_help import KeyHelp
+from runner.config.reading import format_yaml
 from runner.config.suggestions import find_nearest, format_suggestion, translate_name
 from runner.core.errors import ABSENT, ConfigError, Mistake
 from runner.core.escape import make_printable
@@ -100,38 +101,46 @@ def find_help(key: str, overrides: Sequence[str] = ()) -> list[KeyHelp]:
     own = key_help.find_key_help(key)
     below = key_help.list_keys_below(key)
     if own is not None and not (own.key.endswith(f".{key_help.NAME}") and own.default is ABSENT):
-        return [own, *below]
+        names = {one.key for one in below}
+        is_open = ("component" in own.kind and not below) or f"{key}.{key_help.NAME}" in names
+        inner = list_arguments(key, overrides) if is_open else []
+        return [own, *below, *(one for one in inner if one.key not in names)]
     if list_options(key) and not below:  # `experiment`, `debug`: groups, but no keys
         return []
-    found = _find_argument(key, overrides)
-    if found is not None:
-        return [found]
+    beside = list_arguments(key.rpartition(".")[0], overrides) if "." in key else []
+    if found := [one for one in beside if one.key == key]:
+        return found
     if own is not None:
         return [own]
-    known = [one.key for one in key_help.list_key_help()]
+    known = [one.key for one in (*beside, *key_help.list_key_help())]
     near = translate_name(key) or find_nearest(key, known)
     remedy = format_suggestion(near) or "python -m runner help"
     raise ConfigError([Mistake(key, "is no key", remedy=remedy, suggestion=near, kind="unknown-key")])
 
 
-def _find_argument(key: str, overrides: Sequence[str]) -> KeyHelp | None:
-    """Return the help for an argument of a component of the config; None where there is none."""
+def list_arguments(key: str, overrides: Sequence[str]) -> list[KeyHelp]:
+    """List the help for the arguments of the component that a config has at a key; none where it has none."""
     from runner.config.compose import compose
-    from runner.config.defaults import find_signature_default
+    from runner.config.defaults import list_arguments as list_signature
     from runner.config.origins import as_path
 
-    outer, _, name = key.rpartition(".")
     node: Any = compose(overrides).config
-    for part in as_path(outer):
+    for part in as_path(key):
         node = node.get(part) if isinstance(node, dict) else None
-    target = node.get("_target_") if isinstance(node, dict) else None
-    default = find_signature_default(target, name) if target else None
-    if default is None and not (isinstance(node, dict) and target and name in node):
-        return None
-    comment = f"argument of {target}"
-    if default is None:
-        return KeyHelp(key, "an argument", "", ABSENT, comment, str(target))
-    return KeyHelp(key, "an argument", "", default.value, comment, default.where)
+    if not isinstance(node, dict) or not isinstance(target := node.get("_target_"), str):
+        return []
+    found = []
+    signature = list_signature(target)
+    for one in dict.fromkeys([*signature, *node]):
+        kind, default = signature.get(one, ("", None))
+        # What has no default and is not given is not for people to give: the parameters of an optimizer, say.
+        if one != "_target_" and (default is not None or one in node):
+            given = f"; {format_yaml(node[one])} in this config" if one in node else ""
+            where, value = (default.where, default.value) if default else (target, ABSENT)
+            found.append(
+                KeyHelp(f"{key}.{one}", kind or "an argument", "", value, f"Argument of {target}{given}.", where)
+            )
+    return found
 
 
 def format_verbs() -> str:

@@ -32,6 +32,8 @@ def project_with_runs(elsewhere):
             "outputs/other/sweep_1/0_x/config.yaml": "",
             "outputs/other/2026_b/config.yaml": "",
             "w.pt": "",
+            "conf/model/own.yaml": "_target_: parts.Own\nwidth: 3\n",
+            "parts.py": "raise SystemExit\nclass Own:\n    def __init__(self, width, depth=2): ...\n",
         },
     )
     return elsewhere
@@ -63,7 +65,9 @@ def project_with_runs(elsewhere):
         ("log.tensorboard=", {"log.tensorboard=true", "log.tensorboard=false"}),
         ("model=net model.", {"model.hidden="}),
         ("experiment=mine model.", {"model.hidden="}),
-        ("optimizer=adam optimizer.", {"optimizer.lr="}),
+        ("optimizer=adam optimizer.l", {"optimizer.lr="}),
+        ("optimizer=adam optimizer.ams", {"optimizer.amsgrad="}),
+        ("model=own model.", {"model.depth=", "model.width="}),
         ("hydra/l", {"hydra/launcher="}),
         ("help train.durat", {"train.duration"}),
         ("why optimiz", {"optimizer", "optimizer."}),
