@@ -23,13 +23,27 @@ TESTS = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py")
 PAGES = [ROOT / "README.md", *sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)]
 
 
+# Pages with a test of their own, below `docs/cookbook/guides` and `docs/tutorial`.
+ELSEWHERE = {
+    "data": "experiment/test_pages.py",
+    "first_sweep": "test_tutorial.py",
+    "outcomes": "experiment/test_outcomes_page.py",
+    "predict_export": "experiment/test_predict_export_page.py",
+    "replay": "experiment/test_replay.py",
+    "runs": "sweep/test_runs_page.py",
+    "time": "experiment/test_pages.py",
+    "torchvision_reference": "experiment/test_torchvision_reference.py",
+    "training_scripts": "experiment/test_training_script_page.py",
+}
+
+
 def is_ours(page: Path) -> bool:
-    """Whether a page is tried here: another test file names it, or tries its whole folder."""
+    """Whether a page is tried here, and by no test of its own."""
     if page.parent.name in ("cookbook", "coming_from"):
         return False  # tests/test_cookbook.py
-    folder = "guides" if page.parent.name == "guides" else "docs"
-    named = rf"{folder}(?:/|\" / \"){page.name}|{folder}\"\n[^#]*\"{page.name}\""
-    return page.name == "README.md" or not re.search(named, TESTS)
+    if page.parent == DOCS:
+        return page.name not in TESTS
+    return page.stem not in ELSEWHERE
 
 
 OURS = [page for page in PAGES if is_ours(page)]
@@ -72,7 +86,16 @@ def write_files(page: Path) -> None:
                 name.write_text(text)
 
 
-COMMANDS = [(page, line) for page in OURS for line in read_lines(page) if line.startswith("python -m runner")]
+CLUSTERS = (
+    "hydra/launcher=submitit",
+    "hydra/launcher=ray",
+)  # tests/sweep/test_clusters.py gives them to some of its own
+COMMANDS = [
+    (page, line)
+    for page in OURS
+    for line in read_lines(page)
+    if line.startswith("python -m runner") and not any(launcher in line for launcher in CLUSTERS)
+]
 SWEEPS = [(page, line) for page, line in COMMANDS if "runner -m " in line.partition("#")[0]]
 
 
@@ -116,8 +139,16 @@ def choose_marks(page: Path, line: str) -> list[Any]:
         for case in dict.fromkeys(COMMANDS)
     ],
 )
-def test_command(page: Path, line: str, runner: Callable[..., Any], run_folder: Path, sweep_folder: Path) -> None:
+def test_command(
+    page: Path,
+    line: str,
+    runner: Callable[..., Any],
+    run_folder: Path,
+    sweep_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The command ends with status 0, or with the one that its comment gives."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(Path.cwd() / "config"))  # what `trust add` keeps
     command, _, comment = line.partition(" #")
     code = re.search(r"exit status (\d)", comment)
     write_files(page)
@@ -135,10 +166,17 @@ def test_every_line_for_a_shell_is_tried_or_known_why_not(page: Path) -> None:
     assert [line for line in lines if line.split()[0] not in NOT_RUN] == []
 
 
+@pytest.mark.parametrize(("page", "test"), ELSEWHERE.items())
+def test_a_page_that_is_tried_elsewhere_is_named_there(page: str, test: str) -> None:
+    assert f"{page}.md" in (ROOT / "tests" / test).read_text()
+
+
 KEYS = {known.key.partition(".")[0] for known in list_key_help()} | {"defaults", "hydra", "experiment", "debug"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.parent.name != "coming_from"], ids=lambda page: page.stem
+)
 def test_its_python_and_yaml_can_be_read(page: Path) -> None:
     """Python compiles; a block of YAML without a file's name has keys of the config."""
     for block in read_blocks(page, "python"):

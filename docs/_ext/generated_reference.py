@@ -179,14 +179,11 @@ def _format_verb(module: Any) -> list[str]:
 
 def _fold(usage: str) -> str:
     """Fold a long usage between its options."""
-    words = re.findall(r"\[[^]]*\]|\S+", usage)
-    return textwrap.fill(
-        "\0".join(word.replace(" ", "\1") for word in words).replace("\0", " "),
-        84,
-        subsequent_indent="    ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    ).replace("\1", " ")
+    words = [word.replace(" ", "\0") for word in re.findall(r"\[[^]]*\]|\S+", usage)]
+    folded = textwrap.wrap(
+        " ".join(words), 84, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(folded).replace("\0", " ")
 
 
 def _drop_usage(summary: str) -> str:

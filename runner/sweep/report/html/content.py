@@ -8,7 +8,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from runner import __version__
 from runner.core.errors import ConfigError, Mistake
 from runner.sweep.ledger import FILE
 from runner.sweep.report import significance
@@ -153,7 +152,6 @@ def make_content(given: ReportedRuns, listed: RunList) -> dict[str, Any]:
         "pictures": pictures,
         "notes": [*_list_notes(given, columns, listed), *notes, *of_pictures],
         "specs": make_specs(),
-        "version": __version__,
         "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     }
 

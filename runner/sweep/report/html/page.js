@@ -3,7 +3,7 @@
 "use strict";
 const D = JSON.parse(document.getElementById("data").textContent);
 const N = D.runs.label.length;
-const FIRST = 100, CURVES = 50, TICKED = 1500;
+const FIRST = 100, CURVES = 50, LINES = 500, TICKED = 1500;
 const columns = D.columns.map(readColumn);
 const byName = new Map(columns.map((column) => [column.name, column]));
 const objective = byName.get(D.objective);
@@ -216,6 +216,7 @@ function fill(template, places) {
 // A logarithmic axis has no zero, and a linear one of numbers far from it need not show it.
 function fit(spec) {
   for (const part of [spec, ...(spec.layer || [])]) for (const channel of Object.values(part.encoding || {})) if (channel.scale && channel.scale.type === "linear") channel.scale.zero = false;
+  if (innerWidth < 600) spec.config.legend = { ...spec.config.legend, orient: "bottom", columns: 3 };
   return spec;
 }
 
@@ -307,7 +308,9 @@ function zoom(one, factor, shift = [0, 0]) {
     const log = one.view.scale(axis).type === "log", [a, b] = log ? domain.map(Math.log) : domain;
     const middle = (a + b) / 2 + move * (b - a), half = ((b - a) / 2) * factor;
     const next = [middle - half, middle + half];
-    try { one.view.signal(`zoom_${axis}`, log ? next.map(Math.exp) : next); } catch { continue; }
+    const signals = one.view.getState({ signals: (name) => /^zoom_(x|y|raw)$/.test(name), data: () => false }).signals;
+    const name = axis === "x" ? "zoom_x" : "zoom_raw" in signals ? "zoom_raw" : "zoom_y"; // by the field of the first layer
+    if (name in signals) one.view.signal(name, log ? next.map(Math.exp) : next);
   }
   one.view.runAsync();
 }
@@ -499,12 +502,12 @@ function makeLandscape() {
 }
 
 function buildParallel() {
-  const goal = D.axes[D.axes.length - 1], values = objective ? objective.values : [], shown = chosenOrRows().filter((n) => goal.positions[n] !== null);
+  const goal = D.axes[D.axes.length - 1], values = objective ? objective.values : [], done = chosenOrRows().filter((n) => goal.positions[n] !== null), shown = done.slice(0, LINES);
   const names = D.axes.map((axis, k) => (D.axes.findIndex((other) => other.name === axis.name) === k ? axis.name : `${axis.name} `));
   const rows = shown.flatMap((n) => D.axes.flatMap((axis, k) => (axis.positions[n] === null ? [] : [{ run: n, label: `${D.runs.label[n]}: ${format(values[n])}`, axis: names[k], y: axis.positions[n], c: values[n] ?? null }])));
   if (!rows.length) return { why: "no run shown here has completed" };
   const ticks = D.axes.flatMap((axis, k) => axis.ticks.map(([y, text]) => ({ axis: names[k], y, text })));
-  return { spec: "parallel", data: { rows, ticks }, places: { $axes: names, $c: D.objective, $ctype: "quantitative" }, description: `A line for each of ${shown.length} completed runs through its settings to ${D.objective}.${best(shown, values)}` };
+  return { spec: "parallel", data: { rows, ticks }, places: { $axes: names, $c: D.objective, $ctype: "quantitative" }, description: `A line for each of ${shown.length}${done.length > LINES ? ` of ${done.length}` : ""} completed runs through its settings to ${D.objective}.${best(shown, values)}` };
 }
 
 function buildSlice(x) {
@@ -600,7 +603,7 @@ function gallery() {
 
 document.getElementById("title").textContent = D.title;
 document.getElementById("about").textContent = D.about;
-document.getElementById("foot").textContent = `Made ${D.made} by python -m runner report --html (${D.version}) with Vega-Lite. This file asks the network for nothing.`;
+document.getElementById("foot").textContent = `Made ${D.made} by python -m runner report --html with Vega-Lite. This file asks the network for nothing.`;
 if (D.notes.length) document.getElementById("notes").append(make("details", {}, make("summary", { textContent: `Notes (${D.notes.length})` }), make("ul", {}, ...D.notes.map((text) => make("li", { textContent: text })))));
 makeRuns();
 makeCurves();

@@ -9,7 +9,7 @@ from typing import Any
 
 from runner.core.errors import ConfigError, Mistake
 from runner.core.files import write_atomic, write_text
-from runner.sweep.report.html.specs import fill
+from runner.sweep.report.html.specs import fill, let_axes_begin_anywhere
 
 WIDTH = 640  # pixels of a plot's width; a PNG has twice as many
 
@@ -82,9 +82,11 @@ def _finish(
 ) -> dict[str, Any]:
     """Fill a specification; on white, in black, of a width of its own."""
     spec = fill(content["specs"][kind], places)
+    let_axes_begin_anywhere(spec)
     spec["datasets"].update(data)
     spec["width"] = WIDTH
-    spec.pop("params", None)
+    for part in (spec, *spec.get("layer", ())):
+        part.pop("params", None)
     finished: dict[str, Any] = _replace_ink(spec)
     finished["config"] = finished["config"] | {"background": "white"}
     return finished

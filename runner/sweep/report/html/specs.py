@@ -257,11 +257,6 @@ _SPECS: dict[str, dict[str, Any]] = {
 }
 
 
-def is_zoomable(spec: Mapping[str, Any]) -> bool:
-    """Return whether a plot can be zoomed."""
-    return "params" in spec or any("params" in layer for layer in spec.get("layer", ()))
-
-
 def fill(template: Any, places: Mapping[str, Any]) -> Any:
     """Return a copy of a specification with each place filled."""
     if isinstance(template, dict):
@@ -271,3 +266,12 @@ def fill(template: Any, places: Mapping[str, Any]) -> Any:
     if isinstance(template, str) and template.startswith("$"):
         return places.get(template)
     return template
+
+
+def let_axes_begin_anywhere(spec: Mapping[str, Any]) -> None:
+    """Let no linear axis be drawn down to zero; a logarithmic one has none, and must not be told."""
+    for part in (spec, *spec.get("layer", ())):
+        for channel in part.get("encoding", {}).values():
+            scale = channel.get("scale") if isinstance(channel, dict) else None
+            if isinstance(scale, dict) and scale.get("type") == "linear":
+                scale["zero"] = False
