@@ -20,6 +20,7 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "ls": "runner.cli.ls",
     "trust": "runner.cli.trust",
     "help": "runner.cli.help",
+    "schema": "runner.cli.schema",
     "rm": "runner.cli.rm",
     "archive": "runner.cli.archive",
     "replay": "runner.cli.replay",
@@ -27,7 +28,7 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
 }
 
 
-PLANNED = ("schema",)
+PLANNED: tuple[str, ...] = ()
 
 
 # First words of other tools' command lines, and the verb that does the same; without one a run is trained.
