@@ -235,6 +235,15 @@ class Layers:
                 ]
         return notes
 
+    def find_earlier_target(self, path: Path_) -> tuple[object, Setting] | None:
+        """Return the `_target_` that an argument was written for, and the later setting of another one, if any."""
+        of_target = [layer.setting((*path[:-1], "_target_")) for layer in self._layers]
+        setters = [place for place, layer in enumerate(self._layers) if layer.setting(path)]
+        before = [setting for setting in of_target[: setters[-1] + 1] if setting] if setters else []
+        after = [setting for setting in of_target[setters[-1] + 1 :] if setting] if setters else []
+        changed = before and after and before[-1].value != after[-1].value
+        return (before[-1].value, after[-1]) if changed else None
+
     def notes_on_targets(self, config: dict[str, Any]) -> list[str]:
         """Return a note for each component whose `_target_` changed but earlier settings stay."""
         notes = []

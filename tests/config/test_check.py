@@ -79,7 +79,7 @@ def test_json_tells_the_kind_of_a_mistake(capsys, override, kind):
 
 
 def test_every_kind_is_documented():
-    table = (ROOT / "docs" / "mistakes.md").read_text()
+    table = (ROOT / "docs" / "reference" / "mistakes.md").read_text()
     assert list(KINDS.items()) == re.findall(r"^\| `(\S+)` \| (.*) \|$", table, re.MULTILINE)
 
 

@@ -16,6 +16,9 @@ class Search:
     pruner: Component | None = make_field(None, slot="pruner")
     # Jobs of the search in all. Those that earlier invocations finished count.
     trials: int = make_field(20, at_least=1)
+    # Points to ask for at once, so that they can train as one (`sweep.vectorize`). The next ones are asked for when all
+    # jobs of these have ended.
+    batch: int = make_field(1, at_least=1)
     # Two or more metrics to search for at once, in place of `train.objective`: `{val/accuracy: max, val/loss: min}`.
     objectives: dict[str, Literal["min", "max"]] = make_field({})
 
