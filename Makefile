@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run check format test test-all bench lock
+.PHONY: help setup run check format test test-all test-wheel bench docs docs-links lock
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -42,8 +42,19 @@ test-all: setup  ## every test, with a seed of its own (again with the same one:
 	@seed=$${SEED:-$$(date +%s)}; echo "SEED=$$seed"; \
 	TEST_SEED=$$seed $(BIN)/python -m pytest -m "" $(ARGS)
 
+test-wheel: setup  ## install sdist and wheel for Python 3.11, 3.12 and 3.13 and use them elsewhere (one: ARGS=3.12)
+	$(BIN)/python -m tests.installed $(ARGS)
+
 bench: setup  ## the table of speed and start-up against other tools (minutes)
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+# Warnings are errors, a link to a page or a heading that is not there among them. Nothing is fetched.
+docs: setup  ## the documentation site: docs/_build/html/index.html
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
+
+docs-links: setup  ## ask every address of the documentation whether it is there (needs a network)
+	$(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/linkcheck
 
 # No index is written into the file: pip asks the one that its user has configured. Versions that stand stay as they
 # are; a newer one: make lock ARGS="--upgrade-package ruff". What is held back stands in pyproject.toml, [tool.uv].

@@ -1,9 +1,6 @@
-"""Help for keys: type, rule, default and comment of each key, as `schema.py` states them."""
+"""Help for keys: type, rule, default and comment of each key, as the schema states them."""
 
-import ast
 import dataclasses
-import io
-import tokenize
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 
 from runner.config import schema
+from runner.config.field_notes import read_field_notes
 from runner.config.parsing import get_field_types, to_plain
 from runner.config.reading import format_yaml
 from runner.core.errors import ABSENT
@@ -31,7 +29,8 @@ class KeyHelp:
         rule: bounds, choices or pattern in words; empty without one.
         default: plain data; `ABSENT` where the key must be given.
         comment: from the schema; empty without one.
-        where: `schema.py:line`.
+        where: `schema/train.py:112`.
+        choices: all values where they are few, as YAML; empty for any other kind.
     """
 
     key: str
@@ -40,6 +39,7 @@ class KeyHelp:
     default: Any
     comment: str
     where: str
+    choices: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data; without `default` where the key must be given."""
@@ -79,6 +79,20 @@ def list_keys_below(key: str) -> list[KeyHelp]:
         if len(names) > len(parts) and all(one in (part, NAME, "N") for one, part in zip(names, parts, strict=False)):
             found.append(known)
     return found
+
+
+def list_choices(kind: Any) -> tuple[str, ...]:
+    """List those values of a type that are few, as YAML: literals, true and false, null beside them."""
+    parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    found: list[str] = []
+    for part in parts:
+        if get_origin(part) is Literal:
+            found += map(format_yaml, get_args(part))
+        elif part is bool:
+            found += ["true", "false"]
+        elif part is type(None):
+            found += ["null"]
+    return tuple(found) if found != ["null"] else ()
 
 
 def describe_type(kind: Any) -> str:
@@ -127,25 +141,18 @@ def describe_rule(rules: Any) -> str:
 
 
 def _walk(owner: type, prefix: str) -> Iterator[KeyHelp]:
-    kinds, notes = get_field_types(owner), _read_notes()
+    kinds, notes = get_field_types(owner), read_field_notes()
     for item in dataclasses.fields(owner):
         name = item.metadata.get("alias", item.name)
         key = f"{prefix}{NAME if item.metadata.get('rest') else name}"
         kind = kinds[item.name]
-        line, comment = notes[owner.__name__, item.name]
+        note = notes[owner.__name__, item.name]
         inner, below = _find_inner(kind, key)
-        if not comment and inner is not None:
-            comment = (inner.__doc__ or "").strip().splitlines()[0] if _has_docstring(inner) else ""
         shown = kind if not item.metadata.get("rest") else get_args(kind)[1]
-        yield KeyHelp(
-            key, describe_type(shown), describe_rule(item.metadata), _get_default(item), comment, f"schema.py:{line}"
-        )
+        said = describe_type(shown), describe_rule(item.metadata), _get_default(item), note.comment, note.where
+        yield KeyHelp(key, *said, list_choices(shown))
         if inner is not None:
             yield from _walk(inner, f"{below}.")
-
-
-def _has_docstring(owner: type) -> bool:
-    return not (owner.__doc__ or "").startswith(f"{owner.__name__}(")  # which `dataclass` writes
 
 
 def _get_default(item: dataclasses.Field[Any]) -> Any:
@@ -170,27 +177,6 @@ def _find_inner(kind: Any, key: str) -> tuple[type | None, str]:
             if inner is not None:
                 return inner, below
     return None, ""
-
-
-@cache
-def _read_notes() -> dict[tuple[str, str], tuple[int, str]]:
-    """Map (class, field) to the line and the comment in `schema.py`."""
-    text = Path(schema.__file__).read_text(encoding="utf-8")
-    comments: dict[int, tuple[str, bool]] = {}  # line → text, and whether it stands alone
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            comments[token.start[0]] = token.string.lstrip("# "), not token.line[: token.start[1]].strip()
-    notes = {}
-    for owner in ast.parse(text).body:
-        for statement in owner.body if isinstance(owner, ast.ClassDef) else ():
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                first, last = statement.lineno, statement.end_lineno or statement.lineno
-                above = first
-                while comments.get(above - 1, ("", False))[1]:
-                    above -= 1
-                said = [comments[line][0] for line in range(above, last + 1) if line in comments]
-                notes[str(getattr(owner, "name", "")), statement.target.id] = first, " ".join(said)
-    return notes
 
 
 def read_first_comment(file: Path) -> str:

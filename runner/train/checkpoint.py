@@ -52,6 +52,8 @@ class Checkpoints:
         RunError: there is a manifest, and it cannot be read.
     """
 
+    syncs_log = True  # the caller does, before `save`; else these do, before they write
+
     def __init__(
         self,
         folder: Path,
@@ -95,6 +97,10 @@ class Checkpoints:
     def best(self) -> CheckpointEntry | None:
         """Return the checkpoint with the best finite metric, the earliest of equals."""
         return self._best(self._entries)
+
+    def takes(self, metric: float | None) -> bool:
+        """Return whether `save` wants the state of now."""
+        return True
 
     def save(self, state: dict[str, Any], step: int, metric: float | None, *, background: bool = False) -> None:
         """Write `state` as `step_<step>.pt`, verify and commit it, then drop the old checkpoints.
