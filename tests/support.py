@@ -11,7 +11,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +45,25 @@ def run_git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]
     done = subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True)
     return done.stdout.strip()
+
+
+# ---- shipped experiments
+
+EXTRAS = {"finetune_timm": "timm", "text_classifier_hf": "transformers"}  # experiment: what it is of
+SLOW = {"detection", "segmentation"}  # seconds a test
+
+
+def list_experiments(*, slow: bool = True) -> list[str]:
+    """List the shipped experiments that need no extra, sorted; `slow`: also those that take seconds a test."""
+    names = {path.stem for path in (Path(__file__).parents[1] / "conf" / "experiment").glob("*.yaml")}
+    return sorted(names - set(EXTRAS) - (set() if slow else SLOW))
+
+
+def mark_slow(names: Iterable[str]) -> list[Any]:
+    """Return parameters of a test: the slow experiments among them are for `make test-all`."""
+    import pytest
+
+    return [pytest.param(name, marks=[pytest.mark.exhaustive] if name in SLOW else []) for name in names]
 
 
 # ---- runs
