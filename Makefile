@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run check format test test-all bench lock
+.PHONY: help setup run check format test test-all bench docs docs-links lock
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -45,10 +45,22 @@ test-all: setup  ## every test, with a seed of its own (again with the same one:
 bench: setup  ## the table of speed and start-up against other tools (minutes)
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
+# Warnings are errors, a link to a page or a heading that is not there among them. Nothing is fetched.
+docs: setup  ## the documentation site: docs/_build/html/index.html
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
+
+docs-links: setup  ## ask every address of the documentation whether it is there (needs a network)
+	$(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/linkcheck
+
 # No index is written into the file: pip asks the one that its user has configured. Versions that stand stay as they
 # are; a newer one: make lock ARGS="--upgrade-package ruff". What is held back stands in pyproject.toml, [tool.uv].
+COMPILE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+  --no-header --no-annotate --no-emit-index-url --quiet
+EXTRAS := dev docs metrics onnx optuna pandas parquet ray report slurm
 lock:  ## make requirements.lock from pyproject.toml (needs uv)
 	@command -v uv >/dev/null || { echo "uv is needed for this: https://docs.astral.sh/uv" >&2; exit 1; }
-	uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --generate-hashes \
-	  --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements.lock $(ARGS)
-	@! grep -n '://' requirements.lock
+	$(COMPILE) $(EXTRAS:%=--extra %) --output-file requirements.lock $(ARGS)
+	test -f .ci/libraries.lock || cp requirements.lock .ci/libraries.lock  # the same versions, where they can stay
+	$(COMPILE) --all-extras --output-file .ci/libraries.lock $(ARGS)
+	@! grep -n '://' requirements.lock .ci/libraries.lock

@@ -31,7 +31,7 @@ def pytest_report_header() -> str:
 
 
 # Minutes or most of one, in this order: two processes take a file at a time, and the last one must not be long.
-SLOW = ("sweep/test_sweep", "test_readme", "train/test_distributed", "sweep/test_rank_processes", "sweep/test_promote")
+SLOW = ("sweep/test_sweep", "test_docs", "train/test_distributed", "sweep/test_rank_processes", "sweep/test_promote")
 SLOW += ("experiment/crash/test_kill", "experiment/test_user_project", "test_packaging", "security/test_attacks")
 
 

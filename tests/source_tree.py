@@ -1,11 +1,11 @@
-"""Write the tree of `runner/` into docs/architecture.md, a line a file: `python -m tests.source_tree`."""
+"""Write the tree of `runner/` into docs/explanation/architecture.md, a line a file: `python -m tests.source_tree`."""
 
 import ast
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "architecture.md"
+PAGE = ROOT / "docs" / "explanation" / "architecture.md"
 BLOCK = re.compile(r"(?<=<!-- tree -->\n```text\n).*?(?=```\n<!-- /tree -->)", re.DOTALL)
 
 

@@ -1,70 +1,60 @@
-"""Every command of the README does what it says; its tree names every file."""
+"""The README is a door: short, with a picture, ten lines of YAML and a table that fits on a screen."""
 
 import re
-import shlex
-import shutil
-from collections.abc import Callable
+import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support import read_result
+from tests.terminal_picture import PICTURE, draw, record
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith("python -m runner")
-]
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, which `RUN` stands for."""
-    from runner.__main__ import main
-
-    folder = tmp_path_factory.mktemp("readme")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main(["train.duration=1ep"]) == 0
-    return next((folder / "outputs" / "digits_cnn").iterdir())
+def test_it_has_at_most_150_lines():
+    assert len(README.splitlines()) <= 150
 
 
-@pytest.fixture(scope="module")
-def sweep_folder(run_folder: Path) -> Path:
-    """A sweep with that run as its only job, which `SWEEP` stands for."""
-    from runner.sweep.ledger import JobRecord, Ledger
+def test_its_table_has_at_most_fifteen_rows():
+    table = README.partition("| you want | you write |\n|---|---|\n")[2].partition("\n\n")[0]
 
-    folder = run_folder.parent / "sweep"
-    folder.mkdir()
-    objective = read_result(run_folder)["objective"]
-    with Ledger(folder) as ledger:
-        ledger.set(name="digits_cnn", objective="val/accuracy", mode="max", command=["-m", "train.duration=1ep"])
-        shutil.copytree(run_folder, folder / "0_0000", symlinks=True)
-        ledger.add([JobRecord("0", 0, ["train.duration=1ep"], "0_0000", status="completed", objective=objective)])
-    return folder
+    assert 8 <= len(table.splitlines()) <= 15
 
 
-def is_long(line: str) -> bool:
-    """Whether it trains a whole sweep, which takes 7 to 9 s; the first two are tried every day."""
-    sweeps = [command for command in COMMANDS if "runner -m " in command.partition("#")[0]]
-    return line in sweeps[2:]
+def test_its_yaml_has_ten_lines():
+    (yaml,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+
+    assert len([line for line in yaml.splitlines() if not line.startswith("#")]) <= 10
 
 
-@pytest.mark.parametrize(
-    "line", [pytest.param(line, marks=[pytest.mark.exhaustive] if is_long(line) else []) for line in COMMANDS]
-)
-def test_command(line: str, runner: Callable[..., Any], run_folder: Path, sweep_folder: Path) -> None:
-    """The command ends with status 0, or with the one that its comment gives."""
-    command, _, comment = line.partition("#")
-    code = re.search(r"exit status (\d)", comment)
-    for name, text in re.findall(r"```(?:python|yaml|csv)\n# (\S+)\n(.*?)```", README, re.DOTALL):
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_text(text)
-    folders = {"RUN": str(run_folder), "SWEEP": str(sweep_folder)}
-    ran = runner(*[folders.get(word, word) for word in shlex.split(command)[3:]])
+def test_every_file_that_it_links_to_is_there():
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
 
-    assert ran.status == (int(code[1]) if code else 0), ran.err
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_file_that_it_links_to_is_in_a_clone():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    if not tracked:
+        pytest.skip("no clone: an unpacked source distribution")
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+
+    assert [link for link in links if link not in tracked] == []
+
+
+def test_the_picture_asks_the_net_for_nothing():
+    assert re.findall(r'(?:href|src|url)\W+"?https?:', PICTURE.read_text()) == []
+
+
+def mask(svg: str) -> list[str]:
+    """Return the texts of a picture, numbers and names of directories masked."""
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    words = " ".join(texts).replace("&#160;", " ")
+    return re.sub(r"\d[\d.,]*(?:_[0-9a-f]{6})?|_[0-9a-f]{10}|…", "N", words).split()
+
+
+@pytest.mark.exhaustive
+def test_the_picture_is_what_a_terminal_shows():
+    """Its words are those of the commands today; numbers may differ by processor."""
+    assert mask(PICTURE.read_text()) == mask(draw(record()))

@@ -65,6 +65,7 @@ class Option:
         choices: the only values; empty for any.
         is_repeatable: whether every value counts; otherwise two different values are a mistake.
         short: another spelling, `-m`.
+        default: value of an option that is given without one; its value is then given as `--name=VALUE` only.
     """
 
     name: str
@@ -74,9 +75,12 @@ class Option:
     choices: tuple[str, ...] = ()
     is_repeatable: bool = False
     short: str = ""
+    default: str | None = None
 
     def __str__(self) -> str:
         shown = "|".join(self.choices) or self.value
+        if self.default is not None:
+            return f"{self.name}[={shown}]"
         return f"{self.name} {shown}".rstrip()
 
 
@@ -194,6 +198,8 @@ class Verb:
                 if equals:
                     mistakes.append(Mistake(name, "takes no value", value, f"argument `{argument}`"))
                 given.setdefault(option.name, [])
+            elif option.default is not None and not equals:
+                given.setdefault(option.name, []).append(option.default)
             else:
                 if not equals and arguments and not arguments[0].startswith("--"):
                     value = arguments.pop(0)

@@ -1,4 +1,4 @@
-"""Settings of metrics and actions beside a component's own arguments: `on`, `output`, `every`."""
+"""Settings of metrics, actions and trackers beside a component's own arguments: `on`, `every`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,12 @@ ACTION_ARGUMENTS = (
 )
 
 
-SETTINGS = {"metric": ("on", "output", "target", "every"), "action": ("every", "on_error")}  # by slot
+# By slot.
+SETTINGS = {
+    "metric": ("on", "output", "target", "every"),
+    "action": ("every", "on_error"),
+    "tracker": ("timeout",),
+}
 
 
 def split_settings(slot: str, node: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -31,6 +36,8 @@ def explain_wrong_setting(name: str, value: Any) -> str:
         return "must be stop or go_on"
     if name == "every" and value is not None and not (is_duration(value) and float(str(value)[:-2]) > 0):
         return "must be epochs (`1ep`) or optimizer steps (`500st`), more than 0"
+    if name == "timeout" and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 3600):
+        return "must be seconds, more than 0 and at most 3600"
     if name == "output" and (isinstance(value, bool) or not isinstance(value, str | int)):
         return "must name a part of what the step returns, such as `depth` or `boxes.0`"
     if name == "target" and (isinstance(value, bool) or not isinstance(value, str | int | None)):

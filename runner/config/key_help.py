@@ -1,9 +1,6 @@
-"""Help for keys: type, rule, default and comment of each key, as `schema.py` states them."""
+"""Help for keys: type, rule, default and comment of each key, as the schema states them."""
 
-import ast
 import dataclasses
-import io
-import tokenize
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 
 from runner.config import schema
+from runner.config.field_notes import read_field_notes
 from runner.config.parsing import get_field_types, to_plain
 from runner.config.reading import format_yaml
 from runner.core.errors import ABSENT
@@ -31,7 +29,7 @@ class KeyHelp:
         rule: bounds, choices or pattern in words; empty without one.
         default: plain data; `ABSENT` where the key must be given.
         comment: from the schema; empty without one.
-        where: `schema.py:line`.
+        where: `schema/train.py:112`.
     """
 
     key: str
@@ -127,25 +125,19 @@ def describe_rule(rules: Any) -> str:
 
 
 def _walk(owner: type, prefix: str) -> Iterator[KeyHelp]:
-    kinds, notes = get_field_types(owner), _read_notes()
+    kinds, notes = get_field_types(owner), read_field_notes()
     for item in dataclasses.fields(owner):
         name = item.metadata.get("alias", item.name)
         key = f"{prefix}{NAME if item.metadata.get('rest') else name}"
         kind = kinds[item.name]
-        line, comment = notes[owner.__name__, item.name]
+        note = notes[owner.__name__, item.name]
         inner, below = _find_inner(kind, key)
-        if not comment and inner is not None:
-            comment = (inner.__doc__ or "").strip().splitlines()[0] if _has_docstring(inner) else ""
         shown = kind if not item.metadata.get("rest") else get_args(kind)[1]
         yield KeyHelp(
-            key, describe_type(shown), describe_rule(item.metadata), _get_default(item), comment, f"schema.py:{line}"
+            key, describe_type(shown), describe_rule(item.metadata), _get_default(item), note.comment, note.where
         )
         if inner is not None:
             yield from _walk(inner, f"{below}.")
-
-
-def _has_docstring(owner: type) -> bool:
-    return not (owner.__doc__ or "").startswith(f"{owner.__name__}(")  # which `dataclass` writes
 
 
 def _get_default(item: dataclasses.Field[Any]) -> Any:
@@ -170,27 +162,6 @@ def _find_inner(kind: Any, key: str) -> tuple[type | None, str]:
             if inner is not None:
                 return inner, below
     return None, ""
-
-
-@cache
-def _read_notes() -> dict[tuple[str, str], tuple[int, str]]:
-    """Map (class, field) to the line and the comment in `schema.py`."""
-    text = Path(schema.__file__).read_text(encoding="utf-8")
-    comments: dict[int, tuple[str, bool]] = {}  # line → text, and whether it stands alone
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            comments[token.start[0]] = token.string.lstrip("# "), not token.line[: token.start[1]].strip()
-    notes = {}
-    for owner in ast.parse(text).body:
-        for statement in owner.body if isinstance(owner, ast.ClassDef) else ():
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                first, last = statement.lineno, statement.end_lineno or statement.lineno
-                above = first
-                while comments.get(above - 1, ("", False))[1]:
-                    above -= 1
-                said = [comments[line][0] for line in range(above, last + 1) if line in comments]
-                notes[str(getattr(owner, "name", "")), statement.target.id] = first, " ".join(said)
-    return notes
 
 
 def read_first_comment(file: Path) -> str:

@@ -1,6 +1,6 @@
 """Schema of `hydra.launcher`: the settings of SLURM and Ray, under the keys of Hydra's own launchers.
 
-Plain Python, like `schema.py`; `runner.sweep.launcher_settings` parses it.
+Plain Python, like the schema; `runner.sweep.launcher_settings` parses it.
 """
 
 from dataclasses import dataclass

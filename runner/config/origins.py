@@ -1,6 +1,5 @@
 """Origins of keys: every file and argument in merge order, and the line of each setting."""
 
-import ast
 import dataclasses
 import os
 import re
@@ -14,6 +13,7 @@ import yaml
 
 from runner.config import document, schema
 from runner.config.document import Document
+from runner.config.field_notes import read_field_notes
 from runner.config.recipes import KEPT, RATES, find_left_out
 from runner.core.errors import ABSENT, Mistake
 
@@ -235,6 +235,15 @@ class Layers:
                 ]
         return notes
 
+    def find_earlier_target(self, path: Path_) -> tuple[object, Setting] | None:
+        """Return the `_target_` that an argument was written for, and the later setting of another one, if any."""
+        of_target = [layer.setting((*path[:-1], "_target_")) for layer in self._layers]
+        setters = [place for place, layer in enumerate(self._layers) if layer.setting(path)]
+        before = [setting for setting in of_target[: setters[-1] + 1] if setting] if setters else []
+        after = [setting for setting in of_target[setters[-1] + 1 :] if setting] if setters else []
+        changed = before and after and before[-1].value != after[-1].value
+        return (before[-1].value, after[-1]) if changed else None
+
     def notes_on_targets(self, config: dict[str, Any]) -> list[str]:
         """Return a note for each component whose `_target_` changed but earlier settings stay."""
         notes = []
@@ -413,23 +422,10 @@ def _find_chooser(
     return best
 
 
-@cache
-def _read_schema_lines() -> dict[tuple[str, str], int]:
-    """Map (class, field) to the line in `schema.py`."""
-    tree = ast.parse(Path(schema.__file__).read_text(encoding="utf-8"))
-    return {
-        (owner.name, statement.target.id): statement.lineno
-        for owner in tree.body
-        if isinstance(owner, ast.ClassDef)
-        for statement in owner.body
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-    }
-
-
 def find_schema_line(path: Path_) -> str:
-    """Return `schema.py:line` of a key's default; empty where the schema does not name the key."""
+    """Return the place of a key's default, `schema/train.py:112`; empty for a key outside the schema."""
     field = find_schema_field(path)
-    return f"schema.py:{_read_schema_lines()[field]}" if field else ""
+    return read_field_notes()[field].where if field else ""
 
 
 def find_schema_field(path: Path_) -> tuple[str, str] | None:

@@ -1,4 +1,4 @@
-"""Parse plain data into the dataclasses of `schema.py`; find unknown keys and broken rules."""
+"""Parse plain data into the dataclasses of the schema; find unknown keys and broken rules."""
 
 import dataclasses
 import types

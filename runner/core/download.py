@@ -1,7 +1,6 @@
 """Download files: SHA-256 verified, resumed after a broken connection, complete or absent."""
 
 import errno
-import fcntl
 import hashlib
 import http.client
 import os
@@ -11,13 +10,14 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO
 
 from runner.core.archive import Limits, unpack
 from runner.core.errors import RunError
+from runner.core.file_lock import lock_file
 from runner.core.files import remove, sync_folder
 from runner.core.safe_io import open_read, open_regular
 
@@ -157,12 +157,12 @@ def _lock_part(file: Path) -> Iterator[BinaryIO | None]:
     """Lock `.<name>.part` for this process; yield None where another one completed the file."""
     path = _get_part_path(file)
     while True:
-        with os.fdopen(open_regular(path, os.O_RDWR | os.O_CREAT), "r+b") as part:
+        with os.fdopen(open_regular(path, os.O_RDWR | os.O_CREAT), "r+b") as part, ExitStack() as held:
             try:
-                fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.callback(lock_file(part.fileno(), path))
             except BlockingIOError:
                 _say(f"waiting for another process that downloads {file}")
-                fcntl.flock(part, fcntl.LOCK_EX)
+                held.callback(lock_file(part.fileno(), path, wait=True))
             except OSError:  # a file system without locks: the rename at the end is atomic there too
                 pass
             if not _is(path, part):  # it was renamed or removed while this process waited

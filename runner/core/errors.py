@@ -74,7 +74,7 @@ class Mistake:
         key: the full key, `train.duration`.
         rule: what must hold, in words: `must be at least 1`.
         value: what it is; `ABSENT` where there is nothing.
-        where: `conf/experiment/mine.yaml:7`, ``argument `train.epocs=3` `` or `schema.py:120`; more places in brackets.
+        where: `conf/experiment/mine.yaml:7`, ``argument `train.epocs=3` ``, `schema/train.py:112`; more in brackets.
         remedy: what to do: ``did you mean `train.duration`?`` or the lines to paste.
         suggestion: the nearest right name or value alone, for programs; empty where there is none.
         kind: code of the rule, for programs: one of `KINDS`.

@@ -2,17 +2,18 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
 from runner.core import safe_io
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.core.escape import quote_shell_word
+from runner.core.file_lock import lock_file
 from runner.core.files import remove
 
 _HELD: set[int] = set()
@@ -35,7 +36,8 @@ def _close_in_child() -> None:
     _HELD.clear()
 
 
-os.register_at_fork(after_in_child=_close_in_child)
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 class Lock:
@@ -59,9 +61,10 @@ class Lock:
             folder = quote_shell_word(str(run_dir))
             remedy = f"a copy can go on: `cp -r {folder} COPY`, `python -m runner resume COPY`"
             raise RunError(f"{run_dir} cannot be written ({error.strerror}): {remedy}") from error
+        self._unlock: Callable[[], None] = lambda: None
         self._stopped: threading.Event | None = None  # set to end the signs of life, where there are some
         try:
-            _lock_patiently(self._handle)
+            self._unlock = _lock_patiently(self._handle, run_dir / ".lock")
         except BlockingIOError:
             holder = os.pread(self._handle, 200, 0).decode(errors="replace").strip() or "another process"
             os.close(self._handle)
@@ -80,6 +83,7 @@ class Lock:
         if self._handle in _HELD:
             _HELD.remove(self._handle)
             os.close(self._handle)
+            self._unlock()
             if self._stopped is not None:
                 self._stopped.set()
                 remove(self._heartbeat)
@@ -115,17 +119,16 @@ class Lock:
         self.release()
 
 
-def _lock_patiently(handle: int) -> None:
+def _lock_patiently(handle: int, path: Path) -> Callable[[], None]:
     """Lock a file, or raise BlockingIOError; `ls` may look at a lock for an instant, which is waited for."""
     for wait in (0.005, 0.02, None):
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock_file(handle, path)
         except BlockingIOError:
             if wait is None:
                 raise
             time.sleep(wait)
-        else:
-            return
+    raise AssertionError(path)
 
 
 def _make_in_progress_mistake(run_dir: Path, holder: str) -> Mistake:

@@ -43,7 +43,7 @@ OUR_NAMES = re.compile(
     r"config(\.\d+)?\.yaml|\.hydra(\.\d+)?|(provenance|result|pretrained|report)(\.\d+)?\.json|log(\.\d+)?\.txt"
     r"|(metrics|trace|bad_samples)(\.\d+)?\.jsonl|tb(\.\d+)?|checkpoints(\.\d+)?|profile(\.\d+)?|\.lock|\.heartbeat|output\.txt"
     r"|ledger(\.\d+)?\.sqlite(-journal|-wal|-shm)?|study\.jsonl|queue|prune|projector|projector_config\.pbtxt"
-    r"|report\.csv|curves\.png|.*\.tmp|\d+_[0-9a-f]{8}"
+    r"|report\.(csv|html)|curves\.png|trackers|.*\.tmp|\d+_[0-9a-f]{8}"
 )
 
 

@@ -77,6 +77,7 @@ def _train(folder: Path, config: Config, unresolved: str, trust: tuple[str, ...]
     from runner.experiment.run import launch
 
     folder.mkdir()
+    config = replace(config, log=replace(config.log, to={}))
     with warnings.catch_warnings(record=True) as caught, _redirect_output() as said:
         warnings.simplefilter("always")
         outcome = launch(

@@ -240,7 +240,7 @@ def start_logging(record: RunRecord, run: Run) -> None:
         record.run.clock.pause()
         run.clock.budget = record.run.clock.budget
     record.run = run
-    log = open_log(run, record.task.config, record.task.judge)
+    log = open_log(run, record.task.config, record.task.judge, record.task.trust)
     run.start(record.stop, log)
     record.log = log
 

@@ -12,6 +12,7 @@ from runner.config.schema import Config
 from runner.core import event_stream
 from runner.core.files import write_json
 from runner.experiment.builders import log as log_builder
+from runner.experiment.builders.instantiate import Trust
 from runner.experiment.preflight.report import Preflight
 from runner.experiment.record.recorded_run import RecordedRun
 from runner.log.console import print_final_report
@@ -36,8 +37,8 @@ def write_traceback(log: Logger | None, folder: Path, error: Exception) -> str:
     return ""
 
 
-def open_log(run: Run, config: Config, judge: Judge | None = None) -> Logger:
-    """Open the run's log at its current step."""
+def open_log(run: Run, config: Config, judge: Judge | None = None, trust: Trust = ()) -> Logger:
+    """Open the run's log at its current step, and start its trackers."""
     progress = run.progress
     said = list[str]()
     if progress.step > run.rhythm.first_step:
@@ -57,6 +58,7 @@ def open_log(run: Run, config: Config, judge: Judge | None = None) -> Logger:
     )
     for line in said:
         opened.say(line)
+    opened.trackers = log_builder.start_trackers(run, config, trust, opened.alert)
     return opened
 
 
@@ -67,6 +69,7 @@ def close_log(log: Logger | None, folder: Path, run: Run | None, config: Config,
     shown = run if run is not None and run.log is log else None
     try:
         try:
+            log.end(status, complete=run is None or not run.progress.evaluation_pending)
             if shown is not None:
                 show_hparams(shown, config, status)
         finally:

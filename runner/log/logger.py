@@ -19,6 +19,7 @@ from runner.log.jsonl import JsonLines, Value, find_whole_lines, put_aside
 from runner.log.notebook import NotebookBar, NotebookConsole, is_notebook
 from runner.log.tensorboard import EventWriter, NoEventWriter, TensorBoardWriter, find_own_event_files, read_events
 from runner.log.trace_file import TRACE
+from runner.log.tracking import TrackerProcess, end_trackers, send_pictures, send_scalars
 
 
 class LogFile:
@@ -48,6 +49,7 @@ class Logger:
 
     Each step has one line in `metrics.jsonl` (training and evaluation at the same step share it) and one event a tag in
     TensorBoard, also when a run is resumed at `start_step`: what was logged after that step is dropped.
+    `trackers` get the same, pictures included; they are started once the log is open.
     `stream` is the console (standard output unless given); `progress` is drawn there as a bar on a terminal, as lines
     elsewhere. What the disk refuses ends the run (OSError), or with `go_on` is said on the console once and left out.
     """
@@ -64,6 +66,8 @@ class Logger:
         go_on: bool = False,
         trace: bool = False,
     ) -> None:
+        self.trackers: Sequence[TrackerProcess] = ()
+        self._ending = "interrupted", False  # unless `end` says otherwise
         in_notebook, stream = stream is None and is_notebook(), stream or sys.stdout
         self._go_on, self._refused = go_on, False
         self._text = safe_io.open_regular(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -126,6 +130,8 @@ class Logger:
         """Show histograms, images, texts or curves (`runner.log.summaries`) of step `step` in TensorBoard."""
         with self._writing(events=True):
             self._events.show(step, values)
+        if self.trackers:
+            send_pictures(self.trackers, step, values)
 
     def graph(self, definition: bytes) -> None:
         """Show a model's graph (a serialised GraphDef) in TensorBoard, unless it already has one."""
@@ -144,12 +150,19 @@ class Logger:
         with self._writing(events=True):
             self._events.sync()
 
+    def end(self, status: str, *, complete: bool) -> None:
+        """Note how the run has ended, and whether its last step has all of its values."""
+        self._ending = status, complete
+
     def close(self) -> None:
-        """End the progress output and close the files; further calls do nothing.
+        """End the trackers and the progress output and close the files; further calls do nothing.
 
         Raises:
             OSError: the disk refuses the last TensorBoard events.
         """
+        trackers, self.trackers = self.trackers, ()
+        if trackers:
+            end_trackers(trackers, self._ending[0], complete=self._ending[1])
         self._console.close()
         self._lines.close()
         if self._trace is not None:
@@ -165,6 +178,8 @@ class Logger:
             self._lines.append({"step": step, "epoch": epoch, **values})
         with self._writing(events=True):
             self._events.scalars(step, values)
+        if self.trackers:
+            send_scalars(self.trackers, step, {"epoch": epoch, **values})
 
     @contextmanager
     def _writing(self, *, events: bool = False) -> Iterator[None]:
@@ -219,6 +234,8 @@ class NoLogger(Logger):
     def hparams(self, *_: Any, **__: Any) -> None: ...
 
     def graph(self, *_: Any, **__: Any) -> None: ...
+
+    def end(self, *_: Any, **__: Any) -> None: ...
 
     def sync(self) -> None: ...
 

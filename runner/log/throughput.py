@@ -1,6 +1,5 @@
 """Throughput and resource use: rates, share of the device's peak (MFU), memory, wait for data."""
 
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -85,6 +84,8 @@ def measure_memory(device: torch.device) -> dict[str, float]:
         torch.cuda.reset_peak_memory_stats(device)
         return peaks
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    import resource  # not on Windows
+
     used = {"memory/resident_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB}
     if device.type == "mps":
         used["memory/allocated_gib"] = torch.mps.driver_allocated_memory() / GIB

@@ -10,18 +10,20 @@ from types import FrameType
 from typing import Any
 
 from runner.core.errors import ConfigError
-from runner.core.exit_status import EXIT_APART, get_stop_status
+from runner.core.exit_status import EXIT_APART, EXIT_DONE, get_stop_status
 from runner.core.stop_signals import handle_signals, leave_at_once
 from runner.experiment.examine import examine
 from runner.sweep.console import SweepConsole
 from runner.sweep.interfaces import Event, Executor, JobSpec, Proposal, Source
 from runner.sweep.jobs import Anew, PlannedJob, SweepPlan
 from runner.sweep.ledger import JobRecord, Ledger
-from runner.sweep.outcome import RESULT, describe_exit, read_outcome, read_place
+from runner.sweep.outcome import RESULT, describe_exit, read_json, read_outcome, read_place
 from runner.sweep.reconcile import decide, read_job_numbers, reconcile_row, remember_code
 from runner.sweep.stacks import Place, StackPlan
 
 CLOCK_SECONDS = 2.0  # by which the clock of a file system may be behind that of this process
+
+LOOK_SECONDS = 1.0  # between two looks at the jobs of stacks, of which some end before the others
 
 WAIT_SECONDS = 0.2  # so long at most until a signal, or the clock of the board, is looked at
 
@@ -92,6 +94,7 @@ class Controller:
         self._asked_to_stop: set[str] = set()
         self._failed: JobRecord | None = None  # the job that `sweep.fail_fast` ends the sweep for
         self._count = 0  # of stacks
+        self._next_look = 0.0
         self._places: dict[str, Place] = {}  # where each job that has been there before stands
 
     def add(self, asked: PlannedJob, anew: Anew | None) -> None:
@@ -119,6 +122,7 @@ class Controller:
                 return
             for event in self._executor.wait(WAIT_SECONDS):
                 self._take(event)
+            self._look_at_stacks()
             self._board.tick()
 
     def _is_stopping(self) -> bool:
@@ -166,8 +170,10 @@ class Controller:
         return self._places[job]
 
     def _ask(self) -> bool:
-        """Ask the source for points until a job waits to run; return whether one does."""
-        while not self._waiting and not self._source_is_done() and self._executor.has_room(self._plan.typical):
+        """Ask the source for points until a job, or a batch, waits to run; return whether one does."""
+        while self._source.has_more or (
+            not self._waiting and not self._source_is_done() and self._executor.has_room(self._plan.typical)
+        ):
             point = self._source.next()
             if point is None:
                 return False
@@ -223,6 +229,22 @@ class Controller:
             self._running.discard(asked.id)
             self._update(asked.id, status="waiting", pid=None, slot=None)
             self._waiting.append((asked, "if_changed" if anew == "always" else anew))
+
+    def _look_at_stacks(self) -> None:
+        """Record the ends of jobs whose stack goes on without them, at most once a second."""
+        if not self._members or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        for stack, members in list(self._members.items()):
+            for job in [asked.id for asked, _ in members if asked.id in self._running]:
+                row = self.rows[job]
+                file = self._plan.folder / row.path / RESULT
+                try:
+                    is_of_this_attempt = file.stat().st_mtime > (row.start or 0.0)
+                except OSError:
+                    continue
+                if is_of_this_attempt and (read_json(file) or {}).get("status") in ("completed", "pruned"):
+                    self._end(Event("ended", stack, exit=EXIT_DONE), job)
 
     def _is_left(self, event: Event, job: str) -> bool:
         """Return whether a job of an ended stack is tried again: it has no result of this attempt."""

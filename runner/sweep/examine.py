@@ -44,10 +44,13 @@ def examine_sweep(
 
         mistakes = optuna_search.rehearse(plan, trust)
         say(mistakes)
-    if not mistakes and not plan.is_search:
+    if not mistakes:
         stacks = StackPlan(plan.settings, queued=get_launcher_name(plan.base) in OURS)
         for number, job in enumerate(checks):
             stacks.add(str(number), job.config)
+        if plan.is_search and len(set(stacks.keys.values())) == 1:  # the corners of the space are of one architecture
+            for number in range(len(checks), plan.settings.search.batch):
+                stacks.add(str(number), checks[0].config)
         show([*stacks.describe()])
     return mistakes
 

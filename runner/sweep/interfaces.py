@@ -41,6 +41,10 @@ class Source(Protocol):
     def done(self) -> bool:
         """Whether no more points will come, whatever happens to the jobs that run."""
 
+    @property
+    def has_more(self) -> bool:
+        """Whether the next point is of the batch of the last one, and comes before any job starts."""
+
     def started(self, point: Proposal, job: JobRecord) -> None:
         """Attach a point to its job; `ended` follows at once if the job needs no run."""
 

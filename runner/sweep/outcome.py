@@ -1,7 +1,7 @@
 """Outcome of a job, read from its directory: completed, pruned, failed or interrupted, and the cause.
 
 The executor knows some causes better (`Event.cause`): `lost`, `timeout`, `memory`, `killed`. Each executor decides
-these by itself; see docs/architecture.md, "The way of a job".
+these by itself; see docs/explanation/architecture.md, "The way of a job".
 """
 
 import contextlib

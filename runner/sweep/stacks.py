@@ -87,10 +87,12 @@ class StackPlan:
 
     def explain_none(self) -> str:
         """Explain why the sweep has no stacks; empty where it may have some."""
+        is_search = self.settings.search.sampler is not None
         reasons = {
             "sweep.vectorize=off": self.settings.vectorize == "off",
             "sweep.processes: several processes train one model": self.settings.processes > 1,
             "hydra/launcher: the jobs of a queue run one by one": self.queued,
+            "sweep.search.batch=1: one point is asked for at a time": is_search and self.settings.search.batch == 1,
         }
         return next((reason for reason, holds in reasons.items() if holds), "")
 

@@ -52,6 +52,8 @@ class Checkpoints:
         RunError: there is a manifest, and it cannot be read.
     """
 
+    syncs_log = True  # the caller does, before `save`; else these do, before they write
+
     def __init__(
         self,
         folder: Path,

@@ -155,6 +155,13 @@ def _is_due(run: Run, every: Duration | None) -> bool:
     return due is not None and due <= run.progress.step
 
 
+def will_evaluate(run: Run) -> bool:
+    """Return whether an evaluation is due at this pause, and it is not that of the end."""
+    progress = run.progress
+    ends = progress.step >= run.rhythm.total_steps or run.stop.asked
+    return not ends and progress.evaluated_at != progress.step and _is_due(run, run.rhythm.evaluate_every)
+
+
 def uses_training_metric(run: Run) -> bool:
     """Return whether evaluations compare a training metric, which a log line computes."""
     return any(name.startswith("train/") for name in (run.objective.name, run.schedule.monitor or ""))
@@ -297,7 +304,7 @@ def check_losses(run: Run) -> None:
 
 def check_state(run: Run) -> None:
     """Raise NonFiniteError if a parameter, buffer or optimizer state is not finite (unless off)."""
-    if run.rhythm.check_finite == "off":
+    if run.rhythm.check_finite == "off" or run.session.finite_at == run.progress.step:
         return
     tensors = collect_tensors(run.model, run.optimizer, run.session.infinite_buffers, run.loss)
     here = dict(zip(tensors, run.layout.here(list(tensors.values())), strict=True))
@@ -411,7 +418,8 @@ def save(run: Run) -> None:
     begun = time.perf_counter()
     check_losses(run)
     check_state(run)
-    run.log.sync()  # what the checkpoint says was logged must be on the disk before it
+    if run.checkpoints.syncs_log:
+        run.log.sync()  # what the checkpoint says was logged must be on the disk before it
     if run.stop.deadline is not None and run.rhythm.max_seconds is not None:
         run.progress.seconds = run.rhythm.max_seconds - (run.stop.deadline - time.perf_counter())
     run.progress.seconds_training = max(run.progress.seconds_training, run.clock.budget.used)

@@ -296,6 +296,8 @@ class Session:
     logged: tuple[int, float] = (0, 0.0)  # step and time of the last log line
     sampler_state: Any = None  # as it was when the epoch under way began
     infinite_buffers: tuple[str, ...] = ()  # not finite from the start, so on purpose
+    outcomes: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)  # of a split, computed beforehand
+    finite_at: int = -1  # the step after which all tensors are known to be finite
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The page for programs (`docs/json.md`) says what `--json` prints: every event, every verb, every exit status."""
+"""The page for programs, `docs/reference/json.md`, says what `--json` prints: events, verbs, exit statuses."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from runner.core import exit_status
 from tests.support import keep_process_state, read_result
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "json.md").read_text()
+PAGE = (ROOT / "docs" / "reference" / "json.md").read_text()
 QUICK = ("experiment=digits_mlp", "scheduler=none", "device=cpu", "dataset.limit=100", "log.progress=false")
 SHORT = (*QUICK, "train.duration=2st")
 

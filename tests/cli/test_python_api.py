@@ -269,7 +269,7 @@ def test_an_interrupted_cell_saves_and_the_kernel_lives(tmp_path):
 
 
 def test_the_python_of_the_page_runs_and_prints_what_the_command_does(elsewhere, capsys):
-    page = (ROOT / "docs" / "python.md").read_text()
+    page = (ROOT / "docs" / "reference" / "python.md").read_text()
     scope = {}
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(block, scope)

@@ -79,7 +79,7 @@ def test_json_tells_the_kind_of_a_mistake(capsys, override, kind):
 
 
 def test_every_kind_is_documented():
-    table = (ROOT / "docs" / "mistakes.md").read_text()
+    table = (ROOT / "docs" / "reference" / "mistakes.md").read_text()
     assert list(KINDS.items()) == re.findall(r"^\| `(\S+)` \| (.*) \|$", table, re.MULTILINE)
 
 
@@ -172,7 +172,7 @@ def test_why_names_every_layer_in_order_the_winner_last(capsys):
 
 
 def test_why_of_a_default_names_the_schema_or_the_signature(capsys):
-    assert why(capsys, "train.keep")["layers"][0]["where"].startswith("schema.py:")
+    assert why(capsys, "train.keep")["layers"][0]["where"].startswith("schema/train.py:")
     assert "torch/optim/sgd.py" in why(capsys, "optimizer.nesterov")["layers"][0]["where"]
 
 

@@ -26,12 +26,16 @@ def test_every_key_of_the_schema_has_help():
     assert set() == list_schema_keys() - {known.key for known in key_help.list_key_help()}
 
 
+def test_every_key_has_a_comment():
+    assert [one.key for one in key_help.list_key_help() if not one.comment] == []
+
+
 def test_a_key_has_its_type_rule_default_comment_and_line():
     known = key_help.find_key_help("train.ema")
 
     assert ("a number or null", "above 0, below 1", None) == (known.kind, known.rule, known.default)
-    assert "decay of an average of the weights" in known.comment
-    assert known.where.startswith("schema.py:")
+    assert "moving average of the weights" in known.comment
+    assert known.where.startswith("schema/train.py:")
 
 
 @pytest.mark.parametrize(
@@ -40,7 +44,7 @@ def test_a_key_has_its_type_rule_default_comment_and_line():
         ("param_groups.head.match", "a pattern (regular expression) or a list"),
         ("pretrained.rename.0.from", "a text; must be given"),
         ("train.stop_when.train/loss.below", "a number or null"),
-        ("dataset.downloads.mine.url", "each is a mirror"),
+        ("dataset.downloads.mine.url", "each address is a mirror"),
     ],
 )
 def test_a_name_that_people_choose_stands_for_any(helped, key, said):

@@ -8,6 +8,7 @@ from runner.config.compose import compose
 from runner.config.hydra_repository import find_our_conf
 from runner.config.recipes import GROUPS
 from runner.sweep.space.request import make_request
+from tests.support import find_mistakes
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -113,6 +114,23 @@ def test_settings_of_a_class_that_an_argument_replaces_are_said():
     (note,) = compose(["optimizer._target_=torch.optim.RMSprop"]).notes
 
     assert note.startswith("written for torch.optim.SGD, and used for torch.optim.RMSprop: optimizer.lr = 0.2 (")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "remedy"),
+    [
+        (["experiment=mine"], "`override /optimizer: null` in the defaults of conf/experiment/mine.yaml leaves it out"),
+        (
+            ["experiment=null", "optimizer={_target_: torch.optim.AdamW}"],
+            "`~optimizer.momentum` on the command line leaves it out",
+        ),
+    ],
+)
+def test_an_argument_written_for_another_class_is_refused_with_the_way_to_leave_it_out(overrides, remedy):
+    experiment("optimizer: {_target_: torch.optim.AdamW}\n")
+    said = {mistake.key: mistake.remedy for mistake in find_mistakes(*overrides)}
+
+    assert said["optimizer.momentum"] == f"it was written for `torch.optim.SGD`: {remedy}"
 
 
 def test_a_rate_of_another_group_that_was_meant_for_another_optimizer_is_said():

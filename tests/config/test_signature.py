@@ -162,3 +162,10 @@ def test_a_loss_has_any_signature_where_the_step_is_ones_own(
     found = find_mistakes(f"step._target_={step}", "loss={_target_: own.loss, scale: 2.0}")
 
     assert keys == [mistake.key for mistake in found]
+
+
+@pytest.mark.parametrize("value", ["random", "[0.1,0.2,0.3]"])
+def test_the_fills_that_random_erasing_documents_are_no_mistakes(value: str) -> None:
+    node = f"{{_target_: torchvision.transforms.v2.RandomErasing, value: {value}}}"
+
+    assert find_mistakes(f"++transform.train.erase={node}") == []

@@ -301,7 +301,7 @@ def no_locks(monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    monkeypatch.setattr("fcntl.flock", flock)
 
 
 def test_without_locks_a_sign_of_life_keeps_others_away(tmp_path, no_locks, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import write_files
 
-PAGE = (Path(__file__).parents[2] / "docs" / "outcomes.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "cookbook" / "guides" / "outcomes.md").read_text()
 FILES = dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", PAGE, re.DOTALL))
 LINES = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs" / "cookbook" / "guides"
 LINES = [
     (page, line)
     for page in ("time.md", "data.md")

@@ -1,4 +1,4 @@
-"""Every command of `docs/predict_export.md` does what it says."""
+"""Every command of `docs/cookbook/guides/predict_export.md` does what it says."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.support import run_in
 
-PAGE = (Path(__file__).parents[2] / "docs" / "predict_export.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "cookbook" / "guides" / "predict_export.md").read_text()
 LINES = [
     line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines() if line.strip()
 ]

@@ -53,6 +53,13 @@ def test_what_a_plateau_does_is_not_known(runner: Callable[..., Any]) -> None:
     assert "also depend on val/loss" in runner("show", "schedule", "scheduler=plateau").out
 
 
+def test_a_run_that_ends_within_its_warmup_is_shown_with_a_note(runner):
+    ran = runner("show", "schedule", "experiment=null", "scheduler.warmup=100st", "train.duration=2ep")
+
+    assert ran.status == 0, ran.err
+    assert "note: the run has 34 steps and ends within the warmup of 100" in ran.out
+
+
 def test_without_the_data_an_epoch_is_assumed(runner: Callable[..., Any]) -> None:
     """Nothing is downloaded; `--epoch` says the steps; the data that is missing is named."""
     assumed = runner("show", "schedule", "experiment=cifar10_resnet18", "--json")

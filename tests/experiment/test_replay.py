@@ -153,12 +153,12 @@ def test_a_resumed_run_replays_bitwise(name: str, runner: Callable[..., Ran]) ->
     assert ran.status == 0
 
 
-PAGE = (Path(__file__).parents[2] / "docs" / "replay.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "cookbook" / "guides" / "replay.md").read_text()
 
 
 @pytest.mark.exhaustive
 def test_the_page_does_what_it_says(runner: Callable[..., Ran]) -> None:
-    """Each command of `docs/replay.md` runs, in their order; the printed answers are those of the page."""
+    """Each command of `docs/cookbook/guides/replay.md` runs, in order; the printed answers are those of the page."""
     lines = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
     said, statuses = "", []
     for line in lines:

@@ -20,7 +20,7 @@ from runner.experiment.builders.instantiate import instantiate
 from runner.experiment.preview import train as train_preview
 from tests.support import read_result
 
-TEXT = (Path(__file__).parents[2] / "docs" / "torchvision_reference.md").read_text()
+TEXT = (Path(__file__).parents[2] / "docs" / "cookbook" / "guides" / "torchvision_reference.md").read_text()
 ROWS = re.findall(r"^\| `(--[a-z0-9-]+)` \| `(.*?)` \|", TEXT, re.MULTILINE)
 HERE = {flag: line.replace("\\|", "|") for flag, line in ROWS}
 FLAGS = """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.support import read_result
 
-PAGE = Path(__file__).parents[2] / "docs" / "training_scripts.md"
+PAGE = Path(__file__).parents[2] / "docs" / "cookbook" / "guides" / "training_scripts.md"
 
 
 def test_its_example_learns(runner, monkeypatch):

@@ -185,3 +185,49 @@ def test_what_is_left_is_told_by_how_fast_jobs_have_ended():
 
     assert tally.left() == pytest.approx(10, rel=0.01)
     assert tally.line() == "1 of 4 done, 0 running, 1 failed"
+
+
+class StackOfTwo(Instant):
+    """An executor whose stack goes on until the ledger knows the end of its first job."""
+
+    def __init__(self, ledger):
+        super().__init__()
+        self.ledger, self.stack, self.looks = ledger, None, 0
+
+    def has_room(self, job):
+        return self.stack is None
+
+    def start(self, job):
+        self.stack = job
+        self.write(0)
+
+    def write(self, number):
+        words = {"status": "completed", "metrics": {}, "objective": 1.0}
+        (Path(self.stack.members[number]["folder"]) / "result.json").write_text(json.dumps(words))
+
+    def wait(self, seconds):
+        self.looks += 1
+        assert self.looks < 500, "the end of the first job was never seen"
+        time.sleep(0.01)
+        if self.stack is None or "completed" not in {row.status for row in self.ledger.jobs()}:
+            return []
+        self.write(1)
+        return [Event("ended", self.stack.id, exit=0)]
+
+
+def test_a_job_that_leaves_its_stack_early_is_in_the_ledger_before_the_others_end(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("runner.sweep.controller.LOOK_SECONDS", 0.0)
+    plan = SweepPlan(request.make_request(["seed=0,1", "sweep.vectorize=on", "sweep.slots=1"], tmp_path), [], ())
+    plan.folder.mkdir(parents=True)
+    with Ledger(plan.folder) as ledger, (tmp_path / "said").open("w") as said:
+        asked = [plan.ask(Proposal(point.own))[0] for point in plan.sweep.points()]
+        adopt(ledger, plan.folder, asked, plan)
+        board = make_console(SweepProgress(ledger.jobs(), 2, "val/loss", "min"), Console(said))
+        controller = Controller(plan, ledger, Grid([]), StackOfTwo(ledger), board, SweepStop())
+        for one in asked:
+            controller.add(one, "never")
+        controller.run()
+        rows = ledger.jobs()
+
+    assert [(row.status, row.objective, row.attempt) for row in rows] == [("completed", 1.0, 1)] * 2

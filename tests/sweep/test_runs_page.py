@@ -1,4 +1,4 @@
-"""Commands of docs/runs.md, in their order; and its tables, beside what is printed."""
+"""Commands of docs/cookbook/guides/runs.md, in their order; and its tables, beside what is printed."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from runner.sweep.runs.filters import STATUSES
 from runner.sweep.runs.reading import COLUMNS
 from tests.support import make_result, write_run
 
-PAGE = (Path(__file__).parents[2] / "docs" / "runs.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "cookbook" / "guides" / "runs.md").read_text()
 LINES = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
 
 

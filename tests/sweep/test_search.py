@@ -1,6 +1,7 @@
 """Optuna as a source of points: what it asks, what it is told, and what a kill leaves of it."""
 
 import functools
+import itertools
 import json
 import math
 import pickle
@@ -114,6 +115,35 @@ def test_a_kill_at_any_byte_changes_no_point(name: str, tmp_path: Path, seed: in
         (folder / JOURNAL).write_bytes(journal[:cut])
         again = drive(search(folder, *space, sampler=sampler, seed=7), known=dict(results))
         assert [point.overrides for point in undisturbed] == [point.overrides for point in again], cut
+
+
+def ask_batches(source: OptunaSearch, known: dict[Any, Ended], order: random.Random) -> list[list[Any]]:
+    """What a controller does with batches, whose jobs end in any order: the points of each."""
+    batches = []
+    while (point := source.next()) is not None:
+        batch = [point]
+        while source.has_more:
+            batch.append(source.next())
+        batches.append([point.overrides for point in batch])
+        assert source.next() is None, "no job of the batch has ended"
+        for point in order.sample(batch, len(batch)):
+            known[point.overrides] = ran = known.get(point.overrides) or completed(point)
+            source.ended(point, row(point, **ran))
+    return batches
+
+
+def test_the_points_of_a_batch_depend_on_those_before_and_on_no_order(tmp_path: Path, seed: int) -> None:
+    """Batches of five of twelve: asked at once, the next after the last end; the same after a kill at any byte."""
+    draw, results = random.Random(seed), {}
+    whole = ask_batches(search(tmp_path, trials=12, batch=5), results, draw)
+    assert [5, 5, 2] == [len(batch) for batch in whole]
+    journal = (tmp_path / JOURNAL).read_bytes()
+    for cut in draw.sample(range(len(journal)), 8):
+        folder = tmp_path / str(cut)
+        folder.mkdir()
+        (folder / JOURNAL).write_bytes(journal[:cut])
+        again = ask_batches(search(folder, trials=12, batch=5), dict(results), draw)
+        assert [*itertools.chain(*whole)] == [*itertools.chain(*again)], cut
 
 
 def test_finished_trials_count_and_are_told_once(tmp_path: Path) -> None:

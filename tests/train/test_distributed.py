@@ -508,10 +508,11 @@ def test_an_error_in_one_rank_ends_all_and_is_named(fleet):
 
 # ---- as it is typed
 
-LINES = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("torchrun ")]
+PAGE = ROOT / "docs" / "cookbook" / "guides" / "processes.md"
+LINES = [line for line in PAGE.read_text().splitlines() if line.startswith("torchrun ")]
 
 
-def test_the_lines_of_the_readme(fleet, tmp_path):
+def test_the_lines_of_the_page(fleet, tmp_path):
     assert len(LINES) == 3
     for line in LINES:
         words = shlex.split(line, comments=True)

@@ -24,6 +24,7 @@ CLASSES = {
     "sampler": ("torch.utils.data.sampler", "torch.utils.data.distributed", "torchvision.datasets.samplers"),
     "transform": ("torchvision.transforms",),
     "metric": ("torchmetrics", "runner.train.metrics"),
+    "tracker": ("runner.log.trackers",),
     "search_sampler": ("optuna.samplers",),
     "pruner": ("optuna.pruners",),
 }

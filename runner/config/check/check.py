@@ -17,7 +17,7 @@ from runner.config.check.rules import collect, sweep
 from runner.config.check.rules.rule import Finding
 from runner.config.composed import Composed
 from runner.config.interpolation import suggest_decoding
-from runner.config.origins import make_relative
+from runner.config.origins import Setting, make_relative
 from runner.config.parsing import read, read_members, to_plain
 from runner.config.reading import Reading, format_key
 from runner.core.errors import ABSENT, ConfigError, Mistake
@@ -277,6 +277,9 @@ class Check:
         if is_argument and re.fullmatch(r"'[^']*'", mistake.suggestion):
             line = f'{mistake.key}="{mistake.suggestion[1:-1]}"'
             return replace(mistake, remedy=f"quote it: {quote_for_shell(line)}")
+        earlier = mistake.kind == "unknown-argument" and self.composed.layers.find_earlier_target(path)
+        if earlier:
+            return replace(mistake, remedy=_leave_out(path, where, *earlier), suggestion="")
         return mistake
 
     @cached_property
@@ -293,6 +296,15 @@ class Check:
             if self.composed.layers.settings(target):
                 return target
         return path
+
+
+def _leave_out(path: Path_, where: str, written_for: object, now: Setting) -> str:
+    """Return the remedy for an argument that belongs to a component in whose place another one was named."""
+    if f"/{path[0]}/" in where and len(path) == 2 and not now.where.startswith("argument `"):
+        place = f"`override /{path[0]}: null` in the defaults of {now.where.rpartition(':')[0]}"
+    else:
+        place = f"`~{format_key(path)}` on the command line"
+    return f"it was written for `{written_for}`: {place} leaves it out"
 
 
 def _as_path(key: str) -> Path_:

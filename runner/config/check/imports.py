@@ -35,6 +35,7 @@ _COMPONENTS = (
     "runner.train.steps",
     "runner.train.filter_muon",
     "runner.train.optimizer_step.several_optimizers",
+    "runner.log.trackers",
 )
 
 

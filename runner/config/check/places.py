@@ -11,7 +11,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from runner.config.check.imports import list_user_directories
-from runner.config.schema import Config
+from runner.config.schema import Component, Config
 from runner.config.suggestions import format_suggestion
 from runner.core.archive import IMPORTABLE
 from runner.core.errors import Mistake
@@ -26,7 +26,7 @@ OBEYED = re.compile(
 
 
 def find_misplaced(config: Config, trust: Sequence[str] = ()) -> Iterator[Mistake]:
-    """Find downloads into places that are not for data.
+    """Find downloads and databases of trackers in places that are not for data.
 
     Right is a folder below the working directory (or one named on the command line), with no hidden folder on the way.
     """
@@ -35,6 +35,23 @@ def find_misplaced(config: Config, trust: Sequence[str] = ()) -> Iterator[Mistak
             text = None if node is None else getattr(node, key)
             if text is not None:
                 yield from _judge_place(f"dataset.downloads.{name}.{key}", text, trust, is_file=key == "to")
+    for name, tracker in config.log.to.items():
+        if tracker is not None:
+            yield from _judge_tracker(name, tracker, trust)
+
+
+def _judge_tracker(name: str, node: Component, trust: Sequence[str]) -> Iterator[Mistake]:
+    """Judge the name of a tracker, which names files of the run, and the database of MLflow's."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
+        yield Mistake(f"log.to.{name}", "must be a name of letters, digits, `_` and `-`: it names files of the run")
+    text = node.get("database")
+    if not isinstance(text, str) or node.get("_target_") != "runner.log.trackers.MLflow":
+        return
+    if not re.fullmatch(r"[\w./ -]+", text):
+        rule = "must be a plain file name; a server is named by the variable MLFLOW_TRACKING_URI"
+        yield Mistake(f"log.to.{name}.database", rule, remedy="database: mlflow.db")
+    else:
+        yield from _judge_place(f"log.to.{name}.database", text, trust, is_file=True, may_be_first=True)
 
 
 def _judge_place(

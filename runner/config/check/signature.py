@@ -65,6 +65,14 @@ class CallableParameters:
         return {name: p for name, p in {**self.further, **self.own}.items() if p.kind not in unnamed}
 
 
+# Annotations that are narrower than what the class documents and takes.
+DOCUMENTED = {
+    ("torchvision.transforms.v2._augment.RandomErasing", "value"): float
+    | typing.Literal["random"]
+    | collections.abc.Sequence[float]
+}
+
+
 def inspect_parameters(target: Callable[..., Any], depth: int = 0) -> CallableParameters | None:
     """Return the parameters of `target`; None where Python cannot see a signature."""
     try:
@@ -114,6 +122,9 @@ def _is_reading_keywords(function: Any) -> bool:
 
 def _resolve_annotation(parameter: inspect.Parameter, target: Callable[..., Any]) -> inspect.Parameter:
     """Return the parameter with an annotation that is written as text resolved."""
+    home = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
+    if (home, parameter.name) in DOCUMENTED:
+        return parameter.replace(annotation=DOCUMENTED[home, parameter.name])
     written = parameter.annotation
     if not isinstance(written, str) and "ForwardRef(" not in repr(written):
         return parameter

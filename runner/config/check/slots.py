@@ -207,6 +207,7 @@ _FITS: dict[str, Callable[[Any, str], bool]] = {
     "hook": lambda _target, _name: False,  # no library has one
     "gradient_hook": lambda _target, _name: False,
     "action": lambda _target, _name: False,
+    "tracker": lambda target, _name: hasattr(target, "scalars") and allowed.takes("tracker", target),
     "step": _make_function_test("step"),
     "tensor": _make_function_test("tensor"),
     "search_sampler": _make_optuna_test("search_sampler", "optuna.samplers.BaseSampler"),
@@ -230,6 +231,7 @@ _WORDS = {
     "hook": "a function of your own that takes a module, its inputs and its output",
     "gradient_hook": "a function of your own that takes a module and the gradient of its output",
     "action": "a function of your own, or an object that is called like one",
+    "tracker": "a class with `scalars(step, values)`: runner.log.trackers.WandB, MLflow, Trackio, or one of your own",
     "step": "a function of runner.train.steps (or code of your own)",
     "tensor": f"one of {', '.join(_TENSORS)}",
     "search_sampler": "a subclass of optuna.samplers.BaseSampler",

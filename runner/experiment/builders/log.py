@@ -1,7 +1,7 @@
 """Builders of the monitor, the module hooks and the TensorBoard hparams from a config."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from runner.config.check.imports import import_object
+from runner.config.component_settings import split_settings
 from runner.config.schema import Config, LogHook
 from runner.core.durations import Duration
 from runner.core.escape import cut_name
@@ -17,10 +18,14 @@ from runner.experiment.builders.instantiate import Trust, instantiate
 from runner.log.module_statistics import Hook, ModuleStatistics, UserHook, select_statistics
 from runner.log.profiler import StepProfiler
 from runner.log.throughput import DataWaitTimer, find_peak_flops
+from runner.log.tracking import TrackerProcess
 from runner.train.monitor import EvaluationViews, Monitor, ThroughputMeter
 from runner.train.optimizer_step.base import OptimizerStep
 from runner.train.single_process import SingleProcess
+from runner.train.state import Run
 
+TRACKER_SECONDS = 30.0  # that the end of a run waits for a tracker, unless its `timeout` says otherwise
+LEDGER = "ledger.sqlite"  # in the folder of a sweep
 NO_HPARAMS = ("actions", "log", "run", "sweep", "name", "dataset.sample")  # they change no number
 
 
@@ -86,6 +91,38 @@ def make_monitor(
         options = {name: getattr(log.profile, name) for name in ("record_shapes", "profile_memory", "with_stack")}
         looks.profile = StepProfiler(folder, device, **chosen_steps, options=options)
     return looks
+
+
+def start_trackers(run: Run, config: Config, trust: Trust, alert: Callable[[str], None]) -> tuple[TrackerProcess, ...]:
+    """Start the trackers of `log.to`, each in a process of its own; the log is open at the run's step.
+
+    Args:
+        run: the run, at the step from which it trains.
+        config: the checked config.
+        trust: patterns of names trusted on the command line.
+        alert: says what is amiss with one.
+    """
+    nodes = {name: node for name, node in config.log.to.items() if node is not None}
+    if not nodes:
+        return ()
+    sweep = run.folder.absolute().parent
+    (run.folder / "trackers").mkdir(exist_ok=True)
+    started = []
+    for name, node in nodes.items():
+        own, settings = split_settings("tracker", node)
+        setup = {
+            "name": name,
+            "node": own,
+            "trust": list(trust),
+            "folder": str(run.folder.absolute()),
+            "project": config.name,
+            "group": sweep.name if (sweep / LEDGER).exists() else None,
+            "config": run.config,
+            "until": run.progress.step,
+        }
+        timeout = float(settings.get("timeout", TRACKER_SECONDS))
+        started.append(TrackerProcess(name, run.folder / "trackers", setup, timeout, alert))
+    return tuple(started)
 
 
 def compute_peak_flops(config: Config, device: torch.device, devices: int) -> float | None:

@@ -30,7 +30,13 @@ from runner.experiment.preflight.step import (
     try_metrics,
     try_step,
 )
-from runner.experiment.preflight.train import check_actions, check_device, check_metrics, check_optimizer
+from runner.experiment.preflight.train import (
+    check_actions,
+    check_device,
+    check_metrics,
+    check_optimizer,
+    check_trackers,
+)
 from runner.log.module_statistics import select_statistics
 from runner.model.meta import copy_to_meta
 from runner.train.steps import needs_input_and_target
@@ -80,6 +86,11 @@ def _check_metrics(scene: PreflightScene) -> None:
 def _check_actions(scene: PreflightScene) -> None:
     with scene.found.catching("actions"):
         check_actions(scene.config, scene.found, scene.trust)
+
+
+def _check_trackers(scene: PreflightScene) -> None:
+    with scene.found.catching("log.to"):
+        check_trackers(scene.config, scene.found, scene.trust)
 
 
 def _make_loss(scene: PreflightScene) -> None:
@@ -139,6 +150,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Callable[[PreflightScene], None]], ...] = (
     ((), _make_stand_in_groups),
     (("init", "pretrained", "freeze", "param_groups", "optimizer"), _prepare_model),
     (("log",), _check_hooks),
+    (("log",), _check_trackers),
     (("optimizer", "step"), _check_optimizer),
     (("dataset", "transform", "step"), _make_batch),
     (("dataset", "step", "loss", "optimizer"), _try_step),

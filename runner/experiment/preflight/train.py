@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from runner.config.check.imports import import_object
 from runner.config.check.rules.train import PLATEAU, find_stop_names
 from runner.config.component_settings import ACTION_ARGUMENTS
 from runner.config.schema import Config
@@ -55,6 +56,15 @@ def check_actions(config: Config, found: Preflight, trust: Trust) -> None:
             near = find_nearest(name, ACTION_ARGUMENTS)
             rule = f"has an argument `{name}` that nothing gives: an action may name {', '.join(ACTION_ARGUMENTS)}"
             found.mistakes.append(Mistake(key, rule, remedy=format_suggestion(near), kind="missing"))
+
+
+def check_trackers(config: Config, found: Preflight, trust: Trust) -> None:
+    """Check that the classes of trackers have `scalars`; none is made here."""
+    for name, node in config.log.to.items():
+        target = None if node is None else import_object(node["_target_"], trust)
+        if isinstance(target, type) and not callable(getattr(target, "scalars", None)):
+            rule = "must have a method `scalars(step, values)`"
+            found.mistakes.append(Mistake(f"log.to.{name}", rule, target.__name__, kind="type"))
 
 
 def check_saving(key: str, metric: Any, fresh: Any = None) -> Mistake | None:

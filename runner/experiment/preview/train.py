@@ -66,10 +66,13 @@ def plan(config: Config, trust: Trust = (), steps_per_epoch: int | None = None) 
             "which only training shows; this is their course while it does"
         )
     cycled = len(set(map(tuple, momenta))) > 1
+    warmup = getattr(schedule, "warmup", 0)
+    if warmup > total:
+        notes.append(f"the run has {total} steps and ends within the warmup of {warmup}")
     return {
         "steps": total,
         "steps_per_epoch": steps_per_epoch,
-        "warmup": getattr(schedule, "warmup", 0),
+        "warmup": warmup,
         "follows": schedule.monitor,
         "lr": dict(zip(names, map(list, zip(*rates, strict=True)), strict=True)),
         "momentum": dict(zip(names, map(list, zip(*momenta, strict=True)), strict=True)) if cycled else None,
@@ -146,7 +149,9 @@ def draw_schedule(planned: Mapping[str, Any], file: Path) -> None:
 def format_table(planned: Mapping[str, Any]) -> str:
     """Format some steps as aligned text: the first, the end of the warmup, evenly spaced, the last."""
     steps, length = planned["steps"], planned["steps_per_epoch"]
-    places = sorted({0, planned["warmup"], steps, *(round(steps * i / (ROWS + 1)) for i in range(ROWS + 2))})
+    places = sorted(
+        {0, min(planned["warmup"], steps), steps, *(round(steps * i / (ROWS + 1)) for i in range(ROWS + 2))}
+    )
     courses = {f"lr/{name}" if len(planned["lr"]) > 1 else "lr": course for name, course in planned["lr"].items()}
     courses |= {f"momentum/{name}": course for name, course in (planned["momentum"] or {}).items()}
     lines = [["after step", "epoch", *courses]]

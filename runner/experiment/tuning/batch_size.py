@@ -7,7 +7,6 @@ import dataclasses
 import gc
 import multiprocessing
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -183,6 +182,8 @@ def _try(config: Config, size: int, limit: int, trust: Trust, answer: Any) -> No
     try:
         _limit_memory(limit)
         trial = run_two_steps(config, size, trust)
+        import resource  # not on Windows
+
         unit = 1 if sys.platform == "darwin" else 1024
         trial.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         if trial.peak > limit:
@@ -200,6 +201,8 @@ def _limit_memory(limit: int) -> None:
     status = Path("/proc/self/status")
     if not status.is_file():
         return
+    import resource
+
     facts = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
     data, resident = (int(facts[name].split()[0]) * 1024 for name in ("VmData", "VmRSS"))
     room = data + max(0, limit - resident) * 5 // 4 + 2**28

@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from runner.sweep.report.student_t import compute_quantile
+
 CONFIDENCE = 0.95
 
 
@@ -86,9 +88,7 @@ class Measured:
 
     def compute_quantile(self, probability: float) -> float:
         """Compute a quantile of Student's t with the noise's degrees of freedom."""
-        from scipy.special import stdtrit  # 0.2 s that the command line does not wait for
-
-        return float(stdtrit(self.freedom, probability))
+        return compute_quantile(probability, self.freedom)
 
     def compare(self, low: Mixture, high: Mixture) -> Effect:
         """Return what taking the settings of `high` instead of those of `low` changes."""

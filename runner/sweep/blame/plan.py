@@ -102,7 +102,7 @@ class BlameSource:
         diverged: value that stands for a run whose numbers became NaN or infinite.
     """
 
-    known, judge = False, ""
+    known, judge, has_more = False, "", False
 
     def __init__(self, search: BlameSearch, plan: BlamePlan, metric: str, diverged: float) -> None:
         self.total: int | None = None

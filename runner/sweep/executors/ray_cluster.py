@@ -35,7 +35,8 @@ class RayExecutor(QueueExecutor):
             self._ray.init(**settings)
         except Exception as error:
             self.close()
-            remedy = "" if settings["address"] == "local" else "; is RAY_AUTH_TOKEN its token (docs/clusters.md)?"
+            page = "docs/cookbook/guides/clusters.md"
+            remedy = "" if settings["address"] == "local" else f"; is RAY_AUTH_TOKEN its token ({page})?"
             raise RunError(f"Ray did not start: {str(error).strip()}{remedy}") from error
         has = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         self._largest = {name: max((node.get(name, 0) for node in has), default=0) for name in ("CPU", "GPU")}

@@ -1,13 +1,13 @@
-"""Comparison of two groups of numbers by SciPy's t-tests: difference, interval, p value."""
+"""Comparison of two groups of numbers by t-tests: difference, interval, p value."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from runner.sweep.report.significance import CONFIDENCE, Mean
+from runner.sweep.report.student_t import compute_cdf, compute_noncentral_sf, compute_quantile
 
 POWER = 0.8  # with which a difference of the size that was seen is to be shown
 
@@ -77,22 +77,27 @@ def compare_numbers(a: Sequence[float], b: Sequence[float], *, paired: bool, alp
 
 
 def _run_test(a: Sequence[float], b: Sequence[float], *, paired: bool) -> tuple[tuple[float, float], float]:
-    from scipy import stats
-
+    """Return the interval of the difference and the p value, of noisy groups of two numbers or more."""
     scale = max(map(abs, [*a, *b]))
     scale = scale if scale > 1e100 or scale < 1e-100 else 1.0  # a diverged loss of 1e200 has a square too
     x, y = [value / scale for value in a], [value / scale for value in b]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of numbers that differ in their last digits alone
-        result: Any = stats.ttest_rel(x, y) if paired else stats.ttest_ind(x, y, equal_var=False)
-        interval = result.confidence_interval(CONFIDENCE)
-    return (float(interval.low) * scale, float(interval.high) * scale), float(result.pvalue)
+    if paired:
+        noise = Mean.of([one - other for one, other in zip(x, y, strict=True)])
+        difference, error, freedom = noise.value, noise.std / math.sqrt(noise.n), float(noise.n - 1)
+    else:
+        one, other = Mean.of(x), Mean.of(y)
+        shares = one.std**2 / one.n, other.std**2 / other.n
+        difference, error = one.value - other.value, math.sqrt(sum(shares))
+        freedom = sum(shares) ** 2 / (shares[0] ** 2 / (one.n - 1) + shares[1] ** 2 / (other.n - 1))
+    half = compute_quantile((1 + CONFIDENCE) / 2, freedom) * error
+    p = 2 * compute_cdf(-abs(difference) / error, freedom)
+    return ((difference - half) * scale, (difference + half) * scale), p
 
 
 def find_needed(difference: float, variances: Sequence[float], alpha: float) -> int | None:
     """Find the least number a group with which the test shows such a difference at `alpha` with power 0.8.
 
-    By the noncentral t distribution of SciPy: of pairs with one variance, else of two groups with their own.
+    By the noncentral t distribution: of pairs with one variance, else of two groups with their own.
     """
     if not any(variances):
         return 2 if difference else None
@@ -114,14 +119,11 @@ def find_needed(difference: float, variances: Sequence[float], alpha: float) -> 
 
 def _compute_power(n: int, difference: float, variances: Sequence[float], alpha: float) -> float:
     """Compute the probability that n numbers a group show the difference, in its direction."""
-    from scipy import stats
-
     greatest = max(variances)
     shares = [variance / greatest for variance in variances]
     freedom = (n - 1) * sum(shares) ** 2 / sum(share**2 for share in shares)
     shift = abs(difference) / math.sqrt(greatest) * math.sqrt(n / sum(shares))
-    critical = float(stats.t.ppf(1 - alpha / 2, freedom))
-    power = float(stats.nct.sf(critical, freedom, shift))
+    power = compute_noncentral_sf(critical := compute_quantile(1 - alpha / 2, freedom), freedom, shift)
     return power if math.isfinite(power) else float(shift > critical)
 
 

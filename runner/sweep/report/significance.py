@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from runner.sweep.report.student_t import compute_cdf, compute_quantile
+
 CONFIDENCE = 0.95
 
 
@@ -36,9 +38,7 @@ class Mean:
         """
         if self.n < 2:
             return math.nan
-        from scipy.special import stdtrit  # 0.2 s that a sweep without replicates does not wait for
-
-        return float(stdtrit(self.n - 1, 1 - ALPHA / 2)) * self.std / math.sqrt(self.n)
+        return compute_quantile(1 - ALPHA / 2, self.n - 1) * self.std / math.sqrt(self.n)
 
 
 def compute_welch_p(a: Mean, b: Mean) -> float | None:
@@ -52,8 +52,6 @@ def compute_welch_p(a: Mean, b: Mean) -> float | None:
     scale = max(a.std, b.std)
     if scale == 0:
         return float(a.value == b.value)
-    from scipy.special import stdtr
-
     va, vb = (a.std / scale) ** 2 / a.n, (b.std / scale) ** 2 / b.n  # a diverged loss of 1e200 has a square too
     freedom = (va + vb) ** 2 / (va**2 / (a.n - 1) + vb**2 / (b.n - 1))
-    return 2 * float(stdtr(freedom, -abs(a.value / scale - b.value / scale) / math.sqrt(va + vb)))
+    return 2 * compute_cdf(-abs(a.value / scale - b.value / scale) / math.sqrt(va + vb), freedom)

@@ -5,7 +5,6 @@ or has with another stamp, is read again; an index that is damaged, or is none o
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import sqlite3
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.core import safe_io
+from runner.core.file_lock import lock_file
 from runner.core.files import to_json
 from runner.core.lock import DEAD_SECONDS, NO_LOCKS
 from runner.sweep.ledger import Ledger
@@ -249,7 +249,7 @@ def is_in_progress(folder: Path) -> bool:
     """Return whether a process holds the lock of a run or a sweep; takes it for an instant at most."""
     with contextlib.suppress(OSError), _open_lock(folder / ".lock") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock_file(handle, folder / ".lock", shared=True)()
         except BlockingIOError:
             return True
         except OSError as error:

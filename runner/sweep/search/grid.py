@@ -9,7 +9,7 @@ from runner.sweep.ledger import JobRecord
 class Grid:
     """Source that knows all of its points at the start."""
 
-    known, judge = True, ""
+    known, judge, has_more = True, "", False
 
     def __init__(self, points: Sequence[Proposal]) -> None:
         self._points = list(reversed(points))

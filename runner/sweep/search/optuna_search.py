@@ -110,6 +110,8 @@ class OptunaSearch:
         self._one_sampler: optuna.samplers.BaseSampler | None = None
         self._results: dict[int, tuple[TrialState, list[float] | None]] = {}  # the newest one of each trial
         self._earlier: deque[FrozenTrial] = deque()
+        self._batch: deque[optuna.Trial] = deque()  # asked for, and not handed out yet
+        self._open: set[int] = set()  # trials that were handed out, and whose job has not ended
         self._asked = 0
         self._lock = threading.RLock()  # jobs ask from threads of their own
         self._running: dict[str, int] = {}  # job → trial
@@ -148,26 +150,44 @@ class OptunaSearch:
     def next(self) -> Proposal | None:
         """Return the points of earlier invocations' trials first, so that each finds its job; then new ones.
 
+        A batch is asked for at once, when all jobs of the one before have ended: so its points do not depend on the
+        order in which these ended, and a kill leaves all of them in the journal or none.
+
         Raises:
             ConfigError: the study in the folder is of something else.
         """
         with self._lock:
             self.begin()
-            if self._earlier:
-                trial = self._earlier.popleft()
-                return self._point(trial.number, trial.params)
-            if self.done:
+            if not self._earlier and not self._batch and not self._is_waiting:
+                self._ask()
+            if not self._earlier and not self._batch:
                 return None
-            with self._journal.transaction():
+            trial = self._earlier.popleft() if self._earlier else self._batch.popleft()
+            self._open.add(trial.number)
+            return self._point(trial.number, trial.params)
+
+    def _ask(self) -> None:
+        """Ask for the next batch."""
+        with self._journal.transaction():
+            for _ in range(min(self._settings.batch, self._settings.trials - self._asked)):
                 self._study.sampler = self._sampler(self._asked)
-                new = self._study.ask(self._distributions)
-            self._asked += 1
-            return self._point(new.number, new.params)
+                self._batch.append(self._study.ask(self._distributions))
+                self._asked += 1
+
+    @property
+    def _is_waiting(self) -> bool:
+        """Whether jobs of a batch have not ended, whose results the next batch is chosen from."""
+        return self._settings.batch > 1 and bool(self._open)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether more of a batch was asked for; or of what an earlier invocation has left of one."""
+        return bool(self._batch) or (self._settings.batch > 1 and bool(self._earlier))
 
     @property
     def done(self) -> bool:
         """Whether no more points will come."""
-        return self._begun and not self._earlier and self._asked >= self._settings.trials
+        return self._begun and not self._earlier and not self._batch and self._asked >= self._settings.trials
 
     @property
     def judge(self) -> str:
@@ -202,6 +222,7 @@ class OptunaSearch:
         self._bench.leave(job.id)
         with self._lock:
             self._running.pop(job.id, None)
+            self._open.discard(point.tag)
             if job.status in ("completed", "pruned", "failed") and job.cause not in OF_THE_MACHINE:
                 with self._journal.transaction():
                     self._tell(point.tag, *self._verdict(job))
@@ -209,6 +230,7 @@ class OptunaSearch:
     def refused(self, point: Proposal, problem: str) -> None:
         """Record a point with a wrong config as a failed trial."""
         with self._lock:
+            self._open.discard(point.tag)
             self._tell(point.tag, TrialState.FAIL, None)
 
     def close(self) -> None:
@@ -351,7 +373,7 @@ def find_objectives(config: schema.Config, settings: schema.Search) -> dict[str,
 
 def rehearse(asked: CommandLine, trust: tuple[str, ...] = ()) -> list[Mistake]:
     """Run three trials in memory; return the mistakes that only a sampler or pruner in use shows."""
-    settings = dataclasses.replace(asked.settings.search, trials=3)
+    settings = dataclasses.replace(asked.settings.search, trials=3, batch=1)
     objectives = find_objectives(Check(asked.base, trust).config, settings)
     key = "sweep.search.sampler"
     try:

@@ -5,16 +5,17 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from torch import Tensor
-
 from runner.core import rng
 from runner.train import pauses
+from runner.train.finite import find_non_finite
 from runner.train.loss_weights import is_summed, read_kind
 from runner.train.optimizer_step.accumulated import combine_outcomes, detach_small, find_weight, get_reference
 from runner.train.state import Run
 from runner.train.trace import NoTrace
+from runner.train.vectorized.evaluation import StackEvaluation
+from runner.train.vectorized.held_saves import HeldCheckpoints, SaveClock
 from runner.train.vectorized.optimizers import StackedClipping, make_stacked_optimizer
-from runner.train.vectorized.stack import Stack, UnequalJobsError, suppress_rule_warnings
+from runner.train.vectorized.stack import Stack, UnequalJobsError, split_rows, suppress_rule_warnings
 from runner.train.vectorized.trial import refuse_draws, try_stack
 
 LARGE = frozenset({"output", "target"})  # outputs of a micro-batch that are not kept
@@ -68,9 +69,10 @@ class StackTraining:
         self.members, self.leave = list(members), leave
         runs = [member.run for member in members]
         first = runs[0]
+        self.saves = SaveClock()
         for run in runs:  # what a step computes has other bits than alone, so that a replay has nothing to compare
             run.trace = NoTrace()
-            run.checkpoints.background_bytes = 0  # the disks' waits of all jobs together, while the stack trains on
+            run.checkpoints = HeldCheckpoints(run, self.saves)
         self.stack = Stack(runs, numbers)
         self.optimizer = make_stacked_optimizer(self.stack)
         self.clip = StackedClipping(self.stack)
@@ -107,6 +109,7 @@ class StackTraining:
         if self.count > 1:
             batches = [batch[0] for batch in batches]
         try_stack(self.stack, batches, [member.streams for member in self.members], timed=timed)
+        self.evaluation = StackEvaluation(self.stack)
         self.drawn = rng.get_state()
 
     def _load_generator(self, row: int, member: StackMember) -> None:
@@ -227,8 +230,14 @@ class StackTraining:
         failed: dict[int, Exception] = {}
         for member in self.members:
             member.run.clock.pause()
+        self.saves.decide()
+        if len(due) == len(self.members):
+            self.evaluation.prepare()
+        finite = self._is_finite()
         for row in due:
             member = self.members[row]
+            if finite:
+                member.run.session.finite_at = member.run.progress.step
             run = member.run
             self._set_streams(row, member)
             self.optimizer.write_steps(row)
@@ -244,6 +253,15 @@ class StackTraining:
         self._part({**failed, **dict.fromkeys(done)})
         for member in self.members:
             member.run.clock.start()
+
+    def _is_finite(self) -> bool:
+        """Return whether all weights, buffers and states of the optimizer are finite, of all jobs."""
+        if any(member.run.actions for member in self.members):  # which may change them before a save
+            return False
+        states = {
+            f"{name} {part}": state for name, parts in self.optimizer.state.items() for part, state in parts.items()
+        }
+        return not find_non_finite({**self.stack.parameters, **self.stack.buffers, **states})
 
     def _freeze_if_due(self) -> None:
         if self.members and self.members[0].run.frozen.changes:
@@ -263,6 +281,9 @@ class StackTraining:
         self.stack.keep(stay)
         if stay:
             self.optimizer.keep(stay)
+        for member in gone:  # all of them, while the first one ends
+            if isinstance(saves := member.run.checkpoints, HeldCheckpoints):
+                saves.begin_writing()
         for member, error in zip(gone, leaving.values(), strict=True):
             rng.set_state(member.streams)
             raised = error
@@ -278,22 +299,3 @@ class StackTraining:
 def is_over(run: Run) -> bool:
     """Return whether a run is done, or is to stop."""
     return run.progress.step >= run.rhythm.total_steps or run.stop.asked
-
-
-def split_rows(outcome: Mapping[str, Any], rest: Mapping[str, Any], jobs: int) -> list[Mapping[str, Any]]:
-    """Return the step outputs of each job: its rows of the tensors, and what is the same for all."""
-    columns = {name: split_value(value, jobs) for name, value in {**outcome, **rest}.items()}
-    return [{name: column[row] for name, column in columns.items()} for row in range(jobs)]
-
-
-def split_value(value: Any, jobs: int) -> Sequence[Any]:
-    """Return a value for each job: rows of its tensors [jobs, ...], nested."""
-    if isinstance(value, Tensor):
-        return value.detach().unbind(0)
-    if isinstance(value, Mapping):
-        members = {name: split_value(member, jobs) for name, member in value.items()}
-        return [{name: member[row] for name, member in members.items()} for row in range(jobs)]
-    if isinstance(value, tuple | list) and any(isinstance(member, Tensor) for member in value):
-        rows = [split_value(member, jobs) for member in value]
-        return [type(value)(column[row] for column in rows) for row in range(jobs)]
-    return [value] * jobs

@@ -18,6 +18,7 @@ from runner.core.trees import iterate_tensors
 from runner.model.freeze import FrozenParameters, freeze_at
 from runner.train.optimizer_step import precision
 from runner.train.state import Run
+from runner.train.vectorized.jobs_tensor import JobsTensor, NoRuleError, unwrap_rows, wrap_batch
 from runner.train.vectorized.per_job import PerJobNumber
 from runner.train.vectorized.vmap_rules import StackRules
 
@@ -73,6 +74,7 @@ class Stack:
         parameters: name in `StepModule` → leaf [jobs, ...].
         buffers: name → [jobs, ...].
         generators: one a run, of what its step draws.
+        direct: whether the step is computed by `JobsTensor`, else by torch.vmap.
     """
 
     def __init__(self, runs: Sequence[Run], numbers: Mapping[tuple[str, str], Sequence[float]] | None = None) -> None:
@@ -90,6 +92,7 @@ class Stack:
         )
         self.parameters: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}
+        self.direct = False
         self.slots = find_slots(self.template)
         self._stack([get_tensors(run) for run in self.runs])
         self._put_numbers()
@@ -106,6 +109,8 @@ class Stack:
             stacked = stack_tensors([own[name].detach() for own in parameters])
             self.parameters[name] = stacked.requires_grad_(parameter.requires_grad)
         self.buffers = {name: stack_tensors([own[name] for own in buffers]) for name in buffers[0]}
+        tensors = {**self.parameters, **self.buffers}
+        self.wrapped = {name: JobsTensor(tensor, 0, self.rules) for name, tensor in tensors.items()}
         for row, run in enumerate(self.runs):
             self._bind(row, run, parameters[row], buffers[row])
 
@@ -132,6 +137,13 @@ class Stack:
     def __call__(self, batches: Sequence[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Call the step of every job on its batch; return tensors [jobs, ...] by name, and what is no tensor."""
         batch, dims = stack_batches(batches, self.device)
+        if self.direct:
+            try:
+                return self._call_directly(wrap_batch(batch, dims, self.rules))
+            except NoRuleError:  # a way through the model that was not taken before
+                if self.buffers or self.rules.drawn:  # which the first half of the step has changed
+                    raise
+                self.direct = False
         rest: dict[str, Any] = {}
 
         def compute(parameters: dict[str, Tensor], buffers: dict[str, Tensor], job: Tensor, batch: Any) -> Any:
@@ -150,6 +162,37 @@ class Stack:
             for name, buffer in changed.items():
                 self.buffers[name].copy_(buffer)
         return outcome, rest
+
+    def evaluate(self, batch: Any, dims: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Call the step of every job on a batch in eval mode; directly, and without what it draws.
+
+        Raises:
+            NoRuleError: it draws, or changes a buffer; or an operator has no rule.
+        """
+        before = {name: buffer._version for name, buffer in self.buffers.items()}  # noqa: SLF001
+        self.template.model.eval()
+        self.rules.draws = False
+        try:
+            made = self._call_directly(wrap_batch(batch, dims, self.rules))
+        finally:
+            self.rules.draws = True
+            self.template.model.train()
+        if before != {name: buffer._version for name, buffer in self.buffers.items()}:  # noqa: SLF001
+            message = "an evaluation changes a buffer"
+            raise NoRuleError(message)
+        return made
+
+    def _call_directly(self, batch: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Call the step once, with tensors that stand for those of all jobs."""
+        with put_tensors(self.slots, self.wrapped) as after:
+            outcome = self.template(batch)
+            changed = {name: tensor for name, tensor in after() if tensor is not self.wrapped[name]}
+        refuse_beyond_a_row(outcome)
+        with torch.no_grad():
+            for name, tensor in changed.items():
+                self.buffers[name].copy_(unwrap_rows(tensor, len(self)))
+        made = {name: unwrap_rows(value, len(self)) for name, value in outcome.items() if isinstance(value, Tensor)}
+        return made, {name: value for name, value in outcome.items() if name not in made}
 
     # ---- jobs that leave
 
@@ -266,3 +309,22 @@ def stack_batches(batches: Sequence[Any], device: torch.device) -> tuple[Any, An
         message = "the batches of the jobs have come to differ in what is no tensor"
         raise UnequalJobsError(message)
     return first, None
+
+
+def split_rows(outcome: Mapping[str, Any], rest: Mapping[str, Any], jobs: int) -> list[Mapping[str, Any]]:
+    """Return the step outputs of each job: its rows of the tensors, and what is the same for all."""
+    columns = {name: split_value(value, jobs) for name, value in {**outcome, **rest}.items()}
+    return [{name: column[row] for name, column in columns.items()} for row in range(jobs)]
+
+
+def split_value(value: Any, jobs: int) -> Sequence[Any]:
+    """Return a value for each job: rows of its tensors [jobs, ...], nested."""
+    if isinstance(value, Tensor):
+        return value.detach().unbind(0)
+    if isinstance(value, Mapping):
+        members = {name: split_value(member, jobs) for name, member in value.items()}
+        return [{name: member[row] for name, member in members.items()} for row in range(jobs)]
+    if isinstance(value, tuple | list) and any(isinstance(member, Tensor) for member in value):
+        rows = [split_value(member, jobs) for member in value]
+        return [type(value)(column[row] for column in rows) for row in range(jobs)]
+    return [value] * jobs

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from runner.train.vectorized.jobs_tensor import JobsTensor, NoRuleError, apply_rule
 from runner.train.vectorized.per_job import PerJobNumber, PerJobNumberError
 
 CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
@@ -265,6 +266,9 @@ POOLS: dict[Any, int] = {
 }
 
 
+OF_LAYERS = frozenset({*CONVOLUTIONS, *POOLS, *DROPOUTS, F.linear, F.cross_entropy, F.batch_norm})
+
+
 class StackRules(TorchFunctionMode):
     """Context of a stacked step: it answers torch's functions with the rules of this file.
 
@@ -275,6 +279,8 @@ class StackRules(TorchFunctionMode):
 
     Attributes:
         job: the number of the job under vmap; set by the function that vmap maps.
+        drawn: whether a generator was drawn from.
+        draws: whether one may be.
     """
 
     def __init__(
@@ -283,12 +289,20 @@ class StackRules(TorchFunctionMode):
         super().__init__()
         self.generators, self.channels_last, self.convolve = generators, channels_last, convolve
         self.job: Tensor | None = None
+        self.drawn, self.draws = False, True
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Apply a rule, or call the function."""
-        named = dict(kwargs or {})
+        return self.answer(func, args, dict(kwargs or {}))
+
+    def has_rule(self, func: Any) -> bool:
+        """Return whether a function may have a rule."""
+        return func in OF_LAYERS
+
+    def answer(self, func: Callable[..., Any], args: Sequence[Any], named: dict[str, Any]) -> Any:
+        """Apply a rule, or call the function."""
         if self.convolve and func in CONVOLUTIONS:
             return _apply_convolution(func, *args, **named)
         if self.convolve and func in POOLS:
@@ -324,8 +338,12 @@ class StackRules(TorchFunctionMode):
             message = f"{func.__name__} of an input without a batch"
             raise NotImplementedError(message)
         rates = p.values if isinstance(p, PerJobNumber) else (p,) * len(self.generators)
+        if not self.draws:
+            message = "dropout in an evaluation"
+            raise NoRuleError(message)
+        self.drawn = True
         masks = DropoutMasks(rates, self.generators, whole_channels=dims > 0, channels_last=self.channels_last)
-        made: Tensor = StackedDropout.apply(input, self.job, masks)
+        made: Tensor = apply_rule(StackedDropout, input, self.job, masks)
         return input.copy_(made) if inplace else made
 
     def _smooth(self, smoothing: PerJobNumber, *args: Any, **named: Any) -> Tensor:
@@ -347,14 +365,14 @@ def _apply_batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     settings = (training, momentum, eps)
-    made: Tensor = StackedBatchNorm.apply(input, running_mean, running_var, weight, bias, settings)
+    made: Tensor = apply_rule(StackedBatchNorm, input, running_mean, running_var, weight, bias, settings)
     return made
 
 
 def _apply_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
     if weight.dim() != 2:
         return F.linear(input, weight, bias)
-    made: Tensor = StackedLinear.apply(input, weight, bias)
+    made: Tensor = apply_rule(StackedLinear, input, weight, bias)
     return made
 
 
@@ -372,8 +390,12 @@ def _apply_cross_entropy(smoothing: float, *args: Any, **named: Any) -> Tensor:
     if not simple:
         return F.cross_entropy(*args, **{**named, "label_smoothing": smoothing})
     settings = (named.get("ignore_index", -100), named.get("reduction", "mean"), smoothing)
-    made: Tensor = StackedCrossEntropy.apply(*args, settings)
+    made: Tensor = apply_rule(StackedCrossEntropy, *args, settings)
     return made
+
+
+def _is_stacked(value: Tensor) -> bool:
+    return isinstance(value, JobsTensor) or torch._C._functorch.is_batchedtensor(value)  # noqa: SLF001
 
 
 def _is_per_job(value: Any) -> bool:
@@ -390,11 +412,11 @@ def _apply_convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    made: Tensor = StackedConvolution.apply(input, weight, bias, (func, stride, padding, dilation, groups))
+    made: Tensor = apply_rule(StackedConvolution, input, weight, bias, (func, stride, padding, dilation, groups))
     return made
 
 
 def _pool(func: Any, input: Tensor, *args: Any, **named: Any) -> Any:  # noqa: A002
-    if named.get("return_indices") or not torch._C._functorch.is_batchedtensor(input):  # noqa: SLF001
+    if named.get("return_indices") or not _is_stacked(input):
         return func(input, *args, **named)
-    return StackedPooling.apply(input, lambda x: func(x, *args, **named), POOLS[func])
+    return apply_rule(StackedPooling, input, lambda x: func(x, *args, **named), POOLS[func])

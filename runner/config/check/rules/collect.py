@@ -13,7 +13,7 @@ from runner.config.check.rules.data import (
     check_whole_batches,
     find_unused_without_data,
 )
-from runner.config.check.rules.log import check_log
+from runner.config.check.rules.log import check_log, check_trackers
 from runner.config.check.rules.model import find_shadowed_patterns, find_shadowed_rules
 from runner.config.check.rules.rule import Finding, find_unused_settings
 from runner.config.check.rules.sweep import check_search
@@ -71,6 +71,7 @@ def collect_findings(config: schema.Config, choices: dict[str, str | None]) -> I
     yield from check_stop_values(config)
     yield from check_test_weights(config)
     yield from check_actions(config)
+    yield from check_trackers(config)
     yield from _find_contradictions(config)
     yield from check_debug(config, choices.get("debug"))
     yield from check_search(config)

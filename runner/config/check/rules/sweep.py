@@ -29,7 +29,7 @@ def check_search(config: schema.Config) -> Iterator[Finding]:
     if search.sampler is None:
         reason = "without `sweep.search.sampler`"
         yield from find_unused_settings(
-            "sweep.search", search, ("pruner", "trials", "objectives"), reason, "sweep.search.sampler"
+            "sweep.search", search, ("pruner", "trials", "batch", "objectives"), reason, "sweep.search.sampler"
         )
         return
     for name in ("random", "seeds"):

@@ -1,0 +1,132 @@
+"""Evaluation of a stack: the step outputs of all jobs, computed at once before each job takes its own.
+
+The evaluation after the last step is left to each job, so that `evaluate` of its last checkpoint gives the same bits.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runner.core import rng
+from runner.core.copies import copy_owned
+from runner.train.pauses import will_evaluate
+from runner.train.state import Run
+from runner.train.vectorized.jobs_tensor import NoRuleError
+from runner.train.vectorized.stack import Stack, UnequalJobsError, split_rows, stack_batches
+
+MOST_BYTES = 64_000_000  # of the outputs of a split, for all jobs
+TOLERANCE = 1e-4  # of the first loss, beside that of a job alone
+
+
+class StackEvaluation:
+    """Evaluations of all jobs of a stack, as long as each of them can be computed with the others.
+
+    Attributes:
+        off: why not; empty while they can.
+        kept: batches of a split that is the same for all jobs, and never changes.
+    """
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.off = "" if stack.direct else "torch.vmap costs more than it gains"
+        self.kept: dict[str, list[Any]] = {}
+        self.tried = False
+
+    def prepare(self) -> None:
+        """Give each run the step outputs of the splits that it evaluates at this pause, if all of them do."""
+        if self.off or not all(map(can_join, self.stack.runs)) or len(self.stack) < 2:
+            return
+        first = self.stack.runs[0]
+        if any(run.objective.evaluated != first.objective.evaluated for run in self.stack.runs):
+            return
+        with torch.no_grad(), rng.fork_rng():
+            before = torch.get_rng_state()
+            buffers = {} if self.tried else {name: buffer.clone() for name, buffer in self.stack.buffers.items()}
+            for name in first.objective.evaluated:
+                try:
+                    self._compute(name)
+                except Exception as error:  # noqa: BLE001  whatever it is, each job says it for itself
+                    self.off = f"{type(error).__name__}: {error}"
+                if not torch.equal(before, torch.get_rng_state()):
+                    self.off = "it draws from torch's generator"
+            for name, buffer in buffers.items() if self.off else ():
+                self.stack.buffers[name].copy_(buffer)
+        if self.off:
+            for run in self.stack.runs:
+                run.session.outcomes.clear()
+
+    def _compute(self, name: str) -> None:
+        outcomes: list[list[Mapping[str, Any]]] = [[] for _ in self.stack.runs]
+        size = 0
+        for batch, dims in self._iterate_batches(name):
+            outcome, rest = self.stack.evaluate(batch, dims)
+            if not self.tried:
+                self._compare(name, outcome)
+            size += sum(value.nbytes for value in outcome.values())
+            if size > MOST_BYTES:
+                message = "the outputs of all jobs are large"
+                raise NoRuleError(message)
+            for own, row in zip(outcomes, split_rows(outcome, rest, len(outcomes)), strict=True):
+                own.append(row)
+        for run, own in zip(self.stack.runs, outcomes, strict=True):
+            run.session.outcomes[name] = own
+
+    def _iterate_batches(self, name: str) -> Any:
+        """Yield the batches of all jobs with their dimensions: one for all where they are the same."""
+        if name not in self.kept and all(getattr(run.splits[name], "unchanging", None) for run in self.stack.runs):
+            each = [run.splits[name].unchanging for run in self.stack.runs]
+            if all(is_same(each[0], other) for other in each[1:]):
+                self.kept[name] = each[0]
+        if name in self.kept:
+            for batch in self.kept[name]:
+                yield copy_owned(batch), share(batch)
+            return
+        for batches in zip(*(run.splits[name].batches(0) for run in self.stack.runs), strict=True):
+            yield stack_batches(batches, self.stack.device)
+
+    def _compare(self, name: str, outcome: Mapping[str, Any]) -> None:
+        """Compare the first loss of a job with that of the job alone."""
+        self.tried = True
+        run = self.stack.runs[-1]
+        run.model.eval()
+        alone = run.update.evaluate(next(iter(run.splits[name].batches(0))), run.model)
+        run.model.train()
+        loss, other = float(outcome["loss"][-1]), float(alone["loss"])
+        if not abs(loss - other) <= TOLERANCE * (1 + abs(other)) and not math.isnan(other):
+            message = f"the loss of {name} is {loss:.6g} in a stack and {other:.6g} alone"
+            raise UnequalJobsError(message)
+
+
+def can_join(run: Run) -> bool:
+    """Return whether a run evaluates at this pause, before its last step, what its model alone computes."""
+    return (
+        will_evaluate(run)
+        and run.average is None
+        and run.views is None
+        and run.looks.evaluation is None
+        and run.config["device"]["precision"] == "fp32"
+    )
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Return whether two batches have the same tensors, nested."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and torch.equal(one, other)
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(is_same(one[name], other[name]) for name in one)
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(is_same, one, other))
+    return bool(one == other)
+
+
+def share(batch: Any) -> Any:
+    """Return the dimensions of a batch that has none for the jobs."""
+    if isinstance(batch, Mapping):
+        return {name: share(value) for name, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        members = [share(value) for value in batch]
+        return type(batch)(*members) if hasattr(batch, "_fields") else type(batch)(members)
+    return None

@@ -1,0 +1,109 @@
+"""Saves of a stack, held in memory: the jobs write together, where enough time has passed since the last writing.
+
+An epoch of a small stack takes less than its checkpoints take to be written and synced, one by one, for every job. So a
+save is a copy in memory first. The newest few and the best are written, as alone, when a job ends or is stopped, so
+that a finished directory has the same checkpoints; and from time to time, by threads that wait for the disk while the
+stack trains on. Only a process that is killed goes on from an earlier step than alone.
+"""
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from runner.train.checkpoint import CheckpointEntry, Checkpoints, count_bytes, to_plain
+from runner.train.state import Run
+
+LEAST_SECONDS = 1.0  # between two writings; epochs that take longer are all written
+LEAST_RATIO = 5.0  # of the time between two writings to the time that all jobs took for the last
+MOST_BYTES = 2_000_000  # of a state that is held; a larger one is written at once, by a thread of its own
+WRITERS = 4  # files at a time: they wait for the disk most of the time
+
+
+class SaveClock:
+    """Clock of a stack: whether its jobs hold or write what they save at this pause.
+
+    Attributes:
+        holds: whether they hold it.
+        writers: threads that write.
+    """
+
+    def __init__(self) -> None:
+        self.holds, self.writers = False, ThreadPoolExecutor(WRITERS, "checkpoint")
+        self._written, self._took = time.perf_counter(), 0.0
+
+    def decide(self) -> None:
+        """Decide for all jobs that save at this pause."""
+        now = time.perf_counter()
+        self.holds = now - self._written < max(LEAST_SECONDS, LEAST_RATIO * self._took)
+        if not self.holds:
+            self._written, self._took = now, 0.0
+
+    def took(self, seconds: float) -> None:
+        """Count the time of one writing."""
+        self._took += seconds
+
+
+class HeldCheckpoints(Checkpoints):
+    """Checkpoints of a run in a stack, which hold what the run saves until the stack writes.
+
+    Args:
+        run: whose checkpoints these take over; its log is open.
+        clock: of the stack.
+    """
+
+    syncs_log = False
+
+    def __init__(self, run: Run, clock: SaveClock) -> None:
+        vars(self).update(vars(run.checkpoints))
+        self.background_bytes = 0
+        self.clock, self.log = clock, run.log
+        self.config = to_plain(run.config)
+        self.held: list[tuple[CheckpointEntry, dict[str, Any]]] = []
+        self._writing: Future[None] | None = None
+
+    def save(self, state: dict[str, Any], step: int, metric: float | None, *, background: bool = False) -> None:
+        """Hold a state; where the clock says so, let it be written with those that are held."""
+        changing = {name: part for name, part in state.items() if name != "config"}
+        if count_bytes(changing) >= MOST_BYTES:
+            self.wait()
+            self.log.sync()
+            super().save(state, step, metric, background=background)
+            return
+        copied = to_plain(changing, copy=True)
+        self._join()
+        self._hold(CheckpointEntry("", step, metric, ""), {name: copied.get(name, self.config) for name in state})
+        if not self.clock.holds:
+            self.begin_writing()
+
+    def _hold(self, entry: CheckpointEntry, state: dict[str, Any]) -> None:
+        """Hold a state, without those that would be gone if all had been written."""
+        self.held = [(one, kept) for one, kept in self.held if one.step < entry.step]
+        self.held.append((entry, state))
+        entries = [one for one in self.entries() if one.step < entry.step] + [one for one, _ in self.held]
+        best = self._best(entries)
+        self.held = [(one, kept) for one, kept in self.held if one in entries[-self.keep :] or one == best]
+
+    def begin_writing(self) -> None:
+        """Let a thread write what is held; `wait` waits for it."""
+        self._join()
+        held, self.held = self.held, []
+        if held:
+            self._writing = self.clock.writers.submit(self._write_held, held)
+
+    def _write_held(self, held: list[tuple[CheckpointEntry, dict[str, Any]]]) -> None:
+        begun = time.perf_counter()
+        self.log.sync()
+        for entry, state in held:
+            self._commit(to_plain(state), entry.step, entry.metric, count_bytes(state))
+        self.clock.took(time.perf_counter() - begun)
+
+    def _join(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def wait(self) -> None:
+        """Write what is held, and wait until no save is under way."""
+        self.begin_writing()
+        self._join()
+        super().wait()
