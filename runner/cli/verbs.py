@@ -56,5 +56,6 @@ ELSEWHERE = {
     "list": "ls",
     "remove": "rm",
     "delete": "rm",
+    "version": "--version",
     "infer": "predict",
 }
