@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run check format test test-all bench docs docs-links lock
+.PHONY: help setup run check format test test-all test-wheel bench docs docs-links lock
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -41,6 +41,9 @@ test: setup  ## the tests of every day (one file: make test ARGS=tests/train/tes
 test-all: setup  ## every test, with a seed of its own (again with the same one: make test-all SEED=123)
 	@seed=$${SEED:-$$(date +%s)}; echo "SEED=$$seed"; \
 	TEST_SEED=$$seed $(BIN)/python -m pytest -m "" $(ARGS)
+
+test-wheel: setup  ## install sdist and wheel for Python 3.11, 3.12 and 3.13 and use them elsewhere (one: ARGS=3.12)
+	$(BIN)/python -m tests.installed $(ARGS)
 
 bench: setup  ## the table of speed and start-up against other tools (minutes)
 	$(BIN)/python -m tests.benchmarks $(ARGS)

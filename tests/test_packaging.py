@@ -29,7 +29,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_holds_every_shipped_file_and_no_top_level_conf(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    kept = (".py", ".npz", ".txt", ".typed")
+    kept = (".py", ".npz", ".txt", ".typed", ".html", ".js")
     shipped = [path for package in ("runner", "models", "datasets") for path in ROOT.glob(f"{package}/**/*.*")]
     packages = {path for path in shipped if path.suffix in kept}
     expected = {str(path.relative_to(ROOT)) for path in packages}

@@ -27,6 +27,7 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "trust": "runner.cli.trust",
     "help": "runner.cli.help",
     "new": "runner.cli.new",
+    "schema": "runner.cli.schema",
     "rm": "runner.cli.rm",
     "archive": "runner.cli.archive",
     "replay": "runner.cli.replay",
@@ -36,9 +37,6 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
 
 # Verbs that answer at once: they load no torch.
 QUICK = frozenset({"help", "new", "why", "ls", "rm", "archive", "trust", "diff", "compare", "report", "schema"})
-
-
-PLANNED = ("schema",)
 
 
 # First words of other tools' command lines, and the verb that does the same; without one a run is trained.
