@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from runner.cli.verbs import ELSEWHERE, PLANNED, QUESTIONS, QUICK, VERBS
+from runner.cli.verbs import ELSEWHERE, QUESTIONS, QUICK, VERBS
 from runner.core import event_stream
 from runner.core.escape import make_printable
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_WRONG
@@ -133,7 +133,7 @@ def needs_value(argv: list[str]) -> bool:
     """Return whether the line begins with a key whose value is the next argument, `optimizer.lr 0.1`."""
     from runner.config import arguments
 
-    return argv[0] not in (*PLANNED, *ELSEWHERE) and 0 in arguments.find_pairs(argv)
+    return argv[0] not in ELSEWHERE and 0 in arguments.find_pairs(argv)
 
 
 def describe_unknown_verb(verb: str) -> "Mistake":
@@ -142,8 +142,6 @@ def describe_unknown_verb(verb: str) -> "Mistake":
 
     from runner.core.errors import Mistake
 
-    if verb in PLANNED:
-        return Mistake(verb, "is planned but not built yet", where=f"argument `{verb}`", kind="unavailable")
     near = [ELSEWHERE[verb]] if ELSEWHERE.get(verb) else difflib.get_close_matches(verb, VERBS, n=1)
     remedy = f"did you mean `{near[0]}`?" if near else f"the verbs are {', '.join(VERBS)}; an override is `key=value`"
     if verb in ELSEWHERE and not near:

@@ -39,9 +39,6 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
 QUICK = frozenset({"help", "new", "why", "ls", "rm", "archive", "trust", "diff", "compare", "report", "schema"})
 
 
-PLANNED: tuple[str, ...] = ()
-
-
 # First words of other tools' command lines, and the verb that does the same; without one a run is trained.
 ELSEWHERE = {
     "train": "",
@@ -57,5 +54,6 @@ ELSEWHERE = {
     "list": "ls",
     "remove": "rm",
     "delete": "rm",
+    "version": "--version",
     "infer": "predict",
 }
