@@ -12,7 +12,7 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +68,25 @@ def is_shown(shown: str, printed: str) -> bool:
         ]
         lines.append(r"(?:.*\n)*?" if line == "…" else "".join(masked) + r"\s*?\n")
     return re.fullmatch("".join(lines), NOISE.sub("", printed).rstrip() + "\n") is not None
+
+
+# ---- shipped experiments
+
+EXTRAS = {"finetune_timm": "timm", "text_classifier_hf": "transformers"}  # experiment: what it is of
+SLOW = {"detection", "segmentation"}  # seconds a test
+
+
+def list_experiments(*, slow: bool = True) -> list[str]:
+    """List the shipped experiments that need no extra, sorted; `slow`: also those that take seconds a test."""
+    names = {path.stem for path in (Path(__file__).parents[1] / "conf" / "experiment").glob("*.yaml")}
+    return sorted(names - set(EXTRAS) - (set() if slow else SLOW))
+
+
+def mark_slow(names: Iterable[str]) -> list[Any]:
+    """Return parameters of a test: the slow experiments among them are for `make test-all`."""
+    import pytest
+
+    return [pytest.param(name, marks=[pytest.mark.exhaustive] if name in SLOW else []) for name in names]
 
 
 # ---- runs

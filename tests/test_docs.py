@@ -197,7 +197,9 @@ def test_its_python_and_yaml_can_be_read(page: Path) -> None:
     """Python compiles; a block of YAML without a file's name has keys of the config."""
     for block in read_blocks(page, "python"):
         ast.parse(block)
-    loaded = [yaml.safe_load(block) for block in read_blocks(page, "yaml") if not block.startswith("# conf/")]
+    loaded = [
+        yaml.safe_load(block) for block in read_blocks(page, "yaml") if not block.startswith(("# conf/", "# theirs"))
+    ]
     keys = {key for block in loaded if isinstance(block, dict) for key in block}
 
     assert [key for key in keys if key.partition(".")[0] not in KEYS] == []
