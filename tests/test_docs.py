@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -180,6 +181,31 @@ def test_every_line_for_a_shell_is_tried_or_known_why_not(page: Path) -> None:
     lines = [line for line in read_lines(page) if not line.startswith("python -m runner")]
 
     assert [line for line in lines if line.split()[0] not in NOT_RUN] == []
+
+
+RUN_PAGE = (DOCS / "reference" / "run_directory.md").read_text()
+
+
+def read_names(title: str) -> set[str]:
+    """Read the names of the run directory's page below a heading."""
+    section = RUN_PAGE.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    return set(re.findall(r"`([^`]+)`", "".join(section.split("```")[::2])))
+
+
+def test_every_file_of_a_run_is_on_its_page(run_folder: Path) -> None:
+    """Also what its records hold, and a checkpoint."""
+    import torch
+
+    checkpoint = torch.load(run_folder / "checkpoints" / "last.pt", weights_only=True)
+    provenance = json.loads((run_folder / "provenance.json").read_text())
+    found = {"Files": {path.name for path in run_folder.iterdir()}, "result.json": {*read_result(run_folder)}}
+    found |= {"provenance.json": {*provenance}, "A checkpoint": {*checkpoint}}
+    missing = {
+        title: [name for name in names if not any(name == known.split("/")[0] for known in read_names(title))]
+        for title, names in found.items()
+    }
+
+    assert not any(missing.values()), missing
 
 
 @pytest.mark.parametrize(("page", "test"), ELSEWHERE.items())
