@@ -1,6 +1,7 @@
 """Every command of the README and of the pages does what it says; the site builds without a warning or a network."""
 
 import ast
+import importlib
 import importlib.util
 import json
 import re
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from runner.cli.verbs import VERBS
 from runner.config.key_help import list_key_help
 from tests.support import is_shown, read_result
 
@@ -181,6 +183,18 @@ def test_every_line_for_a_shell_is_tried_or_known_why_not(page: Path) -> None:
     lines = [line for line in read_lines(page) if not line.startswith("python -m runner")]
 
     assert [line for line in lines if line.split()[0] not in NOT_RUN] == []
+
+
+def test_the_reference_has_every_key_verb_and_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written from the schema, the parsers and `conf/` while the site is built."""
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    reference = importlib.import_module("generated_reference")
+    keys, options, verbs = (reference.generate(f"<!-- generated: {part} -->") for part in ("keys", "options", "verbs"))
+    missing = [known.key for known in list_key_help() if f"[`{known.key}`]{{#key-" not in keys]
+    missing += [verb for verb in VERBS if f"\n## {verb}\n" not in verbs]
+    missing += [str(file) for file in (ROOT / "conf").rglob("*.yaml") if f"| `{file.stem}` |" not in options]
+
+    assert missing == [str(ROOT / "conf" / "config.yaml")]
 
 
 RUN_PAGE = (DOCS / "reference" / "run_directory.md").read_text()
