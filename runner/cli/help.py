@@ -28,13 +28,14 @@ VERBS = (
     Verb(
         "help",
         options=(JSON,),
-        more="[KEY | agents]",
+        more="[KEY | VERB | agents]",
         about="Show the type, rule, default and comment of a key, or of every key of a group.",
         examples=(
             ("help", "verbs and groups"),
             ("help optimizer", "options of a group, and its keys"),
             ("help train.duration", "one key"),
             ("help model.width model=small_cnn", "an argument of a component"),
+            ("help show model", "as `show model --help`"),
             ("help agents", "the page for programs and agents"),
         ),
     ),
@@ -50,6 +51,8 @@ def main(argv: Sequence[str]) -> int:
     given = VERBS[0].parse(argv)
     words = [word for word in given.overrides if "=" not in word and not word.startswith("~")]
     overrides = [word for word in given.overrides if word not in words]
+    if words and words[0] in verbs.VERBS:
+        return print_help([*words, *(["--json"] if given.as_json else [])])
     if len(words) > 1:
         rule = f"takes one key, but there are {len(words)}: `{' '.join(words)}`"
         raise ConfigError([Mistake("help", rule, remedy=VERBS[0].usage)])
@@ -73,6 +76,11 @@ def main(argv: Sequence[str]) -> int:
 
 def print_help(argv: Sequence[str]) -> int:
     """Print the usage, options and examples of the verb that a command line begins with; of none, of all."""
+    as_json = JSON.name in argv
+    if as_json and (not argv or argv[0] not in verbs.VERBS):
+        modules = map(importlib.import_module, ["runner.cli.train", *verbs.VERBS.values()])
+        print_json({"verbs": [verb.as_json() for module in modules for verb in module.VERBS]})
+        return EXIT_DONE
     if not argv or argv[0] not in verbs.VERBS:
         print("Describe an experiment in YAML; this checks it, trains it, records it.\n")
         print(importlib.import_module("runner.cli.train").VERBS[0].format_help())
@@ -82,6 +90,9 @@ def print_help(argv: Sequence[str]) -> int:
     module = importlib.import_module(verbs.VERBS[argv[0]])
     words = [word for word in argv if word not in verbs.QUESTIONS]
     named = [verb for verb in module.VERBS if " " in verb.name and verb.name.split() == words[:2]]
+    if as_json:
+        print_json({"verbs": [verb.as_json() for verb in named or module.VERBS]})
+        return EXIT_DONE
     paragraphs = str(module.__doc__).rstrip().split("\n\n")[1:]
     print("\n\n".join([*(verb.format_help() for verb in named or module.VERBS), *paragraphs]))
     return EXIT_DONE
@@ -112,7 +123,7 @@ def find_help(key: str, overrides: Sequence[str] = ()) -> list[KeyHelp]:
         return found
     if own is not None:
         return [own]
-    known = [one.key for one in (*beside, *key_help.list_key_help())]
+    known = [AGENTS, *verbs.VERBS, *(one.key for one in (*beside, *key_help.list_key_help()))]
     near = translate_name(key) or find_nearest(key, known)
     remedy = format_suggestion(near) or "python -m runner help"
     raise ConfigError([Mistake(key, "is no key", remedy=remedy, suggestion=near, kind="unknown-key")])

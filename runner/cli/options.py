@@ -86,6 +86,9 @@ class Option:
         return f"{self.name} {shown}".rstrip()
 
 
+ANSWERED = ("--help", "--version")  # of every command line, before its verb is asked
+
+
 JSON = Option("--json", "print one JSON object, for programs")
 TRUST = Option("--trust", "import also names like this, or code of this directory", "PATTERN", is_repeatable=True)
 EVENTS = Option("--json", "print a JSON object for each event, and nothing else, for programs")
@@ -222,7 +225,7 @@ class Verb:
         """Return the mistake of an unknown option; None where the config may have the key."""
         if not re.match(r"--?[A-Za-z]", name):
             return None
-        bare = {option.name.lstrip("-"): option.name for option in self.options}
+        bare = {name.lstrip("-"): name for name in (*(option.name for option in self.options), *ANSWERED)}
         near = bare.get(find_nearest(name.lstrip("-"), bare), "")
         if self.takes_overrides:
             from runner.config.arguments import is_key
@@ -255,6 +258,15 @@ class Verb:
             except ValueError:
                 mistakes.append(Mistake(option.name, option.kind.rule, text, where))
         return values
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data: name, usage, options and examples."""
+        options = [
+            {"name": one.name, "short": one.short, "value": one.value, "choices": one.choices, "help": one.help}
+            for one in self.options
+        ]
+        examples = [{"command": f"python -m runner {line}".rstrip(), "about": text} for line, text in self.examples]
+        return {"name": self.name, "usage": self.usage, "about": self.about, "options": options, "examples": examples}
 
     def format_help(self) -> str:
         """Format the usage, the options and the examples, as argparse formats them for the terminal's width."""

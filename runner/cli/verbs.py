@@ -54,5 +54,6 @@ ELSEWHERE = {
     "list": "ls",
     "remove": "rm",
     "delete": "rm",
+    "version": "--version",
     "infer": "predict",
 }

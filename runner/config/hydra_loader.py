@@ -32,8 +32,8 @@ from runner.core.paths import find_our_conf
 _OURS_ONLY = "may be set by the runner's own files and the command line only"
 
 
-# All that a file beside the primary config may set: texts of a sweep's values, which we enumerate ourselves.
-_HYDRA_FROM_FILES = {"hydra.sweeper.params"}
+# All that a file may set: texts of a sweep, which we enumerate ourselves, and of a help page that nobody prints.
+_HYDRA_FROM_FILES = {"hydra.sweeper.params", "hydra.help"}
 
 
 class ConfigLoader(ConfigLoaderImpl):

@@ -254,5 +254,5 @@ def make_targets(like: Any, output: Any) -> Any:
 
 
 def make_labels(like: Any, _output: Any = None) -> Any:
-    """Make zeros and ones in turn in the shape and dtype of a tensor: several labels a sample, as floats too."""
+    """Make zeros and ones in turn in the shape and dtype of a tensor, as labels of several classes."""
     return _make_like(like, lambda shape: (torch.arange(shape.numel()) % 2).reshape(shape))

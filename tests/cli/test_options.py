@@ -79,6 +79,8 @@ def test_sizes_have_units():
         (["r", "--json=1"], ("--json", "value", "")),
         (["r", "--jsn"], ("--jsn", "unknown-option", "--json")),
         (["r", "--stesp=3"], ("--stesp", "unknown-option", "--steps")),
+        (["r", "--hlep"], ("--hlep", "unknown-option", "--help")),
+        (["r", "-versoin"], ("-versoin", "unknown-option", "--version")),
         ([], ("RUN", "missing", "")),
     ],
 )
@@ -132,10 +134,25 @@ def test_help_lists_usage_options_and_examples_of_the_verb(name, option, capsys,
         assert [] == [line for line, _ in verb.examples if f"  python -m runner {line}".rstrip() not in shown]
 
 
-def test_help_of_one_subject_is_that_of_no_other(capsys):
-    assert 0 == main(["show", "model", "--help"])
+@pytest.mark.parametrize("argv", [["show", "model", "--help"], ["help", "show", "model"]])
+def test_help_of_one_subject_is_that_of_no_other(argv, capsys):
+    assert 0 == main(argv)
     shown = capsys.readouterr().out
     assert ("show model" in shown, "show data" in shown) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("argv", "names"),
+    [
+        (["show", "model", "--help"], ["show model"]),
+        (["help", "show", "model"], ["show model"]),
+        (["ls", "-h"], ["ls"]),
+        (["--help"], [verb.name for verb in (*train.VERBS, *DECLARED[: -len(train.VERBS)])]),
+    ],
+)
+def test_a_program_gets_the_help_as_json(argv, names, capsys):
+    assert 0 == main([*argv, "--json"])
+    assert names == [verb["name"] for verb in json.loads(capsys.readouterr().out)["verbs"]]
 
 
 @pytest.mark.parametrize("verb", DECLARED, ids=lambda verb: verb.name or "train")

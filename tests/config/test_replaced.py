@@ -34,6 +34,12 @@ def test_a_root_config_that_lacks_a_group_says_which(elsewhere):
     assert list_replaced()[0].endswith("; it leaves out log")
 
 
+def test_a_copy_of_an_earlier_root_config_with_its_help_page_is_right(runner, elsewhere):
+    text = (find_our_conf() / "config.yaml").read_text() + "  help: {app_name: runner, header: Hello}\n"
+    write_files(elsewhere, {"conf/config.yaml": text})
+    assert 0 == runner("check").status
+
+
 def test_our_own_folder_replaces_nothing(monkeypatch):
     monkeypatch.chdir(find_our_conf().parent)
     assert [] == list_replaced()

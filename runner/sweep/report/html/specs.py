@@ -275,7 +275,7 @@ def fill(template: Any, places: Mapping[str, Any]) -> Any:
     return template
 
 
-def let_axes_begin_anywhere(spec: Mapping[str, Any]) -> None:
+def release_axes_from_zero(spec: Mapping[str, Any]) -> None:
     """Let no linear axis be drawn down to zero; a logarithmic one has none, and must not be told."""
     for part in (spec, *spec.get("layer", ())):
         for channel in part.get("encoding", {}).values():
