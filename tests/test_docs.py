@@ -30,6 +30,7 @@ PAGES = [ROOT / "README.md", *sorted(page for page in DOCS.rglob("*.md") if "_bu
 ELSEWHERE = {
     "data": "experiment/test_pages.py",
     "first_sweep": "test_tutorial.py",
+    "libraries": "experiment/test_libraries.py",
     "outcomes": "experiment/test_outcomes_page.py",
     "predict_export": "experiment/test_predict_export_page.py",
     "replay": "experiment/test_replay.py",

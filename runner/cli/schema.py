@@ -14,7 +14,19 @@ from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
 
 _WRITE = Option("--write", "write all schemas into the project, and enter them in the editors' settings")
-VERBS = (Verb("schema", options=(_WRITE, JSON, TRUST), takes_overrides=False, more="[GROUP]"),)
+VERBS = (
+    Verb(
+        "schema",
+        options=(_WRITE, JSON, TRUST),
+        takes_overrides=False,
+        more="[GROUP]",
+        about="Print the JSON Schema of a group's files, or of a whole config; or put all of them where editors look.",
+        examples=(
+            ("schema model", "of the files in conf/model/"),
+            ("schema --write", "for VS Code and other YAML servers: mistakes and help while you type"),
+        ),
+    ),
+)
 
 
 def main(argv: Sequence[str]) -> int:
