@@ -267,10 +267,13 @@ def test_print_has_every_plot_in_black_on_white(browser, file):
         "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('nav')).display,"
         " getComputedStyle(document.querySelector('#curves svg text')).fill]"
     )
+    opened.set_viewport_size({"width": 720, "height": 1000})  # A4 without its margins
+    wide = opened.evaluate("document.querySelector('#table').getBoundingClientRect().right")
     pdf = opened.pdf()
     opened.context.close()
 
     assert ["rgb(255, 255, 255)", "none", "rgb(0, 0, 0)"] == seen
+    assert wide <= 720
     assert pdf.startswith(b"%PDF")
 
 
