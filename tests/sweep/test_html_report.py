@@ -16,11 +16,19 @@ from runner.sweep.report.html import curve_data, landscape, pictures, run_log
 from runner.sweep.report.html.columns import make_column
 from runner.sweep.report.html.content import make_content, select_reported
 from runner.sweep.report.html.importances import compute_importances
-from runner.sweep.report.html.page import make_page
+from runner.sweep.report.html.page import PendingVega, make_page
 from runner.sweep.report.significance import Mean
 from tests.support import make_result, write_run
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'\u2028&$c"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """An empty cache of the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
 
 
 def write_log(folder, values, every=10, name="val/accuracy"):
@@ -308,6 +316,17 @@ def quick(monkeypatch):
     """Leave out the bundling, a second of Vega's compilation."""
     pytest.importorskip("vl_convert")
     monkeypatch.setattr("vl_convert.javascript_bundle", lambda _: "var vega = 1;")
+
+
+def test_the_script_is_bundled_once_and_anew_where_the_cache_is_damaged(quick, cache, monkeypatch):
+    first = PendingVega().collect()
+    monkeypatch.setattr("vl_convert.javascript_bundle", lambda _: "var vega = 2;")
+    second = PendingVega().collect()
+    (file,) = cache.rglob("*.js")
+    file.write_text(first[:5])
+
+    assert ("var vega = 1;", first) == (first[:13], second)
+    assert PendingVega().collect().startswith("var vega = 2;")
 
 
 @pytest.mark.usefixtures("quick")
