@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support import say
+
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.11", "3.12", "3.13")
 COMMANDS = (
@@ -85,12 +87,6 @@ def use(python: Path, folder: Path) -> Iterator[str]:
     origin = subprocess.run(where, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
     if "site-packages" not in origin:
         yield f"runner was imported from {origin}"
-
-
-def say(text: str) -> None:
-    """Write a line at once."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 def main() -> int:

@@ -4,15 +4,24 @@ from collections.abc import Sequence
 
 from runner.cli import check_resume
 from runner.cli.options import JSON, MULTIRUN, TRUST, Verb
-from runner.config.compose import compose
 from runner.core.errors import ConfigError, Mistake, format_count, format_mistakes
 from runner.core.escape import make_printable
 from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE, EXIT_WRONG
-from runner.experiment.examine import examine
-from runner.sweep.examine import examine_sweep
 
-VERBS = (Verb("check", options=(MULTIRUN, JSON, TRUST)), *check_resume.VERBS)
+VERBS = (
+    Verb(
+        "check",
+        options=(MULTIRUN, JSON, TRUST),
+        about="List every mistake of a config, all at once, before any data is touched. Nothing is written.",
+        examples=(
+            ("check experiment=digits_mlp optimizer.lr=0.05", "exit status 0 where nothing is wrong, else 2"),
+            ("check -m optimizer.lr=0.1,0.01 model=mlp,small_cnn", "every job of a sweep"),
+            ("check --json model.width=0", "for programs"),
+        ),
+    ),
+    *check_resume.VERBS,
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,6 +29,10 @@ def main(argv: Sequence[str]) -> int:
     if argv and argv[0] == "resume":
         return check_resume.main(argv[1:])
     given = VERBS[0].parse(argv)
+    from runner.config.compose import compose
+    from runner.experiment.examine import examine
+    from runner.sweep.examine import examine_sweep
+
     overrides, trust, as_json = given.overrides, given.trust, given.as_json
     found: list[Mistake] = []
 

@@ -16,11 +16,19 @@ from runner.sweep.report.html import curve_data, landscape, pictures, run_log
 from runner.sweep.report.html.columns import make_column
 from runner.sweep.report.html.content import make_content, select_reported
 from runner.sweep.report.html.importances import compute_importances
-from runner.sweep.report.html.page import make_page
+from runner.sweep.report.html.page import PendingVega, make_page
 from runner.sweep.report.significance import Mean
 from tests.support import make_result, write_run
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'\u2028&$c"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """An empty cache of the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
 
 
 def write_log(folder, values, every=10, name="val/accuracy"):
@@ -310,6 +318,17 @@ def quick(monkeypatch):
     monkeypatch.setattr("vl_convert.javascript_bundle", lambda _: "var vega = 1;")
 
 
+def test_the_script_is_bundled_once_and_anew_where_the_cache_is_damaged(quick, cache, monkeypatch):
+    first = PendingVega().collect()
+    monkeypatch.setattr("vl_convert.javascript_bundle", lambda _: "var vega = 2;")
+    second = PendingVega().collect()
+    (file,) = cache.rglob("*.js")
+    file.write_text(first[:5])
+
+    assert ("var vega = 1;", first) == (first[:13], second)
+    assert PendingVega().collect().startswith("var vega = 2;")
+
+
 @pytest.mark.usefixtures("quick")
 def test_the_command_writes_one_file_into_the_sweep_and_says_so(elsewhere, capsys):
     write_sweep(elsewhere / "outputs" / "digits" / "sweep_1", [{"a": n, "value": n / 4} for n in range(3)])
@@ -351,16 +370,22 @@ def test_without_the_library_the_extra_is_named(elsewhere, monkeypatch, capsys):
 
 
 @pytest.mark.exhaustive
-def test_plots_are_written_as_png_and_svg(elsewhere, capsys):
+def test_plots_are_written_as_png_and_svg(elsewhere):
     pytest.importorskip("vl_convert")
-    points = [{"optimizer.lr": lr, "loader.batch_size": 8, "value": lr} for lr in (0.1, 0.2)]
+    pytest.importorskip("optuna")
+    points = [
+        {"optimizer.lr": 10 ** (-n / 10), "wd": n / 7, "model": "ab"[n % 2], "seed": seed, "value": n / 20 + seed / 99}
+        for n in range(14)
+        for seed in (0, 1)
+    ]
     from runner.sweep.report.html.plots import write_plots
 
     found = read_content(write_sweep(elsewhere / "sweep_1", points))
     found["curves"]["metrics"] = found["curves"]["metrics"][:1]
     written = {path.name for path in write_plots(found, elsewhere / "plots")}
 
-    assert {"curves_val_accuracy", "parallel_coordinates", "slice_optimizer.lr"} == {
-        name.removesuffix(".svg") for name in written if name.endswith(".svg")
-    }
+    assert {
+        *("contour_optimizer.lr_wd", "curves_val_accuracy", "importances", "parallel_coordinates", "replicates"),
+        *("slice_model", "slice_optimizer.lr", "slice_wd"),
+    } == {name.removesuffix(".svg") for name in written if name.endswith(".svg")}
     assert (elsewhere / "plots" / "curves_val_accuracy.png").read_bytes().startswith(b"\x89PNG")

@@ -14,11 +14,21 @@ from torch import Tensor
 
 from runner.core import rng
 from runner.core.copies import copy_owned
-from runner.train.vectorized.stack import Stack, StepModule, UnequalJobsError, suppress_rule_warnings
+from runner.data.in_memory import InMemoryBatches
+from runner.train.state import Run
+from runner.train.vectorized.stack import (
+    Stack,
+    StepModule,
+    UnequalJobsError,
+    get_tensors,
+    release,
+    suppress_rule_warnings,
+)
 
 # Of losses, and of gradients and buffers, relative to their size. Batch norm of few samples makes much of rounding: the
 # gradient of ShuffleNet's first layer for two images is off by 1% in a stack, and a wrong rule by all of it.
 TOLERANCE = {"fp32": (1e-4, 5e-2), "tf32": (1e-2, 1e-1), "bf16": (5e-2, 2e-1)}
+LEAST_GAIN = 0.9  # of the time of the jobs one after the other, which a stack must stay below where both are timed
 REPEATS = 5  # of each way, of which the fastest counts: a busy machine slows single ones
 
 
@@ -38,6 +48,7 @@ def try_stack(stack: Stack, batches: Sequence[Any], streams: Sequence[dict[str, 
     Raises:
         ApartError: the step cannot be mapped, gives other numbers, draws from a generator of the process, or is slower.
     """
+    begun = read_clock(stack.device)
     stack.direct = True
     try:
         try_step(stack, batches, streams)
@@ -45,11 +56,11 @@ def try_stack(stack: Stack, batches: Sequence[Any], streams: Sequence[dict[str, 
         stack.direct = False
         try_step(stack, batches, streams)
     if timed:
-        refuse_slow(stack, batches)
+        refuse_slow(stack, batches, read_clock(stack.device) - begun)
 
 
 def try_step(stack: Stack, batches: Sequence[Any], streams: Sequence[dict[str, Any]]) -> None:
-    """Compare a step of the stack as it is computed now with the steps of its first and its last job alone."""
+    """Compare a step of the stack with the steps of its first and its last job alone."""
     first = stack.runs[0].config["device"]["precision"]
     with rng.fork_rng(), keep_state(stack), suppress_rule_warnings():
         alone = {}
@@ -171,8 +182,34 @@ def is_near(one: Tensor, other: Tensor, tolerance: float, floor: float = 0.0) ->
     return bool(difference <= tolerance * size + max(floor, 1e-6 * other.numel() ** 0.5))
 
 
-def refuse_slow(stack: Stack, batches: Sequence[Any]) -> None:
-    """Refuse a stack whose step takes longer than those of its jobs, one after the other."""
+def try_copies(run: Run, streams: dict[str, Any], jobs: int) -> bool:
+    """Time a stack of as many copies of one run, before the others are built; return whether it did.
+
+    Only where the data is in memory, so that a batch is not taken from anything that counts. Nothing of it stays.
+
+    Raises:
+        ApartError: as `try_stack` does.
+    """
+    split = run.splits["train"]
+    if not isinstance(split, InMemoryBatches):
+        return False
+    batch = next(iter(split.batches(run.progress.epoch, run.progress.batch * run.rhythm.accumulate)))
+    stack = Stack([run] * jobs)
+    try:
+        try_stack(stack, [copy_owned(batch) for _ in range(jobs)], [streams] * jobs, timed=True)
+    finally:
+        release(run, *get_tensors(run))
+    return True
+
+
+def refuse_slow(stack: Stack, batches: Sequence[Any], spent: float = 0.0) -> None:
+    """Refuse a stack whose steps take as long as those of its jobs, one by one, or are too few.
+
+    Args:
+        stack: whose steps to come are counted.
+        batches: of its first step.
+        spent: seconds that its jobs alone would not have needed.
+    """
 
     def step_together() -> None:
         outcome, _ = stack([copy_owned(batch) for batch in batches])
@@ -188,8 +225,12 @@ def refuse_slow(stack: Stack, batches: Sequence[Any]) -> None:
 
     with rng.fork_rng(), keep_state(stack):
         together, one = measure(step_together, stack.device), measure(step_one, stack.device)
-    if together > one * len(stack):
-        ways = f"{1e3 * together:.3g} ms a step as one, {1e3 * one * len(stack):.3g} ms one after the other"
+    steps = max(run.rhythm.total_steps - run.progress.step for run in stack.runs)
+    alone = one * len(stack)
+    if together * steps + spent > LEAST_GAIN * alone * steps:
+        ways = f"{1e3 * together:.3g} ms a step as one, {1e3 * alone:.3g} ms one after the other"
+        if together <= LEAST_GAIN * alone:
+            ways += f": {steps:,} steps do not make up for the {spent:.2g} s of trying it"
         message = f"sweep.vectorize: {len(stack)} jobs take {ways}"
         raise ApartError(message)
 
@@ -198,9 +239,16 @@ def measure(step: Any, device: torch.device) -> float:
     """Return the least seconds of a step; the first, which allocates, does not count."""
     seconds = []
     for _ in range(REPEATS + 1):
-        begun = time.perf_counter()
+        begun = read_clock(device)
         step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(read_clock(device) - begun)
     return min(seconds[1:])
+
+
+def read_clock(device: torch.device) -> float:
+    """Return the seconds of this process; on a CPU those that it computed, however busy the machine."""
+    if device.type == "cpu":
+        return time.process_time()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
