@@ -1,10 +1,11 @@
-"""`python -m runner check [-m] [--json] [overrides]`: list every mistake; write nothing."""
+"""`python -m runner check [-m] [--fix] [--json] [overrides]`: list every mistake; write nothing without --fix."""
 
 from collections.abc import Sequence
 
-from runner.cli import check_resume
-from runner.cli.options import JSON, MULTIRUN, TRUST, Verb
+from runner.cli import check_fix, check_resume
+from runner.cli.options import JSON, MULTIRUN, TRUST, Option, ParsedArguments, Verb
 from runner.config.compose import compose
+from runner.config.editor.corrections import format_command
 from runner.core.errors import ConfigError, Mistake, format_count, format_mistakes
 from runner.core.escape import make_printable
 from runner.core.event_stream import print_json
@@ -12,7 +13,8 @@ from runner.core.exit_status import EXIT_DONE, EXIT_WRONG
 from runner.experiment.examine import examine
 from runner.sweep.examine import examine_sweep
 
-VERBS = (Verb("check", options=(MULTIRUN, JSON, TRUST)), *check_resume.VERBS)
+_FIX = Option("--fix", "correct what is sure, in your YAML files; print the corrected command; check again")
+VERBS = (Verb("check", options=(MULTIRUN, _FIX, JSON, TRUST)), *check_resume.VERBS)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,7 +22,9 @@ def main(argv: Sequence[str]) -> int:
     if argv and argv[0] == "resume":
         return check_resume.main(argv[1:])
     given = VERBS[0].parse(argv)
-    overrides, trust, as_json = given.overrides, given.trust, given.as_json
+    fixes = _fix(given) if _FIX.name in given else None
+    overrides = given.overrides if fixes is None else fixes.words
+    trust, as_json = given.trust, given.as_json
     found: list[Mistake] = []
 
     def say(mistakes: list[Mistake]) -> None:
@@ -40,10 +44,46 @@ def main(argv: Sequence[str]) -> int:
         say(error.mistakes)
     if as_json:
         plain = [mistake.as_json() for mistake in found]
-        print_json({"mistakes": plain, "count": len(found), "notes": notes, "plan": plan})
+        answer = {"mistakes": plain, "count": len(found), "notes": notes, "plan": plan}
+        more = {} if fixes is None else {**fixes.as_json(), "command": _format_corrected(given, fixes)}
+        print_json({**answer, **more})
     else:
         _print(plan, notes, len(found))
-    return EXIT_WRONG if found else EXIT_DONE
+    retype = fixes is not None and fixes.words != given.overrides
+    return EXIT_WRONG if found or retype else EXIT_DONE
+
+
+def _fix(given: ParsedArguments) -> check_fix.Fixes:
+    """Correct what is sure, and say so."""
+    multirun = MULTIRUN.name in given
+    fixes = check_fix.fix(given.overrides, given.trust, lambda words: _list_mistakes(words, given.trust, multirun))
+    if not given.as_json:
+        for line in (*fixes.diff.splitlines(), *(f"not changed: {said}" for said in fixes.refused)):
+            print(make_printable(line))
+        if command := _format_corrected(given, fixes):
+            print(make_printable(f"the corrected command: {command}"))
+        count = len(fixes.corrections)
+        print(f"{count or 'No'} correction{'s' * (count != 1)}.", flush=True)
+    return fixes
+
+
+def _list_mistakes(words: Sequence[str], trust: tuple[str, ...], multirun: bool) -> list[Mistake]:
+    found: list[Mistake] = []
+    try:
+        if multirun:
+            examine_sweep(words, trust, found.extend)
+        else:
+            examine(compose(words), trust, found.extend)
+    except ConfigError as error:
+        found += error.mistakes
+    return found
+
+
+def _format_corrected(given: ParsedArguments, fixes: check_fix.Fixes) -> str:
+    """Format the corrected command; empty where the given one is right."""
+    if fixes.words == given.overrides:
+        return ""
+    return format_command(fixes.words, multirun=MULTIRUN.name in given)
 
 
 def _print(plan: Sequence[str], notes: Sequence[str], count: int) -> None:

@@ -85,13 +85,15 @@ def _find_argument(key: str, overrides: Sequence[str]) -> KeyHelp | None:
 
     outer, _, name = key.rpartition(".")
     node: Any = compose(overrides).config
+    config = node
     for part in as_path(outer):
         node = node.get(part) if isinstance(node, dict) else None
     target = node.get("_target_") if isinstance(node, dict) else None
     default = find_signature_default(target, name) if target else None
     if default is None and not (isinstance(node, dict) and target and name in node):
         return None
-    comment = f"argument of {target}"
+    said = key_help.find_comment(key, config)
+    comment = f"argument of {target}{f': {said}' if said else ''}"
     if default is None:
         return KeyHelp(key, "an argument", "", ABSENT, comment, str(target))
     return KeyHelp(key, "an argument", "", default.value, comment, default.where)

@@ -388,7 +388,7 @@ class SchemaBuilder:
             if group == "scheduler":
                 own = tuple(item.name for item in dataclasses.fields(schema.Scheduler) if item.name != "_target_")
             keys = [f"override /{group}", f"/{group}", group]
-            chooses = {"anyOf": [{"required": [key]} for key in keys]}
+            chooses = {"type": "object", "anyOf": [{"required": [key]} for key in keys]}
             for option in self.options.get(group, ()):
                 target = by_name.get(option.target)
                 if target is None or target.takes is None or target.takes.open:
@@ -396,7 +396,8 @@ class SchemaBuilder:
                 arguments = {"$ref": self._refer_arguments(slot, target, own)}
                 part = {"if": {"type": "object", "not": {"required": ["_target_"]}}, "then": arguments}
                 then = {"properties": {group: part}}
-                names = {"anyOf": [{"required": [k], "properties": {k: {"const": option.name}}} for k in keys]}
+                each = [{"required": [k], "properties": {k: {"const": option.name}}} for k in keys]
+                names = {"type": "object", "anyOf": each}
                 yield {"if": {"required": ["defaults"], "properties": {"defaults": {"contains": names}}}, "then": then}
                 if self.chosen.get(group) == option.name:
                     other = {"anyOf": [chooses, *_OTHER_FILES]}

@@ -16,6 +16,7 @@ from runner.config.check import allowed
 from runner.config.check.imports import import_object, is_user_code
 from runner.config.check.signature import CallableParameters, inspect_parameters
 from runner.config.check.slots import explain_misplaced
+from runner.config.moved import MOVED
 from runner.core import shipped
 
 # Modules by which people name what a slot takes; a shorter name is shown, the others are taken too.
@@ -107,7 +108,8 @@ def _list_library_targets() -> Iterator[Target]:
         best = min(spelled, key=lambda name: (name.count("."), name not in _FACES, len(name)))
         slots = frozenset(slot for slot in SLOTS if not _is_refused(slot, objects[key], best))
         if slots:
-            yield _make_target(best, objects[key], slots, {*spelled} - {best})
+            earlier = {f"{before}.{best.rpartition('.')[2]}" for before, now in MOVED.items() if f"{now}." in best}
+            yield _make_target(best, objects[key], slots, {*spelled, *earlier} - {best})
 
 
 def _is_refused(slot: str, value: Any, name: str) -> bool:
