@@ -28,7 +28,9 @@ def few():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(project, "_list_named", lambda _: ())  # those of torchvision
         patch.setattr(
-            targets, "_FACES", (*FEW, "runner.train.optimizer_step.several_optimizers", "runner.train.filter_muon")
+            targets,
+            "_FACES",
+            (*FEW, "runner.train.optimizer_step.several_optimizers", "runner.train.filter_muon", "runner.log.trackers"),
         )
         return project.make_builder()
 
@@ -48,13 +50,14 @@ def validate(few):
 
 def find_group(file):
     """The schema that a shipped file is validated with; None for those of Hydra's groups."""
-    first = file.relative_to(find_our_conf()).parts[0]
-    if first in ("config.yaml", "experiment"):
+    inside = file.relative_to(find_our_conf())
+    group = project.find_group(inside)
+    if group == "experiment" or inside.name == "config.yaml":
         return ROOT
-    return None if first == "hydra" else PRESET if first == "debug" or is_global(file) else first
+    return PRESET if group == "debug" or (group and is_global(file)) else group
 
 
-@pytest.mark.parametrize("group", ["optimizer", "scheduler", "init", "loader", "train", "param_groups", "sweep", ROOT])
+@pytest.mark.parametrize("group", ["optimizer", "scheduler", "init", "loader", "train", "param_groups", "log/to", ROOT])
 def test_shipped_files_are_right(few, group):
     validator = Draft7Validator(few.build(group))
     files = [file for file in list_config_files(find_our_conf()) if find_group(file) == group]
@@ -89,6 +92,7 @@ def test_shipped_files_are_right(few, group):
         ("loader", "eval: {batch_size: -1}"),
         ("init", "rules: {a: {module: torch.nn.Conv2d, wieght: {_target_: torch.nn.init.zero_}}}"),
         ("metrics", "accuracy: {_target_: runner.train.metrics.Acuracy}"),
+        ("log/to", "mine: {_target_: runner.log.trackers.WandBB}"),
         ("param_groups", "head: {match: '.*', lr_mlt: 3}"),
         (ROOT, "trian: {duration: 5ep}"),
         (ROOT, "defaults: [{override /optimizer: adma}]"),

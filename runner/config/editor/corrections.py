@@ -66,8 +66,9 @@ def find_sure_name(mistake: Mistake, composed: Composed | None, trust: Sequence[
             return right
         module = wrong.rpartition(".")[0]
         same = right.rpartition(".")[0] == module
-        known = vars(sys.modules[module]) if same and module in sys.modules else ()
-        return right if mistake.kind != "slot" and _is_only_near(wrong, right, [f"{module}.{n}" for n in known]) else ""
+        inside = vars(sys.modules[module]) if same and module in sys.modules else ()
+        near = _is_only_near(wrong, right, [f"{module}.{name}" for name in inside])
+        return right if near and mistake.kind != "slot" else ""
     if mistake.kind == "unknown-option":
         if "=" in right:  # a whole argument in the place of a flag
             return right

@@ -84,12 +84,10 @@ class SchemaBuilder:
 
         One reference, because the YAML language server resolves all of a file anew for each that leads to it.
         """
-        groups = {group: self.build_group(group) for group in [*list_groups(), ROOT, PRESET]}
-        needed = dict(self._collect(list(groups.values())))
-        needed |= {f"group:{group}": made for group, made in groups.items()}
-        files = {
-            f"{group}.json": {"$schema": DRAFT, "$ref": f"{SHARED}#/definitions/group:{group}"} for group in groups
-        }
+        names = {group.replace("/", "."): group for group in [*self.list_groups(), ROOT, PRESET]}
+        groups = {f"group:{name}": self.build_group(group) for name, group in names.items()}
+        needed = {**dict(self._collect(list(groups.values()))), **groups}
+        files = {f"{name}.json": {"$schema": DRAFT, "$ref": f"{SHARED}#/definitions/group:{name}"} for name in names}
         return {**files, SHARED: {"$schema": DRAFT, "definitions": needed}}
 
     def _collect(self, node: Any, known: set[str] | None = None) -> Iterator[tuple[str, Plain]]:
@@ -100,14 +98,19 @@ class SchemaBuilder:
                 yield name, self.definitions[name]
                 yield from self._collect(self.definitions[name], known)
 
+    def list_groups(self) -> list[str]:
+        """List the groups that have a schema of their own, groups inside of a group (`log/to`) included."""
+        return [*list_groups(), *(group for group in self.options if "/" in group)]
+
     def build_group(self, group: str) -> Plain:
         """Build the schema of one group's files, which refers to `definitions`."""
         if group in (ROOT, "experiment"):
             return self._build_root(aware=True)
         if group in (PRESET, "debug"):
             return self._build_root(aware=False)
-        item = next(item for item in dataclasses.fields(schema.Config) if item.name == group)
-        made = self.build_field(schema.Config, item)
+        found = find_group_field(group)
+        assert found is not None
+        made = self.build_field(*found)
         properties = made.get("properties", {})
         made = {**made, "properties": {"defaults": self._build_defaults(), **properties}}
         return {"title": f"An option of {group}: conf/{group}/*.yaml", **made, "type": "object"}
@@ -310,7 +313,7 @@ class SchemaBuilder:
             made = describe_argument(parameter, self._refer_nested(parameter, slot), durations=steps)
             properties[name] = {**self._share(made), **_describe_parameter(parameter, texts.get(name, ""))}
         for name in SETTINGS.get(slot, ()):
-            properties.setdefault(name, {"description": _SETTING_TEXTS[name]})
+            properties.setdefault(name, {"description": _SETTING_TEXTS.get(name, "")})
         if slot == "nested optimizer":  # one of several: with keys that the runner reads itself
             members = [item for item in dataclasses.fields(schema.MemberOptimizer) if not item.metadata.get("rest")]
             shared = {item.name: self._share(self.build_field(schema.MemberOptimizer, item)) for item in members}
@@ -358,7 +361,7 @@ class SchemaBuilder:
                 names = [option.name for option in options]
                 typo = make_typo_pattern([name for name in names if len(name) > 3], names)
                 comments = "\n".join(f"- `{one.name}`: {one.comment}" for one in options if one.comment)
-                self.definitions[f"option:{group}"] = {
+                self.definitions[f"option:{group.replace('/', '.')}"] = {
                     "description": f"Option of {group}.",
                     "markdownDescription": f"Option of {group}:\n\n{comments}",
                     "anyOf": [
@@ -366,7 +369,7 @@ class SchemaBuilder:
                         {"type": ["string", "array", "null"], "pattern": f"^(?!{typo}$)"},
                     ],
                 }
-            groups = {group: {"$ref": f"#/definitions/option:{group}"} for group in self.options}
+            groups = {group: {"$ref": f"#/definitions/option:{group.replace('/', '.')}"} for group in self.options}
             shown = {f"override /{group}": made for group, made in groups.items()}
             typo = make_typo_pattern([group for group in groups if len(group) > 3], groups)
             self.definitions["defaults"] = {
@@ -417,6 +420,7 @@ _SETTING_TEXTS = {
     "output": "Part of what the step returns that the metric gets as the output.",
     "target": "Part of what the step returns that the metric gets as the target; null for none.",
     "every": "Time between two calls: `1ep`, `500st`.",
+    "timeout": "Seconds that the end of the run waits for it.",
     "on_error": "What an error does: `stop` ends the run, `go_on` is said in the log.",
 }
 
@@ -471,6 +475,20 @@ def _describe_parameter(parameter: inspect.Parameter, text: str) -> Plain:
     if isinstance(default, bool | int | float | str) and default == default:  # noqa: PLR0124  not NaN
         made["default"] = default
     return made
+
+
+def find_group_field(group: str) -> tuple[type, dataclasses.Field[Any]] | None:
+    """Return the class and field of the schema that a group's files fill, `log/to` too; None where there is none."""
+    owner: type = schema.Config
+    *outer, last = group.split("/")
+    for name in outer:
+        kind = get_field_types(owner).get(name)
+        if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+            return None
+        owner = kind
+    kind = get_field_types(owner).get(last)
+    fields = [item for item in dataclasses.fields(owner) if item.name == last and kind not in _PLAIN_KINDS]
+    return (owner, fields[0]) if fields else None
 
 
 def list_groups() -> list[str]:
