@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run check format test test-all bench docs docs-links lock
+.PHONY: help setup run check format test test-all test-libraries test-wheel bench docs docs-links lock
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -41,6 +41,19 @@ test: setup  ## the tests of every day (one file: make test ARGS=tests/train/tes
 test-all: setup  ## every test, with a seed of its own (again with the same one: make test-all SEED=123)
 	@seed=$${SEED:-$$(date +%s)}; echo "SEED=$$seed"; \
 	TEST_SEED=$$seed $(BIN)/python -m pytest -m "" $(ARGS)
+
+# Large libraries that nothing needs but what they are for, in an environment of their own (the extras hf, mlflow, trackio, wandb).
+WITH_LIBRARIES := tests/experiment/test_trackers.py tests/experiment/test_experiments.py
+test-libraries: .venv-libraries/installed.stamp  ## the tests beside W&B, MLflow, Trackio, timm and Hugging Face's libraries
+	.venv-libraries/bin/python -m pytest -m "" $(or $(ARGS),$(WITH_LIBRARIES))
+
+.venv-libraries/installed.stamp: .ci/libraries.lock
+	$(PYTHON) -m venv --clear .venv-libraries
+	.venv-libraries/bin/python -m pip install --disable-pip-version-check --no-input --require-hashes -r .ci/libraries.lock
+	@touch $@
+
+test-wheel: setup  ## install sdist and wheel for Python 3.11, 3.12 and 3.13 and use them elsewhere (one: ARGS=3.12)
+	$(BIN)/python -m tests.installed $(ARGS)
 
 bench: setup  ## the table of speed and start-up against other tools (minutes)
 	$(BIN)/python -m tests.benchmarks $(ARGS)

@@ -1,4 +1,5 @@
 """`python -m runner`: a verb, Hydra's own questions, a sweep, or a run."""
+# PYTHON_ARGCOMPLETE_OK: a shell may start this to ask what can stand at the cursor (`runner/cli/completion.py`)
 
 import importlib
 import os
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from runner.cli.verbs import ELSEWHERE, PLANNED, VERBS
+from runner.cli.verbs import ELSEWHERE, QUESTIONS, QUICK, VERBS
 from runner.core import event_stream
 from runner.core.escape import make_printable
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_WRONG
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
         return run_worker_rank(place, find_trust(argv))
     if not wants_json:
         return serve_or_explain(argv, began, place)
-    with event_stream.claim_stdout(events=argv[0] == "resume" or argv[0] not in VERBS):
+    tells_events = argv[0] == "resume" or not (argv[0] in VERBS or QUESTIONS & {*argv})
+    with event_stream.claim_stdout(events=tells_events):
         try:
             status = serve_or_explain(argv, began, place)
         except SystemExit as error:  # of somebody's code, or of a parser
@@ -93,18 +95,20 @@ def serve(argv: list[str], began: float | None, place: "RankPlace | None") -> in
         RunError: a verb could not do it.
     """
     from runner.core.errors import ConfigError
-    from runner.experiment.preflight import processes as processes_preflight
 
     verb = argv[0] if argv else ""
+    if asked := QUESTIONS & {*argv}:
+        from runner.cli import help as help_page
+        from runner.cli import version
+
+        is_help = {"-h", "--help"} & asked
+        return handle_ended(help_page.print_help(argv) if is_help else version.main(argv), place)
     if place is not None and verb in VERBS and verb != "resume":
+        from runner.experiment.preflight import processes as processes_preflight
+
         raise ConfigError([processes_preflight.make_torchrun_mistake(verb, "start it without torchrun")])
     if verb in VERBS:
-        module = importlib.import_module(VERBS[verb])
-        if {"-h", "--help"} & set(argv[1:]):
-            helps = (declared.format_help() for declared in module.VERBS)
-            print("\n\n".join([str(module.__doc__).replace("`", "").rstrip(), *helps]))
-            return handle_ended(EXIT_DONE, place)
-        status: int = module.main(argv[1:])
+        status: int = importlib.import_module(VERBS[verb]).main(argv[1:])
         return handle_ended(status, place)
     if verb and verb[0].isalpha() and "=" not in verb and not needs_value(argv):
         raise ConfigError([describe_unknown_verb(verb)])
@@ -129,7 +133,7 @@ def needs_value(argv: list[str]) -> bool:
     """Return whether the line begins with a key whose value is the next argument, `optimizer.lr 0.1`."""
     from runner.config import arguments
 
-    return argv[0] not in (*PLANNED, *ELSEWHERE) and 0 in arguments.find_pairs(argv)
+    return argv[0] not in ELSEWHERE and 0 in arguments.find_pairs(argv)
 
 
 def describe_unknown_verb(verb: str) -> "Mistake":
@@ -138,8 +142,6 @@ def describe_unknown_verb(verb: str) -> "Mistake":
 
     from runner.core.errors import Mistake
 
-    if verb in PLANNED:
-        return Mistake(verb, "is planned but not built yet", where=f"argument `{verb}`", kind="unavailable")
     near = [ELSEWHERE[verb]] if ELSEWHERE.get(verb) else difflib.get_close_matches(verb, VERBS, n=1)
     remedy = f"did you mean `{near[0]}`?" if near else f"the verbs are {', '.join(VERBS)}; an override is `key=value`"
     if verb in ELSEWHERE and not near:
@@ -160,12 +162,35 @@ def end_before_work(number: int, _: object) -> NoReturn:
     os._exit(EXIT_STOPPED)
 
 
+def run_command() -> NoReturn:
+    """Run the installed command: user code lies in the working directory, as for `python -m runner`."""
+    if "_ARGCOMPLETE" not in os.environ:
+        sys.path[0] = str(Path.cwd())
+    run_process()
+
+
+def say_loading() -> None:
+    """Say on a terminal that torch is about to be loaded: for seconds nothing else is said."""
+    argv = sys.argv[1:]
+    if {*argv[:1]} & QUICK or QUESTIONS & {*argv} or any(word.partition("=")[0] == "--json" for word in argv):
+        return
+    if sys.stderr is not None and sys.stderr.isatty():
+        sys.stderr.write("Reading the config, loading torch …\n")
+        sys.stderr.flush()
+
+
 def run_process() -> NoReturn:
     """Run `main` as a process that a signal ends with the contract's status, also before the work."""
+    if "_ARGCOMPLETE" in os.environ:
+        del sys.path[0]  # the working directory may be a stranger's: nothing of it is imported for a key press
+        from runner.cli.completion import answer_shell
+
+        answer_shell()
     from runner.train.distributed import environment
 
     asked = [signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
     if environment.read_place() is None:  # which signals what it has started for reasons of its own
+        say_loading()
         for number in asked:
             signal.signal(number, end_before_work)
         if hasattr(signal, "SIGHUP") and (sys.argv[1:2] == ["resume"] or not {*sys.argv[1:2]} & {*VERBS}):

@@ -9,9 +9,10 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +46,47 @@ def run_git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]
     done = subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True)
     return done.stdout.strip()
+
+
+# ---- pages of the documentation
+
+
+NUMBER = r"-?\d[\d.,:e+-]*"
+NOISE = re.compile(r"  within noise of the best \(p = [\d.e-]+\)")  # another processor may see a difference
+
+
+def is_shown(shown: str, printed: str) -> bool:
+    """Whether a page shows what is printed: any number for a number, anything for `…`, any amount of space."""
+    lines = []
+    for line in NOISE.sub("", shown).strip().splitlines():
+        words = re.sub(r"\d{4}-\d\d-\d\d_[\d-]+_[0-9a-f]+|(?:sweep|blame)_[0-9a-f]+|\d+_[0-9a-f]{8}", "\0", line)
+        parts = re.split(rf"(\0|…|\s+|{NUMBER})", words)
+        known = {"\0": r"\w[\w-]*", "…": ".*"}
+        masked = [
+            known.get(part) or (r"\s+" if part.isspace() else NUMBER if re.fullmatch(NUMBER, part) else re.escape(part))
+            for part in parts
+        ]
+        lines.append(r"(?:.*\n)*?" if line == "…" else "".join(masked) + r"\s*?\n")
+    return re.fullmatch("".join(lines), NOISE.sub("", printed).rstrip() + "\n") is not None
+
+
+# ---- shipped experiments
+
+EXTRAS = {"finetune_timm": "timm", "text_classifier_hf": "transformers"}  # experiment: what it is of
+SLOW = {"detection", "segmentation"}  # seconds a test
+
+
+def list_experiments(*, slow: bool = True) -> list[str]:
+    """List the shipped experiments that need no extra, sorted; `slow`: also those that take seconds a test."""
+    names = {path.stem for path in (Path(__file__).parents[1] / "conf" / "experiment").glob("*.yaml")}
+    return sorted(names - set(EXTRAS) - (set() if slow else SLOW))
+
+
+def mark_slow(names: Iterable[str]) -> list[Any]:
+    """Return parameters of a test: the slow experiments among them are for `make test-all`."""
+    import pytest
+
+    return [pytest.param(name, marks=[pytest.mark.exhaustive] if name in SLOW else []) for name in names]
 
 
 # ---- runs

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from runner.config.key_help import list_key_help
-from tests.support import read_result
+from tests.support import is_shown, read_result
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -148,7 +148,7 @@ def test_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The command ends with status 0, or with the one that its comment gives."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(Path.cwd() / "config"))  # what `trust add` keeps
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(run_folder.parents[2] / "config"))  # what `trust add` keeps
     command, _, comment = line.partition(" #")
     code = re.search(r"exit status (\d)", comment)
     write_files(page)
@@ -157,6 +157,22 @@ def test_command(
     ran = runner(*[folders.get(word, word) for word in words])
 
     assert ran.status == (int(code[1]) if code else 0), ran.err
+
+
+PAIR = re.compile(r"^```bash\n(?P<line>[^\n]*)\n```\n+```text\n(?P<shown>.*?)^```", re.DOTALL | re.MULTILINE)
+SHOWN = [(page, *pair) for page in OURS for pair in PAIR.findall(page.read_text())]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("page", "line", "shown"), SHOWN, ids=[page.stem for page, *_ in SHOWN])
+def test_what_is_shown_below_a_command_is_what_it_prints(
+    page: Path, line: str, shown: str, runner: Callable[..., Any]
+) -> None:
+    """Numbers may be others: processors round differently."""
+    write_files(page)
+    ran = runner(*shlex.split(line, comments=True)[3:])
+
+    assert any(is_shown(shown, said) for said in (ran.out, ran.err, ran.out + ran.err, ran.err + ran.out)), ran
 
 
 @pytest.mark.parametrize("page", OURS, ids=lambda page: page.stem)
@@ -181,7 +197,9 @@ def test_its_python_and_yaml_can_be_read(page: Path) -> None:
     """Python compiles; a block of YAML without a file's name has keys of the config."""
     for block in read_blocks(page, "python"):
         ast.parse(block)
-    loaded = [yaml.safe_load(block) for block in read_blocks(page, "yaml") if not block.startswith("# conf/")]
+    loaded = [
+        yaml.safe_load(block) for block in read_blocks(page, "yaml") if not block.startswith(("# conf/", "# theirs"))
+    ]
     keys = {key for block in loaded if isinstance(block, dict) for key in block}
 
     assert [key for key in keys if key.partition(".")[0] not in KEYS] == []

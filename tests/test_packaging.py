@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from runner import __main__ as entry
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -27,14 +29,23 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_holds_every_shipped_file_and_no_top_level_conf(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    kept = (".py", ".npz", ".txt", ".typed")
+    kept = (".py", ".npz", ".txt", ".typed", ".html", ".js")
     shipped = [path for package in ("runner", "models", "datasets") for path in ROOT.glob(f"{package}/**/*.*")]
     packages = {path for path in shipped if path.suffix in kept}
     expected = {str(path.relative_to(ROOT)) for path in packages}
     expected = {name if name.startswith("runner/") else f"runner/shipped/{name}" for name in expected}
-    expected |= {f"runner/{path.relative_to(ROOT)}" for path in ROOT.glob("conf/**/*.*")}
+    expected |= {f"runner/{path.relative_to(ROOT)}" for path in ROOT.glob("conf/**/*.*")} | {"runner/for_agents.md"}
 
     assert expected == names
+
+
+def test_wheel_has_the_command(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as packed:
+        (name,) = [name for name in packed.namelist() if name.endswith("entry_points.txt")]
+        text = packed.read(name).decode()
+
+    assert "yexp = runner.__main__:run_command" in text
+    assert callable(entry.run_command)
 
 
 def test_installed_wheel_trains_from_another_folder(wheel: Path, tmp_path: Path) -> None:

@@ -135,7 +135,8 @@ def _read_parquet(path: Path) -> Columns:
     try:
         from pyarrow import parquet
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Parquet files need pyarrow: pip install pyarrow") from error
+        remedy = "pip install 'yaml-experiment-runner[parquet]'"
+        raise ModuleNotFoundError(f"Parquet files need pyarrow: {remedy}") from error
     parts = sorted(path.rglob("*")) if path.is_dir() else [path]
     if foreign := next((part for part in parts if part.exists() and not part.is_file() and not part.is_dir()), None):
         raise ValueError(f"{foreign} is no regular file")

@@ -172,6 +172,10 @@ def _format_verb(module: Any) -> list[str]:
             name = f"`{option.short}`, `{shown}`" if option.short else f"`{shown}`"
             lines.append(f"| {name.replace('|', chr(92) + '|')} | {_escape(option.help).replace('|', chr(92) + '|')} |")
         lines.append("")
+    examples = [(line, text) for declared in module.VERBS for line, text in declared.examples]
+    if examples:
+        shown = [f"python -m runner {line}".rstrip() + f"\n    # {text}" for line, text in examples]
+        lines += ["```text", *shown, "```", ""]
     lines += ["| exit status | when |", "|---|---|"]
     lines += [f"| {status} | {_escape(when).replace('|', chr(92) + '|')} |" for status, when in _list_statuses(module)]
     return [*lines, ""]

@@ -13,7 +13,16 @@ from runner.sweep.runs.archiving import keep_planned, plan_archive
 YES = Option("--yes", "do it; without it the command only tells what it would do")
 FORCE = Option("--force", "also checkpoints that another run or an experiment file names")
 
-VERBS = (Verb("archive", options=(YES, FORCE, JSON), takes_overrides=False, more="FILTER | RUN | SWEEP…"),)
+VERBS = (
+    Verb(
+        "archive",
+        options=(YES, FORCE, JSON),
+        takes_overrides=False,
+        more="FILTER | RUN | SWEEP…",
+        about="Keep the record of runs and remove their heavy files. Without --yes nothing is done but said.",
+        examples=(("archive 'name == digits_cnn' --yes", "of all runs of a name"),),
+    ),
+)
 
 
 def main(argv: Sequence[str]) -> int:

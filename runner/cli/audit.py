@@ -11,11 +11,12 @@ from runner.cli.options import JSON, TRUST, Option, Verb, choose_subject
 from runner.core.escape import make_printable
 from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
-from runner.experiment.preview.init import compare_inits, draw_spreads, format_audits
 
 VERBS = (
     Verb(
         "audit init",
+        about="Show how initial weights scale signals, layer by layer, forward and backward; nothing is trained.",
+        examples=(("audit init --init default,kaiming,xavier", "three initialisations side by side"),),
         options=(
             Option("--init", "choices of `init` to compare, otherwise the config's own", "a,b,c"),
             Option("--out", "the picture, otherwise outputs/audit_init.svg", "FILE"),
@@ -35,6 +36,8 @@ def main(argv: Sequence[str]) -> int:
     """
     choose_subject("audit", argv, ["init"])
     given = VERBS[0].parse(argv[1:])
+    from runner.experiment.preview.init import compare_inits, draw_spreads, format_audits
+
     audits = compare_inits(given.overrides, given.get("--init", "").split(","), given.trust)
     if given.as_json:
         print_json([one.as_json() for one in audits])

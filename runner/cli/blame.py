@@ -7,9 +7,6 @@ from runner.cli.options import COUNT, JSON, TRUST, Option, ValueKind, Verb
 from runner.core.durations import is_duration
 from runner.core.escape import make_printable
 from runner.core.event_stream import print_json
-from runner.sweep.blame.blame import BlameRequest, as_json, blame
-from runner.sweep.blame.text import format_report
-from runner.sweep.console import Console, make_console
 
 
 def _parse_duration(text: str) -> str:
@@ -24,6 +21,13 @@ DURATION = ValueKind("must be epochs or steps, like 2ep or 500st", _parse_durati
 VERBS = (
     Verb(
         "blame",
+        about="Find by short runs which of the differing settings explain the gap between A and B.",
+        examples=(
+            (
+                "blame digits_mlp 'experiment=digits_mlp optimizer.lr=0.2' --jobs 12",
+                "A and B: runs, jobs, experiments, records",
+            ),
+        ),
         words=("A", "B"),
         options=(
             Option("--metric", "metric to explain, otherwise A's objective", "NAME"),
@@ -45,6 +49,10 @@ def main(argv: Sequence[str]) -> int:
         RunError: nothing can be run or written here.
     """
     given = VERBS[0].parse(argv)
+    from runner.sweep.blame.blame import BlameRequest, as_json, blame
+    from runner.sweep.blame.text import format_report
+    from runner.sweep.console import Console, make_console
+
     request = BlameRequest(
         a=given.words[0],
         b=given.words[1],

@@ -1,4 +1,4 @@
-"""`python -m runner check --fix [-m] [--json] [overrides]`: apply the suggestions that are sure, then check again.
+"""`python -m runner check --fix [-m] [--json] [overrides]`: correct what is sure, then check again.
 
 Files of the project are changed in their text; of a command line the corrected one is printed. What is a guess, and
 what stands in a file that is not the project's own, is left to you.
@@ -24,7 +24,7 @@ MOST_ROUNDS = 8  # a correction may uncover further mistakes; each round correct
 
 @dataclass
 class Fixes:
-    """What was corrected.
+    """Corrections that were made, and mistakes that are left.
 
     Attributes:
         corrections: in the order in which they were made.

@@ -10,12 +10,21 @@ from collections.abc import Sequence
 from runner.cli.options import COUNT, JSON, TRUST, Option, Verb
 from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED
-from runner.experiment.check_resume import STEPS, check_resume
 
-STEPS_OPTION = Option("--steps", f"train K steps before and after the stop; {STEPS} unless given", "K", COUNT)
+STEPS_OPTION = Option("--steps", "train K steps before and after the stop; 5 unless given", "K", COUNT)
 
 
-VERBS = (Verb("check resume", options=(STEPS_OPTION, JSON, TRUST)),)
+VERBS = (
+    Verb(
+        "check resume",
+        options=(STEPS_OPTION, JSON, TRUST),
+        about="Train 2K steps at once, and K steps resumed for K more; compare them bit by bit.",
+        examples=(
+            ("check resume", "does the default experiment resume exactly?"),
+            ("check resume experiment=digits_mlp --steps 3", "exit status 0 where every bit is equal, else 1"),
+        ),
+    ),
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,6 +34,8 @@ def main(argv: Sequence[str]) -> int:
         ConfigError: the config has mistakes.
     """
     given = VERBS[0].parse(argv)
+    from runner.experiment.check_resume import STEPS, check_resume
+
     answer = check_resume(given.overrides, given.trust, given.get("--steps", STEPS))
     if given.as_json:
         print_json(answer)

@@ -22,7 +22,19 @@ MODE = Option("--mode", "whether more is better, otherwise that of the objective
 ALPHA = Option("--p", "p value below which A is better, otherwise 0.01", "P", SHARE)
 UNPAIRED = Option("--unpaired", "leave out of account which runs have the same seed")
 
-VERBS = (Verb("compare", words=("A", "B"), options=(METRIC, MODE, ALPHA, UNPAIRED, JSON), takes_overrides=False),)
+VERBS = (
+    Verb(
+        "compare",
+        words=("A", "B"),
+        options=(METRIC, MODE, ALPHA, UNPAIRED, JSON),
+        takes_overrides=False,
+        about="Decide whether the runs A are better than the runs B: exit status 0 where that is shown, else 1.",
+        examples=(
+            ("compare 'optimizer.lr == 0.1' 'optimizer.lr == 0.01'", "two filters of runs, paired by seed"),
+            ("compare SWEEP:0-4 SWEEP:5-9 --metric val/loss --mode min", "jobs of a sweep"),
+        ),
+    ),
+)
 
 
 def main(argv: Sequence[str]) -> int:

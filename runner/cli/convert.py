@@ -15,6 +15,8 @@ from runner.model.pretrained.unpickle import convert
 VERBS = (
     Verb(
         "convert",
+        about="Convert a pickled model to a file of tensors. Unpickling runs its code: vouch for it by --trust.",
+        examples=(("convert model.pt --trust", "writes model.state_dict.pt beside it"),),
         words=("FILE",),
         options=(
             Option("--trust", "let the file run its code: unpickling does"),

@@ -7,7 +7,19 @@ from runner.cli.options import JSON, TRUST, Verb
 from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
 
-VERBS = (Verb("diff", words=("A", "B"), options=(JSON, TRUST), takes_overrides=False),)
+VERBS = (
+    Verb(
+        "diff",
+        words=("A", "B"),
+        options=(JSON, TRUST),
+        takes_overrides=False,
+        about="Show the differences of two runs, jobs, experiments or records: config, code, packages, data, results.",
+        examples=(
+            ("diff RUN OTHER_RUN", "two runs"),
+            ("diff digits_mlp 'experiment=digits_mlp optimizer.lr=0.2'", "two configs"),
+        ),
+    ),
+)
 
 
 def main(argv: Sequence[str]) -> int:

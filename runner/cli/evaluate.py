@@ -10,11 +10,18 @@ from pathlib import Path
 from runner.cli.options import JSON, TRUST, Option, Verb
 from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
-from runner.experiment.evaluate import evaluate_run
 
 VERBS = (
     Verb(
         "evaluate",
+        about="Compute the metrics of a checkpoint; without options those of the end of training, to the bit.",
+        examples=(
+            ("evaluate outputs/digits_cnn/2026-01-31_12-00-00_a1b2", "the last checkpoint"),
+            (
+                "evaluate outputs/digits_cnn/2026-01-31_12-00-00_a1b2 --checkpoint best --json",
+                "the best one, for programs",
+            ),
+        ),
         words=("RUN",),
         options=(
             Option("--checkpoint", "otherwise the last, and for the test that of `train.test_with`", "last|best|PATH"),
@@ -34,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
         RunError: the data cannot be had, or the evaluation failed.
     """
     given = VERBS[0].parse(argv)
+    from runner.experiment.evaluate import evaluate_run
+
     checkpoint, weights = given.get("--checkpoint", ""), given.get("--weights", "")
     found = evaluate_run(Path(given.words[0]), given.overrides, given.trust, checkpoint=checkpoint, weights=weights)
     if given.as_json:

@@ -19,6 +19,11 @@ FORMATS = ("safetensors", "state_dict", "torch_export", "onnx")
 VERBS = (
     Verb(
         "export",
+        about="Write a trained model for use elsewhere: checked against the run, with a card.",
+        examples=(
+            ("export outputs/digits_cnn/2026-01-31_12-00-00_a1b2 --to safetensors", "the weights"),
+            ("export outputs/digits_cnn/2026-01-31_12-00-00_a1b2 --to onnx --checkpoint best", "the forward, too"),
+        ),
         words=("RUN",),
         options=(
             Option("--to", "format of the model's file", "FORMAT", choices=FORMATS),

@@ -6,20 +6,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.cli.options import COUNT, JSON, POSITIVE, SIZE, TRUST, Option, ParsedArguments, Verb, choose_subject
-from runner.config.compose import compose
-from runner.config.schema import Config
 from runner.core.errors import ConfigError, Mistake
 from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED
-from runner.experiment.examine import require_valid
 
 if TYPE_CHECKING:
+    from runner.config.schema import Config
     from runner.experiment.tuning.batch_size import Trial
 
 
 VERBS = (
     Verb(
         "find lr",
+        about="Raise the learning rate from step to step in a short trial; suggest one.",
+        examples=(
+            ("find lr", "for the default experiment"),
+            ("find lr experiment=digits_mlp --from 1e-4 --to 1 --steps 100", "between two rates"),
+        ),
         options=(
             Option("--from", "lowest learning rate, otherwise 1e-7", "RATE", POSITIVE),
             Option("--to", "highest learning rate, otherwise 10", "RATE", POSITIVE),
@@ -30,6 +33,11 @@ VERBS = (
     ),
     Verb(
         "find batch_size",
+        about="Find the largest batch that fits into memory, over two optimizer steps.",
+        examples=(
+            ("find batch_size --max 4096", "no larger than 4096"),
+            ("find batch_size device=cpu --memory 2GiB", "within a limit of yours"),
+        ),
         options=(
             Option("--memory", "limit on a CPU, otherwise nine tenths of what is available", "4GiB", SIZE),
             Option("--max", "largest batch to try", "N", COUNT),
@@ -51,10 +59,13 @@ def main(argv: Sequence[str]) -> int:
     verb, make_finder = FINDERS[subject]
     given = verb.parse(argv[1:])
     finder = make_finder(given)  # wrong options are told before anything else
+    from runner.config.compose import compose
+    from runner.experiment.examine import require_valid
+
     return finder(require_valid(compose(given.overrides), given.trust).config, given.trust, given.as_json)
 
 
-Finder = Callable[[Config, tuple[str, ...], bool], int]
+Finder = Callable[["Config", tuple[str, ...], bool], int]
 
 
 def find_lr(given: ParsedArguments) -> Finder:
@@ -65,7 +76,7 @@ def find_lr(given: ParsedArguments) -> Finder:
     if steps < 20:
         raise ConfigError([Mistake("--steps", "must be at least 20", steps)])
 
-    def find(config: Config, trust: tuple[str, ...], as_json: bool) -> int:
+    def find(config: "Config", trust: tuple[str, ...], as_json: bool) -> int:
         from runner.experiment.tuning.lr_range_test import describe_test, draw_test, run_lr_range_test
 
         test = run_lr_range_test(config, low, high, steps, trust)
@@ -86,7 +97,7 @@ def find_batch_size(given: ParsedArguments) -> Finder:
     """Return the finder of the largest batch that fits: it doubles, then bisects the gap."""
     limit, most = given.get("--memory"), given.get("--max")
 
-    def find(config: Config, trust: tuple[str, ...], as_json: bool) -> int:
+    def find(config: "Config", trust: tuple[str, ...], as_json: bool) -> int:
         from runner.core import device as devices
         from runner.experiment.tuning.batch_size import search_batch_size
 

@@ -1,4 +1,4 @@
-"""Hydra's own flags, answered by Hydra: `--cfg`, `--info`, `--help`, `--hydra-help`, completion."""
+"""Hydra's own flags, answered by Hydra: `--cfg`, `--info`, `--hydra-help`, its completion."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,6 @@ from hydra.core.global_hydra import GlobalHydra
 
 from runner.config.compose import create_hydra
 from runner.core.exit_status import EXIT_DONE
-
-FLAGS = frozenset(
-    {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"},
-)
 
 
 def answer(argv: Sequence[str]) -> int:
@@ -23,9 +19,7 @@ def answer(argv: Sequence[str]) -> int:
     asked = parser.parse_args(list(argv))
     hydra = create_hydra()
     try:
-        if asked.help:
-            hydra.app_help(config_name="config", args_parser=parser, args=asked)
-        elif asked.hydra_help:
+        if asked.hydra_help:
             hydra.hydra_help(config_name="config", args_parser=parser, args=asked)
         elif asked.cfg:
             hydra.show_cfg("config", asked.overrides, cfg_type=asked.cfg, package=asked.package, resolve=asked.resolve)

@@ -16,7 +16,24 @@ SORT = Option("--sort", "sort by these; -NAME from the greatest on", "NAMES", is
 CSV = Option("--csv", "print CSV")
 SQL = Option("--sql", "answer a query: 'select name, avg(objective) from runs group by name'", "QUERY")
 
-VERBS = (Verb("ls", options=(SHOW, SORT, JSON, CSV, SQL), takes_overrides=False, more="[FILTER] [DIR]"),)
+VERBS = (
+    Verb(
+        "ls",
+        options=(SHOW, SORT, JSON, CSV, SQL),
+        takes_overrides=False,
+        more="[FILTER] [DIR]",
+        about="List runs, newest first, as a table, JSON, CSV or SQL.",
+        examples=(
+            ("ls", "all below outputs"),
+            ("ls 'status == failed'", "by a filter"),
+            (
+                "ls 'optimizer.lr < 0.1 and val/accuracy > 0.9' --show optimizer.lr,seed --sort=-objective",
+                "with columns",
+            ),
+            ("ls --sql 'select name, avg(objective) from runs group by name'", "a query"),
+        ),
+    ),
+)
 
 
 def main(argv: Sequence[str]) -> int:

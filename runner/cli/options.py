@@ -5,8 +5,10 @@ does not exist (with the nearest one), a value that is missing, wrong or given t
 word of the verb or an override of the config.
 """
 
+import argparse
 import math
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,6 +86,9 @@ class Option:
         return f"{self.name} {shown}".rstrip()
 
 
+ANSWERED = ("--help", "--version")  # of every command line, before its verb is asked
+
+
 JSON = Option("--json", "print one JSON object, for programs")
 TRUST = Option("--trust", "import also names like this, or code of this directory", "PATTERN", is_repeatable=True)
 EVENTS = Option("--json", "print a JSON object for each event, and nothing else, for programs")
@@ -141,6 +146,8 @@ class Verb:
         options: its options.
         takes_overrides: whether overrides of the config may follow.
         more: further words that may follow, as the usage shows them; the verb tells them from overrides.
+        about: what it does, in a sentence or a paragraph.
+        examples: command lines without `python -m runner`, each with what it does: `("seed=1", "another seed")`.
     """
 
     name: str
@@ -148,6 +155,8 @@ class Verb:
     options: tuple[Option, ...] = (JSON, TRUST)
     takes_overrides: bool = True
     more: str = ""
+    about: str = ""
+    examples: tuple[tuple[str, str], ...] = ()
 
     @property
     def usage(self) -> str:
@@ -216,7 +225,7 @@ class Verb:
         """Return the mistake of an unknown option; None where the config may have the key."""
         if not re.match(r"--?[A-Za-z]", name):
             return None
-        bare = {option.name.lstrip("-"): option.name for option in self.options}
+        bare = {name.lstrip("-"): name for name in (*(option.name for option in self.options), *ANSWERED)}
         near = bare.get(find_nearest(name.lstrip("-"), bare), "")
         if self.takes_overrides:
             from runner.config.arguments import is_key
@@ -250,11 +259,35 @@ class Verb:
                 mistakes.append(Mistake(option.name, option.kind.rule, text, where))
         return values
 
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data: name, usage, options and examples."""
+        options = [
+            {"name": one.name, "short": one.short, "value": one.value, "choices": one.choices, "help": one.help}
+            for one in self.options
+        ]
+        examples = [{"command": f"python -m runner {line}".rstrip(), "about": text} for line, text in self.examples]
+        return {"name": self.name, "usage": self.usage, "about": self.about, "options": options, "examples": examples}
+
     def format_help(self) -> str:
-        """Format the usage and a line for each option."""
-        shown = [(f"{f'{option.short}, ' * bool(option.short)}{option}", option.help) for option in self.options]
-        width = max((len(name) for name, _ in shown), default=0)
-        return "\n".join([self.usage, *(f"  {name.ljust(width)}  {text}" for name, text in shown)])
+        """Format the usage, the options and the examples, as argparse formats them for the terminal's width."""
+        examples = [f"  {f'python -m runner {line}'.rstrip()}\n      {text}" for line, text in self.examples]
+        words = "[options]" if len(self.options) > 4 else " ".join(f"[{option}]" for option in self.options)
+        parser = argparse.ArgumentParser(
+            usage=self.usage.replace(" ".join(f"[{option}]" for option in self.options), words),
+            description=textwrap.fill(self.about, 100),
+            epilog="\n".join(["examples:", *examples]) if examples else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for option in self.options:
+            names = [name for name in (option.short, option.name) if name]
+            said = option.help.replace("%", "%%")
+            if option.default is not None:
+                parser.add_argument(str(option), help=said, action="store_true")
+            elif option.value:
+                parser.add_argument(*names, help=said, metavar="|".join(option.choices) or option.value)
+            else:
+                parser.add_argument(*names, help=said, action="store_true")
+        return parser.format_help().rstrip()
 
 
 def choose_subject(verb: str, argv: Sequence[str], subjects: Sequence[str]) -> str:

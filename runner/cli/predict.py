@@ -18,6 +18,14 @@ from runner.sweep.runs.address import locate_run
 VERBS = (
     Verb(
         "predict",
+        about="Write the outputs of a trained model for images, folders, NPY, NPZ, tables, or a split of its data.",
+        examples=(
+            ("predict outputs/digits_cnn/2026-01-31_12-00-00_a1b2 photo.png", "of one image"),
+            (
+                "predict outputs/digits_cnn/2026-01-31_12-00-00_a1b2 --split val --out predictions.csv",
+                "of the validation data",
+            ),
+        ),
         words=("RUN",),
         more="INPUT…",
         options=(

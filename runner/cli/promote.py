@@ -7,11 +7,12 @@ from runner.cli.options import JSON, TRUST, Option, Verb
 from runner.core.escape import make_printable
 from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
-from runner.sweep.promote import promote
 
 VERBS = (
     Verb(
         "promote",
+        about="Write a job of a sweep, the best one unless told, as conf/experiment/NAME.yaml.",
+        examples=(("promote outputs/digits_cnn/sweep_1f0c --name tuned", "then: python -m runner experiment=tuned"),),
         words=("SWEEP",),
         options=(
             Option("--name", "name of the experiment, otherwise that of the sweep with `_best`", "NAME"),
@@ -31,6 +32,8 @@ def main(argv: Sequence[str]) -> int:
         ConfigError: there is no such sweep, no such job, nothing to promote, or the file exists.
     """
     given = VERBS[0].parse(argv)
+    from runner.sweep.promote import promote
+
     made = promote(Path(given.words[0]), given.get("--name", ""), given.get("--job", ""), given.trust)
     if given.as_json:
         print_json(made.as_json())

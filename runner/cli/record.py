@@ -12,12 +12,25 @@ from runner.core.errors import ConfigError, Mistake
 from runner.core.escape import make_printable
 from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
-from runner.experiment.record.record_file import write_record
 
 TO = Option("--to", "the file to write, NAME.record.json", "FILE")
 
 
-VERBS = (Verb("record", words=("RUN",), options=(TO, JSON, TRUST), takes_overrides=False),)
+VERBS = (
+    Verb(
+        "record",
+        words=("RUN",),
+        options=(TO, JSON, TRUST),
+        takes_overrides=False,
+        about="Write a small record of a run, to commit: config, trace and result, no weights.",
+        examples=(
+            (
+                "record outputs/digits_cnn/2026-01-31_12-00-00_a1b2 --to conf/experiment/mine.record.json",
+                "for `replay` and `diff`",
+            ),
+        ),
+    ),
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     if to is None:
         remedy = "such as `--to conf/experiment/NAME.record.json`"
         raise ConfigError([Mistake(TO.name, "is missing", remedy=remedy, kind="missing")])
+    from runner.experiment.record.record_file import write_record
+
     written = write_record(Path(given.words[0]), Path(to), given.trust)
     if given.as_json:
         print_json(written)

@@ -26,8 +26,20 @@ ALL = Option("--all", "replay each record of a folder of experiments", "FOLDER")
 
 
 VERBS = (
-    Verb("replay", words=("RUN",), options=(STEPS, FROM, JSON, TRUST), takes_overrides=False),
-    Verb("replay", options=(ALL, STEPS, JSON, TRUST)),
+    Verb(
+        "replay",
+        words=("RUN",),
+        options=(STEPS, FROM, JSON, TRUST),
+        takes_overrides=False,
+        about="Train a recorded run again: the same bits, or the first step that differs and its cause.",
+        examples=(("replay outputs/digits_cnn/2026-01-31_12-00-00_a1b2 --steps 20", "the first twenty steps"),),
+    ),
+    Verb(
+        "replay",
+        options=(ALL, STEPS, JSON, TRUST),
+        about="The same for every record of a folder.",
+        examples=(("replay --all conf/experiment --steps 5", "do my experiments still give these numbers?"),),
+    ),
 )
 
 

@@ -14,7 +14,20 @@ from runner.sweep.report.write import report
 HTML = Option("--html", "write one HTML file of sweeps and runs, to be looked at", "FILE", default="")
 PLOTS = Option("--plots", "with --html: write each plot as PNG and SVG, too", "FOLDER")
 
-VERBS = (Verb("report", words=("SWEEP",), options=(JSON, HTML, PLOTS), takes_overrides=False, more="[DIR…]"),)
+VERBS = (
+    Verb(
+        "report",
+        words=("SWEEP",),
+        options=(JSON, HTML, PLOTS),
+        takes_overrides=False,
+        more="[DIR…]",
+        about="Show the results of a sweep, finished or running, as a table; or any sweeps and runs as an HTML page.",
+        examples=(
+            ("report outputs/digits_cnn/sweep_1f0c", "the table; report.csv, report.json, curves.png"),
+            ("report outputs/digits_cnn/sweep_1f0c --html=report.html", "a page to be looked at"),
+        ),
+    ),
+)
 
 
 def main(argv: Sequence[str]) -> int:

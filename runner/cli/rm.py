@@ -13,7 +13,16 @@ from runner.sweep.runs.removal import plan_removal, remove_planned
 YES = Option("--yes", "do it; without it the command only tells what it would do")
 FORCE = Option("--force", "also what a sweep, another run or an experiment file needs")
 
-VERBS = (Verb("rm", options=(YES, FORCE, JSON), takes_overrides=False, more="FILTER | RUN | SWEEP…"),)
+VERBS = (
+    Verb(
+        "rm",
+        options=(YES, FORCE, JSON),
+        takes_overrides=False,
+        more="FILTER | RUN | SWEEP…",
+        about="Remove runs; what is in progress or needed by others stays. Without --yes nothing is done but said.",
+        examples=(("rm 'status == failed' --yes", "all failed runs"),),
+    ),
+)
 
 
 def main(argv: Sequence[str]) -> int:

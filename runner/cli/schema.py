@@ -14,7 +14,19 @@ from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
 
 _WRITE = Option("--write", "write all schemas into the project, and enter them in the editors' settings")
-VERBS = (Verb("schema", options=(_WRITE, JSON, TRUST), takes_overrides=False, more="[GROUP]"),)
+VERBS = (
+    Verb(
+        "schema",
+        options=(_WRITE, JSON, TRUST),
+        takes_overrides=False,
+        more="[GROUP]",
+        about="JSON Schemas of the config files, with which an editor completes keys and underlines mistakes.",
+        examples=(
+            ("schema --write", "all of them, into the project and the settings of VS Code"),
+            ("schema optimizer", "that of one group's files, printed"),
+        ),
+    ),
+)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from runner.cli.options import COUNT, JSON, TRUST, Option, Verb, choose_subject
-from runner.config.check.check import check
-from runner.config.compose import compose
 from runner.core.errors import ConfigError
 from runner.core.escape import make_printable
 from runner.core.event_stream import print_json
@@ -13,13 +11,39 @@ from runner.core.exit_status import EXIT_DONE, EXIT_FAILED
 
 EPOCH = Option("--epoch", "steps of an epoch, otherwise counted from the dataset", "N", COUNT)
 INPUT = Option("--input", "shape instead of the dataset's sample; once for each input", "3x640x640", is_repeatable=True)
+LONG = 60  # rows: more than a screen
+DEPTH = Option("--depth", "fold what is deeper than this many names: 1 shows `layer1`, 2 `layer1.0`", "N", COUNT)
 BATCH = Option("--batch", "size of the batch, otherwise 1", "N", COUNT)
 
 
 VERBS = (
-    Verb("show data"),
-    Verb("show schedule", options=(EPOCH, JSON, TRUST)),
-    Verb("show model", options=(INPUT, BATCH, JSON, TRUST)),
+    Verb(
+        "show data",
+        about="Show what the data is: a table and a contact sheet for each split, class balance, value ranges.",
+        examples=(
+            ("show data", "the default dataset"),
+            (
+                "show data dataset=fake transform=cifar experiment=null model=small_cnn_rgb32",
+                "before and after the transforms",
+            ),
+        ),
+    ),
+    Verb(
+        "show schedule",
+        options=(EPOCH, JSON, TRUST),
+        about="Show the planned learning rate of each parameter group over the run, and draw it.",
+        examples=(("show schedule scheduler=cosine train.duration=10ep", "a cosine over ten epochs"),),
+    ),
+    Verb(
+        "show model",
+        options=(DEPTH, INPUT, BATCH, JSON, TRUST),
+        about="Show each layer's output shape, parameters, multiply-accumulates and activations; nothing is allocated.",
+        examples=(
+            ("show model", "the default model"),
+            ("show model experiment=imagenet_resnet50 --depth 1", "ResNet-50 in ten rows"),
+            ("show model model=small_cnn --input 1x8x8 --batch 64", "for another input"),
+        ),
+    ),
 )
 
 
@@ -37,6 +61,9 @@ def main(argv: Sequence[str]) -> int:
 def show_data(argv: Sequence[str]) -> int:
     """Print a table per split and write contact sheets below `outputs/show/<name>/`."""
     given = VERBS[0].parse(argv)
+    from runner.config.check.check import check
+    from runner.config.compose import compose
+
     config = check(compose(given.overrides), given.trust)
     from runner.experiment.preview.data import format_table, inspect_splits
 
@@ -54,6 +81,7 @@ def show_schedule(argv: Sequence[str]) -> int:
     `--epoch N` says the steps of an epoch, which are otherwise counted from the dataset.
     """
     given = VERBS[1].parse(argv)
+    from runner.config.compose import compose
     from runner.experiment.examine import require_valid
 
     examined = require_valid(compose(given.overrides), given.trust)
@@ -77,19 +105,24 @@ def show_model(argv: Sequence[str]) -> int:
     `--input 3x640x640` (`ids=128:int64`, more than one) takes the place of the dataset's sample, `--batch N` of one.
     """
     given = VERBS[2].parse(argv)
+    from runner.config.check.check import check
+    from runner.config.compose import compose
+
     composed = compose(given.overrides)
     config = check(composed, given.trust)
     from runner.experiment.preview.model import describe, read_inputs
 
-    batch = given.get("--batch", 1)
+    batch, depth = given.get("--batch", 1), given.get("--depth")
     try:
-        table = describe(config, read_inputs(given.get_all("--input"), batch), batch, given.trust)
+        table = describe(config, read_inputs(given.get_all("--input"), batch), batch, given.trust, depth=depth)
     except ConfigError as error:
         raise ConfigError(composed.blame(error.mistakes)) from error
     if given.as_json:
         print_json(table.as_json())
     else:
         print(make_printable(table))
+        if depth is None and len(table.rows) > LONG:
+            print(f"{len(table.rows)} rows: --depth 1 or --depth 2 folds them")
     return EXIT_FAILED if table.problem else EXIT_DONE
 
 

@@ -3,23 +3,39 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.cli import hydra_questions
 from runner.cli.options import EVENTS, INEXACT, MULTIRUN, SCHEDULE, TRUST, Verb
-from runner.config import compose
+from runner.cli.verbs import HYDRA_FLAGS
 from runner.core.errors import ConfigError, Mistake
 from runner.core.exit_status import EXIT_WRONG
-from runner.experiment.examine import examine, make_reporter, report_count
-from runner.experiment.preflight import processes as processes_preflight
-from runner.experiment.record.directory import make_run_dir
 from runner.train.distributed import environment
 
-VERBS = (Verb("", options=(MULTIRUN, INEXACT, SCHEDULE, EVENTS, TRUST)),)
+VERBS = (
+    Verb(
+        "",
+        options=(MULTIRUN, INEXACT, SCHEDULE, EVENTS, TRUST),
+        about="Check a config, then train a run of it; with `-m` a run for each point of a sweep.",
+        examples=(
+            ("", "the default experiment"),
+            ("experiment=digits_mlp optimizer.lr=0.05 seed=1", "another one, with two settings of yours"),
+            ("model=mlp train.duration=2ep log.tensorboard=false", "another option of a group"),
+            ("-m optimizer.lr=0.1,0.01 seed=0,1,2", "a sweep of six runs; the same line again goes on where it was"),
+            ("run=RUN train.duration=40ep", "a finished run for longer"),
+        ),
+    ),
+)
 
 
 def main(argv: Sequence[str], began: float | None = None) -> int:
     """Train what the command line asks for; return the exit status."""
-    if any(argument.split("=")[0] in hydra_questions.FLAGS for argument in argv):
+    if any(argument.split("=")[0] in HYDRA_FLAGS for argument in argv):
+        from runner.cli import hydra_questions
+
         return hydra_questions.answer(argv)
+    from runner.config import compose
+    from runner.experiment.examine import examine, make_reporter, report_count
+    from runner.experiment.preflight import processes as processes_preflight
+    from runner.experiment.record.directory import make_run_dir
+
     given = VERBS[0].parse(argv)
     trust, inexact, schedule = given.trust, INEXACT.name in given, given.get(SCHEDULE.name, "")
     if MULTIRUN.name in given:

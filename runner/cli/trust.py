@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.cli.options import JSON, Verb, choose_subject
-from runner.config.check.commands import TRUST
 from runner.core import user_trust
 from runner.core.errors import ConfigError, Mistake
 from runner.core.escape import make_printable
@@ -17,9 +16,31 @@ from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
 
 VERBS = (
-    Verb("trust add", words=("PATTERN",), options=(JSON,), takes_overrides=False, more="[PATTERN…]"),
-    Verb("trust list", options=(JSON,), takes_overrides=False),
-    Verb("trust remove", words=("PATTERN",), options=(JSON,), takes_overrides=False, more="[PATTERN…]"),
+    Verb(
+        "trust add",
+        words=("PATTERN",),
+        options=(JSON,),
+        takes_overrides=False,
+        more="[PATTERN…]",
+        about="Trust names, or a directory of code, in this project from now on. It is kept outside the project.",
+        examples=(("trust add 'timm.*'", "in place of --trust on every line"),),
+    ),
+    Verb(
+        "trust list",
+        options=(JSON,),
+        takes_overrides=False,
+        about="List what is trusted in this project.",
+        examples=(("trust list", "one pattern a line"),),
+    ),
+    Verb(
+        "trust remove",
+        words=("PATTERN",),
+        options=(JSON,),
+        takes_overrides=False,
+        more="[PATTERN…]",
+        about="Trust them no longer.",
+        examples=(("trust remove 'timm.*'", "as it was added"),),
+    ),
 )
 
 
@@ -53,6 +74,8 @@ def _check_pattern(pattern: str) -> str:
     Raises:
         ConfigError: it would trust the commands of files, or is a directory that is not there.
     """
+    from runner.config.check.commands import TRUST
+
     if pattern == TRUST:
         rule = "cannot be kept: a command that a file gives is trusted for one command line"
         raise ConfigError([Mistake("trust add", rule, pattern, remedy=f"--trust {TRUST}", kind="untrusted")])

@@ -1,5 +1,11 @@
 """Verbs: the first words of a command line, and the module that serves each."""
 
+QUESTIONS = frozenset({"-h", "--help", "-V", "--version"})  # wherever they stand, they are answered and nothing else
+
+
+HYDRA_FLAGS = frozenset({"--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"})
+
+
 VERBS = {  # name → module; what a verb imports is paid by that verb only
     "check": "runner.cli.check",
     "show": "runner.cli.show",
@@ -20,6 +26,7 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
     "ls": "runner.cli.ls",
     "trust": "runner.cli.trust",
     "help": "runner.cli.help",
+    "new": "runner.cli.new",
     "schema": "runner.cli.schema",
     "rm": "runner.cli.rm",
     "archive": "runner.cli.archive",
@@ -28,7 +35,8 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
 }
 
 
-PLANNED: tuple[str, ...] = ()
+# Verbs that answer at once: they load no torch.
+QUICK = frozenset({"help", "new", "why", "ls", "rm", "archive", "trust", "diff", "compare", "report", "schema"})
 
 
 # First words of other tools' command lines, and the verb that does the same; without one a run is trained.
@@ -41,4 +49,11 @@ ELSEWHERE = {
     "test": "evaluate",
     "validate": "evaluate",
     "continue": "resume",
+    "init": "new",
+    "create": "new",
+    "list": "ls",
+    "remove": "rm",
+    "delete": "rm",
+    "version": "--version",
+    "infer": "predict",
 }

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from runner.config.interpolation import resolve
 from runner.config.moved import with_current_names
 from runner.config.origins import Layers, as_path, format_argument
+from runner.config.replaced import list_replaced
 from runner.core.errors import Mistake
 
 
@@ -57,9 +58,9 @@ class Composed:
 
     @cached_property
     def notes(self) -> list[str]:
-        """Return notes on values of the environment, and on settings written for another component."""
+        """Return notes: on files that replace ours, the environment, settings written for another component."""
         of_layers = [*self.layers.notes_on_recipes(), *self.layers.notes_on_targets(self.config)]
-        return [*self._resolution[2], *of_layers]
+        return [*list_replaced(), *self._resolution[2], *of_layers]
 
     @property
     def unresolvable(self) -> list[Mistake]:

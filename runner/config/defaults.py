@@ -24,7 +24,11 @@ class Default:
 def find_signature_default(target: str, name: str) -> Default | None:
     """Return the default of argument `name` of class or function `target`; None where unreadable."""
     found = _find_parameter(target, name)
-    if found is None or found.default is None:
+    return None if found is None else _read_default(found)
+
+
+def _read_default(found: "_Parameter") -> Default | None:
+    if found.default is None:
         return None
     try:
         value = ast.literal_eval(found.default)
@@ -49,7 +53,7 @@ def find_docstring(target: str) -> str:
     if found is None or not isinstance(found[2], ast.ClassDef | ast.FunctionDef):
         return ""
     tree = _parse_file(found[0])
-    apart = [node.value for node in tree.body if _sets_docstring(node, found[2].name)] if tree else []
+    apart = [node.value for node in tree.body if _is_docstring_of(node, found[2].name)] if tree else []
     if apart:  # `SGD.__doc__ = …`, of several texts
         parts = (part.value for part in ast.walk(apart[0]) if isinstance(part, ast.Constant))
         return "".join(part for part in parts if isinstance(part, str))
@@ -57,7 +61,7 @@ def find_docstring(target: str) -> str:
     return "\n\n".join(filter(None, (ast.get_docstring(node) for node in (found[2], *made))))
 
 
-def _sets_docstring(node: ast.stmt, name: str) -> TypeGuard[ast.Assign]:
+def _is_docstring_of(node: ast.stmt, name: str) -> TypeGuard[ast.Assign]:
     target = node.targets[0] if isinstance(node, ast.Assign) else None
     owner = target.value if isinstance(target, ast.Attribute) and target.attr == "__doc__" else None
     return isinstance(owner, ast.Name) and owner.id == name
@@ -71,14 +75,19 @@ class _Parameter:
 
 
 def _find_parameter(target: str, name: str) -> _Parameter | None:
-    """Find argument `name` of the class or function `target`; None where it cannot be read.
+    """Find argument `name` of the class or function `target`; None where it cannot be read."""
+    return next((parameter for parameter in _list_parameters(target) if parameter.argument.arg == name), None)
 
-    One that only `**kwargs` takes is looked for in the class that a function returns, and in a class's bases.
+
+def _list_parameters(target: str) -> Iterator[_Parameter]:
+    """Yield the parameters of a class or function, as far as they can be read.
+
+    Those that only `**kwargs` takes are of the class that a function returns, or of a class's bases.
     """
     found = _find_definition(target, [])
     for _ in range(_MOST_FILES):
         if found is None:
-            return None
+            return
         file, module, node = found
         function = node
         if isinstance(node, ast.ClassDef):
@@ -86,17 +95,22 @@ def _find_parameter(target: str, name: str) -> _Parameter | None:
                 (n for n in node.body if isinstance(n, ast.FunctionDef) and n.name in ("__init__", "__new__")), node
             )
         if isinstance(function, ast.FunctionDef):
-            own = next(
-                (parameter for parameter in _list_own_parameters(function, file) if parameter.argument.arg == name),
-                None,
-            )
-            if own is not None or function.args.kwarg is None:
-                return own
+            yield from _list_own_parameters(function, file)
+            if function.args.kwarg is None:
+                return
         behind = node.returns if isinstance(node, ast.FunctionDef) else next(iter(getattr(node, "bases", [])), None)
         if isinstance(behind, ast.Subscript):
             behind = behind.value
         found = _find_definition(f"{module}.{behind.id}", []) if isinstance(behind, ast.Name) else None
-    return None
+
+
+def list_arguments(target: str) -> dict[str, tuple[str, Default | None]]:
+    """Map each argument of a class or function to its annotation and default, as far as they can be read."""
+    found: dict[str, tuple[str, Default | None]] = {}
+    for parameter in _list_parameters(target):
+        kind = ast.unparse(parameter.argument.annotation) if parameter.argument.annotation else ""
+        found.setdefault(parameter.argument.arg, (kind, _read_default(parameter)))
+    return found
 
 
 def _list_own_parameters(function: ast.FunctionDef, file: Path) -> Iterator[_Parameter]:

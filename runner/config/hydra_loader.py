@@ -21,18 +21,19 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.config import arguments, document, recipes
 from runner.config.composed import Composed
 from runner.config.document import Document
-from runner.config.hydra_repository import CONFIG_NAME, Repository, find_defaults_line, find_our_conf, make_search_path
+from runner.config.hydra_repository import CONFIG_NAME, Repository, find_defaults_line, make_search_path
 from runner.config.interpolation import fill_in_referenced_defaults
 from runner.config.origins import Layers, format_argument, make_relative
 from runner.config.recipes import SupersededGroup
 from runner.config.suggestions import find_nearest, format_suggestion, translate_name
 from runner.core.errors import ConfigError, Kind, Mistake
+from runner.core.paths import find_our_conf
 
 _OURS_ONLY = "may be set by the runner's own files and the command line only"
 
 
-# All that a file beside the primary config may set: texts of a sweep's values, which we enumerate ourselves.
-_HYDRA_FROM_FILES = {"hydra.sweeper.params"}
+# All that a file may set: texts of a sweep, which we enumerate ourselves, and of a help page that nobody prints.
+_HYDRA_FROM_FILES = {"hydra.sweeper.params", "hydra.help"}
 
 
 class ConfigLoader(ConfigLoaderImpl):

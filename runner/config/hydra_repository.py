@@ -19,7 +19,7 @@ from runner.config import document
 from runner.config.document import Document
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core.errors import Mistake
-from runner.core.paths import PACKAGE
+from runner.core.paths import find_our_conf
 
 CONFIG_NAME = "config"  # of the primary config
 
@@ -31,13 +31,6 @@ _GLOBAL_HEADER = "its first line must be `# @package _global_`"
 
 
 _NOTHING = ConfigResult(provider="none", path="", config=OmegaConf.create(), header={"package": "_global_"})
-
-
-def find_our_conf() -> Path:
-    """Return the shipped config groups: inside an installed package, beside it in a checkout."""
-    package = PACKAGE.resolve()
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def make_search_path(cwd: Path) -> ConfigSearchPath:

@@ -32,6 +32,7 @@ class KeyHelp:
         default: plain data; `ABSENT` where the key must be given.
         comment: from the schema; empty without one.
         where: `schema/train.py:112`.
+        choices: all values where they are few, as YAML; empty for any other kind.
     """
 
     key: str
@@ -40,6 +41,7 @@ class KeyHelp:
     default: Any
     comment: str
     where: str
+    choices: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data; without `default` where the key must be given."""
@@ -100,6 +102,20 @@ def list_keys_below(key: str) -> list[KeyHelp]:
     return found
 
 
+def list_choices(kind: Any) -> tuple[str, ...]:
+    """List those values of a type that are few, as YAML: literals, true and false, null beside them."""
+    parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    found: list[str] = []
+    for part in parts:
+        if get_origin(part) is Literal:
+            found += map(format_yaml, get_args(part))
+        elif part is bool:
+            found += ["true", "false"]
+        elif part is type(None):
+            found += ["null"]
+    return tuple(found) if found != ["null"] else ()
+
+
 def describe_type(kind: Any) -> str:
     """Describe a field's type in words."""
     parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
@@ -154,9 +170,8 @@ def _walk(owner: type, prefix: str) -> Iterator[KeyHelp]:
         note = notes[owner.__name__, item.name]
         inner, below = _find_inner(kind, key)
         shown = kind if not item.metadata.get("rest") else get_args(kind)[1]
-        yield KeyHelp(
-            key, describe_type(shown), describe_rule(item.metadata), _get_default(item), note.comment, note.where
-        )
+        said = describe_type(shown), describe_rule(item.metadata), _get_default(item), note.comment, note.where
+        yield KeyHelp(key, *said, list_choices(shown))
         if inner is not None:
             yield from _walk(inner, f"{below}.")
 

@@ -236,7 +236,7 @@ class Layers:
         return notes
 
     def find_earlier_target(self, path: Path_) -> tuple[object, Setting] | None:
-        """Return the `_target_` that an argument was written for, and the later setting of another one, if any."""
+        """Return the `_target_` that an argument was written for, and the setting that replaces it, or None."""
         of_target = [layer.setting((*path[:-1], "_target_")) for layer in self._layers]
         setters = [place for place, layer in enumerate(self._layers) if layer.setting(path)]
         before = [setting for setting in of_target[: setters[-1] + 1] if setting] if setters else []

@@ -28,6 +28,10 @@ MAX_DEPTH = 100
 MAX_DIGITS = 300  # of a whole number: one of 309 is no float any more
 
 
+# No link is followed, no pipe waited for, nothing inherited; Windows has none of these, but a text mode.
+OPEN_FLAGS = sum(getattr(os, f"O_{name}", 0) for name in ("NOFOLLOW", "NONBLOCK", "CLOEXEC", "BINARY"))
+
+
 MAX_LINE = 4_000_000  # bytes of a line of metrics.jsonl
 
 
@@ -68,7 +72,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
         OSError: it is a link, a pipe, a socket, a device or a folder, or cannot be opened.
     """
     try:
-        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        handle = os.open(path, flags | OPEN_FLAGS, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "is a link, and a run has none", str(path)) from None

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -20,6 +20,9 @@ HEAD = ("layer", "type", "output shape", "trainable", "frozen", "MACs")
 
 
 OF_TRAINING = ("backward MACs", "activations")
+
+
+NUMBERS = ("trainable", "frozen", "macs", "backward", "activations")
 
 
 @dataclasses.dataclass
@@ -46,8 +49,7 @@ class ModelTable:
     @property
     def total(self) -> ModuleRow:
         """Return the sum over all rows."""
-        numbers = ("trainable", "frozen", "macs", "backward", "activations")
-        return ModuleRow("total", "", "", *(sum(getattr(row, name) for row in self.rows) for name in numbers))
+        return ModuleRow("total", "", "", *(sum(getattr(row, name) for row in self.rows) for name in NUMBERS))
 
     @property
     def head(self) -> tuple[str, ...]:
@@ -119,10 +121,11 @@ def _align(cell: str, width: int, column: int) -> str:
     return cell.ljust(width) if column < 3 else cell.rjust(width)
 
 
-def build_model_table(model: nn.Module, inputs: Any, *, training: bool = False) -> ModelTable:
+def build_model_table(model: nn.Module, inputs: Any, *, training: bool = False, depth: int | None = None) -> ModelTable:
     """Build the table of `model` for one forward of `inputs`, and with `training` its backward, on meta.
 
-    `inputs` is a tensor, a list or tuple of arguments, or a dict of keyword arguments. One row for each leaf module and
+    `inputs` is a tensor, a list or tuple of arguments, or a dict of keyword arguments; a module whose name has more
+    than `depth` parts is added to the row of the module that holds it. One row for each leaf module and
     for any other with parameters, multiplications or activations of its own. Multiply-accumulates are half the FLOPs
     that `torch.utils.flop_counter` counts, so the rows add up to its total; they are those of eval mode, where
     auxiliary heads are off. Activations are the storages that autograd keeps from a forward in training mode (in eval
@@ -145,8 +148,30 @@ def build_model_table(model: nn.Module, inputs: Any, *, training: bool = False) 
             table.notes.append(
                 "torch.utils.flop_counter leaves out the groups of convolutions in their backward: it counts too much"
             )
-    table.rows = [row for module, row in rows.items() if _is_leaf(module) or any(dataclasses.astuple(row)[3:])]
+    leaves = {row.name for module, row in rows.items() if _is_leaf(module)}
+    if depth is not None:
+        leaves = {_cut_name(name, depth) for name in leaves}
+    table.rows = [
+        row for row in _fold_rows(rows.values(), depth) if row.name in leaves or any(dataclasses.astuple(row)[3:])
+    ]
     return table
+
+
+def _cut_name(name: str, depth: int) -> str:
+    return ".".join(name.split(".")[:depth])
+
+
+def _fold_rows(rows: Iterable[ModuleRow], depth: int | None) -> list[ModuleRow]:
+    """Add the numbers of each row of more than `depth` names to the row of the module that holds it."""
+    folded: dict[str, ModuleRow] = {}  # a module stands before those that it holds
+    for row in rows:
+        name = row.name if depth is None else _cut_name(row.name, depth)
+        if name not in folded:
+            folded[name] = row
+            continue
+        for number in NUMBERS:
+            setattr(folded[name], number, getattr(folded[name], number) + getattr(row, number))
+    return list(folded.values())
 
 
 def _format_error(error: Exception) -> str:

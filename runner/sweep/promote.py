@@ -10,11 +10,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from runner.config import document
-from runner.config.hydra_repository import find_our_conf
 from runner.config.minimal import write_experiment
 from runner.core import safe_io
 from runner.core.errors import ConfigError, Mistake
 from runner.core.escape import escape_line, make_printable
+from runner.core.paths import find_our_conf
 from runner.experiment.record.recorded import is_run, read_config_files
 from runner.sweep.ledger import JobRecord
 from runner.sweep.report.results import REPLICATED, Report, ReportEntry, gather, is_result

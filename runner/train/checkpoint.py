@@ -98,6 +98,10 @@ class Checkpoints:
         """Return the checkpoint with the best finite metric, the earliest of equals."""
         return self._best(self._entries)
 
+    def takes(self, metric: float | None) -> bool:
+        """Return whether `save` wants the state of now."""
+        return True
+
     def save(self, state: dict[str, Any], step: int, metric: float | None, *, background: bool = False) -> None:
         """Write `state` as `step_<step>.pt`, verify and commit it, then drop the old checkpoints.
 

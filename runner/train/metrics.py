@@ -4,6 +4,7 @@ The accumulators stay on the device of the data: nothing is read back before `co
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from itertools import dropwhile
 from typing import Any
 
@@ -17,15 +18,16 @@ class Accuracy:
     """Share of samples whose target is among the `top_k` largest logits.
 
     `update` takes logits [N, C, ...] of any float dtype and class indices [N, ...], or shares of classes [N, C, ...] as
-    MixUp and CutMix make them, of which the largest counts. `compute` gives a number in [0, 1], NaN before any update.
+    MixUp and CutMix make them, of which the largest counts. Targets of the class `ignore_index` do not count. `compute`
+    gives a number in [0, 1], NaN before any update.
 
     Small batches wait and are counted together: four small operators a step cost the small CNN 7% of its speed.
     """
 
     higher_is_better = True
 
-    def __init__(self, top_k: int = 1) -> None:
-        self.top_k = top_k
+    def __init__(self, top_k: int = 1, ignore_index: int | None = None) -> None:
+        self.top_k, self.ignore_index = top_k, ignore_index
         self.reset()
 
     def reset(self) -> None:
@@ -33,7 +35,7 @@ class Accuracy:
         self._waiting: list[tuple[Tensor, Tensor]] = []
         self._elements = 0
         self._hits: Tensor | float = 0.0
-        self._count = 0
+        self._count: Tensor | float = 0
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add one batch; neither tensor may be changed in place afterwards."""
@@ -45,12 +47,12 @@ class Accuracy:
     def compute(self) -> float:
         """Return the share of hits so far."""
         self._count_waiting()
-        return float(self._hits) / self._count if self._count else math.nan
+        return float(self._hits) / float(self._count) if self._count else math.nan
 
     def state_dict(self) -> dict[str, Any]:
         """Return hits and count as plain numbers."""
         self._count_waiting()
-        return {"hits": float(self._hits), "count": self._count}
+        return {"hits": float(self._hits), "count": int(self._count)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load a state_dict."""
@@ -71,6 +73,10 @@ class Accuracy:
             if right.shape != classes.shape:
                 message = f"the target of an output {list(output.shape)} must be its classes, not {list(target.shape)}"
                 raise ValueError(message)
+            if self.ignore_index is not None:
+                counts = classes != self.ignore_index
+                self._hits, self._count = self._hits + (right & counts).sum(), self._count + counts.sum()
+                continue
             self._hits = self._hits + right.sum()
             self._count += right.numel()
 
@@ -113,3 +119,131 @@ class MeanSquaredError:
 def _strip_leading_ones(tensor: Tensor) -> list[int]:
     """Return a tensor's shape without its leading ones, which broadcasting adds."""
     return list(dropwhile(lambda size: size == 1, tensor.shape))
+
+
+class MeanIoU:
+    """Mean over classes of intersection over union, from one confusion matrix of a whole split.
+
+    `update` takes logits [N, C, ...] and class indices [N, ...]; a class that neither output nor target has does not
+    count. `compute` gives a number in [0, 1], NaN before any update.
+
+    Args:
+        ignore_index: class of the target that does not count (255 marks borders in Pascal VOC).
+    """
+
+    higher_is_better = True
+
+    def __init__(self, ignore_index: int | None = 255) -> None:
+        self.ignore_index = ignore_index
+        self.reset()
+
+    def reset(self) -> None:
+        """Reset the confusion matrix."""
+        self.confusion: Tensor | None = None  # int64 [C, C]: targets by outputs
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add one batch.
+
+        Raises:
+            ValueError: the target is no class index of each place of the output.
+        """
+        classes, found = output.shape[1], output.argmax(1)
+        if found.shape != target.shape or target.is_floating_point():
+            message = f"the target of an output {list(output.shape)} must be its classes, not {list(target.shape)}"
+            raise ValueError(message)
+        pairs = target.long() * classes + found
+        if self.ignore_index is not None:  # counted in a place of its own: nothing waits for the device
+            pairs = pairs.where(target != self.ignore_index, classes * classes)
+        counts = pairs.new_zeros(classes * classes + 1).scatter_add_(
+            0, pairs.flatten(), torch.ones_like(pairs.flatten())
+        )
+        matrix = counts[:-1].view(classes, classes)
+        self.confusion = matrix if self.confusion is None else self.confusion.to(matrix.device) + matrix
+
+    def compute(self) -> float:
+        """Return the mean over the classes so far."""
+        if self.confusion is None:
+            return math.nan
+        matrix = self.confusion.double().cpu()
+        shared, union = matrix.diag(), matrix.sum(0) + matrix.sum(1) - matrix.diag()
+        return float((shared / union)[union > 0].mean())
+
+
+class BoxPrecision:
+    """Mean average precision of boxes as COCO defines it.
+
+    That is with 101 recalls, boxes of all areas, at most 100 of them an image; there are no crowds.
+
+    `update` takes lists with an item an image: of the output `boxes` [N, 4] (corners), `scores` [N], `labels` [N], of
+    the target `boxes` and `labels`, as torchvision's detectors give and take them. `compute` gives `map` (mean over
+    classes and overlaps of 0.5 to 0.95), `map_50` and `map_75`, NaN where no image has a box.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, max_boxes: int = 100) -> None:
+        self.max_boxes = max_boxes
+        self.thresholds = [0.5 + 0.05 * step for step in range(10)]
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self.images: list[list[Tensor]] = []  # of each: boxes, scores, labels found; boxes and labels that are true
+
+    def update(self, output: Sequence[Mapping[str, Tensor]], target: Sequence[Mapping[str, Tensor]]) -> None:
+        """Add the images of one batch.
+
+        Raises:
+            ValueError: there are not as many targets as outputs.
+        """
+        for found, true in zip(output, target, strict=True):
+            parts = [found["boxes"], found["scores"], found["labels"], true["boxes"], true["labels"]]
+            self.images.append([part.detach().cpu() for part in parts])
+
+    def compute(self) -> dict[str, float]:
+        """Return the means so far."""
+        classes = sorted({int(label) for image in self.images for label in image[4].unique()})
+        if not classes:
+            return dict.fromkeys(("map", "map_50", "map_75"), math.nan)
+        rows = torch.stack([self._measure_class(label) for label in classes]).mean(0)  # by threshold
+        return {"map": float(rows.mean()), "map_50": float(rows[0]), "map_75": float(rows[5])}
+
+    def _measure_class(self, label: int) -> Tensor:
+        """Return the average precision of a class at each threshold of overlap, float64 [10]."""
+        scores, hits, total = [], [], 0
+        for boxes, score, labels, true_boxes, true_labels in self.images:
+            mine, true = labels == label, true_boxes[true_labels == label].double()
+            order = score[mine].sort(descending=True, stable=True).indices[: self.max_boxes]
+            scores.append(score[mine][order])
+            hits.append(_match_boxes(boxes[mine][order].double(), true, self.thresholds))
+            total += len(true)
+        order = torch.cat(scores).sort(descending=True, stable=True).indices
+        found = torch.cat(hits, 1)[:, order].double().cumsum(1)
+        precision = found / torch.arange(1, found.shape[1] + 1)
+        precision = precision.flip(1).cummax(1).values.flip(1) if found.shape[1] else precision
+        places = torch.searchsorted(
+            found / total, torch.linspace(0, 1, 101, dtype=torch.float64).expand(10, -1).contiguous()
+        )
+        return torch.cat([precision, precision.new_zeros(10, 1)], 1).gather(1, places).mean(1)
+
+
+def _match_boxes(boxes: Tensor, true: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """Match boxes, best first, each with the free true box that it overlaps most.
+
+    Returns bool [thresholds, boxes].
+    """
+    hits = torch.zeros(len(thresholds), len(boxes), dtype=torch.bool)
+    if not len(boxes) or not len(true):
+        return hits
+    low, high = torch.maximum(boxes[:, None, :2], true[:, :2]), torch.minimum(boxes[:, None, 2:], true[:, 2:])
+    shared = (high - low).clamp(min=0).prod(2)
+    areas = [(each[:, 2:] - each[:, :2]).prod(1) for each in (boxes, true)]
+    overlaps = shared / (areas[0][:, None] + areas[1] - shared)
+    free = torch.ones(len(thresholds), len(true), dtype=torch.bool)
+    least = torch.tensor(thresholds, dtype=torch.float64)
+    for number, overlap in enumerate(overlaps):
+        best, which = overlap.where(free, -1.0).max(1)
+        hits[:, number] = best >= least.clamp(max=1 - 1e-10)
+        rows = hits[:, number].nonzero()[:, 0]
+        free[rows, which[rows]] = False
+    return hits

@@ -425,11 +425,12 @@ def save(run: Run) -> None:
     run.progress.seconds_training = max(run.progress.seconds_training, run.clock.budget.used)
     best = run.progress.best
     metric = best["objective"] if best is not None and best["step"] == run.progress.step else None
-    update_statistics(run)
-    state = collect_state(run)
-    run.trace.save(run, state)
-    with handle_save_error(run):
-        run.checkpoints.save(state, run.progress.step, metric, background=True)
+    if run.checkpoints.takes(metric):
+        update_statistics(run)
+        state = collect_state(run)
+        run.trace.save(run, state)
+        with handle_save_error(run):
+            run.checkpoints.save(state, run.progress.step, metric, background=True)
     run.clock.saving += time.perf_counter() - begun
     run.clock.start()
 

@@ -251,3 +251,8 @@ def make_targets(like: Any, output: Any) -> Any:
         return make_probabilities(like)
     count = output.shape[1] if isinstance(output, Tensor) and output.dim() > 1 and output.shape[1] > 1 else 2
     return (torch.arange(like.numel()) % min(2, count)).reshape(like.shape).to(like.dtype)
+
+
+def make_labels(like: Any, _output: Any = None) -> Any:
+    """Make zeros and ones in turn in the shape and dtype of a tensor, as labels of several classes."""
+    return _make_like(like, lambda shape: (torch.arange(shape.numel()) % 2).reshape(shape))

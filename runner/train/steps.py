@@ -21,6 +21,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from runner.core.trees import count_samples
+
 
 def supervised(
     batch: Any,
@@ -93,3 +95,95 @@ def get_output(made: Any, place: int | str, default: Any = _REQUIRED) -> Any:
 def minimise(_batch: Any, model: nn.Module, _loss: Callable[..., Any] | None) -> dict[str, Any]:
     """Return the model's own value as the loss, for `dataset=none` and `loss=none`."""
     return {"loss": model()}
+
+
+def take_model_loss(
+    batch: Any,
+    model: nn.Module,
+    _loss: Callable[..., Any] | None = None,
+    input: int | str | Sequence[int | str] | Mapping[str, int | str] | None = None,  # noqa: A002  as above
+    target: int | str | None = None,
+    output: int | str | None = None,
+    class_dim: int = 1,
+    ignore_index: int = -100,
+    shift: bool = False,
+) -> dict[str, Any]:
+    """Return the loss that the model computes by itself, with its output and target; for `loss=none`.
+
+    The loss is the field `loss` of what the model returns (Hugging Face's `ModelOutput`), the first member of a tuple,
+    the one number that it returns, or the sum of a mapping of numbers (torchvision's detectors), each of which is
+    logged. An evaluation may have none. A loss of several targets a sample is weighted by those that count.
+
+    Args:
+        batch: a mapping (named arguments of the model), a list or tuple (positional ones), or one argument.
+        model: called with the members of the batch.
+        input: index or key of the only argument; a list of them gives positional, a mapping gives named arguments;
+            without it the model gets the whole batch.
+        target: index or key of what metrics compare the output with; `labels`, or 1, where the batch has that.
+        output: index, key or field of what metrics get; `logits` where the model returns that, else all but the loss.
+        class_dim: dimension of the classes in the output; metrics get it as dimension 1 (-1 for token classification).
+        ignore_index: class of a target that does not count.
+        shift: whether the model predicts the target after each position, as a causal language model does.
+
+    Raises:
+        ValueError: the model gives no loss while it trains.
+    """
+    made = _call_model(model, batch, input)
+    value, parts, rest = _split_loss(made)
+    if value is None and model.training:
+        keys = f" with {', '.join(map(str, made))}" if isinstance(made, Mapping) else ""
+        raise ValueError(
+            f"the model gives no loss: it returns a {type(made).__name__}{keys}; it computes one where it gets the "
+            "target, too (of Hugging Face's models: `labels`)"
+        )
+    place = output if output is not None or not isinstance(rest, Mapping) or "logits" not in rest else "logits"
+    main = rest if place is None else get_output(rest, place)
+    wanted, size = _find_target(batch, target), count_samples(batch)
+    if isinstance(main, Tensor) and class_dim != 1:
+        main = main.movedim(class_dim, 1)
+    if shift and isinstance(main, Tensor) and isinstance(wanted, Tensor):
+        main, wanted = main[..., :-1], wanted[..., 1:]
+    made_of: dict[str, Any] = {"target": wanted, "size": size, **parts} | ({} if main is None else {"output": main})
+    if isinstance(wanted, Tensor) and wanted.dim() > 1 and not wanted.is_floating_point():
+        made_of |= {"size": (wanted != ignore_index).sum(), "loss_is": "mean"}
+    return made_of if value is None else {"loss": value, **made_of}
+
+
+def _call_model(model: nn.Module, batch: Any, place: Any) -> Any:
+    """Call the model with the whole batch, or with the members that `place` names."""
+    if isinstance(place, int | str):
+        return model(batch[place])
+    if isinstance(place, Mapping):
+        return model(**{name: batch[member] for name, member in place.items()})
+    if place is not None:
+        return model(*[batch[member] for member in place])
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, list | tuple) else model(batch)
+
+
+def _split_loss(made: Any) -> tuple[Any, dict[str, Tensor], Any]:
+    """Return the loss in what a model gives (None without one), its named parts, and the rest."""
+    if isinstance(made, Mapping):
+        if made.get("loss") is not None:
+            return made["loss"].mean(), {}, {name: part for name, part in made.items() if name != "loss"}
+        if made and all(_is_number(part) for part in made.values()):
+            return sum(made.values()), {str(name): part.detach() for name, part in made.items()}, None
+    elif isinstance(made, tuple) and made and _is_number(made[0]):
+        return made[0].mean(), {}, made[1] if len(made) == 2 else made[1:]
+    elif _is_number(made):
+        return made.mean(), {}, None
+    return None, {}, made
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() == 1 and value.dim() < 2 and value.is_floating_point()
+
+
+def _find_target(batch: Any, place: int | str | None) -> Any:
+    """Return the target in a batch; None where it has none."""
+    if place is not None:
+        return batch[place]
+    if isinstance(batch, Mapping):
+        return batch.get("labels")
+    return batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None

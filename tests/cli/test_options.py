@@ -1,9 +1,13 @@
 """The parser of the verbs' options: the same handling of every option by every verb."""
 
 import importlib
+import json
+import shlex
+from importlib import metadata
 
 import pytest
 
+import runner
 from runner.__main__ import VERBS, main
 from runner.cli import train
 from runner.cli.options import COUNT, JSON, MULTIRUN, SIZE, TRUST, Option, Verb, choose_subject, find_trust
@@ -75,6 +79,8 @@ def test_sizes_have_units():
         (["r", "--json=1"], ("--json", "value", "")),
         (["r", "--jsn"], ("--jsn", "unknown-option", "--json")),
         (["r", "--stesp=3"], ("--stesp", "unknown-option", "--steps")),
+        (["r", "--hlep"], ("--hlep", "unknown-option", "--help")),
+        (["r", "-versoin"], ("-versoin", "unknown-option", "--version")),
         ([], ("RUN", "missing", "")),
     ],
 )
@@ -110,19 +116,60 @@ def test_another_process_finds_what_is_trusted_in_any_command_line():
 def test_every_verb_has_the_same_mistake_for_the_same_option(verb):
     words = ["word"] * len(verb.words)
     for option in verb.options:
-        if option.value:
+        if option.value and option.default is None:
             assert [(option.name, "missing", "")] == mistakes(*words, option.name, verb=verb)
         else:
             assert option.name in verb.parse([*words, option.name])
 
 
-@pytest.mark.parametrize("name", VERBS)
-def test_help_lists_the_options_of_the_verb(name, capsys):
-    assert 0 == main([name, "--help"])
+@pytest.mark.parametrize("option", ["-h", "--help"])
+@pytest.mark.parametrize("name", ["", *VERBS])
+def test_help_lists_usage_options_and_examples_of_the_verb(name, option, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert 0 == main([*filter(None, [name]), option])
     shown = capsys.readouterr().out
-    for verb in importlib.import_module(VERBS[name]).VERBS:
-        assert verb.usage in shown
-        assert all(option.help in shown for option in verb.options)
+    for verb in (importlib.import_module(VERBS[name]) if name else train).VERBS:
+        assert f"usage: {' '.join(['python -m runner', *verb.name.split(), *verb.words])}" in shown
+        assert [] == [option.help for option in verb.options if option.help not in shown]
+        assert [] == [line for line, _ in verb.examples if f"  python -m runner {line}".rstrip() not in shown]
+
+
+@pytest.mark.parametrize("argv", [["show", "model", "--help"], ["help", "show", "model"]])
+def test_help_of_one_subject_is_that_of_no_other(argv, capsys):
+    assert 0 == main(argv)
+    shown = capsys.readouterr().out
+    assert ("show model" in shown, "show data" in shown) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("argv", "names"),
+    [
+        (["show", "model", "--help"], ["show model"]),
+        (["help", "show", "model"], ["show model"]),
+        (["ls", "-h"], ["ls"]),
+        (["--help"], [verb.name for verb in (*train.VERBS, *DECLARED[: -len(train.VERBS)])]),
+    ],
+)
+def test_a_program_gets_the_help_as_json(argv, names, capsys):
+    assert 0 == main([*argv, "--json"])
+    assert names == [verb["name"] for verb in json.loads(capsys.readouterr().out)["verbs"]]
+
+
+@pytest.mark.parametrize("verb", DECLARED, ids=lambda verb: verb.name or "train")
+def test_every_example_of_a_verb_is_a_command_line_of_it(verb):
+    lines = [shlex.split(line) for line, _ in verb.examples]
+    assert lines
+    for line in lines:
+        words = verb.name.split()
+        assert words == line[: len(words)]
+        assert len(verb.words) == len(verb.parse(line[len(words) :]).words)
+
+
+def test_the_version_is_read_without_torch(capsys):
+    assert 0 == main(["--version"])
+    assert f"runner {runner.__version__}, python 3." in capsys.readouterr().out
+    assert 0 == main(["-V", "--json"])
+    assert metadata.version("torch") == json.loads(capsys.readouterr().out)["torch"]
 
 
 @pytest.mark.parametrize("option", ["--inexact", "--schedule=follow"])

@@ -15,7 +15,7 @@ from runner.config.editor import project, targets
 from runner.config.editor.docstrings import read_arguments
 from runner.config.editor.json_schema import PRESET, ROOT, SchemaBuilder
 from runner.config.editor.project import is_global, list_config_files
-from runner.config.hydra_repository import find_our_conf
+from runner.core.paths import find_our_conf
 from tests.config import corpus
 
 FEW = ("torch.optim", "torch.optim.lr_scheduler", "torch.nn.init", "runner.train.metrics", "runner.train.steps")
@@ -119,6 +119,7 @@ def test_a_mistake_is_seen(validate, group, text):
         ("train", "duration: ${other}\naccumulate: 1_000\nclip_norm: 1e-3\nema: null"),
         ("loader", "shuffle: ${x}\npin_memory: auto\nbatch_size: null"),
         ("model", "_target_: nets.Net\nblock: {_target_: nets.Block, depth: 3}"),
+        ("dataset", "train: {_target_: datasets.load_dataset, path: x}"),  # of another package with this name
         ("dataset", "sample: [{shape: [3]}, {dtype: int64}]"),
         ("dataset", "sample: {image: {shape: [3]}, label: {dtype: int64}}"),
         ("param_groups", "no_decay: {match: [a, b], max_dims: 1, weight_decay: 0, betas: [0.9, 0.99], mine: 3}"),

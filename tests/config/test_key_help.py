@@ -62,7 +62,24 @@ def test_a_group_shows_its_options_and_keys(helped):
 
 def test_an_argument_of_a_component_is_in_its_signature(helped):
     assert "default 16" in helped("model.width")[1]
-    assert "argument of models.mlp.MLP" in helped("model.sizes", "model=mlp")[1]
+    assert "Argument of models.mlp.MLP; [64, 128, 128, 10] in this config." in helped("model.sizes", "model=mlp")[1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("optimizer",), "optimizer.nesterov: bool; default false (torch/optim/sgd.py:"),
+        (("optimizer", "optimizer=adam", "experiment=null"), "optimizer.betas: "),
+        (("scheduler", "scheduler=one_cycle", "experiment=null"), "scheduler.pct_start: float; default 0.3"),
+        (("model", "model=resnet18"), "model.num_classes: int; default 1000 (torchvision/models/resnet.py:"),
+    ],
+)
+def test_a_group_of_a_component_shows_its_arguments(helped, argv, said):
+    assert said in helped(*argv)[1]
+
+
+def test_the_nearest_argument_is_named(helped):
+    assert "optimizer.lr" in helped("optimizer.lrr")[1]
 
 
 def test_the_nearest_key_is_named(helped):

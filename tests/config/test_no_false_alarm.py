@@ -15,6 +15,7 @@ from runner.config.check.signature import inspect_parameters
 from runner.config.compose import compose
 from runner.config.hydra_repository import find_our_conf
 from runner.core.errors import ConfigError
+from tests.support import list_experiments, mark_slow
 
 GROUPS = ("loader", "init", "optimizer", "scheduler", "log", "debug")
 # Required arguments that an annotation does not tell.
@@ -47,7 +48,7 @@ def options(group):
     return sorted(file.stem for file in (find_our_conf() / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("experiment", options("experiment"))
+@pytest.mark.parametrize("experiment", mark_slow(list_experiments()))
 def test_shipped_experiment_passes_and_survives_being_recorded(experiment):
     config = check(compose([f"experiment={experiment}", "device=cpu"]))
 
@@ -74,7 +75,7 @@ REFUSED = {
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("experiment", options("experiment"))
+@pytest.mark.parametrize("experiment", list_experiments(slow=False))
 def test_every_experiment_with_every_option(experiment):
     """What an experiment takes one by one it takes two by two."""
     refused = REFUSED.get(experiment, set())

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.support import read_metrics
+from tests.support import EXTRAS, list_experiments, mark_slow, read_metrics
 
 CONF = Path(__file__).parents[2] / "conf"
-EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+EXPERIMENTS = list_experiments()
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *EXTRAS])
 def test_header_gives_command_time_and_result(name: str) -> None:
     """The first lines of an experiment say how to run it, how long it takes and what to expect."""
     text = (CONF / "experiment" / f"{name}.yaml").read_text()
@@ -24,7 +24,13 @@ def test_header_gives_command_time_and_result(name: str) -> None:
         assert re.search(rf"^# {line}: +\S", text, re.MULTILINE), line
     command = re.search(r"^# command: +(.*)$", text, re.MULTILINE)
     assert command is not None
-    assert command[1] == "python -m runner" + ("" if name == "digits_cnn" else f" experiment={name}")
+    trusted = {
+        "finetune_timm": " --trust 'timm.*'",
+        "text_classifier_hf": " --trust 'transformers.*' --trust 'datasets.*'",
+    }
+    assert command[1] == "python -m runner" + (
+        "" if name == "digits_cnn" else f" experiment={name}{trusted.get(name, '')}"
+    )
 
 
 # Of a ResNet only the first loss holds on every processor: batch norm over six images, many layers deep, amplifies the
@@ -38,10 +44,11 @@ FIRST_LOSS_ALONE = {
     "finetune_resnet18",
     "imagenet_resnet50",
     "imagenet_resnet50_strong",
+    "segmentation",
 }
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", mark_slow(EXPERIMENTS))
 @pytest.mark.usefixtures("cifar10", "binary_cifar10", "image_folder", "resnet18_weights")
 def test_two_steps_with_golden_losses(name: str, runner: Callable[..., Any], golden: Callable[..., None]) -> None:
     """Two steps of each shipped experiment run through, with the losses of record."""

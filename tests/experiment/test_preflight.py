@@ -60,3 +60,14 @@ def test_a_sample_unknown_is_said(runner: Callable[..., Any]) -> None:
 
     assert ran.status == 0
     assert "note: the dataset states no `sample`" in ran.out
+
+
+def test_a_metric_of_several_labels_takes_their_zeros_and_ones_as_floats():
+    import torch
+
+    from runner.experiment.preflight.step import check_metric_fit
+
+    made = torch.empty(4, 3, device="meta")
+    node = {"_target_": "torchmetrics.classification.MultilabelF1Score", "num_labels": 3}
+
+    assert check_metric_fit("f1", node, (made, made)) is None

@@ -14,7 +14,7 @@ import yaml
 
 from runner.log.trace_file import read_trace, read_trace_lines
 from tests.experiment.plants import FILES, PLANTS, SAMPLES, Plant
-from tests.support import Ran, write_files
+from tests.support import Ran, list_experiments, write_files
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_plant_is_found_at_its_step_with_its_cause(plant: Plant, runner: Calla
 
 
 CONF = Path(__file__).parents[2] / "conf" / "experiment"
-EXPERIMENTS = sorted(path.stem for path in CONF.glob("*.yaml"))
+EXPERIMENTS = list_experiments()
 EVERY_DAY = ("digits_cnn", "digits_gan", "minimise")
 SMALL = ("log.every=2st", "device.type=cpu", "train.checkpoint_every=3st", "train.evaluate_every=null")
 

@@ -1,5 +1,6 @@
 import io
 import math
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -306,3 +307,27 @@ def test_plain_data_has_flops_and_the_total():
     assert data["total"]["parameters"] == 15
     assert (data["total"]["flops_forward"], data["total"]["flops_backward"]) == (24, 24)
     assert data["layers"][0]["activations"] == 16
+
+
+@pytest.mark.parametrize(
+    ("depth", "names"),
+    [
+        (1, ["stem", "body", "head"]),
+        (2, ["stem", "body.0", "body.1", "head"]),
+        (3, ["stem", "body.0.conv", "body.0.act", "body.1.conv", "body.1.act", "head"]),
+        (9, ["stem", "body.0.conv", "body.0.act", "body.1.conv", "body.1.act", "head"]),
+    ],
+)
+def test_folded_rows_have_the_numbers_of_all_that_they_hold(depth, names):
+    def block():
+        return nn.Sequential(OrderedDict(conv=nn.Conv2d(4, 4, 3, padding=1), act=nn.ReLU()))
+
+    body, head = nn.Sequential(block(), block()), nn.Conv2d(4, 2, 1)
+    model = nn.Sequential(OrderedDict(stem=nn.Conv2d(1, 4, 3, padding=1), body=body, head=head))
+    image = meta(1, 1, 8, 8)
+    whole, folded = (build_model_table(model.to("meta"), image, training=True, depth=depth) for depth in (None, depth))
+    assert names == [row.name for row in folded.rows]
+    assert whole.total == folded.total
+    first = rows(folded)[names[1]]
+    held = [row for row in whole.rows if f"{row.name}.".startswith(f"{names[1]}.")]
+    assert (sum(row.macs for row in held), held[-1].output) == (first.macs, first.output)

@@ -17,10 +17,10 @@ from runner.experiment.builders import train as train_builder
 from runner.experiment.builders.data import make_parts, make_splits
 from runner.experiment.preflight.preflight import run_preflight
 from runner.train.checkpoint import Checkpoints
-from tests.support import read_metrics, read_result, run_in
+from tests.support import list_experiments, mark_slow, read_metrics, read_result, run_in
 
 ROOT = Path(__file__).parents[2]
-EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+EXPERIMENTS = mark_slow(list_experiments())
 QUICK = ["log.progress=false", "log.tensorboard=false", "device.type=cpu"]
 
 

@@ -351,16 +351,22 @@ def test_without_the_library_the_extra_is_named(elsewhere, monkeypatch, capsys):
 
 
 @pytest.mark.exhaustive
-def test_plots_are_written_as_png_and_svg(elsewhere, capsys):
+def test_plots_are_written_as_png_and_svg(elsewhere):
     pytest.importorskip("vl_convert")
-    points = [{"optimizer.lr": lr, "loader.batch_size": 8, "value": lr} for lr in (0.1, 0.2)]
+    pytest.importorskip("optuna")
+    points = [
+        {"optimizer.lr": 10 ** (-n / 10), "wd": n / 7, "model": "ab"[n % 2], "seed": seed, "value": n / 20 + seed / 99}
+        for n in range(14)
+        for seed in (0, 1)
+    ]
     from runner.sweep.report.html.plots import write_plots
 
     found = read_content(write_sweep(elsewhere / "sweep_1", points))
     found["curves"]["metrics"] = found["curves"]["metrics"][:1]
     written = {path.name for path in write_plots(found, elsewhere / "plots")}
 
-    assert {"curves_val_accuracy", "parallel_coordinates", "slice_optimizer.lr"} == {
-        name.removesuffix(".svg") for name in written if name.endswith(".svg")
-    }
+    assert {
+        *("contour_optimizer.lr_wd", "curves_val_accuracy", "importances", "parallel_coordinates", "replicates"),
+        *("slice_model", "slice_optimizer.lr", "slice_wd"),
+    } == {name.removesuffix(".svg") for name in written if name.endswith(".svg")}
     assert (elsewhere / "plots" / "curves_val_accuracy.png").read_bytes().startswith(b"\x89PNG")

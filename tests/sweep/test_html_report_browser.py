@@ -60,6 +60,12 @@ def file(tmp_path_factory):
     return write_html([str(folder)], folder / "report.html").file
 
 
+def wait_until_drawn(page):
+    """Wait until every plot shows what was just asked for."""
+    page.wait_for_timeout(300)
+    page.wait_for_selector("html[data-ready=yes]", state="attached", timeout=60_000)
+
+
 def open_page(browser, file, **settings):
     context = browser.new_context(offline=True, **settings)
     page = context.new_page()
@@ -71,7 +77,7 @@ def open_page(browser, file, **settings):
     page.on("pageerror", lambda error: page.problems.append(str(error)))
     page.on("console", lambda said: page.problems.append(said.text) if said.type == "error" else None)
     page.goto(file.as_uri())
-    page.wait_for_selector("html[data-ready=yes]", state="attached", timeout=60_000)
+    wait_until_drawn(page)
     return page
 
 
@@ -113,7 +119,7 @@ def test_the_keyboard_sorts_and_keeps_its_place(page):
 
 def test_a_filter_leaves_what_it_says_in_table_and_plots(page):
     page.get_by_label("Filter").fill("lr<=0.03 batch_size=16")
-    page.wait_for_timeout(1_500)
+    wait_until_drawn(page)
 
     assert ["run_0000", "run_0001", "run_0008", "run_0009", "run_0016", "run_0017"] == sorted(list_runs(page))
     assert "6 of 24 runs" in page.locator("#counted").inner_text()
@@ -130,7 +136,7 @@ def test_a_filter_of_no_column_says_so(page):
 def test_chosen_runs_are_drawn_and_compared(page):
     for name in ("run_0001", "run_0006"):
         page.get_by_label(f"choose {name}").check()
-    page.wait_for_timeout(1_500)
+    wait_until_drawn(page)
     differing = page.locator("#differing tbody th").all_inner_texts()
 
     assert "2 of 2 runs" in page.locator("#curves figcaption").inner_text()
@@ -140,7 +146,7 @@ def test_chosen_runs_are_drawn_and_compared(page):
 def test_a_baseline_turns_metrics_into_differences(page):
     page.get_by_label("run_0002 is the baseline").check()
     page.locator("#baseline").scroll_into_view_if_needed()
-    page.wait_for_timeout(1_500)
+    wait_until_drawn(page)
     row = page.locator("#table tbody tr", has=page.locator("th", has_text="run_0000"))
 
     assert "\u22120.07" in row.inner_text()
@@ -168,7 +174,7 @@ def test_plots_zoom_by_button_key_and_wheel_and_come_back(page):
     page.wait_for_timeout(600)
     seen.append(read_ticks(page))
     page.keyboard.press("0")
-    page.wait_for_timeout(1_000)
+    wait_until_drawn(page)
 
     assert 4 == len(set(map(tuple, seen)))
     assert seen[0] == read_ticks(page)
@@ -177,12 +183,12 @@ def test_plots_zoom_by_button_key_and_wheel_and_come_back(page):
 def test_smoothing_axis_and_metric_draw_anew(page):
     page.locator("#curves select").nth(1).select_option("epoch")
     page.locator("#smooth").fill("0.6")
-    page.wait_for_timeout(1_500)
+    wait_until_drawn(page)
 
     caption = page.locator("#curves figcaption").inner_text()
     assert ("over epoch" in caption, "weight 0.6" in caption) == (True, True)
     page.locator("#curves select").nth(1).select_option("seconds")
-    page.wait_for_timeout(1_500)
+    wait_until_drawn(page)
     assert "over seconds" in page.locator("#curves figcaption").inner_text()
 
 
@@ -190,7 +196,7 @@ def test_strings_of_a_stranger_are_text(page):
     for select in page.locator("#columns select").all():
         select.select_option(index=select.locator("option").count() - 1)
     page.locator("#columns svg").hover()
-    page.wait_for_timeout(1_500)
+    wait_until_drawn(page)
 
     assert page.evaluate("window.hit === undefined && document.querySelectorAll('img[src=x]').length === 0")
     assert any("onerror" in text for text in page.locator("#columns option").all_inner_texts())
@@ -214,6 +220,17 @@ def test_plots_have_words_and_numbers(page):
 
     assert "val/accuracy over optimizer steps, 24 of 24 runs." == plot.get_attribute("aria-label")
     assert page.locator("#curves details tbody tr").count() == 120
+
+
+def test_every_plot_is_drawn(page):
+    page.get_by_label("run_0003 is the baseline").check()
+    wait_until_drawn(page)
+    captions = page.locator("figcaption").all_inner_texts()
+
+    assert [] == [caption for caption in captions if "could not be drawn" in caption]
+    assert {"curves", "replicates", "settings", "columns", "baseline"} <= set(
+        page.evaluate("[...document.querySelectorAll('section')].filter(s => s.querySelector('svg')).map(s => s.id)")
+    )
 
 
 def test_pictures_have_names_and_are_shown(page):

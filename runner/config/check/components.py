@@ -258,7 +258,8 @@ def _import_target(path: Path, slot: str, node: dict[str, Any], trust: Sequence[
 def _check_arguments(
     path: Path, slot: str, node: dict[str, Any], target: Any, takes: CallableParameters, found: PlacedMistakes
 ) -> None:
-    before = [] if slot == "loss" and found.own_step else _find_positional(slot, target, takes)
+    makes = node.get("_partial_") is False and not isinstance(target, type)  # a function that makes what is wanted
+    before = [] if makes or (slot == "loss" and found.own_step) else _find_positional(slot, target, takes)
     positional = node.get("_args_", [])
     free = [name for name in takes.positional if name not in before]
     filled = [*before, *free[: len(positional)]]

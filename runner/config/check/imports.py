@@ -26,7 +26,14 @@ from runner.core.paths import PACKAGE
 LIBRARIES = ("torch", "torchvision", "torchmetrics", "optuna")
 
 
-EXTRAS = {"torchmetrics": "metrics", "optuna": "optuna", "submitit": "slurm", "ray": "ray"}  # what a run can do without
+EXTRAS = {  # what a run can do without
+    "torchmetrics": "metrics",
+    "optuna": "optuna",
+    "submitit": "slurm",
+    "ray": "ray",
+    "timm": "hf",
+    "transformers": "hf",
+}
 
 
 OURS = ("runner", "models", "datasets")
@@ -139,11 +146,22 @@ def _make_not_shipped_error(path: str) -> TargetError:
     if other and not right:
         message += f", and the installed package {place} is not trusted"
         return TargetError(message, remedy=describe_trust(path), kind="untrusted")
-    return TargetError(message, ".".join([first, right, *rest]) if right else "")
+    return TargetError(
+        message, ".".join([first, right, *rest]) if right else "", "" if right else describe_missing(first)
+    )
+
+
+def describe_missing(first: str) -> str:
+    """Describe the extra that has a package which is not there; empty where none has."""
+    if first == "datasets":
+        return f"for Hugging Face's `datasets`, {describe_install('hf')}"
+    return describe_install(EXTRAS[first]) if first in EXTRAS else ""
 
 
 def _make_untrusted_error(path: str, first: str, trust: Sequence[str]) -> TargetError:
     """Return the error for a package that nobody has trusted."""
+    if first in EXTRAS and _find_spec(first) is None:
+        _require_installed(first)
     known = find_nearest(first, [*LIBRARIES, *OURS, *_list_user_packages(trust)])
     if known:
         message = f"`{first}` is neither a trusted package nor code under the working directory"
@@ -164,7 +182,7 @@ def _suggest_component(path: str) -> str:
 def _require_installed(first: str) -> None:
     if _find_spec(first) is None:
         message = f"there is no module `{first}`: it is not installed"
-        raise TargetError(message, remedy=describe_install(EXTRAS[first]) if first in EXTRAS else "")
+        raise TargetError(message, remedy=describe_missing(first))
 
 
 def describe_trust(path: str) -> str:
@@ -346,7 +364,7 @@ def _import(name: str) -> types.ModuleType:
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             message = f"there is no module `{error.name}`"
-            raise TargetError(message) from error
+            raise TargetError(message, remedy=describe_missing(error.name) if "." not in name else "") from error
         raise _make_import_error(name, error) from error
     except SystemExit as error:
         message = f"`{name}` ends the process when it is imported"
@@ -376,7 +394,8 @@ def _get_attribute(owner: Any, part: str, name: str, path: str) -> Any:
     right = OLD_NAMES.get(name) or _find_nearest_inside(owner, part, before + ".")
     kind = "module" if isinstance(owner, types.ModuleType) else "class"
     message = f"the {kind} `{before}` has no `{part}`"
-    raise TargetError(message, right + after if right else "")
+    other = "" if right or before != "datasets" or getattr(owner, "__file__", None) else describe_missing(before)
+    raise TargetError(message, right + after if right else "", other)
 
 
 def _find_nearest_inside(owner: Any, part: str, prefix: str) -> str:

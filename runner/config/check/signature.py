@@ -84,9 +84,40 @@ def inspect_parameters(target: Callable[..., Any], depth: int = 0) -> CallablePa
     own = {name: _resolve_annotation(parameter, target) for name, parameter in signature.parameters.items()}
     keywords = next((name for name, p in own.items() if p.kind is inspect.Parameter.VAR_KEYWORD), None)
     if keywords is None:
-        return CallableParameters(own, {}, open=False)
+        return CallableParameters(own, {}, open=_is_wrapped_to_take_more(target))
     further, still_open = _trace_keywords(target, keywords, depth)
     return CallableParameters(own, further, still_open)
+
+
+def _is_wrapped_to_take_more(target: Any) -> bool:
+    """Return whether a decorator of a constructor reads names by itself that its signature lacks.
+
+    Configurations of `transformers` do: each takes `num_labels` beside its fields.
+    """
+    if not isinstance(target, type):
+        return False
+    function: Any = next((vars(owner)["__init__"] for owner in target.__mro__ if "__init__" in vars(owner)), None)
+    while hasattr(function, "__wrapped__"):
+        if _is_reading_keywords(function):
+            return True
+        function = function.__wrapped__
+    return False
+
+
+def _is_reading_keywords(function: Any) -> bool:
+    """Return whether a function goes through its `**kwargs` by itself, in place of passing them on alone."""
+    code = getattr(function, "__code__", None)
+    if code is None or not code.co_flags & inspect.CO_VARKEYWORDS:
+        return False
+    keywords = code.co_varnames[code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)]
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
+    except (OSError, TypeError, SyntaxError):
+        return False
+    return any(
+        isinstance(node, ast.Attribute) and _is(node.value, keywords) and node.attr == "items"
+        for node in ast.walk(tree)
+    )
 
 
 def _resolve_annotation(parameter: inspect.Parameter, target: Callable[..., Any]) -> inspect.Parameter:

@@ -1,4 +1,4 @@
-"""Corrections of mistakes whose remedy is sure: as edits of a file's text, or of a command line's words.
+"""Corrections of mistakes whose remedy is sure: edits of a file's text, or of a command line.
 
 Sure is a typing error with one nearest name, another tool's name for a key, an old name of a component, and a number
 in quotes. Never a guess among several. The text is edited at its place; comments, order and quotes stay.
@@ -20,13 +20,13 @@ from runner.config.check.components import OLD_ARGUMENTS
 from runner.config.check.imports import OLD_NAMES, TargetError, import_object
 from runner.config.check.signature import inspect_parameters
 from runner.config.composed import Composed
-from runner.config.hydra_repository import find_our_conf
 from runner.config.key_help import list_key_help, list_keys_below
 from runner.config.origins import as_path
 from runner.config.parsing import index_schema_keys
 from runner.config.suggestions import compute_distance, translate_name
 from runner.core.errors import Mistake
 from runner.core.files import write_text
+from runner.core.paths import find_our_conf
 from runner.core.safe_io import read_bytes
 
 
@@ -159,7 +159,7 @@ class CorrectedFile:
         text = self.text
         for edit in sorted(edits, key=lambda one: -one.start):
             text = text[: edit.start] + edit.text + text[edit.end :]
-        if not _reads(text) or text == self.text:
+        if not _is_yaml(text) or text == self.text:
             return False
         before = self.text[edits[0].start : edits[0].end].strip()
         self.corrections.append(Correction(mistake.key, f"{self.path}:{line}", before, right))
@@ -196,7 +196,7 @@ def _refuse_foreign(path: Path) -> None:
         raise ValueError(message)
 
 
-def _reads(text: str) -> bool:
+def _is_yaml(text: str) -> bool:
     try:
         yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:

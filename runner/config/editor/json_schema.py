@@ -278,9 +278,10 @@ class SchemaBuilder:
             by_module.setdefault(module, []).append(last)
         spelled = "|".join(f"{re.escape(module)}\\.({'|'.join(last)})" for module, last in by_module.items())
         own = _OWN_CODE.format(
-            libraries="|".join((*LIBRARIES, *NAMES, "runner")),
+            libraries="|".join((*LIBRARIES, "runner")),
             python="|".join(sorted(name for name in sys.stdlib_module_names if not name.startswith("_"))),
             typo=make_typo_pattern([*LIBRARIES, *NAMES, "runner"], ("model", "dataset")),
+            modules=make_typo_pattern(sorted(self._list_users_modules())),
             users="|".join(sorted({re.escape(module) for module in self._list_users_modules()})),
         )
         patterns = [own, *([f"^({spelled})$"] if spelled else []), r"\$\{"]
@@ -414,7 +415,9 @@ _OTHER_FILES: tuple[Plain, ...] = (
     {"type": "object", "propertyNames": {"pattern": "experiment|debug"}, "minProperties": 1},
 )
 # Names outside of the libraries, of Python and of the modules that are known: code of one's own, or trusted.
-_OWN_CODE = r"^(?!({libraries}|{python})\.)(?!{typo}\.)(?!({users})\.\w+$)[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$"
+_OWN_CODE = (
+    r"^(?!({libraries}|{python})\.)(?!{typo}\.)(?!{modules}\.\w+$)(?!({users})\.\w+$)[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$"
+)
 _SETTING_TEXTS = {
     "on": "When the metric is computed: `train`, `eval` or `both`.",
     "output": "Part of what the step returns that the metric gets as the output.",
@@ -478,7 +481,7 @@ def _describe_parameter(parameter: inspect.Parameter, text: str) -> Plain:
 
 
 def find_group_field(group: str) -> tuple[type, dataclasses.Field[Any]] | None:
-    """Return the class and field of the schema that a group's files fill, `log/to` too; None where there is none."""
+    """Return the class and field that a group's files fill, `log/to` too; None for no group."""
     owner: type = schema.Config
     *outer, last = group.split("/")
     for name in outer:

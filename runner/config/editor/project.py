@@ -9,8 +9,9 @@ import yaml
 from runner.config import document
 from runner.config.editor.json_schema import GroupOption, SchemaBuilder, find_group_field
 from runner.config.editor.targets import list_targets
-from runner.config.hydra_repository import CONFIG_NAME, find_our_conf
+from runner.config.hydra_repository import CONFIG_NAME
 from runner.config.key_help import read_first_comment
+from runner.core.paths import find_our_conf
 
 MOST_FILES = 2000  # config files of a project
 

@@ -92,6 +92,6 @@ class Log:
     peak_flops: float | None = make_field(None, above=0)
     # Trace some steps with `torch.profiler`: `{}` for the defaults. null: none.
     profile: Profile | None = None
-    # By name: other trackers that get each step, the config and pictures, in processes of their own. An object with
-    # `scalars(step, values)`; `timeout` beside its arguments: seconds that the end of the run waits for it (30).
+    # Other trackers (W&B, MLflow, Trackio, your own), by a name of your own: objects with `scalars(step, values)`.
+    # Each gets steps, config and pictures in a process of its own; `timeout`: seconds that the end waits for it (30).
     to: dict[str, Component | None] = make_field({}, slot="tracker")

@@ -41,7 +41,8 @@ def instantiate(
 ) -> Any:
     """Instantiate a `_target_` node: build a class; call a function, or bind it if `call` is false.
 
-    Its own `_partial_` says nothing more: what it is bound to first is passed here. Nested, it is kept.
+    Its own `_partial_: true` says nothing more: what it is bound to first is passed here. Nested, it is kept. With
+    `_partial_: false` a function makes what the slot wants, as `timm.data.create_transform` makes a transform.
 
     Args:
         node: `_target_` and the arguments; nested nodes are built first.
@@ -57,6 +58,7 @@ def instantiate(
         RunError: the callable refuses its arguments.
     """
     plain = {name: value for name, value in node.items() if name != "_partial_"}
+    call = call or node.get("_partial_") is False
     if seed is not None:
         with rng.stream(rng.derive_key(seed, *(stream or (key,)))):
             made = _instantiate_node(plain, key, *supplied, trust=trust, call=call, given=given)

@@ -60,7 +60,8 @@ def _build_on_cpu(config: Config, found: Preflight, trust: Trust, refused: Insta
     except InstantiationError as error:
         found.mistakes.append(to_mistake(error))
         return None
-    found.notes.append(f"the model cannot be built on the meta device ({refused.said}): it was built with its numbers")
+    said = refused.said.splitlines()[0]
+    found.notes.append(f"the model cannot be built on the meta device ({said}): it was built with its numbers")
     return copy_to_meta(model) if isinstance(model, nn.Module) else model
 
 

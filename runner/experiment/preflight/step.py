@@ -1,6 +1,7 @@
 """Preflight of a step: a made-up batch through model, loss, optimizer step and metrics."""
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -301,19 +302,21 @@ def check_metric_fit(
 ) -> Mistake | None:
     """Return a mistake if a new metric refuses made-up outputs and targets of these shapes and dtypes.
 
-    It gets several made-up ones (logits, shares, zeros), and is refused where it takes none of them. `members` are the
-    output and, unless the metric gets the output alone, the target.
+    It gets several made-up ones (logits, shares, zeros; targets: shares or classes, else labels of 0 and 1), and is
+    refused where it takes none of them. `members` are the output and, unless the metric gets the output alone, the
+    target.
     """
     output, target = members[0], members[1] if len(members) > 1 else None
     key, given = f"metrics.{name}", f"output {remedies.spell(output)}"
     given += f", target {remedies.spell(target)}" if len(members) > 1 else ""
     refused: Exception | None = None
     spread: Mistake | None = None
-    for made in (remedies.make_logits, remedies.make_probabilities, remedies.make_zeros):
+    made_up = (remedies.make_logits, remedies.make_probabilities, remedies.make_zeros)
+    for aim, made in itertools.product((remedies.make_targets, remedies.make_labels), made_up):
         try:
             metric: Any = instantiate(node, key, trust=trust)
             metric.reset()
-            outputs, targets = made(output), remedies.make_targets(target, output)
+            outputs, targets = made(output), aim(target, output)
             with broadcasting.BroadcastTracker(outputs, targets) as seen:
                 metric.update(*(outputs, targets)[: len(members)])
                 spread = _spread(key, seen)

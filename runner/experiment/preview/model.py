@@ -49,8 +49,10 @@ def read_inputs(texts: Sequence[str], batch: int) -> Any:
     return found[0][1] if len(found) == 1 else [tensor for _, tensor in found]
 
 
-def describe(config: Config, inputs: Any, batch: int, trust: Trust = ()) -> ModelTable:
+def describe(config: Config, inputs: Any, batch: int, trust: Trust = (), *, depth: int | None = None) -> ModelTable:
     """Make the model's table for these inputs, or for `batch` of the dataset's samples without any.
+
+    With `depth` modules of longer names are folded.
 
     Raises:
         ConfigError: model, freezing or the sample is refused; no inputs are given, and the dataset states no `sample`.
@@ -58,7 +60,7 @@ def describe(config: Config, inputs: Any, batch: int, trust: Trust = ()) -> Mode
     if inputs is not None:
         model = _build_meta_model(config, trust)
         model_builder.freeze_model(config, model)
-        return build_model_table(model, inputs, training=True)
+        return build_model_table(model, inputs, training=True, depth=depth)
     found = preflight.run_preflight(config, trust)
     if found.mistakes:
         raise ConfigError(found.mistakes)
@@ -72,7 +74,7 @@ def describe(config: Config, inputs: Any, batch: int, trust: Trust = ()) -> Mode
         model_builder.freeze_model(config, model)
     else:
         model = found.model
-    return build_model_table(model, _resize_batch(found.one_sample(config), batch), training=True)
+    return build_model_table(model, _resize_batch(found.one_sample(config), batch), training=True, depth=depth)
 
 
 def _build_meta_model(config: Config, trust: Trust) -> nn.Module:

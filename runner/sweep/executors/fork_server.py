@@ -53,7 +53,9 @@ MANY = 8  # so many jobs pay for `memory.join_pages`
 
 
 # The controller decides what these mean, also where they reach all of its processes (SLURM, `systemctl stop`).
-OF_THE_CONTROLLER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+OF_THE_CONTROLLER = tuple(
+    getattr(signal, f"SIG{name}") for name in ("INT", "TERM", "HUP", "USR1", "USR2") if hasattr(signal, f"SIG{name}")
+)
 
 
 class LineReader:

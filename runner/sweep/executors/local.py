@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from runner.core.errors import RunError
+from runner.core.paths import PACKAGE
 from runner.sweep.code_snapshot import CodeSnapshot
 from runner.sweep.executors import memory_limit
 from runner.sweep.executors.fork_server import LineReader
@@ -20,7 +21,9 @@ from runner.sweep.executors.worker import list_preloadable
 from runner.sweep.interfaces import Event, JobSpec
 
 _SERVER = "runner.sweep.executors.fork_server"
-BOOTSTRAP = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {_SERVER} import main; main()"
+# The package's own folder stands first until it is imported: a project may have a `runner.py`.
+BOOTSTRAP = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import runner; del sys.path[0]; "
+BOOTSTRAP += f"from {_SERVER} import main; main()"
 
 
 CLOSE_SECONDS = 10.0  # for the server to end by itself; one that is busy importing takes a second or two
@@ -60,7 +63,7 @@ class LocalExecutor:
         self._begin()
 
     def _begin(self) -> None:
-        path = json.dumps([entry or os.getcwd() for entry in sys.path])  # noqa: PTH109  text
+        path = json.dumps([str(PACKAGE.parent), *(entry or os.getcwd() for entry in sys.path)])  # noqa: PTH109  text
         self._server = subprocess.Popen(  # noqa: S603  ours
             [sys.executable, "-c", BOOTSTRAP, path],
             stdin=subprocess.PIPE,

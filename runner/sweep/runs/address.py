@@ -227,7 +227,7 @@ def _find_experiment_record(word: str) -> Address | None:
 
 
 def _list_experiment_folders() -> list[Path]:
-    from runner.config.hydra_repository import find_our_conf
+    from runner.core.paths import find_our_conf
 
     return [Path("conf/experiment"), find_our_conf() / "experiment"]
 

@@ -77,7 +77,7 @@ class StackEvaluation:
     def _iterate_batches(self, name: str) -> Any:
         """Yield the batches of all jobs with their dimensions: one for all where they are the same."""
         if name not in self.kept and all(getattr(run.splits[name], "unchanging", None) for run in self.stack.runs):
-            each = [run.splits[name].unchanging for run in self.stack.runs]
+            each = [getattr(run.splits[name], "unchanging", []) for run in self.stack.runs]
             if all(is_same(each[0], other) for other in each[1:]):
                 self.kept[name] = each[0]
         if name in self.kept:

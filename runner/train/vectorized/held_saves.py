@@ -1,15 +1,17 @@
-"""Saves of a stack, held in memory: the jobs write together, where enough time has passed since the last writing.
+"""Hold the saves of a stack in memory, and write them together where enough time has passed.
 
 An epoch of a small stack takes less than its checkpoints take to be written and synced, one by one, for every job. So a
-save is a copy in memory first. The newest few and the best are written, as alone, when a job ends or is stopped, so
-that a finished directory has the same checkpoints; and from time to time, by threads that wait for the disk while the
-stack trains on. Only a process that is killed goes on from an earlier step than alone.
+save is a copy in memory first, and none at all where neither a writing nor the end of the job can come to need it. What
+is left to keep is written when a job ends or is stopped, so that a finished directory has the checkpoints that it has
+alone; and from time to time, by threads that wait for the disk while the stack trains on. Only a process that is killed
+goes on from an earlier step than alone.
 """
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from runner.core.durations import compute_next_due
 from runner.train.checkpoint import CheckpointEntry, Checkpoints, count_bytes, to_plain
 from runner.train.state import Run
 
@@ -58,13 +60,29 @@ class HeldCheckpoints(Checkpoints):
         self.background_bytes = 0
         self.clock, self.log = clock, run.log
         self.config = to_plain(run.config)
+        self.run = run
+        self.is_large: bool | None = None  # known from the first state on
         self.held: list[tuple[CheckpointEntry, dict[str, Any]]] = []
         self._writing: Future[None] | None = None
+
+    def takes(self, metric: float | None) -> bool:
+        """Return whether a state is to be kept: it is the best, or written now, or among the last of the job."""
+        run, rhythm, step = self.run, self.run.rhythm, self.run.progress.step
+        if self.is_large is not False or metric is not None or not self.clock.holds or run.stop.asked:
+            return True
+        for _ in range(self.keep):
+            due = compute_next_due(rhythm.checkpoint_every, step, rhythm.steps_per_epoch)
+            if due is None or due >= rhythm.total_steps:
+                return True
+            step = due
+        return False
 
     def save(self, state: dict[str, Any], step: int, metric: float | None, *, background: bool = False) -> None:
         """Hold a state; where the clock says so, let it be written with those that are held."""
         changing = {name: part for name, part in state.items() if name != "config"}
-        if count_bytes(changing) >= MOST_BYTES:
+        if self.is_large is None:
+            self.is_large = count_bytes(changing) >= MOST_BYTES
+        if self.is_large:
             self.wait()
             self.log.sync()
             super().save(state, step, metric, background=background)

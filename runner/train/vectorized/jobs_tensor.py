@@ -1,12 +1,12 @@
-"""Tensors of all jobs of a stack that look like the tensor of one: a step without what torch.vmap costs an operator.
+"""Tensors of all jobs that a model takes for those of one: a step of a stack without torch.vmap.
 
-vmap takes 0.1 to 0.4 ms of Python an operator with a rule of its own, more than the kernels of 16 small layers. Here a
-model is called with tensors whose shape is that of one job, and each operator of a short list is computed for all jobs
-by the same rules. Whatever is not on the list is an error, never a guess: such a model is mapped by torch.vmap.
+torch.vmap takes 0.1 to 0.4 ms of Python an operator with a rule of its own, more than the kernels of 16 small layers.
+Here a model is called with tensors whose shape is that of one job, and each operator of a short list is computed for
+all jobs by the same rules. Whatever is not on the list is an error, never a guess: torch.vmap maps such a model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 import torch
@@ -15,7 +15,14 @@ from torch.nn import functional as F
 
 
 class NoRuleError(RuntimeError):
-    """Operator on the tensors of all jobs that has no rule here."""
+    """Failure to compute an operator for all jobs: it has no rule here."""
+
+
+@dataclass(frozen=True)
+class DirectCall:
+    """Call of a rule by `apply_rule`, not by torch.vmap."""
+
+    batch_size: int  # jobs; torch's name for them
 
 
 class Answers(Protocol):
@@ -23,7 +30,7 @@ class Answers(Protocol):
 
     generators: Sequence[torch.Generator]
 
-    def answer(self, func: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
+    def answer(self, func: Any, args: Sequence[Any], named: dict[str, Any]) -> Any:
         """Apply the rule of a layer."""
 
     def has_rule(self, func: Any) -> bool:
@@ -47,7 +54,7 @@ class JobsTensor(Tensor):
     @staticmethod
     def __new__(cls: type[Self], stacked: Tensor, place: int, rules: Answers) -> Self:
         shape = stacked.shape[:place] + stacked.shape[place + 1 :]
-        made: Self = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # noqa: SLF001
+        made: Self = Tensor._make_wrapper_subclass(  # noqa: SLF001
             cls, shape, dtype=stacked.dtype, device=stacked.device
         )
         made.stacked, made.place, made.rules = stacked, place, rules
@@ -78,7 +85,7 @@ class JobsTensor(Tensor):
             JobsTensor.busy = False
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Refuse what reaches the kernels without a rule."""
@@ -101,7 +108,7 @@ def apply_rule(rule: Any, *args: Any) -> Any:
         return rule.apply(*args)
     places = tuple(value.place if isinstance(value, JobsTensor) else None for value in args)
     stacked = (value.stacked if isinstance(value, JobsTensor) else value for value in args)
-    info = SimpleNamespace(batch_size=len(first.rules.generators))
+    info = DirectCall(len(first.rules.generators))
     return first.like(*rule.vmap(info, places, *stacked))
 
 
@@ -117,7 +124,7 @@ def _compute_each(func: Any, x: JobsTensor, *args: Any, **named: Any) -> JobsTen
 
 
 def _combine(func: Any, one: Any, other: Any, **named: Any) -> JobsTensor:
-    """Add, multiply and so on: of two tensors of the jobs, of one and a number, or of one and a tensor of nobody."""
+    """Add, multiply and so on: two tensors of the jobs, or one and a number or a tensor of nobody."""
     first: JobsTensor = one if isinstance(one, JobsTensor) else other
     if any(isinstance(value, Tensor) for value in named.values()):
         message = f"{func.__name__} of several tensors"

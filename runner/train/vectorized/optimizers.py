@@ -38,6 +38,8 @@ class StackedOptimizer:
         self.state: dict[str, dict[str, Tensor]] = {}
         self.groups: list[list[str]] = []
         self.steps: dict[str, list[float]] = {}  # taken by each job, by parameter
+        self.settings: list[GroupSettings] = []  # of each param group
+        self.owned: list[dict[str, Tensor]] = []  # the parameters of each run
         self._bind()
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -49,11 +51,12 @@ class StackedOptimizer:
     def _bind(self) -> None:
         """Take up the runs' own state; make it views of the stack's."""
         runs = self.stack.runs
-        owned = [get_tensors(run)[0] for run in runs]
+        owned = self.owned = [get_tensors(run)[0] for run in runs]
         for run in runs:  # else a schedule warns that it comes before the first step
             run.optimizer._opt_called = True  # type: ignore[attr-defined]  # noqa: SLF001
         names = {id(parameter): name for name, parameter in owned[0].items()}
         self.groups = [[names[id(one)] for one in group["params"]] for group in runs[0].optimizer.param_groups]
+        self.settings = [GroupSettings() for _ in self.groups]
         self.state = {}
         for name in self.stack.parameters:
             entries = [run.optimizer.state.get(own[name], {}) for run, own in zip(runs, owned, strict=True)]
@@ -78,7 +81,7 @@ class StackedOptimizer:
     def attach(self, name: str) -> None:
         """Give each run's optimizer its row of a parameter's state."""
         for row, run in enumerate(self.stack.runs):
-            parameter = get_tensors(run)[0][name]
+            parameter = self.owned[row][name]
             group = next(g for g in run.optimizer.param_groups if any(one is parameter for one in g["params"]))
             entry = run.optimizer.state[parameter]
             for part, stacked in self.state[name].items():
@@ -91,9 +94,11 @@ class StackedOptimizer:
 
     def write_steps(self, row: int, counted_as: int | None = None) -> None:
         """Write the counts of steps into a run's optimizer, before somebody looks at it."""
+        if not self.counts:
+            return
         run, place = self.stack.runs[row], row if counted_as is None else counted_as
         for name, parameter in get_tensors(run)[0].items():
-            if self.counts and name in self.state:
+            if name in self.state:
                 run.optimizer.state[parameter]["step"] = torch.tensor(self.steps[name][place], dtype=torch.float32)
 
     counts = True  # whether torch's optimizer keeps the number of its steps
@@ -102,14 +107,17 @@ class StackedOptimizer:
     def step(self) -> None:
         """Update all parameters that have a gradient, each job's with its settings."""
         for number, names in enumerate(self.groups):
-            settings = [run.optimizer.param_groups[number] for run in self.stack.runs]
-            cache: dict[Any, Any] = {}
+            settings = self.settings[number]
+            settings.begin([run.optimizer.param_groups[number] for run in self.stack.runs])
             for name in names:
                 parameter = self.stack.parameters[name]
-                if parameter.grad is None:
+                grad = parameter.grad
+                if grad is None:
                     continue
-                steps = self.steps[name] = [count + 1 for count in self.steps[name]]
-                self.update(name, parameter, parameter.grad, GroupSettings(settings, parameter, cache), steps)
+                if self.counts:
+                    self.steps[name] = [count + 1 for count in self.steps[name]]
+                settings.parameter = parameter
+                self.update(name, parameter, grad, settings, self.steps[name])
 
     def update(
         self, name: str, parameter: Tensor, grad: Tensor, settings: "GroupSettings", steps: Sequence[float]
@@ -126,6 +134,8 @@ class StackedOptimizer:
 
     def decay(self, parameter: Tensor, grad: Tensor, settings: "GroupSettings") -> Tensor:
         """Return the gradient that is descended: its sign by `maximize`, the weight decay of L2 added."""
+        if settings.is_plain("maximize", "weight_decay"):
+            return grad
         sign = settings.numbers("sign", lambda group: -1.0 if group["maximize"] else 1.0)
         if isinstance(sign, Tensor) or sign != 1.0:
             grad = grad * sign
@@ -136,25 +146,58 @@ class StackedOptimizer:
 
 
 class GroupSettings:
-    """Settings of one param group in every job, as numbers that broadcast over a parameter."""
+    """Settings of one param group in every job, as numbers that broadcast over a parameter.
 
-    def __init__(self, groups: Sequence[Mapping[str, Any]], parameter: Tensor, cache: dict[Any, Any]) -> None:
-        self.groups, self.parameter, self.cache = groups, parameter, cache
+    Each is read once a step, and made into a tensor only where it has changed since the last step.
+
+    Attributes:
+        groups: of this step, one a job.
+        parameter: over which the numbers broadcast.
+    """
+
+    parameter: Tensor
+
+    def __init__(self) -> None:
+        self.groups: Sequence[Mapping[str, Any]] = []
+        self._plain: dict[tuple[str, ...], bool] = {}  # of this step
+        self._read: dict[Any, list[float]] = {}  # of this step
+        self._made: dict[Any, tuple[list[float], Number]] = {}
+
+    def begin(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Begin a step."""
+        self.groups = groups
+        self._read.clear()
+        self._plain.clear()
+
+    def is_plain(self, *names: str) -> bool:
+        """Return whether these settings are zero or false in every job."""
+        plain = self._plain.get(names)
+        if plain is None:
+            plain = self._plain[names] = not any(group[name] for group in self.groups for name in names)
+        return plain
 
     def numbers(self, name: Any, read: Callable[[Mapping[str, Any]], float]) -> Number:
-        """Return one number or [jobs, 1, ...] of what `read` gives of a group; made once a step."""
-        key = (name, self.parameter.dim(), self.parameter.dtype)
-        if key not in self.cache:
-            self.cache[key] = make_numbers([float(read(group)) for group in self.groups], self.parameter)
-        return self.cache[key]  # type: ignore[no-any-return]
+        """Return one number or [jobs, 1, ...] of what `read` gives of a group."""
+        values = self._read.get(name)
+        if values is None:
+            values = self._read[name] = [float(read(group)) for group in self.groups]
+        return self._make(name, values)
 
     def by_step(self, name: Any, steps: Sequence[float], read: Callable[[Mapping[str, Any], float], float]) -> Number:
         """Return one number or [jobs, 1, ...] of a group and the number of the step."""
-        key = (name, self.parameter.dim(), self.parameter.dtype, tuple(steps))
-        if key not in self.cache:
+        key = (name, tuple(steps))
+        values = self._read.get(key)
+        if values is None:
             values = [float(read(group, step)) for group, step in zip(self.groups, steps, strict=True)]
-            self.cache[key] = make_numbers(values, self.parameter)
-        return self.cache[key]  # type: ignore[no-any-return]
+            self._read[key] = values
+        return self._make(name, values)
+
+    def _make(self, name: Any, values: list[float]) -> Number:
+        key = (name, self.parameter.dim(), self.parameter.dtype)
+        made = self._made.get(key)
+        if made is None or made[0] != values:
+            made = self._made[key] = values, make_numbers(values, self.parameter)
+        return made[1]
 
 
 def add_scaled(target: Tensor, scale: Number, value: Tensor) -> None:
@@ -179,7 +222,7 @@ class StackedSGD(StackedOptimizer):
     ) -> None:
         grad = self.decay(parameter, grad, settings)
         rate = settings.numbers("rate", lambda group: -float(group["lr"]))
-        if not any(group["momentum"] for group in settings.groups):
+        if settings.is_plain("momentum"):
             add_scaled(parameter, rate, grad)
             return
         momentum = settings.numbers("momentum", lambda group: group["momentum"])
@@ -190,6 +233,9 @@ class StackedSGD(StackedOptimizer):
             share = settings.numbers("share", lambda group: 1 - group["dampening"] if group["momentum"] else 1.0)
             buffer = self.state[name]["momentum_buffer"]
             add_scaled(buffer.mul_(momentum), share, grad)
+        if settings.is_plain("nesterov"):
+            add_scaled(parameter, rate, buffer)
+            return
         ahead = settings.numbers("nesterov", lambda group: 1.0 if group["nesterov"] else 0.0)
         if isinstance(ahead, Tensor):
             grad = torch.where(ahead.bool(), grad + momentum * buffer, buffer)

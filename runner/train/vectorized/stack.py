@@ -109,8 +109,8 @@ class Stack:
             stacked = stack_tensors([own[name].detach() for own in parameters])
             self.parameters[name] = stacked.requires_grad_(parameter.requires_grad)
         self.buffers = {name: stack_tensors([own[name] for own in buffers]) for name in buffers[0]}
-        tensors = {**self.parameters, **self.buffers}
-        self.wrapped = {name: JobsTensor(tensor, 0, self.rules) for name, tensor in tensors.items()}
+        whole = {**self.parameters, **self.buffers}
+        self.wrapped = {name: JobsTensor(tensor, 0, self.rules) for name, tensor in whole.items()}
         for row, run in enumerate(self.runs):
             self._bind(row, run, parameters[row], buffers[row])
 

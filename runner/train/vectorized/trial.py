@@ -19,6 +19,7 @@ from runner.train.vectorized.stack import Stack, StepModule, UnequalJobsError, s
 # Of losses, and of gradients and buffers, relative to their size. Batch norm of few samples makes much of rounding: the
 # gradient of ShuffleNet's first layer for two images is off by 1% in a stack, and a wrong rule by all of it.
 TOLERANCE = {"fp32": (1e-4, 5e-2), "tf32": (1e-2, 1e-1), "bf16": (5e-2, 2e-1)}
+LEAST_GAIN = 0.9  # of the time of the jobs one after the other, which a stack must stay below where both are timed
 REPEATS = 5  # of each way, of which the fastest counts: a busy machine slows single ones
 
 
@@ -38,6 +39,7 @@ def try_stack(stack: Stack, batches: Sequence[Any], streams: Sequence[dict[str, 
     Raises:
         ApartError: the step cannot be mapped, gives other numbers, draws from a generator of the process, or is slower.
     """
+    begun = time.perf_counter()
     stack.direct = True
     try:
         try_step(stack, batches, streams)
@@ -45,11 +47,11 @@ def try_stack(stack: Stack, batches: Sequence[Any], streams: Sequence[dict[str, 
         stack.direct = False
         try_step(stack, batches, streams)
     if timed:
-        refuse_slow(stack, batches)
+        refuse_slow(stack, batches, time.perf_counter() - begun)
 
 
 def try_step(stack: Stack, batches: Sequence[Any], streams: Sequence[dict[str, Any]]) -> None:
-    """Compare a step of the stack as it is computed now with the steps of its first and its last job alone."""
+    """Compare a step of the stack with the steps of its first and its last job alone."""
     first = stack.runs[0].config["device"]["precision"]
     with rng.fork_rng(), keep_state(stack), suppress_rule_warnings():
         alone = {}
@@ -171,8 +173,14 @@ def is_near(one: Tensor, other: Tensor, tolerance: float, floor: float = 0.0) ->
     return bool(difference <= tolerance * size + max(floor, 1e-6 * other.numel() ** 0.5))
 
 
-def refuse_slow(stack: Stack, batches: Sequence[Any]) -> None:
-    """Refuse a stack whose step takes longer than those of its jobs, one after the other."""
+def refuse_slow(stack: Stack, batches: Sequence[Any], spent: float = 0.0) -> None:
+    """Refuse a stack whose steps take as long as those of its jobs, one by one, or are too few.
+
+    Args:
+        stack: whose steps to come are counted.
+        batches: of its first step.
+        spent: seconds that its jobs alone would not have needed.
+    """
 
     def step_together() -> None:
         outcome, _ = stack([copy_owned(batch) for batch in batches])
@@ -188,8 +196,12 @@ def refuse_slow(stack: Stack, batches: Sequence[Any]) -> None:
 
     with rng.fork_rng(), keep_state(stack):
         together, one = measure(step_together, stack.device), measure(step_one, stack.device)
-    if together > one * len(stack):
-        ways = f"{1e3 * together:.3g} ms a step as one, {1e3 * one * len(stack):.3g} ms one after the other"
+    steps = max(run.rhythm.total_steps - run.progress.step for run in stack.runs)
+    alone = one * len(stack)
+    if together * steps + spent > LEAST_GAIN * alone * steps:
+        ways = f"{1e3 * together:.3g} ms a step as one, {1e3 * alone:.3g} ms one after the other"
+        if together <= LEAST_GAIN * alone:
+            ways += f": {steps:,} steps do not make up for the {spent:.2g} s of trying it"
         message = f"sweep.vectorize: {len(stack)} jobs take {ways}"
         raise ApartError(message)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from runner.train.vectorized.jobs_tensor import JobsTensor, NoRuleError, apply_rule
+from runner.train.vectorized.jobs_tensor import DirectCall, JobsTensor, NoRuleError, apply_rule
 from runner.train.vectorized.per_job import PerJobNumber, PerJobNumberError
 
 CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
@@ -67,6 +67,27 @@ class StackedConvolution(torch.autograd.Function):
         return made.unflatten(place, (jobs, -1)), place
 
 
+class BatchedLinear(torch.autograd.Function):
+    """Batched product whose gradients have the layout of the weights, so that none is copied into it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Multiply rows [jobs, N, inputs] by weights [jobs, outputs, inputs]."""
+        ctx.save_for_backward(rows, weight)
+        return torch.baddbmm(bias.unsqueeze(1), rows, weight.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of rows, weight and bias."""
+        rows, weight = ctx.saved_tensors
+        (grad,), (of_rows, of_weight, of_bias) = grads, ctx.needs_input_grad
+        return (
+            torch.bmm(grad, weight) if of_rows else None,
+            torch.bmm(grad.transpose(1, 2), rows) if of_weight else None,
+            grad.sum(1) if of_bias else None,
+        )
+
+
 class StackedLinear(torch.autograd.Function):
     """Linear layer whose rule of vmap is one batched product; of a shared input, one product."""
 
@@ -93,7 +114,12 @@ class StackedLinear(torch.autograd.Function):
         x = x.movedim(x_dim, 0)
         rows = x.reshape(jobs, -1, x.shape[-1])
         kernels = weight.transpose(1, 2)
-        made = torch.bmm(rows, kernels) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, kernels)
+        if bias is None:
+            made = torch.bmm(rows, kernels)
+        elif isinstance(info, DirectCall) and not torch.is_autocast_enabled(x.device.type):
+            made = BatchedLinear.apply(rows, weight, bias)
+        else:
+            made = torch.baddbmm(bias.unsqueeze(1), rows, kernels)
         return made.view(*x.shape[:-1], made.shape[-1]), 0
 
 

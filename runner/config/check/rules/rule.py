@@ -8,6 +8,7 @@ from runner.config.reading import format_yaml
 from runner.core.errors import Mistake
 
 SUPERVISED, MINIMISE = "runner.train.steps.supervised", "runner.train.steps.minimise"
+TAKE_MODEL_LOSS = "runner.train.steps.take_model_loss"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from runner.config import schema
-from runner.config.check.rules.rule import MINIMISE, SUPERVISED, Finding, find_unused_settings
+from runner.config.check.rules.rule import MINIMISE, SUPERVISED, TAKE_MODEL_LOSS, Finding, find_unused_settings
 from runner.config.component_settings import list_components, list_derived, read_sources
 from runner.config.nodes import find_member_nodes
 from runner.config.parsing import read_part
@@ -335,7 +335,7 @@ def find_unused_in_training(config: schema.Config) -> Iterator[Finding]:
             "device.compile", rule, config.device.compile, remedy="take `true`", suggestion="true", kind="no-effect"
         )
         yield Finding(mistake, ("device.type",))
-    if config.loss is not None and config.step.get("_target_") == MINIMISE:
+    if config.loss is not None and config.step.get("_target_") in (MINIMISE, TAKE_MODEL_LOSS):
         rule = "has no effect: what the model gives is minimised as it is"
         yield Finding(
             Mistake("loss._target_", rule, config.loss.get("_target_"), remedy="take `loss=none`", kind="no-effect"),

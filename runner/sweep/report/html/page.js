@@ -253,13 +253,14 @@ function unsettle() {
 
 let waiting = false;
 function requestDrawing() {
+  if ([...figures].some((one) => one.stale)) document.documentElement.dataset.ready = "no";
   if (waiting) return;
   waiting = true;
   (window.requestIdleCallback || ((f) => setTimeout(f, 200)))(() => {
     waiting = false;
     const next = [...figures].find((one) => one.stale && one.element.offsetParent !== null);
-    if (next) { draw(next).then(requestDrawing); } else document.documentElement.dataset.ready = "yes";
-  });
+    if (next) draw(next).then(requestDrawing); else document.documentElement.dataset.ready = "yes";
+  }, { timeout: 200 });
 }
 
 async function draw(one) {

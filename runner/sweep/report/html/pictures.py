@@ -1,7 +1,7 @@
 """Pictures of runs as thumbnails: of `artifacts/`, of TensorBoard's files, and of `show`.
 
 The files may come from a stranger: each is opened within limits, decoded by Pillow as one of a few plain formats, and
-encoded anew; nothing of the file itself gets into the page.
+encoded anew. An SVG of `show` stays as it is: a browser shows it as a picture, without scripts and without requests.
 """
 
 import base64
@@ -27,6 +27,9 @@ MOST_OF_A_RUN = 24
 MOST_BYTES = 20_000_000  # of one picture's file
 
 
+MOST_SVG_BYTES = 100_000
+
+
 MOST_PIXELS = 40_000_000
 
 
@@ -40,6 +43,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
+
+
+_SHOWN = {*_SUFFIXES, ".svg"}  # `show schedule` draws one
 
 
 _STEP = re.compile(r"step_(\d+)")
@@ -123,7 +129,7 @@ def _list_artifacts(folder: Path) -> Iterator[FoundPicture]:
 
 def _list_shown(folder: Path) -> Iterator[FoundPicture]:
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        names = [e.name for e in entries if e.is_file(follow_symlinks=False) and Path(e.name).suffix in _SUFFIXES]
+        names = [e.name for e in entries if e.is_file(follow_symlinks=False) and Path(e.name).suffix in _SHOWN]
         for name in sorted(names)[:MOST_OF_A_RUN]:
             with contextlib.suppress(OSError):
                 yield FoundPicture(name, None, safe_io.read_bytes(folder / name, MOST_BYTES))
@@ -198,9 +204,11 @@ def _parse_varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def make_thumbnail(content: bytes) -> dict[str, Any] | None:
-    """Make a thumbnail of a picture: `src` (a data URL of WebP), `width`, `height`; None of what is none."""
+    """Make a thumbnail of a picture: `src` (a data URL), `width`, `height`; None of what is none."""
     from PIL import Image
 
+    if content.startswith(b"<svg "):
+        return _make_drawing(content)
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             if opened.width * opened.height > MOST_PIXELS:
@@ -214,3 +222,12 @@ def make_thumbnail(content: bytes) -> dict[str, Any] | None:
     picture.save(buffer, format="WEBP", quality=82, method=4)
     source = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return {"src": source, "width": picture.width, "height": picture.height}
+
+
+def _make_drawing(content: bytes) -> dict[str, Any] | None:
+    """Make a picture of an SVG: a browser runs no script of one in an `img`, and loads nothing for it."""
+    size = re.match(rb'<svg [^>]*?\bwidth="(\d{1,4})" height="(\d{1,4})"', content)
+    if size is None or len(content) > MOST_SVG_BYTES:
+        return None
+    source = f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
+    return {"src": source, "width": int(size[1]), "height": int(size[2])}

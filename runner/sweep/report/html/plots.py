@@ -9,7 +9,7 @@ from typing import Any
 
 from runner.core.errors import ConfigError, Mistake
 from runner.core.files import write_atomic, write_text
-from runner.sweep.report.html.specs import fill, let_axes_begin_anywhere
+from runner.sweep.report.html.specs import fill, release_axes_from_zero
 
 WIDTH = 640  # pixels of a plot's width; a PNG has twice as many
 
@@ -82,7 +82,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Fill a specification; on white, in black, of a width of its own."""
     spec = fill(content["specs"][kind], places)
-    let_axes_begin_anywhere(spec)
+    release_axes_from_zero(spec)
     spec["datasets"].update(data)
     spec["width"] = WIDTH
     for part in (spec, *spec.get("layer", ())):

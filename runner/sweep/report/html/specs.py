@@ -11,6 +11,13 @@ from typing import Any
 PALETTE = ["#3b8ed0", "#e07b1a", "#1f9e77", "#c95fa0", "#8c6bd1", "#b58900", "#d64550", "#2aa1b3", "#7a8b3a", "#9a6a4f"]
 
 
+# From less to more, visible on white and on black at either end.
+RAMP = ["#6f63d6", "#4a8fd0", "#35b0a2", "#8fbd45", "#e8b421"]
+
+
+RAMP_BANDS = ["#6f63d6", "#5c79d3", "#4a8fd0", "#40a0b9", "#35b0a2", "#62b674", "#8fbd45", "#bcb833", "#e8b421"]
+
+
 _LINES = dict.fromkeys(("domainColor", "tickColor", "gridColor", "labelColor", "titleColor"), "currentColor")
 
 
@@ -30,7 +37,7 @@ CONFIG: dict[str, Any] = {
     "title": {"color": "currentColor"},
     "text": {"color": "currentColor"},
     "rule": {"color": "currentColor"},
-    "range": {"category": PALETTE, "ramp": {"scheme": "viridis"}, "heatmap": {"scheme": "viridis"}},
+    "range": {"category": PALETTE, "ramp": RAMP, "heatmap": RAMP},
 }
 
 
@@ -164,7 +171,7 @@ _SPECS: dict[str, dict[str, Any]] = {
             {
                 "mark": {"type": "rect", "aria": False},
                 "encoding": {
-                    "color": {"field": "c", "type": "quantitative", "title": "$c", "scale": {"scheme": "viridis"}},
+                    "color": {"field": "c", "type": "quantitative", "title": "$c", "scale": {"range": RAMP}},
                     "tooltip": [
                         {"field": "x", "type": "ordinal", "title": "$x"},
                         {"field": "y", "type": "ordinal", "title": "$y"},
@@ -184,7 +191,7 @@ _SPECS: dict[str, dict[str, Any]] = {
                 "field": "c",
                 "type": "quantitative",
                 "title": "$c",
-                "scale": {"type": "quantize", "scheme": "viridis", "domain": "$domain"},
+                "scale": {"type": "quantize", "range": RAMP_BANDS, "domain": "$domain"},
             },
         },
         "layer": [
@@ -203,7 +210,7 @@ _SPECS: dict[str, dict[str, Any]] = {
                     "aria": False,
                 },
                 "encoding": {
-                    "tooltip": [_TIPS[0], _TIPS[1], _TIPS[2], {"field": "c", "type": "quantitative", "title": "$c"}]
+                    "tooltip": [_TIPS[0], *({"field": f, "type": "quantitative", "title": f"${f}"} for f in "xyc")]
                 },
             },
         ],
@@ -268,7 +275,7 @@ def fill(template: Any, places: Mapping[str, Any]) -> Any:
     return template
 
 
-def let_axes_begin_anywhere(spec: Mapping[str, Any]) -> None:
+def release_axes_from_zero(spec: Mapping[str, Any]) -> None:
     """Let no linear axis be drawn down to zero; a logarithmic one has none, and must not be told."""
     for part in (spec, *spec.get("layer", ())):
         for channel in part.get("encoding", {}).values():
