@@ -51,7 +51,7 @@ def run_git(folder: Path, *arguments: str) -> str:
 # ---- pages of the documentation
 
 
-NUMBER = r"-?\d[\d.,:e+-]*"
+NUMBER = r"[-+]?\d[\d.,:e+-]*"
 NOISE = re.compile(r"  within noise of the best \(p = [\d.e-]+\)")  # another processor may see a difference
 
 

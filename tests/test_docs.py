@@ -1,7 +1,9 @@
 """Every command of the README and of the pages does what it says; the site builds without a warning or a network."""
 
 import ast
+import importlib
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from runner.cli.verbs import VERBS
 from runner.config.key_help import list_key_help
 from tests.support import is_shown, read_result
 
@@ -27,6 +30,7 @@ PAGES = [ROOT / "README.md", *sorted(page for page in DOCS.rglob("*.md") if "_bu
 ELSEWHERE = {
     "data": "experiment/test_pages.py",
     "first_sweep": "test_tutorial.py",
+    "libraries": "experiment/test_libraries.py",
     "outcomes": "experiment/test_outcomes_page.py",
     "predict_export": "experiment/test_predict_export_page.py",
     "replay": "experiment/test_replay.py",
@@ -180,6 +184,43 @@ def test_every_line_for_a_shell_is_tried_or_known_why_not(page: Path) -> None:
     lines = [line for line in read_lines(page) if not line.startswith("python -m runner")]
 
     assert [line for line in lines if line.split()[0] not in NOT_RUN] == []
+
+
+def test_the_reference_has_every_key_verb_and_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written from the schema, the parsers and `conf/` while the site is built."""
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    reference = importlib.import_module("generated_reference")
+    keys, options, verbs = (reference.generate(f"<!-- generated: {part} -->") for part in ("keys", "options", "verbs"))
+    missing = [known.key for known in list_key_help() if f"[`{known.key}`]{{#key-" not in keys]
+    missing += [verb for verb in VERBS if f"\n## {verb}\n" not in verbs]
+    missing += [str(file) for file in (ROOT / "conf").rglob("*.yaml") if f"| `{file.stem}` |" not in options]
+
+    assert missing == [str(ROOT / "conf" / "config.yaml")]
+
+
+RUN_PAGE = (DOCS / "reference" / "run_directory.md").read_text()
+
+
+def read_names(title: str) -> set[str]:
+    """Read the names of the run directory's page below a heading."""
+    section = RUN_PAGE.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    return set(re.findall(r"`([^`]+)`", "".join(section.split("```")[::2])))
+
+
+def test_every_file_of_a_run_is_on_its_page(run_folder: Path) -> None:
+    """Also what its records hold, and a checkpoint."""
+    import torch
+
+    checkpoint = torch.load(run_folder / "checkpoints" / "last.pt", weights_only=True)
+    provenance = json.loads((run_folder / "provenance.json").read_text())
+    found = {"Files": {path.name for path in run_folder.iterdir()}, "result.json": {*read_result(run_folder)}}
+    found |= {"provenance.json": {*provenance}, "A checkpoint": {*checkpoint}}
+    missing = {
+        title: [name for name in names if not any(name == known.split("/")[0] for known in read_names(title))]
+        for title, names in found.items()
+    }
+
+    assert not any(missing.values()), missing
 
 
 @pytest.mark.parametrize(("page", "test"), ELSEWHERE.items())

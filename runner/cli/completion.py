@@ -132,6 +132,8 @@ def complete_word(declared: Verb, rest: Sequence[str], prefix: str) -> Words:
         return page | complete_key(prefix, rest, "", group_end="")
     if declared.name == "explain" and "/" in prefix:
         wanted = "RUN"
+    if "[GROUP]" in declared.more:
+        return {group: "" for group in list_groups() if group.startswith(prefix)}
     if wanted in _FOLDERS:
         found = complete_folder(prefix, _FOLDERS[wanted])
         return found | (complete_option("experiment", prefix) if wanted in ("A", "B") else {})

@@ -290,8 +290,10 @@ def multirun(*overrides: str, trust: Sequence[str] = ()) -> SweepResults:
         return SweepResults(folder.absolute(), gather(folder), status)
 
 
-def report(folder: str | Path) -> SweepResults:
+def report(folder: str | Path, *, html: bool | str | Path = False) -> SweepResults:
     """Report a sweep as `python -m runner report SWEEP` does, its files included; print nothing.
+
+    `html` writes the page of `--html`, too: True for `report.html` in the folder, or the name of a file.
 
     Raises:
         ConfigError: it is no folder of a sweep.
@@ -299,6 +301,10 @@ def report(folder: str | Path) -> SweepResults:
     from runner.sweep.report.write import report as report_sweep
 
     gathered = report_sweep(Path(folder), say=lambda _: None)
+    if html:
+        from runner.sweep.report.html.write import write_html
+
+        write_html([str(gathered.folder)], None if html is True else Path(html))
     return SweepResults(gathered.folder.absolute(), gathered)
 
 

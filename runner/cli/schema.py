@@ -20,10 +20,10 @@ VERBS = (
         options=(_WRITE, JSON, TRUST),
         takes_overrides=False,
         more="[GROUP]",
-        about="JSON Schemas of the config files, with which an editor completes keys and underlines mistakes.",
+        about="Print the JSON Schema of a group's files, or of a whole config; or put all of them where editors look.",
         examples=(
-            ("schema --write", "all of them, into the project and the settings of VS Code"),
-            ("schema optimizer", "that of one group's files, printed"),
+            ("schema model", "of the files in conf/model/"),
+            ("schema --write", "for VS Code and other YAML servers: mistakes and help while you type"),
         ),
     ),
 )
@@ -67,5 +67,5 @@ def main(argv: Sequence[str]) -> int:
         if one.changed:
             print(make_printable(f"wrote {one.path}"))
     changed = sum(one.changed for one in written)
-    print(f"{len(written)} files, {changed} of them changed: open a file of conf/ in your editor (docs/editors.md)")
+    print(f"{len(written)} files, {changed} of them changed: open a file of conf/ in your editor")
     return EXIT_DONE

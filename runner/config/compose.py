@@ -26,7 +26,7 @@ def compose_sweep(overrides: Sequence[str], cwd: Path | None = None) -> Composed
 
 
 def create_hydra(cwd: Path | None = None) -> Hydra:
-    """Create Hydra on the runner's loader, for `--cfg`, `--info`, `--help`, completion and sweeps.
+    """Create Hydra on the runner's loader, for `--cfg`, `--info`, `--hydra-help` and sweeps.
 
     Its loader raises `ConfigError` where composition finds mistakes. The caller clears `GlobalHydra` when done.
     """

@@ -8,7 +8,27 @@ from runner.config.reading import INVALID, UNKNOWN_KEY, Path, Reading, format_ke
 from runner.config.scalars import read_duration
 from runner.config.suggestions import find_nearest
 
-_RUNNER_KEYS = {"_target_", "_args_", "_partial_", "_from_", "_until_"}
+_RUNNER_KEYS = {"_target_", "_args_", "_partial_", "_from_", "_until_", "_before_"}
+
+
+def order_transforms(reading: Reading, given: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Move each transform with a `_before_` in front of the one that it names; leave the key out."""
+    ordered = {
+        name: {key: inner for key, inner in node.items() if key != "_before_"} if isinstance(node, dict) else node
+        for name, node in given.items()
+    }
+    for name, node in given.items():
+        if not isinstance(node, dict) or "_before_" not in node:
+            continue
+        others = [other for other in ordered if other != name]
+        if node["_before_"] not in others:
+            known = f"another transform of {format_key(path)} ({', '.join(map(str, others))})"
+            near = find_nearest(str(node["_before_"]), others)
+            reading.wrong((*path, name, "_before_"), f"must name {known}", node["_before_"], near, kind="no-match")
+            continue
+        others.insert(others.index(node["_before_"]), name)
+        ordered = {other: ordered[other] for other in others}
+    return ordered
 
 
 def read_component(reading: Reading, value: Any, path: Path, rules: Any) -> Any:
@@ -95,7 +115,7 @@ def _check_own_key(reading: Reading, name: str, value: Any, path: Path) -> None:
             remedy=f"leave it out: {_OF_HYDRA[name]}",
             kind="no-effect",
         )
-    elif name in ("_from_", "_until_") and not (path[:1] == ("transform",) and len(path) == 3):
+    elif name in ("_from_", "_until_", "_before_") and not (path[:1] == ("transform",) and len(path) == 3):
         reading.wrong(
             here,
             "is for a transform of its own name: elsewhere it has no effect",

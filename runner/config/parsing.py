@@ -10,7 +10,7 @@ import yaml
 
 from runner.config import schema
 from runner.config.moved import with_current_names
-from runner.config.nodes import find_member_nodes, note_component, read_component
+from runner.config.nodes import find_member_nodes, note_component, order_transforms, read_component
 from runner.config.reading import INVALID, UNKNOWN_KEY, Path, Reading, format_key, format_yaml
 from runner.config.scalars import (
     read_boolean,
@@ -252,6 +252,8 @@ def _read_mapping(reading: Reading, args: tuple[Any, ...], value: Any, path: Pat
     if not all(isinstance(name, str) for name in value):
         bad = next(name for name in value if not isinstance(name, str))
         return reading.wrong((*path, bad), "must be a name (quote it)", kind="type")
+    if path[0] == "transform":
+        value = order_transforms(reading, value, path)
     read_values = {name: _read_value(reading, args[1], inner, (*path, name), rules) for name, inner in value.items()}
     return INVALID if any(inner is INVALID for inner in read_values.values()) else read_values
 

@@ -33,7 +33,7 @@ from runner.train.single_process import SINGLE_PROCESS
 from runner.train.state import Run, StopRequest
 from runner.train.vectorized.joining import explain_apart, find_difference
 from runner.train.vectorized.loop import StackMember, fit_stack
-from runner.train.vectorized.trial import ApartError
+from runner.train.vectorized.trial import ApartError, try_copies
 
 
 @dataclass
@@ -87,8 +87,11 @@ def train_stack(jobs: Sequence[StackJob], *, timed: bool = False) -> None:
         refuse_broadcasting(),
     ):
         held.callback(close_open_jobs, jobs)
+        if timed:
+            timed = not try_first(jobs, stop)
         for job in jobs:
-            open_job(job, stop)
+            if job.record is None and not job.apart:
+                open_job(job, stop)
         together, numbers = choose_members([job for job in jobs if job.status is None and not job.apart])
         if together:
             train_together(together, numbers, timed=timed)
@@ -114,6 +117,23 @@ def open_job(job: StackJob, stop: StopRequests) -> None:
                 return
             record_error(job.record, error)
             end_job(job, EXIT_FAILED)
+
+
+def try_first(jobs: Sequence[StackJob], stop: StopRequests) -> bool:
+    """Time copies of the first job as one, before the others are opened; return whether that was done.
+
+    Where they are slower all jobs are left apart.
+    """
+    first = jobs[0]
+    open_job(first, stop)
+    if first.status is not None or first.apart or explain_apart(first.run) is not None:
+        return False
+    try:
+        return try_copies(first.run, first.streams, len(jobs))
+    except Exception as error:  # noqa: BLE001  as in a trial of all
+        for job in jobs:
+            job.apart = describe_failure_of_all(error)
+        return True
 
 
 def choose_members(jobs: Sequence[StackJob]) -> tuple[list[StackJob], Any]:

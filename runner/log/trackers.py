@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from inspect import signature
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,7 @@ class Trackio:
         import trackio
 
         self._trackio, run = trackio, self._of
+        idle = [name for name in ("auto_log_gpu", "auto_log_cpu") if name in signature(trackio.init).parameters]
         self._run = trackio.init(
             project=re.sub(r"[^\w-]", "_", self.project or run.project),
             name=f"{run.name}_{run.id}",
@@ -207,8 +209,7 @@ class Trackio:
             config={key: value for key, value in values.items() if not key.startswith("_")},
             resume="allow",
             embed=False,
-            auto_log_gpu=False,
-            auto_log_cpu=False,
+            **dict.fromkeys(idle, False),
         )
 
     def scalars(self, step: int, values: Mapping[str, Value]) -> None:

@@ -221,9 +221,8 @@ class BoxPrecision:
         found = torch.cat(hits, 1)[:, order].double().cumsum(1)
         precision = found / torch.arange(1, found.shape[1] + 1)
         precision = precision.flip(1).cummax(1).values.flip(1) if found.shape[1] else precision
-        places = torch.searchsorted(
-            found / total, torch.linspace(0, 1, 101, dtype=torch.float64).expand(10, -1).contiguous()
-        )
+        recalls = torch.arange(101, dtype=torch.float64) * 0.01  # rounded as COCO's own
+        places = torch.searchsorted(found / total, recalls.expand(10, -1).contiguous())
         return torch.cat([precision, precision.new_zeros(10, 1)], 1).gather(1, places).mean(1)
 
 

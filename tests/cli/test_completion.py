@@ -71,6 +71,7 @@ def project_with_runs(elsewhere):
         ("hydra/l", {"hydra/launcher="}),
         ("help train.durat", {"train.duration"}),
         ("why optimiz", {"optimizer", "optimizer."}),
+        ("schema optimiz", {"optimizer"}),
         ("resume outputs/m", {"outputs/mine/2026_a"}),
         ("resume ", {"outputs/mine/", "outputs/other/"}),
         ("run=outputs/mine/", {"run=outputs/mine/2026_a"}),

@@ -172,6 +172,11 @@ def test_the_version_is_read_without_torch(capsys):
     assert metadata.version("torch") == json.loads(capsys.readouterr().out)["torch"]
 
 
+def test_hydras_own_completion_leads_to_ours(capsys):
+    assert 2 == main(["-sc", "install=bash"])
+    assert "register-python-argcomplete yexp" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--inexact", "--schedule=follow"])
 def test_a_sweep_has_no_option_of_a_resumed_run(option, capsys):
     assert 2 == main(["-m", "seed=0,1", option])

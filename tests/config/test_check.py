@@ -8,9 +8,10 @@ from typing import get_args
 import pytest
 
 from runner.__main__ import main
-from runner.config.check.check import Check
+from runner.config.check.check import Check, check
 from runner.config.compose import compose
 from runner.core.errors import KINDS, Kind
+from tests.support import find_mistakes
 
 ROOT = Path(__file__).parents[2]
 
@@ -261,3 +262,20 @@ def test_control_characters_of_a_config_are_spelt_out_on_the_console(tmp_path, m
     assert status == 2
     assert [c for c in said.out + said.err if not c.isprintable() and c != "\n"] == []
     assert "\\x1b" in said.out
+
+
+def test_a_transform_goes_before_the_one_that_it_names() -> None:
+    added = "transform.train.mirror={_target_: torchvision.transforms.v2.RandomHorizontalFlip, _before_: flip}"
+    composed = compose(["experiment=cifar10_resnet18", f"++{added}", "transform.train.normalize._before_=crop"])
+    transforms = check(composed).transform.train
+
+    assert list(transforms) == ["normalize", "crop", "mirror", "flip", "image", "scale"]
+    assert not any("_before_" in (node or {}) for node in transforms.values())
+
+
+@pytest.mark.parametrize("other", ["flop", "[flip]", "flip.x"])
+def test_a_transform_goes_before_no_other_than_one_of_its_list(other: str) -> None:
+    (mistake,) = find_mistakes("experiment=cifar10_resnet18", f"transform.train.crop._before_={other}")
+
+    assert mistake.key == "transform.train.crop._before_"
+    assert mistake.rule == "must name another transform of transform.train (flip, image, scale, normalize)"

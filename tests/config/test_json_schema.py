@@ -172,7 +172,7 @@ def test_written_schemas_are_entered_in_the_settings_and_what_is_there_stays(few
     assert (
         '"./.yaml-schemas/loss.json": [\n            "conf/loss/**/*.yaml",\n            "!conf/loss/mine.yaml"' in text
     )
-    assert said.endswith("0 of them changed: open a file of conf/ in your editor (docs/editors.md)\n")
+    assert said.endswith("0 of them changed: open a file of conf/ in your editor\n")
 
 
 def test_settings_that_cannot_be_read_are_not_replaced(few, tmp_path, monkeypatch):

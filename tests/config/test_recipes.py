@@ -119,16 +119,20 @@ def test_settings_of_a_class_that_an_argument_replaces_are_said():
 @pytest.mark.parametrize(
     ("overrides", "remedy"),
     [
-        (["experiment=mine"], "`override /optimizer: null` in the defaults of conf/experiment/mine.yaml leaves it out"),
+        ("experiment=mine", "`override /optimizer: null` in the defaults of conf/experiment/mine.yaml leaves it out"),
         (
-            ["experiment=null", "optimizer={_target_: torch.optim.AdamW}"],
+            "experiment=null optimizer={_target_:torch.optim.AdamW}",
+            "`optimizer=null` before that argument leaves it out",
+        ),
+        (
+            "experiment=null optimizer._target_=torch.optim.AdamW",
             "`~optimizer.momentum` on the command line leaves it out",
         ),
     ],
 )
 def test_an_argument_written_for_another_class_is_refused_with_the_way_to_leave_it_out(overrides, remedy):
     experiment("optimizer: {_target_: torch.optim.AdamW}\n")
-    said = {mistake.key: mistake.remedy for mistake in find_mistakes(*overrides)}
+    said = {mistake.key: mistake.remedy for mistake in find_mistakes(*overrides.split())}
 
     assert said["optimizer.momentum"] == f"it was written for `torch.optim.SGD`: {remedy}"
 

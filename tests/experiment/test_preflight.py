@@ -71,3 +71,9 @@ def test_a_metric_of_several_labels_takes_their_zeros_and_ones_as_floats():
     node = {"_target_": "torchmetrics.classification.MultilabelF1Score", "num_labels": 3}
 
     assert check_metric_fit("f1", node, (made, made)) is None
+
+
+def test_the_rates_that_one_cycle_is_offered_are_those_of_the_groups(runner):
+    ran = runner("check", "scheduler=one_cycle", r"param_groups={head: {match: 'fc\..*', lr_mult: 10}}")
+
+    assert "write one for each group, such as `[2.0, 0.2]`" in ran.err + ran.out

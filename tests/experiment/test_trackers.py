@@ -91,7 +91,7 @@ def train_and_be_killed(folder, draw, start, until_end):
     for step in range(start[0] + (not pending), 21):
         parts = [("train/loss", step % 3 != 0), ("val/loss", step % 4 == 0)]
         for name, logs in parts if not pending else parts[1:]:
-            if not until_end and draw.random() < 0.06:
+            if not until_end and draw.random() < 0.15:
                 interrupted = draw.random() < 0.5 and name == "val/loss"
                 host.close("interrupted" if interrupted else "killed", complete=False)
                 log.close()
@@ -119,7 +119,7 @@ def test_each_step_arrives_once_whatever_ends_the_run(number, mine, tmp_path, mo
     (tmp_path / "trackers").mkdir()
     draw, at, ends = random.Random(seed * 100 + number), (0, False), 0
     while at is not None:
-        at, ends = train_and_be_killed(tmp_path, draw, at, ends > 5), ends + 1
+        at, ends = train_and_be_killed(tmp_path, draw, at, ends > 9), ends + 1
     got = read_lines(tmp_path / "got.jsonl")
     scalars = [(step, values) for step, values in (line for line in got if isinstance(line[0], int))]
     lines = [(line.pop("step"), line) for line in read_metrics(tmp_path)]

@@ -16,11 +16,19 @@ from runner.sweep.report.html import curve_data, landscape, pictures, run_log
 from runner.sweep.report.html.columns import make_column
 from runner.sweep.report.html.content import make_content, select_reported
 from runner.sweep.report.html.importances import compute_importances
-from runner.sweep.report.html.page import make_page
+from runner.sweep.report.html.page import PendingVega, make_page
 from runner.sweep.report.significance import Mean
 from tests.support import make_result, write_run
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'\u2028&$c"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """An empty cache of the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
 
 
 def write_log(folder, values, every=10, name="val/accuracy"):
@@ -184,11 +192,12 @@ def test_curves_that_do_not_fit_are_reduced_and_then_left_out():
 
 
 def test_of_a_long_log_the_evaluations_are_read(tmp_path):
-    lines = [{"step": n} | ({"val/loss": 1.0} if n == 2_717 else {"train/loss": 1.0}) for n in range(1, 5_001)]
+    evaluated = {2_717: "val/loss", 2_718: "test/loss"}
+    lines = [{"step": n, evaluated.get(n, "train/loss"): 1.0} for n in range(1, 5_001)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5')
     log = run_log.read_log(tmp_path)
 
-    assert ([2_717], [1.0]) == log.curves["val/loss"]
+    assert [([2_717], [1.0]), ([2_718], [1.0])] == [log.curves[name] for name in evaluated.values()]
     assert log.skipped > 3_000
 
 
@@ -308,6 +317,17 @@ def quick(monkeypatch):
     """Leave out the bundling, a second of Vega's compilation."""
     pytest.importorskip("vl_convert")
     monkeypatch.setattr("vl_convert.javascript_bundle", lambda _: "var vega = 1;")
+
+
+def test_the_script_is_bundled_once_and_anew_where_the_cache_is_damaged(quick, cache, monkeypatch):
+    first = PendingVega().collect()
+    monkeypatch.setattr("vl_convert.javascript_bundle", lambda _: "var vega = 2;")
+    second = PendingVega().collect()
+    (file,) = cache.rglob("*.js")
+    file.write_text(first[:5])
+
+    assert ("var vega = 1;", first) == (first[:13], second)
+    assert PendingVega().collect().startswith("var vega = 2;")
 
 
 @pytest.mark.usefixtures("quick")

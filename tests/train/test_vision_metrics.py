@@ -53,7 +53,7 @@ def make_pictures(count, seed=0):
     found, true = [], []
     for _ in range(count):
         corners = torch.rand(int(torch.randint(0, 5, (), generator=generator)), 2, generator=generator) * 60
-        boxes = torch.cat([corners, corners + 8 + 20 * torch.rand(len(corners), 2, generator=generator)], 1)
+        boxes = torch.cat([corners, corners + 25 + 20 * torch.rand(len(corners), 2, generator=generator)], 1)
         labels = torch.randint(1, 4, (len(boxes),), generator=generator)
         near = boxes.repeat(2, 1) + 3 * torch.randn(2 * len(boxes), 4, generator=generator)
         kinds = labels.repeat(2).where(torch.rand(2 * len(boxes), generator=generator) < 0.8, 1)

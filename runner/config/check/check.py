@@ -302,6 +302,8 @@ def _leave_out(path: Path_, where: str, written_for: object, now: Setting) -> st
     """Return the remedy for an argument that belongs to a component in whose place another one was named."""
     if f"/{path[0]}/" in where and len(path) == 2 and not now.where.startswith("argument `"):
         place = f"`override /{path[0]}: null` in the defaults of {now.where.rpartition(':')[0]}"
+    elif len(path) == 2 and now.where.startswith(f"argument `{path[0]}={{"):
+        place = f"`{path[0]}=null` before that argument"
     else:
         place = f"`~{format_key(path)}` on the command line"
     return f"it was written for `{written_for}`: {place} leaves it out"

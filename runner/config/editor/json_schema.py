@@ -46,6 +46,7 @@ PRESET = "preset"  # that of files with `# @package _global_` in other groups, w
 COMPONENTS = {"model": "model", "optimizer": "optimizer", "loss": "loss", "step": "step", "scheduler": "scheduler"}
 _OWN = ("_target_", "_args_", "_partial_")
 _TIMES = ("_from_", "_until_")
+_OF_TRANSFORMS = (*_TIMES, "_before_")
 
 
 @dataclass(frozen=True)
@@ -229,8 +230,8 @@ class SchemaBuilder:
         return f"#/definitions/{name}"
 
     def _build_slot(self, slot: str, own: Sequence[str]) -> Plain:
-        times = _TIMES if slot == "transform" else ()
-        kept = "|".join(name.strip("_") for name in (*_OWN, *times))
+        more = _OF_TRANSFORMS if slot == "transform" else ()
+        kept = "|".join(name.strip("_") for name in (*_OWN, *more))
         made: Plain = {
             "properties": {
                 "_target_": self._refer_target(slot),
@@ -245,8 +246,11 @@ class SchemaBuilder:
                 f"^{make_typo_pattern(['_target_'], edges=True)}$": False,
             },
         }
-        for name in times:
-            made["properties"][name] = {"type": "string", "pattern": f"{DURATION}|{ELSEWHERE}"}
+        for name in more:
+            made["properties"][name] = {
+                "type": "string",
+                "pattern": f"{DURATION}|{ELSEWHERE}" if name in _TIMES else ".",
+            }
         fitting = [target for target in self.targets if self._fits(slot, target) and target.takes is not None]
         rules = [
             {
@@ -319,7 +323,7 @@ class SchemaBuilder:
             members = [item for item in dataclasses.fields(schema.MemberOptimizer) if not item.metadata.get("rest")]
             shared = {item.name: self._share(self.build_field(schema.MemberOptimizer, item)) for item in members}
             properties |= shared
-        for name in (*_OWN, *_TIMES, *own):
+        for name in (*_OWN, *_OF_TRANSFORMS, *own):
             properties.setdefault(name, {})
         several = target.name.endswith(".Optimizers")
         if several:

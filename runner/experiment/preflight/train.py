@@ -188,10 +188,11 @@ def _check_rates(config: Config, before: Mapping[str, float], rates: ConstantLR,
     scheduler, given = getattr(rates, "scheduler", None), config.scheduler.arguments.get("max_lr")
     sets = isinstance(scheduler, torch.optim.lr_scheduler.OneCycleLR | torch.optim.lr_scheduler.CyclicLR)
     if sets and len(set(before.values())) > 1 and isinstance(given, int | float):
-        first = next(iter(before.values()))
+        lr = config.optimizer.get("lr")
+        base = lr if isinstance(lr, int | float) and lr else next(iter(before.values()))
         own = ", ".join(f"{name} {rate:g}" for name, rate in before.items())
         rule = f"would be the rate of every parameter group, so that their own ({own}) had no effect"
-        each = [float(f"{given * rate / first:g}") for rate in before.values()] if first else []
+        each = [float(f"{given * rate / base:g}") for rate in before.values()] if base else []
         remedy = f"write one for each group, such as `{each}`"
         found.mistakes.append(Mistake("scheduler.max_lr", rule, given, remedy=remedy, kind="conflict"))
 

@@ -295,7 +295,7 @@ def find(folder: Path) -> Path:
     if named:
         rule = f"must be one sweep, but there are {', '.join(map(str, named))}"
     elif (folder / "config.yaml").is_file():
-        rule = "must be the folder of a sweep, but is that of a run"
+        rule = "must be the folder of a sweep, but is that of a run, which --html takes, too"
     elif folder.is_dir():
         rule = f"must be the folder of a sweep: it has no {FILE}, which every sweep has since they can be continued"
     else:

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from runner.core import rng
 from runner.core.copies import copy_owned
-from runner.train.vectorized.stack import Stack, StepModule, UnequalJobsError, suppress_rule_warnings
+from runner.data.in_memory import InMemoryBatches
+from runner.train.state import Run
+from runner.train.vectorized.stack import (
+    Stack,
+    StepModule,
+    UnequalJobsError,
+    get_tensors,
+    release,
+    suppress_rule_warnings,
+)
 
 # Of losses, and of gradients and buffers, relative to their size. Batch norm of few samples makes much of rounding: the
 # gradient of ShuffleNet's first layer for two images is off by 1% in a stack, and a wrong rule by all of it.
@@ -39,7 +48,7 @@ def try_stack(stack: Stack, batches: Sequence[Any], streams: Sequence[dict[str, 
     Raises:
         ApartError: the step cannot be mapped, gives other numbers, draws from a generator of the process, or is slower.
     """
-    begun = time.perf_counter()
+    begun = read_clock(stack.device)
     stack.direct = True
     try:
         try_step(stack, batches, streams)
@@ -47,7 +56,7 @@ def try_stack(stack: Stack, batches: Sequence[Any], streams: Sequence[dict[str, 
         stack.direct = False
         try_step(stack, batches, streams)
     if timed:
-        refuse_slow(stack, batches, time.perf_counter() - begun)
+        refuse_slow(stack, batches, read_clock(stack.device) - begun)
 
 
 def try_step(stack: Stack, batches: Sequence[Any], streams: Sequence[dict[str, Any]]) -> None:
@@ -173,6 +182,26 @@ def is_near(one: Tensor, other: Tensor, tolerance: float, floor: float = 0.0) ->
     return bool(difference <= tolerance * size + max(floor, 1e-6 * other.numel() ** 0.5))
 
 
+def try_copies(run: Run, streams: dict[str, Any], jobs: int) -> bool:
+    """Time a stack of as many copies of one run, before the others are built; return whether it did.
+
+    Only where the data is in memory, so that a batch is not taken from anything that counts. Nothing of it stays.
+
+    Raises:
+        ApartError: as `try_stack` does.
+    """
+    split = run.splits["train"]
+    if not isinstance(split, InMemoryBatches):
+        return False
+    batch = next(iter(split.batches(run.progress.epoch, run.progress.batch * run.rhythm.accumulate)))
+    stack = Stack([run] * jobs)
+    try:
+        try_stack(stack, [copy_owned(batch) for _ in range(jobs)], [streams] * jobs, timed=True)
+    finally:
+        release(run, *get_tensors(run))
+    return True
+
+
 def refuse_slow(stack: Stack, batches: Sequence[Any], spent: float = 0.0) -> None:
     """Refuse a stack whose steps take as long as those of its jobs, one by one, or are too few.
 
@@ -210,9 +239,16 @@ def measure(step: Any, device: torch.device) -> float:
     """Return the least seconds of a step; the first, which allocates, does not count."""
     seconds = []
     for _ in range(REPEATS + 1):
-        begun = time.perf_counter()
+        begun = read_clock(device)
         step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(read_clock(device) - begun)
     return min(seconds[1:])
+
+
+def read_clock(device: torch.device) -> float:
+    """Return the seconds of this process; on a CPU those that it computed, however busy the machine."""
+    if device.type == "cpu":
+        return time.process_time()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

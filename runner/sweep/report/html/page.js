@@ -194,12 +194,12 @@ function makeRuns() {
   const list = make("div", { className: "columns" });
   for (const c of columns) list.append(tick(c.name, state.shown.has(c), (on) => { state.shown[on ? "add" : "delete"](c); drawTable(); }));
   section("runs", "Runs",
-    make("div", { className: "controls" },
+    make("div", { className: "controls", hidden: N === 1 },
       make("label", { className: "search" }, "Filter", filter), make("label", {}, "Status", status),
       make("button", { type: "button", id: "choose_all", textContent: "Choose these", onclick: () => { state.rows.forEach((n) => state.chosen.add(n)); update(); } }),
       make("button", { type: "button", id: "choose_none", textContent: "Choose none", onclick: () => { state.chosen.clear(); update(); } }),
       make("button", { type: "button", id: "no_baseline", textContent: "No baseline", onclick: () => setBaseline(null) })),
-    make("p", { className: "soft noprint", id: "filter_help", textContent: "Words and comparisons that must all hold. Plots below show the chosen runs, or all that the filter leaves." }),
+    make("p", { className: "soft noprint", id: "filter_help", hidden: N === 1, textContent: "Words and comparisons that must all hold. Plots below show the chosen runs, or all that the filter leaves." }),
     make("details", { className: "noprint" }, make("summary", { textContent: "Columns" }), list),
     counted,
     make("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Table of runs" }, table), more);
@@ -271,7 +271,8 @@ async function draw(one) {
   one.view = null;
   one.tools.hidden = one.details.hidden = Boolean(made.why);
   one.caption.textContent = made.why || made.description;
-  if (made.why) { one.plot.replaceChildren(); return; }
+  one.plot.hidden = Boolean(made.why);
+  if (made.why) return;
   const spec = fit(fill(D.specs[made.spec], { $description: made.description, ...made.places }));
   for (const [name, rows] of Object.entries(made.data)) spec.datasets[name] = rows;
   [...one.tools.children].slice(2).forEach((button) => { button.hidden = !zoomable(spec); });
@@ -428,18 +429,20 @@ function buildCurves(name) {
   }
   if (!rows.length) return { why: `no run shown here has logged ${name}${curve.axis === "seconds" ? " with times" : ""}` };
   const of = column || named ? column : objective;
-  const description = `${name}${base ? ` as difference to ${D.runs.label[state.baseline]}` : ""} over ${curve.axis === "step" ? "optimizer steps" : curve.axis}, ${drawn.length - skipped} of ${chosenOrRows().length} runs.` + (curve.smooth ? ` Smoothed by an exponential moving average of weight ${curve.smooth}; the thin lines are as logged.` : "");
-  const places = { $x: curve.axis === "step" ? "optimizer step" : curve.axis, $y: base ? `${name} − baseline` : name, $yscale: curve.log && !base ? "log" : "linear", $ctype: of ? typeOf(of) : "nominal", $c: of ? of.name : "run", $points: points <= TICKED ? { size: 14, opacity: 0.8 } : false };
+  const description = `${name}${base ? ` as difference to ${D.runs.label[state.baseline]}` : ""} over ${curve.axis === "step" ? "optimizer steps" : curve.axis}${N > 1 ? `, ${drawn.length - skipped} of ${chosenOrRows().length} runs` : ""}.` + (curve.smooth ? ` Smoothed by an exponential moving average of weight ${curve.smooth}; the thin lines are as logged.` : "");
+  const places = { $x: curve.axis === "step" ? "optimizer step" : curve.axis, $y: base ? `${name} − baseline` : name, $yscale: curve.log && !base ? "log" : "linear", $ctype: of ? typeOf(of) : "nominal", $c: of ? of.name : "run", $legend: drawn.length === 1 ? null : {}, $points: points <= TICKED ? { size: 14, opacity: 0.8 } : false };
   return { spec: "curves", data: { rows }, places, description };
 }
+
+function isCurve(name) { return D.curves.metrics.find((m) => m.name === name).values.some((values) => values.length > 1); }
 
 function makeCurves() {
   if (!D.curves.metrics.length) return;
   const holder = make("div"), names = D.curves.metrics.map((m) => m.name);
-  if (N === 1 && names.length > 1) curve.metric = "";
+  if (N === 1 && names.filter(isCurve).length > 1) curve.metric = "";
   const rebuild = () => {
     drop([...holder.children]);
-    const each = curve.metric === "" ? names.slice(0, 24) : [curve.metric];
+    const each = curve.metric === "" ? names.filter(isCurve).slice(0, 24) : [curve.metric];
     holder.className = each.length > 1 ? "grid" : "";
     holder.replaceChildren(...each.map((name) => figure(`Learning curves of ${name}`, () => buildCurves(name))));
     requestDrawing();
@@ -597,7 +600,7 @@ function gallery() {
   const drawn = D.pictures.filter((one) => (one.run === null || shown.has(one.run)) && hungNames.has(one.name));
   morePictures.hidden = drawn.length <= most.pictures;
   morePictures.textContent = `Show more: ${most.pictures} of ${drawn.length} pictures are shown`;
-  hung.replaceChildren(...drawn.slice(0, most.pictures).map((one) => make("figure", {}, make("img", { src: one.src, width: one.width, height: one.height, loading: "lazy", alt: label(one) }), make("figcaption", { textContent: label(one) }))));
+  hung.replaceChildren(...drawn.slice(0, most.pictures).map((one) => make("figure", {}, make("img", { src: one.src, width: one.width, height: one.height, decoding: "async", alt: label(one) }), make("figcaption", { textContent: label(one) }))));
 }
 
 // ---- the page

@@ -1,20 +1,24 @@
 """Page of the report: one HTML file with its data, its scripts and a policy that forbids requests."""
 
 import base64
+import contextlib
 import hashlib
+import importlib.metadata
 import json
+import os
 import re
 import threading
 from pathlib import Path
 from typing import Any
 
-from runner.core.errors import ConfigError, Mistake
-from runner.core.safe_io import open_read
-
-MISSING = "the plots need vl-convert-python: pip install 'yaml-experiment-runner[report]'"
-
+from runner.core.errors import ConfigError, Mistake, RunError
+from runner.core.files import write_text
+from runner.core.safe_io import open_read, read_bytes
 
 USED = "window.vegaEmbed = vegaEmbed;"  # of the bundle
+
+
+END = "\n/* whole */\n"  # of a script that was written to its end
 
 
 MARK = b'<meta name="generator" content="yaml-experiment-runner report">'
@@ -22,6 +26,8 @@ MARK = b'<meta name="generator" content="yaml-experiment-runner report">'
 
 class PendingVega:
     """Script of Vega, Vega-Lite and Vega-Embed, which vl-convert bundles offline in a thread of its own.
+
+    That takes 1.4 s, so it is kept in the user's cache, for the version of vl-convert.
 
     Raises:
         ConfigError: vl-convert is not installed.
@@ -31,23 +37,49 @@ class PendingVega:
         try:
             import vl_convert
         except ModuleNotFoundError as error:
-            rule, remedy = (
-                "needs vl-convert-python, which is not installed",
-                "pip install 'yaml-experiment-runner[report]'",
-            )
+            rule = "needs vl-convert-python, which is not installed"
+            remedy = "pip install 'yaml-experiment-runner[report]'"
             raise ConfigError([Mistake("--html", rule, remedy=remedy, kind="missing")]) from error
         self._bundle = vl_convert.javascript_bundle
-        self._found: list[str] = []
+        self._file = find_cache() / f"vega_{importlib.metadata.version('vl-convert-python')}.js"
+        self._script = ""
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        self._found.append(self._bundle(USED))
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            self._script = read_bytes(self._file).decode()
+        if self._script.endswith(END):
+            return
+        try:
+            self._script = f"{self._bundle(USED)}{END}"
+        except Exception as error:  # noqa: BLE001  told by `collect`, in the other thread
+            self._error = error
+            return
+        with contextlib.suppress(OSError):  # a home that is full or read-only
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self._file, self._script)
 
     def collect(self) -> str:
-        """Wait for the script."""
+        """Wait for the script.
+
+        Raises:
+            RunError: vl-convert failed.
+        """
         self._thread.join()
-        return self._found[0]
+        if self._error is not None:
+            raise RunError(f"vl-convert could not bundle Vega: {self._error}") from self._error
+        return self._script
+
+
+def find_cache() -> Path:
+    """Find the folder of the user's cache, which may not exist yet."""
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        return (named if named.is_absolute() else Path.home() / ".cache") / "yaml-experiment-runner"
+    except RuntimeError:  # no home
+        return Path(os.devnull)
 
 
 def write_embedded_json(value: Any) -> str:

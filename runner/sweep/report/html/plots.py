@@ -120,7 +120,8 @@ def _draw_curves(content: Mapping[str, Any], metric: Mapping[str, Any]) -> dict[
     ]
     kind, title = ("nominal", "run") if is_named else ("quantitative", objective)
     places = {"$x": "optimizer step", "$y": metric["name"], "$yscale": "linear", "$c": title, "$ctype": kind}
-    return _finish(content, "curves", {"rows": rows}, places | {"$points": False})
+    legend: dict[str, Any] | None = None if len(drawn) == 1 else {}
+    return _finish(content, "curves", {"rows": rows}, places | {"$points": False, "$legend": legend})
 
 
 def _draw_parallel(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -95,7 +95,7 @@ _SPECS: dict[str, dict[str, Any]] = {
         "encoding": {
             "x": _make_number("x", "$x", "linear"),
             "y": _make_number("y", "$y", "$yscale"),
-            "color": _COLOUR,
+            "color": {**_COLOUR, "legend": "$legend"},
             "detail": {"field": "run", "type": "nominal"},
         },
         "layer": [
