@@ -15,7 +15,8 @@ from typing import Any
 from runner.config.check import allowed
 from runner.config.check.imports import import_object, is_user_code
 from runner.config.check.signature import CallableParameters, inspect_parameters
-from runner.config.check.slots import explain_misplaced
+from runner.config.check.slots import _FITS, explain_misplaced
+from runner.config.moved import MOVED
 from runner.core import shipped
 
 # Modules by which people name what a slot takes; a shorter name is shown, the others are taken too.
@@ -25,13 +26,10 @@ _FACES = (
     *("torchvision.models.detection", "torchvision.models.segmentation", "torchvision.models.video"),
     *("torchvision.ops", "torchvision.transforms.v2", "torchvision.transforms", "torchvision.datasets"),
     *("torchvision.datasets.samplers", "torchmetrics", "optuna.samplers", "optuna.pruners"),
-    *("runner.train.metrics", "runner.train.steps", "runner.train.filter_muon"),
+    *("runner.train.metrics", "runner.train.steps", "runner.train.filter_muon", "runner.log.trackers"),
     "runner.train.optimizer_step.several_optimizers",
 )
-SLOTS = (
-    *("model", "optimizer", "scheduler", "dataset", "sampler", "transform", "loss", "metric", "init", "function"),
-    *("module_function", "views", "hook", "gradient_hook", "action", "step", "search_sampler", "pruner"),
-)
+SLOTS = tuple(_FITS)
 MOST_FILES = 500  # of a project, that are looked through for its classes and functions
 _NO_CODE = ("outputs", "docs", "node_modules", "build", "dist", "data", "conf")
 
@@ -107,7 +105,8 @@ def _list_library_targets() -> Iterator[Target]:
         best = min(spelled, key=lambda name: (name.count("."), name not in _FACES, len(name)))
         slots = frozenset(slot for slot in SLOTS if not _is_refused(slot, objects[key], best))
         if slots:
-            yield _make_target(best, objects[key], slots, {*spelled} - {best})
+            earlier = {f"{before}.{best.rpartition('.')[2]}" for before, now in MOVED.items() if f"{now}." in best}
+            yield _make_target(best, objects[key], slots, {*spelled, *earlier} - {best})
 
 
 def _is_refused(slot: str, value: Any, name: str) -> bool:
