@@ -183,7 +183,7 @@ def _format_verb(module: Any) -> list[str]:
 
 def _fold(usage: str) -> str:
     """Fold a long usage between its options."""
-    words = [word.replace(" ", "\0") for word in re.findall(r"\[[^]]*\]|\S+", usage)]
+    words = [word.replace(" ", "\0") for word in re.findall(r"\[(?:[^\[\]]|\[[^\]]*\])*\]|\S+", usage)]
     folded = textwrap.wrap(
         " ".join(words), 84, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
     )
@@ -196,12 +196,24 @@ def _drop_usage(summary: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-ANSWERS = {  # of verbs whose answer may be no
-    "check": "`check resume`: a bit differs",
-    "compare": "A is not shown to be better",
-    "find": "nothing could be suggested",
-    "replay": "a number differs",
-    "blame": "no culprit is found",
+STOPPED = [(75, "stopped by SIGTERM or SIGUSR1, after saving"), (130, "stopped by Ctrl-C, after saving")]
+# What 0, 1 and 2 mean where the docstring of `main` does not say it: a training, and verbs whose answer may be no.
+ANSWERS = {
+    "train": {
+        0: "the run, or every job of the sweep, is completed",
+        1: "the run failed, or a job of the sweep",
+        2: "the request or the configuration is wrong; nothing was created",
+    },
+    "resume": {
+        0: "the run is completed; of one that was before, its result is printed",
+        1: "the run failed",
+        2: "there is no such run, it is in progress, or something differs from its record that could change a number",
+    },
+    "check": {0: "no mistakes", 1: "`check resume`: a bit differs", 2: "there are mistakes"},
+    "compare": {0: "A is better", 1: "A is not shown to be better"},
+    "find": {1: "nothing could be suggested"},
+    "replay": {0: "bitwise the same", 1: "a number differs"},
+    "blame": {0: "culprits are found", 1: "no culprit is found"},
 }
 
 
@@ -209,24 +221,14 @@ def _list_statuses(module: Any) -> list[tuple[int, str]]:
     """List the exit statuses of a verb, with what its `main` says of the errors that it raises."""
     name = module.__name__.rpartition(".")[2]
     source = Path(module.__file__).read_text(encoding="utf-8")
-    raised = _read_raises(inspect.getdoc(module.main) or "")
+    raised, answers = _read_raises(inspect.getdoc(module.main) or ""), ANSWERS.get(name, {})
     used = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
-    failed = [raised.get("RunError", ""), ANSWERS.get(name, "")]
-    if name == "train":
-        return [
-            (0, "the run, or every job of the sweep, is completed"),
-            (1, "the run failed, or a job of the sweep"),
-            (2, "the request or the configuration is wrong; nothing was created"),
-            (75, "stopped by SIGTERM or SIGUSR1, after saving"),
-            (130, "stopped by Ctrl-C, after saving"),
-        ]
-    rows = [(0, "done")]
-    if any(failed) or "EXIT_FAILED" in used:
-        rows.append((1, "; ".join(filter(None, failed)) or "it could not be done"))
-    rows.append((2, raised.get("ConfigError", "the request is wrong")))
-    if name in ("resume", "blame"):
-        rows += [(75, "stopped by SIGTERM or SIGUSR1, after saving"), (130, "stopped by Ctrl-C, after saving")]
-    return rows
+    failed = "; ".join(filter(None, [answers.get(1), raised.get("RunError")]))
+    if not failed and "EXIT_FAILED" in used:
+        failed = "something could not be done"
+    wrong = answers.get(2) or raised.get("ConfigError", "the request is wrong")
+    rows = [(0, answers.get(0, "done")), (1, failed), (2, wrong)]
+    return [row for row in rows if row[1]] + (STOPPED if name in ("train", "resume", "blame") else [])
 
 
 def _read_raises(text: str) -> dict[str, str]:

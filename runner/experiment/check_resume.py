@@ -17,6 +17,7 @@ from runner.config.check.check import Check
 from runner.config.compose import compose
 from runner.config.schema import Config
 from runner.core.errors import RunError
+from runner.core.paths import PACKAGE
 from runner.experiment.examine import require_valid
 from runner.experiment.record.recorded_run import RecordedRun
 
@@ -106,7 +107,10 @@ def _cut_run(straight: Path, resumed: Path, steps: int) -> None:
 
 def _run_in_subprocess(argv: list[str]) -> None:
     paths = os.pathsep.join([str(Path.cwd()), *(path for path in sys.path if path)])
-    command = [sys.executable, "-m", "runner", *argv]
+    # The package's own folder stands first until it is imported: a project may have a `runner.py`.
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); import runner; del sys.path[0]; "
+    code += "from runner.__main__ import run_process; run_process()"
+    command = [sys.executable, "-c", code, str(PACKAGE.parent), *argv]
     done = subprocess.run(  # noqa: S603  the arguments are ours
         command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": paths}
     )

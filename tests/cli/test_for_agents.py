@@ -14,8 +14,8 @@ from runner.cli.verbs import VERBS
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "for_agents.md").read_text()
 LINES = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
-# Trains, or reads what was trained: whole stories. A sweep starts processes.
-QUICK = re.compile(r"cd |python -m runner (--version|new|help|check|why|explain experiment|show)")
+# Whatever builds no model: the rest is tried in its order by `make test-all`.
+QUICK = re.compile(r"cd |python -m runner (--version|new|help|check \S+ optimizer|why)")
 
 
 class Agent:
@@ -53,8 +53,8 @@ def following_agent(runner):
 
 
 def test_what_an_agent_may_ask_before_it_trains(agent):
-    lines = [line for line in LINES if QUICK.match(line) and "=tuned" not in line]
-    assert len(lines) > 10
+    lines = [line for line in LINES if QUICK.match(line)]
+    assert len(lines) > 5
     assert {} == {line: wrong for line in lines if (wrong := agent.follow(line))}
 
 

@@ -38,6 +38,7 @@ def test_a_new_project_trains_as_it_is(folder, runner):
     assert last["metrics"]["val/accuracy"] > 0.5  # three classes; 0.98 at its end
 
 
+@pytest.mark.exhaustive
 def test_a_new_project_has_a_sweep_and_the_keys_of_its_readme(folder, runner):
     assert 0 == runner("check", "-m", "experiment=mine", "model.hidden=16,64", "seed=0,1").status
     assert 0 == runner("check", "experiment=mine", "model.hidden=64", "optimizer.lr=0.02").status

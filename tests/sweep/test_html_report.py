@@ -192,11 +192,12 @@ def test_curves_that_do_not_fit_are_reduced_and_then_left_out():
 
 
 def test_of_a_long_log_the_evaluations_are_read(tmp_path):
-    lines = [{"step": n} | ({"val/loss": 1.0} if n == 2_717 else {"train/loss": 1.0}) for n in range(1, 5_001)]
+    evaluated = {2_717: "val/loss", 2_718: "test/loss"}
+    lines = [{"step": n, evaluated.get(n, "train/loss"): 1.0} for n in range(1, 5_001)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5')
     log = run_log.read_log(tmp_path)
 
-    assert ([2_717], [1.0]) == log.curves["val/loss"]
+    assert [([2_717], [1.0]), ([2_718], [1.0])] == [log.curves[name] for name in evaluated.values()]
     assert log.skipped > 3_000
 
 

@@ -200,6 +200,18 @@ def test_smoothing_axis_and_metric_draw_anew(page):
     assert "over seconds" in page.locator("#curves figcaption").inner_text()
 
 
+def test_curves_become_differences_to_the_baseline(page):
+    page.get_by_label("run_0006 is the baseline").check()
+    page.get_by_label("difference to the baseline").check()
+    wait_until_drawn(page)
+    page.locator("#curves summary").first.click()
+    rows = page.locator("#curves details tbody tr").all_inner_texts()
+    of_itself = [row.split("\t") for row in rows if "run_0006" in row]
+
+    assert "as difference to run_0006" in page.locator("#curves figcaption").inner_text()
+    assert [5, {"0"}] == [len(of_itself), {row[2] for row in of_itself}]
+
+
 def test_strings_of_a_stranger_are_text(page):
     for select in page.locator("#columns select").all():
         select.select_option(index=select.locator("option").count() - 1)
@@ -267,10 +279,13 @@ def test_print_has_every_plot_in_black_on_white(browser, file):
         "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('nav')).display,"
         " getComputedStyle(document.querySelector('#curves svg text')).fill]"
     )
+    opened.set_viewport_size({"width": 720, "height": 1000})  # A4 without its margins
+    wide = opened.evaluate("document.querySelector('#table').getBoundingClientRect().right")
     pdf = opened.pdf()
     opened.context.close()
 
     assert ["rgb(255, 255, 255)", "none", "rgb(0, 0, 0)"] == seen
+    assert wide <= 720
     assert pdf.startswith(b"%PDF")
 
 

@@ -600,7 +600,7 @@ function gallery() {
   const drawn = D.pictures.filter((one) => (one.run === null || shown.has(one.run)) && hungNames.has(one.name));
   morePictures.hidden = drawn.length <= most.pictures;
   morePictures.textContent = `Show more: ${most.pictures} of ${drawn.length} pictures are shown`;
-  hung.replaceChildren(...drawn.slice(0, most.pictures).map((one) => make("figure", {}, make("img", { src: one.src, width: one.width, height: one.height, loading: "lazy", alt: label(one) }), make("figcaption", { textContent: label(one) }))));
+  hung.replaceChildren(...drawn.slice(0, most.pictures).map((one) => make("figure", {}, make("img", { src: one.src, width: one.width, height: one.height, decoding: "async", alt: label(one) }), make("figcaption", { textContent: label(one) }))));
 }
 
 // ---- the page

@@ -219,7 +219,7 @@ def make_thumbnail(content: bytes) -> dict[str, Any] | None:
     if max(picture.size) > LONGEST_SIDE:
         picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, format="WEBP", quality=82, method=4)
+    picture.save(buffer, format="WEBP", quality=82, method=1)
     source = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return {"src": source, "width": picture.width, "height": picture.height}
 
