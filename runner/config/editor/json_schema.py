@@ -16,12 +16,11 @@ from typing import Any, Union, get_args, get_origin
 
 from runner.config import schema
 from runner.config.check.annotations import infer_annotation, takes_steps, wants_class
-from runner.config.check.components import _CALL, _CONSTRUCTOR
 from runner.config.check.imports import LIBRARIES
 from runner.config.check.slots import find_nested_slot
-from runner.config.component_settings import ACTION_ARGUMENTS, SETTINGS
+from runner.config.component_settings import SETTINGS
 from runner.config.editor.docstrings import read_arguments, read_summary
-from runner.config.editor.targets import SLOTS, Target
+from runner.config.editor.targets import Target, is_likely, is_users, list_filled
 from runner.config.editor.values import (
     DURATION,
     ELSEWHERE,
@@ -274,7 +273,7 @@ class SchemaBuilder:
     def _build_target(self, slot: str) -> Plain:
         """Build the schema of `_target_`: known names to choose from, other spellings, and own code."""
         fitting = [target for target in self.targets if self._fits(slot, target)]
-        shown = sorted(t.name for t in fitting if slot == "nested" or _is_likely(slot.removeprefix("nested "), t))
+        shown = sorted(t.name for t in fitting if slot == "nested" or is_likely(slot.removeprefix("nested "), t))
         others = sorted({t.name for t in fitting} - {*shown} | {name for t in fitting for name in t.aliases})
         by_module: dict[str, list[str]] = {}
         for name in others:
@@ -295,10 +294,10 @@ class SchemaBuilder:
         }
 
     def _list_users_modules(self) -> set[str]:
-        return {target.name.rpartition(".")[0] for target in self.targets if _is_users(target)}
+        return {target.name.rpartition(".")[0] for target in self.targets if is_users(target)}
 
     def _refer_arguments(self, slot: str, target: Target, own: Sequence[str] = ()) -> str:
-        filled = _list_filled(slot, target)
+        filled = list_filled(slot, target)
         parts = [slot.replace(" ", "-")] if filled or own or slot in SETTINGS else []
         name = ":".join(["arguments", *parts, target.name])
         if name not in self.definitions:
@@ -430,42 +429,6 @@ _SETTING_TEXTS = {
     "timeout": "Seconds that the end of the run waits for it.",
     "on_error": "What an error does: `stop` ends the run, `go_on` is said in the log.",
 }
-
-
-def _is_users(target: Target) -> bool:
-    return target.name.partition(".")[0] not in (*LIBRARIES, "runner")
-
-
-_CLASSES = ("model", "optimizer", "scheduler", "dataset", "sampler", "metric", "search_sampler", "pruner")
-
-
-def _is_likely(slot: str, target: Target) -> bool:
-    """Return whether a target is worth being offered: user code fits any slot that it may be for."""
-    if not _is_users(target):
-        return True
-    if not target.is_class:
-        return slot not in _CLASSES
-    return len(target.slots) < len(SLOTS) - 4 or slot in ("transform", "metric", "loss", "action")
-
-
-def _list_filled(slot: str, target: Target) -> list[str]:
-    """List the parameters that the runner fills, as the check of components has it."""
-    takes = target.takes
-    assert takes is not None
-    own = slot.removeprefix("nested ")
-    by_name = {"scheduler": "optimizer", "sampler": "data_source"}.get(own)
-    if slot == "nested optimizer":
-        return takes.positional[:1]
-    if own == "action":
-        return [] if target.is_class else [name for name in takes.named if name in ACTION_ARGUMENTS]
-    if own == "step" and not target.is_class:
-        return [*takes.positional[:3], *(name for name in ("optimizer", "update") if name in takes.named)]
-    if own == "module_function" and not target.is_class and "batch" in takes.named:
-        return [*takes.positional[:1], "batch"]
-    if by_name in takes.own:
-        return [str(by_name)]
-    count = _CONSTRUCTOR.get(own, 0 if target.is_class else _CALL.get(own, 0)) if own == slot else 0
-    return takes.positional[:count]
 
 
 def _describe_parameter(parameter: inspect.Parameter, text: str) -> Plain:
