@@ -17,7 +17,8 @@ VERBS = """
 accept add adjust adopt advance align answer append apply arm ask assign attach audit balance be begin bind blame
 blend broadcast build cache call can cast catch change check choose claim classify clean clear clip clone close collate
 collect combine commit compare compile complete compose compute concatenate connect contain continue convert copy
-count create crop cut decide decode define delete depend derive describe detach detect diagnose differ discard dismiss
+correct count create crop cut decide decode define delete depend derive describe detach detect diagnose differ discard
+dismiss
 distribute divide does dominates download draw drop emit encode end ensure enter erase escape estimate evaluate
 examine exclude exit expand explain export extract fetch fill filter find finish fit fits fix flag flatten flip fold
 follow forecast forget fork format freeze gather generate get give group guard guess halve handle has hash hide hold

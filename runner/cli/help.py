@@ -132,7 +132,9 @@ def find_help(key: str, overrides: Sequence[str] = ()) -> list[KeyHelp]:
 def list_arguments(key: str, overrides: Sequence[str]) -> list[KeyHelp]:
     """List the help for the arguments of the component that a config has at a key; none where it has none."""
     from runner.config.compose import compose
+    from runner.config.defaults import find_docstring
     from runner.config.defaults import list_arguments as list_signature
+    from runner.config.editor.docstrings import read_arguments
     from runner.config.origins import as_path
 
     node: Any = compose(overrides).config
@@ -141,16 +143,15 @@ def list_arguments(key: str, overrides: Sequence[str]) -> list[KeyHelp]:
     if not isinstance(node, dict) or not isinstance(target := node.get("_target_"), str):
         return []
     found = []
-    signature = list_signature(target)
+    signature, said = list_signature(target), read_arguments(find_docstring(target))
     for one in dict.fromkeys([*signature, *node]):
         kind, default = signature.get(one, ("", None))
         # What has no default and is not given is not for people to give: the parameters of an optimizer, say.
         if one != "_target_" and (default is not None or one in node):
             given = f"; {format_yaml(node[one])} in this config" if one in node else ""
             where, value = (default.where, default.value) if default else (target, ABSENT)
-            found.append(
-                KeyHelp(f"{key}.{one}", kind or "an argument", "", value, f"Argument of {target}{given}.", where)
-            )
+            comment = f"Argument of {target}{given}. {said.get(one, '')}".rstrip()
+            found.append(KeyHelp(f"{key}.{one}", kind or "an argument", "", value, comment, where))
     return found
 
 

@@ -40,31 +40,32 @@ def main(argv: Sequence[str]) -> int:
     if len(words) > 1 or (words and _WRITE.name in given):
         rule = "takes one group" if _WRITE.name not in given else "with --write is for all groups"
         raise ConfigError([Mistake("schema", rule, " ".join(words), remedy=VERBS[0].usage)])
-    from runner.config.editor.json_schema import PRESET, ROOT, format_schema, list_groups
+    from runner.config.editor.json_schema import PRESET, ROOT, find_group_field, format_schema, list_groups
     from runner.config.editor.project import make_builder
     from runner.config.editor.settings import map_schemas, write_schemas
 
     known = [*list_groups(), "experiment", "debug", ROOT, PRESET]
-    if words and words[0] not in known:
-        near = find_nearest(words[0], known)
+    group = words[0].replace(".", "/") if words else ROOT
+    if group not in known and ("/" not in group or find_group_field(group) is None):
+        near = find_nearest(group, known)
         remedy = format_suggestion(near) or f"one of {', '.join(known)}"
         raise ConfigError([Mistake("schema", "is no group", words[0], "", remedy, near, "unknown-option")])
     builder = make_builder(given.trust)
     if _WRITE.name not in given:
-        made = builder.build(words[0] if words else ROOT)
+        made = builder.build(group)
         if given.as_json:
             print_json(made)
         else:
             print(format_schema(made))
         return EXIT_DONE
-    written = write_schemas(builder.build_files())
+    written = write_schemas(builder.build_files(), builder.list_groups())
     if given.as_json:
         files = [{"path": one.path.as_posix(), "changed": one.changed} for one in written]
-        print_json({"files": files, "schemas": map_schemas(list_groups())})
+        print_json({"files": files, "schemas": map_schemas(builder.list_groups())})
         return EXIT_DONE
     for one in written:
         if one.changed:
             print(make_printable(f"wrote {one.path}"))
     changed = sum(one.changed for one in written)
-    print(f"{len(written)} files, {changed} of them changed: open a file of conf/ in your editor (docs/editors.md)")
+    print(f"{len(written)} files, {changed} of them changed: open a file of conf/ in your editor")
     return EXIT_DONE

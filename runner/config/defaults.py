@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from runner.core.shipped import find_shipped
 
@@ -45,6 +45,26 @@ def takes_floats(target: str, name: str) -> bool:
         return False
     kinds = {node.id for node in ast.walk(found.argument.annotation) if isinstance(node, ast.Name)}
     return "float" in kinds and "int" not in kinds
+
+
+def find_docstring(target: str) -> str:
+    """Return the docstring of the class (with its constructor's) or function `target`; empty without one."""
+    found = _find_definition(target, [])
+    if found is None or not isinstance(found[2], ast.ClassDef | ast.FunctionDef):
+        return ""
+    tree = _parse_file(found[0])
+    apart = [node.value for node in tree.body if _is_docstring_of(node, found[2].name)] if tree else []
+    if apart:  # `SGD.__doc__ = …`, of several texts
+        parts = (part.value for part in ast.walk(apart[0]) if isinstance(part, ast.Constant))
+        return "".join(part for part in parts if isinstance(part, str))
+    made = [n for n in getattr(found[2], "body", []) if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+    return "\n\n".join(filter(None, (ast.get_docstring(node) for node in (found[2], *made))))
+
+
+def _is_docstring_of(node: ast.stmt, name: str) -> TypeGuard[ast.Assign]:
+    target = node.targets[0] if isinstance(node, ast.Assign) else None
+    owner = target.value if isinstance(target, ast.Attribute) and target.attr == "__doc__" else None
+    return isinstance(owner, ast.Name) and owner.id == name
 
 
 @dataclass(frozen=True)

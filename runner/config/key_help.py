@@ -11,6 +11,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 
 from runner.config import schema
+from runner.config.defaults import find_docstring
+from runner.config.editor.docstrings import read_arguments
 from runner.config.field_notes import read_field_notes
 from runner.config.parsing import get_field_types, to_plain
 from runner.config.reading import format_yaml
@@ -68,6 +70,25 @@ def find_key_help(key: str) -> KeyHelp | None:
         if len(names) == len(parts) and all(one in (part, NAME, "N") for one, part in zip(names, parts, strict=True)):
             return known
     return None
+
+
+def find_comment(key: str, config: Any) -> str:
+    """Return the comment on a key: the schema's, or what a component's docstring says of its argument.
+
+    Args:
+        key: in full.
+        config: composed, as plain data.
+    """
+    known = find_key_help(key)
+    if known is not None and not known.key.endswith(f".{NAME}"):
+        return known.comment
+    *outer, name = key.split(".")
+    node = config
+    for part in outer:
+        node = node.get(part) if isinstance(node, dict) else None
+    target = node.get("_target_") if isinstance(node, dict) else None
+    said = read_arguments(find_docstring(target)).get(name, "") if isinstance(target, str) else ""
+    return said or (known.comment if known is not None and not target else "")
 
 
 def list_keys_below(key: str) -> list[KeyHelp]:

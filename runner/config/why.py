@@ -10,6 +10,7 @@ from runner.config import origins
 from runner.config.compose import compose, compose_sweep
 from runner.config.composed import Composed
 from runner.config.defaults import find_signature_default
+from runner.config.key_help import find_comment
 from runner.config.parsing import find_default, read, to_plain
 from runner.config.suggestions import find_nearest, format_suggestion, translate_name
 from runner.core.errors import ABSENT, ConfigError, Mistake, as_text
@@ -38,13 +39,16 @@ class KeyHistory:
     key: str
     value: Any
     answers: list[Answer]
+    comment: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data for `--json`."""
-        return {"key": self.key, "value": self.value, "layers": [vars(answer) for answer in self.answers]}
+        layers = [vars(answer) for answer in self.answers]
+        return {"key": self.key, "value": self.value, "comment": self.comment, "layers": layers}
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.key} = {as_text(self.value)}", *(f"  {answer}" for answer in self.answers)])
+        said = [self.comment] if self.comment else []
+        return "\n".join([f"{self.key} = {as_text(self.value)}", *said, *(f"  {answer}" for answer in self.answers)])
 
 
 def trace_key(key: str, overrides: Sequence[str] = (), *, multirun: bool = False) -> KeyHistory:
@@ -60,7 +64,8 @@ def trace_key(key: str, overrides: Sequence[str] = (), *, multirun: bool = False
     if not answers:
         raise ConfigError([_describe_unknown_key(composed, key)])
     last = answers[-1].value
-    return KeyHistory(key, last if multirun else describe_final_value(composed, origins.as_path(key), last), answers)
+    value = last if multirun else describe_final_value(composed, origins.as_path(key), last)
+    return KeyHistory(key, value, answers, find_comment(key, composed.config))
 
 
 def _describe_unknown_key(composed: Composed, key: str) -> Mistake:

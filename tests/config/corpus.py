@@ -80,7 +80,7 @@ def choose(file: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if group in ("debug", "sweep"):
         package = () if "@package _global_" in file.read_text() else (group,)
         return (f"{group}={file.stem}",), package
-    return ("experiment=null", f"{group}={file.stem}"), (group,)
+    return ("experiment=null", f"{group}={file.stem}"), tuple(group.split("/"))
 
 
 @cache

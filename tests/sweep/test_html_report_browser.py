@@ -200,6 +200,18 @@ def test_smoothing_axis_and_metric_draw_anew(page):
     assert "over seconds" in page.locator("#curves figcaption").inner_text()
 
 
+def test_curves_become_differences_to_the_baseline(page):
+    page.get_by_label("run_0006 is the baseline").check()
+    page.get_by_label("difference to the baseline").check()
+    wait_until_drawn(page)
+    page.locator("#curves summary").first.click()
+    rows = page.locator("#curves details tbody tr").all_inner_texts()
+    of_itself = [row.split("\t") for row in rows if "run_0006" in row]
+
+    assert "as difference to run_0006" in page.locator("#curves figcaption").inner_text()
+    assert [5, {"0"}] == [len(of_itself), {row[2] for row in of_itself}]
+
+
 def test_strings_of_a_stranger_are_text(page):
     for select in page.locator("#columns select").all():
         select.select_option(index=select.locator("option").count() - 1)

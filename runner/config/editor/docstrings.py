@@ -1,5 +1,6 @@
 """Docstrings: the first sentence, and the text of each argument, in Google's and in NumPy's style."""
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -41,10 +42,12 @@ def _read_section(lines: Sequence[str], outer: int, *, numpy: bool) -> dict[str,
     found: dict[str, str] = {}
     base: int | None = None
     names: list[str] = []
-    for line in lines:
+    for line, after in itertools.pairwise([*lines, ""]):
         text = line.strip()
         if not text:
             continue
+        if numpy and re.fullmatch(r"\s*-{3,}\s*", after):
+            break
         indent = len(line) - len(line.lstrip())
         if (indent < outer or (indent == outer and not numpy)) or (base is not None and indent < base):
             break

@@ -16,12 +16,11 @@ from typing import Any, Union, get_args, get_origin
 
 from runner.config import schema
 from runner.config.check.annotations import infer_annotation, takes_steps, wants_class
-from runner.config.check.components import _CALL, _CONSTRUCTOR
 from runner.config.check.imports import LIBRARIES
 from runner.config.check.slots import find_nested_slot
-from runner.config.component_settings import ACTION_ARGUMENTS, SETTINGS
+from runner.config.component_settings import SETTINGS
 from runner.config.editor.docstrings import read_arguments, read_summary
-from runner.config.editor.targets import SLOTS, Target
+from runner.config.editor.targets import Target, is_likely, is_users, list_filled
 from runner.config.editor.values import (
     DURATION,
     ELSEWHERE,
@@ -85,12 +84,10 @@ class SchemaBuilder:
 
         One reference, because the YAML language server resolves all of a file anew for each that leads to it.
         """
-        groups = {group: self.build_group(group) for group in [*list_groups(), ROOT, PRESET]}
-        needed = dict(self._collect(list(groups.values())))
-        needed |= {f"group:{group}": made for group, made in groups.items()}
-        files = {
-            f"{group}.json": {"$schema": DRAFT, "$ref": f"{SHARED}#/definitions/group:{group}"} for group in groups
-        }
+        names = {group.replace("/", "."): group for group in [*self.list_groups(), ROOT, PRESET]}
+        groups = {f"group:{name}": self.build_group(group) for name, group in names.items()}
+        needed = {**dict(self._collect(list(groups.values()))), **groups}
+        files = {f"{name}.json": {"$schema": DRAFT, "$ref": f"{SHARED}#/definitions/group:{name}"} for name in names}
         return {**files, SHARED: {"$schema": DRAFT, "definitions": needed}}
 
     def _collect(self, node: Any, known: set[str] | None = None) -> Iterator[tuple[str, Plain]]:
@@ -101,14 +98,19 @@ class SchemaBuilder:
                 yield name, self.definitions[name]
                 yield from self._collect(self.definitions[name], known)
 
+    def list_groups(self) -> list[str]:
+        """List the groups that have a schema of their own, groups inside of a group (`log/to`) included."""
+        return [*list_groups(), *(group for group in self.options if "/" in group)]
+
     def build_group(self, group: str) -> Plain:
         """Build the schema of one group's files, which refers to `definitions`."""
         if group in (ROOT, "experiment"):
             return self._build_root(aware=True)
         if group in (PRESET, "debug"):
             return self._build_root(aware=False)
-        item = next(item for item in dataclasses.fields(schema.Config) if item.name == group)
-        made = self.build_field(schema.Config, item)
+        found = find_group_field(group)
+        assert found is not None
+        made = self.build_field(*found)
         properties = made.get("properties", {})
         made = {**made, "properties": {"defaults": self._build_defaults(), **properties}}
         return {"title": f"An option of {group}: conf/{group}/*.yaml", **made, "type": "object"}
@@ -271,7 +273,7 @@ class SchemaBuilder:
     def _build_target(self, slot: str) -> Plain:
         """Build the schema of `_target_`: known names to choose from, other spellings, and own code."""
         fitting = [target for target in self.targets if self._fits(slot, target)]
-        shown = sorted(t.name for t in fitting if slot == "nested" or _is_likely(slot.removeprefix("nested "), t))
+        shown = sorted(t.name for t in fitting if slot == "nested" or is_likely(slot.removeprefix("nested "), t))
         others = sorted({t.name for t in fitting} - {*shown} | {name for t in fitting for name in t.aliases})
         by_module: dict[str, list[str]] = {}
         for name in others:
@@ -279,9 +281,10 @@ class SchemaBuilder:
             by_module.setdefault(module, []).append(last)
         spelled = "|".join(f"{re.escape(module)}\\.({'|'.join(last)})" for module, last in by_module.items())
         own = _OWN_CODE.format(
-            libraries="|".join((*LIBRARIES, *NAMES, "runner")),
+            libraries="|".join((*LIBRARIES, "runner")),
             python="|".join(sorted(name for name in sys.stdlib_module_names if not name.startswith("_"))),
             typo=make_typo_pattern([*LIBRARIES, *NAMES, "runner"], ("model", "dataset")),
+            modules=make_typo_pattern(sorted(self._list_users_modules())),
             users="|".join(sorted({re.escape(module) for module in self._list_users_modules()})),
         )
         patterns = [own, *([f"^({spelled})$"] if spelled else []), r"\$\{"]
@@ -291,10 +294,10 @@ class SchemaBuilder:
         }
 
     def _list_users_modules(self) -> set[str]:
-        return {target.name.rpartition(".")[0] for target in self.targets if _is_users(target)}
+        return {target.name.rpartition(".")[0] for target in self.targets if is_users(target)}
 
     def _refer_arguments(self, slot: str, target: Target, own: Sequence[str] = ()) -> str:
-        filled = _list_filled(slot, target)
+        filled = list_filled(slot, target)
         parts = [slot.replace(" ", "-")] if filled or own or slot in SETTINGS else []
         name = ":".join(["arguments", *parts, target.name])
         if name not in self.definitions:
@@ -314,7 +317,7 @@ class SchemaBuilder:
             made = describe_argument(parameter, self._refer_nested(parameter, slot), durations=steps)
             properties[name] = {**self._share(made), **_describe_parameter(parameter, texts.get(name, ""))}
         for name in SETTINGS.get(slot, ()):
-            properties.setdefault(name, {"description": _SETTING_TEXTS[name]})
+            properties.setdefault(name, {"description": _SETTING_TEXTS.get(name, "")})
         if slot == "nested optimizer":  # one of several: with keys that the runner reads itself
             members = [item for item in dataclasses.fields(schema.MemberOptimizer) if not item.metadata.get("rest")]
             shared = {item.name: self._share(self.build_field(schema.MemberOptimizer, item)) for item in members}
@@ -362,7 +365,7 @@ class SchemaBuilder:
                 names = [option.name for option in options]
                 typo = make_typo_pattern([name for name in names if len(name) > 3], names)
                 comments = "\n".join(f"- `{one.name}`: {one.comment}" for one in options if one.comment)
-                self.definitions[f"option:{group}"] = {
+                self.definitions[f"option:{group.replace('/', '.')}"] = {
                     "description": f"Option of {group}.",
                     "markdownDescription": f"Option of {group}:\n\n{comments}",
                     "anyOf": [
@@ -370,7 +373,7 @@ class SchemaBuilder:
                         {"type": ["string", "array", "null"], "pattern": f"^(?!{typo}$)"},
                     ],
                 }
-            groups = {group: {"$ref": f"#/definitions/option:{group}"} for group in self.options}
+            groups = {group: {"$ref": f"#/definitions/option:{group.replace('/', '.')}"} for group in self.options}
             shown = {f"override /{group}": made for group, made in groups.items()}
             typo = make_typo_pattern([group for group in groups if len(group) > 3], groups)
             self.definitions["defaults"] = {
@@ -392,7 +395,7 @@ class SchemaBuilder:
             if group == "scheduler":
                 own = tuple(item.name for item in dataclasses.fields(schema.Scheduler) if item.name != "_target_")
             keys = [f"override /{group}", f"/{group}", group]
-            chooses = {"anyOf": [{"required": [key]} for key in keys]}
+            chooses = {"type": "object", "anyOf": [{"required": [key]} for key in keys]}
             for option in self.options.get(group, ()):
                 target = by_name.get(option.target)
                 if target is None or target.takes is None or target.takes.open:
@@ -400,7 +403,8 @@ class SchemaBuilder:
                 arguments = {"$ref": self._refer_arguments(slot, target, own)}
                 part = {"if": {"type": "object", "not": {"required": ["_target_"]}}, "then": arguments}
                 then = {"properties": {group: part}}
-                names = {"anyOf": [{"required": [k], "properties": {k: {"const": option.name}}} for k in keys]}
+                each = [{"required": [k], "properties": {k: {"const": option.name}}} for k in keys]
+                names = {"type": "object", "anyOf": each}
                 yield {"if": {"required": ["defaults"], "properties": {"defaults": {"contains": names}}}, "then": then}
                 if self.chosen.get(group) == option.name:
                     other = {"anyOf": [chooses, *_OTHER_FILES]}
@@ -414,50 +418,17 @@ _OTHER_FILES: tuple[Plain, ...] = (
     {"type": "object", "propertyNames": {"pattern": "experiment|debug"}, "minProperties": 1},
 )
 # Names outside of the libraries, of Python and of the modules that are known: code of one's own, or trusted.
-_OWN_CODE = r"^(?!({libraries}|{python})\.)(?!{typo}\.)(?!({users})\.\w+$)[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$"
+_OWN_CODE = (
+    r"^(?!({libraries}|{python})\.)(?!{typo}\.)(?!{modules}\.\w+$)(?!({users})\.\w+$)[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$"
+)
 _SETTING_TEXTS = {
     "on": "When the metric is computed: `train`, `eval` or `both`.",
     "output": "Part of what the step returns that the metric gets as the output.",
     "target": "Part of what the step returns that the metric gets as the target; null for none.",
     "every": "Time between two calls: `1ep`, `500st`.",
+    "timeout": "Seconds that the end of the run waits for it.",
     "on_error": "What an error does: `stop` ends the run, `go_on` is said in the log.",
 }
-
-
-def _is_users(target: Target) -> bool:
-    return target.name.partition(".")[0] not in (*LIBRARIES, "runner")
-
-
-_CLASSES = ("model", "optimizer", "scheduler", "dataset", "sampler", "metric", "search_sampler", "pruner")
-
-
-def _is_likely(slot: str, target: Target) -> bool:
-    """Return whether a target is worth being offered: user code fits any slot that it may be for."""
-    if not _is_users(target):
-        return True
-    if not target.is_class:
-        return slot not in _CLASSES
-    return len(target.slots) < len(SLOTS) - 4 or slot in ("transform", "metric", "loss", "action")
-
-
-def _list_filled(slot: str, target: Target) -> list[str]:
-    """List the parameters that the runner fills, as the check of components has it."""
-    takes = target.takes
-    assert takes is not None
-    own = slot.removeprefix("nested ")
-    by_name = {"scheduler": "optimizer", "sampler": "data_source"}.get(own)
-    if slot == "nested optimizer":
-        return takes.positional[:1]
-    if own == "action":
-        return [] if target.is_class else [name for name in takes.named if name in ACTION_ARGUMENTS]
-    if own == "step" and not target.is_class:
-        return [*takes.positional[:3], *(name for name in ("optimizer", "update") if name in takes.named)]
-    if own == "module_function" and not target.is_class and "batch" in takes.named:
-        return [*takes.positional[:1], "batch"]
-    if by_name in takes.own:
-        return [str(by_name)]
-    count = _CONSTRUCTOR.get(own, 0 if target.is_class else _CALL.get(own, 0)) if own == slot else 0
-    return takes.positional[:count]
 
 
 def _describe_parameter(parameter: inspect.Parameter, text: str) -> Plain:
@@ -474,6 +445,20 @@ def _describe_parameter(parameter: inspect.Parameter, text: str) -> Plain:
     if isinstance(default, bool | int | float | str) and default == default:  # noqa: PLR0124  not NaN
         made["default"] = default
     return made
+
+
+def find_group_field(group: str) -> tuple[type, dataclasses.Field[Any]] | None:
+    """Return the class and field that a group's files fill, `log/to` too; None for no group."""
+    owner: type = schema.Config
+    *outer, last = group.split("/")
+    for name in outer:
+        kind = get_field_types(owner).get(name)
+        if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+            return None
+        owner = kind
+    kind = get_field_types(owner).get(last)
+    fields = [item for item in dataclasses.fields(owner) if item.name == last and kind not in _PLAIN_KINDS]
+    return (owner, fields[0]) if fields else None
 
 
 def list_groups() -> list[str]:

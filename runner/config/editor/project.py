@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from runner.config import document
-from runner.config.editor.json_schema import GroupOption, SchemaBuilder
+from runner.config.editor.json_schema import GroupOption, SchemaBuilder, find_group_field
 from runner.config.editor.targets import list_targets
 from runner.config.hydra_repository import CONFIG_NAME
 from runner.config.key_help import read_first_comment
@@ -23,12 +23,21 @@ def make_builder(trust: Sequence[str] = ()) -> SchemaBuilder:
     options: dict[str, dict[str, GroupOption]] = {}
     for file in files:
         folder = Path("conf") if file.is_relative_to("conf") else find_our_conf()
-        *group, _ = file.relative_to(folder).parts
-        if group and group[0] != "hydra":
-            name = str(Path(*file.relative_to(folder).parts[1:]).with_suffix(""))
-            options.setdefault(group[0], {}).setdefault(name, _read_option(name, file))
+        group = find_group(file.relative_to(folder))
+        if group:
+            name = file.relative_to(folder).relative_to(group).with_suffix("").as_posix()
+            options.setdefault(group, {}).setdefault(name, _read_option(name, file))
     listed = {group: sorted(found.values(), key=lambda one: one.name) for group, found in sorted(options.items())}
     return SchemaBuilder(list_targets(named, trust), listed, _read_chosen(files))
+
+
+def find_group(file: Path) -> str:
+    """Return the group of a file below `conf/`, `log/to` of `log/to/mine.yaml`; empty for none of ours."""
+    *folders, _ = file.parts
+    if not folders or folders[0] == "hydra":
+        return ""
+    nested = ("/".join(folders[:count]) for count in range(len(folders), 1, -1))
+    return next((group for group in nested if find_group_field(group) is not None), folders[0])
 
 
 def list_config_files(folder: Path) -> list[Path]:

@@ -2,11 +2,12 @@
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.config.editor.json_schema import PRESET, ROOT, SHARED
+from runner.config.editor.json_schema import PRESET, ROOT
 from runner.config.editor.project import is_global, list_config_files
 from runner.core import jsonc
 from runner.core.errors import ConfigError, Mistake
@@ -33,14 +34,15 @@ class WrittenFile:
     changed: bool
 
 
-def map_schemas(groups: list[str]) -> dict[str, str | list[str]]:
+def map_schemas(groups: Sequence[str]) -> dict[str, str | list[str]]:
     """Map each schema, relative to the project, to the patterns of the config files that it is for."""
     presets = [file.as_posix() for file in list_config_files(Path("conf")) if _is_preset(file)]
     found: dict[str, str | list[str]] = {}
     for group in groups:
         others = [f"!{file}" for file in presets if file.startswith(f"conf/{group}/")]
+        others += [f"!conf/{inner}/**/*.yaml" for inner in groups if inner.startswith(f"{group}/")]
         own = f"conf/{group}/**/*.yaml"
-        found[f"./{FOLDER}/{group}.json"] = [own, *others] if others else own
+        found[f"./{FOLDER}/{group.replace('/', '.')}.json"] = [own, *others] if others else own
     found[f"./{FOLDER}/{ROOT}.json"] = ["conf/config.yaml", "conf/experiment/**/*.yaml"]
     found[f"./{FOLDER}/{PRESET}.json"] = ["conf/debug/**/*.yaml", *presets]
     return found
@@ -51,13 +53,12 @@ def _is_preset(file: Path) -> bool:
     return len(parts) > 2 and parts[1] not in ("experiment", "debug", "hydra") and is_global(file)
 
 
-def write_schemas(files: dict[str, dict[str, Any]]) -> list[WrittenFile]:
+def write_schemas(files: Mapping[str, dict[str, Any]], groups: Sequence[str]) -> list[WrittenFile]:
     """Write the schemas, and enter them in the editors' settings; what stands there stays.
 
     Raises:
         ConfigError: a settings file cannot be read, or is no JSON: nothing is written.
     """
-    groups = [name.removesuffix(".json") for name in files if name not in (SHARED, f"{ROOT}.json", f"{PRESET}.json")]
     mapped = map_schemas(groups)
     texts: dict[Path, str] = {}
     mistakes: list[Mistake] = []

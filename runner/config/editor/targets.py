@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from runner.config.check import allowed
-from runner.config.check.imports import import_object, is_user_code
+from runner.config.check.components import _CALL, _CONSTRUCTOR
+from runner.config.check.imports import LIBRARIES, import_object, is_user_code
 from runner.config.check.signature import CallableParameters, inspect_parameters
-from runner.config.check.slots import explain_misplaced
+from runner.config.check.slots import _FITS, explain_misplaced
+from runner.config.component_settings import ACTION_ARGUMENTS
+from runner.config.moved import MOVED
 from runner.core import shipped
 
 # Modules by which people name what a slot takes; a shorter name is shown, the others are taken too.
@@ -25,13 +28,10 @@ _FACES = (
     *("torchvision.models.detection", "torchvision.models.segmentation", "torchvision.models.video"),
     *("torchvision.ops", "torchvision.transforms.v2", "torchvision.transforms", "torchvision.datasets"),
     *("torchvision.datasets.samplers", "torchmetrics", "optuna.samplers", "optuna.pruners"),
-    *("runner.train.metrics", "runner.train.steps", "runner.train.filter_muon"),
+    *("runner.train.metrics", "runner.train.steps", "runner.train.filter_muon", "runner.log.trackers"),
     "runner.train.optimizer_step.several_optimizers",
 )
-SLOTS = (
-    *("model", "optimizer", "scheduler", "dataset", "sampler", "transform", "loss", "metric", "init", "function"),
-    *("module_function", "views", "hook", "gradient_hook", "action", "step", "search_sampler", "pruner"),
-)
+SLOTS = tuple(_FITS)
 MOST_FILES = 500  # of a project, that are looked through for its classes and functions
 _NO_CODE = ("outputs", "docs", "node_modules", "build", "dist", "data", "conf")
 
@@ -107,7 +107,8 @@ def _list_library_targets() -> Iterator[Target]:
         best = min(spelled, key=lambda name: (name.count("."), name not in _FACES, len(name)))
         slots = frozenset(slot for slot in SLOTS if not _is_refused(slot, objects[key], best))
         if slots:
-            yield _make_target(best, objects[key], slots, {*spelled} - {best})
+            earlier = {f"{before}.{best.rpartition('.')[2]}" for before, now in MOVED.items() if f"{now}." in best}
+            yield _make_target(best, objects[key], slots, {*spelled, *earlier} - {best})
 
 
 def _is_refused(slot: str, value: Any, name: str) -> bool:
@@ -155,6 +156,43 @@ def _make_target(name: str, value: Any, slots: frozenset[str], aliases: set[str]
         warnings.simplefilter("ignore")
         takes = inspect_parameters(value)
     return Target(name, takes, docstring, slots, aliases or set(), isinstance(value, type))
+
+
+def is_users(target: Target) -> bool:
+    """Return whether a target is code of the user's own, or shipped as such."""
+    return target.name.partition(".")[0] not in (*LIBRARIES, "runner")
+
+
+_CLASSES = ("model", "optimizer", "scheduler", "dataset", "sampler", "metric", "search_sampler", "pruner")
+
+
+def is_likely(slot: str, target: Target) -> bool:
+    """Return whether a target is worth being offered: user code fits any slot that it may be for."""
+    if not is_users(target):
+        return True
+    if not target.is_class:
+        return slot not in _CLASSES
+    return len(target.slots) < len(SLOTS) - 4 or slot in ("transform", "metric", "loss", "action")
+
+
+def list_filled(slot: str, target: Target) -> list[str]:
+    """List the parameters that the runner fills, as the check of components has it."""
+    takes = target.takes
+    assert takes is not None
+    own = slot.removeprefix("nested ")
+    by_name = {"scheduler": "optimizer", "sampler": "data_source"}.get(own)
+    if slot == "nested optimizer":
+        return takes.positional[:1]
+    if own == "action":
+        return [] if target.is_class else [name for name in takes.named if name in ACTION_ARGUMENTS]
+    if own == "step" and not target.is_class:
+        return [*takes.positional[:3], *(name for name in ("optimizer", "update") if name in takes.named)]
+    if own == "module_function" and not target.is_class and "batch" in takes.named:
+        return [*takes.positional[:1], "batch"]
+    if by_name in takes.own:
+        return [str(by_name)]
+    count = _CONSTRUCTOR.get(own, 0 if target.is_class else _CALL.get(own, 0)) if own == slot else 0
+    return takes.positional[:count]
 
 
 # ---- user code that no config names yet, read without running it

@@ -221,4 +221,4 @@ def make_typo_pattern(names: Iterable[str], known: Iterable[str] = (), *, edges:
                 if swapped not in ("", name[place]) and not swapped.isdigit():
                     ways.append(before + letters[place + 1] + letters[place] + "".join(letters[place + 2 :]))
     meant = "|".join(map(re.escape, dict.fromkeys([*names, *known])))
-    return f"(?!(?:{meant})$)(?:{'|'.join(dict.fromkeys(ways))})" if ways else r"(?!)"
+    return f"(?!(?:{meant})(?!\\w))(?:{'|'.join(dict.fromkeys(ways))})" if ways else r"(?!)"
