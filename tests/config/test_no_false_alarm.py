@@ -124,6 +124,8 @@ def refused(slot, name, target, supplied=()):
             if isinstance(p.default, bool | int | float | str | None) and not isinstance(p.default, enum.Enum)
         }
         nodes.append(nodes[0] | plain)
+        if "weights_backbone" in own:  # has to be said: its default is a download
+            nodes = [{**node, "weights_backbone": None} for node in nodes]
     found = PlacedMistakes()
     check_name(name)
     for node in nodes:

@@ -69,6 +69,13 @@ def test_a_loss_beside_the_models_own_is_refused(runner: Callable[..., Ran]) -> 
     assert "loss._target_ has no effect" in ran.out
 
 
+def test_a_backbone_that_would_be_downloaded_is_refused(runner: Callable[..., Ran]) -> None:
+    ran = runner("check", "experiment=null", "model._target_=torchvision.models.segmentation.fcn_resnet50")
+
+    assert ran.status == 2
+    assert "model.weights_backbone must be given" in ran.out
+
+
 FACTORY = """
 import torch
 

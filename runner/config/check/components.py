@@ -494,6 +494,10 @@ def _refuse_weights(
         found.wrong(
             (*path, name), rule, node[name], remedy=_format_pretrained_block(node[name], takes), kind="conflict"
         )
+    backbone = takes.own.get("weights_backbone")
+    if backbone is not None and backbone.default is not None and "weights_backbone" not in node:
+        rule, remedy = "must be given: without it torchvision downloads a backbone by itself", "write `null`"
+        found.wrong((*path, "weights_backbone"), rule, remedy=remedy, kind="missing")
     return refused
 
 
