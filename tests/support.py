@@ -73,7 +73,7 @@ def is_shown(shown: str, printed: str) -> bool:
 # ---- shipped experiments
 
 EXTRAS = {"finetune_timm": "timm", "text_classifier_hf": "transformers"}  # experiment: what it is of
-SLOW = {"detection", "segmentation"}  # seconds a test
+SLOW = {"detection", "imagenet_resnet50", "segmentation"}  # seconds a test
 
 
 def list_experiments(*, slow: bool = True) -> list[str]:

@@ -320,7 +320,8 @@ def test_a_download_lies_where_no_program_looks_and_no_link_leads_away(tmp_path,
 
     def refused(place, key="to", trust=()):
         node = SimpleNamespace(**{"to": "data/x.bin", "unpack": None} | {key: place})
-        return [m.key for m in find_misplaced(SimpleNamespace(dataset=SimpleNamespace(downloads={"a": node})), trust)]
+        config = SimpleNamespace(dataset=SimpleNamespace(downloads={"a": node}), log=SimpleNamespace(to={}))
+        return [mistake.key for mistake in find_misplaced(config, trust)]
 
     wrong = [
         "venv/lib/x.bin",

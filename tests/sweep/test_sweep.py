@@ -319,6 +319,7 @@ def test_a_damaged_ledger_is_put_aside_and_made_again_from_the_directories(proje
     assert damage in ("empty", "other") or damaged == ledger.with_name("ledger.1.sqlite").read_bytes()
 
 
+@pytest.mark.exhaustive
 def test_a_point_that_was_cut_off_and_left_out_goes_on_when_it_is_asked_for_again(project, undisturbed):
     """Nothing else is left to be done then."""
     shutil.copytree(undisturbed, project, dirs_exist_ok=True)
