@@ -118,7 +118,7 @@ class Controller:
                 self._answer_signals(at_once=said > 1)
             elif not self._is_stopping():
                 self._fill()
-            if not self._running and (self._is_stopping() or (self._source_is_done() and not self._waiting)):
+            if not self._running and not self._members and (self._is_stopping() or self._has_no_more()):
                 return
             for event in self._executor.wait(WAIT_SECONDS):
                 self._take(event)
@@ -127,6 +127,9 @@ class Controller:
 
     def _is_stopping(self) -> bool:
         return bool(self._stop.signals) or self._failed is not None
+
+    def _has_no_more(self) -> bool:
+        return self._source_is_done() and not self._waiting
 
     def _source_is_done(self) -> bool:
         return self._source.known or self._source.done
@@ -287,6 +290,7 @@ class Controller:
             self._asked_to_stop.update(self._running)
             for job in list(self._running):
                 self._end(Event("ended", job, exit=-signal.SIGKILL), job)
+            self._members.clear()
             return
         name = signal.Signals(self._stop.signals[0]).name
         again = "; once more stops at once, with what is saved" if self._stop.signals[0] == signal.SIGINT else ""

@@ -63,6 +63,7 @@ class StackPlan:
         keys: of the same jobs: the hash that jobs of one stack share.
         most: of each job that has left a stack: the most jobs that its next one may have.
         sizes: of the stacks of a group: by its key, the most jobs that it may have, and where it stands.
+        alone: keys of groups whose jobs cannot be together, or are slower so.
         reasons: of jobs that join none: key and reason → how many.
     """
 
@@ -72,6 +73,7 @@ class StackPlan:
     keys: dict[str, str] = field(default_factory=dict)
     most: dict[str, int] = field(default_factory=dict)
     sizes: dict[tuple[str, int, Place], int] = field(default_factory=dict)
+    alone: set[str] = field(default_factory=set)
     reasons: Counter[str] = field(default_factory=Counter)
 
     def add(self, job: str, config: Config) -> None:
@@ -84,6 +86,9 @@ class StackPlan:
         else:
             self.keys[job] = compute_stack_id(to_resolved_data(config))
             self.configs[job] = config
+            self.sizes.clear()  # the next batch of a search has jobs of its own
+            if self.keys[job] in self.alone:
+                self.most[job] = 1
 
     def explain_none(self) -> str:
         """Explain why the sweep has no stacks; empty where it may have some."""
@@ -138,6 +143,7 @@ class StackPlan:
         Where they cannot be together or are slower so, that holds for all jobs like them.
         """
         alike = {self.keys[job] for job in jobs} if alone else set()
+        self.alone |= alike
         for job in [*jobs, *(job for job, key in self.keys.items() if key in alike)]:
             self.most[job] = 1 if alone else math.ceil(len(jobs) / 2)
 

@@ -188,11 +188,11 @@ def test_what_is_left_is_told_by_how_fast_jobs_have_ended():
 
 
 class StackOfTwo(Instant):
-    """An executor whose stack goes on until the ledger knows the end of its first job."""
+    """An executor whose stack goes on until the ledger knows the end of its first job, then of the second."""
 
     def __init__(self, ledger):
         super().__init__()
-        self.ledger, self.stack, self.looks = ledger, None, 0
+        self.ledger, self.stack, self.looks, self.told = ledger, None, 0, False
 
     def has_room(self, job):
         return self.stack is None
@@ -209,13 +209,16 @@ class StackOfTwo(Instant):
         self.looks += 1
         assert self.looks < 500, "the end of the first job was never seen"
         time.sleep(0.01)
-        if self.stack is None or "completed" not in {row.status for row in self.ledger.jobs()}:
+        done = sum(row.status == "completed" for row in self.ledger.jobs())
+        if done == 1:
+            self.write(1)
+        if done < 2:
             return []
-        self.write(1)
+        self.told = True  # its process has closed its logs
         return [Event("ended", self.stack.id, exit=0)]
 
 
-def test_a_job_that_leaves_its_stack_early_is_in_the_ledger_before_the_others_end(tmp_path, monkeypatch):
+def test_a_job_that_leaves_its_stack_early_is_in_the_ledger_and_the_stack_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("runner.sweep.controller.LOOK_SECONDS", 0.0)
     plan = SweepPlan(request.make_request(["seed=0,1", "sweep.vectorize=on", "sweep.slots=1"], tmp_path), [], ())
@@ -224,10 +227,12 @@ def test_a_job_that_leaves_its_stack_early_is_in_the_ledger_before_the_others_en
         asked = [plan.ask(Proposal(point.own))[0] for point in plan.sweep.points()]
         adopt(ledger, plan.folder, asked, plan)
         board = make_console(SweepProgress(ledger.jobs(), 2, "val/loss", "min"), Console(said))
-        controller = Controller(plan, ledger, Grid([]), StackOfTwo(ledger), board, SweepStop())
+        executor = StackOfTwo(ledger)
+        controller = Controller(plan, ledger, Grid([]), executor, board, SweepStop())
         for one in asked:
             controller.add(one, "never")
         controller.run()
         rows = ledger.jobs()
 
     assert [(row.status, row.objective, row.attempt) for row in rows] == [("completed", 1.0, 1)] * 2
+    assert executor.told, "its process was not waited for"

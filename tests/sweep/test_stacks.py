@@ -120,6 +120,20 @@ def test_jobs_without_an_end_go_on_in_halves_and_then_alone():
     assert sizes == [[4, 4], [4, 4], [2, 2, 4], [1, 1, 2, 4]]
 
 
+def test_a_later_batch_fills_stacks_of_its_own_and_knows_what_cannot_be_mapped():
+    """Three jobs were few; the next eight are not, until their group is found to be slower as one."""
+    plan = make_plan([[f"seed={seed}"] for seed in range(3)])
+    sizes = [choose_all(plan, 3)]
+    for number in range(3, 11):
+        plan.add(str(number), make_config(f"seed={number}"))
+    sizes.append([len(plan.choose([str(number) for number in range(3, 11)], lambda _: (0, "")))])
+    plan.part(["3", "4"], alone=True)
+    plan.add("11", make_config("seed=11"))
+    sizes.append([len(plan.choose(["11", "5"], lambda _: (0, "")))])
+
+    assert sizes == [[1, 1, 1], [4], [1]]
+
+
 def test_jobs_of_one_stack_go_on_together():
     """Whoever was together stays together, whatever the slots."""
     plan = make_plan([[f"seed={seed}"] for seed in range(8)])

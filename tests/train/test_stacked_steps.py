@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,11 +10,12 @@ import torch
 from torch.nn import functional as F
 
 from runner.train import pauses
-from runner.train.checkpoint import Checkpoints
+from runner.train.checkpoint import Checkpoints, SaveError
 from runner.train.vectorized import held_saves
 from runner.train.vectorized.evaluation import StackEvaluation
-from runner.train.vectorized.held_saves import SaveClock
+from runner.train.vectorized.held_saves import HeldCheckpoints, SaveClock
 from runner.train.vectorized.jobs_tensor import JobsTensor, NoRuleError
+from runner.train.vectorized.per_job import PerJobNumber, PerJobNumberError
 from runner.train.vectorized.vmap_rules import StackRules
 from tests.support import read_metrics
 from tests.train.test_vectorized import parts, train_alone, train_as_one  # noqa: F401  a fixture, and what it needs
@@ -77,6 +79,52 @@ def test_what_has_no_rule_is_an_error(call):
     """Nothing is guessed: a look into the numbers, an index, an operator that is not on the list, a draw."""
     with pytest.raises(NoRuleError):
         call(wrap(SIZE))
+
+
+@pytest.mark.parametrize("call", [lambda x, p: x / p, lambda x, p: x * p, F.leaky_relu])
+def test_a_number_of_each_job_is_no_number_for_a_rule_of_all(call):
+    """Its own value is NaN, which no operator may take."""
+    with pytest.raises(PerJobNumberError):
+        call(wrap(SIZE), PerJobNumber([0.1, 0.2, 0.3]))
+
+
+def test_pauses_that_save_nothing_do_not_put_off_a_writing(monkeypatch):
+    """Each pause for a log line looks at the clock; only a writing starts it anew."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    clock, held = SaveClock(), []
+    for second in (0.5, 1.2, 1.4, 1.6, 2.1, 2.7):
+        now[0] = second
+        clock.decide()
+        held.append(clock.holds)
+        if second in (1.6, 2.7):  # saves
+            clock.begin()
+
+    assert held == [True, False, False, False, True, False]
+
+
+def test_what_was_held_is_written_although_a_writing_before_failed(tmp_path):
+    """The error comes once, to whoever waits; no state is lost by it."""
+    saves = object.__new__(HeldCheckpoints)
+    vars(saves).update(vars(Checkpoints(tmp_path, keep=3)))
+    vars(saves).update(clock=SaveClock(), log=SimpleNamespace(sync=lambda: None), config={}, is_large=False)
+    vars(saves).update(held=[], _writing=None, background_bytes=0)
+    commit, failed = saves._commit, []
+
+    def fail_once(state: Any, step: int, *rest: Any) -> None:
+        if not failed:
+            failed.append(step)
+            raise SaveError("no space")
+        commit(state, step, *rest)
+
+    saves._commit = fail_once
+    state = {"model": {"w": torch.zeros(2)}, "config": {}}
+    saves.save(state, 1, None)
+    with pytest.raises(SaveError):
+        saves.save(state, 2, None)
+    saves.wait()
+
+    assert (failed, [entry.step for entry in Checkpoints(tmp_path).entries()]) == ([1], [2])
 
 
 def test_what_reaches_a_kernel_past_the_rules_is_an_error():

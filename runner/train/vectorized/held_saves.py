@@ -2,9 +2,9 @@
 
 An epoch of a small stack takes less than its checkpoints take to be written and synced, one by one, for every job. So a
 save is a copy in memory first, and none at all where neither a writing nor the end of the job can come to need it. What
-is left to keep is written when a job ends or is stopped, so that a finished directory has the checkpoints that it has
-alone; and from time to time, by threads that wait for the disk while the stack trains on. Only a process that is killed
-goes on from an earlier step than alone.
+is left to keep is written when a job ends or is stopped, and from time to time, by threads that wait for the disk while
+the stack trains on. A job that trains to its last step has the checkpoints that it has alone. One that ends earlier has
+its best and its last one, and may have fewer between; a process that is killed goes on from the last writing.
 """
 
 import time
@@ -31,14 +31,17 @@ class SaveClock:
 
     def __init__(self) -> None:
         self.holds, self.writers = False, ThreadPoolExecutor(WRITERS, "checkpoint")
-        self._written, self._took = time.perf_counter(), 0.0
+        self._written, self._took, self._begun = time.perf_counter(), 0.0, False
 
     def decide(self) -> None:
-        """Decide for all jobs that save at this pause."""
-        now = time.perf_counter()
-        self.holds = now - self._written < max(LEAST_SECONDS, LEAST_RATIO * self._took)
-        if not self.holds:
-            self._written, self._took = now, 0.0
+        """Decide for all jobs that save at this pause, where there are some."""
+        self.holds = time.perf_counter() - self._written < max(LEAST_SECONDS, LEAST_RATIO * self._took)
+        self._begun = False
+
+    def begin(self) -> None:
+        """Begin the writing of this pause, at the first of its saves."""
+        if not self._begun:
+            self._written, self._took, self._begun = time.perf_counter(), 0.0, True
 
     def took(self, seconds: float) -> None:
         """Count the time of one writing."""
@@ -88,10 +91,13 @@ class HeldCheckpoints(Checkpoints):
             super().save(state, step, metric, background=background)
             return
         copied = to_plain(changing, copy=True)
-        self._join()
-        self._hold(CheckpointEntry("", step, metric, ""), {name: copied.get(name, self.config) for name in state})
-        if not self.clock.holds:
-            self.begin_writing()
+        try:
+            self._join()
+        finally:  # what could not be written before does not keep this state from being held
+            self._hold(CheckpointEntry("", step, metric, ""), {name: copied.get(name, self.config) for name in state})
+            if not self.clock.holds:
+                self.clock.begin()
+                self.begin_writing()
 
     def _hold(self, entry: CheckpointEntry, state: dict[str, Any]) -> None:
         """Hold a state, without those that would be gone if all had been written."""
@@ -102,18 +108,24 @@ class HeldCheckpoints(Checkpoints):
         self.held = [(one, kept) for one, kept in self.held if one in entries[-self.keep :] or one == best]
 
     def begin_writing(self) -> None:
-        """Let a thread write what is held; `wait` waits for it."""
-        self._join()
+        """Let a thread write what is held; `wait` waits for it, and raises what went wrong."""
         held, self.held = self.held, []
         if held:
-            self._writing = self.clock.writers.submit(self._write_held, held)
+            self._writing = self.clock.writers.submit(self._write_held, held, self._writing)
 
-    def _write_held(self, held: list[tuple[CheckpointEntry, dict[str, Any]]]) -> None:
+    def _write_held(self, held: list[tuple[CheckpointEntry, dict[str, Any]]], earlier: Future[None] | None) -> None:
+        """Write each state, whatever became of those before; raise the first error."""
+        failure = earlier.exception() if earlier is not None else None
         begun = time.perf_counter()
         self.log.sync()
         for entry, state in held:
-            self._commit(to_plain(state), entry.step, entry.metric, count_bytes(state))
+            try:
+                self._commit(to_plain(state), entry.step, entry.metric, count_bytes(state))
+            except Exception as error:  # noqa: BLE001  raised below
+                failure = failure or error
         self.clock.took(time.perf_counter() - begun)
+        if failure is not None:
+            raise failure
 
     def _join(self) -> None:
         writing, self._writing = self._writing, None

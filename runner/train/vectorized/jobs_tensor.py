@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from runner.train.vectorized.per_job import PerJobNumber, PerJobNumberError
+
 
 class NoRuleError(RuntimeError):
     """Failure to compute an operator for all jobs: it has no rule here."""
@@ -75,6 +77,11 @@ class JobsTensor(Tensor):
         try:
             rule = RULES.get(func)
             if rule is not None:
+                if any(isinstance(value, PerJobNumber) for value in (*args, *(kwargs or {}).values())):
+                    message = (
+                        f"a number that differs among the jobs is an argument of {getattr(func, '__name__', func)}"
+                    )
+                    raise PerJobNumberError(message)
                 return rule(func, *args, **(kwargs or {}))
             rules = next(value.rules for value in (*args, *(kwargs or {}).values()) if isinstance(value, JobsTensor))
             if not rules.has_rule(func):
@@ -243,4 +250,4 @@ def wrap_batch(batch: Any, dims: Any, rules: Answers) -> Any:
 
 def unwrap_rows(value: Tensor, jobs: int) -> Tensor:
     """Return [jobs, ...] of a step output; one that is nobody's is everybody's."""
-    return value.get_in_front() if isinstance(value, JobsTensor) else value.expand(jobs, *value.shape)
+    return value.get_in_front() if isinstance(value, JobsTensor) else value.expand(jobs, *value.shape).clone()
