@@ -59,6 +59,24 @@ def test_padding(side, more) -> None:
     assert batch["text"] == ["x", "y"]
 
 
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ([[1, 2], [0.5, 1.5]], [[1, 2], [0.5, 1.5]]),
+        ([[], [1, 2]], torch.tensor([[9, 9], [1, 2]])),
+        ([[], [[1, 2]]], torch.tensor([[[9, 9]], [[1, 2]]])),
+        ([[], []], [[], []]),
+    ],
+)
+def test_the_padded_dtype_is_that_of_all_samples(members, expected) -> None:
+    """Not that of the first one, which may be of whole numbers, or empty."""
+    padded = Pad({"x": 9})([{"x": member} for member in members])["x"]
+    expected = torch.as_tensor(expected)
+
+    assert padded.dtype == expected.dtype
+    assert padded.tolist() == expected.tolist()
+
+
 def test_samples_as_lists() -> None:
     boxes = [ShapeBoxes(3, size=32)[index] for index in range(3)]
     images, targets = list_members(boxes)
