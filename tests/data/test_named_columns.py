@@ -122,10 +122,37 @@ def test_tables_of_texts(tmp_path: Path, ending: str) -> None:
     table = TextTable(str(tmp_path / f"t.{ending}"), "said", "kind")
 
     assert [table[index] for index in range(2)] == [{"text": "a, b", "label": 0}, {"text": "c", "label": 1}]
-    with pytest.raises(ValueError, match="row 3 has the class 'yes', which is not among no"):
+    with pytest.raises(ValueError, match=rf":{2 + (ending != 'jsonl')} has the class 'yes', which is not among no"):
         TextTable(str(tmp_path / f"t.{ending}"), "said", "kind", ["no"])
     with pytest.raises(ValueError, match="has no column 'text': it has said, kind"):
         TextTable(str(tmp_path / f"t.{ending}"))
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_table_is_cut_at_line_ends_alone(tmp_path: Path, ending: str) -> None:
+    """Not at U+2028, U+0085 or a form feed, which a text may have inside."""
+    said = "a\u2028b\x85c\x0cd"
+    path = tmp_path / f"t.{ending}"
+    row = json.dumps({"text": said, "label": 0}, ensure_ascii=False) if ending == "jsonl" else f"text,label\n{said},0"
+    path.write_text(row + "\n", encoding="utf-8")
+    table = TextTable(str(path))
+
+    assert [table[number]["text"] for number in range(len(table))] == [said]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "where"),
+    [
+        ("t.csv", "text,label\na,0\nb,\n", ":3 has no 'label'"),
+        ("t.csv", "text,label\na,0\nb\n", ":3 has no 'label'"),
+        ("t.jsonl", '{"text": "a", "label": 0}\n\n{"text": "b", "label": null}\n', ":3 has no 'label'"),
+        ("t.jsonl", '{"text": "a", "label": 0}\n{"label": 1}\n', ":2 has no 'text'"),
+    ],
+)
+def test_a_row_without_a_class_or_a_text_is_refused(tmp_path: Path, name: str, content: str, where: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=where):
+        TextTable(str(tmp_path / name))
 
 
 def test_padding_changes_no_output_of_the_transformer() -> None:
