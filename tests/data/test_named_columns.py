@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision.datasets import VOCSegmentation
 
 from datasets.collate import Pad, list_members
 from datasets.columns import Columns, StreamedColumns, spread_labels
+from datasets.masks import SizedMasks
 from datasets.shapes import ShapeBoxes, ShapeMasks
 from datasets.shards import DecodedMembers, TarShards, expand_braces
 from datasets.text import MadeReviews, TextTable, Words
@@ -91,6 +93,33 @@ def test_shapes_are_where_their_boxes_and_masks_say() -> None:
 
     assert set(mask[top:low, left:right].unique().tolist()) >= {int(target["labels"][-1])}
     assert int(mask[top:low, left:right].count_nonzero()) >= 0.7 * (low - top) * (right - left)
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    """Make a folder as Pascal VOC's, with four pictures of two sizes: class 20 above, 255 below."""
+    folder = tmp_path / "VOCdevkit" / "VOC2012"
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (folder / name).mkdir(parents=True)
+    for number in range(4):
+        size = (50, 40) if number % 2 else (30, 70)
+        Image.new("RGB", size, (200, 0, 0)).save(folder / "JPEGImages" / f"{number}.jpg")
+        mask = Image.new("P", size, 255)
+        mask.putpalette([*range(256)] * 3)
+        mask.paste(20, (0, 0, size[0], size[1] // 2))
+        mask.save(folder / "SegmentationClass" / f"{number}.png")
+    (folder / "ImageSets" / "Segmentation" / "train.txt").write_text("0\n1\n2\n3\n")
+    return tmp_path
+
+
+def test_pictures_and_masks_of_files_have_one_size(voc: Path) -> None:
+    """Pascal VOC's differ in size and are PIL images; a mask keeps its classes, 255 among them."""
+    made = SizedMasks(VOCSegmentation(str(voc), image_set="train"), size=64)
+    pairs = [made[index] for index in range(len(made))]
+
+    assert {("Image", (3, 64, 64), torch.uint8)} == {(type(a).__name__, (*a.shape,), a.dtype) for a, _ in pairs}
+    assert {("Mask", (64, 64), torch.int64)} == {(type(b).__name__, (*b.shape,), b.dtype) for _, b in pairs}
+    assert all(mask[:32].eq(20).all() and mask[32:].eq(255).all() for _, mask in pairs)
 
 
 def test_words_of_the_training_split_alone() -> None:
