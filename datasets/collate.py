@@ -1,6 +1,7 @@
 """Functions that join samples to a batch where they have different lengths or numbers of things."""
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ def list_members(samples: Sequence[Sequence[Any]]) -> list[list[Any]]:
 class Pad:
     """Collate function that pads the named members of dict samples to the longest of the batch.
 
-    A member is a tensor [T, ...] or a list of numbers, and becomes a tensor [N, longest, ...]; all others are joined as
-    usual. Texts stay lists.
+    A member is a tensor [T, ...] or a list of numbers, and becomes a tensor [N, longest, ...] of the dtype that holds
+    the numbers of all samples; all others are joined as usual. Texts stay lists.
 
     Args:
         values: the value that fills each member that is padded, by name (`tokens: 0`, `labels: -100`).
@@ -53,6 +54,11 @@ class Pad:
         return joined
 
     def _pad(self, tensors: list[Tensor], value: float) -> Tensor:
+        filled = [tensor for tensor in tensors if len(tensor)]
+        if filled:  # as_tensor([]) is float32, and decides nothing; of [1, 2] and [0.5] all are floats
+            dtype = reduce(torch.promote_types, [tensor.dtype for tensor in filled])
+            empty = filled[0].new_zeros(0, *filled[0].shape[1:], dtype=dtype)
+            tensors = [tensor.to(dtype) if len(tensor) else empty for tensor in tensors]
         longest = max(len(tensor) for tensor in tensors)
         missing = -longest % self.multiple_of
         if missing:

@@ -1,6 +1,7 @@
 """Texts with a class: made-up reviews, tables of texts, and a tokenizer of words fitted to the training split."""
 
 import csv
+import io
 import json
 import re
 from collections import Counter
@@ -62,21 +63,26 @@ class TextTable(Dataset[dict[str, Any]]):
         classes: names of the classes in order; without them those of the file, sorted.
 
     Raises:
-        ValueError: a column is missing, or a class is not among `classes`, with the line.
+        ValueError: a column is missing, or a row has no text, no class, or one not among `classes`, with the line.
     """
 
     def __init__(self, path: str, text: str = "text", label: str = "label", classes: list[str] | None = None) -> None:
-        rows = _read_rows(Path(path))
+        lines, rows = _read_rows(Path(path))
         missing = [name for name in (text, label) if rows and name not in rows[0]]
         if missing or not rows:
             have = ", ".join(rows[0]) if rows else "no rows"
             raise ValueError(f"{path} has no column {missing[0] if missing else text!r}: it has {have}")
+        for line, row in zip(lines, rows, strict=True):
+            for column in (text, label):
+                value = row.get(column)
+                if value is None or (column == label and not str(value).strip()):
+                    raise ValueError(f"{path}:{line} has no {column!r}")
         named = [str(row[label]) for row in rows]
         numbers = classes is None and all(name.isdigit() for name in named)
         known = sorted(set(named), key=int if numbers else str) if classes is None else [str(name) for name in classes]
-        for number, name in enumerate(named, start=2):
+        for line, name in zip(lines, named, strict=True):
             if name not in known:
-                raise ValueError(f"{path}: row {number} has the class {name!r}, which is not among {', '.join(known)}")
+                raise ValueError(f"{path}:{line} has the class {name!r}, which is not among {', '.join(known)}")
         self.classes = known
         self.texts = [str(row[text]) for row in rows]
         self.targets = torch.tensor([known.index(name) for name in named])
@@ -88,12 +94,15 @@ class TextTable(Dataset[dict[str, Any]]):
         return {"text": self.texts[index], "label": int(self.targets[index])}
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def _read_rows(path: Path) -> tuple[list[int], list[dict[str, Any]]]:
+    """Read the rows of a table and the line that each ends on; U+2028 and its like, which JSON may hold, end none."""
     text = path.read_text(encoding="utf-8-sig")
     if path.suffix == ".jsonl":
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    lines = text.splitlines(keepends=True)
-    return list(csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ","))
+        pairs = [(number, json.loads(line)) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    else:
+        table = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
+        pairs = [(table.line_num, row) for row in table]
+    return [number for number, _ in pairs], [row for _, row in pairs]
 
 
 class Words:

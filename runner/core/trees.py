@@ -1,6 +1,7 @@
 """Trees of tensors: batches and outputs, nested in mappings, lists and tuples."""
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -41,10 +42,49 @@ def iterate_tensors(tree: Any) -> Iterator[Tensor]:
 def count_samples(batch: Any) -> int:
     """Count the samples of a batch.
 
-    That is the length of the first tensor that has one, else of the first list of other things, else 1.
+    That is the length of the first tensor that has one, or of the lists of samples that are not stacked, as
+    `datasets.collate.list_members` makes them; else the length of the first list of other things, else 1.
     """
-    lengths = [tensor.size(0) for tensor in iterate_tensors(batch) if tensor.dim()][:1]
-    return (lengths or [*_iterate_lengths(batch)] or [1])[0]
+    return next(chain(_iterate_sizes(batch), _iterate_lengths(batch)), 1)
+
+
+def _iterate_sizes(tree: Any) -> Iterator[int]:
+    if isinstance(tree, Tensor):
+        if tree.dim():
+            yield tree.size(0)
+    elif _lists_samples(tree):
+        yield len(tree[0])
+    elif isinstance(tree, Mapping | list | tuple):
+        for member in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from _iterate_sizes(member)
+
+
+def _lists_samples(tree: Any) -> bool:
+    """Return whether a tree is a list of equally long lists, each with one thing a sample.
+
+    Lists of stacked tensors, which `default_collate` makes of nested samples, have one length in all of them; images
+    and their targets hardly ever do, and where they do, a list of tensors beside one of mappings is of samples.
+    """
+    if not isinstance(tree, list | tuple) or not tree or not all(isinstance(group, list | tuple) for group in tree):
+        return False
+    if not tree[0] or len({len(group) for group in tree}) > 1 or not all(map(_is_alike, tree)):
+        return False
+    tensors = [*iterate_tensors(tree)]
+    sizes = {tensor.size(0) if tensor.dim() else None for tensor in tensors}
+    if len(sizes) > 1 or None in sizes:
+        return True
+    has_both = len({isinstance(group[0], Mapping) for group in tree}) > 1
+    return bool(tensors) and (has_both or any(map(_is_plain, tree)))
+
+
+def _is_alike(group: list[Any] | tuple[Any, ...]) -> bool:
+    """Return whether the members of a list may be one thing of several samples each."""
+    return len({member.dim() if isinstance(member, Tensor) else isinstance(member, Mapping) for member in group}) == 1
+
+
+def _is_plain(group: list[Any] | tuple[Any, ...]) -> bool:
+    """Return whether a list has numbers or other things that `default_collate` would have stacked or refused."""
+    return _is_flat(group) and not any(isinstance(member, str | bytes) for member in group)
 
 
 def _iterate_lengths(tree: Any) -> Iterator[int]:
@@ -68,5 +108,7 @@ def slice_samples(batch: Any, count: int, rows: slice) -> Any:
     if isinstance(batch, list | tuple):
         if len(batch) == count and _is_flat(batch):
             return batch[rows]
+        if _lists_samples(batch) and len(batch[0]) == count:
+            return [group[rows] for group in batch]
         return [slice_samples(member, count, rows) for member in batch]
     return batch

@@ -139,7 +139,7 @@ class MeanIoU:
 
     def reset(self) -> None:
         """Reset the confusion matrix."""
-        self.confusion: Tensor | None = None  # int64 [C, C]: targets by outputs
+        self.confusion: Tensor | None = None  # int64 [C + 1, C]: targets by outputs, in the last row those of no class
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add one batch.
@@ -151,20 +151,31 @@ class MeanIoU:
         if found.shape != target.shape or target.is_floating_point():
             message = f"the target of an output {list(output.shape)} must be its classes, not {list(target.shape)}"
             raise ValueError(message)
-        pairs = target.long() * classes + found
-        if self.ignore_index is not None:  # counted in a place of its own: nothing waits for the device
-            pairs = pairs.where(target != self.ignore_index, classes * classes)
-        counts = pairs.new_zeros(classes * classes + 1).scatter_add_(
+        # What is of no class and what is ignored are counted in places of their own: nothing waits for the device.
+        known = (target >= 0) & (target < classes)
+        pairs = (target.long() * classes + found).where(known, classes * classes)
+        if self.ignore_index is not None:
+            pairs = pairs.where(target != self.ignore_index, (classes + 1) * classes)
+        counts = pairs.new_zeros((classes + 1) * classes + 1).scatter_add_(
             0, pairs.flatten(), torch.ones_like(pairs.flatten())
         )
-        matrix = counts[:-1].view(classes, classes)
+        matrix = counts[:-1].view(classes + 1, classes)
         self.confusion = matrix if self.confusion is None else self.confusion.to(matrix.device) + matrix
 
     def compute(self) -> float:
-        """Return the mean over the classes so far."""
+        """Return the mean over the classes so far.
+
+        Raises:
+            ValueError: a target was of a class that the output does not have.
+        """
         if self.confusion is None:
             return math.nan
-        matrix = self.confusion.double().cpu()
+        whole = self.confusion.double().cpu()
+        matrix, wrong = whole[:-1], int(whole[-1].sum())
+        if wrong:
+            classes = len(matrix)
+            message = f"{wrong} targets are of no class of the output, which has 0 to {classes - 1}"
+            raise ValueError(message)
         shared, union = matrix.diag(), matrix.sum(0) + matrix.sum(1) - matrix.diag()
         return float((shared / union)[union > 0].mean())
 

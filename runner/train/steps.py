@@ -112,7 +112,8 @@ def take_model_loss(
 
     The loss is the field `loss` of what the model returns (Hugging Face's `ModelOutput`), the first member of a tuple,
     the one number that it returns, or the sum of a mapping of numbers (torchvision's detectors), each of which is
-    logged. An evaluation may have none. A loss of several targets a sample is weighted by those that count.
+    logged. A number has the shape [], or [1] while the model trains. An evaluation may have none.
+    A loss of several targets a sample is weighted by those that count.
 
     Args:
         batch: a mapping (named arguments of the model), a list or tuple (positional ones), or one argument.
@@ -129,7 +130,7 @@ def take_model_loss(
         ValueError: the model gives no loss while it trains.
     """
     made = _call_model(model, batch, input)
-    value, parts, rest = _split_loss(made)
+    value, parts, rest = _split_loss(made, training=model.training)
     if value is None and model.training:
         keys = f" with {', '.join(map(str, made))}" if isinstance(made, Mapping) else ""
         raise ValueError(
@@ -162,22 +163,24 @@ def _call_model(model: nn.Module, batch: Any, place: Any) -> Any:
     return model(*batch) if isinstance(batch, list | tuple) else model(batch)
 
 
-def _split_loss(made: Any) -> tuple[Any, dict[str, Tensor], Any]:
+def _split_loss(made: Any, *, training: bool) -> tuple[Any, dict[str, Tensor], Any]:
     """Return the loss in what a model gives (None without one), its named parts, and the rest."""
     if isinstance(made, Mapping):
         if made.get("loss") is not None:
             return made["loss"].mean(), {}, {name: part for name, part in made.items() if name != "loss"}
-        if made and all(_is_number(part) for part in made.values()):
+        if made and all(_is_loss(part, training=training) for part in made.values()):
             return sum(made.values()), {str(name): part.detach() for name, part in made.items()}, None
-    elif isinstance(made, tuple) and made and _is_number(made[0]):
+    elif isinstance(made, tuple) and made and _is_loss(made[0], training=training):
         return made[0].mean(), {}, made[1] if len(made) == 2 else made[1:]
-    elif _is_number(made):
+    elif _is_loss(made, training=training):
         return made.mean(), {}, None
     return None, {}, made
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.numel() == 1 and value.dim() < 2 and value.is_floating_point()
+def _is_loss(value: Any, *, training: bool) -> bool:
+    """Return whether a value is one number; in an evaluation, [1] is the output of a batch of one sample."""
+    is_number = isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point()
+    return is_number and value.dim() <= int(training)
 
 
 def _find_target(batch: Any, place: int | str | None) -> Any:

@@ -17,10 +17,46 @@ def test_each_tensor_is_mapped_and_the_rest_stays():
 
 @pytest.mark.parametrize(
     ("batch", "count"),
-    [(BATCH, 5), ({"scale": torch.tensor(1.0), "x": torch.zeros(4, 2)}, 4), ([["a", "b"], ["c", "d"]], 2), (None, 1)],
+    [
+        (BATCH, 5),
+        ({"scale": torch.tensor(1.0), "x": torch.zeros(4, 2)}, 4),
+        ([["a", "b"], ["c", "d"]], 2),
+        ([torch.zeros(0, 2)], 0),
+        (None, 1),
+    ],
 )
 def test_the_samples_of_a_batch_are_counted_wherever_they_are(batch, count):
     assert count == count_samples(batch)
+
+
+PICTURES = [[torch.zeros(3, 4 + n, 5) for n in range(8)], [{"boxes": torch.zeros(n, 4)} for n in range(8)]]
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        PICTURES,
+        (tuple(PICTURES[0]), tuple(PICTURES[1])),
+        [PICTURES[0], list(range(8))],
+        [PICTURES[0], [torch.tensor(n) for n in range(8)]],
+        [[torch.zeros(3, 5, 5)] * 8, [{"boxes": torch.zeros(3, 4)}] * 8],
+    ],
+)
+def test_samples_that_are_not_stacked_are_counted_and_sliced(batch):
+    """Pictures of several sizes with their targets, as torchvision's detectors take them; not the channels of one."""
+    part = slice_samples(batch, count_samples(batch), slice(2, 5))
+
+    assert count_samples(batch) == 8
+    assert [[id(member) for member in group[2:5]] for group in batch] == [[*map(id, group)] for group in part]
+
+
+def test_stacked_members_of_nested_samples_are_no_lists_of_samples():
+    """`default_collate` makes such lists of samples ((a, b), (c, d))."""
+    batch = [[torch.zeros(5, 2), torch.zeros(5, 3)], [torch.zeros(5), torch.zeros(5)]]
+    part = slice_samples(batch, count_samples(batch), slice(0, 2))
+
+    assert count_samples(batch) == 5
+    assert [[(2, 2), (2, 3)], [(2,), (2,)]] == [[tuple(member.shape) for member in group] for group in part]
 
 
 def test_a_slice_has_the_same_samples_of_every_member():

@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision.datasets import VOCSegmentation
 
 from datasets.collate import Pad, list_members
 from datasets.columns import Columns, StreamedColumns, spread_labels
+from datasets.masks import SizedMasks
 from datasets.shapes import ShapeBoxes, ShapeMasks
 from datasets.shards import DecodedMembers, TarShards, expand_braces
 from datasets.text import MadeReviews, TextTable, Words
@@ -59,6 +61,24 @@ def test_padding(side, more) -> None:
     assert batch["text"] == ["x", "y"]
 
 
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ([[1, 2], [0.5, 1.5]], [[1, 2], [0.5, 1.5]]),
+        ([[], [1, 2]], torch.tensor([[9, 9], [1, 2]])),
+        ([[], [[1, 2]]], torch.tensor([[[9, 9]], [[1, 2]]])),
+        ([[], []], [[], []]),
+    ],
+)
+def test_the_padded_dtype_is_that_of_all_samples(members, expected) -> None:
+    """Not that of the first one, which may be of whole numbers, or empty."""
+    padded = Pad({"x": 9})([{"x": member} for member in members])["x"]
+    expected = torch.as_tensor(expected)
+
+    assert padded.dtype == expected.dtype
+    assert padded.tolist() == expected.tolist()
+
+
 def test_samples_as_lists() -> None:
     boxes = [ShapeBoxes(3, size=32)[index] for index in range(3)]
     images, targets = list_members(boxes)
@@ -73,6 +93,33 @@ def test_shapes_are_where_their_boxes_and_masks_say() -> None:
 
     assert set(mask[top:low, left:right].unique().tolist()) >= {int(target["labels"][-1])}
     assert int(mask[top:low, left:right].count_nonzero()) >= 0.7 * (low - top) * (right - left)
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    """Make a folder as Pascal VOC's, with four pictures of two sizes: class 20 above, 255 below."""
+    folder = tmp_path / "VOCdevkit" / "VOC2012"
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (folder / name).mkdir(parents=True)
+    for number in range(4):
+        size = (50, 40) if number % 2 else (30, 70)
+        Image.new("RGB", size, (200, 0, 0)).save(folder / "JPEGImages" / f"{number}.jpg")
+        mask = Image.new("P", size, 255)
+        mask.putpalette([*range(256)] * 3)
+        mask.paste(20, (0, 0, size[0], size[1] // 2))
+        mask.save(folder / "SegmentationClass" / f"{number}.png")
+    (folder / "ImageSets" / "Segmentation" / "train.txt").write_text("0\n1\n2\n3\n")
+    return tmp_path
+
+
+def test_pictures_and_masks_of_files_have_one_size(voc: Path) -> None:
+    """Pascal VOC's differ in size and are PIL images; a mask keeps its classes, 255 among them."""
+    made = SizedMasks(VOCSegmentation(str(voc), image_set="train"), size=64)
+    pairs = [made[index] for index in range(len(made))]
+
+    assert {("Image", (3, 64, 64), torch.uint8)} == {(type(a).__name__, (*a.shape,), a.dtype) for a, _ in pairs}
+    assert {("Mask", (64, 64), torch.int64)} == {(type(b).__name__, (*b.shape,), b.dtype) for _, b in pairs}
+    assert all(mask[:32].eq(20).all() and mask[32:].eq(255).all() for _, mask in pairs)
 
 
 def test_words_of_the_training_split_alone() -> None:
@@ -104,10 +151,37 @@ def test_tables_of_texts(tmp_path: Path, ending: str) -> None:
     table = TextTable(str(tmp_path / f"t.{ending}"), "said", "kind")
 
     assert [table[index] for index in range(2)] == [{"text": "a, b", "label": 0}, {"text": "c", "label": 1}]
-    with pytest.raises(ValueError, match="row 3 has the class 'yes', which is not among no"):
+    with pytest.raises(ValueError, match=rf":{2 + (ending != 'jsonl')} has the class 'yes', which is not among no"):
         TextTable(str(tmp_path / f"t.{ending}"), "said", "kind", ["no"])
     with pytest.raises(ValueError, match="has no column 'text': it has said, kind"):
         TextTable(str(tmp_path / f"t.{ending}"))
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_table_is_cut_at_line_ends_alone(tmp_path: Path, ending: str) -> None:
+    """Not at U+2028, U+0085 or a form feed, which a text may have inside."""
+    said = "a\u2028b\x85c\x0cd"
+    path = tmp_path / f"t.{ending}"
+    row = json.dumps({"text": said, "label": 0}, ensure_ascii=False) if ending == "jsonl" else f"text,label\n{said},0"
+    path.write_text(row + "\n", encoding="utf-8")
+    table = TextTable(str(path))
+
+    assert [table[number]["text"] for number in range(len(table))] == [said]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "where"),
+    [
+        ("t.csv", "text,label\na,0\nb,\n", ":3 has no 'label'"),
+        ("t.csv", "text,label\na,0\nb\n", ":3 has no 'label'"),
+        ("t.jsonl", '{"text": "a", "label": 0}\n\n{"text": "b", "label": null}\n', ":3 has no 'label'"),
+        ("t.jsonl", '{"text": "a", "label": 0}\n{"label": 1}\n', ":2 has no 'text'"),
+    ],
+)
+def test_a_row_without_a_class_or_a_text_is_refused(tmp_path: Path, name: str, content: str, where: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=where):
+        TextTable(str(tmp_path / name))
 
 
 def test_padding_changes_no_output_of_the_transformer() -> None:

@@ -58,6 +58,17 @@ def test_a_mapping_of_losses_is_summed_and_each_is_logged():
     assert evaluated["target"] is targets
 
 
+@pytest.mark.parametrize("kind", [lambda made: made, lambda made: {"scores": made}, lambda made: (made, LOGITS)])
+def test_the_output_of_one_sample_is_no_loss_in_an_evaluation(kind):
+    """The last batch of a split may have one sample and an output [N] of the shape [1]; in training, [1] is a loss."""
+    batch, made = [torch.zeros(1, 2), torch.zeros(1)], kind(torch.ones(1))
+    evaluated = take_model_loss(batch, Net(made).eval())
+
+    assert evaluated.keys() == {"output", "target", "size"}
+    assert evaluated["output"] is made
+    assert take_model_loss(batch, Net(made))["loss"].item() == 1
+
+
 @pytest.mark.parametrize(
     ("place", "given"),
     [

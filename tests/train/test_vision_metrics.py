@@ -38,6 +38,16 @@ def test_mean_iou_by_hand_and_a_wrong_target():
         metric.update(torch.zeros(1, 2, 4), torch.zeros(1, 1, 4).long())
 
 
+@pytest.mark.parametrize("wrong", [2, 3, -1, 200])
+def test_mean_iou_refuses_a_class_that_the_output_does_not_have(wrong):
+    """Also the first one after the last, where class 0 is found: its place in the matrix was that of the ignored."""
+    metric = MeanIoU()
+    metric.update(torch.tensor([[[1.0, 1], [0, 0]]]), torch.tensor([[wrong, 255]]))
+
+    with pytest.raises(ValueError, match="1 targets are of no class of the output, which has 0 to 1"):
+        metric.compute()
+
+
 def test_accuracy_leaves_out_what_is_ignored():
     metric = Accuracy(ignore_index=-100)
     metric.update(torch.eye(3)[None].transpose(1, 2), torch.tensor([[0, 2, -100]]))
