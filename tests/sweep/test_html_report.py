@@ -390,3 +390,28 @@ def test_plots_are_written_as_png_and_svg(elsewhere):
         *("slice_model", "slice_optimizer.lr", "slice_wd"),
     } == {name.removesuffix(".svg") for name in written if name.endswith(".svg")}
     assert (elsewhere / "plots" / "curves_val_accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def dump_plots(content, folder, monkeypatch):
+    """The specification that each plot's SVG is drawn from, by the file's name."""
+    pytest.importorskip("vl_convert")
+    from runner.sweep.report.html.plots import write_plots
+
+    monkeypatch.setattr("vl_convert.vegalite_to_svg", lambda given: given)
+    monkeypatch.setattr("vl_convert.vegalite_to_png", lambda _, scale: b"")
+    write_plots(content, folder)
+    return {file.stem: json.loads(file.read_text(), parse_constant=pytest.fail) for file in folder.glob("*.svg")}
+
+
+def get_rows(plots, name):
+    return [(row["label"], row["x"]) for row in plots[name]["datasets"]["rows"]]
+
+
+def test_plots_of_a_sweep_with_a_diverged_run_are_plain_json(elsewhere, monkeypatch):
+    points = [{"lr": n, "value": math.nan if n == 13 else n / 20} for n in range(14)]
+    content = read_content(write_sweep(elsewhere / "sweep_1", points))
+    next(one for one in content["columns"] if one["name"] == "lr")["values"][:2] = ["NaN", "Infinity"]
+    plots = dump_plots(content, elsewhere / "plots", monkeypatch)
+
+    assert None in {row["c"] for row in plots["curves_train_loss"]["datasets"]["rows"]}
+    assert [(f"job {n}", n) for n in range(10, -1, -1)] == get_rows(plots, "slice_lr")

@@ -41,7 +41,7 @@ def write_plots(content: Mapping[str, Any], folder: Path) -> list[Path]:
         if len(written) >= MOST_FILES:
             break
         safe = re.sub(r"[^\w.=-]+", "_", name).strip("._")[:100]
-        given = json.dumps(spec)
+        given = json.dumps(_replace_other_numbers(spec), allow_nan=False)
         svg, png = folder / f"{safe}.svg", folder / f"{safe}.png"
         write_text(svg, vl_convert.vegalite_to_svg(given))
         image = vl_convert.vegalite_to_png(given, scale=2)
@@ -100,6 +100,19 @@ def _replace_ink(value: Any) -> Any:
     return BLACK.get(value, value) if isinstance(value, str) else value
 
 
+def _replace_other_numbers(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON does not have, by null."""
+    if isinstance(value, dict):
+        return {name: _replace_other_numbers(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace_other_numbers(member) for member in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _is_final(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _draw_curves(content: Mapping[str, Any], metric: Mapping[str, Any]) -> dict[str, Any]:
     labels, grids, objective = content["runs"]["label"], content["curves"]["grids"], content["objective"]
     column = next((_decode(one) for one in content["columns"] if one["name"] == objective), None)
@@ -149,7 +162,7 @@ def _draw_slice(content: Mapping[str, Any], columns: Mapping[str, Any], axis: Ma
     rows = [
         {"label": label, "x": x[number], "y": y[number]}
         for number, label in enumerate(content["runs"]["label"])
-        if x[number] is not None and isinstance(y[number], int | float) and math.isfinite(y[number])
+        if (_is_final(x[number]) if is_number else x[number] is not None) and _is_final(y[number])
     ]
     scale: dict[str, Any] = {"type": ("log" if axis["log"] else "linear") if is_number else "point"}
     if is_number:
@@ -175,7 +188,7 @@ def _draw_surface(content: Mapping[str, Any], columns: Mapping[str, Any], given:
     points = [
         {"label": content["runs"]["label"][number], "x": x, "y": y, "c": c}
         for number, (x, y, c) in enumerate(trios)
-        if all(isinstance(value, int | float) and math.isfinite(value) for value in (x, y, c))
+        if all(map(_is_final, (x, y, c)))
     ]
     values = [*given["cells"], *(point["c"] for point in points)]
     scales = {"$xscale": "log" if given["log"][0] else "linear", "$yscale": "log" if given["log"][1] else "linear"}
