@@ -6,7 +6,10 @@ import io
 import json
 import math
 import re
+import shutil
 import struct
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -134,6 +137,29 @@ def test_a_run_alone_has_a_page_with_its_config(elsewhere):
         found["constants"]["seed"],
     )
     assert [[0.4, None, 0.5]] == found["curves"]["metrics"][0]["values"]
+
+
+def test_a_whole_number_is_never_rounded():
+    seeds = make_column("seed", "setting", [20240101, 20240102, 0.123456789])
+    huge = make_column("seed", "setting", [2**60 + 1, 5, None])  # more than a browser's numbers hold
+
+    assert [20240101, 20240102, 0.123457] == seeds.as_json()["values"]
+    assert [str(2**60 + 1), "5"] == huge.as_json()["texts"]
+    assert ("20240101", "20240102") == tuple(landscape.make_axis(seeds).levels[1:])
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_the_page_shows_whole_numbers_whole_and_an_empty_filter_is_no_zero():
+    source = (Path(run_log.__file__).parent / "page.js").read_text()
+    parts = [
+        re.search(rf"^function {name}\(.*?^}}", source, re.DOTALL | re.MULTILINE)[0] for name in ("format", "compare")
+    ]
+    asked = """format(20240101), format(-1234567), format(1234567.5), compare(0, "=", "", true),
+        compare(0, "!=", "", true), compare(0, "<=", "", true), compare(null, "=", "", true)"""
+    script = "\n".join([*parts, f"console.log(JSON.stringify([{asked}]))"])
+    said = subprocess.run(["node", "-e", script], capture_output=True, check=True)
+
+    assert ["20240101", "\u22121234567", "1.2346e+6", False, True, False, True] == json.loads(said.stdout)
 
 
 # ---- strangers' strings
@@ -398,7 +424,7 @@ def dump_plots(content, folder, monkeypatch):
     from runner.sweep.report.html.plots import write_plots
 
     monkeypatch.setattr("vl_convert.vegalite_to_svg", lambda given: given)
-    monkeypatch.setattr("vl_convert.vegalite_to_png", lambda _, scale: b"")
+    monkeypatch.setattr("vl_convert.vegalite_to_png", lambda _, **__: b"")
     write_plots(content, folder)
     return {file.stem: json.loads(file.read_text(), parse_constant=pytest.fail) for file in folder.glob("*.svg")}
 

@@ -70,7 +70,7 @@ def make_axis(column: ReportColumn) -> LandscapeAxis:
         numbers = [float(v) if isinstance(v, int | float) and math.isfinite(v) else None for v in column.values]
         positions = [None if v is None else (convert(v) - start) / span if span else 0.5 for v in numbers]
         levels = sorted(set(finite))
-        few = [format(value, ".6g") for value in levels] if len(levels) <= MOST_VALUES else []
+        few = [_format_level(value) for value in levels] if len(levels) <= MOST_VALUES else []
         axis = LandscapeAxis(column.name, positions, [], is_log, low, high, few)
         places = [0.0, 0.25, 0.5, 0.75, 1.0] if span else [0.5]
         ticks = [(place, format(axis.locate(place) if span else low, ".3g")) for place in places]
@@ -82,6 +82,10 @@ def make_axis(column: ReportColumn) -> LandscapeAxis:
     ticks = [(place[text], text) for text in shown]
     few = texts if len(texts) <= MOST_VALUES else []
     return LandscapeAxis(column.name, positions, ticks, False, math.nan, math.nan, few)
+
+
+def _format_level(value: float) -> str:
+    return str(value) if isinstance(value, int) else format(value, ".6g")
 
 
 def make_surfaces(axes: Sequence[LandscapeAxis], objective: Sequence[float | None]) -> list[dict[str, Any]]:

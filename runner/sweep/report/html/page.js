@@ -55,6 +55,7 @@ function format(value) {
   if (value === null || value === undefined) return "";
   if (typeof value !== "number") return String(value);
   if (!Number.isFinite(value)) return Number.isNaN(value) ? "NaN" : value > 0 ? "∞" : "−∞";
+  if (Number.isSafeInteger(value)) return String(value).replace("-", "−");
   const short = Number(value.toPrecision(5));
   return String(Math.abs(short) >= 1e6 || (short !== 0 && Math.abs(short) < 1e-4) ? short.toExponential() : short).replace("-", "−");
 }
@@ -94,6 +95,7 @@ function matchText(n, text) {
 
 function compare(value, sign, given, numeric) {
   if (value === null) return sign === "!=" ? given !== "" : sign === "=" && given === "";
+  if (numeric && given.trim() === "") return sign === "!=";
   const [a, b] = numeric ? [value, Number(given)] : [value, given];
   return { "=": a === b, "!=": a !== b, "<": a < b, ">": a > b, "<=": a <= b, ">=": a >= b }[sign];
 }
