@@ -20,7 +20,7 @@ from runner.sweep.report.html.columns import make_column
 from runner.sweep.report.html.content import make_content, select_reported
 from runner.sweep.report.html.importances import compute_importances
 from runner.sweep.report.html.page import PendingVega, make_page
-from runner.sweep.report.significance import Mean
+from runner.sweep.report.significance import Mean, compute_welch_p
 from tests.support import make_result, write_run
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'\u2028&$c"
@@ -105,6 +105,28 @@ def test_replicates_have_the_interval_of_the_text_report(content):
         best["low"],
         best["high"],
     )
+
+
+def test_replicates_of_many_settings_have_labels_of_their_own(elsewhere):
+    points = [
+        dict.fromkeys("abcd", kind // 2) | {"e": kind % 2, "f": "x" * 50 + str(kind), "seed": seed, "value": 0.5}
+        for kind in range(4)
+        for seed in range(2)
+    ]
+    write_sweep(elsewhere / "sweep_1", points)
+    labels = [row["label"] for row in read_content("sweep_1")["replicates"]["rows"]]
+    write_sweep(elsewhere / "sweep_2", [point | dict.fromkeys("abcde", 0) for point in points])
+    cut = [row["label"][-3:] for row in read_content("sweep_2")["replicates"]["rows"]]
+
+    assert [f"a={k // 2}, b={k // 2}, c={k // 2}, d={k // 2}, e={k % 2}" for k in range(4)] == sorted(labels)
+    assert ["(2)", "(3)", "(4)"] == cut[1:]
+
+
+def test_replicates_of_a_filtered_sweep_are_those_of_its_runs(content):
+    (best, other) = read_content("sweep_1", "seed>=1")["replicates"]["rows"]
+
+    assert (0.9, 2, 2) == (best["x"], best["n"], len(best["runs"]))
+    assert pytest.approx(compute_welch_p(Mean.of([0.52, 0.48]), Mean.of([0.88, 0.92])), rel=1e-2) == other["p"]
 
 
 def test_curves_are_those_of_metrics_jsonl(content):

@@ -1,5 +1,6 @@
 """Columns of the report's table: facts, settings that differ, and metrics of each run, as plain data."""
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -91,6 +92,16 @@ def escape_text(text: str) -> str:
     """Spell out control characters of a text, and cut it."""
     said = escape_line(text)
     return said if len(said) <= LONGEST else f"{said[: LONGEST - 1]}…"
+
+
+def make_unique(names: Iterable[str], suffix: str) -> list[str]:
+    """Make names unique, whatever their case: the second and later of the same get a number, as `suffix` says."""
+    found, used = list[str](), set[str]()
+    for name in names:
+        tried = itertools.chain([name], (name + suffix.format(number) for number in itertools.count(2)))
+        found.append(next(one for one in tried if one.casefold() not in used))
+        used.add(found[-1].casefold())
+    return found
 
 
 def can_change_result(key: str) -> bool:
