@@ -357,6 +357,22 @@ def test_a_surface_goes_through_the_jobs():
     assert found["cells"][-1] == pytest.approx(numbers[-1], abs=0.05)
 
 
+def write_levels(folder):
+    """A sweep over a number and null, one job of it pruned with a metric of its own."""
+    levels = [None, 1, 5, 10, None, 2.5]
+    write_sweep(folder, [{"clip": clip, "lr": n, "value": n / 10} for n, clip in enumerate(levels)])
+    result = make_result(None, "pruned") | {"metrics": {"val/accuracy": 0.9}}
+    (folder / "3_00000003" / "result.json").write_text(json.dumps(result))
+    return read_content(folder)
+
+
+def test_points_of_plots_are_completed_runs(elsewhere, monkeypatch):
+    content = write_levels(elsewhere / "sweep_1")
+
+    assert 0.9 in get_column(content, "val/accuracy")
+    assert "job 3" not in dict(get_rows(dump_plots(content, elsewhere / "plots", monkeypatch), "slice_lr"))
+
+
 # ---- the command
 
 

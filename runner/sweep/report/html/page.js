@@ -516,10 +516,12 @@ function buildParallel() {
   return { spec: "parallel", data: { rows, ticks }, places: { $axes: names, $c: D.objective, $ctype: "quantitative" }, description: `A line for each of ${shown.length}${done.length > LINES ? ` of ${done.length}` : ""} completed runs through its settings to ${D.objective}.${best(shown, values)}` };
 }
 
+function isDone(n) { return D.axes[D.axes.length - 1].positions[n] !== null; }
+
 function buildSlice(x) {
-  const shown = chosenOrRows(), rows = shown.filter((n) => isFinal(objective.values[n]) && (!x.numeric || isFinal(x.values[n]))).map((n) => ({ label: D.runs.label[n], x: valueOf(x, n), y: objective.values[n] }));
-  if (!rows.length) return { why: "no run shown here has a value" };
-  return { spec: "slice", data: { rows }, places: { $x: x.name, $y: D.objective, $xtype: typeOf(x), $ytype: "quantitative", $xscale: scaleOf(x, shown), $yscale: scaleOf(objective, []) }, description: `${D.objective} against ${x.name}, ${rows.length} runs.` };
+  const shown = chosenOrRows().filter(isDone), rows = shown.filter((n) => isFinal(objective.values[n]) && (!x.numeric || isFinal(x.values[n]))).map((n) => ({ label: D.runs.label[n], x: valueOf(x, n), y: objective.values[n] }));
+  if (!rows.length) return { why: "no completed run shown here has a value" };
+  return { spec: "slice", data: { rows }, places: { $x: x.name, $y: D.objective, $xtype: typeOf(x), $ytype: "quantitative", $xscale: scaleOf(x, shown), $yscale: scaleOf(objective, []) }, description: `${D.objective} against ${x.name}, ${rows.length} completed runs.` };
 }
 
 function buildSurface(s) {
@@ -530,7 +532,7 @@ function buildSurface(s) {
   }
   const [ex, ey] = s.edges, side = ey.length - 1, x = byName.get(s.x), y = byName.get(s.y);
   const rows = s.cells.map((c, k) => ({ x: ex[Math.floor(k / side)], x2: ex[Math.floor(k / side) + 1], y: ey[k % side], y2: ey[(k % side) + 1], c }));
-  const points = all().filter((n) => objective && isFinal(objective.values[n]) && isFinal(x.values[n]) && isFinal(y.values[n])).map((n) => ({ label: D.runs.label[n], x: x.values[n], y: y.values[n], c: objective.values[n] }));
+  const points = all().filter((n) => isDone(n) && objective && isFinal(objective.values[n]) && isFinal(x.values[n]) && isFinal(y.values[n])).map((n) => ({ label: D.runs.label[n], x: x.values[n], y: y.values[n], c: objective.values[n] }));
   const known = [...s.cells, ...points.map((point) => point.c)];
   return { spec: "surface", data: { rows, points }, places: { ...places, $xscale: s.log[0] ? "log" : "linear", $yscale: s.log[1] ? "log" : "linear", $domain: [Math.min(...known), Math.max(...known)] }, description: `${D.objective} over ${s.x} and ${s.y}: each point is a completed run, the bands between them are interpolated (Shepard's inverse distances).` };
 }

@@ -156,12 +156,17 @@ def _draw_parallel(content: Mapping[str, Any]) -> dict[str, Any]:
     return _finish(content, "parallel", {"rows": rows, "ticks": ticks}, places)
 
 
+def _list_done(content: Mapping[str, Any]) -> list[int]:
+    """List the completed runs: the objective has a position on its axis."""
+    return [number for number, position in enumerate(content["axes"][-1]["positions"]) if position is not None]
+
+
 def _draw_slice(content: Mapping[str, Any], columns: Mapping[str, Any], axis: Mapping[str, Any]) -> dict[str, Any]:
     x, y = columns[axis["name"]], columns[content["objective"]]
     is_number = all(isinstance(value, int | float) for value in x if value is not None)
     rows = [
-        {"label": label, "x": x[number], "y": y[number]}
-        for number, label in enumerate(content["runs"]["label"])
+        {"label": content["runs"]["label"][number], "x": x[number], "y": y[number]}
+        for number in _list_done(content)
         if (_is_final(x[number]) if is_number else x[number] is not None) and _is_final(y[number])
     ]
     scale: dict[str, Any] = {"type": ("log" if axis["log"] else "linear") if is_number else "point"}
@@ -184,10 +189,11 @@ def _draw_surface(content: Mapping[str, Any], columns: Mapping[str, Any], given:
         {"x": xs[k // side], "x2": xs[k // side + 1], "y": ys[k % side], "y2": ys[k % side + 1], "c": value}
         for k, value in enumerate(given["cells"])
     ]
-    trios = zip(columns[given["x"]], columns[given["y"]], columns.get(content["objective"], []), strict=False)
+    trios = list(zip(columns[given["x"]], columns[given["y"]], columns.get(content["objective"], []), strict=False))
     points = [
         {"label": content["runs"]["label"][number], "x": x, "y": y, "c": c}
-        for number, (x, y, c) in enumerate(trios)
+        for number in _list_done(content)
+        for x, y, c in trios[number : number + 1]
         if all(map(_is_final, (x, y, c)))
     ]
     values = [*given["cells"], *(point["c"] for point in points)]
