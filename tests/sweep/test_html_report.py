@@ -366,6 +366,18 @@ def write_levels(folder):
     return read_content(folder)
 
 
+def test_null_among_numbers_is_a_level_of_its_own(elsewhere, monkeypatch):
+    content = write_levels(elsewhere / "sweep_1")
+    clip, (table,) = next(axis for axis in content["axes"] if axis["name"] == "clip"), content["surfaces"]
+    plots = dump_plots(content, elsewhere / "plots", monkeypatch)
+
+    assert (
+        ["null", "1", "2.5", "5", "10"] == [text for _, text in clip["ticks"]] == table["levels"][table["x"] != "clip"]
+    )
+    assert 5 == sum(cell[3] for cell in table["cells"])
+    assert {"null", "1", "2.5", "5"} == {x for _, x in get_rows(plots, "slice_clip")}
+
+
 def test_points_of_plots_are_completed_runs(elsewhere, monkeypatch):
     content = write_levels(elsewhere / "sweep_1")
 

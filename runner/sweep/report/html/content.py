@@ -22,7 +22,7 @@ from runner.sweep.report.html.columns import (
 )
 from runner.sweep.report.html.curve_data import make_curves
 from runner.sweep.report.html.importances import PendingImportances
-from runner.sweep.report.html.landscape import MOST_AXES, make_axis, make_surfaces
+from runner.sweep.report.html.landscape import MOST_AXES, make_axis, make_surfaces, name_nulls
 from runner.sweep.report.html.pictures import make_pictures
 from runner.sweep.report.html.run_log import read_log
 from runner.sweep.report.html.specs import make_specs
@@ -133,7 +133,7 @@ def make_content(given: ReportedRuns, listed: RunList) -> dict[str, Any]:
     logs = [read_log(row.folder) for row in given.rows]
     names = list(given.report.objectives) if given.report is not None and given.report.objectives else []
     curves, notes = make_curves(logs, [given.objective, *names], int(CURVE_BYTES * scale))
-    axes = [make_axis(column) for column in searched[: MOST_AXES - 1]]
+    axes = [make_axis(name_nulls(column, given.values)) for column in searched[: MOST_AXES - 1]]
     goal = make_axis(ReportColumn(escape_text(given.objective), "metric", given.values, is_numeric=True))
     runs = [(n, row.folder, str(row.columns.get("name") or "")) for n, row in enumerate(given.rows)]
     pictures, of_pictures = make_pictures(runs, PICTURE_BYTES)

@@ -518,10 +518,18 @@ function buildParallel() {
 
 function isDone(n) { return D.axes[D.axes.length - 1].positions[n] !== null; }
 
+// A setting of texts, or of numbers and null, is drawn by its levels: null, the numbers by their size, the texts.
+function levelsOf(values) {
+  const rank = (v) => (v === null ? 0 : typeof v === "number" ? 1 : 2);
+  return [...new Set(values)].sort((a, b) => rank(a) - rank(b) || (typeof a === "number" ? a - b : a < b ? -1 : 1)).map(String);
+}
+
 function buildSlice(x) {
-  const shown = chosenOrRows().filter(isDone), rows = shown.filter((n) => isFinal(objective.values[n]) && (!x.numeric || isFinal(x.values[n]))).map((n) => ({ label: D.runs.label[n], x: valueOf(x, n), y: objective.values[n] }));
+  const shown = chosenOrRows().filter((n) => isDone(n) && isFinal(objective.values[n])), named = !x.numeric || all().some((n) => isDone(n) && x.values[n] === null);
+  const rows = shown.filter((n) => named || isFinal(x.values[n])).map((n) => ({ label: D.runs.label[n], x: named ? String(x.values[n]) : x.values[n], y: objective.values[n] }));
   if (!rows.length) return { why: "no completed run shown here has a value" };
-  return { spec: "slice", data: { rows }, places: { $x: x.name, $y: D.objective, $xtype: typeOf(x), $ytype: "quantitative", $xscale: scaleOf(x, shown), $yscale: scaleOf(objective, []) }, description: `${D.objective} against ${x.name}, ${rows.length} completed runs.` };
+  const $xscale = named ? { type: "point", domain: levelsOf(shown.map((n) => x.values[n])) } : scaleOf(x, shown);
+  return { spec: "slice", data: { rows }, places: { $x: x.name, $y: D.objective, $xtype: named ? "nominal" : "quantitative", $ytype: "quantitative", $xscale, $yscale: scaleOf(objective, []) }, description: `${D.objective} against ${x.name}, ${rows.length} completed runs.` };
 }
 
 function buildSurface(s) {

@@ -9,6 +9,7 @@ from typing import Any
 
 from runner.core.errors import ConfigError, Mistake
 from runner.core.files import write_atomic, write_text
+from runner.sweep.report.html.landscape import name_level, order_level
 from runner.sweep.report.html.specs import fill, release_axes_from_zero
 
 WIDTH = 640  # pixels of a plot's width; a PNG has twice as many
@@ -163,15 +164,22 @@ def _list_done(content: Mapping[str, Any]) -> list[int]:
 
 def _draw_slice(content: Mapping[str, Any], columns: Mapping[str, Any], axis: Mapping[str, Any]) -> dict[str, Any]:
     x, y = columns[axis["name"]], columns[content["objective"]]
-    is_number = all(isinstance(value, int | float) for value in x if value is not None)
+    done = [number for number in _list_done(content) if _is_final(y[number])]
+    is_number = all(isinstance(x[number], int | float) for number in done)
     rows = [
-        {"label": content["runs"]["label"][number], "x": x[number], "y": y[number]}
-        for number in _list_done(content)
-        if (_is_final(x[number]) if is_number else x[number] is not None) and _is_final(y[number])
+        {
+            "label": content["runs"]["label"][number],
+            "x": x[number] if is_number else name_level(x[number]),
+            "y": y[number],
+        }
+        for number in done
+        if not is_number or _is_final(x[number])
     ]
-    scale: dict[str, Any] = {"type": ("log" if axis["log"] else "linear") if is_number else "point"}
+    scale: dict[str, Any]
     if is_number:
-        scale |= {"nice": False, "padding": 8}
+        scale = {"type": "log" if axis["log"] else "linear", "nice": False, "padding": 8}
+    else:
+        scale = {"type": "point", "domain": sorted({row["x"] for row in rows}, key=order_level)}
     places = {"$x": axis["name"], "$y": content["objective"], "$xtype": "quantitative" if is_number else "nominal"}
     places_of_scales = {"$ytype": "quantitative", "$xscale": scale, "$yscale": {"type": "linear", "zero": False}}
     return _finish(content, "slice", {"rows": rows}, places | places_of_scales)
