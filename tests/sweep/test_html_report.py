@@ -262,11 +262,12 @@ def test_columns_that_do_not_fit_are_named(elsewhere, monkeypatch):
 
 
 def write_events(folder, times):
-    """TensorBoard's records of (step, wall time), as `Event` messages with the two fields alone."""
+    """TensorBoard's records of (step, wall time), as `Event` messages; a file_version has no step."""
     folder.mkdir()
     records = b""
     for step, time in times:
-        data = b"\x09" + struct.pack("<d", time) + b"\x10" + bytes([step]) + b"\x2a\x00"
+        rest = b"\x1a\x0dbrain.Event:2" if step is None else b"\x10" + bytes([step]) + b"\x2a\x00"
+        data = b"\x09" + struct.pack("<d", time) + rest
         records += struct.pack("<Q", len(data)) + b"\0" * 4 + data + b"\0" * 4
     (folder / "events.out.tfevents.1.host").write_bytes(records)
 
@@ -275,6 +276,12 @@ def test_steps_have_the_times_of_tensorboard(tmp_path):
     write_events(tmp_path / "tb", [(1, 1_000.0), (2, 1_003.0), (3, 1_010.0)])
 
     assert [(1.0, 0.0), (2.0, 3.0), (3.0, 10.0)] == run_log.read_times(tmp_path / "tb")
+
+
+def test_seconds_begin_where_the_file_does(tmp_path):
+    write_events(tmp_path / "tb", [(None, 1_000.0), (50, 1_600.0), (100, 2_200.0)])
+
+    assert [(50.0, 600.0), (100.0, 1_200.0)] == run_log.read_times(tmp_path / "tb")
 
 
 @pytest.mark.exhaustive
