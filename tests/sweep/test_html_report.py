@@ -466,7 +466,7 @@ def test_plots_are_written_as_png_and_svg(elsewhere):
 
     found = read_content(write_sweep(elsewhere / "sweep_1", points))
     found["curves"]["metrics"] = found["curves"]["metrics"][:1]
-    written = {path.name for path in write_plots(found, elsewhere / "plots")}
+    written = {path.name for path in write_plots(found, elsewhere / "plots")[0]}
 
     assert {
         *("contour_optimizer.lr_wd", "curves_val_accuracy", "importances", "parallel_coordinates", "replicates"),
@@ -498,3 +498,14 @@ def test_plots_of_a_sweep_with_a_diverged_run_are_plain_json(elsewhere, monkeypa
 
     assert None in {row["c"] for row in plots["curves_train_loss"]["datasets"]["rows"]}
     assert [(f"job {n}", n) for n in range(10, -1, -1)] == get_rows(plots, "slice_lr")
+
+
+def test_plots_of_like_names_have_files_of_their_own_and_what_is_left_out_is_said(content, elsewhere, monkeypatch):
+    from runner.sweep.report.html import plots
+
+    first = content["curves"]["metrics"][0]
+    content["curves"]["metrics"] = [first | {"name": name} for name in ("val/a", "val_a", "Val?a", *"bcd")]
+    monkeypatch.setattr(plots, "MOST_FILES", 6)
+
+    assert {"curves_val_a", "curves_val_a_2", "curves_Val_a_3"} == {*dump_plots(content, elsewhere / "p", monkeypatch)}
+    assert "6 plots are left out: at most 3 are drawn" == plots.write_plots(content, elsewhere / "p")[1][0]

@@ -9,6 +9,7 @@ from typing import Any
 
 from runner.core.errors import ConfigError, Mistake
 from runner.core.files import write_atomic, write_text
+from runner.sweep.report.html.columns import make_unique
 from runner.sweep.report.html.landscape import name_level, order_level
 from runner.sweep.report.html.specs import fill, release_axes_from_zero
 
@@ -32,23 +33,29 @@ def refuse_other_folder(folder: Path) -> None:
         raise ConfigError([Mistake("--plots", "must lie in a folder that exists", str(folder), kind="file")])
 
 
-def write_plots(content: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write each plot as PNG and SVG, as the page shows it first; return the files."""
+def write_plots(content: Mapping[str, Any], folder: Path) -> tuple[list[Path], list[str]]:
+    """Write each plot as PNG and SVG, as the page shows it first; return the files, and what was left out, in words."""
     import vl_convert
 
     folder.mkdir(exist_ok=True)
     written: list[Path] = []
+    names: list[str] = []
+    left_out = 0
     for name, spec in list_plots(content):
         if len(written) >= MOST_FILES:
-            break
+            left_out += 1
+            continue
         safe = re.sub(r"[^\w.=-]+", "_", name).strip("._")[:100]
+        names = make_unique([*names, safe], "_{}")
+        safe = names[-1]
         given = json.dumps(_replace_other_numbers(spec), allow_nan=False)
         svg, png = folder / f"{safe}.svg", folder / f"{safe}.png"
         write_text(svg, vl_convert.vegalite_to_svg(given))
         image = vl_convert.vegalite_to_png(given, scale=2)
         write_atomic(png, lambda file, image=image: file.write(image))  # type: ignore[misc]
         written += [svg, png]
-    return written
+    said = f"{left_out:,} plot{'s are' if left_out > 1 else ' is'} left out: at most {MOST_FILES // 2} are drawn"
+    return written, [said] * (left_out > 0)
 
 
 def list_plots(content: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
