@@ -6,7 +6,10 @@ import io
 import json
 import math
 import re
+import shutil
 import struct
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +20,7 @@ from runner.sweep.report.html.columns import make_column
 from runner.sweep.report.html.content import make_content, select_reported
 from runner.sweep.report.html.importances import compute_importances
 from runner.sweep.report.html.page import PendingVega, make_page
-from runner.sweep.report.significance import Mean
+from runner.sweep.report.significance import Mean, compute_welch_p
 from tests.support import make_result, write_run
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'\u2028&$c"
@@ -104,6 +107,28 @@ def test_replicates_have_the_interval_of_the_text_report(content):
     )
 
 
+def test_replicates_of_many_settings_have_labels_of_their_own(elsewhere):
+    points = [
+        dict.fromkeys("abcd", kind // 2) | {"e": kind % 2, "f": "x" * 50 + str(kind), "seed": seed, "value": 0.5}
+        for kind in range(4)
+        for seed in range(2)
+    ]
+    write_sweep(elsewhere / "sweep_1", points)
+    labels = [row["label"] for row in read_content("sweep_1")["replicates"]["rows"]]
+    write_sweep(elsewhere / "sweep_2", [point | dict.fromkeys("abcde", 0) for point in points])
+    cut = [row["label"][-3:] for row in read_content("sweep_2")["replicates"]["rows"]]
+
+    assert [f"a={k // 2}, b={k // 2}, c={k // 2}, d={k // 2}, e={k % 2}" for k in range(4)] == sorted(labels)
+    assert ["(2)", "(3)", "(4)"] == cut[1:]
+
+
+def test_replicates_of_a_filtered_sweep_are_those_of_its_runs(content):
+    (best, other) = read_content("sweep_1", "seed>=1")["replicates"]["rows"]
+
+    assert (0.9, 2, 2) == (best["x"], best["n"], len(best["runs"]))
+    assert pytest.approx(compute_welch_p(Mean.of([0.52, 0.48]), Mean.of([0.88, 0.92])), rel=1e-2) == other["p"]
+
+
 def test_curves_are_those_of_metrics_jsonl(content):
     curves = content["curves"]
     first = curves["metrics"][0]
@@ -134,6 +159,29 @@ def test_a_run_alone_has_a_page_with_its_config(elsewhere):
         found["constants"]["seed"],
     )
     assert [[0.4, None, 0.5]] == found["curves"]["metrics"][0]["values"]
+
+
+def test_a_whole_number_is_never_rounded():
+    seeds = make_column("seed", "setting", [20240101, 20240102, 0.123456789])
+    huge = make_column("seed", "setting", [2**60 + 1, 5, None])  # more than a browser's numbers hold
+
+    assert [20240101, 20240102, 0.123457] == seeds.as_json()["values"]
+    assert [str(2**60 + 1), "5"] == huge.as_json()["texts"]
+    assert ("20240101", "20240102") == tuple(landscape.make_axis(seeds).levels[1:])
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_the_page_shows_whole_numbers_whole_and_an_empty_filter_is_no_zero():
+    source = (Path(run_log.__file__).parent / "page.js").read_text()
+    parts = [
+        re.search(rf"^function {name}\(.*?^}}", source, re.DOTALL | re.MULTILINE)[0] for name in ("format", "compare")
+    ]
+    asked = """format(20240101), format(-1234567), format(1234567.5), compare(0, "=", "", true),
+        compare(0, "!=", "", true), compare(0, "<=", "", true), compare(null, "=", "", true)"""
+    script = "\n".join([*parts, f"console.log(JSON.stringify([{asked}]))"])
+    said = subprocess.run(["node", "-e", script], capture_output=True, check=True)
+
+    assert ["20240101", "\u22121234567", "1.2346e+6", False, True, False, True] == json.loads(said.stdout)
 
 
 # ---- strangers' strings
@@ -214,11 +262,12 @@ def test_columns_that_do_not_fit_are_named(elsewhere, monkeypatch):
 
 
 def write_events(folder, times):
-    """TensorBoard's records of (step, wall time), as `Event` messages with the two fields alone."""
+    """TensorBoard's records of (step, wall time), as `Event` messages; a file_version has no step."""
     folder.mkdir()
     records = b""
     for step, time in times:
-        data = b"\x09" + struct.pack("<d", time) + b"\x10" + bytes([step]) + b"\x2a\x00"
+        rest = b"\x1a\x0dbrain.Event:2" if step is None else b"\x10" + bytes([step]) + b"\x2a\x00"
+        data = b"\x09" + struct.pack("<d", time) + rest
         records += struct.pack("<Q", len(data)) + b"\0" * 4 + data + b"\0" * 4
     (folder / "events.out.tfevents.1.host").write_bytes(records)
 
@@ -227,6 +276,12 @@ def test_steps_have_the_times_of_tensorboard(tmp_path):
     write_events(tmp_path / "tb", [(1, 1_000.0), (2, 1_003.0), (3, 1_010.0)])
 
     assert [(1.0, 0.0), (2.0, 3.0), (3.0, 10.0)] == run_log.read_times(tmp_path / "tb")
+
+
+def test_seconds_begin_where_the_file_does(tmp_path):
+    write_events(tmp_path / "tb", [(None, 1_000.0), (50, 1_600.0), (100, 2_200.0)])
+
+    assert [(50.0, 600.0), (100.0, 1_200.0)] == run_log.read_times(tmp_path / "tb")
 
 
 @pytest.mark.exhaustive
@@ -309,6 +364,34 @@ def test_a_surface_goes_through_the_jobs():
     assert found["cells"][-1] == pytest.approx(numbers[-1], abs=0.05)
 
 
+def write_levels(folder):
+    """A sweep over a number and null, one job of it pruned with a metric of its own."""
+    levels = [None, 1, 5, 10, None, 2.5]
+    write_sweep(folder, [{"clip": clip, "lr": n, "value": n / 10} for n, clip in enumerate(levels)])
+    result = make_result(None, "pruned") | {"metrics": {"val/accuracy": 0.9}}
+    (folder / "3_00000003" / "result.json").write_text(json.dumps(result))
+    return read_content(folder)
+
+
+def test_null_among_numbers_is_a_level_of_its_own(elsewhere, monkeypatch):
+    content = write_levels(elsewhere / "sweep_1")
+    clip, (table,) = next(axis for axis in content["axes"] if axis["name"] == "clip"), content["surfaces"]
+    plots = dump_plots(content, elsewhere / "plots", monkeypatch)
+
+    assert (
+        ["null", "1", "2.5", "5", "10"] == [text for _, text in clip["ticks"]] == table["levels"][table["x"] != "clip"]
+    )
+    assert 5 == sum(cell[3] for cell in table["cells"])
+    assert {"null", "1", "2.5", "5"} == {x for _, x in get_rows(plots, "slice_clip")}
+
+
+def test_points_of_plots_are_completed_runs(elsewhere, monkeypatch):
+    content = write_levels(elsewhere / "sweep_1")
+
+    assert 0.9 in get_column(content, "val/accuracy")
+    assert "job 3" not in dict(get_rows(dump_plots(content, elsewhere / "plots", monkeypatch), "slice_lr"))
+
+
 # ---- the command
 
 
@@ -383,10 +466,46 @@ def test_plots_are_written_as_png_and_svg(elsewhere):
 
     found = read_content(write_sweep(elsewhere / "sweep_1", points))
     found["curves"]["metrics"] = found["curves"]["metrics"][:1]
-    written = {path.name for path in write_plots(found, elsewhere / "plots")}
+    written = {path.name for path in write_plots(found, elsewhere / "plots")[0]}
 
     assert {
         *("contour_optimizer.lr_wd", "curves_val_accuracy", "importances", "parallel_coordinates", "replicates"),
         *("slice_model", "slice_optimizer.lr", "slice_wd"),
     } == {name.removesuffix(".svg") for name in written if name.endswith(".svg")}
     assert (elsewhere / "plots" / "curves_val_accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def dump_plots(content, folder, monkeypatch):
+    """The specification that each plot's SVG is drawn from, by the file's name."""
+    pytest.importorskip("vl_convert")
+    from runner.sweep.report.html.plots import write_plots
+
+    monkeypatch.setattr("vl_convert.vegalite_to_svg", lambda given: given)
+    monkeypatch.setattr("vl_convert.vegalite_to_png", lambda _, **__: b"")
+    write_plots(content, folder)
+    return {file.stem: json.loads(file.read_text(), parse_constant=pytest.fail) for file in folder.glob("*.svg")}
+
+
+def get_rows(plots, name):
+    return [(row["label"], row["x"]) for row in plots[name]["datasets"]["rows"]]
+
+
+def test_plots_of_a_sweep_with_a_diverged_run_are_plain_json(elsewhere, monkeypatch):
+    points = [{"lr": n, "value": math.nan if n == 13 else n / 20} for n in range(14)]
+    content = read_content(write_sweep(elsewhere / "sweep_1", points))
+    next(one for one in content["columns"] if one["name"] == "lr")["values"][:2] = ["NaN", "Infinity"]
+    plots = dump_plots(content, elsewhere / "plots", monkeypatch)
+
+    assert None in {row["c"] for row in plots["curves_train_loss"]["datasets"]["rows"]}
+    assert [(f"job {n}", n) for n in range(10, -1, -1)] == get_rows(plots, "slice_lr")
+
+
+def test_plots_of_like_names_have_files_of_their_own_and_what_is_left_out_is_said(content, elsewhere, monkeypatch):
+    from runner.sweep.report.html import plots
+
+    first = content["curves"]["metrics"][0]
+    content["curves"]["metrics"] = [first | {"name": name} for name in ("val/a", "val_a", "Val?a", *"bcd")]
+    monkeypatch.setattr(plots, "MOST_FILES", 6)
+
+    assert {"curves_val_a", "curves_val_a_2", "curves_Val_a_3"} == {*dump_plots(content, elsewhere / "p", monkeypatch)}
+    assert "6 plots are left out: at most 3 are drawn" == plots.write_plots(content, elsewhere / "p")[1][0]

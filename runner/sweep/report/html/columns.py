@@ -1,5 +1,6 @@
 """Columns of the report's table: facts, settings that differ, and metrics of each run, as plain data."""
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -16,6 +17,9 @@ LONGEST = 200  # characters of a text in the page
 
 
 MOST_CONSTANTS = 400  # settings that all runs share, shown in the page
+
+
+LARGEST = 2**53 - 1  # integer that JavaScript holds, as all up to it
 
 
 Group = Literal["fact", "setting", "metric"]
@@ -45,10 +49,10 @@ class ReportColumn:
         return len(set(self.values))
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as plain data: numbers of six digits, texts by their number in a list of them."""
+        """Return it as plain data: floats of six digits, integers whole, texts by their number in a list of them."""
         given = {"name": self.name, "group": self.group}
         if self.is_numeric:
-            return given | {"values": [None if value is None else round_number(float(value)) for value in self.values]}
+            return given | {"values": [round_number(v) if isinstance(v, float) else v for v in self.values]}
         known = {value: number for number, value in enumerate(dict.fromkeys(v for v in self.values if v is not None))}
         return given | {
             "texts": list(known),
@@ -65,11 +69,16 @@ def round_number(value: float, digits: int = 6) -> float | str:
 
 
 def make_column(name: str, group: Group, given: Iterable[Any]) -> ReportColumn:
-    """Make a column of values as they were recorded; one of texts where any is none of a number."""
+    """Make a column of values as they were recorded; one of texts where any is no number."""
     values = list(given)
     known = [value for value in values if value is not None]
-    is_numeric = bool(known) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in known)
+    is_numeric = bool(known) and all(map(_is_shown_exactly, known))
     return ReportColumn(escape_text(name), group, values if is_numeric else list(map(format_text, values)), is_numeric)
+
+
+def _is_shown_exactly(value: Any) -> bool:
+    """Return whether a value is a number that a browser holds: no integer that it would round."""
+    return isinstance(value, float) or (isinstance(value, int) and type(value) is not bool and abs(value) <= LARGEST)
 
 
 def format_text(value: Any) -> str | None:
@@ -83,6 +92,16 @@ def escape_text(text: str) -> str:
     """Spell out control characters of a text, and cut it."""
     said = escape_line(text)
     return said if len(said) <= LONGEST else f"{said[: LONGEST - 1]}…"
+
+
+def make_unique(names: Iterable[str], suffix: str) -> list[str]:
+    """Make names unique, whatever their case: the second and later of the same get a number, as `suffix` says."""
+    found, used = list[str](), set[str]()
+    for name in names:
+        tried = itertools.chain([name], (name + suffix.format(number) for number in itertools.count(2)))
+        found.append(next(one for one in tried if one.casefold() not in used))
+        used.add(found[-1].casefold())
+    return found
 
 
 def can_change_result(key: str) -> bool:
@@ -190,4 +209,6 @@ def _make_metrics(rows: Sequence[RunRow], objective: str) -> list[ReportColumn]:
 
 def _clean(metrics: Mapping[str, Any], name: str) -> float | int | None:
     value = metrics.get(name)
+    if type(value) is int and abs(value) > LARGEST:
+        return float(value) if abs(value) < 1e300 else math.inf if value > 0 else -math.inf
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -17,11 +17,12 @@ from runner.sweep.report.html.columns import (
     can_change_result,
     escape_text,
     make_columns,
+    make_unique,
     round_number,
 )
 from runner.sweep.report.html.curve_data import make_curves
 from runner.sweep.report.html.importances import PendingImportances
-from runner.sweep.report.html.landscape import MOST_AXES, make_axis, make_surfaces
+from runner.sweep.report.html.landscape import MOST_AXES, make_axis, make_surfaces, name_nulls
 from runner.sweep.report.html.pictures import make_pictures
 from runner.sweep.report.html.run_log import read_log
 from runner.sweep.report.html.specs import make_specs
@@ -132,7 +133,7 @@ def make_content(given: ReportedRuns, listed: RunList) -> dict[str, Any]:
     logs = [read_log(row.folder) for row in given.rows]
     names = list(given.report.objectives) if given.report is not None and given.report.objectives else []
     curves, notes = make_curves(logs, [given.objective, *names], int(CURVE_BYTES * scale))
-    axes = [make_axis(column) for column in searched[: MOST_AXES - 1]]
+    axes = [make_axis(name_nulls(column, given.values)) for column in searched[: MOST_AXES - 1]]
     goal = make_axis(ReportColumn(escape_text(given.objective), "metric", given.values, is_numeric=True))
     runs = [(n, row.folder, str(row.columns.get("name") or "")) for n, row in enumerate(given.rows)]
     pictures, of_pictures = make_pictures(runs, PICTURE_BYTES)
@@ -199,12 +200,12 @@ def _make_replicates(given: ReportedRuns, columns: RunColumns) -> dict[str, Any]
     if not any(mean.n > 1 for mean, _, _ in found):
         return {"rows": [], "said": ""}
     rows = []
-    for mean, members, p in found[:MOST_ENTRIES]:
-        label = ", ".join(_format_setting(column, members[0]) for column in keys[:4]) or "all"
+    labels = _label_groups(keys, [members[0] for _, members, _ in found[:MOST_ENTRIES]])
+    for label, (mean, members, p) in zip(labels, found, strict=False):
         half = 0.0 if math.isnan(mean.half) else mean.half
         rows.append(
             {
-                "label": escape_text(label),
+                "label": label,
                 "x": round_number(mean.value),
                 "low": round_number(mean.value - half),
                 "high": round_number(mean.value + half),
@@ -218,15 +219,27 @@ def _make_replicates(given: ReportedRuns, columns: RunColumns) -> dict[str, Any]
     return {"rows": rows, "said": f"{noise} of runs that differ in the seed or the fold alone", "test": test}
 
 
+def _label_groups(keys: Sequence[ReportColumn], firsts: Sequence[int]) -> list[str]:
+    """Label groups by as few settings, four or more, as tell them apart, given the first run of each."""
+    labels: list[str] = []
+    for count in range(min(4, len(keys)), len(keys) + 1):
+        labels = [escape_text(", ".join(_format_setting(key, n) for key in keys[:count]) or "all") for n in firsts]
+        if len(set(labels)) == len(labels):
+            break
+    return make_unique(labels, " ({})")
+
+
 def _list_entries(given: ReportedRuns, report: Report) -> list[tuple[Mean, list[int], float | None]]:
-    """List the entries of a sweep's report: mean, numbers of the runs, p against the best."""
+    """List the entries of a sweep's report, of the runs shown: mean, their numbers, p against the best."""
     numbers = {row.folder.name: number for number, row in enumerate(given.rows)}
-    found = []
+    found: list[tuple[Mean, list[int]]] = []
     for entry in report.entries:
-        members = [numbers[row.path] for row in entry.rows if row.path in numbers and is_result(row)]
-        if entry.mean is not None and members:
-            found.append((entry.mean, members, entry.p))
-    return found
+        rows = [row for row in entry.rows if row.path in numbers and is_result(row)]
+        if values := [row.objective for row in rows if row.objective is not None]:
+            found.append((Mean.of(values), [numbers[row.path] for row in rows]))
+    found.sort(key=lambda one: -given.sign * one[0].value)
+    ps = [significance.compute_welch_p(mean, found[0][0]) if place else None for place, (mean, _) in enumerate(found)]
+    return [(mean, members, p) for (mean, members), p in zip(found, ps, strict=True)]
 
 
 def _group_runs(given: ReportedRuns, keys: Sequence[ReportColumn]) -> list[tuple[Mean, list[int], float | None]]:

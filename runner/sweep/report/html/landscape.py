@@ -70,18 +70,40 @@ def make_axis(column: ReportColumn) -> LandscapeAxis:
         numbers = [float(v) if isinstance(v, int | float) and math.isfinite(v) else None for v in column.values]
         positions = [None if v is None else (convert(v) - start) / span if span else 0.5 for v in numbers]
         levels = sorted(set(finite))
-        few = [format(value, ".6g") for value in levels] if len(levels) <= MOST_VALUES else []
+        few = [name_level(value) for value in levels] if len(levels) <= MOST_VALUES else []
         axis = LandscapeAxis(column.name, positions, [], is_log, low, high, few)
         places = [0.0, 0.25, 0.5, 0.75, 1.0] if span else [0.5]
         ticks = [(place, format(axis.locate(place) if span else low, ".3g")) for place in places]
         return LandscapeAxis(column.name, positions, ticks, is_log, low, high, few)
-    texts = sorted({str(value) for value in known})
+    texts = sorted({str(value) for value in known}, key=order_level)
     place = {text: (number / (len(texts) - 1) if len(texts) > 1 else 0.5) for number, text in enumerate(texts)}
     positions = [None if value is None else place[str(value)] for value in column.values]
     shown = texts if len(texts) <= MOST_VALUES else [texts[0], texts[-1]]
     ticks = [(place[text], text) for text in shown]
     few = texts if len(texts) <= MOST_VALUES else []
     return LandscapeAxis(column.name, positions, ticks, False, math.nan, math.nan, few)
+
+
+def name_nulls(column: ReportColumn, objective: Sequence[float | None]) -> ReportColumn:
+    """Return a setting as one of texts, `null` among them, where a completed run has none; else as it is."""
+    pairs = zip(column.values, objective, strict=True)
+    if not any(value is None and done is not None for value, done in pairs):
+        return column
+    return ReportColumn(column.name, column.group, list(map(name_level, column.values)), is_numeric=False)
+
+
+def order_level(text: str) -> tuple[int, float, str]:
+    """Order texts: null, then numbers by their size, then the others."""
+    try:
+        number = float(text)
+    except ValueError:
+        return 2 * (text != "null"), 0.0, text
+    return (1, number, text) if math.isfinite(number) else (2, 0.0, text)
+
+
+def name_level(value: float | str | None) -> str:
+    """Name a value of a setting: a number of six digits, an integer whole."""
+    return "null" if value is None else format(value, ".6g") if isinstance(value, float) else str(value)
 
 
 def make_surfaces(axes: Sequence[LandscapeAxis], objective: Sequence[float | None]) -> list[dict[str, Any]]:

@@ -55,6 +55,7 @@ function format(value) {
   if (value === null || value === undefined) return "";
   if (typeof value !== "number") return String(value);
   if (!Number.isFinite(value)) return Number.isNaN(value) ? "NaN" : value > 0 ? "∞" : "−∞";
+  if (Number.isSafeInteger(value)) return String(value).replace("-", "−");
   const short = Number(value.toPrecision(5));
   return String(Math.abs(short) >= 1e6 || (short !== 0 && Math.abs(short) < 1e-4) ? short.toExponential() : short).replace("-", "−");
 }
@@ -94,6 +95,7 @@ function matchText(n, text) {
 
 function compare(value, sign, given, numeric) {
   if (value === null) return sign === "!=" ? given !== "" : sign === "=" && given === "";
+  if (numeric && given.trim() === "") return sign === "!=";
   const [a, b] = numeric ? [value, Number(given)] : [value, given];
   return { "=": a === b, "!=": a !== b, "<": a < b, ">": a > b, "<=": a <= b, ">=": a >= b }[sign];
 }
@@ -514,10 +516,20 @@ function buildParallel() {
   return { spec: "parallel", data: { rows, ticks }, places: { $axes: names, $c: D.objective, $ctype: "quantitative" }, description: `A line for each of ${shown.length}${done.length > LINES ? ` of ${done.length}` : ""} completed runs through its settings to ${D.objective}.${best(shown, values)}` };
 }
 
+function isDone(n) { return D.axes[D.axes.length - 1].positions[n] !== null; }
+
+// A setting of texts, or of numbers and null, is drawn by its levels: null, the numbers by their size, the texts.
+function levelsOf(values) {
+  const rank = (v) => (v === null ? 0 : typeof v === "number" ? 1 : 2);
+  return [...new Set(values)].sort((a, b) => rank(a) - rank(b) || (typeof a === "number" ? a - b : a < b ? -1 : 1)).map(String);
+}
+
 function buildSlice(x) {
-  const shown = chosenOrRows(), rows = shown.filter((n) => isFinal(objective.values[n]) && (!x.numeric || isFinal(x.values[n]))).map((n) => ({ label: D.runs.label[n], x: valueOf(x, n), y: objective.values[n] }));
-  if (!rows.length) return { why: "no run shown here has a value" };
-  return { spec: "slice", data: { rows }, places: { $x: x.name, $y: D.objective, $xtype: typeOf(x), $ytype: "quantitative", $xscale: scaleOf(x, shown), $yscale: scaleOf(objective, []) }, description: `${D.objective} against ${x.name}, ${rows.length} runs.` };
+  const shown = chosenOrRows().filter((n) => isDone(n) && isFinal(objective.values[n])), named = !x.numeric || all().some((n) => isDone(n) && x.values[n] === null);
+  const rows = shown.filter((n) => named || isFinal(x.values[n])).map((n) => ({ label: D.runs.label[n], x: named ? String(x.values[n]) : x.values[n], y: objective.values[n] }));
+  if (!rows.length) return { why: "no completed run shown here has a value" };
+  const $xscale = named ? { type: "point", domain: levelsOf(shown.map((n) => x.values[n])) } : scaleOf(x, shown);
+  return { spec: "slice", data: { rows }, places: { $x: x.name, $y: D.objective, $xtype: named ? "nominal" : "quantitative", $ytype: "quantitative", $xscale, $yscale: scaleOf(objective, []) }, description: `${D.objective} against ${x.name}, ${rows.length} completed runs.` };
 }
 
 function buildSurface(s) {
@@ -528,7 +540,7 @@ function buildSurface(s) {
   }
   const [ex, ey] = s.edges, side = ey.length - 1, x = byName.get(s.x), y = byName.get(s.y);
   const rows = s.cells.map((c, k) => ({ x: ex[Math.floor(k / side)], x2: ex[Math.floor(k / side) + 1], y: ey[k % side], y2: ey[(k % side) + 1], c }));
-  const points = all().filter((n) => objective && isFinal(objective.values[n]) && isFinal(x.values[n]) && isFinal(y.values[n])).map((n) => ({ label: D.runs.label[n], x: x.values[n], y: y.values[n], c: objective.values[n] }));
+  const points = all().filter((n) => isDone(n) && objective && isFinal(objective.values[n]) && isFinal(x.values[n]) && isFinal(y.values[n])).map((n) => ({ label: D.runs.label[n], x: x.values[n], y: y.values[n], c: objective.values[n] }));
   const known = [...s.cells, ...points.map((point) => point.c)];
   return { spec: "surface", data: { rows, points }, places: { ...places, $xscale: s.log[0] ? "log" : "linear", $yscale: s.log[1] ? "log" : "linear", $domain: [Math.min(...known), Math.max(...known)] }, description: `${D.objective} over ${s.x} and ${s.y}: each point is a completed run, the bands between them are interpolated (Shepard's inverse distances).` };
 }

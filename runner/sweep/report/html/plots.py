@@ -9,6 +9,8 @@ from typing import Any
 
 from runner.core.errors import ConfigError, Mistake
 from runner.core.files import write_atomic, write_text
+from runner.sweep.report.html.columns import make_unique
+from runner.sweep.report.html.landscape import name_level, order_level
 from runner.sweep.report.html.specs import fill, release_axes_from_zero
 
 WIDTH = 640  # pixels of a plot's width; a PNG has twice as many
@@ -31,23 +33,29 @@ def refuse_other_folder(folder: Path) -> None:
         raise ConfigError([Mistake("--plots", "must lie in a folder that exists", str(folder), kind="file")])
 
 
-def write_plots(content: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write each plot as PNG and SVG, as the page shows it first; return the files."""
+def write_plots(content: Mapping[str, Any], folder: Path) -> tuple[list[Path], list[str]]:
+    """Write each plot as PNG and SVG, as the page shows it first; return the files, and what was left out, in words."""
     import vl_convert
 
     folder.mkdir(exist_ok=True)
     written: list[Path] = []
+    names: list[str] = []
+    left_out = 0
     for name, spec in list_plots(content):
         if len(written) >= MOST_FILES:
-            break
+            left_out += 1
+            continue
         safe = re.sub(r"[^\w.=-]+", "_", name).strip("._")[:100]
-        given = json.dumps(spec)
+        names = make_unique([*names, safe], "_{}")
+        safe = names[-1]
+        given = json.dumps(_replace_other_numbers(spec), allow_nan=False)
         svg, png = folder / f"{safe}.svg", folder / f"{safe}.png"
         write_text(svg, vl_convert.vegalite_to_svg(given))
         image = vl_convert.vegalite_to_png(given, scale=2)
         write_atomic(png, lambda file, image=image: file.write(image))  # type: ignore[misc]
         written += [svg, png]
-    return written
+    said = f"{left_out:,} plot{'s are' if left_out > 1 else ' is'} left out: at most {MOST_FILES // 2} are drawn"
+    return written, [said] * (left_out > 0)
 
 
 def list_plots(content: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -100,6 +108,19 @@ def _replace_ink(value: Any) -> Any:
     return BLACK.get(value, value) if isinstance(value, str) else value
 
 
+def _replace_other_numbers(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON does not have, by null."""
+    if isinstance(value, dict):
+        return {name: _replace_other_numbers(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace_other_numbers(member) for member in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _is_final(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _draw_curves(content: Mapping[str, Any], metric: Mapping[str, Any]) -> dict[str, Any]:
     labels, grids, objective = content["runs"]["label"], content["curves"]["grids"], content["objective"]
     column = next((_decode(one) for one in content["columns"] if one["name"] == objective), None)
@@ -143,17 +164,29 @@ def _draw_parallel(content: Mapping[str, Any]) -> dict[str, Any]:
     return _finish(content, "parallel", {"rows": rows, "ticks": ticks}, places)
 
 
+def _list_done(content: Mapping[str, Any]) -> list[int]:
+    """List the completed runs: the objective has a position on its axis."""
+    return [number for number, position in enumerate(content["axes"][-1]["positions"]) if position is not None]
+
+
 def _draw_slice(content: Mapping[str, Any], columns: Mapping[str, Any], axis: Mapping[str, Any]) -> dict[str, Any]:
     x, y = columns[axis["name"]], columns[content["objective"]]
-    is_number = all(isinstance(value, int | float) for value in x if value is not None)
+    done = [number for number in _list_done(content) if _is_final(y[number])]
+    is_number = all(isinstance(x[number], int | float) for number in done)
     rows = [
-        {"label": label, "x": x[number], "y": y[number]}
-        for number, label in enumerate(content["runs"]["label"])
-        if x[number] is not None and isinstance(y[number], int | float) and math.isfinite(y[number])
+        {
+            "label": content["runs"]["label"][number],
+            "x": x[number] if is_number else name_level(x[number]),
+            "y": y[number],
+        }
+        for number in done
+        if not is_number or _is_final(x[number])
     ]
-    scale: dict[str, Any] = {"type": ("log" if axis["log"] else "linear") if is_number else "point"}
+    scale: dict[str, Any]
     if is_number:
-        scale |= {"nice": False, "padding": 8}
+        scale = {"type": "log" if axis["log"] else "linear", "nice": False, "padding": 8}
+    else:
+        scale = {"type": "point", "domain": sorted({row["x"] for row in rows}, key=order_level)}
     places = {"$x": axis["name"], "$y": content["objective"], "$xtype": "quantitative" if is_number else "nominal"}
     places_of_scales = {"$ytype": "quantitative", "$xscale": scale, "$yscale": {"type": "linear", "zero": False}}
     return _finish(content, "slice", {"rows": rows}, places | places_of_scales)
@@ -171,11 +204,12 @@ def _draw_surface(content: Mapping[str, Any], columns: Mapping[str, Any], given:
         {"x": xs[k // side], "x2": xs[k // side + 1], "y": ys[k % side], "y2": ys[k % side + 1], "c": value}
         for k, value in enumerate(given["cells"])
     ]
-    trios = zip(columns[given["x"]], columns[given["y"]], columns.get(content["objective"], []), strict=False)
+    trios = list(zip(columns[given["x"]], columns[given["y"]], columns.get(content["objective"], []), strict=False))
     points = [
         {"label": content["runs"]["label"][number], "x": x, "y": y, "c": c}
-        for number, (x, y, c) in enumerate(trios)
-        if all(isinstance(value, int | float) and math.isfinite(value) for value in (x, y, c))
+        for number in _list_done(content)
+        for x, y, c in trios[number : number + 1]
+        if all(map(_is_final, (x, y, c)))
     ]
     values = [*given["cells"], *(point["c"] for point in points)]
     scales = {"$xscale": "log" if given["log"][0] else "linear", "$yscale": "log" if given["log"][1] else "linear"}

@@ -135,7 +135,7 @@ def _is_between(a: tuple[float, float], point: tuple[float, float], b: tuple[flo
 
 
 def read_times(folder: Path) -> Points:
-    """Read when each step was logged from TensorBoard's files, seconds since the first one.
+    """Read when each step was logged from TensorBoard's files, seconds since the first one was begun.
 
     The time between the end of one file and the start of the next, when the run was stopped, does not count.
     """
@@ -147,17 +147,20 @@ def read_times(folder: Path) -> Points:
     found: dict[int, float] = {}
     elapsed = 0.0
     for file in files[:20]:
-        times = _read_file_times(Path(file))
-        start = times[0][1] if times else 0.0
+        start, times = _read_file_times(Path(file))
         for step, time in times:
             found.setdefault(step, elapsed + time - start)
         elapsed += max((time - start for _, time in times), default=0.0)
     return sorted((float(step), time) for step, time in found.items())
 
 
-def _read_file_times(file: Path) -> list[tuple[int, float]]:
-    """Read step and wall time of each record: length, checksum, then the fields 1 and 2 of `Event`."""
+def _read_file_times(file: Path) -> tuple[float, list[tuple[int, float]]]:
+    """Read when a file was begun, and step and wall time of each record.
+
+    A record is length, checksum, then the fields 1 and 2 of `Event`; the first, of the file's version, has no step.
+    """
     found: list[tuple[int, float]] = []
+    first = math.inf
     with contextlib.suppress(OSError, struct.error), safe_io.open_read(file) as opened:
         size = os.fstat(opened.fileno()).st_size
         at = 0
@@ -167,11 +170,13 @@ def _read_file_times(file: Path) -> list[tuple[int, float]]:
             length = struct.unpack_from("<Q", head)[0]
             data = head[12 : 12 + min(length, 20)]
             at += 16 + length
-            if len(data) > 10 and data[0] == 0x09 and data[9] == 0x10:
+            if len(data) > 10 and data[0] == 0x09:
                 time = struct.unpack_from("<d", data, 1)[0]
-                if math.isfinite(time):
+                if math.isfinite(time) and first == math.inf:
+                    first = time
+                if math.isfinite(time) and data[9] == 0x10:
                     found.append((_parse_varint(data[10:]), time))
-    return found
+    return (min(first, found[0][1]) if found else 0.0), found  # a writer may have been told other times than its own
 
 
 def _parse_varint(data: bytes) -> int:

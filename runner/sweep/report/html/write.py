@@ -54,8 +54,8 @@ def write_html(words: Sequence[str], file: Path | None = None, plots: Path | Non
     content = make_content(reported, listed)
     page = make_page(content, vega.collect())
     write_text(file, page)
-    drawn = [] if plots is None else write_plots(content, plots)
-    return WrittenReport(file, len(reported.rows), len(page.encode()), content["notes"], drawn)
+    drawn, left_out = ([], []) if plots is None else write_plots(content, plots)
+    return WrittenReport(file, len(reported.rows), len(page.encode()), [*content["notes"], *left_out], drawn)
 
 
 def choose_folder(listed: RunList) -> Path:
