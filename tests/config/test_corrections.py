@@ -108,6 +108,10 @@ def place(key, rule="is not a key that the runner knows", value="", suggestion="
         (place("loss._target_", "", "torch.nn.L1los", "torch.nn.L1Loss", "unknown-target"), True),
         (place("loss._target_", "", "torch.nn.Conv4d", "torch.nn.Conv3d", "unknown-target"), False),  # or Conv2d
         (place("loss._target_", "", "torch.nn.ReLU", "torch.nn.MSELoss", "slot"), False),
+        (place("loss._target_", "", "torch.nn.L2Loss", "torch.nn.L1Loss", "unknown-target"), False),  # or MSELoss
+        (place("model", "has no option `resnet20` (there are resnet50)", "", "resnet50", "unknown-option"), False),
+        (place("x", "must be one of `cifar10_resnet18`", "cifar100_resnet18", "cifar10_resnet18", "value"), False),
+        (place("x", "must be one of `cifar10_resnet18`", "cifar10_resmet18", "cifar10_resnet18", "value"), True),
         (place("model", "has no option `mpl` (there are mlp, mcl)", suggestion="mlp", kind="unknown-option"), False),
     ],
 )
@@ -148,6 +152,26 @@ def test_the_text_is_edited_where_its_place_is_clear(tmp_path, monkeypatch, text
     assert (after is not None) == file.correct(place(key, suggestion=right), line, right)
     file.write()
     assert (after or text) == Path("mine.yaml").read_bytes().decode()
+
+
+@pytest.mark.parametrize(
+    ("text", "after"),
+    [
+        ("mode: mim  # x\n", "mode: min  # x\n"),
+        ("mode: 'mim'\n", "mode: 'min'\n"),
+        ("mode: ${oc.env:MD}\n", None),  # it is `mim` elsewhere
+        ("x: &m mim\nmode: *m\n", None),  # x means it, too
+        ("mode: &m mim\n", None),
+    ],
+)
+def test_a_value_is_edited_where_it_stands_as_it_is(tmp_path, monkeypatch, text, after):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(text)
+    file = CorrectedFile(Path("mine.yaml"))
+    mistake = place("train.mode", "must be `min` or `max`", "mim", "min", "value")
+
+    assert (after is not None) == file.correct(mistake, 2 if "*m" in text else 1, "min")
+    assert (after or text) == file.text
 
 
 def test_files_of_others_and_files_that_changed_are_not_written(tmp_path, monkeypatch):

@@ -121,7 +121,12 @@ def _list_siblings(key: str, composed: Composed | None, trust: Sequence[str]) ->
 
 
 def _is_only_near(wrong: str, right: str, known: Sequence[str]) -> bool:
-    """Return whether a name is one typing error (two in a long one) from another, and from no further one."""
+    """Return whether a name is one typing error (two in a long one) from another, and from no further one.
+
+    Every digit is taken as meant: `resnet20` and `L2Loss` are names of their own.
+    """
+    if re.findall(r"\d", wrong) != re.findall(r"\d", right):
+        return False
     limit = 1 if len(wrong) < 8 else 2
     distance = compute_distance(wrong.lower(), right.lower(), limit)
     others = [name for name in {*known} if name not in (right, wrong)]
@@ -241,12 +246,18 @@ def _plan(text: str, root: yaml.Node | None, mistake: Mistake, line: int, right:
         return []
     at, key, value, owner = next(iter(found.values()))
     if mistake.kind not in ("unknown-key", "unknown-argument"):
-        return [_rewrite(text, value, right, plain=_is_number(right))] if isinstance(value, yaml.ScalarNode) else []
+        there = _is_written(text, value, str(mistake.value))
+        return [_rewrite(text, value, right, plain=_is_number(right))] if there else []
     names = right.split(".")
     if names[:-1] == list(path[:-1]):
         taken = [other.value for other, _ in owner.value if other is not key]
         return [] if names[-1] in taken else [_rewrite(text, key, names[-1])]
     return _plan_move(text, root, (at, key, value, owner), path, names)
+
+
+def _is_written(text: str, node: yaml.Node, value: str) -> bool:
+    """Return whether a node is this value as it stands: no interpolation, anchor or alias that becomes it."""
+    return text[node.start_mark.index : node.end_mark.index] in (value, f"'{value}'", f'"{value}"')
 
 
 def _rewrite(text: str, node: yaml.Node, right: str, *, plain: bool = False) -> _TextEdit:
