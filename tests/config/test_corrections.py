@@ -141,6 +141,21 @@ def test_sure_is_one_nearest_name(mistake, sure):
         ("epochs: 5 # x\ntrain: {keep: 1}\n", "epochs", 1, "train.duration", None),  # a comment that would be lost
         ("epochs: 5\ntrain: {duration: 1ep}\n", "epochs", 1, "train.duration", None),
         ("{epochs: 5}\n", "epochs", 1, "train.duration", None),
+        ("train: {max_steps: 500}\n", "train.max_steps", 1, "train.duration", "train: {duration: 500st}\n"),
+        ("train: {max_steps: '500'}\n", "train.max_steps", 1, "train.duration", None),
+        ("train: {max_steps: ${n}}\n", "train.max_steps", 1, "train.duration", None),
+        ("train: {epochs: 5ep}\n", "train.epochs", 1, "train.duration", "train: {duration: 5ep}\n"),
+        ("train: {durationn: 5ep}\n", "train.durationn", 1, "train.duration", "train: {duration: 5ep}\n"),
+        ("log_every_n_steps: 50\n", "log_every_n_steps", 1, "log.every", "log:\n  every: 50st\n"),
+        ("train:\n  batch_size: 5\nloader: {workers: 1}\n", "train.batch_size", 2, "loader.batch_size", None),  # null
+        ("epochs: 5\r\nkeep: 1\r\n", "epochs", 1, "train.duration", "train:\r\n  duration: 5ep\r\nkeep: 1\r\n"),
+        (
+            "epochs: 5\r\ntrain:\r\n  keep: 1\r\n",
+            "epochs",
+            1,
+            "train.duration",
+            "train:\r\n  duration: 5ep\r\n  keep: 1\r\n",
+        ),
         ("wd: 0.1\n", "wd", 1, "optimizer.weight_decay", "optimizer:\n  weight_decay: 0.1\n"),
     ],
 )
@@ -198,3 +213,25 @@ def test_an_argument_of_a_sweep_is_corrected_by_its_key():
     assert ["optimizer.lr=0.1,0.2", "a=1"] == correct_argument(
         ["optimizer.lrr=0.1,0.2", "a=1"], mistake, "optimizer.lr"
     )
+
+
+@pytest.mark.parametrize(
+    ("argument", "after"),
+    [
+        ("train.max_steps=500,1000", ["train.duration=500st,1000st"]),
+        ("train.max_steps=${n}", None),
+        ("train.max_steps=range(5)", None),
+        ("train.max_epochs=5ep", ["train.duration=5ep"]),
+    ],
+)
+def test_the_unit_of_another_tools_key_is_kept_in_an_argument(argument, after):
+    key = argument.partition("=")[0]
+    mistake = Mistake(key, "", where=f"argument `{argument}`", kind="unknown-key")
+
+    assert after == correct_argument([argument], mistake, "train.duration")
+
+
+def test_an_interpolation_of_a_command_line_is_left():
+    mistake = Mistake("train.mode", "", "mim", where="argument `train.mode=${oc.env:MD}`", kind="value")
+
+    assert correct_argument(["train.mode=${oc.env:MD}"], mistake, "min") is None
