@@ -194,6 +194,17 @@ def test_written_schemas_are_entered_in_the_settings_and_what_is_there_stays(few
     assert said.endswith("0 of them changed: open a file of conf/ in your editor\n")
 
 
+def test_settings_with_the_line_endings_of_windows_are_written_once(few, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("runner.config.editor.project.make_builder", lambda _: few)
+    monkeypatch.chdir(tmp_path)
+    Path(".vscode").mkdir()
+    Path(".vscode/settings.json").write_bytes(b'{\r\n    "a": 1\r\n}\r\n')
+
+    assert [0, 0] == [main(["schema", "--write"]), main(["schema", "--write"])]
+    assert " 0 of them changed" in capsys.readouterr().out.splitlines()[-1]
+    assert b"\n" not in Path(".vscode/settings.json").read_bytes().replace(b"\r\n", b"")
+
+
 def test_settings_that_cannot_be_read_are_not_replaced(few, tmp_path, monkeypatch):
     monkeypatch.setattr("runner.config.editor.project.make_builder", lambda _: few)
     monkeypatch.chdir(tmp_path)

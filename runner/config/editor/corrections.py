@@ -26,6 +26,7 @@ from runner.config.parsing import index_schema_keys
 from runner.config.suggestions import compute_distance, translate_name
 from runner.core.errors import Mistake
 from runner.core.files import write_text
+from runner.core.jsonc import find_line_ending
 from runner.core.paths import find_our_conf
 from runner.core.safe_io import read_bytes
 
@@ -328,7 +329,7 @@ def _plan_move(
         written = _add_unit(written, path[-1])
     if not written or (len(path) > 1 and len(owner.value) == 1):  # the mapping that it leaves would be null
         return []
-    newline = "\r\n" if "\r\n" in text else "\n"
+    newline = find_line_ending(text)
     said = f"{names[-1]}: {written}"
     gone = _TextEdit(start, min(end + 1, len(text)), "")
     if len(names) == 1:
