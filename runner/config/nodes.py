@@ -32,7 +32,7 @@ def order_transforms(reading: Reading, given: dict[str, Any], path: Path) -> dic
 
 
 def _read_wanted(reading: Reading, given: dict[str, Any], path: Path) -> dict[str, str]:
-    """Return which transform each goes before; what names none, or comes round to itself, is a mistake and left out."""
+    """Return which transform each goes before; one that names none, or comes round, is a mistake."""
     wanted: dict[str, str] = {}
     for name, node in given.items():
         if not isinstance(node, dict) or "_before_" not in node:

@@ -392,7 +392,7 @@ def correct_argument(words: Sequence[str], mistake: Mistake, right: str) -> list
 
 
 def _add_units(value: str, wrong: str) -> str:
-    """Return durations of an argument with the unit that the wrong key says; empty where that is not clear."""
+    """Return durations with the unit that the wrong key says; empty where that is not clear."""
     if not re.fullmatch(r"\d+(\.\d+)?", value) and not _find_unit(wrong):
         return value
     each = [_add_unit(one, wrong) for one in value.split(",")]

@@ -297,7 +297,7 @@ class SchemaBuilder:
         return {target.name.rpartition(".")[0] for target in self.targets if is_users(target)}
 
     def _refer_call(self, slot: str, target: Target, own: Sequence[str]) -> Plain:
-        """Return a schema of a target's arguments: all of them where `_partial_: false` calls a function at once."""
+        """Return a schema of a target's arguments, with `_partial_: false` those that a call gives, too."""
         usual = {"$ref": self._refer_arguments(slot, target, own)}
         if list_filled(slot, target) == list_filled(slot, target, at_once=True):
             return usual
