@@ -12,23 +12,47 @@ _RUNNER_KEYS = {"_target_", "_args_", "_partial_", "_from_", "_until_", "_before
 
 
 def order_transforms(reading: Reading, given: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Move each transform with a `_before_` in front of the one that it names; leave the key out."""
-    ordered = {
+    """Move each transform with a `_before_` in front of the one that it names; leave the key out.
+
+    Each stands right before that one, wherever that one itself moves; several before the same keep their order.
+    """
+    wanted = _read_wanted(reading, given, path)
+    movers: dict[str, list[str]] = {}
+    for name, other in wanted.items():
+        movers.setdefault(other, []).append(name)
+    waiting = [name for name in given if name not in wanted]
+    backwards: list[str] = []
+    while waiting:
+        backwards.append(waiting.pop())
+        waiting += movers.get(backwards[-1], [])
+    return {
         name: {key: inner for key, inner in node.items() if key != "_before_"} if isinstance(node, dict) else node
-        for name, node in given.items()
+        for name, node in ((name, given[name]) for name in reversed(backwards))
     }
+
+
+def _read_wanted(reading: Reading, given: dict[str, Any], path: Path) -> dict[str, str]:
+    """Return which transform each goes before; one that names none, or comes round, is a mistake."""
+    wanted: dict[str, str] = {}
     for name, node in given.items():
         if not isinstance(node, dict) or "_before_" not in node:
             continue
-        others = [other for other in ordered if other != name]
+        others = [other for other in given if other != name]
         if node["_before_"] not in others:
             known = f"another transform of {format_key(path)} ({', '.join(map(str, others))})"
             near = find_nearest(str(node["_before_"]), others)
             reading.wrong((*path, name, "_before_"), f"must name {known}", node["_before_"], near, kind="no-match")
             continue
-        others.insert(others.index(node["_before_"]), name)
-        ordered = {other: ordered[other] for other in others}
-    return ordered
+        round_trip = [name, node["_before_"]]
+        while round_trip[-1] in wanted and round_trip[-1] != name:
+            round_trip.append(wanted[round_trip[-1]])
+        if round_trip[-1] == name:
+            rule = f"must not come round to itself: {' before '.join(round_trip)}"
+            remedy = "leave one of these `_before_` out"
+            reading.wrong((*path, name, "_before_"), rule, node["_before_"], remedy=remedy, kind="conflict")
+        else:
+            wanted[name] = node["_before_"]
+    return wanted
 
 
 def read_component(reading: Reading, value: Any, path: Path, rules: Any) -> Any:

@@ -1,4 +1,7 @@
-"""JSON with comments, as editors keep settings: change members; all other text stays as it is."""
+"""JSON with comments, as editors keep settings: change members; all other text stays as it is.
+
+What is inserted has the line endings of the text.
+"""
 
 import json
 import re
@@ -95,7 +98,7 @@ def set_members(text: str, path: tuple[str, ...], members: dict[str, Any], stale
     Raises:
         ValueError: the text is no JSON, or something on the path is no object.
     """
-    text = text if text[_skip(text, 0) :] else f"{text}{{\n}}\n"
+    text = text if text[_skip(text, 0) :] else text + "{\n}\n".replace("\n", find_line_ending(text))
     for depth in range(len(path) + 1):
         owner = _find(parse(text), path[:depth])
         if owner is None:
@@ -116,8 +119,14 @@ def set_members(text: str, path: tuple[str, ...], members: dict[str, Any], stale
         if old is None:
             text = _insert(text, path, name, value)
         elif _read(text[old.start : old.end]) != value:
-            text = text[: old.start] + _format(value, 4 * (len(path) + 1)) + text[old.end :]
+            made = _format(value, 4 * (len(path) + 1)).replace("\n", find_line_ending(text))
+            text = text[: old.start] + made + text[old.end :]
     return text
+
+
+def find_line_ending(text: str) -> str:
+    """Find out how the lines of a text end: as on Windows (CR LF), or with LF."""
+    return "\r\n" if "\r\n" in text else "\n"
 
 
 def _read(text: str) -> Any:
@@ -148,16 +157,15 @@ def _insert(text: str, path: tuple[str, ...], name: str, value: Any) -> str:
         raise ValueError(message)
     margin = " " * 4 * (len(path) + 1)
     shown = f"{json.dumps(name)}: {_format(value, len(margin)).replace('{' + chr(10) + '}', '{}')}"
+    added = f"\n{margin}{shown}\n{margin[4:]}".replace("\n", find_line_ending(text))
     close = owner.end - 1
     last = max((inner.end for inner in owner.members.values()), default=None)
     if last is None:
         before = text[owner.start + 1 : close].rstrip()
-        return f"{text[: owner.start + 1]}{before}\n{margin}{shown}\n{margin[4:]}{text[close:]}"
+        return f"{text[: owner.start + 1]}{before}{added}{text[close:]}"
     after = text[last:close]
     has_comma = after[_skip(after, 0) :].startswith(",")
-    if has_comma:
-        return f"{text[:last]}{after.rstrip()}\n{margin}{shown}\n{margin[4:]}{text[close:]}"
-    return f"{text[:last]},{after.rstrip()}\n{margin}{shown}\n{margin[4:]}{text[close:]}"
+    return f"{text[:last]}{'' if has_comma else ','}{after.rstrip()}{added}{text[close:]}"
 
 
 def _remove(text: str, path: tuple[str, ...], name: str) -> str:
@@ -175,6 +183,7 @@ def _remove(text: str, path: tuple[str, ...], name: str) -> str:
         if text[comma : comma + 1] == ",":
             text, start, end = text[:comma] + text[comma + 1 :], start - 1, end - 1
     line = text.rfind("\n", 0, start) + 1
-    if not text[line:start].strip() and text[end : end + 1] in ("\n", ""):
-        start, end = line, min(end + 1, len(text))
+    after = re.compile(r"\r?\n|\Z").match(text, end)
+    if not text[line:start].strip() and after:
+        start, end = line, after.end()
     return text[:start] + text[end:]

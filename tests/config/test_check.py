@@ -10,6 +10,8 @@ import pytest
 from runner.__main__ import main
 from runner.config.check.check import Check, check
 from runner.config.compose import compose
+from runner.config.nodes import order_transforms
+from runner.config.reading import Reading
 from runner.core.errors import KINDS, Kind
 from tests.support import find_mistakes
 
@@ -279,3 +281,30 @@ def test_a_transform_goes_before_no_other_than_one_of_its_list(other: str) -> No
 
     assert mistake.key == "transform.train.crop._before_"
     assert mistake.rule == "must name another transform of transform.train (flip, image, scale, normalize)"
+
+
+def order(**before):
+    """The order of transforms of which each names the one that it goes before, and the mistakes."""
+    nodes = {name: {"_target_": "mine.T", **({"_before_": other} if other else {})} for name, other in before.items()}
+    reading = Reading()
+    return [*order_transforms(reading, nodes, ("transform", "train"))], [mistake for _, mistake in reading.mistakes]
+
+
+@pytest.mark.parametrize(
+    ("before", "ordered"),
+    [
+        ({"a": "c", "b": "", "c": "b"}, ["a", "c", "b"]),
+        ({"a": "d", "b": "a", "c": "", "d": "c"}, ["b", "a", "d", "c"]),
+        ({"p": "", "q": "", "x": "p", "y": "p"}, ["x", "y", "p", "q"]),
+        ({"a": "c", "b": "", "c": ""}, ["b", "a", "c"]),
+    ],
+)
+def test_each_transform_goes_before_the_one_that_it_names_whoever_else_moves(before, ordered):
+    assert (ordered, []) == order(**before)
+
+
+def test_transforms_that_go_round_before_each_other_are_refused_once():
+    ordered, (mistake,) = order(a="b", b="c", c="b", d="")
+
+    assert ["a", "b", "c", "d"] == sorted(ordered)
+    assert ("transform.train.c._before_", "c before b before c") == (mistake.key, mistake.rule.split(": ")[-1])

@@ -108,6 +108,10 @@ def place(key, rule="is not a key that the runner knows", value="", suggestion="
         (place("loss._target_", "", "torch.nn.L1los", "torch.nn.L1Loss", "unknown-target"), True),
         (place("loss._target_", "", "torch.nn.Conv4d", "torch.nn.Conv3d", "unknown-target"), False),  # or Conv2d
         (place("loss._target_", "", "torch.nn.ReLU", "torch.nn.MSELoss", "slot"), False),
+        (place("loss._target_", "", "torch.nn.L2Loss", "torch.nn.L1Loss", "unknown-target"), False),  # or MSELoss
+        (place("model", "has no option `resnet20` (there are resnet50)", "", "resnet50", "unknown-option"), False),
+        (place("x", "must be one of `cifar10_resnet18`", "cifar100_resnet18", "cifar10_resnet18", "value"), False),
+        (place("x", "must be one of `cifar10_resnet18`", "cifar10_resmet18", "cifar10_resnet18", "value"), True),
         (place("model", "has no option `mpl` (there are mlp, mcl)", suggestion="mlp", kind="unknown-option"), False),
     ],
 )
@@ -137,6 +141,21 @@ def test_sure_is_one_nearest_name(mistake, sure):
         ("epochs: 5 # x\ntrain: {keep: 1}\n", "epochs", 1, "train.duration", None),  # a comment that would be lost
         ("epochs: 5\ntrain: {duration: 1ep}\n", "epochs", 1, "train.duration", None),
         ("{epochs: 5}\n", "epochs", 1, "train.duration", None),
+        ("train: {max_steps: 500}\n", "train.max_steps", 1, "train.duration", "train: {duration: 500st}\n"),
+        ("train: {max_steps: '500'}\n", "train.max_steps", 1, "train.duration", None),
+        ("train: {max_steps: ${n}}\n", "train.max_steps", 1, "train.duration", None),
+        ("train: {epochs: 5ep}\n", "train.epochs", 1, "train.duration", "train: {duration: 5ep}\n"),
+        ("train: {durationn: 5ep}\n", "train.durationn", 1, "train.duration", "train: {duration: 5ep}\n"),
+        ("log_every_n_steps: 50\n", "log_every_n_steps", 1, "log.every", "log:\n  every: 50st\n"),
+        ("train:\n  batch_size: 5\nloader: {workers: 1}\n", "train.batch_size", 2, "loader.batch_size", None),  # null
+        ("epochs: 5\r\nkeep: 1\r\n", "epochs", 1, "train.duration", "train:\r\n  duration: 5ep\r\nkeep: 1\r\n"),
+        (
+            "epochs: 5\r\ntrain:\r\n  keep: 1\r\n",
+            "epochs",
+            1,
+            "train.duration",
+            "train:\r\n  duration: 5ep\r\n  keep: 1\r\n",
+        ),
         ("wd: 0.1\n", "wd", 1, "optimizer.weight_decay", "optimizer:\n  weight_decay: 0.1\n"),
     ],
 )
@@ -148,6 +167,26 @@ def test_the_text_is_edited_where_its_place_is_clear(tmp_path, monkeypatch, text
     assert (after is not None) == file.correct(place(key, suggestion=right), line, right)
     file.write()
     assert (after or text) == Path("mine.yaml").read_bytes().decode()
+
+
+@pytest.mark.parametrize(
+    ("text", "after"),
+    [
+        ("mode: mim  # x\n", "mode: min  # x\n"),
+        ("mode: 'mim'\n", "mode: 'min'\n"),
+        ("mode: ${oc.env:MD}\n", None),  # it is `mim` elsewhere
+        ("x: &m mim\nmode: *m\n", None),  # x means it, too
+        ("mode: &m mim\n", None),
+    ],
+)
+def test_a_value_is_edited_where_it_stands_as_it_is(tmp_path, monkeypatch, text, after):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(text)
+    file = CorrectedFile(Path("mine.yaml"))
+    mistake = place("train.mode", "must be `min` or `max`", "mim", "min", "value")
+
+    assert (after is not None) == file.correct(mistake, 2 if "*m" in text else 1, "min")
+    assert (after or text) == file.text
 
 
 def test_files_of_others_and_files_that_changed_are_not_written(tmp_path, monkeypatch):
@@ -174,3 +213,25 @@ def test_an_argument_of_a_sweep_is_corrected_by_its_key():
     assert ["optimizer.lr=0.1,0.2", "a=1"] == correct_argument(
         ["optimizer.lrr=0.1,0.2", "a=1"], mistake, "optimizer.lr"
     )
+
+
+@pytest.mark.parametrize(
+    ("argument", "after"),
+    [
+        ("train.max_steps=500,1000", ["train.duration=500st,1000st"]),
+        ("train.max_steps=${n}", None),
+        ("train.max_steps=range(5)", None),
+        ("train.max_epochs=5ep", ["train.duration=5ep"]),
+    ],
+)
+def test_the_unit_of_another_tools_key_is_kept_in_an_argument(argument, after):
+    key = argument.partition("=")[0]
+    mistake = Mistake(key, "", where=f"argument `{argument}`", kind="unknown-key")
+
+    assert after == correct_argument([argument], mistake, "train.duration")
+
+
+def test_an_interpolation_of_a_command_line_is_left():
+    mistake = Mistake("train.mode", "", "mim", where="argument `train.mode=${oc.env:MD}`", kind="value")
+
+    assert correct_argument(["train.mode=${oc.env:MD}"], mistake, "min") is None

@@ -157,6 +157,25 @@ def test_own_code_that_no_config_names_is_read_but_not_run(tmp_path, monkeypatch
     assert validator.is_valid({"_target_": "nets.Net", "width": 4})
 
 
+@pytest.mark.parametrize(
+    ("node", "seen"),
+    [
+        ({"_partial_": False, "scale": 2}, False),
+        ({"_partial_": "${x}", "scale": 2}, False),
+        ({"_partial_": False, "scael": 2}, True),
+        ({"scale": 2}, True),  # the runner fills it, with an image
+        ({"_partial_": True, "scale": 2}, True),
+    ],
+)
+def test_a_function_that_is_called_at_once_is_given_all_of_its_arguments(tmp_path, monkeypatch, node, seen):
+    monkeypatch.chdir(tmp_path)
+    Path("noise.py").write_text("def make_noise(scale: float):\n    pass\n")
+    builder = SchemaBuilder(list(targets._read_user_targets()))
+    file = {"train": {"noise": {"_target_": "noise.make_noise", **node}}}
+
+    assert seen != Draft7Validator(builder.build("transform")).is_valid(file)
+
+
 def test_written_schemas_are_entered_in_the_settings_and_what_is_there_stays(few, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("runner.config.editor.project.make_builder", lambda _: few)
     monkeypatch.chdir(tmp_path)
@@ -173,6 +192,17 @@ def test_written_schemas_are_entered_in_the_settings_and_what_is_there_stays(few
         '"./.yaml-schemas/loss.json": [\n            "conf/loss/**/*.yaml",\n            "!conf/loss/mine.yaml"' in text
     )
     assert said.endswith("0 of them changed: open a file of conf/ in your editor\n")
+
+
+def test_settings_with_the_line_endings_of_windows_are_written_once(few, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("runner.config.editor.project.make_builder", lambda _: few)
+    monkeypatch.chdir(tmp_path)
+    Path(".vscode").mkdir()
+    Path(".vscode/settings.json").write_bytes(b'{\r\n    "a": 1\r\n}\r\n')
+
+    assert [0, 0] == [main(["schema", "--write"]), main(["schema", "--write"])]
+    assert " 0 of them changed" in capsys.readouterr().out.splitlines()[-1]
+    assert b"\n" not in Path(".vscode/settings.json").read_bytes().replace(b"\r\n", b"")
 
 
 def test_settings_that_cannot_be_read_are_not_replaced(few, tmp_path, monkeypatch):

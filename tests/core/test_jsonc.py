@@ -54,3 +54,12 @@ def test_what_is_no_json_is_refused_with_its_line(text):
 def test_a_member_that_is_no_object_is_not_replaced():
     with pytest.raises(ValueError, match=r"`yaml\.schemas` is no object"):
         set_members('{"yaml.schemas": [1]}', ("yaml.schemas",), {"a": 1})
+
+
+@pytest.mark.parametrize("text", [MINE, "{}\n", '{"a": 1}\n', '{"yaml.schemas": {}}\n', '{\n    "a": [1],\n}\n'])
+def test_the_line_endings_of_a_file_stay(text):
+    made = {"./ours/a.json": ["x", "y"], "./ours/b.json": "z"}
+    plain = set_members(text, ("yaml.schemas",), made, stale="./ours/")
+
+    windows = set_members(text.replace("\n", "\r\n"), ("yaml.schemas",), made, stale="./ours/")
+    assert plain.replace("\n", "\r\n") == windows

@@ -26,6 +26,7 @@ from runner.config.parsing import index_schema_keys
 from runner.config.suggestions import compute_distance, translate_name
 from runner.core.errors import Mistake
 from runner.core.files import write_text
+from runner.core.jsonc import find_line_ending
 from runner.core.paths import find_our_conf
 from runner.core.safe_io import read_bytes
 
@@ -121,7 +122,12 @@ def _list_siblings(key: str, composed: Composed | None, trust: Sequence[str]) ->
 
 
 def _is_only_near(wrong: str, right: str, known: Sequence[str]) -> bool:
-    """Return whether a name is one typing error (two in a long one) from another, and from no further one."""
+    """Return whether a name is one typing error (two in a long one) from another, and from no further one.
+
+    Every digit is taken as meant: `resnet20` and `L2Loss` are names of their own.
+    """
+    if re.findall(r"\d", wrong) != re.findall(r"\d", right):
+        return False
     limit = 1 if len(wrong) < 8 else 2
     distance = compute_distance(wrong.lower(), right.lower(), limit)
     others = [name for name in {*known} if name not in (right, wrong)]
@@ -241,12 +247,18 @@ def _plan(text: str, root: yaml.Node | None, mistake: Mistake, line: int, right:
         return []
     at, key, value, owner = next(iter(found.values()))
     if mistake.kind not in ("unknown-key", "unknown-argument"):
-        return [_rewrite(text, value, right, plain=_is_number(right))] if isinstance(value, yaml.ScalarNode) else []
+        there = _is_written(text, value, str(mistake.value))
+        return [_rewrite(text, value, right, plain=_is_number(right))] if there else []
     names = right.split(".")
     if names[:-1] == list(path[:-1]):
         taken = [other.value for other, _ in owner.value if other is not key]
-        return [] if names[-1] in taken else [_rewrite(text, key, names[-1])]
+        return [] if names[-1] in taken else _plan_rename(text, key, value, names[-1])
     return _plan_move(text, root, (at, key, value, owner), path, names)
+
+
+def _is_written(text: str, node: yaml.Node, value: str) -> bool:
+    """Return whether a node is this value as it stands: no interpolation, anchor or alias that becomes it."""
+    return text[node.start_mark.index : node.end_mark.index] in (value, f"'{value}'", f'"{value}"')
 
 
 def _rewrite(text: str, node: yaml.Node, right: str, *, plain: bool = False) -> _TextEdit:
@@ -274,6 +286,32 @@ def _plan_option(text: str, root: yaml.Node | None, mistake: Mistake, line: int,
 _UNITS = (("epoch", "ep"), ("step", "st"), ("iter", "st"))
 
 
+def _find_unit(wrong: str) -> str:
+    return next((unit for word, unit in _UNITS if word in wrong.rpartition(".")[2]), "")
+
+
+def _is_duration(name: str) -> bool:
+    return re.search(r"(^|[._])(duration|every)$", name) is not None
+
+
+def _add_unit(written: str, wrong: str) -> str:
+    """Return a duration with the unit that its wrong name says; empty where that is not clear."""
+    unit = _find_unit(wrong)
+    if re.fullmatch(r"\d+(\.\d+)?", written) and unit:
+        return written + unit
+    return written if re.fullmatch(r"[\d.]+(ep|st)|null", written) else ""
+
+
+def _plan_rename(text: str, key: yaml.Node, value: yaml.Node, name: str) -> list[_TextEdit]:
+    """Plan another name for a key that stays in its mapping."""
+    renamed = _rewrite(text, key, name)
+    if not _is_duration(name) or not _find_unit(key.value):
+        return [renamed]
+    start, end = value.start_mark.index, value.end_mark.index
+    made = _add_unit(text[start:end], key.value) if start >= key.end_mark.index else ""
+    return [renamed, _TextEdit(start, end, made)] if made else []
+
+
 def _plan_move(
     text: str, root: yaml.Node | None, entry: _Entry, path: tuple[str, ...], names: Sequence[str]
 ) -> list[_TextEdit]:
@@ -287,12 +325,11 @@ def _plan_move(
     if at != path or not isinstance(value, yaml.ScalarNode) or not alone or value.end_mark.line != key.start_mark.line:
         return []
     written = text[value.start_mark.index : value.end_mark.index]
-    if names[-1] == "duration" or names[-1].endswith("_every"):
-        unit = next((unit for word, unit in _UNITS if word in path[-1]), "")
-        if re.fullmatch(r"\d+(\.\d+)?", written) and unit:
-            written += unit
-        elif not re.fullmatch(r"[\d.]+(ep|st)|null|\$\{.*", written):
-            return []
+    if _is_duration(names[-1]):
+        written = _add_unit(written, path[-1])
+    if not written or (len(path) > 1 and len(owner.value) == 1):  # the mapping that it leaves would be null
+        return []
+    newline = find_line_ending(text)
     said = f"{names[-1]}: {written}"
     gone = _TextEdit(start, min(end + 1, len(text)), "")
     if len(names) == 1:
@@ -302,7 +339,7 @@ def _plan_move(
         if len(names) != 2 or len(path) != 1:
             return []
         comment = f"  {rest}" if rest else ""
-        return [replace(gone, text=f"{names[0]}:\n  {said}{comment}\n")]
+        return [replace(gone, text=f"{names[0]}:{newline}  {said}{comment}{newline}")]
     if not isinstance(into, yaml.MappingNode) or names[-1] in [other.value for other, _ in into.value]:
         return []
     if into.flow_style:
@@ -311,7 +348,8 @@ def _plan_move(
     first = into.value[0][0].start_mark
     line = text.rfind("\n", 0, first.index) + 1
     margin = text[line : first.index]
-    return [gone, _TextEdit(line, line, f"{margin}{said}{f'  {rest}' if rest else ''}\n")] if not margin.strip() else []
+    shown = f"{margin}{said}{f'  {rest}' if rest else ''}{newline}"
+    return [gone, _TextEdit(line, line, shown)] if not margin.strip() else []
 
 
 # ---- command lines
@@ -342,16 +380,23 @@ def correct_argument(words: Sequence[str], mistake: Mistake, right: str) -> list
     ):
         if not equals or key.lstrip("+~") != mistake.key:
             return None
-        duration = right.endswith(("duration", "_every")) and re.fullmatch(r"\d+(\.\d+)?", value)
-        unit = next((unit for word, unit in _UNITS if word in mistake.key), "") if duration else ""
-        if duration and not unit:
-            return None
-        made = f"{prefix}{right}={value}{unit}"
+        made = f"{prefix}{right}={value}"
+        if _is_duration(right):
+            value = _add_units(value, mistake.key)
+            made = f"{prefix}{right}={value}" if value else ""
     else:
-        if not equals or key.lstrip("+~") != mistake.key:
+        if not equals or key.lstrip("+~") != mistake.key or "${" in value:
             return None
         made = f"{key}={right}"
-    return [*words[:first], made, *words[first + count :]]
+    return [*words[:first], made, *words[first + count :]] if made else None
+
+
+def _add_units(value: str, wrong: str) -> str:
+    """Return durations with the unit that the wrong key says; empty where that is not clear."""
+    if not re.fullmatch(r"\d+(\.\d+)?", value) and not _find_unit(wrong):
+        return value
+    each = [_add_unit(one, wrong) for one in value.split(",")]
+    return ",".join(each) if all(each) else ""
 
 
 def format_command(words: Sequence[str], *, multirun: bool) -> str:

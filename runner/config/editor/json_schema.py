@@ -254,7 +254,7 @@ class SchemaBuilder:
         rules = [
             {
                 "if": {"required": ["_target_"], "properties": {"_target_": {"const": target.name}}},
-                "then": {"$ref": self._refer_arguments(slot, target, own)},
+                "then": self._refer_call(slot, target, own),
             }
             for target in fitting
         ]
@@ -296,10 +296,18 @@ class SchemaBuilder:
     def _list_users_modules(self) -> set[str]:
         return {target.name.rpartition(".")[0] for target in self.targets if is_users(target)}
 
-    def _refer_arguments(self, slot: str, target: Target, own: Sequence[str] = ()) -> str:
-        filled = list_filled(slot, target)
+    def _refer_call(self, slot: str, target: Target, own: Sequence[str]) -> Plain:
+        """Return a schema of a target's arguments, with `_partial_: false` those that a call gives, too."""
+        usual = {"$ref": self._refer_arguments(slot, target, own)}
+        if list_filled(slot, target) == list_filled(slot, target, at_once=True):
+            return usual
+        at_once = {"required": ["_partial_"], "properties": {"_partial_": {"not": {"const": True}}}}
+        return {"if": at_once, "then": {"$ref": self._refer_arguments(slot, target, own, at_once=True)}, "else": usual}
+
+    def _refer_arguments(self, slot: str, target: Target, own: Sequence[str] = (), *, at_once: bool = False) -> str:
+        filled = list_filled(slot, target, at_once=at_once)
         parts = [slot.replace(" ", "-")] if filled or own or slot in SETTINGS else []
-        name = ":".join(["arguments", *parts, target.name])
+        name = ":".join(["arguments", *(["at-once"] if at_once and parts else []), *parts, target.name])
         if name not in self.definitions:
             self.definitions[name] = {}
             self.definitions[name] = self._build_arguments(slot, target, (*filled, *own), own)

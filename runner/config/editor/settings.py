@@ -78,7 +78,7 @@ def write_schemas(files: Mapping[str, dict[str, Any]], groups: Sequence[str]) ->
 
 
 def _write(path: Path, text: str) -> WrittenFile:
-    if path.exists() and path.read_text(encoding="utf-8") == text:
+    if path.exists() and path.read_bytes() == text.encode():
         return WrittenFile(path, changed=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)

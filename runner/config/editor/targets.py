@@ -175,10 +175,18 @@ def is_likely(slot: str, target: Target) -> bool:
     return len(target.slots) < len(SLOTS) - 4 or slot in ("transform", "metric", "loss", "action")
 
 
-def list_filled(slot: str, target: Target) -> list[str]:
-    """List the parameters that the runner fills, as the check of components has it."""
+def list_filled(slot: str, target: Target, *, at_once: bool = False) -> list[str]:
+    """List the parameters that the runner fills, as the check of components has it.
+
+    Args:
+        slot: of the component.
+        target: class or function.
+        at_once: with `_partial_: false`, where a function makes what the slot wants.
+    """
     takes = target.takes
     assert takes is not None
+    if at_once and not target.is_class:
+        return []
     own = slot.removeprefix("nested ")
     by_name = {"scheduler": "optimizer", "sampler": "data_source"}.get(own)
     if slot == "nested optimizer":
