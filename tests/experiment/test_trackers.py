@@ -13,9 +13,11 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from runner.experiment.builders.log import start_trackers
 from runner.experiment.tracker_process import TrackerHost
 from runner.log.jsonl import JsonLines
 from tests.support import find_mistakes, read_lines, read_metrics, read_result
@@ -176,6 +178,24 @@ def test_wrong_trackers_are_mistakes(mine):
     }
     said = [(one.key, str(one)) for one in told]
     assert [key for key, words in expected.items() if not any(key == k and words in text for k, text in said)] == []
+
+
+@pytest.mark.parametrize("why", ["no process", "no folder"])
+def test_a_tracker_that_cannot_be_started_is_said_and_the_run_goes_on(why, tmp_path, monkeypatch):
+    """Neither a limit of processes nor a folder that takes nothing ends the run."""
+
+    def refuse(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    if why == "no process":
+        monkeypatch.setattr("runner.log.tracking.subprocess.Popen", refuse)
+    else:
+        (tmp_path / "trackers").write_text("")
+    run = SimpleNamespace(folder=tmp_path, config={}, progress=SimpleNamespace(step=0))
+    to = {name: {"_target_": "mine.Mine", "file": "x"} for name in ("a", "b")}
+    said = []
+    assert start_trackers(run, SimpleNamespace(log=SimpleNamespace(to=to), name="p"), (), said.append) == ()
+    assert [line.split(":")[0] for line in said] == [f"log.to.{name} could not be started" for name in to]
 
 
 def test_a_class_without_scalars_and_a_strangers_record_are_refused(mine, tmp_path):
