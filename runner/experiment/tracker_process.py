@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 import traceback
 import uuid
@@ -229,10 +230,21 @@ def limit_time() -> None:
     signal.setitimer(signal.ITIMER_REAL, LAST_SECONDS)
 
 
+def limit_time_at_end(pipe: int) -> None:
+    """Limit the time once nobody can write to the pipe: a tracker that hangs in a call does not read its end."""
+    poll = select.poll()
+    poll.register(pipe, 0)  # a hang-up is told without being asked for
+    poll.poll()
+    signal.setitimer(signal.ITIMER_REAL, LAST_SECONDS)
+    time.sleep(LAST_SECONDS + 1)
+    os._exit(1)  # a library catches SIGALRM
+
+
 def main() -> None:
     """Serve the tracker that the first line describes, until the run ends or is killed."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):  # of a scheduler: the run saves, and tells the end
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     lines, answers = os.dup(0), os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nowhere, 0)  # whoever asks for a key gets no answer
@@ -242,6 +254,7 @@ def main() -> None:
         with suppress(OSError):  # nobody reads
             os.write(answers, json.dumps(what).encode() + b"\n")
 
+    threading.Thread(target=limit_time_at_end, args=(lines,), daemon=True).start()
     messages = read_messages(lines)
     setup = next(messages)
     assert setup is not None
@@ -250,6 +263,7 @@ def main() -> None:
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  process {os.getpid()}", flush=True)
     with lock_waiting(lock):  # the tracker of a killed run ends first
         if not host.open():
+            limit_time()  # a thread of its own may go on
             return
         for message in messages:
             if message is None:

@@ -62,6 +62,20 @@ class Hanging:
 
 class Deaf:
     pass
+
+class Slow:
+    def __init__(self, scalars=False):
+        self.hangs = scalars
+    def begin(self, run):
+        time.sleep(0 if self.hangs else 60)
+    def scalars(self, step, values):
+        time.sleep(60)
+
+class Threaded:
+    def __init__(self):
+        import threading
+        threading.Thread(target=time.sleep, args=(60,)).start()
+        raise ValueError("no server")
 """
 QUICK = ("experiment=digits_mlp", "scheduler=none", "device=cpu", "log=quiet", "dataset.limit=100", "log.every=1st")
 MINE_TO = ("log.to.mine._target_=mine.Mine", "log.to.mine.file=got.jsonl")
@@ -178,6 +192,29 @@ def test_wrong_trackers_are_mistakes(mine):
     }
     said = [(one.key, str(one)) for one in told]
     assert [key for key, words in expected.items() if not any(key == k and words in text for k, text in said)] == []
+
+
+@pytest.mark.parametrize(
+    "node", [{"_target_": "mine.Slow"}, {"_target_": "mine.Slow", "scalars": True}, "mine.Threaded"]
+)
+def test_a_tracker_that_hangs_ends_some_time_after_its_run(node, tmp_path):
+    """In `begin`, in `scalars`, and by a thread that outlives a constructor that fails."""
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "trackers").mkdir()
+    quick = "import runner.log.tracking as tracking; tracking.LAST_SECONDS = 0.5"
+    command = [sys.executable, "-c", f"{quick}; from runner.experiment.tracker_process import main; main()"]
+    paths = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.DEVNULL
+    )
+    node = node if isinstance(node, dict) else {"_target_": node}
+    setup = {"name": "mine", "node": node, "trust": [], "project": "p", "folder": str(tmp_path), "group": None}
+    lines = [{**setup, "config": {}, "until": 0}, *({"step": step, "values": {"a": 1}} for step in (1, 2))]
+    try:
+        process.communicate("".join(json.dumps(line) + "\n" for line in lines).encode(), timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == -signal.SIGALRM
 
 
 @pytest.mark.parametrize("why", ["no process", "no folder"])
