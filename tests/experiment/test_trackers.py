@@ -20,6 +20,7 @@ import pytest
 from runner.experiment.builders.log import start_trackers
 from runner.experiment.tracker_process import TrackerHost
 from runner.log.jsonl import JsonLines
+from runner.log.trackers import MLflow
 from tests.support import find_mistakes, read_lines, read_metrics, read_result
 
 REPOSITORY = Path(__file__).parents[2]
@@ -161,6 +162,53 @@ def test_a_run_is_bitwise_the_same_with_trackers_that_fail_hang_and_die(mine, tm
     expected = ["dead has ended (status -9)", "failing: `scalars` of step 1 failed (SystemExit: no thanks)"]
     assert sorted(line.split("log.to.")[1] for line in said)[:2] == expected
     assert "hanging is not done 0.4 s after the end" in max(said, key=lambda line: "hanging" in line)
+
+
+class Breaking:
+    """A tracker that fails at chosen calls."""
+
+    def __init__(self, *at):
+        self.at, self.calls = at, 0
+
+    def scalars(self, step, values):
+        if ("scalars", step) in self.at:
+            raise OSError("no server")
+
+    def flush(self):
+        self.calls += 1
+        if ("flush", self.calls) in self.at:
+            raise OSError("no server")
+
+
+@pytest.mark.parametrize(("at", "saved"), [((), 4), ((("flush", 2),), 4), ((("flush", 4),), 3), ((("scalars", 3),), 2)])
+def test_the_step_on_the_disk_is_one_up_to_which_the_tracker_has_all(at, saved, tmp_path, monkeypatch):
+    """A flush that fails is made good by the next; a step that fails is one for the resume."""
+    monkeypatch.setattr("runner.experiment.tracker_process.build", lambda *_: Breaking(*at))
+    (tmp_path / "trackers").mkdir()
+    host = open_host(tmp_path)
+    for step in range(1, 6):
+        host.take({"step": step, "values": {"a": step}})
+        if step > 1:
+            host.flush()
+    assert json.loads((tmp_path / "trackers" / "mine.json").read_text())["step"] == saved
+
+
+def test_mlflow_keeps_what_its_server_did_not_take():
+    """The next flush sends it, and no metric twice."""
+    taken, fails = [], [False, True, False, False]
+
+    def log_batch(_, metrics):
+        if fails.pop(0):
+            raise OSError("no server")
+        taken.extend(metrics)
+
+    tracker = MLflow()
+    tracker._client, tracker._id = SimpleNamespace(log_batch=log_batch), "x"
+    tracker._waiting = [*range(1500)]
+    with pytest.raises(OSError, match="no server"):
+        tracker.flush()
+    tracker.flush()
+    assert taken == [*range(1500)]
 
 
 def test_wrong_trackers_are_mistakes(mine):
