@@ -225,6 +225,9 @@ def test_wrong_trackers_are_mistakes(mine):
             "log.to.d={_target_: mine.Failing, timeout: -1}",
             "log.to.e={_target_: mine.Mine, file: x, api_key: y}",
             "log.to.f={_target_: mine.Mine, file: 'http://me:pass@host'}",
+            "log.to.g={_target_: runner.log.trackers.MLflow, _args_: [x, /tmp/elsewhere.db]}",
+            "log.to.h={_target_: runner.log.trackers.MLflow, database: {_target_: mine.Mine, file: /tmp/x}}",
+            "log.to.i={_target_: mine.Mine, file: {_target_: runner.log.trackers.MLflow, database: /tmp/x.db}}",
         )
     expected = {
         "log.to.wandb": "install it: pip install 'yaml-experiment-runner[wandb]'",
@@ -237,6 +240,9 @@ def test_wrong_trackers_are_mistakes(mine):
         "log.to.d.timeout": "must be seconds",
         "log.to.e.api_key": "looks like a secret",
         "log.to.f.file": "looks like a secret",
+        "log.to.g._args_": "name the arguments",
+        "log.to.h.database._target_": "take plain values",
+        "log.to.i.file.database": "must lie below the working directory",
     }
     said = [(one.key, str(one)) for one in told]
     assert [key for key, words in expected.items() if not any(key == k and words in text for k, text in said)] == []
