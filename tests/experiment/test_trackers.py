@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from runner.config.check.rules.log import is_installed
 from runner.experiment.builders.log import start_trackers
 from runner.experiment.tracker_process import TrackerHost
 from runner.log.jsonl import JsonLines
@@ -287,6 +288,44 @@ def test_a_tracker_that_cannot_be_started_is_said_and_the_run_goes_on(why, tmp_p
     said = []
     assert start_trackers(run, SimpleNamespace(log=SimpleNamespace(to=to), name="p"), (), said.append) == ()
     assert [line.split(":")[0] for line in said] == [f"log.to.{name} could not be started" for name in to]
+
+
+def test_a_folder_of_wandb_is_no_installed_package(tmp_path, monkeypatch):
+    """W&B leaves `./wandb` behind, which Python would import as a package without a file."""
+    (tmp_path / "wandb_left").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert (is_installed("wandb_left"), is_installed("pytest")) == (False, True)
+
+
+BESIDE = """
+import multiprocessing, os, sys, time
+from pathlib import Path
+import runner.log.tracking as tracking
+from runner.core.paths import find_our_conf
+from runner.experiment.tuning.batch_size import start_server
+
+sys.path.insert(0, os.getcwd())
+Path("trackers").mkdir()
+setup = {"name": "mine", "node": {"_target_": "mine.Mine", "file": "got.jsonl"}, "trust": [], "project": "p"}
+setup |= {"folder": os.getcwd(), "group": None, "config": {"seed": 0}, "until": 0}
+tracker = tracking.TrackerProcess("mine", Path("trackers"), setup, 30, print)
+tracking.end_trackers([tracker], "completed", complete=True)
+start_server()
+child = multiprocessing.get_context("forkserver").Process(target=find_our_conf)
+child.start()
+child.join()
+print(child.exitcode)
+"""
+
+
+def test_children_find_the_package_beside_a_runner_py(tmp_path):
+    """Trackers and trials of a batch size, where the project has a module of the package's name."""
+    for name, text in {"mine": MINE, "runner": "raise SystemExit('of the project')", "beside": BESIDE}.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    code = f"import sys; sys.path[0] = {str(REPOSITORY)!r}; import runner; exec(open('beside.py').read())"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ran.stdout, ran.returncode) == ("0\n", 0), ran.stderr
+    assert [line[0] for line in read_lines(tmp_path / "got.jsonl")] == ["begin", "config", "end"]
 
 
 def test_a_class_without_scalars_and_a_strangers_record_are_refused(mine, tmp_path):
