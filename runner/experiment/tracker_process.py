@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 import traceback
 import uuid
@@ -47,6 +48,8 @@ class TrackerHost:
         self._folder = Path(setup["folder"])
         self._file = self._folder / "trackers" / f"{setup['name']}.json"
         self._failed = 0
+        self._is_whole = True  # no step is lost
+        self._sure: dict[str, Any] = {}  # of the state: the last step up to which the tracker has all
         self._step = -1  # of what is held back until the next step: an evaluation may add to it
         self._values: dict[str, Any] = {}
         self._state: dict[str, Any] = {"id": uuid.uuid4().hex[:12], "step": None, "names": [], "pictures": [-1, []]}
@@ -57,6 +60,7 @@ class TrackerHost:
             with suppress(OSError, ValueError):
                 if is_state(state := safe_io.read_json(self._file, MOST_STATE)):
                     self._state = state
+            self._keep_sure()
             self._save()  # the id is on the disk before it is used
             self._tracker = build(self._setup["node"], self._setup["trust"])
             if not callable(getattr(self._tracker, "scalars", None)):
@@ -83,12 +87,14 @@ class TrackerHost:
             path = self._folder / "metrics.jsonl"
             places, _ = find_whole_lines(path, self._setup["until"])
             with safe_io.open_read(path) as file:
-                for place in places:
+                for number, place in enumerate(places, 1):
                     if self._state["step"] is None or place.step >= self._state["step"]:
                         file.seek(place.start)
                         values = safe_io.parse_json(file.read(place.end - place.start))
                         del values["step"]
                         self.take_scalars(place.step, {name: WORDS.get(v, v) for name, v in values.items()})
+                        if number % LINES_AT_ONCE == 0:
+                            self.flush()
 
     def take(self, message: Mapping[str, Any]) -> bool:
         """Handle a message of the run; return whether it was the last."""
@@ -117,7 +123,7 @@ class TrackerHost:
         if not self._values:
             return
         step, values, self._values = self._step, self._values, {}
-        self._call("scalars", step, values)
+        self._is_whole &= self._call("scalars", step, values)
         earlier = self._state["names"] if step == self._state["step"] else []
         self._state |= {"step": step, "names": [*earlier, *values]}
 
@@ -128,14 +134,17 @@ class TrackerHost:
             return
         if step > self._step:
             self._hand_over()
-        self._call("pictures", step, {name: base64.b64decode(png) for name, png in new.items()})
-        self._state["pictures"] = [step, [*(names if step == last else []), *new]]
+        if self._call("pictures", step, {name: base64.b64decode(png) for name, png in new.items()}):
+            self._state["pictures"] = [step, [*(names if step == last else []), *new]]
 
     def flush(self) -> None:
-        """Let the tracker send what it has, then note that it has got it."""
-        if hasattr(self._tracker, "flush"):
-            self._call("flush")
+        """Let the tracker send what it has, then note that it has got it; from a step that failed on, nothing is."""
+        if (not hasattr(self._tracker, "flush") or self._call("flush")) and self._is_whole:
+            self._keep_sure()
         self._save()
+
+    def _keep_sure(self) -> None:
+        self._sure = {key: self._state[key] for key in ("step", "names")}
 
     def close(self, status: str, *, complete: bool) -> None:
         """Hand over the last step, if it has all of its values, and end the tracker."""
@@ -146,7 +155,8 @@ class TrackerHost:
             self._call("end", status)
         print(f"{status}; {self._failed} calls failed", flush=True)
 
-    def _call(self, method: str, *arguments: Any) -> None:
+    def _call(self, method: str, *arguments: Any) -> bool:
+        """Call a method of the tracker; return whether it succeeded."""
         try:
             getattr(self._tracker, method)(*arguments)
         except BaseException as error:  # noqa: BLE001  of somebody else's code
@@ -155,6 +165,8 @@ class TrackerHost:
             if self._failed == 1:
                 of = f" of step {arguments[0]:,}" if method in ("scalars", "pictures") else ""
                 self._report(f"`{method}`{of} failed ({describe(error)})")
+            return False
+        return True
 
     def _report(self, said: str, *, over: bool = False) -> None:
         if over:
@@ -166,7 +178,7 @@ class TrackerHost:
         written.unlink(missing_ok=True)
         handle = safe_io.open_regular(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         with os.fdopen(handle, "w") as file:
-            json.dump(self._state, file)
+            json.dump(self._state | self._sure, file)
         written.replace(self._file)  # no fsync: where the machine dies, so may the tracker's own data
 
 
@@ -229,10 +241,21 @@ def limit_time() -> None:
     signal.setitimer(signal.ITIMER_REAL, LAST_SECONDS)
 
 
+def limit_time_at_end(pipe: int) -> None:
+    """Limit the time once nobody can write to the pipe: a tracker that hangs in a call does not read its end."""
+    poll = select.poll()
+    poll.register(pipe, 0)  # a hang-up is told without being asked for
+    poll.poll()
+    signal.setitimer(signal.ITIMER_REAL, LAST_SECONDS)
+    time.sleep(LAST_SECONDS + 1)
+    os._exit(1)  # a library catches SIGALRM
+
+
 def main() -> None:
     """Serve the tracker that the first line describes, until the run ends or is killed."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):  # of a scheduler: the run saves, and tells the end
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     lines, answers = os.dup(0), os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nowhere, 0)  # whoever asks for a key gets no answer
@@ -242,6 +265,7 @@ def main() -> None:
         with suppress(OSError):  # nobody reads
             os.write(answers, json.dumps(what).encode() + b"\n")
 
+    threading.Thread(target=limit_time_at_end, args=(lines,), daemon=True).start()
     messages = read_messages(lines)
     setup = next(messages)
     assert setup is not None
@@ -250,6 +274,7 @@ def main() -> None:
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  process {os.getpid()}", flush=True)
     with lock_waiting(lock):  # the tracker of a killed run ends first
         if not host.open():
+            limit_time()  # a thread of its own may go on
             return
         for message in messages:
             if message is None:

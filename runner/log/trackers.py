@@ -160,14 +160,12 @@ class MLflow:
                 self._client.set_tag(self._id, _make_key(name), value)
             else:
                 self._waiting.append(self._entities.Metric(_make_key(name), float(value), now, step))
-        if len(self._waiting) >= METRICS_AT_ONCE // 2:
-            self.flush()
 
     def flush(self) -> None:
-        """Send what waits: one call for many steps."""
-        waiting, self._waiting = self._waiting, []
-        for start in range(0, len(waiting), METRICS_AT_ONCE):
-            self._client.log_batch(self._id, metrics=waiting[start : start + METRICS_AT_ONCE])
+        """Send what waits, one call for many steps; what the server does not take waits on."""
+        while self._waiting:
+            self._client.log_batch(self._id, metrics=self._waiting[:METRICS_AT_ONCE])
+            del self._waiting[:METRICS_AT_ONCE]
 
     def pictures(self, step: int, pictures: Mapping[str, bytes]) -> None:
         """Log PNG files as artifacts `pictures/<name>/step_<step>.png`."""
@@ -178,8 +176,7 @@ class MLflow:
                 self._client.log_artifact(self._id, str(file), f"pictures/{_make_key(name)}")
 
     def end(self, status: str) -> None:
-        """Set the status of the run; it can go on later."""
-        self.flush()
+        """Set the status of the run, which has been flushed; it can go on later."""
         states = {"completed": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
         self._client.set_tag(self._id, "status", status)
         self._client.set_terminated(self._id, states.get(status, "KILLED"))

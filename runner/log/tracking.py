@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from runner.core import safe_io
+from runner.core.paths import BOOTSTRAP, encode_child_path
 
 MOST_WAITING = 64_000_000  # bytes for a tracker that takes none; then it is given up
 POLL_SECONDS = 0.01
 LAST_SECONDS = 300.0  # after the end of its run a tracker has so long, then the kernel ends it
 
-BOOT = """import json, sys; sys.path[:] = json.loads(sys.argv[1])
-from runner.experiment.tracker_process import main; main()"""
+BOOT = f"{BOOTSTRAP}from runner.experiment.tracker_process import main; main()"
 
 _PIPES: set[int] = set()
 
@@ -66,7 +66,7 @@ class TrackerProcess:
         output = safe_io.open_regular(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             self._process = subprocess.Popen(  # noqa: S603  ours
-                [sys.executable, "-c", BOOT, json.dumps(sys.path)],
+                [sys.executable, "-c", BOOT, encode_child_path()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,

@@ -13,11 +13,15 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from runner.config.check.rules.log import is_installed
+from runner.experiment.builders.log import start_trackers
 from runner.experiment.tracker_process import TrackerHost
 from runner.log.jsonl import JsonLines
+from runner.log.trackers import MLflow
 from tests.support import find_mistakes, read_lines, read_metrics, read_result
 
 REPOSITORY = Path(__file__).parents[2]
@@ -60,6 +64,20 @@ class Hanging:
 
 class Deaf:
     pass
+
+class Slow:
+    def __init__(self, scalars=False):
+        self.hangs = scalars
+    def begin(self, run):
+        time.sleep(0 if self.hangs else 60)
+    def scalars(self, step, values):
+        time.sleep(60)
+
+class Threaded:
+    def __init__(self):
+        import threading
+        threading.Thread(target=time.sleep, args=(60,)).start()
+        raise ValueError("no server")
 """
 QUICK = ("experiment=digits_mlp", "scheduler=none", "device=cpu", "log=quiet", "dataset.limit=100", "log.every=1st")
 MINE_TO = ("log.to.mine._target_=mine.Mine", "log.to.mine.file=got.jsonl")
@@ -147,6 +165,53 @@ def test_a_run_is_bitwise_the_same_with_trackers_that_fail_hang_and_die(mine, tm
     assert "hanging is not done 0.4 s after the end" in max(said, key=lambda line: "hanging" in line)
 
 
+class Breaking:
+    """A tracker that fails at chosen calls."""
+
+    def __init__(self, *at):
+        self.at, self.calls = at, 0
+
+    def scalars(self, step, values):
+        if ("scalars", step) in self.at:
+            raise OSError("no server")
+
+    def flush(self):
+        self.calls += 1
+        if ("flush", self.calls) in self.at:
+            raise OSError("no server")
+
+
+@pytest.mark.parametrize(("at", "saved"), [((), 4), ((("flush", 2),), 4), ((("flush", 4),), 3), ((("scalars", 3),), 2)])
+def test_the_step_on_the_disk_is_one_up_to_which_the_tracker_has_all(at, saved, tmp_path, monkeypatch):
+    """A flush that fails is made good by the next; a step that fails is one for the resume."""
+    monkeypatch.setattr("runner.experiment.tracker_process.build", lambda *_: Breaking(*at))
+    (tmp_path / "trackers").mkdir()
+    host = open_host(tmp_path)
+    for step in range(1, 6):
+        host.take({"step": step, "values": {"a": step}})
+        if step > 1:
+            host.flush()
+    assert json.loads((tmp_path / "trackers" / "mine.json").read_text())["step"] == saved
+
+
+def test_mlflow_keeps_what_its_server_did_not_take():
+    """The next flush sends it, and no metric twice."""
+    taken, fails = [], [False, True, False, False]
+
+    def log_batch(_, metrics):
+        if fails.pop(0):
+            raise OSError("no server")
+        taken.extend(metrics)
+
+    tracker = MLflow()
+    tracker._client, tracker._id = SimpleNamespace(log_batch=log_batch), "x"
+    tracker._waiting = [*range(1500)]
+    with pytest.raises(OSError, match="no server"):
+        tracker.flush()
+    tracker.flush()
+    assert taken == [*range(1500)]
+
+
 def test_wrong_trackers_are_mistakes(mine):
     """Names that are no files, targets that are none, secrets, places elsewhere, extras that are not there."""
     with pytest.MonkeyPatch.context() as patch:
@@ -161,6 +226,9 @@ def test_wrong_trackers_are_mistakes(mine):
             "log.to.d={_target_: mine.Failing, timeout: -1}",
             "log.to.e={_target_: mine.Mine, file: x, api_key: y}",
             "log.to.f={_target_: mine.Mine, file: 'http://me:pass@host'}",
+            "log.to.g={_target_: runner.log.trackers.MLflow, _args_: [x, /tmp/elsewhere.db]}",
+            "log.to.h={_target_: runner.log.trackers.MLflow, database: {_target_: mine.Mine, file: /tmp/x}}",
+            "log.to.i={_target_: mine.Mine, file: {_target_: runner.log.trackers.MLflow, database: /tmp/x.db}}",
         )
     expected = {
         "log.to.wandb": "install it: pip install 'yaml-experiment-runner[wandb]'",
@@ -173,9 +241,91 @@ def test_wrong_trackers_are_mistakes(mine):
         "log.to.d.timeout": "must be seconds",
         "log.to.e.api_key": "looks like a secret",
         "log.to.f.file": "looks like a secret",
+        "log.to.g._args_": "name the arguments",
+        "log.to.h.database._target_": "take plain values",
+        "log.to.i.file.database": "must lie below the working directory",
     }
     said = [(one.key, str(one)) for one in told]
     assert [key for key, words in expected.items() if not any(key == k and words in text for k, text in said)] == []
+
+
+@pytest.mark.parametrize(
+    "node", [{"_target_": "mine.Slow"}, {"_target_": "mine.Slow", "scalars": True}, "mine.Threaded"]
+)
+def test_a_tracker_that_hangs_ends_some_time_after_its_run(node, tmp_path):
+    """In `begin`, in `scalars`, and by a thread that outlives a constructor that fails."""
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "trackers").mkdir()
+    quick = "import runner.log.tracking as tracking; tracking.LAST_SECONDS = 0.5"
+    command = [sys.executable, "-c", f"{quick}; from runner.experiment.tracker_process import main; main()"]
+    paths = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.DEVNULL
+    )
+    node = node if isinstance(node, dict) else {"_target_": node}
+    setup = {"name": "mine", "node": node, "trust": [], "project": "p", "folder": str(tmp_path), "group": None}
+    lines = [{**setup, "config": {}, "until": 0}, *({"step": step, "values": {"a": 1}} for step in (1, 2))]
+    try:
+        process.communicate("".join(json.dumps(line) + "\n" for line in lines).encode(), timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == -signal.SIGALRM
+
+
+@pytest.mark.parametrize("why", ["no process", "no folder"])
+def test_a_tracker_that_cannot_be_started_is_said_and_the_run_goes_on(why, tmp_path, monkeypatch):
+    """Neither a limit of processes nor a folder that takes nothing ends the run."""
+
+    def refuse(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    if why == "no process":
+        monkeypatch.setattr("runner.log.tracking.subprocess.Popen", refuse)
+    else:
+        (tmp_path / "trackers").write_text("")
+    run = SimpleNamespace(folder=tmp_path, config={}, progress=SimpleNamespace(step=0))
+    to = {name: {"_target_": "mine.Mine", "file": "x"} for name in ("a", "b")}
+    said = []
+    assert start_trackers(run, SimpleNamespace(log=SimpleNamespace(to=to), name="p"), (), said.append) == ()
+    assert [line.split(":")[0] for line in said] == [f"log.to.{name} could not be started" for name in to]
+
+
+def test_a_folder_of_wandb_is_no_installed_package(tmp_path, monkeypatch):
+    """W&B leaves `./wandb` behind, which Python would import as a package without a file."""
+    (tmp_path / "wandb_left").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert (is_installed("wandb_left"), is_installed("pytest")) == (False, True)
+
+
+BESIDE = """
+import multiprocessing, os, sys, time
+from pathlib import Path
+import runner.log.tracking as tracking
+from runner.core.paths import find_our_conf
+from runner.experiment.tuning.batch_size import start_server
+
+sys.path.insert(0, os.getcwd())
+Path("trackers").mkdir()
+setup = {"name": "mine", "node": {"_target_": "mine.Mine", "file": "got.jsonl"}, "trust": [], "project": "p"}
+setup |= {"folder": os.getcwd(), "group": None, "config": {"seed": 0}, "until": 0}
+tracker = tracking.TrackerProcess("mine", Path("trackers"), setup, 30, print)
+tracking.end_trackers([tracker], "completed", complete=True)
+start_server()
+child = multiprocessing.get_context("forkserver").Process(target=find_our_conf)
+child.start()
+child.join()
+print(child.exitcode)
+"""
+
+
+def test_children_find_the_package_beside_a_runner_py(tmp_path):
+    """Trackers and trials of a batch size, where the project has a module of the package's name."""
+    for name, text in {"mine": MINE, "runner": "raise SystemExit('of the project')", "beside": BESIDE}.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    code = f"import sys; sys.path[0] = {str(REPOSITORY)!r}; import runner; exec(open('beside.py').read())"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ran.stdout, ran.returncode) == ("0\n", 0), ran.stderr
+    assert [line[0] for line in read_lines(tmp_path / "got.jsonl")] == ["begin", "config", "end"]
 
 
 def test_a_class_without_scalars_and_a_strangers_record_are_refused(mine, tmp_path):

@@ -6,9 +6,10 @@ A config may come from a stranger, also a recorded one, so it is asked before an
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
 from runner.config.check.imports import list_user_directories
 from runner.config.schema import Component, Config
@@ -17,6 +18,7 @@ from runner.core.archive import IMPORTABLE
 from runner.core.errors import Mistake
 from runner.core.escape import escape_line, quote_shell_word
 
+OUR_TRACKERS = "runner.log.trackers."
 # What a tool obeys that finds it: Python, Hydra, make, a shell, a build, a container.
 OBEYED = re.compile(
     r"(GNU)?makefile|.*\.(mk|pth|sh|bash|zsh|fish|bat|cmd|ps1|cfg|toml|ini|desktop|service)|(docker|jenkins|vagrant|just|proc)file"
@@ -44,14 +46,30 @@ def _judge_tracker(name: str, node: Component, trust: Sequence[str]) -> Iterator
     """Judge the name of a tracker, which names files of the run, and the database of MLflow's."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
         yield Mistake(f"log.to.{name}", "must be a name of letters, digits, `_` and `-`: it names files of the run")
-    text = node.get("database")
-    if not isinstance(text, str) or node.get("_target_") != "runner.log.trackers.MLflow":
+    yield from _judge_ours(f"log.to.{name}", node, trust)
+
+
+def _judge_ours(key: str, value: Any, trust: Sequence[str], *, inside: bool = False) -> Iterator[Mistake]:
+    """Judge the arguments of our trackers, which must be plain and named, so that the place of a database is known."""
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if not isinstance(value, Mapping):
         return
-    if not re.fullmatch(r"[\w./ -]+", text):
-        rule = "must be a plain file name; a server is named by the variable MLFLOW_TRACKING_URI"
-        yield Mistake(f"log.to.{name}.database", rule, remedy="database: mlflow.db")
-    else:
-        yield from _judge_place(f"log.to.{name}.database", text, trust, is_file=True, may_be_first=True)
+    target = str(value.get("_target_", ""))
+    ours = target.startswith(OUR_TRACKERS)
+    if inside and target:
+        yield Mistake(f"{key}._target_", "must not be there: our trackers take plain values", target)
+    if ours and value.get("_args_"):
+        yield Mistake(f"{key}._args_", "must not be there: name the arguments of our trackers", remedy="name: value")
+    text = value.get("database")
+    if isinstance(text, str) and target == f"{OUR_TRACKERS}MLflow":
+        if not re.fullmatch(r"[\w./ -]+", text):
+            rule = "must be a plain file name; a server is named by the variable MLFLOW_TRACKING_URI"
+            yield Mistake(f"{key}.database", rule, remedy="database: mlflow.db")
+        else:
+            yield from _judge_place(f"{key}.database", text, trust, is_file=True, may_be_first=True)
+    for name, member in value.items():
+        yield from _judge_ours(f"{key}.{name}", member, trust, inside=inside or ours)
 
 
 def _judge_place(

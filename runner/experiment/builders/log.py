@@ -106,7 +106,6 @@ def start_trackers(run: Run, config: Config, trust: Trust, alert: Callable[[str]
     if not nodes:
         return ()
     sweep = run.folder.absolute().parent
-    (run.folder / "trackers").mkdir(exist_ok=True)
     started = []
     for name, node in nodes.items():
         own, settings = split_settings("tracker", node)
@@ -121,7 +120,11 @@ def start_trackers(run: Run, config: Config, trust: Trust, alert: Callable[[str]
             "until": run.progress.step,
         }
         timeout = float(settings.get("timeout", TRACKER_SECONDS))
-        started.append(TrackerProcess(name, run.folder / "trackers", setup, timeout, alert))
+        try:
+            (run.folder / "trackers").mkdir(exist_ok=True)
+            started.append(TrackerProcess(name, run.folder / "trackers", setup, timeout, alert))
+        except OSError as error:  # too many processes, a disk that is full or takes nothing
+            alert(f"log.to.{name} could not be started: {error}. The run goes on without it")
     return tuple(started)
 
 

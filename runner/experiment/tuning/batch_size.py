@@ -20,6 +20,7 @@ import torch
 from runner.config.schema import Config
 from runner.core import device as devices
 from runner.core.errors import ConfigError, Mistake, RunError
+from runner.core.paths import PACKAGE
 from runner.experiment.builders.instantiate import Trust
 from runner.experiment.tuning.trial_run import iterate_batches, open_trial_run
 from runner.train.oom import is_out_of_memory
@@ -167,15 +168,19 @@ def try_in_child(config: Config, size: int, limit: int, trust: Trust) -> Trial:
 def start_server() -> None:
     """Start the fork server of the trials, unless it runs: it imports torch once for all of them."""
     forkserver.set_forkserver_preload(["runner.experiment.tuning.batch_size"])
-    before = os.environ.get("PYTHONPATH")
+    names = ("PYTHONPATH", "PYTHONSAFEPATH")
+    before, path = {name: os.environ.pop(name, None) for name in names}, sys.path.copy()
+    sys.path.insert(0, str(PACKAGE.parent))  # a project may have a `runner.py`
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # Python 3.11 does not hand its path on
+    os.environ["PYTHONSAFEPATH"] = "1"  # nor is the working directory before it
     try:
         forkserver.ensure_running()
     finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+        sys.path[:] = path
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 def _try(config: Config, size: int, limit: int, trust: Trust, answer: Any) -> None:

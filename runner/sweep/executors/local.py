@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from runner.core.errors import RunError
-from runner.core.paths import PACKAGE
+from runner.core.paths import BOOTSTRAP, encode_child_path
 from runner.sweep.code_snapshot import CodeSnapshot
 from runner.sweep.executors import memory_limit
 from runner.sweep.executors.fork_server import LineReader
@@ -21,9 +21,7 @@ from runner.sweep.executors.worker import list_preloadable
 from runner.sweep.interfaces import Event, JobSpec
 
 _SERVER = "runner.sweep.executors.fork_server"
-# The package's own folder stands first until it is imported: a project may have a `runner.py`.
-BOOTSTRAP = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import runner; del sys.path[0]; "
-BOOTSTRAP += f"from {_SERVER} import main; main()"
+_BEGIN = f"{BOOTSTRAP}from {_SERVER} import main; main()"
 
 
 CLOSE_SECONDS = 10.0  # for the server to end by itself; one that is busy importing takes a second or two
@@ -63,9 +61,8 @@ class LocalExecutor:
         self._begin()
 
     def _begin(self) -> None:
-        path = json.dumps([str(PACKAGE.parent), *(entry or os.getcwd() for entry in sys.path)])  # noqa: PTH109  text
         self._server = subprocess.Popen(  # noqa: S603  ours
-            [sys.executable, "-c", BOOTSTRAP, path],
+            [sys.executable, "-c", _BEGIN, encode_child_path()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C reaches the controller alone

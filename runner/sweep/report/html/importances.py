@@ -6,13 +6,13 @@ Optuna imports scikit-learn for another evaluator, where it is there: a second t
 import contextlib
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from runner.core.paths import BOOTSTRAP, encode_child_path
 from runner.sweep.report.html.columns import ReportColumn
 
 FEWEST = 20  # finished jobs: the evaluator compares the best tenth with all
@@ -53,9 +53,9 @@ class PendingImportances:
             "settings": {c.name: [c.values[number] for number in done] for c in columns},
             "sign": sign,
         }
-        command = [sys.executable, "-c", f"from {__name__} import main; main()"]
-        pipe, environment = subprocess.PIPE, os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)  # noqa: S603  this file
+        command = [sys.executable, "-c", f"{BOOTSTRAP}from {__name__} import main; main()", encode_child_path()]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)  # noqa: S603  this file
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has failed: its last line says why
             self._process.stdin.write(json.dumps(question))
