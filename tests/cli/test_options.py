@@ -101,6 +101,11 @@ def test_without_overrides_there_is_no_other_argument():
     assert [("--seed", "unknown-option", ""), ("RUN", "value", "")] == mistakes("a", "--seed", "3", verb=verb)
 
 
+def test_a_verb_without_words_takes_none():
+    verb = Verb("trust list", options=(JSON,), takes_overrides=False)
+    assert [("trust list", "value", "")] == mistakes("foo", verb=verb)
+
+
 @pytest.mark.parametrize(("argv", "suggestion"), [(["modle"], "show model"), (["x=1"], ""), ([], "")])
 def test_a_verb_with_subjects_names_them(argv, suggestion):
     with pytest.raises(ConfigError, match="data or model") as caught:
