@@ -147,6 +147,32 @@ def test_help_of_one_subject_is_that_of_no_other(argv, capsys):
 
 
 @pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["help", "show", "modl"], "did you mean `show model`?"),
+        (["show", "modl", "--help"], "did you mean `show model`?"),
+        (["help", "check", "resum"], "did you mean `check resume`?"),
+        (["help", "ls", "why"], "takes one verb"),
+        (["help", "show", "model", "data"], "takes one verb"),
+        (["evaluat", "--help"], "did you mean `evaluate`?"),
+        (["nosuch", "--version"], "is no verb"),
+    ],
+)
+def test_help_ignores_no_word(argv, said, capsys):
+    status = main(argv)
+    shown = capsys.readouterr()
+    assert (2, True, "") == (status, said in shown.err, shown.out)
+
+
+@pytest.mark.parametrize(
+    "argv", [["show", "model=mlp", "--help"], ["check", "a=1", "-h"], ["optimizer.lr", "0.1", "-h"], ["ls", "x", "-h"]]
+)
+def test_help_is_given_in_the_middle_of_any_command_line(argv, capsys):
+    assert 0 == main(argv)
+    assert "usage: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("argv", "names"),
     [
         (["show", "model", "--help"], ["show model"]),
