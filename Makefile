@@ -8,7 +8,7 @@ STAMP := $(VENV)/installed.stamp
 .PHONY: help setup run check format test test-all test-libraries test-wheel bench docs docs-links lock
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: $(STAMP)  ## .venv as requirements.lock says (another Python: make setup PYTHON=python3.13)
 
@@ -43,7 +43,7 @@ test-all: setup  ## every test, with a seed of its own (again with the same one:
 	TEST_SEED=$$seed $(BIN)/python -m pytest -m "" $(ARGS)
 
 # Large libraries that nothing needs but what they are for, in an environment of their own (the extras hf, mlflow, trackio, wandb).
-WITH_LIBRARIES := tests/experiment/test_trackers.py tests/experiment/test_experiments.py
+WITH_LIBRARIES := tests/experiment/test_trackers.py tests/experiment/test_experiments.py tests/experiment/test_libraries.py
 test-libraries: .venv-libraries/installed.stamp  ## the tests beside W&B, MLflow, Trackio, timm and Hugging Face's libraries
 	.venv-libraries/bin/python -m pytest -m "" $(or $(ARGS),$(WITH_LIBRARIES))
 

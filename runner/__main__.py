@@ -97,6 +97,8 @@ def serve(argv: list[str], began: float | None, place: "RankPlace | None") -> in
     from runner.core.errors import ConfigError
 
     verb = argv[0] if argv else ""
+    if verb and verb[0].isalpha() and "=" not in verb and verb not in VERBS and not needs_value(argv):
+        raise ConfigError([describe_unknown_verb(verb)])  # before help and version, which would ignore it
     if asked := QUESTIONS & {*argv}:
         from runner.cli import help as help_page
         from runner.cli import version
@@ -110,8 +112,6 @@ def serve(argv: list[str], began: float | None, place: "RankPlace | None") -> in
     if verb in VERBS:
         status: int = importlib.import_module(VERBS[verb]).main(argv[1:])
         return handle_ended(status, place)
-    if verb and verb[0].isalpha() and "=" not in verb and not needs_value(argv):
-        raise ConfigError([describe_unknown_verb(verb)])
     from runner.cli import train
 
     return handle_ended(train.main(argv, began), place)

@@ -9,10 +9,11 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from runner.cli.help import AGENTS, read_verb_summary
+from runner.cli.help import AGENTS, list_subjects, read_verb_summary
 from runner.cli.options import Option, Verb
 from runner.cli.verbs import QUESTIONS, VERBS
 from runner.config import key_help
@@ -87,7 +88,11 @@ def complete(words: Sequence[str], prefix: str) -> Words:
 def choose_verb(rest: Sequence[str], verb: str) -> tuple[Verb | None, list[str]]:
     """Return the verb that the words belong to (None: a subject is missing), and the words after it."""
     module = importlib.import_module(VERBS[verb] if verb else "runner.cli.train")
-    by_subject = {one.name.partition(" ")[2]: one for one in reversed(module.VERBS)}
+    by_subject: dict[str, Verb] = {}
+    for one in module.VERBS:
+        first = by_subject.setdefault(subject := one.name.partition(" ")[2], one)
+        options = tuple(dict.fromkeys([*first.options, *one.options]))  # `replay RUN` and `replay --all` are two
+        by_subject[subject] = replace(first, options=options)
     if rest and rest[0] in by_subject:
         return by_subject[rest[0]], list(rest[1:])
     return by_subject.get(""), list(rest)
@@ -96,11 +101,6 @@ def choose_verb(rest: Sequence[str], verb: str) -> tuple[Verb | None, list[str]]
 def list_verbs() -> Words:
     """Map each verb to what it does."""
     return {verb: read_verb_summary(module) for verb, module in VERBS.items()}
-
-
-def list_subjects(verb: str) -> list[str]:
-    """List the second words of a verb: `model` of `show model`."""
-    return [one.name.partition(" ")[2] for one in importlib.import_module(VERBS[verb]).VERBS if " " in one.name]
 
 
 def find_option(declared: Verb, name: str) -> Option | None:
@@ -223,19 +223,21 @@ def complete_key_value(key: str, prefix: str) -> Words:
 
 
 def list_groups() -> list[str]:
-    """List the groups of the project and ours, nested ones as `hydra/launcher`."""
+    """List the groups of the project and ours, nested ones as `hydra/launcher` and `log/to`."""
     found: dict[str, None] = {}
+    keys = {known.key for known in key_help.list_key_help()}
     for conf in (Path("conf"), find_our_conf()):
         for file in list_yaml(conf):
             folder = file.parent.relative_to(conf).as_posix()
-            found.setdefault(folder if folder.startswith("hydra/") else folder.partition("/")[0])
+            is_nested = folder.startswith("hydra/") or folder.replace("/", ".") in keys
+            found.setdefault(folder if is_nested else folder.partition("/")[0])
     return sorted(found.keys() - {"."})
 
 
 def list_yaml(folder: Path) -> list[Path]:
-    """List the YAML files below a folder whose names can be typed."""
+    """List the YAML files below a folder whose names can be typed; no pipe, which would never end."""
     files = islice(folder.rglob("*.yaml"), MOST) if folder.is_dir() else ()
-    return [file for file in files if re.fullmatch(r"[\w.-]+", file.name)]
+    return [file for file in files if re.fullmatch(r"[\w.-]+", file.name) and file.is_file()]
 
 
 def complete_option(group: str, prefix: str) -> Words:
@@ -291,9 +293,11 @@ def find_chosen(group: str, words: Sequence[str]) -> str:
 def read_file(group: str, option: str) -> str:
     """Return the text of an option's file, the project's before ours; empty where there is none."""
     for conf in (Path("conf"), find_our_conf()):
+        file = conf / group / f"{option}.yaml"
         try:
-            with (conf / group / f"{option}.yaml").open(encoding="utf-8") as stream:
-                return stream.read(100_000)
+            if file.is_file():  # no pipe, which would never end
+                with file.open(encoding="utf-8") as stream:
+                    return stream.read(100_000)
         except (OSError, UnicodeDecodeError, ValueError):
             continue
     return ""
@@ -327,7 +331,7 @@ def list_entries(prefix: str) -> Iterable[Path]:
     try:
         with os.scandir(Path(folder).expanduser()) as entries:
             names = sorted(entry.name for entry in islice(entries, MOST))
-    except OSError:
+    except (OSError, RuntimeError):  # `~nobody/`
         return []
     shown = [
         name for name in names if name.startswith(begun) and (begun or not name.startswith(".")) and name.isprintable()

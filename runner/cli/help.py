@@ -5,12 +5,13 @@ Without a word: the verbs and the groups. A group: its options in `conf/` and ev
 """
 
 import importlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from runner.cli import verbs
-from runner.cli.options import JSON, Verb
+from runner.cli.options import JSON, Verb, choose_subject
 from runner.config import key_help
 from runner.config.key_help import KeyHelp
 from runner.config.reading import format_yaml
@@ -52,6 +53,7 @@ def main(argv: Sequence[str]) -> int:
     words = [word for word in given.overrides if "=" not in word and not word.startswith("~")]
     overrides = [word for word in given.overrides if word not in words]
     if words and words[0] in verbs.VERBS:
+        check_verb_words(words)
         return print_help([*words, *(["--json"] if given.as_json else [])])
     if len(words) > 1:
         rule = f"takes one key, but there are {len(words)}: `{' '.join(words)}`"
@@ -74,8 +76,31 @@ def main(argv: Sequence[str]) -> int:
     return EXIT_DONE
 
 
+def check_verb_words(words: Sequence[str]) -> None:
+    """Check that the words after `help` name one verb, or one subject of it, and nothing more.
+
+    Raises:
+        ConfigError: a word is none of them.
+    """
+    subjects = list_subjects(words[0])
+    if words[1:] and subjects:
+        choose_subject(words[0], words[1:], subjects)
+    if len(words) > (2 if subjects else 1):
+        rule = f"takes one verb, but there are more words: `{' '.join(words)}`"
+        raise ConfigError([Mistake("help", rule, remedy=VERBS[0].usage)])
+
+
+def list_subjects(verb: str) -> list[str]:
+    """List the second words of a verb: `model` of `show model`."""
+    return [one.name.partition(" ")[2] for one in importlib.import_module(verbs.VERBS[verb]).VERBS if " " in one.name]
+
+
 def print_help(argv: Sequence[str]) -> int:
-    """Print the usage, options and examples of the verb that a command line begins with; of none, of all."""
+    """Print the usage, options and examples of the verb that a command line begins with; of none, of all.
+
+    Raises:
+        ConfigError: the word after the verb is no subject of it.
+    """
     as_json = JSON.name in argv
     if as_json and (not argv or argv[0] not in verbs.VERBS):
         modules = map(importlib.import_module, ["runner.cli.train", *verbs.VERBS.values()])
@@ -89,6 +114,8 @@ def print_help(argv: Sequence[str]) -> int:
         return EXIT_DONE
     module = importlib.import_module(verbs.VERBS[argv[0]])
     words = [word for word in argv if word not in verbs.QUESTIONS]
+    if all(" " in verb.name for verb in module.VERBS) and words[1:] and re.match(r"[A-Za-z][^=]*$", words[1]):
+        choose_subject(argv[0], words[1:], list_subjects(argv[0]))
     named = [verb for verb in module.VERBS if " " in verb.name and verb.name.split() == words[:2]]
     if as_json:
         print_json({"verbs": [verb.as_json() for verb in named or module.VERBS]})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runner.cli.options import JSON, Option, Verb
 from runner.core.errors import ConfigError, Mistake
-from runner.core.escape import make_printable
+from runner.core.escape import make_printable, quote_shell_word
 from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
 from runner.core.paths import PACKAGE, find_our_conf
@@ -39,6 +39,10 @@ TEMPLATES = Path(__file__).parent / "templates"
 _PLACE = "__NAME__"
 
 
+# `experiment=null` chooses nothing, and `name: yes` is no text: what YAML 1.1 or Hydra's grammar reads as a value.
+_YAML_WORDS = frozenset({"null", "true", "false", "yes", "no", "on", "off", "nan", "inf"})
+
+
 def main(argv: Sequence[str]) -> int:
     """Write the files and print what to do next.
 
@@ -63,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         print_json({"folder": str(folder), "name": name, "files": list(texts), "command": command})
         return EXIT_DONE
     print(make_printable("\n".join(str(folder / file) for file in texts)))
-    step = "" if folder.resolve() == Path.cwd().resolve() else f"cd {folder} && "
+    step = "" if folder.resolve() == Path.cwd().resolve() else f"cd {quote_shell_word(str(folder))} && "
     print(make_printable(f"\nNext: {step}{command}"))
     return EXIT_DONE
 
@@ -83,11 +87,17 @@ def find_obstacles(folder: Path, name: str, files: Sequence[str]) -> list[Mistak
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         rule = "must be letters, digits and underscores, no digit first"
         mistakes.append(Mistake(NAME.name, rule, name, remedy="give one: --name first"))
+    elif name.lower() in _YAML_WORDS:
+        rule = "is a word of YAML, which would be read as a value and not as a name"
+        mistakes.append(Mistake(NAME.name, rule, name, remedy=f"give another one: --name my_{name}"))
     elif (find_our_conf() / "experiment" / f"{name}.yaml").exists():
         rule = f"must not hide the shipped experiment {name}"
         mistakes.append(Mistake(NAME.name, rule, remedy=f"give another one: --name my_{name}", kind="conflict"))
     if folder.exists() and not folder.is_dir():
         return [*mistakes, Mistake("DIR", "is a file", str(folder), kind="file")]
+    for link in find_links(folder, files):
+        rule = f"has {link}, which is a link or leads elsewhere, and nothing is written outside of the folder"
+        mistakes.append(Mistake("DIR", rule, remedy="choose another folder", kind="file"))
     taken = [str(folder / file) for file in files if is_taken(folder, file)]
     if taken:
         rule = f"has {', '.join(taken)} already, and nothing is overwritten"
@@ -103,3 +113,10 @@ def is_taken(folder: Path, file: str) -> bool:
     """Return whether a path below a folder is there, as a link to nothing too, or lies below a file."""
     place = folder / file
     return place.exists() or place.is_symlink() or any((folder / one).is_file() for one in Path(file).parents)
+
+
+def find_links(folder: Path, files: Sequence[str]) -> list[Path]:
+    """Find the folders on the way to files below a folder that are links, or that resolve outside of it."""
+    ways = dict.fromkeys(folder / one for file in files for one in list(Path(file).parents)[:-1])
+    inside = folder.resolve()
+    return [one for one in ways if one.is_symlink() or (one.exists() and not one.resolve().is_relative_to(inside))]

@@ -181,8 +181,9 @@ class Verb:
         count = len(self.words)
         mistakes += [Mistake(word, "is missing", remedy=self.usage, kind="missing") for word in self.words[len(rest) :]]
         if rest[count:] and not self.takes_overrides and not self.more:
-            rule = f"must be one, but there are {len(rest)}: `{' '.join(rest)}`"
-            mistakes.append(Mistake(self.words[-1], rule, remedy=self.usage))
+            said = f"must be one, but there are {len(rest)}" if self.words else "takes no word"
+            key = (self.words or (self.name,))[-1]
+            mistakes.append(Mistake(key, f"{said}: `{' '.join(rest)}`", remedy=self.usage))
         if mistakes:
             raise ConfigError(mistakes)
         return ParsedArguments(tuple(rest[:count]), rest[count:], values)

@@ -36,7 +36,7 @@ VERBS = {  # name → module; what a verb imports is paid by that verb only
 
 
 # Verbs that answer at once: they load no torch.
-QUICK = frozenset({"help", "new", "why", "ls", "rm", "archive", "trust", "diff", "compare", "report", "schema"})
+QUICK = frozenset({"help", "new", "why", "ls", "rm", "archive", "trust", "diff", "compare", "report"})
 
 
 # First words of other tools' command lines, and the verb that does the same; without one a run is trained.

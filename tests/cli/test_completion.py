@@ -82,6 +82,12 @@ def project_with_runs(elsewhere):
         ("pretrained.path=w", {"pretrained.path=w.pt"}),
         ("ls ", None),
         ("promote outputs/other/sweep_1 ", set()),
+        ("log/t", {"log/to="}),
+        ("log/to=wa", {"log/to=wandb"}),
+        ("schema log/", {"log/to"}),
+        ("resume ~nouser/", set()),
+        ("replay --al", {"--all"}),
+        ("replay --all outputs/m", {"outputs/mine/"}),
     ],
 )
 def test_what_may_stand_at_the_cursor(line, expected):
@@ -92,6 +98,15 @@ def test_what_may_stand_at_the_cursor(line, expected):
 
 def test_nothing_that_a_shell_would_take_apart_is_offered():
     assert [] == [word for word in complete([], "model=") if re.search(r"[^\w=./-]", word)]
+
+
+def test_a_pipe_among_the_config_files_is_not_read(here):
+    for name in ("model/pipe", "experiment/pipe"):
+        os.mkfifo(here / "conf" / f"{name}.yaml")
+    code = "from runner.cli.completion import complete as c; c(['experiment=pipe'], 'model.'); print(*c([], 'model=p'))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    found = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True, timeout=20)
+    assert {"model=parabola", "model=pixel_embedding"} == {*found.split()}
 
 
 def test_an_option_has_its_files_first_sentence():

@@ -71,11 +71,20 @@ def test_a_project_is_laid_out_beside_what_is_there(runner, tmp_path):
         (["new", "taken"], "is a file"),
         (["new", "own"], "in place of the runner"),
         (["new", "linked"], "README.md already"),
+        (["new", "led"], "which is a link"),
+        (["new", "null"], "is a word of YAML"),
+        (["new", "x", "--name", "Yes"], "is a word of YAML"),
     ],
 )
 def test_what_cannot_be_a_project_is_told_and_nothing_is_written(argv, said, runner, tmp_path):
     write_files(tmp_path, {"taken": "", "own/runner.py": "", "linked/x": ""})
     (tmp_path / "linked" / "README.md").symlink_to("nowhere")
+    write_files(tmp_path, {"led/x": "", "elsewhere/x": ""})
+    (tmp_path / "led" / "conf").symlink_to("../elsewhere")
     before = list_files()
     ran = runner(*argv)
     assert (2, True, before) == (ran.status, said in ran.err, list_files())
+
+
+def test_the_next_line_is_one_that_a_shell_takes(runner):
+    assert "cd 'my project' && python -m runner experiment=my_project" in runner("new", "my project").out

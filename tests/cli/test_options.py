@@ -101,6 +101,11 @@ def test_without_overrides_there_is_no_other_argument():
     assert [("--seed", "unknown-option", ""), ("RUN", "value", "")] == mistakes("a", "--seed", "3", verb=verb)
 
 
+def test_a_verb_without_words_takes_none():
+    verb = Verb("trust list", options=(JSON,), takes_overrides=False)
+    assert [("trust list", "value", "")] == mistakes("foo", verb=verb)
+
+
 @pytest.mark.parametrize(("argv", "suggestion"), [(["modle"], "show model"), (["x=1"], ""), ([], "")])
 def test_a_verb_with_subjects_names_them(argv, suggestion):
     with pytest.raises(ConfigError, match="data or model") as caught:
@@ -139,6 +144,32 @@ def test_help_of_one_subject_is_that_of_no_other(argv, capsys):
     assert 0 == main(argv)
     shown = capsys.readouterr().out
     assert ("show model" in shown, "show data" in shown) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["help", "show", "modl"], "did you mean `show model`?"),
+        (["show", "modl", "--help"], "did you mean `show model`?"),
+        (["help", "check", "resum"], "did you mean `check resume`?"),
+        (["help", "ls", "why"], "takes one verb"),
+        (["help", "show", "model", "data"], "takes one verb"),
+        (["evaluat", "--help"], "did you mean `evaluate`?"),
+        (["nosuch", "--version"], "is no verb"),
+    ],
+)
+def test_help_ignores_no_word(argv, said, capsys):
+    status = main(argv)
+    shown = capsys.readouterr()
+    assert (2, True, "") == (status, said in shown.err, shown.out)
+
+
+@pytest.mark.parametrize(
+    "argv", [["show", "model=mlp", "--help"], ["check", "a=1", "-h"], ["optimizer.lr", "0.1", "-h"], ["ls", "x", "-h"]]
+)
+def test_help_is_given_in_the_middle_of_any_command_line(argv, capsys):
+    assert 0 == main(argv)
+    assert "usage: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
