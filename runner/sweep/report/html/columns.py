@@ -49,7 +49,7 @@ class ReportColumn:
         return len(set(self.values))
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as plain data: floats of six digits, integers whole, texts by their number in a list of them."""
+        """Return it as plain data: floats of six digits, integers whole, texts by their place in a list."""
         given = {"name": self.name, "group": self.group}
         if self.is_numeric:
             return given | {"values": [round_number(v) if isinstance(v, float) else v for v in self.values]}
@@ -95,7 +95,7 @@ def escape_text(text: str) -> str:
 
 
 def make_unique(names: Iterable[str], suffix: str) -> list[str]:
-    """Make names unique, whatever their case: the second and later of the same get a number, as `suffix` says."""
+    """Make names unique, whatever their case: the second of the same gets a number, as `suffix` says."""
     found, used = list[str](), set[str]()
     for name in names:
         tried = itertools.chain([name], (name + suffix.format(number) for number in itertools.count(2)))

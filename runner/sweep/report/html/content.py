@@ -220,7 +220,7 @@ def _make_replicates(given: ReportedRuns, columns: RunColumns) -> dict[str, Any]
 
 
 def _label_groups(keys: Sequence[ReportColumn], firsts: Sequence[int]) -> list[str]:
-    """Label groups by as few settings, four or more, as tell them apart, given the first run of each."""
+    """Label groups by as few settings, four or more, as tell the first run of each apart."""
     labels: list[str] = []
     for count in range(min(4, len(keys)), len(keys) + 1):
         labels = [escape_text(", ".join(_format_setting(key, n) for key in keys[:count]) or "all") for n in firsts]

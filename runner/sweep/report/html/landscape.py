@@ -85,7 +85,7 @@ def make_axis(column: ReportColumn) -> LandscapeAxis:
 
 
 def name_nulls(column: ReportColumn, objective: Sequence[float | None]) -> ReportColumn:
-    """Return a setting as one of texts, `null` among them, where a completed run has none; else as it is."""
+    """Return a setting as one of texts, with `null`, where a completed run has none; else as it is."""
     pairs = zip(column.values, objective, strict=True)
     if not any(value is None and done is not None for value, done in pairs):
         return column

@@ -34,7 +34,7 @@ def refuse_other_folder(folder: Path) -> None:
 
 
 def write_plots(content: Mapping[str, Any], folder: Path) -> tuple[list[Path], list[str]]:
-    """Write each plot as PNG and SVG, as the page shows it first; return the files, and what was left out, in words."""
+    """Write each plot as PNG and SVG, as the page shows it first; return files and what was left out."""
     import vl_convert
 
     folder.mkdir(exist_ok=True)
