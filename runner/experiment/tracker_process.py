@@ -6,6 +6,7 @@ What is missing of that up to the step of a resume comes from `metrics.jsonl`.
 
 import base64
 import json
+import math
 import os
 import select
 import signal
@@ -30,6 +31,7 @@ from runner.log.trackers import TrackedRun
 from runner.log.tracking import LAST_SECONDS
 
 MOST_STATE = 1_000_000  # bytes of `trackers/<name>.json`
+MOST_PICTURES = 50_000_000  # bytes of `trackers/<name>.pictures.json`
 LINES_AT_ONCE = 500  # lines between two flushes where more are waiting
 LONGEST_SAID = 300  # characters of an error in the log
 WORDS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}  # as metrics.jsonl writes them
@@ -47,11 +49,13 @@ class TrackerHost:
         self._setup, self._answer = setup, answer
         self._folder = Path(setup["folder"])
         self._file = self._folder / "trackers" / f"{setup['name']}.json"
+        self._left = self._file.with_suffix(".pictures.json")
         self._failed = 0
         self._is_whole = True  # no step is lost
         self._sure: dict[str, Any] = {}  # of the state: the last step up to which the tracker has all
         self._step = -1  # of what is held back until the next step: an evaluation may add to it
         self._values: dict[str, Any] = {}
+        self._pictures: dict[int, dict[str, bytes]] = {}  # held as well: after them W&B takes no values of a resume
         self._state: dict[str, Any] = {"id": uuid.uuid4().hex[:12], "step": None, "names": [], "pictures": [-1, []]}
 
     def open(self) -> bool:
@@ -84,6 +88,7 @@ class TrackerHost:
 
     def _catch_up(self) -> None:
         if self._setup["until"] > 0:
+            self._read_pictures()
             path = self._folder / "metrics.jsonl"
             places, _ = find_whole_lines(path, self._setup["until"])
             with safe_io.open_read(path) as file:
@@ -120,12 +125,15 @@ class TrackerHost:
         self._values |= values
 
     def _hand_over(self) -> None:
+        """Hand over the values of the step that is held, and the pictures up to it."""
         if not self._values:
             return
         step, values, self._values = self._step, self._values, {}
+        self._hand_pictures_over(step - 1)  # a tracker may take no step after a later one
         self._is_whole &= self._call("scalars", step, values)
         earlier = self._state["names"] if step == self._state["step"] else []
         self._state |= {"step": step, "names": [*earlier, *values]}
+        self._hand_pictures_over(step)
 
     def _take_pictures(self, step: int, pictures: Mapping[str, str]) -> None:
         last, names = self._state["pictures"]
@@ -134,8 +142,30 @@ class TrackerHost:
             return
         if step > self._step:
             self._hand_over()
-        if self._call("pictures", step, {name: base64.b64decode(png) for name, png in new.items()}):
-            self._state["pictures"] = [step, [*(names if step == last else []), *new]]
+        self._pictures.setdefault(step, {}).update({name: base64.b64decode(png) for name, png in new.items()})
+
+    def _hand_pictures_over(self, until: float) -> None:
+        for step in sorted(step for step in self._pictures if step <= until):
+            pictures, (last, names) = self._pictures.pop(step), self._state["pictures"]
+            if self._call("pictures", step, pictures):
+                self._state["pictures"] = [step, [*(names if step == last else []), *pictures]]
+
+    def _read_pictures(self) -> None:
+        """Read the pictures that an earlier process has left, up to the step of the resume: the others come again."""
+        with suppress(OSError, ValueError, TypeError, AttributeError):  # none, or no file of ours
+            for text, pictures in safe_io.read_json(self._left, MOST_PICTURES).items():
+                if int(text) <= self._setup["until"]:
+                    self._take_pictures(int(text), pictures)
+
+    def _leave_pictures(self) -> None:
+        """Leave the pictures of a step that may lack values for the process of a resume."""
+        self._left.unlink(missing_ok=True)
+        left = {
+            step: {name: base64.b64encode(png).decode() for name, png in pictures.items()}
+            for step, pictures in self._pictures.items()
+        }
+        if left and sum(len(png) for pictures in left.values() for png in pictures.values()) < MOST_PICTURES // 2:
+            write(self._left, left)
 
     def flush(self) -> None:
         """Let the tracker send what it has, then note that it has got it; from a step that failed on, nothing is."""
@@ -150,6 +180,8 @@ class TrackerHost:
         """Hand over the last step, if it has all of its values, and end the tracker."""
         if complete:
             self._hand_over()
+            self._hand_pictures_over(math.inf)
+        self._leave_pictures()
         self.flush()
         if hasattr(self._tracker, "end"):
             self._call("end", status)
@@ -174,12 +206,17 @@ class TrackerHost:
         self._answer({"failed": said, "over": over})
 
     def _save(self) -> None:
-        written = self._file.with_suffix(".tmp")
-        written.unlink(missing_ok=True)
-        handle = safe_io.open_regular(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        with os.fdopen(handle, "w") as file:
-            json.dump(self._state | self._sure, file)
-        written.replace(self._file)  # no fsync: where the machine dies, so may the tracker's own data
+        write(self._file, self._state | self._sure)
+
+
+def write(path: Path, value: Any) -> None:
+    """Write a JSON file at once; without fsync, for where the machine dies, so may the tracker's own data."""
+    written = path.with_suffix(".tmp")
+    written.unlink(missing_ok=True)
+    handle = safe_io.open_regular(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    with os.fdopen(handle, "w") as file:
+        json.dump(value, file)
+    written.replace(path)
 
 
 def is_state(value: Any) -> bool:

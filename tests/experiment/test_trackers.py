@@ -114,11 +114,11 @@ def train_and_be_killed(folder, draw, start, until_end):
                 host.close("interrupted" if interrupted else "killed", complete=False)
                 log.close()
                 return (step, True) if interrupted else saved
+            if logs and name == "val/loss":
+                host.take({"step": step, "pictures": {"val/sheet": "iVBORw=="}})
             if logs:
                 log.append({"step": step, "epoch": 0, name: float("nan") if step == 10 else step})
                 host.take({"step": step, "values": {"epoch": 0, name: float("nan") if step == 10 else step}})
-            if logs and name == "val/loss":
-                host.take({"step": step, "pictures": {"val/sheet": "iVBORw=="}})
             if draw.random() < 0.3:
                 host.flush()
         pending = False
@@ -144,6 +144,8 @@ def test_each_step_arrives_once_whatever_ends_the_run(number, mine, tmp_path, mo
     assert json.dumps(scalars).replace("NaN", '"NaN"') == json.dumps(lines)
     pictures = Counter(line[1] for line in got if line[0] == "pictures")
     assert pictures == Counter(range(4, 21, 4))
+    places = {line[0]: place for place, line in enumerate(got) if isinstance(line[0], int)}
+    assert all(got[places[step] + 1][:2] == ["pictures", step] for step in pictures)
     assert len({line[1] for line in got if line[0] == "begin"}) == 1
 
 
