@@ -52,14 +52,14 @@ def _iterate_sizes(tree: Any) -> Iterator[int]:
     if isinstance(tree, Tensor):
         if tree.dim():
             yield tree.size(0)
-    elif _is_list_of_samples(tree):
+    elif _has_samples(tree):
         yield len(tree[0])
     elif isinstance(tree, Mapping | list | tuple):
         for member in tree.values() if isinstance(tree, Mapping) else tree:
             yield from _iterate_sizes(member)
 
 
-def _is_list_of_samples(tree: Any) -> bool:
+def _has_samples(tree: Any) -> bool:
     """Return whether a tree is a list of equally long lists, each with one thing a sample.
 
     Lists of stacked tensors, which `default_collate` makes of nested samples, have one length in all of them; images
@@ -83,7 +83,7 @@ def _is_alike(group: list[Any] | tuple[Any, ...]) -> bool:
 
 
 def _is_plain(group: list[Any] | tuple[Any, ...]) -> bool:
-    """Return whether a list has things that `default_collate` would have stacked or refused."""
+    """Return whether a list has things that `default_collate` would have stacked or refused, as numbers."""
     return _is_flat(group) and not any(isinstance(member, str | bytes) for member in group)
 
 
@@ -108,7 +108,7 @@ def slice_samples(batch: Any, count: int, rows: slice) -> Any:
     if isinstance(batch, list | tuple):
         if len(batch) == count and _is_flat(batch):
             return batch[rows]
-        if _is_list_of_samples(batch) and len(batch[0]) == count:
+        if _has_samples(batch) and len(batch[0]) == count:
             return [group[rows] for group in batch]
         return [slice_samples(member, count, rows) for member in batch]
     return batch
