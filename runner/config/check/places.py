@@ -50,7 +50,7 @@ def _judge_tracker(name: str, node: Component, trust: Sequence[str]) -> Iterator
 
 
 def _judge_ours(key: str, value: Any, trust: Sequence[str], *, inside: bool = False) -> Iterator[Mistake]:
-    """Judge the arguments of our trackers, which must be plain and named, so that the place of a database is known."""
+    """Judge the arguments of our trackers: plain and named, so that a database has a known place."""
     if isinstance(value, list):
         value = dict(enumerate(value))
     if not isinstance(value, Mapping):

@@ -34,7 +34,7 @@ def check_trackers(config: schema.Config) -> Iterator[Finding]:
 
 
 def is_installed(package: str) -> bool:
-    """Return whether a package can be imported, without importing it; a mere folder, such as W&B's own, is none."""
+    """Return whether a package can be imported, without importing it; a mere folder is none."""
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None
 
