@@ -13,7 +13,7 @@ BOOTSTRAP = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import run
 
 
 def encode_child_path() -> str:
-    """Return what BOOTSTRAP takes: the places that this process imports from, behind the package's."""
+    """Return the places that this process imports from, as BOOTSTRAP takes them."""
     return json.dumps([str(PACKAGE.parent), *(entry or os.getcwd() for entry in sys.path)])  # noqa: PTH109  text
 
 

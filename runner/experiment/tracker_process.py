@@ -168,7 +168,7 @@ class TrackerHost:
             write(self._left, left)
 
     def flush(self) -> None:
-        """Let the tracker send what it has, then note that it has got it, up to a step that failed."""
+        """Let the tracker send what it has, and note it, unless a step has failed."""
         if (not hasattr(self._tracker, "flush") or self._call("flush")) and self._is_whole:
             self._keep_sure()
         self._save()
@@ -210,7 +210,7 @@ class TrackerHost:
 
 
 def write(path: Path, value: Any) -> None:
-    """Write a JSON file at once; without fsync, for where the machine dies, so may the tracker's own data."""
+    """Write a JSON file at once, without fsync: the tracker has none for its own data either."""
     written = path.with_suffix(".tmp")
     written.unlink(missing_ok=True)
     handle = safe_io.open_regular(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
@@ -279,7 +279,7 @@ def limit_time() -> None:
 
 
 def limit_time_at_end(pipe: int) -> None:
-    """Limit the time once nobody can write to the pipe, also for a tracker that hangs in a call."""
+    """Limit the time once nobody can write to the pipe, also where a call hangs."""
     poll = select.poll()
     poll.register(pipe, 0)  # a hang-up is told without being asked for
     poll.poll()

@@ -18,7 +18,7 @@ JOB = {"id": "a", "folder": "/nowhere", "timeout": None, "memory": None}
 @pytest.fixture
 def deaf(monkeypatch):
     """An executor whose server ends as soon as it has begun."""
-    monkeypatch.setattr(local, "BOOTSTRAP", "")
+    monkeypatch.setattr(local, "BOOT", "")
     executor = local.LocalExecutor(1, CodeSnapshot())
     yield executor
     executor.close()

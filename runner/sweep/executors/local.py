@@ -21,7 +21,7 @@ from runner.sweep.executors.worker import list_preloadable
 from runner.sweep.interfaces import Event, JobSpec
 
 _SERVER = "runner.sweep.executors.fork_server"
-_BEGIN = f"{BOOTSTRAP}from {_SERVER} import main; main()"
+BOOT = f"{BOOTSTRAP}from {_SERVER} import main; main()"
 
 
 CLOSE_SECONDS = 10.0  # for the server to end by itself; one that is busy importing takes a second or two
@@ -62,7 +62,7 @@ class LocalExecutor:
 
     def _begin(self) -> None:
         self._server = subprocess.Popen(  # noqa: S603  ours
-            [sys.executable, "-c", _BEGIN, encode_child_path()],
+            [sys.executable, "-c", BOOT, encode_child_path()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C reaches the controller alone
