@@ -145,11 +145,6 @@ def print_problem(problem: Mapping[str, Any]) -> None:
         print_json(problem)
 
 
-def is_on() -> bool:
-    """Return whether a program listens to events."""
-    return _stream.tells_events
-
-
 def emit(event: str, **fields: Any) -> None:
     """Tell an event, if a program listens: `event`, `time` (seconds since 1970) and the fields."""
     if _stream.tells_events and not _stream.has_ended and _stream.output is not None:
