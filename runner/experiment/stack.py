@@ -31,6 +31,7 @@ from runner.train.broadcasting import refuse_broadcasting
 from runner.train.finite import NonFiniteError
 from runner.train.single_process import SINGLE_PROCESS
 from runner.train.state import Run, StopRequest
+from runner.train.vectorized.alike import sort_alike
 from runner.train.vectorized.joining import explain_apart, find_difference
 from runner.train.vectorized.loop import StackMember, fit_stack
 from runner.train.vectorized.trial import ApartError, try_copies
@@ -138,7 +139,7 @@ def try_first(jobs: Sequence[StackJob], stop: StopRequests) -> bool:
 
 def choose_members(jobs: Sequence[StackJob]) -> tuple[list[StackJob], Any]:
     """Choose the jobs that can be in one stack with the first that can; leave the others alone."""
-    fit = []
+    fit: list[StackJob] = []
     for job in jobs:
         reason = explain_apart(job.run)
         if reason is None:
@@ -147,6 +148,7 @@ def choose_members(jobs: Sequence[StackJob]) -> tuple[list[StackJob], Any]:
             job.apart = str(reason)
     if not fit:
         return [], {}
+    fit = [fit[place] for place in sort_alike([job.run for job in fit])]
     numbers, reasons = find_difference([job.run for job in fit])
     for job, reason in zip(fit, reasons, strict=True):
         job.apart = "" if reason is None else str(reason)

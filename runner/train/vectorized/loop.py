@@ -12,10 +12,13 @@ from runner.train.loss_weights import is_summed, read_kind
 from runner.train.optimizer_step.accumulated import combine_outcomes, detach_small, find_weight, get_reference
 from runner.train.state import Run
 from runner.train.trace import NoTrace
+from runner.train.vectorized.alike import AlikeJobs
+from runner.train.vectorized.batches_ahead import BatchesAhead, StackedBatch
 from runner.train.vectorized.evaluation import StackEvaluation
 from runner.train.vectorized.held_saves import HeldCheckpoints, SaveClock
 from runner.train.vectorized.optimizers import StackedClipping, make_stacked_optimizer
-from runner.train.vectorized.stack import Stack, UnequalJobsError, split_rows, suppress_rule_warnings
+from runner.train.vectorized.outcomes import StackOutcomes
+from runner.train.vectorized.stack import Stack, UnequalJobsError, split_rows, stack_batches, suppress_rule_warnings
 from runner.train.vectorized.trial import refuse_draws, try_stack
 
 LARGE = frozenset({"output", "target"})  # outputs of a micro-batch that are not kept
@@ -74,7 +77,9 @@ class StackTraining:
             run.trace = NoTrace()
             run.checkpoints = HeldCheckpoints(run, self.saves)
         self.stack = Stack(runs, numbers)
-        self.optimizer = make_stacked_optimizer(self.stack)
+        self.alike = AlikeJobs(runs)
+        self.optimizer = make_stacked_optimizer(self.stack, self.alike)
+        self.ahead, self.outcomes = BatchesAhead(runs), StackOutcomes()
         self.clip = StackedClipping(self.stack)
         self.count, self.sums = first.rhythm.accumulate, is_summed(first.loss)
         self.drawn: dict[str, Any] = {}  # the generators of this process after the last pause
@@ -130,28 +135,48 @@ class StackTraining:
 
     def take_step(self) -> None:
         """Take one optimizer step of all jobs."""
-        batches = self._next_batches()
+        batches = self._next_batches() if self.count > 1 else self._next_stacked_batch()
         if not self.members:
             return
-        outcomes = self._backward(batches)
+        if self.count > 1:
+            self._backward_accumulated(batches)
+        else:
+            outcome, rest = self.stack(*batches)
+            self._check(outcome)
+            outcome["loss"].sum().backward()
         self.clip()
         self.optimizer.step()
         for parameter in self.stack.parameters.values():
             parameter.grad = None
-        for member, own in zip(self.members, outcomes, strict=True):
+        self.alike.step()
+        if self.count == 1:
+            self.outcomes.add(outcome, rest, self.stack.runs)
+        for member in self.members:
             run, progress = member.run, member.run.progress
             if run.average is not None:
                 run.average.update()
-            run.schedule.step()
-            run.losses.add(own)
-            if self.count == 1:
-                for take in run.inputs["train"]:
-                    take(own)
             progress.step += 1
             progress.batch += 1
             if progress.batch == run.rhythm.steps_per_epoch:
+                self.alike.follow()
                 pauses.end_epoch(run)
                 member.coming = None
+
+    def _next_stacked_batch(self) -> StackedBatch:
+        """Return the next batch of all jobs; without one where the last of them has left."""
+        if not self.ahead.ready and self.ahead.can:
+            first = self.members[0].run
+            for member in self.members:
+                if member.coming is None:
+                    member.coming = pauses.iterate_batches(member.run)
+            coming = [member.coming for member in self.members if member.coming is not None]
+            rest = self.ahead.take(coming, first.rhythm.steps_per_epoch - first.progress.batch)
+            for member, iterator in zip(self.members, rest, strict=True):
+                member.coming = iterator
+        if self.ahead.ready:
+            return self.ahead.ready.popleft()
+        batches = self._next_batches()
+        return stack_batches(batches, self.stack.device) if batches else (None, None)
 
     def _next_batches(self) -> list[Any]:
         """Return the next batch of each job; one whose data fails leaves."""
@@ -170,19 +195,14 @@ class StackTraining:
         self._part(failed)
         return batches
 
-    def _backward(self, batches: list[Any]) -> list[Mapping[str, Any]]:
-        """Compute the gradients of all jobs; return the step outputs of each."""
-        if self.count == 1:
-            outcome, rest = self.stack(batches)
-            self._check(outcome)
-            outcome["loss"].sum().backward()
-            return split_rows(outcome, rest, len(self.members))
+    def _backward_accumulated(self, batches: list[Any]) -> None:
+        """Compute the gradients of all jobs, of several micro-batches each."""
         runs = [member.run for member in self.members]
         seen: list[list[Mapping[str, Any]]] = [[] for _ in runs]
         weights: list[list[Any]] = [[] for _ in runs]
         sums = self.sums
         for micro_batch in zip(*batches, strict=True):  # each loss is weighted as `AccumulatedStep` does
-            outcome, rest = self.stack(micro_batch)
+            outcome, rest = self.stack(*stack_batches(micro_batch, self.stack.device))
             self._check(outcome)
             sums = read_kind(rest, sums=self.sums)
             rows = split_rows(outcome, rest, len(runs))
@@ -195,7 +215,8 @@ class StackTraining:
             (outcome["loss"] * shares).sum().backward()
         if not sums:
             self._correct(weights)
-        return [combine_outcomes(own, given, sums=sums) for own, given in zip(seen, weights, strict=True)]
+        for run, own, given in zip(runs, seen, weights, strict=True):
+            run.losses.add(combine_outcomes(own, given, sums=sums))
 
     def _share(self, weights: Sequence[Any]) -> float:
         """Return the factor of a micro-batch's loss, which is relative to the first."""
@@ -228,6 +249,7 @@ class StackTraining:
             return
         refuse_draws(self.drawn)
         failed: dict[int, Exception] = {}
+        self._hand_out()
         for member in self.members:
             member.run.clock.pause()
         self.saves.decide()
@@ -267,10 +289,16 @@ class StackTraining:
         if self.members and self.members[0].run.frozen.changes:
             self.stack.freeze_as_due()
 
+    def _hand_out(self) -> None:
+        """Give each job what has come since the last pause: losses, inputs of metrics, its schedule."""
+        self.outcomes.hand_out(self.stack.runs)
+        self.alike.follow()
+
     def _part(self, leaving: Mapping[int, Exception | None]) -> None:
         """Let these rows leave: the stack shrinks, and each is told with its error, or finished without one."""
         if not leaving:
             return
+        self._hand_out()
         gone = []
         for row in leaving:
             self._set_streams(row, self.members[row])
@@ -280,7 +308,9 @@ class StackTraining:
         self.members = [self.members[row] for row in stay]
         self.stack.keep(stay)
         if stay:
-            self.optimizer.keep(stay)
+            self.alike = AlikeJobs(self.stack.runs)
+            self.optimizer.keep(stay, self.alike)
+            self.ahead.keep(stay)
         for member in gone:  # all of them, while the first one ends
             if isinstance(saves := member.run.checkpoints, HeldCheckpoints):
                 saves.begin_writing()
