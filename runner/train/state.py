@@ -40,6 +40,8 @@ from runner.train.step_outputs import RESERVED, StepOutputs, as_number, compute_
 from runner.train.trace import NoTrace
 from runner.train.weight_average import WeightAverage
 
+PLAIN_SIZES = frozenset({int, float})
+
 
 class Losses:
     """Losses and step outputs since the last log line: kept on the device, read at once.
@@ -91,7 +93,8 @@ class Losses:
 
     def read_sizes(self) -> list[float]:
         """Return the sizes as plain numbers, with a wait for the device where a step gives tensors."""
-        self.sizes = [as_number(size) for size in self.sizes]
+        if not PLAIN_SIZES.issuperset(map(type, self.sizes)):
+            self.sizes = [as_number(size) for size in self.sizes]
         return self.sizes
 
     def mean(self) -> float:
