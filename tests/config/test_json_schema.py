@@ -180,12 +180,12 @@ def test_what_only_other_files_can_tell_is_not_refused(tmp_path, monkeypatch):
     """A loss that a step of one's own calls with names; an experiment over an option that is called at once."""
     monkeypatch.chdir(tmp_path)
     Path("noise.py").write_text(
-        "def make_loss(scale, sharp):\n    pass\n\ndef measure(gamma, output, target):\n    pass\n"
+        "def make_step(scale, sharp):\n    pass\n\ndef measure(gamma, output, target):\n    pass\n"
     )
-    made = [GroupOption("mine", "", "noise.make_loss", at_once=True), GroupOption("other", "", "noise.make_loss")]
-    builder = SchemaBuilder(list(targets._read_user_targets()), {"loss": made})
+    made = [GroupOption("mine", "", "noise.make_step", at_once=True)]
+    builder = SchemaBuilder(list(targets._read_user_targets()), {"step": made})
     loss, root = (Draft7Validator(builder.build(group)) for group in ("loss", ROOT))
-    wrong = [{"defaults": [{"override /loss": "mine"}], "loss": {name: 2}} for name in ("scale", "sharp", "shrap")]
+    wrong = [{"defaults": [{"override /step": "mine"}], "step": {name: 2}} for name in ("scale", "sharp", "shrap")]
 
     assert loss.is_valid({"_target_": "noise.measure", "gamma": 2})
     assert [True, True, False] == [root.is_valid(file) for file in wrong]

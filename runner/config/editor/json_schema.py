@@ -50,7 +50,7 @@ _OF_TRANSFORMS = (*_TIMES, "_before_")
 
 @dataclass(frozen=True)
 class GroupOption:
-    """Option of a group: its name, first sentence of its comment, its `_target_`, if any, and whether it is called."""
+    """Option of a group: its name, first sentence of its comment, and its `_target_`, if any."""
 
     name: str
     comment: str = ""
