@@ -15,7 +15,7 @@ from runner.config.schema import Config, Sweep
 from runner.core.exit_status import EXIT_APART, EXIT_DONE, EXIT_STOPPED
 from runner.sweep.executors.stack_attempt import run_stack_attempt
 from runner.sweep.interfaces import JobSpec
-from runner.sweep.stacks import StackPlan
+from runner.sweep.stacks import StackPlan, describe_fitting, read_fitting
 from runner.train import pauses
 from tests.support import read_result
 
@@ -134,6 +134,16 @@ def test_a_later_batch_fills_stacks_of_its_own_and_knows_what_cannot_be_mapped()
     assert sizes == [[1, 1, 1], [4], [1]]
 
 
+def test_jobs_that_the_memory_does_not_hold_go_on_in_equal_stacks_that_fit():
+    """Also those that come later, and not only those that were refused."""
+    plan = make_plan([[f"seed={seed}"] for seed in range(4)], slots=1)
+    plan.part(["0", "1"], alone=False, fits=read_fitting(describe_fitting("memory: 4 jobs hold 3 GiB", 3)))
+    sizes = choose_all(plan, 4)
+    plan.add("4", make_config("seed=4"))
+
+    assert (sizes, plan.most["4"]) == ([2, 2], 3)
+
+
 def test_jobs_of_one_stack_go_on_together():
     """Whoever was together stays together, whatever the slots."""
     plan = make_plan([[f"seed={seed}"] for seed in range(8)])
@@ -192,6 +202,17 @@ def test_a_stack_gives_the_same_again_also_when_it_was_stopped(folder, monkeypat
     assert run_stack_attempt(make_spec("cut", *POINTS)) == (EXIT_DONE, "")
 
     assert read_hashes("cut") == read_hashes("whole")
+
+
+def test_a_stack_that_does_not_fit_is_split_before_it_trains(folder, monkeypatch):
+    """By `sweep.memory`, of which the process holds all but 2.5 MiB already; the jobs have no result."""
+    monkeypatch.setattr("runner.sweep.executors.memory_limit.measure_resident", lambda *_: 2**30 - 5 * 2**19)
+    spec = asdict(make_spec("large", *POINTS))
+    status, reason = run_stack_attempt(JobSpec(**{**spec, "memory": 1.0}))
+
+    assert (status, read_fitting(reason)) == (EXIT_APART, 2), reason
+    assert reason.startswith("memory: 3 jobs would hold about ")
+    assert not Path("large_0/result.json").exists()
 
 
 def test_a_slower_stack_is_left_and_says_so(folder, monkeypatch):

@@ -14,6 +14,7 @@ from runner.train.state import Run
 from runner.train.trace import NoTrace
 from runner.train.vectorized.evaluation import StackEvaluation
 from runner.train.vectorized.held_saves import HeldCheckpoints, SaveClock
+from runner.train.vectorized.memory import Room, refuse_large_step
 from runner.train.vectorized.optimizers import StackedClipping, make_stacked_optimizer
 from runner.train.vectorized.stack import Stack, UnequalJobsError, split_rows, suppress_rule_warnings
 from runner.train.vectorized.trial import refuse_draws, try_stack
@@ -39,7 +40,9 @@ class StackMember:
     coming: Iterator[Any] | None = field(default=None, repr=False)
 
 
-def fit_stack(members: Sequence[StackMember], numbers: Any, leave: Leave, *, timed: bool = False) -> None:
+def fit_stack(
+    members: Sequence[StackMember], numbers: Any, leave: Leave, *, timed: bool = False, room: Room | None = None
+) -> None:
     """Train runs that stand at one step, each to its end or until it stops.
 
     Args:
@@ -48,6 +51,7 @@ def fit_stack(members: Sequence[StackMember], numbers: Any, leave: Leave, *, tim
         leave: called as `leave(run, error)` when a job has left the stack: done, stopped, or with what it failed of.
             Its tensors are its own by then.
         timed: whether jobs that are slower as one are refused.
+        room: measures the memory that their steps may take.
 
     Raises:
         ApartError: a trial on the first batch speaks against the stack; nothing was learnt.
@@ -56,7 +60,7 @@ def fit_stack(members: Sequence[StackMember], numbers: Any, leave: Leave, *, tim
     with suppress_rule_warnings():
         training = StackTraining(members, numbers, leave)
         training.begin()
-        training.rehearse(timed=timed)
+        training.rehearse(timed=timed, room=room)
         while training.members:
             training.take_step()
             training.pause_where_due()
@@ -95,8 +99,8 @@ class StackTraining:
         over = [row for row, member in enumerate(self.members) if row not in failed and is_over(member.run)]
         self._part({**failed, **dict.fromkeys(over)})
 
-    def rehearse(self, *, timed: bool) -> None:
-        """Try the stack on the first batch of each job; see `trial.try_stack`."""
+    def rehearse(self, *, timed: bool, room: Room | None = None) -> None:
+        """Try the stack on the first batch of each job; see `memory.refuse_large_step`, `trial.try_stack`."""
         if not self.members:
             return
         batches = self._next_batches()
@@ -108,6 +112,8 @@ class StackTraining:
             member.coming = chain([batches[row]], member.coming)
         if self.count > 1:
             batches = [batch[0] for batch in batches]
+        if room is not None:
+            refuse_large_step(self.stack.runs[0], batches[0], len(self.members), room)
         try_stack(self.stack, batches, [member.streams for member in self.members], timed=timed)
         self.evaluation = StackEvaluation(self.stack)
         self.drawn = rng.get_state()
