@@ -69,6 +69,8 @@ class NoTrace:
 class Trace(NoTrace):
     """Trace of a run under way: facts of its steps since the last line that was written."""
 
+    kind: Mapping[str, Any] = {}  # what its beginning says of the training to come
+
     def __init__(self) -> None:
         self.step, self.place, self.seen, self.due = 0, (0, 0), 0, 0
         self.order: OrderTrace | None = None
@@ -115,7 +117,7 @@ class Trace(NoTrace):
         weights = run.layout.whole(run.model.state_dict())
         facts: dict[str, Any] = {"config": pack_config(run.config), "weights": hash_tree(weights)}
         facts |= {"optimizer": hash_tree(run.layout.whole(run.optimizer.state_dict())["state"])}
-        facts |= {"generators": hash_saved_generators(rng.get_state())}
+        facts |= {"generators": hash_saved_generators(rng.get_state()), **self.kind}
         if progress.step == run.rhythm.first_step and len(weights) <= MOST_NAMED:
             tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
             facts["tensors"] = {

@@ -11,12 +11,12 @@ from runner.train.finite import find_non_finite
 from runner.train.loss_weights import is_summed, read_kind
 from runner.train.optimizer_step.accumulated import combine_outcomes, detach_small, find_weight, get_reference
 from runner.train.state import Run
-from runner.train.trace import NoTrace
 from runner.train.vectorized.evaluation import StackEvaluation
 from runner.train.vectorized.held_saves import HeldCheckpoints, SaveClock
 from runner.train.vectorized.memory import Room, refuse_large_step
 from runner.train.vectorized.optimizers import StackedClipping, make_stacked_optimizer
 from runner.train.vectorized.stack import Stack, UnequalJobsError, split_rows, suppress_rule_warnings
+from runner.train.vectorized.trace import make_stack_trace
 from runner.train.vectorized.trial import refuse_draws, try_stack
 
 LARGE = frozenset({"output", "target"})  # outputs of a micro-batch that are not kept
@@ -74,8 +74,8 @@ class StackTraining:
         runs = [member.run for member in members]
         first = runs[0]
         self.saves = SaveClock()
-        for run in runs:  # what a step computes has other bits than alone, so that a replay has nothing to compare
-            run.trace = NoTrace()
+        for run in runs:
+            run.trace = make_stack_trace(run.trace)
             run.checkpoints = HeldCheckpoints(run, self.saves)
         self.stack = Stack(runs, numbers)
         self.optimizer = make_stacked_optimizer(self.stack)
@@ -166,7 +166,7 @@ class StackTraining:
         for row, member in enumerate(self.members):
             try:
                 if member.coming is None:
-                    member.coming = pauses.iterate_batches(member.run)
+                    member.coming = member.run.trace.watch(pauses.iterate_batches(member.run), member.run)
                 batches.append(next(member.coming))
             except StopIteration:
                 message = "an epoch has fewer batches than it said"

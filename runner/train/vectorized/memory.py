@@ -38,7 +38,7 @@ class LiveBytes(TorchDispatchMode):
     """Counter of the bytes of tensors that are made on a CPU: of those still there, and the most."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.most = 0
         self._seen: dict[int, Any] = {}
 
@@ -74,7 +74,7 @@ def measure_step(run: Run, batch: Any) -> int:
             before = torch.cuda.memory_allocated(run.device)
             torch.cuda.reset_peak_memory_stats(run.device)
             compute_step(run, batch)
-            return torch.cuda.max_memory_allocated(run.device) - before
+            return int(torch.cuda.max_memory_allocated(run.device)) - before
         with LiveBytes() as live:
             compute_step(run, batch)
         return live.most
