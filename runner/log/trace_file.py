@@ -4,7 +4,7 @@ A line has the step that it was written after. Facts of each step since the line
 `order` (hash of the sample indices), `weights_probe` and `gradient_probe` (hashes of a few weights before the update
 and of a few gradients), `data_probe` (where the samples are read one by one), `settings` of the optimizer. A log line
 adds `batch` and `drawn` (generators); a checkpoint adds `weights`, `optimizer` and `generators`; the start of a process
-adds `begin`, which says whether it trains in a stack (`stacked`): there no step is probed, and a checkpoint adds nothing.
+adds `begin`, which says whether it trains in a stack (`stacked`): no step is probed there, and a save adds nothing.
 """
 
 import base64

@@ -159,8 +159,11 @@ class StackPlan:
         else:
             self.most |= dict.fromkeys(jobs, math.ceil(len(jobs) / 2))
 
-    def describe(self) -> Iterator[str]:
-        """Yield lines that say which jobs train as one, and for the others why not."""
+    def describe(self, try_group: Callable[[list[Config]], tuple[str, str]] = lambda _: ("", "")) -> Iterator[str]:
+        """Yield lines that say which jobs train as one, and for the others why not.
+
+        `try_group` tries the jobs of a group as one; it returns why they cannot be, and else why that is not known.
+        """
         groups: dict[str, list[str]] = {}
         for job, key in self.keys.items():
             groups.setdefault(key, []).append(job)
@@ -171,7 +174,13 @@ class StackPlan:
                 few += len(jobs)
                 continue
             each = f", {size:,} in each of {math.ceil(len(jobs) / size):,} processes" if size < len(jobs) else ""
+            reason, untried = try_group([self.configs[job] for job in jobs])
+            if reason:
+                yield f"vectorize: {len(jobs):,} jobs alone: {reason}"
+                continue
             yield f"vectorize: {len(jobs):,} jobs train as one model{each}"
+            if untried:
+                yield f"vectorize: whether torch can map the model is not known before the first batch: {untried}"
         if few and len(self.keys) > 1:
             yield f"vectorize: {few:,} jobs alone: fewer than {self.least} of one architecture for a slot"
         for reason, count in self.reasons.items():

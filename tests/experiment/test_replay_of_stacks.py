@@ -1,7 +1,7 @@
 """Replay and difference of runs that were trained in a stack: within rounding, and no further."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,7 +20,7 @@ RATES = (0.1, 0.05)
 
 
 @pytest.fixture
-def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Two jobs of one stack, with one seed and two learning rates."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("runner.train.vectorized.allocator.keep_freed_memory", lambda: False)
@@ -33,7 +33,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]
         members.append(JobSpec(f"{rate}", str(folder), composed.unresolved_yaml, config, ["-m"]))
     stack = JobSpec("stack 0", members[0].folder, "", {}, [], members=[asdict(one) for one in members])
     assert run_stack_attempt(stack) == (0, "")
-    yield [Path(one.folder) for one in members]
+    return [Path(one.folder) for one in members]
 
 
 def test_a_job_of_a_stack_replays_within_rounding(jobs: list[Path], runner: Callable[..., Ran]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,7 @@ from runner.sweep.executors.stack_attempt import run_stack_attempt
 from runner.sweep.interfaces import JobSpec
 from runner.sweep.stacks import StackPlan, describe_fitting, read_fitting
 from runner.train import pauses
-from tests.support import read_result
+from tests.support import read_result, write_files
 
 COMMON = (
     "experiment=digits_mlp",
@@ -227,3 +228,75 @@ def test_a_slower_stack_is_left_and_says_so(folder, monkeypatch):
         "sweep.vectorize: 3 jobs take 1e+03 ms a step as one, 300 ms one after the other",
     )
     assert not Path("slow_0/result.json").exists()
+
+
+# ---- what `check -m` tries
+
+OWN = """
+import random
+
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, kind="plain", scale=1.0, p=0.1):
+        super().__init__()
+        self.kind, self.scale, self.drop = kind, scale, nn.Dropout(p)
+        self.first = nn.utils.spectral_norm(nn.Linear(64, 8)) if kind == "spectral" else nn.Linear(64, 8)
+        self.inner = nn.Sequential(Branch()) if kind == "branch" else nn.LSTM(8, 8) if kind == "lstm" else nn.Identity()
+        self.last = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.inner(self.drop(self.first(x.flatten(1))))
+        x = self.last(x[0] if self.kind == "lstm" else x)
+        return x * (random.random() if self.kind == "draws" else self.scale if self.kind == "scaled" else 1)
+
+
+class Branch(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+"""
+TRIED = {
+    "plain": ("jobs train as one model\n", "+model.p=0.1,0.5"),
+    "branch": ("jobs alone: model: `inner.0` (Branch) cannot be mapped over jobs", "seed=0,1"),
+    "lstm": ("jobs alone: model: `inner` (LSTM) cannot be mapped over jobs", "seed=0,1"),
+    "draws": ("jobs alone: model: its step draws from Python's generator", "seed=0,1"),
+    "scaled": (
+        "jobs alone: model: `model` (Net) cannot be mapped over jobs (PerJobNumberError",
+        "+model.scale=1.0,2.0",
+    ),
+    "spectral": ("jobs alone: model: `first` computes its weights by itself", "seed=0,1"),
+}
+
+
+@pytest.mark.parametrize("kind", TRIED)
+def test_a_check_tries_two_jobs_as_one_on_a_made_up_batch(kind, folder, runner, monkeypatch):
+    """It names the module and why, touches no data, and writes nothing."""
+    said, swept = TRIED[kind]
+    write_files(folder, {"own.py": OWN, "conf/model/own.yaml": "_target_: own.Net\n"})
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    line = ("experiment=null", "model=own", f"+model.kind={kind}", swept, "sweep.slots=1")
+    ran = runner("check", "-m", *line, "sweep.vectorize=on", "device.type=cpu")
+
+    assert ran.out.startswith("vectorize: 2 " + said), ran.out
+    assert ran.status == 0
+    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["own.py", "own.yaml"]
+
+
+UNTRIED = (
+    "vectorize: whether torch can map the model is not known before the first batch: "
+    "without data there is no batch to try"
+)
+
+
+def test_a_check_says_what_only_the_first_batch_shows(runner):
+    """The dataset states no sample, so that no batch can be made up."""
+    line = ("experiment=digits_mlp", "dataset.sample=null", "sweep.seeds=2", "sweep.slots=1", "sweep.vectorize=on")
+    plan = runner("check", "-m", *line).out.splitlines()
+
+    assert plan[:2] == [
+        "vectorize: 2 jobs train as one model",
+        UNTRIED,
+    ]

@@ -57,7 +57,7 @@ def is_rounded(recorded: RecordedTrace, step: int) -> bool:
 
 
 def match_numbers(one: float, other: float, *, rounded: bool) -> bool:
-    """Return whether two numbers have the same bits, or are as near as those of a stack and of a job alone."""
+    """Return whether two numbers have the same bits, or those of a stack are as near as rounding."""
     return match_bits(one, other) or (rounded and math.isclose(one, other, rel_tol=WITHIN, abs_tol=NEAR_ZERO))
 
 

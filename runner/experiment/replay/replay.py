@@ -64,8 +64,8 @@ class ReplayAnswer:
         steps = f"Steps {self.first + 1:,} to {self.last:,}"
         if self.rounded:
             return (
-                f"{steps} agree within {WITHIN:g} of each loss, with bitwise the same order of samples. The run trained "
-                "in a stack, and the replay alone: their sums have another order, so they agree within rounding."
+                f"{steps} agree within {WITHIN:g} of each loss, with bitwise the same order of samples. The run "
+                "trained in a stack, and the replay alone: their sums have another order, so the last bits differ."
             )
         return f"{steps} are bitwise the same."
 
