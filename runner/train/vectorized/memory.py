@@ -71,10 +71,11 @@ def measure_step(run: Run, batch: Any) -> int:
     with rng.fork_rng():
         if run.device.type == "cuda":
             torch.cuda.synchronize(run.device)
-            before = torch.cuda.memory_allocated(run.device)
+            before: int = torch.cuda.memory_allocated(run.device)
             torch.cuda.reset_peak_memory_stats(run.device)
             compute_step(run, batch)
-            return int(torch.cuda.max_memory_allocated(run.device)) - before
+            most: int = torch.cuda.max_memory_allocated(run.device)
+            return most - before
         with LiveBytes() as live:
             compute_step(run, batch)
         return live.most
