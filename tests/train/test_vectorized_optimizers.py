@@ -48,7 +48,9 @@ def make_run(kind: str, settings: dict[str, Any], seed: int, dtype: Any = torch.
     config = {"device": {"precision": "fp32", "memory_format": "contiguous"}, "train": {"duration": "1ep"} | train}
     config |= {"optimizer": settings, "param_groups": None, "scheduler": None}
     parts = {"model": model, "loss": None, "step": None, "optimizer": optimizer, "device": torch.device("cpu")}
-    return SimpleNamespace(**parts, config=config, schedule=ConstantLR(), actions=())
+    return SimpleNamespace(
+        **parts, config=config, schedule=ConstantLR(), actions=(), rhythm=SimpleNamespace(accumulate=1)
+    )
 
 
 @torch.no_grad()

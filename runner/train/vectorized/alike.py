@@ -40,7 +40,7 @@ def is_predictable(run: Run) -> bool:
     known = type(schedule) is ConstantLR or (
         type(schedule) is LRSchedule and schedule.monitor is None and type(schedule.scheduler) in SCHEDULERS
     )
-    return known and not run.actions
+    return known and not run.actions and run.rhythm.accumulate == 1
 
 
 def sort_alike(runs: Sequence[Run]) -> list[int]:
