@@ -12,7 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from runner.core.durations import compute_next_due
-from runner.train.checkpoint import CheckpointEntry, Checkpoints, count_bytes, to_plain
+from runner.train.checkpoint import CheckpointEntry, Checkpoints
+from runner.train.plain_state import count_bytes, to_plain
 from runner.train.state import Run
 
 LEAST_SECONDS = 3.0  # between two writings; epochs that take longer are all written
