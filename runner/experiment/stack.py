@@ -33,8 +33,10 @@ from runner.train.broadcasting import refuse_broadcasting
 from runner.train.finite import NonFiniteError
 from runner.train.single_process import SINGLE_PROCESS
 from runner.train.state import Run, StopRequest
+from runner.train.vectorized.alike import sort_alike
 from runner.train.vectorized.joining import explain_apart, find_difference
 from runner.train.vectorized.loop import StackMember, fit_stack
+from runner.train.vectorized.memory import Room, TooLargeError, refuse_large
 from runner.train.vectorized.trial import ApartError, try_copies
 
 
@@ -51,6 +53,7 @@ class StackJob:
     status: int | None = None  # of its end
     apart: str = ""  # why it is left to train alone
     trackers: list[TrackerProcess] = field(default_factory=list)  # that know its end
+    fits: int = 0  # jobs that the memory holds together, where that is the reason
 
     @property
     def run(self) -> Run:
@@ -74,12 +77,13 @@ class StopRequests(StopRequest):
             member.on_signal(number)
 
 
-def train_stack(jobs: Sequence[StackJob], *, timed: bool = False) -> None:
+def train_stack(jobs: Sequence[StackJob], *, timed: bool = False, room: Room | None = None) -> None:
     """Train jobs as one stack; each gets its `status`, or in `apart` the reason why it is to train alone.
 
     A job that fails, is done, or is stopped ends as it would alone, and the others go on. What only concerns the stack
     (a model that cannot be mapped, memory) ends nothing: those jobs stand at their last checkpoints, without a result.
-    With `timed`, jobs that would be slower as one are left alone, too.
+    With `timed`, jobs that would be slower as one are left alone, too; with `room`, which measures the memory for them,
+    those that would not fit.
     """
     stop = StopRequests()
     with (
@@ -91,14 +95,14 @@ def train_stack(jobs: Sequence[StackJob], *, timed: bool = False) -> None:
     ):
         held.callback(wait_for_all_trackers, jobs)
         held.callback(close_open_jobs, jobs)
-        if timed:
-            timed = not try_first(jobs, stop)
+        if timed or room is not None:
+            timed = try_first(jobs, stop, timed=timed, room=room)
         for job in jobs:
             if job.record is None and not job.apart:
                 open_job(job, stop)
         together, numbers = choose_members([job for job in jobs if job.status is None and not job.apart])
         if together:
-            train_together(together, numbers, timed=timed)
+            train_together(together, numbers, timed=timed, room=room)
         for job in jobs:
             if job.fault is not None:
                 train_on_alone(job)
@@ -124,26 +128,27 @@ def open_job(job: StackJob, stop: StopRequests) -> None:
             end_job(job, EXIT_FAILED)
 
 
-def try_first(jobs: Sequence[StackJob], stop: StopRequests) -> bool:
-    """Time copies of the first job as one, before the others are opened; return whether that was done.
+def try_first(jobs: Sequence[StackJob], stop: StopRequests, *, timed: bool, room: Room | None) -> bool:
+    """Try the first job before the others are opened; return whether to time them later.
 
-    Where they are slower all jobs are left apart.
+    Where the memory does not hold them, or copies of the first are slower as one, all jobs are left apart.
     """
     first = jobs[0]
     open_job(first, stop)
     if first.status is not None or first.apart or explain_apart(first.run) is not None:
-        return False
+        return timed
     try:
-        return try_copies(first.run, first.streams, len(jobs))
+        if room is not None:
+            refuse_large(first.run, len(jobs), room)
+        return timed and not try_copies(first.run, first.streams, len(jobs))
     except Exception as error:  # noqa: BLE001  as in a trial of all
-        for job in jobs:
-            job.apart = describe_failure_of_all(error)
-        return True
+        leave_all(jobs, error)
+        return False
 
 
 def choose_members(jobs: Sequence[StackJob]) -> tuple[list[StackJob], Any]:
     """Choose the jobs that can be in one stack with the first that can; leave the others alone."""
-    fit = []
+    fit: list[StackJob] = []
     for job in jobs:
         reason = explain_apart(job.run)
         if reason is None:
@@ -152,13 +157,14 @@ def choose_members(jobs: Sequence[StackJob]) -> tuple[list[StackJob], Any]:
             job.apart = str(reason)
     if not fit:
         return [], {}
+    fit = [fit[place] for place in sort_alike([job.run for job in fit])]
     numbers, reasons = find_difference([job.run for job in fit])
     for job, reason in zip(fit, reasons, strict=True):
         job.apart = "" if reason is None else str(reason)
     return [job for job in fit if not job.apart], numbers
 
 
-def train_together(jobs: Sequence[StackJob], numbers: Any, *, timed: bool) -> None:
+def train_together(jobs: Sequence[StackJob], numbers: Any, *, timed: bool, room: Room | None) -> None:
     """Train jobs as one; what fails for all of them leaves all alone."""
     by_run = {id(job.run): job for job in jobs}
 
@@ -167,11 +173,16 @@ def train_together(jobs: Sequence[StackJob], numbers: Any, *, timed: bool) -> No
 
     record_stack(jobs)
     try:
-        fit_stack([StackMember(job.run, job.streams) for job in jobs], numbers, leave, timed=timed)
+        fit_stack([StackMember(job.run, job.streams) for job in jobs], numbers, leave, timed=timed, room=room)
     except Exception as error:  # noqa: BLE001  of the user's code under vmap, or memory
-        for job in jobs:
-            if job.status is None and job.fault is None:
-                job.apart = describe_failure_of_all(error)
+        leave_all([job for job in jobs if job.status is None and job.fault is None], error)
+
+
+def leave_all(jobs: Sequence[StackJob], error: Exception) -> None:
+    """Leave jobs apart because of what failed for all of them."""
+    for job in jobs:
+        job.apart = describe_failure_of_all(error)
+        job.fits = error.fits if isinstance(error, TooLargeError) else 0
 
 
 def describe_failure_of_all(error: Exception) -> str:

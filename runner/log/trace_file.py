@@ -4,7 +4,7 @@ A line has the step that it was written after. Facts of each step since the line
 `order` (hash of the sample indices), `weights_probe` and `gradient_probe` (hashes of a few weights before the update
 and of a few gradients), `data_probe` (where the samples are read one by one), `settings` of the optimizer. A log line
 adds `batch` and `drawn` (generators); a checkpoint adds `weights`, `optimizer` and `generators`; the start of a process
-adds `begin`.
+adds `begin`, which says whether it trains in a stack (`stacked`): no step is probed there, and a save adds nothing.
 """
 
 import base64
@@ -59,6 +59,14 @@ class RecordedTrace:
     def last(self) -> int:
         """The last step with a fact; 0 without one."""
         return max([0, *self.steps, *self.marks])
+
+    @property
+    def stacked_after(self) -> int | None:
+        """The step after which it trained in a stack for the first time; None where it always trained alone."""
+        begins = ((step, marks.get("begin")) for step, marks in self.marks.items())
+        return min(
+            (step for step, begin in begins if isinstance(begin, Mapping) and begin.get("stacked")), default=None
+        )
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Add the facts of a line.

@@ -19,7 +19,7 @@ from runner.sweep.jobs import Anew, PlannedJob, SweepPlan
 from runner.sweep.ledger import JobRecord, Ledger
 from runner.sweep.outcome import RESULT, describe_exit, read_json, read_outcome, read_place
 from runner.sweep.reconcile import decide, read_job_numbers, reconcile_row, remember_code
-from runner.sweep.stacks import Place, StackPlan
+from runner.sweep.stacks import Place, StackPlan, read_fitting
 
 CLOCK_SECONDS = 2.0  # by which the clock of a file system may be behind that of this process
 
@@ -160,7 +160,8 @@ class Controller:
         waiting = {asked.id: (asked, anew) for asked, anew in self._waiting}
         chosen = [waiting[job] for job in self._stacks.choose([*waiting], self._read_place)]
         specs = [self._plan.job(asked, self.rows[asked.id], anew, self._source.judge) for asked, anew in chosen]
-        job = specs[0] if len(specs) == 1 else self._plan.stack(specs, self._count)
+        share = self._stacks.count_slots(chosen[0][0].config)
+        job = specs[0] if len(specs) == 1 else self._plan.stack(specs, self._count, share)
         self._count += len(specs) > 1
         return chosen, job
 
@@ -222,9 +223,10 @@ class Controller:
                 self._end(event, asked.id)
         if not left:
             return
-        memory = "out of memory" in event.error
+        fits = read_fitting(event.error)
+        memory = "out of memory" in event.error or fits > 1
         alone = event.exit == EXIT_APART and not memory
-        self._stacks.part([asked.id for asked, _ in left], alone=alone)
+        self._stacks.part([asked.id for asked, _ in left], alone=alone, fits=fits)
         how = "alone" if alone or len(left) == 1 else "in smaller stacks"
         why = event.error or describe_exit(event.exit, event.cause)
         self._board.say(f"{len(left):,} jobs of a stack go on {how}: {why}")

@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from runner.config.check.check import Check
 from runner.config.identity import compute_replicate_id
+from runner.config.schema import Config
 from runner.core.errors import Mistake
 from runner.experiment.examine import Say, examine
 from runner.experiment.preflight import processes as processes_preflight
@@ -51,8 +53,16 @@ def examine_sweep(
         if plan.is_search and len(set(stacks.keys.values())) == 1:  # the corners of the space are of one architecture
             for number in range(len(checks), plan.settings.search.batch):
                 stacks.add(str(number), checks[0].config)
-        show([*stacks.describe()])
+        show([*stacks.describe(partial(try_group, trust=trust))])
     return mistakes
+
+
+def try_group(configs: list[Config], trust: tuple[str, ...]) -> tuple[str, str]:
+    """Try jobs as one model on a made-up batch; return why they cannot be, and else why that is not known."""
+    from runner.experiment.preflight.stack import try_stacking  # imports torch
+
+    found = try_stacking(configs, trust)
+    return found.reason, found.untried
 
 
 def examine_jobs(jobs: Sequence[Check], processes: int, say: Say = lambda _: None) -> list[Mistake]:

@@ -75,10 +75,11 @@ class JobSpec:
         processes: that train together, and in each a rank of `device.parallel`.
         cores: CPU cores that it takes, and `gpus` GPUs; `gpu` the index of one that the config asks for by name.
         timeout: seconds until it is stopped for good; None for ever.
-        memory: GiB that its processes may hold together; None without a limit of its own.
+        memory: GiB that its processes may hold together, as those of a stack; None without a limit of its own.
         judge: where it asks whether to stop as pruned; empty where there is nobody to ask.
         members: of a stack: the specifications of its jobs, as plain data; the stack's own `folder` is the first's.
         timed: whether the stack is compared with its jobs one after the other, and left where it is slower.
+        share: stacks that run at a time, and so share the memory.
     """
 
     id: str
@@ -98,6 +99,7 @@ class JobSpec:
     judge: str = ""
     members: list[dict[str, Any]] = field(default_factory=list)
     timed: bool = False
+    share: int = 1
 
 
 @dataclass(frozen=True)

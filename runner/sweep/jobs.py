@@ -103,17 +103,16 @@ class SweepPlan:
             **compute_resources(asked.config, self.settings.processes),
         )
 
-    def stack(self, jobs: Sequence[JobSpec], number: int) -> JobSpec:
-        """Make the specification of a stack of jobs, which one process trains."""
-        first, memory = jobs[0], self.settings.memory
+    def stack(self, jobs: Sequence[JobSpec], number: int, share: int) -> JobSpec:
+        """Make the specification of a stack of jobs; `share` stacks run at a time."""
         return replace(
-            first,
+            jobs[0],
             id=f"stack {number}",
             config={},
             unresolved="",
-            memory=None if memory is None else memory * len(jobs),
             members=[asdict(job) for job in jobs],
             timed=self.settings.vectorize == "auto",
+            share=share,
         )
 
 

@@ -1,6 +1,7 @@
 """Plan of stacks: jobs that train as one model with a leading dimension, and why others do not."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ class StackPlan:
         most: of each job that has left a stack: the most jobs that its next one may have.
         sizes: of the stacks of a group: by its key, the most jobs that it may have, and where it stands.
         alone: keys of groups whose jobs cannot be together, or are slower so.
+        fitting: of groups whose stacks were too large for the memory: by key, the most jobs that one may have.
         reasons: of jobs that join none: key and reason → how many.
     """
 
@@ -74,6 +76,7 @@ class StackPlan:
     most: dict[str, int] = field(default_factory=dict)
     sizes: dict[tuple[str, int, Place], int] = field(default_factory=dict)
     alone: set[str] = field(default_factory=set)
+    fitting: dict[str, int] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
 
     def add(self, job: str, config: Config) -> None:
@@ -87,6 +90,8 @@ class StackPlan:
             self.keys[job] = compute_stack_id(to_resolved_data(config))
             self.configs[job] = config
             self.sizes.clear()  # the next batch of a search has jobs of its own
+            if self.keys[job] in self.fitting:
+                self.most[job] = self.fitting[self.keys[job]]
             if self.keys[job] in self.alone:
                 self.most[job] = 1
 
@@ -120,7 +125,7 @@ class StackPlan:
         place = (key, most, where)
         if place not in self.sizes:  # of all that wait at first: those that are left fill the last slot
             slots = 1 if step and stack else self.count_slots(self.configs[first])
-            self.sizes[place] = compute_stack_size(len(alike), slots)
+            self.sizes[place] = compute_stack_size(len(alike), slots, most)
         size = min(self.sizes[place], most)
         return alike[:size] if size >= (self.least if most == MOST_JOBS else 2) else [first]
 
@@ -137,18 +142,28 @@ class StackPlan:
             return 1
         return max(1, memory_limit.count_cores() // max(1, config.device.threads))
 
-    def part(self, jobs: Sequence[str], *, alone: bool) -> None:
+    def part(self, jobs: Sequence[str], *, alone: bool, fits: int = 0) -> None:
         """Let jobs that have left a stack without an end try again: alone, or in stacks of half the size.
 
-        Where they cannot be together or are slower so, that holds for all jobs like them.
+        Where they cannot be together or are slower so, that holds for all jobs like them; so does what the memory holds
+        of them, which is `fits` where that was found out beforehand.
         """
-        alike = {self.keys[job] for job in jobs} if alone else set()
-        self.alone |= alike
-        for job in [*jobs, *(job for job, key in self.keys.items() if key in alike)]:
-            self.most[job] = 1 if alone else math.ceil(len(jobs) / 2)
+        keys = {self.keys[job] for job in jobs}
+        alike = [job for job, key in self.keys.items() if key in keys]
+        if alone:
+            self.alone |= keys
+            self.most |= dict.fromkeys(alike, 1)
+        elif fits:
+            self.fitting |= dict.fromkeys(keys, fits)
+            self.most |= {job: min(fits, self.most.get(job, fits)) for job in alike}
+        else:
+            self.most |= dict.fromkeys(jobs, math.ceil(len(jobs) / 2))
 
-    def describe(self) -> Iterator[str]:
-        """Yield lines that say which jobs train as one, and for the others why not."""
+    def describe(self, try_group: Callable[[list[Config]], tuple[str, str]] = lambda _: ("", "")) -> Iterator[str]:
+        """Yield lines that say which jobs train as one, and for the others why not.
+
+        `try_group` tries the jobs of a group as one; it returns why they cannot be, and else why that is not known.
+        """
         groups: dict[str, list[str]] = {}
         for job, key in self.keys.items():
             groups.setdefault(key, []).append(job)
@@ -159,7 +174,13 @@ class StackPlan:
                 few += len(jobs)
                 continue
             each = f", {size:,} in each of {math.ceil(len(jobs) / size):,} processes" if size < len(jobs) else ""
+            reason, untried = try_group([self.configs[job] for job in jobs])
+            if reason:
+                yield f"vectorize: {len(jobs):,} jobs alone: {reason}"
+                continue
             yield f"vectorize: {len(jobs):,} jobs train as one model{each}"
+            if untried:
+                yield f"vectorize: whether torch can map the model is not known before the first batch: {untried}"
         if few and len(self.keys) > 1:
             yield f"vectorize: {few:,} jobs alone: fewer than {self.least} of one architecture for a slot"
         for reason, count in self.reasons.items():
@@ -168,10 +189,24 @@ class StackPlan:
             yield f"vectorize: all jobs alone: {reason}"
 
 
-def compute_stack_size(jobs: int, slots: int) -> int:
-    """Compute the size of a stack: an equal share for each slot, MOST_JOBS at most."""
+def compute_stack_size(jobs: int, slots: int, most: int = MOST_JOBS) -> int:
+    """Compute the size of a stack: an equal share for each slot, `most` at most."""
     share = math.ceil(jobs / slots)
-    return math.ceil(share / math.ceil(share / MOST_JOBS))
+    return math.ceil(share / math.ceil(share / most))
+
+
+_FITS = re.compile(r"memory: .*: (\d+) fits? at a time")
+
+
+def describe_fitting(reason: str, fits: int) -> str:
+    """Describe why a stack was too large, with the jobs that fit; see `read_fitting`."""
+    return f"{reason}: {fits} fit{'s' * (fits == 1)} at a time"
+
+
+def read_fitting(said: str) -> int:
+    """Read how many jobs fit into the memory, from what a stack has said; 0 where that is not the reason."""
+    found = _FITS.search(said)
+    return int(found[1]) if found else 0
 
 
 def explain_job_apart(config: Config) -> str:

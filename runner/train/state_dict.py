@@ -80,7 +80,8 @@ def restore(run: Run, saved: dict[str, Any], rescheduled: Iterable[str] = ()) ->
 
 def _collect_generators(run: Run) -> dict[str, Any]:
     """Collect the random generator state; `ranks` holds that of the other processes (from 1 on)."""
-    states: list[dict[str, Any]] = run.team.gather(rng.get_state())
+    own = run.session.streams
+    states: list[dict[str, Any]] = run.team.gather(rng.get_state() if own is None else own)
     return states[0] | ({"ranks": states[1:]} if states[1:] else {})
 
 

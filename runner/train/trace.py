@@ -70,6 +70,8 @@ class NoTrace:
 class Trace(NoTrace):
     """Trace of a run under way: facts of its steps since the last line that was written."""
 
+    kind: Mapping[str, Any] = {}  # what its beginning says of the training to come
+
     def __init__(self) -> None:
         self.step, self.place, self.seen, self.due = 0, (0, 0), 0, 0
         self.order: OrderTrace | None = None
@@ -88,7 +90,7 @@ class Trace(NoTrace):
             groups = run.optimizer.param_groups
             settings.append([groups[group][name] for group, name in names])
             if self.data is not None:
-                self.data.append([_take_data_probe(tensor) for tensor in iterate_tensors(batch)])
+                self.data.append([take_data_probe(tensor) for tensor in iterate_tensors(batch)])
             if progress.step + 1 == self.due:
                 self.take(run, batch)
             yield batch
@@ -116,7 +118,7 @@ class Trace(NoTrace):
         weights = run.layout.whole(run.model.state_dict())
         facts: dict[str, Any] = {"config": pack_config(run.config), "weights": hash_tree(weights)}
         facts |= {"optimizer": hash_tree(run.layout.whole(run.optimizer.state_dict())["state"])}
-        facts |= {"generators": hash_saved_generators(rng.get_state())}
+        facts |= {"generators": hash_saved_generators(rng.get_state()), **self.kind}
         if progress.step == run.rhythm.first_step and len(weights) <= MOST_NAMED:
             tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
             facts["tensors"] = {
@@ -285,12 +287,12 @@ def _take_first_number(tensor: Tensor) -> Tensor:
     return tensor.detach().as_strided((1,), (1,), tensor.storage_offset())
 
 
-def _take_data_probe(tensor: Tensor) -> Any:
+def take_data_probe(tensor: Tensor) -> Any:
     """Hash a member of a batch on the CPU; of a large one, or one on a device, give the sum, unread."""
     if not is_strided(tensor):
         return 0
     if tensor.is_complex():
-        return _take_data_probe(torch.view_as_real(tensor.resolve_conj()))
+        return take_data_probe(torch.view_as_real(tensor.resolve_conj()))
     if tensor.device.type == "cpu" and tensor.nbytes <= PROBED_BYTES:
         return hash_tensor(tensor)
     return tensor.sum(dtype=torch.float64 if tensor.is_floating_point() else None)

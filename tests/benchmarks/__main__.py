@@ -38,6 +38,7 @@ GROUPS = [
     "trace",
     "recipe",
     "vectorized",
+    "auto",
 ]
 EPOCHS = 40  # of the default experiment, and so of its peers
 
@@ -242,15 +243,32 @@ VECTORIZED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def sweep_of_32(vectorize: str, *overrides: str) -> Callable[[Path], float]:
-    """Seconds of a whole sweep of 32 jobs, eight seeds of four learning rates, with both cores."""
+RATES = ("optimizer.lr=0.02,0.05,0.1,0.2", "sweep.seeds=8")
+
+# The shipped experiments that need no download, and what makes their jobs short; 16 seeds of each.
+AUTO: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("digits_mlp", "digits_cnn", "digits_conv1", "digits_lenet", "digits_frozen_embedding", "digits_gan"),
+        ("train.duration=5ep",),
+    ),
+    "digits_data_parallel": ("train.duration=5ep",),
+    "dynamic_net": (),
+    "minimise": (),
+    "synthetic": ("train.duration=60st",),
+    "text_classifier": ("train.duration=1ep",),
+    "segmentation": ("train.duration=2st", "dataset.limit=64"),
+    "detection": ("train.duration=2st", "dataset.limit=32"),
+}
+
+
+def sweep_of(vectorize: str, *overrides: str) -> Callable[[Path], float]:
+    """Seconds of a whole sweep, with both cores."""
 
     def measure(folder: Path) -> float:
         place = folder / vectorize
         place.mkdir()
-        line = ["device.type=cpu", "optimizer.lr=0.02,0.05,0.1,0.2", "sweep.seeds=8", f"sweep.vectorize={vectorize}"]
         start = time.monotonic()
-        command(["-m", "runner", "-m", *overrides, *line], place)
+        command(["-m", "runner", "-m", *overrides, "device.type=cpu", f"sweep.vectorize={vectorize}"], place)
         return time.monotonic() - start
 
     return measure
@@ -304,12 +322,24 @@ def rows(peers: Path) -> list[Row]:
                 "vectorized",
                 name,
                 "s",
-                sweep_of_32("on", *overrides),
-                sweep_of_32("off", *overrides),
+                sweep_of("on", *overrides, *RATES),
+                sweep_of("off", *overrides, *RATES),
                 target,
                 more=False,
             )
             for name, (target, *overrides) in VECTORIZED.items()
+        ),
+        *(
+            Row(
+                "auto",
+                name,
+                "s",
+                sweep_of("auto", f"experiment={name}", "sweep.seeds=16", *overrides),
+                sweep_of("off", f"experiment={name}", "sweep.seeds=16", *overrides),
+                1 / 0.95,
+                more=False,
+            )
+            for name, overrides in AUTO.items()
         ),
         Row("resume", "resume at an epoch's last batch", "s", resumed_at(2157), resumed_at(1079), 1.05, more=False),
     ]

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from runner.config.schema import Config, Sweep
 from runner.core.exit_status import EXIT_APART, EXIT_DONE, EXIT_STOPPED
 from runner.sweep.executors.stack_attempt import run_stack_attempt
 from runner.sweep.interfaces import JobSpec
-from runner.sweep.stacks import StackPlan
-from runner.train import pauses
-from tests.support import read_result
+from runner.sweep.stacks import StackPlan, describe_fitting, read_fitting
+from runner.train.vectorized.loop import StackTraining
+from tests.support import read_result, write_files
 
 COMMON = (
     "experiment=digits_mlp",
@@ -134,6 +134,16 @@ def test_a_later_batch_fills_stacks_of_its_own_and_knows_what_cannot_be_mapped()
     assert sizes == [[1, 1, 1], [4], [1]]
 
 
+def test_jobs_that_the_memory_does_not_hold_go_on_in_equal_stacks_that_fit():
+    """Also those that come later, and not only those that were refused."""
+    plan = make_plan([[f"seed={seed}"] for seed in range(4)], slots=1)
+    plan.part(["0", "1"], alone=False, fits=read_fitting(describe_fitting("memory: 4 jobs hold 3 GiB", 3)))
+    sizes = choose_all(plan, 4)
+    plan.add("4", make_config("seed=4"))
+
+    assert (sizes, plan.most["4"]) == ([2, 2], 3)
+
+
 def test_jobs_of_one_stack_go_on_together():
     """Whoever was together stays together, whatever the slots."""
     plan = make_plan([[f"seed={seed}"] for seed in range(8)])
@@ -177,21 +187,31 @@ def read_hashes(name: str) -> list[str]:
 def test_a_stack_gives_the_same_again_also_when_it_was_stopped(folder, monkeypatch):
     """Stopped after some steps and continued, the weights are those of the undisturbed stack, to the bit."""
     assert run_stack_attempt(make_spec("whole", *POINTS)) == (EXIT_DONE, "")
-    iterate = pauses.iterate_batches
+    take = StackTraining.take_step
 
-    def stop(run: Any) -> Iterator[Any]:
-        for batch in iterate(run):
-            if run.progress.step == 6 and run.seed == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
+    def stop(training: StackTraining) -> None:
+        if training.members[0].run.progress.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        take(training)
 
-    monkeypatch.setattr(pauses, "iterate_batches", stop)
+    monkeypatch.setattr(StackTraining, "take_step", stop)
     assert run_stack_attempt(make_spec("cut", *POINTS))[0] == EXIT_STOPPED
-    monkeypatch.setattr(pauses, "iterate_batches", iterate)
+    monkeypatch.setattr(StackTraining, "take_step", take)
     assert [read_result(Path(f"cut_{number}"))["status"] for number in range(3)] == ["interrupted"] * 3
     assert run_stack_attempt(make_spec("cut", *POINTS)) == (EXIT_DONE, "")
 
     assert read_hashes("cut") == read_hashes("whole")
+
+
+def test_a_stack_that_does_not_fit_is_split_before_it_trains(folder, monkeypatch):
+    """By `sweep.memory`, of which the process holds all but 2.5 MiB already; the jobs have no result."""
+    monkeypatch.setattr("runner.sweep.executors.memory_limit.measure_resident", lambda *_: 2**30 - 5 * 2**19)
+    spec = asdict(make_spec("large", *POINTS))
+    status, reason = run_stack_attempt(JobSpec(**{**spec, "memory": 1.0}))
+
+    assert (status, read_fitting(reason)) == (EXIT_APART, 2), reason
+    assert reason.startswith("memory: 3 jobs would hold about ")
+    assert not Path("large_0/result.json").exists()
 
 
 def test_a_slower_stack_is_left_and_says_so(folder, monkeypatch):
@@ -206,3 +226,75 @@ def test_a_slower_stack_is_left_and_says_so(folder, monkeypatch):
         "sweep.vectorize: 3 jobs take 1e+03 ms a step as one, 300 ms one after the other",
     )
     assert not Path("slow_0/result.json").exists()
+
+
+# ---- what `check -m` tries
+
+OWN = """
+import random
+
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, kind="plain", scale=1.0, p=0.1):
+        super().__init__()
+        self.kind, self.scale, self.drop = kind, scale, nn.Dropout(p)
+        self.first = nn.utils.spectral_norm(nn.Linear(64, 8)) if kind == "spectral" else nn.Linear(64, 8)
+        self.inner = nn.Sequential(Branch()) if kind == "branch" else nn.LSTM(8, 8) if kind == "lstm" else nn.Identity()
+        self.last = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.inner(self.drop(self.first(x.flatten(1))))
+        x = self.last(x[0] if self.kind == "lstm" else x)
+        return x * (random.random() if self.kind == "draws" else self.scale if self.kind == "scaled" else 1)
+
+
+class Branch(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+"""
+TRIED = {
+    "plain": ("jobs train as one model\n", "+model.p=0.1,0.5"),
+    "branch": ("jobs alone: model: `inner.0` (Branch) cannot be mapped over jobs", "seed=0,1"),
+    "lstm": ("jobs alone: model: `inner` (LSTM) cannot be mapped over jobs", "seed=0,1"),
+    "draws": ("jobs alone: model: its step draws from Python's generator", "seed=0,1"),
+    "scaled": (
+        "jobs alone: model: `model` (Net) cannot be mapped over jobs (PerJobNumberError",
+        "+model.scale=1.0,2.0",
+    ),
+    "spectral": ("jobs alone: model: `first` computes its weights by itself", "seed=0,1"),
+}
+
+
+@pytest.mark.parametrize("kind", TRIED)
+def test_a_check_tries_two_jobs_as_one_on_a_made_up_batch(kind, folder, runner, monkeypatch):
+    """It names the module and why, touches no data, and writes nothing."""
+    said, swept = TRIED[kind]
+    write_files(folder, {"own.py": OWN, "conf/model/own.yaml": "_target_: own.Net\n"})
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    line = ("experiment=null", "model=own", f"+model.kind={kind}", swept, "sweep.slots=1")
+    ran = runner("check", "-m", *line, "sweep.vectorize=on", "device.type=cpu")
+
+    assert ran.out.startswith("vectorize: 2 " + said), ran.out
+    assert ran.status == 0
+    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["own.py", "own.yaml"]
+
+
+UNTRIED = (
+    "vectorize: whether torch can map the model is not known before the first batch: "
+    "without data there is no batch to try"
+)
+
+
+def test_a_check_says_what_only_the_first_batch_shows(runner):
+    """The dataset states no sample, so that no batch can be made up."""
+    line = ("experiment=digits_mlp", "dataset.sample=null", "sweep.seeds=2", "sweep.slots=1", "sweep.vectorize=on")
+    plan = runner("check", "-m", *line).out.splitlines()
+
+    assert plan[:2] == [
+        "vectorize: 2 jobs train as one model",
+        UNTRIED,
+    ]

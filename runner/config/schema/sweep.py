@@ -45,7 +45,7 @@ class Sweep:
     vectorize: Literal["auto", "on", "off"] = "off"
     # Seconds that one attempt of a job may take.
     timeout: float | None = make_field(None, above=0)
-    # GiB that the processes of a job may hold together.
+    # GiB that the processes of a job may hold together; jobs that train as one model share it (`sweep.vectorize`).
     memory: float | None = make_field(None, above=0)
     # Failed jobs to try again when the same line is given again. machine: those that the machine ended (killed, out of
     # memory, timed out, lost); all; none.

@@ -6,7 +6,7 @@ from typing import Any
 
 from runner.config.check.check import to_resolved_data
 from runner.experiment.record.state_differences import StateDifference
-from runner.experiment.replay.comparison import AFTER, TraceDifference, list_names
+from runner.experiment.replay.comparison import AFTER, OF_GENERATORS, TraceDifference, list_names
 from runner.experiment.replay.source import ConfigChange, ReplaySource
 from runner.log.trace_file import RecordedTrace
 
@@ -20,9 +20,6 @@ UNKNOWN = "something that the record has no trace of"
 
 
 _OF_DATA, _OF_UPDATE = ("dataset", "transform", "loader"), ("optimizer", "scheduler", "param_groups")
-
-
-OF_GENERATORS = ("drawn", "generators")
 
 
 # First words of the keys, or kinds of state, that can be behind a phase.

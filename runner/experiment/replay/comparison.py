@@ -1,5 +1,6 @@
 """Comparison of two traces, step by step: what differs first, and what else differs soon after."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,16 @@ from runner.log.trace_file import RecordedTrace, StepFacts, match_bits
 AFTER = ("drawn", "weights", "optimizer", "ema", "generators")  # what there is after the step
 
 
+OF_GENERATORS = ("drawn", "generators")
+
+
 MOST_TOLD = 5  # names in one text
+
+
+WITHIN = 1e-4  # of a loss, by which a step of a stack may differ from that of the job alone
+
+
+NEAR_ZERO = 1e-7  # by which a number may differ that is zero but for rounding
 
 
 @dataclass(frozen=True)
@@ -33,32 +43,48 @@ class TraceDifference:
 
 
 def compare_steps(before: RecordedTrace, now: RecordedTrace, first: int, last: int) -> Iterator[TraceDifference]:
-    """Compare the facts of steps `first` to `last` that both traces know, in the order of a step."""
+    """Compare the facts of steps `first` to `last` that both traces know, in the order of a step.
+
+    Where the first trace is of a stack, losses are compared within rounding, and weights are not compared.
+    """
     for step in range(first, last + 1):
-        yield from _compare_step(before, now, step)
+        yield from _compare_step(before, now, step, rounded=is_rounded(before, step))
 
 
-def _compare_step(before: RecordedTrace, now: RecordedTrace, step: int) -> Iterator[TraceDifference]:
+def is_rounded(recorded: RecordedTrace, step: int) -> bool:
+    """Return whether the numbers of a step are known within rounding alone, as in a stack and after it."""
+    return recorded.stacked_after is not None and step > recorded.stacked_after
+
+
+def match_numbers(one: float, other: float, *, rounded: bool) -> bool:
+    """Return whether two numbers have the same bits, or those of a stack are as near as rounding."""
+    return match_bits(one, other) or (rounded and math.isclose(one, other, rel_tol=WITHIN, abs_tol=NEAR_ZERO))
+
+
+def _compare_step(before: RecordedTrace, now: RecordedTrace, step: int, *, rounded: bool) -> Iterator[TraceDifference]:
     old, new = before.marks.get(step, {}), now.marks.get(step, {})
     facts = before.steps.get(step), now.steps.get(step)
     if facts[0] is not None and facts[1] is not None:
-        yield from _compare_facts(step, facts[0], facts[1], old.get("batch"), new.get("batch"))
-    for name in AFTER:
+        batches = old.get("batch"), new.get("batch")
+        yield from _compare_facts(step, facts[0], facts[1], *batches, rounded=rounded)
+    for name in AFTER if not rounded else OF_GENERATORS:
         if (names := find_other_names(old.get(name), new.get(name))) is not None:
             yield TraceDifference(step, name, names)
 
 
-def _compare_facts(step: int, was: StepFacts, now: StepFacts, batch: Any, new_batch: Any) -> Iterator[TraceDifference]:
+def _compare_facts(
+    step: int, was: StepFacts, now: StepFacts, batch: Any, new_batch: Any, *, rounded: bool
+) -> Iterator[TraceDifference]:
     for name in was.settings.keys() & now.settings.keys():
         if not match_bits(was.settings[name], now.settings[name]):
             yield TraceDifference(step, "settings", (name,), was.settings[name], now.settings[name])
     yield from _compare_hashes(step, was, now, "order")
     if (names := find_other_names(batch, new_batch)) is not None:
         yield TraceDifference(step, "batch", names)
-    yield from _compare_hashes(step, was, now, "data_probe", "weights_probe")
-    if was.loss is not None and now.loss is not None and not match_bits(was.loss, now.loss):
+    yield from _compare_hashes(step, was, now, "data_probe", *([] if rounded else ["weights_probe"]))
+    if was.loss is not None and now.loss is not None and not match_numbers(was.loss, now.loss, rounded=rounded):
         yield TraceDifference(step, "loss", (), was.loss, now.loss)
-    yield from _compare_hashes(step, was, now, "gradient_probe")
+    yield from _compare_hashes(step, was, now, *([] if rounded else ["gradient_probe"]))
 
 
 def _compare_hashes(step: int, was: StepFacts, now: StepFacts, *names: str) -> Iterator[TraceDifference]:

@@ -16,10 +16,11 @@ from runner.experiment.record.record_file import RECORD_SUFFIX, read_record_file
 from runner.experiment.record.result import collect_provenance, hash_weights
 from runner.experiment.record.state_differences import StateDifference, find_state_differences, find_unknown_parts
 from runner.experiment.replay.causes import DATA, EVALUATION, UNKNOWN, Divergence, explain, find_phase
+from runner.experiment.replay.comparison import WITHIN, is_rounded, match_numbers
 from runner.experiment.replay.operators import find_operator
 from runner.experiment.replay.source import ConfigChange, ReplaySource, load_checkpoint, open_source
 from runner.experiment.replay.train_again import Replayed, prepare_again, train_on
-from runner.log.trace_file import RecordedTrace, match_bits
+from runner.log.trace_file import RecordedTrace
 from runner.train import evaluation
 from runner.train.state import Run
 
@@ -32,7 +33,7 @@ class ReplayAnswer:
 
     Attributes:
         name: the record, as it was given.
-        same: whether all that was compared is bitwise the same.
+        same: whether all that was compared is bitwise the same, or, of a run in a stack, within rounding.
         first: the step that the replay began after.
         last: the last step that was compared.
         before: what differs from the record before anything runs.
@@ -40,6 +41,7 @@ class ReplayAnswer:
         missing: what the record lacks, and what follows from it.
         notes: what else is to be said.
         finding: the first difference.
+        rounded: whether the run trained in a stack, so that its losses are compared within rounding.
     """
 
     name: str
@@ -51,6 +53,7 @@ class ReplayAnswer:
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     finding: Divergence | None = None
+    rounded: bool = False
 
     def describe(self) -> str:
         """Describe the answer in one sentence or two."""
@@ -58,7 +61,13 @@ class ReplayAnswer:
             return self.finding.describe()
         if self.last <= self.first:
             return "No step was compared: the record knows none, or --steps and --from leave none."
-        return f"Steps {self.first + 1:,} to {self.last:,} are bitwise the same."
+        steps = f"Steps {self.first + 1:,} to {self.last:,}"
+        if self.rounded:
+            return (
+                f"{steps} agree within {WITHIN:g} of each loss, with bitwise the same order of samples. The run "
+                "trained in a stack, and the replay alone: their sums have another order, so the last bits differ."
+            )
+        return f"{steps} are bitwise the same."
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data for `--json`."""
@@ -71,6 +80,7 @@ class ReplayAnswer:
             "config": [one.as_json() for one in self.config],
             "missing": self.missing,
             "notes": self.notes,
+            **({"within": WITHIN} if self.rounded else {}),
         }
         found = self.finding
         if found is not None:
@@ -114,6 +124,7 @@ def replay_source(
     answer = ReplayAnswer(source.name, first=start or 0, missing=list(source.missing))
     saved = None if start is None else load_checkpoint(source, start)
     until = _find_end(source, answer, steps)
+    answer.rounded = is_rounded(source.trace, until)
     folder = source.folder or Path(source.name)
     with diagnosis.convert_record_errors(folder), prepare_again(source.config, trust, saved, source.settings) as run:
         _compare_states(source, answer, run, say)
@@ -129,6 +140,11 @@ def replay_source(
     if answer.finding is not None:
         if answer.finding.phase != EVALUATION:
             _look_closer(source, answer, replayed, trust, saved)
+        if is_rounded(source.trace, answer.finding.step) and not answer.finding.remark:
+            answer.finding.remark = (
+                f"The run trained in a stack and the replay alone, so they agree within rounding: {WITHIN:g} of a loss "
+                "is allowed, but rounding grows with the steps."
+            )
         explain(answer.finding, source, answer.before, answer.config)
         answer.last = max(answer.first, answer.finding.step - 1)
     elif replayed.error:
@@ -185,7 +201,8 @@ def _compare_values(source: ReplaySource, answer: ReplayAnswer, replayed: Replay
     steps = sorted({step for known, _ in recorded for step in known})
     for step in steps:
         for known, now in recorded:
-            if (found := _find_other_values(step, known.get(step, {}), now.get(step, {}))) is not None:
+            rounded = is_rounded(source.trace, step)
+            if (found := _find_other_values(step, known.get(step, {}), now.get(step, {}), rounded=rounded)) is not None:
                 if not source.trace.steps:
                     found.since = max([answer.first, *(earlier for earlier in steps if earlier < step)])
                 answer.finding, answer.same = found, False
@@ -194,7 +211,8 @@ def _compare_values(source: ReplaySource, answer: ReplayAnswer, replayed: Replay
     if run.progress.step != source.result.get("steps") or source.boundary is not None or replayed.error:
         return
     weights = source.result.get("weights_sha256")
-    if weights is not None and weights != hash_weights(run.layout.whole(run.model.state_dict())):
+    rounded = is_rounded(source.trace, run.progress.step)
+    if not rounded and weights is not None and weights != hash_weights(run.layout.whole(run.model.state_dict())):
         answer.finding = Divergence(run.progress.step, UNKNOWN, "the final weights differ", since=answer.first)
         answer.same = False
         return
@@ -202,18 +220,22 @@ def _compare_values(source: ReplaySource, answer: ReplayAnswer, replayed: Replay
     values = dict(run.progress.last)
     if isinstance(final, Mapping) and "test" in run.splits:
         values |= evaluation.evaluate_and_show(run, "test") or {}
-    if isinstance(final, Mapping) and (found := _find_other_values(run.progress.step, final, values)) is not None:
+    if not isinstance(final, Mapping):
+        return
+    if (found := _find_other_values(run.progress.step, final, values, rounded=rounded)) is not None:
         answer.finding, answer.same = found, False
 
 
-def _find_other_values(step: int, was: Mapping[str, Any], now: Mapping[str, Any]) -> Divergence | None:
+def _find_other_values(
+    step: int, was: Mapping[str, Any], now: Mapping[str, Any], *, rounded: bool
+) -> Divergence | None:
     other = []
     for name in was:
         try:
             old, new = float(was[name]), float(now[name])
         except (KeyError, TypeError, ValueError):
             continue
-        if not match_bits(old, new):
+        if not match_numbers(old, new, rounded=rounded):
             other.append(f"{name} was {old:.9g}, is {new:.9g}")
     if not other:
         return None

@@ -3,14 +3,18 @@
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 from runner.core.errors import ConfigError
 from runner.core.exit_status import EXIT_APART, EXIT_DONE, EXIT_FAILED
 from runner.core.safe_io import open_regular
+from runner.sweep.executors import memory_limit
 from runner.sweep.executors.attempt import prepare_task, wait_for_the_last_attempt
 from runner.sweep.interfaces import OUTPUT, JobSpec
+from runner.sweep.stacks import describe_fitting
 
 MOST_REASONS = 5  # of different jobs, in one message
+LEFT = 0.05  # of the memory is left to others: with less than 0.03 the largest job is killed
 
 
 def run_stack_attempt(spec: JobSpec) -> tuple[int, str]:
@@ -39,13 +43,34 @@ def run_stack_attempt(spec: JobSpec) -> tuple[int, str]:
             if task is not None:
                 handle = open_regular(folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 jobs.append(StackJob(task, files.enter_context(os.fdopen(handle, "a"))))
-        train_stack(jobs, timed=spec.timed)
+        train_stack(jobs, timed=spec.timed, room=lambda device: measure_room(spec, device))
     for job in jobs:
         if job.status is None:
-            reasons[job.apart or "it was not reached"] = None
+            reason = job.apart or "it was not reached"
+            reasons[describe_fitting(reason, job.fits) if job.fits else reason] = None
         else:
             statuses.append(job.status)
     if reasons:
         return EXIT_APART, "; ".join([*reasons][:MOST_REASONS])
     worst = max(statuses, key=lambda status: (status == EXIT_FAILED, status))
     return worst, ""
+
+
+def measure_room(spec: JobSpec, device: Any) -> int | None:
+    """Measure the bytes that the tensors of a stack may take; None where nobody knows.
+
+    Of what is free each stack that runs at a time has a share; `sweep.memory` is of all that a process holds.
+    """
+    if device.type == "cuda":
+        import torch
+
+        free = torch.cuda.mem_get_info(device)[0]
+        return int((free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)) / spec.share)
+    known = memory_limit.measure_available()
+    if known is None:
+        return None
+    available, total = known
+    room = int((available - LEFT * total) / spec.share)
+    if spec.memory is not None:
+        room = min(room, int(spec.memory * 2**30) - memory_limit.measure_resident(os.getpid(), []))
+    return room

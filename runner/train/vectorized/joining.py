@@ -36,11 +36,9 @@ def explain_apart(run: Run) -> Apart | None:
     kind = type(run.optimizer)
     name = f"{kind.__module__}.{kind.__qualname__}"
     config = run.config
-    stateful = [which for which in ("step", "loss") if _has_state(getattr(run, which))]
     reasons = {
         "optimizer": (kind not in KINDS, f"{name} has no form with a setting per job"),
-        "step": (type(run.update) not in STEPS or "step" in stateful, "the step updates the weights or a state itself"),
-        "loss": ("loss" in stateful, "the loss has a state of its own"),
+        "step": (type(run.update) not in STEPS, "the step updates the weights itself"),
         "device.precision": (run.scaler is not None, "fp16 scales the loss of each job by a factor of its own"),
         "device.compile": (bool(config["device"]["compile"]), "a compiled model cannot be mapped by torch.vmap"),
         "device.parallel": (run.team.world > 1 or run.update.net is not run.model, "several devices train it"),
@@ -51,10 +49,14 @@ def explain_apart(run: Run) -> Apart | None:
         "loader.bad_samples": (config["loader"]["bad_samples"] != "error", "batches would differ in their size"),
         "loader.sampler": (run.splits["train"].sampler is not None, "a sampler of the user has an order of its own"),
     }
-    return next((Apart(key, why) for key, (holds, why) in reasons.items() if holds), _explain_settings(run))
+    return next((Apart(key, why) for key, (holds, why) in reasons.items() if holds), explain_parts(run))
 
 
-def _explain_settings(run: Run) -> Apart | None:
+def explain_parts(run: Run) -> Apart | None:
+    """Explain by model, loss, step and optimizer why a run cannot be in any stack; None where it can."""
+    stateful = next((which for which in ("step", "loss") if _has_state(getattr(run, which))), None)
+    if stateful is not None:
+        return Apart(stateful, "it has a state of its own, which is no module's")
     for group in run.optimizer.param_groups:
         for name in ("differentiable", "capturable"):
             if group.get(name):
@@ -113,13 +115,18 @@ def find_difference(runs: Sequence[Run]) -> tuple[dict[tuple[str, str], tuple[fl
     first = runs[0]
     reasons: list[Apart | None] = [None, *(_compare(first, run) for run in runs[1:])]
     together = [run for run, reason in zip(runs, reasons, strict=True) if reason is None]
+    return find_numbers(together), reasons
+
+
+def find_numbers(runs: Sequence[Run]) -> dict[tuple[str, str], tuple[float, ...]]:
+    """Find the numbers in which the modules of alike runs differ, see `find_difference`."""
     numbers: dict[tuple[str, str], tuple[float, ...]] = {}
-    each = [dict(_iterate_numbers(run)) for run in together]
+    each = [dict(_iterate_numbers(run)) for run in runs]
     for place in each[0]:
         values = tuple(own[place] for own in each)
         if any(value != values[0] and not (math.isnan(value) and math.isnan(values[0])) for value in values):
             numbers[place] = values
-    return numbers, reasons
+    return numbers
 
 
 def _compare(first: Run, run: Run) -> Apart | None:

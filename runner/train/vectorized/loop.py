@@ -10,12 +10,16 @@ from runner.train import pauses
 from runner.train.finite import find_non_finite
 from runner.train.loss_weights import is_summed, read_kind
 from runner.train.optimizer_step.accumulated import combine_outcomes, detach_small, find_weight, get_reference
-from runner.train.state import Run
-from runner.train.trace import NoTrace
-from runner.train.vectorized.evaluation import StackEvaluation
+from runner.train.state import Losses, Run
+from runner.train.vectorized.alike import AlikeJobs
+from runner.train.vectorized.batches_ahead import BatchesAhead, StackedBatch
+from runner.train.vectorized.evaluation import StackEvaluation, count_together
 from runner.train.vectorized.held_saves import HeldCheckpoints, SaveClock
+from runner.train.vectorized.memory import Room, refuse_large_step
 from runner.train.vectorized.optimizers import StackedClipping, make_stacked_optimizer
-from runner.train.vectorized.stack import Stack, UnequalJobsError, split_rows, suppress_rule_warnings
+from runner.train.vectorized.outcomes import StackOutcomes
+from runner.train.vectorized.stack import Stack, UnequalJobsError, split_rows, stack_batches, suppress_rule_warnings
+from runner.train.vectorized.trace import StackTraces, make_stack_trace
 from runner.train.vectorized.trial import refuse_draws, try_stack
 
 LARGE = frozenset({"output", "target"})  # outputs of a micro-batch that are not kept
@@ -39,7 +43,9 @@ class StackMember:
     coming: Iterator[Any] | None = field(default=None, repr=False)
 
 
-def fit_stack(members: Sequence[StackMember], numbers: Any, leave: Leave, *, timed: bool = False) -> None:
+def fit_stack(
+    members: Sequence[StackMember], numbers: Any, leave: Leave, *, timed: bool = False, room: Room | None = None
+) -> None:
     """Train runs that stand at one step, each to its end or until it stops.
 
     Args:
@@ -48,6 +54,7 @@ def fit_stack(members: Sequence[StackMember], numbers: Any, leave: Leave, *, tim
         leave: called as `leave(run, error)` when a job has left the stack: done, stopped, or with what it failed of.
             Its tensors are its own by then.
         timed: whether jobs that are slower as one are refused.
+        room: measures the memory that their steps may take.
 
     Raises:
         ApartError: a trial on the first batch speaks against the stack; nothing was learnt.
@@ -56,7 +63,7 @@ def fit_stack(members: Sequence[StackMember], numbers: Any, leave: Leave, *, tim
     with suppress_rule_warnings():
         training = StackTraining(members, numbers, leave)
         training.begin()
-        training.rehearse(timed=timed)
+        training.rehearse(timed=timed, room=room)
         while training.members:
             training.take_step()
             training.pause_where_due()
@@ -70,11 +77,13 @@ class StackTraining:
         runs = [member.run for member in members]
         first = runs[0]
         self.saves = SaveClock()
-        for run in runs:  # what a step computes has other bits than alone, so that a replay has nothing to compare
-            run.trace = NoTrace()
+        for run in runs:
+            run.trace = make_stack_trace(run.trace)
             run.checkpoints = HeldCheckpoints(run, self.saves)
         self.stack = Stack(runs, numbers)
-        self.optimizer = make_stacked_optimizer(self.stack)
+        self.alike = AlikeJobs(runs)
+        self.optimizer = make_stacked_optimizer(self.stack, self.alike)
+        self.ahead, self.outcomes, self.traces = BatchesAhead(runs), StackOutcomes(), StackTraces(runs, self.alike)
         self.clip = StackedClipping(self.stack)
         self.count, self.sums = first.rhythm.accumulate, is_summed(first.loss)
         self.drawn: dict[str, Any] = {}  # the generators of this process after the last pause
@@ -95,8 +104,8 @@ class StackTraining:
         over = [row for row, member in enumerate(self.members) if row not in failed and is_over(member.run)]
         self._part({**failed, **dict.fromkeys(over)})
 
-    def rehearse(self, *, timed: bool) -> None:
-        """Try the stack on the first batch of each job; see `trial.try_stack`."""
+    def rehearse(self, *, timed: bool, room: Room | None = None) -> None:
+        """Try the stack on the first batch of each job; see `memory.refuse_large_step`, `trial.try_stack`."""
         if not self.members:
             return
         batches = self._next_batches()
@@ -108,6 +117,8 @@ class StackTraining:
             member.coming = chain([batches[row]], member.coming)
         if self.count > 1:
             batches = [batch[0] for batch in batches]
+        if room is not None:
+            refuse_large_step(self.stack.runs[0], batches[0], len(self.members), room)
         try_stack(self.stack, batches, [member.streams for member in self.members], timed=timed)
         self.evaluation = StackEvaluation(self.stack)
         self.drawn = rng.get_state()
@@ -117,41 +128,71 @@ class StackTraining:
         on_gpu = self.stack.device.type == "cuda" and saved["cuda"]
         self.stack.generators[row].set_state(saved["cuda"][self.stack.device.index] if on_gpu else saved["torch"])
 
-    def _set_streams(self, row: int, member: StackMember) -> None:
-        """Put this process's generators where those of a job are."""
+    def _read_streams(self, row: int, member: StackMember) -> dict[str, Any]:
+        """Return the states of a job's generators."""
         state = self.stack.generators[row].get_state()
         if self.stack.device.type == "cuda":
             member.streams["cuda"][self.stack.device.index] = state
         else:
             member.streams["torch"] = state
-        rng.set_state(member.streams)
+        return member.streams
+
+    def _set_streams(self, row: int, member: StackMember) -> None:
+        """Put this process's generators where those of a job are."""
+        rng.set_state(self._read_streams(row, member))
 
     # ---- a step
 
     def take_step(self) -> None:
         """Take one optimizer step of all jobs."""
-        batches = self._next_batches()
+        if self.count > 1:
+            self._backward_accumulated()
+        else:
+            self._backward()
         if not self.members:
             return
-        outcomes = self._backward(batches)
         self.clip()
         self.optimizer.step()
         for parameter in self.stack.parameters.values():
             parameter.grad = None
-        for member, own in zip(self.members, outcomes, strict=True):
+        self.alike.step()
+        for member in self.members:
             run, progress = member.run, member.run.progress
             if run.average is not None:
                 run.average.update()
-            run.schedule.step()
-            run.losses.add(own)
-            if self.count == 1:
-                for take in run.inputs["train"]:
-                    take(own)
             progress.step += 1
             progress.batch += 1
             if progress.batch == run.rhythm.steps_per_epoch:
+                self.alike.follow()
                 pauses.end_epoch(run)
                 member.coming = None
+
+    def _backward(self) -> None:
+        """Compute the gradients of all jobs."""
+        batch, dims = self._next_stacked_batch()
+        if not self.members:
+            return
+        self.traces.watch(batch, dims)
+        outcome, rest = self.stack(batch, dims)
+        self._check(outcome)
+        outcome["loss"].sum().backward()
+        self.outcomes.add(outcome, rest, self.stack.runs)
+
+    def _next_stacked_batch(self) -> StackedBatch:
+        """Return the next batch of all jobs; without one where the last of them has left."""
+        if not self.ahead.ready and self.ahead.can:
+            first = self.members[0].run
+            for member in self.members:
+                if member.coming is None:
+                    member.coming = self.traces.iterate_batches(member.run)
+            coming = [member.coming for member in self.members if member.coming is not None]
+            rest = self.ahead.take(coming, first.rhythm.steps_per_epoch - first.progress.batch)
+            for member, iterator in zip(self.members, rest, strict=True):
+                member.coming = iterator
+        if self.ahead.ready:
+            return self.ahead.ready.popleft()
+        batches = self._next_batches()
+        return stack_batches(batches, self.stack.device) if batches else (None, None)
 
     def _next_batches(self) -> list[Any]:
         """Return the next batch of each job; one whose data fails leaves."""
@@ -160,7 +201,7 @@ class StackTraining:
         for row, member in enumerate(self.members):
             try:
                 if member.coming is None:
-                    member.coming = pauses.iterate_batches(member.run)
+                    member.coming = self.traces.iterate_batches(member.run)
                 batches.append(next(member.coming))
             except StopIteration:
                 message = "an epoch has fewer batches than it said"
@@ -170,19 +211,17 @@ class StackTraining:
         self._part(failed)
         return batches
 
-    def _backward(self, batches: list[Any]) -> list[Mapping[str, Any]]:
-        """Compute the gradients of all jobs; return the step outputs of each."""
-        if self.count == 1:
-            outcome, rest = self.stack(batches)
-            self._check(outcome)
-            outcome["loss"].sum().backward()
-            return split_rows(outcome, rest, len(self.members))
+    def _backward_accumulated(self) -> None:
+        """Compute the gradients of all jobs, of several micro-batches each."""
+        batches = self._next_batches()
+        if not self.members:
+            return
         runs = [member.run for member in self.members]
         seen: list[list[Mapping[str, Any]]] = [[] for _ in runs]
         weights: list[list[Any]] = [[] for _ in runs]
         sums = self.sums
         for micro_batch in zip(*batches, strict=True):  # each loss is weighted as `AccumulatedStep` does
-            outcome, rest = self.stack(micro_batch)
+            outcome, rest = self.stack(*stack_batches(micro_batch, self.stack.device))
             self._check(outcome)
             sums = read_kind(rest, sums=self.sums)
             rows = split_rows(outcome, rest, len(runs))
@@ -195,7 +234,8 @@ class StackTraining:
             (outcome["loss"] * shares).sum().backward()
         if not sums:
             self._correct(weights)
-        return [combine_outcomes(own, given, sums=sums) for own, given in zip(seen, weights, strict=True)]
+        for run, outcomes, given in zip(runs, seen, weights, strict=True):
+            run.losses.add(combine_outcomes(outcomes, given, sums=sums))
 
     def _share(self, weights: Sequence[Any]) -> float:
         """Return the factor of a micro-batch's loss, which is relative to the first."""
@@ -228,18 +268,22 @@ class StackTraining:
             return
         refuse_draws(self.drawn)
         failed: dict[int, Exception] = {}
+        self._hand_out()
         for member in self.members:
             member.run.clock.pause()
         self.saves.decide()
+        Losses.read_together([self.members[row].run.losses for row in due])
+        count_together([self.members[row].run.inputs["train"] for row in due])
         if len(due) == len(self.members):
             self.evaluation.prepare()
         finite = self._is_finite()
         for row in due:
-            member = self.members[row]
+            member, run = self.members[row], self.members[row].run
             if finite:
-                member.run.session.finite_at = member.run.progress.step
-            run = member.run
-            self._set_streams(row, member)
+                run.session.finite_at = run.progress.step
+            if may_draw(run):
+                self._set_streams(row, member)
+            run.session.streams = self._read_streams(row, member)
             self.optimizer.write_steps(row)
             run.clock.start()
             try:
@@ -247,6 +291,8 @@ class StackTraining:
             except Exception as error:  # noqa: BLE001  of this job alone
                 failed[row] = error
             run.clock.pause()
+            run.session.evaluated.clear()
+            run.session.streams = None
         self._freeze_if_due()
         self.drawn = rng.get_state()
         done = [row for row in due if row not in failed and is_over(self.members[row].run)]
@@ -267,10 +313,17 @@ class StackTraining:
         if self.members and self.members[0].run.frozen.changes:
             self.stack.freeze_as_due()
 
+    def _hand_out(self) -> None:
+        """Give each job what has come since the last pause: losses, inputs of metrics, its schedule, its settings."""
+        self.outcomes.hand_out(self.stack.runs)
+        self.traces.hand_out()
+        self.alike.follow()
+
     def _part(self, leaving: Mapping[int, Exception | None]) -> None:
         """Let these rows leave: the stack shrinks, and each is told with its error, or finished without one."""
         if not leaving:
             return
+        self._hand_out()
         gone = []
         for row in leaving:
             self._set_streams(row, self.members[row])
@@ -280,7 +333,10 @@ class StackTraining:
         self.members = [self.members[row] for row in stay]
         self.stack.keep(stay)
         if stay:
-            self.optimizer.keep(stay)
+            self.alike = AlikeJobs(self.stack.runs)
+            self.traces = StackTraces(self.stack.runs, self.alike)
+            self.optimizer.keep(stay, self.alike)
+            self.ahead.keep(stay)
         for member in gone:  # all of them, while the first one ends
             if isinstance(saves := member.run.checkpoints, HeldCheckpoints):
                 saves.begin_writing()
@@ -294,6 +350,12 @@ class StackTraining:
                     raised = failure
             self.leave(member.run, raised)
         self.drawn = rng.get_state()
+
+
+def may_draw(run: Run) -> bool:
+    """Return whether code of the user's runs at a pause which may draw from the generators of the process."""
+    metrics = [one.metric for inputs in run.inputs.values() for one in inputs]
+    return bool(run.actions) or any(type(metric).__module__ != "runner.train.metrics" for metric in metrics)
 
 
 def is_over(run: Run) -> bool:

@@ -36,6 +36,12 @@ class StepModule(nn.Module):
         return outcome
 
 
+def choose_step(run: Run) -> Any:
+    """Choose the step of a run, in its precision."""
+    kind = run.config["device"]["precision"]
+    return precision.Autocast(run.step, run.device, kind) if kind in precision.DTYPES else run.step
+
+
 class UnequalJobsError(RuntimeError):
     """Jobs of a stack that have come to differ in what a leading dimension cannot carry."""
 
@@ -82,10 +88,7 @@ class Stack:
         self.numbers = {place: tuple(values) for place, values in (numbers or {}).items()}
         first = self.runs[0]
         self.device = first.device
-        step, kind = first.step, first.config["device"]["precision"]
-        if kind in precision.DTYPES:
-            step = precision.Autocast(step, first.device, kind)
-        self.template = StepModule(deepcopy(first.model), deepcopy(first.loss), step)
+        self.template = StepModule(deepcopy(first.model), deepcopy(first.loss), choose_step(first))
         self.generators = [torch.Generator(self.device) for _ in self.runs]
         self.rules = StackRules(
             self.generators, channels_last=first.config["device"]["memory_format"] == "channels_last"
@@ -134,9 +137,13 @@ class Stack:
 
     # ---- a step
 
-    def __call__(self, batches: Sequence[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Call the step of every job on its batch; return tensors [jobs, ...] by name, and what is no tensor."""
-        batch, dims = stack_batches(batches, self.device)
+    def __call__(self, batch: Any, dims: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Call the step of every job on its batch; return tensors [jobs, ...] by name, and what is no tensor.
+
+        Args:
+            batch: tensors of all jobs, see `stack_batches`; the step may change them.
+            dims: the dimension of the jobs in each.
+        """
         if self.direct:
             try:
                 return self._call_directly(wrap_batch(batch, dims, self.rules))

@@ -22,6 +22,7 @@ from runner.train.vectorized.stack import (
     UnequalJobsError,
     get_tensors,
     release,
+    stack_batches,
     suppress_rule_warnings,
 )
 
@@ -67,14 +68,39 @@ def try_step(stack: Stack, batches: Sequence[Any], streams: Sequence[dict[str, A
         for row in sorted({0, len(stack) - 1}):  # before the step of all, which changes the buffers of each
             rng.set_state(streams[row])
             alone[row] = compute_alone(stack, row, batches[row])
-        rng.seed_all(0)
-        before = rng.get_state()
-        with name_module(stack.template):
-            outcome, _ = stack([copy_owned(batch) for batch in batches])
-            outcome["loss"].sum().backward()
-        refuse_draws(before)
+        outcome = compute_together(stack, batches)
         for row, (module, loss) in alone.items():
             compare(stack, row, module, float(outcome["loss"][row].detach()), loss, TOLERANCE[first])
+
+
+def map_step(stack: Stack, batches: Sequence[Any]) -> None:
+    """Try a step of the stack in both ways, without a comparison; nothing of it stays.
+
+    Raises:
+        ApartError: it cannot be mapped, or draws from a generator of the process.
+    """
+    refused: Exception | None = None
+    for stack.direct in (True, False):
+        try:
+            with rng.fork_rng(), keep_state(stack), suppress_rule_warnings():
+                compute_together(stack, batches)
+        except Exception as error:  # noqa: BLE001  as in `try_stack`
+            refused = error
+        else:
+            return
+    assert refused is not None
+    raise refused
+
+
+def compute_together(stack: Stack, batches: Sequence[Any]) -> dict[str, Tensor]:
+    """Compute the gradients of all jobs, and refuse what draws; return the step outputs."""
+    rng.seed_all(0)
+    before = rng.get_state()
+    with name_module(stack.template):
+        outcome, _ = stack(*stack_batches([copy_owned(batch) for batch in batches], stack.device))
+        outcome["loss"].sum().backward()
+    refuse_draws(before)
+    return outcome
 
 
 def refuse_draws(before: dict[str, Any]) -> None:
@@ -212,7 +238,7 @@ def refuse_slow(stack: Stack, batches: Sequence[Any], spent: float = 0.0) -> Non
     """
 
     def step_together() -> None:
-        outcome, _ = stack([copy_owned(batch) for batch in batches])
+        outcome, _ = stack(*stack_batches([copy_owned(batch) for batch in batches], stack.device))
         outcome["loss"].sum().backward()
         for parameter in stack.parameters.values():
             parameter.grad = None
