@@ -19,6 +19,7 @@ from runner.core.digests import (
     hash_batch,
     hash_generators,
     hash_parts,
+    hash_rows,
     hash_saved_generators,
     hash_tensor,
     hash_tree,
@@ -262,7 +263,7 @@ class WeightProbe:
         gradients = [one for _, one in kept if one is not None]
         if len({id(one) for one in gradients}) < len(kept):  # a user's step that fills its gradients with zeros
             return {"weights_probe": weights}
-        return {"weights_probe": weights, "gradient_probe": [hash_tensor(one) for one in gradients]}
+        return {"weights_probe": weights, "gradient_probe": hash_rows(gradients)}
 
 
 def _list_settings(optimizer: Optimizer) -> list[tuple[int, str]]:
