@@ -9,6 +9,7 @@ from runner.config.check.check import Check
 from runner.config.composed import Composed
 from runner.config.schema import Config
 from runner.core import event_stream
+from runner.core.collection import pause_collection
 from runner.core.errors import ConfigError, Mistake, format_count, format_mistakes
 
 if TYPE_CHECKING:
@@ -55,9 +56,10 @@ def examine(composed: Composed, trust: tuple[str, ...], say: Say = lambda _: Non
     if more := checked.by_import():
         say(more)
         mistakes += more
-    from runner.experiment.preflight.preflight import (
-        run_preflight,  # imports torch, which a mistake above need not wait for
-    )
+    with pause_collection():
+        from runner.experiment.preflight.preflight import (
+            run_preflight,  # imports torch, which a mistake above need not wait for
+        )
 
     wrong = {mistake.key.split(".")[0] for mistake in mistakes} | {group.split("/")[0] for group in composed.unknown}
     found = run_preflight(checked.config, trust, wrong | checked.wrong_components)
