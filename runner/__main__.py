@@ -15,6 +15,7 @@ from runner.core import event_stream
 from runner.core.escape import make_printable
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_WRONG
 from runner.core.stop_signals import STOP_SIGNALS
+from runner.core.terminal import print_loading_line
 
 if TYPE_CHECKING:
     from runner.core.errors import Mistake
@@ -96,15 +97,18 @@ def serve(argv: list[str], began: float | None, place: "RankPlace | None") -> in
     """
     from runner.core.errors import ConfigError
 
-    verb = argv[0] if argv else ""
-    if verb and verb[0].isalpha() and "=" not in verb and verb not in VERBS and not needs_value(argv):
+    asked = QUESTIONS & {*argv}
+    words = [word for word in argv if word not in QUESTIONS | {"--json"}] if asked else argv
+    verb = words[0] if words else ""
+    if verb and verb[0].isalpha() and "=" not in verb and verb not in VERBS and not needs_value(words):
         raise ConfigError([describe_unknown_verb(verb)])  # before help and version, which would ignore it
-    if asked := QUESTIONS & {*argv}:
+    if asked:
         from runner.cli import help as help_page
         from runner.cli import version
 
-        is_help = {"-h", "--help"} & asked
-        return handle_ended(help_page.print_help(argv) if is_help else version.main(argv), place)
+        help_page.check_subject(words)
+        words += ["--json"] * ("--json" in argv)
+        return handle_ended((help_page.print_help if {"-h", "--help"} & asked else version.main)(words), place)
     if place is not None and verb in VERBS and verb != "resume":
         from runner.experiment.preflight import processes as processes_preflight
 
@@ -174,9 +178,7 @@ def say_loading() -> None:
     argv = sys.argv[1:]
     if {*argv[:1]} & QUICK or QUESTIONS & {*argv} or any(word.partition("=")[0] == "--json" for word in argv):
         return
-    if sys.stderr is not None and sys.stderr.isatty():
-        sys.stderr.write("Reading the config, loading torch …\n")
-        sys.stderr.flush()
+    print_loading_line()
 
 
 def run_process() -> NoReturn:

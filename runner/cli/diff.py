@@ -6,6 +6,7 @@ from pathlib import Path
 from runner.cli.options import JSON, TRUST, Verb
 from runner.core.event_stream import print_json
 from runner.core.exit_status import EXIT_DONE
+from runner.core.terminal import print_loading_line
 
 VERBS = (
     Verb(
@@ -32,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
     from runner.sweep.difference.diff import find_difference
     from runner.sweep.difference.shown import format_difference, write_files
 
-    found = find_difference((given.words[0], given.words[1]), given.trust)
+    announced = {} if given.as_json else {"announce": print_loading_line}
+    found = find_difference((given.words[0], given.words[1]), given.trust, **announced)
     write_files(found, Path("outputs") / "diff")
     if given.as_json:
         print_json(found.as_json())

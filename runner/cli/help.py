@@ -95,6 +95,17 @@ def list_subjects(verb: str) -> list[str]:
     return [one.name.partition(" ")[2] for one in importlib.import_module(verbs.VERBS[verb]).VERBS if " " in one.name]
 
 
+def check_subject(argv: Sequence[str]) -> None:
+    """Check the word after a verb that needs a subject: `model` of `show model`.
+
+    Raises:
+        ConfigError: it is no subject of the verb.
+    """
+    declared = importlib.import_module(verbs.VERBS[argv[0]]).VERBS if argv and argv[0] in verbs.VERBS else ()
+    if declared and all(" " in verb.name for verb in declared) and re.match(r"[A-Za-z][^=]*$", "".join(argv[1:2])):
+        choose_subject(argv[0], argv[1:], list_subjects(argv[0]))
+
+
 def print_help(argv: Sequence[str]) -> int:
     """Print the usage, options and examples of the verb that a command line begins with; of none, of all.
 
@@ -112,11 +123,9 @@ def print_help(argv: Sequence[str]) -> int:
         print(f"\n{format_verbs()}")
         print("\nA key or a group: python -m runner help KEY. Hydra's own flags: --cfg job, --info, --hydra-help.")
         return EXIT_DONE
+    check_subject(argv)
     module = importlib.import_module(verbs.VERBS[argv[0]])
-    words = [word for word in argv if word not in verbs.QUESTIONS]
-    if all(" " in verb.name for verb in module.VERBS) and words[1:] and re.match(r"[A-Za-z][^=]*$", words[1]):
-        choose_subject(argv[0], words[1:], list_subjects(argv[0]))
-    named = [verb for verb in module.VERBS if " " in verb.name and verb.name.split() == words[:2]]
+    named = [verb for verb in module.VERBS if " " in verb.name and verb.name.split() == argv[:2]]
     if as_json:
         print_json({"verbs": [verb.as_json() for verb in named or module.VERBS]})
         return EXIT_DONE

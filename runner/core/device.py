@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
+from runner.core.without_dynamo import set_deterministic
+
 
 def choose(name: str, local_rank: int = 0) -> torch.device:
     """Return the device that `cpu`, `cuda`, `cuda:N`, `mps` or `auto` (a GPU if there is one) names.
@@ -42,7 +44,7 @@ def set_up(device: torch.device, threads: int, deterministic: str, precision: st
     `strict` makes an operator without a deterministic kernel an error, `warn` a warning, `off` leaves torch's defaults.
     """
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic != "off", warn_only=deterministic == "warn")
+    set_deterministic(on=deterministic != "off", warn_only=deterministic == "warn")
     # Filling every fresh tensor with NaN helps to find reads of uninitialised memory; it is no part of determinism.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made by a setter
     # torch lets cuDNN use TensorFloat-32 unless told otherwise; fp32 is fp32 here.

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 TIME = r"(?=.)(\d+d)?(\d+h)?(\d+m)?(\d+s)?"  # `1h30m`
 
@@ -57,6 +58,7 @@ def parse_seconds(text: str) -> int:
     return sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([dhms])", text))
 
 
+@lru_cache(1024)  # the jobs of a stack ask the same questions, each run several times at a pause
 def compute_next_due(every: Duration | None, step: int, steps_per_epoch: int) -> int | None:
     """Return the first step after `step` at which a rhythm is due; None where it never is.
 

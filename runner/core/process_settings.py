@@ -9,6 +9,7 @@ import torch
 
 from runner.core import rng
 from runner.core.device import keep_precision_flags
+from runner.core.without_dynamo import set_deterministic
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def keep_process_settings() -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(grad)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        set_deterministic(on=deterministic, warn_only=warn_only)
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn
         if device is not None:

@@ -9,13 +9,59 @@ from torch import Tensor
 from runner.core.layouts import take_rows
 
 
+class SampleList(list[Any]):
+    """List of one thing a sample, not stacked to a tensor: tensors in it have no dimension of samples."""
+
+
+def mark_samples(tree: Any, count: int) -> Any:
+    """Make a SampleList of each list in a batch of `count` samples that has one thing for each.
+
+    What is stacked has tensors with a first dimension of `count`: a list of other tensors is not. Where an image has as
+    many channels, the other lists of the batch decide; a list of mappings is always one of samples.
+    """
+    return _mark(tree, count, has_lists=any(_iterate_certain(tree, count)))
+
+
+def _mark(tree: Any, count: int, *, has_lists: bool) -> Any:
+    if type(tree) is dict:
+        return {name: _mark(member, count, has_lists=has_lists) for name, member in tree.items()}
+    if type(tree) not in (list, tuple):
+        return tree
+    if _may_have_samples(tree, count):
+        sizes = _list_sizes(tree)
+        if sizes - {count} or isinstance(tree[0], Mapping) or (sizes and has_lists):
+            return SampleList(tree)
+    return type(tree)([_mark(member, count, has_lists=has_lists) for member in tree])
+
+
+def _iterate_certain(tree: Any, count: int) -> Iterator[bool]:
+    if isinstance(tree, list | tuple) and _may_have_samples(tree, count) and _list_sizes(tree) - {count}:
+        yield True
+    elif isinstance(tree, Mapping | list | tuple):
+        for member in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from _iterate_certain(member, count)
+
+
+def _may_have_samples(tree: list[Any] | tuple[Any, ...], count: int) -> bool:
+    """Return whether a list has one thing a sample, and not one list of `count` things each."""
+    lists = all(isinstance(member, list | tuple) and len(member) == count for member in tree)
+    return len(tree) == count > 0 and not lists and _is_alike(tree)
+
+
+def _list_sizes(tree: Any) -> set[int | None]:
+    return {tensor.size(0) if tensor.dim() else None for tensor in iterate_tensors(tree)}
+
+
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
     """Apply a function to each tensor of a tree; mappings become dicts, lists and tuples become lists."""
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, Mapping):
         return {name: map_tensors(function, member) for name, member in tree.items()}
-    return [map_tensors(function, member) for member in tree] if isinstance(tree, list | tuple) else tree
+    if not isinstance(tree, list | tuple):
+        return tree
+    members = [map_tensors(function, member) for member in tree]
+    return SampleList(members) if isinstance(tree, SampleList) else members
 
 
 def map_in_kind(function: Callable[[Tensor], Any], tree: Any) -> Any:
@@ -26,7 +72,9 @@ def map_in_kind(function: Callable[[Tensor], Any], tree: Any) -> Any:
         return {name: map_in_kind(function, member) for name, member in tree.items()}
     if isinstance(tree, list | tuple):
         members = [map_in_kind(function, member) for member in tree]
-        return members if isinstance(tree, list) else type(tree)(*members) if hasattr(tree, "_fields") else (*members,)
+        if isinstance(tree, list):
+            return SampleList(members) if isinstance(tree, SampleList) else members
+        return type(tree)(*members) if hasattr(tree, "_fields") else (*members,)
     return tree
 
 
@@ -42,10 +90,18 @@ def iterate_tensors(tree: Any) -> Iterator[Tensor]:
 def count_samples(batch: Any) -> int:
     """Count the samples of a batch.
 
-    That is the length of the first tensor that has one, or of the lists of samples that are not stacked, as
-    `datasets.collate.list_members` makes them; else the length of the first list of other things, else 1.
+    That is the length of the first SampleList; else of the first tensor that has one, or of the lists of samples that
+    are not stacked, as `datasets.collate.list_members` makes them; else of the first list of other things, else 1.
     """
-    return next(chain(_iterate_sizes(batch), _iterate_lengths(batch)), 1)
+    return next(chain(_iterate_sample_lists(batch), _iterate_sizes(batch), _iterate_lengths(batch)), 1)
+
+
+def _iterate_sample_lists(tree: Any) -> Iterator[int]:
+    if isinstance(tree, SampleList):
+        yield len(tree)
+    elif isinstance(tree, Mapping | list | tuple):
+        for member in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from _iterate_sample_lists(member)
 
 
 def _iterate_sizes(tree: Any) -> Iterator[int]:
@@ -69,12 +125,11 @@ def _has_samples(tree: Any) -> bool:
         return False
     if not tree[0] or len({len(group) for group in tree}) > 1 or not all(map(_is_alike, tree)):
         return False
-    tensors = [*iterate_tensors(tree)]
-    sizes = {tensor.size(0) if tensor.dim() else None for tensor in tensors}
+    sizes = _list_sizes(tree)
     if len(sizes) > 1 or None in sizes:
         return True
     has_both = len({isinstance(group[0], Mapping) for group in tree}) > 1
-    return bool(tensors) and (has_both or any(map(_is_plain, tree)))
+    return bool(sizes) and (has_both or any(map(_is_plain, tree)))
 
 
 def _is_alike(group: list[Any] | tuple[Any, ...]) -> bool:
@@ -105,6 +160,8 @@ def slice_samples(batch: Any, count: int, rows: slice) -> Any:
         return take_rows(batch, rows) if batch.dim() and batch.size(0) == count else batch
     if isinstance(batch, Mapping):
         return {name: slice_samples(member, count, rows) for name, member in batch.items()}
+    if isinstance(batch, SampleList) and len(batch) == count:
+        return SampleList(batch[rows])
     if isinstance(batch, list | tuple):
         if len(batch) == count and _is_flat(batch):
             return batch[rows]

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, default_collate, default_convert
 
 from runner.core.copies import copy_owned
 from runner.core.errors import RunError
+from runner.core.trees import mark_samples
 from runner.data.bad_samples import BadSample, find_unjoinable
 from runner.data.fingerprint import compute_fingerprint
 from runner.data.interfaces import STREAMED_FINGERPRINT, DataPlan, PlanKind
@@ -35,7 +36,8 @@ class _EpochBatchSampler:
 class Collate:
     """Collate function: a batch of the sound samples (None if there is none), and the bad samples.
 
-    A user's function gets copies: it may change them, and they may be the dataset's own.
+    A user's function gets copies: it may change them, and they may be the dataset's own. Lists that it makes, of one
+    thing a sample, are marked as such: from their tensors alone nobody can tell an image's channels from samples.
     """
 
     def __init__(self, collate_fn: Callable[[list[Any]], Any] | None) -> None:
@@ -51,7 +53,8 @@ class Collate:
         if not good:
             return None, faults
         try:
-            return self.collate_fn(good), faults
+            batch = self.collate_fn(good)
+            return (mark_samples(batch, len(good)) if self.copies else batch), faults
         except RuntimeError as error:
             if not self.copies and (rule := find_unjoinable(good[0])):
                 raise RunError(rule) from error

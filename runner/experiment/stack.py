@@ -9,6 +9,7 @@ from typing import Any, TextIO
 from runner.core import device as devices
 from runner.core import rng
 from runner.core.errors import ConfigError, RunError
+from runner.core.escape import make_printable
 from runner.core.exit_status import EXIT_FAILED
 from runner.core.files import write_json
 from runner.core.lock import Lock
@@ -25,7 +26,8 @@ from runner.experiment.run import (
     train_recorded,
 )
 from runner.experiment.signals import handle_stop_signals
-from runner.log.logger import suppress_console_errors
+from runner.log.logger import LogFile, suppress_console_errors
+from runner.log.tracking import TrackerProcess, wait_for_trackers
 from runner.train import oom
 from runner.train.broadcasting import refuse_broadcasting
 from runner.train.finite import NonFiniteError
@@ -50,6 +52,7 @@ class StackJob:
     status: int | None = None  # of its end
     apart: str = ""  # why it is left to train alone
     fits: int = 0  # jobs that the memory holds together, where that is the reason
+    trackers: list[TrackerProcess] = field(default_factory=list)  # that know its end
 
     @property
     def run(self) -> Run:
@@ -89,6 +92,7 @@ def train_stack(jobs: Sequence[StackJob], *, timed: bool = False, room: Room | N
         suppress_console_errors(),
         refuse_broadcasting(),
     ):
+        held.callback(wait_for_all_trackers, jobs)
         held.callback(close_open_jobs, jobs)
         if timed or room is not None:
             timed = try_first(jobs, stop, timed=timed, room=room)
@@ -114,6 +118,7 @@ def open_job(job: StackJob, stop: StopRequests) -> None:
         try:
             open_record(job.record)
             job.streams = rng.get_state()
+            keep_trackers(job)
         except Exception as error:  # noqa: BLE001  of this job alone
             if isinstance(error, ConfigError) or not job.record.stands:
                 job.apart = "it cannot go on as it was recorded"
@@ -234,6 +239,29 @@ def close_open_jobs(jobs: Sequence[StackJob]) -> None:
     for job in jobs:
         if job.status is None:
             leave_apart(job, job.apart)
+
+
+def keep_trackers(job: StackJob) -> None:
+    """Have the end of a job not wait for its trackers: `wait_for_all_trackers` does."""
+    log, folder = job.record and job.record.log, job.task.folder
+
+    def warn(text: str) -> None:  # when its log is closed
+        print(make_printable(text), file=job.output, flush=True)
+        with contextlib.suppress(OSError), contextlib.closing(LogFile(folder)) as file:
+            file.note(text)
+
+    def keep(trackers: Sequence[TrackerProcess]) -> None:
+        for tracker in trackers:
+            tracker.alert = warn
+        job.trackers += trackers
+
+    if log:
+        log.await_trackers = keep
+
+
+def wait_for_all_trackers(jobs: Sequence[StackJob]) -> None:
+    """Wait for the trackers of all jobs at the same time."""
+    wait_for_trackers([tracker for job in jobs for tracker in job.trackers])
 
 
 def leave_apart(job: StackJob, reason: str) -> None:

@@ -19,7 +19,7 @@ from runner.log.jsonl import JsonLines, Value, find_whole_lines, put_aside
 from runner.log.notebook import NotebookBar, NotebookConsole, is_notebook
 from runner.log.tensorboard import EventWriter, NoEventWriter, TensorBoardWriter, find_own_event_files, read_events
 from runner.log.trace_file import TRACE
-from runner.log.tracking import TrackerProcess, end_trackers, send_pictures, send_scalars
+from runner.log.tracking import TrackerProcess, send_pictures, send_scalars, tell_end, wait_for_trackers
 
 
 class LogFile:
@@ -49,7 +49,8 @@ class Logger:
 
     Each step has one line in `metrics.jsonl` (training and evaluation at the same step share it) and one event a tag in
     TensorBoard, also when a run is resumed at `start_step`: what was logged after that step is dropped.
-    `trackers` get the same, pictures included; they are started once the log is open.
+    `trackers` get the same, pictures included; they are started once the log is open. `await_trackers` is called with
+    those that have been told the end.
     `stream` is the console (standard output unless given); `progress` is drawn there as a bar on a terminal, as lines
     elsewhere. What the disk refuses ends the run (OSError), or with `go_on` is said on the console once and left out.
     """
@@ -67,6 +68,7 @@ class Logger:
         trace: bool = False,
     ) -> None:
         self.trackers: Sequence[TrackerProcess] = ()
+        self.await_trackers: Callable[[Sequence[TrackerProcess]], object] = wait_for_trackers
         self._ending = "interrupted", False  # unless `end` says otherwise
         in_notebook, stream = stream is None and is_notebook(), stream or sys.stdout
         self._go_on, self._refused = go_on, False
@@ -162,7 +164,8 @@ class Logger:
         """
         trackers, self.trackers = self.trackers, ()
         if trackers:
-            end_trackers(trackers, self._ending[0], complete=self._ending[1])
+            tell_end(trackers, self._ending[0], complete=self._ending[1])
+            self.await_trackers(trackers)
         self._console.close()
         self._lines.close()
         if self._trace is not None:

@@ -7,6 +7,7 @@ import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -95,7 +96,7 @@ class TensorBoardWriter:
             from runner.log.summaries import make_text
 
             return make_text(name, value)
-        return self._Summary.Value(tag=escape_line(name)[:LONGEST_TAG], simple_value=value)
+        return self._Summary.Value(tag=make_tag(name), simple_value=value)
 
     def show(self, step: int, values: Sequence[Any]) -> None:
         if step == self._held_step and self._held:
@@ -104,7 +105,7 @@ class TensorBoardWriter:
         self._write_held()
         for value in values:
             if len(value.tag) > LONGEST_TAG or not value.tag.isprintable():
-                value.tag = escape_line(value.tag)[:LONGEST_TAG]
+                value.tag = make_tag(value.tag)
         self._write(step=step, summary=self._Summary(value=values))
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
@@ -164,6 +165,12 @@ class TensorBoardWriter:
 
     def _write(self, **fields: Any) -> None:
         self._writer.write(self._Event(wall_time=time.time(), **fields).SerializeToString())
+
+
+@lru_cache(1024)
+def make_tag(name: str) -> str:
+    """Return a name as TensorBoard shows it, on one line and not too long."""
+    return escape_line(name)[:LONGEST_TAG]
 
 
 def find_own_event_files(folder: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """Tracking of a run by others (`log.to`): each tracker is a process, fed through a pipe.
 
-Nothing here waits for a tracker but `end_trackers`, and that for a limited time. So a tracker that fails, hangs,
+Nothing here waits for a tracker but `wait_for_trackers`, and that for a limited time. So a tracker that fails, hangs,
 prints, seeds generators or sets signal handlers does it where no weight is.
 """
 
@@ -23,6 +23,7 @@ from runner.core.paths import BOOTSTRAP, encode_child_path
 
 MOST_WAITING = 64_000_000  # bytes for a tracker that takes none; then it is given up
 POLL_SECONDS = 0.01
+PROCESS_SECONDS = 0.5  # between a tracker's last answer and the end of its process
 LAST_SECONDS = 300.0  # after the end of its run a tracker has so long, then the kernel ends it
 
 BOOT = f"{BOOTSTRAP}from runner.experiment.tracker_process import main; main()"
@@ -125,22 +126,32 @@ class TrackerProcess:
         self._is_over = True
         self._waiting.clear()
 
-    def exchange_until_done(self, deadline: float) -> None:
-        """Pass on what waits until the tracker has ended or `deadline` is over."""
-        while not self._is_over and not self._is_done and time.monotonic() < deadline:
-            poll = select.poll()
-            poll.register(self._stdout, select.POLLIN)
-            if self._waiting:
-                poll.register(self._stdin, select.POLLOUT)
-            poll.poll(POLL_SECONDS * 1000)
-            self._exchange()
-            if self._process.poll() is not None:
-                self._read_answers()
-                self._give_up(f"has ended (status {self._process.returncode})")
+    @property
+    def is_ended(self) -> bool:
+        """Whether nothing more can come from it."""
+        return self._is_over or self._is_done
 
-    def close(self) -> None:
-        """Close the pipes; a tracker that is not done goes on by itself for LAST_SECONDS."""
-        if not self._is_over and not self._is_done:
+    def exchange(self) -> None:
+        """Pass on what the pipe takes, and read what has come."""
+        if self.is_ended:
+            return
+        self._exchange()
+        if self._process.poll() is not None:
+            self._read_answers()
+            self._give_up(f"has ended (status {self._process.returncode})")
+
+    def register(self, poll: "select.poll") -> None:
+        """Have a poll return when something can be exchanged."""
+        poll.register(self._stdout, select.POLLIN)
+        if self._waiting:
+            poll.register(self._stdin, select.POLLOUT)
+
+    def close(self, until: float) -> None:
+        """Close the pipes; a tracker that is not done goes on by itself for LAST_SECONDS.
+
+        The process of one that is done may take until a `time.monotonic()` value to end.
+        """
+        if not self.is_ended:
             self.alert(
                 f"log.to.{self.name} is not done {self.timeout:g} s after the end of the run (`timeout`). "
                 f"It goes on by itself for at most {LAST_SECONDS / 60:.0f} minutes"
@@ -150,7 +161,7 @@ class TrackerProcess:
             with suppress(OSError):
                 cast("Any", stream).close()
         try:
-            self._process.wait(0.5 if self._is_done or self._is_over else 0)
+            self._process.wait(max(0.0, until - time.monotonic()) if self.is_ended else 0)
         except subprocess.TimeoutExpired:
             threading.Thread(target=self._process.wait, name=f"end of {self.name}", daemon=True).start()
 
@@ -170,15 +181,28 @@ def send_pictures(trackers: Sequence[TrackerProcess], step: int, shown: Sequence
         tracker.send({"step": step, "pictures": pictures})
 
 
-def end_trackers(trackers: Sequence[TrackerProcess], status: str, *, complete: bool) -> None:
-    """Tell all trackers the end, and wait for each up to its timeout.
+def tell_end(trackers: Sequence[TrackerProcess], status: str, *, complete: bool) -> None:
+    """Tell all trackers the end of their run.
 
     `complete` says whether the last step has all of its values; else a resume sends it.
     """
-    began = time.monotonic()
     for tracker in trackers:
         tracker.send({"end": status, "complete": complete})
+
+
+def wait_for_trackers(trackers: Sequence[TrackerProcess]) -> None:
+    """Wait for trackers that know the end of their runs, for all at once, each up to its timeout."""
+    began = time.monotonic()
+    waiting = [tracker for tracker in trackers if not tracker.is_ended]
+    while waiting:
+        poll = select.poll()
+        for tracker in waiting:
+            tracker.register(poll)
+        poll.poll(POLL_SECONDS * 1000)
+        for tracker in waiting:
+            tracker.exchange()
+        passed = time.monotonic() - began
+        waiting = [tracker for tracker in waiting if not tracker.is_ended and passed < tracker.timeout]
+    until = time.monotonic() + PROCESS_SECONDS
     for tracker in trackers:
-        tracker.exchange_until_done(began + tracker.timeout)
-    for tracker in trackers:
-        tracker.close()
+        tracker.close(until)

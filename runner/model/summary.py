@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from runner.core.without_dynamo import keep_from_dynamo
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -294,6 +296,7 @@ class _CountedOperators(TorchDispatchMode):
 def _measure_macs(model: nn.Module, inputs: Any, rows: dict[nn.Module, ModuleRow], *, backward: bool) -> None:
     from torch.utils.flop_counter import FlopCounterMode  # imports triton, 0.1 s
 
+    keep_from_dynamo()
     forward = True
 
     def returned(module: nn.Module, output: Any, flops: int) -> None:

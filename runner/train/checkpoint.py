@@ -9,7 +9,7 @@ import threading
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -313,9 +313,30 @@ def to_plain(state: Any, *, copy: bool = False) -> Any:
         RunError: something else is in it; names its key.
     """
     worker = _PlainContainers(copy=copy)
-    result = worker.copy(state, "")
+    try:
+        result = worker.copy(state)
+    except _NotPlainError as error:
+        key = "".join(reversed(error.path)).lstrip(".")
+        raise RunError(
+            f"a checkpoint cannot hold `{key}` ({error}): only tensors, numbers, strings, None and plain "
+            "dicts, lists and tuples of them can be loaded without running code"
+        ) from None
     worker.finish()
     return result
+
+
+NUMBERS = frozenset({bool, int, float, type(None)})
+
+
+class _NotPlainError(Exception):
+    """Value that is not plain; `path` has the keys to it, the innermost first."""
+
+    def __init__(self, value: Any) -> None:
+        kind = type(value)
+        super().__init__(
+            "a meta tensor" if isinstance(value, torch.Tensor) else f"{kind.__module__}.{kind.__qualname__}"
+        )
+        self.path: list[str] = []
 
 
 class _PlainContainers:
@@ -329,33 +350,51 @@ class _PlainContainers:
         for device in self.devices:
             torch.cuda.current_stream(device).synchronize()
 
-    def copy(self, value: Any, key: str) -> Any:
+    def copy(self, value: Any) -> Any:
         kind = type(value)
-        if value is None or kind in (bool, int, float):
+        if kind in NUMBERS:
             return value
         if kind is str:
             return self.strings.setdefault(value, value)
-        if kind in (list, tuple):
-            return kind(self.copy(member, f"{key}[{place}]") for place, member in enumerate(value))
+        if kind is list or kind is tuple:
+            return kind(self.members(value))
         if kind is dict:
-            return self.items(value, key)
+            return self.items(value)
         if kind is OrderedDict:
-            return self.ordered(value, key)
+            return self.ordered(value)
         if kind in (torch.Tensor, torch.nn.Parameter) and value.device.type != "meta":
             return self.tensor(value)
-        name = "a meta tensor" if isinstance(value, torch.Tensor) else f"{kind.__module__}.{kind.__qualname__}"
-        raise RunError(
-            f"a checkpoint cannot hold `{key.lstrip('.')}` ({name}): only tensors, numbers, strings, None and plain "
-            "dicts, lists and tuples of them can be loaded without running code"
-        )
+        raise _NotPlainError(value)
 
-    def items(self, value: dict[Any, Any], key: str) -> dict[Any, Any]:
-        return {self.copy(name, f"{key}.{name}"): self.copy(member, f"{key}.{name}") for name, member in value.items()}
+    def members(self, value: Sequence[Any]) -> list[Any]:
+        kinds = set(map(type, value))
+        if NUMBERS.issuperset(kinds):  # the losses since a log line, a generator's words
+            return [*value]
+        if kinds == {str}:
+            return [self.strings.setdefault(member, member) for member in value]
+        copies: list[Any] = []
+        try:
+            copies.extend(map(self.copy, value))
+        except _NotPlainError as error:
+            error.path.append(f"[{len(copies)}]")
+            raise
+        return copies
 
-    def ordered(self, value: OrderedDict[Any, Any], key: str) -> OrderedDict[Any, Any]:
-        copy = OrderedDict(self.items(value, key))
+    def items(self, value: Mapping[Any, Any]) -> dict[Any, Any]:
+        strings, copies, name = self.strings, dict[Any, Any](), None
+        try:
+            for name, member in value.items():
+                key = strings.setdefault(name, name) if type(name) is str else self.copy(name)
+                copies[key] = member if type(member) in NUMBERS else self.copy(member)
+        except _NotPlainError as error:
+            error.path.append(f".{name}")
+            raise
+        return copies
+
+    def ordered(self, value: OrderedDict[Any, Any]) -> OrderedDict[Any, Any]:
+        copy = OrderedDict(self.items(value))
         if hasattr(value, "_metadata"):  # a state_dict's versions, which load_state_dict reads
-            copy._metadata = self.copy(value._metadata, f"{key}._metadata")  # type: ignore[attr-defined]  # noqa: SLF001
+            copy._metadata = self.items({"_metadata": value._metadata})["_metadata"]  # type: ignore[attr-defined]  # noqa: SLF001
         return copy
 
     def tensor(self, value: torch.Tensor) -> torch.Tensor:
@@ -371,7 +410,7 @@ class _PlainContainers:
         if value.is_cuda:  # into pinned memory, all of them at once
             self.devices.add(value.device)
             return torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
-        copy = value.cpu()
+        copy = value if value.is_cpu else value.cpu()
         partial = copy.untyped_storage().nbytes() != copy.numel() * copy.element_size()
         return copy.clone() if partial or (self.copies and copy is value) else copy
 

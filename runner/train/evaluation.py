@@ -102,8 +102,11 @@ def evaluate(
 
     With the averaged weights, where there are any. The same every time for the same weights, and without effect on
     training: it draws from streams of its own. Every value is a mean over samples (or what the step counts by `size`),
-    whatever the batch size. `metrics` are those to compute; None for all.
+    whatever the batch size. `metrics` are those to compute; None for all. Values that were computed with those of other
+    runs are taken as they are.
     """
+    if (ready := run.session.evaluated.pop(name, None)) is not None:
+        return None if run.stop.reason else ready
     losses, fields = Losses(run.losses.reserved, sums=run.losses.sums), run.losses.reserved
     metrics = run.inputs["eval"] if metrics is None else metrics
     for metric in metrics:
@@ -160,16 +163,7 @@ def add_outcome(run: Run, losses: Losses, outcome: Mapping[str, Any]) -> None:
 
 
 def evaluate_batches(run: Run, name: str, looks: Sequence[Any] = ()) -> Iterator[Mapping[str, Any]]:
-    """Yield the step output of each batch, drawn from the batch's own stream; pass both to `looks`.
-
-    Outputs that were computed with those of other runs are taken as they are.
-    """
-    for outcome in (ready := run.session.outcomes.pop(name, [])):
-        for look in looks:
-            look.add(None, outcome)
-        yield outcome
-    if ready:
-        return
+    """Yield the step output of each batch, drawn from the batch's own stream; pass both to `looks`."""
     split = run.splits[name]
     model: Any = run.model if run.views is None else AverageOverViews(run.model, run.views)
     for number, batch in enumerate(split.batches(0)):

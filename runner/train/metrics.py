@@ -32,53 +32,83 @@ class Accuracy:
 
     def reset(self) -> None:
         """Reset the counts."""
-        self._waiting: list[tuple[Tensor, Tensor]] = []
-        self._elements = 0
-        self._hits: Tensor | float = 0.0
-        self._count: Tensor | float = 0
+        self.waiting: list[tuple[Tensor, Tensor]] = []
+        self.elements = 0
+        self.hits: Tensor | float = 0.0
+        self.count: Tensor | float = 0
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add one batch; neither tensor may be changed in place afterwards."""
-        self._waiting.append((output, target))
-        self._elements += output.numel()
-        if self._elements >= WAITING:
+        self.waiting.append((output, target))
+        self.elements += output.numel()
+        if self.elements >= WAITING:
             self._count_waiting()
 
     def compute(self) -> float:
         """Return the share of hits so far."""
         self._count_waiting()
-        return float(self._hits) / float(self._count) if self._count else math.nan
+        return float(self.hits) / float(self.count) if self.count else math.nan
 
     def state_dict(self) -> dict[str, Any]:
         """Return hits and count as plain numbers."""
         self._count_waiting()
-        return {"hits": float(self._hits), "count": int(self._count)}
+        return {"hits": float(self.hits), "count": int(self.count)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load a state_dict."""
         self.reset()
-        self._hits, self._count = state["hits"], state["count"]
+        self.hits, self.count = state["hits"], state["count"]
+
+    def _take_waiting(self) -> list[tuple[Tensor, Tensor]]:
+        """Take the batches that wait, as one where their shapes allow that."""
+        batches, self.waiting, self.elements = self.waiting, [], 0
+        if len(batches) > 1 and len({(output.shape[1:], target.shape[1:]) for output, target in batches}) == 1:
+            outputs, targets = zip(*batches, strict=True)
+            return [(torch.cat(outputs), torch.cat(targets))]
+        return batches
 
     def _count_waiting(self) -> None:
-        batches, self._waiting, self._elements = self._waiting, [], 0
-        if len({(output.shape[1:], target.shape[1:]) for output, target in batches}) == 1:
-            outputs, targets = zip(*batches, strict=True)
-            batches = [(torch.cat(outputs), torch.cat(targets))]
-        for output, target in batches:
-            classes = target.argmax(1) if target.shape == output.shape and target.is_floating_point() else target
-            if self.top_k == 1:
-                right = output.argmax(1) == classes
-            else:
-                right = (output.topk(self.top_k, dim=1).indices == classes.unsqueeze(1)).any(1)
-            if right.shape != classes.shape:
-                message = f"the target of an output {list(output.shape)} must be its classes, not {list(target.shape)}"
-                raise ValueError(message)
-            if self.ignore_index is not None:
-                counts = classes != self.ignore_index
-                self._hits, self._count = self._hits + (right & counts).sum(), self._count + counts.sum()
-                continue
-            self._hits = self._hits + right.sum()
-            self._count += right.numel()
+        for output, target in self._take_waiting():
+            right, counts = self.compare(output, target)
+            self.hits = self.hits + right.sum()
+            self.count = self.count + (right.numel() if counts is None else counts.sum())
+
+    def compare(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Compare a batch; return which places are right, and which count where not all do."""
+        classes = target.argmax(1) if target.shape == output.shape and target.is_floating_point() else target
+        if self.top_k == 1:
+            right = output.argmax(1) == classes
+        else:
+            right = (output.topk(self.top_k, dim=1).indices == classes.unsqueeze(1)).any(1)
+        if right.shape != classes.shape:
+            message = f"the target of an output {list(output.shape)} must be its classes, not {list(target.shape)}"
+            raise ValueError(message)
+        if self.ignore_index is None:
+            return right, None
+        counts = classes != self.ignore_index
+        return right & counts, counts
+
+    @staticmethod
+    def count_together(metrics: Sequence["Accuracy"]) -> None:
+        """Count what waits in several metrics at once, to the numbers that each alone would come to.
+
+        Nothing is done, and each counts for itself later, where their batches or settings differ.
+        """
+        first = metrics[0]
+        shapes = [[(output.shape, target.shape) for output, target in metric.waiting] for metric in metrics]
+        differs = any(one.top_k != first.top_k or one.ignore_index != first.ignore_index for one in metrics)
+        inner = {(output[1:], target[1:]) for output, target in shapes[0]}
+        if differs or len(inner) != 1 or any(own != shapes[0] for own in shapes[1:]):
+            return
+        batches = [batch for metric in metrics for batch in metric.waiting]
+        right, counts = first.compare(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+        hits = right.view(len(metrics), -1).sum(1).tolist()
+        sizes = [right.numel() // len(metrics)] * len(metrics)
+        if counts is not None:
+            sizes = counts.view(len(metrics), -1).sum(1).tolist()
+        for metric, own, size in zip(metrics, hits, sizes, strict=True):
+            metric.waiting, metric.elements = [], 0
+            metric.hits, metric.count = metric.hits + own, metric.count + size
 
 
 class MeanSquaredError:

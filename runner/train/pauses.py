@@ -294,7 +294,7 @@ def check_losses(run: Run) -> None:
     if run.rhythm.check_finite == "off":
         return
     values = run.losses.read()
-    for offset, value in enumerate(values, start=1):
+    for offset, value in enumerate(values, start=1) if not all(map(math.isfinite, values)) else ():
         if not math.isfinite(value):
             step = run.progress.step - len(values) + offset
             raise NonFiniteError(f"the loss became {name_of(value)} at step {step}", step)

@@ -40,6 +40,8 @@ from runner.train.step_outputs import RESERVED, StepOutputs, as_number, compute_
 from runner.train.trace import NoTrace
 from runner.train.weight_average import WeightAverage
 
+PLAIN_SIZES = frozenset({int, float})
+
 
 class Losses:
     """Losses and step outputs since the last log line: kept on the device, read at once.
@@ -77,9 +79,22 @@ class Losses:
             self.on_device.clear()
         return self.values
 
+    @staticmethod
+    def read_together(losses: Sequence["Losses"]) -> None:
+        """Read the losses of several runs of one device, with one wait for it."""
+        waiting = [loss.reshape(-1) for one in losses for loss in one.on_device]
+        values = torch.cat(waiting).double().tolist() if waiting else []
+        start = 0
+        for one in losses:
+            count = sum(loss.numel() for loss in one.on_device)
+            one.values += values[start : start + count]
+            one.on_device.clear()
+            start += count
+
     def read_sizes(self) -> list[float]:
         """Return the sizes as plain numbers, with a wait for the device where a step gives tensors."""
-        self.sizes = [as_number(size) for size in self.sizes]
+        if not PLAIN_SIZES.issuperset(map(type, self.sizes)):
+            self.sizes = [as_number(size) for size in self.sizes]
         return self.sizes
 
     def mean(self) -> float:
@@ -296,7 +311,8 @@ class Session:
     logged: tuple[int, float] = (0, 0.0)  # step and time of the last log line
     sampler_state: Any = None  # as it was when the epoch under way began
     infinite_buffers: tuple[str, ...] = ()  # not finite from the start, so on purpose
-    outcomes: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)  # of a split, computed beforehand
+    evaluated: dict[str, dict[str, Any]] = field(default_factory=dict)  # values of a split, computed beforehand
+    streams: dict[str, Any] | None = None  # generator states that a save holds; None for those of this process
     finite_at: int = -1  # the step after which all tensors are known to be finite
 
 

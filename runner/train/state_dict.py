@@ -18,6 +18,7 @@ def collect_state(run: Run) -> dict[str, Any]:
     """Collect all that a resume needs: plain containers, numbers, strings and tensors."""
     parts = {name: run.layout.whole(part.state_dict()) for name, part in _find_stateful_parts(run).items()}
     sampler = run.session.sampler_state if run.progress.batch else copy_sampler_state(run)
+    slow = {} if run.average is None else run.average.collect_beginning()
     return {
         "model": run.layout.whole(run.model.state_dict()),
         "optimizer": run.layout.whole(run.optimizer.state_dict()),
@@ -29,7 +30,8 @@ def collect_state(run: Run) -> dict[str, Any]:
         | {"losses": list(run.losses.read()), "sizes": list(run.losses.read_sizes())}
         | ({"sums": True} if run.losses.sums else {})
         | {"averaged": 0 if run.average is None else run.average.count, **run.update.state_dict()}
-        | {"fields": run.losses.fields.state_dict()},
+        | {"fields": run.losses.fields.state_dict()}
+        | ({"slow": run.layout.whole(slow)} if slow else {}),
         "metrics": {name: get_accumulators(metric, f"metrics.{name}") for name, metric in run.metrics["train"].items()},
         "step": parts | ({} if sampler is None else {"sampler": sampler}),
         "config": run.config,
@@ -53,11 +55,12 @@ def restore(run: Run, saved: dict[str, Any], rescheduled: Iterable[str] = ()) ->
     run.optimizer.load_state_dict(dict(run.layout.optimizer(run.optimizer, saved["optimizer"])))
     run.schedule.load_state_dict(_replace_arguments(run, saved["scheduler"], rescheduled))
     fields = dict(saved["progress"])
-    averaged = fields.pop("averaged")
+    averaged, slow = fields.pop("averaged"), fields.pop("slow", None)
     run.update.load_state_dict({name: fields.pop(name) for name in run.update.state_dict()})
     if run.average is not None:  # one that is new (`--inexact`) begins with the weights as they are
         run.average.count = averaged
-        run.average.load_state_dict(dict(run.layout.model(run.model, saved["ema"] or saved["model"])))
+        average = dict(run.layout.model(run.model, slow or saved["ema"] or saved["model"]))
+        run.average.load_state_dict(average, is_beginning=slow is not None)
     if run.scaler is not None and saved["scaler"]:
         run.scaler.load_state_dict(saved["scaler"])
     run.losses.values, run.losses.sizes = fields.pop("losses"), fields.pop("sizes")
@@ -77,7 +80,8 @@ def restore(run: Run, saved: dict[str, Any], rescheduled: Iterable[str] = ()) ->
 
 def _collect_generators(run: Run) -> dict[str, Any]:
     """Collect the random generator state; `ranks` holds that of the other processes (from 1 on)."""
-    states: list[dict[str, Any]] = run.team.gather(rng.get_state())
+    own = run.session.streams
+    states: list[dict[str, Any]] = run.team.gather(rng.get_state() if own is None else own)
     return states[0] | ({"ranks": states[1:]} if states[1:] else {})
 
 
@@ -154,7 +158,7 @@ def change_settings(run: Run, settings: Mapping[str, tuple[Any, Any]]) -> None:
                 group[name] = new
 
 
-ADDED_LATER = ("sums", "acted_at", "seconds_training")  # what checkpoints of earlier releases lack; each has a default
+ADDED_LATER = ("sums", "acted_at", "seconds_training", "slow")  # not in checkpoints of earlier releases: have defaults
 
 
 def _check_same_keys(ours: Mapping[str, Any], saved: Mapping[str, Any], at: str) -> None:

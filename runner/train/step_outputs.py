@@ -1,8 +1,10 @@
 """Additional step outputs: all fields beside loss, output, target and size."""
 
 import math
+import operator
 from collections.abc import Mapping
 from copy import deepcopy
+from itertools import starmap
 from numbers import Real
 from typing import Any
 
@@ -85,6 +87,10 @@ def as_number(size: Any) -> Any:
 
 def compute_mean(values: Any, weights: Any, *, sums: bool = False) -> float:
     """Compute the weighted mean of values, or of `sums`; what has the weight 0 is left out."""
-    pairs = [(value, weight) for value, weight in zip(values, weights, strict=True) if weight]
-    whole = math.fsum(weight for _, weight in pairs)
-    return math.fsum(value if sums else value * weight for value, weight in pairs) / whole if whole else math.nan
+    if not all(weights):
+        pairs = [(value, weight) for value, weight in zip(values, weights, strict=True) if weight]
+        values, weights = [value for value, _ in pairs], [weight for _, weight in pairs]
+    whole = math.fsum(weights)
+    if not whole:
+        return math.nan
+    return math.fsum(values if sums else starmap(operator.mul, zip(values, weights, strict=True))) / whole

@@ -113,15 +113,21 @@ class WeightAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """Return a plain state_dict under the names of the model's; before the first update, the model's."""
-        means = self._by_tensor() if self.updates else {}
+        return self._put_names(self._by_tensor() if self.updates else {})
+
+    def collect_beginning(self) -> dict[str, Any]:
+        """Return a state_dict of what the first update needs besides the weights of then; empty for nothing."""
+        return {}
+
+    def _put_names(self, means: dict[int, Tensor]) -> dict[str, Any]:
         return {
             name: self.layout.like(means[id(value)], value) if id(value) in means else value
             for name, value in self.model.state_dict(keep_vars=True).items()
         }
 
     @torch.no_grad()
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Load a state_dict; the caller has restored `count`."""
+    def load_state_dict(self, saved: dict[str, Any], *, is_beginning: bool = False) -> None:
+        """Load what `state_dict` or `collect_beginning` gave; the caller has restored `count`."""
         self.refreshed = self.updates
         means = self._by_tensor()
         for name, value in self.model.state_dict(keep_vars=True).items():
@@ -182,16 +188,24 @@ class Lookahead(WeightAverage):
         super().__init__(model, every, start, **settings)
         self.decay = decay
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
+    def collect_beginning(self) -> dict[str, Any]:
+        """Return the slow weights before their first update: those before the first step."""
+        return self._put_names(self._by_tensor()) if self._is_beginning else {}
+
+    @property
+    def _is_beginning(self) -> bool:
+        return not self.start and self.count > 0 and not self.updates
+
+    def load_state_dict(self, saved: dict[str, Any], *, is_beginning: bool = False) -> None:
         """Load a state_dict.
 
         Raises:
-            RunError: it is of a step before the first update, and holds the model's weights in place of the slow ones.
+            RunError: it is of a step before the first update, and an earlier release did not save the slow weights.
         """
-        if not self.start and self.count and not self.updates:
-            rule = f"checkpoints before its first update, after step {self.first:,}, do not hold the slow weights"
+        if self._is_beginning and not is_beginning:
+            rule = f"this checkpoint of before its first update, after step {self.first:,}, has no slow weights"
             raise RunError(f"train.average: lookahead cannot be continued exactly from here: {rule}")
-        super().load_state_dict(saved)
+        super().load_state_dict(saved, is_beginning=is_beginning)
 
     def average(self, live: list[Tensor], updates: int) -> None:
         if not updates and self.start:

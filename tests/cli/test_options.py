@@ -156,6 +156,8 @@ def test_help_of_one_subject_is_that_of_no_other(argv, capsys):
         (["help", "show", "model", "data"], "takes one verb"),
         (["evaluat", "--help"], "did you mean `evaluate`?"),
         (["nosuch", "--version"], "is no verb"),
+        (["-V", "evaluat"], "did you mean `evaluate`?"),
+        (["show", "modl", "--version"], "did you mean `show model`?"),
     ],
 )
 def test_help_ignores_no_word(argv, said, capsys):
@@ -177,6 +179,7 @@ def test_help_is_given_in_the_middle_of_any_command_line(argv, capsys):
     [
         (["show", "model", "--help"], ["show model"]),
         (["help", "show", "model"], ["show model"]),
+        (["-h", "show", "model"], ["show model"]),
         (["ls", "-h"], ["ls"]),
         (["--help"], [verb.name for verb in (*train.VERBS, *DECLARED[: -len(train.VERBS)])]),
     ],

@@ -13,7 +13,7 @@ from runner.__main__ import main
 from runner.config import document
 from runner.config.editor import project, targets
 from runner.config.editor.docstrings import read_arguments
-from runner.config.editor.json_schema import PRESET, ROOT, SchemaBuilder
+from runner.config.editor.json_schema import PRESET, ROOT, GroupOption, SchemaBuilder
 from runner.config.editor.project import is_global, list_config_files
 from runner.core.paths import find_our_conf
 from tests.config import corpus
@@ -174,6 +174,21 @@ def test_a_function_that_is_called_at_once_is_given_all_of_its_arguments(tmp_pat
     file = {"train": {"noise": {"_target_": "noise.make_noise", **node}}}
 
     assert seen != Draft7Validator(builder.build("transform")).is_valid(file)
+
+
+def test_what_only_other_files_can_tell_is_not_refused(tmp_path, monkeypatch):
+    """A loss that a step of one's own calls with names; an experiment over an option that is called at once."""
+    monkeypatch.chdir(tmp_path)
+    Path("noise.py").write_text(
+        "def make_step(scale, sharp):\n    pass\n\ndef measure(gamma, output, target):\n    pass\n"
+    )
+    made = [GroupOption("mine", "", "noise.make_step", at_once=True)]
+    builder = SchemaBuilder(list(targets._read_user_targets()), {"step": made})
+    loss, root = (Draft7Validator(builder.build(group)) for group in ("loss", ROOT))
+    wrong = [{"defaults": [{"override /step": "mine"}], "step": {name: 2}} for name in ("scale", "sharp", "shrap")]
+
+    assert loss.is_valid({"_target_": "noise.measure", "gamma": 2})
+    assert [True, True, False] == [root.is_valid(file) for file in wrong]
 
 
 def test_written_schemas_are_entered_in_the_settings_and_what_is_there_stays(few, tmp_path, monkeypatch, capsys):

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from runner.core.trees import count_samples, iterate_tensors, map_tensors, slice_samples
+from runner.core.trees import (
+    SampleList,
+    count_samples,
+    iterate_tensors,
+    map_in_kind,
+    map_tensors,
+    mark_samples,
+    slice_samples,
+)
 
 BATCH = {"x": (torch.arange(10).reshape(5, 2), [torch.arange(5)]), "name": list("abcde"), "scale": torch.tensor(3.0)}
 
@@ -66,3 +74,32 @@ def test_a_slice_has_the_same_samples_of_every_member():
     assert [[2, 3], [4, 5]] == part["x"][0].tolist()
     assert [1, 2] == part["x"][1][0].tolist()
     assert (["b", "c"], 3.0) == (part["name"], part["scale"].item())
+
+
+IMAGES = [torch.zeros(3, 4 + n, 5) for n in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("batch", "count", "lists"),
+    [
+        ([IMAGES, IMAGES], 8, 2),
+        ((IMAGES[:2], IMAGES[:2]), 2, 2),
+        ({"image": IMAGES, "name": list("abcdefgh"), "boxes": [{"at": torch.zeros(0, 4)}] * 8}, 8, 2),
+        ([torch.zeros(8, 2), IMAGES], 8, 1),
+        ([IMAGES[:2], [{"at": torch.zeros(2, 4)}] * 2], 2, 2),
+        ([IMAGES[:2], [torch.zeros(2)] * 2], 2, 2),
+        ([{"at": torch.zeros(1, 4)}], 1, 1),
+        ([torch.zeros(8, 2), list(range(8))], 8, 0),
+        ([[torch.zeros(5, 2), torch.zeros(5, 3)], [torch.zeros(5), torch.zeros(5)]], 5, 0),
+        ([[torch.zeros(2, 2), torch.zeros(2, 3)], [torch.zeros(2), torch.zeros(2)]], 2, 0),
+    ],
+)
+def test_lists_of_one_thing_a_sample_are_told_by_the_number_of_samples(batch, count, lists):
+    """Also images to images, whose first dimensions are all alike: three channels are no samples."""
+    marked = map_tensors(torch.clone, map_in_kind(torch.clone, mark_samples(batch, count)))
+    part = slice_samples(marked, count_samples(marked), slice(0, 1))
+    members = [marked, *(marked.values() if isinstance(marked, dict) else marked)]
+
+    assert count_samples(marked) == count
+    assert sum(isinstance(member, SampleList) for member in members) == lists
+    assert count_samples(part) == 1

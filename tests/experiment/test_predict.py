@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from datasets.shapes import ShapeBoxes
+from runner import RunError, load
 from tests.support import install_project, read_lines, run_in
 
 CODE = """
@@ -384,3 +386,53 @@ def test_files_and_splits_agree_in_every_precision_and_layout(words, runner):
     files = json.loads(runner("predict", run, "rows.npy", "--json", "--batch-size", "50").out)["predictions"]
 
     assert [row["output"] for row in files] == [row["output"] for row in split]
+
+
+FINDER = """
+import torch
+from torch import nn
+
+
+class Finder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, images, targets):
+        if self.training:
+            return {"loss": self.layer(torch.stack([image.float().mean()[None] for image in images])).square().mean()}
+        return [{"boxes": one["boxes"], "labels": one["labels"], "scores": one["labels"] / 4} for one in targets]
+"""
+FINDS = """
+# @package _global_
+defaults:
+  - {override /dataset: null}
+  - {override /transform: none}
+  - {override /model: null}
+  - {override /step: model_loss}
+  - {override /loss: none}
+  - {override /metrics: null}
+  - {override /log: quiet}
+dataset: {source: {_target_: datasets.shapes.ShapeBoxes, count: 23, size: 16}, val_fraction: 0.5}
+loader: {batch_size: 4, collate_fn: {_target_: datasets.collate.list_members}, eval: {batch_size: 5}}
+model: {_target_: finders.Finder}
+metrics: {boxes: {_target_: runner.train.metrics.BoxPrecision, on: eval}}
+train: {duration: 1st, objective: val/boxes/map}
+"""
+
+
+def test_a_detector_has_a_record_for_each_image(elsewhere, runner):
+    """Boxes of several numbers: the sample of the row says which, and what makes a table or no tensor is refused."""
+    with install_project(elsewhere, "finders", FINDER, {"experiment/finds.yaml": FINDS}):
+        run = runner("experiment=finds").folder
+        predictions = load(run).predict(split="val")
+        refused = [runner("predict", str(run), "--split", "val", "--out", f"p.{kind}").err for kind in ("csv", "npz")]
+    rows, dataset = predictions.rows, ShapeBoxes(23, size=16)
+
+    assert [dataset[int(row["input"][4:-1])][1]["boxes"].tolist() for row in rows] == [
+        row["output"]["boxes"] for row in rows
+    ]
+    assert (12, [0.25 * label for label in rows[-1]["target"]["labels"]]) == (len(rows), rows[-1]["output"]["scores"])
+    assert all("`--out FILE.jsonl`" in text for text in refused)
+    with pytest.raises(RunError, match="make no tensor"):
+        predictions.output  # noqa: B018

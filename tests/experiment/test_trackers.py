@@ -311,7 +311,8 @@ Path("trackers").mkdir()
 setup = {"name": "mine", "node": {"_target_": "mine.Mine", "file": "got.jsonl"}, "trust": [], "project": "p"}
 setup |= {"folder": os.getcwd(), "group": None, "config": {"seed": 0}, "until": 0}
 tracker = tracking.TrackerProcess("mine", Path("trackers"), setup, 30, print)
-tracking.end_trackers([tracker], "completed", complete=True)
+tracking.tell_end([tracker], "completed", complete=True)
+tracking.wait_for_trackers([tracker])
 start_server()
 child = multiprocessing.get_context("forkserver").Process(target=find_our_conf)
 child.start()

@@ -1,11 +1,14 @@
 """`diff`: settings with their places, code with uncommitted changes, packages, data, results and curves."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from runner.log.trace_file import pack_losses
+from runner.sweep.difference import sides
 from runner.sweep.difference.code import compare_code
 from runner.sweep.ledger import JobRecord, Ledger
 from tests.support import list_files, make_result, run_git, write_files, write_run
@@ -259,6 +262,17 @@ def test_an_experiment_is_what_it_would_be_now(elsewhere, runner):
     ]
     assert (found["results"], found["b"]["kind"]) == ([], "experiment")
     assert "it has not run" in found["a"]["missing"][0]
+
+
+def test_a_terminal_is_told_that_an_experiment_loads_torch(elsewhere, runner, monkeypatch):
+    write_run(A, make_config(), make_result(0.5), FACTS)
+    side = sides.ComparedSide("B", "digits_mlp", "experiment", "experiment")
+    monkeypatch.setattr(sides, "sys", SimpleNamespace(modules={}))
+    monkeypatch.setattr(sides, "_open_experiment", lambda *_: side)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    said = [runner("diff", *words).err for words in ((A, "digits_mlp"), (A, "digits_mlp", "--json"), (A, A))]
+
+    assert ["Reading the config, loading torch …\n", "", ""] == said
 
 
 def test_a_damaged_run_tells_what_is_left(elsewhere, runner):

@@ -58,7 +58,7 @@ def test_accuracy_keeps_little() -> None:
     metric = Accuracy()
     for output, target in batches(20, 500, 8):
         metric.update(output, target)
-        assert sum(o.numel() for o, _ in metric._waiting) < WAITING
+        assert sum(o.numel() for o, _ in metric.waiting) < WAITING
 
 
 def test_nothing_seen_is_nan() -> None:

@@ -339,3 +339,31 @@ def test_a_number_per_job_is_never_taken_for_one():
 
 
 _ = evaluation
+
+
+def test_the_trackers_of_all_jobs_are_told_the_end_before_any_is_waited_for(parts, monkeypatch):
+    """One of them hangs: its job has ended all the same, and says so when the time of all is over."""
+    said: list[str] = []
+
+    class Hanging:
+        timeout = 0.2
+
+        def __init__(self, name: str) -> None:
+            self.name, self.alert, self.is_ended = name, lambda _: None, False
+
+        def send(self, message: dict[str, Any]) -> None:
+            said.append(f"{self.name} {message['end']}") if "end" in message else None
+
+        def register(self, poll: Any) -> None: ...
+
+        def exchange(self) -> None:
+            said.append("exchange")
+
+        def close(self, until: float) -> None:
+            self.alert(f"{self.name} is not done")
+
+    monkeypatch.setattr("runner.experiment.builders.log.start_trackers", lambda run, *_: (Hanging(run.folder.name),))
+    jobs = train_as_one([["seed=1"], ["seed=2"]], (*BASE, "train.duration=2st", "train.evaluate_every=null"))
+
+    assert ["stack_0 completed", "stack_1 completed", "exchange", "exchange"] == said[:4]
+    assert all(f"{job.task.folder} is not done" in (job.task.folder / "log.txt").read_text() for job in jobs)

@@ -185,3 +185,15 @@ def test_an_evaluation_of_the_record_uses_the_statistics_that_are_saved(runner):
 
     assert read_result(made.folder)["metrics"]["val/loss"] > 0
     assert f'"val/loss": {read_result(made.folder)["metrics"]["val/loss"]}' in again.out
+
+
+def test_slow_weights_are_resumed_before_their_first_update(runner):
+    """To the bit, though no update has shown them yet."""
+    words = (*DIGITS, "scheduler=none", "train.evaluate_every=null", "train.average={kind: lookahead, decay: 0.5}")
+    whole = runner(*words, "train.duration=7st").result
+    part = runner(*words, "train.duration=3st").folder
+    resumed = runner("resume", str(part), "train.duration=7st").result
+
+    assert [whole[name] for name in ("weights_sha256", "ema_sha256")] == [
+        resumed[name] for name in ("weights_sha256", "ema_sha256")
+    ]

@@ -50,11 +50,12 @@ _OF_TRANSFORMS = (*_TIMES, "_before_")
 
 @dataclass(frozen=True)
 class GroupOption:
-    """Option of a group: its name, first sentence of its comment, and `_target_`, if any."""
+    """Option of a group: its name, first sentence of its comment, and its `_target_`, if any."""
 
     name: str
     comment: str = ""
     target: str = ""
+    at_once: bool = False  # `_partial_: false`, or what no file alone can tell
 
 
 @dataclass
@@ -330,7 +331,8 @@ class SchemaBuilder:
             members = [item for item in dataclasses.fields(schema.MemberOptimizer) if not item.metadata.get("rest")]
             shared = {item.name: self._share(self.build_field(schema.MemberOptimizer, item)) for item in members}
             properties |= shared
-        for name in (*_OWN, *_OF_TRANSFORMS, *own):
+        given = skipped if slot == "loss" else ()  # a step of one's own may call it with other arguments
+        for name in (*_OWN, *_OF_TRANSFORMS, *own, *given):
             properties.setdefault(name, {})
         several = target.name.endswith(".Optimizers")
         if several:
@@ -408,7 +410,10 @@ class SchemaBuilder:
                 target = by_name.get(option.target)
                 if target is None or target.takes is None or target.takes.open:
                     continue
-                arguments = {"$ref": self._refer_arguments(slot, target, own)}
+                usual = self._refer_call(slot, target, own)
+                arguments = (
+                    {"$ref": self._refer_arguments(slot, target, own, at_once=True)} if option.at_once else usual
+                )
                 part = {"if": {"type": "object", "not": {"required": ["_target_"]}}, "then": arguments}
                 then = {"properties": {group: part}}
                 each = [{"required": [k], "properties": {k: {"const": option.name}}} for k in keys]

@@ -57,7 +57,8 @@ def is_global(file: Path) -> bool:
 def _read_option(name: str, file: Path) -> GroupOption:
     data = document.load(file).data
     target = data.get("_target_", "")
-    return GroupOption(name, read_first_comment(file), target if isinstance(target, str) else "")
+    at_once = data.get("_partial_", True) is not True
+    return GroupOption(name, read_first_comment(file), target if isinstance(target, str) else "", at_once)
 
 
 def _read_chosen(files: Sequence[Path]) -> dict[str, str]:

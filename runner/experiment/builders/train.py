@@ -16,7 +16,7 @@ from runner.config.check.rules.train import CUDA_GRAPHED, find_direction
 from runner.config.component_settings import list_components, list_derived, read_sources, split_settings
 from runner.config.parsing import read_members
 from runner.config.schema import Config, Scheduler
-from runner.core import rng
+from runner.core import rng, without_dynamo
 from runner.core.durations import Duration, is_duration
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.core.expression import parse_expression
@@ -45,10 +45,12 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Make the optimizer over its groups, or several, each over the groups of its name."""
     members = model_builder.find_member_optimizers(config)
+    without_dynamo.keep_from_dynamo()
     if not members:
         made: torch.optim.Optimizer = instantiate(
             set_fused(config.optimizer, device, trust), "optimizer", groups, trust=trust, seed=config.seed
         )
+        without_dynamo.keep_step_from_dynamo(made)
         return made
     optimizers = {}
     for name, node in members.items():
@@ -56,6 +58,7 @@ def make_optimizer(
         optimizers[name] = instantiate(
             set_fused(node, device, trust), f"optimizer.{name}", own, trust=trust, seed=config.seed
         )
+        without_dynamo.keep_step_from_dynamo(optimizers[name])
     rest = {name: value for name, value in config.optimizer.items() if name not in members}
     return cast(
         "torch.optim.Optimizer", instantiate(rest, "optimizer", trust=trust, given=optimizers, seed=config.seed)

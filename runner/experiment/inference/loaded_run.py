@@ -47,10 +47,17 @@ class PredictedRows:
 
     @property
     def output(self) -> Tensor:
-        """Outputs of all samples in one tensor [N, ...]."""
+        """Outputs of all samples in one tensor [N, ...].
+
+        Raises:
+            RunError: they make none, as boxes of several numbers.
+        """
         import torch
 
-        return torch.tensor([row["output"] for row in self.rows])
+        try:
+            return torch.tensor([row["output"] for row in self.rows])
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise RunError("the outputs make no tensor: they have several parts or shapes; `rows` has them") from error
 
     @property
     def frame(self) -> Any:

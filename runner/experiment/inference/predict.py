@@ -15,7 +15,7 @@ from runner.config.schema import Config
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core import rng
 from runner.core.errors import ConfigError, Mistake, RunError
-from runner.core.trees import count_samples, map_tensors
+from runner.core.trees import count_samples, map_tensors, mark_samples
 from runner.data import batches
 from runner.data.bad_samples import BadSample, BadSamples, find_file
 from runner.data.keyed_samples import KeyedSamples
@@ -54,7 +54,7 @@ class PredictedBatch:
 
     Attributes:
         names: of the samples: a file, `val[12]`, a row of a table.
-        output: of the model, tensors [N, ...] in nested mappings and lists.
+        output: of the model, tensors [N, ...] in mappings and lists; of a detector a SampleList, one record a sample.
         explained: `class` and `probability` where the outputs are classes, see `Interpretation`.
         target: as the data has it; None for files.
     """
@@ -246,10 +246,11 @@ def make_batch(names: Sequence[str], output: Any, interpretation: Interpretation
     Raises:
         RunError: the output is not one row a sample.
     """
-    plain = map_tensors(_to_plain, output)
+    plain = mark_samples(map_tensors(_to_plain, output), len(names))
     if count_samples(plain) != len(names):
         raise RunError(f"the model gives {count_samples(plain)} rows for a batch of {len(names)} samples")
-    return PredictedBatch(names, plain, interpretation.explain(plain), map_tensors(_to_plain, target))
+    target = mark_samples(map_tensors(_to_plain, target), len(names))
+    return PredictedBatch(names, plain, interpretation.explain(plain), target)
 
 
 def _to_plain(tensor: Tensor) -> Tensor:
@@ -332,11 +333,21 @@ def predict_split_batches(
         if "output" not in outcome:
             rule = f"gives no `output`, so that there is nothing to predict: {config.step['_target_']}"
             raise ConfigError([Mistake("step", rule, kind="unavailable")])
-        count = count_samples(outcome["output"])
+        count = count_outputs(outcome, split.sample_indices(0, number))
         names, bad = name_samples(split, name, number, counted, count)
         refused += [text for text in bad if text not in refused]
         counted += count
         yield make_batch(names, outcome["output"], meaning, outcome.get("target"))
+
+
+def count_outputs(outcome: Mapping[str, Any], indices: Sequence[int] | None) -> int:
+    """Count the samples of an outcome: rows of its output, or a detector's records of them."""
+    output, size = outcome["output"], outcome.get("size")
+    known = [len(indices)] if indices is not None else []
+    known += [size] if isinstance(size, int) else []
+    if isinstance(output, list | tuple) and len(output) in known:
+        output = mark_samples(output, len(output))
+    return count_samples(output)
 
 
 def name_samples(split: Any, name: str, number: int, counted: int, count: int) -> tuple[list[str], list[str]]:

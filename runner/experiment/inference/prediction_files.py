@@ -12,6 +12,7 @@ from torch import Tensor
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.core.escape import cut_name, escape_csv_cell
 from runner.core.files import to_json, write_atomic
+from runner.core.trees import SampleList
 from runner.experiment.inference.predict import PredictedBatch, Predictions
 
 MOST_COLUMNS = 4096  # of one output in a CSV
@@ -95,6 +96,8 @@ def _take(tree: Any, at: int, count: int) -> Any:
     """Return the row of a sample in plain data; numbers have the digits of their dtype."""
     if isinstance(tree, Tensor):
         return tree[at].tolist() if tree.dim() and tree.size(0) == count else tree.tolist()
+    if isinstance(tree, SampleList):
+        return _take(tree[at], at, -1)
     if isinstance(tree, Mapping):
         return {str(name): _take(member, at, count) for name, member in tree.items()}
     if isinstance(tree, list | tuple):
@@ -115,7 +118,7 @@ def _write_csv(predictions: Predictions, file: BinaryIO) -> None:
             header = list(cells)
             file.write(_format_line(header))
         if list(cells) != header:
-            raise ConfigError([_refuse_table("samples have outputs of different shapes")])
+            raise ConfigError([_refuse_table("samples have outputs of different shapes", "`--out FILE.jsonl`")])
         file.write(_format_line([_format_cell(cell) for cell in cells.values()]))
 
 
@@ -153,8 +156,10 @@ def _flatten_cells(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _refuse_table(why: str) -> Mistake:
-    remedy = "`--out FILE.npz` keeps arrays of any shape, `--out FILE.jsonl` nested lists"
+ANY_SHAPE = "`--out FILE.npz` keeps arrays of any shape, `--out FILE.jsonl` nested lists"
+
+
+def _refuse_table(why: str, remedy: str = ANY_SHAPE) -> Mistake:
     return Mistake("--out", f"cannot be a CSV: {why}", remedy=remedy, kind="conflict")
 
 
@@ -190,9 +195,22 @@ def _write_arrays(predictions: Predictions, file: BinaryIO) -> None:
     file.write(content.getbuffer())
 
 
+def _list_leaves(name: str, tree: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of one sample, as they are."""
+    if isinstance(tree, Tensor):
+        yield name, tree
+    elif isinstance(tree, Mapping | list | tuple):
+        for member, part in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+            yield from _list_leaves(f"{name}.{member}", part)
+
+
 def _list_tensors(name: str, tree: Any) -> Iterator[tuple[str, Tensor]]:
     if isinstance(tree, Tensor):
         yield name, tree if tree.dim() else tree[None]
+    elif isinstance(tree, SampleList):
+        for member in tree:
+            for path, leaf in _list_leaves(name, member):
+                yield path, leaf[None]
     elif isinstance(tree, Mapping | list | tuple):
         for member, part in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
             yield from _list_tensors(f"{name}.{member}", part)

@@ -14,7 +14,7 @@ from torch import nn
 
 from runner.config.check.imports import import_object
 from runner.config.schema import Config
-from runner.core import rng
+from runner.core import rng, without_dynamo
 from runner.core.errors import Mistake
 from runner.experiment.builders import log as log_builder
 from runner.experiment.builders import model as model_builder
@@ -60,6 +60,7 @@ def run_preflight(config: Config, trust: Trust = (), wrong: Container[str] = ())
     `wrong` holds the top-level keys in which `check` found mistakes: what depends on these is left out.
     """
     scene = PreflightScene(config, trust, wrong, Preflight())
+    without_dynamo.keep_from_dynamo()
     with rng.fork_rng():
         for needs, check in CHECKS:
             if not has_any(wrong, *needs):

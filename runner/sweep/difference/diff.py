@@ -1,6 +1,7 @@
 """Difference of two sides: the settings, the code and the rest of the state, the results."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,13 +128,17 @@ class SideDifference:
         }
 
 
-def find_difference(words: tuple[str, str], trust: tuple[str, ...] = ()) -> SideDifference:
+def find_difference(
+    words: tuple[str, str], trust: tuple[str, ...] = (), announce: Callable[[], object] = lambda: None
+) -> SideDifference:
     """Find in what two runs, jobs, experiments or records differ; nothing is written.
+
+    `announce` is called before torch is loaded, which only an experiment needs.
 
     Raises:
         ConfigError: a word names nothing that can be compared.
     """
-    a, b = (open_side(word, name, trust) for word, name in zip(words, ("A", "B"), strict=True))
+    a, b = (open_side(word, name, trust, announce) for word, name in zip(words, ("A", "B"), strict=True))
     state = find_state_differences(a.provenance, b.provenance)
     if a.is_now or b.is_now:  # it has imported what a check needs, and no more
         state = [one for one in state if one.kind != "code" or (one.was is not None and one.now is not None)]

@@ -3,7 +3,8 @@
 import contextlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -121,8 +122,10 @@ def _list_texts(value: Any) -> list[str]:
     return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
 
 
-def open_side(word: str, name: str, trust: tuple[str, ...] = ()) -> ComparedSide:
-    """Open what a word names as one side of a difference.
+def open_side(
+    word: str, name: str, trust: tuple[str, ...] = (), announce: Callable[[], object] = lambda: None
+) -> ComparedSide:
+    """Open what a word names as one side of a difference; call `announce` before torch is loaded.
 
     A run or a record may come from a stranger: nothing of it is imported. An experiment is checked as `check` does.
 
@@ -131,6 +134,8 @@ def open_side(word: str, name: str, trust: tuple[str, ...] = ()) -> ComparedSide
     """
     found = find_address(word, ("run", "job", "experiment", "record"), name=name)
     if found.kind == "experiment":
+        if "torch" not in sys.modules:
+            announce()
         return _open_experiment(found, name, trust)
     if found.kind == "record":
         return _open_record(found, name)

@@ -41,7 +41,6 @@ KERNEL_SECONDS = 5.0  # so long after the kernel killed for memory a process tha
 
 PRELOADED = (
     "torch",
-    "torch._dynamo",  # what the first optimizer step imports, a second
     "tensorboardX",
     "runner.experiment.run",
     "runner.experiment.preflight.preflight",

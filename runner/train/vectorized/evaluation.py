@@ -1,10 +1,11 @@
-"""Evaluation of a stack: the step outputs of all jobs, computed at once before each job takes its own.
+"""Evaluation of a stack: losses and metrics of all jobs at once, before each job takes its own.
 
 The evaluation after the last step is left to each job, so that `evaluate` of its last checkpoint gives the same bits.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from runner.core import rng
 from runner.core.copies import copy_owned
+from runner.train.evaluation import add_outcome, collect_values
+from runner.train.metrics import Accuracy
 from runner.train.pauses import will_evaluate
-from runner.train.state import Run
+from runner.train.state import Losses, Run
 from runner.train.vectorized.jobs_tensor import NoRuleError
 from runner.train.vectorized.stack import Stack, UnequalJobsError, split_rows, stack_batches
 
@@ -36,7 +39,7 @@ class StackEvaluation:
         self.tried = False
 
     def prepare(self) -> None:
-        """Give each run the step outputs of the splits that it evaluates at this pause, if all of them do."""
+        """Give each run the values of the splits that it evaluates at this pause, if all of them do."""
         if self.off or not all(map(can_join, self.stack.runs)) or len(self.stack) < 2:
             return
         first = self.stack.runs[0]
@@ -56,11 +59,14 @@ class StackEvaluation:
                 self.stack.buffers[name].copy_(buffer)
         if self.off:
             for run in self.stack.runs:
-                run.session.outcomes.clear()
+                run.session.evaluated.clear()
 
     def _compute(self, name: str) -> None:
-        outcomes: list[list[Mapping[str, Any]]] = [[] for _ in self.stack.runs]
-        size = 0
+        runs, size = self.stack.runs, 0
+        losses = [Losses(run.losses.reserved, sums=run.losses.sums) for run in runs]
+        for run in runs:
+            for metric in run.inputs["eval"]:
+                metric.reset()
         for batch, dims in self._iterate_batches(name):
             outcome, rest = self.stack.evaluate(batch, dims)
             if not self.tried:
@@ -69,10 +75,14 @@ class StackEvaluation:
             if size > MOST_BYTES:
                 message = "the outputs of all jobs are large"
                 raise NoRuleError(message)
-            for own, row in zip(outcomes, split_rows(outcome, rest, len(outcomes)), strict=True):
-                own.append(row)
-        for run, own in zip(self.stack.runs, outcomes, strict=True):
-            run.session.outcomes[name] = own
+            for run, own, row in zip(runs, losses, split_rows(outcome, rest, len(runs)), strict=True):
+                add_outcome(run, own, row)
+                for take in run.inputs["eval"]:
+                    take(row)
+        Losses.read_together(losses)
+        count_together([run.inputs["eval"] for run in runs])
+        for run, own in zip(runs, losses, strict=True):
+            run.session.evaluated[name] = collect_values(run, name, own, run.inputs["eval"])
 
     def _iterate_batches(self, name: str) -> Any:
         """Yield the batches of all jobs with their dimensions: one for all where they are the same."""
@@ -108,7 +118,17 @@ def can_join(run: Run) -> bool:
         and run.views is None
         and run.looks.evaluation is None
         and run.config["device"]["precision"] == "fp32"
+        and all(metric.every is None for metric in run.inputs["eval"])
     )
+
+
+def count_together(inputs: Sequence[Sequence[Any]]) -> None:
+    """Count what waits in the metrics of all jobs, where these can count together."""
+    for column in zip(*inputs, strict=True):
+        metrics = [each.metric for each in column]
+        if all(type(metric) is Accuracy for metric in metrics):
+            with suppress(Exception):  # what is wrong each job says for itself
+                Accuracy.count_together(metrics)
 
 
 def is_same(one: Any, other: Any) -> bool:

@@ -10,8 +10,8 @@ from runner.train import pauses
 from runner.train.finite import find_non_finite
 from runner.train.loss_weights import is_summed, read_kind
 from runner.train.optimizer_step.accumulated import combine_outcomes, detach_small, find_weight, get_reference
-from runner.train.state import Run
-from runner.train.vectorized.evaluation import StackEvaluation
+from runner.train.state import Losses, Run
+from runner.train.vectorized.evaluation import StackEvaluation, count_together
 from runner.train.vectorized.held_saves import HeldCheckpoints, SaveClock
 from runner.train.vectorized.memory import Room, refuse_large_step
 from runner.train.vectorized.optimizers import StackedClipping, make_stacked_optimizer
@@ -123,14 +123,18 @@ class StackTraining:
         on_gpu = self.stack.device.type == "cuda" and saved["cuda"]
         self.stack.generators[row].set_state(saved["cuda"][self.stack.device.index] if on_gpu else saved["torch"])
 
-    def _set_streams(self, row: int, member: StackMember) -> None:
-        """Put this process's generators where those of a job are."""
+    def _read_streams(self, row: int, member: StackMember) -> dict[str, Any]:
+        """Return the states of a job's generators."""
         state = self.stack.generators[row].get_state()
         if self.stack.device.type == "cuda":
             member.streams["cuda"][self.stack.device.index] = state
         else:
             member.streams["torch"] = state
-        rng.set_state(member.streams)
+        return member.streams
+
+    def _set_streams(self, row: int, member: StackMember) -> None:
+        """Put this process's generators where those of a job are."""
+        rng.set_state(self._read_streams(row, member))
 
     # ---- a step
 
@@ -237,15 +241,18 @@ class StackTraining:
         for member in self.members:
             member.run.clock.pause()
         self.saves.decide()
+        Losses.read_together([self.members[row].run.losses for row in due])
+        count_together([self.members[row].run.inputs["train"] for row in due])
         if len(due) == len(self.members):
             self.evaluation.prepare()
         finite = self._is_finite()
         for row in due:
-            member = self.members[row]
+            member, run = self.members[row], self.members[row].run
             if finite:
-                member.run.session.finite_at = member.run.progress.step
-            run = member.run
-            self._set_streams(row, member)
+                run.session.finite_at = run.progress.step
+            if may_draw(run):
+                self._set_streams(row, member)
+            run.session.streams = self._read_streams(row, member)
             self.optimizer.write_steps(row)
             run.clock.start()
             try:
@@ -253,6 +260,8 @@ class StackTraining:
             except Exception as error:  # noqa: BLE001  of this job alone
                 failed[row] = error
             run.clock.pause()
+            run.session.evaluated.clear()
+            run.session.streams = None
         self._freeze_if_due()
         self.drawn = rng.get_state()
         done = [row for row in due if row not in failed and is_over(self.members[row].run)]
@@ -300,6 +309,12 @@ class StackTraining:
                     raised = failure
             self.leave(member.run, raised)
         self.drawn = rng.get_state()
+
+
+def may_draw(run: Run) -> bool:
+    """Return whether code of the user's runs at a pause which may draw from the generators of the process."""
+    metrics = [one.metric for inputs in run.inputs.values() for one in inputs]
+    return bool(run.actions) or any(type(metric).__module__ != "runner.train.metrics" for metric in metrics)
 
 
 def is_over(run: Run) -> bool:
