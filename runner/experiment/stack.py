@@ -13,8 +13,8 @@ from runner.core.escape import make_printable
 from runner.core.exit_status import EXIT_FAILED
 from runner.core.files import write_json
 from runner.core.lock import Lock
+from runner.core.shared_answers import share_answers
 from runner.experiment.finish import finish
-from runner.experiment.record.recorded_run import RecordedRun
 from runner.experiment.record.result import make_empty_result
 from runner.experiment.run import (
     RunRecord,
@@ -33,6 +33,7 @@ from runner.train.broadcasting import refuse_broadcasting
 from runner.train.finite import NonFiniteError
 from runner.train.single_process import SINGLE_PROCESS
 from runner.train.state import Run, StopRequest
+from runner.train.vectorized.alike import sort_alike
 from runner.train.vectorized.joining import explain_apart, find_difference
 from runner.train.vectorized.loop import StackMember, fit_stack
 from runner.train.vectorized.memory import Room, TooLargeError, refuse_large
@@ -51,8 +52,8 @@ class StackJob:
     fault: NonFiniteError | None = None  # to be answered by training on alone
     status: int | None = None  # of its end
     apart: str = ""  # why it is left to train alone
-    fits: int = 0  # jobs that the memory holds together, where that is the reason
     trackers: list[TrackerProcess] = field(default_factory=list)  # that know its end
+    fits: int = 0  # jobs that the memory holds together, where that is the reason
 
     @property
     def run(self) -> Run:
@@ -96,9 +97,10 @@ def train_stack(jobs: Sequence[StackJob], *, timed: bool = False, room: Room | N
         held.callback(close_open_jobs, jobs)
         if timed or room is not None:
             timed = try_first(jobs, stop, timed=timed, room=room)
-        for job in jobs:
-            if job.record is None and not job.apart:
-                open_job(job, stop)
+        with share_answers():
+            for job in jobs:
+                if job.record is None and not job.apart:
+                    open_job(job, stop)
         together, numbers = choose_members([job for job in jobs if job.status is None and not job.apart])
         if together:
             train_together(together, numbers, timed=timed, room=room)
@@ -147,7 +149,7 @@ def try_first(jobs: Sequence[StackJob], stop: StopRequests, *, timed: bool, room
 
 def choose_members(jobs: Sequence[StackJob]) -> tuple[list[StackJob], Any]:
     """Choose the jobs that can be in one stack with the first that can; leave the others alone."""
-    fit = []
+    fit: list[StackJob] = []
     for job in jobs:
         reason = explain_apart(job.run)
         if reason is None:
@@ -156,6 +158,7 @@ def choose_members(jobs: Sequence[StackJob]) -> tuple[list[StackJob], Any]:
             job.apart = str(reason)
     if not fit:
         return [], {}
+    fit = [fit[place] for place in sort_alike([job.run for job in fit])]
     numbers, reasons = find_difference([job.run for job in fit])
     for job, reason in zip(fit, reasons, strict=True):
         job.apart = "" if reason is None else str(reason)
@@ -289,9 +292,11 @@ def record_stack(jobs: Sequence[StackJob]) -> None:
     """Write into the provenance of each job in which stack it trains, and from which step on."""
     names = [job.task.folder.name for job in jobs]
     for row, job in enumerate(jobs):
-        record = RecordedRun(job.task.folder).read_provenance() or {}
+        assert job.record is not None
+        known = job.record.provenance or {}
         entry = {"step": job.run.progress.step, "row": row, "jobs": names}
-        write_json(job.task.folder / "provenance.json", record | {"stacks": [*record.get("stacks", []), entry]})
+        job.record.provenance = known | {"stacks": [*known.get("stacks", []), entry]}
+        write_json(job.task.folder / "provenance.json", job.record.provenance)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ class Accuracy:
     """
 
     higher_is_better = True
+    joins_batches = True  # of several batches one after the other it says what it says of them as one
 
     def __init__(self, top_k: int = 1, ignore_index: int | None = None) -> None:
         self.top_k, self.ignore_index = top_k, ignore_index

@@ -72,10 +72,15 @@ class Losses:
             self.sums = read_kind(outcome, sums=self.sums)
             self.fields.add(outcome, self.sizes[-1])
 
+    def add_many(self, losses: Tensor, sizes: Sequence[Any]) -> None:
+        """Add the losses [steps] of several steps, and the size of each."""
+        self.on_device.append(losses)
+        self.sizes += sizes
+
     def read(self) -> list[float]:
         """Return the losses, with one wait for the device."""
         if self.on_device:
-            self.values += torch.stack(self.on_device).double().tolist()
+            self.values += torch.cat([losses.reshape(-1) for losses in self.on_device]).double().tolist()
             self.on_device.clear()
         return self.values
 

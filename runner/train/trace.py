@@ -19,6 +19,7 @@ from runner.core.digests import (
     hash_batch,
     hash_generators,
     hash_parts,
+    hash_rows,
     hash_saved_generators,
     hash_tensor,
     hash_tree,
@@ -89,7 +90,7 @@ class Trace(NoTrace):
             groups = run.optimizer.param_groups
             settings.append([groups[group][name] for group, name in names])
             if self.data is not None:
-                self.data.append([_take_data_probe(tensor) for tensor in iterate_tensors(batch)])
+                self.data.append([take_data_probe(tensor) for tensor in iterate_tensors(batch)])
             if progress.step + 1 == self.due:
                 self.take(run, batch)
             yield batch
@@ -266,7 +267,7 @@ class WeightProbe:
         gradients = [one for _, one in kept if one is not None]
         if len({id(one) for one in gradients}) < len(kept):  # a user's step that fills its gradients with zeros
             return {"weights_probe": weights}
-        return {"weights_probe": weights, "gradient_probe": [hash_tensor(one) for one in gradients]}
+        return {"weights_probe": weights, "gradient_probe": hash_rows(gradients)}
 
 
 def _list_settings(optimizer: Optimizer) -> list[tuple[int, str]]:
@@ -290,12 +291,12 @@ def _take_first_number(tensor: Tensor) -> Tensor:
     return tensor.detach().as_strided((1,), (1,), tensor.storage_offset())
 
 
-def _take_data_probe(tensor: Tensor) -> Any:
+def take_data_probe(tensor: Tensor) -> Any:
     """Hash a member of a batch on the CPU; of a large one, or one on a device, give the sum, unread."""
     if not is_strided(tensor):
         return 0
     if tensor.is_complex():
-        return _take_data_probe(torch.view_as_real(tensor.resolve_conj()))
+        return take_data_probe(torch.view_as_real(tensor.resolve_conj()))
     if tensor.device.type == "cpu" and tensor.nbytes <= PROBED_BYTES:
         return hash_tensor(tensor)
     return tensor.sum(dtype=torch.float64 if tensor.is_floating_point() else None)

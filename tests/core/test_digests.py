@@ -1,8 +1,17 @@
 """Digests tell apart what differs in a bit, a shape, a dtype or a name, and nothing else."""
 
+import pytest
 import torch
 
-from runner.core.digests import LARGE, hash_batch, hash_generators, hash_saved_generators, hash_tree
+from runner.core.digests import (
+    LARGE,
+    hash_batch,
+    hash_generators,
+    hash_rows,
+    hash_saved_generators,
+    hash_tensor,
+    hash_tree,
+)
 from runner.core.rng import get_state
 
 BASE = torch.arange(12, dtype=torch.float32).reshape(3, 4)
@@ -54,3 +63,12 @@ def test_generators_of_a_log_line_are_those_of_a_checkpoint() -> None:
 
     assert before["torch"] == saved["torch"]
     assert [name for name in saved if saved[name] != after[name]] == ["torch"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_many_tensors_have_the_hashes_that_each_has(dtype) -> None:
+    """Of one kind, which are hashed together, of several, and strided ones."""
+    rows = [(one * torch.arange(12).reshape(3, 4)).to(dtype) for one in range(5)]
+
+    for tensors in (rows, [*rows, rows[0][0]], [row.t() for row in rows], []):
+        assert hash_rows(tensors) == [hash_tensor(tensor) for tensor in tensors]

@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from runner.core.exit_status import EXIT_APART, EXIT_DONE, EXIT_STOPPED
 from runner.sweep.executors.stack_attempt import run_stack_attempt
 from runner.sweep.interfaces import JobSpec
 from runner.sweep.stacks import StackPlan, describe_fitting, read_fitting
-from runner.train import pauses
+from runner.train.vectorized.loop import StackTraining
 from tests.support import read_result, write_files
 
 COMMON = (
@@ -188,17 +187,16 @@ def read_hashes(name: str) -> list[str]:
 def test_a_stack_gives_the_same_again_also_when_it_was_stopped(folder, monkeypatch):
     """Stopped after some steps and continued, the weights are those of the undisturbed stack, to the bit."""
     assert run_stack_attempt(make_spec("whole", *POINTS)) == (EXIT_DONE, "")
-    iterate = pauses.iterate_batches
+    take = StackTraining.take_step
 
-    def stop(run: Any) -> Iterator[Any]:
-        for batch in iterate(run):
-            if run.progress.step == 6 and run.seed == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
+    def stop(training: StackTraining) -> None:
+        if training.members[0].run.progress.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        take(training)
 
-    monkeypatch.setattr(pauses, "iterate_batches", stop)
+    monkeypatch.setattr(StackTraining, "take_step", stop)
     assert run_stack_attempt(make_spec("cut", *POINTS))[0] == EXIT_STOPPED
-    monkeypatch.setattr(pauses, "iterate_batches", iterate)
+    monkeypatch.setattr(StackTraining, "take_step", take)
     assert [read_result(Path(f"cut_{number}"))["status"] for number in range(3)] == ["interrupted"] * 3
     assert run_stack_attempt(make_spec("cut", *POINTS)) == (EXIT_DONE, "")
 

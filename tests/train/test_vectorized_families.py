@@ -19,7 +19,7 @@ from models.mlp import MLP
 from models.pixels import PixelEmbedding
 from runner.core import rng
 from runner.train.steps import supervised
-from runner.train.vectorized.stack import Stack, suppress_rule_warnings
+from runner.train.vectorized.stack import Stack, stack_batches, suppress_rule_warnings
 from runner.train.vectorized.trial import ApartError, try_stack
 
 JOBS = 3
@@ -187,7 +187,7 @@ def test_a_family_joins_with_equal_losses(family):
     stack, batches, streams, copies = make_stack(*JOINS[family])
     try_stack(stack, batches, streams, timed=False)
     with suppress_rule_warnings():
-        losses = stack(batches)[0]["loss"].tolist()
+        losses = stack(*stack_batches(batches, stack.device))[0]["loss"].tolist()
     alone = []
     for copy, batch, stream in zip(copies, batches, streams, strict=True):
         rng.set_state(stream)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from runner.train.lr_schedule import ConstantLR
+from runner.train.vectorized.alike import AlikeJobs
 from runner.train.vectorized.optimizers import StackedClipping, make_stacked_optimizer
 from runner.train.vectorized.stack import Stack
 
@@ -34,33 +36,35 @@ def draw_settings(kind: str, draw: random.Random) -> dict[str, Any]:
     return settings
 
 
-def make_run(kind: str, settings: dict[str, Any], seed: int, **train: Any) -> Any:
+def make_run(kind: str, settings: dict[str, Any], seed: int, dtype: Any = torch.float64, **train: Any) -> Any:
     """Make what a stack asks of a run: a model, an optimizer with two param groups, a config."""
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).double()
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).to(dtype)
     groups = [
         {"params": [*model[0].named_parameters("0")], "lr": settings["lr"] / 2},
         {"params": [*model[1].named_parameters("1")]},
     ]
     optimizer = getattr(torch.optim, kind)(groups, **settings)
-    config = {"device": {"precision": "fp32", "memory_format": "contiguous"}, "train": train}
+    config = {"device": {"precision": "fp32", "memory_format": "contiguous"}, "train": {"duration": "1ep"} | train}
+    config |= {"optimizer": settings, "param_groups": None, "scheduler": None}
+    parts = {"model": model, "loss": None, "step": None, "optimizer": optimizer, "device": torch.device("cpu")}
     return SimpleNamespace(
-        model=model, loss=None, step=None, optimizer=optimizer, device=torch.device("cpu"), config=config
+        **parts, config=config, schedule=ConstantLR(), actions=(), rhythm=SimpleNamespace(accumulate=1)
     )
 
 
 @torch.no_grad()
-def compare(kind: str, settings: list[dict[str, Any]]) -> float:
+def compare(kind: str, settings: list[dict[str, Any]], dtype: Any = torch.float64) -> float:
     """Return the greatest difference of a weight or of the state, relative to 1, after any of 50 steps."""
-    alone = [make_run(kind, one, seed) for seed, one in enumerate(settings)]
-    runs = [make_run(kind, one, seed) for seed, one in enumerate(settings)]
+    alone = [make_run(kind, one, seed, dtype) for seed, one in enumerate(settings)]
+    runs = [make_run(kind, one, seed, dtype) for seed, one in enumerate(settings)]
     stack = Stack(runs)
-    optimizer = make_stacked_optimizer(stack)
+    optimizer = make_stacked_optimizer(stack, AlikeJobs(runs))
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     for step in range(STEPS):
         for name, parameter in stack.parameters.items():
-            parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=dtype)
             for row, run in enumerate(alone):
                 run.model.get_parameter(name.removeprefix("model.")).grad = parameter.grad[row].clone()
         for run, other in zip(alone, runs, strict=True):
@@ -70,7 +74,7 @@ def compare(kind: str, settings: list[dict[str, Any]]) -> float:
         optimizer.step()
         if step == STEPS // 2:  # one leaves
             stack.keep([0, 2, 3, 4])
-            optimizer.keep([0, 2, 3, 4])
+            optimizer.keep([0, 2, 3, 4], AlikeJobs(stack.runs))
             alone, runs = ([them[row] for row in (0, 2, 3, 4)] for them in (alone, runs))
     for row, (run, other) in enumerate(zip(alone, runs, strict=True)):
         optimizer.write_steps(row)
@@ -101,6 +105,20 @@ def test_equal_settings_update_as_torch_does():
     worst = [compare(kind, [draw_settings(kind, random.Random(3))] * JOBS) for kind in ("SGD", "AdamW", "RMSprop")]
 
     assert max(worst) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW"])
+def test_jobs_alike_are_updated_by_one_kernel(kind, monkeypatch):
+    """Of two groups of equal settings each is updated by torch's fused kernel, in fp32, as torch does alone."""
+    draw, calls = random.Random(kind), []
+    kernel = getattr(torch, name := f"_fused_{kind.lower()}_")
+    monkeypatch.setattr(torch, name, lambda *args, **named: (calls.append(args), kernel(*args, **named))[1])
+    one, other = draw_settings(kind, draw), draw_settings(kind, draw)
+    one |= {"momentum": 0.9} if kind == "SGD" else {}
+    worst = compare(kind, [one, one, other, other, other], torch.float32)
+
+    assert worst < 1e-6
+    assert len(calls) > STEPS
 
 
 def test_each_job_clips_by_its_own_norm():

@@ -11,12 +11,15 @@ from runner.train.finite import find_non_finite
 from runner.train.loss_weights import is_summed, read_kind
 from runner.train.optimizer_step.accumulated import combine_outcomes, detach_small, find_weight, get_reference
 from runner.train.state import Losses, Run
+from runner.train.vectorized.alike import AlikeJobs
+from runner.train.vectorized.batches_ahead import BatchesAhead, StackedBatch
 from runner.train.vectorized.evaluation import StackEvaluation, count_together
 from runner.train.vectorized.held_saves import HeldCheckpoints, SaveClock
 from runner.train.vectorized.memory import Room, refuse_large_step
 from runner.train.vectorized.optimizers import StackedClipping, make_stacked_optimizer
-from runner.train.vectorized.stack import Stack, UnequalJobsError, split_rows, suppress_rule_warnings
-from runner.train.vectorized.trace import make_stack_trace
+from runner.train.vectorized.outcomes import StackOutcomes
+from runner.train.vectorized.stack import Stack, UnequalJobsError, split_rows, stack_batches, suppress_rule_warnings
+from runner.train.vectorized.trace import StackTraces, make_stack_trace
 from runner.train.vectorized.trial import refuse_draws, try_stack
 
 LARGE = frozenset({"output", "target"})  # outputs of a micro-batch that are not kept
@@ -78,7 +81,9 @@ class StackTraining:
             run.trace = make_stack_trace(run.trace)
             run.checkpoints = HeldCheckpoints(run, self.saves)
         self.stack = Stack(runs, numbers)
-        self.optimizer = make_stacked_optimizer(self.stack)
+        self.alike = AlikeJobs(runs)
+        self.optimizer = make_stacked_optimizer(self.stack, self.alike)
+        self.ahead, self.outcomes, self.traces = BatchesAhead(runs), StackOutcomes(), StackTraces(runs, self.alike)
         self.clip = StackedClipping(self.stack)
         self.count, self.sums = first.rhythm.accumulate, is_summed(first.loss)
         self.drawn: dict[str, Any] = {}  # the generators of this process after the last pause
@@ -140,28 +145,54 @@ class StackTraining:
 
     def take_step(self) -> None:
         """Take one optimizer step of all jobs."""
-        batches = self._next_batches()
+        if self.count > 1:
+            self._backward_accumulated()
+        else:
+            self._backward()
         if not self.members:
             return
-        outcomes = self._backward(batches)
         self.clip()
         self.optimizer.step()
         for parameter in self.stack.parameters.values():
             parameter.grad = None
-        for member, own in zip(self.members, outcomes, strict=True):
+        self.alike.step()
+        for member in self.members:
             run, progress = member.run, member.run.progress
             if run.average is not None:
                 run.average.update()
-            run.schedule.step()
-            run.losses.add(own)
-            if self.count == 1:
-                for take in run.inputs["train"]:
-                    take(own)
             progress.step += 1
             progress.batch += 1
             if progress.batch == run.rhythm.steps_per_epoch:
+                self.alike.follow()
                 pauses.end_epoch(run)
                 member.coming = None
+
+    def _backward(self) -> None:
+        """Compute the gradients of all jobs."""
+        batch, dims = self._next_stacked_batch()
+        if not self.members:
+            return
+        self.traces.watch(batch, dims)
+        outcome, rest = self.stack(batch, dims)
+        self._check(outcome)
+        outcome["loss"].sum().backward()
+        self.outcomes.add(outcome, rest, self.stack.runs)
+
+    def _next_stacked_batch(self) -> StackedBatch:
+        """Return the next batch of all jobs; without one where the last of them has left."""
+        if not self.ahead.ready and self.ahead.can:
+            first = self.members[0].run
+            for member in self.members:
+                if member.coming is None:
+                    member.coming = self.traces.iterate_batches(member.run)
+            coming = [member.coming for member in self.members if member.coming is not None]
+            rest = self.ahead.take(coming, first.rhythm.steps_per_epoch - first.progress.batch)
+            for member, iterator in zip(self.members, rest, strict=True):
+                member.coming = iterator
+        if self.ahead.ready:
+            return self.ahead.ready.popleft()
+        batches = self._next_batches()
+        return stack_batches(batches, self.stack.device) if batches else (None, None)
 
     def _next_batches(self) -> list[Any]:
         """Return the next batch of each job; one whose data fails leaves."""
@@ -170,7 +201,7 @@ class StackTraining:
         for row, member in enumerate(self.members):
             try:
                 if member.coming is None:
-                    member.coming = member.run.trace.watch(pauses.iterate_batches(member.run), member.run)
+                    member.coming = self.traces.iterate_batches(member.run)
                 batches.append(next(member.coming))
             except StopIteration:
                 message = "an epoch has fewer batches than it said"
@@ -180,19 +211,17 @@ class StackTraining:
         self._part(failed)
         return batches
 
-    def _backward(self, batches: list[Any]) -> list[Mapping[str, Any]]:
-        """Compute the gradients of all jobs; return the step outputs of each."""
-        if self.count == 1:
-            outcome, rest = self.stack(batches)
-            self._check(outcome)
-            outcome["loss"].sum().backward()
-            return split_rows(outcome, rest, len(self.members))
+    def _backward_accumulated(self) -> None:
+        """Compute the gradients of all jobs, of several micro-batches each."""
+        batches = self._next_batches()
+        if not self.members:
+            return
         runs = [member.run for member in self.members]
         seen: list[list[Mapping[str, Any]]] = [[] for _ in runs]
         weights: list[list[Any]] = [[] for _ in runs]
         sums = self.sums
         for micro_batch in zip(*batches, strict=True):  # each loss is weighted as `AccumulatedStep` does
-            outcome, rest = self.stack(micro_batch)
+            outcome, rest = self.stack(*stack_batches(micro_batch, self.stack.device))
             self._check(outcome)
             sums = read_kind(rest, sums=self.sums)
             rows = split_rows(outcome, rest, len(runs))
@@ -205,7 +234,8 @@ class StackTraining:
             (outcome["loss"] * shares).sum().backward()
         if not sums:
             self._correct(weights)
-        return [combine_outcomes(own, given, sums=sums) for own, given in zip(seen, weights, strict=True)]
+        for run, outcomes, given in zip(runs, seen, weights, strict=True):
+            run.losses.add(combine_outcomes(outcomes, given, sums=sums))
 
     def _share(self, weights: Sequence[Any]) -> float:
         """Return the factor of a micro-batch's loss, which is relative to the first."""
@@ -238,6 +268,7 @@ class StackTraining:
             return
         refuse_draws(self.drawn)
         failed: dict[int, Exception] = {}
+        self._hand_out()
         for member in self.members:
             member.run.clock.pause()
         self.saves.decide()
@@ -282,10 +313,17 @@ class StackTraining:
         if self.members and self.members[0].run.frozen.changes:
             self.stack.freeze_as_due()
 
+    def _hand_out(self) -> None:
+        """Give each job its losses, inputs of metrics, schedule and settings since the last pause."""
+        self.outcomes.hand_out(self.stack.runs)
+        self.traces.hand_out()
+        self.alike.follow()
+
     def _part(self, leaving: Mapping[int, Exception | None]) -> None:
         """Let these rows leave: the stack shrinks, and each is told with its error, or finished without one."""
         if not leaving:
             return
+        self._hand_out()
         gone = []
         for row in leaving:
             self._set_streams(row, self.members[row])
@@ -295,7 +333,10 @@ class StackTraining:
         self.members = [self.members[row] for row in stay]
         self.stack.keep(stay)
         if stay:
-            self.optimizer.keep(stay)
+            self.alike = AlikeJobs(self.stack.runs)
+            self.traces = StackTraces(self.stack.runs, self.alike)
+            self.optimizer.keep(stay, self.alike)
+            self.ahead.keep(stay)
         for member in gone:  # all of them, while the first one ends
             if isinstance(saves := member.run.checkpoints, HeldCheckpoints):
                 saves.begin_writing()

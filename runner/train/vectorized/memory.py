@@ -78,7 +78,7 @@ def measure_step(run: Run, batch: Any) -> int:
             return most - before
         with LiveBytes() as live:
             compute_step(run, batch)
-        return live.most
+        return int(live.most)
 
 
 def compute_step(run: Run, batch: Any) -> None:

@@ -10,9 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runner.train.vectorized.alike import AlikeJobs
 from runner.train.vectorized.stack import Stack, get_tensors, stack_tensors
 
 Number = float | Tensor
+
+MOST_FUSED = 4  # groups of jobs with equal settings that are updated one after the other; of more all at once
 
 
 def make_numbers(values: Sequence[float], like: Tensor) -> Number:
@@ -28,13 +31,14 @@ class StackedOptimizer:
 
     Args:
         stack: whose parameters; the runs' optimizers have the same param groups, each with its own settings.
+        alike: which of the runs have the same settings at every step.
     """
 
     flags: tuple[str, ...] = ()  # settings that must be equal in all jobs
     tensors: tuple[str, ...] = ()  # names of the state, beside `step`
 
-    def __init__(self, stack: Stack) -> None:
-        self.stack = stack
+    def __init__(self, stack: Stack, alike: AlikeJobs) -> None:
+        self.stack, self.alike = stack, alike
         self.state: dict[str, dict[str, Tensor]] = {}
         self.groups: list[list[str]] = []
         self.steps: dict[str, list[float]] = {}  # taken by each job, by parameter
@@ -42,8 +46,9 @@ class StackedOptimizer:
         self.owned: list[dict[str, Tensor]] = []  # the parameters of each run
         self._bind()
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows, after the stack has given them up."""
+    def keep(self, rows: Sequence[int], alike: AlikeJobs) -> None:
+        """Go on with these rows, after the stack has given up the others."""
+        self.alike = alike
         for row in range(len(rows)):
             self.write_steps(row, rows[row])
         self._bind()
@@ -106,18 +111,54 @@ class StackedOptimizer:
     @torch.no_grad()
     def step(self) -> None:
         """Update all parameters that have a gradient, each job's with its settings."""
-        for number, names in enumerate(self.groups):
-            settings = self.settings[number]
-            settings.begin([run.optimizer.param_groups[number] for run in self.stack.runs])
-            for name in names:
-                parameter = self.stack.parameters[name]
-                grad = parameter.grad
-                if grad is None:
-                    continue
-                if self.counts:
+        parameters = self.stack.parameters
+        for number, owned in enumerate(self.groups):
+            groups = [run.optimizer.param_groups[number] for run in self.alike.leaders]
+            names = [name for name in owned if parameters[name].grad is not None]
+            if self.counts:
+                for name in names:
                     self.steps[name] = [count + 1 for count in self.steps[name]]
-                settings.parameter = parameter
-                self.update(name, parameter, grad, settings, self.steps[name])
+            if len(groups) <= MOST_FUSED and self.can_be_fused(names):
+                for (start, stop), group in zip(self.alike.spans, groups, strict=True):
+                    self.update_fused(names, slice(start, stop), group)
+                continue
+            settings = self.settings[number]
+            settings.begin(self.alike.spread(groups))
+            for name in names:
+                settings.parameter, grad = parameters[name], parameters[name].grad
+                assert grad is not None
+                self.update(name, settings.parameter, grad, settings, self.steps[name])
+
+    def can_be_fused(self, names: Sequence[str]) -> bool:
+        """Return whether one kernel of torch may update these parameters of several jobs: on a CPU, in fp32.
+
+        It goes over memory from end to end, so parameter, gradient and state must lie in one way.
+        """
+        return False
+
+    def update_fused(self, names: Sequence[str], rows: slice, group: Mapping[str, Any]) -> None:
+        """Update parameters of the jobs in `rows`, which have these settings."""
+        raise NotImplementedError
+
+    def lie_alike(self, names: Sequence[str], *parts: str) -> bool:
+        """Return whether parameters, gradients, and these parts of the state lie in one way."""
+        for name in names:
+            parameter, state = self.stack.parameters[name], self.state.get(name, {})
+            if parameter.grad is None or parameter.dtype != torch.float32:
+                return False
+            layout = parameter.stride()
+            if parameter.device.type != "cpu" or parameter.grad.stride() != layout:
+                return False
+            if any(part not in state or state[part].stride() != layout for part in parts):
+                return False
+        return True
+
+    def select(self, part: str, names: Sequence[str], rows: slice) -> list[Tensor]:
+        """Return rows of the parameters (`""`), their gradients (`grad`), or a part of their state."""
+        if part == "grad":
+            whole = [self.stack.parameters[name].grad for name in names]
+            return [tensor[rows] for tensor in whole if tensor is not None]
+        return [(self.state[name][part] if part else self.stack.parameters[name])[rows] for name in names]
 
     def update(
         self, name: str, parameter: Tensor, grad: Tensor, settings: "GroupSettings", steps: Sequence[float]
@@ -214,6 +255,24 @@ class StackedSGD(StackedOptimizer):
     tensors = ("momentum_buffer",)
     counts = False
 
+    def can_be_fused(self, names: Sequence[str]) -> bool:
+        moves = any(group["momentum"] for run in self.alike.leaders for group in run.optimizer.param_groups)
+        return self.lie_alike(names, *(["momentum_buffer"] if moves else []))
+
+    def update_fused(self, names: Sequence[str], rows: slice, group: Mapping[str, Any]) -> None:
+        torch._fused_sgd_(
+            self.select("", names, rows),
+            self.select("grad", names, rows),
+            self.select("momentum_buffer", names, rows) if group["momentum"] else [],
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=float(group["lr"]),
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+            is_first_step=False,
+        )
+
     def holds(self, part: str, group: Mapping[str, Any]) -> bool:
         return bool(group["momentum"])
 
@@ -251,6 +310,30 @@ class StackedAdam(StackedOptimizer):
 
     flags = ("amsgrad", "decoupled_weight_decay")
     tensors = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+    def can_be_fused(self, names: Sequence[str]) -> bool:
+        amsgrad = self.stack.runs[0].optimizer.param_groups[0]["amsgrad"]
+        counted = [self.steps[name][start:stop] for name in names for start, stop in self.alike.spans]
+        parts = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else []))
+        return self.lie_alike(names, *parts) and all(len(set(steps)) == 1 for steps in counted)
+
+    def update_fused(self, names: Sequence[str], rows: slice, group: Mapping[str, Any]) -> None:
+        decoupled = group.get("decoupled_weight_decay")
+        (torch._fused_adamw_ if decoupled else torch._fused_adam_)(
+            self.select("", names, rows),
+            self.select("grad", names, rows),
+            self.select("exp_avg", names, rows),
+            self.select("exp_avg_sq", names, rows),
+            self.select("max_exp_avg_sq", names, rows) if group["amsgrad"] else [],
+            [torch.tensor(self.steps[name][rows.start]) for name in names],
+            lr=float(group["lr"]),
+            beta1=float(group["betas"][0]),
+            beta2=float(group["betas"][1]),
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=group["amsgrad"],
+            maximize=group["maximize"],
+        )
 
     def update(
         self, name: str, parameter: Tensor, grad: Tensor, settings: GroupSettings, steps: Sequence[float]
@@ -345,9 +428,9 @@ KINDS: dict[type[torch.optim.Optimizer], type[StackedOptimizer]] = {
 }
 
 
-def make_stacked_optimizer(stack: Stack) -> StackedOptimizer:
+def make_stacked_optimizer(stack: Stack, alike: AlikeJobs) -> StackedOptimizer:
     """Make the optimizer of a stack, of the kind that its runs have."""
-    return KINDS[type(stack.runs[0].optimizer)](stack)
+    return KINDS[type(stack.runs[0].optimizer)](stack, alike)
 
 
 class StackedClipping:

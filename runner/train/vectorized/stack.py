@@ -137,9 +137,13 @@ class Stack:
 
     # ---- a step
 
-    def __call__(self, batches: Sequence[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Call the step of every job on its batch; return tensors [jobs, ...] by name, and what is no tensor."""
-        batch, dims = stack_batches(batches, self.device)
+    def __call__(self, batch: Any, dims: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Call the step of every job on its batch; return tensors [jobs, ...] by name, and what is no tensor.
+
+        Args:
+            batch: tensors of all jobs, see `stack_batches`; the step may change them.
+            dims: the dimension of the jobs in each.
+        """
         if self.direct:
             try:
                 return self._call_directly(wrap_batch(batch, dims, self.rules))

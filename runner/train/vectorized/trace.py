@@ -5,14 +5,18 @@ Weights and gradients of a stack have other bits than those of the job alone, so
 a replay trains the job alone and compares its losses within a tolerance.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from runner.core.digests import hash_tensor
+from runner.core.trees import iterate_tensors
+from runner.train import pauses
 from runner.train.state import Run
-from runner.train.trace import NoTrace, Trace, WeightProbe
+from runner.train.trace import NoTrace, Trace, WeightProbe, take_data_probe
+from runner.train.vectorized.alike import AlikeJobs
 
 
 class NoProbe(WeightProbe):
@@ -52,3 +56,58 @@ class StackTrace(Trace):
 def make_stack_trace(trace: NoTrace) -> NoTrace:
     """Make the trace of a run that joins a stack: none where it has none."""
     return StackTrace() if isinstance(trace, Trace) else trace
+
+
+class StackTraces:
+    """Traces of all jobs, which see a step once for those that are alike.
+
+    Args:
+        runs: of the stack.
+        alike: which of them have the same settings.
+    """
+
+    def __init__(self, runs: Sequence[Run], alike: AlikeJobs) -> None:
+        self.runs, self.alike = list(runs), alike
+        self.rows: list[list[list[Any]]] = [[] for _ in alike.spans]  # settings of each step, by group of jobs
+        self.traces = [(row, run.trace) for row, run in enumerate(runs) if isinstance(run.trace, StackTrace)]
+
+    def iterate_batches(self, run: Run) -> Iterator[Any]:
+        """Iterate over the rest of an epoch of a run; micro-batches are seen by its trace here."""
+        coming = pauses.iterate_batches(run)
+        return run.trace.watch(coming, run) if run.rhythm.accumulate > 1 else coming
+
+    def watch(self, batch: Any, dims: Any) -> None:
+        """See a stacked batch before its step."""
+        if not self.traces:
+            return
+        for rows, run in zip(self.rows, self.alike.leaders, strict=True):
+            groups = run.optimizer.param_groups
+            rows.append([groups[group][name] for group, name in self.traces[0][1].names])
+        for row, trace in self.traces:
+            run = self.runs[row]
+            if trace.data is None and run.progress.step + 1 != trace.due:
+                continue
+            own = take_row(batch, dims, row)
+            if trace.data is not None:
+                trace.data.append([take_data_probe(tensor) for tensor in iterate_tensors(own)])
+            if run.progress.step + 1 == trace.due:
+                trace.take(run, own)
+
+    def hand_out(self) -> None:
+        """Give each trace the settings of the steps since the last call."""
+        each = self.alike.spread(self.rows)
+        for row, trace in self.traces:
+            trace.settings += each[row]
+        for rows in self.rows:
+            rows.clear()
+
+
+def take_row(batch: Any, dims: Any, row: int) -> Any:
+    """Take the batch of one job; what all jobs share is everybody's."""
+    if isinstance(batch, Tensor):
+        return batch if dims is None else batch[row]
+    if isinstance(batch, Mapping):
+        return {name: take_row(member, dims[name], row) for name, member in batch.items()}
+    if isinstance(batch, tuple | list):
+        return [take_row(member, dim, row) for member, dim in zip(batch, dims, strict=True)]
+    return batch

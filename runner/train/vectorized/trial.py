@@ -22,6 +22,7 @@ from runner.train.vectorized.stack import (
     UnequalJobsError,
     get_tensors,
     release,
+    stack_batches,
     suppress_rule_warnings,
 )
 
@@ -96,7 +97,7 @@ def compute_together(stack: Stack, batches: Sequence[Any]) -> dict[str, Tensor]:
     rng.seed_all(0)
     before = rng.get_state()
     with name_module(stack.template):
-        outcome, _ = stack([copy_owned(batch) for batch in batches])
+        outcome, _ = stack(*stack_batches([copy_owned(batch) for batch in batches], stack.device))
         outcome["loss"].sum().backward()
     refuse_draws(before)
     return outcome
@@ -237,7 +238,7 @@ def refuse_slow(stack: Stack, batches: Sequence[Any], spent: float = 0.0) -> Non
     """
 
     def step_together() -> None:
-        outcome, _ = stack([copy_owned(batch) for batch in batches])
+        outcome, _ = stack(*stack_batches([copy_owned(batch) for batch in batches], stack.device))
         outcome["loss"].sum().backward()
         for parameter in stack.parameters.values():
             parameter.grad = None
