@@ -31,21 +31,16 @@ def main(argv: Sequence[str], began: float | None = None) -> int:
         from runner.cli import hydra_questions
 
         return hydra_questions.answer(argv)
+    given = VERBS[0].parse(argv)
+    trust, inexact, schedule = given.trust, INEXACT.name in given, given.get(SCHEDULE.name, "")
+    if MULTIRUN.name in given:
+        _refuse_without_effect(inexact=inexact, schedule=schedule, reason="with `-m`")
+        return _run_sweep(given.overrides, argv, trust)
     from runner.config import compose
     from runner.experiment.examine import examine, make_reporter, report_count
     from runner.experiment.preflight import processes as processes_preflight
     from runner.experiment.record.directory import make_run_dir
 
-    given = VERBS[0].parse(argv)
-    trust, inexact, schedule = given.trust, INEXACT.name in given, given.get(SCHEDULE.name, "")
-    if MULTIRUN.name in given:
-        _refuse_without_effect(inexact=inexact, schedule=schedule, reason="with `-m`")
-        if environment.read_place() is not None:
-            remedy = "without torchrun: `python -m runner -m …`; or one torchrun for each job"
-            raise ConfigError([processes_preflight.make_torchrun_mistake("-m", remedy)])
-        from runner.sweep import multirun
-
-        return multirun.main(given.overrides, argv, trust)
     composed = compose.compose(given.overrides)
     say = make_reporter()
     examined = examine(composed, trust, say)
@@ -67,6 +62,21 @@ def main(argv: Sequence[str], began: float | None = None) -> int:
     outcome = train(examined, composed, argv, trust, make_run_dir(Path("outputs"), config.name), began)
     tell_end(config.on_event, outcome.folder, outcome.result, outcome.status)
     return outcome.status
+
+
+def _run_sweep(overrides: list[str], argv: Sequence[str], trust: tuple[str, ...]) -> int:
+    """Run a sweep; a process for its jobs imports torch while the config is read."""
+    if environment.read_place() is not None:
+        from runner.experiment.preflight import processes as processes_preflight
+
+        remedy = "without torchrun: `python -m runner -m …`; or one torchrun for each job"
+        raise ConfigError([processes_preflight.make_torchrun_mistake("-m", remedy)])
+    from runner.sweep.executors.server_process import start_early
+
+    with start_early(overrides) as server:
+        from runner.sweep import multirun
+
+        return multirun.main(overrides, argv, trust, server)
 
 
 def _refuse_without_effect(*, inexact: bool, schedule: str, reason: str) -> None:

@@ -33,6 +33,7 @@ from runner.experiment.record.continuation import Continuation, drop_schedule
 from runner.experiment.record.result import (
     collect_provenance,
     compute_timings,
+    list_inexact_steps,
     make_empty_result,
     read_inexact_steps,
     write_config,
@@ -207,6 +208,7 @@ class RunRecord:
     log: Logger | None = None
     said: list[str] = field(default_factory=list)  # to be logged at the start
     taken_up: bool = False  # a run that continues stands where it stood
+    provenance: dict[str, Any] | None = None  # as the directory has it; None before it was written
 
     @property
     def stands(self) -> bool:
@@ -218,9 +220,8 @@ def open_record(record: RunRecord) -> Run:
     """Build the run of a record, or restore it, and open its log; the run is ready to be trained."""
     task, team, again = record.task, record.team, record.task.again
     team.watch(lambda culprit: give_up(task.folder, record.result if record.stands else None, culprit))
-    facts = dict[str, Any]()
     if again is None:
-        run = start(task, team)
+        run, facts = start(task, team)
     else:
         run, facts = continue_run(task.folder, again, task.command, task.trust, team, record.said, inexact=task.inexact)
     team.tell({"step": run.progress.step})
@@ -229,6 +230,7 @@ def open_record(record: RunRecord) -> Run:
     if again is not None:
         record_continuation(task.folder, run, again, facts)
         record.taken_up = True
+    record.provenance = facts
     log_start(run, task.config, task.found, record.said)
     record.result["seconds_startup"] = time.perf_counter() - task.began
     return run
@@ -279,7 +281,7 @@ def record_error(record: RunRecord, error: Exception) -> None:
 def close_record(record: RunRecord, status: int) -> Outcome:
     """Write the result of a run that has ended, close its log, and print the result."""
     folder, result = record.task.folder, record.result
-    result |= collect_outcome(record.run, folder) | {"seconds": time.perf_counter() - record.task.began}
+    result |= collect_outcome(record) | {"seconds": time.perf_counter() - record.task.began}
     status = status if write_result(folder, result) else EXIT_FAILED
     close_log(record.log, folder, record.run, record.task.config, result["status"])
     print_result(result, folder)
@@ -288,13 +290,15 @@ def close_record(record: RunRecord, status: int) -> Outcome:
     return Outcome(status, folder, result)
 
 
-def collect_outcome(run: Run | None, folder: Path) -> dict[str, Any]:
+def collect_outcome(record: RunRecord) -> dict[str, Any]:
     """Collect a run's timings, after its last save, and its inexact steps for the result."""
+    run, known = record.run, record.provenance
+    inexact = read_inexact_steps(record.task.folder) if known is None else list_inexact_steps(known)
     if run is None:
-        return read_inexact_steps(folder)
+        return inexact
     with suppress(RunError):  # the last save; what it would say comes too late
         run.checkpoints.wait()
-    return compute_timings(run) | read_inexact_steps(folder)
+    return compute_timings(run) | inexact
 
 
 def refuse_continuation(record: RunRecord, error: Exception) -> Outcome:
@@ -347,8 +351,8 @@ def give_up(folder: Path, result: dict[str, Any] | None, culprit: str) -> None:
     os._exit(EXIT_FAILED)
 
 
-def start(task: RunTask, team: SingleProcess) -> Run:
-    """Build a new run: write its config, build it, write its provenance, try its first batch."""
+def start(task: RunTask, team: SingleProcess) -> tuple[Run, dict[str, Any]]:
+    """Build a new run, write config and provenance, try its first batch; return run and provenance."""
     config, folder = task.config, task.folder
     plain = to_resolved_data(config)
     write_config(folder, plain, task.unresolved)
@@ -358,11 +362,12 @@ def start(task: RunTask, team: SingleProcess) -> Run:
     try:
         run = run_builder.build(config, folder, plain, task.trust, team)
     finally:
-        write_json(folder / "provenance.json", collect_provenance(config, task.command, run))
+        facts = collect_provenance(config, task.command, run)
+        write_json(folder / "provenance.json", facts)
     if mistakes := check_lengths(config, run, debugging=task.debugging):
         raise RunError("; ".join(map(str, mistakes)))
     try_the_first_batch(run, config, task.found, task.trust, task.blame)
-    return run
+    return run, facts
 
 
 def record_continuation(folder: Path, run: Run, again: Continuation, record: Mapping[str, Any]) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 from runner.config.schema import Config
 from runner.core import event_stream
 from runner.core.files import write_json
+from runner.core.shared_answers import ask_once
 from runner.experiment.builders import log as log_builder
 from runner.experiment.builders.instantiate import Trust
 from runner.experiment.preflight.report import Preflight
 from runner.experiment.record.recorded_run import RecordedRun
 from runner.log.console import print_final_report
 from runner.log.logger import LogFile, Logger, WatchedLogger, mend
-from runner.model.summary import build_model_table
+from runner.model.summary import ModelTable, build_model_table
 from runner.train.distributed import environment
 from runner.train.state import Run
 
@@ -121,7 +122,7 @@ def log_start(run: Run, config: Config, found: Preflight | None, said: Sequence[
     )
     if found is not None:
         if config.log.model_table and found.model is not None and found.batch is not None:
-            run.log.say(build_model_table(found.model, found.one_sample(config)))
+            run.log.say(make_model_table(run, config, found))
         for note in found.notes:
             run.log.say(f"note: {note}")
     if run.pretrained is not None:
@@ -138,6 +139,16 @@ def log_start(run: Run, config: Config, found: Preflight | None, said: Sequence[
     run.log.say(f"{steps} on {run.device}, in {run.folder}")
     for line in said:
         run.log.say(line)
+
+
+OF_TRAINING = frozenset({"name", "seed", "init", "optimizer", "param_groups", "scheduler", "train", "sweep"})
+
+
+def make_model_table(run: Run, config: Config, found: Preflight) -> ModelTable:
+    """Make the table of a model; jobs of a stack whose configs differ in training alone have one."""
+    assert found.model is not None
+    key = repr({name: value for name, value in run.config.items() if name not in OF_TRAINING})
+    return ask_once(("model table", key), partial(build_model_table, found.model, found.one_sample(config)))
 
 
 def print_result(result: Mapping[str, Any], folder: Path) -> None:

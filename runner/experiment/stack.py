@@ -13,8 +13,8 @@ from runner.core.escape import make_printable
 from runner.core.exit_status import EXIT_FAILED
 from runner.core.files import write_json
 from runner.core.lock import Lock
+from runner.core.shared_answers import share_answers
 from runner.experiment.finish import finish
-from runner.experiment.record.recorded_run import RecordedRun
 from runner.experiment.record.result import make_empty_result
 from runner.experiment.run import (
     RunRecord,
@@ -97,9 +97,10 @@ def train_stack(jobs: Sequence[StackJob], *, timed: bool = False, room: Room | N
         held.callback(close_open_jobs, jobs)
         if timed or room is not None:
             timed = try_first(jobs, stop, timed=timed, room=room)
-        for job in jobs:
-            if job.record is None and not job.apart:
-                open_job(job, stop)
+        with share_answers():
+            for job in jobs:
+                if job.record is None and not job.apart:
+                    open_job(job, stop)
         together, numbers = choose_members([job for job in jobs if job.status is None and not job.apart])
         if together:
             train_together(together, numbers, timed=timed, room=room)
@@ -291,9 +292,11 @@ def record_stack(jobs: Sequence[StackJob]) -> None:
     """Write into the provenance of each job in which stack it trains, and from which step on."""
     names = [job.task.folder.name for job in jobs]
     for row, job in enumerate(jobs):
-        record = RecordedRun(job.task.folder).read_provenance() or {}
+        assert job.record is not None
+        known = job.record.provenance or {}
         entry = {"step": job.run.progress.step, "row": row, "jobs": names}
-        write_json(job.task.folder / "provenance.json", record | {"stacks": [*record.get("stacks", []), entry]})
+        job.record.provenance = known | {"stacks": [*known.get("stacks", []), entry]}
+        write_json(job.task.folder / "provenance.json", job.record.provenance)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ from runner.sweep.launcher_settings import OURS, get_launcher_name
 from runner.sweep.space import request
 from runner.sweep.stacks import StackPlan
 
+Examiner = Callable[[Sequence[Check], Say], bool]  # passes mistakes on; returns whether it came to its end
+
 MOST_ALIKE = 3  # values that break one rule in one place, of the many that `range(-1000, 0)` has
 
 
@@ -65,10 +67,16 @@ def try_group(configs: list[Config], trust: tuple[str, ...]) -> tuple[str, str]:
     return found.reason, found.untried
 
 
-def examine_jobs(jobs: Sequence[Check], processes: int, say: Say = lambda _: None) -> list[Mistake]:
+def examine_jobs(
+    jobs: Sequence[Check],
+    processes: int,
+    say: Say = lambda _: None,
+    elsewhere: Examiner | None = None,
+) -> list[Mistake]:
     """Examine jobs of `processes` processes each; report each mistake once and at most three alike.
 
-    Two that differ in nothing that is looked at are looked at once.
+    Two that differ in nothing that is looked at are looked at once. `elsewhere` examines jobs in another process; what
+    it does not bring to an end is examined here.
     """
     seen: dict[str, Mistake] = {}
     alike: Counter[tuple[str, str, str]] = Counter()
@@ -91,6 +99,8 @@ def examine_jobs(jobs: Sequence[Check], processes: int, say: Say = lambda _: Non
             ]
         )
     distinct = {compute_replicate_id(job.composed.config): job for job in reversed(jobs)}
-    for job in reversed(distinct.values()):
-        examine(job.composed, job.trust, say_new)
+    to_try = [*reversed(distinct.values())]
+    if elsewhere is None or not elsewhere(to_try, say_new):
+        for job in to_try:
+            examine(job.composed, job.trust, say_new)
     return list(seen.values())

@@ -1,9 +1,10 @@
 """`python -m runner -m …`: run a sweep, or continue it when the same command is given again."""
 
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -18,8 +19,9 @@ from runner.experiment.examine import make_reporter, report_count
 from runner.experiment.on_event import tell_event
 from runner.sweep.console import Console, EventConsole, SweepProgress, make_console
 from runner.sweep.controller import Controller, SweepStop, catch_stop_signals
-from runner.sweep.examine import examine_jobs
+from runner.sweep.examine import Examiner, examine_jobs
 from runner.sweep.executors.choose import NoExecutor, make_executor
+from runner.sweep.executors.local import LocalExecutor
 from runner.sweep.interfaces import Executor, Proposal, Source
 from runner.sweep.jobs import PlannedJob, SweepPlan, find_objective
 from runner.sweep.launcher_settings import GROUP, OURS
@@ -42,7 +44,12 @@ def make_source(plan: SweepPlan) -> Source:
     return optuna_search.make_search(plan)
 
 
-def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) -> int:
+def main(
+    overrides: Sequence[str],
+    argv: Sequence[str],
+    trust: tuple[str, ...],
+    server: "subprocess.Popen[bytes] | None" = None,
+) -> int:
     """Run the sweep or its remaining jobs; return the exit status.
 
     0 where every job is done, 1 where one failed, 75 or 130 where it was stopped, 2 where a job is wrong: then nothing
@@ -58,22 +65,30 @@ def main(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...]) 
         return hydra_launcher.main(overrides, argv, trust)
     stop = SweepStop()
     with catch_stop_signals(stop):
-        return run_sweep(overrides, argv, trust, stop)
+        return run_sweep(overrides, argv, trust, stop, server)
 
 
-def run_sweep(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, ...], stop: SweepStop) -> int:
+def run_sweep(
+    overrides: Sequence[str],
+    argv: Sequence[str],
+    trust: tuple[str, ...],
+    stop: SweepStop,
+    server: "subprocess.Popen[bytes] | None" = None,
+) -> int:
     """Run the sweep with an executor of this project; return the exit status."""
     plan = SweepPlan(request.make_request(overrides, Path.cwd(), trust), argv, trust)
     if (plan.folder / "config.yaml").is_file():
         rule, where = "must be the name of a sweep, but is that of a run", plan.sweep.base.layers.blame(("sweep", "id"))
         raise ConfigError([Mistake("sweep.id", f"{rule} in {plan.folder.parent}", plan.id, where, kind="file")])
-    source = make_source(plan)
-    if source.known and source.total and source.total > MANY:
-        Console(sys.stdout).say(f"{source.total:,} points: each is checked before the first job starts")
-    asked, checks = plan_known_points(plan, source)
-    if any(check.at_once for check in checks):
-        return print_mistake_count(examine_jobs(checks, plan.settings.processes, make_reporter()))
     with ExitStack() as stack:
+        ready = None if server is None or plan.is_queued else stack.enter_context(closing(make_executor(plan, server)))
+        source = make_source(plan)
+        if source.known and source.total and source.total > MANY:
+            Console(sys.stdout).say(f"{source.total:,} points: each is checked before the first job starts")
+        asked, checks = plan_known_points(plan, source)
+        if any(check.at_once for check in checks):
+            elsewhere = choose_examiner(ready, source)
+            return print_mistake_count(examine_jobs(checks, plan.settings.processes, make_reporter(), elsewhere))
         ledger, rows = open_ledger(plan, stack)
         # Those that were left out before are asked for again.
         wanted = [replace(rows[one.id], active=True) for one in asked if one.id in rows]
@@ -83,9 +98,10 @@ def run_sweep(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, .
             new = [check for one, check in zip(asked, checks, strict=True) if one.id not in rows or one.id in todo]
         executor: Executor = NoExecutor()
         if new or not source.known:
-            executor = make_executor(plan)  # it gets ready while the jobs are examined
-            stack.callback(executor.close)
-            if mistakes := examine_jobs(new, plan.settings.processes, make_reporter()):
+            executor = ready or make_executor(plan)  # it gets ready while the jobs are examined
+            stack.callback(executor.close)  # before the ledger
+            elsewhere = choose_examiner(executor, source)
+            if mistakes := examine_jobs(new, plan.settings.processes, make_reporter(), elsewhere):
                 return print_mistake_count(mistakes)
             executor.prepare()
         for note in request.collect_notes(check.composed for check in new):
@@ -100,6 +116,16 @@ def run_sweep(overrides: Sequence[str], argv: Sequence[str], trust: tuple[str, .
         except (OSError, sqlite3.Error) as error:
             rule = f"the sweep in {plan.folder} cannot write down what happens ({error}), and has stopped its jobs"
             raise RunError(f"{rule}; the same line goes on") from error
+
+
+def choose_examiner(executor: Executor | None, source: Source) -> Examiner | None:
+    """Choose who examines the jobs, so that this process need not import torch; None: this process.
+
+    It examines the points of a search itself, one by one.
+    """
+    if isinstance(executor, LocalExecutor) and source.known and "torch" not in sys.modules:
+        return executor.examine
+    return None
 
 
 def uses_hydra_launcher(overrides: Sequence[str]) -> bool:

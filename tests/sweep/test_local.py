@@ -10,7 +10,7 @@ import pytest
 
 from runner.core.errors import RunError
 from runner.sweep.code_snapshot import CodeSnapshot
-from runner.sweep.executors import fork_server, local, worker
+from runner.sweep.executors import fork_server, local, server_process, worker
 
 JOB = {"id": "a", "folder": "/nowhere", "timeout": None, "memory": None}
 
@@ -18,7 +18,7 @@ JOB = {"id": "a", "folder": "/nowhere", "timeout": None, "memory": None}
 @pytest.fixture
 def deaf(monkeypatch):
     """An executor whose server ends as soon as it has begun."""
-    monkeypatch.setattr(local, "BOOT", "")
+    monkeypatch.setattr(server_process, "BOOT", "")
     executor = local.LocalExecutor(1, CodeSnapshot())
     yield executor
     executor.close()

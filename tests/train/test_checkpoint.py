@@ -16,7 +16,8 @@ from torch import nn
 
 from runner.core import files
 from runner.core.errors import RunError
-from runner.train.checkpoint import Checkpoints, SaveError, to_plain
+from runner.train.checkpoint import Checkpoints, SaveError
+from runner.train.plain_state import to_plain
 from tests.support import check_step, fail_from, list_names, make_state
 
 

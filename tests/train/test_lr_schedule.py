@@ -171,7 +171,7 @@ def test_state_round_trip(name: str) -> None:
 def _through_a_file(state: Any) -> Any:
     import io
 
-    from runner.train.checkpoint import to_plain
+    from runner.train.plain_state import to_plain
 
     file = io.BytesIO()
     torch.save(to_plain(state), file)

@@ -22,6 +22,7 @@ from typing import Any, Literal
 from runner.config.suggestions import find_nearest, format_suggestion
 from runner.core import shipped
 from runner.core.paths import PACKAGE
+from runner.core.shared_answers import ask_once
 
 LIBRARIES = ("torch", "torchvision", "torchmetrics", "optuna")
 
@@ -281,6 +282,10 @@ def import_object(path: str, trust: Sequence[str] = ()) -> Any:
         TargetError: the name is not trusted; no such module; no such attribute (with the nearest one); an error inside
             the user's own file while it is imported (with its line).
     """
+    return ask_once(("object", path, tuple(trust)), lambda: _import_object(path, trust))
+
+
+def _import_object(path: str, trust: Sequence[str]) -> Any:
     check_name(path, trust)
     _make_importable(path, trust)
     parts = path.split(".")

@@ -24,6 +24,7 @@ from runner.core import rng
 from runner.core.durations import is_duration
 from runner.core.errors import RunError
 from runner.core.progress import wants_progress
+from runner.core.shared_answers import ask_once
 from runner.experiment.builders.lending import get_loan
 
 Trust = tuple[str, ...]
@@ -76,7 +77,7 @@ def _instantiate_node(
     given: Mapping[str, Any] | None = None,
 ) -> Any:
     target = import_object(node["_target_"], trust)
-    takes = inspect_parameters(target)
+    takes = ask_once(("parameters", node["_target_"], trust), lambda: inspect_parameters(target))
     names = [name for name in node if name not in ("_target_", "_args_", "_partial_")]
     kinds, by_position = (
         _get_annotations(takes, {*names, *(given or {})}, len(supplied), len(node.get("_args_", [])))

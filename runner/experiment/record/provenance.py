@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib.metadata
+import operator
 import os
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 from runner.core.errors import Mistake
 from runner.core.paths import PACKAGE
+from runner.core.shared_answers import ask_once, is_known
 
 GIT_SECONDS = 5.0  # a huge repository on a slow disk must not hold up the start
 
@@ -88,14 +90,23 @@ def hash_modules(root: Path) -> dict[str, Any]:
     """
     home = PACKAGE.parent
     folders = {f"{spelling}".rstrip("/") + "/" for f in (root, home) for spelling in (f.absolute(), f.resolve())}
+    where = tuple(sorted(folders))
+    modules = [(name, sys.modules.get(key)) for key, name in _find_project_modules(where)]
+    known, hashed = _HASHED.get(where, ([], {}))
+    if len(known) == len(modules) and all(map(operator.is_, known, [module for _, module in modules])):
+        return hashed
     hashes = {}
-    for key, name in _find_project_modules(tuple(sorted(folders))):
-        if (module := sys.modules.get(key)) is not None:
+    for name, module in modules:
+        if module is not None:
             with contextlib.suppress(OSError):
                 hashes[name] = _hash_source(module, str(module.__file__))
     files = dict(sorted(hashes.items()))
     total = hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in files.items()).encode()).hexdigest()
-    return {"total": total, "files": files}
+    _HASHED[where] = [module for _, module in modules], {"total": total, "files": files}
+    return _HASHED[where][1]
+
+
+_HASHED: dict[tuple[str, ...], tuple[list[Any], dict[str, Any]]] = {}  # by folders: the modules, what was found
 
 
 _LOOKED_AT: dict[tuple[str, ...], tuple[Any, list[tuple[str, str]]]] = {}  # by folders: the last module, what was found
@@ -252,7 +263,7 @@ class GitRepository:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        asked = () if root in AT_SUBMISSION else (STATUS, DIFF)
+        asked = () if root in AT_SUBMISSION or is_known(("repository", root)) else (STATUS, DIFF)
         self._processes = [_start_git(root, *arguments) for arguments in asked]
         self._clock = threading.Timer(GIT_SECONDS, self._kill)
         self._clock.daemon = True
@@ -276,6 +287,9 @@ class GitRepository:
         """Return commit, branch, dirty flag, untracked files, diff (cut at DIFF_BYTES); None without git."""
         if self._root in AT_SUBMISSION:
             return AT_SUBMISSION[self._root]
+        return ask_once(("repository", self._root), self._read_state)
+
+    def _read_state(self) -> dict[str, Any] | None:
         status, failed = _read(self._processes[0])
         if failed:
             return None

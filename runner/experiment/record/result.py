@@ -3,6 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from runner.config.schema import Config
 from runner.core import device as devices
 from runner.core.errors import Mistake
 from runner.core.files import write_json, write_text
+from runner.core.shared_answers import ask_once
 from runner.data.interfaces import Split
 from runner.experiment.record import provenance
 from runner.experiment.record.recorded_run import RecordedRun
@@ -60,7 +62,18 @@ def write_config(folder: Path, plain: Mapping[str, Any], unresolved: str) -> Non
     """Write `.hydra/config.yaml`, then `config.yaml`, which makes the folder a run."""
     (folder / ".hydra").mkdir(exist_ok=True)
     write_text(folder / ".hydra" / "config.yaml", unresolved)
-    write_text(folder / "config.yaml", yaml.dump(plain, Dumper=_Dumper, sort_keys=False))
+    write_text(folder / "config.yaml", _format_yaml(plain))
+
+
+def _format_yaml(plain: Mapping[str, Any]) -> str:
+    """Format a config as YAML, section by section: jobs of a stack have most of them in common."""
+
+    def dump(section: Mapping[str, Any]) -> str:
+        text: str = yaml.dump(section, Dumper=_Dumper, sort_keys=False)
+        return text
+
+    sections = [{name: value} for name, value in plain.items()] or [{}]
+    return "".join(ask_once(("yaml", repr(section)), partial(dump, section)) for section in sections)
 
 
 def add_resume(
@@ -78,8 +91,12 @@ def add_resume(
 
 def read_inexact_steps(folder: Path) -> dict[str, Any]:
     """Read the steps of inexact resumes as `inexact` of the result; empty without one."""
-    resumed = (RecordedRun(folder).read_provenance() or {}).get("resumed", [])
-    steps = [entry["step"] for entry in resumed if not entry["exact"]]
+    return list_inexact_steps(RecordedRun(folder).read_provenance() or {})
+
+
+def list_inexact_steps(record: Mapping[str, Any]) -> dict[str, Any]:
+    """List the steps of inexact resumes in a provenance, as `inexact` of the result."""
+    steps = [entry["step"] for entry in record.get("resumed", []) if not entry["exact"]]
     return {"inexact": steps} if steps else {}
 
 

@@ -21,7 +21,7 @@ from runner.core.paths import PACKAGE
 from runner.core.trees import iterate_tensors
 from runner.experiment.record.provenance import STANDARD_LIBRARY
 from runner.train import pauses
-from runner.train.checkpoint import to_plain
+from runner.train.plain_state import to_plain
 from runner.train.state import Run
 from runner.train.state_dict import collect_state, restore
 

@@ -20,8 +20,9 @@ from runner.log.logger import NoLogger
 from runner.log.trace_file import RecordedTrace
 from runner.train import loop
 from runner.train.broadcasting import refuse_broadcasting
-from runner.train.checkpoint import ReadOnlyCheckpoints, to_plain
+from runner.train.checkpoint import ReadOnlyCheckpoints
 from runner.train.finite import NonFiniteError
+from runner.train.plain_state import to_plain
 from runner.train.state import Run, StopReason, StopRequest
 from runner.train.state_dict import change_settings, restore
 from runner.train.trace import Trace, join_micro_batches

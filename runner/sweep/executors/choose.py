@@ -1,5 +1,6 @@
 """Choose the executor of a sweep: local slots, submitit, SLURM or Ray."""
 
+import subprocess
 from collections.abc import Sequence
 
 from runner.config import launchers
@@ -27,10 +28,15 @@ def make_launcher_executor(plan: SweepPlan) -> Executor:
     return _SUBMITIT[name](settings, plan.frozen)
 
 
-def make_executor(plan: SweepPlan) -> Executor:
-    """Make the executor of a plan: local slots, unless `hydra/launcher` names one in `OURS`."""
+def make_executor(plan: SweepPlan, server: "subprocess.Popen[bytes] | None" = None) -> Executor:
+    """Make the executor of a plan: local slots, unless `hydra/launcher` names one in `OURS`.
+
+    Args:
+        plan: of the sweep.
+        server: a fork server's process for local slots that waits for its first order, if there is one.
+    """
     if get_launcher_name(plan.sweep.base) not in OURS:
-        return LocalExecutor(plan.settings.slots, plan.frozen)
+        return LocalExecutor(plan.settings.slots, plan.frozen, server=server)
 
     return make_launcher_executor(plan)
 

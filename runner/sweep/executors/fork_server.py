@@ -11,10 +11,11 @@ import json
 import os
 import selectors
 import signal
+import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,7 +23,7 @@ from typing import Any, NoReturn
 from runner.experiment.record import provenance
 from runner.sweep import code_snapshot
 from runner.sweep.executors import memory_limit
-from runner.sweep.executors.worker import run_job, watch_controller
+from runner.sweep.executors.worker import exit_with_server, run_job, watch_controller
 
 GRACE_SECONDS = 5.0  # between asking a job whose time is up to save, and killing it
 
@@ -39,13 +40,18 @@ LEAST_LEFT = 0.03  # of the memory; with less left the largest job is killed, be
 KERNEL_SECONDS = 5.0  # so long after the kernel killed for memory a process that was killed is taken for that one
 
 
+THIRD_PARTY = ("torch", "tensorboardX")
+
+
 PRELOADED = (
-    "torch",
-    "tensorboardX",
     "runner.experiment.run",
     "runner.experiment.preflight.preflight",
     "runner.sweep.executors.attempt",
+    "runner.sweep.executors.examination",
 )
+
+
+EXAMINATION = "examination"  # the name of the child that examines jobs
 
 
 MANY = 8  # so many jobs pay for `memory.join_pages`
@@ -98,36 +104,45 @@ def main() -> None:
     os.close(null)
     lines = LineReader(orders)
     setup: list[dict[str, Any]] = []
-    while not setup and not lines.ended:
-        setup = lines.read()
-    if not setup:
-        return
-    code_snapshot.install(code_snapshot.CodeSnapshot(**setup.pop(0)["frozen"]))
+    reader = threading.Thread(target=_read_setup, args=(lines, setup))
     with exit_with_controller(orders):
+        reader.start()  # the controller need not wait until its order is read
+        preload(THIRD_PARTY)
+        reader.join()
+        if not setup:
+            return
+        code_snapshot.install(code_snapshot.CodeSnapshot(**setup.pop(0)["frozen"]))
         preload(PRELOADED)
     import torch
 
     provenance.hash_modules(Path.cwd())  # their hashes, as they are now
     # Counted without CUDA being touched, which a fork would not survive.
     gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
-    server = Server(lines, replies)
+    server = Server(lines, replies, console=int(sys.argv[2]))
     server.say(ready=True, gpus=gpus)
     for order in setup:
         server.obey(order)
     server.serve()
 
 
+def _read_setup(lines: LineReader, setup: list[dict[str, Any]]) -> None:
+    """Read orders until there is one, or nobody is left to give any."""
+    while not setup and not lines.ended:
+        setup += lines.read()
+
+
 @contextlib.contextmanager
 def exit_with_controller(lifeline: int) -> Iterator[None]:
     """End this process as soon as the controller ends, while imports keep it busy."""
-    done = threading.Event()
-    watch = threading.Thread(target=watch_controller, args=(lifeline, done), daemon=True)
+    watched, done = os.pipe()
+    watch = threading.Thread(target=watch_controller, args=(lifeline, watched), daemon=True)
     watch.start()
     try:
         yield
     finally:
-        done.set()
+        os.close(done)
         watch.join()  # none of ours runs beside the one that forks
+        os.close(watched)
 
 
 def preload(names: Iterable[str]) -> None:
@@ -141,8 +156,8 @@ def preload(names: Iterable[str]) -> None:
 class Server:
     """Parent of the jobs: forks and reaps them, and enforces their time and memory limits."""
 
-    def __init__(self, orders: LineReader, replies: int) -> None:
-        self._orders, self._replies = orders, replies
+    def __init__(self, orders: LineReader, replies: int, console: int) -> None:
+        self._orders, self._replies, self._console = orders, replies, console
         self._children: dict[str, Child] = {}
         self._woken, wake = os.pipe()
         for handle in (self._woken, wake):
@@ -186,20 +201,55 @@ class Server:
             self._end()
 
     def obey(self, order: dict[str, Any]) -> None:
-        """Execute one order: start a job, stop a job, or import modules."""
+        """Execute one order: start a job, stop a job, examine jobs, or import modules."""
         match order:
             case {"start": job, "environment": environment}:
                 self._start(job, environment)
             case {"stop": job}:
                 if job in self._children:
                     os.kill(self._children[job].pid, signal.SIGTERM)  # not its workers, which it ends itself
+            case {"examine": jobs}:
+                self._examine(jobs)
             case {"import": names}:
                 preload(names)
+
+    def _examine(self, jobs: str) -> None:
+        """Examine jobs in a child, which tells the controller itself while the server says nothing."""
+
+        def run(write: int) -> NoReturn:
+            from runner.sweep.executors.examination import run_examination
+
+            exit_with_server(self._orders.handle)
+            run_examination(jobs, self._replies, write, self._console)
+
+        if (error := self._fork(EXAMINATION, run)) is not None:
+            self.say(ended=EXAMINATION, status=None, cause="lost", error=error.strerror)
 
     def _start(self, job: dict[str, Any], environment: dict[str, str]) -> None:
         if self._started == MANY and (left := memory_limit.measure_available()) is not None and left[0] > left[1] // 4:
             memory_limit.join_pages()  # what runs keeps the old ones, so that both are held for a while
         self._started += 1
+
+        def run(write: int) -> NoReturn:
+            for mine in (self._replies, self._console):
+                os.close(mine)
+            run_job(job, environment, write, self._orders.handle)
+
+        error = self._fork(job["id"], run, job["timeout"], job["memory"])
+        if error is None:
+            self.say(started=job["id"], pid=self._children[job["id"]].pid)
+        else:
+            refused = f"no process could be started for it: {error.strerror}"
+            self.say(ended=job["id"], status=None, cause="lost", error=refused)
+
+    def _fork(
+        self,
+        name: str,
+        run: Callable[[int], NoReturn],
+        timeout: float | None = None,
+        memory: float | None = None,
+    ) -> OSError | None:
+        """Fork a child that calls `run` with the pipe for its last message; return why there is none."""
         said, write = os.pipe()
         pid = -1
         signal.pthread_sigmask(signal.SIG_BLOCK, OF_THE_CONTROLLER)  # what comes before the child listens is not lost
@@ -210,23 +260,22 @@ class Server:
         except OSError as error:  # as many processes as there may be, or no memory for one
             os.close(said)
             os.close(write)
-            refused = f"no process could be started for it: {error.strerror}"
-            self.say(ended=job["id"], status=None, cause="lost", error=refused)
-            return
+            return error
         finally:
             if pid != 0:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_THE_CONTROLLER)
         if pid == 0:
-            self._become(job, environment, write)
+            self._release()
+            run(write)
         with contextlib.suppress(OSError):  # the child does so too; whoever comes first
             os.setpgid(pid, pid)
         os.close(write)
         os.set_blocking(said, False)
-        self._children[job["id"]] = Child(job["id"], pid, said, job["timeout"], job["memory"])
-        self.say(started=job["id"], pid=pid)
+        self._children[name] = Child(name, pid, said, timeout, memory)
+        return None
 
-    def _become(self, job: dict[str, Any], environment: dict[str, str], write: int) -> NoReturn:
-        """Release the server's handles and signal handlers in the child, then run the job."""
+    def _release(self) -> None:
+        """Release the server's handles and signal handlers in a child."""
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
         for number in {signal.SIGCHLD, *OF_THE_CONTROLLER} - {signal.SIGUSR2}:  # that one is submitit's alone
@@ -234,9 +283,8 @@ class Server:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_THE_CONTROLLER)
         self._selector.close()
-        for mine in (self._replies, self._woken, self._wake, *(child.said for child in self._children.values())):
+        for mine in (self._woken, self._wake, *(child.said for child in self._children.values())):
             os.close(mine)
-        run_job(job, environment, write, self._orders.handle)
 
     def _reap(self, child: Child) -> None:
         try:

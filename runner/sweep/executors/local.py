@@ -8,21 +8,19 @@ import selectors
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
 
+from runner.config.check.check import Check
 from runner.core.errors import RunError
-from runner.core.paths import BOOTSTRAP, encode_child_path
+from runner.experiment.examine import Say
 from runner.sweep.code_snapshot import CodeSnapshot
 from runner.sweep.executors import memory_limit
-from runner.sweep.executors.fork_server import LineReader
+from runner.sweep.executors.examination import decode_mistakes, encode_jobs
+from runner.sweep.executors.fork_server import EXAMINATION, LineReader
+from runner.sweep.executors.server_process import start_server
 from runner.sweep.executors.worker import list_preloadable
 from runner.sweep.interfaces import Event, JobSpec
-
-_SERVER = "runner.sweep.executors.fork_server"
-BOOT = f"{BOOTSTRAP}from {_SERVER} import main; main()"
-
 
 CLOSE_SECONDS = 10.0  # for the server to end by itself; one that is busy importing takes a second or two
 
@@ -48,9 +46,17 @@ class LocalExecutor:
         slots: how many jobs at a time; `auto`: as many as there are cores for their threads and GPUs for them. A fixed
             number on fewer GPUs shares them.
         frozen: the project's modules as they were at submission.
+        cores: of the machine, for these jobs.
+        server: a fork server's process that has got no order yet; None starts one.
     """
 
-    def __init__(self, slots: int | str, frozen: CodeSnapshot, cores: int | None = None) -> None:
+    def __init__(
+        self,
+        slots: int | str,
+        frozen: CodeSnapshot,
+        cores: int | None = None,
+        server: "subprocess.Popen[bytes] | None" = None,
+    ) -> None:
         self._slots, self._frozen = slots, frozen
         self._cores = cores or memory_limit.count_cores()
         self._gpus = 0
@@ -58,15 +64,10 @@ class LocalExecutor:
         self._places: dict[str, _JobSlot] = {}
         self._deaths = 0
         self._imports: list[str] = []
-        self._begin()
+        self._begin(server or start_server())
 
-    def _begin(self) -> None:
-        self._server = subprocess.Popen(  # noqa: S603  ours
-            [sys.executable, "-c", BOOT, encode_child_path()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C reaches the controller alone
-        )
+    def _begin(self, server: "subprocess.Popen[bytes]") -> None:
+        self._server = server
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         self._ready = False
@@ -80,6 +81,28 @@ class LocalExecutor:
     def prepare(self) -> None:
         self._imports = list_preloadable()
         self._tell(**{"import": self._imports})
+
+    def examine(self, jobs: Sequence[Check], say: Say) -> bool:
+        """Examine jobs in a process forked from the server; return whether it came to its end."""
+        encoded = encode_jobs(jobs)
+        if not encoded:
+            return False
+        if not self._ready:
+            self._wait_until_ready()
+        self._tell(examine=encoded)
+        is_complete = False
+        while not self._replies.ended:
+            self._selector.select()
+            for message in self._replies.read():
+                match message:
+                    case {"mistakes": found}:
+                        say(decode_mistakes(found))
+                    case {"examined": True}:
+                        is_complete = True
+                    case {"ended": name} if name == EXAMINATION:
+                        return is_complete
+        self._lost()
+        return False
 
     def has_room(self, job: JobSpec) -> bool:
         if not self._ready:
@@ -143,7 +166,7 @@ class LocalExecutor:
         self._deaths += 1
         self._ready = False
         if self._deaths < MOST_DEATHS:
-            self._begin()
+            self._begin(start_server())
         return events
 
     def _kill_jobs(self) -> None:
@@ -165,6 +188,8 @@ class LocalExecutor:
             with contextlib.suppress(OSError):
                 stream.close()
         self._selector.close()
+        if not self._places and not self._replies.ended:  # it may be importing, and has no jobs to end
+            self._server.kill()
         try:
             self._server.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:  # it was stopped (SIGSTOP), or hangs

@@ -44,8 +44,7 @@ def run_job(job: dict[str, Any], environment: dict[str, str], write: int, lifeli
 
 def _run_attempt(job: dict[str, Any], environment: dict[str, str], lifeline: int) -> tuple[int, bytes]:
     """Run an attempt with its output in a file; return its exit status and its JSON message."""
-    _exit_with_server()
-    threading.Thread(target=watch_controller, args=(lifeline,), daemon=True).start()
+    exit_with_server(lifeline)
     console = open_regular(Path(job["folder"]) / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for handle in (1, 2):
         os.dup2(console, handle)
@@ -97,20 +96,24 @@ def list_preloadable(after: Any = None) -> list[str]:
     return [name for name in provenance.list_imports_since(after) if name.partition(".")[0] in may]
 
 
-def _exit_with_server() -> None:
-    """Let the kernel kill this process when the server dies, even with the GIL held. Linux only."""
+def exit_with_server(lifeline: int) -> None:
+    """End this process with the server or the controller: on Linux by the kernel, even with the GIL held."""
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; the server forks in its only thread
         if os.getppid() != parent:
             os._exit(1)
+    threading.Thread(target=watch_controller, args=(lifeline,), daemon=True).start()
 
 
-def watch_controller(lifeline: int, done: threading.Event | None = None) -> None:
-    """Wait until the controller's end of the pipe is closed, then kill this process group."""
+def watch_controller(lifeline: int, done: int | None = None) -> None:
+    """Wait until the controller's end of the pipe is closed, then kill this process group.
+
+    Closing the other end of the pipe `done` ends the watch.
+    """
     poll = select.poll()
-    poll.register(lifeline, 0)  # nothing is read: a hang-up is reported all the same
-    while not any(state & (select.POLLHUP | select.POLLERR) for _, state in poll.poll(None if done is None else 100)):
-        if done is None or done.is_set():  # without `done`: a job has closed every file, this one too
-            return
-    os.killpg(os.getpgrp(), signal.SIGKILL)
+    for handle in (lifeline, *([] if done is None else [done])):
+        poll.register(handle, 0)  # nothing is read: a hang-up is reported all the same
+    states = dict(poll.poll())
+    if states.get(lifeline, 0) & (select.POLLHUP | select.POLLERR):  # else a job has closed every file, this one too
+        os.killpg(os.getpgrp(), signal.SIGKILL)

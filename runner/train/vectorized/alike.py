@@ -1,4 +1,4 @@
-"""Jobs of a stack whose optimizers are alike: one schedule is stepped for all of them, and one update is theirs.
+"""Jobs of a stack with equal optimizers, which share a schedule and an update.
 
 Sixteen seeds of one learning rate have one rate at every step. So the first of them leads, and the others take over its
 schedule and its rates where somebody looks at them, at a pause.

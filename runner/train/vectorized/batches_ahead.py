@@ -1,4 +1,7 @@
-"""Batches of a stack taken from memory for several steps at once: stacking them one by one costs more than the copy."""
+"""Batches of a stack, taken from memory for several steps at once.
+
+To stack the batches of each step by themselves costs more than the copy.
+"""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -26,7 +29,7 @@ class BatchesAhead:
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.device = runs[0].device
-        self.can = all(map(lies_in_memory, runs)) and runs[0].rhythm.accumulate == 1
+        self.can = all(map(is_in_memory, runs)) and runs[0].rhythm.accumulate == 1
         self.ready: deque[StackedBatch] = deque()
         self._verified = False  # tensors in memory keep their kind and their shapes
 
@@ -55,7 +58,7 @@ class BatchesAhead:
             self.ready[number] = map_in_kind(lambda tensor: tensor[which], batch), dims
 
 
-def lies_in_memory(run: Run) -> bool:
+def is_in_memory(run: Run) -> bool:
     """Return whether the batches of a run are views of tensors, whatever its training does meanwhile."""
     split = run.splits["train"]
     return isinstance(split, InMemoryBatches) and not split.timed and not run.progress.left_out and not may_fail(split)

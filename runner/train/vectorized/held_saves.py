@@ -12,11 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from runner.core.durations import compute_next_due
-from runner.train.checkpoint import CheckpointEntry, Checkpoints, count_bytes, to_plain
+from runner.train.checkpoint import CheckpointEntry, Checkpoints
+from runner.train.plain_state import count_bytes, to_plain
 from runner.train.state import Run
 
-LEAST_SECONDS = 1.0  # between two writings; epochs that take longer are all written
-LEAST_RATIO = 5.0  # of the time between two writings to the time that all jobs took for the last
+LEAST_SECONDS = 3.0  # between two writings; epochs that take longer are all written
+LEAST_RATIO = 10.0  # of the time between two writings to the time that all jobs took for the last
 MOST_BYTES = 2_000_000  # of a state that is held; a larger one is written at once, by a thread of its own
 WRITERS = 4  # files at a time: they wait for the disk most of the time
 

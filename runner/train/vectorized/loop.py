@@ -314,7 +314,7 @@ class StackTraining:
             self.stack.freeze_as_due()
 
     def _hand_out(self) -> None:
-        """Give each job what has come since the last pause: losses, inputs of metrics, its schedule, its settings."""
+        """Give each job its losses, inputs of metrics, schedule and settings since the last pause."""
         self.outcomes.hand_out(self.stack.runs)
         self.traces.hand_out()
         self.alike.follow()

@@ -130,7 +130,7 @@ class StackedOptimizer:
                 self.update(name, settings.parameter, grad, settings, self.steps[name])
 
     def can_be_fused(self, names: Sequence[str]) -> bool:
-        """Return whether one kernel of torch may update all of these parameters of several jobs: on a CPU, in fp32.
+        """Return whether one kernel of torch may update these parameters of several jobs: on a CPU, in fp32.
 
         It goes over memory from end to end, so parameter, gradient and state must lie in one way.
         """
@@ -141,7 +141,7 @@ class StackedOptimizer:
         raise NotImplementedError
 
     def lie_alike(self, names: Sequence[str], *parts: str) -> bool:
-        """Return whether parameters, gradients, and these parts of the state lie in one way, where fusing pays."""
+        """Return whether parameters, gradients, and these parts of the state lie in one way."""
         for name in names:
             parameter, state = self.stack.parameters[name], self.state.get(name, {})
             if parameter.grad is None or parameter.dtype != torch.float32:

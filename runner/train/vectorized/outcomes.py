@@ -57,7 +57,7 @@ def takes_joined(run: Run) -> bool:
 
 
 def join_steps(kept: Sequence[tuple[Mapping[str, Tensor], Mapping[str, Any]]]) -> dict[str, Tensor] | None:
-    """Join the outputs [jobs, N, ...] of steps to [jobs, N of all, ...], and losses [jobs] to [jobs, steps].
+    """Join outputs [jobs, N, ...] of steps to [jobs, N of all, ...], losses [jobs] to [jobs, steps].
 
     Returns:
         None where a step has others than the first, or one without samples.

@@ -62,7 +62,7 @@ class StackTraces:
         self.traces = [(row, run.trace) for row, run in enumerate(runs) if isinstance(run.trace, StackTrace)]
 
     def iterate_batches(self, run: Run) -> Iterator[Any]:
-        """Iterate over the rest of an epoch of a run; where micro-batches are accumulated its trace sees them here."""
+        """Iterate over the rest of an epoch of a run; micro-batches are seen by its trace here."""
         coming = pauses.iterate_batches(run)
         return run.trace.watch(coming, run) if run.rhythm.accumulate > 1 else coming
 

@@ -1,0 +1,48 @@
+"""Process of the fork server, started early, and ended without a trace where nobody needs it."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+
+from runner.core.paths import BOOTSTRAP, encode_child_path
+
+BOOT = f"{BOOTSTRAP}from runner.sweep.executors.fork_server import main; main()"
+
+ELSEWHERE = ("hydra/launcher", "hydra/sweeper")  # jobs of these do not run in local slots
+
+
+def start_server() -> "subprocess.Popen[bytes]":
+    """Start the process of a fork server, which imports torch while it waits for its first order."""
+    console = os.dup(1)  # for what jobs print while they are examined
+    try:
+        return subprocess.Popen(  # noqa: S603  ours
+            [sys.executable, "-c", BOOT, encode_child_path(), str(console)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=(console,),
+            start_new_session=True,  # Ctrl-C reaches the controller alone
+        )
+    finally:
+        os.close(console)
+
+
+@contextlib.contextmanager
+def start_early(overrides: Sequence[str]) -> "Iterator[subprocess.Popen[bytes] | None]":
+    """Start a server for a sweep to be read, unless its jobs run elsewhere or torch is here."""
+    named = {text.lstrip("+").partition("=")[0] for text in overrides}
+    if "torch" in sys.modules or named & {*ELSEWHERE}:
+        yield None
+        return
+    server = start_server()
+    try:
+        yield server
+    finally:
+        if server.poll() is None:  # else its executor has ended it
+            server.kill()
+            server.wait()
+        for stream in (server.stdin, server.stdout):
+            assert stream is not None
+            with contextlib.suppress(OSError):
+                stream.close()
