@@ -228,7 +228,12 @@ def test_published_numbers(name):
     assert PUBLISHED[name] == (card["num_params"], card["_ops"])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+SLOW = ("inception_v3", "maxvit_t")  # seconds each
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.exhaustive] * (name in SLOW)) for name in FAMILIES]
+)
 def test_every_family_of_torchvision(name):
     """Forward and backward of each family run on the meta device and agree with the counter and with its card."""
     total, card = check_torchvision(name, **FAMILIES[name])
