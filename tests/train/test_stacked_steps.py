@@ -93,6 +93,7 @@ def test_pauses_that_save_nothing_do_not_put_off_a_writing(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(held_saves, "LEAST_SECONDS", 1.0)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(held_saves, "LEAST_SECONDS", 1.0)
     clock, held = SaveClock(), []
     for second in (0.5, 1.2, 1.4, 1.6, 2.1, 2.7):
         now[0] = second
