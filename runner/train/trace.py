@@ -138,11 +138,15 @@ class Trace(NoTrace):
         step, batch = self.batch
         if step == run.progress.step:
             facts["batch"] = batch if run.device.type == "cpu" else hash_batch(batch)
-            facts["drawn"] = hash_generators()  # before the evaluation of this step; a checkpoint comes after it
+            facts["drawn"] = self.hash_drawn(run)  # before the evaluation of this step; a checkpoint comes after it
             self.batch = (-1, None)
         self._plan(run)
         if facts:
             run.log.trace({"step": run.progress.step} | facts)
+
+    def hash_drawn(self, run: "Run") -> dict[str, str]:
+        """Hash the states of the generators that a step draws from."""
+        return hash_generators()
 
     def save(self, run: "Run", state: Mapping[str, Any]) -> None:
         """Write the facts of the steps since the last line, and hashes of a checkpoint's state."""

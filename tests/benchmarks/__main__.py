@@ -248,10 +248,11 @@ RATES = ("optimizer.lr=0.02,0.05,0.1,0.2", "sweep.seeds=8")
 # The shipped experiments that need no download, and what makes their jobs short; 16 seeds of each.
 AUTO: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
-        ("digits_mlp", "digits_cnn", "digits_conv1", "digits_lenet", "digits_frozen_embedding", "digits_gan"),
+        ("digits_mlp", "digits_cnn", "digits_conv1", "digits_lenet", "digits_gan"),
         ("train.duration=5ep",),
     ),
     "digits_data_parallel": ("train.duration=5ep",),
+    "digits_frozen_embedding": ("train.duration=5ep", "freeze.until=3ep"),
     "dynamic_net": (),
     "minimise": (),
     "synthetic": ("train.duration=60st",),

@@ -233,3 +233,32 @@ def test_what_cannot_be_saved_is_refused_by_name() -> None:
         RunError, match=r"`Wrapping.lists\[0\]\[0\]` holds an object that the constructor does not make"
     ):
         set_accumulators(Wrapping(), get_accumulators(grown), CPU)
+
+
+@pytest.mark.parametrize(("top_k", "ignore_index"), [(1, None), (2, None), (1, 3)])
+def test_metrics_that_count_together_come_to_the_same(top_k: int, ignore_index: int | None) -> None:
+    """The accuracies of several jobs, counted at once, are those that each counts alone; also in parts."""
+    given = [batches(4 + job, 7)[job:] + batches(6 + job, 4)[-1:] for job in range(3)]
+    together, alone = ([Accuracy(top_k, ignore_index) for _ in given] for _ in range(2))
+    for start in (0, 3):
+        for metrics in (together, alone):
+            for metric, own in zip(metrics, given, strict=True):
+                for output, target in own[start : start + 3]:
+                    metric.update(output, target)
+        Accuracy.count_together(together)
+        assert not any(metric.waiting for metric in together), "nothing is left for later"
+
+    assert [metric.state_dict() for metric in alone] == [metric.state_dict() for metric in together]
+    assert len({metric.compute() for metric in alone}) > 1, "the jobs differ"
+
+
+def test_metrics_that_cannot_count_together_count_alone() -> None:
+    """Batches of other sizes, or other settings, are left to each metric."""
+    metrics = [Accuracy(), Accuracy(), Accuracy(top_k=2)]
+    for metric, own in zip(metrics, (batches(2, 7), batches(2, 5), batches(2, 7)), strict=True):
+        for output, target in own:
+            metric.update(output, target)
+    for pair in (metrics[:2], metrics[::2]):
+        Accuracy.count_together(pair)
+
+    assert [2, 2, 2] == [len(metric.waiting) for metric in metrics]

@@ -91,6 +91,7 @@ def test_a_number_of_each_job_is_no_number_for_a_rule_of_all(call):
 def test_pauses_that_save_nothing_do_not_put_off_a_writing(monkeypatch):
     """Each pause for a log line looks at the clock; only a writing starts it anew."""
     now = [0.0]
+    monkeypatch.setattr(held_saves, "LEAST_SECONDS", 1.0)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     clock, held = SaveClock(), []
     for second in (0.5, 1.2, 1.4, 1.6, 2.1, 2.7):

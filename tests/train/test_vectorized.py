@@ -213,7 +213,7 @@ def test_a_job_that_fails_is_named_as_alone(parts):
 
 
 def test_a_checkpoint_is_an_ordinary_one(parts):
-    """It opens without this package, holds one job, and evaluates to the bit."""
+    """It opens without this package, and holds one job, with the states of that job's own generators."""
     jobs = train_as_one([["seed=1"], ["seed=2"]])
     folder = jobs[1].task.folder
     saved = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
@@ -221,6 +221,9 @@ def test_a_checkpoint_is_an_ordinary_one(parts):
     assert saved["model"]["first.weight"].shape == (16, 64)
     assert (folder / "checkpoints" / "last.pt").stat().st_size < 60_000
     assert saved["optimizer"]["state"][0]["momentum_buffer"].shape == saved["model"]["conv.weight"].shape
+    files = [file for job in jobs for file in sorted((job.task.folder / "checkpoints").glob("step_*.pt"))]
+    states = {torch.load(file, weights_only=True)["rng"]["torch"].numpy().tobytes() for file in files}
+    assert (6, 6) == (len(files), len(states)), "of dropout, which each job draws at each step"
     record = json.loads((folder / "provenance.json").read_text())["stacks"]
     assert record == [{"step": 0, "row": 1, "jobs": ["stack_0", "stack_1"]}]
 

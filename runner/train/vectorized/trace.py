@@ -8,8 +8,10 @@ a replay trains the job alone and compares its losses within a tolerance.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from runner.core.digests import hash_tensor
 from runner.core.trees import iterate_tensors
 from runner.train import pauses
 from runner.train.state import Run
@@ -36,6 +38,14 @@ class StackTrace(Trace):
     def __init__(self) -> None:
         super().__init__()
         self.probe = NoProbe()
+
+    def hash_drawn(self, run: Run) -> dict[str, str]:
+        """Hash the states of the job's own generators, which this process need not stand at."""
+        streams = run.session.streams
+        if streams is None:
+            return super().hash_drawn(run)
+        states = {"torch": streams["torch"]} | ({"cuda": torch.stack(streams["cuda"])} if streams["cuda"] else {})
+        return {name: f"{hash_tensor(state):08x}" for name, state in states.items()}
 
     def save(self, run: Run, state: Mapping[str, Any]) -> None:
         """Write the facts of the steps since the last line, where no log line comes."""
