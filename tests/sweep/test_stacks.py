@@ -214,10 +214,20 @@ def test_a_stack_that_does_not_fit_is_split_before_it_trains(folder, monkeypatch
     assert not Path("large_0/result.json").exists()
 
 
+def test_a_few_steps_are_not_timed(folder):
+    """They could not make up for it; the reason says how many there are."""
+    status, reason = run_stack_attempt(JobSpec(**{**asdict(make_spec("short", *POINTS)), "timed": True}))
+
+    assert (status, reason.partition(": ")[0]) == (EXIT_APART, "sweep.vectorize")
+    assert "steps are too few" in reason
+    assert not Path("short_0/result.json").exists()
+
+
 def test_a_slower_stack_is_left_and_says_so(folder, monkeypatch):
     """The jobs have no result, and both times are in the reason."""
-    times = iter([1.0, 0.1])
-    monkeypatch.setattr("runner.train.vectorized.trial.measure", lambda *_: next(times))
+    times = iter([0.1, 1.0])  # of one job, then of all of them
+    monkeypatch.setattr("runner.train.vectorized.trial.LEAST_STEPS", 1)
+    monkeypatch.setattr("runner.train.vectorized.trial.measure", lambda *_, **__: next(times))
     spec = make_spec("slow", *POINTS)
     status, reason = run_stack_attempt(JobSpec(**{**asdict(spec), "timed": True}))
 

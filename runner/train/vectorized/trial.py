@@ -30,6 +30,8 @@ from runner.train.vectorized.stack import (
 # gradient of ShuffleNet's first layer for two images is off by 1% in a stack, and a wrong rule by all of it.
 TOLERANCE = {"fp32": (1e-4, 5e-2), "tf32": (1e-2, 1e-1), "bf16": (5e-2, 2e-1)}
 LEAST_GAIN = 0.9  # of the time of the jobs one after the other, which a stack must stay below where both are timed
+LEAST_STEPS = 50  # to come, below which a trial of its time takes more than a stack can save
+HOPELESS = 1.2  # times the jobs one after the other: after a first look the steps are not timed again
 REPEATS = 5  # of each way, of which the fastest counts: a busy machine slows single ones
 
 
@@ -49,6 +51,8 @@ def try_stack(stack: Stack, batches: Sequence[Any], streams: Sequence[dict[str, 
     Raises:
         ApartError: the step cannot be mapped, gives other numbers, draws from a generator of the process, or is slower.
     """
+    if timed:
+        refuse_short(stack.runs)
     begun = read_clock(stack.device)
     stack.direct = True
     try:
@@ -217,6 +221,7 @@ def try_copies(run: Run, streams: dict[str, Any], jobs: int) -> bool:
         ApartError: as `try_stack` does.
     """
     split = run.splits["train"]
+    refuse_short([run])
     if not isinstance(split, InMemoryBatches):
         return False
     batch = next(iter(split.batches(run.progress.epoch, run.progress.batch * run.rhythm.accumulate)))
@@ -226,6 +231,18 @@ def try_copies(run: Run, streams: dict[str, Any], jobs: int) -> bool:
     finally:
         release(run, *get_tensors(run))
     return True
+
+
+def refuse_short(runs: Sequence[Run]) -> None:
+    """Refuse jobs that have so few steps to come that nothing is to be gained.
+
+    Raises:
+        ApartError: they have.
+    """
+    steps = max(run.rhythm.total_steps - run.progress.step for run in runs)
+    if steps < LEAST_STEPS:
+        message = f"sweep.vectorize: {steps:,} steps are too few to try whether they are faster as one"
+        raise ApartError(message)
 
 
 def refuse_slow(stack: Stack, batches: Sequence[Any], spent: float = 0.0) -> None:
@@ -250,7 +267,10 @@ def refuse_slow(stack: Stack, batches: Sequence[Any], spent: float = 0.0) -> Non
         module.zero_grad()
 
     with rng.fork_rng(), keep_state(stack):
-        together, one = measure(step_together, stack.device), measure(step_one, stack.device)
+        one = measure(step_one, stack.device)
+        together = measure(step_together, stack.device, repeats=1)
+        if together <= HOPELESS * one * len(stack):
+            together = min(together, measure(step_together, stack.device))
     steps = max(run.rhythm.total_steps - run.progress.step for run in stack.runs)
     alone = one * len(stack)
     if together * steps + spent > LEAST_GAIN * alone * steps:
@@ -261,10 +281,10 @@ def refuse_slow(stack: Stack, batches: Sequence[Any], spent: float = 0.0) -> Non
         raise ApartError(message)
 
 
-def measure(step: Any, device: torch.device) -> float:
+def measure(step: Any, device: torch.device, repeats: int = REPEATS) -> float:
     """Return the least seconds of a step; the first, which allocates, does not count."""
     seconds = []
-    for _ in range(REPEATS + 1):
+    for _ in range(repeats + 1):
         begun = read_clock(device)
         step()
         seconds.append(read_clock(device) - begun)
