@@ -27,6 +27,7 @@ from runner.sweep.jobs import PlannedJob, SweepPlan, find_objective
 from runner.sweep.launcher_settings import GROUP, OURS
 from runner.sweep.ledger import FILE, JobRecord, Ledger, put_aside
 from runner.sweep.reconcile import adopt, decide, mark, reconcile
+from runner.sweep.report import curves
 from runner.sweep.report.write import report
 from runner.sweep.search.grid import Grid
 from runner.sweep.space import request
@@ -229,6 +230,7 @@ def run(
             board.say(line)
         for one in asked:
             controller.add(one, decided.run.pop(one.id, None))
+        curves.prepare()
         controller.run()
     finally:
         board.close()

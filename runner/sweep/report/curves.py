@@ -1,7 +1,10 @@
 """Learning curves of a sweep in one figure."""
 
+import contextlib
+import importlib
 import math
 import textwrap
+import threading
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +34,17 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#
 
 
 _GREY = "#C8C8C8"
+
+
+def prepare() -> None:
+    """Import matplotlib in a thread while jobs run, so that the end of a sweep need not wait for it."""
+
+    def load() -> None:
+        with contextlib.suppress(Exception):  # `draw` imports it again, and says what is wrong
+            importlib.import_module("matplotlib.figure")
+            importlib.import_module("matplotlib.backends.backend_agg")
+
+    threading.Thread(target=load, name="matplotlib", daemon=True).start()
 
 
 def draw(report: Report, file: Path) -> bool:
