@@ -46,7 +46,8 @@ def is_predictable(run: Run) -> bool:
 def sort_alike(runs: Sequence[Run]) -> list[int]:
     """Return the order of runs in which those whose optimizers are alike stand together."""
     first: dict[str, int] = {}
-    places = [first.setdefault(describe_optimizer(run), row) for row, run in enumerate(runs)]
+    described = [describe_optimizer(run) if is_predictable(run) else str(row) for row, run in enumerate(runs)]
+    places = [first.setdefault(own, row) for row, own in enumerate(described)]
     return sorted(range(len(runs)), key=lambda row: (places[row], row))
 
 

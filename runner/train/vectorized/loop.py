@@ -145,10 +145,11 @@ class StackTraining:
 
     def take_step(self) -> None:
         """Take one optimizer step of all jobs."""
+        made = None
         if self.count > 1:
             self._backward_accumulated()
         else:
-            self._backward()
+            made = self._backward()
         if not self.members:
             return
         self.clip()
@@ -156,6 +157,8 @@ class StackTraining:
         for parameter in self.stack.parameters.values():
             parameter.grad = None
         self.alike.step()
+        if made is not None:
+            self.outcomes.add(*made, self.stack.runs)
         for member in self.members:
             run, progress = member.run, member.run.progress
             if run.average is not None:
@@ -167,16 +170,16 @@ class StackTraining:
                 pauses.end_epoch(run)
                 member.coming = None
 
-    def _backward(self) -> None:
-        """Compute the gradients of all jobs."""
+    def _backward(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Compute the gradients of all jobs; return the outputs of their steps, if one is left."""
         batch, dims = self._next_stacked_batch()
         if not self.members:
-            return
+            return None
         self.traces.watch(batch, dims)
         outcome, rest = self.stack(batch, dims)
         self._check(outcome)
         outcome["loss"].sum().backward()
-        self.outcomes.add(outcome, rest, self.stack.runs)
+        return outcome, rest
 
     def _next_stacked_batch(self) -> StackedBatch:
         """Return the next batch of all jobs; without one where the last of them has left."""
@@ -266,9 +269,9 @@ class StackTraining:
         ]
         if not due:
             return
-        refuse_draws(self.drawn)
-        failed: dict[int, Exception] = {}
         self._hand_out()
+        refuse_draws(self.drawn)
+        failed = dict(self.outcomes.failed)
         for member in self.members:
             member.run.clock.pause()
         self.saves.decide()
@@ -276,29 +279,46 @@ class StackTraining:
         count_together([self.members[row].run.inputs["train"] for row in due])
         if len(due) == len(self.members):
             self.evaluation.prepare()
-        finite = self._is_finite()
+        finite, asked = self._is_finite(), set[int]()
         for row in due:
-            member, run = self.members[row], self.members[row].run
-            if finite:
-                run.session.finite_at = run.progress.step
-            if may_draw(run):
-                self._set_streams(row, member)
-            run.session.streams = self._read_streams(row, member)
-            self.optimizer.write_steps(row)
-            run.clock.start()
-            try:
-                member.due = pauses.run_due_actions(run)
-            except Exception as error:  # noqa: BLE001  of this job alone
-                failed[row] = error
-            run.clock.pause()
-            run.session.evaluated.clear()
-            run.session.streams = None
+            if self.members[row].run.stop.asked:
+                asked.add(row)
+            if row not in failed:
+                self._act(row, failed, finite=finite)
+        # Who is asked to stop while others act has not saved, or not this step.
+        late = [
+            row for row, member in enumerate(self.members) if member.run.stop.asked and row not in {*asked, *failed}
+        ]
+        for row in late:
+            self._act(row, failed, finite=finite)
         self._freeze_if_due()
         self.drawn = rng.get_state()
-        done = [row for row in due if row not in failed and is_over(self.members[row].run)]
-        self._part({**failed, **dict.fromkeys(done)})
+        acted = sorted({*due, *late} - failed.keys())
+        self._part({**failed, **dict.fromkeys(row for row in acted if is_over(self.members[row].run))})
         for member in self.members:
             member.run.clock.start()
+
+    def _act(self, row: int, failed: dict[int, Exception], *, finite: bool) -> None:
+        """Let a job log, evaluate and save."""
+        member, run = self.members[row], self.members[row].run
+        if finite:
+            run.session.finite_at = run.progress.step
+        draws = may_draw(run)
+        if draws:
+            self._set_streams(row, member)
+        run.session.streams = self._read_streams(row, member)
+        self.optimizer.write_steps(row)
+        run.clock.start()
+        try:
+            member.due = pauses.run_due_actions(run)
+        except Exception as error:  # noqa: BLE001  of this job alone
+            failed[row] = error
+        run.clock.pause()
+        run.session.evaluated.clear()
+        run.session.streams = None
+        if draws:  # what it has drawn the job alone would not draw again
+            member.streams = rng.get_state()
+            self._load_generator(row, member)
 
     def _is_finite(self) -> bool:
         """Return whether all weights, buffers and states of the optimizer are finite, of all jobs."""
@@ -324,6 +344,7 @@ class StackTraining:
         if not leaving:
             return
         self._hand_out()
+        leaving, self.outcomes.failed = {**self.outcomes.failed, **leaving}, {}
         gone = []
         for row in leaving:
             self._set_streams(row, self.members[row])

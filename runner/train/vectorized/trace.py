@@ -17,6 +17,7 @@ from runner.train import pauses
 from runner.train.state import Run
 from runner.train.trace import NoTrace, Trace, WeightProbe, take_data_probe
 from runner.train.vectorized.alike import AlikeJobs
+from runner.train.vectorized.held_saves import HeldCheckpoints
 
 
 class NoProbe(WeightProbe):
@@ -48,8 +49,9 @@ class StackTrace(Trace):
         return {name: f"{hash_tensor(state):08x}" for name, state in states.items()}
 
     def save(self, run: Run, state: Mapping[str, Any]) -> None:
-        """Write the facts of the steps since the last line, where no log line comes."""
-        if run.stop.asked:  # at every save it would take 0.4% of the time
+        """Write the facts of the steps since the last line, where the checkpoint is written, not held."""
+        holds = isinstance(run.checkpoints, HeldCheckpoints) and run.checkpoints.clock.holds
+        if run.stop.asked or not holds:  # at every save it would take 0.4% of the time
             self.flush(run)
 
 
@@ -70,6 +72,9 @@ class StackTraces:
         self.runs, self.alike = list(runs), alike
         self.rows: list[list[list[Any]]] = [[] for _ in alike.spans]  # settings of each step, by group of jobs
         self.traces = [(row, run.trace) for row, run in enumerate(runs) if isinstance(run.trace, StackTrace)]
+        self.named_by = [  # a trace of each group knows the names of its settings once it has begun
+            next((trace for row, trace in self.traces if start <= row < stop), None) for start, stop in alike.spans
+        ]
 
     def iterate_batches(self, run: Run) -> Iterator[Any]:
         """Iterate over the rest of an epoch of a run; micro-batches are seen by its trace here."""
@@ -80,9 +85,9 @@ class StackTraces:
         """See a stacked batch before its step."""
         if not self.traces:
             return
-        for rows, run in zip(self.rows, self.alike.leaders, strict=True):
+        for rows, run, trace in zip(self.rows, self.alike.leaders, self.named_by, strict=True):
             groups = run.optimizer.param_groups
-            rows.append([groups[group][name] for group, name in self.traces[0][1].names])
+            rows.append([groups[group][name] for group, name in trace.names] if trace is not None else [])
         for row, trace in self.traces:
             run = self.runs[row]
             if trace.data is None and run.progress.step + 1 != trace.due:

@@ -148,7 +148,12 @@ class StackedCrossEntropy(torch.autograd.Function):
             for value, dim in ((output, in_dims[0]), (target, in_dims[1]))
         )
         logits, classes = output.flatten(0, 1), target.flatten()
-        if logits.is_cpu and not smoothing and FEWEST_PADDED <= logits.shape[1] < LANES:  # half the time of ten classes
+        if (
+            logits.is_cpu
+            and not smoothing
+            and FEWEST_PADDED <= logits.shape[1] < LANES
+            and bool((classes < logits.shape[1]).all())  # else torch says what is wrong
+        ):  # half the time of ten classes
             logits = F.pad(logits, (0, LANES - logits.shape[1]), value=-torch.inf)
         each = F.cross_entropy(logits, classes, ignore_index=ignored, reduction="none", label_smoothing=smoothing)
         whole = each.view(jobs, -1).sum(1)
