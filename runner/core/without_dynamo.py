@@ -49,7 +49,10 @@ def keep_from_dynamo() -> None:
 
 
 def keep_step_from_dynamo(optimizer: Optimizer) -> None:
-    """Let the decorated steps of an optimizer's class and of its bases run without `torch._dynamo`."""
+    """Let the decorated steps of an optimizer's class and of its bases run without `torch._dynamo`.
+
+    A step that somebody has bound before the compiler is imported (a scheduler binds it) stays without its marks.
+    """
     if COMPILER in sys.modules:
         return
     for owner in type(optimizer).__mro__:
@@ -57,8 +60,9 @@ def keep_step_from_dynamo(optimizer: Optimizer) -> None:
         is_hooked = getattr(before, "hooked", False)  # once an optimizer was made
         decorated: Any = getattr(before, "__wrapped__", None) if is_hooked else before
         if getattr(getattr(decorated, "__code__", None), "co_name", "") == "_use_grad":
-            _set_step(owner, _make_step(decorated.__wrapped__), is_hooked=is_hooked)
-            _undone_by_import.append(functools.partial(_put_step_back, owner, decorated))
+            ours = _make_step(decorated.__wrapped__)
+            _set_step(owner, ours, is_hooked=is_hooked)
+            _undone_by_import.append(functools.partial(_put_step_back, owner, ours, decorated))
 
 
 def _set_step(owner: Any, step: Any, *, is_hooked: bool) -> None:
@@ -68,8 +72,12 @@ def _set_step(owner: Any, step: Any, *, is_hooked: bool) -> None:
         owner.step.hooked = True
 
 
-def _put_step_back(owner: Any, step: Any) -> None:
-    _set_step(owner, step, is_hooked=getattr(owner.step, "hooked", False))
+def _put_step_back(owner: Any, ours: Any, step: Any) -> None:
+    """Put the step of an optimizer's class back, unless somebody else has set another one meanwhile."""
+    now = vars(owner).get("step")
+    is_hooked = getattr(now, "hooked", False)
+    if now is ours or (is_hooked and getattr(now, "__wrapped__", None) is ours):
+        _set_step(owner, step, is_hooked=is_hooked)
 
 
 def restore_functions() -> None:

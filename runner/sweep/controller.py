@@ -1,10 +1,11 @@
 """Controller of a sweep: the one process that asks for points, starts jobs and writes the ledger."""
 
 import dataclasses
+import math
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -24,6 +25,8 @@ from runner.sweep.stacks import Place, StackPlan, read_fitting
 CLOCK_SECONDS = 2.0  # by which the clock of a file system may be behind that of this process
 
 LOOK_SECONDS = 1.0  # between two looks at the jobs of stacks, of which some end before the others
+
+SETTLED_SECONDS = 20.0  # after which a stack has taken its memory, which is no longer among what is free
 
 WAIT_SECONDS = 0.2  # so long at most until a signal, or the clock of the board, is looked at
 
@@ -89,6 +92,7 @@ class Controller:
         self._next: tuple[list[tuple[PlannedJob, Anew]], JobSpec] | None = None  # what starts as soon as there is room
         self._stacks = StackPlan(plan.settings, queued=plan.is_queued)
         self._members: dict[str, list[tuple[PlannedJob, Anew]]] = {}  # of each stack that runs
+        self._begun: dict[str, float] = {}  # when each stack began
         self._to_come: set[str] = set()  # what waits or runs
         self._running: set[str] = set()
         self._asked_to_stop: set[str] = set()
@@ -151,6 +155,7 @@ class Controller:
                 self._places.pop(row.id, None)
             if job.members:
                 self._members[job.id] = chosen
+                self._begun[job.id] = time.monotonic()
             self._executor.start(job)
             for asked, _ in chosen:
                 self._board.started(self.rows[asked.id])
@@ -160,10 +165,18 @@ class Controller:
         waiting = {asked.id: (asked, anew) for asked, anew in self._waiting}
         chosen = [waiting[job] for job in self._stacks.choose([*waiting], self._read_place)]
         specs = [self._plan.job(asked, self.rows[asked.id], anew, self._source.judge) for asked, anew in chosen]
-        share = self._stacks.count_slots(chosen[0][0].config)
-        job = specs[0] if len(specs) == 1 else self._plan.stack(specs, self._count, share)
+        job = specs[0] if len(specs) == 1 else self._plan.stack(specs, self._count, self._count_sharing(chosen))
         self._count += len(specs) > 1
         return chosen, job
+
+    def _count_sharing(self, chosen: Sequence[tuple[PlannedJob, Anew]]) -> int:
+        """Count the stacks that share the free memory: this one, those that just begin, those to come."""
+        young = {name for name in self._members if time.monotonic() - self._begun[name] < SETTLED_SECONDS}
+        held = len(self._running) - sum(len(members) for members in self._members.values())  # by jobs alone
+        held += len(self._members) - len(young)
+        beginning = sum(len(self._members[name]) for name in young)
+        stacks = math.ceil((len(self._waiting) + beginning) / len(chosen))
+        return max(1, min(self._stacks.count_slots(chosen[0][0].config) - held, stacks))
 
     def _read_place(self, job: str) -> Place:
         row = self.rows[job]

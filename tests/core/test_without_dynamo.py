@@ -1,7 +1,9 @@
+import functools
 import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -24,6 +26,8 @@ class Refusal:
 @pytest.fixture
 def compiler(monkeypatch):
     """As in a process that has compiled nothing; its import fails."""
+    without_dynamo.restore_functions()
+    without_dynamo._seen.clear()
     for name in [name for name in sys.modules if name.startswith(("torch._dynamo", "torch._inductor"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Refusal, *sys.meta_path])
@@ -113,6 +117,17 @@ def test_whoever_imports_the_compiler_finds_torch_as_it_was(monkeypatch):
 
     assert before == (torch.optim.SGD.step.__wrapped__, vars(torch.optim.Optimizer.zero_grad.__wrapped__))
     assert between is not before[0]
+
+
+@pytest.mark.usefixtures("compiler")
+def test_a_step_that_somebody_has_set_meanwhile_stays(monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", [finder for finder in sys.meta_path if finder is not Refusal])
+    train(torch.optim.SGD)
+    theirs = torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", patched := functools.wraps(theirs)(Mock(wraps=theirs)))
+    importlib.util.find_spec("torch._dynamo")
+
+    assert torch.optim.SGD.step is patched
 
 
 @pytest.mark.usefixtures("compiler")

@@ -18,7 +18,10 @@ from runner.sweep.executors import examination, fork_server, local, server_proce
 from tests.support import write_files
 
 PARTS = """
+import multiprocessing
 import os
+import sys
+
 from torch import nn
 
 
@@ -33,6 +36,11 @@ class Net(nn.Module):
             os._exit(0)
         if how == "ask":
             input()
+        if how == "pool":
+            with multiprocessing.get_context("fork").Pool(1) as pool:
+                pool.map(abs, [1])
+        if how == "terminal":
+            print(sys.stdin.isatty(), sys.stdin.closed, sys.stdin.encoding)
 
     def forward(self, x):
         return self.fc(x.flatten(1))
@@ -92,6 +100,48 @@ def test_what_does_not_come_to_its_end_is_examined_here(examine, how):
     """A model that ends its process, or that asks at the keyboard, as a debugger does."""
     assert examine(make_checks("none", how), lambda _: None) is False
     assert examine(make_checks("none"), lambda _: None) is True
+
+
+@pytest.mark.parametrize("how", ["pool", "terminal"])
+def test_the_standard_input_is_one_until_it_is_read(examine, how):
+    """Workers that a model forks close it, and a module may ask whether it is a terminal."""
+    assert examine(make_checks("none", how), lambda _: None) is True
+
+
+def test_more_modules_than_a_pipe_holds_are_left_out(examine, monkeypatch):
+    """Nobody reads the pipe before the process has ended."""
+    monkeypatch.setattr(examination, "list_preloadable", lambda _: ["a_module_of_some_length"] * 10_000)
+
+    assert examine(make_checks("none"), lambda _: None) is True
+
+
+def test_a_closed_output_is_no_console(monkeypatch):
+    """The copy is never one of the standard streams, whichever of them are closed."""
+    copies = [server_process.copy_console()]
+    kept = os.dup(1)
+    os.close(1)
+    try:
+        copies.append(server_process.copy_console())
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+    for copy in copies:
+        os.close(copy)
+
+    assert min(copies) > 2
+
+
+def test_a_line_of_several_reads_is_one_message():
+    read, write = os.pipe()
+    lines, found = fork_server.LineReader(read), []
+    for piece in (b'{"a": "' + b"x" * 1000, b'y"}\n{"b"', b": 1}\n{", b'"c": 2}\n'):
+        os.write(write, piece)
+        found.append(lines.read())
+    os.close(write)
+
+    assert found == [[], [{"a": "x" * 1000 + "y"}], [{"b": 1}], [{"c": 2}]]
+    assert (lines.read(), lines.ended) == ([], True)
+    os.close(read)
 
 
 def test_what_a_model_prints_comes_to_the_console(examine, capfd):

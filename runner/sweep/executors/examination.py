@@ -3,6 +3,7 @@
 import atexit
 import base64
 import contextlib
+import io
 import json
 import os
 import pickle
@@ -16,7 +17,7 @@ from runner.core.errors import ABSENT, Mistake
 from runner.core.exit_status import EXIT_DONE
 from runner.experiment.examine import examine
 from runner.experiment.record import provenance
-from runner.sweep.executors.worker import list_preloadable
+from runner.sweep.executors.worker import MOST_SAID, list_preloadable
 
 
 def encode_jobs(jobs: Sequence[Check]) -> str:
@@ -61,6 +62,7 @@ def run_examination(jobs: str, replies: int, write: int, console: int) -> NoRetu
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         words = json.dumps({"modules": list_preloadable(last)}).encode()
+        words = words if len(words) <= MOST_SAID else b""  # nobody reads the pipe before this process has ended
         _write_line(replies, {"examined": True})
     finally:  # whatever went wrong does so again in the controller, and is told there
         with contextlib.suppress(OSError):
@@ -68,14 +70,26 @@ def run_examination(jobs: str, replies: int, write: int, console: int) -> NoRetu
         os._exit(EXIT_DONE)
 
 
-class _Keyboard:
+class _Keyboard(io.TextIOBase):
     """Standard input of the examination: who wants to read from it, a debugger, does so in the controller."""
 
-    def readline(self, _size: int = -1) -> NoReturn:
+    encoding = "utf-8"
+    errors = "strict"
+
+    def readline(self, _size: int = -1, /) -> NoReturn:  # type: ignore[override]
         """End this process."""
         os._exit(EXIT_DONE)
 
-    read = readline
+    read = readline  # type: ignore[assignment]
+
+    @property
+    def buffer(self) -> NoReturn:
+        """End this process, as reading does."""
+        os._exit(EXIT_DONE)
+
+    def readable(self) -> bool:
+        """Return that it can be read from."""
+        return True
 
     def fileno(self) -> int:
         """Return the handle of the standard input."""

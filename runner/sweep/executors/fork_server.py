@@ -72,13 +72,18 @@ class LineReader:
     """Reader of JSON lines from a pipe."""
 
     def __init__(self, handle: int) -> None:
-        self.handle, self.ended, self._rest = handle, False, b""
+        self.handle, self.ended = handle, False
+        self._pieces: list[bytes] = []  # of a line that is not complete: it may have megabytes
 
     def read(self) -> list[dict[str, Any]]:
         """Wait for data; return the complete lines as JSON objects. Sets `ended` at the end of the pipe."""
         data = os.read(self.handle, 1 << 20)
         self.ended = not data
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        self._pieces.append(data)
+        if b"\n" not in data:
+            return []
+        *lines, rest = b"".join(self._pieces).split(b"\n")
+        self._pieces = [rest]
         return [json.loads(line) for line in lines]
 
 

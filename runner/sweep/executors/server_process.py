@@ -15,7 +15,7 @@ ELSEWHERE = ("hydra/launcher", "hydra/sweeper")  # jobs of these do not run in l
 
 def start_server() -> "subprocess.Popen[bytes]":
     """Start the process of a fork server, which imports torch while it waits for its first order."""
-    console = os.dup(1)  # for what jobs print while they are examined
+    console = copy_console()  # for what jobs print while they are examined
     try:
         return subprocess.Popen(  # noqa: S603  ours
             [sys.executable, "-c", BOOT, encode_child_path(), str(console)],
@@ -26,6 +26,20 @@ def start_server() -> "subprocess.Popen[bytes]":
         )
     finally:
         os.close(console)
+
+
+def copy_console() -> int:
+    """Copy the handle of the standard output, beyond those of the standard streams, if it is open."""
+    import fcntl  # where there is no fork there is none
+
+    try:
+        return fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        try:
+            return fcntl.fcntl(null, fcntl.F_DUPFD_CLOEXEC, 3)
+        finally:
+            os.close(null)
 
 
 @contextlib.contextmanager
