@@ -123,16 +123,25 @@ def main() -> None:
             return
         code_snapshot.install(code_snapshot.CodeSnapshot(**setup.pop(0)["frozen"]))
         preload(PRELOADED)
-    import torch
-
+    try:
+        gpus = count_gpus()
+    except Exception as error:  # noqa: BLE001  a broken installation, or a `torch.py` of the user
+        found = getattr(sys.modules.get("torch"), "__file__", None) or "torch"
+        os.write(replies, json.dumps({"broken": f"{found}: {type(error).__name__}: {error}"}).encode() + b"\n")
+        return
     provenance.hash_modules(Path.cwd())  # their hashes, as they are now
-    # Counted without CUDA being touched, which a fork would not survive.
-    gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
     server = Server(lines, replies, console=int(sys.argv[2]))
     server.say(ready=True, gpus=gpus)
     for order in setup:
         server.obey(order)
     server.serve()
+
+
+def count_gpus() -> int:
+    """Count the GPUs without CUDA being touched, which a fork would not survive."""
+    import torch
+
+    return torch.cuda.device_count() or int(torch.backends.mps.is_available())
 
 
 def _read_setup(lines: LineReader, setup: list[dict[str, Any]]) -> None:

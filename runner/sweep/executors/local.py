@@ -146,6 +146,8 @@ class LocalExecutor:
         match message:
             case {"ready": True, "gpus": gpus}:
                 self._ready, self._gpus = True, gpus
+            case {"broken": why}:
+                raise RunError(f"torch cannot be used: {why}")
             case {"started": job, "pid": pid}:
                 place = self._places[job]
                 place.pid = pid
