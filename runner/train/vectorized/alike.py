@@ -43,11 +43,15 @@ def is_predictable(run: Run) -> bool:
     return known and not run.actions and run.rhythm.accumulate == 1
 
 
+def describe_all(runs: Sequence[Run]) -> list[str]:
+    """Describe the optimizers of runs; one that nobody can predict is like no other."""
+    return [describe_optimizer(run) if is_predictable(run) else str(row) for row, run in enumerate(runs)]
+
+
 def sort_alike(runs: Sequence[Run]) -> list[int]:
     """Return the order of runs in which those whose optimizers are alike stand together."""
     first: dict[str, int] = {}
-    described = [describe_optimizer(run) if is_predictable(run) else str(row) for row, run in enumerate(runs)]
-    places = [first.setdefault(own, row) for row, own in enumerate(described)]
+    places = [first.setdefault(own, row) for row, own in enumerate(describe_all(runs))]
     return sorted(range(len(runs)), key=lambda row: (places[row], row))
 
 
@@ -60,7 +64,7 @@ class AlikeJobs:
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = list(runs)
-        described = [describe_optimizer(run) if is_predictable(run) else str(row) for row, run in enumerate(runs)]
+        described = describe_all(runs)
         starts = [row for row, own in enumerate(described) if row == 0 or own != described[row - 1]]
         self.spans = [*zip(starts, [*starts[1:], len(described)], strict=True)]
         self.leaders = [self.runs[start] for start, _ in self.spans]

@@ -43,7 +43,7 @@ class BatchesAhead:
         more = min(left, max(1, MOST_BYTES // max(1, size))) - 1
         taken = [[one, *islice(each, more)] for one, each in zip(first, coming, strict=True)]
         self._verified = self._verified or can_be_stacked(taken)
-        if self._verified and len({*map(len, taken)}) == 1:
+        if self._verified and all(one is not None for one in first) and len({*map(len, taken)}) == 1:
             whole = [own[:-1] for own in taken]  # the last batch of an epoch may be smaller
             for steps in (whole, [own[-1:] for own in taken]):
                 self.ready += stack_steps(steps)
@@ -61,12 +61,9 @@ class BatchesAhead:
 def is_in_memory(run: Run) -> bool:
     """Return whether the batches of a run are views of tensors, whatever its training does meanwhile."""
     split = run.splits["train"]
-    return isinstance(split, InMemoryBatches) and not split.timed and not run.progress.left_out and not may_fail(split)
-
-
-def may_fail(split: InMemoryBatches) -> bool:
-    """Return whether images are transformed one by one, of which one may fail."""
-    return split.chain is not None and bool(split.chain.looped)
+    if not isinstance(split, InMemoryBatches) or split.timed or run.progress.left_out:
+        return False
+    return split.chain is None or not split.chain.looped  # one of several images may fail
 
 
 def can_be_stacked(taken: Sequence[Sequence[Any]]) -> bool:
@@ -104,9 +101,10 @@ def stack_steps(taken: Sequence[Sequence[Any]]) -> Iterator[StackedBatch]:
         columns.append(column.unflatten(0, (steps, len(taken))).unbind())
     dims = map_in_kind(lambda _: 0, template)
     for members in zip(*columns, strict=True):
-        if isinstance(template, dict):
-            yield dict(zip(template, members, strict=True)), dims
-        elif isinstance(template, list):
-            yield [*members], dims
-        else:
-            yield (type(template)(*members) if hasattr(template, "_fields") else members), dims
+        yield put_members(template, members), dims
+
+
+def put_members(template: Any, members: Sequence[Tensor]) -> Any:
+    """Return a batch like another, of other tensors."""
+    coming = iter(members)
+    return map_in_kind(lambda _: next(coming), template)
