@@ -1,7 +1,7 @@
 """Jobs of a sweep: the config, identity and resources of each point."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,7 @@ class PlannedJob:
         config: its config, every default filled in.
         id: of the job that it is.
         data: the config as plain data, which nobody changes.
+        texts: of the sections of configs, which jobs of a sweep share; see `Composed.format_unresolved`.
     """
 
     point: Proposal
@@ -39,11 +40,12 @@ class PlannedJob:
     config: Config
     id: str
     data: dict[str, Any]
+    texts: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def unresolved(self) -> str:
         """The config as written, interpolations in place."""
-        return self.job.composed.unresolved_yaml
+        return self.job.composed.format_unresolved(self.texts)
 
     @cached_property
     def stack_id(self) -> str:
@@ -69,6 +71,7 @@ class SweepPlan:
         shared = self.identified(to_resolved_data(self.base))
         self.id = self.settings.id if named else compute_sweep_id(shared, sweep.space.keys)
         self.folder = Path("outputs") / self.base.name / self.id
+        self._texts: dict[str, str] = {}
         self.frozen = code_snapshot.freeze(Path.cwd(), [*list_user_directories(trust), *find_checkout()])
 
     @property
@@ -83,7 +86,8 @@ class SweepPlan:
         job = self.sweep.job(self.sweep.point(point.overrides))
         checked = Check(job.composed, self.trust)
         data = to_resolved_data(checked.config)
-        return PlannedJob(point, job, checked.config, compute_job_id(self.identified(data)), data), checked
+        identity = compute_job_id(self.identified(data))
+        return PlannedJob(point, job, checked.config, identity, data, self._texts), checked
 
     def identified(self, data: dict[str, Any]) -> dict[str, Any]:
         """Return a resolved config plus the number of processes, on which the batch depends."""

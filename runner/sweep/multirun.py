@@ -12,10 +12,12 @@ from pathlib import Path
 
 from runner.config.check.check import Check
 from runner.core import event_stream, safe_io
+from runner.core.collection import pause_collection
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_WRONG
 from runner.core.files import sync_folder
 from runner.core.lock import Lock
+from runner.core.shared_answers import share_answers
 from runner.experiment.examine import make_reporter, report_count
 from runner.experiment.on_event import tell_event
 from runner.sweep.console import Console, EventConsole, SweepProgress, make_console
@@ -151,8 +153,11 @@ def plan_known_points(plan: SweepPlan, source: Source) -> tuple[list[PlannedJob]
     if not source.known:
         return [], [Check(job.composed, plan.trust) for job in plan.sweep.to_be_checked()]
     pairs = []
-    while (point := source.next()) is not None:
-        pairs.append(plan.ask(point))
+    with share_answers(), pause_collection():
+        while (point := source.next()) is not None:
+            asked, check = plan.ask(point)
+            _ = check.at_once  # here, where the answers are shared
+            pairs.append((asked, check))
     return [one for one, _ in pairs], [check for _, check in pairs]
 
 
