@@ -192,7 +192,7 @@ class SweepRequest:
         return self._finished(point, replace(base, unresolved=config, overrides=list(point.overrides), layers=layers))
 
     def _copy_base(self, shared: tuple[str, ...]) -> DictConfig:
-        """Copy the config of shared arguments; to read a pickled one takes a sixth of the time of `copy`, 1.1 ms."""
+        """Copy the config of shared arguments, in 0.2 ms from a pickled one, where `copy` takes 1.1."""
         if shared not in self._pickled:
             try:
                 self._pickled[shared] = pickle.dumps(self._composed[shared].unresolved, pickle.HIGHEST_PROTOCOL)
