@@ -8,6 +8,7 @@ from typing import Any
 from runner.core.errors import ConfigError
 from runner.core.exit_status import EXIT_APART, EXIT_DONE, EXIT_FAILED
 from runner.core.safe_io import open_regular
+from runner.core.shared_answers import share_answers
 from runner.sweep.executors import memory_limit
 from runner.sweep.executors.attempt import prepare_task, wait_for_the_last_attempt
 from runner.sweep.interfaces import OUTPUT, JobSpec
@@ -31,18 +32,19 @@ def run_stack_attempt(spec: JobSpec) -> tuple[int, str]:
     reasons: dict[str, None] = {}
     statuses = [EXIT_DONE]
     with contextlib.ExitStack() as files:
-        for member in spec.members:
-            own = JobSpec(**member)
-            folder = Path(own.folder)
-            wait_for_the_last_attempt(folder)
-            try:
-                task = prepare_task(own, folder)
-            except ConfigError as error:
-                reasons[str(error.mistakes[0])] = None
-                continue
-            if task is not None:
-                handle = open_regular(folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                jobs.append(StackJob(task, files.enter_context(os.fdopen(handle, "a"))))
+        with share_answers():
+            for member in spec.members:
+                own = JobSpec(**member)
+                folder = Path(own.folder)
+                wait_for_the_last_attempt(folder)
+                try:
+                    task = prepare_task(own, folder)
+                except ConfigError as error:
+                    reasons[str(error.mistakes[0])] = None
+                    continue
+                if task is not None:
+                    handle = open_regular(folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                    jobs.append(StackJob(task, files.enter_context(os.fdopen(handle, "a"))))
         train_stack(jobs, timed=spec.timed, room=lambda device: measure_room(spec, device))
     for job in jobs:
         if job.status is None:
