@@ -14,6 +14,7 @@ from runner.train.state import Losses, Run
 from runner.train.vectorized.alike import AlikeJobs
 from runner.train.vectorized.batches_ahead import BatchesAhead, StackedBatch
 from runner.train.vectorized.evaluation import StackEvaluation, count_together
+from runner.train.vectorized.gradients import StackGradients
 from runner.train.vectorized.held_saves import HeldCheckpoints, SaveClock
 from runner.train.vectorized.memory import Room, refuse_large_step
 from runner.train.vectorized.optimizers import StackedClipping, make_stacked_optimizer
@@ -85,6 +86,7 @@ class StackTraining:
         self.optimizer = make_stacked_optimizer(self.stack, self.alike)
         self.ahead, self.outcomes, self.traces = BatchesAhead(runs), StackOutcomes(), StackTraces(runs, self.alike)
         self.clip = StackedClipping(self.stack)
+        self.gradients = StackGradients(self.stack)
         self.count, self.sums = first.rhythm.accumulate, is_summed(first.loss)
         self.drawn: dict[str, Any] = {}  # the generators of this process after the last pause
 
@@ -121,6 +123,7 @@ class StackTraining:
             refuse_large_step(self.stack.runs[0], batches[0], len(self.members), room)
         try_stack(self.stack, batches, [member.streams for member in self.members], timed=timed)
         self.evaluation = StackEvaluation(self.stack)
+        self.gradients.forget()
         self.drawn = rng.get_state()
 
     def _load_generator(self, row: int, member: StackMember) -> None:
@@ -176,9 +179,8 @@ class StackTraining:
         if not self.members:
             return None
         self.traces.watch(batch, dims)
-        outcome, rest = self.stack(batch, dims)
+        outcome, rest = self.gradients(batch, dims)
         self._check(outcome)
-        outcome["loss"].sum().backward()
         return outcome, rest
 
     def _next_stacked_batch(self) -> StackedBatch:
@@ -332,6 +334,7 @@ class StackTraining:
     def _freeze_if_due(self) -> None:
         if self.members and self.members[0].run.frozen.changes:
             self.stack.freeze_as_due()
+            self.gradients.forget()
 
     def _hand_out(self) -> None:
         """Give each job its losses, inputs of metrics, schedule and settings since the last pause."""
@@ -353,6 +356,7 @@ class StackTraining:
         stay = [row for row in range(len(self.members)) if row not in leaving]
         self.members = [self.members[row] for row in stay]
         self.stack.keep(stay)
+        self.gradients.forget()
         if stay:
             self.alike = AlikeJobs(self.stack.runs)
             self.traces = StackTraces(self.stack.runs, self.alike)
