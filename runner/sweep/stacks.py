@@ -79,15 +79,15 @@ class StackPlan:
     fitting: dict[str, int] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
 
-    def add(self, job: str, config: Config) -> None:
-        """Take a job into the plan."""
+    def add(self, job: str, config: Config, identify: Callable[[], str] | None = None) -> None:
+        """Take a job into the plan; `identify` returns its hash for stacks, where somebody has it."""
         if job in self.keys or self.explain_none():
             return
         reason = explain_job_apart(config)
         if reason:
             self.reasons[reason] += 1
         else:
-            self.keys[job] = compute_stack_id(to_resolved_data(config))
+            self.keys[job] = identify() if identify else compute_stack_id(to_resolved_data(config))
             self.configs[job] = config
             self.sizes.clear()  # the next batch of a search has jobs of its own
             if self.keys[job] in self.fitting:
