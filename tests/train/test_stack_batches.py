@@ -1,4 +1,4 @@
-"""Batches that a stack takes ahead are those of each job alone, to the bit."""
+"""Batches of a stack: those taken ahead are those of each job alone, to the bit."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +14,7 @@ from runner.data.in_memory import InMemoryBatches, JoinedBatches
 from runner.data.interfaces import LoaderSettings
 from runner.data.samples import Pipeline, Placement, Stream
 from runner.train.vectorized import batches_ahead
+from runner.train.vectorized.evaluation import lay_out
 
 CPU = torch.device("cpu")
 STEPS = 6  # of 23 samples by four; the last has three
@@ -67,7 +68,7 @@ def test_batches_taken_ahead_are_those_of_each_job(monkeypatch, most, shifted):
 
     for epoch, start in ((0, 0), (1, 2), (2, 5), (9, 0)):
         assert is_equal(take_epoch(ahead, runs, epoch, start), take_alone(seeds, epoch, start, shifted=shifted))
-    assert not ahead._verified  # noqa: SLF001  so it never took them one by one
+    assert not ahead._verified
 
 
 def test_a_job_that_leaves_takes_its_batches_along():
@@ -105,3 +106,15 @@ def test_joined_batches_are_cut_as_they_are_asked_for():
 
     assert torch.equal(torch.cat([row[1] for row in rest]), whole[0][1][16:])
     assert batches.peek() is None
+
+
+def test_images_of_one_channel_are_laid_out_for_convolutions():
+    """They have the strides of channels_last, and their numbers; other tensors stay as they are."""
+    images, others = torch.rand(5, 1, 8, 8), [torch.rand(5, 3, 8, 8), torch.rand(5, 8), torch.arange(5)]
+
+    laid_out = lay_out(images)
+
+    assert laid_out.stride() == (64, 1, 8, 1)
+    assert torch.equal(laid_out.clone(), images)
+    assert all(lay_out(other) is other for other in others)
+    assert lay_out(torch.rand(5, 1, 2, 2, 2)).stride() == (8, 1, 4, 2, 1)
