@@ -74,6 +74,7 @@ class StackTraining:
 
     def __init__(self, members: Sequence[StackMember], numbers: Any, leave: Leave) -> None:
         self.members, self.leave = list(members), leave
+        self.watched = [(member, member.run.progress, member.run.stop) for member in self.members]
         runs = [member.run for member in members]
         first = runs[0]
         self.saves = SaveClock()
@@ -100,7 +101,7 @@ class StackTraining:
             member.streams = rng.get_state()
             self._load_generator(row, member)
         self._freeze_if_due()
-        self.drawn = rng.get_state()
+        self.drawn = rng.mark_state()
         over = [row for row, member in enumerate(self.members) if row not in failed and is_over(member.run)]
         self._part({**failed, **dict.fromkeys(over)})
 
@@ -121,7 +122,7 @@ class StackTraining:
             refuse_large_step(self.stack.runs[0], batches[0], len(self.members), room)
         try_stack(self.stack, batches, [member.streams for member in self.members], timed=timed)
         self.evaluation = StackEvaluation(self.stack)
-        self.drawn = rng.get_state()
+        self.drawn = rng.mark_state()
 
     def _load_generator(self, row: int, member: StackMember) -> None:
         saved = member.streams
@@ -264,8 +265,8 @@ class StackTraining:
         """Let each job log, evaluate and save if that is due; those that are done or asked to stop leave."""
         due = [
             row
-            for row, member in enumerate(self.members)
-            if member.run.progress.step >= member.due or member.run.stop.asked
+            for row, (member, progress, stop) in enumerate(self.watched)
+            if progress.step >= member.due or stop.asked
         ]
         if not due:
             return
@@ -292,7 +293,7 @@ class StackTraining:
         for row in late:
             self._act(row, failed, finite=finite)
         self._freeze_if_due()
-        self.drawn = rng.get_state()
+        self.drawn = rng.mark_state()
         acted = sorted({*due, *late} - failed.keys())
         self._part({**failed, **dict.fromkeys(row for row in acted if is_over(self.members[row].run))})
         for member in self.members:
@@ -352,6 +353,7 @@ class StackTraining:
             gone.append(self.members[row])
         stay = [row for row in range(len(self.members)) if row not in leaving]
         self.members = [self.members[row] for row in stay]
+        self.watched = [(member, member.run.progress, member.run.stop) for member in self.members]
         self.stack.keep(stay)
         if stay:
             self.alike = AlikeJobs(self.stack.runs)
@@ -370,7 +372,7 @@ class StackTraining:
                 except Exception as failure:  # noqa: BLE001  of this job alone
                     raised = failure
             self.leave(member.run, raised)
-        self.drawn = rng.get_state()
+        self.drawn = rng.mark_state()
 
 
 def may_draw(run: Run) -> bool:
