@@ -75,6 +75,7 @@ class StackTraining:
 
     def __init__(self, members: Sequence[StackMember], numbers: Any, leave: Leave) -> None:
         self.members, self.leave = list(members), leave
+        self.watched = [(member, member.run.progress, member.run.stop) for member in self.members]
         runs = [member.run for member in members]
         first = runs[0]
         self.saves = SaveClock()
@@ -102,7 +103,7 @@ class StackTraining:
             member.streams = rng.get_state()
             self._load_generator(row, member)
         self._freeze_if_due()
-        self.drawn = rng.get_state()
+        self.drawn = rng.mark_state()
         over = [row for row, member in enumerate(self.members) if row not in failed and is_over(member.run)]
         self._part({**failed, **dict.fromkeys(over)})
 
@@ -124,7 +125,7 @@ class StackTraining:
         try_stack(self.stack, batches, [member.streams for member in self.members], timed=timed)
         self.evaluation = StackEvaluation(self.stack)
         self.gradients.forget()
-        self.drawn = rng.get_state()
+        self.drawn = rng.mark_state()
 
     def _load_generator(self, row: int, member: StackMember) -> None:
         saved = member.streams
@@ -266,8 +267,8 @@ class StackTraining:
         """Let each job log, evaluate and save if that is due; those that are done or asked to stop leave."""
         due = [
             row
-            for row, member in enumerate(self.members)
-            if member.run.progress.step >= member.due or member.run.stop.asked
+            for row, (member, progress, stop) in enumerate(self.watched)
+            if progress.step >= member.due or stop.asked
         ]
         if not due:
             return
@@ -294,7 +295,7 @@ class StackTraining:
         for row in late:
             self._act(row, failed, finite=finite)
         self._freeze_if_due()
-        self.drawn = rng.get_state()
+        self.drawn = rng.mark_state()
         acted = sorted({*due, *late} - failed.keys())
         self._part({**failed, **dict.fromkeys(row for row in acted if is_over(self.members[row].run))})
         for member in self.members:
@@ -355,6 +356,7 @@ class StackTraining:
             gone.append(self.members[row])
         stay = [row for row in range(len(self.members)) if row not in leaving]
         self.members = [self.members[row] for row in stay]
+        self.watched = [(member, member.run.progress, member.run.stop) for member in self.members]
         self.stack.keep(stay)
         self.gradients.forget()
         if stay:
@@ -374,7 +376,7 @@ class StackTraining:
                 except Exception as failure:  # noqa: BLE001  of this job alone
                     raised = failure
             self.leave(member.run, raised)
-        self.drawn = rng.get_state()
+        self.drawn = rng.mark_state()
 
 
 def may_draw(run: Run) -> bool:
