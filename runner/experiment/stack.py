@@ -11,7 +11,7 @@ from runner.core import rng
 from runner.core.errors import ConfigError, RunError
 from runner.core.escape import make_printable
 from runner.core.exit_status import EXIT_FAILED
-from runner.core.files import write_json
+from runner.core.files import write_gathered, write_json, write_together
 from runner.core.lock import Lock
 from runner.core.shared_answers import share_answers
 from runner.experiment.finish import finish
@@ -97,7 +97,7 @@ def train_stack(jobs: Sequence[StackJob], *, timed: bool = False, room: Room | N
         held.callback(close_open_jobs, jobs)
         if timed or room is not None:
             timed = try_first(jobs, stop, timed=timed, room=room)
-        with share_answers():
+        with share_answers(), write_together():
             for job in jobs:
                 if job.record is None and not job.apart:
                     open_job(job, stop)
@@ -127,6 +127,7 @@ def open_job(job: StackJob, stop: StopRequests) -> None:
                 return
             record_error(job.record, error)
             end_job(job, EXIT_FAILED)
+            write_gathered()
 
 
 def try_first(jobs: Sequence[StackJob], stop: StopRequests, *, timed: bool, room: Room | None) -> bool:
@@ -291,12 +292,13 @@ def release(job: StackJob) -> None:
 def record_stack(jobs: Sequence[StackJob]) -> None:
     """Write into the provenance of each job in which stack it trains, and from which step on."""
     names = [job.task.folder.name for job in jobs]
-    for row, job in enumerate(jobs):
-        assert job.record is not None
-        known = job.record.provenance or {}
-        entry = {"step": job.run.progress.step, "row": row, "jobs": names}
-        job.record.provenance = known | {"stacks": [*known.get("stacks", []), entry]}
-        write_json(job.task.folder / "provenance.json", job.record.provenance)
+    with write_together():
+        for row, job in enumerate(jobs):
+            assert job.record is not None
+            known = job.record.provenance or {}
+            entry = {"step": job.run.progress.step, "row": row, "jobs": names}
+            job.record.provenance = known | {"stacks": [*known.get("stacks", []), entry]}
+            write_json(job.task.folder / "provenance.json", job.record.provenance)
 
 
 @contextlib.contextmanager
