@@ -25,7 +25,13 @@ COLOURED = 8  # entries with a colour and a place in the legend; the others are 
 LABEL = 48  # characters of an entry's values in the legend: a longer one would leave no room for the curves
 
 
-MODULES = ("numpy", "PIL.Image", "matplotlib", "matplotlib.font_manager", "matplotlib.backends.backend_agg")
+MODULES = (
+    "numpy",
+    "PIL.PngImagePlugin",
+    "matplotlib.font_manager",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+)
 
 
 MISSING = "curves.png needs matplotlib: pip install 'yaml-experiment-runner[report]'"
