@@ -31,6 +31,7 @@ from runner.sweep.report import curves
 from runner.sweep.report.write import report
 from runner.sweep.search.grid import Grid
 from runner.sweep.space import request
+from runner.sweep.stacks import may_have_stacks
 from runner.sweep.summary import describe_remaining, describe_start, summarize
 
 MANY = 200  # points, whose check takes some seconds
@@ -104,7 +105,7 @@ def run_sweep(
             elsewhere = choose_examiner(executor, source)
             if mistakes := examine_jobs(new, plan.settings.processes, make_reporter(), elsewhere):
                 return print_mistake_count(mistakes)
-            executor.prepare()
+            prepare_executor(executor, plan, len(asked))
         for note in request.collect_notes(check.composed for check in new):
             Console(sys.stdout).say(f"note: {note}")
         try:
@@ -117,6 +118,13 @@ def run_sweep(
         except (OSError, sqlite3.Error) as error:
             rule = f"the sweep in {plan.folder} cannot write down what happens ({error}), and has stopped its jobs"
             raise RunError(f"{rule}; the same line goes on") from error
+
+
+def prepare_executor(executor: Executor, plan: SweepPlan, points: int) -> None:
+    """Prepare an executor for the jobs of a plan, and for stacks where it may have some."""
+    executor.prepare()
+    if isinstance(executor, LocalExecutor) and may_have_stacks(plan.settings, points):
+        executor.prepare_stacks()
 
 
 def choose_examiner(executor: Executor | None, source: Source) -> Examiner | None:

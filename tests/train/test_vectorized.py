@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from runner.config.check.check import Check
 from runner.config.compose import compose
 from runner.experiment.run import RunTask, launch_task
-from runner.experiment.stack import StackJob, train_stack
+from runner.experiment.stack import SWITCH, StackJob, train_stack
 from runner.train import evaluation, pauses
 from runner.train.vectorized.per_job import PerJobNumber, PerJobNumberError
 from runner.train.vectorized.stack import put_tensors
@@ -225,7 +225,7 @@ def test_a_checkpoint_is_an_ordinary_one(parts):
     states = {torch.load(file, weights_only=True)["rng"]["torch"].numpy().tobytes() for file in files}
     assert (6, 6) == (len(files), len(states)), "of dropout, which each job draws at each step"
     record = json.loads((folder / "provenance.json").read_text())["stacks"]
-    assert record == [{"step": 0, "row": 1, "jobs": ["stack_0", "stack_1"]}]
+    assert record == [{"step": 0, "row": 1, "jobs": ["stack_0", "stack_1"], "off": SWITCH}]
 
 
 def test_a_step_that_draws_is_left_alone(parts):

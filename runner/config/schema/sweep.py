@@ -42,7 +42,7 @@ class Sweep:
     # Processes of each job, with `device.parallel: ddp` or `fsdp`. A job then takes as many slots.
     processes: int = make_field(1, at_least=1)
     # Train jobs of one architecture together, as one model. auto: where that is faster.
-    vectorize: Literal["auto", "on", "off"] = "off"
+    vectorize: Literal["auto", "on", "off"] = "auto"
     # Seconds that one attempt of a job may take.
     timeout: float | None = make_field(None, above=0)
     # GiB that the processes of a job may hold together; jobs that train as one model share it (`sweep.vectorize`).
