@@ -271,15 +271,15 @@ class Controller:
         self._next = None
         stays = [(asked, anew) for asked, anew in members if asked.id == event.member]
         self._members[event.job] = stays
-        for asked, anew in members:
+        for asked, anew in reversed(members):
             if asked.id != event.member and asked.id in self._running:  # its directory was not touched
-                self._let_wait(asked, anew, attempt=self.rows[asked.id].attempt - 1)
+                self._let_wait(asked, attempt=self.rows[asked.id].attempt - 1)
+                self._waiting.appendleft((asked, anew))
 
-    def _let_wait(self, asked: PlannedJob, anew: Anew, **columns: Any) -> None:
+    def _let_wait(self, asked: PlannedJob, **columns: Any) -> None:
         self._running.discard(asked.id)
         self._update(asked.id, status="waiting", pid=None, slot=None, **columns)
         self._board.started(self.rows[asked.id])
-        self._waiting.append((asked, anew))
 
     def _note_stacked(self, jobs: Sequence[str], *, as_one: bool) -> None:
         """Write into the ledger what was decided about the group of these jobs, and whether they train in a stack."""
@@ -311,7 +311,8 @@ class Controller:
         why = event.error or describe_exit(event.exit, event.cause)
         self._board.say(f"{len(left):,} jobs of a stack go on {how}: {why}")
         for asked, anew in left:
-            self._let_wait(asked, "if_changed" if anew == "always" else anew)
+            self._let_wait(asked)
+            self._waiting.append((asked, "if_changed" if anew == "always" else anew))
 
     def _look_at_stacks(self) -> None:
         """Record the ends of jobs whose stack goes on without them, at most once a second."""

@@ -250,7 +250,7 @@ def test_a_slower_stack_leaves_its_first_job_alone_with_the_bits_of_a_job_alone(
         [
             {
                 "as_one": False,
-                "why": "sweep.vectorize: 3 jobs take 1e+03 ms a step as one, 300 ms one after the other",
+                "why": "sweep.vectorize: 3 of them take 1e+03 ms a step as one, 300 ms one after the other",
                 "member": "0",
             }
         ],
@@ -269,7 +269,7 @@ def test_a_faster_stack_is_told_once_and_then_recorded(folder, monkeypatch):
 
     assert (status, [one["why"] for one in told]) == (
         EXIT_DONE,
-        ["3 jobs take 100 ms a step as one, 300 ms one after the other", ""],
+        ["3 of them take 100 ms a step as one, 300 ms one after the other", ""],
     )
     (entry,) = json.loads(Path("fast_1/provenance.json").read_text())["stacks"]
     assert (entry["step"], {*entry["jobs"]}) == (0, {"fast_0", "fast_1", "fast_2"})
@@ -283,7 +283,7 @@ def test_a_stack_that_might_take_longer_than_an_attempt_may_is_left(folder, monk
     monkeypatch.setattr("runner.train.vectorized.trial.compare_times", lambda *_: (1.0, 1.0))
     _, told = try_timed("late", timeout=20.0)
 
-    assert told[0]["why"].startswith("sweep.timeout: 3 jobs take 1e+03 ms a step as one")
+    assert told[0]["why"].startswith("sweep.timeout: 3 of them take 1e+03 ms a step as one")
 
 
 # ---- what `check -m` tries

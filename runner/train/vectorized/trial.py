@@ -276,7 +276,7 @@ def refuse_slow(stack: Stack, batches: Sequence[Any], spent: float, limit: float
         one, together = compare_times(step_one, step_together, len(stack), steps, stack.device)
     spent += read_clock(stack.device) - begun
     alone = one * len(stack)
-    ways = f"{len(stack)} jobs take {1e3 * together:.3g} ms a step as one, {1e3 * alone:.3g} ms one after the other"
+    ways = f"{len(stack)} of them take {1e3 * together:.3g} ms a step as one, {1e3 * alone:.3g} ms one after the other"
     if together * steps + spent > LEAST_GAIN * alone * steps:
         if together <= LEAST_GAIN * alone:
             ways += f": {steps:,} steps do not make up for the {spent:.2g} s of trying it"
