@@ -19,6 +19,7 @@ from runner.core.lock import Lock
 from runner.core.shared_answers import share_answers
 from runner.experiment.finish import finish
 from runner.experiment.record.result import make_empty_result
+from runner.experiment.record.stacked import SWITCH
 from runner.experiment.run import (
     RunRecord,
     RunTask,
@@ -43,8 +44,6 @@ from runner.train.vectorized.memory import Room, TooLargeError, refuse_large
 from runner.train.vectorized.trial import ApartError, try_copies
 
 Tell = Callable[["StackJob | None", str], object]
-
-SWITCH = "sweep.vectorize=off trains each job in a process of its own"  # what to do about a stack, in the record
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Verdicts of a sweep: whether jobs of one architecture train as one model; the ledger keeps them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -43,8 +43,3 @@ def encode_verdicts(verdicts: Mapping[str, Verdict]) -> dict[str, dict[str, Any]
 def read_verdicts(settings: Mapping[str, Any]) -> dict[str, Verdict]:
     """Read the verdicts among the settings of a sweep."""
     return {key: Verdict(**verdict) for key, verdict in (settings.get("stacks") or {}).items()}
-
-
-def count_stacked(verdicts: Iterable[Verdict], numbers: Iterable[int]) -> int:
-    """Count the jobs, of these numbers, that have trained in a stack."""
-    return len({number for verdict in verdicts for number in verdict.jobs} & set(numbers))

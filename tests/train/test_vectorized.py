@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from runner.config.check.check import Check
 from runner.config.compose import compose
+from runner.experiment.record.stacked import SWITCH
 from runner.experiment.run import RunTask, launch_task
-from runner.experiment.stack import SWITCH, StackJob, train_stack
+from runner.experiment.stack import StackJob, train_stack
 from runner.train import evaluation, pauses
 from runner.train.vectorized.per_job import PerJobNumber, PerJobNumberError
 from runner.train.vectorized.stack import put_tensors
