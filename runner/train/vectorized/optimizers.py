@@ -44,6 +44,7 @@ class StackedOptimizer:
         self.steps: dict[str, list[float]] = {}  # taken by each job, by parameter
         self.settings: list[GroupSettings] = []  # of each param group
         self.owned: list[dict[str, Tensor]] = []  # the parameters of each run
+        self._rows: dict[Any, list[Tensor]] = {}  # of parameters and state, which stay where they are
         self._bind()
 
     def keep(self, rows: Sequence[int], alike: AlikeJobs) -> None:
@@ -63,6 +64,7 @@ class StackedOptimizer:
         self.groups = [[names[id(one)] for one in group["params"]] for group in runs[0].optimizer.param_groups]
         self.settings = [GroupSettings() for _ in self.groups]
         self.state = {}
+        self._rows.clear()
         for name in self.stack.parameters:
             entries = [run.optimizer.state.get(own[name], {}) for run, own in zip(runs, owned, strict=True)]
             self._take(name, entries)
@@ -157,8 +159,13 @@ class StackedOptimizer:
         """Return rows of the parameters (`""`), their gradients (`grad`), or a part of their state."""
         if part == "grad":
             whole = [self.stack.parameters[name].grad for name in names]
-            return [tensor[rows] for tensor in whole if tensor is not None]
-        return [(self.state[name][part] if part else self.stack.parameters[name])[rows] for name in names]
+            return [cut_rows(tensor, rows) for tensor in whole if tensor is not None]
+        key = part, tuple(names), rows.start
+        found = self._rows.get(key)
+        if found is None:
+            each = ((self.state[name][part] if part else self.stack.parameters[name]) for name in names)
+            found = self._rows[key] = [cut_rows(tensor, rows) for tensor in each]
+        return found
 
     def update(
         self, name: str, parameter: Tensor, grad: Tensor, settings: "GroupSettings", steps: Sequence[float]
@@ -239,6 +246,11 @@ class GroupSettings:
         if made is None or made[0] != values:
             made = self._made[key] = values, make_numbers(values, self.parameter)
         return made[1]
+
+
+def cut_rows(tensor: Tensor, rows: slice) -> Tensor:
+    """Return these rows of a tensor [jobs, ...]."""
+    return tensor if rows.stop - rows.start == len(tensor) else tensor[rows]
 
 
 def add_scaled(target: Tensor, scale: Number, value: Tensor) -> None:

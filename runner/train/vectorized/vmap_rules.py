@@ -144,20 +144,27 @@ class StackedCrossEntropy(torch.autograd.Function):
         ignored, reduction, smoothing = settings
         jobs = info.batch_size
         output, target = (
-            value.expand(jobs, *value.shape) if dim is None else value.movedim(dim, 0)
+            value if dim == 0 else value.expand(jobs, *value.shape) if dim is None else value.movedim(dim, 0)
             for value, dim in ((output, in_dims[0]), (target, in_dims[1]))
         )
         logits, classes = output.flatten(0, 1), target.flatten()
-        if (
-            logits.is_cpu
-            and not smoothing
-            and FEWEST_PADDED <= logits.shape[1] < LANES
-            and bool((classes < logits.shape[1]).all())  # else torch says what is wrong
-        ):  # half the time of ten classes
-            logits = F.pad(logits, (0, LANES - logits.shape[1]), value=-torch.inf)
+        many = logits.shape[1]
+        if logits.is_cpu and not smoothing and not 0 <= ignored < many and all_below(classes, many):
+            if FEWEST_PADDED <= many < LANES:  # half the time of ten classes
+                logits = F.pad(logits, (0, LANES - many), value=-torch.inf)
+            each = F.cross_entropy(logits, classes, reduction="none").view(jobs, -1)
+            return (each.sum(1) if reduction == "sum" else each.mean(1)), 0
         each = F.cross_entropy(logits, classes, ignore_index=ignored, reduction="none", label_smoothing=smoothing)
         whole = each.view(jobs, -1).sum(1)
         return (whole if reduction == "sum" else whole / (target != ignored).sum(1)), 0
+
+
+def all_below(classes: Tensor, count: int) -> bool:
+    """Return whether class indices are in range and none is ignored; of others torch says what is wrong."""
+    if not classes.numel():
+        return False
+    least, most = classes.aminmax()
+    return int(least) >= 0 and int(most) < count
 
 
 class StackedBatchNorm(torch.autograd.Function):
@@ -400,17 +407,16 @@ def _apply_batch_norm(
 
 
 def _apply_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002
+    if type(input) is type(weight) is type(bias) is JobsTensor:
+        rows, weights, biases = input.stacked, weight.stacked, bias.stacked
+        if (
+            input.place == weight.place == bias.place == 0
+            and rows.dim() == weights.dim() == 3
+            and not torch.is_autocast_enabled(rows.device.type)
+        ):  # as `StackedLinear` does it, with a third of the Python
+            return JobsTensor(BatchedLinear.apply(rows, weights, biases), 0, input.rules)
     if weight.dim() != 2:
         return F.linear(input, weight, bias)
-    if (
-        isinstance(input, JobsTensor)
-        and isinstance(weight, JobsTensor)
-        and isinstance(bias, JobsTensor)
-        and input.place == weight.place == bias.place == 0
-        and input.dim() == 2
-        and not torch.is_autocast_enabled(input.device.type)
-    ):  # as `StackedLinear` does it, with a third of the Python
-        return input.like(BatchedLinear.apply(input.stacked, weight.stacked, bias.stacked), 0)
     made: Tensor = apply_rule(StackedLinear, input, weight, bias)
     return made
 
