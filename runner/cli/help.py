@@ -96,7 +96,7 @@ def list_subjects(verb: str) -> list[str]:
 
 
 def check_subject(argv: Sequence[str]) -> None:
-    """Check the word after a verb that takes a subject: `model` of `show model`, `resume` of `check resume`.
+    """Check the word after a verb that has subjects: `model` of `show model`, `resume` of `check resume`.
 
     Raises:
         ConfigError: it is no subject of the verb.

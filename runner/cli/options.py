@@ -292,7 +292,9 @@ class Verb:
 
 
 def choose_subject(verb: str, argv: Sequence[str], subjects: Sequence[str], *, is_optional: bool = False) -> str:
-    """Return the subject of a verb, the word after it: `model` of `show model`; `is_optional` as of `check`.
+    """Return the subject of a verb, the word after it: `model` of `show model`.
+
+    `is_optional` where the verb does without one, as `check` does.
 
     Raises:
         ConfigError: it is missing, or no subject of the verb.

@@ -200,7 +200,7 @@ def try_first(
 
 
 def answer_refusal(first: StackJob, refused: Exception, *, goes_on: bool, tell: Tell) -> None:
-    """Leave the jobs of a stack apart whose trial has failed; with `goes_on` the first trains on here, alone."""
+    """Leave the jobs of a refused stack apart; with `goes_on` the first trains on here, alone."""
     if not goes_on or may_fit_in_parts(refused):
         leave_all([first], refused)
         return
@@ -360,7 +360,7 @@ def release(job: StackJob) -> None:
 
 
 def record_stack(jobs: Sequence[StackJob]) -> None:
-    """Write into the provenance of each job in which stack it trains, from which step on, and what else there is."""
+    """Write into the provenance of each job in which stack it trains, and from which step on."""
     names = [job.task.folder.name for job in jobs]
     for row, job in enumerate(jobs):
         assert job.record is not None

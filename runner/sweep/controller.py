@@ -177,6 +177,8 @@ class Controller:
         }
         if not waiting:
             return None
+        if self._stacks.keys:
+            self._stacks.gpus = getattr(self._executor, "gpus", 0)  # of the local one, which knows when it is ready
         chosen = [waiting[job] for job in self._stacks.choose([*waiting], self._read_place)]
         specs = [self._plan.job(asked, self.rows[asked.id], anew, self._source.judge) for asked, anew in chosen]
         first = specs[0].id
@@ -282,7 +284,7 @@ class Controller:
         self._board.started(self.rows[asked.id])
 
     def _note_stacked(self, jobs: Sequence[str], *, as_one: bool) -> None:
-        """Write into the ledger what was decided about the group of these jobs, and whether they train in a stack."""
+        """Write into the ledger what was decided about these jobs, and whether they are in a stack."""
         if (verdict := self._stacks.verdicts.get(self._stacks.keys[jobs[0]])) is None:
             return
         numbers = {self.rows[job].number for job in jobs}

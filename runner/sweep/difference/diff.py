@@ -193,7 +193,7 @@ def _compare_losses(a: ComparedSide, b: ComparedSide) -> LossDifference | None:
 
 
 def _compute_relative(was: float, now: float) -> float:
-    """Compute how much a number differs from what it was, relative to it; infinite where one is not finite."""
+    """Compute how much a number differs from what it was, relative to it."""
     if match_bits(was, now):
         return 0.0
     return abs(now - was) / abs(was) if was else math.inf

@@ -86,7 +86,7 @@ class LocalExecutor:
         self._tell(**{"import": self._imports})
 
     def prepare_stacks(self) -> None:
-        """Have each job start with what a stack needs, so that all record the same code: 50 ms of this machine."""
+        """Have each job start with what a stack needs, so that all record the same code (50 ms)."""
         self._imports += STACK_MODULES
         self._tell(**{"import": STACK_MODULES})
 

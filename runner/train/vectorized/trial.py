@@ -45,7 +45,9 @@ class ApartError(UnequalJobsError):
 
 
 def try_stack(stack: Stack, batches: Sequence[Any], streams: Sequence[dict[str, Any]], *, timed: float) -> str:
-    """Compare a step of the stack with the steps of its first and its last job alone; return the times if timed.
+    """Compare a step of the stack with the steps of its first and its last job alone.
+
+    Returns both times in words, if `timed`.
 
     Args:
         stack: not trained yet, or restored.
@@ -249,7 +251,9 @@ def refuse_short(runs: Sequence[Run]) -> None:
 
 
 def refuse_slow(stack: Stack, batches: Sequence[Any], spent: float, limit: float) -> str:
-    """Refuse a stack whose steps take as long as those of its jobs, one by one, or are too few; return both times.
+    """Refuse a stack whose steps are too few, or take as long as those of its jobs, one by one.
+
+    Returns both times in words.
 
     Args:
         stack: whose steps to come are counted.
@@ -289,7 +293,7 @@ def refuse_slow(stack: Stack, batches: Sequence[Any], spent: float, limit: float
 
 
 def compare_times(step_one: Any, step_all: Any, jobs: int, steps: int, device: torch.device) -> tuple[float, float]:
-    """Measure the seconds of a step of one job and of all, in turns, until the verdict is clear; return the least.
+    """Measure the least seconds of a step of one job and of all, in turns, until the verdict is clear.
 
     A round costs as much as two steps of all. The first does not count where steps are short: it allocates.
     """
