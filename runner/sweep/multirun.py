@@ -24,7 +24,7 @@ from runner.sweep.executors.choose import NoExecutor, make_executor
 from runner.sweep.executors.local import LocalExecutor
 from runner.sweep.interfaces import Executor, Proposal, Source
 from runner.sweep.jobs import PlannedJob, SweepPlan, find_objective
-from runner.sweep.launcher_settings import GROUP, OURS
+from runner.sweep.launcher_settings import uses_hydra_launcher
 from runner.sweep.ledger import FILE, JobRecord, Ledger, put_aside
 from runner.sweep.reconcile import adopt, decide, mark, reconcile
 from runner.sweep.report import curves
@@ -135,12 +135,6 @@ def choose_examiner(executor: Executor | None, source: Source) -> Examiner | Non
     if isinstance(executor, LocalExecutor) and source.known and "torch" not in sys.modules:
         return executor.examine
     return None
-
-
-def uses_hydra_launcher(overrides: Sequence[str]) -> bool:
-    """Return whether the command line names a launcher or sweeper of Hydra or of a plugin."""
-    named = dict(text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
-    return "hydra/sweeper" in named or named.get(GROUP, "ray") not in OURS
 
 
 def plan_known_points(plan: SweepPlan, source: Source) -> tuple[list[PlannedJob], list[Check]]:

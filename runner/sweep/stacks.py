@@ -130,7 +130,7 @@ class StackPlan:
         """Take a job into the plan."""
         if job in self.keys or self.explain_none():
             return
-        reason = explain_job_apart(config)
+        reason = explain_job_apart(config) or (explain_job_untried(config) if self.settings.vectorize == "auto" else "")
         if reason:
             self.reasons[reason] += 1
         else:
@@ -289,6 +289,11 @@ def read_fitting(said: str) -> int:
     """Read how many jobs fit into the memory, from what a stack has said; 0 where that is not the reason."""
     found = _FITS.search(said)
     return int(found[1]) if found else 0
+
+
+def explain_job_untried(config: Config) -> str:
+    """Explain by its config why `auto` does not try a job; empty where it does."""
+    return "train.max_time: as one each job would take fewer steps in it" if config.train.max_time is not None else ""
 
 
 def explain_job_apart(config: Config) -> str:

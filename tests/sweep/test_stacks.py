@@ -92,6 +92,7 @@ def test_other_structures_are_other_groups():
         ("log.gradient_norm=true", "log.gradient_norm"),
         ("train.detect_anomaly=true", "train.detect_anomaly"),
         ("loader.bad_samples=skip", "loader.bad_samples"),
+        ("train.max_time=1h", "train.max_time"),
     ],
 )
 def test_a_job_that_joins_none_is_shown_with_its_key(override, key):
@@ -339,6 +340,19 @@ def test_a_check_tries_two_jobs_as_one_on_a_made_up_batch(kind, folder, runner, 
     assert ran.out.startswith("vectorize: 2 " + said), ran.out
     assert ran.status == 0
     assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["own.py", "own.yaml"]
+
+
+def test_a_check_is_silent_where_nobody_asked_and_nothing_is_tried(runner):
+    """Few jobs, few steps, a launcher of Hydra; `sweep.vectorize=auto` says why."""
+    line = ("check", "-m", "experiment=digits_mlp", "device.type=cpu", "sweep.slots=1")
+    silent = [["sweep.seeds=2"], ["sweep.seeds=8", "train.duration=5st"], ["sweep.seeds=8", "hydra/launcher=basic"]]
+
+    assert [runner(*line, *words).out for words in silent] == ["No mistakes.\n"] * 3
+    assert [runner(*line, *words, "sweep.vectorize=auto").out.splitlines()[0] for words in silent] == [
+        "vectorize: 2 jobs alone: fewer than 4 of one architecture for a slot",
+        "vectorize: 8 jobs alone: train.duration: fewer than 50 steps",
+        "vectorize: all jobs alone: hydra/launcher: its jobs run one by one",
+    ]
 
 
 UNTRIED = (

@@ -17,6 +17,7 @@ from runner.core import rng
 from runner.core.copies import copy_owned
 from runner.data.in_memory import InMemoryBatches
 from runner.train.state import Run
+from runner.train.vectorized.python_state import find_changed_state, read_python_state, restore_step
 from runner.train.vectorized.stack import (
     Stack,
     StepModule,
@@ -105,11 +106,14 @@ def map_step(stack: Stack, batches: Sequence[Any]) -> None:
 def compute_together(stack: Stack, batches: Sequence[Any]) -> dict[str, Tensor]:
     """Compute the gradients of all jobs, and refuse what draws; return the step outputs."""
     rng.seed_all(0)
-    before = rng.get_state()
+    before, held = rng.get_state(), read_python_state(stack.template)
     with name_module(stack.template):
         outcome, _ = stack(*stack_batches([copy_owned(batch) for batch in batches], stack.device))
         outcome["loss"].sum().backward()
     refuse_draws(before)
+    if what := find_changed_state(stack.template, held):
+        message = f"model: its step changes {what}, which a stack has once and each job for itself"
+        raise ApartError(message)
     return outcome
 
 
@@ -136,9 +140,11 @@ def keep_state(stack: Stack) -> Iterator[None]:
     """Restore the buffers and the generators of a stack on exit, and clear its gradients."""
     buffers = {name: buffer.clone() for name, buffer in stack.buffers.items()}
     states = [generator.get_state() for generator in stack.generators]
+    held = read_python_state(stack.template)
     try:
         yield
     finally:
+        restore_step(stack.template, held)
         for parameter in stack.parameters.values():
             parameter.grad = None
         with torch.no_grad():
