@@ -46,6 +46,14 @@ def get_state() -> dict[str, Any]:
     }
 
 
+def mark_state() -> dict[str, Any]:
+    """Return the global generator states on the CPU as they are, to be compared: half the time of `get_state`."""
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    name, words, *rest = numpy_state
+    marks = {"torch": torch.get_rng_state().numpy().tobytes(), "numpy": (name, words.tobytes(), *rest)}
+    return {**marks, "python": random.getstate()}
+
+
 def set_state(saved: dict[str, Any]) -> None:
     """Restore the generator states that `get_state` returned."""
     torch.set_rng_state(saved["torch"])

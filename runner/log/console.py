@@ -74,11 +74,10 @@ class PlainConsole(QuietConsole):
         super().__init__(stream)
         self._total = total_steps
         self._due = time.monotonic() + PLAIN_SECONDS
-        self._unsaid = ""
+        self._unsaid: tuple[int, float, Mapping[str, Value], float | None] | None = None
 
     def progress(self, step: int, epoch: float, values: Mapping[str, Value], rate: float | None) -> None:
-        pace = format_pace(self._total - step, rate)
-        self._unsaid = f"step {step}/{self._total}  epoch {epoch:.4g}  {format_values(values)}  {pace}"
+        self._unsaid = step, epoch, values, rate
         if time.monotonic() >= self._due or step >= self._total:
             self._flush()
 
@@ -89,9 +88,11 @@ class PlainConsole(QuietConsole):
         self._flush()
 
     def _flush(self) -> None:
-        if self._unsaid:
-            self.say(self._unsaid.rstrip())
-            self._unsaid = ""
+        if self._unsaid is not None:
+            step, epoch, values, rate = self._unsaid
+            line = f"step {step}/{self._total}  epoch {epoch:.4g}  {format_values(values)}"
+            self.say(f"{line}  {format_pace(self._total - step, rate)}".rstrip())
+            self._unsaid = None
             self._due = time.monotonic() + PLAIN_SECONDS
 
 

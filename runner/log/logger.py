@@ -4,10 +4,10 @@ import math
 import os
 import struct
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -30,7 +30,7 @@ class LogFile:
 
     def note(self, text: str) -> None:
         """Write `text`."""
-        now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
         os.write(self._text, f"{now}  {make_printable(text)}\n".encode(errors="backslashreplace"))
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class Logger:
 
     def note(self, text: str) -> None:
         """Write `text` to `log.txt` only."""
-        now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
         with self._writing():
             os.write(self._text, f"{now}  {make_printable(text)}\n".encode(errors="backslashreplace"))
 

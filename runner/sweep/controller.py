@@ -110,7 +110,7 @@ class Controller:
         row = self.rows[asked.id]
         self._source.started(asked.point, row)
         if anew is not None:
-            self._stacks.add(asked.id, asked.config)
+            self._stacks.add(asked.id, asked.config, lambda: asked.stack_id)
             self._waiting.append((asked, anew))
             self._to_come.add(asked.id)
         elif asked.id not in self._to_come:
@@ -150,13 +150,14 @@ class Controller:
             chosen, job = self._next
             self._next = None
             started = {"status": "running", "start": time.time(), "end": None, "cause": "", "error": "", "exit": None}
-            for asked, anew in chosen:
-                self._waiting.remove((asked, anew))
-                row = self.rows[asked.id]
-                (self._plan.folder / row.path).mkdir(exist_ok=True)
-                self._update(row.id, **started, attempt=row.attempt + 1, host="", slot=None, pid=None)
-                self._running.add(row.id)
-                self._places.pop(row.id, None)
+            with self._ledger.transaction():  # on the disk before the process is started
+                for asked, anew in chosen:
+                    self._waiting.remove((asked, anew))
+                    row = self.rows[asked.id]
+                    (self._plan.folder / row.path).mkdir(exist_ok=True)
+                    self._update(row.id, **started, attempt=row.attempt + 1, host="", slot=None, pid=None)
+                    self._running.add(row.id)
+                    self._places.pop(row.id, None)
             if job.members:
                 self._members[job.id] = chosen
                 self._begun[job.id] = time.monotonic()
@@ -239,8 +240,11 @@ class Controller:
     def _take(self, event: Event) -> None:
         members = self._members.get(event.job)
         if event.kind == "started":
-            for job in [event.job] if members is None else [asked.id for asked, _ in members]:
-                self._update(job, host=event.host, slot=event.slot, pid=event.pid)
+            jobs = [event.job] if members is None else [asked.id for asked, _ in members]
+            with self._ledger.transaction():
+                for job in jobs:
+                    self._update(job, host=event.host, slot=event.slot, pid=event.pid)
+            for job in jobs:
                 self._board.started(self.rows[job])
             return
         if event.kind == "tried":
@@ -251,11 +255,11 @@ class Controller:
         if members is not None:
             del self._members[event.job]
             if len(members) == 1 and members[0][0].id in self._running:  # whose trial has left it alone
-                self._end(event, members[0][0].id)
+                self._end(event, [members[0][0].id])
             else:
                 self._take_stack(event, members)
         elif event.job in self._running:  # else it was ended from here, and its executor says so too
-            self._end(event, event.job)
+            self._end(event, [event.job])
 
     def _take_verdict(self, event: Event, members: list[tuple[PlannedJob, Anew]]) -> None:
         """Record what a trial has found; its process goes on with all jobs, or with the one that it names."""
@@ -295,9 +299,8 @@ class Controller:
         """Record the ends of a stack's jobs; those without one wait again, for smaller stacks."""
         running = [(asked, anew) for asked, anew in members if asked.id in self._running]
         left = [(asked, anew) for asked, anew in running if self._is_left(event, asked.id)]
-        for asked, _ in running:
-            if asked.id not in {one.id for one, _ in left}:
-                self._end(event, asked.id)
+        names = {asked.id for asked, _ in left}
+        self._end(event, [asked.id for asked, _ in running if asked.id not in names])
         if not left:
             return
         fits = read_fitting(event.error)
@@ -312,9 +315,10 @@ class Controller:
         how = "alone" if alone or len(left) == 1 else "in smaller stacks"
         why = event.error or describe_exit(event.exit, event.cause)
         self._board.say(f"{len(left):,} jobs of a stack go on {how}: {why}")
-        for asked, anew in left:
-            self._let_wait(asked)
-            self._waiting.append((asked, "if_changed" if anew == "always" else anew))
+        with self._ledger.transaction():
+            for asked, anew in left:
+                self._let_wait(asked)
+                self._waiting.append((asked, "if_changed" if anew == "always" else anew))
 
     def _look_at_stacks(self) -> None:
         """Record the ends of jobs whose stack goes on without them, at most once a second."""
@@ -322,6 +326,7 @@ class Controller:
             return
         self._next_look = time.monotonic() + LOOK_SECONDS
         for stack, members in list(self._members.items()):
+            ended = []
             for job in [asked.id for asked, _ in members if asked.id in self._running]:
                 row = self.rows[job]
                 file = self._plan.folder / row.path / RESULT
@@ -330,7 +335,8 @@ class Controller:
                 except OSError:
                     continue
                 if is_of_this_attempt and (read_json(file) or {}).get("status") in ("completed", "pruned", "failed"):
-                    self._end(Event("ended", stack, exit=EXIT_DONE), job)
+                    ended.append(job)
+            self._end(Event("ended", stack, exit=EXIT_DONE), ended)
 
     def _is_left(self, event: Event, job: str) -> bool:
         """Return whether a job of an ended stack is tried again: it has no result of this attempt."""
@@ -343,8 +349,17 @@ class Controller:
             return True
         return written < (row.start or 0.0) - CLOCK_SECONDS
 
-    def _end(self, event: Event, job: str) -> None:
-        """Record how a job has ended."""
+    def _end(self, event: Event, jobs: Sequence[str]) -> None:
+        """Record how jobs of one process have ended, together, and tell it once that is on the disk."""
+        if not jobs:
+            return
+        with self._ledger.transaction():
+            for job in jobs:
+                self._record_end(event, job)
+        for job in jobs:
+            self._tell_end(job)
+
+    def _record_end(self, event: Event, job: str) -> None:
         self._running.remove(job)
         folder = self._plan.folder / self.rows[job].path
         stopped = job in self._asked_to_stop
@@ -353,6 +368,8 @@ class Controller:
         remember_code(self._ledger, folder, columns["code"])
         self._to_come.discard(job)
         self._update(job, end=time.time(), **columns)
+
+    def _tell_end(self, job: str) -> None:
         row = self.rows[job]
         self._board.ended(row)
         for point in self._points[job]:
@@ -372,7 +389,7 @@ class Controller:
             self._executor.kill()
             self._asked_to_stop.update(self._running)
             for job in list(self._running):
-                self._end(Event("ended", job, exit=-signal.SIGKILL), job)
+                self._end(Event("ended", job, exit=-signal.SIGKILL), [job])
             self._members.clear()
             return
         name = signal.Signals(self._stop.signals[0]).name

@@ -3,18 +3,21 @@
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from runner.config.check.check import Check
 from runner.core import event_stream, safe_io
+from runner.core.collection import pause_collection
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_WRONG
 from runner.core.files import sync_folder
 from runner.core.lock import Lock
+from runner.core.shared_answers import share_answers
 from runner.experiment.examine import make_reporter, report_count
 from runner.experiment.on_event import tell_event
 from runner.sweep.console import Console, EventConsole, SweepProgress, make_console
@@ -95,14 +98,16 @@ def run_sweep(
         # Those that were left out before are asked for again.
         wanted = [replace(rows[one.id], active=True) for one in asked if one.id in rows]
         todo = decide(wanted, ledger, plan).run if ledger else {}
-        new = checks
+        to_start, new = asked, checks
         if source.known:
-            new = [check for one, check in zip(asked, checks, strict=True) if one.id not in rows or one.id in todo]
+            to_start = [one for one in asked if one.id not in rows or one.id in todo]
+            ids = {one.id for one in to_start}
+            new = [check for one, check in zip(asked, checks, strict=True) if one.id in ids]
         executor: Executor = NoExecutor()
         if new or not source.known:
             executor = ready or make_executor(plan)  # it gets ready while the jobs are examined
             stack.callback(executor.close)  # before the ledger
-            elsewhere = choose_examiner(executor, source)
+            elsewhere = choose_examiner(executor, source, prepare_for_jobs(plan, to_start))
             if mistakes := examine_jobs(new, plan.settings.processes, make_reporter(), elsewhere):
                 return print_mistake_count(mistakes)
             prepare_executor(executor, plan, len(asked))
@@ -127,14 +132,22 @@ def prepare_executor(executor: Executor, plan: SweepPlan, points: int) -> None:
         executor.prepare_stacks()
 
 
-def choose_examiner(executor: Executor | None, source: Source) -> Examiner | None:
+def choose_examiner(executor: Executor | None, source: Source, meanwhile: Iterable[object] = ()) -> Examiner | None:
     """Choose who examines the jobs, so that this process need not import torch; None: this process.
 
-    It examines the points of a search itself, one by one.
+    It examines the points of a search itself, one by one. `meanwhile` is gone through while others examine.
     """
     if isinstance(executor, LocalExecutor) and source.known and "torch" not in sys.modules:
-        return executor.examine
+        return partial(executor.examine, meanwhile=meanwhile)
     return None
+
+
+def prepare_for_jobs(plan: SweepPlan, jobs: Sequence[PlannedJob]) -> Iterator[None]:
+    """Compute, job by job, what is needed once they start; then import what draws their curves."""
+    for job in jobs:
+        plan.prepare(job)
+        yield
+    curves.prepare()
 
 
 def plan_known_points(plan: SweepPlan, source: Source) -> tuple[list[PlannedJob], list[Check]]:
@@ -142,8 +155,11 @@ def plan_known_points(plan: SweepPlan, source: Source) -> tuple[list[PlannedJob]
     if not source.known:
         return [], [Check(job.composed, plan.trust) for job in plan.sweep.to_be_checked()]
     pairs = []
-    while (point := source.next()) is not None:
-        pairs.append(plan.ask(point))
+    with share_answers(), pause_collection():
+        while (point := source.next()) is not None:
+            asked, check = plan.ask(point)
+            _ = check.at_once  # here, where the answers are shared
+            pairs.append((asked, check))
     return [one for one, _ in pairs], [check for _, check in pairs]
 
 
@@ -234,6 +250,8 @@ def run(
             controller.add(one, decided.run.pop(one.id, None))
         curves.prepare()
         controller.run()
+        if isinstance(executor, LocalExecutor):
+            executor.dismiss()  # while the report is written
     finally:
         board.close()
         source.close()

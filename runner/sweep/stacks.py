@@ -126,15 +126,15 @@ class StackPlan:
         """Count the jobs of the group of a job."""
         return sum(key == self.keys[job] for key in self.keys.values())
 
-    def add(self, job: str, config: Config) -> None:
-        """Take a job into the plan."""
+    def add(self, job: str, config: Config, identify: Callable[[], str] | None = None) -> None:
+        """Take a job into the plan; `identify` returns its hash for stacks, where somebody has it."""
         if job in self.keys or self.explain_none():
             return
         reason = explain_job_apart(config) or (explain_job_untried(config) if self.settings.vectorize == "auto" else "")
         if reason:
             self.reasons[reason] += 1
         else:
-            self.keys[job] = compute_stack_id(to_resolved_data(config))
+            self.keys[job] = identify() if identify else compute_stack_id(to_resolved_data(config))
             self.configs[job] = config
             self.sizes.clear()  # the next batch of a search has jobs of its own
             if self.keys[job] in self.fitting:

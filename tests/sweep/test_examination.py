@@ -59,7 +59,7 @@ def examine(elsewhere, monkeypatch):
     console = os.dup(1)
     before = signal.getsignal(signal.SIGCHLD)
     server = fork_server.Server(fork_server.LineReader(orders), told, console)
-    server._selector = selectors.DefaultSelector()
+    server._selector, server._has_prepared = selectors.DefaultSelector(), True
     executor = object.__new__(local.LocalExecutor)
     executor._ready, executor._replies, executor._selector = True, fork_server.LineReader(replies), server._selector
     executor._selector.register(replies, selectors.EVENT_READ)
@@ -106,6 +106,28 @@ def test_what_does_not_come_to_its_end_is_examined_here(examine, how):
 def test_the_standard_input_is_one_until_it_is_read(examine, how):
     """Workers that a model forks close it, and a module may ask whether it is a terminal."""
     assert examine(make_checks("none", how), lambda _: None) is True
+
+
+def test_other_work_is_done_until_there_is_an_answer(examine):
+    """The server gets ready, and has the jobs examined, while its controller works."""
+    executor, done = examine.__self__, []
+    executor._ready, executor._tell = False, lambda **_: None
+    handle, told = os.pipe()
+    executor._replies = fork_server.LineReader(handle)
+    executor._selector = selectors.DefaultSelector()
+    executor._selector.register(handle, selectors.EVENT_READ)
+
+    def work():
+        for said in (None, {"ready": True, "gpus": 2}, None, {"examined": True}, None):
+            done.append(said)
+            os.write(told, json.dumps(said).encode() + b"\n" if said else b"")
+            yield
+
+    assert executor.examine(make_checks("none"), lambda _: None, work())
+    assert ([None, {"ready": True, "gpus": 2}, None, {"examined": True}], 2) == (done, executor._gpus)
+    executor._selector.close()
+    for end in (handle, told):
+        os.close(end)
 
 
 def test_more_modules_than_a_pipe_holds_are_left_out(examine, monkeypatch):

@@ -41,18 +41,30 @@ LEAST_LEFT = 0.03  # of the memory; with less left the largest job is killed, be
 KERNEL_SECONDS = 5.0  # so long after the kernel killed for memory a process that was killed is taken for that one
 
 
+WITHOUT_TORCH = ("sympy", "omegaconf", "hydra._internal.hydra")  # while the libraries of torch are loaded
+
+
 THIRD_PARTY = (
     "torch",
     "torch.fx.experimental.symbolic_shapes",  # what the first operator on the meta device imports, 0.3 s
-    "tensorboardX",
 )
 
 
 PRELOADED = (
-    "runner.experiment.run",
     "runner.experiment.preflight.preflight",
-    "runner.sweep.executors.attempt",
     "runner.sweep.executors.examination",
+)
+
+
+OF_JOBS = (  # what no examination needs, imported while the first one runs
+    "runner.experiment.run",
+    "runner.sweep.executors.attempt",
+    "runner.experiment.stack",
+    "runner.sweep.executors.stack_attempt",
+    "tensorboardX",
+    "numpy.ma",  # these, 0.1 s, are imported by torch or NumPy where a run first counts operations, saves or logs
+    "torch.utils.flop_counter",
+    "torch.utils.serialization",
 )
 
 
@@ -113,8 +125,11 @@ class Child:
         return []
 
 
-def main() -> None:
-    """Serve the controller over standard input and output until it is gone."""
+def main(libraries: threading.Thread) -> None:
+    """Serve the controller over standard input and output until it is gone.
+
+    The thread `libraries` loads those of torch.
+    """
     for number in OF_THE_CONTROLLER:
         signal.signal(number, signal.SIG_IGN)
     orders, replies = os.dup(0), os.dup(1)
@@ -127,6 +142,8 @@ def main() -> None:
     reader = threading.Thread(target=_read_setup, args=(lines, setup))
     with exit_with_controller(orders):
         reader.start()  # the controller need not wait until its order is read
+        preload(WITHOUT_TORCH)
+        libraries.join()
         preload(THIRD_PARTY)
         reader.join()
         if not setup:
@@ -198,6 +215,7 @@ class Server:
         self._kernel_kills, self._kernel_killed_at = memory_limit.count_oom_kills(), -KERNEL_SECONDS
         self._scanned = 0.0
         self._started = 0
+        self._has_prepared = False  # for jobs, which need more than their examination
 
     def serve(self) -> None:
         """Serve until the controller is gone, then kill every job."""
@@ -235,12 +253,14 @@ class Server:
         """Execute one order: start a job, stop a job, examine jobs, or import modules."""
         match order:
             case {"start": job, "environment": environment}:
+                self._prepare_for_jobs()
                 self._start(job, environment)
             case {"stop": job}:
                 if job in self._children:
                     os.kill(self._children[job].pid, signal.SIGTERM)  # not its workers, which it ends itself
             case {"examine": jobs}:
                 self._examine(jobs)
+                self._prepare_for_jobs()
             case {"import": names}:
                 preload(names)
 
@@ -255,6 +275,13 @@ class Server:
 
         if (error := self._fork(EXAMINATION, run)) is not None:
             self.say(ended=EXAMINATION, status=None, cause="lost", error=error.strerror)
+
+    def _prepare_for_jobs(self) -> None:
+        """Import once what jobs need and their examination does not."""
+        if not self._has_prepared:
+            self._has_prepared = True
+            preload(OF_JOBS)
+            provenance.hash_modules(Path.cwd())  # their hashes, as they are now
 
     def _start(self, job: dict[str, Any], environment: dict[str, str]) -> None:
         if self._started == MANY and (left := memory_limit.measure_available()) is not None and left[0] > left[1] // 4:
@@ -401,7 +428,3 @@ def _read_last_message(child: Child) -> dict[str, Any]:
         message = {}
     os.close(child.said)
     return message
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,7 @@ import selectors
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from runner.config.check.check import Check
@@ -90,27 +90,36 @@ class LocalExecutor:
         self._imports += STACK_MODULES
         self._tell(**{"import": STACK_MODULES})
 
-    def examine(self, jobs: Sequence[Check], say: Say) -> bool:
-        """Examine jobs in a process forked from the server; return whether it came to its end."""
+    def examine(self, jobs: Sequence[Check], say: Say, meanwhile: Iterable[object] = ()) -> bool:
+        """Examine jobs in a process forked from the server; return whether it came to its end.
+
+        While the server gets ready and they are examined, `meanwhile` does a piece of other work at each `next`.
+        """
         encoded = encode_jobs(jobs)
         if not encoded:
             return False
-        if not self._ready:
-            self._wait_until_ready()
         self._tell(examine=encoded)
-        is_complete = False
-        while not self._replies.ended:
-            self._selector.select()
+        work, has_work = iter(meanwhile), True
+        while True:
+            while not self._selector.select(0 if has_work else None):
+                has_work = next(work, self) is not self
             for message in self._replies.read():
                 match message:
                     case {"mistakes": found}:
                         say(decode_mistakes(found))
                     case {"examined": True}:
-                        is_complete = True
+                        return True
                     case {"ended": name} if name == EXAMINATION:
-                        return is_complete
-        self._lost()
-        return False
+                        return False
+                    case _:
+                        self._heard(message)
+            if self._replies.ended:
+                was_ready = self._ready
+                self._lost()
+                if was_ready:
+                    return False
+                self._wait_until_ready()
+                self._tell(examine=encoded)
 
     def has_room(self, job: JobSpec) -> bool:
         if not self._ready:
@@ -161,6 +170,8 @@ class LocalExecutor:
         match message:
             case {"ready": True, "gpus": gpus}:
                 self._ready, self._gpus = True, gpus
+            case {"ended": name} if name == EXAMINATION:
+                pass  # it has said before that it came to its end
             case {"broken": why}:
                 raise RunError(f"torch cannot be used: {why}")
             case {"started": job, "pid": pid}:
@@ -201,7 +212,8 @@ class LocalExecutor:
         self.close()
         self._places.clear()
 
-    def close(self) -> None:
+    def dismiss(self) -> None:
+        """Let the server end by itself, which takes a moment: nothing is started any more."""
         for stream in (self._server.stdin, self._server.stdout):
             assert stream is not None
             with contextlib.suppress(OSError):
@@ -209,6 +221,9 @@ class LocalExecutor:
         self._selector.close()
         if not self._places and not self._replies.ended:  # it may be importing, and has no jobs to end
             self._server.kill()
+
+    def close(self) -> None:
+        self.dismiss()
         try:
             self._server.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:  # it was stopped (SIGSTOP), or hangs

@@ -1,6 +1,7 @@
 """Learning curves of a sweep in one figure."""
 
 import contextlib
+import functools
 import importlib
 import math
 import textwrap
@@ -24,6 +25,9 @@ COLOURED = 8  # entries with a colour and a place in the legend; the others are 
 LABEL = 48  # characters of an entry's values in the legend: a longer one would leave no room for the curves
 
 
+MODULES = ("numpy", "PIL.Image", "matplotlib", "matplotlib.font_manager", "matplotlib.backends.backend_agg")
+
+
 MISSING = "curves.png needs matplotlib: pip install 'yaml-experiment-runner[report]'"
 
 
@@ -36,15 +40,22 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#
 _GREY = "#C8C8C8"
 
 
-def prepare() -> None:
-    """Import matplotlib in a thread while jobs run, so that the end of a sweep need not wait for it."""
+@functools.cache
+def prepare() -> threading.Thread:
+    """Import matplotlib in a thread, once, so that the end of a sweep need not wait for it.
+
+    The end of the process waits for what is being imported: extension modules may not be cut short.
+    """
 
     def load() -> None:
         with contextlib.suppress(Exception):  # `draw` imports it again, and says what is wrong
-            importlib.import_module("matplotlib.figure")
-            importlib.import_module("matplotlib.backends.backend_agg")
+            for name in MODULES:
+                if threading.main_thread().is_alive():  # else the process is about to end
+                    importlib.import_module(name)
 
-    threading.Thread(target=load, name="matplotlib", daemon=True).start()
+    thread = threading.Thread(target=load, name="matplotlib")
+    thread.start()
+    return thread
 
 
 def draw(report: Report, file: Path) -> bool:

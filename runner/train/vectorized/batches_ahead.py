@@ -4,7 +4,7 @@ To stack the batches of each step by themselves costs more than the copy.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from runner.core.trees import iterate_tensors, map_in_kind
-from runner.data.in_memory import InMemoryBatches
+from runner.data.in_memory import InMemoryBatches, JoinedBatches
 from runner.train.state import Run
 
 MOST_BYTES = 2**20  # of the batches of all jobs that are stacked at once: what stays in the cache of a core
+MOST_JOINED = 2**23  # of those that lie joined in memory already, which are copied in one go
 
 StackedBatch = tuple[Any, Any]  # a batch whose tensors are [jobs, ...], and the dimensions of its jobs for vmap
 
@@ -31,6 +32,9 @@ class BatchesAhead:
         self.device = runs[0].device
         self.can = all(map(is_in_memory, runs)) and runs[0].rhythm.accumulate == 1
         self.ready: deque[StackedBatch] = deque()
+        splits = [split for run in runs if isinstance(split := run.splits["train"], InMemoryBatches)]
+        self.joins = self.can and all(split.sound is None for split in splits)  # no sample is left out of a batch
+        self.as_mapping = self.joins and splits[0].as_mapping
         self._verified = False  # tensors in memory keep their kind and their shapes
 
     def take(self, coming: Sequence[Iterator[Any]], left: int) -> list[Iterator[Any]]:
@@ -38,6 +42,8 @@ class BatchesAhead:
 
         Where they cannot be stacked at once none is taken, now or later.
         """
+        if self.joins and self._take_joined(coming, left):
+            return [*coming]
         first = [next(each, None) for each in coming]
         size = sum(tensor.nbytes for tensor in iterate_tensors(first))
         more = min(left, max(1, MOST_BYTES // max(1, size))) - 1
@@ -50,6 +56,28 @@ class BatchesAhead:
             return [*coming]
         self.can = False  # the next step says why, of the job that it is of
         return [chain((one for one in own if one is not None), rest) for own, rest in zip(taken, coming, strict=True)]
+
+    def _take_joined(self, coming: Sequence[Iterator[Any]], left: int) -> bool:
+        """Take the next batches of all jobs from where they lie joined; return whether that could be."""
+        parts = [one.peek() if isinstance(one, JoinedBatches) else None for one in coming]
+        members = [part[0] for part in parts if part is not None]
+        if len(members) < len(parts) or not all(is_alike(members[0], own) for own in members[1:]):
+            return False
+        joined = [one for one in coming if isinstance(one, JoinedBatches)]
+        size, samples = joined[0].size, len(next(iter(members[0].values())))
+        if any(one.size != size for one in joined):
+            return False
+        each = size * len(members) * sum(member[:1].nbytes for member in members[0].values())
+        steps = min(left, samples // size, max(1, MOST_JOINED // max(1, each)))
+        taken = steps * size or samples  # the last batch of an epoch may be smaller
+        shape = (max(1, steps), taken // max(1, steps))  # a step's batches of all jobs lie together
+        columns = [torch.stack([own[place][:taken].unflatten(0, shape) for own in members], 1) for place in members[0]]
+        for row in zip(*(column.to(self.device).unbind() for column in columns), strict=True):
+            batch = dict(zip(members[0], row, strict=True)) if self.as_mapping else row
+            self.ready.append((batch, map_in_kind(lambda _: 0, batch)))
+        for one in joined:
+            one.skip(max(1, steps))
+        return True
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows."""
@@ -64,6 +92,14 @@ def is_in_memory(run: Run) -> bool:
     if not isinstance(split, InMemoryBatches) or split.timed or run.progress.left_out:
         return False
     return split.chain is None or not split.chain.looped  # one of several images may fail
+
+
+def is_alike(one: Mapping[Any, Tensor], other: Mapping[Any, Tensor]) -> bool:
+    """Return whether the samples of two jobs have the same members, shapes and dtypes, and are as many."""
+    return one.keys() == other.keys() and all(
+        mine.shape == theirs.shape and mine.dtype == theirs.dtype
+        for mine, theirs in zip(one.values(), other.values(), strict=True)
+    )
 
 
 def can_be_stacked(taken: Sequence[Sequence[Any]]) -> bool:

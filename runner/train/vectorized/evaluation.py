@@ -13,12 +13,14 @@ from torch import Tensor
 
 from runner.core import rng
 from runner.core.copies import copy_owned
+from runner.core.trees import map_in_kind
 from runner.train.evaluation import add_outcome, collect_values
 from runner.train.metrics import Accuracy
 from runner.train.pauses import will_evaluate
 from runner.train.state import Losses, Run
 from runner.train.vectorized.jobs_tensor import NoRuleError
 from runner.train.vectorized.stack import Stack, UnequalJobsError, split_rows, stack_batches
+from runner.train.vectorized.vmap_rules import LAYOUTS
 
 MOST_BYTES = 64_000_000  # of the outputs of a split, for all jobs
 TOLERANCE = 1e-4  # of the first loss, beside that of a job alone
@@ -89,7 +91,7 @@ class StackEvaluation:
         if name not in self.kept and all(getattr(run.splits[name], "unchanging", None) for run in self.stack.runs):
             each = [getattr(run.splits[name], "unchanging", []) for run in self.stack.runs]
             if all(is_same(each[0], other) for other in each[1:]):
-                self.kept[name] = each[0]
+                self.kept[name] = [map_in_kind(lay_out, batch) for batch in each[0]]
         if name in self.kept:
             for batch in self.kept[name]:
                 yield copy_owned(batch), share(batch)
@@ -140,6 +142,18 @@ def is_same(one: Any, other: Any) -> bool:
     if isinstance(one, tuple | list):
         return len(one) == len(other) and all(map(is_same, one, other))
     return bool(one == other)
+
+
+def lay_out(images: Tensor) -> Tensor:
+    """Return images of one channel with the strides of channels_last, which their numbers have either way.
+
+    A convolution takes them for contiguous ones else, and gives the images of all jobs in that format: the next layers
+    then take 2.5 times as long (51 ms instead of 20 for 359 digits and 16 small CNNs).
+    """
+    layout = LAYOUTS.get(images.dim())
+    if layout is None or images.shape[1] != 1 or not images.is_contiguous():
+        return images
+    return images.as_strided(images.shape, torch.empty(images.shape, device="meta", memory_format=layout).stride())
 
 
 def share(batch: Any) -> Any:

@@ -14,6 +14,7 @@ from runner.train.state import Losses, Run
 from runner.train.vectorized.alike import AlikeJobs
 from runner.train.vectorized.batches_ahead import BatchesAhead, StackedBatch
 from runner.train.vectorized.evaluation import StackEvaluation, count_together
+from runner.train.vectorized.gradients import StackGradients
 from runner.train.vectorized.held_saves import HeldCheckpoints, SaveClock
 from runner.train.vectorized.memory import Room, refuse_large_step
 from runner.train.vectorized.optimizers import StackedClipping, make_stacked_optimizer
@@ -84,6 +85,7 @@ class StackTraining:
 
     def __init__(self, members: Sequence[StackMember], numbers: Any, leave: Leave) -> None:
         self.members, self.leave = list(members), leave
+        self.watched = [(member, member.run.progress, member.run.stop) for member in self.members]
         runs = [member.run for member in members]
         first = runs[0]
         self.saves = SaveClock()
@@ -95,6 +97,7 @@ class StackTraining:
         self.optimizer = make_stacked_optimizer(self.stack, self.alike)
         self.ahead, self.outcomes, self.traces = BatchesAhead(runs), StackOutcomes(), StackTraces(runs, self.alike)
         self.clip = StackedClipping(self.stack)
+        self.gradients = StackGradients(self.stack)
         self.count, self.sums = first.rhythm.accumulate, is_summed(first.loss)
         self.drawn: dict[str, Any] = {}  # the generators of this process after the last pause
 
@@ -110,7 +113,7 @@ class StackTraining:
             member.streams = rng.get_state()
             self._load_generator(row, member)
         self._freeze_if_due()
-        self.drawn = rng.get_state()
+        self.drawn = rng.mark_state()
         over = [row for row, member in enumerate(self.members) if row not in failed and is_over(member.run)]
         self._part({**failed, **dict.fromkeys(over)})
 
@@ -134,7 +137,8 @@ class StackTraining:
             refuse_large_step(self.stack.runs[0], batches[0], len(self.members), room)
         why = try_stack(self.stack, batches, [member.streams for member in self.members], timed=timed)
         self.evaluation = StackEvaluation(self.stack)
-        self.drawn = rng.get_state()
+        self.gradients.forget()
+        self.drawn = rng.mark_state()
         return why
 
     def _load_generator(self, row: int, member: StackMember) -> None:
@@ -190,9 +194,8 @@ class StackTraining:
         if not self.members:
             return None
         self.traces.watch(batch, dims)
-        outcome, rest = self.stack(batch, dims)
+        outcome, rest = self.gradients(batch, dims)
         self._check(outcome)
-        outcome["loss"].sum().backward()
         return outcome, rest
 
     def _next_stacked_batch(self) -> StackedBatch:
@@ -278,8 +281,8 @@ class StackTraining:
         """Let each job log, evaluate and save if that is due; those that are done or asked to stop leave."""
         due = [
             row
-            for row, member in enumerate(self.members)
-            if member.run.progress.step >= member.due or member.run.stop.asked
+            for row, (member, progress, stop) in enumerate(self.watched)
+            if progress.step >= member.due or stop.asked
         ]
         if not due:
             return
@@ -306,7 +309,7 @@ class StackTraining:
         for row in late:
             self._act(row, failed, finite=finite)
         self._freeze_if_due()
-        self.drawn = rng.get_state()
+        self.drawn = rng.mark_state()
         acted = sorted({*due, *late} - failed.keys())
         self._part({**failed, **dict.fromkeys(row for row in acted if is_over(self.members[row].run))})
         for member in self.members:
@@ -346,6 +349,7 @@ class StackTraining:
     def _freeze_if_due(self) -> None:
         if self.members and self.members[0].run.frozen.changes:
             self.stack.freeze_as_due()
+            self.gradients.forget()
 
     def _hand_out(self) -> None:
         """Give each job its losses, inputs of metrics, schedule and settings since the last pause."""
@@ -366,7 +370,9 @@ class StackTraining:
             gone.append(self.members[row])
         stay = [row for row in range(len(self.members)) if row not in leaving]
         self.members = [self.members[row] for row in stay]
+        self.watched = [(member, member.run.progress, member.run.stop) for member in self.members]
         self.stack.keep(stay)
+        self.gradients.forget()
         if stay:
             self.alike = AlikeJobs(self.stack.runs)
             self.traces = StackTraces(self.stack.runs, self.alike)
@@ -384,7 +390,7 @@ class StackTraining:
                 except Exception as failure:  # noqa: BLE001  of this job alone
                     raised = failure
             self.leave(member.run, raised)
-        self.drawn = rng.get_state()
+        self.drawn = rng.mark_state()
 
 
 def may_draw(run: Run) -> bool:

@@ -106,7 +106,7 @@ def map_step(stack: Stack, batches: Sequence[Any]) -> None:
 def compute_together(stack: Stack, batches: Sequence[Any]) -> dict[str, Tensor]:
     """Compute the gradients of all jobs, and refuse what draws; return the step outputs."""
     rng.seed_all(0)
-    before, held = rng.get_state(), read_python_state(stack.template)
+    before, held = rng.mark_state(), read_python_state(stack.template)
     with name_module(stack.template):
         outcome, _ = stack(*stack_batches([copy_owned(batch) for batch in batches], stack.device))
         outcome["loss"].sum().backward()
@@ -118,21 +118,12 @@ def compute_together(stack: Stack, batches: Sequence[Any]) -> dict[str, Tensor]:
 
 
 def refuse_draws(before: dict[str, Any]) -> None:
-    """Refuse a step that has drawn from a generator of the process: each job has one of its own."""
-    now = rng.get_state()
+    """Refuse a step that has drawn, since `rng.mark_state` gave this, where each job has generators of its own."""
+    now = rng.mark_state()
     for name, of in (("torch", "torch's"), ("numpy", "NumPy's"), ("python", "Python's")):
-        if not is_same_state(now[name], before[name]):
+        if now[name] != before[name]:
             message = f"model: its step draws from {of} generator, of which each job has one of its own"
             raise ApartError(message)
-
-
-def is_same_state(one: Any, other: Any) -> bool:
-    """Return whether two states of a generator are equal."""
-    if isinstance(one, Tensor):
-        return bool(torch.equal(one, other))
-    if isinstance(one, list):
-        return all(map(is_same_state, one, other))
-    return bool(one == other)
 
 
 @contextmanager
