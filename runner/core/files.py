@@ -102,7 +102,8 @@ def _try_to_sync(file: Path) -> OSError | None:
 def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> str:
     """Create or replace `path` by `write`: complete and synced on return, untouched on an error.
 
-    Within `write_together` it is later that it is synced, and has its name. The file object cannot seek. Returns the SHA-256 of the bytes, in hexadecimal, taken while they were written.
+    Within `write_together` it is later that it is synced, and has its name. The file object cannot seek. Returns the
+    SHA-256 of the bytes, in hexadecimal, taken while they were written.
 
     Raises:
         OSError: the disk is full, the folder not writable; or whatever else `write` raises.

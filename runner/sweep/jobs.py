@@ -136,7 +136,7 @@ class SweepPlan:
             **compute_resources(asked.config, self.settings.processes),
         )
 
-    def stack(self, jobs: Sequence[JobSpec], number: int, share: int) -> JobSpec:
+    def stack(self, jobs: Sequence[JobSpec], number: int, share: int, *, timed: bool) -> JobSpec:
         """Make the specification of a stack of jobs; `share` stacks run at a time."""
         return replace(
             jobs[0],
@@ -144,7 +144,7 @@ class SweepPlan:
             config={},
             unresolved="",
             members=[dict(vars(job)) for job in jobs],
-            timed=self.settings.vectorize == "auto",
+            timed=timed,
             share=share,
         )
 

@@ -27,13 +27,14 @@ from runner.sweep.executors.choose import NoExecutor, make_executor
 from runner.sweep.executors.local import LocalExecutor
 from runner.sweep.interfaces import Executor, Proposal, Source
 from runner.sweep.jobs import PlannedJob, SweepPlan, find_objective
-from runner.sweep.launcher_settings import GROUP, OURS
+from runner.sweep.launcher_settings import uses_hydra_launcher
 from runner.sweep.ledger import FILE, JobRecord, Ledger, put_aside
 from runner.sweep.reconcile import adopt, decide, mark, reconcile
 from runner.sweep.report import curves
 from runner.sweep.report.write import report
 from runner.sweep.search.grid import Grid
 from runner.sweep.space import request
+from runner.sweep.stacks import may_have_stacks
 from runner.sweep.summary import describe_remaining, describe_start, summarize
 
 MANY = 200  # points, whose check takes some seconds
@@ -109,7 +110,7 @@ def run_sweep(
             elsewhere = choose_examiner(executor, source, prepare_for_jobs(plan, to_start))
             if mistakes := examine_jobs(new, plan.settings.processes, make_reporter(), elsewhere):
                 return print_mistake_count(mistakes)
-            executor.prepare()
+            prepare_executor(executor, plan, len(asked))
         for note in request.collect_notes(check.composed for check in new):
             Console(sys.stdout).say(f"note: {note}")
         try:
@@ -122,6 +123,13 @@ def run_sweep(
         except (OSError, sqlite3.Error) as error:
             rule = f"the sweep in {plan.folder} cannot write down what happens ({error}), and has stopped its jobs"
             raise RunError(f"{rule}; the same line goes on") from error
+
+
+def prepare_executor(executor: Executor, plan: SweepPlan, points: int) -> None:
+    """Prepare an executor for the jobs of a plan, and for stacks where it may have some."""
+    executor.prepare()
+    if isinstance(executor, LocalExecutor) and may_have_stacks(plan.settings, points):
+        executor.prepare_stacks()
 
 
 def choose_examiner(executor: Executor | None, source: Source, meanwhile: Iterable[object] = ()) -> Examiner | None:
@@ -140,12 +148,6 @@ def prepare_for_jobs(plan: SweepPlan, jobs: Sequence[PlannedJob]) -> Iterator[No
         plan.prepare(job)
         yield
     curves.prepare()
-
-
-def uses_hydra_launcher(overrides: Sequence[str]) -> bool:
-    """Return whether the command line names a launcher or sweeper of Hydra or of a plugin."""
-    named = dict(text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
-    return "hydra/sweeper" in named or named.get(GROUP, "ray") not in OURS
 
 
 def plan_known_points(plan: SweepPlan, source: Source) -> tuple[list[PlannedJob], list[Check]]:

@@ -105,7 +105,7 @@ class Child:
 
     job: str
     pid: int
-    said: int  # the end of the pipe in which it leaves what it has to say
+    said: int  # the end of the pipe in which it leaves what it has to say: lines, and a last message without an end
     timeout: float | None
     memory: float | None
     began: float = field(default_factory=time.monotonic)
@@ -113,6 +113,16 @@ class Child:
     cause: str = ""
     error: str = ""
     kill_at: float | None = None
+    rest: bytes = b""  # of what it has said, after the last whole line
+
+    def read_lines(self) -> list[dict[str, Any]]:
+        """Return the lines that have come since the last call."""
+        with contextlib.suppress(BlockingIOError):
+            self.rest += os.read(self.said, 1 << 16)
+        *lines, self.rest = self.rest.split(b"\n")
+        with contextlib.suppress(ValueError):  # code of the user has written to a handle that is not its own
+            return [json.loads(line) for line in lines]
+        return []
 
 
 def main(libraries: threading.Thread) -> None:
@@ -224,6 +234,7 @@ class Server:
                 if self._orders.ended:
                     self._end()
             for child in list(self._children.values()):
+                self._listen(child)
                 self._reap(child)
             if self._children:
                 self._look_at_clocks()
@@ -333,6 +344,11 @@ class Server:
         for mine in (self._woken, self._wake, *(child.said for child in self._children.values())):
             os.close(mine)
 
+    def _listen(self, child: Child) -> None:
+        """Pass on what a stack says of its trial."""
+        for line in child.read_lines():
+            self.say(tried=child.job, **line)
+
     def _reap(self, child: Child) -> None:
         try:
             dead = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -344,7 +360,8 @@ class Server:
         _, waited = os.waitpid(child.pid, 0)
         status = os.waitstatus_to_exitcode(waited)
         del self._children[child.job]
-        message = _read_last_message(child.said)
+        self._listen(child)
+        message = _read_last_message(child)
         if status == -signal.SIGKILL and not child.cause and self._kernel_has_killed():
             child.cause, child.error = "memory", "the kernel killed it for want of memory"
         error = child.error or message.get("error", "")
@@ -404,11 +421,10 @@ def _kill_group(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
-def _read_last_message(said: int) -> dict[str, Any]:
+def _read_last_message(child: Child) -> dict[str, Any]:
     try:
-        data = os.read(said, 1 << 16)
-        message: dict[str, Any] = json.loads(data) if data else {}
-    except (BlockingIOError, ValueError):  # a worker that it left behind holds the other end; or it was cut short
+        message: dict[str, Any] = json.loads(child.rest) if child.rest else {}
+    except ValueError:  # it was cut short
         message = {}
-    os.close(said)
+    os.close(child.said)
     return message

@@ -13,6 +13,7 @@ from typing import Any
 
 from runner.config.check.check import Check
 from runner.core.errors import RunError
+from runner.core.exit_status import EXIT_APART, EXIT_DONE
 from runner.experiment.examine import Say
 from runner.sweep.code_snapshot import CodeSnapshot
 from runner.sweep.executors import memory_limit
@@ -24,6 +25,8 @@ from runner.sweep.interfaces import Event, JobSpec
 
 CLOSE_SECONDS = 10.0  # for the server to end by itself; one that is busy importing takes a second or two
 
+
+STACK_MODULES = ["runner.sweep.executors.stack_attempt", "runner.experiment.stack", "runner.train.vectorized.allocator"]
 
 MOST_DEATHS = 3  # of the server, one after the other without a job that ended in between
 
@@ -79,8 +82,13 @@ class LocalExecutor:
             self._tell(**{"import": self._imports})
 
     def prepare(self) -> None:
-        self._imports = list_preloadable()
+        self._imports += list_preloadable()
         self._tell(**{"import": self._imports})
+
+    def prepare_stacks(self) -> None:
+        """Have each job start with what a stack needs, so that all record the same code (50 ms)."""
+        self._imports += STACK_MODULES
+        self._tell(**{"import": STACK_MODULES})
 
     def examine(self, jobs: Sequence[Check], say: Say, meanwhile: Iterable[object] = ()) -> bool:
         """Examine jobs in a process forked from the server; return whether it came to its end.
@@ -123,6 +131,13 @@ class LocalExecutor:
         fits = taken + job.cores <= self._cores or not self._places  # one that is too large for the machine runs alone
         return fits and len(self._free_gpus(job)) >= self._wanted_gpus(job)
 
+    @property
+    def gpus(self) -> int:
+        """The number of this machine's GPUs."""
+        if not self._ready:
+            self._wait_until_ready()
+        return self._gpus
+
     def _wanted_gpus(self, job: JobSpec) -> int:
         return min(job.gpus, self._gpus)
 
@@ -163,6 +178,8 @@ class LocalExecutor:
                 place = self._places[job]
                 place.pid = pid
                 return [Event("started", job, socket.gethostname(), place.slot, pid)]
+            case {"tried": job, "as_one": as_one, "why": why, "member": member}:
+                return [Event("tried", job, exit=EXIT_DONE if as_one else EXIT_APART, error=why, member=member)]
             case {"ended": job, "status": status, "cause": cause, "error": error}:
                 del self._places[job]
                 self._deaths = 0
