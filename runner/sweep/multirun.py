@@ -257,7 +257,8 @@ def run(
         source.close()
     final = [row for row in ledger.jobs() if row.active]
     if len(stop.signals) < 2:  # "at once" leaves no time for pictures
-        report(plan.folder, console.say)
+        with pause_collection():  # the plan of a thousand jobs would be searched for garbage several times
+            report(plan.folder, console.say)
     for line in describe_remaining(plan, final):
         console.say(line)
     status = compute_exit_status(final, stop)

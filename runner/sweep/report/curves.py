@@ -29,7 +29,13 @@ LABEL = 48  # characters of an entry's values in the legend: a longer one would 
 SIDE, GAP, TOP, BOTTOM = 0.65, 0.1, 0.65, 0.55  # inches: left of a panel, between two, above, below
 
 
-MODULES = ("numpy", "PIL.Image", "matplotlib", "matplotlib.font_manager", "matplotlib.backends.backend_agg")
+MODULES = (
+    "numpy",
+    "PIL.PngImagePlugin",
+    "matplotlib.font_manager",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+)
 
 
 MISSING = "curves.png needs matplotlib: pip install 'yaml-experiment-runner[report]'"
