@@ -1,6 +1,7 @@
 """`python -m runner`: a verb, Hydra's own questions, a sweep, or a run."""
 # PYTHON_ARGCOMPLETE_OK: a shell may start this to ask what can stand at the cursor (`runner/cli/completion.py`)
 
+import gc
 import importlib
 import os
 import signal
@@ -200,6 +201,8 @@ def run_process() -> NoReturn:
     status = main(began=BEGAN)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # Python takes a while to end, and would end with another status
+    if "torch" not in sys.modules:  # all that was done here is ours: no file is left open in a cycle of references
+        gc.freeze()  # the last search for such cycles takes 0.2 s after a sweep
     sys.exit(status)
 
 

@@ -96,14 +96,17 @@ def list_subjects(verb: str) -> list[str]:
 
 
 def check_subject(argv: Sequence[str]) -> None:
-    """Check the word after a verb that needs a subject: `model` of `show model`.
+    """Check the word after a verb that has subjects: `model` of `show model`, `resume` of `check resume`.
 
     Raises:
         ConfigError: it is no subject of the verb.
     """
     declared = importlib.import_module(verbs.VERBS[argv[0]]).VERBS if argv and argv[0] in verbs.VERBS else ()
-    if declared and all(" " in verb.name for verb in declared) and re.match(r"[A-Za-z][^=]*$", "".join(argv[1:2])):
-        choose_subject(argv[0], argv[1:], list_subjects(argv[0]))
+    has_subjects = any(" " in verb.name for verb in declared)
+    takes_words = any(verb.words or verb.more for verb in declared if " " not in verb.name)
+    if has_subjects and not takes_words and re.match(r"[A-Za-z][^=]*$", "".join(argv[1:2])):
+        needs_none = any(" " not in verb.name for verb in declared)
+        choose_subject(argv[0], argv[1:], list_subjects(argv[0]), is_optional=needs_none)
 
 
 def print_help(argv: Sequence[str]) -> int:

@@ -291,8 +291,10 @@ class Verb:
         return parser.format_help().rstrip()
 
 
-def choose_subject(verb: str, argv: Sequence[str], subjects: Sequence[str]) -> str:
+def choose_subject(verb: str, argv: Sequence[str], subjects: Sequence[str], *, is_optional: bool = False) -> str:
     """Return the subject of a verb, the word after it: `model` of `show model`.
+
+    `is_optional` where the verb does without one, as `check` does.
 
     Raises:
         ConfigError: it is missing, or no subject of the verb.
@@ -306,7 +308,7 @@ def choose_subject(verb: str, argv: Sequence[str], subjects: Sequence[str]) -> s
         raise ConfigError([Mistake(verb, f"needs a subject: {listed}", remedy=remedy, kind="missing")])
     near = find_nearest(word, subjects)
     suggestion = f"{verb} {near}" if near else ""
-    rule = f"must be followed by {listed}"
+    rule = f"must be followed by {listed}{' or by overrides, `key=value`' if is_optional else ''}"
     remedy = format_suggestion(suggestion) or remedy
     raise ConfigError([Mistake(verb, rule, word, f"argument `{word}`", remedy, suggestion, "unknown-option")])
 

@@ -39,7 +39,19 @@ class Composed:
     @property
     def unresolved_yaml(self) -> str:
         """The config as written, interpolations in place."""
-        return OmegaConf.to_yaml(self.unresolved)
+        return self.format_unresolved({})
+
+    def format_unresolved(self, known: dict[str, str]) -> str:
+        """Return the config as written, as `OmegaConf.to_yaml` formats it, section by section.
+
+        `known` has the text of each section that was met before: jobs of a sweep have most of them in common.
+        """
+        plain: Any = OmegaConf.to_container(self.unresolved, resolve=False, enum_to_str=True)
+        sections = [{name: value} for name, value in plain.items()] or [{}]
+        for section in sections:
+            if (written := repr(section)) not in known:
+                known[written] = OmegaConf.to_yaml(section)
+        return "".join(known[repr(section)] for section in sections)
 
     def blame(self, mistakes: Iterable[Mistake]) -> list[Mistake]:
         """Return the mistakes, each with the place of its key where it has no place yet."""

@@ -1,6 +1,6 @@
 """Trees of tensors: batches and outputs, nested in mappings, lists and tuples."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -13,25 +13,27 @@ class SampleList(list[Any]):
     """List of one thing a sample, not stacked to a tensor: tensors in it have no dimension of samples."""
 
 
-def mark_samples(tree: Any, count: int) -> Any:
+def mark_samples(tree: Any, count: int, given: Sequence[Tensor] = ()) -> Any:
     """Make a SampleList of each list in a batch of `count` samples that has one thing for each.
 
     What is stacked has tensors with a first dimension of `count`: a list of other tensors is not. Where an image has as
-    many channels, the other lists of the batch decide; a list of mappings is always one of samples.
+    many channels, a list with tensors of `given`, those of the single samples, is not stacked; else the other lists of
+    the batch decide. A list of mappings is always one of samples.
     """
-    return _mark(tree, count, has_lists=any(_iterate_certain(tree, count)))
+    return _mark(tree, count, {id(tensor) for tensor in given}, has_lists=any(_iterate_certain(tree, count)))
 
 
-def _mark(tree: Any, count: int, *, has_lists: bool) -> Any:
+def _mark(tree: Any, count: int, given: Container[int], *, has_lists: bool) -> Any:
     if type(tree) is dict:
-        return {name: _mark(member, count, has_lists=has_lists) for name, member in tree.items()}
+        return {name: _mark(member, count, given, has_lists=has_lists) for name, member in tree.items()}
     if type(tree) not in (list, tuple):
         return tree
     if _may_have_samples(tree, count):
         sizes = _list_sizes(tree)
-        if sizes - {count} or isinstance(tree[0], Mapping) or (sizes and has_lists):
+        is_given = any(id(tensor) in given for tensor in iterate_tensors(tree))
+        if sizes - {count} or isinstance(tree[0], Mapping) or (sizes and has_lists) or is_given:
             return SampleList(tree)
-    return type(tree)([_mark(member, count, has_lists=has_lists) for member in tree])
+    return type(tree)([_mark(member, count, given, has_lists=has_lists) for member in tree])
 
 
 def _iterate_certain(tree: Any, count: int) -> Iterator[bool]:

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, default_collate, default_convert
 
 from runner.core.copies import copy_owned
 from runner.core.errors import RunError
-from runner.core.trees import mark_samples
+from runner.core.trees import iterate_tensors, mark_samples
 from runner.data.bad_samples import BadSample, find_unjoinable
 from runner.data.fingerprint import compute_fingerprint
 from runner.data.interfaces import STREAMED_FINGERPRINT, DataPlan, PlanKind
@@ -53,8 +53,9 @@ class Collate:
         if not good:
             return None, faults
         try:
-            batch = self.collate_fn(good)
-            return (mark_samples(batch, len(good)) if self.copies else batch), faults
+            given = [*iterate_tensors(good)] if self.copies else []
+            count, batch = len(good), self.collate_fn(good)
+            return (mark_samples(batch, count, given) if self.copies else batch), faults
         except RuntimeError as error:
             if not self.copies and (rule := find_unjoinable(good[0])):
                 raise RunError(rule) from error

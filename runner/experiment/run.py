@@ -39,6 +39,7 @@ from runner.experiment.record.result import (
     write_config,
     write_result,
 )
+from runner.experiment.record.stacked import describe_stacks, read_stacks
 from runner.experiment.restore import continue_run, rebuild_at_checkpoint
 from runner.experiment.run_log import Judge, close_log, log_start, open_log, print_result, write_traceback
 from runner.experiment.signals import handle_stop_signals
@@ -166,6 +167,8 @@ def launch_task(task: "RunTask") -> Outcome:
         refuse_broadcasting(),
     ):
         try:
+            if task.again is not None and (stacked := describe_stacks(read_stacks(task.folder))):
+                record.said.append(f"{stacked}; it goes on alone")
             open_record(record)
             status = train_recorded(record)
         except Exception as error:

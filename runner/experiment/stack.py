@@ -2,20 +2,24 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, TextIO
+
+import torch
 
 from runner.core import device as devices
 from runner.core import rng
 from runner.core.errors import ConfigError, RunError
 from runner.core.escape import make_printable
 from runner.core.exit_status import EXIT_FAILED
-from runner.core.files import write_json
+from runner.core.files import write_gathered, write_json, write_together
 from runner.core.lock import Lock
 from runner.core.shared_answers import share_answers
 from runner.experiment.finish import finish
 from runner.experiment.record.result import make_empty_result
+from runner.experiment.record.stacked import SWITCH
 from runner.experiment.run import (
     RunRecord,
     RunTask,
@@ -38,6 +42,8 @@ from runner.train.vectorized.joining import explain_apart, find_difference
 from runner.train.vectorized.loop import StackMember, fit_stack
 from runner.train.vectorized.memory import Room, TooLargeError, refuse_large
 from runner.train.vectorized.trial import ApartError, try_copies
+
+Tell = Callable[["StackJob | None", str], object]
 
 
 @dataclass
@@ -77,15 +83,29 @@ class StopRequests(StopRequest):
             member.on_signal(number)
 
 
-def train_stack(jobs: Sequence[StackJob], *, timed: bool = False, room: Room | None = None) -> None:
+def train_stack(
+    jobs: Iterable[StackJob],
+    *,
+    count: int = 2,
+    timed: float = 0.0,
+    room: Room | None = None,
+    tell: Tell = lambda _job, _why: None,
+) -> None:
     """Train jobs as one stack; each gets its `status`, or in `apart` the reason why it is to train alone.
 
     A job that fails, is done, or is stopped ends as it would alone, and the others go on. What only concerns the stack
     (a model that cannot be mapped, memory) ends nothing: those jobs stand at their last checkpoints, without a result.
-    With `timed`, jobs that would be slower as one are left alone, too; with `room`, which measures the memory for them,
-    those that would not fit.
+
+    Args:
+        jobs: the first is tried before the second is asked for.
+        count: how many they are, at most.
+        timed: seconds that the steps of all may take, where jobs that would be slower as one are left alone; 0: nobody
+            looks at the clock. A first job that is left so trains on here, alone, and the others are not asked for.
+        room: measures the memory for them; those that would not fit are left alone.
+        tell: called with None where the jobs train as one, and else with the job that goes on; and why.
     """
     stop = StopRequests()
+    opened: list[StackJob] = []
     with (
         contextlib.ExitStack() as held,
         handle_stop_signals(stop),
@@ -93,18 +113,16 @@ def train_stack(jobs: Sequence[StackJob], *, timed: bool = False, room: Room | N
         suppress_console_errors(),
         refuse_broadcasting(),
     ):
-        held.callback(wait_for_all_trackers, jobs)
-        held.callback(close_open_jobs, jobs)
-        if timed or room is not None:
-            timed = try_first(jobs, stop, timed=timed, room=room)
-        with share_answers():
-            for job in jobs:
-                if job.record is None and not job.apart:
-                    open_job(job, stop)
-        together, numbers = choose_members([job for job in jobs if job.status is None and not job.apart])
+        held.callback(wait_for_all_trackers, opened)
+        held.callback(close_open_jobs, opened)
+        timed, refused = open_jobs(iter(jobs), opened, stop, count, timed=timed, room=room, tell=tell)
+        if refused is not None:
+            answer_refusal(opened[0], refused, goes_on=bool(timed), tell=tell)
+            return
+        together, numbers = choose_members([job for job in opened if job.status is None and not job.apart])
         if together:
-            train_together(together, numbers, timed=timed, room=room)
-        for job in jobs:
+            train_together(together, numbers, timed=timed, room=room, tell=tell)
+        for job in opened:
             if job.fault is not None:
                 train_on_alone(job)
 
@@ -127,24 +145,76 @@ def open_job(job: StackJob, stop: StopRequests) -> None:
                 return
             record_error(job.record, error)
             end_job(job, EXIT_FAILED)
+            write_gathered()
 
 
-def try_first(jobs: Sequence[StackJob], stop: StopRequests, *, timed: bool, room: Room | None) -> bool:
-    """Try the first job before the others are opened; return whether to time them later.
+def open_jobs(
+    coming: Iterator[StackJob],
+    opened: list[StackJob],
+    stop: StopRequests,
+    count: int,
+    *,
+    timed: float,
+    room: Room | None,
+    tell: Tell,
+) -> tuple[float, Exception | None]:
+    """Open the records of jobs, after a trial of the first.
 
-    Where the memory does not hold them, or copies of the first are slower as one, all jobs are left apart.
+    Returns:
+        `timed`, 0 where times were compared; and what speaks against all jobs, of which only the first is open then.
     """
-    first = jobs[0]
+    with share_answers():
+        opened += islice(coming, 1)
+        if opened and (timed or room is not None):
+            why, refused = try_first(opened[0], stop, count, timed=timed, room=room)
+            if refused is not None:
+                return timed, refused
+            if why:
+                timed = 0.0
+                tell(None, why)
+        opened += coming
+        with write_together():
+            for job in opened:
+                if job.record is None and not job.apart:
+                    open_job(job, stop)
+    return timed, None
+
+
+def try_first(
+    first: StackJob, stop: StopRequests, count: int, *, timed: float, room: Room | None
+) -> tuple[str, Exception | None]:
+    """Try the first job before the others are opened; return the times if they were compared.
+
+    Second comes what speaks against all jobs: the memory does not hold them, or copies of the first are slower as one.
+    """
     open_job(first, stop)
-    if first.status is not None or first.apart or explain_apart(first.run) is not None:
-        return timed
+    if first.status is not None or first.apart:
+        return "", None
+    reason = explain_apart(first.run)
+    if reason is not None:
+        return "", ApartError(str(reason)) if timed else None
     try:
         if room is not None:
-            refuse_large(first.run, len(jobs), room)
-        return timed and not try_copies(first.run, first.streams, len(jobs))
+            refuse_large(first.run, count, room)
+        return try_copies(first.run, first.streams, count, timed) if timed else "", None
     except Exception as error:  # noqa: BLE001  as in a trial of all
-        leave_all(jobs, error)
-        return False
+        return "", error
+
+
+def answer_refusal(first: StackJob, refused: Exception, *, goes_on: bool, tell: Tell) -> None:
+    """Leave the jobs of a refused stack apart; with `goes_on` the first trains on here, alone."""
+    if not goes_on or may_fit_in_parts(refused):
+        leave_all([first], refused)
+        return
+    tell(first, describe_failure_of_all(refused))
+    if first.run.device.type == "cuda":  # what the trial has held
+        torch.cuda.empty_cache()
+    train_on_alone(first)
+
+
+def may_fit_in_parts(error: Exception) -> bool:
+    """Return whether fewer jobs may train as one although these could not: for want of memory."""
+    return isinstance(error, TooLargeError) or oom.is_out_of_memory(error)
 
 
 def choose_members(jobs: Sequence[StackJob]) -> tuple[list[StackJob], Any]:
@@ -165,16 +235,19 @@ def choose_members(jobs: Sequence[StackJob]) -> tuple[list[StackJob], Any]:
     return [job for job in fit if not job.apart], numbers
 
 
-def train_together(jobs: Sequence[StackJob], numbers: Any, *, timed: bool, room: Room | None) -> None:
+def train_together(jobs: Sequence[StackJob], numbers: Any, *, timed: float, room: Room | None, tell: Tell) -> None:
     """Train jobs as one; what fails for all of them leaves all alone."""
     by_run = {id(job.run): job for job in jobs}
 
     def leave(run: Run, error: Exception | None) -> None:
         end_training(by_run[id(run)], error)
 
-    record_stack(jobs)
+    def begin(runs: Sequence[Run], why: str) -> None:
+        record_stack([by_run[id(run)] for run in runs])
+        tell(None, why)
+
     try:
-        fit_stack([StackMember(job.run, job.streams) for job in jobs], numbers, leave, timed=timed, room=room)
+        fit_stack([StackMember(job.run, job.streams) for job in jobs], numbers, leave, begin, timed=timed, room=room)
     except Exception as error:  # noqa: BLE001  of the user's code under vmap, or memory
         leave_all([job for job in jobs if job.status is None and job.fault is None], error)
 
@@ -217,7 +290,7 @@ def end_training(job: StackJob, error: Exception | None) -> None:
 
 
 def train_on_alone(job: StackJob) -> None:
-    """Answer a NaN of a job as `train.on_fault` says: it trains on alone, after the stack."""
+    """Train a job that is in no stack (any more): after a NaN, as `train.on_fault` says; or after a trial."""
     record, fault = job.record, job.fault
     assert record is not None
     rng.set_state(job.streams)
@@ -294,7 +367,7 @@ def record_stack(jobs: Sequence[StackJob]) -> None:
     for row, job in enumerate(jobs):
         assert job.record is not None
         known = job.record.provenance or {}
-        entry = {"step": job.run.progress.step, "row": row, "jobs": names}
+        entry = {"step": job.run.progress.step, "row": row, "jobs": names, "off": SWITCH}
         job.record.provenance = known | {"stacks": [*known.get("stacks", []), entry]}
         write_json(job.task.folder / "provenance.json", job.record.provenance)
 

@@ -102,7 +102,7 @@ class SweepProgress:
         self._statuses[row.id] = row.status
         self.counts[row.status] += 1
         self.running.pop(row.id, None)
-        self._took += before == "running" != row.status
+        self._took += before == "running" and row.status not in ("running", "waiting")
         if row.status == "running":
             self.running[row.id] = row
         elif row.status == "completed":

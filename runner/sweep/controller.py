@@ -21,6 +21,7 @@ from runner.sweep.ledger import JobRecord, Ledger
 from runner.sweep.outcome import RESULT, describe_exit, read_json, read_outcome, read_place
 from runner.sweep.reconcile import decide, read_job_numbers, reconcile_row, remember_code
 from runner.sweep.stacks import Place, StackPlan, read_fitting
+from runner.sweep.verdicts import encode_verdicts, read_verdicts
 
 CLOCK_SECONDS = 2.0  # by which the clock of a file system may be behind that of this process
 
@@ -91,6 +92,8 @@ class Controller:
         self._waiting: deque[tuple[PlannedJob, Anew]] = deque()
         self._next: tuple[list[tuple[PlannedJob, Anew]], JobSpec] | None = None  # what starts as soon as there is room
         self._stacks = StackPlan(plan.settings, queued=plan.is_queued)
+        self._stacks.recall(read_verdicts(ledger.settings()))
+        self._trials: dict[str, str] = {}  # stacks whose group waits for what their trial finds: by id, the group
         self._members: dict[str, list[tuple[PlannedJob, Anew]]] = {}  # of each stack that runs
         self._begun: dict[str, float] = {}  # when each stack began
         self._to_come: set[str] = set()  # what waits or runs
@@ -107,7 +110,7 @@ class Controller:
         row = self.rows[asked.id]
         self._source.started(asked.point, row)
         if anew is not None:
-            self._stacks.add(asked.id, asked.config)
+            self._stacks.add(asked.id, asked.config, lambda: asked.stack_id)
             self._waiting.append((asked, anew))
             self._to_come.add(asked.id)
         elif asked.id not in self._to_come:
@@ -141,32 +144,52 @@ class Controller:
     def _fill(self) -> None:
         """Start jobs while the executor has room for the next one."""
         while self._waiting or self._ask():
-            chosen, job = self._next = self._next or self._choose()
-            if not self._executor.has_room(job):
+            self._next = self._next or self._choose()
+            if self._next is None or not self._executor.has_room(self._next[1]):
                 return
+            chosen, job = self._next
             self._next = None
             started = {"status": "running", "start": time.time(), "end": None, "cause": "", "error": "", "exit": None}
-            for asked, anew in chosen:
-                self._waiting.remove((asked, anew))
-                row = self.rows[asked.id]
-                (self._plan.folder / row.path).mkdir(exist_ok=True)
-                self._update(row.id, **started, attempt=row.attempt + 1, host="", slot=None, pid=None)
-                self._running.add(row.id)
-                self._places.pop(row.id, None)
+            with self._ledger.transaction():  # on the disk before the process is started
+                for asked, anew in chosen:
+                    self._waiting.remove((asked, anew))
+                    row = self.rows[asked.id]
+                    (self._plan.folder / row.path).mkdir(exist_ok=True)
+                    self._update(row.id, **started, attempt=row.attempt + 1, host="", slot=None, pid=None)
+                    self._running.add(row.id)
+                    self._places.pop(row.id, None)
             if job.members:
                 self._members[job.id] = chosen
                 self._begun[job.id] = time.monotonic()
+            if job.timed:
+                self._trials[job.id] = self._stacks.keys[chosen[0][0].id]
             self._executor.start(job)
             for asked, _ in chosen:
                 self._board.started(self.rows[asked.id])
 
-    def _choose(self) -> tuple[list[tuple[PlannedJob, Anew]], JobSpec]:
-        """Choose the jobs of the next process: the first that waits, or a stack with it."""
-        waiting = {asked.id: (asked, anew) for asked, anew in self._waiting}
+    def _choose(self) -> tuple[list[tuple[PlannedJob, Anew]], JobSpec] | None:
+        """Choose the jobs of the next process: the first that may start, or a stack with it.
+
+        None where all that wait are like those of a stack whose trial is under way: they take its verdict over.
+        """
+        tried = set(self._trials.values())
+        waiting = {
+            asked.id: (asked, anew) for asked, anew in self._waiting if self._stacks.keys.get(asked.id) not in tried
+        }
+        if not waiting:
+            return None
+        if self._stacks.keys:
+            self._stacks.gpus = getattr(self._executor, "gpus", 0)  # of the local one, which knows when it is ready
         chosen = [waiting[job] for job in self._stacks.choose([*waiting], self._read_place)]
         specs = [self._plan.job(asked, self.rows[asked.id], anew, self._source.judge) for asked, anew in chosen]
-        job = specs[0] if len(specs) == 1 else self._plan.stack(specs, self._count, self._count_sharing(chosen))
-        self._count += len(specs) > 1
+        first = specs[0].id
+        if line := self._stacks.say_recalled(first):
+            self._board.say(line)
+        if len(specs) == 1:
+            return chosen, specs[0]
+        timed = self._plan.settings.vectorize == "auto" and not self._stacks.has_decided(first)
+        job = self._plan.stack(specs, self._count, self._count_sharing(chosen), timed=timed)
+        self._count += 1
         return chosen, job
 
     def _count_sharing(self, chosen: Sequence[tuple[PlannedJob, Anew]]) -> int:
@@ -217,36 +240,85 @@ class Controller:
     def _take(self, event: Event) -> None:
         members = self._members.get(event.job)
         if event.kind == "started":
-            for job in [event.job] if members is None else [asked.id for asked, _ in members]:
-                self._update(job, host=event.host, slot=event.slot, pid=event.pid)
+            jobs = [event.job] if members is None else [asked.id for asked, _ in members]
+            with self._ledger.transaction():
+                for job in jobs:
+                    self._update(job, host=event.host, slot=event.slot, pid=event.pid)
+            for job in jobs:
                 self._board.started(self.rows[job])
             return
+        if event.kind == "tried":
+            if members is not None:
+                self._take_verdict(event, members)
+            return
+        self._trials.pop(event.job, None)
         if members is not None:
             del self._members[event.job]
-            self._take_stack(event, members)
+            if len(members) == 1 and members[0][0].id in self._running:  # whose trial has left it alone
+                self._end(event, [members[0][0].id])
+            else:
+                self._take_stack(event, members)
         elif event.job in self._running:  # else it was ended from here, and its executor says so too
-            self._end(event, event.job)
+            self._end(event, [event.job])
+
+    def _take_verdict(self, event: Event, members: list[tuple[PlannedJob, Anew]]) -> None:
+        """Record what a trial has found; its process goes on with all jobs, or with the one that it names."""
+        self._trials.pop(event.job, None)
+        as_one, first = event.exit != EXIT_APART, members[0][0].id
+        known = self._stacks.has_decided(first) and self._stacks.verdicts[self._stacks.keys[first]].as_one == as_one
+        if not known:
+            verdict = self._stacks.decide(first, as_one=as_one, why=event.error)
+            self._board.say(verdict.describe(self._stacks.count_alike(first)))
+        ids = [asked.id for asked, _ in members]
+        self._note_stacked(ids, as_one=as_one)
+        if as_one:
+            return
+        self._stacks.part(ids, alone=True)
+        self._next = None
+        stays = [(asked, anew) for asked, anew in members if asked.id == event.member]
+        self._members[event.job] = stays
+        for asked, anew in reversed(members):
+            if asked.id != event.member and asked.id in self._running:  # its directory was not touched
+                self._let_wait(asked, attempt=self.rows[asked.id].attempt - 1)
+                self._waiting.appendleft((asked, anew))
+
+    def _let_wait(self, asked: PlannedJob, **columns: Any) -> None:
+        self._running.discard(asked.id)
+        self._update(asked.id, status="waiting", pid=None, slot=None, **columns)
+        self._board.started(self.rows[asked.id])
+
+    def _note_stacked(self, jobs: Sequence[str], *, as_one: bool) -> None:
+        """Write into the ledger what was decided about these jobs, and whether they are in a stack."""
+        if (verdict := self._stacks.verdicts.get(self._stacks.keys[jobs[0]])) is None:
+            return
+        numbers = {self.rows[job].number for job in jobs}
+        verdict.jobs = sorted({*verdict.jobs} | numbers if as_one else {*verdict.jobs} - numbers)
+        self._ledger.set(stacks=encode_verdicts(self._stacks.verdicts))
 
     def _take_stack(self, event: Event, members: list[tuple[PlannedJob, Anew]]) -> None:
         """Record the ends of a stack's jobs; those without one wait again, for smaller stacks."""
         running = [(asked, anew) for asked, anew in members if asked.id in self._running]
         left = [(asked, anew) for asked, anew in running if self._is_left(event, asked.id)]
-        for asked, _ in running:
-            if asked.id not in {one.id for one, _ in left}:
-                self._end(event, asked.id)
+        names = {asked.id for asked, _ in left}
+        self._end(event, [asked.id for asked, _ in running if asked.id not in names])
         if not left:
             return
         fits = read_fitting(event.error)
         memory = "out of memory" in event.error or fits > 1
         alone = event.exit == EXIT_APART and not memory
-        self._stacks.part([asked.id for asked, _ in left], alone=alone, fits=fits)
+        ids = [asked.id for asked, _ in left]
+        self._stacks.part(ids, alone=alone, fits=fits)
+        self._next = None
+        if alone and len(members) > 1:
+            self._stacks.decide(ids[0], as_one=False, why=event.error)
+        self._note_stacked(ids, as_one=False)
         how = "alone" if alone or len(left) == 1 else "in smaller stacks"
         why = event.error or describe_exit(event.exit, event.cause)
         self._board.say(f"{len(left):,} jobs of a stack go on {how}: {why}")
-        for asked, anew in left:
-            self._running.discard(asked.id)
-            self._update(asked.id, status="waiting", pid=None, slot=None)
-            self._waiting.append((asked, "if_changed" if anew == "always" else anew))
+        with self._ledger.transaction():
+            for asked, anew in left:
+                self._let_wait(asked)
+                self._waiting.append((asked, "if_changed" if anew == "always" else anew))
 
     def _look_at_stacks(self) -> None:
         """Record the ends of jobs whose stack goes on without them, at most once a second."""
@@ -254,6 +326,7 @@ class Controller:
             return
         self._next_look = time.monotonic() + LOOK_SECONDS
         for stack, members in list(self._members.items()):
+            ended = []
             for job in [asked.id for asked, _ in members if asked.id in self._running]:
                 row = self.rows[job]
                 file = self._plan.folder / row.path / RESULT
@@ -261,8 +334,9 @@ class Controller:
                     is_of_this_attempt = file.stat().st_mtime > (row.start or 0.0)
                 except OSError:
                     continue
-                if is_of_this_attempt and (read_json(file) or {}).get("status") in ("completed", "pruned"):
-                    self._end(Event("ended", stack, exit=EXIT_DONE), job)
+                if is_of_this_attempt and (read_json(file) or {}).get("status") in ("completed", "pruned", "failed"):
+                    ended.append(job)
+            self._end(Event("ended", stack, exit=EXIT_DONE), ended)
 
     def _is_left(self, event: Event, job: str) -> bool:
         """Return whether a job of an ended stack is tried again: it has no result of this attempt."""
@@ -275,8 +349,17 @@ class Controller:
             return True
         return written < (row.start or 0.0) - CLOCK_SECONDS
 
-    def _end(self, event: Event, job: str) -> None:
-        """Record how a job has ended."""
+    def _end(self, event: Event, jobs: Sequence[str]) -> None:
+        """Record how jobs of one process have ended, together, and tell it once that is on the disk."""
+        if not jobs:
+            return
+        with self._ledger.transaction():
+            for job in jobs:
+                self._record_end(event, job)
+        for job in jobs:
+            self._tell_end(job)
+
+    def _record_end(self, event: Event, job: str) -> None:
         self._running.remove(job)
         folder = self._plan.folder / self.rows[job].path
         stopped = job in self._asked_to_stop
@@ -285,6 +368,8 @@ class Controller:
         remember_code(self._ledger, folder, columns["code"])
         self._to_come.discard(job)
         self._update(job, end=time.time(), **columns)
+
+    def _tell_end(self, job: str) -> None:
         row = self.rows[job]
         self._board.ended(row)
         for point in self._points[job]:
@@ -304,7 +389,7 @@ class Controller:
             self._executor.kill()
             self._asked_to_stop.update(self._running)
             for job in list(self._running):
-                self._end(Event("ended", job, exit=-signal.SIGKILL), job)
+                self._end(Event("ended", job, exit=-signal.SIGKILL), [job])
             self._members.clear()
             return
         name = signal.Signals(self._stop.signals[0]).name

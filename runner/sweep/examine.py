@@ -11,7 +11,7 @@ from runner.config.schema import Config
 from runner.core.errors import Mistake
 from runner.experiment.examine import Say, examine
 from runner.experiment.preflight import processes as processes_preflight
-from runner.sweep.launcher_settings import OURS, get_launcher_name
+from runner.sweep.launcher_settings import OURS, get_launcher_name, uses_hydra_launcher
 from runner.sweep.space import request
 from runner.sweep.stacks import StackPlan
 
@@ -25,7 +25,7 @@ def examine_sweep(
     trust: tuple[str, ...],
     say: Say = lambda _: None,
     note: Callable[[list[str]], None] = lambda _: None,
-    show: Callable[[list[str]], None] = lambda _: None,
+    show: Callable[[list[str]], None] | None = None,
 ) -> list[Mistake]:
     """Examine every job of a sweep and try its search.
 
@@ -48,14 +48,16 @@ def examine_sweep(
 
         mistakes = optuna_search.rehearse(plan, trust)
         say(mistakes)
-    if not mistakes:
-        stacks = StackPlan(plan.settings, queued=get_launcher_name(plan.base) in OURS)
+    if not mistakes and show is not None:
+        queued = uses_hydra_launcher(overrides) or get_launcher_name(plan.base) in OURS
+        stacks = StackPlan(plan.settings, queued=queued)
         for number, job in enumerate(checks):
             stacks.add(str(number), job.config)
         if plan.is_search and len(set(stacks.keys.values())) == 1:  # the corners of the space are of one architecture
             for number in range(len(checks), plan.settings.search.batch):
                 stacks.add(str(number), checks[0].config)
-        show([*stacks.describe(partial(try_group, trust=trust))])
+        asked = any(text.lstrip("+").startswith("sweep.vectorize=") for text in overrides)
+        show([*stacks.describe(partial(try_group, trust=trust), asked=asked)])
     return mistakes
 
 

@@ -104,17 +104,19 @@ class JobSpec:
 
 @dataclass(frozen=True)
 class Event:
-    """Event that an executor reports: a job started or ended.
+    """Event that an executor reports: a job started or ended, or the jobs of a stack were tried as one.
 
     Attributes:
-        kind: `started` (with host, slot and pid) or `ended`.
+        kind: `started` (with host, slot and pid), `ended`, or `tried`.
         job: its id.
-        exit: the exit status, minus the signal's number where a signal ended it; None where it is not known.
+        exit: the exit status, minus the signal's number where a signal ended it; None where it is not known. Of a
+            trial: EXIT_APART where the jobs do not train as one.
         cause: what the executor itself did to it or knows: `timeout`, `memory`, `killed`, `lost`; else empty.
         error: what there is to say about that.
+        member: of a stack that was tried, the job that its process goes on with where they do not train as one.
     """
 
-    kind: Literal["started", "ended"]
+    kind: Literal["started", "ended", "tried"]
     job: str
     host: str = ""
     slot: int | None = None
@@ -122,6 +124,7 @@ class Event:
     exit: int | None = None
     cause: Cause | Literal[""] = ""
     error: str = ""
+    member: str = ""
 
 
 class Executor(Protocol):

@@ -1,14 +1,15 @@
 """Jobs of a sweep: the config, identity and resources of each point."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from runner.config.check.check import Check, to_resolved_data
 from runner.config.check.imports import list_user_directories
 from runner.config.check.rules.train import find_direction, find_metric_names
-from runner.config.identity import compute_job_id, compute_replicate_id, compute_sweep_id
+from runner.config.identity import compute_job_id, compute_replicate_id, compute_stack_id, compute_sweep_id
 from runner.config.schema import Config
 from runner.core.paths import PACKAGE
 from runner.sweep import code_snapshot
@@ -30,12 +31,26 @@ class PlannedJob:
         job: its config before it was checked.
         config: its config, every default filled in.
         id: of the job that it is.
+        data: the config as plain data, which nobody changes.
+        texts: of the sections of configs, which jobs of a sweep share; see `Composed.format_unresolved`.
     """
 
     point: Proposal
     job: Composition
     config: Config
     id: str
+    data: dict[str, Any]
+    texts: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def unresolved(self) -> str:
+        """The config as written, interpolations in place."""
+        return self.job.composed.format_unresolved(self.texts)
+
+    @cached_property
+    def stack_id(self) -> str:
+        """The hash that jobs of one stack share."""
+        return compute_stack_id(self.data)
 
 
 class SweepPlan:
@@ -53,8 +68,10 @@ class SweepPlan:
         self.shared = [setting.text for setting in sweep.space.fixed]
         self.is_queued = get_launcher_name(sweep.base) in OURS  # jobs wait in a queue, on other machines
         named = self.settings.id != "auto"
-        self.id = self.settings.id if named else compute_sweep_id(self.identified(self.base), sweep.space.keys)
+        shared = self.identified(to_resolved_data(self.base))
+        self.id = self.settings.id if named else compute_sweep_id(shared, sweep.space.keys)
         self.folder = Path("outputs") / self.base.name / self.id
+        self._texts: dict[str, str] = {}
         self.frozen = code_snapshot.freeze(Path.cwd(), [*list_user_directories(trust), *find_checkout()])
 
     @property
@@ -68,12 +85,28 @@ class SweepPlan:
         """Compose a point; return the planned job and its check."""
         job = self.sweep.job(self.sweep.point(point.overrides))
         checked = Check(job.composed, self.trust)
-        return PlannedJob(point, job, checked.config, compute_job_id(self.identified(checked.config))), checked
+        data = to_resolved_data(checked.config)
+        identity = compute_job_id(self.identified(data))
+        return PlannedJob(point, job, checked.config, identity, data, self._texts), checked
 
-    def identified(self, config: Config) -> dict[str, Any]:
-        """Return the resolved config plus the number of processes, on which the batch depends."""
+    def identified(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return a resolved config plus the number of processes, on which the batch depends."""
         several = {"processes": self.settings.processes} if self.settings.processes > 1 else {}
-        return to_resolved_data(config) | several
+        return data | several
+
+    @cached_property
+    def _replicates(self) -> dict[str, str]:  # by the id of a job: the id without the seed
+        return {}
+
+    def compute_replicate(self, asked: PlannedJob) -> str:
+        """Return the id of a job without its seed, which replicates share."""
+        if asked.id not in self._replicates:
+            self._replicates[asked.id] = compute_replicate_id(self.identified(asked.data))
+        return self._replicates[asked.id]
+
+    def prepare(self, asked: PlannedJob) -> None:
+        """Compute now what a job needs once it starts."""
+        _ = self.compute_replicate(asked), asked.unresolved, asked.stack_id
 
     def row(self, asked: PlannedJob, number: int) -> JobRecord:
         """Make a new row of the ledger."""
@@ -83,7 +116,7 @@ class SweepPlan:
             overrides=list(asked.point.overrides),
             path=f"{number}_{asked.id[:8]}",
             values=dict(asked.job.point.values),
-            replicate_of=compute_replicate_id(self.identified(asked.config)),
+            replicate_of=self.compute_replicate(asked),
         )
 
     def job(self, asked: PlannedJob, row: JobRecord, anew: Anew, judge: str = "") -> JobSpec:
@@ -91,8 +124,8 @@ class SweepPlan:
         return JobSpec(
             id=row.id,
             folder=str((self.folder / row.path).resolve()),
-            unresolved=asked.job.composed.unresolved_yaml,
-            config=to_resolved_data(asked.config),
+            unresolved=asked.unresolved,
+            config=asked.data,
             argv=self.argv,
             trust=list(self.trust),
             anew=anew,
@@ -103,15 +136,15 @@ class SweepPlan:
             **compute_resources(asked.config, self.settings.processes),
         )
 
-    def stack(self, jobs: Sequence[JobSpec], number: int, share: int) -> JobSpec:
+    def stack(self, jobs: Sequence[JobSpec], number: int, share: int, *, timed: bool) -> JobSpec:
         """Make the specification of a stack of jobs; `share` stacks run at a time."""
         return replace(
             jobs[0],
             id=f"stack {number}",
             config={},
             unresolved="",
-            members=[asdict(job) for job in jobs],
-            timed=self.settings.vectorize == "auto",
+            members=[dict(vars(job)) for job in jobs],
+            timed=timed,
             share=share,
         )
 

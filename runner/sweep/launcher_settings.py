@@ -1,7 +1,7 @@
 """Launchers (`hydra/launcher`) of a sweep's jobs: submitit, SLURM and Ray with typed settings."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -26,6 +26,12 @@ OURS: dict[str, type] = {
 def get_launcher_name(composed: Composed) -> str:
     """Return the launcher's name; `basic` (local slots) if the command line chooses none."""
     return composed.choices.get(GROUP) or "basic"
+
+
+def uses_hydra_launcher(overrides: Sequence[str]) -> bool:
+    """Return whether the command line names a launcher or sweeper of Hydra or of a plugin."""
+    named = dict(text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
+    return "hydra/sweeper" in named or named.get(GROUP, "ray") not in OURS
 
 
 def read_launcher(composed: Composed) -> Any:

@@ -120,6 +120,19 @@ def _is_list_of_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
+# What a sweep has decided about jobs of one architecture, see `runner.sweep.verdicts`.
+_VERDICT: dict[str, type] = {"as_one": bool, "why": str, "by": str, "fits": int, "jobs": list}
+
+
+def _is_verdict(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == _VERDICT.keys()
+        and all(isinstance(value[name], kind) for name, kind in _VERDICT.items())
+        and all(isinstance(number, int) for number in value["jobs"])
+    )
+
+
 # The settings that are read again, and whether a value of one is of its kind: a ledger may come from a stranger.
 _SETTINGS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("id", "name", "created"), lambda value: isinstance(value, str)),
@@ -127,6 +140,7 @@ _SETTINGS: dict[str, Callable[[Any], bool]] = {
     "objective": lambda value: value is None or isinstance(value, str),
     "mode": lambda value: value in (None, "min", "max"),
     "objectives": lambda value: isinstance(value, dict) and all(mode in ("min", "max") for mode in value.values()),
+    "stacks": lambda value: isinstance(value, dict) and all(map(_is_verdict, value.values())),
 }
 
 

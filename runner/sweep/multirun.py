@@ -3,18 +3,21 @@
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from runner.config.check.check import Check
 from runner.core import event_stream, safe_io
+from runner.core.collection import pause_collection
 from runner.core.errors import ConfigError, Mistake, RunError
 from runner.core.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_WRONG
 from runner.core.files import sync_folder
 from runner.core.lock import Lock
+from runner.core.shared_answers import share_answers
 from runner.experiment.examine import make_reporter, report_count
 from runner.experiment.on_event import tell_event
 from runner.sweep.console import Console, EventConsole, SweepProgress, make_console
@@ -24,13 +27,14 @@ from runner.sweep.executors.choose import NoExecutor, make_executor
 from runner.sweep.executors.local import LocalExecutor
 from runner.sweep.interfaces import Executor, Proposal, Source
 from runner.sweep.jobs import PlannedJob, SweepPlan, find_objective
-from runner.sweep.launcher_settings import GROUP, OURS
+from runner.sweep.launcher_settings import uses_hydra_launcher
 from runner.sweep.ledger import FILE, JobRecord, Ledger, put_aside
 from runner.sweep.reconcile import adopt, decide, mark, reconcile
 from runner.sweep.report import curves
 from runner.sweep.report.write import report
 from runner.sweep.search.grid import Grid
 from runner.sweep.space import request
+from runner.sweep.stacks import may_have_stacks
 from runner.sweep.summary import describe_remaining, describe_start, summarize
 
 MANY = 200  # points, whose check takes some seconds
@@ -94,17 +98,19 @@ def run_sweep(
         # Those that were left out before are asked for again.
         wanted = [replace(rows[one.id], active=True) for one in asked if one.id in rows]
         todo = decide(wanted, ledger, plan).run if ledger else {}
-        new = checks
+        to_start, new = asked, checks
         if source.known:
-            new = [check for one, check in zip(asked, checks, strict=True) if one.id not in rows or one.id in todo]
+            to_start = [one for one in asked if one.id not in rows or one.id in todo]
+            ids = {one.id for one in to_start}
+            new = [check for one, check in zip(asked, checks, strict=True) if one.id in ids]
         executor: Executor = NoExecutor()
         if new or not source.known:
             executor = ready or make_executor(plan)  # it gets ready while the jobs are examined
             stack.callback(executor.close)  # before the ledger
-            elsewhere = choose_examiner(executor, source)
+            elsewhere = choose_examiner(executor, source, prepare_for_jobs(plan, to_start))
             if mistakes := examine_jobs(new, plan.settings.processes, make_reporter(), elsewhere):
                 return print_mistake_count(mistakes)
-            executor.prepare()
+            prepare_executor(executor, plan, len(asked))
         for note in request.collect_notes(check.composed for check in new):
             Console(sys.stdout).say(f"note: {note}")
         try:
@@ -119,20 +125,29 @@ def run_sweep(
             raise RunError(f"{rule}; the same line goes on") from error
 
 
-def choose_examiner(executor: Executor | None, source: Source) -> Examiner | None:
+def prepare_executor(executor: Executor, plan: SweepPlan, points: int) -> None:
+    """Prepare an executor for the jobs of a plan, and for stacks where it may have some."""
+    executor.prepare()
+    if isinstance(executor, LocalExecutor) and may_have_stacks(plan.settings, points):
+        executor.prepare_stacks()
+
+
+def choose_examiner(executor: Executor | None, source: Source, meanwhile: Iterable[object] = ()) -> Examiner | None:
     """Choose who examines the jobs, so that this process need not import torch; None: this process.
 
-    It examines the points of a search itself, one by one.
+    It examines the points of a search itself, one by one. `meanwhile` is gone through while others examine.
     """
     if isinstance(executor, LocalExecutor) and source.known and "torch" not in sys.modules:
-        return executor.examine
+        return partial(executor.examine, meanwhile=meanwhile)
     return None
 
 
-def uses_hydra_launcher(overrides: Sequence[str]) -> bool:
-    """Return whether the command line names a launcher or sweeper of Hydra or of a plugin."""
-    named = dict(text.lstrip("+").split("=", 1) for text in overrides if "=" in text)
-    return "hydra/sweeper" in named or named.get(GROUP, "ray") not in OURS
+def prepare_for_jobs(plan: SweepPlan, jobs: Sequence[PlannedJob]) -> Iterator[None]:
+    """Compute, job by job, what is needed once they start; then import what draws their curves."""
+    for job in jobs:
+        plan.prepare(job)
+        yield
+    curves.prepare()
 
 
 def plan_known_points(plan: SweepPlan, source: Source) -> tuple[list[PlannedJob], list[Check]]:
@@ -140,8 +155,11 @@ def plan_known_points(plan: SweepPlan, source: Source) -> tuple[list[PlannedJob]
     if not source.known:
         return [], [Check(job.composed, plan.trust) for job in plan.sweep.to_be_checked()]
     pairs = []
-    while (point := source.next()) is not None:
-        pairs.append(plan.ask(point))
+    with share_answers(), pause_collection():
+        while (point := source.next()) is not None:
+            asked, check = plan.ask(point)
+            _ = check.at_once  # here, where the answers are shared
+            pairs.append((asked, check))
     return [one for one, _ in pairs], [check for _, check in pairs]
 
 
@@ -232,6 +250,8 @@ def run(
             controller.add(one, decided.run.pop(one.id, None))
         curves.prepare()
         controller.run()
+        if isinstance(executor, LocalExecutor):
+            executor.dismiss()  # while the report is written
     finally:
         board.close()
         source.close()

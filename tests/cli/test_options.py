@@ -158,6 +158,7 @@ def test_help_of_one_subject_is_that_of_no_other(argv, capsys):
         (["nosuch", "--version"], "is no verb"),
         (["-V", "evaluat"], "did you mean `evaluate`?"),
         (["show", "modl", "--version"], "did you mean `show model`?"),
+        (["check", "resum", "--version"], "did you mean `check resume`?"),
     ],
 )
 def test_help_ignores_no_word(argv, said, capsys):

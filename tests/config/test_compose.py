@@ -31,6 +31,16 @@ def test_config_is_what_hydra_composes(overrides):
     assert expected == compose(overrides).config
 
 
+def test_a_config_is_written_as_omegaconf_writes_it():
+    """Section by section, with those of the config before: numbers, texts and truth values that look alike."""
+    lines = [["+log.own=1", "name='on'"], ["+log.own=1.0"], ["+log.own='1'"], ["+log.own=true", "name='${seed}'"]]
+    known = {}
+    for line in lines:
+        composed = compose([*line, "experiment=digits_cnn"])
+
+        assert OmegaConf.to_yaml(composed.unresolved) == composed.format_unresolved(known)
+
+
 def test_a_group_can_be_switched_off_with_null():
     assert "run" != compose([]).config["name"]
     assert "name" not in compose(["experiment=null"]).config

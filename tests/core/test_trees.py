@@ -12,6 +12,7 @@ from runner.core.trees import (
     mark_samples,
     slice_samples,
 )
+from runner.data.per_sample import Collate
 
 BATCH = {"x": (torch.arange(10).reshape(5, 2), [torch.arange(5)]), "name": list("abcde"), "scale": torch.tensor(3.0)}
 
@@ -103,3 +104,14 @@ def test_lists_of_one_thing_a_sample_are_told_by_the_number_of_samples(batch, co
     assert count_samples(marked) == count
     assert sum(isinstance(member, SampleList) for member in members) == lists
     assert count_samples(part) == 1
+
+
+def test_as_many_samples_as_channels_are_told_by_the_tensors_of_the_samples():
+    """A list that was not stacked has the very tensors of the samples; a part of it has samples, and no channels."""
+    samples = [(torch.full((3, 4, 5), float(n)), torch.full((3, 2), float(n))) for n in range(3)]
+    batch, _ = Collate(lambda given: [[image for image, _ in given], [target for _, target in given]])([*samples])
+    part = slice_samples(batch, count_samples(batch), slice(1, 2))
+
+    assert count_samples(batch) == 3
+    assert [[tuple(member.shape) for member in group] for group in part] == [[(3, 4, 5)], [(3, 2)]]
+    assert (len(part[0]), float(part[0][0].mean())) == (1, 1.0)

@@ -118,6 +118,47 @@ def test_a_point_whose_directory_outlived_its_row_keeps_number_and_result(tmp_pa
     assert rows == {0: (6, 0.0, 1), 1: (5, 9.0, 0), 2: (7, 2.0, 1)}
 
 
+class InstantStack(Instant):
+    """An executor that only writes the results of the members of a stack."""
+
+    def start(self, job):
+        for member in job.members:
+            text = json.dumps({"status": "completed", "metrics": {}, "objective": 0.0})
+            (Path(member["folder"]) / "result.json").write_text(text)
+        self.events.append(Event("ended", job.id, exit=0))
+
+
+class Reader:
+    """A console that reads the ledger at each end of a job, as a program that listens does."""
+
+    def __init__(self, folder):
+        self.folder, self.seen = folder, []
+
+    def ended(self, row):
+        with Ledger(self.folder, read_only=True) as ledger:
+            self.seen.append([row.status for row in ledger.jobs()])
+
+    def __getattr__(self, name):
+        return lambda *_: None
+
+
+def test_ends_of_a_stack_are_told_once_all_of_them_are_in_the_ledger(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = ["experiment=digits_mlp", "device=cpu", "seed=0,1,2", "sweep.vectorize=on", "sweep.slots=1"]
+    plan = SweepPlan(request.make_request(line, tmp_path), [], ())
+    plan.folder.mkdir(parents=True)
+    board = Reader(plan.folder)
+    with Ledger(plan.folder) as ledger:
+        asked = [plan.ask(Proposal(point.own))[0] for point in plan.sweep.points()]
+        adopt(ledger, plan.folder, asked, plan)
+        controller = Controller(plan, ledger, Grid([]), InstantStack(), board, SweepStop())
+        for one in asked:
+            controller.add(one, "never")
+        controller.run()
+
+    assert [["completed"] * 3] * 3 == board.seen
+
+
 class FailsSecond(Instant):
     """An executor whose job of seed 1 fails, and whose others end when they are asked to stop."""
 

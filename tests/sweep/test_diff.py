@@ -233,9 +233,9 @@ def test_the_first_step_whose_loss_differs_is_named(elsewhere, runner):
         write_files(write_run(f"outputs/own/{name}", make_config()), {"trace.jsonl": json.dumps(lines[name][0]) + "\n"})
     parts = {"config": make_config(), "result": {}, "provenance": {}, "metrics": [], "trace": lines["a"]}
     write_files(elsewhere, {"a.record.json": json.dumps(parts)})
-    assert ask(runner, A, B)["losses"] == {"steps": 4, "first": 3}
-    assert ask(runner, A, "a.record.json")["losses"] == {"steps": 4, "first": None}
-    assert "losses: they differ from step 3 on" in runner("diff", A, B).out
+    assert ask(runner, A, B)["losses"] == {"steps": 4, "first": 3, "largest": pytest.approx(0.2), "largest_at": 4}
+    assert ask(runner, A, "a.record.json")["losses"] == {"steps": 4, "first": None, "largest": 0.0, "largest_at": None}
+    assert "losses: they differ from step 3 on, by 0.2 of their size at most (step 4)" in runner("diff", A, B).out
     assert "loss of each step" in Path("outputs/diff/own_a--own_b/curves.svg").read_text()
 
 

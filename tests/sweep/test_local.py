@@ -1,16 +1,20 @@
 """The process that jobs are forked from, and what watches it: whatever happens to either, both go on or end."""
 
 import errno
+import importlib.util
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from runner.core.errors import RunError
+from runner.core.paths import PACKAGE
 from runner.sweep.code_snapshot import CodeSnapshot
-from runner.sweep.executors import fork_server, local, server_process, worker
+from runner.sweep.executors import fork_server, local, native_libraries, server_process, worker
 
 JOB = {"id": "a", "folder": "/nowhere", "timeout": None, "memory": None}
 
@@ -27,6 +31,38 @@ def deaf(monkeypatch):
 def test_a_server_that_ends_is_started_again_but_not_for_ever(deaf):
     with pytest.raises(RunError, match="ended 3 times, with status 0"):
         deaf.has_room(None)
+
+
+def test_an_examination_is_asked_of_the_next_server_too_but_not_for_ever(deaf):
+    with pytest.raises(RunError, match="ended 3 times, with status 0"):
+        deaf.examine([], lambda _: None)
+
+
+def test_the_end_of_an_examination_is_the_end_of_no_job(deaf):
+    """It is told after the examination has said that it is complete, and nobody waits for it."""
+    assert [] == deaf._heard({"ended": fork_server.EXAMINATION, "status": 0, "cause": "", "error": ""})
+
+
+def test_libraries_of_torch_are_loaded_without_torch():
+    """A thread loads them while Python is busy; torch itself comes later."""
+    told = "import sys; print('torch' in sys.modules, 'libtorch_cpu' in open('/proc/self/maps').read())"
+    code = f"from runner.sweep.executors.native_libraries import start_loading; start_loading().join(); {told}"
+    said = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+
+    assert said.stdout == "False True\n"
+
+
+@pytest.mark.parametrize("found", [None, ImportError("on purpose")])
+def test_libraries_that_cannot_be_found_are_left_to_the_import(found, monkeypatch):
+    def find(_):
+        if found is not None:
+            raise found
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+    thread = native_libraries.start_loading()
+    thread.join(10)
+
+    assert not thread.is_alive()
 
 
 def test_jobs_are_told_as_lost_also_when_no_other_server_is_tried(deaf):

@@ -1,5 +1,6 @@
 """Stacks of a sweep: which jobs they have, what becomes of them, and how they go on."""
 
+import json
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from runner.config.check.check import Check, to_resolved_data
 from runner.config.compose import compose
 from runner.config.schema import Config, Sweep
 from runner.core.exit_status import EXIT_APART, EXIT_DONE, EXIT_STOPPED
+from runner.sweep.executors.attempt import run_attempt
 from runner.sweep.executors.stack_attempt import run_stack_attempt
 from runner.sweep.interfaces import JobSpec
 from runner.sweep.stacks import StackPlan, describe_fitting, read_fitting
@@ -37,7 +39,7 @@ def make_plan(points: list[list[str]], **settings: Any) -> StackPlan:
     """Make the plan of some jobs, numbered from 0."""
     plan = StackPlan(Sweep(**{"slots": 2, "vectorize": "auto"} | settings))
     for number, point in enumerate(points):
-        plan.add(str(number), make_config(*point))
+        plan.add(str(number), make_config("train.duration=60st", *point))
     return plan
 
 
@@ -68,7 +70,9 @@ def test_jobs_that_differ_in_what_a_dimension_carries_are_in_one_group():
     plan = make_plan(ALIKE)
 
     assert choose_all(plan, len(ALIKE)) == [4, 4]
-    assert [*plan.describe()] == ["vectorize: 8 jobs train as one model, 4 in each of 2 processes"]
+    assert [*plan.describe()] == [
+        "vectorize: 8 jobs train as one model, 4 in each of 2 processes, where that is faster"
+    ]
 
 
 def test_other_structures_are_other_groups():
@@ -88,6 +92,7 @@ def test_other_structures_are_other_groups():
         ("log.gradient_norm=true", "log.gradient_norm"),
         ("train.detect_anomaly=true", "train.detect_anomaly"),
         ("loader.bad_samples=skip", "loader.bad_samples"),
+        ("train.max_time=1h", "train.max_time"),
     ],
 )
 def test_a_job_that_joins_none_is_shown_with_its_key(override, key):
@@ -125,7 +130,7 @@ def test_a_later_batch_fills_stacks_of_its_own_and_knows_what_cannot_be_mapped()
     plan = make_plan([[f"seed={seed}"] for seed in range(3)])
     sizes = [choose_all(plan, 3)]
     for number in range(3, 11):
-        plan.add(str(number), make_config(f"seed={number}"))
+        plan.add(str(number), make_config("train.duration=60st", f"seed={number}"))
     sizes.append([len(plan.choose([str(number) for number in range(3, 11)], lambda _: (0, "")))])
     plan.part(["3", "4"], alone=True)
     plan.add("11", make_config("seed=11"))
@@ -214,28 +219,72 @@ def test_a_stack_that_does_not_fit_is_split_before_it_trains(folder, monkeypatch
     assert not Path("large_0/result.json").exists()
 
 
+def try_timed(name: str, **settings: Any) -> tuple[int, list[dict[str, Any]]]:
+    """Run a stack that is timed; return its exit status, and what it has told of its trial."""
+    told: list[dict[str, Any]] = []
+    spec = JobSpec(**{**asdict(make_spec(name, *POINTS)), "timed": True, **settings})
+    status, said = run_stack_attempt(spec, lambda **verdict: told.append(verdict))
+    assert said == ""
+    return status, told
+
+
 def test_a_few_steps_are_not_timed(folder):
-    """They could not make up for it; the reason says how many there are."""
-    status, reason = run_stack_attempt(JobSpec(**{**asdict(make_spec("short", *POINTS)), "timed": True}))
+    """They could not make up for it; the reason says how many there are. The first job trains on alone, at once."""
+    status, told = try_timed("short")
 
-    assert (status, reason.partition(": ")[0]) == (EXIT_APART, "sweep.vectorize")
-    assert "steps are too few" in reason
-    assert not Path("short_0/result.json").exists()
+    assert (status, [(one["as_one"], one["member"]) for one in told]) == (EXIT_DONE, [(False, "0")])
+    assert told[0]["why"] == "sweep.vectorize: 12 steps are too few to try whether they are faster as one"
+    assert [Path(f"short_{number}/config.yaml").exists() for number in range(3)] == [True, False, False]
 
 
-def test_a_slower_stack_is_left_and_says_so(folder, monkeypatch):
-    """The jobs have no result, and both times are in the reason."""
+def test_a_slower_stack_leaves_its_first_job_alone_with_the_bits_of_a_job_alone(folder, monkeypatch):
+    """Both times are in the reason; nothing of the trial stays, and the other jobs are not touched."""
     times = iter([0.1, 1.0])  # of one job, then of all of them
     monkeypatch.setattr("runner.train.vectorized.trial.LEAST_STEPS", 1)
-    monkeypatch.setattr("runner.train.vectorized.trial.measure", lambda *_, **__: next(times))
-    spec = make_spec("slow", *POINTS)
-    status, reason = run_stack_attempt(JobSpec(**{**asdict(spec), "timed": True}))
+    monkeypatch.setattr("runner.train.vectorized.trial.measure", lambda *_: next(times))
+    status, told = try_timed("slow")
+    spec = JobSpec(**make_spec("alone", POINTS[0]).members[0])
+    assert run_attempt(spec) == EXIT_DONE
 
-    assert (status, reason) == (
-        EXIT_APART,
-        "sweep.vectorize: 3 jobs take 1e+03 ms a step as one, 300 ms one after the other",
+    assert (status, told) == (
+        EXIT_DONE,
+        [
+            {
+                "as_one": False,
+                "why": "sweep.vectorize: 3 of them take 1e+03 ms a step as one, 300 ms one after the other",
+                "member": "0",
+            }
+        ],
     )
-    assert not Path("slow_0/result.json").exists()
+    assert read_result(Path("slow_0"))["weights_sha256"] == read_result(Path("alone_0"))["weights_sha256"]
+    assert [*Path("slow_1").iterdir()] == []
+    assert "stacks" not in json.loads(Path("slow_0/provenance.json").read_text())
+
+
+def test_a_faster_stack_is_told_once_and_then_recorded(folder, monkeypatch):
+    """The times first; the jobs say in which stack they train, and how to switch it off."""
+    monkeypatch.setattr("runner.train.vectorized.trial.LEAST_STEPS", 1)
+    monkeypatch.setattr("runner.train.vectorized.trial.compare_times", lambda *_: (0.1, 0.1))
+    monkeypatch.setattr("runner.train.vectorized.trial.MOST_SPENT", 0)
+    status, told = try_timed("fast")
+
+    assert (status, [one["why"] for one in told]) == (
+        EXIT_DONE,
+        ["3 of them take 100 ms a step as one, 300 ms one after the other", ""],
+    )
+    (entry,) = json.loads(Path("fast_1/provenance.json").read_text())["stacks"]
+    assert (entry["step"], {*entry["jobs"]}) == (0, {"fast_0", "fast_1", "fast_2"})
+    assert entry["jobs"][entry["row"]] == "fast_1"
+    assert entry["off"].startswith("sweep.vectorize=off ")
+
+
+def test_a_stack_that_might_take_longer_than_an_attempt_may_is_left(folder, monkeypatch):
+    """`sweep.timeout` is of each attempt, also that of a stack."""
+    monkeypatch.setattr("runner.train.vectorized.trial.LEAST_STEPS", 1)
+    monkeypatch.setattr("runner.train.vectorized.trial.compare_times", lambda *_: (1.0, 1.0))
+    _, told = try_timed("late", timeout=20.0)
+
+    assert told[0]["why"].startswith("sweep.timeout: 3 of them take 1e+03 ms a step as one")
 
 
 # ---- what `check -m` tries
@@ -291,6 +340,19 @@ def test_a_check_tries_two_jobs_as_one_on_a_made_up_batch(kind, folder, runner, 
     assert ran.out.startswith("vectorize: 2 " + said), ran.out
     assert ran.status == 0
     assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["own.py", "own.yaml"]
+
+
+def test_a_check_is_silent_where_nobody_asked_and_nothing_is_tried(runner):
+    """Few jobs, few steps, a launcher of Hydra; `sweep.vectorize=auto` says why."""
+    line = ("check", "-m", "experiment=digits_mlp", "device.type=cpu", "sweep.slots=1")
+    silent = [["sweep.seeds=2"], ["sweep.seeds=8", "train.duration=5st"], ["sweep.seeds=8", "hydra/launcher=basic"]]
+
+    assert [runner(*line, *words).out for words in silent] == ["No mistakes.\n"] * 3
+    assert [runner(*line, *words, "sweep.vectorize=auto").out.splitlines()[0] for words in silent] == [
+        "vectorize: 2 jobs alone: fewer than 4 of one architecture for a slot",
+        "vectorize: 8 jobs alone: train.duration: fewer than 50 steps",
+        "vectorize: all jobs alone: hydra/launcher: its jobs run one by one",
+    ]
 
 
 UNTRIED = (

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from runner.config.check.check import Check
 from runner.config.compose import compose
+from runner.experiment.record.stacked import SWITCH
 from runner.experiment.run import RunTask, launch_task
 from runner.experiment.stack import StackJob, train_stack
 from runner.train import evaluation, pauses
@@ -30,18 +31,29 @@ from torch import nn
 
 
 class Net(nn.Module):
-    def __init__(self, p=0.2, tied=False, drawn=False, eps=1e-5):
+    def __init__(self, p=0.2, tied=False, drawn=False, eps=1e-5, counts=False):
         super().__init__()
         self.conv, self.norm, self.drop = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4, eps=eps), nn.Dropout(p)
         self.first, self.last = nn.Linear(64, 16), nn.Linear(16, 10)
         self.square = nn.Linear(16, 16)
         self.again = self.square if tied else nn.Identity()
-        self.drawn = drawn
+        self.drawn, self.counts, self.seen = drawn, counts, {"steps": 0}
 
     def forward(self, x):
+        self.seen["steps"] += self.counts and self.training
         x = nn.functional.max_pool2d(torch.relu(self.norm(self.conv(x))), 2)
         x = self.again(self.square(torch.relu(self.first(self.drop(x.flatten(1))))))
-        return self.last(x) * (random.random() if self.drawn else 1)
+        return self.last(x) * (random.random() if self.drawn else 1 + self.seen["steps"] / 10)
+"""
+COUNTED = """
+class CountedStep:
+    def __init__(self, **given):
+        self.count = 0
+
+    def __call__(self, batch, model, loss):
+        self.count += 1
+        output = model(batch[0])
+        return {"loss": loss(output, batch[1]) * self.count, "output": output, "target": batch[1]}
 """
 COMMON = (
     "experiment=null",
@@ -225,7 +237,7 @@ def test_a_checkpoint_is_an_ordinary_one(parts):
     states = {torch.load(file, weights_only=True)["rng"]["torch"].numpy().tobytes() for file in files}
     assert (6, 6) == (len(files), len(states)), "of dropout, which each job draws at each step"
     record = json.loads((folder / "provenance.json").read_text())["stacks"]
-    assert record == [{"step": 0, "row": 1, "jobs": ["stack_0", "stack_1"]}]
+    assert record == [{"step": 0, "row": 1, "jobs": ["stack_0", "stack_1"], "off": SWITCH}]
 
 
 def test_a_step_that_draws_is_left_alone(parts):
@@ -236,6 +248,24 @@ def test_a_step_that_draws_is_left_alone(parts):
         "model: its step draws from Python's generator, of which each job has one of its own"
     }
     assert [job.status for job in jobs] == [None, None]
+
+
+def test_a_model_that_counts_its_steps_is_left_alone(parts):
+    """The model of a stack would count what its trial takes, and those of the jobs nothing."""
+    jobs = train_as_one([["model.counts=true"], ["model.counts=true", "seed=1"]])
+
+    assert {job.apart for job in jobs} == {
+        "model: its step changes `seen` of the model (Net), which a stack has once and each job for itself"
+    }
+
+
+def test_a_step_of_the_user_that_counts_is_put_back(parts):
+    """It is no copy: what the trial has counted would be missing to the job that trains on alone."""
+    (parts / "counted.py").write_text(COUNTED)
+    jobs = train_as_one([["step._target_=counted.CountedStep", f"seed={seed}"] for seed in range(2)])
+
+    assert {job.apart.partition(",")[0] for job in jobs} == {"model: its step changes `count` of the step"}
+    assert [job.run.step.count for job in jobs] == [0, 0]
 
 
 def test_a_number_that_no_rule_takes_is_no_number_of_a_stack(parts):

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -21,6 +21,7 @@ from runner.config.origins import Setting, make_relative
 from runner.config.parsing import read, read_members, to_plain
 from runner.config.reading import Reading, format_key
 from runner.core.errors import ABSENT, ConfigError, Mistake
+from runner.core.shared_answers import ask_once
 
 Path_ = tuple[str | int, ...]
 
@@ -155,7 +156,7 @@ class Check:
         refused = {}
         for path, name in self._names():
             try:
-                check_name(name, self.trust)
+                ask_once(("name", name, self.trust), partial(check_name, name, self.trust))
             except TargetError as error:
                 key = format_key((*path, "_target_")) if path[0] != "init" or path[-1] != "module" else format_key(path)
                 refused[path] = Mistake(

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from runner.core.errors import ConfigError, Mistake, RunError
 from runner.experiment.examine import require_valid
 from runner.experiment.record.recorded import is_run, load_recorded_config, make_no_run_mistake
 from runner.experiment.record.recorded_run import RecordedRun, print_to_stderr
+from runner.experiment.record.stacked import describe_stacks, read_stacks
 
 HEAD = (
     "tensor",
@@ -81,16 +82,18 @@ class Explanation:
 
     rows: list[ParameterRow]
     groups: list[dict[str, Any]]
+    stacks: list[dict[str, Any]] = field(default_factory=list)  # of a run that has trained as one model with others
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data for `--json`."""
-        return {"tensors": [asdict(row) for row in self.rows], "groups": self.groups}
+        return {"tensors": [asdict(row) for row in self.rows], "groups": self.groups, "stacks": self.stacks}
 
     def __str__(self) -> str:
         table = _format_table([HEAD, *(row.cells() for row in self.rows)])
         blocks = [table, "\n".join(map(_format_group, self.groups))]
         states = [f"{row.name}: {_format_state(row.state)}" for row in self.rows if row.state]
         blocks += ["\n".join(["optimizer state", *states])] if states else []
+        blocks += [describe_stacks(self.stacks)] if self.stacks else []
         return "\n\n".join(blocks)
 
 
@@ -123,7 +126,7 @@ def explain_run(folder: Path, overrides: Sequence[str] = (), trust: tuple[str, .
     from runner.experiment.diagnosis import convert_record_errors  # imports torch
 
     with convert_record_errors(folder):
-        return describe_parameters(config, None, folder, trust)
+        return replace(describe_parameters(config, None, folder, trust), stacks=read_stacks(folder))
 
 
 def describe_parameters(

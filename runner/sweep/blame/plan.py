@@ -86,10 +86,10 @@ class BlamePlan(SweepPlan):
         composed = Composed(OmegaConf.create(), OmegaConf.create(), {}, [], Layers([], "the mixture", Path.cwd()))
         composed.__dict__["_resolution"] = (data, [], [])  # `${…}` in what was resolved is text
         checked = Check(composed, self.trust)
-        composed.unresolved = OmegaConf.create(to_resolved_data(checked.config))
+        resolved = to_resolved_data(checked.config)
+        composed.unresolved = OmegaConf.create(resolved)
         job = ComposedJob(Point(overrides=point.overrides, own=point.overrides, values=values, places={}), composed)
-        identity = compute_job_id(to_resolved_data(checked.config))
-        return PlannedJob(point, job, checked.config, identity), checked
+        return PlannedJob(point, job, checked.config, compute_job_id(resolved), resolved), checked
 
 
 class BlameSource:

@@ -70,10 +70,14 @@ class LossDifference:
     Attributes:
         steps: how many both traces have.
         first: the first step whose losses differ; None where all are the same.
+        largest: the largest difference relative to the loss in A, of finite ones; 0 where all are the same.
+        largest_at: the step of it; None without one.
     """
 
     steps: int
     first: int | None
+    largest: float = 0.0
+    largest_at: int | None = None
 
 
 @dataclass
@@ -181,7 +185,18 @@ def _compare_losses(a: ComparedSide, b: ComparedSide) -> LossDifference | None:
     steps = sorted(a.losses.keys() & b.losses.keys())
     if not steps:
         return None
-    return LossDifference(len(steps), next((n for n in steps if not match_bits(a.losses[n], b.losses[n])), None))
+    first = next((n for n in steps if not match_bits(a.losses[n], b.losses[n])), None)
+    sizes = {n: _compute_relative(a.losses[n], b.losses[n]) for n in steps if first is not None and n >= first}
+    finite = {n: size for n, size in sizes.items() if math.isfinite(size)}
+    at = max(finite, key=finite.__getitem__, default=None)
+    return LossDifference(len(steps), first, 0.0 if at is None else finite[at], at)
+
+
+def _compute_relative(was: float, now: float) -> float:
+    """Compute how much a number differs from what it was, relative to it."""
+    if match_bits(was, now):
+        return 0.0
+    return abs(now - was) / abs(was) if was else math.inf
 
 
 def _list_results(result: dict[str, Any]) -> dict[str, Any]:

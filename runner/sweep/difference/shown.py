@@ -164,7 +164,8 @@ def _format_losses(found: SideDifference) -> list[str]:
         return []
     if found.losses.first is None:
         return [f"losses: bitwise the same in all {found.losses.steps:,} steps that both traces have"]
-    return [f"losses: they differ from step {found.losses.first:,} on"]
+    size = f", by {found.losses.largest:.2g} of their size at most (step {found.losses.largest_at:,})"
+    return [f"losses: they differ from step {found.losses.first:,} on{size if found.losses.largest_at else ''}"]
 
 
 def _format_results(found: SideDifference) -> list[str]:

@@ -12,6 +12,7 @@ from runner.config.parsing import read
 from runner.core.errors import ConfigError, Mistake
 from runner.core.exit_status import EXIT_DISK, EXIT_DONE, EXIT_FAILED, EXIT_WRONG
 from runner.core.lock import Lock
+from runner.core.shared_answers import ask_once
 from runner.experiment.record.continuation import Continuation, plan_continuation
 from runner.experiment.record.recorded import load_recorded_config
 from runner.sweep.interfaces import OUTPUT, JobSpec
@@ -96,6 +97,7 @@ def prepare_task(job: JobSpec, folder: Path) -> "RunTask | None":
     """
     from runner.experiment.preflight.preflight import prepare_model_table
     from runner.experiment.run import RunTask
+    from runner.experiment.run_log import OF_TRAINING
 
     command, trust = ["python", "-m", "runner", *job.argv], tuple(job.trust)
     judge = connect(job.judge, job.id, folder)
@@ -111,7 +113,10 @@ def prepare_task(job: JobSpec, folder: Path) -> "RunTask | None":
             return RunTask(again.config, folder, again.unresolved, command, trust, again=again, judge=judge)
     put_aside(folder, [path.name for path in folder.iterdir()])
     config = parse(job.config)
-    found = prepare_model_table(config, trust) if config.log.model_table else None
+    found = None
+    if config.log.model_table:  # jobs of a stack whose configs differ in training alone have one
+        alike = repr({name: value for name, value in job.config.items() if name not in OF_TRAINING})
+        found = ask_once(("preflight", alike), lambda: prepare_model_table(config, trust))
     return RunTask(config, folder, job.unresolved, command, trust, found, judge=judge)
 
 

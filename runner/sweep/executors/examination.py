@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from runner.config.check.check import Check
 from runner.core.errors import ABSENT, Mistake
 from runner.core.exit_status import EXIT_DONE
+from runner.core.shared_answers import share_answers
 from runner.experiment.examine import examine
 from runner.experiment.record import provenance
 from runner.sweep.executors.worker import MOST_SAID, list_preloadable
@@ -43,8 +44,9 @@ def examine_encoded(jobs: str, tell: Callable[[Mapping[str, Any]], object]) -> N
     def say(mistakes: Sequence[Mistake]) -> None:
         tell({"mistakes": [_encode_mistake(mistake) for mistake in mistakes]})
 
-    for composed, trust in pickle.loads(base64.b64decode(jobs)):  # noqa: S301  of the controller, through its own pipe
-        examine(composed, trust, say)
+    with share_answers():
+        for composed, trust in pickle.loads(base64.b64decode(jobs)):  # noqa: S301  of the controller, through its own pipe
+            examine(composed, trust, say)
 
 
 def run_examination(jobs: str, replies: int, write: int, console: int) -> NoReturn:

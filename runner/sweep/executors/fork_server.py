@@ -41,18 +41,30 @@ LEAST_LEFT = 0.03  # of the memory; with less left the largest job is killed, be
 KERNEL_SECONDS = 5.0  # so long after the kernel killed for memory a process that was killed is taken for that one
 
 
+WITHOUT_TORCH = ("sympy", "omegaconf", "hydra._internal.hydra")  # while the libraries of torch are loaded
+
+
 THIRD_PARTY = (
     "torch",
     "torch.fx.experimental.symbolic_shapes",  # what the first operator on the meta device imports, 0.3 s
-    "tensorboardX",
 )
 
 
 PRELOADED = (
-    "runner.experiment.run",
     "runner.experiment.preflight.preflight",
-    "runner.sweep.executors.attempt",
     "runner.sweep.executors.examination",
+)
+
+
+OF_JOBS = (  # what no examination needs, imported while the first one runs
+    "runner.experiment.run",
+    "runner.sweep.executors.attempt",
+    "runner.experiment.stack",
+    "runner.sweep.executors.stack_attempt",
+    "tensorboardX",
+    "numpy.ma",  # these, 0.1 s, are imported by torch or NumPy where a run first counts operations, saves or logs
+    "torch.utils.flop_counter",
+    "torch.utils.serialization",
 )
 
 
@@ -93,7 +105,7 @@ class Child:
 
     job: str
     pid: int
-    said: int  # the end of the pipe in which it leaves what it has to say
+    said: int  # the end of the pipe in which it leaves what it has to say: lines, and a last message without an end
     timeout: float | None
     memory: float | None
     began: float = field(default_factory=time.monotonic)
@@ -101,10 +113,23 @@ class Child:
     cause: str = ""
     error: str = ""
     kill_at: float | None = None
+    rest: bytes = b""  # of what it has said, after the last whole line
+
+    def read_lines(self) -> list[dict[str, Any]]:
+        """Return the lines that have come since the last call."""
+        with contextlib.suppress(BlockingIOError):
+            self.rest += os.read(self.said, 1 << 16)
+        *lines, self.rest = self.rest.split(b"\n")
+        with contextlib.suppress(ValueError):  # code of the user has written to a handle that is not its own
+            return [json.loads(line) for line in lines]
+        return []
 
 
-def main() -> None:
-    """Serve the controller over standard input and output until it is gone."""
+def main(libraries: threading.Thread) -> None:
+    """Serve the controller over standard input and output until it is gone.
+
+    The thread `libraries` loads those of torch.
+    """
     for number in OF_THE_CONTROLLER:
         signal.signal(number, signal.SIG_IGN)
     orders, replies = os.dup(0), os.dup(1)
@@ -117,6 +142,8 @@ def main() -> None:
     reader = threading.Thread(target=_read_setup, args=(lines, setup))
     with exit_with_controller(orders):
         reader.start()  # the controller need not wait until its order is read
+        preload(WITHOUT_TORCH)
+        libraries.join()
         preload(THIRD_PARTY)
         reader.join()
         if not setup:
@@ -188,6 +215,7 @@ class Server:
         self._kernel_kills, self._kernel_killed_at = memory_limit.count_oom_kills(), -KERNEL_SECONDS
         self._scanned = 0.0
         self._started = 0
+        self._has_prepared = False  # for jobs, which need more than their examination
 
     def serve(self) -> None:
         """Serve until the controller is gone, then kill every job."""
@@ -206,6 +234,7 @@ class Server:
                 if self._orders.ended:
                     self._end()
             for child in list(self._children.values()):
+                self._listen(child)
                 self._reap(child)
             if self._children:
                 self._look_at_clocks()
@@ -224,12 +253,14 @@ class Server:
         """Execute one order: start a job, stop a job, examine jobs, or import modules."""
         match order:
             case {"start": job, "environment": environment}:
+                self._prepare_for_jobs()
                 self._start(job, environment)
             case {"stop": job}:
                 if job in self._children:
                     os.kill(self._children[job].pid, signal.SIGTERM)  # not its workers, which it ends itself
             case {"examine": jobs}:
                 self._examine(jobs)
+                self._prepare_for_jobs()
             case {"import": names}:
                 preload(names)
 
@@ -244,6 +275,13 @@ class Server:
 
         if (error := self._fork(EXAMINATION, run)) is not None:
             self.say(ended=EXAMINATION, status=None, cause="lost", error=error.strerror)
+
+    def _prepare_for_jobs(self) -> None:
+        """Import once what jobs need and their examination does not."""
+        if not self._has_prepared:
+            self._has_prepared = True
+            preload(OF_JOBS)
+            provenance.hash_modules(Path.cwd())  # their hashes, as they are now
 
     def _start(self, job: dict[str, Any], environment: dict[str, str]) -> None:
         if self._started == MANY and (left := memory_limit.measure_available()) is not None and left[0] > left[1] // 4:
@@ -306,6 +344,11 @@ class Server:
         for mine in (self._woken, self._wake, *(child.said for child in self._children.values())):
             os.close(mine)
 
+    def _listen(self, child: Child) -> None:
+        """Pass on what a stack says of its trial."""
+        for line in child.read_lines():
+            self.say(tried=child.job, **line)
+
     def _reap(self, child: Child) -> None:
         try:
             dead = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -317,7 +360,8 @@ class Server:
         _, waited = os.waitpid(child.pid, 0)
         status = os.waitstatus_to_exitcode(waited)
         del self._children[child.job]
-        message = _read_last_message(child.said)
+        self._listen(child)
+        message = _read_last_message(child)
         if status == -signal.SIGKILL and not child.cause and self._kernel_has_killed():
             child.cause, child.error = "memory", "the kernel killed it for want of memory"
         error = child.error or message.get("error", "")
@@ -377,15 +421,10 @@ def _kill_group(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
-def _read_last_message(said: int) -> dict[str, Any]:
+def _read_last_message(child: Child) -> dict[str, Any]:
     try:
-        data = os.read(said, 1 << 16)
-        message: dict[str, Any] = json.loads(data) if data else {}
-    except (BlockingIOError, ValueError):  # a worker that it left behind holds the other end; or it was cut short
+        message: dict[str, Any] = json.loads(child.rest) if child.rest else {}
+    except ValueError:  # it was cut short
         message = {}
-    os.close(said)
+    os.close(child.said)
     return message
-
-
-if __name__ == "__main__":
-    main()

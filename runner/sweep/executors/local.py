@@ -8,11 +8,12 @@ import selectors
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from runner.config.check.check import Check
 from runner.core.errors import RunError
+from runner.core.exit_status import EXIT_APART, EXIT_DONE
 from runner.experiment.examine import Say
 from runner.sweep.code_snapshot import CodeSnapshot
 from runner.sweep.executors import memory_limit
@@ -24,6 +25,8 @@ from runner.sweep.interfaces import Event, JobSpec
 
 CLOSE_SECONDS = 10.0  # for the server to end by itself; one that is busy importing takes a second or two
 
+
+STACK_MODULES = ["runner.sweep.executors.stack_attempt", "runner.experiment.stack", "runner.train.vectorized.allocator"]
 
 MOST_DEATHS = 3  # of the server, one after the other without a job that ended in between
 
@@ -79,30 +82,44 @@ class LocalExecutor:
             self._tell(**{"import": self._imports})
 
     def prepare(self) -> None:
-        self._imports = list_preloadable()
+        self._imports += list_preloadable()
         self._tell(**{"import": self._imports})
 
-    def examine(self, jobs: Sequence[Check], say: Say) -> bool:
-        """Examine jobs in a process forked from the server; return whether it came to its end."""
+    def prepare_stacks(self) -> None:
+        """Have each job start with what a stack needs, so that all record the same code (50 ms)."""
+        self._imports += STACK_MODULES
+        self._tell(**{"import": STACK_MODULES})
+
+    def examine(self, jobs: Sequence[Check], say: Say, meanwhile: Iterable[object] = ()) -> bool:
+        """Examine jobs in a process forked from the server; return whether it came to its end.
+
+        While the server gets ready and they are examined, `meanwhile` does a piece of other work at each `next`.
+        """
         encoded = encode_jobs(jobs)
         if not encoded:
             return False
-        if not self._ready:
-            self._wait_until_ready()
         self._tell(examine=encoded)
-        is_complete = False
-        while not self._replies.ended:
-            self._selector.select()
+        work, has_work = iter(meanwhile), True
+        while True:
+            while not self._selector.select(0 if has_work else None):
+                has_work = next(work, self) is not self
             for message in self._replies.read():
                 match message:
                     case {"mistakes": found}:
                         say(decode_mistakes(found))
                     case {"examined": True}:
-                        is_complete = True
+                        return True
                     case {"ended": name} if name == EXAMINATION:
-                        return is_complete
-        self._lost()
-        return False
+                        return False
+                    case _:
+                        self._heard(message)
+            if self._replies.ended:
+                was_ready = self._ready
+                self._lost()
+                if was_ready:
+                    return False
+                self._wait_until_ready()
+                self._tell(examine=encoded)
 
     def has_room(self, job: JobSpec) -> bool:
         if not self._ready:
@@ -113,6 +130,13 @@ class LocalExecutor:
         taken = sum(place.cores for place in self._places.values())
         fits = taken + job.cores <= self._cores or not self._places  # one that is too large for the machine runs alone
         return fits and len(self._free_gpus(job)) >= self._wanted_gpus(job)
+
+    @property
+    def gpus(self) -> int:
+        """The number of this machine's GPUs."""
+        if not self._ready:
+            self._wait_until_ready()
+        return self._gpus
 
     def _wanted_gpus(self, job: JobSpec) -> int:
         return min(job.gpus, self._gpus)
@@ -146,12 +170,16 @@ class LocalExecutor:
         match message:
             case {"ready": True, "gpus": gpus}:
                 self._ready, self._gpus = True, gpus
+            case {"ended": name} if name == EXAMINATION:
+                pass  # it has said before that it came to its end
             case {"broken": why}:
                 raise RunError(f"torch cannot be used: {why}")
             case {"started": job, "pid": pid}:
                 place = self._places[job]
                 place.pid = pid
                 return [Event("started", job, socket.gethostname(), place.slot, pid)]
+            case {"tried": job, "as_one": as_one, "why": why, "member": member}:
+                return [Event("tried", job, exit=EXIT_DONE if as_one else EXIT_APART, error=why, member=member)]
             case {"ended": job, "status": status, "cause": cause, "error": error}:
                 del self._places[job]
                 self._deaths = 0
@@ -184,7 +212,8 @@ class LocalExecutor:
         self.close()
         self._places.clear()
 
-    def close(self) -> None:
+    def dismiss(self) -> None:
+        """Let the server end by itself, which takes a moment: nothing is started any more."""
         for stream in (self._server.stdin, self._server.stdout):
             assert stream is not None
             with contextlib.suppress(OSError):
@@ -192,6 +221,9 @@ class LocalExecutor:
         self._selector.close()
         if not self._places and not self._replies.ended:  # it may be importing, and has no jobs to end
             self._server.kill()
+
+    def close(self) -> None:
+        self.dismiss()
         try:
             self._server.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:  # it was stopped (SIGSTOP), or hangs

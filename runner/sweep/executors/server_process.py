@@ -8,8 +8,12 @@ from collections.abc import Iterator, Sequence
 
 from runner.core.paths import BOOTSTRAP, encode_child_path
 
-BOOT = f"{BOOTSTRAP}from runner.sweep.executors.fork_server import main; main()"
+BOOT = (
+    f"{BOOTSTRAP}from runner.sweep.executors.native_libraries import start_loading; libraries = start_loading(); "
+    "from runner.sweep.executors.fork_server import main; main(libraries)"
+)
 
+PIPE_BYTES = 1 << 20  # 100 jobs have 0.8 MB
 ELSEWHERE = ("hydra/launcher", "hydra/sweeper")  # jobs of these do not run in local slots
 
 
@@ -17,7 +21,7 @@ def start_server() -> "subprocess.Popen[bytes]":
     """Start the process of a fork server, which imports torch while it waits for its first order."""
     console = copy_console()  # for what jobs print while they are examined
     try:
-        return subprocess.Popen(  # noqa: S603  ours
+        server = subprocess.Popen(  # noqa: S603  ours
             [sys.executable, "-c", BOOT, encode_child_path(), str(console)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -26,6 +30,18 @@ def start_server() -> "subprocess.Popen[bytes]":
         )
     finally:
         os.close(console)
+    assert server.stdin is not None
+    widen_pipe(server.stdin.fileno())
+    return server
+
+
+def widen_pipe(handle: int) -> None:
+    """Enlarge a pipe, so that its reader may be importing torch while it takes the jobs to be examined."""
+    import fcntl  # where there is no fork there is none
+
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(handle, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def copy_console() -> int:

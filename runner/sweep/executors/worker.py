@@ -33,7 +33,7 @@ def run_job(job: dict[str, Any], environment: dict[str, str], write: int, lifeli
     """Run the job and exit this process, whatever happens: the code after the call is the server's."""
     status, words = 1, b""
     try:
-        status, words = _run_attempt(job, environment, lifeline)
+        status, words = _run_attempt(job, environment, lifeline, write)
     except BaseException as error:  # noqa: BLE001  a disk without room for what it prints, a limit on threads
         words = json.dumps({"error": f"{type(error).__name__}: {error}"[: MOST_SAID // 8]}).encode()
     finally:
@@ -42,8 +42,11 @@ def run_job(job: dict[str, Any], environment: dict[str, str], write: int, lifeli
         os._exit(status & 0xFF)
 
 
-def _run_attempt(job: dict[str, Any], environment: dict[str, str], lifeline: int) -> tuple[int, bytes]:
-    """Run an attempt with its output in a file; return its exit status and its JSON message."""
+def _run_attempt(job: dict[str, Any], environment: dict[str, str], lifeline: int, write: int) -> tuple[int, bytes]:
+    """Run an attempt with its output in a file; return its exit status and its JSON message.
+
+    A stack writes what its trial has found to `write` as soon as it is known.
+    """
     exit_with_server(lifeline)
     console = open_regular(Path(job["folder"]) / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for handle in (1, 2):
@@ -65,7 +68,9 @@ def _run_attempt(job: dict[str, Any], environment: dict[str, str], lifeline: int
 
         try:
             if job["members"]:
-                status, error = run_stack_attempt(JobSpec(**job))
+                status, error = run_stack_attempt(
+                    JobSpec(**job), lambda **said: os.write(write, json.dumps(said).encode() + b"\n")
+                )
             else:
                 status = run_attempt(JobSpec(**job))
         except ConfigError as refused:

@@ -20,6 +20,7 @@ from runner.core.escape import join_shell_words
 from runner.sweep.interfaces import OUTPUT
 from runner.sweep.ledger import FILE, OF_THE_MACHINE, JobRecord, Ledger, is_metrics
 from runner.sweep.report.significance import ALPHA, Mean, compute_welch_p
+from runner.sweep.verdicts import read_verdicts
 
 UNFINISHED = ("running", "interrupted", "pruned")  # whose last logged objective is worth showing
 
@@ -116,6 +117,12 @@ class Report:
     def finished_before(self) -> list[ReportEntry]:
         """Removed jobs with a result, one entry each, the best first."""
         return sorted((self._entry([row]) for row in self.removed if is_result(row)), key=self._badness)
+
+    @cached_property
+    def stacked(self) -> list[int]:
+        """Numbers of the active jobs that have trained as one model with others."""
+        verdicts = read_verdicts(self.settings).values()
+        return sorted({number for verdict in verdicts for number in verdict.jobs} & {row.number for row in self.active})
 
     @cached_property
     def failed(self) -> list[JobRecord]:

@@ -14,6 +14,7 @@ from runner.sweep.ledger import JobRecord, Status
 from runner.sweep.report import significance
 from runner.sweep.report.results import Report, ReportEntry, is_result
 from runner.sweep.report.significance import Mean
+from runner.sweep.verdicts import OFF
 
 SHOWN = 40  # lines of the table on the console; all are in report.csv
 
@@ -170,6 +171,9 @@ def _format_failures(report: Report) -> Iterator[str]:
 
 
 def _format_notes(report: Report) -> Iterator[str]:
+    if report.stacked:
+        number, of = len(report.stacked), len(report.active)
+        yield f"{number:,} of {of:,} trained as one model with others: equal to rounding to a job alone ({OFF})"
     if report.removed:
         numbers = _format_numbers([row.number for row in report.removed])
         yield f"\nno longer asked for, and left out of the table: job {numbers}"
@@ -239,6 +243,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "rerun_failed": report.again_line() if report.failed else None,
         "removed": [row.number for row in report.removed],
         "finished_before": [_make_json_entry(entry, report) for entry in report.finished_before],
+        "stacked": report.stacked,
         "other_code": {str(number): list(modules) for number, modules in report.other_code.items()},
     }
 

@@ -14,6 +14,7 @@ from runner.train.state import Losses, Run
 from runner.train.vectorized.alike import AlikeJobs
 from runner.train.vectorized.batches_ahead import BatchesAhead, StackedBatch
 from runner.train.vectorized.evaluation import StackEvaluation, count_together
+from runner.train.vectorized.gradients import StackGradients
 from runner.train.vectorized.held_saves import HeldCheckpoints, SaveClock
 from runner.train.vectorized.memory import Room, refuse_large_step
 from runner.train.vectorized.optimizers import StackedClipping, make_stacked_optimizer
@@ -24,6 +25,7 @@ from runner.train.vectorized.trial import refuse_draws, try_stack
 
 LARGE = frozenset({"output", "target"})  # outputs of a micro-batch that are not kept
 Leave = Callable[[Run, Exception | None], object]
+Begin = Callable[[Sequence[Run], str], object]
 
 
 @dataclass
@@ -44,7 +46,13 @@ class StackMember:
 
 
 def fit_stack(
-    members: Sequence[StackMember], numbers: Any, leave: Leave, *, timed: bool = False, room: Room | None = None
+    members: Sequence[StackMember],
+    numbers: Any,
+    leave: Leave,
+    begin: Begin = lambda _runs, _why: None,
+    *,
+    timed: float = 0.0,
+    room: Room | None = None,
 ) -> None:
     """Train runs that stand at one step, each to its end or until it stops.
 
@@ -53,7 +61,8 @@ def fit_stack(
         numbers: what differs among their modules, see `Stack`.
         leave: called as `leave(run, error)` when a job has left the stack: done, stopped, or with what it failed of.
             Its tensors are its own by then.
-        timed: whether jobs that are slower as one are refused.
+        begin: called as `begin(runs, why)` before the first step of all, with those that take it, and the times.
+        timed: seconds that the steps of all may take, where jobs that are slower as one are refused; 0: they are not.
         room: measures the memory that their steps may take.
 
     Raises:
@@ -63,7 +72,9 @@ def fit_stack(
     with suppress_rule_warnings():
         training = StackTraining(members, numbers, leave)
         training.begin()
-        training.rehearse(timed=timed, room=room)
+        why = training.rehearse(timed=timed, room=room)
+        if training.members:
+            begin(training.stack.runs, why)
         while training.members:
             training.take_step()
             training.pause_where_due()
@@ -86,6 +97,7 @@ class StackTraining:
         self.optimizer = make_stacked_optimizer(self.stack, self.alike)
         self.ahead, self.outcomes, self.traces = BatchesAhead(runs), StackOutcomes(), StackTraces(runs, self.alike)
         self.clip = StackedClipping(self.stack)
+        self.gradients = StackGradients(self.stack)
         self.count, self.sums = first.rhythm.accumulate, is_summed(first.loss)
         self.drawn: dict[str, Any] = {}  # the generators of this process after the last pause
 
@@ -105,13 +117,16 @@ class StackTraining:
         over = [row for row, member in enumerate(self.members) if row not in failed and is_over(member.run)]
         self._part({**failed, **dict.fromkeys(over)})
 
-    def rehearse(self, *, timed: bool, room: Room | None = None) -> None:
-        """Try the stack on the first batch of each job; see `memory.refuse_large_step`, `trial.try_stack`."""
+    def rehearse(self, *, timed: float, room: Room | None = None) -> str:
+        """Try the stack on the first batch of each job; return the times, if they are compared.
+
+        See `memory.refuse_large_step`, `trial.try_stack`.
+        """
         if not self.members:
-            return
+            return ""
         batches = self._next_batches()
         if not self.members:
-            return
+            return ""
         for row, member in enumerate(self.members):
             self._set_streams(row, member)
             assert member.coming is not None
@@ -120,9 +135,11 @@ class StackTraining:
             batches = [batch[0] for batch in batches]
         if room is not None:
             refuse_large_step(self.stack.runs[0], batches[0], len(self.members), room)
-        try_stack(self.stack, batches, [member.streams for member in self.members], timed=timed)
+        why = try_stack(self.stack, batches, [member.streams for member in self.members], timed=timed)
         self.evaluation = StackEvaluation(self.stack)
+        self.gradients.forget()
         self.drawn = rng.mark_state()
+        return why
 
     def _load_generator(self, row: int, member: StackMember) -> None:
         saved = member.streams
@@ -177,9 +194,8 @@ class StackTraining:
         if not self.members:
             return None
         self.traces.watch(batch, dims)
-        outcome, rest = self.stack(batch, dims)
+        outcome, rest = self.gradients(batch, dims)
         self._check(outcome)
-        outcome["loss"].sum().backward()
         return outcome, rest
 
     def _next_stacked_batch(self) -> StackedBatch:
@@ -333,6 +349,7 @@ class StackTraining:
     def _freeze_if_due(self) -> None:
         if self.members and self.members[0].run.frozen.changes:
             self.stack.freeze_as_due()
+            self.gradients.forget()
 
     def _hand_out(self) -> None:
         """Give each job its losses, inputs of metrics, schedule and settings since the last pause."""
@@ -355,6 +372,7 @@ class StackTraining:
         self.members = [self.members[row] for row in stay]
         self.watched = [(member, member.run.progress, member.run.stop) for member in self.members]
         self.stack.keep(stay)
+        self.gradients.forget()
         if stay:
             self.alike = AlikeJobs(self.stack.runs)
             self.traces = StackTraces(self.stack.runs, self.alike)

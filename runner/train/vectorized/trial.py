@@ -3,6 +3,7 @@
 Nothing of it stays: weights, buffers and generators are as they were.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from runner.core import rng
 from runner.core.copies import copy_owned
 from runner.data.in_memory import InMemoryBatches
 from runner.train.state import Run
+from runner.train.vectorized.python_state import find_changed_state, read_python_state, restore_step
 from runner.train.vectorized.stack import (
     Stack,
     StepModule,
@@ -32,21 +34,27 @@ TOLERANCE = {"fp32": (1e-4, 5e-2), "tf32": (1e-2, 1e-1), "bf16": (5e-2, 2e-1)}
 LEAST_GAIN = 0.9  # of the time of the jobs one after the other, which a stack must stay below where both are timed
 LEAST_STEPS = 50  # to come, below which a trial of its time takes more than a stack can save
 HOPELESS = 1.2  # times the jobs one after the other: after a first look the steps are not timed again
+CLEAR = 0.7  # times the jobs one after the other, below which two looks are enough
 REPEATS = 5  # of each way, of which the fastest counts: a busy machine slows single ones
+LONG_STEP = 0.05  # seconds of a step of all jobs, from which on what is allocated at first does not count
+MOST_SPENT = 0.01  # of the time of all steps to come, after which no further look is taken
+ROOM = 2.0  # times the measured seconds of all steps that `sweep.timeout` must leave, for evaluations and saves
 
 
 class ApartError(UnequalJobsError):
     """Reason found by a trial why jobs do not train as one."""
 
 
-def try_stack(stack: Stack, batches: Sequence[Any], streams: Sequence[dict[str, Any]], *, timed: bool) -> None:
+def try_stack(stack: Stack, batches: Sequence[Any], streams: Sequence[dict[str, Any]], *, timed: float) -> str:
     """Compare a step of the stack with the steps of its first and its last job alone.
+
+    Returns both times in words, if `timed`.
 
     Args:
         stack: not trained yet, or restored.
         batches: one a job; they are not changed.
         streams: states of the generators of each job.
-        timed: whether to compare the time, too.
+        timed: seconds that the steps to come may take, where times are compared, too; 0: they are not.
 
     Raises:
         ApartError: the step cannot be mapped, gives other numbers, draws from a generator of the process, or is slower.
@@ -60,8 +68,7 @@ def try_stack(stack: Stack, batches: Sequence[Any], streams: Sequence[dict[str, 
     except Exception:  # noqa: BLE001  an operator without a rule, or whatever a model says of tensors that are none
         stack.direct = False
         try_step(stack, batches, streams)
-    if timed:
-        refuse_slow(stack, batches, read_clock(stack.device) - begun)
+    return refuse_slow(stack, batches, read_clock(stack.device) - begun, timed) if timed else ""
 
 
 def try_step(stack: Stack, batches: Sequence[Any], streams: Sequence[dict[str, Any]]) -> None:
@@ -99,11 +106,14 @@ def map_step(stack: Stack, batches: Sequence[Any]) -> None:
 def compute_together(stack: Stack, batches: Sequence[Any]) -> dict[str, Tensor]:
     """Compute the gradients of all jobs, and refuse what draws; return the step outputs."""
     rng.seed_all(0)
-    before = rng.mark_state()
+    before, held = rng.mark_state(), read_python_state(stack.template)
     with name_module(stack.template):
         outcome, _ = stack(*stack_batches([copy_owned(batch) for batch in batches], stack.device))
         outcome["loss"].sum().backward()
     refuse_draws(before)
+    if what := find_changed_state(stack.template, held):
+        message = f"model: its step changes {what}, which a stack has once and each job for itself"
+        raise ApartError(message)
     return outcome
 
 
@@ -121,9 +131,11 @@ def keep_state(stack: Stack) -> Iterator[None]:
     """Restore the buffers and the generators of a stack on exit, and clear its gradients."""
     buffers = {name: buffer.clone() for name, buffer in stack.buffers.items()}
     states = [generator.get_state() for generator in stack.generators]
+    held = read_python_state(stack.template)
     try:
         yield
     finally:
+        restore_step(stack.template, held)
         for parameter in stack.parameters.values():
             parameter.grad = None
         with torch.no_grad():
@@ -203,8 +215,8 @@ def is_near(one: Tensor, other: Tensor, tolerance: float, floor: float = 0.0) ->
     return bool(difference <= tolerance * size + max(floor, 1e-6 * other.numel() ** 0.5))
 
 
-def try_copies(run: Run, streams: dict[str, Any], jobs: int) -> bool:
-    """Time a stack of as many copies of one run, before the others are built; return whether it did.
+def try_copies(run: Run, streams: dict[str, Any], jobs: int, timed: float) -> str:
+    """Time a stack of as many copies of one run, before the others are built; return the times if it did.
 
     Only where the data is in memory, so that a batch is not taken from anything that counts. Nothing of it stays.
 
@@ -214,14 +226,13 @@ def try_copies(run: Run, streams: dict[str, Any], jobs: int) -> bool:
     split = run.splits["train"]
     refuse_short([run])
     if not isinstance(split, InMemoryBatches):
-        return False
+        return ""
     batch = next(iter(split.batches(run.progress.epoch, run.progress.batch * run.rhythm.accumulate)))
     stack = Stack([run] * jobs)
     try:
-        try_stack(stack, [copy_owned(batch) for _ in range(jobs)], [streams] * jobs, timed=True)
+        return try_stack(stack, [copy_owned(batch) for _ in range(jobs)], [streams] * jobs, timed=timed)
     finally:
         release(run, *get_tensors(run))
-    return True
 
 
 def refuse_short(runs: Sequence[Run]) -> None:
@@ -236,13 +247,16 @@ def refuse_short(runs: Sequence[Run]) -> None:
         raise ApartError(message)
 
 
-def refuse_slow(stack: Stack, batches: Sequence[Any], spent: float = 0.0) -> None:
-    """Refuse a stack whose steps take as long as those of its jobs, one by one, or are too few.
+def refuse_slow(stack: Stack, batches: Sequence[Any], spent: float, limit: float) -> str:
+    """Refuse a stack whose steps are too few, or take as long as those of its jobs, one by one.
+
+    Returns both times in words.
 
     Args:
         stack: whose steps to come are counted.
         batches: of its first step.
         spent: seconds that its jobs alone would not have needed.
+        limit: seconds that the steps to come may take.
     """
 
     def step_together() -> None:
@@ -257,29 +271,48 @@ def refuse_slow(stack: Stack, batches: Sequence[Any], spent: float = 0.0) -> Non
         module(copy_owned(batches[0]))["loss"].backward()
         module.zero_grad()
 
-    with rng.fork_rng(), keep_state(stack):
-        one = measure(step_one, stack.device)
-        together = measure(step_together, stack.device, repeats=1)
-        if together <= HOPELESS * one * len(stack):
-            together = min(together, measure(step_together, stack.device))
     steps = max(run.rhythm.total_steps - run.progress.step for run in stack.runs)
+    begun = read_clock(stack.device)
+    with rng.fork_rng(), keep_state(stack):
+        one, together = compare_times(step_one, step_together, len(stack), steps, stack.device)
+    spent += read_clock(stack.device) - begun
     alone = one * len(stack)
+    ways = f"{len(stack)} of them take {1e3 * together:.3g} ms a step as one, {1e3 * alone:.3g} ms one after the other"
     if together * steps + spent > LEAST_GAIN * alone * steps:
-        ways = f"{1e3 * together:.3g} ms a step as one, {1e3 * alone:.3g} ms one after the other"
         if together <= LEAST_GAIN * alone:
             ways += f": {steps:,} steps do not make up for the {spent:.2g} s of trying it"
-        message = f"sweep.vectorize: {len(stack)} jobs take {ways}"
+        message = f"sweep.vectorize: {ways}"
         raise ApartError(message)
+    if together * steps * ROOM > limit:
+        message = f"sweep.timeout: {ways}; {steps:,} steps might take longer than the {limit:g} s of an attempt"
+        raise ApartError(message)
+    return ways
 
 
-def measure(step: Any, device: torch.device, repeats: int = REPEATS) -> float:
-    """Return the least seconds of a step; the first, which allocates, does not count."""
-    seconds = []
-    for _ in range(repeats + 1):
-        begun = read_clock(device)
-        step()
-        seconds.append(read_clock(device) - begun)
-    return min(seconds[1:])
+def compare_times(step_one: Any, step_all: Any, jobs: int, steps: int, device: torch.device) -> tuple[float, float]:
+    """Measure the least seconds of a step of one job and of all, in turns, until the verdict is clear.
+
+    A round costs as much as two steps of all. The first does not count where steps are short: it allocates.
+    """
+    one = together = math.inf
+    begun = read_clock(device)
+    for turn in range(REPEATS + 1):
+        now_one, now_all = measure(step_one, device), measure(step_all, device)
+        if turn == 0 and now_all < LONG_STEP:
+            continue
+        one, together = min(one, now_one), min(together, now_all)
+        ratio = together / (one * jobs)
+        is_clear = ratio > HOPELESS or (turn > 1 and ratio < CLEAR)
+        if is_clear or read_clock(device) - begun > MOST_SPENT * one * jobs * steps:
+            break
+    return one, together
+
+
+def measure(step: Any, device: torch.device) -> float:
+    """Measure the seconds of a step."""
+    begun = read_clock(device)
+    step()
+    return read_clock(device) - begun
 
 
 def read_clock(device: torch.device) -> float:

@@ -149,7 +149,7 @@ class StackedCrossEntropy(torch.autograd.Function):
         )
         logits, classes = output.flatten(0, 1), target.flatten()
         many = logits.shape[1]
-        if logits.is_cpu and not smoothing and not 0 <= ignored < many and all_below(classes, many):
+        if logits.is_cpu and not smoothing and not 0 <= ignored < many and is_all_below(classes, many):
             if FEWEST_PADDED <= many < LANES:  # half the time of ten classes
                 logits = F.pad(logits, (0, LANES - many), value=-torch.inf)
             each = F.cross_entropy(logits, classes, reduction="none").view(jobs, -1)
@@ -159,12 +159,9 @@ class StackedCrossEntropy(torch.autograd.Function):
         return (whole if reduction == "sum" else whole / (target != ignored).sum(1)), 0
 
 
-def all_below(classes: Tensor, count: int) -> bool:
+def is_all_below(classes: Tensor, count: int) -> bool:
     """Return whether class indices are in range and none is ignored; of others torch says what is wrong."""
-    if not classes.numel():
-        return False
-    least, most = classes.aminmax()
-    return int(least) >= 0 and int(most) < count
+    return classes.numel() > 0 and torch.equal(classes, classes.clamp(0, count - 1))
 
 
 class StackedBatchNorm(torch.autograd.Function):
@@ -227,8 +224,29 @@ class StackedPooling(torch.autograd.Function):
         assert in_dims[0] is not None
         x = x.movedim(in_dims[0], -dims - 2)
         made = call(x.flatten(-dims - 2, -dims - 1))
+        if isinstance(info, DirectCall) and made.dim() == 4:
+            made = GradientAsOutput.apply(made)
         place = made.dim() - dims - 1
         return made.unflatten(place, (info.batch_size, -1)), place
+
+
+class GradientAsOutput(torch.autograd.Function):
+    """Identity whose gradient has the layout of its output.
+
+    A pooling in channels_last copies one of another layout twice, after it has enlarged it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Return it."""
+        ctx.last = x.is_contiguous(memory_format=torch.channels_last)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        """Return the gradient in the layout of the output."""
+        (grad,) = grads
+        return grad.contiguous(memory_format=torch.channels_last) if ctx.last else grad
 
 
 class StackedDropout(torch.autograd.Function):
