@@ -8,7 +8,9 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,10 +40,70 @@ class _HashingWriter(io.BufferedWriter):
         raise io.UnsupportedOperation("seek")
 
 
+class _Gathering(threading.local):
+    """Files of this thread that have been written, and are to be synced and named: (temporary, name)."""
+
+    files: list[tuple[Path, Path]] | None = None
+
+
+_gathering = _Gathering()
+
+
+@contextlib.contextmanager
+def write_together() -> Iterator[None]:
+    """Gather what this thread writes by `write_atomic`; all is synced at once at the end, then named.
+
+    A disk takes eighty files of sixteen jobs in the time of four.
+
+    Raises:
+        OSError: what was gathered could not be synced; what could has its name.
+    """
+    if _gathering.files is not None:
+        yield
+        return
+    _gathering.files = []
+    try:
+        yield
+    finally:
+        try:
+            write_gathered()
+        finally:
+            _gathering.files = None
+
+
+def write_gathered() -> None:
+    """Sync and name what has been gathered so far, before somebody is told of it; see `write_together`."""
+    files, errors = _gathering.files, list[OSError]()
+    if not files:
+        return
+    _gathering.files = []
+    with ThreadPoolExecutor(min(16, len(files))) as pool:
+        faults = [*pool.map(_try_to_sync, [temporary for temporary, _ in files])]
+        for (temporary, path), fault in zip(files, faults, strict=True):
+            if fault is None:
+                temporary.replace(path)
+            else:
+                remove(temporary)
+                errors.append(OSError(fault.errno, fault.strerror, str(path)))
+        [*pool.map(sync_folder, {path.parent for _, path in files})]
+    if errors:
+        raise errors[0]
+
+
+def _try_to_sync(file: Path) -> OSError | None:
+    try:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    except OSError as error:
+        return error
+    return None
+
+
 def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> str:
     """Create or replace `path` by `write`: complete and synced on return, untouched on an error.
 
-    The file object cannot seek. Returns the SHA-256 of the bytes, in hexadecimal, taken while they were written.
+    Within `write_together` it is later that it is synced, and has its name. The file object cannot seek. Returns the
+    SHA-256 of the bytes, in hexadecimal, taken while they were written.
 
     Raises:
         OSError: the disk is full, the folder not writable; or whatever else `write` raises.
@@ -52,7 +114,11 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> str:
         with file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if _gathering.files is None:
+                os.fsync(file.fileno())
+        if _gathering.files is not None:
+            _gathering.files.append((temporary, path))
+            return file.digest.hexdigest()
         temporary.replace(path)
     except BaseException as error:
         remove(temporary)

@@ -47,7 +47,7 @@ def get_state() -> dict[str, Any]:
 
 
 def mark_state() -> dict[str, Any]:
-    """Return the global generator states on the CPU as they are, to be compared: half the time of `get_state`."""
+    """Copy the generator states on the CPU as they are, to be compared: half the time of `get_state`."""
     numpy_state: Any = np.random.get_state()  # noqa: NPY002
     name, words, *rest = numpy_state
     marks = {"torch": torch.get_rng_state().numpy().tobytes(), "numpy": (name, words.tobytes(), *rest)}

@@ -24,6 +24,7 @@ IN_MODULES = ("torch._refs", "torch.utils.checkpoint")
 
 _undone_by_import: list[Callable[[], object]] = []
 _seen: WeakSet[FunctionType] = WeakSet()
+_looked_at: list[tuple[int, int]] = []  # how many modules and modes there were when functions were last looked for
 
 
 class _CompilerImport(MetaPathFinder):
@@ -43,6 +44,10 @@ def keep_from_dynamo() -> None:
         return
     if not any(isinstance(finder, _CompilerImport) for finder in sys.meta_path):  # it stays there: an import walks them
         sys.meta_path.insert(0, _CompilerImport())
+    there = (len(sys.modules), len(TorchDispatchMode.__subclasses__()))
+    if _looked_at[-1:] == [there]:  # nothing new: a look takes 3 ms
+        return
+    _looked_at[:] = [there]
     for function in _list_hidden_functions():
         setattr(function, HIDDEN, function)
         _undone_by_import.append(functools.partial(delattr, function, HIDDEN))
@@ -82,6 +87,7 @@ def _put_step_back(owner: Any, ours: Any, step: Any) -> None:
 
 def restore_functions() -> None:
     """Put the functions of torch back as torch made them."""
+    _looked_at.clear()
     while _undone_by_import:
         _undone_by_import.pop()()
 

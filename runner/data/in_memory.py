@@ -67,7 +67,7 @@ class JoinedBatches:
         return next(self._batches)
 
     def peek(self) -> Part | None:
-        """Return the part that comes next, or what is left of it; None at the end, and within a part that is cut."""
+        """Return the part that comes next, or its rest; None at the end, and within a part that is cut."""
         if self._part is None and not self._left:
             self._part = next(self.parts, None)
         return self._part

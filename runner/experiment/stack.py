@@ -14,7 +14,7 @@ from runner.core import rng
 from runner.core.errors import ConfigError, RunError
 from runner.core.escape import make_printable
 from runner.core.exit_status import EXIT_FAILED
-from runner.core.files import write_json
+from runner.core.files import write_gathered, write_json, write_together
 from runner.core.lock import Lock
 from runner.core.shared_answers import share_answers
 from runner.experiment.finish import finish
@@ -145,6 +145,7 @@ def open_job(job: StackJob, stop: StopRequests) -> None:
                 return
             record_error(job.record, error)
             end_job(job, EXIT_FAILED)
+            write_gathered()
 
 
 def open_jobs(
@@ -172,9 +173,10 @@ def open_jobs(
                 timed = 0.0
                 tell(None, why)
         opened += coming
-        for job in opened:
-            if job.record is None and not job.apart:
-                open_job(job, stop)
+        with write_together():
+            for job in opened:
+                if job.record is None and not job.apart:
+                    open_job(job, stop)
     return timed, None
 
 

@@ -8,7 +8,8 @@ import shutil
 import threading
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,8 +136,13 @@ class Checkpoints:
 
     def _commit(self, state: dict[str, Any], step: int, metric: float | None, size: int) -> None:
         file = self._free_name(step)
-        try:
+        with self._explain_failure(file, size):
             self._write(state, file, step, metric)
+
+    @contextmanager
+    def _explain_failure(self, file: str, size: int) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             whole = f"; the checkpoint of step {self._entries[-1].step} is whole" if self._entries else ""
             raise SaveError(
@@ -145,19 +151,28 @@ class Checkpoints:
             ) from error
 
     def _write(self, state: dict[str, Any], file: str, step: int, metric: float | None) -> None:
+        self._list([self._write_file(state, file, step, metric)])
+
+    def _write_file(self, state: dict[str, Any], file: str, step: int, metric: float | None) -> CheckpointEntry:
+        """Write a state that no manifest names yet."""
         if not self.folder.exists():
             self.folder.mkdir()
             files.sync_folder(self.folder.parent)
         sha256 = files.write_atomic(self.folder / file, lambda out: torch.save(state, out))
         files.read_back(self.folder / file, sha256)  # before an older one may go
-        entries = [e for e in self._entries if e.step < step] + [CheckpointEntry(file, step, metric, sha256)]
+        return CheckpointEntry(file, step, metric, sha256)
+
+    def _list(self, written: Sequence[CheckpointEntry]) -> None:
+        """Name written checkpoints, of growing steps, in the manifest, and drop the old ones."""
+        entries = [e for e in self._entries if e.step < written[0].step] + [*written]
         best = self._best(entries)
         entries = [e for e in entries if e in entries[-self.keep :] or e == best]
         write_manifest(self.folder, entries)
         self._entries, self._remade = entries, ""
         self.finish()
-        is_best = best is not None and best.step == step
-        event_stream.emit("saved", step=step, file=str(self.folder / file), best=is_best)
+        for entry in written:
+            is_best = best is not None and best.step == entry.step
+            event_stream.emit("saved", step=entry.step, file=str(self.folder / entry.file), best=is_best)
 
     def finish(self) -> None:
         """Set the links `last.pt` and `best.pt` and delete unlisted files, also after an interrupted save."""

@@ -2,6 +2,7 @@ import errno
 import io
 import json
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -406,3 +407,53 @@ def test_writing_a_config_does_not_import_torch():
     code = "import sys, runner.core.files; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_files_written_together_are_synced_before_they_have_their_names(tmp_path, monkeypatch):
+    """Each is synced, whatever was there before stays until then, and each folder is synced once."""
+    synced: list[list[str]] = []
+    sync = os.fsync
+
+    def watch(handle: int) -> None:
+        names = [path.read_text() for path in (tmp_path / "a" / "x", tmp_path / "b" / "y") if path.exists()]
+        synced.append(["folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file", *names])
+        sync(handle)
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    files.write_text(tmp_path / "a" / "x", "old")
+    monkeypatch.setattr(os, "fsync", watch)
+    with files.write_together():
+        files.write_text(tmp_path / "a" / "x", "new")
+        files.write_text(tmp_path / "b" / "y", "new")
+        assert synced == []
+
+    assert synced == [["file", "old"]] * 2 + [["folder", "new", "new"]] * 2
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "x", "y"]
+
+
+def test_files_written_together_are_there_after_an_error(tmp_path):
+    with pytest.raises(KeyError), files.write_together():
+        raise KeyError(files.write_text(tmp_path / "x", "one"))
+    assert (tmp_path / "x").read_text() == "one"
+
+
+def test_another_thread_writes_at_once_meanwhile(tmp_path):
+    with files.write_together(), ThreadPoolExecutor(1) as pool:
+        pool.submit(files.write_text, tmp_path / "x", "one").result()
+        assert (tmp_path / "x").read_text() == "one"
+
+
+def test_a_disk_that_is_full_names_the_file_of_those_written_together(tmp_path, monkeypatch):
+    """The others are there, and nothing is left of it."""
+    sync, full = os.fsync, tmp_path / "x"
+
+    def fail(handle: int) -> None:
+        if os.fstat(handle).st_size == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=f"No space left on device: '{full}'"), files.write_together():
+        _ = files.write_text(full, "new"), files.write_text(tmp_path / "y", "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["y"]

@@ -13,6 +13,7 @@ import pytest
 from runner.config.check.check import Check
 from runner.config.compose import compose
 from runner.core.errors import ABSENT, Mistake
+from runner.experiment.preflight import preflight
 from runner.sweep.examine import examine_jobs
 from runner.sweep.executors import examination, fork_server, local, server_process
 from tests.support import write_files
@@ -106,6 +107,21 @@ def test_what_does_not_come_to_its_end_is_examined_here(examine, how):
 def test_the_standard_input_is_one_until_it_is_read(examine, how):
     """Workers that a model forks close it, and a module may ask whether it is a terminal."""
     assert examine(make_checks("none", how), lambda _: None) is True
+
+
+def test_jobs_that_differ_in_their_optimizer_have_one_trial_of_the_step(monkeypatch):
+    points = [["optimizer.lr=0.1", "loss=mse"], ["optimizer.lr=0.2", "loss=mse"], ["optimizer.lr=0.3"]]
+    checks = [Check(compose(["experiment=digits_mlp", "device=cpu", *point])) for point in points]
+    each = [mistake for check in checks for mistake in examination.examine(check.composed, ()).mistakes]
+    tried, found = [], []
+    try_step = preflight.try_step
+    monkeypatch.setattr(preflight, "try_step", lambda *args, **named: tried.append(try_step(*args, **named)))
+    examination.examine_encoded(
+        examination.encode_jobs(checks), lambda said: found.extend(examination.decode_mistakes(said["mistakes"]))
+    )
+
+    assert ["loss", "loss"] == [mistake.key for mistake in each]
+    assert (each, 2) == (found, len(tried))
 
 
 def test_other_work_is_done_until_there_is_an_answer(examine):

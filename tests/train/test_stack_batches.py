@@ -14,7 +14,7 @@ from runner.data.in_memory import InMemoryBatches, JoinedBatches
 from runner.data.interfaces import LoaderSettings
 from runner.data.samples import Pipeline, Placement, Stream
 from runner.train.vectorized import batches_ahead
-from runner.train.vectorized.evaluation import lay_out
+from runner.train.vectorized.evaluation import adjust_strides
 
 CPU = torch.device("cpu")
 STEPS = 6  # of 23 samples by four; the last has three
@@ -112,9 +112,9 @@ def test_images_of_one_channel_are_laid_out_for_convolutions():
     """They have the strides of channels_last, and their numbers; other tensors stay as they are."""
     images, others = torch.rand(5, 1, 8, 8), [torch.rand(5, 3, 8, 8), torch.rand(5, 8), torch.arange(5)]
 
-    laid_out = lay_out(images)
+    laid_out = adjust_strides(images)
 
     assert laid_out.stride() == (64, 1, 8, 1)
     assert torch.equal(laid_out.clone(), images)
-    assert all(lay_out(other) is other for other in others)
-    assert lay_out(torch.rand(5, 1, 2, 2, 2)).stride() == (8, 1, 4, 2, 1)
+    assert all(adjust_strides(other) is other for other in others)
+    assert adjust_strides(torch.rand(5, 1, 2, 2, 2)).stride() == (8, 1, 4, 2, 1)

@@ -3,14 +3,16 @@
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from runner.core.durations import Duration
 from runner.train import pauses
 from runner.train.checkpoint import Checkpoints, SaveError
+from runner.train.state import Run
 from runner.train.vectorized import held_saves
 from runner.train.vectorized.evaluation import StackEvaluation
 from runner.train.vectorized.held_saves import HeldCheckpoints, SaveClock
@@ -111,15 +113,15 @@ def test_what_was_held_is_written_although_a_writing_before_failed(tmp_path):
     vars(saves).update(vars(Checkpoints(tmp_path, keep=3)))
     vars(saves).update(clock=SaveClock(), log=SimpleNamespace(sync=lambda: None), config={}, is_large=False)
     vars(saves).update(held=[], _writing=None, background_bytes=0)
-    commit, failed = saves._commit, []
+    store, failed = saves._store, []
 
-    def fail_once(state: Any, step: int, *rest: Any) -> None:
+    def fail_once(entry: Any, state: Any) -> Any:
         if not failed:
-            failed.append(step)
+            failed.append(entry.step)
             raise SaveError("no space")
-        commit(state, step, *rest)
+        return store(entry, state)
 
-    saves._commit = fail_once
+    saves._store = fail_once
     state = {"model": {"w": torch.zeros(2)}, "config": {}}
     saves.save(state, 1, None)
     with pytest.raises(SaveError):
@@ -127,6 +129,27 @@ def test_what_was_held_is_written_although_a_writing_before_failed(tmp_path):
     saves.wait()
 
     assert (failed, [entry.step for entry in Checkpoints(tmp_path).entries()]) == ([1], [2])
+
+
+@pytest.mark.parametrize(("total", "written"), [(100, [2, 4]), (6, [2, 3, 4])])
+def test_a_writing_leaves_out_what_lies_between(tmp_path, total, written):
+    """The best state and the last one are written; those between too where the job may end with them."""
+    run = SimpleNamespace(
+        checkpoints=Checkpoints(tmp_path, keep=3),
+        log=SimpleNamespace(sync=lambda: None),
+        config={},
+        stop=SimpleNamespace(asked=False),
+        progress=SimpleNamespace(step=0),
+        rhythm=SimpleNamespace(checkpoint_every=Duration(1, "st"), steps_per_epoch=0, total_steps=total),
+    )
+    saves = HeldCheckpoints(cast("Run", run), SaveClock())
+    for step, metric in ((1, 2.0), (2, 1.0), (3, None), (4, None)):
+        saves.clock.holds, run.progress.step = step < 4, step
+        saves.save({"model": {"w": torch.full((2,), step)}, "config": {}}, step, metric)
+    saves.wait()
+
+    assert [entry.step for entry in Checkpoints(tmp_path).entries()] == written
+    assert Checkpoints(tmp_path).load("best")["model"]["w"].tolist() == [2, 2]
 
 
 def test_what_reaches_a_kernel_past_the_rules_is_an_error():

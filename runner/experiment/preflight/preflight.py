@@ -6,16 +6,18 @@ Plain meta tensors have shapes and dtypes but no numbers, so even a large model 
 import warnings
 from collections.abc import Callable, Container
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from runner.config.check.check import to_resolved_data
 from runner.config.check.imports import import_object
 from runner.config.schema import Config
 from runner.core import rng, without_dynamo
 from runner.core.errors import Mistake
+from runner.core.shared_answers import ask_once
 from runner.experiment.builders import log as log_builder
 from runner.experiment.builders import model as model_builder
 from runner.experiment.builders import train as train_builder
@@ -39,7 +41,11 @@ from runner.experiment.preflight.train import (
 )
 from runner.log.module_statistics import select_statistics
 from runner.model.meta import copy_to_meta
+from runner.train.optimizer_step.closure import is_custom_step
 from runner.train.steps import needs_input_and_target
+
+# What makes no difference to the first step of a model and a loss: jobs that differ in nothing else have one trial.
+NOT_OF_A_STEP = frozenset({"name", "seed", "init", "optimizer", "param_groups", "sweep"})
 
 
 @dataclass
@@ -136,7 +142,21 @@ def _try_step(scene: PreflightScene) -> None:
     needs_no_data = config.dataset.steps_per_epoch is not None and not needs_input_and_target(step)
     if found.model is not None and (found.batch is not None or needs_no_data):
         names = not has_any(scene.wrong, "metrics")
-        try_step(config, found, scene.loss, scene.trust, scene.groups, names=names)
+        if found.mistakes or is_custom_step(step):  # whose own optimizer is tried, too
+            try_step(config, found, scene.loss, scene.trust, scene.groups, names=names)
+            return
+        alike = repr({name: value for name, value in to_resolved_data(config).items() if name not in NOT_OF_A_STEP})
+        tried = ask_once(("step", alike, scene.trust, names), lambda: _try_alone(scene, names=names))
+        found.mistakes += tried.mistakes
+        found.notes += tried.notes
+        found.left_open |= tried.left_open
+
+
+def _try_alone(scene: PreflightScene, *, names: bool) -> Preflight:
+    """Try the step; return a report of that alone."""
+    alone = replace(scene.found, mistakes=[], notes=[])
+    try_step(scene.config, alone, scene.loss, scene.trust, scene.groups, names=names)
+    return alone
 
 
 # In order: the keys of the config that a check needs to be free of mistakes, and the check. A check leaves what later

@@ -17,12 +17,16 @@ from runner.sweep.report.table import format_score, format_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 COLOURED = 8  # entries with a colour and a place in the legend; the others are grey
 
 
 LABEL = 48  # characters of an entry's values in the legend: a longer one would leave no room for the curves
+
+
+SIDE, GAP, TOP, BOTTOM = 0.65, 0.1, 0.65, 0.55  # inches: left of a panel, between two, above, below
 
 
 MODULES = ("numpy", "PIL.Image", "matplotlib", "matplotlib.font_manager", "matplotlib.backends.backend_agg")
@@ -76,22 +80,41 @@ def draw(report: Report, file: Path) -> bool:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.5 * len(names) + 2.5, 4.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(5.5 * len(names) + 2.5, 4.5), dpi=120)
+    canvas = FigureCanvasAgg(figure)
     for place, name in enumerate(names, 1):
         axes = figure.add_subplot(1, len(names), place)
         _draw_panel(axes, report, name, logged[name])
     handles, labels = figure.axes[0].get_legend_handles_labels()
     sizes: dict[str, Any] = {"fontsize": 8, "title_fontsize": 8}
-    legend = figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False, **sizes)
+    corner = (1, 1 - TOP / figure.get_figheight())
+    legend = figure.legend(
+        handles[::-1], labels[::-1], loc="upper right", bbox_to_anchor=corner, frameon=False, **sizes
+    )
     legend.set_title(_format_title(report))
     for text in [legend.get_title(), *legend.get_texts()]:
         text.set_parse_math(False)  # `${a}_${b}` is no formula
     figure.suptitle(f"{report.settings.get('name') or report.folder.parent.name}: {report.folder.name}", fontsize=10)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box in the place of a letter says enough
+        drawn = legend.get_window_extent(canvas.get_renderer())  # type: ignore[no-untyped-call]
+        _place_panels(figure, len(names), min(drawn.width / figure.dpi, figure.get_figwidth() / 2))
         write_atomic(file, lambda opened: figure.savefig(opened, format="png"))
     return True
+
+
+def _place_panels(figure: "Figure", panels: int, legend: float) -> None:
+    """Place the panels beside a legend of so many inches, as matplotlib's layout engine does in 0.15 s more."""
+    width, height = figure.get_size_inches()
+    room = width - SIDE - legend - GAP / 2
+    each = (room - (panels - 1) * (SIDE + GAP)) / panels
+    figure.subplots_adjust(
+        left=SIDE / width,
+        right=(SIDE + room) / width,
+        bottom=BOTTOM / height,
+        top=1 - TOP / height,
+        wspace=(SIDE + GAP) / each,
+    )
 
 
 def _format_title(report: Report) -> str:

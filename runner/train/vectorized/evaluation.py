@@ -91,7 +91,7 @@ class StackEvaluation:
         if name not in self.kept and all(getattr(run.splits[name], "unchanging", None) for run in self.stack.runs):
             each = [getattr(run.splits[name], "unchanging", []) for run in self.stack.runs]
             if all(is_same(each[0], other) for other in each[1:]):
-                self.kept[name] = [map_in_kind(lay_out, batch) for batch in each[0]]
+                self.kept[name] = [map_in_kind(adjust_strides, batch) for batch in each[0]]
         if name in self.kept:
             for batch in self.kept[name]:
                 yield copy_owned(batch), share(batch)
@@ -144,7 +144,7 @@ def is_same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def lay_out(images: Tensor) -> Tensor:
+def adjust_strides(images: Tensor) -> Tensor:
     """Return images of one channel with the strides of channels_last, which their numbers have either way.
 
     A convolution takes them for contiguous ones else, and gives the images of all jobs in that format: the next layers

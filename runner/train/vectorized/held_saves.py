@@ -71,8 +71,14 @@ class HeldCheckpoints(Checkpoints):
 
     def takes(self, metric: float | None) -> bool:
         """Return whether a state is to be kept: it is the best, or written now, or among the last of the job."""
+        if self.is_large is not False or metric is not None or not self.clock.holds:
+            return True
+        return self._ends_soon()
+
+    def _ends_soon(self) -> bool:
+        """Return whether a state of now may be among the last ones when the job ends."""
         run, rhythm, step = self.run, self.run.rhythm, self.run.progress.step
-        if self.is_large is not False or metric is not None or not self.clock.holds or run.stop.asked:
+        if run.stop.asked:
             return True
         for _ in range(self.keep):
             due = compute_next_due(rhythm.checkpoint_every, step, rhythm.steps_per_epoch)
@@ -98,6 +104,9 @@ class HeldCheckpoints(Checkpoints):
             self._hold(CheckpointEntry("", step, metric, ""), {name: copied.get(name, self.config) for name in state})
             if not self.clock.holds:
                 self.clock.begin()
+                if len(self.held) > 1 and not self._ends_soon():  # those between would soon be gone
+                    best = self._best([*self.entries(), *(one for one, _ in self.held)])
+                    self.held = [*((one, kept) for one, kept in self.held[:-1] if one == best), self.held[-1]]
                 self.begin_writing()
 
     def _hold(self, entry: CheckpointEntry, state: dict[str, Any]) -> None:
@@ -115,18 +124,30 @@ class HeldCheckpoints(Checkpoints):
             self._writing = self.clock.writers.submit(self._write_held, held, self._writing)
 
     def _write_held(self, held: list[tuple[CheckpointEntry, dict[str, Any]]], earlier: Future[None] | None) -> None:
-        """Write each state, whatever became of those before; raise the first error."""
+        """Write each state, whatever became of those before, and name all at once; raise the first error."""
         failure = earlier.exception() if earlier is not None else None
         begun = time.perf_counter()
         self.log.sync()
+        written: list[CheckpointEntry] = []
         for entry, state in held:
             try:
-                self._commit(to_plain(state), entry.step, entry.metric, count_bytes(state))
+                written.append(self._store(entry, state))
             except Exception as error:  # noqa: BLE001  raised below
                 failure = failure or error
+        try:
+            if written:
+                with self._explain_failure(written[-1].file, count_bytes(held[-1][1])):
+                    self._list(written)
+        except Exception as error:  # noqa: BLE001  raised below
+            failure = failure or error
         self.clock.took(time.perf_counter() - begun)
         if failure is not None:
             raise failure
+
+    def _store(self, entry: CheckpointEntry, state: dict[str, Any]) -> CheckpointEntry:
+        file = self._free_name(entry.step)
+        with self._explain_failure(file, count_bytes(state)):
+            return self._write_file(to_plain(state), file, entry.step, entry.metric)
 
     def _join(self) -> None:
         writing, self._writing = self._writing, None

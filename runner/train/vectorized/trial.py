@@ -118,7 +118,7 @@ def compute_together(stack: Stack, batches: Sequence[Any]) -> dict[str, Tensor]:
 
 
 def refuse_draws(before: dict[str, Any]) -> None:
-    """Refuse a step that has drawn, since `rng.mark_state` gave this, where each job has generators of its own."""
+    """Refuse a step that has drawn from a generator of the process: each job has one of its own."""
     now = rng.mark_state()
     for name, of in (("torch", "torch's"), ("numpy", "NumPy's"), ("python", "Python's")):
         if now[name] != before[name]:
