@@ -120,9 +120,9 @@ class Checkpoints:
         size = count_bytes(state)
         if background and size >= self.background_bytes:
             state = to_plain(state, copy=True)
-            self._saving = _BackgroundSave(lambda: self._commit(state, step, metric, size))
+            self._saving = _BackgroundSave(lambda: self._commit(state, step, metric))
         else:
-            self._commit(to_plain(state), step, metric, size)
+            self._commit(to_plain(state), step, metric)
 
     def wait(self) -> None:
         """Wait until no save is under way.
@@ -134,20 +134,21 @@ class Checkpoints:
         if saving is not None:
             saving.result()
 
-    def _commit(self, state: dict[str, Any], step: int, metric: float | None, size: int) -> None:
+    def _commit(self, state: dict[str, Any], step: int, metric: float | None) -> None:
         file = self._free_name(step)
-        with self._explain_failure(file, size):
+        with self._explain_failure(file, state):
             self._write(state, file, step, metric)
 
     @contextmanager
-    def _explain_failure(self, file: str, size: int) -> Iterator[None]:
+    def _explain_failure(self, file: str, state: dict[str, Any]) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             whole = f"; the checkpoint of step {self._entries[-1].step} is whole" if self._entries else ""
+            needs, free = count_bytes(state), _format_free_bytes(self.folder)
             raise SaveError(
-                f"{self.folder / file} could not be written ({error.strerror or error}): it needs {size:,} bytes, and "
-                f"{_format_free_bytes(self.folder)} are free there{whole}"
+                f"{self.folder / file} could not be written ({error.strerror or error}): it needs {needs:,} bytes, and "
+                f"{free} are free there{whole}"
             ) from error
 
     def _write(self, state: dict[str, Any], file: str, step: int, metric: float | None) -> None:

@@ -237,6 +237,12 @@ def each_job(*arguments: str) -> Callable[[Path], float]:
 # Seconds of a sweep of 32 jobs trained as one, against those of the same sweep in slots.
 VECTORIZED: dict[str, tuple[Any, ...]] = {
     "32 MLPs, batches of 32": (1 / 4, "experiment=digits_mlp", "loader.batch_size=32"),
+    "32 MLPs, batches of 32, 160 epochs": (
+        1 / 4,
+        "experiment=digits_mlp",
+        "loader.batch_size=32",
+        "train.duration=160ep",
+    ),
     "32 MLPs, batches of 128": (1 / 2.5, "experiment=digits_mlp", "loader.batch_size=128"),
     "32 CNNs, batches of 32": (1 / 2.5, "experiment=digits_cnn", "loader.batch_size=32"),
     "32 CNNs, batches of 128": (1 / 1.2, "experiment=digits_cnn", "loader.batch_size=128"),

@@ -277,3 +277,38 @@ def test_a_job_that_leaves_its_stack_early_is_in_the_ledger_and_the_stack_is_wai
 
     assert [(row.status, row.objective, row.attempt) for row in rows] == [("completed", 1.0, 1)] * 2
     assert executor.told, "its process was not waited for"
+
+
+class FailingStack(StackOfTwo):
+    """An executor whose stack goes on with its second job after the first has failed, until it is asked to stop."""
+
+    def write(self, number):
+        words = {"status": "failed", "cause": "exception", "error": "on purpose"}
+        (Path(self.stack.members[number]["folder"]) / "result.json").write_text(json.dumps(words))
+
+    def stop(self, job):
+        self.told = job == self.stack.id
+
+    def wait(self, seconds):
+        self.looks += 1
+        assert self.looks < 100, "the failure was not seen while the other job trained on"
+        return [Event("ended", self.stack.id, exit=75)] if self.told else []
+
+
+def test_a_failure_in_a_stack_stops_the_sweep_at_once_where_that_is_asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("runner.sweep.controller.LOOK_SECONDS", 0.0)
+    line = ["seed=0,1", "sweep.vectorize=on", "sweep.slots=1", "sweep.fail_fast=true"]
+    plan = SweepPlan(request.make_request(line, tmp_path), [], ())
+    plan.folder.mkdir(parents=True)
+    with Ledger(plan.folder) as ledger, (tmp_path / "said").open("w") as said:
+        asked = [plan.ask(Proposal(point.own))[0] for point in plan.sweep.points()]
+        adopt(ledger, plan.folder, asked, plan)
+        board = make_console(SweepProgress(ledger.jobs(), 2, "val/loss", "min"), Console(said))
+        controller = Controller(plan, ledger, Grid([]), FailingStack(ledger), board, SweepStop())
+        for one in asked:
+            controller.add(one, "never")
+        controller.run()
+        rows = ledger.jobs()
+
+    assert [(row.status, row.cause) for row in rows] == [("failed", "exception"), ("interrupted", "")]

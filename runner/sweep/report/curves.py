@@ -110,7 +110,7 @@ def draw(report: Report, file: Path) -> bool:
 
 
 def _place_panels(figure: "Figure", panels: int, legend: float) -> None:
-    """Place the panels beside a legend of so many inches, as matplotlib's layout engine does in 0.15 s more."""
+    """Place the panels beside a legend of so many inches: matplotlib's layout takes 0.15 s more."""
     width, height = figure.get_size_inches()
     room = width - SIDE - legend - GAP / 2
     each = (room - (panels - 1) * (SIDE + GAP)) / panels

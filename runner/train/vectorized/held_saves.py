@@ -136,7 +136,7 @@ class HeldCheckpoints(Checkpoints):
                 failure = failure or error
         try:
             if written:
-                with self._explain_failure(written[-1].file, count_bytes(held[-1][1])):
+                with self._explain_failure(written[-1].file, held[-1][1]):
                     self._list(written)
         except Exception as error:  # noqa: BLE001  raised below
             failure = failure or error
@@ -146,7 +146,7 @@ class HeldCheckpoints(Checkpoints):
 
     def _store(self, entry: CheckpointEntry, state: dict[str, Any]) -> CheckpointEntry:
         file = self._free_name(entry.step)
-        with self._explain_failure(file, count_bytes(state)):
+        with self._explain_failure(file, state):
             return self._write_file(to_plain(state), file, entry.step, entry.metric)
 
     def _join(self) -> None:
