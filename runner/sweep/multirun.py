@@ -24,7 +24,7 @@ from runner.sweep.console import Console, EventConsole, SweepProgress, make_cons
 from runner.sweep.controller import Controller, SweepStop, catch_stop_signals
 from runner.sweep.examine import Examiner, examine_jobs
 from runner.sweep.executors.choose import NoExecutor, make_executor
-from runner.sweep.executors.local import LocalExecutor
+from runner.sweep.executors.local import STACK_MODULES, LocalExecutor
 from runner.sweep.interfaces import Executor, Proposal, Source
 from runner.sweep.jobs import PlannedJob, SweepPlan, find_objective
 from runner.sweep.launcher_settings import uses_hydra_launcher
@@ -107,7 +107,8 @@ def run_sweep(
         if new or not source.known:
             executor = ready or make_executor(plan)  # it gets ready while the jobs are examined
             stack.callback(executor.close)  # before the ledger
-            elsewhere = choose_examiner(executor, source, prepare_for_jobs(plan, to_start))
+            modules = STACK_MODULES if may_have_stacks(plan.settings, len(asked)) else ()
+            elsewhere = choose_examiner(executor, source, prepare_for_jobs(plan, to_start), modules)
             if mistakes := examine_jobs(new, plan.settings.processes, make_reporter(), elsewhere):
                 return print_mistake_count(mistakes)
             prepare_executor(executor, plan, len(asked))
@@ -132,13 +133,16 @@ def prepare_executor(executor: Executor, plan: SweepPlan, points: int) -> None:
         executor.prepare_stacks()
 
 
-def choose_examiner(executor: Executor | None, source: Source, meanwhile: Iterable[object] = ()) -> Examiner | None:
+def choose_examiner(
+    executor: Executor | None, source: Source, meanwhile: Iterable[object] = (), modules: Sequence[str] = ()
+) -> Examiner | None:
     """Choose who examines the jobs, so that this process need not import torch; None: this process.
 
-    It examines the points of a search itself, one by one. `meanwhile` is gone through while others examine.
+    It examines the points of a search itself, one by one. `meanwhile` is gone through while others examine;
+    `modules` are what some jobs need.
     """
     if isinstance(executor, LocalExecutor) and source.known and "torch" not in sys.modules:
-        return partial(executor.examine, meanwhile=meanwhile)
+        return partial(executor.examine, meanwhile=meanwhile, modules=modules)
     return None
 
 

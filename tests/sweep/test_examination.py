@@ -64,7 +64,6 @@ def examine(elsewhere, monkeypatch):
     executor = object.__new__(local.LocalExecutor)
     executor._ready, executor._replies, executor._selector = True, fork_server.LineReader(replies), server._selector
     executor._selector.register(replies, selectors.EVENT_READ)
-    executor._modules = ()
 
     def tell(**order):
         server.obey(order)

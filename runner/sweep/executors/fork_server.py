@@ -67,9 +67,6 @@ OF_JOBS = (  # what no examination needs, imported while the first one runs
 )
 
 
-OF_STACKS = ("runner.experiment.stack",)  # of a sweep that may have some: the code of other jobs is without it
-
-
 EXAMINATION = "examination"  # the name of the child that examines jobs
 
 

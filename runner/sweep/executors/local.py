@@ -51,7 +51,6 @@ class LocalExecutor:
         frozen: the project's modules as they were at submission.
         cores: of the machine, for these jobs.
         server: a fork server's process that has got no order yet; None starts one.
-        modules: that its jobs need besides what all jobs do.
     """
 
     def __init__(
@@ -60,9 +59,8 @@ class LocalExecutor:
         frozen: CodeSnapshot,
         cores: int | None = None,
         server: "subprocess.Popen[bytes] | None" = None,
-        modules: Sequence[str] = (),
     ) -> None:
-        self._slots, self._frozen, self._modules = slots, frozen, modules
+        self._slots, self._frozen = slots, frozen
         self._cores = cores or memory_limit.count_cores()
         self._gpus = 0
         self._visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
@@ -92,15 +90,18 @@ class LocalExecutor:
         self._imports += STACK_MODULES
         self._tell(**{"import": STACK_MODULES})
 
-    def examine(self, jobs: Sequence[Check], say: Say, meanwhile: Iterable[object] = ()) -> bool:
+    def examine(
+        self, jobs: Sequence[Check], say: Say, meanwhile: Iterable[object] = (), modules: Sequence[str] = ()
+    ) -> bool:
         """Examine jobs in a process forked from the server; return whether it came to its end.
 
         While the server gets ready and they are examined, `meanwhile` does a piece of other work at each `next`.
+        Then the server imports `modules`, which some of the jobs need.
         """
         encoded = encode_jobs(jobs)
         if not encoded:
             return False
-        self._tell(examine=encoded, modules=self._modules)
+        self._tell(examine=encoded, modules=[*modules])
         work, has_work = iter(meanwhile), True
         while True:
             while not self._selector.select(0 if has_work else None):
@@ -121,7 +122,7 @@ class LocalExecutor:
                 if was_ready:
                     return False
                 self._wait_until_ready()
-                self._tell(examine=encoded, modules=self._modules)
+                self._tell(examine=encoded, modules=[*modules])
 
     def has_room(self, job: JobSpec) -> bool:
         if not self._ready:
