@@ -88,42 +88,42 @@ def sweep(tmp_path, monkeypatch):
 def test_jobs_that_are_alike_wait_for_one_trial_and_take_its_verdict_over(sweep):
     """The second stack starts when the first has passed, without a look at the clock; ledger and report know."""
     executor = TryingExecutor(as_one=True)
-    plan, lines, rows, settings = sweep(executor, 16)
+    plan, lines, rows, settings = sweep(executor, 8)
     report = gather(plan.folder)
 
-    assert executor.started == [(0, 8, True), (3, 8, False)]
-    assert lines == ["vectorize: 16 jobs train as one model: why (sweep.vectorize=off: a process each)"]
+    assert executor.started == [(0, 4, True), (3, 4, False)]
+    assert lines == ["vectorize: 8 jobs train as one model: why (sweep.vectorize=off: a process each)"]
     assert [(v.as_one, v.why, v.by, v.jobs) for v in read_verdicts(settings).values()] == [
-        (True, "why", "auto", [*range(8)])
+        (True, "why", "auto", [*range(4)])
     ]
     assert {row.attempt for row in rows} == {1}
-    assert as_json(report)["stacked"] == [*range(8)]
-    assert "8 of 16 trained as one model with others: equal to rounding to a job alone" in format_report(report)
+    assert as_json(report)["stacked"] == [*range(4)]
+    assert "4 of 8 trained as one model with others: equal to rounding to a job alone" in format_report(report)
 
 
 def test_a_refusal_frees_the_others_at_once_and_holds_for_the_same_line_again(sweep):
     """The first job goes on in its process; the others were not touched, and no further stack is tried, also later."""
     executor, later = TryingExecutor(as_one=False, most=3), TryingExecutor(as_one=True)
-    _, first, _, settings = sweep(executor, 16)
-    _, again, rows, _ = sweep(later, 16)
+    _, first, _, settings = sweep(executor, 8)
+    _, again, rows, _ = sweep(later, 8)
 
-    assert executor.started[:3] == [(0, 8, True), (3, 1, False), (4, 1, False)]
+    assert executor.started[:3] == [(0, 4, True), (3, 1, False), (4, 1, False)]
     assert [verdict.jobs for verdict in read_verdicts(settings).values()] == [[]]
     assert {(members, timed) for _, members, timed in later.started} == {(1, False)}
     assert [*first, *again] == [
-        "vectorize: 16 jobs train alone: why",
-        "vectorize: 14 jobs train alone, as this sweep has decided before: why (sweep.vectorize=on tries again)",
+        "vectorize: 8 jobs train alone: why",
+        "vectorize: 6 jobs train alone, as this sweep has decided before: why (sweep.vectorize=on tries again)",
     ]
-    assert [row.status for row in rows] == ["completed"] * 16
+    assert [row.status for row in rows] == ["completed"] * 8
 
 
 def test_a_sweep_goes_on_as_it_began_also_with_few_jobs_left(sweep):
     """Four more seeds would not be tried by themselves; they follow the verdict, but with `off`."""
-    sweep(TryingExecutor(as_one=True), 16)
+    sweep(TryingExecutor(as_one=True), 8)
     more = TryingExecutor(as_one=False)
-    _, lines, *_ = sweep(more, 20)
+    _, lines, *_ = sweep(more, 12)
     off = TryingExecutor(as_one=True)
-    _, silent, *_ = sweep(off, 28, "sweep.vectorize=off")
+    _, silent, *_ = sweep(off, 16, "sweep.vectorize=off")
 
     assert more.started == [(0, 2, False), (0, 2, False)]
     assert lines == [f"vectorize: 4 jobs train as one model, as this sweep has decided before: why ({OFF})"]

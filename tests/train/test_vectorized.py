@@ -46,6 +46,18 @@ class Net(nn.Module):
         return self.last(x) * (random.random() if self.drawn else 1 + self.seen["steps"] / 10)
 """
 COUNTED = """
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedStep:
+    factor: float = 2.0
+
+    def __call__(self, batch, model, loss):
+        output = model(batch[0])
+        return {"loss": loss(output, batch[1]) * self.factor, "output": output, "target": batch[1]}
+
+
 class CountedStep:
     def __init__(self, **given):
         self.count = 0
@@ -266,6 +278,12 @@ def test_a_step_of_the_user_that_counts_is_put_back(parts):
 
     assert {job.apart.partition(",")[0] for job in jobs} == {"model: its step changes `count` of the step"}
     assert [job.run.step.count for job in jobs] == [0, 0]
+
+
+def test_a_step_of_the_user_that_holds_constants_is_a_step_of_a_stack(parts):
+    """Also one that nobody may write to."""
+    (parts / "counted.py").write_text(COUNTED)
+    compare([["step._target_=counted.FixedStep", "~step.input", "~step.target", seed] for seed in ("seed=1", "seed=2")])
 
 
 def test_a_number_that_no_rule_takes_is_no_number_of_a_stack(parts):

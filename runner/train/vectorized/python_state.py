@@ -37,9 +37,8 @@ def find_changed_state(step: StepModule, before: Mapping[tuple[str, str], Any]) 
 def restore_step(step: StepModule, before: Mapping[tuple[str, str], Any]) -> None:
     """Put back what the user's step held in plain Python; model and loss of a stack are copies."""
     own = dict(_iterate_parts(step)).get(STEP)
-    for (label, name), value in before.items():
-        if label == STEP:
-            setattr(own, name, value)
+    if own is not None:
+        vars(own).update({name: value for (label, name), value in before.items() if label == STEP})
 
 
 def _copy_plain(value: Any) -> Any:

@@ -161,8 +161,10 @@ def name_module(template: StepModule) -> Iterator[None]:
         raise
     except Exception as error:
         where = inside[-1] if inside else "the backward"
-        text = " ".join(str(error).split())[:200]
-        raise ApartError(f"model: {where} cannot be mapped over jobs ({type(error).__name__}: {text})") from error
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if "randomness error mode" in text:  # as torch says of dropout within its attention, or within an LSTM
+            text = "it draws random numbers within one operator, of which each job needs its own"
+        raise ApartError(f"model: {where} cannot be mapped over jobs ({text})") from error
     finally:
         for handle in handles:
             handle.remove()
