@@ -41,7 +41,7 @@ from runner.train.vectorized.alike import sort_alike
 from runner.train.vectorized.joining import explain_apart, find_difference
 from runner.train.vectorized.loop import StackMember, fit_stack
 from runner.train.vectorized.memory import Room, TooLargeError, refuse_large
-from runner.train.vectorized.trial import ApartError, try_copies
+from runner.train.vectorized.trial import ApartError, refuse_short, try_copies
 
 Tell = Callable[["StackJob | None", str], object]
 
@@ -194,6 +194,8 @@ def try_first(
     if reason is not None:
         return "", ApartError(str(reason)) if timed else None
     try:
+        if timed:
+            refuse_short([first.run])
         if room is not None:
             refuse_large(first.run, count, room)
         return try_copies(first.run, first.streams, count, timed) if timed else "", None

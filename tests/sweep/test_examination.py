@@ -64,9 +64,10 @@ def examine(elsewhere, monkeypatch):
     executor = object.__new__(local.LocalExecutor)
     executor._ready, executor._replies, executor._selector = True, fork_server.LineReader(replies), server._selector
     executor._selector.register(replies, selectors.EVENT_READ)
+    executor._modules = ()
 
-    def tell(examine):
-        server.obey({"examine": examine})
+    def tell(**order):
+        server.obey(order)
         while server._children:
             server._reap(server._children[fork_server.EXAMINATION])
             time.sleep(0.01)

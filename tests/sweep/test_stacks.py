@@ -219,10 +219,11 @@ def test_a_stack_that_does_not_fit_is_split_before_it_trains(folder, monkeypatch
     assert not Path("large_0/result.json").exists()
 
 
-def try_timed(name: str, **settings: Any) -> tuple[int, list[dict[str, Any]]]:
+def try_timed(name: str, *shared: str, **settings: Any) -> tuple[int, list[dict[str, Any]]]:
     """Run a stack that is timed; return its exit status, and what it has told of its trial."""
     told: list[dict[str, Any]] = []
-    spec = JobSpec(**{**asdict(make_spec(name, *POINTS)), "timed": True, **settings})
+    points = [[*point, *shared] for point in POINTS]
+    spec = JobSpec(**{**asdict(make_spec(name, *points)), "timed": True, **settings})
     status, said = run_stack_attempt(spec, lambda **verdict: told.append(verdict))
     assert said == ""
     return status, told
@@ -237,13 +238,15 @@ def test_a_few_steps_are_not_timed(folder):
     assert [Path(f"short_{number}/config.yaml").exists() for number in range(3)] == [True, False, False]
 
 
-def test_a_slower_stack_leaves_its_first_job_alone_with_the_bits_of_a_job_alone(folder, monkeypatch):
+@pytest.mark.parametrize("in_memory", ["true", "false"])
+def test_a_slower_stack_leaves_its_first_job_alone_with_the_bits_of_a_job_alone(folder, monkeypatch, in_memory):
     """Both times are in the reason; nothing of the trial stays, and the other jobs are not touched."""
     times = iter([0.1, 1.0])  # of one job, then of all of them
     monkeypatch.setattr("runner.train.vectorized.trial.LEAST_STEPS", 1)
     monkeypatch.setattr("runner.train.vectorized.trial.measure", lambda *_: next(times))
-    status, told = try_timed("slow")
-    spec = JobSpec(**make_spec("alone", POINTS[0]).members[0])
+    how = f"loader.in_memory={in_memory}"
+    status, told = try_timed("slow", how)
+    spec = JobSpec(**make_spec("alone", [*POINTS[0], how]).members[0])
     assert run_attempt(spec) == EXIT_DONE
 
     assert (status, told) == (

@@ -1,7 +1,7 @@
 """Batches of a stack: those taken ahead are those of each job alone, to the bit."""
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,7 +14,8 @@ from runner.data.in_memory import InMemoryBatches, JoinedBatches
 from runner.data.interfaces import LoaderSettings
 from runner.data.samples import Pipeline, Placement, Stream
 from runner.train.vectorized import batches_ahead
-from runner.train.vectorized.evaluation import adjust_strides
+from runner.train.vectorized.evaluation import StackEvaluation, adjust_strides
+from runner.train.vectorized.stack import Stack
 
 CPU = torch.device("cpu")
 STEPS = 6  # of 23 samples by four; the last has three
@@ -118,3 +119,16 @@ def test_images_of_one_channel_are_laid_out_for_convolutions():
     assert torch.equal(laid_out.clone(), images)
     assert all(adjust_strides(other) is other for other in others)
     assert adjust_strides(torch.rand(5, 1, 2, 2, 2)).stride() == (8, 1, 4, 2, 1)
+
+
+def test_an_evaluation_lays_out_the_images_that_all_jobs_share():
+    """What a convolution gets has the strides of channels_last, at each evaluation."""
+    images = torch.rand(5, 1, 8, 8)
+    split = SimpleNamespace(unchanging=[(images, torch.arange(5))])
+    runs = [SimpleNamespace(splits={"val": split}) for _ in range(2)]
+    evaluation = StackEvaluation(cast("Stack", SimpleNamespace(runs=runs, direct=True)))
+
+    seen = [batch[0] for _ in range(2) for batch, _ in evaluation._iterate_batches("val")]
+
+    assert [one.stride() for one in seen] == [(64, 1, 8, 1)] * 2
+    assert all(torch.equal(one, images) for one in seen)

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 
 from runner.config import launchers
 from runner.core.errors import RunError
+from runner.sweep.executors.fork_server import OF_STACKS
 from runner.sweep.executors.local import LocalExecutor
 from runner.sweep.executors.ray_cluster import RayExecutor
 from runner.sweep.executors.submitit_cluster import SlurmExecutor, SubmititLocalExecutor
 from runner.sweep.interfaces import Event, Executor, JobSpec
 from runner.sweep.jobs import SweepPlan
 from runner.sweep.launcher_settings import OURS, get_launcher_name, read_launcher
+from runner.sweep.stacks import StackPlan
 
 _SUBMITIT = {"submitit_slurm": SlurmExecutor, "submitit_local": SubmititLocalExecutor}
 
@@ -36,7 +38,8 @@ def make_executor(plan: SweepPlan, server: "subprocess.Popen[bytes] | None" = No
         server: a fork server's process for local slots that waits for its first order, if there is one.
     """
     if get_launcher_name(plan.sweep.base) not in OURS:
-        return LocalExecutor(plan.settings.slots, plan.frozen, server=server)
+        modules = () if StackPlan(plan.settings).explain_none() else OF_STACKS
+        return LocalExecutor(plan.settings.slots, plan.frozen, server=server, modules=modules)
 
     return make_launcher_executor(plan)
 

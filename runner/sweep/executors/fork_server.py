@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -59,13 +59,15 @@ PRELOADED = (
 OF_JOBS = (  # what no examination needs, imported while the first one runs
     "runner.experiment.run",
     "runner.sweep.executors.attempt",
-    "runner.experiment.stack",
     "runner.sweep.executors.stack_attempt",
     "tensorboardX",
     "numpy.ma",  # these, 0.1 s, are imported by torch or NumPy where a run first counts operations, saves or logs
     "torch.utils.flop_counter",
     "torch.utils.serialization",
 )
+
+
+OF_STACKS = ("runner.experiment.stack",)  # of a sweep that may have some: the code of other jobs is without it
 
 
 EXAMINATION = "examination"  # the name of the child that examines jobs
@@ -258,9 +260,9 @@ class Server:
             case {"stop": job}:
                 if job in self._children:
                     os.kill(self._children[job].pid, signal.SIGTERM)  # not its workers, which it ends itself
-            case {"examine": jobs}:
+            case {"examine": jobs, "modules": names}:
                 self._examine(jobs)
-                self._prepare_for_jobs()
+                self._prepare_for_jobs(names)
             case {"import": names}:
                 preload(names)
 
@@ -276,11 +278,11 @@ class Server:
         if (error := self._fork(EXAMINATION, run)) is not None:
             self.say(ended=EXAMINATION, status=None, cause="lost", error=error.strerror)
 
-    def _prepare_for_jobs(self) -> None:
+    def _prepare_for_jobs(self, further: Sequence[str] = ()) -> None:
         """Import once what jobs need and their examination does not."""
         if not self._has_prepared:
             self._has_prepared = True
-            preload(OF_JOBS)
+            preload([*OF_JOBS, *further])
             provenance.hash_modules(Path.cwd())  # their hashes, as they are now
 
     def _start(self, job: dict[str, Any], environment: dict[str, str]) -> None:

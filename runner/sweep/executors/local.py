@@ -51,6 +51,7 @@ class LocalExecutor:
         frozen: the project's modules as they were at submission.
         cores: of the machine, for these jobs.
         server: a fork server's process that has got no order yet; None starts one.
+        modules: that its jobs need besides what all jobs do.
     """
 
     def __init__(
@@ -59,8 +60,9 @@ class LocalExecutor:
         frozen: CodeSnapshot,
         cores: int | None = None,
         server: "subprocess.Popen[bytes] | None" = None,
+        modules: Sequence[str] = (),
     ) -> None:
-        self._slots, self._frozen = slots, frozen
+        self._slots, self._frozen, self._modules = slots, frozen, modules
         self._cores = cores or memory_limit.count_cores()
         self._gpus = 0
         self._visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
@@ -98,7 +100,7 @@ class LocalExecutor:
         encoded = encode_jobs(jobs)
         if not encoded:
             return False
-        self._tell(examine=encoded)
+        self._tell(examine=encoded, modules=self._modules)
         work, has_work = iter(meanwhile), True
         while True:
             while not self._selector.select(0 if has_work else None):
@@ -119,7 +121,7 @@ class LocalExecutor:
                 if was_ready:
                     return False
                 self._wait_until_ready()
-                self._tell(examine=encoded)
+                self._tell(examine=encoded, modules=self._modules)
 
     def has_room(self, job: JobSpec) -> bool:
         if not self._ready:

@@ -16,7 +16,7 @@ from runner.data.in_memory import InMemoryBatches
 from runner.train.state import Run
 from runner.train.vectorized.optimizers import KINDS
 from runner.train.vectorized.stack import StepModule, choose_step, get_tensors
-from runner.train.vectorized.trial import ApartError
+from runner.train.vectorized.trial import ApartError, read_first_batch
 
 # What kernels hold beside the tensors, as a factor: a stack of 16 small CNNs grew the process by 2.1 times the bytes of
 # its tensors (oneDNN lays images out anew), of 16 MLPs by 1.3, of 8 ResNet-18 by 0.8.
@@ -105,9 +105,8 @@ def refuse_large(run: Run, jobs: int, room: Room) -> None:
     Raises:
         TooLargeError: they do not fit.
     """
-    split, state = run.splits["train"], count_state(run)
-    if isinstance(split, InMemoryBatches):
-        batch = next(iter(split.batches(run.progress.epoch, run.progress.batch * run.rhythm.accumulate)))
+    state = count_state(run)
+    if (batch := read_first_batch(run)) is not None:
         state += measure_step(run, batch)
     _compare(jobs, int(SPARE * state), room(run.device))
 
@@ -118,7 +117,7 @@ def refuse_large_step(run: Run, batch: Any, jobs: int, room: Room) -> None:
     Raises:
         TooLargeError: they do not fit.
     """
-    if not isinstance(run.splits["train"], InMemoryBatches):  # of which it is known already
+    if not isinstance(run.splits["train"], InMemoryBatches):  # of which it is known already, from a batch alike
         _compare(jobs, int(SPARE * measure_step(run, batch)), room(run.device))
 
 

@@ -44,7 +44,9 @@ class StackedOptimizer:
         self.steps: dict[str, list[float]] = {}  # taken by each job, by parameter
         self.settings: list[GroupSettings] = []  # of each param group
         self.owned: list[dict[str, Tensor]] = []  # the parameters of each run
-        self._rows: dict[Any, list[Tensor]] = {}  # of parameters and state, which stay where they are
+        # Of parameters and state, which stay where they are until a job leaves.
+        self._rows: dict[Any, list[Tensor]] = {}
+        self._layouts: dict[Any, list[tuple[int, ...] | None]] = {}
         self._bind()
 
     def keep(self, rows: Sequence[int], alike: AlikeJobs) -> None:
@@ -65,6 +67,7 @@ class StackedOptimizer:
         self.settings = [GroupSettings() for _ in self.groups]
         self.state = {}
         self._rows.clear()
+        self._layouts.clear()
         for name in self.stack.parameters:
             entries = [run.optimizer.state.get(own[name], {}) for run, own in zip(runs, owned, strict=True)]
             self._take(name, entries)
@@ -121,8 +124,10 @@ class StackedOptimizer:
                 for name in names:
                     self.steps[name] = [count + 1 for count in self.steps[name]]
             if len(groups) <= MOST_FUSED and self.can_be_fused(names):
-                for (start, stop), group in zip(self.alike.spans, groups, strict=True):
-                    self.update_fused(names, slice(start, stop), group)
+                sizes = [stop - start for start, stop in self.alike.spans]
+                parts = [grad.split(sizes) for name in names if (grad := parameters[name].grad) is not None]
+                for (start, stop), group, *grads in zip(self.alike.spans, groups, *parts, strict=True):
+                    self.update_fused(names, slice(start, stop), grads, group)
                 continue
             settings = self.settings[number]
             settings.begin(self.alike.spread(groups))
@@ -138,33 +143,37 @@ class StackedOptimizer:
         """
         return False
 
-    def update_fused(self, names: Sequence[str], rows: slice, group: Mapping[str, Any]) -> None:
-        """Update parameters of the jobs in `rows`, which have these settings."""
+    def update_fused(self, names: Sequence[str], rows: slice, grads: list[Tensor], group: Mapping[str, Any]) -> None:
+        """Update parameters of the jobs in `rows`, which have these gradients and settings."""
         raise NotImplementedError
 
     def lie_alike(self, names: Sequence[str], *parts: str) -> bool:
         """Return whether parameters, gradients, and these parts of the state lie in one way."""
-        for name in names:
-            parameter, state = self.stack.parameters[name], self.state.get(name, {})
-            if parameter.grad is None or parameter.dtype != torch.float32:
+        key = (*names, *parts)
+        layouts = self._layouts.get(key)
+        if layouts is None:  # where a part is not there yet, it is looked at again
+            layouts = [self._find_layout(name, parts) for name in names]
+            if None in layouts:
                 return False
-            layout = parameter.stride()
-            if parameter.device.type != "cpu" or parameter.grad.stride() != layout:
-                return False
-            if any(part not in state or state[part].stride() != layout for part in parts):
-                return False
-        return True
+            self._layouts[key] = layouts
+        grads = (self.stack.parameters[name].grad for name in names)
+        return all(grad is not None and grad.stride() == layout for grad, layout in zip(grads, layouts, strict=True))
+
+    def _find_layout(self, name: str, parts: Sequence[str]) -> tuple[int, ...] | None:
+        """Return how a parameter in fp32 on the CPU and these parts of its state lie; None where they differ."""
+        parameter, state = self.stack.parameters[name], self.state.get(name, {})
+        if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+            return None
+        layout = parameter.stride()
+        return layout if all(part in state and state[part].stride() == layout for part in parts) else None
 
     def select(self, part: str, names: Sequence[str], rows: slice) -> list[Tensor]:
-        """Return rows of the parameters (`""`), their gradients (`grad`), or a part of their state."""
-        if part == "grad":
-            whole = [self.stack.parameters[name].grad for name in names]
-            return [cut_rows(tensor, rows) for tensor in whole if tensor is not None]
+        """Return rows of the parameters (`""`), or of a part of their state."""
         key = part, tuple(names), rows.start
         found = self._rows.get(key)
         if found is None:
-            each = ((self.state[name][part] if part else self.stack.parameters[name]) for name in names)
-            found = self._rows[key] = [cut_rows(tensor, rows) for tensor in each]
+            whole = [self.state[name][part] if part else self.stack.parameters[name] for name in names]
+            found = self._rows[key] = [tensor[rows] for tensor in whole]
         return found
 
     def update(
@@ -248,11 +257,6 @@ class GroupSettings:
         return made[1]
 
 
-def cut_rows(tensor: Tensor, rows: slice) -> Tensor:
-    """Return these rows of a tensor [jobs, ...]."""
-    return tensor if rows.stop - rows.start == len(tensor) else tensor[rows]
-
-
 def add_scaled(target: Tensor, scale: Number, value: Tensor) -> None:
     """Add `scale * value` in place."""
     if isinstance(scale, Tensor):
@@ -271,10 +275,10 @@ class StackedSGD(StackedOptimizer):
         moves = any(group["momentum"] for run in self.alike.leaders for group in run.optimizer.param_groups)
         return self.lie_alike(names, *(["momentum_buffer"] if moves else []))
 
-    def update_fused(self, names: Sequence[str], rows: slice, group: Mapping[str, Any]) -> None:
+    def update_fused(self, names: Sequence[str], rows: slice, grads: list[Tensor], group: Mapping[str, Any]) -> None:
         torch._fused_sgd_(
             self.select("", names, rows),
-            self.select("grad", names, rows),
+            grads,
             self.select("momentum_buffer", names, rows) if group["momentum"] else [],
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
@@ -329,11 +333,11 @@ class StackedAdam(StackedOptimizer):
         parts = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else []))
         return self.lie_alike(names, *parts) and all(len(set(steps)) == 1 for steps in counted)
 
-    def update_fused(self, names: Sequence[str], rows: slice, group: Mapping[str, Any]) -> None:
+    def update_fused(self, names: Sequence[str], rows: slice, grads: list[Tensor], group: Mapping[str, Any]) -> None:
         decoupled = group.get("decoupled_weight_decay")
         (torch._fused_adamw_ if decoupled else torch._fused_adam_)(
             self.select("", names, rows),
-            self.select("grad", names, rows),
+            grads,
             self.select("exp_avg", names, rows),
             self.select("exp_avg_sq", names, rows),
             self.select("max_exp_avg_sq", names, rows) if group["amsgrad"] else [],

@@ -16,6 +16,7 @@ from torch import Tensor
 from runner.core import rng
 from runner.core.copies import copy_owned
 from runner.data.in_memory import InMemoryBatches
+from runner.data.per_sample import DataLoaderBatches
 from runner.train.state import Run
 from runner.train.vectorized.python_state import find_changed_state, read_python_state, restore_step
 from runner.train.vectorized.stack import (
@@ -218,21 +219,35 @@ def is_near(one: Tensor, other: Tensor, tolerance: float, floor: float = 0.0) ->
 def try_copies(run: Run, streams: dict[str, Any], jobs: int, timed: float) -> str:
     """Time a stack of as many copies of one run, before the others are built; return the times if it did.
 
-    Only where the data is in memory, so that a batch is not taken from anything that counts. Nothing of it stays.
+    Nothing of it stays.
 
     Raises:
         ApartError: as `try_stack` does.
     """
-    split = run.splits["train"]
-    refuse_short([run])
-    if not isinstance(split, InMemoryBatches):
+    batch = read_first_batch(run)
+    if batch is None:
         return ""
-    batch = next(iter(split.batches(run.progress.epoch, run.progress.batch * run.rhythm.accumulate)))
     stack = Stack([run] * jobs)
     try:
         return try_stack(stack, [copy_owned(batch) for _ in range(jobs)], [streams] * jobs, timed=timed)
     finally:
         release(run, *get_tensors(run))
+
+
+def read_first_batch(run: Run) -> Any | None:
+    """Read the next batch of a run, which its training reads again; None where that might count.
+
+    It may from memory, and sample by sample in this process: what a sample is depends on no other that was read. Worker
+    processes are not started for it, and transforms that look at the clock, or at whole batches, are left alone.
+    """
+    split = run.splits["train"]
+    plain = isinstance(split, InMemoryBatches) or (
+        isinstance(split, DataLoaderBatches) and split.loader.num_workers == 0 and not split.clock.active
+    )
+    if not plain:
+        return None
+    with rng.fork_rng():
+        return next(iter(split.batches(run.progress.epoch, run.progress.batch * run.rhythm.accumulate)))
 
 
 def refuse_short(runs: Sequence[Run]) -> None:
