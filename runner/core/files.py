@@ -77,15 +77,16 @@ def write_gathered() -> None:
     if not files:
         return
     _gathering.files = []
-    with ThreadPoolExecutor(min(16, len(files))) as pool:
-        faults = [*pool.map(_try_to_sync, [temporary for temporary, _ in files])]
-        for (temporary, path), fault in zip(files, faults, strict=True):
-            if fault is None:
-                temporary.replace(path)
-            else:
-                remove(temporary)
-                errors.append(OSError(fault.errno, fault.strerror, str(path)))
-        [*pool.map(sync_folder, {path.parent for _, path in files})]
+    try:
+        with ThreadPoolExecutor(min(16, len(files))) as pool:
+            faults = [*pool.map(_try_to_sync, [temporary for temporary, _ in files])]
+            for (temporary, path), fault in zip(files, faults, strict=True):
+                if fault := fault or _try_to_name(temporary, path):
+                    errors.append(OSError(fault.errno, fault.strerror, str(path)))
+            [*pool.map(sync_folder, {path.parent for _, path in files} - {Path(one.filename).parent for one in errors})]
+    finally:
+        for temporary, _ in files:  # of those that have no name
+            remove(temporary)
     if errors:
         raise errors[0]
 
@@ -94,6 +95,14 @@ def _try_to_sync(file: Path) -> OSError | None:
     try:
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
+    except OSError as error:
+        return error
+    return None
+
+
+def _try_to_name(temporary: Path, path: Path) -> OSError | None:
+    try:
+        temporary.replace(path)
     except OSError as error:
         return error
     return None

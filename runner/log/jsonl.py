@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.core import safe_io
-from runner.core.files import to_json, write_atomic
+from runner.core.files import to_json, write_atomic, write_gathered
 
 Value = float | str  # of an event: a number, or a word such as the stage of a training
 
@@ -93,6 +93,7 @@ class JsonLines:
             kept = [os.pread(self._handle, place.end - place.start, place.start) for place in places]
             put_aside(self.path)
             write_atomic(self.path, lambda file: file.writelines(kept))
+            write_gathered()  # it is opened again at once
             os.close(self._handle)
             self._handle = safe_io.open_regular(self.path, os.O_RDWR)
             places, _ = find_whole_lines(self.path)

@@ -13,7 +13,7 @@ from typing import Any, TextIO, cast
 
 from runner.core import event_stream, safe_io
 from runner.core.escape import make_printable
-from runner.core.files import to_json, write_atomic
+from runner.core.files import to_json, write_atomic, write_gathered
 from runner.log.console import ConsoleOutput, PlainConsole, ProgressBar, QuietConsole, format_values, is_terminal
 from runner.log.jsonl import JsonLines, Value, find_whole_lines, put_aside
 from runner.log.notebook import NotebookBar, NotebookConsole, is_notebook
@@ -295,6 +295,7 @@ def mend(run_dir: Path, until: int, known: int, steps_per_epoch: int) -> list[st
             epoch = {"epoch": step // steps_per_epoch} if steps_per_epoch else {}
             lines[step] = f"{to_json({'step': step} | epoch | events.get(step, {}) | values)}\n".encode()
         write_atomic(path, lambda file: file.writelines(lines[step] for step in sorted(lines)))
+        write_gathered()  # the log goes on in it
     return [f"{path.name}: {line}" for line in said]
 
 

@@ -457,3 +457,34 @@ def test_a_disk_that_is_full_names_the_file_of_those_written_together(tmp_path, 
     with pytest.raises(OSError, match=f"No space left on device: '{full}'"), files.write_together():
         _ = files.write_text(full, "new"), files.write_text(tmp_path / "y", "other")
     assert [path.name for path in tmp_path.iterdir()] == ["y"]
+
+
+def test_a_name_that_cannot_be_had_costs_no_other_file_its_own(tmp_path):
+    """A folder stands in the way of the first; the second is there, and nothing else is left."""
+    (tmp_path / "x" / "inside").mkdir(parents=True)
+    with pytest.raises(OSError, match=f"'{tmp_path / 'x'}'"), files.write_together():
+        _ = files.write_text(tmp_path / "x", "one"), files.write_text(tmp_path / "y", "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "y"]
+    assert (tmp_path / "y").read_text() == "other"
+
+
+def test_an_interrupt_leaves_no_part_of_files_written_together(tmp_path, monkeypatch):
+    def interrupt(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "_try_to_sync", interrupt)
+    with pytest.raises(KeyboardInterrupt), files.write_together():
+        files.write_text(tmp_path / "x", "one")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_log_that_is_mended_among_files_written_together_goes_on(tmp_path):
+    """A line is damaged: what is logged after that is in the file that has the name in the end."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
+    with files.write_together():
+        log = jsonl.JsonLines(path)
+        log.append({"step": 4})
+    log.append({"step": 5})
+    log.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3, 4, 5]

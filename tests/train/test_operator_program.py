@@ -1,7 +1,9 @@
 """Steps of a stack as programs of operators: equal to the bit, and none where the step may go another way."""
 
+import gc
 import importlib
 import sys
+import weakref
 from collections.abc import Callable
 from copy import deepcopy
 from itertools import count
@@ -17,6 +19,7 @@ from models.dynamic_net import DynamicNet
 from models.lenet import LeNet
 from models.mlp import MLP
 from runner.train.vectorized.gradients import StackGradients
+from runner.train.vectorized.operator_program import NoProgramError, OperatorProgram, Recorder
 from runner.train.vectorized.stack import Stack, stack_batches
 from runner.train.vectorized.unbranched import BranchError, refuse_branches
 from tests.train.test_vectorized_families import GREY, Functional, Shared, chain, make_stack
@@ -42,6 +45,19 @@ class Repeated(nn.Module):
         return logits
 
 
+class Centred(nn.Module):
+    """Changes its batch in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x -= 0.5
+        logits: Tensor = self.last(x.flatten(1))
+        return logits
+
+
 FOLLOWED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "MLP": (lambda: MLP([64, 16, 16, 10]), GREY),
     "CNN": (SmallCNN, GREY),
@@ -51,6 +67,7 @@ FOLLOWED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "functional dropout": (Functional, GREY),
     "shared layers": (Shared, GREY),
     "a loop over layers": (Repeated, GREY),
+    "a batch that is changed": (Centred, GREY),
 }
 
 
@@ -221,6 +238,183 @@ def test_a_step_that_may_go_another_way_is_no_program(name):
             break
 
     assert not [program for program in gradients.programs.values() if program is not None]
+
+
+class Plain(nn.Module):
+    """A linear layer, in a class of the user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(x.flatten(1))
+        return logits
+
+
+class Getting(Plain):
+    """Finds its members in a way of its own."""
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name)
+
+
+class Wrapping(Plain):
+    """Has something around its forward."""
+
+    def _call_impl(self, *args: Any, **named: Any) -> Any:
+        return super()._call_impl(*args, **named)
+
+
+class Warming:
+    """Number that grows at each look, kept in the dictionary of its owner."""
+
+    def __get__(self, owner: Any, kind: Any = None) -> float:
+        return 1.0 if owner is None else vars(owner)["scale"] * next(NUMBER)
+
+    def __set__(self, owner: Any, value: float) -> None:
+        vars(owner)["scale"] = value
+
+
+class Described(nn.Module):
+    """Has a number that its class computes."""
+
+    scale = Warming()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(64, 10)
+        self.scale = 2.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(x.flatten(1)) * self.scale
+        return logits
+
+
+class Hiding(nn.Module):
+    """Calls a module that torch does not know of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        vars(self)["last"] = nn.Sequential(nn.Flatten(), Counting([64, 10]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(x)
+        return logits
+
+
+class Shadowing(Plain):
+    """Has a method in the place of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Identity()
+
+    def body(self, x: Tensor) -> Tensor:
+        return x * next(NUMBER)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.body(self.last(x.flatten(1)))
+        return logits
+
+
+class Reading(Plain):
+    """Reads its batch by no operator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(x.flatten(1)) * x.tolist()
+        return logits
+
+
+@pytest.mark.parametrize("kind", [Getting, Wrapping, Described, Hiding, Shadowing, Reading])
+def test_what_is_no_straight_line_is_refused_before_a_step(kind):
+    stack = make_stack(kind, GREY)[0]
+    with pytest.raises(BranchError):
+        refuse_branches(stack.template)
+
+
+class Seeing(Plain):
+    """Counts in a tensor that is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = torch.zeros(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.seen
+        count = seen.add_(1)
+        logits: Tensor = self.last(x.flatten(1)) * count
+        return logits
+
+
+def follow(make: Callable[[], nn.Module], between: Callable[[int], None] = lambda _: None) -> list[bool]:
+    """Take six steps of two equal stacks, one without programs; return whether each gave the same."""
+    one, other = (make_stack(make, GREY)[0] for _ in range(2))
+    one.direct = other.direct = True
+    gradients, same = StackGradients(one), []
+    for number in range(6):
+        between(number)
+        batch = torch.rand(3, *GREY), torch.randint(10, (3, 4))
+        made, wanted = compute(one, gradients, *batch), compute(other, step(other), *batch)
+        same.append(all(torch.equal(made[name], wanted[name]) for name in wanted))
+    return same
+
+
+def test_a_tensor_that_is_no_buffer_counts_each_step_once():
+    assert follow(Seeing) == [True] * 6
+
+
+def test_a_forward_that_is_replaced_later_is_called(monkeypatch):
+    """By the code of an action, at a pause."""
+
+    def replace(number: int) -> None:
+        if number == 4:
+            monkeypatch.setattr(Plain, "forward", lambda self, x: self.last(x.flatten(1)) * 2)
+
+    assert follow(Plain, replace) == [True] * 6
+
+
+def test_hooks_of_all_modules_are_called_each_time():
+    stack, calls = make_stack(Plain, GREY)[0], list[Any]()
+    stack.direct = True
+    gradients = StackGradients(stack)
+    for number in range(6):
+        if number == 4:
+            handle = nn.modules.module.register_module_forward_hook(lambda *_: calls.append(1))
+        compute(stack, gradients, torch.rand(3, *GREY), torch.randint(10, (3, 4)))
+    handle.remove()
+
+    assert len(calls) == 2 * 4  # the step module, the model, its layer and the loss
+
+
+def test_programs_that_are_forgotten_hold_no_tensors():
+    """Without Python's search for circles: between two of them come many steps."""
+    stack = make_stack(Plain, GREY)[0]
+    stack.direct = True
+    gradients = StackGradients(stack)
+    gc.disable()
+    try:
+        for _ in range(3):
+            compute(stack, gradients, torch.rand(3, *GREY), torch.randint(10, (3, 4)))
+        (program,) = gradients.programs.values()
+        assert program is not None
+        held = [weakref.ref(value) for value in program._call._scope.values() if isinstance(value, Tensor)]
+        del program
+        gradients.forget()
+        assert held
+        assert [one() for one in held] == [None] * len(held)
+    finally:
+        gc.enable()
+
+
+def test_members_of_a_batch_that_share_memory_are_no_inputs_of_a_program():
+    """A view of one is the other, until they are two."""
+    image = torch.rand(4, 8, 8)
+    with Recorder() as recorder:
+        made = image.flatten(1) * 2
+
+    with pytest.raises(NoProgramError, match="share memory"):
+        OperatorProgram(recorder, [image, image.view(4, 64)], [made])
 
 
 def test_hooks_are_called_each_time():

@@ -6,10 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.train.vectorized.operator_program import NoProgramError, OperatorProgram, OtherWayError, Recorder, list_flat
+from runner.train.vectorized.operator_program import (
+    NoProgramError,
+    OperatorProgram,
+    OtherWayError,
+    Recorder,
+    list_flat,
+    refuse_lasting_changes,
+)
 from runner.train.vectorized.stack import Stack
 from runner.train.vectorized.trial import keep_state
-from runner.train.vectorized.unbranched import BranchError, refuse_branches
+from runner.train.vectorized.unbranched import BranchError, has_global_hooks, refuse_branches
 
 Outputs = tuple[dict[str, Tensor], dict[str, Any]]
 MOST_SHAPES = 4  # of batches, for which there is a program each: the last of an epoch is smaller
@@ -29,6 +36,7 @@ class StackGradients:
         self.stack = stack
         self.programs: dict[Any, StepProgram | None] = {}
         self.why_not = ""
+        self.read = [(kind, kind.forward) for kind in {type(module) for module in stack.template.modules()}]
         try:
             refuse_branches(stack.template)
         except BranchError as error:
@@ -45,7 +53,8 @@ class StackGradients:
             batch: tensors of all jobs, see `stack_batches`.
             dims: the dimension of the jobs in each.
         """
-        inputs = None if self.why_not or not self.stack.direct else list_flat(batch)
+        may = not self.why_not and self.stack.direct and self._is_as_read()
+        inputs = list_flat(batch) if may else None
         if inputs is None:
             return self._compute(batch, dims)
         key = (*[(tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs], repr(dims))
@@ -60,6 +69,10 @@ class StackGradients:
             return program(inputs)
         except OtherWayError:
             return self._compute(batch, dims)
+
+    def _is_as_read(self) -> bool:
+        """Return whether the classes of the modules have the forward that was read, and no hooks."""
+        return not has_global_hooks() and all(kind.forward is forward for kind, forward in self.read)
 
     def _compute(self, batch: Any, dims: Any) -> Outputs:
         outcome, rest = self.stack(batch, dims)
@@ -83,7 +96,7 @@ class StackGradients:
         """Compute a step in both ways; where they differ in a bit the program is no more used."""
         try:
             with keep_state(self.stack):
-                made, _ = program(inputs)
+                made, _ = program([tensor.clone() for tensor in inputs])  # which a step may change
                 found = {**made, **self._read_state()}
         except OtherWayError:  # another batch may be like the first
             return self._compute(batch, dims)
@@ -126,6 +139,7 @@ class StepProgram:
         trained = [parameter for parameter in stack.parameters.values() if parameter.grad is not None]
         grads = [parameter.grad for parameter in trained if parameter.grad is not None]
         self._parameters, self._names, self._rest = trained, [*outcome], dict(rest)
+        refuse_lasting_changes(recorder, [*inputs, *stack.buffers.values()])
         self._call = OperatorProgram(recorder, inputs, [*grads, *outcome.values()])
 
     def __call__(self, inputs: list[Tensor]) -> Outputs:

@@ -51,6 +51,13 @@ class RecordedCall:
         schema = self.operator._schema  # noqa: SLF001  there is nothing public that says it
         return bool(schema.is_mutable) or schema.name.endswith("batch_norm")  # whose schemas hide it
 
+    def change(self) -> list[Place]:
+        """List the tensors that its schema says it changes."""
+        arguments = self.operator._schema.arguments  # noqa: SLF001
+        given = {argument.name: value for argument, value in zip(arguments, self.args, strict=False)} | self.named
+        changed = [given.get(one.name) for one in arguments if one.alias_info is not None and one.alias_info.is_write]
+        return [*_iterate_places(changed)]
+
     def read(self) -> list[Place]:
         """List the tensors that it takes."""
         return [*_iterate_places([self.args, *self.named.values()])]
@@ -158,14 +165,18 @@ class OperatorProgram:
         self._operators: dict[Any, str] = {}
         for number, tensor in enumerate(inputs):
             place = find_place(tensor)
-            if place in self._names:
-                message = "two members of its batch are one tensor"
+            if place.storage in {other.storage for other in self._names}:
+                message = "two members of its batch share memory"
                 raise NoProgramError(message)
             self._names[place] = f"input{number}"
-        given = [*self._names.values()]
+        given, shared = [*self._names.values()], {place.storage for place in self._names}
         for place, tensor in recorder.tensors.items():
-            if place not in self._names:
-                self._names[place] = self._put(tensor)
+            if place in self._names:
+                continue
+            if place.storage in shared:
+                message = "it looks at its batch through another tensor"
+                raise NoProgramError(message)
+            self._names[place] = self._put(tensor)
         lines = [self._write(call) for call in put_guards_first(recorder.calls)]
         places = [find_place(tensor) for tensor in results]
         if any(place not in self._names for place in places):
@@ -175,7 +186,7 @@ class OperatorProgram:
         body = write_body(lines, {*returned, *given, *self._scope})
         text = "\n  ".join([f"def call({', '.join(given)}):", *body, f"return [{', '.join(returned)}]"])
         exec(compile(text, "<operators of a step>", "exec"), self._scope)  # noqa: S102  our own names, torch's operators
-        self._call = self._scope["call"]
+        self._call = self._scope.pop("call")  # else it and its scope hold each other, and the tensors of all jobs
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Call the operators on a batch of the same shapes; return the results.
@@ -224,6 +235,22 @@ class OperatorProgram:
         if value is None or type(value) in (bool, int) or (type(value) is float and math.isfinite(value)):
             return repr(value)
         return self._put(value)
+
+
+def refuse_lasting_changes(recorder: Recorder, allowed: Sequence[Tensor]) -> None:
+    """Refuse a step that changes a tensor which it has not made: a program to be verified does it again.
+
+    Args:
+        recorder: of the step.
+        allowed: the tensors that it may change.
+
+    Raises:
+        NoProgramError: it changes another one.
+    """
+    lasting = {place.storage for place in recorder.tensors} - {find_place(tensor).storage for tensor in allowed}
+    if any(place.storage in lasting for call in recorder.calls for place in call.change()):
+        message = "it changes a tensor in place that is no buffer"
+        raise NoProgramError(message)
 
 
 def put_guards_first(calls: Sequence[RecordedCall]) -> list[RecordedCall]:

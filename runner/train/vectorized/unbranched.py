@@ -6,8 +6,10 @@ elsewhere, or an attribute that is set. Whatever is not understood is refused.
 """
 
 import ast
+import inspect
 import linecache
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -23,6 +25,10 @@ CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 EXPRESSIONS = (ast.Constant, ast.BinOp, ast.UnaryOp, ast.Tuple, ast.List, ast.operator, ast.unaryop, ast.expr_context)
 
 
+OF_A_CALL = ("__call__", "__getattr__", "_call_impl", "_wrapped_call_impl")  # what runs beside a module's forward
+READS = frozenset({"tolist", "numpy", "data_ptr", "storage", "untyped_storage", "set_"})  # what no operator shows
+
+
 class BranchError(ValueError):
     """A step whose operators may be others the next time."""
 
@@ -34,27 +40,40 @@ def refuse_branches(template: StepModule) -> None:
         BranchError: it may, or that cannot be seen.
     """
     step = template.step.step if isinstance(template.step, Autocast) else template.step
-    if getattr(step, "func", step) is not steps.supervised:
+    if get_function(step) is not steps.supervised:
         message = "a step of the user's own"
         raise BranchError(message)
-    if not isinstance(template.loss, nn.Module):
-        function = getattr(template.loss, "func", template.loss)
-        if not is_of_torch(function):
-            message = "a loss of the user's own"
-            raise BranchError(message)
+    if not isinstance(template.loss, nn.Module) and not is_of_torch(get_function(template.loss)):
+        message = "a loss of the user's own"
+        raise BranchError(message)
+    if has_global_hooks():
+        message = "there are hooks of all modules"
+        raise BranchError(message)
     for module in (template.model, template.loss):
         for owner in module.modules() if isinstance(module, nn.Module) else ():
             _refuse_module(owner)
 
 
+def get_function(value: Any) -> Any:
+    """Return the function that a `partial` binds arguments of, or the value."""
+    return value.func if type(value) is partial else value
+
+
+def has_global_hooks() -> bool:
+    """Return whether there are hooks that torch calls for every module."""
+    return bool(nn.modules.module._has_any_global_hook())  # noqa: SLF001  there is nothing public that says it
+
+
 def _refuse_module(module: nn.Module) -> None:
     kind = type(module)
     hooks = [name for name, value in vars(module).items() if name.endswith("_hooks") and value]
-    own = kind.__call__ is not nn.Module.__call__ or kind.__getattribute__ is not object.__getattribute__
-    if hooks or own or "forward" in vars(module):
+    own = kind.__getattribute__ is not object.__getattribute__ or any(
+        getattr(kind, name) is not getattr(nn.Module, name) for name in OF_A_CALL
+    )
+    if hooks or own or not vars(module).keys().isdisjoint(("forward", "_compiled_call_impl", *OF_A_CALL)):
         message = f"{kind.__name__} has hooks, or a call of its own"
         raise BranchError(message)
-    if kind.__module__.startswith("torch.nn.modules."):
+    if all(str(one.__module__).startswith("torch.nn.modules.") for one in (kind, kind.forward)):
         return
     StraightLine(module, kind.forward).check()
 
@@ -168,7 +187,7 @@ class StraightLine:
         """Check an attribute: of a tensor, or of the module, where it is a number or a tensor of its own."""
         if self._is_of_local(node):
             self._check(node.value)
-            if not hasattr(Tensor, node.attr) or node.attr.startswith("_"):
+            if not hasattr(Tensor, node.attr) or node.attr.startswith("_") or node.attr in READS:
                 self._refuse(node, f"`{node.attr}`")
             return
         if not isinstance(self._find(node), (*STATIC, Tensor)):
@@ -210,12 +229,25 @@ class StraightLine:
                 owner = self._find(value)
                 if isinstance(owner, ModuleType):
                     return getattr(owner, name, None)
-                if isinstance(owner, nn.Module) and not hasattr(getattr(type(owner), name, None), "__set__"):
-                    for members in (vars(owner), owner._modules, owner._parameters, owner._buffers):  # noqa: SLF001
-                        if name in members:
-                            return members[name]
+                if isinstance(owner, nn.Module):
+                    found = find_member(owner, name)
+                    if found is not None:
+                        return found[0]
         self._refuse(node, f"`{ast.unparse(node)}`")
         return None
+
+
+def find_member(owner: nn.Module, name: str) -> tuple[Any] | None:
+    """Find what an attribute of a module is each time; None where its class may give another."""
+    static, there = inspect.getattr_static(type(owner), name, None), vars(owner)
+    if name in there:  # a class may compute it; modules that it does not know of are not read
+        computed = hasattr(type(static), "__set__") or hasattr(type(static), "__delete__")
+        return None if computed or isinstance(there[name], nn.Module) else (there[name],)
+    if static is None:  # else it hides these
+        for members in (owner._modules, owner._parameters, owner._buffers):  # noqa: SLF001
+            if name in members:
+                return (members[name],)
+    return None
 
 
 def is_operator(value: Any) -> bool:
