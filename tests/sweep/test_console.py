@@ -37,7 +37,7 @@ def test_a_console_of_few_letters_gets_the_others_spelt_out():
 
 def test_points_that_are_given_twice_are_told_in_few_lines():
     """Values of a key without effect on the result: every point is the same job."""
-    asked = [PlannedJob(Proposal((f"log.every={n}st",)), None, None, "a") for n in range(100)]
+    asked = [PlannedJob(Proposal((f"log.every={n}st",)), None, None, "a", {}) for n in range(100)]
     plan = SimpleNamespace(frozen=SimpleNamespace(complete=True))
     lines = list(describe_start(plan, [], asked, Decisions(), SimpleNamespace(known=False, total=None)))
 
