@@ -132,6 +132,7 @@ def _format_title(report: Report) -> str:
 
 def _draw_panel(axes: "Axes", report: Report, name: str, logged: Mapping[int, Curve]) -> None:
     from matplotlib.collections import LineCollection
+    from matplotlib.ticker import NullFormatter
 
     rest = [
         logged[row.number] for entry in report.entries[COLOURED:] for row in entry.rows if len(logged[row.number]) > 1
@@ -145,8 +146,10 @@ def _draw_panel(axes: "Axes", report: Report, name: str, logged: Mapping[int, Cu
     less_is_better = name.endswith("loss") or (name == report.objective and report.sign < 0)
     if less_is_better and min(values) > 0 and max(values) > 30 * min(values):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")  # formulas (10⁻³) take a parser's time
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("optimizer step")
-    axes.set_title(name, fontsize=10)
+    axes.set_title(name, fontsize=10, y=1)  # a place of its own: else all labels are measured to find one
     axes.grid(visible=True, color="#EEEEEE")
     axes.set_axisbelow(True)
     for side in ("top", "right"):

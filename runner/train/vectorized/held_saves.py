@@ -16,7 +16,7 @@ from runner.train.checkpoint import CheckpointEntry, Checkpoints
 from runner.train.plain_state import count_bytes, to_plain
 from runner.train.state import Run
 
-LEAST_SECONDS = 3.0  # between two writings; epochs that take longer are all written
+LEAST_SECONDS = 5.0  # between two writings; epochs that take longer are all written
 LEAST_RATIO = 10.0  # of the time between two writings to the time that all jobs took for the last
 MOST_BYTES = 2_000_000  # of a state that is held; a larger one is written at once, by a thread of its own
 WRITERS = 4  # files at a time: they wait for the disk most of the time
