@@ -12,9 +12,9 @@ from runner.config.schema import Config, Sweep
 from runner.core.durations import Duration
 from runner.sweep.executors import memory_limit
 from runner.sweep.verdicts import Verdict
+from runner.train.vectorized import LEAST_STEPS
 
 LEAST_AUTO = 4  # jobs of a stack below which `auto` does not try: two small kernels gain little over two slots
-LEAST_STEPS = 50  # as `train.vectorized.trial` has it, which needs torch
 MOST_JOBS = 64  # of one stack: beyond it the caches of a CPU gain nothing more
 
 Place = tuple[int, str]  # the step of a job's newest checkpoint, and the names of the jobs that it was together with

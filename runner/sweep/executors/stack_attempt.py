@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ def run_stack_attempt(spec: JobSpec, tell: Callable[..., object] = lambda **_: N
     with contextlib.ExitStack() as files:
         coming = prepare_jobs(spec, files, jobs, reasons)
         limit = (spec.timeout or math.inf) if spec.timed else 0.0
-        room = lambda device: measure_room(spec, device)  # noqa: E731
+        room = partial(measure_room, spec)
         train_stack(coming, count=len(spec.members), timed=limit, room=room, tell=pass_on)
     if alone:
         ended = jobs[-1].status

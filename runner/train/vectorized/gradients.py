@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runner.train.vectorized.batches_ahead import list_members
 from runner.train.vectorized.operator_program import (
     NoProgramError,
     OperatorProgram,
     OtherWayError,
     Recorder,
-    list_flat,
     refuse_lasting_changes,
 )
 from runner.train.vectorized.stack import Stack
@@ -54,7 +54,7 @@ class StackGradients:
             dims: the dimension of the jobs in each.
         """
         may = not self.why_not and self.stack.direct and self._is_as_read()
-        inputs = list_flat(batch) if may else None
+        inputs = list_members(batch) if may else None
         if inputs is None:
             return self._compute(batch, dims)
         key = (*[(tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs], repr(dims))

@@ -4,7 +4,7 @@ Sixteen small networks spend a third of their step in Python, which calls the sa
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -287,11 +287,3 @@ def write_body(lines: Sequence[tuple[str, list[str], list[str]]], kept: set[str]
         later.update(used)
         body += [f"del {', '.join(over)}", text] if over else [text]
     return body[::-1]
-
-
-def list_flat(batch: Any) -> list[Tensor] | None:
-    """List the tensors of a flat batch; None of another one."""
-    members = [*batch.values()] if isinstance(batch, Mapping) else batch
-    if not isinstance(members, list | tuple) or not all(isinstance(member, Tensor) for member in members):
-        return None
-    return [*members]

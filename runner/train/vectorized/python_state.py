@@ -89,4 +89,4 @@ def _is_same(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(_is_same(one[name], other[name]) for name in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(_is_same, one, other))
-    return bool(one == other or (one != one and other != other))  # noqa: PLR0124  NaN
+    return bool(one == other) or repr(one) == repr(other)  # NaN equals nothing

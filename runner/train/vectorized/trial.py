@@ -18,6 +18,7 @@ from runner.core.copies import copy_owned
 from runner.data.in_memory import InMemoryBatches
 from runner.data.per_sample import DataLoaderBatches
 from runner.train.state import Run
+from runner.train.vectorized import LEAST_STEPS
 from runner.train.vectorized.python_state import find_changed_state, read_python_state, restore_step
 from runner.train.vectorized.stack import (
     Stack,
@@ -33,7 +34,6 @@ from runner.train.vectorized.stack import (
 # gradient of ShuffleNet's first layer for two images is off by 1% in a stack, and a wrong rule by all of it.
 TOLERANCE = {"fp32": (1e-4, 5e-2), "tf32": (1e-2, 1e-1), "bf16": (5e-2, 2e-1)}
 LEAST_GAIN = 0.9  # of the time of the jobs one after the other, which a stack must stay below where both are timed
-LEAST_STEPS = 50  # to come, below which a trial of its time takes more than a stack can save
 HOPELESS = 1.2  # times the jobs one after the other: after a first look the steps are not timed again
 CLEAR = 0.7  # times the jobs one after the other, below which two looks are enough
 REPEATS = 5  # of each way, of which the fastest counts: a busy machine slows single ones

@@ -21,10 +21,8 @@ from runner.train.optimizer_step.precision import Autocast
 from runner.train.vectorized.stack import StepModule
 
 STATIC = (int, float, bool, str, type(None))
-CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+CONTAINERS = (nn.ModuleList, nn.Sequential)
 EXPRESSIONS = (ast.Constant, ast.BinOp, ast.UnaryOp, ast.Tuple, ast.List, ast.operator, ast.unaryop, ast.expr_context)
-
-
 OF_A_CALL = ("__call__", "__getattr__", "_call_impl", "_wrapped_call_impl")  # what runs beside a module's forward
 READS = frozenset({"tolist", "numpy", "data_ptr", "storage", "untyped_storage", "set_"})  # what no operator shows
 
@@ -43,7 +41,7 @@ def refuse_branches(template: StepModule) -> None:
     if get_function(step) is not steps.supervised:
         message = "a step of the user's own"
         raise BranchError(message)
-    if not isinstance(template.loss, nn.Module) and not is_of_torch(get_function(template.loss)):
+    if not isinstance(template.loss, nn.Module) and not is_operator(get_function(template.loss)):
         message = "a loss of the user's own"
         raise BranchError(message)
     if has_global_hooks():
@@ -76,11 +74,6 @@ def _refuse_module(module: nn.Module) -> None:
     if all(str(one.__module__).startswith("torch.nn.modules.") for one in (kind, kind.forward)):
         return
     StraightLine(module, kind.forward).check()
-
-
-def is_of_torch(value: Any) -> bool:
-    """Return whether a function is one of torch."""
-    return callable(value) and str(getattr(value, "__module__", None) or "").split(".")[0] == "torch"
 
 
 class StraightLine:
@@ -150,7 +143,7 @@ class StraightLine:
             case ast.AugAssign(target=ast.Name(id=name), value=value) if name in self.locals:
                 self._check(value)
             case ast.For(target=ast.Name(id=name), iter=ast.Attribute() as over, body=body, orelse=[]):
-                if type(self._find(over)) not in CONTAINERS[:2]:
+                if type(self._find(over)) not in CONTAINERS:
                     self._refuse(node)
                 self._name(node, name)
                 for statement in body:
