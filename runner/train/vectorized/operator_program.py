@@ -5,7 +5,7 @@ Sixteen small networks spend a third of their step in Python, which calls the sa
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -67,17 +67,20 @@ class RecordedCall:
         return [*_iterate_places(self.made)]
 
 
-@dataclass
 class Recorder(TorchDispatchMode):
-    """Context that records each operator, below autograd."""
+    """Context that records each operator, below autograd.
 
-    calls: list[RecordedCall] = field(default_factory=list)
-    tensors: dict[Place, Tensor] = field(default_factory=dict)  # that an operator took, and none has made
-    refused: str = ""
+    Attributes:
+        calls: in their order.
+        tensors: that an operator took, and none has made.
+        refused: why there is nothing recorded; empty where there is.
+    """
 
-    def __post_init__(self) -> None:
-        """Prepare the mode itself."""
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[RecordedCall] = []
+        self.tensors: dict[Place, Tensor] = {}
+        self.refused = ""
         self._storages: dict[int, Any] = {}  # kept, so that no other gets the same place in memory
         self._known: set[Place] = set()
         self._bytes = 0
